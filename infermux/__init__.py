@@ -1,0 +1,46 @@
+"""InferMux: one router in front of several LLM vendors, with failover, exact cost and traces."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .app import create_app
+    from .build import load
+    from .errors import InferMuxError
+    from .protocol import InferRequest, InferResponse, Message, TraceSpan
+    from .providers.base import Provider
+    from .providers.echo import EchoProvider
+    from .providers.http import HTTPProvider
+    from .registry import Registry
+    from .router import Router
+    from .tokentrace import Reporter
+    from .types import Caller, Chunk, Deadline, Target, Usage
+    from .web.mist import blueprint
+
+_HOMES = {                                  # loaded on first use: neither Flask nor requests costs who needs neither
+    "Caller": "types", "Chunk": "types", "Deadline": "types", "EchoProvider": "providers.echo", "HTTPProvider": "providers.http",
+    "InferMuxError": "errors", "InferRequest": "protocol", "InferResponse": "protocol", "Message": "protocol",
+    "Provider": "providers.base", "Registry": "registry", "Reporter": "tokentrace", "Router": "router", "Target": "types",
+    "TraceSpan": "protocol", "Usage": "types", "blueprint": "web.mist", "create_app": "app", "load": "build",
+}
+
+__all__ = [
+    "Caller", "Chunk", "Deadline", "EchoProvider", "HTTPProvider", "InferMuxError", "InferRequest", "InferResponse", "Message",
+    "Provider", "Registry", "Reporter", "Router", "Target", "TraceSpan", "Usage", "blueprint", "create_app", "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""python -m infermux"""
+
+from .cli import main
+
+main(prog_name="infermux")

@@ -1,0 +1,49 @@
+"""The whole service as a WSGI application."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from . import build, cli
+from . import errors as our
+from .router import Router
+from .web import OTHER, failed, plain_error
+from .web.mist import blueprint
+
+log = logging.getLogger("infermux")
+
+
+def create_app(router: Router | None = None) -> Flask:
+    """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
+    app = Flask("infermux", static_folder=None)
+    app.register_blueprint(blueprint(router or build.load()))
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _bug)
+    for command in cli.main.commands.values():
+        app.cli.add_command(command)
+    return app
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Answer in JSON what Werkzeug refuses: an unknown address, an unknown method."""
+    status = error.code or 500
+    if isinstance(error, MethodNotAllowed):
+        allow = {method for rule in current_app.url_map.iter_rules() for method in rule.methods or ()
+                 if rule.rule == request.path and not rule.endpoint.endswith(OTHER)}
+        return failed(our.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow))), plain_error)
+    if status == 404:
+        return failed(our.NotFound("there is no such address"), plain_error)
+    if status < 400:                        # a redirect to the address with its slash
+        return Response(status=status, headers={"Location": getattr(error, "new_url", "/")})
+    known = our.InferMuxError if status >= 500 else our.RequestError
+    answer = known(error.name.lower())
+    answer.status = status
+    return failed(answer, plain_error)
+
+
+def _bug(error: Exception) -> Response:
+    log.error("a request could not be answered", exc_info=error)
+    return failed(our.InferMuxError("internal error"), plain_error)

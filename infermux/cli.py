@@ -1,0 +1,142 @@
+"""The command line: each command is a few lines over the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from . import build, jsons
+from .errors import InferMuxError
+from .protocol import InferRequest, InferResponse
+from .router import Router
+
+Value = TypeVar("Value")
+
+
+class OneLine(click.ClickException):
+    """An error that is one line and exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"infermux: {self.message}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="infermux")
+def main() -> None:
+    """Route LLM calls over several vendors: failover, cost and traces in one place.
+
+    Example: infermux infer "Hello world"
+    """
+
+
+@main.command()
+@click.argument("text", required=False, metavar="[PROMPT]")
+@click.option("--prompt", help="The prompt, instead of the argument; - reads standard input.")
+@click.option("--model", "-m", default="auto", show_default=True, help="A model, a provider, or PROVIDER/MODEL.")
+@click.option("--provider", default="", help="Ask this provider only.")
+@click.option("--system", "-s", help="A system message before the prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
+@click.option("--usage", is_flag=True, help="Print tokens, cost and latency to standard error.")
+def infer(text: str | None, prompt: str | None, model: str, provider: str, system: str | None, as_json: bool, usage: bool) -> None:
+    """Send a prompt and print the answer.
+
+    The prompt is the argument, --prompt, or standard input.
+
+    Example: echo "Say hello" | infermux infer --model echo-v1
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": _prompt(text, prompt)})
+    response = _asked(_router(), InferRequest(model, messages, provider))
+    click.echo(jsons.dumps(response.to_dict()) if as_json else response.content)
+    if usage:
+        cost = "unpriced" if response.cost_usd is None else f"${response.cost_usd:.6f}"
+        click.echo(f"{response.provider}/{response.model}: {response.tokens_in} in, {response.tokens_out} out, {cost}, "
+                   f"{response.latency_ms} ms", err=True)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /providers answers.")
+def providers(as_json: bool) -> None:
+    """List the providers that are configured, and their models.
+
+    Example: infermux providers
+    """
+    data = _router().registry.to_dict()
+    if as_json:
+        click.echo(jsons.dumps(data))
+        return
+    rows = [("PROVIDER", "MODELS"), *((each["name"], ", ".join(each["models"]) or "-") for each in data["providers"])]
+    width = max(len(name) for name, _ in rows)
+    for name, models in rows:
+        click.echo(f"{name:<{width}}  {models}")
+
+
+@main.command()
+@click.option("--addr", "-b", default=":8600", show_default=True, help="Address to listen on, HOST:PORT.")
+@click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: 2]")
+@click.option("--threads", type=click.IntRange(1), help="Threads in each process.  [default: 256]")
+def serve(addr: str, tokentrace: str | None, workers: int | None, threads: int | None) -> None:
+    """Run the service: gunicorn with this project's settings.
+
+    Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
+    """
+    from .config import override  # what is given here counts in every process of the service
+    for name, value in (("TRACE__TOKENTRACE", tokentrace), ("SERVER__WORKERS", workers), ("SERVER__THREADS", threads)):
+        if value is not None:
+            override(name, str(value))
+    _checked(build.settings)
+    from . import server  # reads the settings when it is loaded
+    _gunicorn({**server.options(), "bind": addr})
+
+
+def _gunicorn(options: dict[str, Any]) -> None:
+    from gunicorn.app.base import BaseApplication
+    from gunicorn.util import import_app
+
+    class Service(BaseApplication):         # type: ignore[misc]  # gunicorn has no types
+        def load_config(self) -> None:
+            for name, value in options.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            return import_app("infermux.app:create_app()")
+
+    Service().run()
+
+
+def _prompt(text: str | None, prompt: str | None) -> str:
+    if text is not None and prompt is not None:
+        raise click.UsageError("give the prompt as the argument or with --prompt, not both")
+    given = prompt if text is None else text
+    if given is not None and given != "-":
+        return given
+    if given is None and sys.stdin.isatty():
+        raise click.UsageError("a prompt is missing: give it as the argument, with --prompt, or on standard input")
+    read = sys.stdin.read().rstrip("\n")
+    if not read:
+        raise click.UsageError("standard input holds no prompt")
+    return read
+
+
+def _router() -> Router:
+    """Return the router of the Flask app whose command this is, or the one that the environment configures."""
+    flask = sys.modules.get("flask")
+    if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
+        found: Router = flask.current_app.extensions["infermux"]
+        return found
+    return _checked(build.load)
+
+
+def _asked(router: Router, request: InferRequest) -> InferResponse:
+    return _checked(lambda: router.infer(request))
+
+
+def _checked(ask: Callable[[], Value]) -> Value:
+    try:
+        return ask()
+    except InferMuxError as error:
+        raise OneLine(error.message) from None

@@ -1,0 +1,244 @@
+"""One tree of errors. Every door renders these, and nothing else reaches a caller.
+
+InferMuxError                   500 internal_error
+├─ ConfigError                  –   start-up only
+├─ RequestError                 400 invalid_request
+│  ├─ ProtocolError             400 invalid_message
+│  ├─ UnsupportedParameter      400 unsupported_parameter
+│  ├─ ContextTooLong            400 context_length_exceeded
+│  ├─ AuthenticationError       401 invalid_api_key
+│  ├─ BudgetExceeded            402 budget_exceeded
+│  ├─ ModelNotAllowed           403 model_not_allowed
+│  ├─ ModelNotFound             404 model_not_found
+│  ├─ NotFound                  404 not_found
+│  ├─ MethodNotAllowed          405 method_not_allowed
+│  ├─ RequestTooLarge           413 request_too_large
+│  ├─ UnsupportedEncoding       415 unsupported_encoding
+│  └─ RateLimited               429 rate_limit_exceeded
+├─ Unavailable                  503
+│  ├─ NoHealthyProvider         503 no_healthy_providers
+│  └─ Overloaded                503 overloaded
+└─ ProviderError                502 upstream_error             retryable  failover
+   ├─ ProviderTimeout           504 upstream_timeout           yes   yes
+   ├─ ProviderUnavailable       502 upstream_error             yes   yes
+   ├─ ProviderRateLimited       429 upstream_rate_limited      yes   yes
+   ├─ QuotaExhausted            429 upstream_quota_exhausted   no    yes
+   ├─ ProviderAuthError         502 upstream_auth              no    yes
+   ├─ ProviderModelNotFound     404 model_not_found            no    yes
+   ├─ ProviderRejected          400 invalid_request            no    no
+   │  ├─ ProviderContextTooLong 400 context_length_exceeded    no    no
+   │  └─ ContentFiltered        400 content_filter             no    no
+   └─ StreamIncomplete          502 stream_incomplete          yes   yes (before the first chunk)
+"""
+
+from __future__ import annotations
+
+SHOWN = 100  # characters of a caller's own value that a message repeats
+
+
+def shown(value: object) -> str:
+    """Return *value* quoted for a message: control characters escaped, cut where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+class InferMuxError(Exception):
+    """Anything that InferMux raises on purpose; the message is fit for a caller's eyes."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+    retry_after: float | None = None        # seconds
+    param: str | None = None                # which part of the request is at fault
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if param is not None:
+            self.param = param
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+    @property
+    def summary(self) -> str:
+        """What logs and spans may say: a vendor's own words can quote a prompt, so they are left out there."""
+        return f"{self.code}: {self.message}"
+
+
+class ConfigError(InferMuxError):
+    """The configuration cannot be used; the message names the place and the remedy."""
+
+    code = "invalid_configuration"
+
+
+class RequestError(InferMuxError):
+    """The caller must change something before the request can be served."""
+
+    status, code, type = 400, "invalid_request", "invalid_request_error"
+
+
+class ProtocolError(RequestError):
+    """The MIST envelope is broken."""
+
+    code = "invalid_message"
+
+
+class UnsupportedParameter(RequestError):
+    """The target's dialect cannot express a parameter of the request."""
+
+    code = "unsupported_parameter"
+
+
+class ContextTooLong(RequestError):
+    """No target can take as many tokens as the request has."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(RequestError):
+    """The caller's key is missing or unknown."""
+
+    status, code, type = 401, "invalid_api_key", "authentication_error"
+
+
+class BudgetExceeded(RequestError):
+    """The caller's budget is spent."""
+
+    status, code, type = 402, "budget_exceeded", "insufficient_quota"
+
+
+class ModelNotAllowed(RequestError):
+    """The caller's key does not open this model."""
+
+    status, code, type = 403, "model_not_allowed", "permission_error"
+
+
+class ModelNotFound(RequestError):
+    """No provider serves the model, or the provider that was asked for does not exist."""
+
+    status, code, type = 404, "model_not_found", "not_found_error"
+
+
+class NotFound(RequestError):
+    """There is no such address."""
+
+    status, code, type = 404, "not_found", "not_found_error"
+
+
+class MethodNotAllowed(RequestError):
+    """The address exists, but not for this method."""
+
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class RequestTooLarge(RequestError):
+    """The body is over the limit."""
+
+    status, code, type = 413, "request_too_large", "request_too_large"
+
+
+class UnsupportedEncoding(RequestError):
+    """The body is compressed, and a compressed body may be a bomb."""
+
+    status, code = 415, "unsupported_encoding"
+
+
+class RateLimited(RequestError):
+    """The caller is over its own rate."""
+
+    status, code, type, retry_after = 429, "rate_limit_exceeded", "rate_limit_error", 1.0
+
+
+class Unavailable(InferMuxError):
+    """Nothing was sent to any provider."""
+
+    status, code, retry_after = 503, "unavailable", 1.0
+
+
+class NoHealthyProvider(Unavailable):
+    """No target is in a state to be tried."""
+
+    code = "no_healthy_providers"
+
+
+class Overloaded(Unavailable):
+    """The service has no room for the call."""
+
+    code, type = "overloaded", "overloaded_error"
+
+
+class ProviderError(InferMuxError):
+    """A provider failed; `retryable` on the same target, `failover` to another."""
+
+    status, code, type = 502, "upstream_error", "upstream_error"
+    retryable = False
+    failover = True
+
+
+class ProviderTimeout(ProviderError):
+    """The provider did not answer within its time."""
+
+    status, code, retryable = 504, "upstream_timeout", True
+
+
+class ProviderUnavailable(ProviderError):
+    """No connection, a server error, or an answer that makes no sense."""
+
+    retryable = True
+
+
+class ProviderRateLimited(ProviderError):
+    """The provider throttles us."""
+
+    status, code, type, retryable = 429, "upstream_rate_limited", "rate_limit_error", True
+
+
+class QuotaExhausted(ProviderRateLimited):
+    """Our account at the provider is out of credit: another try there cannot help."""
+
+    code, retryable = "upstream_quota_exhausted", False
+
+
+class ProviderAuthError(ProviderError):
+    """Our own key is bad, which is never the caller's fault."""
+
+    code = "upstream_auth"
+
+
+class ProviderModelNotFound(ProviderError):
+    """The provider does not know the model."""
+
+    status, code, type = 404, "model_not_found", "not_found_error"
+
+
+class ProviderRejected(ProviderError):
+    """The provider says that the caller's request is at fault."""
+
+    status, code, type, failover = 400, "invalid_request", "invalid_request_error", False
+
+    @property
+    def summary(self) -> str:
+        """The code alone: the message is the vendor's."""
+        return f"{self.code}: the provider rejected the request"
+
+
+class ProviderContextTooLong(ProviderRejected):
+    """The request has more tokens than the model takes."""
+
+    code = "context_length_exceeded"
+
+
+class ContentFiltered(ProviderRejected):
+    """The provider's content filter stopped the request."""
+
+    code = "content_filter"
+
+
+class StreamIncomplete(ProviderError):
+    """The stream ended without its terminator, so that what came may not be all."""
+
+    code, retryable = "stream_incomplete", True

@@ -1,0 +1,78 @@
+"""What a provider is: a name, models, and an answer to a request."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..dialects import whole
+from ..errors import ConfigError, shown
+from ..protocol import InferRequest, InferResponse
+from ..types import Chunk, Deadline
+
+
+class Provider(ABC):
+    """A vendor, or anything else that answers; `name`, `models` and `infer` are all that one needs."""
+
+    name: str
+    models: Sequence[str]
+
+    @abstractmethod
+    def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
+        """Return the answer; raise ProviderError (or one of its kinds) where there is none."""
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
+        """Yield the answer as it comes; a provider that cannot stream gives all of it at once."""
+        yield from whole(self.infer(request, deadline))
+
+    def serves(self, model: str) -> bool:
+        """Whether *model* can be asked for without being listed."""
+        return False
+
+    def close(self) -> None:
+        """Release what the provider holds."""
+
+
+class Member(NamedTuple):
+    """A registered provider, its two ways to be asked, and how it knows models that it does not list."""
+
+    provider: Any
+    name: str
+    models: tuple[str, ...]
+    infer: Callable[[InferRequest, Deadline], InferResponse]
+    stream: Callable[[InferRequest, Deadline], Iterator[Chunk]]
+    serves: Callable[[str], bool]
+    any_model: bool                         # whether PROVIDER/MODEL may name a model that is not listed
+
+
+def member(provider: Any) -> Member:
+    """Return *provider* as the registry keeps it; raise ConfigError naming what an object lacks to be one."""
+    for name in ("name", "models", "infer"):
+        if not hasattr(provider, name):
+            raise ConfigError(f"{type(provider).__name__} is not a provider: it has no {name!r}")
+    name = provider.name() if callable(provider.name) else provider.name
+    models = provider.models() if callable(provider.models) else provider.models
+    if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
+        raise ConfigError(f"a provider's name must be printable text without '/', not {shown(name)}")
+    if isinstance(models, str) or not all(isinstance(model, str) and model for model in models):
+        raise ConfigError(f"the models of provider {name!r} must be a list of names")
+    infer = _taking_deadline(provider.infer)
+    stream = getattr(provider, "stream", None) or _streamed(infer)
+    return Member(provider, name, tuple(models), infer, stream, getattr(provider, "serves", lambda model: False),
+                  getattr(provider, "any_model", False))
+
+
+def _taking_deadline(infer: Callable[..., InferResponse]) -> Callable[[InferRequest, Deadline], InferResponse]:
+    try:
+        inspect.signature(infer).bind(None, None)
+    except TypeError:                       # somebody's own infer(request): it does without the deadline
+        return lambda request, deadline: infer(request)
+    return infer
+
+
+def _streamed(infer: Callable[[InferRequest, Deadline], InferResponse]) -> Callable[[InferRequest, Deadline], Iterator[Chunk]]:
+    def stream(request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
+        yield from whole(infer(request, deadline))
+    return stream

@@ -1,0 +1,58 @@
+"""A provider that answers with the question: for a first try, and for tests without a vendor."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from ..errors import ProviderTimeout
+from ..protocol import InferRequest, InferResponse, text_of
+from ..types import Chunk, Deadline, Usage
+from .base import Provider
+
+PRICE = 0.00001                             # dollars a token, input and output alike: made up
+
+
+class EchoProvider(Provider):
+    """Says "echo: " and the last message's text, after *delay* seconds."""
+
+    def __init__(self, name: str = "echo", models: Sequence[str] = ("echo-v1",), delay: float = 0.001, *,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        self.name = name
+        self.models = tuple(models)
+        self.delay = delay
+        self._sleep = sleep
+
+    def infer(self, request: InferRequest, deadline: Deadline | None = None) -> InferResponse:
+        """Return the echo; raise ProviderTimeout if the deadline ends before the delay does."""
+        self._wait(deadline)
+        return self._answer(request)
+
+    def stream(self, request: InferRequest, deadline: Deadline | None = None) -> Iterator[Chunk]:
+        """Yield the echo word by word."""
+        self._wait(deadline)
+        answer = self._answer(request)
+        for word in re.findall(r"\S+\s*|\s+", answer.content):
+            yield Chunk(text=word, model=answer.model)
+        yield Chunk(finish_reason=answer.finish_reason, usage=answer.usage, model=answer.model)
+
+    def _wait(self, deadline: Deadline | None) -> None:
+        if self.delay > 0:
+            pause = self.delay if deadline is None else deadline.cap(self.delay)
+            self._sleep(pause)
+            if pause < self.delay:
+                raise ProviderTimeout(f"provider {self.name!r} did not answer in time")
+
+    def _answer(self, request: InferRequest) -> InferResponse:
+        content = "echo: " + (text_of(request.messages[-1].get("content")) if request.messages else "")
+        model = self.models[0] if request.model in ("", "auto") and self.models else request.model
+        tokens_in = sum(_tokens(text_of(message.get("content"))) for message in request.messages)
+        tokens_out = max(1, _tokens(content))
+        cost = round((tokens_in + tokens_out) * PRICE, 12)
+        return InferResponse(model, self.name, content, tokens_in, tokens_out, cost, round(self.delay * 1000), "stop",
+                             usage=Usage(tokens_in, tokens_out, cost_usd=cost))
+
+
+def _tokens(text: str) -> int:
+    return len(text.encode("utf-8", "replace")) // 4

@@ -1,0 +1,417 @@
+"""A provider behind HTTP: all transport, and no wire format, stands here.
+
+The only door to requests and urllib3. Every read of a socket, of a header as of a body, is bounded by what is left of the
+call's deadline: a vendor that drips bytes cannot hold a thread longer than one that is silent.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import io
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import requests
+import requests.adapters
+import urllib3
+import urllib3.exceptions
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from ..config import Secret
+from ..dialects import Dialect
+from ..errors import ProviderError, ProviderModelNotFound, ProviderRejected, ProviderTimeout, ProviderUnavailable, RequestError
+from ..protocol import InferRequest, InferResponse
+from ..sse import Event, Parser
+from ..types import Chunk, Deadline
+from .base import Provider
+
+MAX_RESPONSE = 32 * 1024 * 1024             # decoded bytes of one answer, or of one stream's events read at a time
+HEARTBEAT_SECONDS = 10.0                    # how long a stream may be silent before a sign of life goes to the client
+DRAIN_SECONDS = 0.02                        # how long the end of a finished stream is waited for, to keep its connection
+POOL = 1024                                 # idle connections that are kept: more than any worker has threads
+_READ = 65536
+
+
+class Timeouts(NamedTuple):
+    """Seconds; each is also cut to what is left of the call's deadline."""
+
+    connect: float = 5.0
+    first_byte: float = 60.0
+    idle: float = 30.0                      # between two pieces of a stream
+    total: float = 600.0                    # of a stream, once it has begun
+
+
+class HTTPProvider(Provider):
+    """An address that speaks a dialect."""
+
+    def __init__(self, name: str, *, base_url: str, dialect: str | Dialect = "openai", api_key: Secret | str | None = None,
+                 models: Sequence[str] = (), pattern: str = "", timeouts: Timeouts = Timeouts(),
+                 headers: Mapping[str, str] | None = None, proxy: str | None = None, ca: str | None = None,
+                 max_response: int = MAX_RESPONSE) -> None:
+        self.name = name
+        self.models = tuple(models)
+        self.dialect = _dialect(dialect) if isinstance(dialect, str) else dialect
+        self.timeouts = timeouts
+        self._base_url = base_url.rstrip("/")
+        self._key = Secret(api_key) if isinstance(api_key, str) else api_key
+        self._headers = {"Content-Type": "application/json", "User-Agent": "infermux", **(headers or {})}
+        self._pattern = re.compile(pattern) if pattern else None
+        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._verify: bool | str = ca or True
+        self._max_response = max_response
+        self._adapters: dict[int, _Adapter] = {}
+
+    any_model = True                        # a vendor has more models than anybody lists: PROVIDER/MODEL asks for each of them
+
+    def serves(self, model: str) -> bool:
+        """Whether *model* looks like one of this vendor's own."""
+        return self._pattern is not None and len(model) < 200 and self._pattern.match(model) is not None
+
+    def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
+        """Return the answer; raise ProviderError."""
+        request = self._own(request)
+        prepared = self._prepared(request, stream=False)
+        with _foreign():
+            data = self._read(self._send(prepared, _Exchange(deadline, self.timeouts)))
+        with _sense():
+            return self.dialect.decode_response(data, request)
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
+        """Yield the chunks as they come; raise ProviderError, also in the middle.
+
+        Up to the first content the call's deadline holds; from there on the stream has a total and an idle limit of its own.
+        """
+        request = self._own(request)
+        prepared = self._prepared(request, stream=True)
+        exchange = _Exchange(deadline, self.timeouts)
+        with _foreign(), _sense():
+            response = self._send(prepared, exchange)
+            try:
+                chunks = self._chunks(response, exchange, request)
+                for chunk in chunks:
+                    if chunk.has_content:
+                        exchange.limit, exchange.deadline = self.timeouts.idle, Deadline(self.timeouts.total)
+                        yield chunk
+                        break
+                    yield chunk
+                yield from chunks
+                if exchange.live and not exchange.silent(DRAIN_SECONDS):
+                    response.raw.read1(_READ)       # the end of the body: its connection can serve again
+            finally:
+                response.raw.close()        # a stream that was left in the middle must stop costing money at once
+
+    def _chunks(self, response: requests.Response, exchange: _Exchange, request: InferRequest) -> Iterator[Chunk]:
+        if "event-stream" in response.headers.get("content-type", ""):
+            return self.dialect.decode_events(self._events(response, exchange), request)
+        return self.dialect.decode_whole(self._read(response), request)
+
+    def close(self) -> None:
+        """Close this process's idle connections."""
+        adapter = self._adapters.pop(os.getpid(), None)
+        if adapter is not None:
+            adapter.close()
+
+    def _own(self, request: InferRequest) -> InferRequest:
+        model = self.models[0] if request.model in ("", "auto") and self.models else request.model
+        return request if (request.provider, request.model) == (self.name, model) else replace(
+            request, provider=self.name, model=model)
+
+    def _send(self, prepared: requests.PreparedRequest, exchange: _Exchange) -> requests.Response:
+        try:
+            response = self._post(prepared, exchange)
+        except requests.exceptions.ConnectionError:
+            if not exchange.stale:
+                raise
+            exchange.fresh = True           # the vendor had hung up on a kept connection before it saw the request
+            response = self._post(prepared, exchange)
+        if not 200 <= response.status_code < 300:
+            data = b"" if 300 <= response.status_code < 400 else self._read(response)
+            response.raw.close()
+            raise self._error(response, data)
+        return response
+
+    def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
+        try:
+            body = self.dialect.encode_request(request, stream=stream)
+        except ValueError as error:
+            raise RequestError(f"the request cannot be written as JSON: {error}") from None
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.body, prepared.hooks = "POST", body, {}
+        prepared.url = self._base_url + self.dialect.path(request, stream=stream)
+        headers = self._headers | (self.dialect.auth(self._key.reveal()) if self._key else {}) | {
+            "Content-Length": str(len(body)), "Accept-Encoding": "identity" if stream else "gzip, deflate"}
+        prepared.headers = cast(Any, headers)       # sent as it is: a case-insensitive copy would cost more than the call's JSON
+        return prepared
+
+    def _post(self, prepared: requests.PreparedRequest, exchange: _Exchange) -> requests.Response:
+        adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(os.getpid(), _Adapter())
+        _local.exchange = exchange
+        try:
+            return adapter.send(prepared, stream=True, timeout=exchange.timeouts(), verify=self._verify, proxies=self._proxies)
+        finally:
+            _local.exchange = None
+
+    def _read(self, response: requests.Response) -> bytes:
+        """Return the whole body, decoded and bounded."""
+        data = bytearray()
+        while piece := response.raw.read1(_READ, decode_content=True):
+            data += piece
+            if len(data) > self._max_response:
+                response.raw.close()
+                raise ProviderUnavailable("the provider's answer is longer than this service takes")
+        return bytes(data)
+
+    def _events(self, response: requests.Response, exchange: _Exchange) -> Iterator[Event | None]:
+        """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
+        parser, raw, size, last = Parser(), response.raw, 0, time.monotonic()
+        while True:
+            if exchange.silent(HEARTBEAT_SECONDS):
+                yield None
+                continue
+            data = raw.read1(_READ, decode_content=True)
+            if not data:
+                yield from parser.end()
+                return
+            size += len(data)
+            if size > self._max_response * 4:
+                raise ValueError("a stream without end")
+            events = parser.feed(data)
+            if events:
+                yield from events
+                last = time.monotonic()
+            elif time.monotonic() - last > HEARTBEAT_SECONDS:       # comments only, or one event in many small pieces
+                yield None
+                last = time.monotonic()
+
+    def _error(self, response: requests.Response, data: bytes) -> ProviderError:
+        error = self.dialect.decode_error(response.status_code, response.headers, data)
+        if isinstance(error, ProviderRejected | ProviderModelNotFound):     # the only ones that keep the vendor's words
+            error.message = self._redacted(error.message)
+            error.args = (error.message,)
+        return error
+
+    def _redacted(self, message: str) -> str:
+        if self._key and self._key.reveal():
+            message = message.replace(self._key.reveal(), "[redacted]")
+        return _SECRETS.sub("[redacted]", message)[:600]
+
+
+_SECRETS = re.compile(r"https?://[^\s\"'<>]+|\b(?:[a-z]{2,8}[-_])+[\w*-]{12,}|\bAIza[\w-]{10,}|\bBearer\s+\S+", re.I)
+
+
+def _dialect(name: str) -> Dialect:
+    return cast(Dialect, importlib.import_module(f"infermux.dialects.{name}"))
+
+
+# -- one place for every foreign exception -----------------------------------------------------------------------------
+
+class _foreign:
+    """Turns what requests, urllib3, ssl and sockets raise into our own errors, without a word of theirs."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and isinstance(error, FOREIGN):
+            raise mapped(error) from error
+
+
+class _sense:
+    """Turns what a dialect raises over an answer that makes no sense into an error of the provider."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | TypeError | LookupError | AttributeError | RecursionError) and not isinstance(error, FOREIGN):
+            raise ProviderUnavailable("the provider's answer could not be understood") from error
+
+
+FOREIGN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+_TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+_TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
+
+
+def mapped(error: BaseException) -> ProviderError:
+    """Return our error for a foreign one."""
+    if isinstance(error, _TIMEOUTS):
+        return ProviderTimeout("the provider did not answer in time")
+    if isinstance(error, _TLS):
+        failed = ProviderUnavailable("no trusted connection to the provider")
+        failed.retryable = False            # a certificate does not heal within a call
+        return failed
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return ProviderUnavailable("no connection to the provider")
+    return ProviderUnavailable("the connection to the provider broke")
+
+
+# -- sockets under a deadline ------------------------------------------------------------------------------------------
+
+_local = threading.local()
+
+
+class _Exchange:
+    """What one request and its connection know of each other."""
+
+    def __init__(self, deadline: Deadline, limits: Timeouts) -> None:
+        self.deadline = deadline
+        self.limits = limits
+        self.limit: float | None = limits.first_byte
+        self.fresh = False                  # a kept connection will not do
+        self.connected = False              # the connection was made for this request
+        self.received = False               # at least one byte has come
+        self.wire: _Wire | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the connection was a kept one that died before the first byte of an answer."""
+        return not (self.connected or self.received or self.fresh)
+
+    def timeouts(self) -> tuple[float, float]:
+        """Return the time to connect and to the first byte."""
+        if self.deadline.expired:
+            raise ProviderTimeout("no time is left to ask the provider")
+        return max(0.001, self.deadline.cap(self.limits.connect)), max(0.001, self.deadline.cap(self.limits.first_byte))
+
+    @property
+    def live(self) -> bool:
+        """Whether the body's end has not been read yet."""
+        return self.wire is not None and not self.wire.reader.closed
+
+    def silent(self, seconds: float) -> bool:
+        """Wait until a byte can be read; return True if none came within *seconds*, raise TimeoutError past the idle limit."""
+        return self.wire is not None and self.wire.silent(seconds)
+
+
+class _Wire(io.RawIOBase):
+    """The reading side of a socket; each read waits no longer than the exchange allows."""
+
+    def __init__(self, sock: Any, raw: Any, exchange: _Exchange) -> None:
+        self._sock = sock
+        self._raw = raw                     # keeps the socket open until the body is read
+        self._exchange = exchange
+        self._patience: float | None = None
+        self._gave_up = False
+        self._silence = 0.0
+        self.reader = io.BufferedReader(self, _READ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        exchange, patience = self._exchange, self._patience
+        limit = exchange.deadline.cap(exchange.limit)
+        wait = limit if patience is None else min(patience, limit)
+        if wait <= 0:
+            raise TimeoutError("deadline")
+        self._sock.settimeout(wait)
+        try:
+            size: int = self._sock.recv_into(buffer)
+        except TimeoutError:
+            self._silence += wait
+            if patience is None or exchange.deadline.expired or self._silence >= (exchange.limit or 0):
+                raise
+            self._gave_up = True
+            return None
+        self._silence = 0.0
+        exchange.received = True
+        return size
+
+    def silent(self, seconds: float) -> bool:
+        """Return whether nothing came within *seconds*."""
+        if self.reader.closed:
+            return False
+        self._patience, self._gave_up = seconds, False
+        try:
+            self.reader.peek(1)
+        finally:
+            self._patience = None
+        return self._gave_up
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._raw.close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose bytes are read through a _Wire."""
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        exchange: _Exchange | None = getattr(_local, "exchange", None)
+        if exchange is not None:
+            exchange.wire = _Wire(sock, self.fp.detach(), exchange)
+            self.fp = cast(Any, exchange.wire.reader)
+
+
+class _Fresh:
+    """Notes in the exchange that the connection is a new one."""
+
+    response_class: Any = _Response
+
+    def connect(self) -> None:
+        super().connect()                   # type: ignore[misc]  # a mixin over urllib3's connections
+        exchange = getattr(_local, "exchange", None)
+        if exchange is not None:
+            exchange.connected = True
+
+
+class _Connection(_Fresh, HTTPConnection):
+    pass
+
+
+class _TLSConnection(_Fresh, HTTPSConnection):
+    pass
+
+
+class _Kept:
+    """Hands out a kept connection unless the exchange wants a fresh one."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        exchange = getattr(_local, "exchange", None)
+        if exchange is not None and exchange.fresh:
+            return self._new_conn()         # type: ignore[attr-defined]
+        return super()._get_conn(timeout)   # type: ignore[misc]
+
+
+class _Pool(_Kept, urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(_Kept, urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+_POOLS = {"http": _Pool, "https": _TLSPool}
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """requests' adapter without retries, cookies and a pool lookup per request (together about half of its cost)."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_connections=4, pool_maxsize=POOL, max_retries=0)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self._pool: Any = None
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        if self._pool is None:              # one provider, one address: one pool
+            self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
+        return self._pool
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.headers, response.raw, response.request = resp.status, resp.headers, resp, req
+        return response

@@ -1,0 +1,106 @@
+"""Providers by name, and which of them can answer for a model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .errors import ConfigError, ModelNotFound, shown
+from .providers.base import Member, member
+from .types import JSON, Target
+
+AUTO = ("", "auto")
+
+
+class Registry:
+    """The providers of a router, in the order in which they were registered."""
+
+    def __init__(self, providers: Iterable[Any] = ()) -> None:
+        self._members: dict[str, Member] = {}
+        for provider in providers:
+            self.register(provider)
+
+    def register(self, provider: Any) -> None:
+        """Add any object with name, models and infer; raise ConfigError if it lacks one, or if its name is taken."""
+        new = member(provider)
+        if new.name in self._members:
+            raise ConfigError(f"a provider named {new.name!r} is registered already")
+        self._members[new.name] = new
+
+    def get(self, name: str) -> Any:
+        """Return the provider of that name; raise ModelNotFound if there is none."""
+        return self.member(name).provider
+
+    def member(self, name: str) -> Member:
+        """Return the provider of that name as the router uses it; raise ModelNotFound if there is none."""
+        found = self._members.get(name)
+        if found is None:
+            raise ModelNotFound(f"no provider named {shown(name)}{_close(name, self._members)}", param="provider")
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def to_dict(self) -> JSON:
+        """Return what GET /providers answers."""
+        return {"providers": [{"name": each.name, "models": list(each.models)} for each in self]}
+
+    def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
+        """Return the targets for *model*, at *provider* if one is named; raise ModelNotFound with what is close to it."""
+        if provider:
+            return (self._at(self.member(provider), model),)
+        if model in self._members:
+            return (_first(self._members[model]),)
+        left, slash, right = model.partition("/")
+        if slash and left in self._members and _knows(self._members[left], right):
+            return (Target(left, right),)
+        targets = tuple(Target(each.name, model) for each in self if _knows(each, model))
+        if targets:
+            return targets
+        if model in AUTO:
+            return (self._default(),)
+        if slash and right and left in self._members and self._members[left].any_model:
+            return (Target(left, right),)
+        raise ModelNotFound(f"no provider for model {shown(model)}{_close(model, self._names())}", param="model")
+
+    def _at(self, provider: Member, model: str) -> Target:
+        if model in AUTO or model == provider.name:
+            return _first(provider)
+        bare = model.removeprefix(f"{provider.name}/")
+        for name in (model, bare):
+            if _knows(provider, name):
+                return Target(provider.name, name)
+        if provider.any_model and bare:
+            return Target(provider.name, bare)
+        raise ModelNotFound(f"provider {provider.name!r} has no model {shown(model)}{_close(model, provider.models)}", param="model")
+
+    def _default(self) -> Target:
+        for each in self:
+            if each.models:
+                return _first(each)
+        raise ModelNotFound("no provider is configured that lists a model", param="model")
+
+    def _names(self) -> list[str]:
+        return [*self._members, *(model for each in self for model in each.models)]
+
+
+def _knows(provider: Member, model: str) -> bool:
+    return model in provider.models or provider.serves(model)
+
+
+def _first(provider: Member) -> Target:
+    if not provider.models:
+        raise ModelNotFound(f"provider {provider.name!r} lists no model: name one as {provider.name}/MODEL", param="model")
+    return Target(provider.name, provider.models[0])
+
+
+def _close(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word[:100], list(names), n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,80 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): bytes to events and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_EVENT = 16 * 1024 * 1024                # bytes of one event: a stream without line ends would otherwise fill memory
+
+
+class Event(NamedTuple):
+    """One event: its name (empty where there is none) and its data, lines joined by LF."""
+
+    data: bytes
+    name: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return the event as it goes over a wire."""
+        data = b"data: " + (self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data) + b"\n\n"
+        return b"event: " + self.name + b"\n" + data if self.name else data
+
+
+class Parser:
+    """Splits bytes into events, however the bytes are cut: lines end in LF, a CR before it is dropped."""
+
+    __slots__ = ("_data", "_name", "_rest", "_size")
+
+    def __init__(self) -> None:
+        self._rest = bytearray()            # the line that has not ended yet
+        self._data: list[bytes] = []
+        self._name = b""
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that *data* completes; raise ValueError for an event without end."""
+        self._rest += data
+        if b"\n" not in data:
+            self._bound(len(data))
+            return []
+        *lines, rest = bytes(self._rest).split(b"\n")
+        self._rest = bytearray(rest)
+        self._size = len(rest)
+        events: list[Event] = []
+        for line in lines:
+            self._line(line, events)
+        return events
+
+    def end(self) -> list[Event]:
+        """Return what the last lines hold when the stream ends without an empty line after them."""
+        events: list[Event] = []
+        self._line(bytes(self._rest), events)
+        self._rest.clear()
+        self._line(b"", events)
+        return events
+
+    def _line(self, line: bytes, events: list[Event]) -> None:
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if not line:
+            if self._data:
+                events.append(Event(b"\n".join(self._data), self._name))
+            self._data, self._name = [], b""
+            return
+        field, _, value = line.partition(b":")
+        if value.startswith(b" "):
+            value = value[1:]
+        if field == b"data" or field == b"\xef\xbb\xbfdata":    # a byte order mark may open the stream
+            self._bound(len(value))
+            self._data.append(value)
+        elif field == b"event":
+            self._name = value
+
+    def _bound(self, more: int) -> None:
+        self._size += more
+        if self._size > MAX_EVENT:
+            raise ValueError(f"an event is longer than {MAX_EVENT} bytes")
+
+
+def comment(text: str) -> bytes:
+    """Return a comment, which every reader skips: it keeps a connection alive and shows a dead one."""
+    return b": " + text.encode() + b"\n\n"

@@ -1,0 +1,111 @@
+"""Values that every floor shares: targets, usage, chunks, deadlines, callers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+JSON = dict[str, Any]
+Clock = Callable[[], float]
+
+
+class Target(NamedTuple):
+    """A model at a provider: the unit of routing and billing."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer, normalised over the vendors.
+
+    `input_tokens` is all input; `cached_input_tokens` and `cache_write_tokens` are disjoint parts of it, and
+    `cache_write_1h_tokens` is a part of the latter. `output_tokens` is all output, `reasoning_tokens` a part of it.
+    None means that the vendor did not say; 0 that it said zero.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool = False
+    cost_usd: float | None = None           # the vendor's own figure for this answer, which wins over any table
+    service_tier: str | None = None         # the tier that the vendor says it billed
+    total_tokens: int | None = None         # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
+
+
+class Chunk(NamedTuple):
+    """A piece of a streamed answer; an empty one only says that the provider is still silent."""
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: Sequence[JSON] = ()         # OpenAI-shaped deltas: index, id, function{name, arguments}
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    native: bytes | None = None             # the event as it came, for a door of the same dialect
+    details: Sequence[JSON] = ()            # signed reasoning, as OpenRouter's reasoning_details
+    model: str | None = None
+    id: str | None = None
+
+    @property
+    def has_content(self) -> bool:
+        """Whether a caller could see a difference: from here on nothing can fail over."""
+        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason or self.details)
+
+
+HEARTBEAT = Chunk()
+
+
+class Deadline:
+    """One monotonic clock for a whole call: attempts, waits and backoff together."""
+
+    __slots__ = ("_clock", "_end")
+
+    def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def remaining(self) -> float:
+        """Return the seconds that are left, never less than 0."""
+        return max(0.0, self._end - self._clock())
+
+    def cap(self, seconds: float | None) -> float:
+        """Return *seconds*, or what is left if that is less."""
+        left = self.remaining()
+        return left if seconds is None or seconds > left else seconds
+
+    @property
+    def expired(self) -> bool:
+        """Whether nothing is left."""
+        return self._end <= self._clock()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: from a key, or from the host application's own login."""
+
+    name: str = ""
+    models: Sequence[str] | None = None     # None: every model
+    rpm: int | None = None
+    tpm: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+ANYONE = Caller()
+
+
+class TraceContext(NamedTuple):
+    """A W3C trace context: which trace a call belongs to, and which span is its parent."""
+
+    trace_id: str
+    parent_id: str
+    flags: str = "01"

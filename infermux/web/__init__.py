@@ -1,0 +1,155 @@
+"""What every front door shares: the request's bytes, who is calling, JSON answers, errors."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flask import Blueprint, Response, request
+from flask.sansio.app import App
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from .. import jsons
+from ..call import Call
+from ..errors import InferMuxError, MethodNotAllowed, RequestError, RequestTooLarge, UnsupportedEncoding, shown
+from ..router import Router
+from ..trace import parse
+from ..types import ANYONE, JSON, Caller, TraceContext
+
+log = logging.getLogger("infermux")
+EXTENSION = "infermux"
+MAX_BODY = 32 * 1024 * 1024                 # bytes of a request
+OTHER = "_other"                            # ends the endpoints that refuse a wrong method
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+View = Callable[..., Response]
+Render = Callable[[InferMuxError], JSON]
+Identify = Callable[[], Caller | str | None]
+
+
+class Door(Blueprint):
+    """A blueprint whose name may be taken already: two routers live in one app without a word from it."""
+
+    def register(self, app: App, options: dict[str, Any]) -> None:
+        name, number = options.get("name", self.name), 2
+        while name in app.blueprints:
+            name, number = f"{self.name}-{number}", number + 1
+        super().register(app, {**options, "name": name})
+
+
+def door(name: str, router: Router, routes: Iterable[tuple[str, str, View]], *, render: Render) -> Door:
+    """Return a blueprint with *routes* (methods, path, view); a wrong method is answered in JSON, with Allow."""
+    blueprint = Door(name, __name__)
+    for methods, path, view in routes:
+        allowed = methods.split()
+        endpoint = f"{path.strip('/').replace('/', '_').replace('<', '').replace('>', '').replace(':', '_')}"
+        blueprint.add_url_rule(path, endpoint, guarded(view, render), methods=allowed, provide_automatic_options=False)
+        others = [method for method in METHODS if method not in allowed and (method, "GET") != ("HEAD", allowed[0])]
+        blueprint.add_url_rule(path, endpoint + OTHER, guarded(_refusal(", ".join(allowed)), render), methods=others,
+                               provide_automatic_options=False)
+    blueprint.record_once(lambda state: state.app.extensions.setdefault(EXTENSION, router))
+    return blueprint
+
+
+def guarded(view: View, render: Render) -> View:
+    """Return *view* with every error as an answer: ours by their status, a bug of ours as a 500 without a word of it."""
+    @functools.wraps(view)
+    def guard(**arguments: str) -> Response:
+        try:
+            return view(**arguments)
+        except InferMuxError as error:
+            return failed(error, render)
+        except HTTPException:
+            raise
+        except Exception:
+            log.exception("a request could not be answered")
+            return failed(InferMuxError("internal error"), render)
+    return guard
+
+
+def _refusal(allow: str) -> View:
+    def refuse(**arguments: str) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status=204, headers={"Allow": allow})
+        raise MethodNotAllowed(f"{request.method} is not allowed here; use {allow}", allow=allow)
+    return refuse
+
+
+def body(limit: int = MAX_BODY) -> bytes:
+    """Return the request's body; raise RequestError unless it is whole, uncompressed and at most *limit* bytes long."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
+    host_limit = request.max_content_length
+    limit = limit if host_limit is None else min(limit, host_limit)
+    request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
+    try:
+        data = request.get_data()
+    except RequestEntityTooLarge:
+        raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
+    except (HTTPException, OSError):
+        raise RequestError("the body ended early or is not well-formed") from None
+    if len(data) > limit:
+        raise RequestTooLarge(f"the body is longer than {limit} bytes")
+    if request.content_length is not None and len(data) < request.content_length:
+        raise RequestError(f"the body has {len(data)} bytes; {request.content_length} were announced")
+    return data
+
+
+def caller(identify: Identify | None) -> Caller:
+    """Return who is calling: what the mounting app says, or anyone."""
+    found = identify() if identify is not None else None
+    return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
+
+
+def trace() -> TraceContext | None:
+    """Return the W3C trace context of the request, if it has a valid one."""
+    return parse(request.headers.get("traceparent"))
+
+
+def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return JSON in our own order of keys, whatever the app's JSON settings are."""
+    return bytes_answer(jsons.encode(value), status, headers)
+
+
+def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return JSON that is bytes already."""
+    return Response(data, status, {"X-Content-Type-Options": "nosniff", **(headers or {})}, content_type="application/json")
+
+
+def failed(error: InferMuxError, render: Render) -> Response:
+    """Return an error in a door's own form; after our own retries nobody else should retry a 5xx."""
+    headers = {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status >= 500 or error.status == 402:
+        headers["x-should-retry"] = "false"
+    return json_answer(render(error), error.status, headers)
+
+
+def plain_error(error: InferMuxError) -> JSON:
+    """Return an error as the MIST doors say it."""
+    return {"error": {"message": error.message, "type": error.type, "code": error.code}}
+
+
+def call_headers(call: Call) -> dict[str, str]:
+    """Return what is known of a call as response headers."""
+    tokens_in, tokens_out = call.tokens
+    headers = {"X-Request-Id": call.id, "Request-Id": call.id, "X-Infermux-Attempts": str(len(call.attempts)),
+               "X-Infermux-Latency-Ms": str(call.latency_ms)}
+    if call.attempts:
+        headers |= {"X-Infermux-Provider": call.provider, "X-Infermux-Model": header_value(call.model)}
+    if call.ended is not None and call.usage is not None:
+        headers |= {"X-Infermux-Prompt-Tokens": str(tokens_in), "X-Infermux-Completion-Tokens": str(tokens_out),
+                    "X-Infermux-Cost": "unpriced" if call.cost is None else f"{call.cost_usd:.12f}".rstrip("0").rstrip(".")}
+    return headers
+
+
+def header_value(value: str) -> str:
+    """Return *value* fit for a header: a model's name comes from outside."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in value[:200])
