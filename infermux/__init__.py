@@ -19,25 +19,30 @@ if TYPE_CHECKING:
     from .router import Router
     from .tokentrace import Reporter
     from .types import Caller, Chunk, Deadline, Target, Usage
+    from .web.anthropic import blueprint as anthropic_blueprint
     from .web.mist import blueprint
+    from .web.openai import blueprint as openai_blueprint
 
 _HOMES = {                                  # loaded on first use: neither Flask nor requests costs who needs neither
     "Caller": "types", "Chunk": "types", "Deadline": "types", "EchoProvider": "providers.echo", "HTTPProvider": "providers.http",
     "InferMuxError": "errors", "InferRequest": "protocol", "InferResponse": "protocol", "Message": "protocol",
     "Provider": "providers.base", "Registry": "registry", "Reporter": "tokentrace", "Router": "router", "Target": "types",
-    "TraceSpan": "protocol", "Usage": "types", "blueprint": "web.mist", "create_app": "app", "load": "build",
+    "TraceSpan": "protocol", "Usage": "types", "anthropic_blueprint": "web.anthropic:blueprint", "blueprint": "web.mist",
+    "create_app": "app", "load": "build", "openai_blueprint": "web.openai:blueprint",
 }
 
 __all__ = [
     "Caller", "Chunk", "Deadline", "EchoProvider", "HTTPProvider", "InferMuxError", "InferRequest", "InferResponse", "Message",
-    "Provider", "Registry", "Reporter", "Router", "Target", "TraceSpan", "Usage", "blueprint", "create_app", "load",
+    "Provider", "Registry", "Reporter", "Router", "Target", "TraceSpan", "Usage",
+    "anthropic_blueprint", "blueprint", "create_app", "load", "openai_blueprint",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(f".{module}", __name__), attribute or name)
     globals()[name] = value
     return value
 

@@ -10,8 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from . import build, cli
 from . import errors as our
 from .router import Router
-from .web import OTHER, failed, plain_error
-from .web.mist import blueprint
+from .web import OTHER, anthropic, failed, mist, openai, plain_error
 
 log = logging.getLogger("infermux")
 
@@ -19,7 +18,11 @@ log = logging.getLogger("infermux")
 def create_app(router: Router | None = None) -> Flask:
     """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
-    app.register_blueprint(blueprint(router or build.load()))
+    settings = build.settings()
+    router = router or build.router(settings)
+    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
+    for door in (mist, openai, anthropic):
+        app.register_blueprint(door.blueprint(router))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
     for command in cli.main.commands.values():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import config as configuration
 from .config import Config, ProviderConfig, meant
 from .errors import ConfigError
-from .providers import PRESETS, plugin, plugins
+from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .registry import Registry
 from .router import Router
@@ -25,7 +26,8 @@ def load(environ: Mapping[str, str] | None = None) -> Router:
 
 def settings(environ: Mapping[str, str] | None = None) -> Config:
     """Return the configuration that `load` builds from."""
-    return configuration.load({name: preset.keys for name, preset in PRESETS.items()}, environ)
+    return configuration.load({name: preset.keys for name, preset in PRESETS.items()},
+                              {name: preset.address for name, preset in PRESETS.items() if preset.address}, environ)
 
 
 def router(config: Config) -> Router:
@@ -40,7 +42,15 @@ def router(config: Config) -> Router:
     if config.trace.tokentrace:
         from .tokentrace import Reporter  # loads requests, which a router without TokenTrace may never need
         reporter = Reporter("infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue)
-    return Router(registry, reporter, attempts=config.reliability.attempts, deadline=config.reliability.deadline)
+    return Router(registry, reporter, attempts=config.reliability.attempts, deadline=config.reliability.deadline,
+                  on_unsupported=config.reliability.on_unsupported)
+
+
+def _address(config: ProviderConfig, preset: Preset) -> str:
+    address = config.base_url or preset.base_url
+    if not address:
+        raise ConfigError(f"provider {config.name!r} has no address; set {preset.address or config.name.upper() + '_BASE_URL'}")
+    return address if urlsplit(address).path.strip("/") else address.rstrip("/") + preset.path
 
 
 def _add_plugin(registry: Registry, name: str) -> None:
@@ -56,8 +66,8 @@ def provider(config: ProviderConfig) -> Any:
     preset = PRESETS.get(config.type)
     if preset is not None:
         from .providers.http import HTTPProvider  # loads requests
-        return HTTPProvider(config.name, base_url=config.base_url or preset.base_url, dialect=preset.dialect, pattern=preset.pattern,
-                            api_key=config.api_key, models=config.models or preset.models)
+        return HTTPProvider(config.name, base_url=_address(config, preset), dialect=preset.dialect, pattern=preset.pattern,
+                            api_key=config.api_key, models=config.models or preset.models, vendor=preset.vendor or config.type)
     if config.type == ECHO:
         return EchoProvider(config.name, config.models or ("echo-v1",))
     make = plugin(config.type)

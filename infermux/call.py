@@ -38,9 +38,14 @@ class Attempt:
     served: str = ""                        # the model that the vendor says it used
 
     @property
+    def seconds(self) -> float:
+        """How long the attempt took; 0 while it lasts."""
+        return (self.ended or self.first_chunk or self.started) - self.started
+
+    @property
     def latency_ms(self) -> int:
         """How long the attempt took, in whole milliseconds."""
-        return round(((self.ended or self.started) - self.started) * 1000)
+        return round(self.seconds * 1000)
 
 
 @dataclass(slots=True)
@@ -64,7 +69,6 @@ class Call:
     cost_source: str = "unpriced"
     finish_reason: str = ""
     error: InferMuxError | None = None
-    dropped_params: tuple[str, ...] = ()
 
     @classmethod
     def begin(cls, request: InferRequest, *, caller: Caller, door: str, trace: TraceContext | None) -> Call:

@@ -39,8 +39,10 @@ def main() -> None:
 @click.option("--provider", default="", help="Ask this provider only.")
 @click.option("--system", "-s", help="A system message before the prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
+@click.option("--stream/--no-stream", default=None, help="Print the answer as it comes.  [default: to a terminal]")
 @click.option("--usage", is_flag=True, help="Print tokens, cost and latency to standard error.")
-def infer(text: str | None, prompt: str | None, model: str, provider: str, system: str | None, as_json: bool, usage: bool) -> None:
+def infer(text: str | None, prompt: str | None, model: str, provider: str, system: str | None, as_json: bool,
+          stream: bool | None, usage: bool) -> None:
     """Send a prompt and print the answer.
 
     The prompt is the argument, --prompt, or standard input.
@@ -49,8 +51,12 @@ def infer(text: str | None, prompt: str | None, model: str, provider: str, syste
     """
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": _prompt(text, prompt)})
-    response = _asked(_router(), InferRequest(model, messages, provider))
-    click.echo(jsons.dumps(response.to_dict()) if as_json else response.content)
+    request = InferRequest(model, messages, provider)
+    if stream if stream is not None else sys.stdout.isatty() and not as_json:
+        response = _streamed(_router(), request)
+    else:
+        response = _asked(_router(), request)
+        click.echo(jsons.dumps(response.to_dict()) if as_json else response.content)
     if usage:
         cost = "unpriced" if response.cost_usd is None else f"${response.cost_usd:.6f}"
         click.echo(f"{response.provider}/{response.model}: {response.tokens_in} in, {response.tokens_out} out, {cost}, "
@@ -133,6 +139,20 @@ def _router() -> Router:
 
 def _asked(router: Router, request: InferRequest) -> InferResponse:
     return _checked(lambda: router.infer(request))
+
+
+def _streamed(router: Router, request: InferRequest) -> InferResponse:
+    stream = _checked(lambda: router.stream(request))
+    try:
+        for chunk in stream:
+            click.echo(chunk.text, nl=False)
+        click.echo()
+        return stream.response()
+    except InferMuxError as error:
+        click.echo()                        # what came so far ends its line, and the error has one of its own
+        raise OneLine(error.message) from None
+    finally:
+        stream.close()
 
 
 def _checked(ask: Callable[[], Value]) -> Value:

@@ -52,6 +52,7 @@ class Reliability:
 
     attempts: int = 3                       # upstream requests per call, over all targets
     deadline: float = 60.0                  # seconds per call, over all attempts and waits
+    on_unsupported: str = "error"           # or "drop": what to do with a parameter that a vendor's format cannot express
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +88,33 @@ _SECTIONS = {"reliability": Reliability, "server": Server, "trace": Trace}
 _PROVIDER_SCALARS = ("base_url", "api_key", "models")
 
 
-def load(keys: Mapping[str, Iterable[str]], environ: Mapping[str, str] | None = None) -> Config:
+def load(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Config:
     """Return the configuration that the environment holds; raise ConfigError naming the variable that is wrong.
 
-    *keys* gives, in order, each preset's variables: a provider is configured where one of them is set.
+    *keys* gives, in order, each preset's variables: a provider is configured where one of them is set. *addresses* gives the
+    variables of those whose address is not in <NAME>_BASE_URL.
     """
     environ = os.environ if environ is None else environ
-    config = Config(providers=tuple(_providers(keys, environ)))
+    config = Config(providers=tuple(_providers(keys, addresses, environ)))
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIX) and "__" in name:
             config = _overridden(config, name, value)
     return config
 
 
-def _providers(keys: Mapping[str, Iterable[str]], environ: Mapping[str, str]) -> Iterable[ProviderConfig]:
+def _providers(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str],
+               environ: Mapping[str, str]) -> Iterable[ProviderConfig]:
     for name, variables in keys.items():
         found = next(((variable, environ[variable].strip()) for variable in variables if environ.get(variable, "").strip()), None)
         if found is None:
             continue
         variable, value = found
-        base_url = environ.get(f"{name.upper()}_BASE_URL", "").strip()
         if variable.endswith(("_HOST", "_BASE_URL")):       # a local server: its address says that it is there
             yield ProviderConfig(name, name, base_url=_local(variable, value))
         else:
-            yield ProviderConfig(name, name, base_url=_url(f"{name.upper()}_BASE_URL", base_url), api_key=_secret(variable, value))
+            address = addresses.get(name) or f"{name.upper()}_BASE_URL"
+            base_url = _url(address, environ.get(address, "").strip())
+            yield ProviderConfig(name, name, base_url=base_url, api_key=_secret(variable, value))
 
 
 def _overridden(config: Config, variable: str, value: str) -> Config:
@@ -140,6 +144,8 @@ def _provider_overridden(config: Config, variable: str, path: str, value: str) -
 
 
 def _scalar(variable: str, kind: str, value: str) -> Any:
+    if variable.endswith("ON_UNSUPPORTED") and value not in ("error", "drop"):
+        raise ConfigError(f'{variable} must be "error" or "drop", not {shown(value)}')
     if kind == "str":
         return _url(variable, value) if variable.endswith("TOKENTRACE") else value
     try:
@@ -165,7 +171,7 @@ def _local(variable: str, value: str) -> str:
     host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::", None) else parts.hostname
     host = f"[{host}]" if ":" in host else host
     port = parts.port or (443 if parts.scheme == "https" else 11434 if "://" not in value else 80)
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/') or '/v1'}"
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def _url(where: str, value: str) -> str:

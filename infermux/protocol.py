@@ -99,6 +99,7 @@ class InferRequest:
     native: Native | None = None
     op: str = CHAT                          # what is asked of the vendor: chat, embeddings, …
     headers: Mapping[str, str] = field(default_factory=dict)    # protocol headers for a vendor of the same dialect
+    dropped: list[str] | None = None        # what a target cannot express is noted here; None: it is an error
 
     @classmethod
     def from_dict(cls, data: object) -> Self:

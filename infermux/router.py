@@ -36,11 +36,13 @@ class Router:
     """Sends requests to the providers of a registry, and tells what came of each."""
 
     def __init__(self, registry: Registry, reporter: Reports | None = None, *, attempts: int = 3, deadline: float = 60.0,
-                 observers: Iterable[Observer] = (), prices: Mapping[str, Mapping[str, Price]] | None = None) -> None:
+                 on_unsupported: str = "error", observers: Iterable[Observer] = (),
+                 prices: Mapping[str, Mapping[str, Price]] | None = None) -> None:
         self.registry = registry
         self.reporter = reporter
         self.attempts = attempts            # upstream requests per call, over all targets
         self.deadline = deadline            # seconds per call, over all attempts
+        self.on_unsupported = on_unsupported    # "drop": leave out, and tell of, what a target's format cannot express
         self.prices = prices or {}          # a provider's own prices by model: they win over the table
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
 
@@ -58,6 +60,8 @@ class Router:
               trace: TraceContext | None = None) -> Call:
         """Return the record of a call that starts now; without *trace*, meta.traceparent may name its trace."""
         header = request.meta.get("traceparent") if trace is None else None
+        if self.on_unsupported == "drop":
+            request = replace(request, dropped=[])
         return Call.begin(request, caller=caller, door=door, trace=parse(header) if isinstance(header, str) else trace)
 
     def answer(self, call: Call) -> InferResponse:
@@ -143,9 +147,13 @@ class Router:
     def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
         """Note what the answer used and what that costs."""
         target = attempt.target
-        if usage.total_tokens is not None and target.provider in ("gemini-openai", "gemini"):
-            usage = replace(usage, output_tokens=max(usage.output_tokens or 0, usage.total_tokens - (usage.input_tokens or 0)))
-        bill = charge(usage, provider=target.provider, requested=target.model, served=attempt.served,
+        vendor = self.registry.member(target.provider).vendor
+        billed = usage
+        if vendor == "google" and usage.total_tokens is not None:   # at its OpenAI door Google counts thoughts in the total alone
+            billed = replace(usage, output_tokens=max(usage.output_tokens or 0, usage.total_tokens - (usage.input_tokens or 0)))
+        if usage.tool_use_tokens:
+            billed = replace(usage, input_tokens=(usage.input_tokens or 0) + usage.tool_use_tokens)
+        bill = charge(billed, provider=vendor, requested=target.model, served=attempt.served,
                       overrides=self.prices.get(target.provider, {}), at=datetime.now(UTC), service_tier=usage.service_tier)
         attempt.usage = call.usage = usage
         attempt.cost = call.cost = bill.pico
@@ -194,6 +202,11 @@ class Stream:
         if chunk is not HEARTBEAT:
             self._fold.add(chunk)
         return chunk
+
+    @property
+    def dialect(self) -> str:
+        """The dialect of the provider's own events, which chunks carry as `native`."""
+        return next((chunk.dialect for chunk in self._first if chunk.dialect), "")
 
     def close(self) -> None:
         """End the stream here: the provider's connection is closed, and what was used so far is recorded."""

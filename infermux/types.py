@@ -39,6 +39,7 @@ class Usage:
     estimated: bool = False
     cost_usd: float | None = None           # the vendor's own figure for this answer, which wins over any table
     service_tier: str | None = None         # the tier that the vendor says it billed
+    tool_use_tokens: int | None = None      # prompts of the vendor's own tools: billed as input, but not counted in it
     total_tokens: int | None = None         # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
 
 
@@ -55,6 +56,8 @@ class Chunk(NamedTuple):
     details: Sequence[JSON] = ()            # signed reasoning, as OpenRouter's reasoning_details
     model: str | None = None
     id: str | None = None
+    dialect: str = ""                       # of the native event
+    usage_only: bool = False                # a client that did not ask for usage must not see this event
 
     @property
     def has_content(self) -> bool:

@@ -41,6 +41,8 @@ class Dialect(Protocol):
         """Return the path and query below the base URL; raise UnsupportedParameter where there is none for the operation."""
     def auth(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""
+    def headers(self, request: InferRequest) -> dict[str, str]:
+        """Return the protocol headers that a request needs."""
     def encode_request(self, request: InferRequest, *, stream: bool, drop: list[str] | None = None) -> bytes:
         """Return the body; append what cannot be said to *drop*, or raise UnsupportedParameter if that is None."""
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:

@@ -1,19 +1,18 @@
-"""OpenAI's formats: chat completions both ways; embeddings, legacy completions and Responses passed through.
+"""OpenAI's formats as a vendor speaks them: chat completions; embeddings, legacy completions and Responses passed through.
 
 Facts: https://platform.openai.com/docs/api-reference, and what recorded traffic of some twenty compatible vendors shows.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import jsons
-from ..errors import ProviderError, ProviderUnavailable, RequestError, StreamIncomplete
+from ..errors import ProviderError, ProviderUnavailable, StreamIncomplete
 from ..jsons import Document
-from ..protocol import CHAT, InferRequest, InferResponse, Native, text_of
+from ..protocol import CHAT, InferRequest, InferResponse, text_of
 from ..types import HEARTBEAT, JSON, Chunk, Usage
 from . import Events, Headers, count, items, obj, provider_error, retry_after, text, whole
 
@@ -23,8 +22,6 @@ DONE = b"[DONE]"
 _TRANSLATION_ONLY = ("reasoning_details", "reasoning_content")     # members that another dialect's door put into a message
 
 
-# -- the vendor's side -------------------------------------------------------------------------------------------------
-
 def path(request: InferRequest, *, stream: bool) -> str:
     """Return the path of the operation below the base URL."""
     return PATHS[request.op]
@@ -33,6 +30,11 @@ def path(request: InferRequest, *, stream: bool) -> str:
 def auth(key: str) -> dict[str, str]:
     """Return the header that carries the key."""
     return {"Authorization": f"Bearer {key}"}
+
+
+def headers(request: InferRequest) -> dict[str, str]:
+    """Return the protocol headers of a request: there are none."""
+    return {}
 
 
 def encode_request(request: InferRequest, *, stream: bool, drop: list[str] | None = None) -> bytes:
@@ -256,13 +258,13 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
     choices = body.get("choices")
     model, ident = body.get("model") or None, body.get("id") or None
     if not choices:
-        return Chunk(usage=usage_of(usage), native=native, model=model, id=ident)
+        return Chunk(usage=usage_of(usage), native=native, model=model, id=ident, usage_only=bool(usage), dialect=NAME)
     choice: JSON = next((each for each in choices if not each.get("index")), {})    # others than the first: native only
     delta = choice.get("delta") or {}
     content, thinking = _content(delta.get("content") if "delta" in choice else choice.get("text"))
     return Chunk(content, _reasoning(delta) or thinking, text(delta.get("refusal")), _deltas(delta.get("tool_calls")),
                  finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
-                 usage_of(usage) if usage else None, native, items(delta.get("reasoning_details")), model, ident)
+                 usage_of(usage) if usage else None, native, items(delta.get("reasoning_details")), model, ident, dialect=NAME)
 
 
 def _deltas(calls: object) -> list[JSON]:
@@ -280,84 +282,4 @@ def _responses_chunk(body: JSON, native: bytes) -> Chunk:
     ended = kind in ("response.completed", "response.incomplete")
     return Chunk(text=text(body.get("delta")) if kind == "response.output_text.delta" else "", native=native,
                  finish_reason=("stop" if kind == "response.completed" else "length") if ended else None,
-                 usage=usage_of(response.get("usage")) if ended else None, model=response.get("model"), id=response.get("id"))
-
-
-# -- our own door ------------------------------------------------------------------------------------------------------
-
-def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, bool]:
-    """Return the request that a client's body holds, and whether it wants a stream; raise RequestError naming what is odd."""
-    value = body.value
-    model, stream = value.get("model"), value.get("stream")
-    if not isinstance(model, str):
-        raise RequestError("model must be a string", param="model")
-    if stream is not None and not isinstance(stream, bool):
-        raise RequestError("stream must be true or false", param="stream")
-    if op == CHAT and not isinstance(value.get("messages"), list):
-        raise RequestError("messages must be a list", param="messages")
-    options = value.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise RequestError("stream_options must be an object", param="stream_options")
-    params = {name: item for name, item in value.items() if name not in ("model", "messages", "stream", "stream_options")}
-    return InferRequest(model=model, messages=value.get("messages") or () if op == CHAT else (), params=params, op=op,
-                        native=Native(NAME, body)), bool(stream)
-
-
-def encode_response(response: InferResponse, *, created: int) -> JSON:
-    """Return a chat completion."""
-    message: JSON = {"role": "assistant", "content": response.content if response.content or not response.tool_calls else None,
-                     "refusal": response.refusal or None}
-    if response.tool_calls:
-        message["tool_calls"] = list(response.tool_calls)
-    message |= _thoughts(response.reasoning, response.details)
-    return {"id": response.id or "chatcmpl-infermux", "object": "chat.completion", "created": created, "model": response.model,
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": response.finish_reason}],
-            "usage": encode_usage(response.usage or Usage(response.tokens_in, response.tokens_out))}
-
-
-def _thoughts(reasoning: str, details: object) -> JSON:
-    return ({"reasoning_content": reasoning} if reasoning else {}) | ({"reasoning_details": details} if details else {})
-
-
-def encode_usage(usage: Usage) -> JSON:
-    """Return a usage object."""
-    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
-    data: JSON = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out,
-                  "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens or 0},
-                  "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0}}
-    if usage.cache_write_tokens:
-        data["prompt_tokens_details"]["cache_write_tokens"] = usage.cache_write_tokens
-    return data
-
-
-def encode_chunk(chunk: Chunk, *, model: str, ident: str, created: int, first: bool) -> bytes:
-    """Return one event of a stream for a chunk that came from another dialect."""
-    delta: JSON = {"role": "assistant", "content": ""} if first else {}
-    if chunk.text:
-        delta["content"] = chunk.text
-    if chunk.refusal:
-        delta["refusal"] = chunk.refusal
-    if chunk.tool_calls:
-        delta["tool_calls"] = list(chunk.tool_calls)
-    delta |= _thoughts(chunk.reasoning, list(chunk.details))
-    return event({"id": ident, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [
-        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": chunk.finish_reason}]})
-
-
-def event(body: JSON) -> bytes:
-    """Return an event that holds *body*."""
-    return b"data: " + jsons.encode(body) + b"\n\n"
-
-
-def encode_error(error: Any) -> JSON:
-    """Return the error object as the official SDKs read it."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-
-
-def arguments_of(call: JSON) -> Any:
-    """Return the arguments of a tool call as a value; text that is not JSON stays text."""
-    raw = obj(call.get("function")).get("arguments") or "{}"
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return raw
+                 usage=usage_of(response.get("usage")) if ended else None, model=response.get("model"), id=response.get("id"), dialect=NAME)

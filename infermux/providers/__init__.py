@@ -17,11 +17,21 @@ class Preset(NamedTuple):
     models: tuple[str, ...] = ()            # the first one answers for the vendor's name
     pattern: str = ""                       # ids that only this vendor has
     dialect: str = "openai"
+    path: str = ""                          # what an address without a path is completed with
+    vendor: str = ""                        # in the price table, where it is not the preset's own name
+    address: str = ""                       # the variable that holds the address, where it is not <NAME>_BASE_URL
 
 
 PRESETS: dict[str, Preset] = {
     "openai": Preset("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("gpt-6-luna", "gpt-6.1-terra", "gpt-6.1-sol"),
-                     r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-|omni-moderation|davinci-|babbage-"),
+                     r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|omni-moderation|davinci-|babbage-"),
+    "anthropic": Preset("https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",),
+                        ("claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"), r"claude-", "anthropic", "/v1"),
+    "gemini": Preset("https://generativelanguage.googleapis.com/v1beta", ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+                     ("gemini-3.8-flash", "gemini-3.5-flash-lite", "gemini-3.1-pro-preview"),
+                     r"(models/)?(gemini-|gemma-|text-embedding-00)", "gemini", "/v1beta", "google"),
+    "azure": Preset("", ("AZURE_OPENAI_API_KEY",), dialect="azure", path="/openai?api-version=2024-10-21",
+                    address="AZURE_OPENAI_ENDPOINT"),
     "mistral": Preset("https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), ("mistral-medium-latest", "mistral-small-latest"),
                       r"(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)-"),
     "deepseek": Preset("https://api.deepseek.com/v1", ("DEEPSEEK_API_KEY",), ("deepseek-flash", "deepseek-v4-pro"),
@@ -51,10 +61,10 @@ PRESETS: dict[str, Preset] = {
     "hyperbolic": Preset("https://api.hyperbolic.xyz/v1", ("HYPERBOLIC_API_KEY",), ("meta-llama/Llama-3.3-70B-Instruct",)),
     "nebius": Preset("https://api.tokenfactory.nebius.com/v1", ("NEBIUS_API_KEY",), ("openai/gpt-oss-120b",)),
     "baseten": Preset("https://inference.baseten.co/v1", ("BASETEN_API_KEY",), ("zai-org/GLM-4.7",)),
-    "ollama": Preset("http://127.0.0.1:11434/v1", ("OLLAMA_HOST",), ("llama3.2",), r"[\w.-]+:[\w.-]+$"),
-    "vllm": Preset("http://127.0.0.1:8000/v1", ("VLLM_BASE_URL",)),
-    "lmstudio": Preset("http://127.0.0.1:1234/v1", ("LMSTUDIO_BASE_URL",)),
-    "llamacpp": Preset("http://127.0.0.1:8080/v1", ("LLAMACPP_BASE_URL",)),
+    "ollama": Preset("http://127.0.0.1:11434/v1", ("OLLAMA_HOST",), ("llama3.2",), r"(?!ft:)[\w.-]+:[\w.-]+$", path="/v1"),
+    "vllm": Preset("http://127.0.0.1:8000/v1", ("VLLM_BASE_URL",), path="/v1"),
+    "lmstudio": Preset("http://127.0.0.1:1234/v1", ("LMSTUDIO_BASE_URL",), path="/v1"),
+    "llamacpp": Preset("http://127.0.0.1:8080/v1", ("LLAMACPP_BASE_URL",), path="/v1"),
 }
 
 

@@ -44,6 +44,7 @@ class Member(NamedTuple):
     infer: Callable[[InferRequest, Deadline], InferResponse]
     stream: Callable[[InferRequest, Deadline], Iterator[Chunk]]
     serves: Callable[[str], bool]
+    vendor: str                             # whose prices apply
     any_model: bool                         # whether PROVIDER/MODEL may name a model that is not listed
 
 
@@ -61,7 +62,7 @@ def member(provider: Any) -> Member:
     infer = _taking_deadline(provider.infer)
     stream = getattr(provider, "stream", None) or _streamed(infer)
     return Member(provider, name, tuple(models), infer, stream, getattr(provider, "serves", lambda model: False),
-                  getattr(provider, "any_model", False))
+                  getattr(provider, "vendor", name), getattr(provider, "any_model", False))
 
 
 def _taking_deadline(infer: Callable[..., InferResponse]) -> Callable[[InferRequest, Deadline], InferResponse]:

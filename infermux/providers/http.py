@@ -54,12 +54,14 @@ class HTTPProvider(Provider):
     def __init__(self, name: str, *, base_url: str, dialect: str | Dialect = "openai", api_key: Secret | str | None = None,
                  models: Sequence[str] = (), pattern: str = "", timeouts: Timeouts = Timeouts(),
                  headers: Mapping[str, str] | None = None, proxy: str | None = None, ca: str | None = None,
-                 max_response: int = MAX_RESPONSE) -> None:
+                 max_response: int = MAX_RESPONSE, vendor: str = "") -> None:
         self.name = name
+        self.vendor = vendor or name        # in the price table
         self.models = tuple(models)
         self.dialect = _dialect(dialect) if isinstance(dialect, str) else dialect
         self.timeouts = timeouts
-        self._base_url = base_url.rstrip("/")
+        address, _, self._query = base_url.partition("?")
+        self._base_url = address.rstrip("/")
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         self._headers = {"Content-Type": "application/json", "User-Agent": "infermux", **(headers or {})}
         self._pattern = re.compile(pattern) if pattern else None
@@ -139,16 +141,19 @@ class HTTPProvider(Provider):
 
     def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
         try:
-            body = self.dialect.encode_request(request, stream=stream)
+            body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
         except ValueError as error:
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
         prepared = requests.PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
-        prepared.url = self._base_url + self.dialect.path(request, stream=stream)
-        headers = self._headers | (self.dialect.auth(self._key.reveal()) if self._key else {}) | {
+        prepared.url = self._url(self.dialect.path(request, stream=stream))
+        headers = self._headers | (self.dialect.auth(self._key.reveal()) if self._key else {}) | self.dialect.headers(request) | {
             "Content-Length": str(len(body)), "Accept-Encoding": "identity" if stream else "gzip, deflate"}
         prepared.headers = cast(Any, headers)       # sent as it is: a case-insensitive copy would cost more than the call's JSON
         return prepared
+
+    def _url(self, path: str) -> str:
+        return f"{self._base_url}{path}{'&' if '?' in path else '?'}{self._query}" if self._query else self._base_url + path
 
     def _post(self, prepared: requests.PreparedRequest, exchange: _Exchange) -> requests.Response:
         adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(os.getpid(), _Adapter())

@@ -8,16 +8,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 from flask.sansio.app import App
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from .. import jsons
 from ..call import Call
 from ..errors import InferMuxError, MethodNotAllowed, RequestError, RequestTooLarge, UnsupportedEncoding, shown
+from ..jsons import Document
+from ..protocol import InferRequest, new_id
 from ..router import Router
 from ..trace import parse
-from ..types import ANYONE, JSON, Caller, TraceContext
+from ..types import ANYONE, JSON, Caller
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"
@@ -59,15 +61,25 @@ def guarded(view: View, render: Render) -> View:
     @functools.wraps(view)
     def guard(**arguments: str) -> Response:
         try:
-            return view(**arguments)
+            answer = view(**arguments)
         except InferMuxError as error:
-            return failed(error, render)
+            answer = failed(error, render)
         except HTTPException:
             raise
         except Exception:
             log.exception("a request could not be answered")
-            return failed(InferMuxError("internal error"), render)
+            answer = failed(InferMuxError("internal error"), render)
+        if "X-Request-Id" not in answer.headers:
+            answer.headers["X-Request-Id"] = answer.headers["Request-Id"] = new_id()
+        return answer
     return guard
+
+
+def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, door: str) -> Call:
+    """Return the call that a request starts; an error answer finds it again, for its headers."""
+    call = router.begin(wanted, caller=caller(identify), door=door, trace=parse(request.headers.get("traceparent")))
+    g.infermux_call = call
+    return call
 
 
 def _refusal(allow: str) -> View:
@@ -83,8 +95,8 @@ def body(limit: int = MAX_BODY) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
-    host_limit = request.max_content_length
-    limit = limit if host_limit is None else min(limit, host_limit)
+    if request.max_content_length is not None:      # the app's own MAX_CONTENT_LENGTH
+        limit = min(limit, request.max_content_length)
     request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
     try:
         data = request.get_data()
@@ -99,15 +111,18 @@ def body(limit: int = MAX_BODY) -> bytes:
     return data
 
 
+def document() -> Document:
+    """Return the JSON object that the request's body holds; raise RequestError naming what is odd about it."""
+    try:
+        return jsons.document(body())
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
 def caller(identify: Identify | None) -> Caller:
     """Return who is calling: what the mounting app says, or anyone."""
     found = identify() if identify is not None else None
     return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
-
-
-def trace() -> TraceContext | None:
-    """Return the W3C trace context of the request, if it has a valid one."""
-    return parse(request.headers.get("traceparent"))
 
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -122,7 +137,8 @@ def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | No
 
 def failed(error: InferMuxError, render: Render) -> Response:
     """Return an error in a door's own form; after our own retries nobody else should retry a 5xx."""
-    headers = {}
+    call = g.get("infermux_call")
+    headers = call_headers(call) if call is not None else {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
     if error.retry_after is not None:
@@ -143,7 +159,11 @@ def call_headers(call: Call) -> dict[str, str]:
     headers = {"X-Request-Id": call.id, "Request-Id": call.id, "X-Infermux-Attempts": str(len(call.attempts)),
                "X-Infermux-Latency-Ms": str(call.latency_ms)}
     if call.attempts:
-        headers |= {"X-Infermux-Provider": call.provider, "X-Infermux-Model": header_value(call.model)}
+        upstream = sum(attempt.seconds for attempt in call.attempts) * 1000
+        headers |= {"X-Infermux-Provider": header_value(call.provider), "X-Infermux-Model": header_value(call.model),
+                    "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"}
+    if call.request.dropped:
+        headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
     if call.ended is not None and call.usage is not None:
         headers |= {"X-Infermux-Prompt-Tokens": str(tokens_in), "X-Infermux-Completion-Tokens": str(tokens_out),
                     "X-Infermux-Cost": "unpriced" if call.cost is None else f"{call.cost_usd:.12f}".rstrip("0").rstrip(".")}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from flask import Response
+from flask import Response, request
 
 from .. import cli, jsons
-from ..call import Call
-from ..errors import ProtocolError, RequestError, shown
-from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest, InferResponse, Message
-from ..router import Router
-from . import Door, Identify, body, bytes_answer, call_headers, caller, door, json_answer, plain_error, trace
+from ..errors import InferMuxError, ProtocolError, shown
+from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest, Message
+from ..router import Router, Stream
+from ..sse import Event, comment
+from ..types import JSON, Chunk, Usage
+from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, json_answer, plain_error
+from .streams import sse_answer
 
+NAME = "mist"
 SOURCE = "infermux"
 
 
@@ -33,18 +36,19 @@ def mist(router: Router, identify: Identify | None) -> Response:
     message = Message.read(body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call, response = _ask(router, identify, InferRequest.from_dict(message.data))
+    call = begin(router, InferRequest.from_dict(message.data), identify, door=NAME)
+    response = router.answer(call)
     reply = Message.wrap(SOURCE, INFER_RESPONSE, response.to_dict(), checksum=bool(message.checksum))
     return bytes_answer(reply.to_bytes(), headers=call_headers(call))
 
 
 def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
-    try:
-        data = jsons.loads(body())
-    except ValueError as error:
-        raise RequestError(str(error)) from None
-    call, response = _ask(router, identify, InferRequest.from_dict(data))
+    call = begin(router, InferRequest.from_dict(document().value), identify, door=NAME)
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        stream = router.open(call)
+        return sse_answer(stream, Encoder(stream))
+    response = router.answer(call)
     return json_answer(response.to_dict(), headers=call_headers(call))
 
 
@@ -53,6 +57,26 @@ def providers(router: Router) -> Response:
     return json_answer(router.registry.to_dict())
 
 
-def _ask(router: Router, identify: Identify | None, request: InferRequest) -> tuple[Call, InferResponse]:
-    call = router.begin(request, caller=caller(identify), door="mist", trace=trace())
-    return call, router.answer(call)
+class Encoder:
+    """Says a stream in MIST's words: what each chunk adds, and at the end the whole infer.response."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def encode(self, chunk: Chunk) -> bytes:
+        """Return one delta: content, reasoning, refusal, tool_calls, whichever there is."""
+        delta = {name: value for name, value in (("content", chunk.text), ("reasoning", chunk.reasoning), ("refusal", chunk.refusal),
+                                                 ("tool_calls", chunk.tool_calls)) if value}
+        return Event(jsons.encode({"delta": delta}), b"infer.delta").encode() if delta else b""
+
+    def end(self, summary: JSON, usage: Usage | None) -> bytes:
+        """Return the whole answer."""
+        return Event(jsons.encode(self._stream.response().to_dict()), INFER_RESPONSE.encode()).encode()
+
+    def error(self, error: InferMuxError) -> bytes:
+        """Return the event that tells of a failure."""
+        return Event(jsons.encode(plain_error(error)), b"error").encode()
+
+    def heartbeat(self) -> bytes:
+        """Return what readers skip."""
+        return comment("waiting for the provider")

@@ -139,7 +139,7 @@ def check_usage(found: InferResponse, usage: dict[str, Any] | None) -> None:
     assert found.usage.input_tokens == usage["all_input_tokens"] and found.usage.output_tokens == usage["all_output_tokens"]
     for name in ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens"):
         assert getattr(found.usage, name) == usage.get(name)
-    assert found.usage.tool_use_tokens == (usage.get("raw") or {}).get("toolUsePromptTokenCount")
+    assert found.usage.tool_use_tokens == usage.get("tool_use_prompt_tokens")
     assert (found.tokens_in, found.tokens_out) == (usage["all_input_tokens"] or 0, usage["all_output_tokens"] or 0)
 
 
