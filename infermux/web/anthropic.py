@@ -1,0 +1,70 @@
+"""The Anthropic door: what the official SDK and Claude Code need to work with any model behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from flask import Response, request
+
+from .. import tokens
+from ..dialects import anthropic as dialect
+from ..dialects import anthropic_door as wire
+from ..dialects.anthropic_stream import Encoder
+from ..protocol import CHAT, InferRequest
+from ..router import Router
+from . import Door, Identify, begin, bytes_answer, call_headers, document, door, json_answer
+from .openai import model_routes
+from .streams import sse_answer
+
+NAME = "anthropic"
+COUNT = "count_tokens"
+
+
+def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
+    """Return the Anthropic endpoints, bound to *router*; a client's base URL is the service's own."""
+    return door("infermux_anthropic", router, [
+        ("POST", "/v1/messages", partial(messages, router, caller)),
+        ("POST", "/v1/messages/count_tokens", partial(count_tokens, router, caller)),
+        *model_routes(router),
+    ], render=wire.encode_error)
+
+
+def messages(router: Router, identify: Identify | None) -> Response:
+    """Answer a message, streamed or not."""
+    wanted, wants_stream = _read(CHAT)
+    call = begin(router, wanted, identify, door=NAME)
+    if wants_stream:
+        stream = router.open(call)
+        native = stream.dialect == dialect.NAME
+        return sse_answer(stream, Encoder(model=call.model, ident=f"msg_{call.id}", native=native))
+    response = router.answer(call)
+    if response.native is not None and response.native[0] == dialect.NAME:
+        return bytes_answer(response.native[1], headers=call_headers(call))
+    data = wire.encode_response(response)
+    if not response.id.startswith("msg_"):
+        data["id"] = f"msg_{call.id}"
+    return json_answer(data, headers=call_headers(call))
+
+
+def count_tokens(router: Router, identify: Identify | None) -> Response:
+    """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
+    wanted, _ = _read(COUNT)
+    call = begin(router, wanted, identify, door=NAME)
+    target = router.plan(wanted).targets[0]
+    counts = getattr(getattr(router.registry.get(target.provider), "dialect", None), "COUNTS_TOKENS", False)
+    if not counts:
+        estimate = tokens.estimate_messages(wanted.messages)
+        return json_answer({"input_tokens": estimate, "infermux": {"estimated": True}}, headers={"X-Request-Id": call.id})
+    response = router.answer(call)
+    if response.native is not None and response.native[0] == dialect.NAME:
+        return bytes_answer(response.native[1], headers=call_headers(call))
+    return json_answer({"input_tokens": response.extra.get("input_tokens", response.tokens_in)}, headers=call_headers(call))
+
+
+def _read(op: str) -> tuple[InferRequest, bool]:
+    wanted, wants_stream = wire.decode_request(document(), op=op)
+    headers = {name.lower(): value for name, value in request.headers.items() if name.lower().startswith("anthropic-")}
+    return replace(wanted, headers=headers), wants_stream
+
+

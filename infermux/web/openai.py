@@ -1,0 +1,99 @@
+"""The OpenAI door: what the official SDK needs to work with any model behind it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from flask import Response
+
+from ..call import Call
+from ..dialects import openai as dialect
+from ..dialects import openai_door as wire
+from ..errors import ModelNotFound, UnsupportedParameter, shown
+from ..protocol import CHAT, InferRequest, InferResponse
+from ..router import Router
+from ..types import JSON
+from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, json_answer
+from .streams import sse_answer
+
+NAME = "openai"
+
+
+def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
+    """Return the OpenAI endpoints, bound to *router*; a client's base URL ends in /v1."""
+    return door("infermux_openai", router, [
+        ("POST", "/v1/chat/completions", partial(complete, router, caller, CHAT)),
+        ("POST", "/v1/completions", partial(complete, router, caller, "completions")),
+        ("POST", "/v1/embeddings", partial(complete, router, caller, "embeddings")),
+        ("POST", "/v1/responses", partial(complete, router, caller, "responses")),
+        *model_routes(router),
+    ], render=wire.encode_error)
+
+
+def model_routes(router: Router) -> list[tuple[str, str, View]]:
+    """Return the routes of the model list, which the Anthropic SDK asks for too."""
+    return [("GET", "/v1/models", partial(models, router)), ("GET", "/v1/models/<path:ident>", partial(model, router))]
+
+
+def complete(router: Router, identify: Identify | None, op: str) -> Response:
+    """Answer one of the POST endpoints, streamed or not."""
+    request, wants_stream = wire.decode_request(document(), op=op)
+    call = begin(router, request, identify, door=NAME)
+    if wants_stream and op != "embeddings":
+        stream = router.open(call)
+        return sse_answer(stream, wire.Encoder(model=call.model, ident=f"chatcmpl-{call.id}", created=int(time.time()), op=op,
+                                               include_usage=_wants_usage(request)))
+    return _answer(call, router.answer(call))
+
+
+def _wants_usage(request: InferRequest) -> bool:
+    options = request.native.body.value.get("stream_options") if request.native else None
+    return bool(options and options.get("include_usage"))
+
+
+def _answer(call: Call, response: InferResponse) -> Response:
+    """Return the answer: as it came where it came in this dialect."""
+    headers = call_headers(call)
+    if response.native is not None and response.native[0] == dialect.NAME:
+        return bytes_answer(response.native[1], headers=headers)
+    op = call.request.op
+    if op == CHAT:
+        data = wire.encode_response(response, created=int(time.time()))
+        data["id"] = response.id or f"chatcmpl-{call.id}"
+        return json_answer(data, headers=headers)
+    if op == "embeddings" and response.extra.get("data"):
+        return json_answer(wire.encode_embeddings(response, base64=call.request.params.get("encoding_format") == "base64"), headers=headers)
+    raise UnsupportedParameter(f"the model {shown(call.model)} has no {op}", param="model")
+
+
+def models(router: Router) -> Response:
+    """List the models, in a form that both official SDKs read."""
+    data = [_model(name, provider) for provider, name in _known(router)]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return json_answer({"object": "list", "data": data, "has_more": False, **ends})
+
+
+def model(router: Router, ident: str) -> Response:
+    """Describe one model."""
+    try:
+        target = router.registry.resolve(ident)[0]
+    except ModelNotFound:
+        raise ModelNotFound(f"no provider for model {shown(ident)}", param="model") from None
+    return json_answer(_model(ident, target.provider))
+
+
+def _known(router: Router) -> list[tuple[str, str]]:
+    """Return each model once, with the first provider that lists it."""
+    found: dict[str, str] = {}
+    for member in router.registry:
+        for name in member.models:
+            found.setdefault(name, member.name)
+    return [(provider, name) for name, provider in found.items()]
+
+
+def _model(name: str, provider: str) -> JSON:
+    return {"id": name, "object": "model", "created": 0, "owned_by": provider, "type": "model", "display_name": name,
+            "created_at": "1970-01-01T00:00:00Z"}
+
+

@@ -1,0 +1,60 @@
+"""Streams to a client: one way for every door and dialect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+from flask import Response
+
+from ..call import Call
+from ..errors import InferMuxError
+from ..router import Stream
+from ..types import HEARTBEAT, JSON, Chunk, Usage
+from . import call_headers
+
+log = logging.getLogger("infermux")
+
+
+class Encoder(Protocol):
+    """How a door says a stream in its dialect."""
+
+    def encode(self, chunk: Chunk) -> bytes:
+        """Return the events for a chunk; nothing where there is nothing to say."""
+    def end(self, summary: JSON, usage: Usage | None) -> bytes:
+        """Return the last events and the terminator of a stream that is whole."""
+    def error(self, error: InferMuxError) -> bytes:
+        """Return the event that tells of a failure; no terminator follows it."""
+    def heartbeat(self) -> bytes:
+        """Return a sign of life, by which a client that has gone is noticed too."""
+
+
+def sse_answer(stream: Stream, encoder: Encoder) -> Response:
+    """Return the stream as server-sent events; it is closed however the answer ends, also if nobody ever reads it."""
+    answer = Response(_events(stream, encoder), content_type="text/event-stream; charset=utf-8", headers={
+        "Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff", **call_headers(stream.call)})
+    answer.call_on_close(stream.close)
+    return answer
+
+
+def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
+    try:
+        for chunk in stream:
+            data = encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
+            if data:
+                yield data
+        yield encoder.end(summary(stream.call), stream.call.usage)
+    except InferMuxError as error:
+        yield encoder.error(error)
+    except Exception:                       # a bug of ours must not look like the end of an answer
+        log.exception("a stream could not be passed on")
+        yield encoder.error(InferMuxError("internal error"))
+
+
+def summary(call: Call) -> JSON:
+    """Return what is known of a call at its end, for the last event of its stream."""
+    tokens_in, tokens_out = call.tokens
+    data: JSON = {"id": call.id, "provider": call.provider, "model": call.model, "attempts": len(call.attempts),
+                  "latency_ms": call.latency_ms, "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "cost_usd": call.cost_usd}
+    return data | ({"estimated": True} if call.usage and call.usage.estimated else {})
