@@ -15,11 +15,12 @@ from ..jsons import Document
 from ..protocol import CHAT, InferRequest, InferResponse, text_of
 from ..types import HEARTBEAT, JSON, Chunk, Usage
 from . import Events, Headers, count, items, obj, provider_error, retry_after, text, whole
+from .openai_request import NAME, translated
 
-NAME = "openai"
+__all__ = ["NAME", "auth", "decode_error", "decode_events", "decode_response", "decode_whole", "encode_request", "headers", "path"]
+
 PATHS = {CHAT: "/chat/completions", "completions": "/completions", "embeddings": "/embeddings", "responses": "/responses"}
 DONE = b"[DONE]"
-_TRANSLATION_ONLY = ("reasoning_details", "reasoning_content")     # members that another dialect's door put into a message
 
 
 def path(request: InferRequest, *, stream: bool) -> str:
@@ -42,10 +43,10 @@ def encode_request(request: InferRequest, *, stream: bool, drop: list[str] | Non
     native = request.native
     if native is not None and native.dialect == NAME:
         return _respelled(native.body, request, stream=stream).encode()
-    body: JSON = {"model": request.model}
-    if request.op == CHAT:
-        body["messages"] = [_outgoing(message) for message in request.messages] if native else list(request.messages)
-    body |= request.params
+    if native is not None:
+        body = translated(request, drop)
+    else:
+        body = {"model": request.model, **({"messages": list(request.messages)} if request.op == CHAT else {}), **request.params}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return jsons.encode(body)
@@ -58,10 +59,6 @@ def _respelled(body: Document, request: InferRequest, *, stream: bool) -> str:
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
     return body.replaced(new) if new else body.text
-
-
-def _outgoing(message: JSON) -> JSON:
-    return {name: value for name, value in message.items() if name not in _TRANSLATION_ONLY}
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import http.client
 import importlib
-import io
 import os
 import re
 import ssl
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import requests
 import requests.adapters
@@ -31,21 +29,15 @@ from ..protocol import InferRequest, InferResponse
 from ..sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import Provider
+from .wire import Exchange, Response, Timeouts, current
+
+__all__ = ["FOREIGN", "HTTPProvider", "Timeouts", "mapped"]
 
 MAX_RESPONSE = 32 * 1024 * 1024             # decoded bytes of one answer, or of one stream's events read at a time
 HEARTBEAT_SECONDS = 10.0                    # how long a stream may be silent before a sign of life goes to the client
 DRAIN_SECONDS = 0.02                        # how long the end of a finished stream is waited for, to keep its connection
 POOL = 1024                                 # idle connections that are kept: more than any worker has threads
 _READ = 65536
-
-
-class Timeouts(NamedTuple):
-    """Seconds; each is also cut to what is left of the call's deadline."""
-
-    connect: float = 5.0
-    first_byte: float = 60.0
-    idle: float = 30.0                      # between two pieces of a stream
-    total: float = 600.0                    # of a stream, once it has begun
 
 
 class HTTPProvider(Provider):
@@ -81,7 +73,7 @@ class HTTPProvider(Provider):
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
         with _foreign():
-            data = self._read(self._send(prepared, _Exchange(deadline, self.timeouts)))
+            data = self._read(self._send(prepared, Exchange(deadline, self.timeouts)))
         with _sense():
             return self.dialect.decode_response(data, request)
 
@@ -92,7 +84,7 @@ class HTTPProvider(Provider):
         """
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
-        exchange = _Exchange(deadline, self.timeouts)
+        exchange = Exchange(deadline, self.timeouts)
         with _foreign(), _sense():
             response = self._send(prepared, exchange)
             try:
@@ -109,7 +101,7 @@ class HTTPProvider(Provider):
             finally:
                 response.raw.close()        # a stream that was left in the middle must stop costing money at once
 
-    def _chunks(self, response: requests.Response, exchange: _Exchange, request: InferRequest) -> Iterator[Chunk]:
+    def _chunks(self, response: requests.Response, exchange: Exchange, request: InferRequest) -> Iterator[Chunk]:
         if "event-stream" in response.headers.get("content-type", ""):
             return self.dialect.decode_events(self._events(response, exchange), request)
         return self.dialect.decode_whole(self._read(response), request)
@@ -125,7 +117,7 @@ class HTTPProvider(Provider):
         return request if (request.provider, request.model) == (self.name, model) else replace(
             request, provider=self.name, model=model)
 
-    def _send(self, prepared: requests.PreparedRequest, exchange: _Exchange) -> requests.Response:
+    def _send(self, prepared: requests.PreparedRequest, exchange: Exchange) -> requests.Response:
         try:
             response = self._post(prepared, exchange)
         except requests.exceptions.ConnectionError:
@@ -155,13 +147,13 @@ class HTTPProvider(Provider):
     def _url(self, path: str) -> str:
         return f"{self._base_url}{path}{'&' if '?' in path else '?'}{self._query}" if self._query else self._base_url + path
 
-    def _post(self, prepared: requests.PreparedRequest, exchange: _Exchange) -> requests.Response:
+    def _post(self, prepared: requests.PreparedRequest, exchange: Exchange) -> requests.Response:
         adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(os.getpid(), _Adapter())
-        _local.exchange = exchange
+        current.exchange = exchange
         try:
             return adapter.send(prepared, stream=True, timeout=exchange.timeouts(), verify=self._verify, proxies=self._proxies)
         finally:
-            _local.exchange = None
+            current.exchange = None
 
     def _read(self, response: requests.Response) -> bytes:
         """Return the whole body, decoded and bounded."""
@@ -173,7 +165,7 @@ class HTTPProvider(Provider):
                 raise ProviderUnavailable("the provider's answer is longer than this service takes")
         return bytes(data)
 
-    def _events(self, response: requests.Response, exchange: _Exchange) -> Iterator[Event | None]:
+    def _events(self, response: requests.Response, exchange: Exchange) -> Iterator[Event | None]:
         """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
         parser, raw, size, last = Parser(), response.raw, 0, time.monotonic()
         while True:
@@ -257,114 +249,16 @@ def mapped(error: BaseException) -> ProviderError:
     return ProviderUnavailable("the connection to the provider broke")
 
 
-# -- sockets under a deadline ------------------------------------------------------------------------------------------
-
-_local = threading.local()
-
-
-class _Exchange:
-    """What one request and its connection know of each other."""
-
-    def __init__(self, deadline: Deadline, limits: Timeouts) -> None:
-        self.deadline = deadline
-        self.limits = limits
-        self.limit: float | None = limits.first_byte
-        self.fresh = False                  # a kept connection will not do
-        self.connected = False              # the connection was made for this request
-        self.received = False               # at least one byte has come
-        self.wire: _Wire | None = None
-
-    @property
-    def stale(self) -> bool:
-        """Whether the connection was a kept one that died before the first byte of an answer."""
-        return not (self.connected or self.received or self.fresh)
-
-    def timeouts(self) -> tuple[float, float]:
-        """Return the time to connect and to the first byte."""
-        if self.deadline.expired:
-            raise ProviderTimeout("no time is left to ask the provider")
-        return max(0.001, self.deadline.cap(self.limits.connect)), max(0.001, self.deadline.cap(self.limits.first_byte))
-
-    @property
-    def live(self) -> bool:
-        """Whether the body's end has not been read yet."""
-        return self.wire is not None and not self.wire.reader.closed
-
-    def silent(self, seconds: float) -> bool:
-        """Wait until a byte can be read; return True if none came within *seconds*, raise TimeoutError past the idle limit."""
-        return self.wire is not None and self.wire.silent(seconds)
-
-
-class _Wire(io.RawIOBase):
-    """The reading side of a socket; each read waits no longer than the exchange allows."""
-
-    def __init__(self, sock: Any, raw: Any, exchange: _Exchange) -> None:
-        self._sock = sock
-        self._raw = raw                     # keeps the socket open until the body is read
-        self._exchange = exchange
-        self._patience: float | None = None
-        self._gave_up = False
-        self._silence = 0.0
-        self.reader = io.BufferedReader(self, _READ)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        exchange, patience = self._exchange, self._patience
-        limit = exchange.deadline.cap(exchange.limit)
-        wait = limit if patience is None else min(patience, limit)
-        if wait <= 0:
-            raise TimeoutError("deadline")
-        self._sock.settimeout(wait)
-        try:
-            size: int = self._sock.recv_into(buffer)
-        except TimeoutError:
-            self._silence += wait
-            if patience is None or exchange.deadline.expired or self._silence >= (exchange.limit or 0):
-                raise
-            self._gave_up = True
-            return None
-        self._silence = 0.0
-        exchange.received = True
-        return size
-
-    def silent(self, seconds: float) -> bool:
-        """Return whether nothing came within *seconds*."""
-        if self.reader.closed:
-            return False
-        self._patience, self._gave_up = seconds, False
-        try:
-            self.reader.peek(1)
-        finally:
-            self._patience = None
-        return self._gave_up
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._raw.close()
-
-
-class _Response(http.client.HTTPResponse):
-    """An answer whose bytes are read through a _Wire."""
-
-    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        exchange: _Exchange | None = getattr(_local, "exchange", None)
-        if exchange is not None:
-            exchange.wire = _Wire(sock, self.fp.detach(), exchange)
-            self.fp = cast(Any, exchange.wire.reader)
-
+# -- connections -------------------------------------------------------------------------------------------------------
 
 class _Fresh:
     """Notes in the exchange that the connection is a new one."""
 
-    response_class: Any = _Response
+    response_class: Any = Response
 
     def connect(self) -> None:
         super().connect()                   # type: ignore[misc]  # a mixin over urllib3's connections
-        exchange = getattr(_local, "exchange", None)
+        exchange = getattr(current, "exchange", None)
         if exchange is not None:
             exchange.connected = True
 
@@ -381,7 +275,7 @@ class _Kept:
     """Hands out a kept connection unless the exchange wants a fresh one."""
 
     def _get_conn(self, timeout: float | None = None) -> Any:
-        exchange = getattr(_local, "exchange", None)
+        exchange = getattr(current, "exchange", None)
         if exchange is not None and exchange.fresh:
             return self._new_conn()         # type: ignore[attr-defined]
         return super()._get_conn(timeout)   # type: ignore[misc]
