@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import config as configuration
-from .config import Config, ProviderConfig, meant
+from .config import Config, ProviderConfig
 from .errors import ConfigError
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .registry import Registry
 from .router import Router
+from .schema import meant
 
 ECHO = "echo"
 log = logging.getLogger("infermux")

@@ -95,13 +95,13 @@ class Call:
     @property
     def provider(self) -> str:
         """The provider that answered, or that was tried last."""
-        return self.attempts[-1].target.provider if self.attempts else self.request.provider
+        return self.attempts[-1].target.provider if self.attempts else _name(self.request.provider)
 
     @property
     def model(self) -> str:
         """The model that answered, or else the one that was asked for."""
         if not self.attempts:
-            return self.request.model[:200] if isinstance(self.request.model, str) else ""
+            return _name(self.request.model)
         last = self.attempts[-1]
         return last.served or last.target.model
 
@@ -115,6 +115,11 @@ class Call:
     def cost_usd(self) -> float | None:
         """The cost in dollars, for a wire; None where the price is not known."""
         return usd(self.cost)
+
+
+def _name(value: object) -> str:
+    """Return a caller's own value as far as a record takes it."""
+    return value[:200] if isinstance(value, str) else ""
 
 
 def usd(pico: int | None) -> float | None:
@@ -153,6 +158,8 @@ class Fold:
             self._add_call(call)
         for detail in chunk.details:
             self._add_detail(detail)
+        if not isinstance(chunk.usage, Usage | None):
+            raise TypeError("the usage of a chunk is not of its type")
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.usage = chunk.usage or self.usage
         self.model = chunk.model or self.model

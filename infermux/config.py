@@ -1,106 +1,165 @@
-"""The configuration: from the environment to one frozen Config. The only place that reads the environment."""
+"""Where the configuration comes from: infermux.toml and the environment. The only place that reads the environment."""
 
 from __future__ import annotations
 
-import difflib
 import os
+import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, shown
+from .schema import Secret, meant, of_type, table, url
+from .settings import Config, KeyConfig, LedgerConfig, ModelConfig, ProviderConfig, Reliability, Server, Trace, target_names
+
+__all__ = ["Config", "Missing", "NotTOML", "ProviderConfig", "Secret", "load", "override"]
 
 PREFIX = "INFERMUX_"
+FILE = "infermux.toml"
 
 
-class Secret:
-    """A value that shows itself only where it is asked to: not in a repr, a log line or a traceback."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        if not value.isascii() or not value.isprintable():
-            raise ConfigError("a secret must be printable ASCII on one line")
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the value itself."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    __str__ = __repr__
+class Missing(ConfigError):
+    """There is no such file."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderConfig:
-    """One provider: what of it is not said comes from the preset of its type."""
-
-    name: str
-    type: str                               # a preset, a dialect, or the name of an installed plug-in
-    base_url: str = ""
-    api_key: Secret | None = None
-    models: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)    # what a plug-in's own type understands
+class NotTOML(ConfigError):
+    """The file is not TOML."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """How hard a call is tried."""
-
-    attempts: int = 3                       # upstream requests per call, over all targets
-    deadline: float = 60.0                  # seconds per call, over all attempts and waits
-    on_unsupported: str = "error"           # or "drop": what to do with a parameter that a vendor's format cannot express
+_SECTIONS: dict[str, Any] = {"reliability": Reliability, "server": Server, "ledger": LedgerConfig, "trace": Trace}
+_TABLES = ("providers", "models", "keys", *_SECTIONS)
+_USUAL = {"OLLAMA_HOST": 11434, "VLLM_BASE_URL": 8000, "LMSTUDIO_BASE_URL": 1234, "LLAMACPP_BASE_URL": 8080}     # ports
+_SECRETS = {"api_key", "admin", "hash"}
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """What a service is given."""
+def load(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str] | None = None,
+         path: str | None = None) -> Config:
+    """Return the configuration of the file and the environment; raise ConfigError naming file, place and remedy.
 
-    workers: int = 2
-    threads: int = 256                      # per worker: a call holds its thread for as long as the model takes
-    graceful: int = 30                      # seconds that calls in flight get at SIGTERM
-    max_body: int = 32 * 1024 * 1024        # bytes of a request
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Where spans go."""
-
-    tokentrace: str = ""                    # TokenTrace's address; empty: nowhere
-    threads: int = 2
-    queue: int = 1000                       # spans that may wait; more are dropped, and counted
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Everything that was configured."""
-
-    providers: tuple[ProviderConfig, ...] = ()
-    reliability: Reliability = Reliability()
-    server: Server = Server()
-    trace: Trace = Trace()
-
-
-_SECTIONS = {"reliability": Reliability, "server": Server, "trace": Trace}
-_PROVIDER_SCALARS = ("base_url", "api_key", "models")
-
-
-def load(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Config:
-    """Return the configuration that the environment holds; raise ConfigError naming the variable that is wrong.
-
-    *keys* gives, in order, each preset's variables: a provider is configured where one of them is set. *addresses* gives the
-    variables of those whose address is not in <NAME>_BASE_URL.
+    The file is *path*, else INFERMUX_CONFIG, else ./infermux.toml. Without one, *keys* gives, in order, each preset's variables: a
+    provider is configured where one of them is set. *addresses* gives the variables of those whose address is not in
+    <NAME>_BASE_URL.
     """
     environ = os.environ if environ is None else environ
-    config = Config(providers=tuple(_providers(keys, addresses, environ)))
+    file = path or environ.get(f"{PREFIX}CONFIG", "").strip() or (FILE if Path(FILE).is_file() else "")
+    config = _from_file(file, keys, addresses, environ) if file else Config(providers=tuple(_providers(keys, addresses, environ)))
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIX) and "__" in name:
             config = _overridden(config, name, value)
     return config
 
+
+def _from_file(file: str, keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str]) -> Config:
+    try:
+        data = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Missing(f"there is no file {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NotTOML(f"{file} is not TOML: {error}") from None
+    except OSError as error:
+        raise Missing(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        return _read(data, keys, addresses, environ, file)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.message}") from None
+
+
+def _read(data: dict[str, Any], keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str],
+          file: str) -> Config:
+    for name in data:
+        if name not in _TABLES:
+            raise ConfigError(f"there is no section [{name}]{meant(name, _TABLES)}")
+    data = _dereferenced(data, "", environ)
+    providers = tuple(_provider(name, value, keys, addresses, environ) for name, value in _named(data, "providers"))
+    models = tuple(_model(name, value) for name, value in _named(data, "models"))
+    callers = tuple(table(KeyConfig, name=name)(value, f"[keys.{name}]") for name, value in _named(data, "keys"))
+    sections = {name: table(kind)(data[name], f"[{name}]") for name, kind in _SECTIONS.items() if name in data}
+    _check_models(models)
+    return Config(providers=providers, models=models, keys=callers if "keys" in data else None, path=file, **sections)
+
+
+def _named(data: dict[str, Any], section: str) -> list[tuple[str, Any]]:
+    return list(of_type(dict, data.get(section, {}), f"[{section}]").items())
+
+
+def _dereferenced(value: Any, place: str, environ: Mapping[str, str]) -> Any:
+    """Return the tables with every reference to a secret replaced by the secret."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _revealed(item, f"{place}.{name}".lstrip("."), environ) if name in _SECRETS and isinstance(item, str)
+            else _dereferenced(item, f"{place}.{name}".lstrip("."), environ) for name, item in value.items()}
+
+
+def _revealed(value: str, place: str, environ: Mapping[str, str]) -> Any:
+    kind, _, name = value.partition(":")
+    if kind == "env" and name:
+        found = environ.get(name, "").strip()
+        if not found:
+            raise ConfigError(f"{place}: the variable {name} is not set")
+    elif kind == "file" and name:
+        try:
+            found = Path(name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"{place}: the file {name} cannot be read") from None
+    else:
+        return value                        # its reader says what is wrong with it
+    return _made_secret(place, found)
+
+
+def _made_secret(place: str, value: str) -> Secret:
+    try:
+        return Secret(value)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error.message}") from None
+
+
+def _provider(name: str, value: Any, keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str],
+              environ: Mapping[str, str]) -> ProviderConfig:
+    """Return one provider of the file: its key is the preset's variable, unless it has another type, address or key."""
+    provider = table(ProviderConfig, name=name)(value, f"[providers.{name}]")
+    if "/" in name or not name.isprintable() or not name:
+        raise ConfigError(f"[providers.{name}]: a provider's name must be printable and hold no '/'")
+    provider = provider if provider.type else replace(provider, type=name)
+    if provider.api_key is not None or provider.type != name or name not in keys:
+        return provider
+    for found in _providers({name: keys[name]}, addresses, environ):
+        return replace(provider, api_key=found.api_key, base_url=provider.base_url or found.base_url)
+    variables = [variable for variable in keys[name] if not variable.endswith(("_HOST", "_BASE_URL"))]
+    if variables and not provider.base_url:
+        raise ConfigError(f"[providers.{name}] has no key: set {' or '.join(variables)}, or api_key to a reference")
+    return provider
+
+
+def _model(name: str, value: Any) -> ModelConfig:
+    place = f"[models] {name}"
+    if isinstance(value, dict):
+        model = table(ModelConfig, name=name)(value, f"[models.{name}]")
+    else:
+        model = ModelConfig(name, target_names(value, place))
+    for target in model.weights:
+        if target not in model.targets:
+            raise ConfigError(f"[models.{name}].weights: {target!r} is not a target{meant(target, model.targets)}")
+    if model.weights and model.strategy != "weighted":
+        raise ConfigError(f'[models.{name}].weights need strategy = "weighted"')
+    return model
+
+
+def _check_models(models: tuple[ModelConfig, ...]) -> None:
+    """Raise ConfigError if a name leads back to itself."""
+    names = {model.name: (*model.targets, *model.then) for model in models}
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            raise ConfigError(f"[models] {name} leads back to itself: {' -> '.join((*way, name))}")
+        for target in names.get(name, ()):
+            follow(target, (*way, name))
+    for name in names:
+        follow(name, ())
+
+
+# -- the environment ---------------------------------------------------------------------------------------------------
 
 def _providers(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str],
                environ: Mapping[str, str]) -> Iterable[ProviderConfig]:
@@ -113,8 +172,19 @@ def _providers(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str],
             yield ProviderConfig(name, name, base_url=_local(variable, value))
         else:
             address = addresses.get(name) or f"{name.upper()}_BASE_URL"
-            base_url = _url(address, environ.get(address, "").strip())
-            yield ProviderConfig(name, name, base_url=base_url, api_key=_secret(variable, value))
+            base_url = environ.get(address, "").strip()
+            yield ProviderConfig(name, name, base_url=url(base_url, address) if base_url else "", api_key=_made_secret(variable, value))
+
+
+def _local(variable: str, value: str) -> str:
+    """Return the address of a local server from HOST, :PORT, HOST:PORT or a URL, as OLLAMA_HOST is written."""
+    bare = "://" not in value
+    address = f"http://{'127.0.0.1' if value.startswith(':') else ''}{value}" if bare else value
+    parts = urlsplit(url(address, variable))
+    host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::") else parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    usual = (443 if parts.scheme == "https" else 80) if not bare else _USUAL.get(variable, 80)
+    return f"{parts.scheme}://{host}:{parts.port or usual}{parts.path.rstrip('/')}"
 
 
 def _overridden(config: Config, variable: str, value: str) -> Config:
@@ -123,78 +193,47 @@ def _overridden(config: Config, variable: str, value: str) -> Config:
         return _provider_overridden(config, variable, key, value)
     if section not in _SECTIONS:
         raise ConfigError(f"{variable}: there is no section {section!r}{meant(section, [*_SECTIONS, 'providers'])}")
-    known = {item.name: item.type for item in fields(_SECTIONS[section])}
+    kind = _SECTIONS[section]
+    return replace(config, **{section: _field_set(getattr(config, section) or kind(), variable, f"[{section}]", key, value)})
+
+
+def _field_set(record: Any, variable: str, place: str, path: str, value: str) -> Any:
+    key, _, rest = path.partition("__")
+    known = {item.name: item for item in fields(record) if "reader" in item.metadata}
     if key not in known:
-        raise ConfigError(f"{variable}: [{section}] has no {key!r}{meant(key, known)}")
-    new = replace(getattr(config, section), **{key: _scalar(variable, str(known[key]), value)})
-    return replace(config, **{section: new})
+        raise ConfigError(f"{variable}: {place} has no {key!r}{meant(key, known)}")
+    old = getattr(record, key)
+    if rest:
+        if not hasattr(old, "__dataclass_fields__"):
+            raise ConfigError(f"{variable}: {place}.{key} is not a table")
+        return replace(record, **{key: _field_set(old, variable, f"{place}.{key}", rest, value)})
+    return replace(record, **{key: known[key].metadata["reader"](_typed(old, value, known[key].type, variable), variable)})
+
+
+def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
+    """Return the text of a variable as the value that a file would hold."""
+    if "Secret" in str(kind):
+        return _made_secret(variable, value)
+    if isinstance(old, bool):
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    if isinstance(old, tuple):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(old, int | float):
+        try:
+            return type(old)(value)
+        except ValueError:
+            raise ConfigError(f"{variable} must be {'a whole number' if isinstance(old, int) else 'a number'}, "
+                              f"not {shown(value)}") from None
+    return value
 
 
 def _provider_overridden(config: Config, variable: str, path: str, value: str) -> Config:
     name, _, key = path.partition("__")
-    known = {provider.name: provider for provider in config.providers}
+    known = {provider.name.lower(): provider for provider in config.providers}
     if name not in known:
         raise ConfigError(f"{variable}: provider {name!r} is not configured; set its key first{meant(name, known)}")
-    if key not in _PROVIDER_SCALARS:
-        raise ConfigError(f"{variable}: a provider has no {key!r}{meant(key, _PROVIDER_SCALARS)}")
-    new: Any = (_url(variable, value) if key == "base_url" else _secret(variable, value) if key == "api_key"
-                else tuple(model.strip() for model in value.split(",") if model.strip()))
-    return replace(config, providers=tuple(
-        replace(provider, **{key: new}) if provider.name == name else provider for provider in config.providers))
-
-
-def _scalar(variable: str, kind: str, value: str) -> Any:
-    if variable.endswith("ON_UNSUPPORTED") and value not in ("error", "drop"):
-        raise ConfigError(f'{variable} must be "error" or "drop", not {shown(value)}')
-    if kind == "str":
-        return _url(variable, value) if variable.endswith("TOKENTRACE") else value
-    try:
-        number = {"int": int, "float": float}[kind](value)
-    except ValueError:
-        raise ConfigError(f"{variable} must be {'a whole number' if kind == 'int' else 'a number'}, not {shown(value)}") from None
-    if not 0 < number < 10**12:
-        raise ConfigError(f"{variable} must be more than 0, not {shown(value)}")
-    return number
-
-
-def _secret(variable: str, value: str) -> Secret:
-    try:
-        return Secret(value)
-    except ConfigError as error:
-        raise ConfigError(f"{variable}: {error.message}") from None
-
-
-def _local(variable: str, value: str) -> str:
-    """Return the base URL of a local server from HOST, HOST:PORT or a URL, as OLLAMA_HOST is written."""
-    address = value if "://" in value else f"http://{value}"
-    parts = urlsplit(_url(variable, address))
-    host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::", None) else parts.hostname
-    host = f"[{host}]" if ":" in host else host
-    port = parts.port or (443 if parts.scheme == "https" else 11434 if "://" not in value else 80)
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
-
-
-def _url(where: str, value: str) -> str:
-    """Return *value*, empty or an http(s) address without credentials; raise ConfigError naming the place."""
-    if not value:
-        return ""
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018  # raises for a port that is none
-    except ValueError:
-        raise ConfigError(f"{where} is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable() or " " in value:
-        raise ConfigError(f"{where} must be a URL that begins with http:// or https://")
-    if parts.username or parts.password:
-        raise ConfigError(f"{where} must not hold credentials: a key has its own place")
-    return value.rstrip("/")
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt *word*, or what would be right if nothing is close."""
-    names = list(known)
-    close = difflib.get_close_matches(word[:100], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there {'are' if len(names) != 1 else 'is'} {', '.join(names) or 'none'}"
+    new = _field_set(known[name], variable, f"[providers.{name}]", key, value)
+    return replace(config, providers=tuple(new if provider is known[name] else provider for provider in config.providers))
 
 
 def override(name: str, value: str) -> None:

@@ -214,6 +214,11 @@ class ProviderModelNotFound(ProviderError):
 
     status, code, type = 404, "model_not_found", "not_found_error"
 
+    @property
+    def summary(self) -> str:
+        """The code alone: the message is the vendor's."""
+        return f"{self.code}: the provider does not know the model"
+
 
 class ProviderRejected(ProviderError):
     """The provider says that the caller's request is at fault."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 Spans = dict[str, tuple[int, int]]          # where a value begins and ends in the text
 MAX_DEPTH = 200                             # deeper than any real request, far above Python's own stack
 _SPACE = re.compile(r"[ \t\n\r]*")
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]')
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]')  # possessive: a long string would cost memory for going back
 
 
 class Document(NamedTuple):

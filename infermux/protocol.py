@@ -122,13 +122,15 @@ class InferRequest:
         for name in ("model", "provider"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be a string", param=name)
+        if not isinstance(self.meta, Mapping) or not isinstance(self.params, Mapping):
+            raise RequestError("params and meta must be objects", param="params")
         for name, value in self.meta.items():
-            if not isinstance(value, str):
-                raise RequestError(f"meta.{name[:60]} must be a string", param="meta")
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise RequestError(f"meta.{shown(name)[1:-1]} must be a string", param="meta")
         for name in SMUGGLED.intersection(self.params):
             raise RequestError(f"{name!r} is not a caller's to set: providers are configured in the service", param=name)
         if self.op == CHAT:
-            if not self.messages:
+            if not self.messages or not isinstance(self.messages, Sequence) or isinstance(self.messages, str):
                 raise RequestError("messages must be a list of at least one message", param="messages")
             for number, message in enumerate(self.messages):
                 check_message(message, f"messages[{number}]")

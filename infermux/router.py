@@ -15,7 +15,7 @@ from .call import Attempt, Call, Fold, Plan, for_target, usd
 from .errors import InferMuxError, ModelNotFound, ProviderError, ProviderTimeout, ProviderUnavailable, StreamIncomplete
 from .prices import Price, charge
 from .protocol import InferRequest, InferResponse, TraceSpan
-from .providers.base import Member
+from .providers.base import Member, sound
 from .registry import Registry
 from .trace import parse, spans
 from .types import ANYONE, HEARTBEAT, Caller, Chunk, Deadline, Target, TraceContext, Usage
@@ -59,7 +59,7 @@ class Router:
     def begin(self, request: InferRequest, *, caller: Caller = ANYONE, door: str = "library",
               trace: TraceContext | None = None) -> Call:
         """Return the record of a call that starts now; without *trace*, meta.traceparent may name its trace."""
-        header = request.meta.get("traceparent") if trace is None else None
+        header = request.meta.get("traceparent") if trace is None and isinstance(request.meta, Mapping) else None
         if self.on_unsupported == "drop":
             request = replace(request, dropped=[])
         return Call.begin(request, caller=caller, door=door, trace=parse(header) if isinstance(header, str) else trace)
@@ -99,9 +99,10 @@ class Router:
             call.attempts.append(attempt)
             try:
                 return ask(self.registry.member(target.provider), call, attempt, deadline)
-            except ProviderError as error:
+            except InferMuxError as error:
                 attempt.error, attempt.ended = error, time.monotonic()
-                if not error.failover or not queue or len(call.attempts) >= self.attempts:
+                failover = isinstance(error, ProviderError) and error.failover
+                if not failover or not queue or len(call.attempts) >= self.attempts:
                     raise
                 if deadline.expired:
                     raise ProviderTimeout("no provider answered in time") from error
@@ -109,9 +110,7 @@ class Router:
 
     def _ask(self, member: Member, call: Call, attempt: Attempt, deadline: Deadline) -> InferResponse:
         with _Foreign(member.name):
-            response = member.infer(for_target(call.request, attempt.target), deadline)
-            if not isinstance(response, InferResponse):
-                raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
+            response = sound(member.infer(for_target(call.request, attempt.target), deadline))
         attempt.ended = time.monotonic()
         attempt.served = response.model
         usage = response.usage or Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
@@ -139,7 +138,7 @@ class Router:
                         return first, chunks
             raise StreamIncomplete("the provider's stream ended before it began")
         except BaseException:
-            _close(chunks)
+            _close(chunks, member.name)
             raise
 
     # -- what it came to -----------------------------------------------------------------------------------------------
@@ -190,18 +189,24 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
+        if self.call.ended is not None:
+            raise StopIteration
         try:
-            with _Foreign(self.call.provider):
+            with _Foreign(self.call.provider, ends=True):
                 chunk = self._first.popleft() if self._first else next(self._rest)
+                if chunk is not HEARTBEAT:
+                    self._fold.add(chunk)
         except StopIteration:
             self._settle(None)
             raise
         except InferMuxError as error:
             self._settle(error)
             raise
-        if chunk is not HEARTBEAT:
-            self._fold.add(chunk)
         return chunk
+
+    def __del__(self) -> None:
+        if getattr(self, "_finishing", None) is not None:
+            self.close()  # whoever drops a stream without a word has used what came of it all the same
 
     @property
     def dialect(self) -> str:
@@ -230,9 +235,11 @@ class Stream:
             usage = self._fold.usage or Usage()
             if not usage.input_tokens and not usage.output_tokens:
                 usage = self._router._estimated(call, self._fold.text)
-            self._router._charge(call, attempt, usage)
-            _close(self._rest)
-            self._finishing.finish(error)
+            try:
+                self._router._charge(call, attempt, usage)
+                _close(self._rest, call.provider)
+            finally:
+                self._finishing.finish(error)
 
 
 class _Finishing:
@@ -268,24 +275,29 @@ class _Finishing:
 class _Foreign:
     """Turns what a provider raises beside our own errors into one of them, and logs it: it is a bug of the provider."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_ends", "_name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, ends: bool = False) -> None:
         self._name = name
+        self._ends = ends  # whether StopIteration is the end of a stream, and not a stray one
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InferMuxError | StopIteration):
+        if isinstance(error, Exception) and not isinstance(error, InferMuxError) and not (self._ends and isinstance(error, StopIteration)):
             log.error("provider %r raised %s", self._name, type(error).__name__, exc_info=error)
             raise ProviderUnavailable(f"provider {self._name!r} failed") from error
 
 
-def _close(chunks: Any) -> None:
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()
+def _close(chunks: Any, name: str) -> None:
+    """Close a provider's stream; what fails in it must not hide what happened before."""
+    try:
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+    except Exception as error:  # somebody's own code
+        log.error("the stream of provider %r could not be closed", name, exc_info=error)
 
 
 __all__ = ["Observer", "Reports", "Router", "Stream", "Target"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_MARK = b"\xef\xbb\xbf"
 MAX_EVENT = 16 * 1024 * 1024                # bytes of one event: a stream without line ends would otherwise fill memory
 
 
@@ -28,20 +29,20 @@ class Parser:
         self._rest = bytearray()            # the line that has not ended yet
         self._data: list[bytes] = []
         self._name = b""
-        self._size = 0
+        self._size = 0  # of the data of the event that has not ended yet
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that *data* completes; raise ValueError for an event without end."""
         self._rest += data
         if b"\n" not in data:
-            self._bound(len(data))
+            self._bound(len(self._rest))
             return []
         *lines, rest = bytes(self._rest).split(b"\n")
         self._rest = bytearray(rest)
-        self._size = len(rest)
         events: list[Event] = []
         for line in lines:
             self._line(line, events)
+        self._bound(len(rest))
         return events
 
     def end(self) -> list[Event]:
@@ -58,20 +59,22 @@ class Parser:
         if not line:
             if self._data:
                 events.append(Event(b"\n".join(self._data), self._name))
-            self._data, self._name = [], b""
+            self._data, self._name, self._size = [], b"", 0
             return
+        if line.startswith(_MARK):  # a byte order mark may open the stream
+            line = line[len(_MARK) :]
         field, _, value = line.partition(b":")
         if value.startswith(b" "):
             value = value[1:]
-        if field == b"data" or field == b"\xef\xbb\xbfdata":    # a byte order mark may open the stream
-            self._bound(len(value))
+        if field == b"data":
             self._data.append(value)
+            self._size += len(value)
+            self._bound(0)
         elif field == b"event":
             self._name = value
 
     def _bound(self, more: int) -> None:
-        self._size += more
-        if self._size > MAX_EVENT:
+        if self._size + more > MAX_EVENT:
             raise ValueError(f"an event is longer than {MAX_EVENT} bytes")
 
 

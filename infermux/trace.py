@@ -9,6 +9,7 @@ from .call import Call
 from .protocol import TraceSpan
 from .types import TraceContext
 
+KNOWN_FLAGS = 0b11  # sampled, and random (level 2); others must be sent as zero
 OPERATION = "infermux.infer"
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
@@ -26,7 +27,7 @@ def parse(header: str | None) -> TraceContext | None:
 
 def format(context: TraceContext) -> str:
     """Return the traceparent header of *context*, version 00."""
-    return f"00-{context.trace_id}-{context.parent_id}-{context.flags}"
+    return f"00-{context.trace_id}-{context.parent_id}-{int(context.flags, 16) & KNOWN_FLAGS:02x}"
 
 
 def spans(call: Call) -> list[TraceSpan]:

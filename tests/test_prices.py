@@ -21,7 +21,7 @@ from infermux.types import Usage
 
 SHARED = Path(__file__).parents[2] / "shared" / "prices"
 OWN = Path(__file__).parent / "data" / "prices"
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)      # a Monday
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)  # a Monday
 MILLION = 10**6
 ONE = Usage(input_tokens=1)
 
@@ -58,6 +58,7 @@ def charged(usage: Usage, **options: Any) -> Charge:
 
 # What a table of other people's arithmetic says
 
+
 @pytest.mark.parametrize("line", [*lines(SHARED, "vectors.jsonl"), *lines(OWN, "vectors.jsonl")])
 def test_a_vector_is_exact(line: Any) -> None:
     price = find(line["provider"], line["model"])
@@ -88,11 +89,18 @@ def test_a_real_bill(line: Any) -> None:
 
 # What the formula does
 
+
 def test_each_part_has_its_own_price() -> None:
     price = plain(cached_input="0.1", cache_write="2", cache_write_1h="3")
-    usage: Any = {"input_tokens": 10 * MILLION, "cached_input_tokens": 5 * MILLION, "cache_write_tokens": 3 * MILLION,
-             "cache_write_1h_tokens": MILLION, "output_tokens": MILLION, "reasoning_tokens": MILLION}
-    assert dollars(price, **usage) == "19.5"        # 2·1 + 5·0.1 + 2·2 + 1·3 + 1·10
+    usage: Any = {
+        "input_tokens": 10 * MILLION,
+        "cached_input_tokens": 5 * MILLION,
+        "cache_write_tokens": 3 * MILLION,
+        "cache_write_1h_tokens": MILLION,
+        "output_tokens": MILLION,
+        "reasoning_tokens": MILLION,
+    }
+    assert dollars(price, **usage) == "19.5"  # 2·1 + 5·0.1 + 2·2 + 1·3 + 1·10
 
 
 def test_a_missing_figure_falls_back_to_the_next_wider_one() -> None:
@@ -120,13 +128,16 @@ def test_an_embedding_has_no_output_to_price() -> None:
     assert cost(Usage(input_tokens=10, output_tokens=1), price) is None
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [
-    ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4}, None),
-    ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 5}, (6 * 1 + 5 * 20) * 100_000),
-    ({"input_tokens": 0, "cached_input_tokens": 8}, 8 * 100_000),
-    ({"input_tokens": 9, "cache_write_tokens": 2, "cache_write_1h_tokens": 3}, (6 * 10 + 3 * 20) * 100_000),
-    ({"input_tokens": -7, "output_tokens": 0}, 0),
-])
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4}, None),
+        ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 5}, (6 * 1 + 5 * 20) * 100_000),
+        ({"input_tokens": 0, "cached_input_tokens": 8}, 8 * 100_000),
+        ({"input_tokens": 9, "cache_write_tokens": 2, "cache_write_1h_tokens": 3}, (6 * 10 + 3 * 20) * 100_000),
+        ({"input_tokens": -7, "output_tokens": 0}, 0),
+    ],
+)
 def test_parts_beyond_their_whole_are_flagged_and_never_negative(tokens: Any, expected: int | None) -> None:
     usage = Usage(**tokens)
     assert clamped(usage) is (expected is not None)
@@ -164,9 +175,17 @@ def test_a_huge_count_is_still_exact() -> None:
 
 # What moves a price
 
-@pytest.mark.parametrize(("tokens", "expected"), [
-    (199, "0.000199"), (200, "0.0002"), (201, "0.000402"), (400, "0.0008"), (401, "0.001203"),
-])
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (199, "0.000199"),
+        (200, "0.0002"),
+        (201, "0.000402"),
+        (400, "0.0008"),
+        (401, "0.001203"),
+    ],
+)
 def test_a_tier_begins_strictly_above_and_the_highest_wins(tokens: int, expected: str) -> None:
     price = plain(tiers=[{"over": 400, "input": "3"}, {"over": 200, "input": "2"}])
     assert dollars(price, input_tokens=tokens) == expected
@@ -178,14 +197,25 @@ def test_a_tier_rates_the_output_too_and_output_never_chooses_it() -> None:
     assert cost(Usage(input_tokens=1, output_tokens=10**6), price) == (1 + 10**7) * MILLION
 
 
-@pytest.mark.parametrize(("at", "factor"), [
-    ("2026-11-23T00:59:59Z", 1), ("2026-11-23T01:00:00Z", 2), ("2026-11-23T03:59:59.999999Z", 2), ("2026-11-23T04:00:00Z", 1),
-    ("2026-11-23T05:59:59Z", 1), ("2026-11-23T06:00:00Z", 2), ("2026-11-23T09:59:59Z", 2), ("2026-11-23T10:00:00Z", 1),
-    ("2026-11-27T02:00:00Z", 2), ("2026-11-28T02:00:00Z", 1), ("2026-11-29T02:00:00Z", 1),         # Friday and the weekend
-    ("2026-11-23T09:30:00+08:00", 2),                                                           # 01:30 UTC
-    ("2026-11-30T09:30:00+14:00", 1),                                                           # Monday there, Sunday in UTC
-    ("2026-11-23T02:00:00", 2),                                                                 # naive is UTC
-])
+@pytest.mark.parametrize(
+    ("at", "factor"),
+    [
+        ("2026-11-23T00:59:59Z", 1),
+        ("2026-11-23T01:00:00Z", 2),
+        ("2026-11-23T03:59:59.999999Z", 2),
+        ("2026-11-23T04:00:00Z", 1),
+        ("2026-11-23T05:59:59Z", 1),
+        ("2026-11-23T06:00:00Z", 2),
+        ("2026-11-23T09:59:59Z", 2),
+        ("2026-11-23T10:00:00Z", 1),
+        ("2026-11-27T02:00:00Z", 2),
+        ("2026-11-28T02:00:00Z", 1),
+        ("2026-11-29T02:00:00Z", 1),  # Friday and the weekend
+        ("2026-11-23T09:30:00+08:00", 2),  # 01:30 UTC
+        ("2026-11-30T09:30:00+14:00", 1),  # Monday there, Sunday in UTC
+        ("2026-11-23T02:00:00", 2),  # naive is UTC
+    ],
+)
 def test_peak_hours_are_utc_and_on_weekdays(at: str, factor: int) -> None:
     assert cost(Usage(input_tokens=1), price_of("deepseek", "deepseek-flash"), at=moment(at)) == factor * 150_000
 
@@ -231,10 +261,19 @@ def test_without_a_moment_it_is_now() -> None:
     assert cost(Usage(input_tokens=1), plain(since="2020-01-01", next=[{"from": "2021-01-01", "input": "7"}])) == 7 * MILLION
 
 
-@pytest.mark.parametrize(("tier", "expected"), [
-    (None, "1.75"), ("default", "1.75"), ("auto", "1.75"), ("standard", "1.75"), ("nosuch", "1.75"), ("flex", "0.875"),
-    ("priority", "3.5"), ("Priority", "3.5"),
-])
+@pytest.mark.parametrize(
+    ("tier", "expected"),
+    [
+        (None, "1.75"),
+        ("default", "1.75"),
+        ("auto", "1.75"),
+        ("standard", "1.75"),
+        ("nosuch", "1.75"),
+        ("flex", "0.875"),
+        ("priority", "3.5"),
+        ("Priority", "3.5"),
+    ],
+)
 def test_a_service_tier_scales_only_if_it_is_listed(tier: str | None, expected: str) -> None:
     assert dollars(price_of("openai", "gpt-5.2"), tier=tier, input_tokens=MILLION) == expected
 
@@ -260,6 +299,7 @@ def test_the_tier_that_was_billed_wins_over_the_one_asked_for() -> None:
 
 
 # Which price
+
 
 @pytest.mark.parametrize("model", ["gpt-4o" * 40, "x" * 10**6, "gpt-4o-2024-08-06" + " " * 200])
 def test_a_long_id_is_unpriced_and_not_remembered(model: str) -> None:
@@ -304,13 +344,14 @@ def test_a_users_price_goes_before_the_shipped_one_of_the_same_id() -> None:
     own = {"gpt-4o": plain(), "llama3.2": Price.of({"input": "0", "output": "0"})}
     assert charged(ONE, overrides=own) == (MILLION, "override")
     assert charged(ONE, provider="ollama", requested="llama3.2", overrides=own) == (0, "override")
-    assert charged(ONE, served="gpt-4o-2024-08-06", overrides=own) == (MILLION, "override")       # a dated gpt-4o
-    assert charged(ONE, served="gpt-4o-2024-05-13", overrides=own) == (5 * MILLION, "served")     # which the table tells apart
+    assert charged(ONE, served="gpt-4o-2024-08-06", overrides=own) == (MILLION, "override")  # a dated gpt-4o
+    assert charged(ONE, served="gpt-4o-2024-05-13", overrides=own) == (5 * MILLION, "served")  # which the table tells apart
     assert charged(ONE, served="gpt-4o-mini", overrides=own) == (150_000, "served")
     assert charged(ONE, served="Mine", overrides={"Mine": plain()}) == (MILLION, "override")
 
 
 # The table and a user's own
+
 
 def test_the_table_is_sorted_and_dated() -> None:
     listed = [(price.provider, price.id) for price in entries()]
@@ -347,19 +388,33 @@ def test_a_users_number_means_what_it_says(figure: Any, exact: str) -> None:
 
 
 BAD_TERMS: list[tuple[Any, str]] = [
-    ([], "must be a table"), ({}, 'no "input"'), ({"output": "1"}, 'no "input"'),
-    ({"input": "1", "ouput": "1"}, 'did you mean "output"'), ({"input": "1", "id": "x"}, "unknown key"),
+    ([], "must be a table"),
+    ({}, 'no "input"'),
+    ({"output": "1"}, 'no "input"'),
+    ({"input": "1", "ouput": "1"}, 'did you mean "output"'),
+    ({"input": "1", "id": "x"}, "unknown key"),
 ]
 BAD_FIGURES: list[tuple[Any, str]] = [
-    ("-1", "0 or more"), ("-0", "0 or more"), ("nan", "finite"), (float("inf"), "finite"), ("sNaN", "finite"),
-    ("$3", "decimal string"), ("", "decimal string"), (True, "decimal string"), (None, "decimal string"),
-    ("1e999999", "digits"), ("1e-999999", "digits"), ("9" * 40, "digits"),
+    ("-1", "0 or more"),
+    ("-0", "0 or more"),
+    ("nan", "finite"),
+    (float("inf"), "finite"),
+    ("sNaN", "finite"),
+    ("$3", "decimal string"),
+    ("", "decimal string"),
+    (True, "decimal string"),
+    (None, "decimal string"),
+    ("1e999999", "digits"),
+    ("1e-999999", "digits"),
+    ("9" * 40, "digits"),
 ]
 BAD_CHANGES: list[tuple[Any, str]] = [
     ({"max_input": "5"}, r"price\.max_input must be a whole"),
-    ({"max_output": True}, "whole"), ({"max_output": -1}, "whole"),
+    ({"max_output": True}, "whole"),
+    ({"max_output": -1}, "whole"),
     ({"since": "soon"}, r"price\.since must be a date"),
-    ({"since": 5}, "must be a date"), ({"tiers": {}}, "must be a list"),
+    ({"since": 5}, "must be a date"),
+    ({"tiers": {}}, "must be a list"),
     ({"tiers": [5]}, r"tiers\[0\] must be a table"),
     ({"tiers": [{"input": "1"}]}, r"tiers\[0\]\.over must be a whole"),
     ({"tiers": [{"over": 1, "inptu": "1"}]}, 'did you mean "input"'),
@@ -376,10 +431,14 @@ BAD_CHANGES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("terms", "words"), [
-    *BAD_TERMS, *[({"input": figure}, words) for figure, words in BAD_FIGURES],
-    *[({"input": "1"} | change, words) for change, words in BAD_CHANGES],
-])
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        *BAD_TERMS,
+        *[({"input": figure}, words) for figure, words in BAD_FIGURES],
+        *[({"input": "1"} | change, words) for change, words in BAD_CHANGES],
+    ],
+)
 def test_a_bad_price_names_its_fault(terms: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Price.of(terms)
@@ -390,9 +449,17 @@ def test_a_fault_names_the_place() -> None:
         Price.of({"input": "free"}, place='providers.ollama.prices."llama3.2"')
 
 
-@pytest.mark.parametrize(("pico", "text"), [
-    (None, "unpriced"), (0, "0"), (1, "0.000000000001"), (PICO, "1"), (10 * PICO, "10"), (1_500_000_000_000, "1.5"),
-    (-250 * 10**9, "-0.25"),
-])
+@pytest.mark.parametrize(
+    ("pico", "text"),
+    [
+        (None, "unpriced"),
+        (0, "0"),
+        (1, "0.000000000001"),
+        (PICO, "1"),
+        (10 * PICO, "10"),
+        (1_500_000_000_000, "1.5"),
+        (-250 * 10**9, "-0.25"),
+    ],
+)
 def test_dollars_are_exact(pico: int | None, text: str) -> None:
     assert usd(pico) == text

@@ -44,20 +44,58 @@ def test_no_corpus_is_wrong_as_a_whole() -> None:
 def test_samples_that_no_weight_was_fitted_to_are_met() -> None:
     found = errors(OWN)
     assert statistics.median(found) <= 0.10
-    assert found[-1] <= 0.35    # one or two sentences each, so that they scatter more
+    assert found[-1] <= 0.35  # one or two sentences each, so that they scatter more
 
 
-@pytest.mark.parametrize(("text", "tokens"), [
-    ("", 0), (" ", 1), ("a", 1), ("\n", 1), ("\u0301", 2), ("1234567", 3), ("\ud800", 1), ("\0", 1),
-])
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        (" ", 1),
+        ("a", 1),
+        ("\n", 1),
+        ("\u0301", 2),
+        ("1234567", 3),
+        ("\ud800", 1),
+        ("\0", 1),
+    ],
+)
 def test_the_smallest_texts(text: str, tokens: int) -> None:
     assert estimate(text) == tokens
 
 
-@pytest.mark.parametrize("unit", [
-    " ", "a", "A", "é", "ж", "漢", "1", "!", "\n", "\u0301", "\0", "\ud800", "\U0001f600",
-    "aA", "Aa", "a1", " 1", "a ", "1!", "aé", "漢a", "a" * 16 + "1", "A" * 8 + "a", " " * 64 + "a", "\r\n", "\u3000 ", "a!1 é漢",
-])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        " ",
+        "a",
+        "A",
+        "é",
+        "ж",
+        "漢",
+        "1",
+        "!",
+        "\n",
+        "\u0301",
+        "\0",
+        "\ud800",
+        "\U0001f600",
+        "aA",
+        "Aa",
+        "a1",
+        " 1",
+        "a ",
+        "1!",
+        "aé",
+        "漢a",
+        "a" * 16 + "1",
+        "A" * 8 + "a",
+        " " * 64 + "a",
+        "\r\n",
+        "\u3000 ",
+        "a!1 é漢",
+    ],
+)
 def test_five_megabytes_of_anything_take_little_time_and_are_no_bargain(unit: str) -> None:
     text = unit * (5_000_000 // len(unit))
     start = time.process_time()
@@ -77,14 +115,14 @@ def test_the_full_pass_is_linear(unit: str) -> None:
         estimate(text)
         return time.process_time() - start
 
-    assert seconds(2**18) < 16 * seconds(2**15) + 0.05      # 8 times the text; quadratic would be 64
+    assert seconds(2**18) < 16 * seconds(2**15) + 0.05  # 8 times the text; quadratic would be 64
 
 
 def test_a_long_text_is_read_in_pieces_from_end_to_end() -> None:
     half = "The quick brown fox jumps over the lazy dog. " * 10_000
     other = "敏捷的棕色狐狸" * (len(half) // 7)
     assert estimate(half + other) == pytest.approx(estimate(half[:200_000]) / 200_000 * len(half) + 0.835 * len(other), rel=0.03)
-    edge = (half * 2)[:2**18]
+    edge = (half * 2)[: 2**18]
     assert estimate(edge + "x") == pytest.approx(estimate(edge), rel=0.01)
 
 
@@ -108,10 +146,17 @@ def test_tool_calls_count_by_name_and_arguments() -> None:
     assert estimate_messages([message]) == estimate("get_weather") + estimate('{"city": "Paris"}') + PER_MESSAGE
 
 
-@pytest.mark.parametrize("message", [
-    {}, {"content": None}, {"content": 5},
-    {"content": [None, 5, {}, {"type": "text"}, {"type": "text", "text": 5}]}, {"tool_calls": 5},
-    {"tool_calls": [None, {}, {"function": 5}, {"function": {"name": None}}]}, {"content": {"text": "x"}},
-])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"content": None},
+        {"content": 5},
+        {"content": [None, 5, {}, {"type": "text"}, {"type": "text", "text": 5}]},
+        {"tool_calls": 5},
+        {"tool_calls": [None, {}, {"function": 5}, {"function": {"name": None}}]},
+        {"content": {"text": "x"}},
+    ],
+)
 def test_a_misshapen_message_is_no_error(message: Any) -> None:
     assert PER_MESSAGE <= estimate_messages([message]) <= PER_MESSAGE + 1

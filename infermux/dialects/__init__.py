@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..protocol import InferRequest, InferResponse
 from ..sse import Event
-from ..types import JSON, Chunk
+from ..types import JSON, Chunk, Usage
 
 Headers = Mapping[str, str]
 Events = Iterable[Event | None]             # None: nothing came for a while
@@ -106,8 +106,9 @@ def text(value: object) -> str:
 def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chunk]:
     """Yield a whole answer as one chunk."""
     calls = [{**call, "index": index} for index, call in enumerate(response.tool_calls)]
+    usage = response.usage or Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
     yield Chunk(text=response.content, reasoning=response.reasoning, refusal=response.refusal, tool_calls=calls,
-                finish_reason=response.finish_reason or "stop", usage=response.usage, details=response.details,
+                finish_reason=response.finish_reason or "stop", usage=usage, details=response.details,
                 model=response.model, id=response.id, native=native)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..dialects import whole
 from ..errors import ConfigError, shown
 from ..protocol import InferRequest, InferResponse
-from ..types import Chunk, Deadline
+from ..types import Chunk, Deadline, Usage
+
+log = logging.getLogger("infermux")
 
 
 class Provider(ABC):
@@ -25,7 +28,7 @@ class Provider(ABC):
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
         """Yield the answer as it comes; a provider that cannot stream gives all of it at once."""
-        yield from whole(self.infer(request, deadline))
+        yield from whole(sound(self.infer(request, deadline)))
 
     def serves(self, model: str) -> bool:
         """Whether *model* can be asked for without being listed."""
@@ -55,14 +58,43 @@ def member(provider: Any) -> Member:
             raise ConfigError(f"{type(provider).__name__} is not a provider: it has no {name!r}")
     name = provider.name() if callable(provider.name) else provider.name
     models = provider.models() if callable(provider.models) else provider.models
+    models = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else None
     if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
         raise ConfigError(f"a provider's name must be printable text without '/', not {shown(name)}")
-    if isinstance(models, str) or not all(isinstance(model, str) and model for model in models):
+    if models is None or not all(isinstance(model, str) and model for model in models):
         raise ConfigError(f"the models of provider {name!r} must be a list of names")
+    if not callable(provider.infer):
+        raise ConfigError(f"infer of provider {name!r} cannot be called")
     infer = _taking_deadline(provider.infer)
     stream = getattr(provider, "stream", None) or _streamed(infer)
-    return Member(provider, name, tuple(models), infer, stream, getattr(provider, "serves", lambda model: False),
+    return Member(provider, name, tuple(models), infer, stream, _guessing(getattr(provider, "serves", None)),
                   getattr(provider, "vendor", name), getattr(provider, "any_model", False))
+
+
+def sound(response: object) -> InferResponse:
+    """Return what a provider's infer gave if every field of it is of its type: it may be anybody's code."""
+    if not isinstance(response, InferResponse):
+        raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
+    texts = (response.model, response.provider, response.content, response.finish_reason, response.reasoning, response.refusal)
+    numbers = (response.tokens_in, response.tokens_out, response.latency_ms)
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("a field of the InferResponse is not of its type")
+    if not isinstance(response.usage, Usage | None) or not isinstance(response.cost_usd, int | float | None):
+        raise TypeError("usage or cost_usd of the InferResponse is not of its type")
+    return response
+
+
+def _guessing(serves: Callable[[str], bool] | None) -> Callable[[str], bool]:
+    """Return a way to ask whether a model is served; a provider whose own way fails serves what it lists."""
+
+    def ask(model: str) -> bool:
+        try:
+            return bool(serves is not None and serves(model))
+        except Exception:  # somebody's own code
+            log.exception("a provider could not say whether it serves a model")
+            return False
+
+    return ask
 
 
 def _taking_deadline(infer: Callable[..., InferResponse]) -> Callable[[InferRequest, Deadline], InferResponse]:
@@ -75,5 +107,5 @@ def _taking_deadline(infer: Callable[..., InferResponse]) -> Callable[[InferRequ
 
 def _streamed(infer: Callable[[InferRequest, Deadline], InferResponse]) -> Callable[[InferRequest, Deadline], Iterator[Chunk]]:
     def stream(request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        yield from whole(infer(request, deadline))
+        yield from whole(sound(infer(request, deadline)))
     return stream

@@ -22,10 +22,10 @@ import urllib3
 import urllib3.exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from ..config import Secret
 from ..dialects import Dialect
 from ..errors import ProviderError, ProviderModelNotFound, ProviderRejected, ProviderTimeout, ProviderUnavailable, RequestError
 from ..protocol import InferRequest, InferResponse
+from ..schema import Secret
 from ..sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import Provider

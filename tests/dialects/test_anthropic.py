@@ -41,8 +41,12 @@ STREAMS = [param for param in EXCHANGES if param.values[0]["stream"]]
 
 def asked(exchange: JSON) -> InferRequest:
     body = exchange["request"]["body"]
-    return InferRequest(model=body.get("model", "asked"), provider="anthropic", messages=body["messages"],
-                        op="count_tokens" if exchange["api"].endswith("count_tokens") else "chat")
+    return InferRequest(
+        model=body.get("model", "asked"),
+        provider="anthropic",
+        messages=body["messages"],
+        op="count_tokens" if exchange["api"].endswith("count_tokens") else "chat",
+    )
 
 
 def events_of(data: bytes) -> list[sse.Event]:
@@ -63,20 +67,28 @@ def folded(events: Any, request: InferRequest) -> tuple[InferResponse, ProviderE
 def check(got: InferResponse, expected: JSON) -> None:
     assert (got.content, got.reasoning, got.refusal) == (expected["text"], expected["reasoning_text"], "")
     assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["name"], call["arguments"]) for call in expected["tool_calls"]]
+        (call["id"], call["name"], call["arguments"]) for call in expected["tool_calls"]
+    ]
     if expected["error"]:
         return
     usage = expected["usage"]
     assert got.usage is not None
-    assert (got.usage.input_tokens, got.usage.output_tokens, got.usage.cached_input_tokens, got.usage.cache_write_tokens,
-            got.usage.reasoning_tokens) == tuple(usage[name] for name in (
-                "all_input_tokens", "all_output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"))
+    assert (
+        got.usage.input_tokens,
+        got.usage.output_tokens,
+        got.usage.cached_input_tokens,
+        got.usage.cache_write_tokens,
+        got.usage.reasoning_tokens,
+    ) == tuple(
+        usage[name] for name in ("all_input_tokens", "all_output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+    )
     assert (got.tokens_in, got.tokens_out) == (usage["all_input_tokens"], usage["all_output_tokens"])
     assert got.finish_reason == wire.FINISH[expected["finish_reason_raw"]]
     assert (got.model, got.id) == (expected["model"], expected["id"])
 
 
 # -- the vendor's answers ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_an_answer_reads_as_expected(exchange: JSON) -> None:
@@ -125,8 +137,9 @@ def test_a_stream_folds_to_what_the_whole_answer_is(name: str) -> None:
     for field in ("content", "reasoning", "refusal", "finish_reason", "model", "id", "details"):
         assert getattr(got, field) == getattr(answer, field), field
     assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer.tool_calls]
-    if name != "server_tool":               # there the count of input grows while it streams
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer.tool_calls
+    ]
+    if name != "server_tool":  # there the count of input grows while it streams
         assert got.usage == answer.usage
 
 
@@ -145,20 +158,33 @@ def test_details_carry_signatures_byte_for_byte() -> None:
         {"type": "reasoning.text", "text": "Let me see. ", "signature": "EqQBCkYI/+==", "format": own, "index": 0},
         {"type": "reasoning.encrypted", "data": "EmwKAhgB+/=", "format": own, "index": 1},
         {"type": "reasoning.text", "text": "", "signature": "only+signed=", "format": own, "index": 2},
-        {"type": "reasoning.text", "text": "Right.", "signature": "Zz9=", "format": own, "index": 3}]
+        {"type": "reasoning.text", "text": "Right.", "signature": "Zz9=", "format": own, "index": 3},
+    ]
 
 
 def test_usage_tells_what_was_cached_for_an_hour_and_how_fast() -> None:
-    usage = wire.usage_of({"input_tokens": 1, "output_tokens": 2, "cache_creation_input_tokens": 30, "speed": "fast",
-                           "cache_creation": {"ephemeral_1h_input_tokens": 20}, "service_tier": "standard"})
+    usage = wire.usage_of(
+        {
+            "input_tokens": 1,
+            "output_tokens": 2,
+            "cache_creation_input_tokens": 30,
+            "speed": "fast",
+            "cache_creation": {"ephemeral_1h_input_tokens": 20},
+            "service_tier": "standard",
+        }
+    )
     assert usage == Usage(31, 2, None, 30, 20, None, service_tier="fast")
     first = wire.usage_of({"input_tokens": 1, "output_tokens": 2, "service_tier": "priority"})
     assert first == Usage(1, 2, service_tier="priority")
 
 
 def test_silence_and_pings_are_no_content_but_pings_pass_on() -> None:
-    chunks = list(wire.decode_events([None, *events_of(sse.Event(b'{"type":"ping"}', b"ping").encode()),
-                                      sse.Event(b'{"type":"message_stop"}', b"message_stop")], InferRequest()))
+    chunks = list(
+        wire.decode_events(
+            [None, *events_of(sse.Event(b'{"type":"ping"}', b"ping").encode()), sse.Event(b'{"type":"message_stop"}', b"message_stop")],
+            InferRequest(),
+        )
+    )
     assert chunks[0] is HEARTBEAT
     assert chunks[1] == Chunk(native=b'event: ping\ndata: {"type":"ping"}\n\n', dialect="anthropic")
     assert chunks[2].finish_reason == "stop"
@@ -173,11 +199,15 @@ def test_an_answer_in_one_piece_serves_a_stream() -> None:
     check(fold.response("anthropic", "m"), exchange["expected"])
 
 
-@pytest.mark.parametrize(("body", "kind"), [
-    ({"type": "error", "error": {"type": "rate_limit_error", "message": "m"}}, errors.ProviderRateLimited),
-    ({"type": "error", "error": {"type": "never seen"}}, errors.ProviderUnavailable),
-    ({"type": "error", "error": None}, errors.ProviderUnavailable),
-    ({"error": "words"}, errors.ProviderUnavailable)])
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"type": "error", "error": {"type": "rate_limit_error", "message": "m"}}, errors.ProviderRateLimited),
+        ({"type": "error", "error": {"type": "never seen"}}, errors.ProviderUnavailable),
+        ({"type": "error", "error": None}, errors.ProviderUnavailable),
+        ({"error": "words"}, errors.ProviderUnavailable),
+    ],
+)
 def test_an_error_inside_a_200_is_raised(body: JSON, kind: type[ProviderError]) -> None:
     with pytest.raises(kind):
         wire.decode_response(json.dumps(body).encode(), InferRequest(model="m"))
@@ -225,7 +255,7 @@ def test_a_broken_event_is_nonsense_never_a_crash(name: str) -> None:
     refused = 0
     for place, event in enumerate(events):
         for bad in _hurt(json.loads(event.data)):
-            broken = [*events[:place], sse.Event(json.dumps(bad).encode()), *events[place + 1:]]
+            broken = [*events[:place], sse.Event(json.dumps(bad).encode()), *events[place + 1 :]]
             fold = Fold()
             try:
                 for chunk in wire.decode_events(broken, InferRequest(model="m")):
@@ -237,8 +267,7 @@ def test_a_broken_event_is_nonsense_never_a_crash(name: str) -> None:
     assert refused > 100
 
 
-@pytest.mark.parametrize(("field", "bad"), [
-    ("text", 5), ("text", None), ("name", None), ("id", ""), ("input", "{}"), ("input", None)])
+@pytest.mark.parametrize(("field", "bad"), [("text", 5), ("text", None), ("name", None), ("id", ""), ("input", "{}"), ("input", None)])
 def test_a_block_of_the_wrong_type_is_not_misread(field: str, bad: Any) -> None:
     body = json.loads((OWN / "tools.json").read_text())["response"]["body"]
     body["content"][0 if field == "text" else 1][field] = bad
@@ -248,8 +277,10 @@ def test_a_block_of_the_wrong_type_is_not_misread(field: str, bad: Any) -> None:
 
 # -- requests to the vendor --------------------------------------------------------------------------------------------
 
-def sent(messages: Any = HELLO, /, *, model: str = "claude-sonnet-4-5", op: str = "chat", drop: list[str] | None = None,
-         **params: Any) -> JSON:
+
+def sent(
+    messages: Any = HELLO, /, *, model: str = "claude-sonnet-4-5", op: str = "chat", drop: list[str] | None = None, **params: Any
+) -> JSON:
     request = InferRequest(model=model, messages=messages, params=params, op=op)
     body: JSON = json.loads(wire.encode_request(request, stream=False, drop=drop))
     return body
@@ -269,104 +300,192 @@ def test_the_address_and_the_headers() -> None:
 
 
 def test_a_conversation_with_tools_and_thinking() -> None:
-    details = [{"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
-               {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1},
-               {"type": "reasoning.text", "text": "unsigned", "format": "anthropic-claude-v1", "index": 2},
-               {"type": "reasoning.encrypted", "data": "theirs", "format": "openai-responses-v1", "index": 3}]
-    calls = [{"id": "functions.a:0", "type": "function", "function": {"name": "a", "arguments": '{"x": 1}'}},
-             {"id": "b", "type": "function", "function": {"name": "b", "arguments": ""}, "extra_content": {"google": {}}}]
-    body = sent([
-        {"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Be kind."}, *HELLO,
-        {"role": "assistant", "content": "Wait.", "tool_calls": calls, "reasoning_details": details, "reasoning_content": "hm"},
-        {"role": "tool", "tool_call_id": "functions.a:0", "content": "1"},
-        {"role": "tool", "tool_call_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True},
-        {"role": "user", "content": "Go on."}])
+    details = [
+        {"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
+        {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1},
+        {"type": "reasoning.text", "text": "unsigned", "format": "anthropic-claude-v1", "index": 2},
+        {"type": "reasoning.encrypted", "data": "theirs", "format": "openai-responses-v1", "index": 3},
+    ]
+    calls = [
+        {"id": "functions.a:0", "type": "function", "function": {"name": "a", "arguments": '{"x": 1}'}},
+        {"id": "b", "type": "function", "function": {"name": "b", "arguments": ""}, "extra_content": {"google": {}}},
+    ]
+    body = sent(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": "Be kind."},
+            *HELLO,
+            {"role": "assistant", "content": "Wait.", "tool_calls": calls, "reasoning_details": details, "reasoning_content": "hm"},
+            {"role": "tool", "tool_call_id": "functions.a:0", "content": "1"},
+            {"role": "tool", "tool_call_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True},
+            {"role": "user", "content": "Go on."},
+        ]
+    )
     assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]
     assert body["messages"] == [
         {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": [
-            {"type": "thinking", "thinking": "hm", "signature": "s/+="}, {"type": "redacted_thinking", "data": "d/+="},
-            {"type": "text", "text": "Wait."}, {"type": "tool_use", "id": "functions_a_0", "name": "a", "input": {"x": 1}},
-            {"type": "tool_use", "id": "b", "name": "b", "input": {}}]},
-        {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "functions_a_0", "content": "1"},
-            {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True}]},
-        {"role": "user", "content": "Go on."}]
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "s/+="},
+                {"type": "redacted_thinking", "data": "d/+="},
+                {"type": "text", "text": "Wait."},
+                {"type": "tool_use", "id": "functions_a_0", "name": "a", "input": {"x": 1}},
+                {"type": "tool_use", "id": "b", "name": "b", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "functions_a_0", "content": "1"},
+                {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True},
+            ],
+        },
+        {"role": "user", "content": "Go on."},
+    ]
 
 
 def test_pictures_and_documents() -> None:
     keep = {"cache_control": {"type": "ephemeral"}}
-    body = sent([{"role": "user", "content": [
-        {"type": "text", "text": "See", **keep}, {"type": "text", "text": ""},
-        {"type": "image_url", "image_url": {"url": "https://a.example/b.png", "detail": "auto"}},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
-        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,BBBB"}},
-        {"type": "file", "file": {"file_data": "data:text/plain;charset=utf-8;base64,w7w="}},
-        {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}}]}])
+    body = sent(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "See", **keep},
+                    {"type": "text", "text": ""},
+                    {"type": "image_url", "image_url": {"url": "https://a.example/b.png", "detail": "auto"}},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                    {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,BBBB"}},
+                    {"type": "file", "file": {"file_data": "data:text/plain;charset=utf-8;base64,w7w="}},
+                    {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}},
+                ],
+            }
+        ]
+    )
     assert body["messages"][0]["content"] == [
         {"type": "text", "text": "See", **keep},
         {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
         {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"}, "title": "a.pdf"},
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "ü"}},
-        {"type": "document", "source": {"type": "url", "url": "https://a.example/c.pdf"}}]
+        {"type": "document", "source": {"type": "url", "url": "https://a.example/c.pdf"}},
+    ]
 
 
 def test_parameters_that_both_have() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string"}}}
     function = {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema, "strict": True}}
-    body = sent(max_completion_tokens=50, max_tokens=70, temperature=0.5, top_p=0.9, top_k=5, stop="END", user="u",
-                tools=[function, {"type": "web_search_20250305", "name": "web_search"}], tool_choice="required",
-                parallel_tool_calls=False, service_tier="default", n=1, logprobs=False, stream_options={"include_usage": True},
-                seed=None, response_format={
-                    "type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}})
+    body = sent(
+        max_completion_tokens=50,
+        max_tokens=70,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        stop="END",
+        user="u",
+        tools=[function, {"type": "web_search_20250305", "name": "web_search"}],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        service_tier="default",
+        n=1,
+        logprobs=False,
+        stream_options={"include_usage": True},
+        seed=None,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
+    )
     assert body == {
-        "model": "claude-sonnet-4-5", "messages": HELLO, "max_tokens": 50, "temperature": 0.5, "top_p": 0.9, "top_k": 5,
-        "stop_sequences": ["END"], "metadata": {"user_id": "u"}, "service_tier": "standard_only",
-        "tools": [{"name": "f", "description": "d", "input_schema": schema, "strict": True},
-                  {"type": "web_search_20250305", "name": "web_search"}],
+        "model": "claude-sonnet-4-5",
+        "messages": HELLO,
+        "max_tokens": 50,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "stop_sequences": ["END"],
+        "metadata": {"user_id": "u"},
+        "service_tier": "standard_only",
+        "tools": [
+            {"name": "f", "description": "d", "input_schema": schema, "strict": True},
+            {"type": "web_search_20250305", "name": "web_search"},
+        ],
         "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
-        "output_config": {"format": {"type": "json_schema", "schema": schema}}}
+        "output_config": {"format": {"type": "json_schema", "schema": schema}},
+    }
 
 
-@pytest.mark.parametrize(("model", "most"), [
-    ("claude-sonnet-4-5-20250929", 64000), ("claude-opus-4-6", 128000), ("who-knows", 4096)])
+@pytest.mark.parametrize(("model", "most"), [("claude-sonnet-4-5-20250929", 64000), ("claude-opus-4-6", 128000), ("who-knows", 4096)])
 def test_max_tokens_is_always_said(model: str, most: int) -> None:
     assert sent(model=model)["max_tokens"] == most
 
 
-@pytest.mark.parametrize(("model", "effort", "limit", "thinking", "config", "most"), [
-    ("claude-sonnet-4-5", "none", 99, {"type": "disabled"}, None, 99),
-    ("claude-sonnet-4-5", "low", 4000, {"type": "enabled", "budget_tokens": 2048}, None, 4000),
-    ("claude-sonnet-4-5", "high", 4000, {"type": "enabled", "budget_tokens": 2000}, None, 4000),
-    ("claude-3-7-sonnet-20250219", "xhigh", None, {"type": "enabled", "budget_tokens": 32768}, None, 36864),
-    ("claude-opus-4-6", "xhigh", 99, {"type": "adaptive"}, {"effort": "max"}, 99),
-    ("claude-opus-4-7", "xhigh", 99, {"type": "adaptive"}, {"effort": "xhigh"}, 99),
-    ("claude-sonnet-5", "minimal", 99, {"type": "adaptive"}, {"effort": "low"}, 99)])
+@pytest.mark.parametrize(
+    ("model", "effort", "limit", "thinking", "config", "most"),
+    [
+        ("claude-sonnet-4-5", "none", 99, {"type": "disabled"}, None, 99),
+        ("claude-sonnet-4-5", "low", 4000, {"type": "enabled", "budget_tokens": 2048}, None, 4000),
+        ("claude-sonnet-4-5", "high", 4000, {"type": "enabled", "budget_tokens": 2000}, None, 4000),
+        ("claude-3-7-sonnet-20250219", "xhigh", None, {"type": "enabled", "budget_tokens": 32768}, None, 36864),
+        ("claude-opus-4-6", "xhigh", 99, {"type": "adaptive"}, {"effort": "max"}, 99),
+        ("claude-opus-4-7", "xhigh", 99, {"type": "adaptive"}, {"effort": "xhigh"}, 99),
+        ("claude-sonnet-5", "minimal", 99, {"type": "adaptive"}, {"effort": "low"}, 99),
+    ],
+)
 def test_effort_by_generation(model: str, effort: str, limit: int | None, thinking: JSON, config: JSON | None, most: int) -> None:
     body = sent(model=model, reasoning_effort=effort, max_tokens=limit)
     assert (body["thinking"], body.get("output_config"), body["max_tokens"]) == (thinking, config, most)
 
 
-@pytest.mark.parametrize(("model", "version"), [
-    ("claude-3-7-sonnet@20250219", (3, 7)), ("claude-sonnet-4-20250514", (4, 0)), ("claude-opus-4-5-20251101", (4, 5)),
-    ("claude-2.1", (2, 1)), ("claude-fable-5-1", (5, 1)), ("us.anthropic.claude-opus-4-6-v1", (4, 6)), ("llama", (0, 0))])
+@pytest.mark.parametrize(
+    ("model", "version"),
+    [
+        ("claude-3-7-sonnet@20250219", (3, 7)),
+        ("claude-sonnet-4-20250514", (4, 0)),
+        ("claude-opus-4-5-20251101", (4, 5)),
+        ("claude-2.1", (2, 1)),
+        ("claude-fable-5-1", (5, 1)),
+        ("us.anthropic.claude-opus-4-6-v1", (4, 6)),
+        ("llama", (0, 0)),
+    ],
+)
 def test_the_generation_in_a_name(model: str, version: tuple[int, int]) -> None:
     assert version_of(model) == version
 
 
 UNSUPPORTED: list[tuple[str, JSON]] = [
-    (name, {name: value}) for name, value in (
-        ("seed", 7), ("n", 2), ("logprobs", True), ("top_logprobs", 3), ("presence_penalty", 0.5), ("frequency_penalty", 0.5),
-        ("logit_bias", {"5": 1}), ("response_format", {"type": "json_object"}), ("audio", {}), ("modalities", ["audio"]),
-        ("prediction", {}), ("web_search_options", {}), ("verbosity", "low"), ("store", True), ("prompt_cache_key", "k"),
-        ("service_tier", "flex"), ("temperature", 1.5), ("metadata", {"a": "b"}), ("never_heard_of", 1),
-        ("tools", [{"type": "custom", "custom": {"name": "x"}}]), ("tool_choice", {"type": "allowed_tools"}))]
+    (name, {name: value})
+    for name, value in (
+        ("seed", 7),
+        ("n", 2),
+        ("logprobs", True),
+        ("top_logprobs", 3),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", 0.5),
+        ("logit_bias", {"5": 1}),
+        ("response_format", {"type": "json_object"}),
+        ("audio", {}),
+        ("modalities", ["audio"]),
+        ("prediction", {}),
+        ("web_search_options", {}),
+        ("verbosity", "low"),
+        ("store", True),
+        ("prompt_cache_key", "k"),
+        ("service_tier", "flex"),
+        ("temperature", 1.5),
+        ("metadata", {"a": "b"}),
+        ("never_heard_of", 1),
+        ("tools", [{"type": "custom", "custom": {"name": "x"}}]),
+        ("tool_choice", {"type": "allowed_tools"}),
+    )
+]
 UNSUPPORTED += [
-    ("temperature", {"temperature": 0, "reasoning_effort": "low"}), ("top_k", {"top_k": 3, "reasoning_effort": "low"}),
+    ("temperature", {"temperature": 0, "reasoning_effort": "low"}),
+    ("top_k", {"top_k": 3, "reasoning_effort": "low"}),
     ("reasoning_effort", {"reasoning_effort": "low", "max_tokens": 1000}),
-    ("reasoning_effort", {"reasoning_effort": "low", "tool_choice": "required", "tools": [
-        {"type": "function", "function": {"name": "f"}}]})]
+    (
+        "reasoning_effort",
+        {"reasoning_effort": "low", "tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f"}}]},
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "params"), UNSUPPORTED)
@@ -386,11 +505,15 @@ def test_newer_models_have_no_sampling() -> None:
         sent(model="claude-opus-4-7", temperature=0.2)
 
 
-@pytest.mark.parametrize(("name", "part"), [
-    ("messages.content.input_audio", {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
-    ("messages.content.file", {"type": "file", "file": {"file_id": "file-1"}}),
-    ("messages.content.server_tool_use", {"type": "server_tool_use", "id": "s", "name": "n", "input": {}}),
-    ("image_url.detail", {"type": "image_url", "image_url": {"url": "https://a.example/", "detail": "high"}})])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("messages.content.input_audio", {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
+        ("messages.content.file", {"type": "file", "file": {"file_id": "file-1"}}),
+        ("messages.content.server_tool_use", {"type": "server_tool_use", "id": "s", "name": "n", "input": {}}),
+        ("image_url.detail", {"type": "image_url", "image_url": {"url": "https://a.example/", "detail": "high"}}),
+    ],
+)
 def test_parts_that_cannot_be_said(name: str, part: JSON) -> None:
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "x"}]}]
     with pytest.raises(UnsupportedParameter) as caught:
@@ -410,19 +533,38 @@ def test_counting_takes_only_what_counts() -> None:
 
 RICH: JSON = {
     "messages": [
-        {"role": "system", "content": "s"}, {"role": "user", "content": [
-            {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
-            {"type": "file", "file": {"filename": "f", "file_data": "data:application/pdf;base64,AA=="}}]},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}], "reasoning_details": [
-                {"type": "reasoning.text", "text": "t", "signature": "s", "format": "anthropic-claude-v1", "index": 0}]},
-        {"role": "tool", "tool_call_id": "a", "content": "r"}],
+        {"role": "system", "content": "s"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "a"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+                {"type": "file", "file": {"filename": "f", "file_data": "data:application/pdf;base64,AA=="}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            "reasoning_details": [{"type": "reasoning.text", "text": "t", "signature": "s", "format": "anthropic-claude-v1", "index": 0}],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "r"},
+    ],
     "params": {
-        "max_tokens": 9000, "temperature": 1, "stop": ["a"], "tools": [
-            {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        "tool_choice": {"type": "function", "function": {"name": "f"}}, "parallel_tool_calls": True, "reasoning_effort": "low",
-        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}, "metadata": {"user_id": "u"},
-        "service_tier": "auto", "thinking": {"type": "enabled", "budget_tokens": 2000}, "output_config": {"effort": "low"}}}
+        "max_tokens": 9000,
+        "temperature": 1,
+        "stop": ["a"],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": True,
+        "reasoning_effort": "low",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+        "metadata": {"user_id": "u"},
+        "service_tier": "auto",
+        "thinking": {"type": "enabled", "budget_tokens": 2000},
+        "output_config": {"effort": "low"},
+    },
+}
 
 
 def test_a_broken_request_names_the_place() -> None:
@@ -443,8 +585,10 @@ def test_a_broken_request_names_the_place() -> None:
 
 # -- passing through ---------------------------------------------------------------------------------------------------
 
-NATIVE = ('{ "model":"claude-sonnet-4-5",  "max_tokens": 5,"stream" : true, "x-new": [1.0, "\\u00e9"],\n'
-          ' "messages": [{"role":"user","content":"Hi"}, {"role":"assistant","content":[]}] }')
+NATIVE = (
+    '{ "model":"claude-sonnet-4-5",  "max_tokens": 5,"stream" : true, "x-new": [1.0, "\\u00e9"],\n'
+    ' "messages": [{"role":"user","content":"Hi"}, {"role":"assistant","content":[]}] }'
+)
 
 
 def native_request(body: str, model: str) -> InferRequest:
@@ -460,16 +604,24 @@ def test_a_body_of_this_dialect_goes_out_as_it_came() -> None:
 
 
 def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
-    turn = {"role": "assistant", "content": [
-        {"type": "thinking", "thinking": "x", "signature": ""}, {"type": "thinking", "thinking": "y", "signature": "s"},
-        {"type": "tool_use", "id": "a", "name": "f", "input": {}, "extra_content": {"google": {"thought_signature": "g"}}}]}
+    turn = {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "x", "signature": ""},
+            {"type": "thinking", "thinking": "y", "signature": "s"},
+            {"type": "tool_use", "id": "a", "name": "f", "input": {}, "extra_content": {"google": {"thought_signature": "g"}}},
+        ],
+    }
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}, turn]})
     got = json.loads(wire.encode_request(native_request(body, "m"), stream=False))
-    assert got["messages"][1]["content"] == [{"type": "thinking", "thinking": "y", "signature": "s"},
-                                             {"type": "tool_use", "id": "a", "name": "f", "input": {}}]
+    assert got["messages"][1]["content"] == [
+        {"type": "thinking", "thinking": "y", "signature": "s"},
+        {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+    ]
 
 
 # -- our own door ------------------------------------------------------------------------------------------------------
+
 
 def taken(body: JSON, op: str = "chat") -> InferRequest:
     return door.decode_request(jsons.document(json.dumps(body)), op=op)[0]
@@ -489,29 +641,60 @@ def test_a_request_keeps_its_body() -> None:
 
 CONVERSATION: list[JSON] = [
     {"role": "system", "content": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]},
-    {"role": "user", "content": [
-        {"type": "text", "text": "See"}, {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}, "cache_control": {"type": "ephemeral"}},
-        {"type": "file", "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "a.pdf"}},
-        {"type": "file", "file": {"file_data": "data:text/plain;base64,w7w="}},
-        {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}}]},
-    {"role": "assistant", "content": "Wait.", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":"ü"}'}},
-        {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}}],
-     "reasoning_content": "hm", "reasoning_details": [
-        {"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
-        {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1}]},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "See"},
+            {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}, "cache_control": {"type": "ephemeral"}},
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "a.pdf"}},
+            {"type": "file", "file": {"file_data": "data:text/plain;base64,w7w="}},
+            {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": "Wait.",
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":"ü"}'}},
+            {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+        ],
+        "reasoning_content": "hm",
+        "reasoning_details": [
+            {"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
+            {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1},
+        ],
+    },
     {"role": "tool", "tool_call_id": "a", "content": "1"},
-    {"role": "tool", "tool_call_id": "b", "content": [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "is_error": True},
-    {"role": "assistant", "content": "Done."}, {"role": "user", "content": "Thanks"}]
+    {
+        "role": "tool",
+        "tool_call_id": "b",
+        "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        "is_error": True,
+    },
+    {"role": "assistant", "content": "Done."},
+    {"role": "user", "content": "Thanks"},
+]
 PARAMS: JSON = {
-    "max_tokens": 30000, "temperature": 1.0, "top_p": 0.99, "stop": ["a", "b"], "user": "u", "service_tier": "default",
-    "tools": [{"type": "function", "cache_control": {"type": "ephemeral"}, "function": {
-        "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}},
-        {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}],
-    "tool_choice": "auto", "parallel_tool_calls": False, "reasoning_effort": "high",
-    "response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": {"type": "object"}, "strict": True}}}
+    "max_tokens": 30000,
+    "temperature": 1.0,
+    "top_p": 0.99,
+    "stop": ["a", "b"],
+    "user": "u",
+    "service_tier": "default",
+    "tools": [
+        {
+            "type": "function",
+            "cache_control": {"type": "ephemeral"},
+            "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+        },
+        {"type": "web_search_20250305", "name": "web_search", "max_uses": 3},
+    ],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "reasoning_effort": "high",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": {"type": "object"}, "strict": True}},
+}
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-opus-4-6"])
@@ -528,11 +711,17 @@ def test_an_effort_survives_both_directions(effort: str) -> None:
     assert taken(sent(reasoning_effort=effort)).params["reasoning_effort"] == effort
 
 
-@pytest.mark.parametrize(("members", "effort"), [
-    ({"thinking": {"type": "enabled", "budget_tokens": 10000}}, "medium"), ({"thinking": {"type": "adaptive"}}, "high"),
-    ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "xhigh"), ({}, None),
-    ({"output_config": {"effort": "low"}}, "low"),
-    ({"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}, "none")])
+@pytest.mark.parametrize(
+    ("members", "effort"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 10000}}, "medium"),
+        ({"thinking": {"type": "adaptive"}}, "high"),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "xhigh"),
+        ({}, None),
+        ({"output_config": {"effort": "low"}}, "low"),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}, "none"),
+    ],
+)
 def test_thinking_becomes_effort(members: JSON, effort: str | None) -> None:
     params = taken(BODY | members).params
     assert params.get("reasoning_effort") == effort
@@ -541,42 +730,82 @@ def test_thinking_becomes_effort(members: JSON, effort: str | None) -> None:
 
 def test_what_only_this_vendor_has_keeps_its_name() -> None:
     tool = {"type": "web_search_20250305", "name": "web_search"}
-    request = taken(BODY | {"tools": [tool], "container": "c", "top_k": 3, "metadata": {"user_id": "u", "x": 1},
-                            "output_config": {"task_budget": {}}})
-    assert request.params == {"max_tokens": 100, "tools": [tool], "container": "c", "top_k": 3, "user": "u", "metadata": {"x": 1},
-                              "output_config": {"task_budget": {}}}
+    request = taken(
+        BODY | {"tools": [tool], "container": "c", "top_k": 3, "metadata": {"user_id": "u", "x": 1}, "output_config": {"task_budget": {}}}
+    )
+    assert request.params == {
+        "max_tokens": 100,
+        "tools": [tool],
+        "container": "c",
+        "top_k": 3,
+        "user": "u",
+        "metadata": {"x": 1},
+        "output_config": {"task_budget": {}},
+    }
 
 
 def test_turns_of_an_agent() -> None:
-    request = taken(BODY | {"system": [{"type": "text", "text": "s", "citations": None}], "messages": [
-        {"role": "assistant", "content": [
-            {"type": "text", "text": "a", "citations": None}, {"type": "text", "text": "b"},
-            {"type": "tool_use", "id": "t", "name": "f", "input": {}, "caller": {"type": "direct"}}]},
-        {"role": "user", "content": [{"type": "text", "text": "note"}, {"type": "tool_result", "tool_use_id": "t"}]},
-        {"role": "system", "content": "new rules"},
-        {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
-        {"role": "assistant", "content": []}]})
+    request = taken(
+        BODY
+        | {
+            "system": [{"type": "text", "text": "s", "citations": None}],
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "text", "text": "a", "citations": None},
+                        {"type": "text", "text": "b"},
+                        {"type": "tool_use", "id": "t", "name": "f", "input": {}, "caller": {"type": "direct"}},
+                    ],
+                },
+                {"role": "user", "content": [{"type": "text", "text": "note"}, {"type": "tool_result", "tool_use_id": "t"}]},
+                {"role": "system", "content": "new rules"},
+                {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
+                {"role": "assistant", "content": []},
+            ],
+        }
+    )
     assert list(request.messages) == [
         {"role": "system", "content": [{"type": "text", "text": "s"}]},
-        {"role": "assistant", "content": "ab", "tool_calls": [
-            {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
-        {"role": "tool", "tool_call_id": "t", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "note"}]},
+        {
+            "role": "assistant",
+            "content": "ab",
+            "tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "t", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "note"}]},
         {"role": "system", "content": "new rules"},
         {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
-        {"role": "assistant", "content": ""}]
+        {"role": "assistant", "content": ""},
+    ]
     request.check()
 
 
-@pytest.mark.parametrize(("members", "param"), [
-    ({"model": None}, "model"), ({"model": 5}, "model"), ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": True}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"), ({"messages": {}}, "messages"),
-    ({"stream": 1}, "stream"), ({"system": 5}, "system"),
-    ({"stop_sequences": [1]}, "stop_sequences"), ({"temperature": "1"}, "temperature"), ({"tools": [5]}, "tools"),
-    ({"tools": [{"name": "f"}]}, "tools"), ({"tool_choice": {"type": "x"}}, "tool_choice"),
-    ({"thinking": {"type": "x"}}, "thinking"), ({"thinking": {"type": "enabled"}}, "budget_tokens"),
-    ({"output_config": {"format": {"type": "x"}}}, "output_config.format"),
-    ({"metadata": {"user_id": 5}}, "user_id"), ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages.0"), ({"messages": [*BODY["messages"], 5]}, "messages.1")])
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"messages": {}}, "messages"),
+        ({"stream": 1}, "stream"),
+        ({"system": 5}, "system"),
+        ({"stop_sequences": [1]}, "stop_sequences"),
+        ({"temperature": "1"}, "temperature"),
+        ({"tools": [5]}, "tools"),
+        ({"tools": [{"name": "f"}]}, "tools"),
+        ({"tool_choice": {"type": "x"}}, "tool_choice"),
+        ({"thinking": {"type": "x"}}, "thinking"),
+        ({"thinking": {"type": "enabled"}}, "budget_tokens"),
+        ({"output_config": {"format": {"type": "x"}}}, "output_config.format"),
+        ({"metadata": {"user_id": 5}}, "user_id"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
+        ({"messages": [*BODY["messages"], 5]}, "messages.1"),
+    ],
+)
 def test_an_odd_request_is_named(members: JSON, param: str) -> None:
     with pytest.raises(RequestError) as caught:
         taken(BODY | members)
@@ -616,10 +845,21 @@ def test_an_answer_survives_both_directions(name: str) -> None:
 
 
 FOREIGN = InferResponse(
-    "gpt-5-mini", "openai", "", 110, 7, finish_reason="stop", reasoning="hm", refusal="No.", id="chatcmpl-1",
-    usage=Usage(110, 7, 100, 4, None, 3), tool_calls=[
+    "gpt-5-mini",
+    "openai",
+    "",
+    110,
+    7,
+    finish_reason="stop",
+    reasoning="hm",
+    refusal="No.",
+    id="chatcmpl-1",
+    usage=Usage(110, 7, 100, 4, None, 3),
+    tool_calls=[
         {"id": "", "type": "function", "function": {"name": "f", "arguments": "not json"}},
-        {"id": "c", "type": "function", "function": {"name": "g", "arguments": ""}, "extra_content": {"google": {"x": 1}}}])
+        {"id": "c", "type": "function", "function": {"name": "g", "arguments": ""}, "extra_content": {"google": {"x": 1}}},
+    ],
+)
 
 
 def test_an_answer_of_another_vendor_is_a_message() -> None:
@@ -627,14 +867,27 @@ def test_an_answer_of_another_vendor_is_a_message() -> None:
     made = message["content"][2].pop("id")
     assert made.startswith("toolu_")
     assert message == {
-        "id": "msg_chatcmpl-1", "type": "message", "role": "assistant", "model": "gpt-5-mini", "stop_reason": "tool_use",
-        "stop_sequence": None, "content": [
-            {"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "No."},
+        "id": "msg_chatcmpl-1",
+        "type": "message",
+        "role": "assistant",
+        "model": "gpt-5-mini",
+        "stop_reason": "tool_use",
+        "stop_sequence": None,
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": ""},
+            {"type": "text", "text": "No."},
             {"type": "tool_use", "name": "f", "input": {"arguments": "not json"}},
-            {"type": "tool_use", "id": "c", "name": "g", "input": {}, "extra_content": {"google": {"x": 1}}}],
-        "usage": {"input_tokens": 6, "cache_creation_input_tokens": 4, "cache_read_input_tokens": 100, "output_tokens": 7,
-                  "cache_creation": {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 0},
-                  "output_tokens_details": {"thinking_tokens": 3}}}
+            {"type": "tool_use", "id": "c", "name": "g", "input": {}, "extra_content": {"google": {"x": 1}}},
+        ],
+        "usage": {
+            "input_tokens": 6,
+            "cache_creation_input_tokens": 4,
+            "cache_read_input_tokens": 100,
+            "output_tokens": 7,
+            "cache_creation": {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 0},
+            "output_tokens_details": {"thinking_tokens": 3},
+        },
+    }
 
 
 def test_the_official_sdk_takes_a_message_made_here() -> None:
@@ -644,29 +897,51 @@ def test_the_official_sdk_takes_a_message_made_here() -> None:
     assert (message.usage.input_tokens, message.usage.cache_read_input_tokens, message.stop_reason) == (6, 100, "tool_use")
 
 
-@pytest.mark.parametrize(("finish", "reason"), [
-    ("stop", "end_turn"), ("length", "max_tokens"), ("tool_calls", "tool_use"), ("content_filter", "refusal"), ("", "end_turn"),
-    ("MALFORMED", "end_turn"), ("pause_turn", "pause_turn")])
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        ("stop", "end_turn"),
+        ("length", "max_tokens"),
+        ("tool_calls", "tool_use"),
+        ("content_filter", "refusal"),
+        ("", "end_turn"),
+        ("MALFORMED", "end_turn"),
+        ("pause_turn", "pause_turn"),
+    ],
+)
 def test_stop_reasons(finish: str, reason: str) -> None:
     assert door.stop_reason(finish, called=False) == reason
 
 
-@pytest.mark.parametrize(("error", "kind"), [
-    (errors.RequestError("m"), "invalid_request_error"), (errors.AuthenticationError("m"), "authentication_error"),
-    (errors.BudgetExceeded("m"), "billing_error"), (errors.ModelNotAllowed("m"), "permission_error"),
-    (errors.ModelNotFound("m"), "not_found_error"), (errors.RequestTooLarge("m"), "request_too_large"),
-    (errors.MethodNotAllowed("m", allow="POST"), "invalid_request_error"), (errors.RateLimited("m"), "rate_limit_error"),
-    (errors.InferMuxError("m"), "api_error"), (errors.ProviderUnavailable("m"), "api_error"),
-    (errors.Overloaded("m"), "overloaded_error"), (errors.ProviderTimeout("m"), "timeout_error")])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.RequestError("m"), "invalid_request_error"),
+        (errors.AuthenticationError("m"), "authentication_error"),
+        (errors.BudgetExceeded("m"), "billing_error"),
+        (errors.ModelNotAllowed("m"), "permission_error"),
+        (errors.ModelNotFound("m"), "not_found_error"),
+        (errors.RequestTooLarge("m"), "request_too_large"),
+        (errors.MethodNotAllowed("m", allow="POST"), "invalid_request_error"),
+        (errors.RateLimited("m"), "rate_limit_error"),
+        (errors.InferMuxError("m"), "api_error"),
+        (errors.ProviderUnavailable("m"), "api_error"),
+        (errors.Overloaded("m"), "overloaded_error"),
+        (errors.ProviderTimeout("m"), "timeout_error"),
+    ],
+)
 def test_errors_have_this_vendors_names(error: InferMuxError, kind: str) -> None:
     assert door.encode_error(error) == {"type": "error", "error": {"type": kind, "message": "m"}}
 
 
 # -- our own streams ---------------------------------------------------------------------------------------------------
 
+
 def call(index: int, arguments: str = "", **head: str) -> JSON:
-    return ({"id": head["id"], "type": "function"} if head else {}) | {"index": index, "function": {
-        "name": head.get("name"), "arguments": arguments}}
+    return ({"id": head["id"], "type": "function"} if head else {}) | {
+        "index": index,
+        "function": {"name": head.get("name"), "arguments": arguments},
+    }
 
 
 SIGNED = {"type": "reasoning.text", "format": "anthropic-claude-v1", "index": 0}
@@ -674,21 +949,43 @@ STORIES: dict[str, list[Chunk]] = {
     "nothing": [],
     "text": [HEARTBEAT, Chunk(text="Grüß "), Chunk(text="Gott"), Chunk(finish_reason="stop"), Chunk(usage=Usage(9, 4, 5))],
     "refusal": [Chunk(refusal="No"), Chunk(refusal="."), Chunk(finish_reason="content_filter")],
-    "thinking": [Chunk(reasoning="hm", details=[SIGNED | {"text": "hm"}]), Chunk(details=[SIGNED | {"signature": "s/+="}]),
-                 Chunk(details=[{"type": "reasoning.encrypted", "data": "d", "format": "anthropic-claude-v1", "index": 1}]),
-                 Chunk(text="4"), Chunk(finish_reason="length")],
+    "thinking": [
+        Chunk(reasoning="hm", details=[SIGNED | {"text": "hm"}]),
+        Chunk(details=[SIGNED | {"signature": "s/+="}]),
+        Chunk(details=[{"type": "reasoning.encrypted", "data": "d", "format": "anthropic-claude-v1", "index": 1}]),
+        Chunk(text="4"),
+        Chunk(finish_reason="length"),
+    ],
     "unsigned": [Chunk(reasoning="h"), Chunk(reasoning="m"), Chunk(text="4", finish_reason="stop")],
-    "calls": [Chunk(text="Wait."), Chunk(tool_calls=[call(0, id="a", name="f")]), Chunk(tool_calls=[call(0, '{"x":')]),
-              Chunk(tool_calls=[call(0, ' 1}')]), Chunk(tool_calls=[call(1, "{}", id="b", name="g")]),
-              Chunk(finish_reason="tool_calls")],
-    "interleaved": [Chunk(tool_calls=[call(0, '{"x"', id="a", name="f"), call(1, '{"y"', id="b", name="g")]),
-                    Chunk(tool_calls=[call(1, ": "), call(0, ": ")]), Chunk(text="and"),
-                    Chunk(tool_calls=[call(2, "{}", id="c", name="h")]),
-                    Chunk(tool_calls=[call(0, "1}"), call(1, "2")]), Chunk(text="!"), Chunk(tool_calls=[call(1, "}")]),
-                    Chunk(finish_reason="tool_calls")],
+    "calls": [
+        Chunk(text="Wait."),
+        Chunk(tool_calls=[call(0, id="a", name="f")]),
+        Chunk(tool_calls=[call(0, '{"x":')]),
+        Chunk(tool_calls=[call(0, " 1}")]),
+        Chunk(tool_calls=[call(1, "{}", id="b", name="g")]),
+        Chunk(finish_reason="tool_calls"),
+    ],
+    "interleaved": [
+        Chunk(tool_calls=[call(0, '{"x"', id="a", name="f"), call(1, '{"y"', id="b", name="g")]),
+        Chunk(tool_calls=[call(1, ": "), call(0, ": ")]),
+        Chunk(text="and"),
+        Chunk(tool_calls=[call(2, "{}", id="c", name="h")]),
+        Chunk(tool_calls=[call(0, "1}"), call(1, "2")]),
+        Chunk(text="!"),
+        Chunk(tool_calls=[call(1, "}")]),
+        Chunk(finish_reason="tool_calls"),
+    ],
     "no arguments": [Chunk(tool_calls=[call(0, id="a", name="f")]), Chunk(tool_calls=[call(1, id="b", name="g")])],
-    "whole": [Chunk(text="x", reasoning="y", tool_calls=[call(0, "{}", id="a", name="f"), call(1, '{"z":1}', id="b", name="g")],
-                    finish_reason="stop", usage=Usage(5, 6))]}
+    "whole": [
+        Chunk(
+            text="x",
+            reasoning="y",
+            tool_calls=[call(0, "{}", id="a", name="f"), call(1, '{"z":1}', id="b", name="g")],
+            finish_reason="stop",
+            usage=Usage(5, 6),
+        )
+    ],
+}
 
 
 def written(chunks: list[Chunk], usage: Usage | None = None) -> bytes:
@@ -728,7 +1025,8 @@ def test_a_stream_made_here_reads_back(story: str) -> None:
     assert failure is None
     assert (got.content, got.reasoning, got.id) == (want.content + want.refusal, want.reasoning, "msg_1")
     assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")) for call in want.tool_calls]
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")) for call in want.tool_calls
+    ]
     finish = want.finish_reason or "stop"
     assert got.finish_reason == ("tool_calls" if want.tool_calls and finish == "stop" else finish)
     assert (got.tokens_in, got.tokens_out) == (want.tokens_in, want.tokens_out)
@@ -760,7 +1058,8 @@ def test_the_official_sdk_reads_a_stream_made_here(story: str) -> None:
     assert "".join(block.text for block in blocks if block.type == "text") == want.content + want.refusal
     assert "".join(block.thinking for block in blocks if block.type == "thinking") == want.reasoning
     assert {block.id: block.input for block in blocks if block.type == "tool_use"} == {
-        one["id"]: json.loads(one["function"]["arguments"] or "{}") for one in want.tool_calls}
+        one["id"]: json.loads(one["function"]["arguments"] or "{}") for one in want.tool_calls
+    }
     assert message.stop_reason in ("end_turn", "tool_use", "max_tokens", "refusal")
     assert message.usage.output_tokens == want.tokens_out
 

@@ -106,9 +106,7 @@ def events(data: bytes, mode: str = "whole") -> list[Event]:
 
 def streamed(data: bytes, request: InferRequest, mode: str = "whole") -> InferResponse:
     fold = Fold()
-    for chunk in (
-        gemini.decode_whole(data, request) if data.lstrip()[:1] in b"[{" else gemini.decode_events(events(data, mode), request)
-    ):
+    for chunk in gemini.decode_whole(data, request) if data.lstrip()[:1] in b"[{" else gemini.decode_events(events(data, mode), request):
         fold.add(chunk)
     return fold.response(request.provider, request.model)
 
@@ -184,13 +182,7 @@ def test_an_error_reads_as_expected(exchange):
     if kind is None:
         bad_key, long = want.get("reason") == "API_KEY_INVALID", "token count" in (want["message"] or "")
         kind = (
-            ProviderAuthError
-            if bad_key
-            else ProviderContextTooLong
-            if long
-            else ProviderUnavailable
-            if status >= 500
-            else ProviderRejected
+            ProviderAuthError if bad_key else ProviderContextTooLong if long else ProviderUnavailable if status >= 500 else ProviderRejected
         )
     assert type(found) is kind or ("class" not in want and isinstance(found, kind))
     if isinstance(found, ProviderRejected | ProviderModelNotFound):
@@ -217,9 +209,7 @@ def as_stream(answer: dict[str, Any]) -> bytes:
     """Return the answer as a stream would bring it: one part per event, counts and finish reason last."""
     candidate = answer["candidates"][0]
     head = {name: answer[name] for name in ("modelVersion", "responseId") if name in answer}
-    bodies = [
-        head | {"candidates": [{"content": {"role": "model", "parts": [part]}}]} for part in candidate["content"].get("parts", [])
-    ]
+    bodies = [head | {"candidates": [{"content": {"role": "model", "parts": [part]}}]} for part in candidate["content"].get("parts", [])]
     bodies.append(
         head
         | {
@@ -470,9 +460,7 @@ def test_a_throttle_says_how_long():
 
 
 def test_a_quota_of_the_day_is_exhausted():
-    day = {
-        "violations": [{"quotaId": "GenerateRequestsPerMinute"}, {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]
-    }
+    day = {"violations": [{"quotaId": "GenerateRequestsPerMinute"}, {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}
     found = gemini.decode_error(429, {}, error(429, "quota", day, RETRY))
     assert type(found) is QuotaExhausted and found.retry_after is None
     minute = {"violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"}]}
@@ -513,9 +501,7 @@ def test_paths(op, stream, params, want):
     assert gemini.path(InferRequest(model="models/m", op=op, params=params), stream=stream) == want
 
 
-@pytest.mark.parametrize(
-    "model", ["../../v1/x", "a?b=c", "a#b", "a/b", "a:b", "models/models/a", "a b", "a%2Fb", "é", "..", "\ud800"]
-)
+@pytest.mark.parametrize("model", ["../../v1/x", "a?b=c", "a#b", "a/b", "a:b", "models/models/a", "a b", "a%2Fb", "é", "..", "\ud800"])
 def test_no_name_changes_the_path(model):
     found = gemini.path(InferRequest(model=model), stream=False)
     assert found.startswith("/models/") and found.endswith(":generateContent")
@@ -542,9 +528,7 @@ def test_the_key_is_a_header():
 HELLO = {"role": "user", "content": "hello"}
 
 
-def sent(
-    messages: list[dict[str, Any]] | None = None, op: str = "chat", drop: list[str] | None = None, **params: Any
-) -> dict[str, Any]:
+def sent(messages: list[dict[str, Any]] | None = None, op: str = "chat", drop: list[str] | None = None, **params: Any) -> dict[str, Any]:
     request = InferRequest(model="models/m", messages=[HELLO] if messages is None else messages, params=params, op=op)
     before = copy.deepcopy(request)
     found: dict[str, Any] = jsons.loads(gemini.encode_request(request, stream=False, drop=drop))
@@ -914,9 +898,7 @@ RICH = {
                     "extra_content": {"google": {"thought_signature": "s"}},
                 }
             ],
-            "reasoning_details": [
-                {"type": "reasoning.text", "text": "t", "signature": "s", "format": "google-gemini-v1", "index": 0}
-            ],
+            "reasoning_details": [{"type": "reasoning.text", "text": "t", "signature": "s", "format": "google-gemini-v1", "index": 0}],
         },
         {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}]},
     ],
@@ -985,9 +967,7 @@ def test_embedding_requests():
         "outputDimensionality": 8,
     }
     assert sent([], op="embeddings", input=["a", "b"], taskType="RETRIEVAL_QUERY") == {
-        "requests": [
-            {"model": "models/m", "content": {"parts": [{"text": word}]}, "taskType": "RETRIEVAL_QUERY"} for word in "ab"
-        ]
+        "requests": [{"model": "models/m", "content": {"parts": [{"text": word}]}, "taskType": "RETRIEVAL_QUERY"} for word in "ab"]
     }
     for odd in (None, 5, [], [1, 2], [["a"]]):
         with pytest.raises(RequestError) as caught:

@@ -1,0 +1,120 @@
+"""The public names: exactly what is announced, and cheap to import."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import infermux
+
+SOURCE = Path(infermux.__file__)
+LIBRARY = ["Registry", "Router", "EchoProvider", "InferRequest"]
+HEAVY = ("flask", "werkzeug", "click", "requests", "urllib3", "gunicorn", "sqlite3")
+
+
+def python(code: str, **environ: str) -> Any:
+    """Run *code* in a Python of its own, outside of the clone's tests; return what it prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": "", "PYTHONPATH": str(SOURCE.parents[1]), **environ},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def loaded_after(code: str) -> list[str]:
+    return python(f"{code}\nimport json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))")
+
+
+@pytest.mark.parametrize("name", infermux.__all__)
+def test_every_name_can_be_imported_first(name: str) -> None:
+    """In a fresh process, so that no other import has made it work."""
+    assert python(f"from infermux import {name}; print(int(callable({name})))") == 1
+
+
+def test_a_star_brings_exactly_the_public_names() -> None:
+    found = python(
+        "before = {*globals(), 'before'}\nfrom infermux import *\nimport json as j; print(j.dumps(sorted({*globals()} - before - {'j'})))"
+    )
+    assert found == sorted(infermux.__all__)
+
+
+def test_what_is_announced_is_sorted_and_said_once() -> None:
+    assert infermux.__all__ == sorted(infermux.__all__)
+    assert len(set(infermux.__all__)) == len(infermux.__all__)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(SOURCE.read_text("utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = [alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(seen) == infermux.__all__
+
+
+def test_nothing_else_of_ours_is_public() -> None:
+    """What is left in the module are its sub-modules and what the file itself needs."""
+    for name in infermux.__all__:
+        getattr(infermux, name)
+    modules = {name.partition(".")[2] for name in sys.modules if name.startswith("infermux.")}
+    own = {name for name in vars(infermux) if not name.startswith("_") and name not in modules}
+    assert own - {*infermux.__all__} <= {"annotations", "importlib", "Any", "TYPE_CHECKING"}
+    assert {*infermux.__all__} <= {*dir(infermux)}
+
+
+@pytest.mark.parametrize("name", ["nope", "Route", "_Finishing", "requests", "__path_"])
+def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=name):
+        getattr(infermux, name)
+    with pytest.raises(ImportError):
+        exec(f"from infermux import {name}")
+
+
+def test_import_infermux_loads_neither_flask_nor_requests() -> None:
+    assert loaded_after("import infermux") == []
+
+
+def test_the_library_loads_neither_flask_nor_requests() -> None:
+    assert (
+        loaded_after(
+            f"from infermux import {', '.join(LIBRARY)}\n"
+            "Router(Registry([EchoProvider()])).infer(InferRequest('echo', [{'role': 'user', 'content': 'x'}]))"
+        )
+        == []
+    )
+    assert loaded_after("import infermux; infermux.load({})") == []
+
+
+def test_a_provider_behind_http_loads_requests_but_not_flask() -> None:
+    found = loaded_after("import infermux; infermux.load({'OPENAI_API_KEY': 'k'})")
+    assert "requests" in found and "flask" not in found
+
+
+def test_import_infermux_takes_under_60_milliseconds() -> None:
+    """The best of five: what the machine does beside is not ours."""
+    code = "import time; start = time.perf_counter(); import infermux; print(time.perf_counter() - start)"
+    assert min(python(code) for _ in range(5)) < 0.060
+
+
+def test_a_version_is_told() -> None:
+    assert infermux.__version__.count(".") == 2
+
+
+def test_types_are_shipped() -> None:
+    assert (SOURCE.parent / "py.typed").exists()
+
+
+def test_the_environment_configures_a_router() -> None:
+    router = infermux.load({"OPENAI_API_KEY": "k", "GROQ_API_KEY": "k"})
+    assert [each.name for each in router.registry] == ["openai", "groq", "echo"]
+    assert [each.name for each in infermux.load({}).registry] == ["echo"]
+    router.close()

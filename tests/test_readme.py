@@ -1,0 +1,134 @@
+"""The README's blocks do what they say, in a fresh copy of the project and a fresh virtual environment."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+SHELL = [text for kind, text in BLOCKS if kind == "sh"]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def clean_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("INFERMUX_", "FLASK_")) and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
+    }
+
+
+def run(script: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=clean_environment() | more,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("the service did not start")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of what a clone holds, set up by the README's first block."""
+    target = tmp_path_factory.mktemp("readme") / "infermux"
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="module")
+def installed(clone) -> Path:
+    answer = run(SHELL[0], clone)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "echo: Hello world"
+    return clone
+
+
+@pytest.fixture(scope="module")
+def service(installed) -> int:
+    """The service that the README's own line starts."""
+    port = free_port()
+    start = next(text for text in SHELL if text.startswith("gunicorn"))
+    command = start.replace(":8600", f"127.0.0.1:{port}").replace(" &", "").strip()
+    process = subprocess.Popen(
+        ["bash", "-c", f". .venv/bin/activate; exec {command}"], cwd=installed, env=clean_environment(), stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_the_first_block_has_four_lines_and_the_mount_five():
+    assert len(SHELL[0].splitlines()) == 4
+    assert len([line for line in PYTHON[0].splitlines() if line]) <= 5
+
+
+@pytest.mark.parametrize("block", SHELL[1:], ids=lambda text: text.splitlines()[0][:40])
+def test_shell_blocks_run(block, installed, service):
+    if block.startswith("gunicorn"):
+        return  # the service fixture ran it
+    answer = run(". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed)
+    assert answer.returncode == 0, answer.stderr
+    assert '"error"' not in answer.stdout
+    if "curl" in block:
+        assert answer.stdout.count("echo: Hello") >= 2
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda text: text.splitlines()[0][:40])
+def test_python_blocks_run(block, service):
+    if "import openai" in block:
+        pytest.importorskip("openai")
+        pytest.importorskip("anthropic")
+    answer = subprocess.run(
+        [sys.executable, "-c", block.replace(":8600", f":{service}")],
+        cwd=ROOT,
+        env=clean_environment(),
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_every_command_and_variable_that_is_named_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    from infermux.cli import main
+    from infermux.providers import PRESETS
+
+    commands = set(re.findall(r"(?:^|[`|] ?)infermux ([a-z]+)\b", text, re.M))
+    assert commands and commands <= set(main.commands)
+    named = set(re.findall(r"`([A-Z_]+_API_KEY|OLLAMA_HOST|\w+_BASE_URL)`", text))
+    assert named <= {key for preset in PRESETS.values() for key in preset.keys}
