@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import click
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from . import build, cli
 from . import errors as our
 from .router import Router
-from .web import OTHER, anthropic, failed, mist, openai, plain_error
+from .web import OTHER, anthropic, failed, in_app, mist, openai, plain_error
 
 log = logging.getLogger("infermux")
 
@@ -18,15 +19,20 @@ log = logging.getLogger("infermux")
 def create_app(router: Router | None = None) -> Flask:
     """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
-    settings = build.settings()
-    router = router or build.router(settings)
+    try:
+        settings = build.settings()
+        router = router or build.router(settings)
+    except our.ConfigError as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise cli.OneLine(error.message) from None      # at a shell, by `flask --app infermux`
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     for door in (mist, openai, anthropic):
         app.register_blueprint(door.blueprint(router))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
     for command in cli.main.commands.values():
-        app.cli.add_command(command)
+        app.cli.add_command(in_app(command))
     return app
 
 

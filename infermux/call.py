@@ -141,6 +141,7 @@ class Fold:
         self._refusal: list[str] = []
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
+        self._legacy: dict[str, str] = {}
         self.finish_reason = ""
         self.usage: Usage | None = None
         self.model = ""
@@ -158,6 +159,8 @@ class Fold:
             self._add_call(call)
         for detail in chunk.details:
             self._add_detail(detail)
+        for name, value in chunk.function_call.items():
+            self._legacy[name] = self._legacy.get(name, "") + value
         if not isinstance(chunk.usage, Usage | None):
             raise TypeError("the usage of a chunk is not of its type")
         self.finish_reason = chunk.finish_reason or self.finish_reason
@@ -178,7 +181,7 @@ class Fold:
     def _add_detail(self, detail: JSON) -> None:
         """Deltas of one block (same index) join; each new index is a block of its own."""
         last = self._details[-1] if self._details else None
-        if last is None or detail.get("index") != last.get("index"):
+        if last is None or (detail.get("index"), detail.get("type")) != (last.get("index"), last.get("type")):
             self._details.append(dict(detail))
             return
         for name, value in detail.items():
@@ -203,7 +206,8 @@ class Fold:
             model=self.model or model, provider=provider, content="".join(self._text), tokens_in=usage.input_tokens or 0,
             tokens_out=usage.output_tokens or 0, finish_reason=self.finish_reason, usage=self.usage, id=self.id,
             tool_calls=[self._calls[index] for index in sorted(self._calls)], reasoning="".join(self._reasoning),
-            refusal="".join(self._refusal), details=self._details)
+            refusal="".join(self._refusal), details=self._details,
+            extra={"function_call": self._legacy} if self._legacy.get("name") else {})
 
 
 def for_target(request: InferRequest, target: Target) -> InferRequest:

@@ -20,7 +20,7 @@ class OneLine(click.ClickException):
     """An error that is one line and exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"infermux: {self.message}", err=True)
+        click.echo(f"infermux: {' '.join(self.message.split())}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

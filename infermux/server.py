@@ -6,6 +6,7 @@ many threads; they wait outside the interpreter's lock.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import socket
 import struct
@@ -59,6 +60,7 @@ def post_fork(server: Any, worker: Any) -> None:
 def worker_exit(server: Any, worker: Any) -> None:
     """Send the spans that are still queued."""
     flush_all()
+    atexit.unregister(flush_all)            # else a TokenTrace that hangs is waited for twice
 
 
 def options() -> dict[str, Any]:

@@ -56,8 +56,6 @@ class Reporter:
         return pool is None or pool.pid != os.getpid() or pool.flush(seconds)
 
     def _start(self) -> _Pool:
-        if self._pool is not None and self._pool.pid != os.getpid():
-            self._lock = threading.Lock()   # another thread may have held the old one when the process was forked
         with self._lock:
             if self._pool is None or self._pool.pid != os.getpid():
                 self._pool = _Pool(self.source, self.url, self._threads, self._size)
@@ -139,4 +137,11 @@ def dropped() -> int:
     return sum(reporter.dropped for reporter in list(_reporters))
 
 
+def _after_fork() -> None:
+    """In the child nobody holds a lock any more, and no thread of a pool is left."""
+    for reporter in list(_reporters):
+        reporter._lock, reporter._pool = threading.Lock(), None
+
+
 atexit.register(flush_all)
+os.register_at_fork(after_in_child=_after_fork)

@@ -43,6 +43,9 @@ class Usage:
     total_tokens: int | None = None         # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
 
 
+NOTHING: Mapping[str, str] = {}
+
+
 class Chunk(NamedTuple):
     """A piece of a streamed answer; an empty one only says that the provider is still silent."""
 
@@ -56,13 +59,15 @@ class Chunk(NamedTuple):
     details: Sequence[JSON] = ()            # signed reasoning, as OpenRouter's reasoning_details
     model: str | None = None
     id: str | None = None
+    function_call: Mapping[str, str] = NOTHING      # OpenAI's tool call before there were tools: name, arguments
     dialect: str = ""                       # of the native event
     usage_only: bool = False                # a client that did not ask for usage must not see this event
 
     @property
     def has_content(self) -> bool:
         """Whether a caller could see a difference: from here on nothing can fail over."""
-        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason or self.details)
+        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason or self.details
+                    or self.function_call)
 
 
 HEARTBEAT = Chunk()

@@ -28,6 +28,7 @@ from ..protocol import InferRequest, InferResponse
 from ..sse import Event
 from ..types import JSON, Chunk, Usage
 
+LONGEST_WAIT = 86400.0                      # seconds: what a vendor asks for beyond a day is a mistake
 Headers = Mapping[str, str]
 Events = Iterable[Event | None]             # None: nothing came for a while
 
@@ -106,7 +107,9 @@ def text(value: object) -> str:
 def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chunk]:
     """Yield a whole answer as one chunk."""
     calls = [{**call, "index": index} for index, call in enumerate(response.tool_calls)]
-    usage = response.usage or Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
+    usage = response.usage
+    if usage is None and (response.tokens_in or response.tokens_out or response.cost_usd is not None):
+        usage = Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
     yield Chunk(text=response.content, reasoning=response.reasoning, refusal=response.refusal, tool_calls=calls,
                 finish_reason=response.finish_reason or "stop", usage=usage, details=response.details,
                 model=response.model, id=response.id, native=native)
@@ -168,9 +171,9 @@ def retry_after(headers: Headers, *, now: Callable[[], float]) -> float | None:
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for number, unit in ((milliseconds, 1000), (value, 1)):
         if number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return float(number) / unit
+            return min(float(number) / unit, LONGEST_WAIT)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now())
+        return min(max(0.0, parsedate_to_datetime(value).timestamp() - now()), LONGEST_WAIT)
     except (ValueError, TypeError, OverflowError):
         return None
 

@@ -75,7 +75,7 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     return InferResponse(
         model=text(body.get("model")) or request.model, provider=request.provider, content=_plain_text(body, request.op),
         tokens_in=(usage and usage.input_tokens) or 0, tokens_out=(usage and usage.output_tokens) or 0, usage=usage,
-        finish_reason="stop", id=text(body.get("id")), native=native,
+        finish_reason=_plain_reason(body, request.op), id=text(body.get("id")), native=native,
         extra={"data": _embeddings(body)} if request.op == "embeddings" else {})
 
 
@@ -84,6 +84,12 @@ def _plain_text(body: JSON, op: str) -> str:
         return "".join(text(choice.get("text")) for choice in items(body.get("choices"))[:1])
     parts = [part for item in items(body.get("output")) if item.get("type") == "message" for part in items(item.get("content"))]
     return "".join(text(part.get("text")) for part in parts)
+
+
+def _plain_reason(body: JSON, op: str) -> str:
+    if op == "completions":
+        return finish_reason(next((choice.get("finish_reason") for choice in items(body.get("choices"))), None))
+    return "length" if op == "responses" and body.get("status") == "incomplete" else "stop"
 
 
 def _embeddings(body: JSON) -> list[JSON]:
@@ -159,12 +165,18 @@ def usage_of(value: object) -> Usage | None:
     reasoning = count(of_output.get("reasoning_tokens"))
     if reasoning and tokens_out is not None and total == (tokens_in or 0) + tokens_out + reasoning:
         tokens_out += reasoning
-    cached = next((number for number in (count(of_input.get("cached_tokens")), count(data.get("prompt_cache_hit_tokens")),
-                                         count(data.get("num_cached_tokens"))) if number is not None), None)
+    cached = _first_count(of_input.get("cached_tokens"), data.get("prompt_cache_hit_tokens"), data.get("num_cached_tokens"),
+                          data.get("cached_tokens"))
+    written = _first_count(of_input.get("cache_write_tokens"), data.get("cache_creation_input_tokens"))
     if tokens_in is None and tokens_out is None:
         return None
-    return Usage(tokens_in, tokens_out, cached, count(of_input.get("cache_write_tokens")), None, reasoning,
+    return Usage(tokens_in, tokens_out, cached, written, None, reasoning,
                  cost_usd=_vendor_cost(data), total_tokens=total)
+
+
+def _first_count(*values: object) -> int | None:
+    """Return the first count that a vendor gives, under whichever of its names."""
+    return next((number for value in values if (number := count(value)) is not None), None)
 
 
 def _vendor_cost(data: JSON) -> float | None:
@@ -173,7 +185,7 @@ def _vendor_cost(data: JSON) -> float | None:
     cost = cost.get("total_cost") if isinstance(cost, dict) else cost
     ticks = data.get("cost_in_usd_ticks")
     if isinstance(ticks, int) and not isinstance(ticks, bool):
-        cost = ticks / 10**10
+        cost = min(ticks, 10**18) / 10**10
     return float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < 10**6 else None
 
 
@@ -253,7 +265,7 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
         return _responses_chunk(body, native)
     usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
     choices = body.get("choices")
-    model, ident = body.get("model") or None, body.get("id") or None
+    model, ident = text(body.get("model")) or None, text(body.get("id")) or None
     if not choices:
         return Chunk(usage=usage_of(usage), native=native, model=model, id=ident, usage_only=bool(usage), dialect=NAME)
     choice: JSON = next((each for each in choices if not each.get("index")), {})    # others than the first: native only
@@ -261,14 +273,20 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
     content, thinking = _content(delta.get("content") if "delta" in choice else choice.get("text"))
     return Chunk(content, _reasoning(delta) or thinking, text(delta.get("refusal")), _deltas(delta.get("tool_calls")),
                  finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
-                 usage_of(usage) if usage else None, native, items(delta.get("reasoning_details")), model, ident, dialect=NAME)
+                 usage_of(usage) if usage else None, native, items(delta.get("reasoning_details")), model, ident, _legacy(delta), NAME)
+
+
+def _legacy(delta: JSON) -> dict[str, str]:
+    call = obj(delta.get("function_call"))
+    return {name: text(call[name]) for name in ("name", "arguments") if call.get(name)}
 
 
 def _deltas(calls: object) -> list[JSON]:
     """Mistral sometimes sends a whole call without index: then its place in the list is meant."""
     if not calls:
         return []
-    return [_tool_call(call) | {"index": count(call.get("index", place))} for place, call in enumerate(items(calls))]
+    return [_tool_call(call) | {"index": place if call.get("index") is None else count(call["index"])}
+            for place, call in enumerate(items(calls))]
 
 
 def _responses_chunk(body: JSON, native: bytes) -> Chunk:

@@ -6,6 +6,7 @@ call's deadline: a vendor that drips bytes cannot hold a thread longer than one 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib
 import os
@@ -54,6 +55,7 @@ class HTTPProvider(Provider):
         self.timeouts = timeouts
         address, _, self._query = base_url.partition("?")
         self._base_url = address.rstrip("/")
+        self._host = address.partition("://")[2].partition("/")[0]
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         self._headers = {"Content-Type": "application/json", "User-Agent": "infermux", **(headers or {})}
         self._pattern = re.compile(pattern) if pattern else None
@@ -72,9 +74,9 @@ class HTTPProvider(Provider):
         """Return the answer; raise ProviderError."""
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
-        with _foreign():
+        with _foreign(self):
             data = self._read(self._send(prepared, Exchange(deadline, self.timeouts)))
-        with _sense():
+        with _sense(self):
             return self.dialect.decode_response(data, request)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
@@ -85,9 +87,10 @@ class HTTPProvider(Provider):
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
         exchange = Exchange(deadline, self.timeouts)
-        with _foreign(), _sense():
+        with _foreign(self), _sense(self):
             response = self._send(prepared, exchange)
             try:
+                exchange.chunked = "transfer-encoding" in response.headers
                 chunks = self._chunks(response, exchange, request)
                 for chunk in chunks:
                     if chunk.has_content:
@@ -96,13 +99,13 @@ class HTTPProvider(Provider):
                         break
                     yield chunk
                 yield from chunks
-                if exchange.live and not exchange.silent(DRAIN_SECONDS):
-                    response.raw.read1(_READ)       # the end of the body: its connection can serve again
+                if exchange.live:
+                    self._drain(response, exchange)
             finally:
                 response.raw.close()        # a stream that was left in the middle must stop costing money at once
 
     def _chunks(self, response: requests.Response, exchange: Exchange, request: InferRequest) -> Iterator[Chunk]:
-        if "event-stream" in response.headers.get("content-type", ""):
+        if "event-stream" in response.headers.get("content-type", "").lower():
             return self.dialect.decode_events(self._events(response, exchange), request)
         return self.dialect.decode_whole(self._read(response), request)
 
@@ -128,13 +131,15 @@ class HTTPProvider(Provider):
         if not 200 <= response.status_code < 300:
             data = b"" if 300 <= response.status_code < 400 else self._read(response)
             response.raw.close()
-            raise self._error(response, data)
+            error = self.dialect.decode_error(response.status_code, response.headers, data)
+            self.redact(error)
+            raise error
         return response
 
     def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
         try:
             body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
         prepared = requests.PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
@@ -152,6 +157,11 @@ class HTTPProvider(Provider):
         current.exchange = exchange
         try:
             return adapter.send(prepared, stream=True, timeout=exchange.timeouts(), verify=self._verify, proxies=self._proxies)
+        except BaseException as error:
+            exchange.close()                # urllib3 forgets the socket under an answer whose head it refuses
+            if isinstance(error, ValueError) and not isinstance(error, FOREIGN):
+                raise ProviderUnavailable("no connection to the provider") from error
+            raise
         finally:
             current.exchange = None
 
@@ -167,9 +177,10 @@ class HTTPProvider(Provider):
 
     def _events(self, response: requests.Response, exchange: Exchange) -> Iterator[Event | None]:
         """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
-        parser, raw, size, last = Parser(), response.raw, 0, time.monotonic()
+        parser, raw, size, last, data = Parser(), response.raw, 0, time.monotonic(), b""
         while True:
-            if exchange.silent(HEARTBEAT_SECONDS):
+            full = len(data) >= _READ       # then a decoder may hold more, for which the socket need not be asked
+            if not full and raw.length_remaining != 0 and exchange.silent(HEARTBEAT_SECONDS):
                 yield None
                 continue
             data = raw.read1(_READ, decode_content=True)
@@ -187,20 +198,30 @@ class HTTPProvider(Provider):
                 yield None
                 last = time.monotonic()
 
-    def _error(self, response: requests.Response, data: bytes) -> ProviderError:
-        error = self.dialect.decode_error(response.status_code, response.headers, data)
-        if isinstance(error, ProviderRejected | ProviderModelNotFound):     # the only ones that keep the vendor's words
+    def _drain(self, response: requests.Response, exchange: Exchange) -> None:
+        """Read the end of the body, so that its connection can serve again; one that does not come at once is not waited for."""
+        exchange.limit = DRAIN_SECONDS
+        with contextlib.suppress(*FOREIGN):
+            while response.raw.read1(_READ):
+                pass
+
+    def redact(self, error: ProviderError) -> None:
+        """Take keys and addresses out of the vendor's own words, which only the caller's own mistakes keep."""
+        if isinstance(error, ProviderRejected | ProviderModelNotFound):
             error.message = self._redacted(error.message)
             error.args = (error.message,)
-        return error
+            error.param = self._redacted(error.param)[:100] if error.param else None
 
     def _redacted(self, message: str) -> str:
         if self._key and self._key.reveal():
             message = message.replace(self._key.reveal(), "[redacted]")
+        for own in (self._host, self._host.rpartition(":")[0]):
+            message = message.replace(own, "[redacted]") if own else message
         return _SECRETS.sub("[redacted]", message)[:600]
 
 
-_SECRETS = re.compile(r"https?://[^\s\"'<>]+|\b(?:[a-z]{2,8}[-_])+[\w*-]{12,}|\bAIza[\w-]{10,}|\bBearer\s+\S+", re.I)
+_SECRETS = re.compile(r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|[\w-]*\*{3,}[\w-]*"
+                      r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}", re.I)
 
 
 def _dialect(name: str) -> Dialect:
@@ -209,35 +230,47 @@ def _dialect(name: str) -> Dialect:
 
 # -- one place for every foreign exception -----------------------------------------------------------------------------
 
-class _foreign:
-    """Turns what requests, urllib3, ssl and sockets raise into our own errors, without a word of theirs."""
+class _Guard:
+    """Guards what is done for one provider."""
+
+    __slots__ = ("_provider",)
+
+    def __init__(self, provider: HTTPProvider) -> None:
+        self._provider = provider
 
     def __enter__(self) -> None:
         pass
 
+
+class _foreign(_Guard):
+    """Turns what requests, urllib3, ssl and sockets raise into our own errors, without a word of theirs."""
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and isinstance(error, FOREIGN):
+        if isinstance(error, FOREIGN):
             raise mapped(error) from error
 
 
-class _sense:
-    """Turns what a dialect raises over an answer that makes no sense into an error of the provider."""
-
-    def __enter__(self) -> None:
-        pass
+class _sense(_Guard):
+    """Turns what a dialect raises over an answer that makes no sense into an error of the provider; others lose what is secret."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | TypeError | LookupError | AttributeError | RecursionError) and not isinstance(error, FOREIGN):
+        if isinstance(error, ProviderError):
+            self._provider.redact(error)
+        elif isinstance(error, _NONSENSE) and not isinstance(error, FOREIGN):
             raise ProviderUnavailable("the provider's answer could not be understood") from error
 
 
-FOREIGN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+FOREIGN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError,
+           urllib3.exceptions.ProxySchemeUnsupported)
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
 def mapped(error: BaseException) -> ProviderError:
     """Return our error for a foreign one."""
+    if isinstance(error, urllib3.exceptions.NewConnectionError):    # to urllib3 a kind of timeout
+        return ProviderUnavailable("no connection to the provider")
     if isinstance(error, _TIMEOUTS):
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS):

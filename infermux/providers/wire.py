@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import select
 import threading
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +34,7 @@ class Exchange:
         self.fresh = False                  # a kept connection will not do
         self.connected = False              # the connection was made for this request
         self.received = False               # at least one byte has come
+        self.chunked = False                # whether line ends stand between the pieces of the body
         self.wire: Wire | None = None
 
     @property
@@ -50,6 +52,11 @@ class Exchange:
     def live(self) -> bool:
         """Whether the body's end has not been read yet."""
         return self.wire is not None and not self.wire.reader.closed
+
+    def close(self) -> None:
+        """Close the reading side, whatever state it is in."""
+        if self.wire is not None:
+            self.wire.reader.close()
 
     def silent(self, seconds: float) -> bool:
         """Wait until a byte can be read; return True if none came within *seconds*, raise TimeoutError past the idle limit."""
@@ -73,33 +80,55 @@ class Wire(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         exchange, patience = self._exchange, self._patience
-        limit = exchange.deadline.cap(exchange.limit)
-        wait = limit if patience is None else min(patience, limit)
-        if wait <= 0:
-            raise TimeoutError("deadline")
+        wait = self._wait(patience)
         self._sock.settimeout(wait)
         try:
             size: int = self._sock.recv_into(buffer)
         except TimeoutError:
-            self._silence += wait
-            if patience is None or exchange.deadline.expired or self._silence >= (exchange.limit or 0):
+            if patience is None:
                 raise
-            self._gave_up = True
+            self._was_silent(wait)
             return None
         self._silence = 0.0
-        exchange.received = True
+        exchange.received = exchange.received or size > 0       # the end of a kept connection is not an answer's first byte
         return size
 
+    def _wait(self, patience: float | None) -> float:
+        """Return how long the next byte may be waited for; raise TimeoutError if no time is left."""
+        limit = self._exchange.deadline.cap(self._exchange.limit)
+        if limit <= 0:
+            raise TimeoutError("deadline")
+        return limit if patience is None else min(patience, limit)
+
+    def _was_silent(self, seconds: float) -> None:
+        """Note a silence; raise TimeoutError if it has lasted too long."""
+        self._silence += seconds
+        self._gave_up = True
+        if self._exchange.deadline.expired or self._silence >= (self._exchange.limit or 0):
+            raise TimeoutError("silence")
+
     def silent(self, seconds: float) -> bool:
-        """Return whether nothing came within *seconds*."""
+        """Return whether nothing worth reading came within *seconds*; raise TimeoutError past the limit."""
         if self.reader.closed:
             return False
         self._patience, self._gave_up = seconds, False
         try:
-            self.reader.peek(1)
+            if self.reader.peek(1) == b"\r\n" and self._exchange.chunked and not self._gave_up:
+                self._poll()
         finally:
             self._patience = None
         return self._gave_up
+
+    def _poll(self) -> None:
+        """Wait behind a line end: the one that closes a chunk comes with it, and is not a byte of the next."""
+        pending = getattr(self._sock, "pending", None)
+        if pending is not None and pending():
+            return
+        wait = self._wait(self._patience)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        if not poll.poll(wait * 1000):
+            self._was_silent(wait)
 
     def close(self) -> None:
         if not self.closed:

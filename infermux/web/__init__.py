@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import click
 from flask import Blueprint, Response, g, request
+from flask.cli import with_appcontext
 from flask.sansio.app import App
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -82,6 +85,13 @@ def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, do
     return call
 
 
+def in_app(command: click.Command) -> click.Command:
+    """Return *command* so that it runs within the app whose command line it is part of."""
+    bound = copy.copy(command)
+    bound.callback = with_appcontext(command.callback) if command.callback else None
+    return bound
+
+
 def _refusal(allow: str) -> View:
     def refuse(**arguments: str) -> Response:
         if request.method == "OPTIONS":
@@ -97,12 +107,14 @@ def body(limit: int = MAX_BODY) -> bytes:
         raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
     if request.max_content_length is not None:      # the app's own MAX_CONTENT_LENGTH
         limit = min(limit, request.max_content_length)
+    if request.content_length is not None and request.content_length > limit:
+        raise RequestTooLarge(f"the body is longer than {limit} bytes")
     request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
     try:
         data = request.get_data()
     except RequestEntityTooLarge:
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
-    except (HTTPException, OSError):
+    except Exception:                       # servers raise what they like over a body that is cut or malformed
         raise RequestError("the body ended early or is not well-formed") from None
     if len(data) > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")

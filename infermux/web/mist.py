@@ -12,7 +12,7 @@ from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest,
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, json_answer, plain_error
+from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, in_app, json_answer, plain_error
 from .streams import sse_answer
 
 NAME = "mist"
@@ -26,7 +26,7 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
         ("POST", "/infer", partial(infer, router, caller)),
         ("GET", "/providers", partial(providers, router)),
     ], render=plain_error)
-    made.cli.add_command(cli.infer)
+    made.cli.add_command(in_app(cli.infer))
     made.cli_group = None                   # `flask infer`, beside the app's own commands
     return made
 

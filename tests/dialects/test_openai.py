@@ -56,26 +56,9 @@ STREAMS = [each for each in ALL if each["stream"]]
 WHOLE = [each for each in ALL if not each["stream"] and each["api"] == "openai.chat" and not each["expected"]["error"]]
 
 
-def bug(reason: str) -> pytest.MarkDecorator:
-    """What is right, and not yet so."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
-def marked(exchanges: list[Any], ids: set[str], reason: str) -> list[Any]:
-    """The exchanges as parameters; those with *ids* are known to be read wrongly."""
-    return [pytest.param(each, id=each["id"], marks=bug(reason) if each["id"] in ids else ()) for each in exchanges]
-
-
-CACHED_ELSEWHERE = {
-    "own.cached_at_the_top",
-    "databricks.openai.chat.s.200.254ba94befd4",
-    "huggingface.openai.chat.n.200.3a13173b9cd3",
-    "together.openai.chat.n.200.3a783419773a",
-    "vercel-gateway.openai.chat.n.200.e086cf9a2f26",
-    "vercel-gateway.openai.chat.s.200.4770326fee62",
-}
-CUT_OFF = {"own.completion", "openai.openai.completions.n.200.a7508b557d42", "openai.openai.responses.n.200.0e95704d0fb4"}
-TWO_DETAILS = {"openrouter.openai.chat.n.200.75d2bb5a0d9f", "vercel-gateway.openai.chat.n.200.e086cf9a2f26"}
+def named(exchanges: list[Any]) -> list[Any]:
+    """The exchanges as parameters, by their ids."""
+    return [pytest.param(each, id=each["id"]) for each in exchanges]
 
 
 def name_of(exchange: dict[str, Any]) -> str:
@@ -171,11 +154,7 @@ def check_error(error: ProviderError | None, exchange: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "exchange",
-    marked(
-        [each for each in ALL if each["api"] == "openai.chat"],
-        CACHED_ELSEWHERE,
-        "cached_tokens and cache_creation_input_tokens beside the counts",
-    ),
+    named([each for each in ALL if each["api"] == "openai.chat"]),
 )
 def test_a_chat_reads_as_it_was_meant(exchange: dict[str, Any]) -> None:
     response, error = read(exchange)
@@ -205,11 +184,7 @@ def test_the_other_operations_give_text_usage_model_and_error(exchange: dict[str
 
 @pytest.mark.parametrize(
     "exchange",
-    marked(
-        [each for each in ALL if each["api"] in ("openai.completions", "openai.responses") and not each["expected"]["error"]],
-        CUT_OFF,
-        "every answer of these operations says stop",
-    ),
+    named([each for each in ALL if each["api"] in ("openai.completions", "openai.responses") and not each["expected"]["error"]]),
 )
 def test_an_answer_that_was_cut_off_says_length(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
@@ -435,13 +410,13 @@ def same(one: InferResponse, other: InferResponse) -> None:
     assert list(one.details) == list(other.details)
 
 
-@pytest.mark.parametrize("exchange", marked(WHOLE, TWO_DETAILS, "blocks of two types with one index become one"))
+@pytest.mark.parametrize("exchange", named(WHOLE))
 def test_an_answer_in_one_piece_folds_to_itself(exchange: dict[str, Any]) -> None:
     data, request = bytes_of(exchange), request_of(exchange)
     same(folded(openai.decode_whole(data, request)), openai.decode_response(data, request))
 
 
-@pytest.mark.parametrize("exchange", marked(WHOLE, TWO_DETAILS, "blocks of two types with one index become one"))
+@pytest.mark.parametrize("exchange", named(WHOLE))
 def test_an_answer_in_many_pieces_folds_to_the_whole(exchange: dict[str, Any]) -> None:
     request = request_of(exchange)
     whole = openai.decode_response(bytes_of(exchange), request)
@@ -629,7 +604,6 @@ def test_a_date_is_as_good_as_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert openai.decode_error(429, {}, json.dumps(reset).encode()).retry_after == 9
 
 
-@bug("infinity")
 @pytest.mark.parametrize("value", ["9" * 400, "9" * 30 + ".5"])
 def test_a_wait_without_end_is_no_number_of_seconds(value: str) -> None:
     """A door writes it into a header as a whole number: infinity has none."""
@@ -714,7 +688,7 @@ def check_typed(response: InferResponse) -> None:
 
 @pytest.mark.parametrize(
     "exchange",
-    marked([each for each in WHOLE if each not in RECORDED], {"own.reasoning_apart_ticks"}, "OverflowError for cost_in_usd_ticks"),
+    named([each for each in WHOLE if each not in RECORDED]),
 )
 def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(exchange: dict[str, Any]) -> None:
     body = exchange["response"]["body"]
@@ -731,18 +705,7 @@ def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(exchange: 
 
 @pytest.mark.parametrize(
     "exchange",
-    marked(
-        [each for each in STREAMS if each not in RECORDED],
-        {
-            "own.stream",
-            "own.stream_call_without_index",
-            "own.stream_calls",
-            "own.stream_crlf_comments_no_done",
-            "own.stream_cut",
-            "own.stream_refusal",
-        },
-        "id and model of any type, an index that is null",
-    ),
+    named([each for each in STREAMS if each not in RECORDED]),
 )
 def test_an_odd_value_anywhere_in_a_stream_is_nonsense_or_understood(exchange: dict[str, Any]) -> None:
     events = [event for event in parsed([bytes_of(exchange)]) if event.data != openai.DONE]

@@ -1,0 +1,459 @@
+"""Real peers for the tests: the service under gunicorn, a strict TokenTrace, a vendor that speaks OpenAI's format."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 30.0  # seconds until a condition that should hold soon counts as failed
+HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
+
+
+# -- environment and waiting -------------------------------------------------------------------------------------------
+
+
+def is_ours(name: str) -> bool:
+    """Whether an environment variable could configure InferMux, Flask, gunicorn or a proxy."""
+    upper = name.upper()
+    return (
+        upper.startswith(("INFERMUX_", "FLASK_", "GUNICORN_", "AZURE_OPENAI_"))
+        or upper.endswith(("_API_KEY", "_BASE_URL", "_PROXY", "_API_TOKEN"))
+        or upper in ("OLLAMA_HOST", "HF_TOKEN", "WEB_CONCURRENCY", "PORT")
+    )
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the outer environment without what could configure InferMux, plus *more*."""
+    return {name: value for name, value in os.environ.items() if not is_ours(name)} | more
+
+
+def eventually(condition: Callable[[], Any], what: str = "the condition", seconds: float = PATIENCE) -> Any:
+    """Return the first true value of *condition*; fail when there was none in time."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def script(name: str) -> list[str]:
+    """Return the command of an installed console script: of this interpreter's environment, else from the path."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    assert found, f"{name} is not installed"
+    return [found]
+
+
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    given: str | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a clean environment; standard input is empty unless *given*."""
+    return subprocess.run(
+        list(command), cwd=cwd, env=environment(**(env or {})), text=True, capture_output=True, timeout=60, check=False, input=given or ""
+    )
+
+
+# -- a client ----------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+def ask(port: int, path: str, body: Any = None, *, method: str = "", headers: Mapping[str, str] | None = None) -> Answer:
+    """Send one request on a connection of its own; a body that is neither bytes nor an iterator goes as JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
+    with contextlib.closing(connection):
+        connection.request(
+            method or ("GET" if body is None else "POST"), path, data, dict(headers or {}), encode_chunked=isinstance(body, Iterator)
+        )
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+
+
+def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
+    """Send bytes as they are, and perhaps the end of the stream; return what is answered."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+        sock.sendall(data)
+        if end:
+            sock.shutdown(socket.SHUT_WR)
+        answer = http.client.HTTPResponse(sock)
+        with contextlib.closing(answer):
+            answer.begin()
+            return Answer(answer.status, answer.headers, answer.read())
+
+
+# -- the service -------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when it is entered."""
+
+    def __init__(
+        self,
+        *args: str,
+        app: str = "wsgi:app",
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+        cwd: Path = ROOT,
+    ) -> None:
+        self._command = list(command or [sys.executable, "-m", "gunicorn", app]) + ["-b", "127.0.0.1:0", *args]
+        self._env = environment(**(env or {}))
+        self._cwd = cwd
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self._output = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            self._command, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
+        )
+        try:
+            self.port = int(eventually(self._listening, "listening")[1])
+            eventually(self._answers, "answering")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._output.close()
+
+    def stop(self) -> int:
+        """Send SIGTERM; return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    @property
+    def log(self) -> str:
+        """What the service has written so far."""
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), size, 0).decode(errors="replace")
+
+    def ask(self, path: str, body: Any = None, **more: Any) -> Answer:
+        return ask(self.port, path, body, **more)
+
+    def raw(self, data: bytes, **more: Any) -> Answer:
+        return raw(self.port, data, **more)
+
+    def _listening(self) -> re.Match[str] | None:
+        assert self.process.poll() is None, f"the service ended:\n{self.log}"
+        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"the service ended:\n{self.log}"
+        try:
+            return self.ask("/providers").status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+# -- servers in a thread -----------------------------------------------------------------------------------------------
+
+
+class _Server(ThreadingHTTPServer):
+    """Ends with all of its connections and threads."""
+
+    daemon_threads = False
+    request_queue_size = 1024
+    owner: Peer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no news."""
+
+
+class Peer:
+    """An HTTP server on loopback; entered it serves, left it has let go of everything."""
+
+    def __enter__(self) -> Self:
+        self.lock = threading.Lock()
+        self.released = threading.Event()  # set at the end: whoever hangs or sleeps stops
+        self._connections: set[socket.socket] = set()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.owner = self
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self._server.shutdown()
+        with self.lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connected(self, connection: socket.socket, here: bool) -> None:
+        with self.lock:
+            (self._connections.add if here else self._connections.discard)(connection)
+
+    def answer(self, handler: _Handler, body: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.owner.connected(self.connection, True)
+
+    def finish(self) -> None:
+        self.server.owner.connected(self.connection, False)
+        with contextlib.suppress(OSError):
+            super().finish()
+
+    def do_POST(self) -> None:
+        self.server.owner.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    do_GET = do_PUT = do_CONNECT = do_POST
+
+    def reply(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        with contextlib.suppress(OSError):
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | dict(headers or {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    def reset(self) -> None:
+        """End the connection as a process that crashed does."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.close(self.connection.detach())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """An address where connections are refused, for as long as it is held."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+# -- TokenTrace --------------------------------------------------------------------------------------------------------
+
+MESSAGE = re.compile(
+    rb'\{"version":"1","id":"(?P<id>[0-9a-f]{32})","source":"(?P<source>[^"\\]+)","type":"trace\.span",'
+    rb'"timestamp_ns":(?P<stamp>\d{19}),"payload":(?P<payload>\{.*\})(?:,"checksum":(?P<checksum>[1-9]\d*))?\}',
+    re.DOTALL,
+)
+SPAN = ("trace_id", "span_id", "parent_id", "operation", "start_ns", "end_ns", "status", "attrs")
+ATTRIBUTES = {
+    "provider": str,
+    "model": str,
+    "tokens_in": int,
+    "tokens_out": int,
+    "cost_usd": float,
+    "latency_ms": int,
+    "finish_reason": str,
+    "error": str,
+}
+
+
+def read_span(body: bytes) -> dict[str, Any]:
+    """Return the span of a MIST message; raise AssertionError for anything that the protocol does not say."""
+    found = MESSAGE.fullmatch(body)
+    assert found, f"not a trace.span message in the protocol's order: {body[:200]!r}"
+    assert len(body) <= 10 * 1024 * 1024
+    assert abs(int(found["stamp"]) - time.time_ns()) < 600 * 10**9, "timestamp_ns is not now"
+    if found["checksum"]:
+        assert int(found["checksum"]) == zlib.crc32(found["payload"]), "wrong checksum"
+    span = json.loads(found["payload"], object_pairs_hook=_unique, parse_constant=_refuse)
+    _check_span(span)
+    return {**span, "id": found["id"].decode(), "source": found["source"].decode()}
+
+
+def _check_span(span: dict[str, Any]) -> None:
+    assert list(span) == [name for name in SPAN if name != "parent_id" or "parent_id" in span], f"fields {list(span)}"
+    for name, form in (("trace_id", r"[0-9a-f]{32}"), ("span_id", r"[0-9a-f]{32}"), ("parent_id", r"[0-9a-f]{16}|[0-9a-f]{32}")):
+        assert name not in span or (isinstance(span[name], str) and re.fullmatch(form, span[name]) and int(span[name], 16)), name
+    assert span["operation"] == "infermux.infer"
+    assert type(span["start_ns"]) is int and type(span["end_ns"]) is int and 10**18 < span["start_ns"] <= span["end_ns"]
+    assert span["status"] in ("ok", "error")
+    _check_attributes(span["attrs"], span["status"])
+
+
+def _check_attributes(attrs: dict[str, Any], status: str) -> None:
+    assert isinstance(attrs, dict) and set(attrs) <= set(ATTRIBUTES), f"attributes {attrs}"
+    for name, value in attrs.items():
+        kinds = (int, float) if ATTRIBUTES[name] is float else (ATTRIBUTES[name],)
+        assert type(value) in kinds, f"{name} is {value!r}"
+        assert isinstance(value, str) or (math.isfinite(value) and value >= 0), f"{name} is {value!r}"
+    assert ("error" in attrs) == (status == "error"), f"status {status}, attributes {attrs}"
+    needed = {"provider", "model"} | ({"tokens_in", "tokens_out", "latency_ms", "finish_reason"} if status == "ok" else set())
+    assert needed <= set(attrs), f"missing {needed - set(attrs)}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs), "duplicate keys"
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+class TokenTrace(Peer):
+    """A strict receiver: notes each span, or why a message is none, and answers 202 unless its mode says otherwise.
+
+    Modes: ok, slow (answers after *seconds*), status (answers *status*), hang, reset, redirect (to *target*), garbage.
+    """
+
+    def __init__(self, mode: str = "ok", *, seconds: float = 2.0, status: int = 500, target: str = "") -> None:
+        self.mode, self.seconds, self.status, self.target = mode, seconds, status, target
+        self.spans: list[dict[str, Any]] = []
+        self.problems: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+
+    def answer(self, handler: _Handler, body: bytes) -> None:
+        self._note(handler, body)
+        if self.mode == "hang":
+            self.released.wait()
+            handler.close_connection = True
+        elif self.mode == "reset":
+            handler.reset()
+        elif self.mode == "garbage":
+            handler.wfile.write(b"\0\xff this is not HTTP\r\n\r\n")
+            handler.close_connection = True
+        else:
+            self.released.wait(self.seconds if self.mode == "slow" else 0)
+            handler.reply(
+                {"status": self.status, "redirect": 307}.get(self.mode, 202),
+                b"",
+                {"Location": self.target} if self.mode == "redirect" else None,
+            )
+
+    def _note(self, handler: _Handler, body: bytes) -> None:
+        try:
+            assert (handler.command, handler.path) == ("POST", "/mist"), f"{handler.command} {handler.path}"
+            assert handler.headers["Content-Type"] == "application/json"
+            span, problem = read_span(body), ""
+        except (AssertionError, ValueError) as error:
+            span, problem = {}, str(error)
+        with self.lock:
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+            self.paths.append(handler.path)
+            if problem:
+                self.problems.append(problem)
+            else:
+                self.spans.append(span)
+
+    def wait(self, count: int) -> list[dict[str, Any]]:
+        """Return the spans once there are *count*; every message was valid and none came twice."""
+        eventually(lambda: len(self.spans) + len(self.problems) >= count, f"{count} spans ({len(self.spans)} came)")
+        return self.checked()
+
+    def checked(self) -> list[dict[str, Any]]:
+        """Return the spans so far; every message was valid and none came twice."""
+        with self.lock:
+            assert self.problems == []
+            for name in ("id", "span_id"):
+                assert len({span[name] for span in self.spans}) == len(self.spans), f"a {name} came twice"
+            return list(self.spans)
+
+
+# -- a vendor ----------------------------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+class Scripted(NamedTuple):
+    status: int = 200
+    body: Any = None  # None: a completion that repeats the last message
+    headers: Mapping[str, str] = {}
+    delay: float = 0.0
+    after: threading.Event | None = None  # what is waited for before the answer
+
+
+class Vendor(Peer):
+    """A vendor that speaks OpenAI's chat format: answers from a script whose last line repeats, and keeps what it was asked."""
+
+    def __init__(self, *answers: Scripted) -> None:
+        self.answers = list(answers) or [Scripted()]
+        self.seen: list[Seen] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes this the service's `openai`."""
+        return {"OPENAI_API_KEY": "sk-test-vendor", "OPENAI_BASE_URL": f"{self.url}/v1"}
+
+    def answer(self, handler: _Handler, body: bytes) -> None:
+        asked = json.loads(body) if body else None
+        with self.lock:
+            scripted = self.answers[min(len(self.seen), len(self.answers) - 1)]
+            self.seen.append(Seen(handler.path, {name.lower(): value for name, value in handler.headers.items()}, asked))
+        if scripted.after is not None:
+            scripted.after.wait(PATIENCE)
+        self.released.wait(scripted.delay)
+        content = scripted.body if scripted.body is not None else completion(asked)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        handler.reply(scripted.status, data, {"Content-Type": "application/json", **scripted.headers})
+
+
+def completion(asked: Any, content: str | None = None) -> dict[str, Any]:
+    """Return a chat completion that says what the last message said, or *content*."""
+    text = asked["messages"][-1]["content"] if content is None else content
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": asked["model"],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
