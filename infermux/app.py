@@ -21,7 +21,7 @@ def create_app(router: Router | None = None) -> Flask:
     app = Flask("infermux", static_folder=None)
     try:
         settings = build.settings()
-        router = router or build.router(settings)
+        router = router or build.router(settings, serving=True)
     except our.ConfigError as error:
         if click.get_current_context(silent=True) is None:
             raise

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from . import config as configuration
 from .config import Config, ProviderConfig
-from .errors import ConfigError
+from .errors import ConfigError, ModelNotFound
+from .fleet import Fleet
+from .gate import Gate
+from .health import Health
+from .keys import Keyring
+from .limits import Rates
+from .prices import Price
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .registry import Registry
-from .router import Router
-from .schema import meant
+from .router import Reports, Router
+from .schema import meant, of_type
+from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
+
+
+pinned: Config | None = None                # what the master of a service has read and checked for its workers
 
 
 def load(environ: Mapping[str, str] | None = None) -> Router:
@@ -25,26 +37,80 @@ def load(environ: Mapping[str, str] | None = None) -> Router:
     return router(settings(environ))
 
 
-def settings(environ: Mapping[str, str] | None = None) -> Config:
+def settings(environ: Mapping[str, str] | None = None, path: str | None = None) -> Config:
     """Return the configuration that `load` builds from."""
+    if pinned is not None and environ is None and path is None:
+        return pinned
     return configuration.load({name: preset.keys for name, preset in PRESETS.items()},
-                              {name: preset.address for name, preset in PRESETS.items() if preset.address}, environ)
+                              {name: preset.address for name, preset in PRESETS.items() if preset.address}, environ, path)
 
 
-def router(config: Config) -> Router:
-    """Return the router for *config*: its providers, then those of installed plug-ins, then echo."""
+def router(config: Config, *, serving: bool = False) -> Router:
+    """Return the router for *config*; when *serving*, calls are bounded by the threads that one process has.
+
+    Without a file the providers are those of the environment, then installed plug-ins, then echo.
+    """
     registry = Registry(provider(each) for each in config.providers)
-    for name in plugins():
-        if name not in registry:
-            _add_plugin(registry, name)
-    if ECHO not in registry:
-        registry.register(EchoProvider())
-    reporter = None
-    if config.trace.tokentrace:
-        from .tokentrace import Reporter  # loads requests, which a router without TokenTrace may never need
-        reporter = Reporter("infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue)
-    return Router(registry, reporter, attempts=config.reliability.attempts, deadline=config.reliability.deadline,
-                  on_unsupported=config.reliability.on_unsupported)
+    if not config.path:
+        for name in plugins():
+            if name not in registry:
+                _add_plugin(registry, name)
+        if ECHO not in registry:
+            registry.register(EchoProvider())
+    _define(registry, config)
+    prices = {each.name: _prices(each) for each in config.providers if each.prices}
+    breaker, rules = config.reliability.breaker, config.reliability
+    fleet = Fleet(registry, overrides=prices, concurrency=_concurrency(config, serving),
+                  watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
+    return Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
+                  fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config))
+
+
+def _define(registry: Registry, config: Config) -> None:
+    for model in config.models:
+        registry.define(model.name, model.targets, strategy=model.strategy, then=model.then, weights=model.weights,
+                        on_unsupported=model.on_unsupported)
+    for name in registry.names:
+        try:
+            registry.route(name)
+        except ModelNotFound as error:
+            raise ConfigError(f"{config.path}: [models] {name}: {error.message}") from None
+
+
+def _concurrency(config: Config, serving: bool) -> dict[str, int]:
+    """Half of the threads for each provider unless said otherwise: one that hangs must not take them all."""
+    most = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
+    return {each.name: each.concurrency or most for each in config.providers if each.concurrency or most}
+
+
+def _gate(config: Config, serving: bool) -> Gate:
+    """Leave some threads for health and for saying no."""
+    threads, keyring = config.server.threads, _keyring(config)
+    rates = Rates(Path(config.path).with_suffix(".rates")) if keyring is not None and keyring.limited else None
+    if rates is not None:
+        rates.check()
+    if not serving:
+        return Gate(rates=rates)
+    calls = max(1, threads - max(1, threads // 8))
+    return Gate(calls=calls, streams=max(1, min(int(threads * config.server.streams), calls - 1)), rates=rates)
+
+
+def _keyring(config: Config) -> Keyring | None:
+    if config.keys is None:
+        return None
+    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None)) for key in config.keys)
+
+
+def _prices(config: ProviderConfig) -> dict[str, Price]:
+    return {model: Price.of(entry, provider=config.name, id=model, place=f"[providers.{config.name}].prices.{model}")
+            for model, entry in of_type(dict, config.prices, f"[providers.{config.name}].prices").items()}
+
+
+def _reporter(config: Config) -> Reports | None:
+    if not config.trace.tokentrace:
+        return None
+    from .tokentrace import Reporter  # loads requests, which a router without TokenTrace may never need
+    return Reporter("infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue)
 
 
 def _address(config: ProviderConfig, preset: Preset) -> str:
@@ -66,12 +132,24 @@ def provider(config: ProviderConfig) -> Any:
     """Return the provider for one entry of the configuration; raise ConfigError for a type that nobody knows."""
     preset = PRESETS.get(config.type)
     if preset is not None:
-        from .providers.http import HTTPProvider  # loads requests
-        return HTTPProvider(config.name, base_url=_address(config, preset), dialect=preset.dialect, pattern=preset.pattern,
-                            api_key=config.api_key, models=config.models or preset.models, vendor=preset.vendor or config.type)
+        return _http(config, preset)
     if config.type == ECHO:
         return EchoProvider(config.name, config.models or ("echo-v1",))
     make = plugin(config.type)
     if make is None:
-        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, [*PRESETS, ECHO, *plugins()])}")
+        known = [*PRESETS, ECHO, *plugins()]
+        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, known)}")
     return make(config)
+
+
+def _http(config: ProviderConfig, preset: Preset) -> Any:
+    """Return a vendor; one that only borrows a preset's format has neither its models nor its prices."""
+    from .providers.http import HTTPProvider, Timeouts  # loads requests
+    own = config.name == config.type or not config.base_url
+    wait = config.timeout
+    return HTTPProvider(
+        config.name, base_url=_address(config, preset), dialect=preset.dialect, pattern=preset.pattern if own else "",
+        api_key=config.api_key, models=config.models or (preset.models if own else ()),
+        vendor=(preset.vendor or config.type) if own else "",
+        timeouts=Timeouts(wait.connect, wait.first_byte, wait.idle, wait.total), proxy=config.proxy or None, ca=config.ca or None,
+        lacks=config.lacks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from .errors import InferMuxError
+from .limits import Slots
 from .protocol import InferRequest, InferResponse, new_id
 from .types import ANYONE, JSON, Caller, Chunk, Target, TraceContext, Usage
 
@@ -22,6 +23,9 @@ class Plan:
     strategy: str
     targets: tuple[Target, ...]
     dropped: Mapping[Target, str] = field(default_factory=dict)
+    forced: bool = False                    # every target was shut, and this is the least bad one
+    seed: int = 0
+    retry_in: float | None = None           # seconds until a target that is shut may be tried again
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Attempt:
     usage: Usage | None = None
     cost: int | None = None                 # pico-USD; None: the price is not known
     error: InferMuxError | None = None
+    waited: float = 0.0                     # seconds of backoff before it
     served: str = ""                        # the model that the vendor says it used
 
     @property
@@ -61,6 +66,9 @@ class Call:
     span_id: str = field(default_factory=new_id)
     start_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
+    taken: list[Slots] = field(default_factory=list)        # room in this process, given back at the end
+    estimate: int | None = None             # tokens that were counted against the caller's rate before the call
+    patience: float | None = None           # seconds that the client itself will wait
     ended: float | None = None
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from .errors import ConfigError, ModelNotFound, shown
 from .providers.base import Member, member
-from .types import JSON, Target
+from .types import JSON, Route, Target
 
 AUTO = ("", "auto")
+
+
+class _Name(NamedTuple):
+    targets: tuple[str, ...]
+    strategy: str
+    then: tuple[str, ...]
+    weights: dict[str, float]
+    on_unsupported: str
 
 
 class Registry:
@@ -18,6 +26,7 @@ class Registry:
 
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, Member] = {}
+        self._names: dict[str, _Name] = {}
         for provider in providers:
             self.register(provider)
 
@@ -52,8 +61,39 @@ class Registry:
         """Return what GET /providers answers."""
         return {"providers": [{"name": each.name, "models": list(each.models)} for each in self]}
 
+    def define(self, name: str, targets: Iterable[str], *, strategy: str = "priority", then: Iterable[str] = (),
+               weights: Mapping[str, float] | None = None, on_unsupported: str = "") -> None:
+        """Give *targets* a name of their own: each is PROVIDER/MODEL, a model, a provider, or another name."""
+        self._names[name] = _Name(tuple(targets), strategy, tuple(then), dict(weights or {}), on_unsupported)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that were defined, in their order."""
+        return tuple(self._names)
+
+    def route(self, model: str, provider: str = "") -> Route:
+        """Return what *model* stands for, at *provider* if one is named; raise ModelNotFound with what is close to it."""
+        if not provider and model in self._names:
+            return self._named(model, ())
+        return Route(model, self._plain(model, provider))
+
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
-        """Return the targets for *model*, at *provider* if one is named; raise ModelNotFound with what is close to it."""
+        """Return every target that *model* may lead to, each once; raise ModelNotFound."""
+        return tuple(dict.fromkeys(flat(self.route(model, provider))))
+
+    def _named(self, name: str, way: tuple[str, ...]) -> Route:
+        if name in way:
+            raise ConfigError(f"the name {name!r} leads back to itself: {' -> '.join((*way, name))}")
+        own, inside = self._names[name], (*way, name)
+        entries = [entry for target in own.targets for entry in self._entry(target, inside)]
+        weights = tuple(own.weights.get(target, 1.0) for target in own.targets for _ in self._entry(target, inside)) if own.weights else ()
+        then = [entry for target in own.then for entry in self._entry(target, inside)]
+        return Route(name, tuple(entries), own.strategy, tuple(then), weights, own.on_unsupported)
+
+    def _entry(self, target: str, way: tuple[str, ...]) -> tuple[Target | Route, ...]:
+        return (self._named(target, way),) if target in self._names else self._plain(target, "")
+
+    def _plain(self, model: str, provider: str) -> tuple[Target, ...]:
         if provider:
             return (self._at(self.member(provider), model),)
         if model in self._members:
@@ -68,7 +108,7 @@ class Registry:
             return (self._default(),)
         if slash and right and left in self._members and self._members[left].any_model:
             return (Target(left, right),)
-        raise ModelNotFound(f"no provider for model {shown(model)}{_close(model, self._names())}", param="model")
+        raise ModelNotFound(f"no provider for model {shown(model)}{_close(model, self._known())}", param="model")
 
     def _at(self, provider: Member, model: str) -> Target:
         if model in AUTO or model == provider.name:
@@ -87,8 +127,17 @@ class Registry:
                 return _first(each)
         raise ModelNotFound("no provider is configured that lists a model", param="model")
 
-    def _names(self) -> list[str]:
-        return [*self._members, *(model for each in self for model in each.models)]
+    def _known(self) -> list[str]:
+        return [*self._names, *self._members, *(model for each in self for model in each.models)]
+
+
+def flat(route: Route) -> Iterator[Target]:
+    """Yield the targets of a route in the order of their declaration."""
+    for entry in (*route.entries, *route.then):
+        if isinstance(entry, Route):
+            yield from flat(entry)
+        else:
+            yield entry
 
 
 def _knows(provider: Member, model: str) -> bool:

@@ -58,6 +58,13 @@ def weights(value: Any, place: str) -> dict[str, float]:
     }
 
 
+def abilities(value: Any, place: str) -> dict[str, tuple[str, ...]]:
+    """Read what models cannot do: a table of lists."""
+    read = one_of("tools", "images", "structured output", "embeddings")
+    return {model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
+            for model, items in of_type(dict, value, place).items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """How long a provider is waited for, in seconds; each is also cut to what is left of the call's deadline."""
@@ -81,6 +88,7 @@ class ProviderConfig:
     prices: Mapping[str, Any] = reads(anything, {})  # by model: read by prices.Price
     proxy: str = reads(url, "")
     ca: str = reads(text, "")  # the path of a bundle of certificates
+    lacks: Mapping[str, Any] = reads(abilities, {})     # by model: what it cannot do
     concurrency: int = reads(whole, 0)  # calls at a time and worker; 0: half of the threads
     options: Mapping[str, Any] = reads(lambda value, place: of_type(dict, value, place), {})  # for a plug-in
 

@@ -21,6 +21,17 @@ class Target(NamedTuple):
         return f"{self.provider}/{self.model}"
 
 
+class Route(NamedTuple):
+    """What a name stands for: targets and other names, how one of them is chosen, and what comes after all of them."""
+
+    name: str
+    entries: tuple[Target | Route, ...]
+    strategy: str = "priority"
+    then: tuple[Target | Route, ...] = ()
+    weights: tuple[float, ...] = ()         # of the entries, in their order; none: all alike
+    on_unsupported: str = ""                # "error" or "drop"; empty: what the router does
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer, normalised over the vendors.

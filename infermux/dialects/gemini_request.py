@@ -51,7 +51,7 @@ def path(request: InferRequest, *, stream: bool) -> str:
     elif request.op == COUNT_TOKENS:
         verb = "countTokens"
     else:
-        raise UnsupportedParameter(f"{request.op!r} is not an operation of the {NAME} format")
+        raise UnsupportedParameter(f"{request.op!r} is not an operation of the {NAME} format", param="model")
     return f"/models/{quote(_model(request), safe='', errors='replace')}:{verb}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import jsons
-from ..errors import ProviderError, ProviderUnavailable, StreamIncomplete
+from ..errors import ProviderError, ProviderUnavailable, StreamIncomplete, UnsupportedParameter
 from ..jsons import Document
 from ..protocol import CHAT, InferRequest, InferResponse, text_of
 from ..types import HEARTBEAT, JSON, Chunk, Usage
@@ -25,6 +25,8 @@ DONE = b"[DONE]"
 
 def path(request: InferRequest, *, stream: bool) -> str:
     """Return the path of the operation below the base URL."""
+    if request.op not in PATHS:
+        raise UnsupportedParameter(f"the {NAME} format has no {request.op}", param="model")
     return PATHS[request.op]
 
 

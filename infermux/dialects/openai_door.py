@@ -73,13 +73,12 @@ class Encoder:
 
     def encode(self, chunk: Chunk) -> bytes:
         """Return the events for a chunk: its own where it came in this dialect."""
-        if chunk.usage_only:
-            if not self._include_usage:
-                return b""
-            self._usage_sent = True
+        if chunk.usage_only and not self._include_usage:
+            return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
         if native is None and not chunk.has_content:
             return b""
+        self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
         ready, self._held = self._held, self._event(chunk) if native is None else native
         self._ending = self._ending or bool(chunk.finish_reason) or chunk.usage_only
         if self._ending:
@@ -113,7 +112,7 @@ class Encoder:
         """Return the event that tells of a failure; no terminator follows it."""
         held, self._held = self._held, b""
         if self._op == "responses":
-            return held + Event(jsons.encode({"type": "error", **encode_error(error)["error"]}), b"error").encode()
+            return held + Event(jsons.encode(encode_error(error)["error"] | {"type": "error"}), b"error").encode()
         return held + _event(encode_error(error))
 
     def heartbeat(self) -> bytes:

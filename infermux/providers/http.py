@@ -47,9 +47,10 @@ class HTTPProvider(Provider):
     def __init__(self, name: str, *, base_url: str, dialect: str | Dialect = "openai", api_key: Secret | str | None = None,
                  models: Sequence[str] = (), pattern: str = "", timeouts: Timeouts = Timeouts(),
                  headers: Mapping[str, str] | None = None, proxy: str | None = None, ca: str | None = None,
-                 max_response: int = MAX_RESPONSE, vendor: str = "") -> None:
+                 max_response: int = MAX_RESPONSE, vendor: str = "", lacks: Mapping[str, Sequence[str]] | None = None) -> None:
         self.name = name
         self.vendor = vendor or name        # in the price table
+        self.lacks = lacks or {}            # by model: what it cannot do, of tools, images, structured output, embeddings
         self.models = tuple(models)
         self.dialect = _dialect(dialect) if isinstance(dialect, str) else dialect
         self.timeouts = timeouts
@@ -137,13 +138,14 @@ class HTTPProvider(Provider):
         return response
 
     def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
+        url = self._url(self.dialect.path(request, stream=stream))
         try:
             body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
         except (ValueError, TypeError) as error:
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
         prepared = requests.PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
-        prepared.url = self._url(self.dialect.path(request, stream=stream))
+        prepared.url = url
         headers = self._headers | (self.dialect.auth(self._key.reveal()) if self._key else {}) | self.dialect.headers(request) | {
             "Content-Length": str(len(body)), "Accept-Encoding": "identity" if stream else "gzip, deflate"}
         prepared.headers = cast(Any, headers)       # sent as it is: a case-insensitive copy would cost more than the call's JSON

@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from .. import jsons
 from ..call import Call
-from ..errors import InferMuxError, MethodNotAllowed, RequestError, RequestTooLarge, UnsupportedEncoding, shown
+from ..errors import AuthenticationError, InferMuxError, MethodNotAllowed, RequestError, RequestTooLarge, UnsupportedEncoding, shown
 from ..jsons import Document
 from ..protocol import InferRequest, new_id
 from ..router import Router
@@ -80,7 +80,8 @@ def guarded(view: View, render: Render) -> View:
 
 def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, door: str) -> Call:
     """Return the call that a request starts; an error answer finds it again, for its headers."""
-    call = router.begin(wanted, caller=caller(identify), door=door, trace=parse(request.headers.get("traceparent")))
+    call = router.begin(wanted, caller=caller(router, identify), door=door, trace=parse(request.headers.get("traceparent")))
+    call.patience = patience()
     g.infermux_call = call
     return call
 
@@ -131,10 +132,29 @@ def document() -> Document:
         raise RequestError(str(error)) from None
 
 
-def caller(identify: Identify | None) -> Caller:
-    """Return who is calling: what the mounting app says, or anyone."""
-    found = identify() if identify is not None else None
-    return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
+def caller(router: Router, identify: Identify | None) -> Caller:
+    """Return who is calling: whom the mounting app names, else whose key it is; raise AuthenticationError without a good one."""
+    if identify is not None:
+        found = identify()
+        return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
+    if router.keyring is None:
+        return ANYONE
+    known = router.keyring.identify(_key())
+    if known is None:
+        raise AuthenticationError("a key is needed: Authorization: Bearer KEY, or x-api-key: KEY")
+    return known
+
+
+def _key() -> str:
+    """Return the key that a request carries, in either of the ways in which the official SDKs send it."""
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" and bearer else request.headers.get("x-api-key", "")
+
+
+def patience() -> float | None:
+    """Return how many seconds the client itself will wait, which the official SDKs tell."""
+    told = request.headers.get("x-stainless-read-timeout", "")
+    return float(told) if told.replace(".", "", 1).isdigit() and told.isascii() and float(told) > 0 else None
 
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

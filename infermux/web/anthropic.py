@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Response, request
 
-from .. import tokens
+from .. import jsons, tokens
 from ..dialects import anthropic as dialect
 from ..dialects import anthropic_door as wire
 from ..dialects.anthropic_stream import Encoder
@@ -26,7 +26,7 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
     return door("infermux_anthropic", router, [
         ("POST", "/v1/messages", partial(messages, router, caller)),
         ("POST", "/v1/messages/count_tokens", partial(count_tokens, router, caller)),
-        *model_routes(router),
+        *model_routes(router, caller),
     ], render=wire.encode_error)
 
 
@@ -51,11 +51,13 @@ def count_tokens(router: Router, identify: Identify | None) -> Response:
     """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
     wanted, _ = _read(COUNT)
     call = begin(router, wanted, identify, door=NAME)
-    target = router.plan(wanted).targets[0]
+    target = router.registry.resolve(wanted.model, wanted.provider)[0]
     counts = getattr(getattr(router.registry.get(target.provider), "dialect", None), "COUNTS_TOKENS", False)
     if not counts:
         estimate = tokens.estimate_messages(wanted.messages)
-        return json_answer({"input_tokens": estimate, "infermux": {"estimated": True}}, headers={"X-Request-Id": call.id})
+        if wanted.params.get("tools"):
+            estimate += tokens.estimate(jsons.dumps(wanted.params["tools"]))
+        return json_answer({"input_tokens": estimate, "infermux": {"estimated": True}}, headers=call_headers(call))
     response = router.answer(call)
     if response.native is not None and response.native[0] == dialect.NAME:
         return bytes_answer(response.native[1], headers=call_headers(call))

@@ -13,6 +13,7 @@ from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
 from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, in_app, json_answer, plain_error
+from . import caller as who
 from .streams import sse_answer
 
 NAME = "mist"
@@ -24,7 +25,7 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
     made = door("infermux", router, [
         ("POST", "/mist", partial(mist, router, caller)),
         ("POST", "/infer", partial(infer, router, caller)),
-        ("GET", "/providers", partial(providers, router)),
+        ("GET", "/providers", partial(providers, router, caller)),
     ], render=plain_error)
     made.cli.add_command(in_app(cli.infer))
     made.cli_group = None                   # `flask infer`, beside the app's own commands
@@ -52,8 +53,9 @@ def infer(router: Router, identify: Identify | None) -> Response:
     return json_answer(response.to_dict(), headers=call_headers(call))
 
 
-def providers(router: Router) -> Response:
+def providers(router: Router, identify: Identify | None) -> Response:
     """List the providers and their models."""
+    who(router, identify)
     return json_answer(router.registry.to_dict())
 
 

@@ -15,6 +15,7 @@ from ..protocol import CHAT, InferRequest, InferResponse
 from ..router import Router
 from ..types import JSON
 from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, json_answer
+from . import caller as who
 from .streams import sse_answer
 
 NAME = "openai"
@@ -27,13 +28,13 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
         ("POST", "/v1/completions", partial(complete, router, caller, "completions")),
         ("POST", "/v1/embeddings", partial(complete, router, caller, "embeddings")),
         ("POST", "/v1/responses", partial(complete, router, caller, "responses")),
-        *model_routes(router),
+        *model_routes(router, caller),
     ], render=wire.encode_error)
 
 
-def model_routes(router: Router) -> list[tuple[str, str, View]]:
+def model_routes(router: Router, caller: Identify | None) -> list[tuple[str, str, View]]:
     """Return the routes of the model list, which the Anthropic SDK asks for too."""
-    return [("GET", "/v1/models", partial(models, router)), ("GET", "/v1/models/<path:ident>", partial(model, router))]
+    return [("GET", "/v1/models", partial(models, router, caller)), ("GET", "/v1/models/<path:ident>", partial(model, router, caller))]
 
 
 def complete(router: Router, identify: Identify | None, op: str) -> Response:
@@ -67,15 +68,17 @@ def _answer(call: Call, response: InferResponse) -> Response:
     raise UnsupportedParameter(f"the model {shown(call.model)} has no {op}", param="model")
 
 
-def models(router: Router) -> Response:
-    """List the models, in a form that both official SDKs read."""
-    data = [_model(name, provider) for provider, name in _known(router)]
+def models(router: Router, identify: Identify | None) -> Response:
+    """List the models that the caller may ask for, in a form that both official SDKs read."""
+    allowed = who(router, identify).models
+    data = [_model(name, provider) for provider, name in _known(router) if allowed is None or name in allowed]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return json_answer({"object": "list", "data": data, "has_more": False, **ends})
 
 
-def model(router: Router, ident: str) -> Response:
+def model(router: Router, identify: Identify | None, ident: str) -> Response:
     """Describe one model."""
+    who(router, identify)
     try:
         target = router.registry.resolve(ident)[0]
     except ModelNotFound:
@@ -84,8 +87,8 @@ def model(router: Router, ident: str) -> Response:
 
 
 def _known(router: Router) -> list[tuple[str, str]]:
-    """Return each model once, with the first provider that lists it."""
-    found: dict[str, str] = {}
+    """Return each name and model once, with the first provider that lists it."""
+    found: dict[str, str] = dict.fromkeys(router.registry.names, "infermux")
     for member in router.registry:
         for name in member.models:
             found.setdefault(name, member.name)

@@ -1,0 +1,47 @@
+"""Who is let in: room in this process, and each caller's own rate."""
+
+from __future__ import annotations
+
+import math
+
+from . import tokens
+from .call import Call
+from .errors import Overloaded, RateLimited, RequestTooLarge
+from .limits import Rates, Slots
+
+
+class Gate:
+    """Lets calls in while there is room, and counts what callers use per minute. Without limits it is open."""
+
+    def __init__(self, *, calls: int | None = None, streams: int | None = None, rates: Rates | None = None) -> None:
+        self._calls = Slots(calls) if calls else None
+        self._streams = Slots(streams) if streams else None
+        self._rates = rates
+
+    def enter(self, call: Call, *, streamed: bool) -> None:
+        """Let *call* in, or raise Overloaded or RateLimited; `leave` gives back what was taken."""
+        if self._calls is not None:
+            if not self._calls.take():
+                raise Overloaded("this service has as many calls as it can take; try again in a moment")
+            call.taken.append(self._calls)
+        if streamed and self._streams is not None:
+            if not self._streams.take():
+                raise Overloaded("this service has as many streams as it can take; try again in a moment")
+            call.taken.append(self._streams)
+        caller = call.caller
+        if self._rates is not None and (caller.rpm or caller.tpm):
+            estimate = tokens.estimate_messages(call.request.messages) if caller.tpm else 0
+            wait = self._rates.take(caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate)
+            if wait == math.inf:
+                raise RequestTooLarge(f"this call alone has about {estimate} tokens, more than the key may use in a minute")
+            if wait is not None:
+                raise RateLimited("this key is over its rate per minute; try again later", retry_after=wait)
+            call.estimate = estimate if caller.tpm else None
+
+    def leave(self, call: Call) -> None:
+        """Give back what the call has taken, and count the tokens that it really used."""
+        while call.taken:
+            call.taken.pop().give()
+        if self._rates is not None and call.estimate is not None:
+            used = sum(call.tokens)
+            self._rates.correct(call.caller.name, used - call.estimate, since=call.started)
