@@ -1,0 +1,332 @@
+"""What calls cost, and what callers may spend: the values and the interface of every ledger; money is in whole pico-USD.
+
+A budget is reserved before a call and settled after it. Its period is that of the reservation, by the UTC clock that is passed
+in; a period's sum is kept under the period's name, so that a clock that steps can neither reset it twice nor make it negative.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+from infermux.call import Attempt, Call
+from infermux.errors import BudgetExceeded, Unavailable
+from infermux.prices import usd
+from infermux.types import Usage
+
+PERIODS = ("day", "month", "total")
+LEASE = 900.0  # seconds after which the hold of a worker that was killed is free again
+MAX_ROWS = 10_000  # that one question returns
+MAX_PICO = 10**17  # of one attempt, 100,000 dollars: nothing that a vendor claims can overflow a sum
+MAX_TOKENS = 10**12  # of one class in one attempt, for the same reason
+_TEXT = 200  # characters of a name that are kept
+_TAGS = 16  # tags of a call that are kept
+_DAY = 86_400  # seconds
+_EPOCH = date(1970, 1, 1)
+_NOTHING = Usage()
+_Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
+
+
+class LedgerUnavailable(Unavailable):
+    """The ledger cannot be read or written; `reason` is for logs and health, never for a caller."""
+
+    code = "ledger_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the record of costs is not available")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a caller may spend in a UTC day, a UTC month or in total, and what happens then: reject, warn or a cheaper model."""
+
+    caller: str
+    limit_pico: int
+    period: str = "month"
+    then: str = "reject"
+
+    def __post_init__(self) -> None:
+        if self.period not in PERIODS or self.limit_pico < 0:
+            raise ValueError(f"no such budget: {self.limit_pico} per {self.period!r}")
+
+    def key(self, at: float) -> str:
+        """Return the name of the period at *at*: 2026-11-23, 2026-11 or total."""
+        return keys(at)[PERIODS.index(self.period)]
+
+    def start(self, at: float) -> float:
+        """Return when the period at *at* began, in seconds since 1970; 0 for a total."""
+        day = int(at // _DAY)
+        if self.period == "month":
+            return (day + 1 - (_EPOCH + timedelta(day)).day) * float(_DAY)
+        return day * float(_DAY) if self.period == "day" else 0.0
+
+    def resets(self, at: float) -> float | None:
+        """Return when the next period begins, in seconds since 1970; None: never."""
+        if self.period == "total":
+            return None
+        return self.start(self.start(at) + (32 if self.period == "month" else 1) * _DAY)
+
+
+class Hold(NamedTuple):
+    """An amount that is reserved for a call."""
+
+    call_id: str
+    budget: Budget
+    pico: int
+    at: float  # when it was reserved, in seconds since 1970: this decides the period
+    over: bool = False  # the budget has no room for it, but warns only, or the call is let through
+
+
+class Spent(NamedTuple):
+    """What a period's budget has paid, and what is reserved beside that."""
+
+    spent: int
+    held: int
+
+
+class AttemptRow(NamedTuple):
+    """One request to one target; times are milliseconds after the start of the call."""
+
+    at_ns: int  # the start of the call, and its id: both rows of a call have the same
+    call_id: str
+    n: int
+    provider: str
+    model: str
+    served: str
+    started_ms: int
+    first_ms: int | None
+    ended_ms: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    cache_write_1h_tokens: int | None
+    reasoning_tokens: int | None
+    cost: int | None  # None: it was not billed, or has no price
+    unpriced: int  # 1 if it was billed and has no price
+    error_code: str
+    final: int  # 1 for the last attempt of its call
+
+
+class CallRow(NamedTuple):
+    """One call; tokens and cost are the sums over its attempts."""
+
+    at_ns: int
+    id: str
+    trace_id: str
+    caller: str
+    tags: str  # a JSON object
+    door: str
+    requested: str
+    model: str
+    served: str
+    provider: str
+    strategy: str
+    status: str  # "ok" or the HTTP status
+    error_code: str
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    cache_write_1h_tokens: int | None
+    reasoning_tokens: int | None
+    cost: int | None  # None: what was billed has no price; 0: nothing was billed, or it is free
+    cost_source: str
+    estimated: int
+    latency_ms: int
+    first_token_ms: int | None
+    attempts: int
+    unpriced: int  # attempts that were billed and have no price
+
+
+class Record(NamedTuple):
+    """What a ledger keeps of a call: never a word of its content."""
+
+    call: CallRow
+    attempts: tuple[AttemptRow, ...]
+
+
+class Total(NamedTuple):
+    """The sums over a group of calls; per model or provider a call counts where it ended, and costs where it cost."""
+
+    key: tuple[str, ...]
+    calls: int
+    attempts: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    cost: int
+    unpriced: int
+
+
+class Ledger(ABC):
+    """Keeps what calls cost; every method may be called from any thread, and raises LedgerUnavailable."""
+
+    @abstractmethod
+    def reserve(self, budget: Budget, pico: int, *, call_id: str, at: float, lease: float = LEASE, over: bool = False) -> Hold:
+        """Hold *pico* of the budget for *lease* seconds, or raise BudgetExceeded unless it only warns or *over* lets it through."""
+
+    @abstractmethod
+    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE) -> Hold:
+        """Add *more* pico-USD to a hold and renew its lease; if BudgetExceeded is raised, it holds what it held."""
+
+    @abstractmethod
+    def settle(self, record: Record, hold: Hold | None = None) -> bool:
+        """Write the call and its attempts, and turn the hold into spending, all or nothing; False if that was done before.
+
+        The cost counts in the hold's period; without a hold, in each period of the caller that a budget has asked about.
+        """
+
+    @abstractmethod
+    def spent(self, budget: Budget, at: float) -> Spent:
+        """Return what the period at *at* has spent and holds."""
+
+    @abstractmethod
+    def rows(
+        self,
+        *,
+        model: str | None = None,
+        status: str | None = None,
+        caller: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 50,
+    ) -> list[Record]:
+        """Return calls, the newest first; *model* as requested, as tried or as served; *status* "ok", "error" or a number."""
+
+    @abstractmethod
+    def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:
+        """Return sums by model, served, provider, caller, tag, tag:NAME, day or hour, or several of them.
+
+        By time, or else the most expensive first. By tag, a call counts under each of its tags. Raises RequestError.
+        """
+
+    @abstractmethod
+    def healthy(self) -> str | None:
+        """Return None, or why the ledger cannot be written."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is held open; a call that still settles opens it again."""
+
+
+def keys(at: float) -> tuple[str, str, str]:
+    """Return the names of the day, the month and the total at *at*, in seconds since 1970."""
+    return _keys(int(at // _DAY))
+
+
+@lru_cache(maxsize=64)
+def _keys(day: int) -> tuple[str, str, str]:
+    name = (_EPOCH + timedelta(day)).isoformat()
+    return name, name[:7], "total"
+
+
+def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
+    """Return the error of a budget that has *left* pico-USD for a call that may cost *pico*."""
+    reset = budget.resets(at)
+    ends = "" if reset is None else f"; it starts afresh at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    per = "in total" if reset is None else f"per {budget.period}"
+    return BudgetExceeded(
+        f"the budget of {usd(budget.limit_pico)} USD {per} has {usd(max(0, left))} USD left, and this call may cost {usd(pico)} USD{ends}",
+        retry_after=None if reset is None else reset - at,
+    )
+
+
+def record(call: Call) -> Record:
+    """Return what a ledger keeps of *call*: its cost is the sum of its attempts', and only billed ones have a cost."""
+    rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
+    costs = [row.cost for row in rows if row.cost is not None]
+    unpriced = sum([row.unpriced for row in rows])
+    last, error = rows[-1] if rows else None, call.error
+    names = (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
+    whole = CallRow(
+        call.start_ns,
+        call.id,
+        _text(call.trace_id),
+        _text(call.caller.name),
+        _tags(tuple(call.caller.tags.items())),
+        _text(call.door),
+        _text(call.request.model),
+        *names,
+        call.plan.strategy if call.plan else "",
+        "ok" if error is None else str(error.status),
+        "" if error is None else error.code,
+        *(_tokens(last) if last and len(rows) == 1 else _sums(rows)),
+        None if unpriced and not costs else sum(costs),
+        call.cost_source,
+        int(any(each.usage is not None and each.usage.estimated for each in call.attempts)),
+        call.latency_ms,
+        next((row.first_ms for row in reversed(rows) if row.first_ms is not None), None),
+        len(rows),
+        unpriced,
+    )
+    return Record(whole, rows)
+
+
+def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
+    target, usage, cost, start = attempt.target, attempt.usage or _NOTHING, attempt.cost, call.started
+    model = _text(target.model)
+    return AttemptRow(
+        call.start_ns,
+        call.id,
+        n,
+        _text(target.provider),
+        model,
+        _text(attempt.served) or model,
+        _ms(attempt.started - start),
+        None if attempt.first_chunk is None else _ms(attempt.first_chunk - start),
+        None if attempt.ended is None else _ms(attempt.ended - start),
+        _count(usage.input_tokens),
+        _count(usage.output_tokens),
+        _count(usage.cached_input_tokens),
+        _count(usage.cache_write_tokens),
+        _count(usage.cache_write_1h_tokens),
+        _count(usage.reasoning_tokens),
+        None if cost is None else max(0, min(cost, MAX_PICO)),
+        int(cost is None and attempt.usage is not None),
+        "" if attempt.error is None else attempt.error.code,
+        int(n == len(call.attempts) - 1),
+    )
+
+
+def _tokens(row: AttemptRow) -> _Tokens:
+    return row[9:15]
+
+
+def _sums(rows: Sequence[AttemptRow]) -> _Tokens:
+    """Return the tokens of all attempts, None where none of them knows."""
+    known = [[count for count in counts if count is not None] for counts in zip(*map(_tokens, rows), strict=True)]
+    sums = [sum(counts) if counts else None for counts in known] or [None] * 6
+    return sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+
+
+def _count(value: int | None) -> int | None:
+    """Return a number of tokens that can be stored: a user's own provider may report anything."""
+    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else None
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _text(value: object) -> str:
+    """Return what can be stored of a name: a lone surrogate cannot."""
+    if not isinstance(value, str):
+        return ""
+    if len(value) <= _TEXT and value.isascii():
+        return value
+    return value[:_TEXT].encode(errors="replace").decode()
+
+
+@lru_cache(maxsize=256)
+def _tags(tags: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps({_text(name): _text(value) for name, value in sorted(tags)[:_TAGS]})

@@ -1,0 +1,384 @@
+"""The ledger in one SQLite file that the workers of a host share.
+
+WAL with synchronous=NORMAL: what was settled survives the death of any process, for it is in the system's cache; only a power cut
+can take the last calls since a checkpoint, whole calls with their spending, and never damages the file. FULL would cost two
+fsyncs a call. A connection belongs to one thread of one process, and is opened on first use there, hence after a fork.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from infermux.types import Clock
+
+from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded
+from . import queries as q
+
+log = logging.getLogger("infermux")
+T = TypeVar("T")
+_WAIT = 0.01  # seconds that SQLite waits by itself: its longer naps let other processes starve us
+_FILES = ("-wal", "-shm", "")
+_UNUSED: list[sqlite3.Connection] = []  # inherited through a fork: SQLite forbids a child to use or close them
+
+
+class SQLiteLedger(Ledger):
+    """A ledger at *path*, made there with mode 0600 if there is none; it waits *busy* seconds for others that write."""
+
+    def __init__(self, path: str | os.PathLike[str], *, busy: float = 5.0, clock: Clock = time.time) -> None:
+        self.path = os.path.abspath(path)
+        self._busy = busy
+        self._clock = clock  # names a file that is moved aside, nothing else
+        self._process = _Process()
+        self._failure: str | None = None
+        self._notes: list[str] = []
+
+    # -- budgets -------------------------------------------------------------------------------------------------------
+
+    def reserve(self, budget: Budget, pico: int, *, call_id: str, at: float, lease: float = LEASE, over: bool = False) -> Hold:
+        """Hold *pico*: one conditional UPDATE decides."""
+        pico = _amount(pico)
+        over = over or budget.then == "warn"
+
+        def work(sql: sqlite3.Connection) -> tuple[bool, int | None]:
+            beyond, left = q.take(sql, budget, pico, of=at, at=at, over=over)
+            if left is None:
+                q.hold(sql, Hold(call_id, budget, pico, at), at + lease)
+            return beyond, left
+
+        beyond, left = self._write(work, check=False)
+        if left is not None:
+            raise exceeded(budget, left, pico, at)
+        return Hold(call_id, budget, pico, at, beyond)
+
+    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE) -> Hold:
+        """Add to a hold; one whose lease has run out is taken anew, as a whole."""
+        more, budget = _amount(more), hold.budget
+        new = hold._replace(pico=hold.pico + more)
+
+        def work(sql: sqlite3.Connection) -> tuple[bool, int | None]:
+            alive = sql.execute(q.RENEW, (q.ms(at + lease), hold.call_id)).rowcount == 1
+            beyond, left = q.take(sql, budget, more if alive else new.pico, of=hold.at, at=at, over=hold.over or budget.then == "warn")
+            if left is None and alive:
+                sql.execute(q.RAISE, (more, hold.call_id))
+            elif left is None:
+                q.hold(sql, new, at + lease)
+            return beyond, left
+
+        beyond, left = self._write(work, check=False)
+        if left is not None:
+            raise exceeded(budget, left, more, at)
+        return new._replace(over=hold.over or beyond)
+
+    def settle(self, record: Record, hold: Hold | None = None) -> bool:
+        """Write the call and its attempts, and turn the hold into spending, in one transaction."""
+        return self._write(lambda sql: q.settle(sql, record, hold))
+
+    def spent(self, budget: Budget, at: float) -> Spent:
+        """Return what the period has spent and holds; a hold whose lease has run out no longer counts."""
+        found = self._read(q.SPENT, (q.ms(at), budget.caller, budget.key(at)))
+        return Spent(*(found[0] if found else (self._read(q.SPENT_BEFORE, (budget.caller, *q.span(budget, at)))[0][0], 0)))
+
+    # -- reports -------------------------------------------------------------------------------------------------------
+
+    def rows(
+        self,
+        *,
+        model: str | None = None,
+        status: str | None = None,
+        caller: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 50,
+    ) -> list[Record]:
+        """Return calls with their attempts, the newest first."""
+        found = self._read(*q.rows(model=model, status=status, caller=caller, since=since, until=until, limit=limit))
+        calls = [CallRow._make(row) for row in found]
+        return [Record(call, tuple(map(AttemptRow._make, self._read(q.ATTEMPTS, (call.at_ns, call.id))))) for call in calls]
+
+    def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:
+        """Return sums over groups of calls."""
+        return q.merged(by, self._read(*q.totals(by, since=since, until=until, caller=caller)))
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def healthy(self) -> str | None:
+        """Return None, or why not; after a failure it writes, for nobody else will while the service counts as unready."""
+        try:
+            if self._failure is None:
+                self._read("PRAGMA user_version", ())
+            else:
+                self._write(lambda sql: sql.execute(f"PRAGMA user_version = {len(q.MIGRATIONS)}"))
+        except LedgerUnavailable as error:
+            return error.reason
+        return None
+
+    def close(self) -> None:
+        """Close every connection of this process, as soon as each is idle."""
+        process = self._here()
+        with process.writing:
+            for connection in list(process.connections):
+                connection.close()
+
+    def _here(self) -> _Process:
+        """Return what belongs to this process; two threads that are first after a fork may each make one, which only costs time."""
+        if self._process.pid != os.getpid():
+            self._process = _Process()
+        return self._process
+
+    def _write(self, work: Callable[[sqlite3.Connection], T], *, check: bool = True) -> T:
+        """Do *work* in a transaction of its own; *check* that the file is in its place: a reservation leaves that to its settling."""
+        process = self._here()
+        # The one lock that is held over I/O: without it the threads would queue in SQLite, which polls and is not fair.
+        if not process.writing.acquire(timeout=self._busy):
+            raise self._unavailable("other threads have been writing for too long")
+        try:
+            result = self._guarded(process, lambda connection: self._transact(process, connection, work, check))
+            self._failure = None
+            return result
+        finally:
+            process.writing.release()
+            self._tell()
+
+    def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
+        """Return the answer to one question."""
+        process = self._here()
+        try:
+            return self._guarded(process, lambda connection: self._at_path(process, connection).ask(query, values))
+        finally:
+            self._tell()
+
+    def _guarded(self, process: _Process, use: Callable[[_Connection], T]) -> T:
+        """Use this thread's connection; a damaged file is moved aside and the use repeated, any other failure is LedgerUnavailable."""
+        for last in (False, True):
+            try:
+                return use(self._connection(process))
+            except (sqlite3.Error, OSError) as error:
+                if isinstance(error, sqlite3.Error) and type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+                    raise  # a mistake of ours, such as a value of the wrong type
+                process.drop(suspect=_damaged(error))
+                if last or not _damaged(error):
+                    raise self._unavailable(f"{self.path}: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _unavailable(self, reason: str) -> LedgerUnavailable:
+        self._failure = reason
+        return LedgerUnavailable(reason)
+
+    def _tell(self) -> None:
+        while self._notes:  # written outside the lock
+            log.error("%s", self._notes.pop())
+
+    def _transact(self, process: _Process, connection: _Connection, work: Callable[[sqlite3.Connection], T], check: bool) -> T:
+        self._begin(connection.sql)
+        current = self._at_path(process, connection) if check else connection
+        if current is not connection:
+            self._begin(current.sql)
+        sql = current.sql
+        try:
+            result = work(sql)
+            sql.execute("COMMIT")
+            return result
+        except BaseException:
+            if sql.in_transaction:
+                sql.execute("ROLLBACK")
+            raise
+
+    def _begin(self, sql: sqlite3.Connection) -> None:
+        """Begin to write, or raise after `busy` seconds; a deferred transaction would fail at once where it turns to writing."""
+        for tries in range(int(self._busy / _WAIT), -1, -1):
+            try:
+                sql.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries:
+                    raise
+
+    def _connection(self, process: _Process) -> _Connection:
+        """Return this thread's connection."""
+        connection: _Connection | None = getattr(process.mine, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._open(suspect=process.suspect)
+            process.suspect = False
+            process.mine.connection = connection
+            process.connections.add(connection)
+        return connection
+
+    def _at_path(self, process: _Process, connection: _Connection) -> _Connection:
+        """Return *connection*, or a new one if its file was moved or removed meanwhile: what is written there would be lost."""
+        if connection.file == _file(self.path):
+            return connection
+        process.drop()
+        return self._connection(process)
+
+    def _open(self, *, suspect: bool) -> _Connection:
+        """Open the file, making, migrating or moving it aside first; one thread on the host does so at a time."""
+        saved: list[Any] = []
+        with _locked(f"{self.path}.lock"):
+            if not _size(self.path) and _size(f"{self.path}-wal"):  # SQLite would delete what the -wal still holds
+                self._move_aside("the file has lost its content")
+            while True:
+                _create(self.path)
+                sql = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None, check_same_thread=False)
+                try:
+                    _prepare(sql, saved, suspect=suspect)
+                    return _Connection(sql, _file(self.path))
+                except BaseException as error:
+                    if not _damaged(error):
+                        sql.close()
+                        raise
+                    saved, suspect = _rescued(sql), False
+                    self._move_aside(str(error))
+                    sql.close()  # only now: SQLite sees that its file has moved, and leaves the new one's -wal alone
+
+    def _move_aside(self, reason: str) -> None:
+        """Rename the file and what belongs to it; the file itself last, so that no new one ever meets an old -wal."""
+        aside = stem = f"{self.path}.corrupt-{datetime.fromtimestamp(self._clock(), UTC):%Y%m%dT%H%M%SZ}"
+        n = 1
+        while any(os.path.lexists(aside + suffix) for suffix in _FILES):
+            aside, n = f"{stem}-{n}", n + 1
+        for suffix in _FILES:
+            with suppress(FileNotFoundError):
+                os.rename(self.path + suffix, aside + suffix)
+        self._notes.append(f"the ledger {self.path} is damaged ({reason}): it is kept as {aside}, and a new one begins")
+
+
+class _Process:
+    """What belongs to one process: its queue of writers, and the connections of its threads."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.writing = threading.Lock()
+        self.mine = threading.local()  # a thread's connection, closed when the thread ends
+        self.connections: WeakSet[_Connection] = WeakSet()
+        self.suspect = False  # whoever opens the file next must check it
+
+    def drop(self, *, suspect: bool = False) -> None:
+        """Close this thread's connection."""
+        connection = getattr(self.mine, "connection", None)
+        self.mine.connection = None
+        self.suspect = self.suspect or suspect
+        if connection is not None:
+            connection.close()
+
+
+class _Connection:
+    """A connection of one thread, and which file it is to."""
+
+    __slots__ = ("__weakref__", "closed", "file", "pid", "sql", "using")
+
+    def __init__(self, sql: sqlite3.Connection, file: tuple[int, int] | None) -> None:
+        self.sql = sql
+        self.file = file
+        self.pid = os.getpid()
+        self.using = threading.Lock()  # between a thread that reads and another that closes the ledger
+        self.closed = False
+
+    def ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
+        """Return the rows that answer a question."""
+        with self.using:
+            if self.closed:
+                raise sqlite3.OperationalError("the ledger was closed")
+            return self.sql.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        with self.using:
+            self.closed = True
+            self.sql.close()
+
+    def __del__(self) -> None:
+        if self.pid == os.getpid():
+            self.sql.close()
+        else:
+            _UNUSED.append(self.sql)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def _prepare(sql: sqlite3.Connection, saved: Sequence[Any], *, suspect: bool) -> None:
+    """Bring a file to the present schema, and the connection to its settings; raise sqlite3.Error."""
+    [(version,)], [(mark,)] = sql.execute("PRAGMA user_version").fetchall(), sql.execute("PRAGMA application_id").fetchall()
+    if suspect:
+        [(problem,)] = sql.execute("PRAGMA quick_check(1)").fetchall()
+        if problem != "ok":
+            error = sqlite3.DatabaseError(problem)
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+    if mark != q.APPLICATION and sql.execute("SELECT 1 FROM sqlite_master").fetchall():
+        raise sqlite3.DatabaseError("this is another program's file")
+    if version > len(q.MIGRATIONS):
+        raise sqlite3.DatabaseError(f"a newer InferMux made this file (version {version} of its schema)")
+    sql.execute("PRAGMA journal_mode = WAL")
+    sql.execute("PRAGMA synchronous = NORMAL")
+    if version < len(q.MIGRATIONS):
+        sql.execute("BEGIN IMMEDIATE")
+        for statement in (each for step in q.MIGRATIONS[version:] for each in step):
+            sql.execute(statement)
+        sql.executemany(q.RESTORE, saved)
+        sql.execute(f"PRAGMA application_id = {q.APPLICATION}")
+        sql.execute(f"PRAGMA user_version = {len(q.MIGRATIONS)}")
+        sql.execute("COMMIT")
+    sql.execute(f"PRAGMA busy_timeout = {round(_WAIT * 1000)}")
+
+
+def _rescued(sql: sqlite3.Connection) -> list[Any]:
+    """Stop others from writing to a damaged file, and return what its budgets have spent if that can still be read."""
+    with suppress(sqlite3.Error):
+        sql.execute("BEGIN IMMEDIATE")
+    with suppress(sqlite3.Error):
+        return sql.execute(q.RESCUE).fetchall()
+    return []
+
+
+def _damaged(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _create(path: str) -> None:
+    """Make an empty file that only we may read; one that exists is not touched, for closing it would drop SQLite's locks."""
+    if not os.path.exists(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold the lock file of that name."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # by name: a child forked meanwhile has the descriptor too
+        os.close(lock)
+
+
+def _amount(pico: int) -> int:
+    if pico < 0:
+        raise ValueError(f"{pico} pico-USD cannot be held")
+    return min(pico, MAX_PICO)

@@ -1,0 +1,403 @@
+"""Budgets: what is admitted, what is counted, and that neither races nor crashes make a cent appear or vanish."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infermux.call import Attempt, Call
+from infermux.errors import BudgetExceeded
+from infermux.ledger import MAX_PICO, Budget, Hold, Record, record
+from infermux.ledger.sqlite import SQLiteLedger
+from infermux.protocol import InferRequest
+from infermux.types import Caller, Target, Usage
+
+NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
+DAY = 86_400.0
+LONG = os.environ.get("INFERMUX_LONG") == "1"
+DAILY = Budget("web", 1000, "day")
+fresh = multiprocessing.get_context("spawn")
+HOME = Path(__file__).parents[__name__.count(".")]  # where a fresh process finds this module, whatever pytest calls it
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
+    with closing(SQLiteLedger(tmp_path / "l.db")) as made:
+        yield made
+
+
+def settled(id: str, *costs: int | None, at: float = NOON, caller: str = "web") -> Record:
+    call = Call(InferRequest("m"), Caller(caller), id=id, start_ns=int(at) * 10**9, started=0.0, ended=1.0)
+    call.attempts = [Attempt(Target("p", "m"), 0.0, usage=Usage(1, 1), cost=cost) for cost in costs]
+    return record(call)
+
+
+# -- periods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("period", "key", "start", "reset"),
+    [
+        ("day", "2026-11-23", NOON - DAY / 2, NOON + DAY / 2),
+        ("month", "2026-11", NOON - DAY * 22.5, NOON + DAY * 7.5),
+        ("total", "total", 0.0, None),
+    ],
+)
+def test_a_period_has_a_name_a_beginning_and_an_end(period: str, key: str, start: float, reset: float | None) -> None:
+    budget = Budget("web", 1, period)
+    assert (budget.key(NOON), budget.start(NOON), budget.resets(NOON)) == (key, start, reset)
+    if reset is not None:
+        assert budget.key(reset - 0.001) == key != budget.key(reset)
+        assert budget.start(reset) == reset
+
+
+def test_a_month_ends_where_the_next_begins_in_every_month() -> None:
+    budget, at = Budget("web", 1), NOON
+    for number in range(60):
+        after = budget.resets(at)
+        assert after is not None
+        year, month = divmod(11 + number, 12)
+        assert budget.key(after) == f"{2026 + year}-{month + 1:02}"
+        at = after
+
+
+@pytest.mark.parametrize(("period", "limit"), [("week", 1), ("day", -1)])
+def test_a_budget_that_cannot_be_is_refused(period: str, limit: int) -> None:
+    with pytest.raises(ValueError, match="no such budget"):
+        Budget("web", limit, period)
+
+
+# -- what is admitted --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLiteLedger) -> None:
+    first = ledger.reserve(DAILY, 600, call_id="a", at=NOON)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 401, call_id="b", at=NOON)
+    ledger.reserve(DAILY, 400, call_id="c", at=NOON)
+    assert ledger.spent(DAILY, NOON) == (0, 1000)
+    assert ledger.settle(settled("a", 100), first)
+    assert ledger.spent(DAILY, NOON) == (100, 400)
+    assert ledger.reserve(DAILY, 500, call_id="d", at=NOON).over is False
+
+
+def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLiteLedger) -> None:
+    with pytest.raises(BudgetExceeded, match=r"per day has 0.000000001 USD left.* afresh at 2026-11-24T00:00:00Z") as error:
+        ledger.reserve(DAILY, 2_000_000, call_id="a", at=NOON)
+    assert error.value.retry_after == DAY / 2
+    with pytest.raises(BudgetExceeded, match="in total has 0 USD left") as error:
+        ledger.reserve(Budget("web", 0, "total"), 1, call_id="a", at=NOON)
+    assert error.value.retry_after is None
+
+
+def test_a_free_call_passes_a_budget_that_is_used_up(ledger: SQLiteLedger) -> None:
+    ledger.reserve(DAILY, 1000, call_id="a", at=NOON)
+    assert ledger.reserve(DAILY, 0, call_id="b", at=NOON).over is False
+
+
+def test_a_budget_that_warns_admits_and_says_so(ledger: SQLiteLedger) -> None:
+    warns = Budget("web", 1000, "day", "warn")
+    assert ledger.reserve(warns, 1000, call_id="a", at=NOON).over is False
+    assert ledger.reserve(warns, 5, call_id="b", at=NOON).over is True
+    assert ledger.reserve(DAILY, 5, call_id="c", at=NOON, over=True).over is True
+    assert ledger.spent(DAILY, NOON) == (0, 1010)
+
+
+def test_callers_and_periods_do_not_share_a_budget(ledger: SQLiteLedger) -> None:
+    for caller in ("web", "Web", "web ", "' OR 1=1 --", ""):
+        ledger.reserve(Budget(caller, 10, "day"), 10, call_id=f"day {caller}", at=NOON)
+    for period in ("month", "total"):
+        ledger.reserve(Budget("web", 10, period), 10, call_id=period, at=NOON)
+
+
+def test_amounts_beyond_reason_do_not_overflow(ledger: SQLiteLedger) -> None:
+    warns = Budget("web", 10**30, "total", "warn")
+    for n in range(95):
+        try:
+            hold = ledger.reserve(warns, 10**40, call_id=str(n), at=NOON)
+        except BudgetExceeded:
+            hold = None
+        assert ledger.settle(settled(str(n), 10**40), hold)
+    assert ledger.spent(warns, NOON) == (2**63 - 1, 0)
+    assert ledger.totals()[0].cost == 95 * MAX_PICO
+    with pytest.raises(ValueError, match="cannot be held"):
+        ledger.reserve(warns, -1, call_id="negative", at=NOON)
+
+
+def test_a_call_has_one_hold(ledger: SQLiteLedger) -> None:
+    ledger.reserve(DAILY, 1, call_id="a", at=NOON)
+    with pytest.raises(ValueError, match="has a hold already"):
+        ledger.reserve(DAILY, 1, call_id="a", at=NOON)
+    assert ledger.spent(DAILY, NOON) == (0, 1)
+
+
+# -- leases and failover -----------------------------------------------------------------------------------------------
+
+
+def test_a_lease_frees_what_a_killed_worker_held(ledger: SQLiteLedger) -> None:
+    ledger.reserve(DAILY, 1000, call_id="killed", at=NOON, lease=60)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 1, call_id="a", at=NOON + 59)
+    assert ledger.spent(DAILY, NOON + 59) == (0, 1000)
+    assert ledger.spent(DAILY, NOON + 60) == (0, 0)
+    ledger.reserve(DAILY, 1000, call_id="b", at=NOON + 60)
+    assert ledger.spent(DAILY, NOON + 60) == (0, 1000)
+
+
+def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: SQLiteLedger) -> None:
+    late = ledger.reserve(DAILY, 900, call_id="late", at=NOON, lease=60)
+    other = ledger.reserve(DAILY, 1000, call_id="other", at=NOON + 60)
+    assert ledger.settle(settled("late", 900), late)
+    assert ledger.spent(DAILY, NOON + 60) == (900, 1000)
+    assert ledger.settle(settled("other", 0), other)
+    assert ledger.spent(DAILY, NOON + 60) == (900, 0)
+
+
+def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: SQLiteLedger) -> None:
+    hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
+    with pytest.raises(BudgetExceeded):
+        ledger.top_up(hold, 401, at=NOON)
+    assert ledger.spent(DAILY, NOON) == (0, 600)
+    more = ledger.top_up(hold, 400, at=NOON + 50, lease=60)
+    assert (more.pico, more.over) == (1000, False)
+    assert ledger.spent(DAILY, NOON + 100) == (0, 1000)  # the lease was renewed
+    assert ledger.settle(settled("a", 1000), more)
+    assert ledger.spent(DAILY, NOON) == (1000, 0)
+
+
+def test_a_top_up_takes_anew_what_the_lease_has_freed(ledger: SQLiteLedger) -> None:
+    hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
+    other = ledger.reserve(DAILY, 500, call_id="b", at=NOON + 60, lease=1e6)
+    with pytest.raises(BudgetExceeded):
+        ledger.top_up(hold, 1, at=NOON + 61)
+    ledger.settle(settled("b", 0), other)
+    assert ledger.top_up(hold, 1, at=NOON + 62).pico == 601
+    assert ledger.spent(DAILY, NOON + 62) == (0, 601)
+
+
+def test_an_old_hold_settles_what_was_topped_up(ledger: SQLiteLedger) -> None:
+    hold = ledger.reserve(DAILY, 100, call_id="a", at=NOON)
+    ledger.top_up(hold, 200, at=NOON)
+    ledger.settle(settled("a", 250), hold)
+    assert ledger.spent(DAILY, NOON) == (250, 0)
+
+
+# -- settling ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_settled_once(ledger: SQLiteLedger) -> None:
+    hold = ledger.reserve(DAILY, 500, call_id="a", at=NOON)
+    done = [ledger.settle(settled("a", 300), hold), ledger.settle(settled("a", 300), hold), ledger.settle(settled("a", 300))]
+    assert done == [True, False, False]
+    assert ledger.spent(DAILY, NOON) == (300, 0)
+    assert [total.cost for total in ledger.totals()] == [300]
+
+
+def test_a_period_is_that_of_the_reservation(ledger: SQLiteLedger) -> None:
+    before, after = NOON + DAY / 2 - 1, NOON + DAY / 2 + 1
+    hold = ledger.reserve(DAILY, 500, call_id="a", at=before)
+    ledger.reserve(DAILY, 1000, call_id="b", at=after)
+    ledger.settle(settled("a", 300, at=after), hold)
+    assert ledger.spent(DAILY, before) == (300, 0)
+    assert ledger.spent(DAILY, after) == (0, 1000)
+
+
+def test_a_hold_that_its_owner_has_lost_is_settled_in_its_period(ledger: SQLiteLedger) -> None:
+    before, after = NOON + DAY / 2 - 1, NOON + DAY / 2 + 1
+    ledger.reserve(DAILY, 500, call_id="a", at=before)
+    ledger.settle(settled("a", 300, at=after))
+    assert [ledger.spent(DAILY, at).held for at in (before, after)] == [0, 0]
+    assert ledger.spent(DAILY, before).spent == 300
+
+
+def test_more_than_was_held_is_recorded_as_it_is(ledger: SQLiteLedger) -> None:
+    hold = ledger.reserve(DAILY, 500, call_id="a", at=NOON)
+    ledger.settle(settled("a", 1500), hold)
+    assert ledger.spent(DAILY, NOON) == (1500, 0)
+    with pytest.raises(BudgetExceeded, match="has 0 USD left"):
+        ledger.reserve(DAILY, 1, call_id="b", at=NOON)
+
+
+def test_an_unpriced_call_frees_its_hold(ledger: SQLiteLedger) -> None:
+    ledger.settle(settled("a", None), ledger.reserve(DAILY, 500, call_id="a", at=NOON))
+    assert ledger.spent(DAILY, NOON) == (0, 0)
+    assert (ledger.totals()[0].cost, ledger.totals()[0].unpriced) == (0, 1)
+
+
+def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: SQLiteLedger) -> None:
+    for n, (at, caller) in enumerate([(NOON - DAY, "web"), (NOON, "web"), (NOON, "other"), (NOON - 40 * DAY, "web")]):
+        ledger.settle(settled(str(n), 10 ** (n + 1), at=at, caller=caller))
+    limits = {"day": 100, "month": 110, "total": 10110}
+    for period, spent in limits.items():
+        budget = Budget("web", spent + 5, period)
+        assert ledger.spent(budget, NOON) == (spent, 0)
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(budget, 6, call_id=period, at=NOON)
+        ledger.reserve(budget, 5, call_id=period, at=NOON)
+    ledger.settle(settled("without a hold", 7))
+    assert [ledger.spent(Budget("web", 1, period), NOON).spent for period in limits] == [107, 117, 10117]
+
+
+def test_a_clock_that_steps_resets_nothing_twice(ledger: SQLiteLedger) -> None:
+    ledger.settle(settled("a", 700), ledger.reserve(DAILY, 700, call_id="a", at=NOON))
+    ledger.settle(settled("b", 800, at=NOON + DAY), ledger.reserve(DAILY, 800, call_id="b", at=NOON + DAY))
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 301, call_id="c", at=NOON)
+    hold = ledger.reserve(DAILY, 300, call_id="c", at=NOON)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 201, call_id="d", at=NOON + DAY)
+    ledger.settle(settled("c", 300, at=NOON - DAY), hold)
+    assert [ledger.spent(DAILY, at) for at in (NOON - DAY, NOON, NOON + DAY)] == [(300, 0), (1000, 0), (800, 0)]
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+def hammer(path: Path, worker: int, threads: int, rounds: int, results: Any) -> None:
+    """Reserve 10 and settle 7, 8 or 9, as often as the budget admits it."""
+    ledger, admitted, failures = SQLiteLedger(path, busy=60), [0] * threads, []
+    limit = Budget("web", 20_000, "month")
+    together = threading.Barrier(threads)
+
+    def run(thread: int) -> None:
+        try:
+            together.wait()
+            for n in range(rounds):
+                id = f"{worker}.{thread}.{n}"
+                try:
+                    hold = ledger.reserve(limit, 10, call_id=id, at=NOON)
+                except BudgetExceeded:
+                    continue
+                cost = 7 + (worker + thread + n) % 3
+                ledger.settle(settled(id, cost), hold)
+                admitted[thread] += cost
+        except Exception as error:
+            failures.append(repr(error))
+
+    crew = [threading.Thread(target=run, args=(n,)) for n in range(threads)]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    ledger.close()
+    results.put((sum(admitted), failures))
+
+
+def test_many_threads_of_many_processes_never_overspend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 threads in each of 4 processes ask for more than there is: what is left at the end is less than one call."""
+    monkeypatch.syspath_prepend(HOME)
+    path, results = tmp_path / "l.db", fresh.Queue()
+    crew = [fresh.Process(target=hammer, args=(path, n, 64, 200 if LONG else 12, results)) for n in range(4)]
+    for each in crew:
+        each.start()
+    found = [results.get(timeout=300) for _ in crew]
+    for each in crew:
+        each.join()
+    assert [failures for _, failures in found] == [[], [], [], []]
+    with closing(SQLiteLedger(path)) as ledger:
+        spent = ledger.spent(Budget("web", 0), NOON)
+        assert spent == (sum(cost for cost, _ in found), 0)
+        assert 20_000 - 10 < spent.spent <= 20_000
+        assert ledger.totals()[0].cost == spent.spent
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------------
+
+
+def work(path: Path, seed: int, operations: int, killed: bool, notes: Path) -> None:
+    """Do random operations; if it is to be *killed*, at a random statement. Notes what it was told is settled."""
+    chance = random.Random(seed)
+    ledger = SQLiteLedger(path, busy=60)
+    left = chance.randrange(10 * operations) if killed else -1
+
+    def count(frame: object, event: str, called: Any) -> None:
+        nonlocal left
+        if event in ("c_call", "c_return") and getattr(called, "__name__", "") == "execute":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    note = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sys.setprofile(count if killed else None)
+    for n in range(operations):
+        one_call(ledger, chance, f"{seed}.{n}", note)
+    sys.setprofile(None)
+    ledger.close()
+
+
+def one_call(ledger: SQLiteLedger, chance: random.Random, id: str, note: int) -> None:
+    caller = chance.choice(["a", "b", "c"])
+    at = NOON + chance.choice([0.0, 0.0, DAY, -DAY, 31 * DAY])  # a clock that steps
+    budget = Budget(caller, 10**7, {"a": "day", "b": "month", "c": "total"}[caller])
+    hold: Hold | None = None
+    costs = [chance.choice([None, 0, chance.randrange(1000)]) for _ in range(chance.randrange(1, 4))]
+    try:
+        hold = ledger.reserve(budget, 1000, call_id=id, at=at, lease=60)
+        if len(costs) > 1:
+            hold = ledger.top_up(hold, 1000 * (len(costs) - 1), at=at, lease=60)
+    except BudgetExceeded:
+        if hold is None:
+            return
+        costs = costs[:1]
+    if chance.random() < 0.05:
+        return  # abandoned: only its lease frees what it holds
+    result = settled(id, *costs, at=at, caller=caller)
+    for _ in range(chance.choice([1, 1, 1, 2])):
+        ledger.settle(result, hold)
+    os.write(note, f"{id} {sum(cost or 0 for cost in costs)}\n".encode())
+
+
+def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts = calls = budgets, to the pico-dollar, and what a writer was told is settled is there."""
+    monkeypatch.syspath_prepend(HOME)
+    rounds, operations = (40, 700) if LONG else (3, 60)
+    path, notes, chance = tmp_path / "l.db", tmp_path / "notes", random.Random(5)
+    kills = 0
+    for _ in range(rounds):
+        crew = [fresh.Process(target=work, args=(path, chance.randrange(2**40), operations, n < 3, notes)) for n in range(4)]
+        for each in crew:
+            each.start()
+        for each in crew:
+            each.join()
+        kills += sum(each.exitcode == -signal.SIGKILL for each in crew)
+        assert {each.exitcode for each in crew} <= {0, -signal.SIGKILL}
+    assert kills >= rounds
+    told = dict(line.split() for line in notes.read_text().splitlines())
+    check(path, {id: int(cost) for id, cost in told.items()}, kills)
+
+
+def check(path: Path, told: dict[str, int], kills: int) -> None:
+    with closing(sqlite3.connect(path)) as sql:
+        calls = {id: cost or 0 for id, cost in sql.execute("SELECT id, cost FROM calls")}
+        sums = [
+            sql.execute(f"SELECT sum({column}) FROM {table}").fetchone()[0]
+            for table, column in (("attempts", "cost"), ("calls", "cost"), ("budgets", "spent"))
+        ]
+        held = [
+            sql.execute(f"SELECT coalesce(sum({column}), 0) FROM {table}").fetchone()[0]
+            for table, column in (("budgets", "held"), ("holds", "pico"))
+        ]
+        lowest = sql.execute("SELECT min(min(spent, held)), max(spent + held) FROM budgets").fetchone()
+        assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert sums == [sum(calls.values())] * 3
+    assert held[0] == held[1] > 0
+    assert lowest[0] >= 0
+    assert lowest[1] <= 10**7
+    assert calls.items() >= told.items()
+    assert len(calls) - len(told) <= kills  # written, but killed before it could take note
+    with closing(SQLiteLedger(path)) as ledger:
+        for caller, period in (("a", "day"), ("b", "month"), ("c", "total")):
+            for at in (NOON - DAY, NOON, NOON + DAY, NOON + 31 * DAY):
+                assert ledger.spent(Budget(caller, 0, period), NOON + 32 * DAY if period == "total" else at).held >= 0
+                assert ledger.spent(Budget(caller, 0, period), at)[0] >= 0

@@ -1,0 +1,483 @@
+"""The ledger's file: what is kept, what reports say, and what it survives."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import resource
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infermux.call import Attempt, Call, Plan
+from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
+from infermux.ledger import MAX_TOKENS, Budget, LedgerUnavailable, Record, record
+from infermux.ledger.sqlite import SQLiteLedger
+from infermux.protocol import InferRequest
+from infermux.types import ANYONE, Caller, Target, Usage
+
+NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
+DAY = 86_400.0
+fresh = multiprocessing.get_context("spawn")
+HOME = Path(__file__).parents[__name__.count(".")]  # where a fresh process finds this module, whatever pytest calls it
+A, B = Target("a", "small"), Target("b", "large")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "l.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[SQLiteLedger]:
+    with closing(SQLiteLedger(path)) as made:
+        yield made
+
+
+def call(id: str = "c", *attempts: Attempt, at: float = NOON, caller: Caller = ANYONE, model: str = "fast") -> Call:
+    made = Call(InferRequest(model), caller, "openai", id=id, trace_id="t", start_ns=int(at) * 10**9, started=10.0, ended=12.5)
+    made.plan = Plan(model, "priority", (A, B))
+    made.attempts = list(attempts) or [Attempt(A, 10.0, usage=Usage(10, 5), cost=7)]
+    made.cost_source = "served"
+    return made
+
+
+def put(ledger: SQLiteLedger, *calls: Call) -> None:
+    for each in calls:
+        assert ledger.settle(record(each))
+
+
+# -- what is kept of a call --------------------------------------------------------------------------------------------
+
+
+def test_a_failover_is_one_call_and_two_attempts() -> None:
+    usage = Usage(100, 20, cached_input_tokens=40, cache_write_tokens=30, cache_write_1h_tokens=10, reasoning_tokens=5)
+    made = call(
+        "c",
+        Attempt(A, 10.0, ended=10.25, error=ProviderTimeout("slow")),
+        Attempt(B, 10.5, 11.0, 12.5, usage, 123, served="large-2026-01-01"),
+        caller=Caller("web", tags={"project": "é", "env": "prod"}),
+    )
+    whole, (first, second) = record(made)
+    assert whole._asdict() == {
+        "at_ns": int(NOON) * 10**9, "id": "c", "trace_id": "t", "caller": "web", "tags": '{"env": "prod", "project": "\\u00e9"}',
+        "door": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
+        "strategy": "priority", "status": "ok", "error_code": "", "input_tokens": 100, "output_tokens": 20,
+        "cached_input_tokens": 40, "cache_write_tokens": 30, "cache_write_1h_tokens": 10, "reasoning_tokens": 5, "cost": 123,
+        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0,
+    }  # fmt: skip
+    assert (first.provider, first.started_ms, first.first_ms, first.ended_ms, first.cost, first.error_code, first.final) == (
+        "a", 0, None, 250, None, "upstream_timeout", 0)  # fmt: skip
+    assert (second.n, second.started_ms, second.first_ms, second.ended_ms, second.cost, second.final) == (1, 500, 1000, 2500, 123, 1)
+
+
+@pytest.mark.parametrize(
+    ("costs", "cost", "unpriced"),
+    [([3, 4], 7, 0), ([3, None], 3, 1), ([None, None], None, 2), ([None], None, 1), ([0], 0, 0), ([-5], 0, 0)],
+)
+def test_a_call_costs_what_its_attempts_cost(costs: list[int | None], cost: int | None, unpriced: int) -> None:
+    whole = record(call("c", *[Attempt(A, 10.0, usage=Usage(1, 1), cost=each) for each in costs])).call
+    assert (whole.cost, whole.unpriced, whole.input_tokens) == (cost, unpriced, len(costs))
+
+
+def test_a_call_that_reached_nobody_costs_nothing() -> None:
+    made = call(caller=Caller("web"))
+    made.attempts, made.error, made.plan = [], BudgetExceeded("spent"), None
+    whole, attempts = record(made)
+    assert (whole.cost, whole.unpriced, whole.input_tokens, attempts) == (0, 0, None, ())
+    assert (whole.status, whole.error_code, whole.requested, whole.model) == ("402", "budget_exceeded", "fast", "")
+
+
+def test_an_attempt_that_was_not_billed_has_neither_cost_nor_tokens() -> None:
+    _, (row,) = record(call("c", Attempt(A, 10.0, error=ProviderUnavailable("down"))))
+    assert (row.cost, row.unpriced, row.input_tokens) == (None, 0, None)
+
+
+def test_what_vendors_and_callers_may_say_can_be_stored(ledger: SQLiteLedger) -> None:
+    wild: Any = Usage(10**40, -3, cached_input_tokens=float("nan"), reasoning_tokens="7")  # type: ignore[arg-type]
+    caller = Caller("\ud800", tags={f"n{n}": "\udfff" * 900 for n in range(40)})
+    made = call("c", Attempt(Target("p", "m" * 10**6), 10.0, usage=wild, cost=10**60, served="\0é\ud800"), caller=caller, model="x" * 10**6)
+    put(ledger, made)
+    (whole, (row,)) = ledger.rows(caller="?")[0]
+    assert (whole.input_tokens, whole.output_tokens, whole.cached_input_tokens, whole.reasoning_tokens) == (MAX_TOKENS, 0, None, None)
+    assert (len(whole.requested), len(row.model), row.served) == (200, 200, "\0é?")
+    assert len(json.loads(whole.tags)) == 16
+
+
+def test_content_is_never_kept(ledger: SQLiteLedger, path: Path) -> None:
+    made = call()
+    made.request = InferRequest("fast", [{"role": "user", "content": "SECRET"}], params={"user": "SECRET"}, meta={"x": "SECRET"})
+    made.error = ProviderUnavailable("SECRET")
+    put(ledger, made)
+    ledger.close()
+    assert b"SECRET" not in b"".join(each.read_bytes() for each in path.parent.iterdir())
+
+
+# -- rows and reports --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_settled_is_read_back(ledger: SQLiteLedger) -> None:
+    one = record(call("c", Attempt(A, 10.0, error=ProviderTimeout("slow")), Attempt(B, 10.0, usage=Usage(1, 2), cost=3)))
+    assert ledger.settle(one)
+    assert ledger.rows() == [one]
+
+
+def test_rows_are_the_newest_first_and_filtered(ledger: SQLiteLedger) -> None:
+    failed = call("failed", at=NOON + 3, caller=Caller("web"))
+    failed.error = ProviderTimeout("slow")
+    served = Attempt(B, 10.0, usage=Usage(1, 1), cost=1, served="large-1")
+    put(ledger, call("a", at=NOON), call("b", served, at=NOON + 1), call("x", at=NOON + 2, model="odd%_"), failed)
+
+    def ids(**filters: Any) -> list[str]:
+        return [each.call.id for each in ledger.rows(**filters)]
+
+    assert ids() == ["failed", "x", "b", "a"]
+    assert ids(limit=2) == ["failed", "x"]
+    assert ids(since=NOON + 1, until=NOON + 3) == ["x", "b"]
+    assert ids(status="ok") == ["x", "b", "a"]
+    assert ids(status="error") == ids(status="504") == ids(caller="web") == ["failed"]
+    assert ids(model="large") == ids(model="large-1") == ["b"]
+    assert ids(model="fast") == ["failed", "b", "a"]
+    assert ids(model="odd%_", caller="", status="ok", since=NOON) == ["x"]
+
+
+@pytest.mark.parametrize("hostile", ["%", "%%%", "_", "' OR 1=1 --", '"; DROP TABLE calls; --', "\0", "\ud800", "a" * 10**6])
+def test_a_filter_is_a_value_and_nothing_else(ledger: SQLiteLedger, hostile: str) -> None:
+    put(ledger, call())
+    assert ledger.rows(model=hostile) == ledger.rows(status=hostile) == ledger.rows(caller=hostile) == []
+    assert ledger.totals(f"tag:{hostile}")[0].key == ("",)
+    with pytest.raises(RequestError, match="cannot be grouped by"):
+        ledger.totals(hostile)
+    assert [ledger.totals("model", caller=hostile), len(ledger.rows())] == [[], 1]
+
+
+@pytest.mark.parametrize(("limit", "found"), [(10**30, 3), (-1, 0), (0, 0), (2, 2)])
+def test_a_limit_is_kept_within_reason(ledger: SQLiteLedger, limit: int, found: int) -> None:
+    put(ledger, *[call(str(n)) for n in range(3)])
+    assert len(ledger.rows(limit=limit)) == found
+    assert len(ledger.rows(since=-1e300, until=1e300)) == 3
+
+
+def test_totals_agree_whatever_they_are_by(ledger: SQLiteLedger) -> None:
+    web, night = Caller("web", tags={"env": "prod", "team": "x"}), Caller("night", tags={"env": "test"})
+    failover = [Attempt(A, 10.0, usage=Usage(1, 1), cost=5, error=ProviderTimeout("slow")), Attempt(B, 10.0, usage=Usage(10, 2), cost=100)]
+    put(
+        ledger,
+        call("1", *failover, caller=web),
+        call("2", caller=web, at=NOON + 3600),
+        call("3", Attempt(B, 10.0, usage=Usage(3, 3)), caller=night, at=NOON + DAY),
+        call("4", at=NOON + DAY),
+    )
+
+    def by(*names: str, **filters: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+        found = ledger.totals(*names, **filters)
+        return {each.key: (each.calls, each.attempts, each.input_tokens, each.cost, each.unpriced) for each in found}
+
+    assert by() == {(): (4, 5, 34, 119, 1)}
+    assert by("model") == {("large",): (2, 2, 13, 100, 1), ("small",): (2, 3, 21, 19, 0)}
+    assert by("provider") == {("b",): (2, 2, 13, 100, 1), ("a",): (2, 3, 21, 19, 0)}
+    assert by("caller") == {("web",): (2, 3, 21, 112, 0), ("",): (1, 1, 10, 7, 0), ("night",): (1, 1, 3, 0, 1)}
+    assert list(by("day").items()) == [(("2026-11-23",), (2, 3, 21, 112, 0)), (("2026-11-24",), (2, 2, 13, 7, 1))]
+    assert list(by("hour")) == [("2026-11-23T12:00Z",), ("2026-11-23T13:00Z",), ("2026-11-24T12:00Z",)]
+    web_only, untagged = (2, 3, 21, 112, 0), (1, 1, 10, 7, 0)
+    assert by("tag") == {("env=prod",): web_only, ("team=x",): web_only, ("env=test",): (1, 1, 3, 0, 1), ("",): untagged}
+    assert by("tag:team") == {("x",): (2, 3, 21, 112, 0), ("",): (2, 2, 13, 7, 1)}
+    assert by("day", "model", caller="web") == {("2026-11-23", "large"): (1, 1, 10, 100, 0), ("2026-11-23", "small"): (1, 2, 11, 12, 0)}
+    assert by("caller", since=NOON + 3600, until=NOON + DAY) == {("web",): (1, 1, 10, 7, 0)}
+    assert [each.errors for each in ledger.totals("model")] == [0, 1]
+    assert [each.errors for each in ledger.totals("caller")] == [0, 0, 0]
+
+
+def test_an_empty_ledger_has_no_totals(ledger: SQLiteLedger) -> None:
+    assert ledger.totals("day") == ledger.totals("model", "tag") == []
+    assert [(each.calls, each.cost) for each in ledger.totals()] == [(0, 0)]
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_its_owner_may_read_it(ledger: SQLiteLedger, path: Path) -> None:
+    old = os.umask(0)
+    try:
+        put(ledger, call())
+    finally:
+        os.umask(old)
+    assert {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == dict.fromkeys(
+        ["l.db", "l.db-wal", "l.db-shm", "l.db.lock"], 0o600
+    )
+
+
+def test_a_connection_ends_with_its_thread_and_with_the_ledger(ledger: SQLiteLedger, path: Path) -> None:
+    def descriptors() -> int:
+        gc.collect()
+        return sum(os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(path)) for fd in os.listdir("/proc/self/fd"))
+
+    put(ledger, call("main"))
+    alone = descriptors()
+    for n in range(20):
+        thread = threading.Thread(target=put, args=(ledger, call(str(n))))
+        thread.start()
+        thread.join()
+    assert descriptors() <= alone + 1  # SQLite keeps one back for its next connection
+    ledger.close()
+    assert descriptors() == 0
+    put(ledger, call("late"))  # a call that outlives the ledger's owner is settled all the same
+    assert len(ledger.rows()) == 22
+
+
+def test_a_fork_opens_its_own_connection(ledger: SQLiteLedger) -> None:
+    put(ledger, call("parent"))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            put(ledger, call("child"))
+            code = 0 if ledger._connection(ledger._here()).pid == os.getpid() else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    put(ledger, call("later"))
+    assert {each.call.id for each in ledger.rows()} == {"parent", "child", "later"}
+
+
+VERSION_1 = """
+    CREATE TABLE calls (
+        at_ns INTEGER NOT NULL, id TEXT NOT NULL, trace_id TEXT NOT NULL, caller TEXT NOT NULL, tags TEXT NOT NULL, door TEXT NOT NULL,
+        requested TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL, provider TEXT NOT NULL, strategy TEXT NOT NULL,
+        status TEXT NOT NULL, error_code TEXT NOT NULL, input_tokens INTEGER, output_tokens INTEGER, cached_input_tokens INTEGER,
+        cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER, reasoning_tokens INTEGER, cost INTEGER, cost_source TEXT NOT NULL,
+        estimated INTEGER NOT NULL, latency_ms INTEGER NOT NULL, first_token_ms INTEGER, attempts INTEGER NOT NULL,
+        PRIMARY KEY (at_ns, id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE attempts (
+        at_ns INTEGER NOT NULL, call_id TEXT NOT NULL, n INTEGER NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+        served TEXT NOT NULL, started_ms INTEGER NOT NULL, first_ms INTEGER, ended_ms INTEGER, input_tokens INTEGER,
+        output_tokens INTEGER, cached_input_tokens INTEGER, cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER,
+        reasoning_tokens INTEGER, cost INTEGER, error_code TEXT NOT NULL, final INTEGER NOT NULL,
+        PRIMARY KEY (at_ns, call_id, n)) STRICT, WITHOUT ROWID;
+    CREATE TABLE budgets (
+        caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL, held INTEGER NOT NULL,
+        PRIMARY KEY (caller, period)) STRICT, WITHOUT ROWID;
+    CREATE TABLE holds (
+        call_id TEXT PRIMARY KEY, caller TEXT NOT NULL, period TEXT NOT NULL, pico INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO budgets VALUES ('web', 'total', 900, 0);
+    PRAGMA application_id = 1229804888;
+    PRAGMA user_version = 1;
+"""
+
+
+def old_file(path: Path, *records: Record) -> None:
+    with closing(sqlite3.connect(path)) as sql, sql:
+        sql.executescript(VERSION_1)
+        for whole, attempts in records:
+            for table, row in [("calls", whole._asdict()), *[("attempts", each._asdict()) for each in attempts]]:
+                del row["unpriced"]
+                sql.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})", tuple(row.values()))
+
+
+def test_a_file_of_version_1_is_migrated_with_its_rows(ledger: SQLiteLedger, path: Path) -> None:
+    kept = [
+        record(call("mixed", Attempt(A, 10.0, usage=Usage(1, 1)), Attempt(B, 10.0, usage=Usage(2, 2), cost=5))),
+        record(call("failed", Attempt(A, 10.0, error=ProviderTimeout("slow")))),
+        record(call("priced")),
+    ]
+    old_file(path, *kept)
+    assert ledger.rows() == kept[2:] + kept[:1] + kept[1:2]
+    assert ledger.settle(record(call("new")))
+    assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
+    with closing(sqlite3.connect(path)) as sql:
+        assert sql.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_a_file_of_a_newer_version_or_another_program_is_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute("CREATE TABLE notes (text)")
+    whole = path.read_bytes()
+    ledger = SQLiteLedger(path)
+    with pytest.raises(LedgerUnavailable) as error:
+        put(ledger, call())
+    assert "another program's file" in error.value.reason
+    assert str(path) not in str(error.value)
+    assert path.read_bytes() == whole
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute("PRAGMA application_id = 1229804888")
+        sql.execute("PRAGMA user_version = 99")
+    assert "newer InferMux" in (ledger.healthy() or "")
+    assert [each.name for each in path.parent.iterdir() if "corrupt" in each.name] == []
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def moved(path: Path) -> list[Path]:
+    return sorted(each for each in path.parent.iterdir() if ".corrupt-" in each.name and not each.name.endswith(("-wal", "-shm")))
+
+
+def test_a_file_that_is_no_database_is_kept_and_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for n, junk in enumerate([b"junk" * 5000, b"more" * 5000]):
+        path.write_bytes(junk)
+        with closing(SQLiteLedger(path, clock=lambda: NOON)) as ledger:
+            assert ledger.healthy() is None
+            put(ledger, call())
+            assert len(ledger.rows()) == 1
+        assert moved(path)[n].read_bytes() == junk
+        path.unlink()
+    assert [each.name for each in moved(path)] == ["l.db.corrupt-20261123T120000Z", "l.db.corrupt-20261123T120000Z-1"]
+    assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR"]
+    assert "l.db.corrupt-20261123T120000Z" in caplog.text
+
+
+def test_a_truncated_file_is_kept(path: Path) -> None:
+    with closing(SQLiteLedger(path)) as ledger:
+        put(ledger, *[call(str(n)) for n in range(200)])
+    os.truncate(path, 3 * 4096 + 100)
+    with closing(SQLiteLedger(path)) as ledger:
+        put(ledger, call())
+        assert len(ledger.rows()) == 1
+    assert [each.stat().st_size for each in moved(path)] == [3 * 4096 + 100]
+
+
+def test_a_file_that_lost_everything_does_not_take_its_log_along(path: Path) -> None:
+    keeper = SQLiteLedger(path)
+    put(keeper, call())
+    wal = Path(f"{path}-wal").read_bytes()
+    os.truncate(path, 0)
+    with closing(SQLiteLedger(path)) as ledger:
+        put(ledger, call())
+    assert Path(f"{moved(path)[0]}-wal").read_bytes() == wal
+    keeper.close()
+
+
+def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    budget = Budget("web", 1000, "total")
+    with closing(SQLiteLedger(path)) as ledger:
+        ledger.settle(record(call("0", Attempt(A, 10.0, usage=Usage(1, 1), cost=900))), ledger.reserve(budget, 900, call_id="0", at=NOON))
+        put(ledger, *[call(str(n), at=NOON - n) for n in range(1, 2000)])
+    with closing(sqlite3.connect(path)) as sql:
+        page = sql.execute("SELECT rootpage FROM sqlite_master WHERE name = 'calls'").fetchone()[0]
+    other = SQLiteLedger(path)
+    assert other.spent(budget, NOON) == (900, 0)  # open, and to the old file
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with closing(SQLiteLedger(path)) as ledger:
+        put(ledger, call("after"))
+        assert ledger.spent(budget, NOON) == (900, 0)
+        put(other, call("other"))
+        other.close()  # must not take away the new file's log
+        put(ledger, call("last"))
+        assert {each.call.id for each in ledger.rows()} == {"after", "other", "last"}
+    assert len(moved(path)) == 1
+    assert len(caplog.records) == 1
+    with closing(SQLiteLedger(path)) as ledger:
+        assert len(ledger.rows()) == 3
+
+
+def find(path: Path, worker: int, results: Any) -> None:
+    with closing(SQLiteLedger(path, busy=60)) as ledger:
+        results.put((worker, sum(ledger.settle(record(call(f"{worker}.{n}"))) for n in range(50))))
+
+
+def test_workers_that_find_the_damage_at_once_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HOME)
+    path.write_bytes(b"junk" * 5000)
+    results: Any = fresh.Queue()
+    crew = [fresh.Process(target=find, args=(path, n, results)) for n in range(4)]
+    for each in crew:
+        each.start()
+    assert sorted(results.get(timeout=60) for _ in crew) == [(n, 50) for n in range(4)]
+    for each in crew:
+        each.join()
+    with closing(SQLiteLedger(path)) as ledger:
+        assert len(ledger.rows(limit=1000)) == 200
+    assert [each.read_bytes() for each in moved(path)] == [b"junk" * 5000]
+
+
+def test_a_file_that_is_removed_is_made_again(ledger: SQLiteLedger, path: Path) -> None:
+    put(ledger, call("a"))
+    for each in path.parent.iterdir():
+        each.unlink()
+    put(ledger, call("b"))
+    assert [each.call.id for each in ledger.rows()] == ["b"]
+
+
+# -- no room, no right, no time ----------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_gone_is_told_and_survived(tmp_path: Path) -> None:
+    place, away = tmp_path / "here", tmp_path / "away"
+    place.mkdir()
+    budget = Budget("web", 1000)
+    with closing(SQLiteLedger(place / "l.db")) as ledger:
+        put(ledger, call("a"))
+        place.rename(away)
+        for use in (lambda: ledger.settle(record(call("b"))), lambda: ledger.reserve(budget, 1, call_id="b", at=NOON), ledger.rows):
+            with pytest.raises(LedgerUnavailable) as error:
+                use()
+        assert str(place) in error.value.reason
+        assert str(place) not in error.value.message
+        assert str(place) in (ledger.healthy() or "")
+        away.rename(place)
+        assert ledger.healthy() is None  # without any call in between
+        put(ledger, call("b"))
+        assert ledger.spent(budget, NOON) == (0, 0)
+
+
+def fill(path: Path, results: Any) -> None:
+    """Settle until the file may not grow, then let it grow again."""
+    with closing(SQLiteLedger(path)) as ledger:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        budget = Budget("web", 10**9, "total")
+        put(ledger, call("first"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        written, reason = 0, ""
+        try:
+            for n in range(10_000):
+                hold = ledger.reserve(budget, 10, call_id=str(n), at=NOON)
+                ledger.settle(record(call(str(n), caller=Caller("web"))), hold)
+                written += 1
+        except LedgerUnavailable as error:
+            reason = error.reason
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        ill = ledger.healthy()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        well = ledger.healthy()
+        put(ledger, call("last"))
+        results.put((written, reason, ill, well, len(ledger.rows(limit=10_000)), ledger.spent(budget, NOON).spent))
+
+
+def test_a_full_disk_is_told_and_survived(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HOME)
+    results: Any = fresh.Queue()
+    writer = fresh.Process(target=fill, args=(path, results))
+    writer.start()
+    written, reason, ill, well, rows, spent = results.get(timeout=60)
+    writer.join()
+    assert 0 < written < 10_000
+    assert reason
+    assert ill
+    assert well is None
+    assert (rows, spent) == (written + 2, 7 * written)  # whole calls or nothing
+    assert moved(path) == []
+
+
+def test_a_writer_that_does_not_end_is_not_waited_for_without_end(path: Path) -> None:
+    with closing(SQLiteLedger(path, busy=0.1)) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        put(ledger, call("a"))
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable) as error:
+            put(ledger, call("b"))
+        assert "locked" in error.value.reason
+        assert "locked" in (ledger.healthy() or "")
+        assert len(ledger.rows()) == 1  # readers do not wait for writers
+        other.execute("ROLLBACK")
+        put(ledger, call("b"))
+        assert ledger.healthy() is None
