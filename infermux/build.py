@@ -23,6 +23,7 @@ from .providers.echo import EchoProvider
 from .registry import Registry
 from .router import Reports, Router
 from .schema import meant, of_type
+from .settings import LedgerConfig
 from .types import Caller
 
 ECHO = "echo"
@@ -67,14 +68,20 @@ def router(config: Config, *, serving: bool = False) -> Router:
 
 
 def _define(registry: Registry, config: Config) -> None:
+    """Give the names of [models] to the registry, and see that each name in the file leads somewhere."""
     for model in config.models:
         registry.define(model.name, model.targets, strategy=model.strategy, then=model.then, weights=model.weights,
                         on_unsupported=model.on_unsupported)
-    for name in registry.names:
+    places = [(f"[models] {name}", name) for name in registry.names]
+    for key in config.keys or ():
+        places += [(f"[keys.{key.name}].models", name) for name in key.models]
+        if key.budget is not None and key.budget.then not in ("reject", "warn"):
+            places.append((f"[keys.{key.name}].budget.then", key.budget.then))
+    for place, name in places:
         try:
             registry.route(name)
         except ModelNotFound as error:
-            raise ConfigError(f"{config.path}: [models] {name}: {error.message}") from None
+            raise ConfigError(f"{config.path}: {place}: {error.message}") from None
 
 
 def _concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -86,11 +93,12 @@ def _concurrency(config: Config, serving: bool) -> dict[str, int]:
 def _gate(config: Config, serving: bool) -> Gate:
     """Leave some threads for health and for saying no."""
     threads, keyring = config.server.threads, _keyring(config)
-    rates = Rates(Path(config.path).with_suffix(".rates")) if keyring is not None and keyring.limited else None
-    if rates is not None:
-        rates.check()
+    beside = Path(config.ledger.path if config.ledger else LedgerConfig().path)
+    rates = Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
     if not serving:
         return Gate(rates=rates)
+    if rates is not None:
+        rates.check()
     calls = max(1, threads - max(1, threads // 8))
     return Gate(calls=calls, streams=max(1, min(int(threads * config.server.streams), calls - 1)), rates=rates)
 
@@ -98,6 +106,10 @@ def _gate(config: Config, serving: bool) -> Gate:
 def _keyring(config: Config) -> Keyring | None:
     if config.keys is None:
         return None
+    for number, key in enumerate(config.keys):
+        for other in config.keys[:number]:
+            if other.hash == key.hash:
+                raise ConfigError(f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open")
     return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None)) for key in config.keys)
 
 

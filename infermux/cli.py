@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -83,9 +84,10 @@ def providers(as_json: bool) -> None:
 @main.command()
 @click.option("--addr", "-b", default=":8600", show_default=True, help="Address to listen on, HOST:PORT.")
 @click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
+@click.option("--config", "-c", type=click.Path(), help="The configuration file.  [default: ./infermux.toml, if there is one]")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads in each process.  [default: 256]")
-def serve(addr: str, tokentrace: str | None, workers: int | None, threads: int | None) -> None:
+def serve(addr: str, tokentrace: str | None, config: str | None, workers: int | None, threads: int | None) -> None:
     """Run the service: gunicorn with this project's settings.
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
@@ -94,19 +96,68 @@ def serve(addr: str, tokentrace: str | None, workers: int | None, threads: int |
     for name, value in (("TRACE__TOKENTRACE", tokentrace), ("SERVER__WORKERS", workers), ("SERVER__THREADS", threads)):
         if value is not None:
             override(name, str(value))
-    _checked(build.settings)
-    from . import server  # reads the settings when it is loaded
-    _gunicorn({**server.options(), "bind": addr})
+    if config:
+        override("CONFIG", config)
+    from .server import load  # loads requests
+    _gunicorn(lambda: {**load(), "bind": addr})
 
 
-def _gunicorn(options: dict[str, Any]) -> None:
+@main.command()
+@click.option("--config", "-c", "path", type=click.Path(), help="The file.  [default: INFERMUX_CONFIG, else ./infermux.toml]")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing if all is well.")
+def validate(path: str | None, quiet: bool) -> None:
+    """Check the configuration, with everything that it refers to.
+
+    Exit code 0: good; 1: there is no such file; 2: it is not TOML; 3: it does not mean what it must.
+
+    Example: infermux validate -c infermux.toml
+    """
+    from .config import Missing, NotTOML
+    try:
+        config = build.settings(path=path)
+        router = build.router(config)
+    except InferMuxError as error:
+        click.echo(f"infermux: {' '.join(error.message.split())}", err=True)
+        sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
+    if not quiet:
+        click.echo(f"{config.path or 'the environment'}: good: {len(router.registry)} providers, {len(router.registry.names)} names, "
+                   f"{'no keys' if config.keys is None else f'{len(config.keys)} keys'}")
+
+
+@main.group()
+def keys() -> None:
+    """Make the keys by which callers are known.
+
+    Example: infermux keys new web
+    """
+
+
+@keys.command("new")
+@click.argument("name")
+def new_key(name: str) -> None:
+    """Make a key for NAME: print it once, and the lines for infermux.toml, which hold its hash alone.
+
+    Example: infermux keys new web
+    """
+    from .keys import hashed, new_key
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
+    key = new_key()
+    click.echo("The key, which is not shown again (give it to the caller; never keep it here):", err=True)
+    click.echo(key)
+    click.echo("\nFor infermux.toml:\n", err=True)
+    click.echo(f'[keys.{name}]\nhash = "{hashed(key)}"')
+
+
+def _gunicorn(options: Callable[[], dict[str, Any]]) -> None:
     from gunicorn.app.base import BaseApplication
     from gunicorn.util import import_app
 
     class Service(BaseApplication):         # type: ignore[misc]  # gunicorn has no types
         def load_config(self) -> None:
-            for name, value in options.items():
-                self.cfg.set(name, value)
+            for name, value in options().items():
+                if name in self.cfg.settings:           # an older gunicorn does not know them all
+                    self.cfg.set(name, value)
 
         def load(self) -> Any:
             return import_app("infermux.app:create_app()")

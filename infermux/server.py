@@ -8,38 +8,49 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import socket
 import struct
 import sys
+from dataclasses import replace
 from typing import Any
 
 from . import build
 from .errors import ConfigError
+from .settings import Server
 from .tokentrace import flush_all
+
+log = logging.getLogger("infermux")
 
 SOCKET_SECONDS = 10                         # a client that neither sends nor reads for so long loses its connection
 SWITCH_SECONDS = 0.02                       # at Python's own 5 ms, a thousand streams spend their time on handing the lock around
 
 
-def _server() -> Any:
+def load() -> dict[str, Any]:
+    """Read the configuration and return gunicorn's settings; a broken file stops the start, but never a service that runs.
+
+    gunicorn runs this in its master, at the start and at each HUP; the workers that it forks inherit what was read.
+    """
+    before, build.pinned = build.pinned, None
     try:
-        return build.settings().server
+        config = build.settings()
+        build.router(config)                # whatever is wrong with it is found here, before a worker is told to go
     except ConfigError as error:
-        sys.exit(f"infermux: {error.message}")
+        if before is None:
+            sys.exit(f"infermux: {error.message}")
+        log.error("the configuration is not reloaded, the old one stays: %s", error.message)
+        config = before
+    build.pinned = config
+    return options(config.server)
 
 
-_settings = _server()
-bind = ":8600"
-worker_class = "gthread"
-workers = _settings.workers
-threads = _settings.threads
-worker_connections = 4 * threads            # what exceeds the threads is room for idle kept-alive connections
-keepalive = 30
-graceful_timeout = _settings.graceful
-accesslog = None
-errorlog = "-"
-proc_name = "infermux"
-control_socket_disable = True
+def options(server: Server) -> dict[str, Any]:
+    """Return gunicorn's settings for *server*."""
+    return {
+        "bind": ":8600", "worker_class": "gthread", "workers": server.workers, "threads": server.threads,
+        "worker_connections": 4 * server.threads,       # what exceeds the threads is room for idle kept-alive connections
+        "keepalive": 30, "graceful_timeout": server.graceful, "accesslog": None, "errorlog": "-", "proc_name": "infermux",
+        "control_socket_disable": True, "when_ready": when_ready, "post_fork": post_fork, "worker_exit": worker_exit}
 
 
 def when_ready(server: Any) -> None:
@@ -53,21 +64,13 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Hand the interpreter's lock around less often, in each worker."""
+    """Hand the interpreter's lock around less often, and know how many threads there really are, in each worker."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    if build.pinned is not None:
+        build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Send the spans that are still queued."""
     flush_all()
     atexit.unregister(flush_all)            # else a TokenTrace that hangs is waited for twice
-
-
-def options() -> dict[str, Any]:
-    """Return the settings above by name."""
-    return {name: value for name, value in globals().items() if name in _NAMES}
-
-
-_NAMES = ("bind", "worker_class", "workers", "threads", "worker_connections", "keepalive", "graceful_timeout", "accesslog",
-          "errorlog", "proc_name", "control_socket_disable", "when_ready", "post_fork", "worker_exit")
-__all__ = list(_NAMES)
