@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from . import build, cli
 from . import errors as our
 from .router import Router
-from .web import OTHER, anthropic, failed, in_app, mist, openai, plain_error
+from .web import OTHER, anthropic, failed, in_app, mist, named, openai, plain_error
 
 log = logging.getLogger("infermux")
 
@@ -29,8 +29,8 @@ def create_app(router: Router | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     for door in (mist, openai, anthropic):
         app.register_blueprint(door.blueprint(router))
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _bug)
+    app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
+    app.register_error_handler(Exception, lambda error: named(_bug(error)))
     for command in cli.main.commands.values():
         app.cli.add_command(in_app(command))
     return app

@@ -98,6 +98,7 @@ def serve(addr: str, tokentrace: str | None, config: str | None, workers: int | 
             override(name, str(value))
     if config:
         override("CONFIG", config)
+    _checked(lambda: build.router(build.settings()))
     from .server import load  # loads requests
     _gunicorn(lambda: {**load(), "bind": addr})
 

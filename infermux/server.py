@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from . import build
+from . import build, shutdown
 from .errors import ConfigError
 from .settings import Server
 from .tokentrace import flush_all
@@ -66,6 +66,7 @@ def when_ready(server: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Hand the interpreter's lock around less often, and know how many threads there really are, in each worker."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    shutdown.watch(lambda: worker.alive, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))
 

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from . import shutdown
 from .billing import Billing
 from .call import Call, Fold
-from .errors import InferMuxError
+from .errors import InferMuxError, StreamIncomplete
 from .fleet import Lease
 from .foreign import Foreign, close
 from .protocol import InferResponse
@@ -37,6 +38,8 @@ class Stream:
         if self.call.ended is not None:
             raise StopIteration
         try:
+            if shutdown.due():
+                raise StreamIncomplete("this service is stopping, and the answer would be cut")
             with Foreign(self.call.provider, ends=True):
                 chunk = self._first.popleft() if self._first else next(self._rest)
                 if chunk is not HEARTBEAT:

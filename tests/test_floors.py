@@ -29,7 +29,7 @@ FLOORS = [
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call", "strategies"]),
     (3, ["providers.*", "ledger", "ledger.queries", "trace", "metrics", "planner", "gate"]),
     (1, ["protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign"]),
-    (0, ["errors", "types", "sse", "jsons"]),
+    (0, ["errors", "types", "sse", "jsons", "shutdown"]),
 ]
 # Imports within one floor that the design has no word on; a cycle is found all the same.
 LEDGES = [

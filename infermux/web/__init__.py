@@ -72,10 +72,15 @@ def guarded(view: View, render: Render) -> View:
         except Exception:
             log.exception("a request could not be answered")
             answer = failed(InferMuxError("internal error"), render)
-        if "X-Request-Id" not in answer.headers:
-            answer.headers["X-Request-Id"] = answer.headers["Request-Id"] = new_id()
-        return answer
+        return named(answer)
     return guard
+
+
+def named(answer: Response) -> Response:
+    """Return *answer* with an id, by which it can be asked about."""
+    if "X-Request-Id" not in answer.headers:
+        answer.headers["X-Request-Id"] = answer.headers["Request-Id"] = new_id()
+    return answer
 
 
 def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, door: str) -> Call:
