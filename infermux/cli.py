@@ -125,6 +125,26 @@ def validate(path: str | None, quiet: bool) -> None:
                    f"{'no keys' if config.keys is None else f'{len(config.keys)} keys'}")
 
 
+@main.command()
+@click.option("--config", "-c", "path", metavar="FILE", help="The configuration.  [default: infermux.toml, or the environment]")
+@click.option("--fault", "-f", "faults", multiple=True, metavar="NAME", help="Only this fault; may be repeated.  [default: all]")
+@click.option("--deadline", type=click.FloatRange(0, 60, min_open=True), help="Seconds per call, at most the file's own.  [default: 5]")
+def chaos(path: str | None, faults: tuple[str, ...], deadline: float | None) -> None:
+    """Run the configuration against vendors that fail, and print what a client gets.
+
+    Exit code 1 if an answer was silently wrong, or if failover did not fire where it could have. No real vendor is asked.
+
+    Example: infermux chaos --fault stall --fault stream_cut
+    """
+    from . import chaos as proof  # loads requests
+    config = _checked(lambda: build.settings(path=path))
+    rows = _checked(lambda: proof.run(config, faults=faults or None, deadline=deadline,
+                                      report=lambda row: click.echo("." if row.ok else "!", nl=False, err=True)))
+    click.echo(err=True)
+    click.echo(proof.table(rows))
+    sys.exit(proof.verdict(rows))
+
+
 @main.group()
 def keys() -> None:
     """Make the keys by which callers are known.
