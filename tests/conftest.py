@@ -1,14 +1,12 @@
 """What the tests share: a clean environment, and peers on loopback."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for support.py, whatever pytest's import mode
+pytest.register_assert_rewrite("support", "doors", "recorded", "faulty")
 
-from support import TokenTrace, Vendor, is_ours
+from support import TokenTrace, Vendor, is_ours  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,12 @@
 """Recorded traffic for the doors."""
 
-import sys
 import threading
-from pathlib import Path
 
 import pytest
+import recorded
+from doors import Front
 
-sys.path.insert(0, str(Path(__file__).parent))      # for doors.py and recorded.py, whatever pytest's import mode
-pytest.register_assert_rewrite("doors", "recorded")
-
-import recorded  # noqa: E402
-from doors import Front  # noqa: E402
-
-from infermux import HTTPProvider  # noqa: E402
+from infermux import HTTPProvider
 
 
 @pytest.fixture(scope="session")
