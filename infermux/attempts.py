@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from .call import Attempt, Call
 from .errors import (
+    BudgetExceeded,
     InferMuxError,
     NoHealthyProvider,
     ProviderError,
@@ -34,14 +35,17 @@ SHARE = 0.5                                 # of the time that is left, for an a
 Answer = TypeVar("Answer")
 Ask = Callable[[Member, Call, Attempt, Deadline, Lease], Answer]
 Sleep = Callable[[float], None]
+Before = Callable[[Call, Target], None]
 
 
 class Attempts:
     """How a call goes through the targets of its plan."""
 
-    def __init__(self, fleet: Fleet, *, most: int, sleep: Sleep = time.sleep, rng: random.Random | None = None) -> None:
+    def __init__(self, fleet: Fleet, *, most: int, before: Before | None = None, sleep: Sleep = time.sleep,
+                 rng: random.Random | None = None) -> None:
         self.fleet = fleet
         self.most = most                    # upstream requests per call
+        self._before = before               # what must be so before a target is asked: it raises what keeps the call from it
         self._sleep = sleep
         self._rng = rng or random.Random()
 
@@ -61,7 +65,7 @@ class Attempts:
                 return self._try(call, target, waited, _share(deadline, queue), ask)
             except UnsupportedParameter as error:       # nothing was sent: another target may be able to
                 last = last or error
-            except Unavailable as error:
+            except (Unavailable, BudgetExceeded) as error:
                 last = last or error
             except ProviderError as error:
                 last = error
@@ -75,6 +79,8 @@ class Attempts:
     def _try(self, call: Call, target: Target, waited: float, deadline: Deadline, ask: Ask[Answer]) -> Answer:
         """Send one request; note how it went, and tell the target's health."""
         tried = any(attempt.target == target for attempt in call.attempts)
+        if self._before is not None:
+            self._before(call, target)
         lease = self.fleet.lease(target, force=tried or (call.plan is not None and call.plan.forced))
         attempt = Attempt(target, time.monotonic(), waited=waited)
         call.attempts.append(attempt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from .fleet import Fleet
 from .gate import Gate
 from .health import Health
 from .keys import Keyring
+from .ledger import Budget, Ledger
 from .limits import Rates
-from .prices import Price
+from .prices import PICO, Price
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .registry import Registry
 from .router import Reports, Router
 from .schema import meant, of_type
-from .settings import LedgerConfig
+from .settings import KeyConfig, LedgerConfig
 from .types import Caller
 
 ECHO = "echo"
@@ -64,7 +66,8 @@ def router(config: Config, *, serving: bool = False) -> Router:
     fleet = Fleet(registry, overrides=prices, concurrency=_concurrency(config, serving),
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
     return Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
-                  fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config))
+                  fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
+                  ledger=_ledger(config))
 
 
 def _define(registry: Registry, config: Config) -> None:
@@ -110,7 +113,21 @@ def _keyring(config: Config) -> Keyring | None:
         for other in config.keys[:number]:
             if other.hash == key.hash:
                 raise ConfigError(f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open")
-    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None)) for key in config.keys)
+    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None, _budget(key))) for key in config.keys)
+
+
+def _ledger(config: Config) -> Ledger | None:
+    """Return the ledger where one is asked for; a budget asks for one."""
+    if config.ledger is None and not any(key.budget for key in config.keys or ()):
+        return None
+    from .ledger.sqlite import SQLiteLedger  # loads sqlite3
+    return SQLiteLedger((config.ledger or LedgerConfig()).path)
+
+
+def _budget(key: KeyConfig) -> Budget | None:
+    if key.budget is None:
+        return None
+    return Budget(key.name, int(Decimal(key.budget.usd) * PICO), key.budget.per, key.budget.then)
 
 
 def _prices(config: ProviderConfig) -> dict[str, Price]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Any
 
 from .errors import InferMuxError
 from .limits import Slots
@@ -67,6 +68,8 @@ class Call:
     start_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
     taken: list[Slots] = field(default_factory=list)        # room in this process, given back at the end
+    hold: Any = None                        # what the ledger holds for the call until it is settled
+    override: str = ""                      # the cheaper name that a spent budget leads to
     estimate: int | None = None             # tokens that were counted against the caller's rate before the call
     patience: float | None = None           # seconds that the client itself will wait
     ended: float | None = None

@@ -137,7 +137,7 @@ class Fleet:
 
     # -- for planning --------------------------------------------------------------------------------------------------
 
-    def snapshot(self, route: Route, request: InferRequest, cursor: int) -> Snapshot:
+    def snapshot(self, route: Route, request: InferRequest, cursor: int, *, priced: bool = False) -> Snapshot:
         """Return what planning needs to know now; what only some strategies ask for is gathered for those alone."""
         targets = tuple(flat(route))
         shut = {}
@@ -148,7 +148,10 @@ class Fleet:
                 wait = health.snapshot().retry_in
                 shut[target] = (reason, math.inf if wait is None else wait)
         state = State() if _plain(route) else self._state(targets, request, cursor)
-        return Snapshot(state, self._unfit(targets, request), shut)
+        unfit = self._unfit(targets, request)
+        if priced:                          # a hard budget cannot be kept where the price is not known
+            unfit |= {target: "its price is not known, and the key has a budget" for target in targets if self.price(target) is None}
+        return Snapshot(state, unfit, shut)
 
     def _state(self, targets: Iterable[Target], request: InferRequest, cursor: int) -> State:
         known = {target: health for target in targets if (health := self._health.get(target)) is not None}

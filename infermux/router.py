@@ -12,20 +12,23 @@ from typing import Protocol
 from .attempts import Answer, Ask, Attempts, Sleep
 from .billing import Billing
 from .call import Attempt, Call, Plan, for_target, usd
-from .errors import InferMuxError, ModelNotAllowed, NoHealthyProvider, StreamIncomplete, shown
+from .errors import BudgetExceeded, InferMuxError, ModelNotAllowed, NoHealthyProvider, StreamIncomplete, shown
 from .fleet import Fleet, Lease
 from .foreign import Foreign, close
 from .gate import Gate
 from .keys import Keyring
+from .ledger import Ledger
 from .planner import plan
 from .prices import Price
 from .protocol import InferRequest, InferResponse, TraceSpan
 from .providers.base import Member, sound
 from .registry import Registry
+from .spending import Spending
 from .stream import Stream
 from .trace import parse, spans
 from .types import ANYONE, HEARTBEAT, Caller, Chunk, Deadline, Route, TraceContext
 
+LEASE_SECONDS = 660.0                       # beyond the deadline: a stream may go on for ten minutes more
 log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
 
@@ -42,7 +45,7 @@ class Router:
 
     def __init__(self, registry: Registry, reporter: Reports | None = None, *, attempts: int = 3, deadline: float = 60.0,
                  on_unsupported: str = "error", observers: Iterable[Observer] = (), fleet: Fleet | None = None, gate: Gate | None = None,
-                 keyring: Keyring | None = None,
+                 keyring: Keyring | None = None, ledger: Ledger | None = None,
                  prices: Mapping[str, Mapping[str, Price]] | None = None, sleep: Sleep = time.sleep, seed: int | None = None) -> None:
         self.registry = registry
         self.reporter = reporter
@@ -52,9 +55,11 @@ class Router:
         self.gate = gate or Gate()
         self.keyring = keyring              # None: whoever mounts the doors says who is calling
         self.billing = Billing(registry, prices or {})
+        self.spending = None if ledger is None else Spending(ledger, self.fleet, lease=deadline + LEASE_SECONDS)
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._rng = random.Random(seed)
-        self._attempts = Attempts(self.fleet, most=attempts, sleep=sleep, rng=self._rng)
+        before = self.spending.reserve if self.spending else None
+        self._attempts = Attempts(self.fleet, most=attempts, before=before, sleep=sleep, rng=self._rng)
         self._cursors: dict[str, int] = {}  # calls of each name so far, for taking turns
 
     # -- the two ways to ask -------------------------------------------------------------------------------------------
@@ -104,11 +109,11 @@ class Router:
             raise ModelNotAllowed(f"this key does not open the model {shown(request.model)}", param="model")
         return self.registry.route(request.model, request.provider)
 
-    def _plan(self, route: Route, request: InferRequest, seed: int | None = None) -> Plan:
+    def _plan(self, route: Route, request: InferRequest, seed: int | None = None, *, priced: bool = False) -> Plan:
         cursor = 0
         if route.strategy != "priority":
             cursor = self._cursors[route.name] = self._cursors.get(route.name, -1) + 1
-        snapshot = self.fleet.snapshot(route, request, cursor)
+        snapshot = self.fleet.snapshot(route, request, cursor, priced=priced)
         return plan(route, snapshot, self._rng.getrandbits(32) if seed is None else seed)
 
     def _first_success(self, call: Call, ask: Ask[Answer], *, streamed: bool) -> Answer:
@@ -117,14 +122,26 @@ class Router:
         route = self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
-        call.plan = self._plan(route, call.request)
-        if not call.plan.targets:
-            reasons = "; ".join(f"{target}: {reason}" for target, reason in call.plan.dropped.items())
-            raise NoHealthyProvider(f"no target for model {shown(call.request.model)} can be tried ({reasons[:300]})",
-                                    retry_after=call.plan.retry_in)
         self.gate.enter(call, streamed=streamed)
-        patience = self.deadline if call.patience is None else min(self.deadline, call.patience)
-        return self._attempts.first_success(call, Deadline(patience), ask)
+        deadline = Deadline(self.deadline if call.patience is None else min(self.deadline, call.patience))
+        call.plan = self._targets(call, route)
+        try:
+            return self._attempts.first_success(call, deadline, ask)
+        except BudgetExceeded:
+            cheaper = getattr(call.caller.budget, "then", "reject")
+            if call.attempts or cheaper in ("reject", "warn"):
+                raise
+            call.override = cheaper
+            call.plan = self._targets(call, self.registry.route(cheaper))
+            return self._attempts.first_success(call, deadline, ask)
+
+    def _targets(self, call: Call, route: Route) -> Plan:
+        """Return a plan that has something to try; raise NoHealthyProvider with the reasons if there is nothing."""
+        plan = self._plan(route, call.request, priced=getattr(call.caller.budget, "then", "warn") != "warn")
+        if not plan.targets:
+            reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
+            raise NoHealthyProvider(f"no target for model {shown(route.name)} can be tried ({reasons[:300]})", retry_after=plan.retry_in)
+        return plan
 
     def _ask(self, member: Member, call: Call, attempt: Attempt, deadline: Deadline, lease: Lease) -> InferResponse:
         with Foreign(member.name):
@@ -164,6 +181,8 @@ class Router:
         if error is not None:
             call.error = error if isinstance(error, InferMuxError) else InferMuxError("the call was broken off")
         self.gate.leave(call)
+        if self.spending is not None:
+            self.spending.settle(call)
         for observer in self.observers:
             try:
                 observer(call)
@@ -175,7 +194,9 @@ class Router:
             self.reporter.report(span)      # type: ignore[union-attr]  # an observer only where there is a reporter
 
     def close(self) -> None:
-        """Release what the providers hold."""
+        """Release what the providers and the ledger hold."""
+        if self.spending is not None:
+            self.spending.ledger.close()
         for member in self.registry:
             release = getattr(member.provider, "close", None)
             if release is not None:

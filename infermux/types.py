@@ -116,6 +116,7 @@ class Caller:
     models: Sequence[str] | None = None     # None: every model
     rpm: int | None = None
     tpm: int | None = None
+    budget: object = None                   # a ledger.Budget; None: nothing is held before a call
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

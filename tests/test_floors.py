@@ -24,6 +24,7 @@ FLOORS = [
     (6, ["build"]),
     (5, ["router"]),
     (4.6, ["attempts", "stream"]),  # the router's own parts
+    (4.5, ["spending"]),
     (4.3, ["fleet", "billing"]),
     (4, ["registry", "ledger.sqlite", "tokentrace"]),
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call", "strategies"]),

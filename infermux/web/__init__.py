@@ -199,6 +199,8 @@ def call_headers(call: Call) -> dict[str, str]:
         upstream = sum(attempt.seconds for attempt in call.attempts) * 1000
         headers |= {"X-Infermux-Provider": header_value(call.provider), "X-Infermux-Model": header_value(call.model),
                     "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"}
+    if call.override:
+        headers["X-Infermux-Model-Override"] = header_value(call.override)
     if call.request.dropped:
         headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
     if call.ended is not None and call.usage is not None:
