@@ -51,8 +51,17 @@ def settings(environ: Mapping[str, str] | None = None, path: str | None = None) 
 def router(config: Config, *, serving: bool = False) -> Router:
     """Return the router for *config*; when *serving*, calls are bounded by the threads that one process has.
 
-    Without a file the providers are those of the environment, then installed plug-ins, then echo.
+    Without a file the providers are those of the environment, then installed plug-ins, then echo. Raise ConfigError naming the file.
     """
+    try:
+        return _router(config, serving)
+    except ConfigError as error:
+        if not config.path or error.message.startswith(config.path):
+            raise
+        raise ConfigError(f"{config.path}: {error.message}") from None
+
+
+def _router(config: Config, serving: bool) -> Router:
     registry = Registry(provider(each) for each in config.providers)
     if not config.path:
         for name in plugins():
@@ -168,7 +177,13 @@ def provider(config: ProviderConfig) -> Any:
     if make is None:
         known = [*PRESETS, ECHO, *plugins()]
         raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, known)}")
-    return make(config)
+    try:
+        return make(config)
+    except ConfigError:
+        raise
+    except Exception as error:              # somebody's own code
+        log.debug("the plug-in type %r failed", config.type, exc_info=error)
+        raise ConfigError(f"[providers.{config.name}]: the plug-in type {config.type!r} failed with {type(error).__name__}") from error
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
@@ -176,6 +191,8 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
     from .providers.http import HTTPProvider, Timeouts  # loads requests
     own = config.name == config.type or not config.base_url
     wait = config.timeout
+    if config.ca and not Path(config.ca).exists():
+        raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
     return HTTPProvider(
         config.name, base_url=_address(config, preset), dialect=preset.dialect, pattern=preset.pattern if own else "",
         api_key=config.api_key, models=config.models or (preset.models if own else ()),

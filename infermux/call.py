@@ -192,7 +192,8 @@ class Fold:
     def _add_detail(self, detail: JSON) -> None:
         """Deltas of one block (same index) join; each new index is a block of its own."""
         last = self._details[-1] if self._details else None
-        if last is None or (detail.get("index"), detail.get("type")) != (last.get("index"), last.get("type")):
+        kind = detail.get("type", last.get("type") if last else None)
+        if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
             self._details.append(dict(detail))
             return
         for name, value in detail.items():

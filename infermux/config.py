@@ -6,12 +6,14 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, shown
 from .schema import Secret, meant, of_type, table, url
+from .schema import name as printable
 from .settings import Config, KeyConfig, LedgerConfig, ModelConfig, ProviderConfig, Reliability, Server, Trace, target_names
 
 __all__ = ["Config", "Missing", "NotTOML", "ProviderConfig", "Secret", "load", "override"]
@@ -48,15 +50,19 @@ def load(keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], enviro
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIX) and "__" in name:
             config = _overridden(config, name, value)
+    if file:
+        _check_keys(config, keys)
     return config
 
 
 def _from_file(file: str, keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str]) -> Config:
     try:
-        data = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        data = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise Missing(f"there is no file {file}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise NotTOML(f"{file} is not TOML: it is nested too deeply") from None
+    except ValueError as error:             # of tomllib, of UTF-8, or of a number with thousands of digits
         raise NotTOML(f"{file} is not TOML: {error}") from None
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
@@ -74,7 +80,7 @@ def _read(data: dict[str, Any], keys: Mapping[str, Iterable[str]], addresses: Ma
     data = _dereferenced(data, "", environ)
     providers = tuple(_provider(name, value, keys, addresses, environ) for name, value in _named(data, "providers"))
     models = tuple(_model(name, value) for name, value in _named(data, "models"))
-    callers = tuple(table(KeyConfig, name=name)(value, f"[keys.{name}]") for name, value in _named(data, "keys"))
+    callers = tuple(table(KeyConfig, name=printable(name, "[keys]"))(value, f"[keys.{name}]") for name, value in _named(data, "keys"))
     sections = {name: table(kind)(data[name], f"[{name}]") for name, kind in _SECTIONS.items() if name in data}
     _check_models(models)
     return Config(providers=providers, models=models, keys=callers if "keys" in data else None, path=file, **sections)
@@ -110,7 +116,7 @@ def _revealed(value: str, place: str, environ: Mapping[str, str]) -> Any:
 
 def _made_secret(place: str, value: str) -> Secret:
     try:
-        return Secret(value)
+        return Secret(value.strip())
     except ConfigError as error:
         raise ConfigError(f"{place}: {error.message}") from None
 
@@ -118,22 +124,32 @@ def _made_secret(place: str, value: str) -> Secret:
 def _provider(name: str, value: Any, keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str],
               environ: Mapping[str, str]) -> ProviderConfig:
     """Return one provider of the file: its key is the preset's variable, unless it has another type, address or key."""
-    provider = table(ProviderConfig, name=name)(value, f"[providers.{name}]")
-    if "/" in name or not name.isprintable() or not name:
-        raise ConfigError(f"[providers.{name}]: a provider's name must be printable and hold no '/'")
+    provider = table(ProviderConfig, name=printable(name, "[providers]"))(value, f"[providers.{name}]")
+    if "/" in name:
+        raise ConfigError(f"[providers.{name}]: a provider's name must hold no '/'")
     provider = provider if provider.type else replace(provider, type=name)
-    if provider.api_key is not None or provider.type != name or name not in keys:
+    if provider.type != name or name not in keys:
         return provider
-    for found in _providers({name: keys[name]}, addresses, environ):
+    address = addresses.get(name) or f"{name.upper()}_BASE_URL"
+    base_url = environ.get(address, "").strip()
+    if base_url and not provider.base_url:
+        provider = replace(provider, base_url=url(base_url, address))
+    for found in _providers({name: keys[name]}, addresses, environ) if provider.api_key is None else ():
         return replace(provider, api_key=found.api_key, base_url=provider.base_url or found.base_url)
-    variables = [variable for variable in keys[name] if not variable.endswith(("_HOST", "_BASE_URL"))]
-    if variables and not provider.base_url:
-        raise ConfigError(f"[providers.{name}] has no key: set {' or '.join(variables)}, or api_key to a reference")
     return provider
 
 
+def _check_keys(config: Config, keys: Mapping[str, Iterable[str]]) -> None:
+    """Raise ConfigError for a vendor without its key; a server of one's own, which has an address, may do without."""
+    for provider in config.providers:
+        variables = [variable for variable in keys.get(provider.type, ()) if not variable.endswith(("_HOST", "_BASE_URL"))]
+        if variables and provider.api_key is None and not provider.base_url:
+            own = f"{' or '.join(variables)}, or " if provider.type == provider.name else ""
+            raise ConfigError(f"{config.path}: [providers.{provider.name}] has no key: set {own}api_key to a reference, \"env:NAME\"")
+
+
 def _model(name: str, value: Any) -> ModelConfig:
-    place = f"[models] {name}"
+    place = f"[models] {printable(name, '[models]')}"
     if isinstance(value, dict):
         model = table(ModelConfig, name=name)(value, f"[models.{name}]")
     else:
@@ -148,15 +164,12 @@ def _model(name: str, value: Any) -> ModelConfig:
 
 def _check_models(models: tuple[ModelConfig, ...]) -> None:
     """Raise ConfigError if a name leads back to itself."""
-    names = {model.name: (*model.targets, *model.then) for model in models}
-
-    def follow(name: str, way: tuple[str, ...]) -> None:
-        if name in way:
-            raise ConfigError(f"[models] {name} leads back to itself: {' -> '.join((*way, name))}")
-        for target in names.get(name, ()):
-            follow(target, (*way, name))
-    for name in names:
-        follow(name, ())
+    names = {model.name: list((*model.targets, *model.then)) for model in models}
+    order = TopologicalSorter({name: [target for target in targets if target in names] for name, targets in names.items()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        raise ConfigError(f"[models] {error.args[1][-1]} leads back to itself: {' -> '.join(reversed(error.args[1]))}") from None
 
 
 # -- the environment ---------------------------------------------------------------------------------------------------

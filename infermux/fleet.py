@@ -18,7 +18,7 @@ from .errors import (
 )
 from .health import Health, Permit
 from .limits import Slots
-from .planner import Snapshot
+from .planner import Snapshot, takes_turns
 from .protocol import CHAT, InferRequest
 from .providers.base import Member
 from .registry import Registry, flat
@@ -147,7 +147,7 @@ class Fleet:
             if health is not None and reason:
                 wait = health.snapshot().retry_in
                 shut[target] = (reason, math.inf if wait is None else wait)
-        state = State() if _plain(route) else self._state(targets, request, cursor)
+        state = self._state(targets, request, cursor) if takes_turns(route) else State()
         unfit = self._unfit(targets, request)
         if priced:                          # a hard budget cannot be kept where the price is not known
             unfit |= {target: "its price is not known, and the key has a budget" for target in targets if self.price(target) is None}
@@ -182,10 +182,6 @@ class Fleet:
             elif most is not None and size > most:
                 unfit[target] = f"takes {most} tokens, and the request has about {size}"
         return unfit
-
-
-def _plain(route: Route) -> bool:
-    return route.strategy == "priority" and all(_plain(entry) for entry in (*route.entries, *route.then) if isinstance(entry, Route))
 
 
 def _needs(request: InferRequest) -> set[str]:

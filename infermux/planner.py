@@ -27,7 +27,7 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     When every target of several is shut, the least bad one is tried rather than none; one that is alone stays shut, so that
     its vendor is left in peace.
     """
-    ordered = list(dict.fromkeys(_ordered(route, snapshot.state, random.Random(seed))))
+    ordered = list(dict.fromkeys(_ordered(route, snapshot, snapshot.state, random.Random(seed))))
     fit = [target for target in ordered if target not in snapshot.unfit]
     targets = [target for target in fit if target not in snapshot.shut]
     forced = not targets and len(fit) > 1
@@ -39,13 +39,26 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
                 retry_in=None if wait is None or wait == math.inf else wait)
 
 
-def _ordered(route: Route, state: State, rng: random.Random) -> list[Target]:
-    """Return the targets of a route: its strategy orders the entries, each of which stands for the targets inside it."""
-    inside = [_ordered(entry, state, rng) if isinstance(entry, Route) else [entry] for entry in route.entries]
-    heads = {targets[0]: targets for targets in reversed(inside) if targets}
-    if route.weights:
-        weights = {targets[0]: weight for targets, weight in zip(inside, route.weights, strict=True) if targets}
-        state = replace(state, weights=weights)
-    chosen = STRATEGIES[route.strategy]([targets[0] for targets in inside if targets and heads.get(targets[0]) is targets], state, rng)
-    after = [target for entry in route.then for target in (_ordered(entry, state, rng) if isinstance(entry, Route) else [entry])]
+def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random) -> list[Target]:
+    """Return the targets of a route: its strategy orders the entries, each of which stands for the targets inside it.
+
+    An entry is judged by the first of its targets that can be tried. Inside a name that takes turns, an inner one moves on when the
+    outer one has been round.
+    """
+    inner = replace(state, cursor=state.cursor // max(1, len(route.entries))) if route.strategy == "round_robin" else state
+    inside = [_ordered(entry, snapshot, inner, rng) if isinstance(entry, Route) else [entry] for entry in route.entries]
+    heads: dict[Target, list[Target]] = {}
+    weights: dict[Target, float] = {}
+    for number, targets in enumerate(targets for targets in inside if targets):
+        head = next((target for target in targets if target not in snapshot.unfit and target not in snapshot.shut), targets[0])
+        heads.setdefault(head, []).extend(targets)
+        weights[head] = weights.get(head, 0.0) + (route.weights[number] if route.weights else 1.0)
+    chosen = STRATEGIES[route.strategy](list(heads), replace(state, weights=weights) if route.weights else state, rng)
+    after = [target for entry in route.then
+             for target in (_ordered(entry, snapshot, state, rng) if isinstance(entry, Route) else [entry])]
     return [target for head in chosen for target in heads[head]] + after
+
+
+def takes_turns(route: Route) -> bool:
+    """Whether the order depends on how many calls there were before."""
+    return route.strategy != "priority" or any(takes_turns(entry) for entry in (*route.entries, *route.then) if isinstance(entry, Route))

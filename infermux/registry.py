@@ -11,6 +11,8 @@ from .providers.base import Member, member
 from .types import JSON, Route, Target
 
 AUTO = ("", "auto")
+DEEPEST = 20                                # names inside names
+MOST = 256                                  # targets of a name
 
 
 class _Name(NamedTuple):
@@ -27,6 +29,7 @@ class Registry:
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, Member] = {}
         self._names: dict[str, _Name] = {}
+        self._routes: dict[str, Route] = {}     # what the names stand for, once it has been worked out
         for provider in providers:
             self.register(provider)
 
@@ -36,6 +39,7 @@ class Registry:
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")
         self._members[new.name] = new
+        self._routes.clear()
 
     def get(self, name: str) -> Any:
         """Return the provider of that name; raise ModelNotFound if there is none."""
@@ -64,6 +68,7 @@ class Registry:
     def define(self, name: str, targets: Iterable[str], *, strategy: str = "priority", then: Iterable[str] = (),
                weights: Mapping[str, float] | None = None, on_unsupported: str = "") -> None:
         """Give *targets* a name of their own: each is PROVIDER/MODEL, a model, a provider, or another name."""
+        self._routes.clear()
         self._names[name] = _Name(tuple(targets), strategy, tuple(then), dict(weights or {}), on_unsupported)
 
     @property
@@ -73,9 +78,18 @@ class Registry:
 
     def route(self, model: str, provider: str = "") -> Route:
         """Return what *model* stands for, at *provider* if one is named; raise ModelNotFound with what is close to it."""
-        if not provider and model in self._names:
-            return self._named(model, ())
+        if model in self._names:
+            whole = self._routes.get(model) or self._routes.setdefault(model, self._named(model, ()))
+            return self.narrowed(whole, provider) if provider else whole
         return Route(model, self._plain(model, provider))
+
+    def narrowed(self, route: Route, provider: str) -> Route:
+        """Return what is left of *route* at one provider; raise ModelNotFound if nothing is."""
+        self.member(provider)
+        targets = tuple(dict.fromkeys(target for target in flat(route) if target.provider == provider))
+        if not targets:
+            raise ModelNotFound(f"the name {shown(route.name)} leads to no model of provider {provider!r}", param="provider")
+        return Route(route.name, targets, on_unsupported=route.on_unsupported)
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
         """Return every target that *model* may lead to, each once; raise ModelNotFound."""
@@ -84,11 +98,17 @@ class Registry:
     def _named(self, name: str, way: tuple[str, ...]) -> Route:
         if name in way:
             raise ConfigError(f"the name {name!r} leads back to itself: {' -> '.join((*way, name))}")
+        if len(way) >= DEEPEST:
+            raise ConfigError(f"the name {way[0]!r} goes through more than {DEEPEST} other names")
         own, inside = self._names[name], (*way, name)
-        entries = [entry for target in own.targets for entry in self._entry(target, inside)]
-        weights = tuple(own.weights.get(target, 1.0) for target in own.targets for _ in self._entry(target, inside)) if own.weights else ()
-        then = [entry for target in own.then for entry in self._entry(target, inside)]
-        return Route(name, tuple(entries), own.strategy, tuple(then), weights, own.on_unsupported)
+        groups = [self._entry(target, inside) for target in own.targets]
+        weights = tuple(own.weights.get(target, 1.0) / len(group) for target, group in zip(own.targets, groups, strict=True) for _ in group)
+        route = Route(name, tuple(entry for group in groups for entry in group), own.strategy,
+                      tuple(entry for target in own.then for entry in self._entry(target, inside)), weights if own.weights else (),
+                      own.on_unsupported)
+        if sum(1 for _ in zip(flat(route), range(MOST + 1), strict=False)) > MOST:
+            raise ConfigError(f"the name {name!r} leads to more than {MOST} targets")
+        return route
 
     def _entry(self, target: str, way: tuple[str, ...]) -> tuple[Target | Route, ...]:
         return (self._named(target, way),) if target in self._names else self._plain(target, "")
@@ -108,7 +128,8 @@ class Registry:
             return (self._default(),)
         if slash and right and left in self._members and self._members[left].any_model:
             return (Target(left, right),)
-        raise ModelNotFound(f"no provider for model {shown(model)}{_close(model, self._known())}", param="model")
+        hint = _close(model, self._known()) or (_close(left, self._members) if slash else "")
+        raise ModelNotFound(f"no provider for model {shown(model)}{hint}", param="model")
 
     def _at(self, provider: Member, model: str) -> Target:
         if model in AUTO or model == provider.name:

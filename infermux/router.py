@@ -18,7 +18,7 @@ from .foreign import Foreign, close
 from .gate import Gate
 from .keys import Keyring
 from .ledger import Ledger
-from .planner import plan
+from .planner import plan, takes_turns
 from .prices import Price
 from .protocol import InferRequest, InferResponse, TraceSpan
 from .providers.base import Member, sound
@@ -107,11 +107,14 @@ class Router:
     def _route(self, request: InferRequest, caller: Caller) -> Route:
         if caller.models is not None and request.model not in caller.models:
             raise ModelNotAllowed(f"this key does not open the model {shown(request.model)}", param="model")
-        return self.registry.route(request.model, request.provider)
+        route = self.registry.route(request.model, request.provider)
+        if caller.models is not None and request.provider:      # a name that is open opens no other model of a provider
+            route = self.registry.narrowed(self.registry.route(request.model), request.provider)
+        return route
 
     def _plan(self, route: Route, request: InferRequest, seed: int | None = None, *, priced: bool = False) -> Plan:
         cursor = 0
-        if route.strategy != "priority":
+        if takes_turns(route):
             cursor = self._cursors[route.name] = self._cursors.get(route.name, -1) + 1
         snapshot = self.fleet.snapshot(route, request, cursor, priced=priced)
         return plan(route, snapshot, self._rng.getrandbits(32) if seed is None else seed)

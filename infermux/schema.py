@@ -32,8 +32,8 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
-        if not value.isascii() or not value.isprintable():
-            raise ConfigError("a secret must be printable ASCII on one line")
+        if not value.strip() or not value.isascii() or not value.isprintable():
+            raise ConfigError("a secret must be printable ASCII on one line, and not empty")
         self._value = value
 
     def reveal(self) -> str:
@@ -79,7 +79,8 @@ def of_type(kind: type, value: Any, place: str) -> Any:
     """Return *value* if it is of the type; raise ConfigError saying what would be right."""
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{place} must be {_WORDS[kind.__name__]}, not {shown(value)}")
+        what = _WORDS.get(type(value).__name__, "a date or a time")     # never the value: it may be a secret in the wrong place
+        raise ConfigError(f"{place} must be {_WORDS[kind.__name__]}, not {what}")
     return value
 
 
@@ -110,15 +111,22 @@ def whole(value: Any, place: str) -> int:
 
 def seconds(value: Any, place: str) -> float:
     """Read a time in seconds, above 0 and at most a day."""
-    number = float(of_type(float, value, place))
+    number = _float(value, place)
     if not 0 < number <= 86400:
         raise ConfigError(f"{place} must be seconds, more than 0 and at most 86400, not {shown(value)}")
     return number
 
 
+def _float(value: Any, place: str) -> float:
+    try:
+        return float(of_type(float, value, place))
+    except OverflowError:
+        raise ConfigError(f"{place} is too large") from None
+
+
 def share(value: Any, place: str) -> float:
     """Read a share, above 0 and at most 1."""
-    number = float(of_type(float, value, place))
+    number = _float(value, place)
     if not 0 < number <= 1:
         raise ConfigError(f"{place} must be more than 0 and at most 1, not {shown(value)}")
     return number
@@ -128,6 +136,13 @@ def flag(value: Any, place: str) -> bool:
     """Read true or false."""
     read: bool = of_type(bool, value, place)
     return read
+
+
+def name(value: str, place: str) -> str:
+    """Return a table's name if it can be printed on one line."""
+    if not value.strip() or not value.isprintable() or len(value) > 200:
+        raise ConfigError(f"{place}: a name must be printable text, not {shown(value)}")
+    return value
 
 
 def anything(value: Any, place: str) -> Any:
@@ -152,7 +167,8 @@ def url(value: Any, place: str) -> str:
     address = text(value, place)
     try:
         parts = urlsplit(address)
-        parts.port  # noqa: B018  # raises for a port that is none
+        if parts.port == 0:
+            raise ValueError("no server listens there")
     except ValueError:
         raise ConfigError(f"{place} is not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or " " in address:

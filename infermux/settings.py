@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from .errors import ConfigError, shown
-from .schema import Secret, anything, flag, of_type, one_of, reads, seconds, share, table, text, texts, url, whole
+from .schema import Secret, flag, of_type, one_of, reads, seconds, share, table, text, texts, url, whole
 
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest")
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
+_OF_NOTHING = sha256(b"").hexdigest()      # what an unset variable hashes to: it would open the door to whoever has no key
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
@@ -25,7 +27,7 @@ def _secret(value: Any, place: str) -> Secret:
 def _key_hash(value: Any, place: str) -> str:
     """Read a SHA-256 of a key, in hexadecimal, as it is or behind a reference."""
     found = value.reveal() if isinstance(value, Secret) else text(value, place)
-    if not _HASH.fullmatch(found.lower()):
+    if not _HASH.fullmatch(found.lower()) or found.lower().endswith(_OF_NOTHING):
         raise ConfigError(f"{place} must be a SHA-256 in 64 hexadecimal digits: `infermux keys new NAME` makes one")
     return found.lower().removeprefix("sha256:")
 
@@ -46,16 +48,12 @@ def target_names(value: Any, place: str) -> tuple[str, ...]:
 
 
 def weights(value: Any, place: str) -> dict[str, float]:
-    return {
-        name: float(
-            share(item, f"{place}.{name}")
-            if isinstance(item, float) and item < 1
-            else whole(item, f"{place}.{name}")
-            if isinstance(item, int)
-            else of_type(float, item, f"{place}.{name}")
-        )
-        for name, item in of_type(dict, value, place).items()
-    }
+    """Read a table of weights, each a number above 0."""
+    found = {target: float(of_type(float, item, f"{place}.{target}")) for target, item in of_type(dict, value, place).items()}
+    for target, weight in found.items():
+        if not 0 < weight < 10**9:
+            raise ConfigError(f"{place}.{target} must be a number above 0")
+    return found
 
 
 def abilities(value: Any, place: str) -> dict[str, tuple[str, ...]]:
@@ -85,7 +83,7 @@ class ProviderConfig:
     api_key: Secret | None = reads(_secret, None)
     models: tuple[str, ...] = reads(texts, ())
     timeout: Wait = reads(table(Wait), Wait())
-    prices: Mapping[str, Any] = reads(anything, {})  # by model: read by prices.Price
+    prices: Mapping[str, Any] = reads(lambda value, place: of_type(dict, value, place), {})  # by model: read by prices.Price
     proxy: str = reads(url, "")
     ca: str = reads(text, "")  # the path of a bundle of certificates
     lacks: Mapping[str, Any] = reads(abilities, {})     # by model: what it cannot do
