@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
@@ -30,6 +31,7 @@ from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
+_serving: weakref.WeakSet[Router] = weakref.WeakSet()       # routers whose room depends on the threads of the process
 
 
 pinned: Config | None = None                # what the master of a service has read and checked for its workers
@@ -74,9 +76,12 @@ def _router(config: Config, serving: bool) -> Router:
     breaker, rules = config.reliability.breaker, config.reliability
     fleet = Fleet(registry, overrides=prices, concurrency=_concurrency(config, serving),
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
-    return Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
+    made = Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
                   fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
                   ledger=_ledger(config))
+    if serving:
+        _serving.add(made)
+    return made
 
 
 def _define(registry: Registry, config: Config) -> None:
@@ -103,16 +108,28 @@ def _concurrency(config: Config, serving: bool) -> dict[str, int]:
 
 
 def _gate(config: Config, serving: bool) -> Gate:
-    """Leave some threads for health and for saying no."""
-    threads, keyring = config.server.threads, _keyring(config)
+    keyring = _keyring(config)
     beside = Path(config.ledger.path if config.ledger else LedgerConfig().path)
     rates = Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
     if not serving:
         return Gate(rates=rates)
     if rates is not None:
         rates.check()
+    return Gate(**_room(config), rates=rates)
+
+
+def _room(config: Config) -> dict[str, int]:
+    """Return how many calls, and of them streams, fit a process: some threads are left for health and for saying no."""
+    threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
-    return Gate(calls=calls, streams=max(1, min(int(threads * config.server.streams), calls - 1)), rates=rates)
+    return {"calls": calls, "streams": max(1, min(int(threads * config.server.streams), calls - 1))}
+
+
+def resize(config: Config) -> None:
+    """Fit the routers that serve in this process to the threads that it really has."""
+    for router in list(_serving):
+        router.gate.resize(**_room(config))
+        router.fleet.resize(_concurrency(config, True))
 
 
 def _keyring(config: Config) -> Keyring | None:

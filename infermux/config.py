@@ -164,7 +164,7 @@ def _model(name: str, value: Any) -> ModelConfig:
 
 def _check_models(models: tuple[ModelConfig, ...]) -> None:
     """Raise ConfigError if a name leads back to itself."""
-    names = {model.name: list((*model.targets, *model.then)) for model in models}
+    names = {model.name: [*model.targets, *model.then] for model in models}
     order = TopologicalSorter({name: [target for target in targets if target in names] for name, targets in names.items()})
     try:
         order.prepare()

@@ -104,6 +104,12 @@ class Fleet:
         self._retries: dict[str, Retries] = {}
         self._lock = threading.Lock()
 
+    def resize(self, concurrency: Mapping[str, int]) -> None:
+        """Change how many calls providers may have."""
+        for name, limit in concurrency.items():
+            if name in self._slots:
+                self._slots[name].limit = limit
+
     def health(self, target: Target) -> Health:
         """Return the watch over *target*; the oldest idle one gives way where there are too many."""
         found = self._health.get(target)

@@ -18,6 +18,12 @@ class Gate:
         self._streams = Slots(streams) if streams else None
         self._rates = rates
 
+    def resize(self, *, calls: int, streams: int) -> None:
+        """Change how much room there is, if it was bounded at all."""
+        for slots, limit in ((self._calls, calls), (self._streams, streams)):
+            if slots is not None:
+                slots.limit = limit
+
     def enter(self, call: Call, *, streamed: bool) -> None:
         """Let *call* in, or raise Overloaded or RateLimited; `leave` gives back what was taken."""
         if self._calls is not None:

@@ -102,7 +102,7 @@ class Router:
 
     def plan(self, request: InferRequest, *, caller: Caller = ANYONE, seed: int | None = None) -> Plan:
         """Return what a call for *request* would try now; raise ModelNotFound or ModelNotAllowed."""
-        return self._plan(self._route(request, caller), request, seed)
+        return self._plan(self._route(request, caller), request, seed, turn=False)
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
         if caller.models is not None and request.model not in caller.models:
@@ -112,10 +112,13 @@ class Router:
             route = self.registry.narrowed(self.registry.route(request.model), request.provider)
         return route
 
-    def _plan(self, route: Route, request: InferRequest, seed: int | None = None, *, priced: bool = False) -> Plan:
+    def _plan(self, route: Route, request: InferRequest, seed: int | None = None, *, priced: bool = False,
+              turn: bool = True) -> Plan:
         cursor = 0
         if takes_turns(route):
-            cursor = self._cursors[route.name] = self._cursors.get(route.name, -1) + 1
+            cursor = self._cursors.get(route.name, -1) + 1
+            if turn:                        # only a call that is made moves on
+                self._cursors[route.name] = cursor
         snapshot = self.fleet.snapshot(route, request, cursor, priced=priced)
         return plan(route, snapshot, self._rng.getrandbits(32) if seed is None else seed)
 

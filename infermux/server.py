@@ -50,7 +50,8 @@ def options(server: Server) -> dict[str, Any]:
         "bind": ":8600", "worker_class": "gthread", "workers": server.workers, "threads": server.threads,
         "worker_connections": 4 * server.threads,       # what exceeds the threads is room for idle kept-alive connections
         "keepalive": 30, "graceful_timeout": server.graceful, "accesslog": None, "errorlog": "-", "proc_name": "infermux",
-        "control_socket_disable": True, "when_ready": when_ready, "post_fork": post_fork, "worker_exit": worker_exit}
+        "control_socket_disable": True, "when_ready": when_ready, "on_reload": on_reload, "post_fork": post_fork,
+        "worker_exit": worker_exit}
 
 
 def when_ready(server: Any) -> None:
@@ -63,12 +64,19 @@ def when_ready(server: Any) -> None:
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SOCKET_SECONDS)
 
 
+def on_reload(server: Any) -> None:
+    """Say so where a reload changes less than somebody may expect."""
+    if server.cfg.preload_app:
+        log.warning("--preload keeps the application that was loaded: HUP changes no routing; restart the service for that")
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Hand the interpreter's lock around less often, and know how many threads there really are, in each worker."""
     sys.setswitchinterval(SWITCH_SECONDS)
     shutdown.watch(lambda: worker.alive, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))
+        build.resize(build.pinned)          # under --preload the application was made before this was known
 
 
 def worker_exit(server: Any, worker: Any) -> None:

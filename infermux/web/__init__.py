@@ -17,7 +17,16 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from .. import jsons
 from ..call import Call
-from ..errors import AuthenticationError, InferMuxError, MethodNotAllowed, RequestError, RequestTooLarge, UnsupportedEncoding, shown
+from ..errors import (
+    AuthenticationError,
+    InferMuxError,
+    MethodNotAllowed,
+    QuotaExhausted,
+    RequestError,
+    RequestTooLarge,
+    UnsupportedEncoding,
+    shown,
+)
 from ..jsons import Document
 from ..protocol import InferRequest, new_id
 from ..router import Router
@@ -180,6 +189,8 @@ def failed(error: InferMuxError, render: Render) -> Response:
         headers["Allow"] = error.allow
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    elif error.status == 429:               # the vendor named no time
+        headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
     if error.status >= 500 or error.status == 402:
         headers["x-should-retry"] = "false"
     return json_answer(render(error), error.status, headers)

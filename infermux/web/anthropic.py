@@ -51,12 +51,14 @@ def count_tokens(router: Router, identify: Identify | None) -> Response:
     """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
     wanted, _ = _read(COUNT)
     call = begin(router, wanted, identify, door=NAME)
-    target = router.registry.resolve(wanted.model, wanted.provider)[0]
-    counts = getattr(getattr(router.registry.get(target.provider), "dialect", None), "COUNTS_TOKENS", False)
-    if not counts:
+    target = next(iter(router.plan(wanted, caller=call.caller).targets), None)
+    provider = router.registry.get(target.provider) if target is not None else None
+    if not getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
+        router.gate.enter(call, streamed=False)
         estimate = tokens.estimate_messages(wanted.messages)
         if wanted.params.get("tools"):
             estimate += tokens.estimate(jsons.dumps(wanted.params["tools"]))
+        router.finish(call, None)
         return json_answer({"input_tokens": estimate, "infermux": {"estimated": True}}, headers=call_headers(call))
     response = router.answer(call)
     if response.native is not None and response.native[0] == dialect.NAME:
