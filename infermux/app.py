@@ -19,20 +19,22 @@ log = logging.getLogger("infermux")
 def create_app(router: Router | None = None) -> Flask:
     """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
+    at_a_shell = click.get_current_context(silent=True)
     try:
         settings = build.settings()
         router = router or build.router(settings, serving=True)
     except our.ConfigError as error:
-        if click.get_current_context(silent=True) is None:
+        if at_a_shell is None:
             raise
-        raise cli.OneLine(error.message) from None      # at a shell, by `flask --app infermux`
+        raise cli.OneLine(error.message) from None
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     for door in (mist, openai, anthropic):
         app.register_blueprint(door.blueprint(router))
     app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
     app.register_error_handler(Exception, lambda error: named(_bug(error)))
-    for command in cli.main.commands.values():
-        app.cli.add_command(in_app(command))
+    if at_a_shell:                          # by `flask --app infermux`: a service has no use for commands
+        for name in cli.main.list_commands(at_a_shell):
+            app.cli.add_command(in_app(cli.main.get_command(at_a_shell, name)))
     return app
 
 

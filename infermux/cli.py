@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import build, jsons
+from .commands import OneLine, checked, the_router
 from .errors import InferMuxError
 from .protocol import InferRequest, InferResponse
 from .router import Router
 
-Value = TypeVar("Value")
+
+class Commands(click.Group):
+    """A group that also has the commands of infermux.commands, whose modules are loaded when one of theirs is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in _ELSEWHERE:
+            found = getattr(importlib.import_module(f"infermux.commands.{_ELSEWHERE[cmd_name]}"), cmd_name)
+        return found
 
 
-class OneLine(click.ClickException):
-    """An error that is one line and exit code 1."""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"infermux: {' '.join(self.message.split())}", err=True)
+_ELSEWHERE: dict[str, str] = {}             # command: its module in infermux.commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="infermux")
 def main() -> None:
     """Route LLM calls over several vendors: failover, cost and traces in one place.
@@ -54,9 +63,9 @@ def infer(text: str | None, prompt: str | None, model: str, provider: str, syste
     messages.append({"role": "user", "content": _prompt(text, prompt)})
     request = InferRequest(model, messages, provider)
     if stream if stream is not None else sys.stdout.isatty() and not as_json:
-        response = _streamed(_router(), request)
+        response = _streamed(the_router(), request)
     else:
-        response = _asked(_router(), request)
+        response = _asked(the_router(), request)
         click.echo(jsons.dumps(response.to_dict()) if as_json else response.content)
     if usage:
         cost = "unpriced" if response.cost_usd is None else f"${response.cost_usd:.6f}"
@@ -71,7 +80,7 @@ def providers(as_json: bool) -> None:
 
     Example: infermux providers
     """
-    data = _router().registry.to_dict()
+    data = the_router().registry.to_dict()
     if as_json:
         click.echo(jsons.dumps(data))
         return
@@ -98,7 +107,7 @@ def serve(addr: str, tokentrace: str | None, config: str | None, workers: int | 
             override(name, str(value))
     if config:
         override("CONFIG", config)
-    _checked(lambda: build.router(build.settings()))
+    checked(lambda: build.router(build.settings()))
     from .server import load  # loads requests
     _gunicorn(lambda: {**load(), "bind": addr})
 
@@ -137,8 +146,8 @@ def chaos(path: str | None, faults: tuple[str, ...], deadline: float | None) -> 
     Example: infermux chaos --fault stall --fault stream_cut
     """
     from . import chaos as proof  # loads requests
-    config = _checked(lambda: build.settings(path=path))
-    rows = _checked(lambda: proof.run(config, faults=faults or None, deadline=deadline,
+    config = checked(lambda: build.settings(path=path))
+    rows = checked(lambda: proof.run(config, faults=faults or None, deadline=deadline,
                                       report=lambda row: click.echo("." if row.ok else "!", nl=False, err=True)))
     click.echo(err=True)
     click.echo(proof.table(rows))
@@ -200,21 +209,12 @@ def _prompt(text: str | None, prompt: str | None) -> str:
     return read
 
 
-def _router() -> Router:
-    """Return the router of the Flask app whose command this is, or the one that the environment configures."""
-    flask = sys.modules.get("flask")
-    if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
-        found: Router = flask.current_app.extensions["infermux"]
-        return found
-    return _checked(build.load)
-
-
 def _asked(router: Router, request: InferRequest) -> InferResponse:
-    return _checked(lambda: router.infer(request))
+    return checked(lambda: router.infer(request))
 
 
 def _streamed(router: Router, request: InferRequest) -> InferResponse:
-    stream = _checked(lambda: router.stream(request))
+    stream = checked(lambda: router.stream(request))
     try:
         for chunk in stream:
             click.echo(chunk.text, nl=False)
@@ -225,10 +225,3 @@ def _streamed(router: Router, request: InferRequest) -> InferResponse:
         raise OneLine(error.message) from None
     finally:
         stream.close()
-
-
-def _checked(ask: Callable[[], Value]) -> Value:
-    try:
-        return ask()
-    except InferMuxError as error:
-        raise OneLine(error.message) from None

@@ -20,6 +20,8 @@ FLOORS = [
     (9, ["__main__", "app"]),
     (8, ["web.*"]),
     (7, ["web", "cli"]),
+    (6.9, ["commands.*"]),
+    (6.8, ["commands"]),
     (6.5, ["server", "chaos", "testing"]),
     (6, ["build"]),
     (5, ["router"]),
