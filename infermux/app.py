@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from . import build, cli
 from . import errors as our
+from .commands import OneLine
 from .router import Router
 from .web import OTHER, anthropic, failed, in_app, mist, named, openai, plain_error
 
@@ -26,7 +27,7 @@ def create_app(router: Router | None = None) -> Flask:
     except our.ConfigError as error:
         if at_a_shell is None:
             raise
-        raise cli.OneLine(error.message) from None
+        raise OneLine(error.message) from None
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     for door in (mist, openai, anthropic):
         app.register_blueprint(door.blueprint(router))
@@ -34,7 +35,8 @@ def create_app(router: Router | None = None) -> Flask:
     app.register_error_handler(Exception, lambda error: named(_bug(error)))
     if at_a_shell:                          # by `flask --app infermux`: a service has no use for commands
         for name in cli.main.list_commands(at_a_shell):
-            app.cli.add_command(in_app(cli.main.get_command(at_a_shell, name)))
+            if command := cli.main.get_command(at_a_shell, name):
+                app.cli.add_command(in_app(command))
     return app
 
 

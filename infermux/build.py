@@ -78,7 +78,7 @@ def _router(config: Config, serving: bool) -> Router:
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
     made = Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
                   fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
-                  ledger=_ledger(config))
+                  ledger=_ledger(config, serving))
     if serving:
         _serving.add(made)
     return made
@@ -109,7 +109,7 @@ def _concurrency(config: Config, serving: bool) -> dict[str, int]:
 
 def _gate(config: Config, serving: bool) -> Gate:
     keyring = _keyring(config)
-    beside = Path(config.ledger.path if config.ledger else LedgerConfig().path)
+    beside = Path((config.ledger and config.ledger.path) or LedgerConfig().path)
     rates = Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
     if not serving:
         return Gate(rates=rates)
@@ -139,12 +139,18 @@ def _keyring(config: Config) -> Keyring | None:
         for other in config.keys[:number]:
             if other.hash == key.hash:
                 raise ConfigError(f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open")
-    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None, _budget(key))) for key in config.keys)
+    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None, _budget(key), may_tag=key.tags))
+                   for key in config.keys)
 
 
-def _ledger(config: Config) -> Ledger | None:
-    """Return the ledger where one is asked for; a budget asks for one."""
-    if config.ledger is None and not any(key.budget for key in config.keys or ()):
+def _ledger(config: Config, serving: bool) -> Ledger | None:
+    """Return the ledger: a service has one unless its path is empty, others where one is asked for; a budget asks for one."""
+    budgets = [key.name for key in config.keys or () if key.budget]
+    if config.ledger is not None and not config.ledger.path:
+        if budgets:
+            raise ConfigError(f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger")
+        return None
+    if config.ledger is None and not budgets and not serving:
         return None
     from .ledger.sqlite import SQLiteLedger  # loads sqlite3
     return SQLiteLedger((config.ledger or LedgerConfig()).path)

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import InferMuxError
 from .limits import Slots
 from .protocol import InferRequest, InferResponse, new_id
-from .types import ANYONE, JSON, Caller, Chunk, Target, TraceContext, Usage
+from .types import ANYONE, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
 
 PICO = 10**12                               # pico-USD in a dollar: money is counted in whole ones
 
@@ -63,6 +63,7 @@ class Call:
     door: str = "library"
     trace_id: str = field(default_factory=new_id)
     parent_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)   # for reports: the caller's, and perhaps the request's project and env
     id: str = field(default_factory=new_id)
     span_id: str = field(default_factory=new_id)
     start_ns: int = field(default_factory=time.time_ns)
@@ -82,11 +83,12 @@ class Call:
     error: InferMuxError | None = None
 
     @classmethod
-    def begin(cls, request: InferRequest, *, caller: Caller, door: str, trace: TraceContext | None) -> Call:
+    def begin(cls, request: InferRequest, *, caller: Caller, door: str, trace: TraceContext | None,
+              tags: Mapping[str, str] = NOTHING) -> Call:
         """Return a call that starts now, in *trace* if there is one."""
         if trace is None:
-            return cls(request, caller, door)
-        return cls(request, caller, door, trace.trace_id, trace.parent_id)
+            return cls(request, caller, door, tags=tags)
+        return cls(request, caller, door, trace.trace_id, trace.parent_id, tags)
 
     @property
     def end_ns(self) -> int:

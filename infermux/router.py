@@ -26,8 +26,9 @@ from .registry import Registry
 from .spending import Spending
 from .stream import Stream
 from .trace import parse, spans
-from .types import ANYONE, HEARTBEAT, Caller, Chunk, Deadline, Route, TraceContext
+from .types import ANYONE, HEARTBEAT, NOTHING, Caller, Chunk, Deadline, Route, TraceContext
 
+TAGS = ("project", "env")                   # what a request may say of itself, for reports
 LEASE_SECONDS = 660.0                       # beyond the deadline: a stream may go on for ten minutes more
 log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
@@ -73,10 +74,16 @@ class Router:
         return self.open(self.begin(request, caller=caller, trace=trace))
 
     def begin(self, request: InferRequest, *, caller: Caller = ANYONE, door: str = "library",
-              trace: TraceContext | None = None) -> Call:
-        """Return the record of a call that starts now; without *trace*, meta.traceparent may name its trace."""
-        header = request.meta.get("traceparent") if trace is None and isinstance(request.meta, Mapping) else None
-        return Call.begin(request, caller=caller, door=door, trace=parse(header) if isinstance(header, str) else trace)
+              trace: TraceContext | None = None, tags: Mapping[str, str] = NOTHING) -> Call:
+        """Return the record of a call that starts now; without *trace*, meta.traceparent may name its trace.
+
+        *tags* that the request names, like meta.project and meta.env, count where the caller may set them.
+        """
+        meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
+        header = meta.get("traceparent") if trace is None else None
+        own = {name: value for name in TAGS if isinstance(value := tags.get(name) or meta.get(name), str)} if caller.may_tag else NOTHING
+        return Call.begin(request, caller=caller, door=door, trace=parse(header) if isinstance(header, str) else trace,
+                          tags={**own, **caller.tags} if own or caller.tags else NOTHING)
 
     def answer(self, call: Call) -> InferResponse:
         """Return the answer to a call that has begun; raise InferMuxError."""

@@ -158,9 +158,9 @@ class KeyConfig:
 
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
-    """Where calls are written down."""
+    """Where calls are written down; an empty path: nowhere."""
 
-    path: str = reads(text, "infermux.db")
+    path: str = reads(lambda value, place: text(value, place) if value != "" else "", "infermux.db")
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ class Caller:
     tpm: int | None = None
     budget: object = None                   # a ledger.Budget; None: nothing is held before a call
     tags: Mapping[str, str] = field(default_factory=dict)
+    may_tag: bool = True                    # whether a request may say for which project and env it is
 
 
 ANYONE = Caller()

@@ -116,8 +116,17 @@ def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
 # -- the service -------------------------------------------------------------------------------------------------------
 
 
+def names_ledger(env: Mapping[str, str]) -> bool:
+    """Whether a service in this environment is told where its ledger is."""
+    file = Path(env.get("INFERMUX_CONFIG", ""))
+    return "INFERMUX_LEDGER__PATH" in env or (file.is_file() and "[ledger]" in file.read_text(encoding="utf-8", errors="replace"))
+
+
 class Service:
-    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when it is entered."""
+    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when it is entered.
+
+    Its ledger is in a folder of its own unless the environment or the configuration says where it is.
+    """
 
     def __init__(
         self,
@@ -134,6 +143,9 @@ class Service:
 
     def __enter__(self) -> Self:
         self._output = tempfile.TemporaryFile()
+        self.folder = tempfile.TemporaryDirectory()
+        if not names_ledger(self._env):
+            self._env["INFERMUX_LEDGER__PATH"] = f"{self.folder.name}/infermux.db"
         self.process = subprocess.Popen(
             self._command, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
         )
@@ -150,6 +162,7 @@ class Service:
             self.stop()
         finally:
             self._output.close()
+            self.folder.cleanup()
 
     def stop(self) -> int:
         """Send SIGTERM; return the exit code."""

@@ -253,7 +253,7 @@ def record(call: Call) -> Record:
         call.id,
         _text(call.trace_id),
         _text(call.caller.name),
-        _tags(tuple(call.caller.tags.items())),
+        _tags(tuple(call.tags.items())),
         _text(call.door),
         _text(call.request.model),
         *names,

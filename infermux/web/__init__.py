@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..jsons import Document
 from ..protocol import InferRequest, new_id
-from ..router import Router
+from ..router import TAGS, Router
 from ..trace import parse
 from ..types import ANYONE, JSON, Caller
 
@@ -94,7 +94,8 @@ def named(answer: Response) -> Response:
 
 def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, door: str) -> Call:
     """Return the call that a request starts; an error answer finds it again, for its headers."""
-    call = router.begin(wanted, caller=caller(router, identify), door=door, trace=parse(request.headers.get("traceparent")))
+    tags = {name: value for name in TAGS if (value := request.headers.get(f"X-Infermux-{name}"))}
+    call = router.begin(wanted, caller=caller(router, identify), door=door, trace=parse(request.headers.get("traceparent")), tags=tags)
     call.patience = patience()
     g.infermux_call = call
     return call
