@@ -699,3 +699,14 @@ def test_a_router_serves_many_threads() -> None:
         each.join(30)
     assert found == {number: f"echo: {number}" for number in range(50)}
     assert len(spans.spans) == len({span.span_id for span in spans.spans}) == 50
+
+
+@pytest.mark.parametrize(("caller", "kept"), [
+    (Caller("open"), {"project": "p", "env": "test"}),
+    (Caller("closed", may_tag=False), {}),
+    (Caller("own", tags={"env": "prod"}), {"project": "p", "env": "prod"}),     # what the key says wins over the request
+])
+def test_a_request_names_its_project_and_env_where_its_key_allows_it(caller, kept):
+    request = InferRequest("echo-v1", [{"role": "user", "content": "x"}], meta={"project": "p", "team": "t"})
+    router = Router(Registry([EchoProvider()]))
+    assert router.begin(request, caller=caller, tags={"env": "test", "caller": "root"}).tags == kept

@@ -43,7 +43,8 @@ def ledger(path: Path) -> Iterator[SQLiteLedger]:
 
 
 def call(id: str = "c", *attempts: Attempt, at: float = NOON, caller: Caller = ANYONE, model: str = "fast") -> Call:
-    made = Call(InferRequest(model), caller, "openai", id=id, trace_id="t", start_ns=int(at) * 10**9, started=10.0, ended=12.5)
+    made = Call(InferRequest(model), caller, "openai", id=id, trace_id="t", start_ns=int(at) * 10**9, started=10.0, ended=12.5,
+                tags=caller.tags)
     made.plan = Plan(model, "priority", (A, B))
     made.attempts = list(attempts) or [Attempt(A, 10.0, usage=Usage(10, 5), cost=7)]
     made.cost_source = "served"
