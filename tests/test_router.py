@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from infermux import Chunk, Deadline, EchoProvider, InferMuxError, InferRequest, InferResponse, Registry, Router, TraceSpan, Usage
+from infermux import (
+    Caller,
+    Chunk,
+    Deadline,
+    EchoProvider,
+    InferMuxError,
+    InferRequest,
+    InferResponse,
+    Registry,
+    Router,
+    TraceSpan,
+    Usage,
+)
 from infermux.call import Call
 from infermux.errors import (
     ContentFiltered,
