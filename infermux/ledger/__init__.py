@@ -205,7 +205,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:
-        """Return sums by model, served, provider, caller, tag, tag:NAME, day or hour, or several of them.
+        """Return sums by model, served, provider, attempt_error, caller, tag, tag:NAME, error, day or hour, or several of them.
 
         By time, or else the most expensive first. By tag, a call counts under each of its tags. Raises RequestError.
         """

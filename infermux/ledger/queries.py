@@ -184,8 +184,11 @@ def rows(
 
 # -- reports -----------------------------------------------------------------------------------------------------------
 
-_OF_CALL = {"caller": "c.caller", "tag": "c.tags", "day": f"c.at_ns / {86_400 * _NS}", "hour": f"c.at_ns / {3_600 * _NS}"}
-_OF_ATTEMPT = {"model": "a.model", "served": "a.served", "provider": "a.provider"}
+_OF_CALL = {
+    "caller": "c.caller", "tag": "c.tags", "error": "c.error_code",
+    "day": f"c.at_ns / {86_400 * _NS}", "hour": f"c.at_ns / {3_600 * _NS}",
+}  # fmt: skip
+_OF_ATTEMPT = {"model": "a.model", "served": "a.served", "provider": "a.provider", "attempt_error": "a.error_code"}
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
 # whole micro-dollars and the rest: a sum of pico-dollars would pass the largest integer at nine million dollars
 _COST = "coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0), sum({0}.unpriced)"

@@ -197,6 +197,17 @@ def test_totals_agree_whatever_they_are_by(ledger: SQLiteLedger) -> None:
     assert [each.errors for each in ledger.totals("caller")] == [0, 0, 0]
 
 
+def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: SQLiteLedger) -> None:
+    slow, down = ProviderTimeout("slow"), ProviderUnavailable("down")
+    failed = call("2", Attempt(A, 10.0, error=down), Attempt(B, 10.0, error=slow))
+    failed.error = slow
+    put(ledger, call("1", Attempt(A, 10.0, error=slow), Attempt(B, 10.0, usage=Usage(1, 1), cost=1)), failed)
+    assert {each.key[0]: each.calls for each in ledger.totals("error")} == {"": 1, slow.code: 1}
+    assert {each.key: each.errors for each in ledger.totals("model", "attempt_error")} == {
+        ("small", slow.code): 1, ("small", down.code): 1, ("large", slow.code): 1, ("large", ""): 0,
+    }  # fmt: skip
+
+
 def test_an_empty_ledger_has_no_totals(ledger: SQLiteLedger) -> None:
     assert ledger.totals("day") == ledger.totals("model", "tag") == []
     assert [(each.calls, each.cost) for each in ledger.totals()] == [(0, 0)]
