@@ -6,7 +6,7 @@ import struct
 from base64 import b64encode
 
 from .. import jsons
-from ..errors import InferMuxError, RequestError
+from ..errors import InferMuxError, RequestError, UnsupportedParameter, shown
 from ..jsons import Document
 from ..protocol import CHAT, InferRequest, InferResponse, Native
 from ..sse import Event, comment
@@ -30,6 +30,17 @@ def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, boo
     params = {name: item for name, item in value.items() if name not in ("model", "messages", "stream", "stream_options")}
     return InferRequest(model=model, messages=value.get("messages") or () if op == CHAT else (), params=params, op=op,
                         native=Native(NAME, body)), bool(stream)
+
+
+def encode_answer(response: InferResponse, request: InferRequest, *, model: str, ident: str, created: int) -> bytes:
+    """Return the answer to *request*: as it came where it came in this dialect; *model* answered."""
+    if response.native is not None and response.native[0] == NAME:
+        return response.native[1]
+    if request.op == CHAT:
+        return jsons.encode(encode_response(response, created=created) | {"id": response.id or ident})
+    if request.op == "embeddings" and response.extra.get("data"):
+        return jsons.encode(encode_embeddings(response, base64=request.params.get("encoding_format") == "base64"))
+    raise UnsupportedParameter(f"the model {shown(model)} has no {request.op}", param="model")
 
 
 def encode_response(response: InferResponse, *, created: int) -> JSON:

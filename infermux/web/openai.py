@@ -8,9 +8,8 @@ from functools import partial
 from flask import Response
 
 from ..call import Call
-from ..dialects import openai as dialect
 from ..dialects import openai_door as wire
-from ..errors import ModelNotFound, UnsupportedParameter, shown
+from ..errors import ModelNotFound, shown
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..router import Router
 from ..types import JSON
@@ -54,18 +53,8 @@ def _wants_usage(request: InferRequest) -> bool:
 
 
 def _answer(call: Call, response: InferResponse) -> Response:
-    """Return the answer: as it came where it came in this dialect."""
-    headers = call_headers(call)
-    if response.native is not None and response.native[0] == dialect.NAME:
-        return bytes_answer(response.native[1], headers=headers)
-    op = call.request.op
-    if op == CHAT:
-        data = wire.encode_response(response, created=int(time.time()))
-        data["id"] = response.id or f"chatcmpl-{call.id}"
-        return json_answer(data, headers=headers)
-    if op == "embeddings" and response.extra.get("data"):
-        return json_answer(wire.encode_embeddings(response, base64=call.request.params.get("encoding_format") == "base64"), headers=headers)
-    raise UnsupportedParameter(f"the model {shown(call.model)} has no {op}", param="model")
+    data = wire.encode_answer(response, call.request, model=call.model, ident=f"chatcmpl-{call.id}", created=int(time.time()))
+    return bytes_answer(data, headers=call_headers(call))
 
 
 def models(router: Router, identify: Identify | None) -> Response:
