@@ -22,19 +22,20 @@ if TYPE_CHECKING:
     from .web.anthropic import blueprint as anthropic_blueprint
     from .web.mist import blueprint
     from .web.openai import blueprint as openai_blueprint
+    from .web.ops import blueprint as ops_blueprint
 
 _HOMES = {                                  # loaded on first use: neither Flask nor requests costs who needs neither
     "Caller": "types", "Chunk": "types", "Deadline": "types", "EchoProvider": "providers.echo", "HTTPProvider": "providers.http",
     "InferMuxError": "errors", "InferRequest": "protocol", "InferResponse": "protocol", "Message": "protocol",
     "Provider": "providers.base", "Registry": "registry", "Reporter": "tokentrace", "Router": "router", "Target": "types",
     "TraceSpan": "protocol", "Usage": "types", "anthropic_blueprint": "web.anthropic:blueprint", "blueprint": "web.mist",
-    "create_app": "app", "load": "build", "openai_blueprint": "web.openai:blueprint",
+    "create_app": "app", "load": "build", "openai_blueprint": "web.openai:blueprint", "ops_blueprint": "web.ops:blueprint",
 }
 
 __all__ = [
     "Caller", "Chunk", "Deadline", "EchoProvider", "HTTPProvider", "InferMuxError", "InferRequest", "InferResponse", "Message",
     "Provider", "Registry", "Reporter", "Router", "Target", "TraceSpan", "Usage",
-    "anthropic_blueprint", "blueprint", "create_app", "load", "openai_blueprint",
+    "anthropic_blueprint", "blueprint", "create_app", "load", "openai_blueprint", "ops_blueprint",
 ]
 
 

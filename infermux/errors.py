@@ -9,6 +9,7 @@ InferMuxError                   500 internal_error
 │  ├─ AuthenticationError       401 invalid_api_key
 │  ├─ BudgetExceeded            402 budget_exceeded
 │  ├─ ModelNotAllowed           403 model_not_allowed
+│  ├─ Forbidden                 403 forbidden
 │  ├─ ModelNotFound             404 model_not_found
 │  ├─ NotFound                  404 not_found
 │  ├─ MethodNotAllowed          405 method_not_allowed
@@ -111,6 +112,12 @@ class ModelNotAllowed(RequestError):
     """The caller's key does not open this model."""
 
     status, code, type = 403, "model_not_allowed", "permission_error"
+
+
+class Forbidden(RequestError):
+    """This is for operators, and whoever asks is none."""
+
+    status, code, type = 403, "forbidden", "permission_error"
 
 
 class ModelNotFound(RequestError):

@@ -154,13 +154,13 @@ def caller(router: Router, identify: Identify | None) -> Caller:
         return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
     if router.keyring is None:
         return ANYONE
-    known = router.keyring.identify(_key())
+    known = router.keyring.identify(given_key())
     if known is None:
         raise AuthenticationError("a key is needed: Authorization: Bearer KEY, or x-api-key: KEY")
     return known
 
 
-def _key() -> str:
+def given_key() -> str:
     """Return the key that a request carries, in either of the ways in which the official SDKs send it."""
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     return bearer.strip() if scheme.lower() == "bearer" and bearer else request.headers.get("x-api-key", "")
