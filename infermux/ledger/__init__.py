@@ -166,6 +166,7 @@ class Total(NamedTuple):
     reasoning_tokens: int
     cost: int
     unpriced: int
+    estimated: int  # calls whose tokens, in part or whole, are an estimate
 
 
 class Ledger(ABC):
@@ -199,9 +200,13 @@ class Ledger(ABC):
         caller: str | None = None,
         since: float | None = None,
         until: float | None = None,
+        ended: float | None = None,
         limit: int = 50,
     ) -> list[Record]:
-        """Return calls, the newest first; *model* as requested, as tried or as served; *status* "ok", "error" or a number."""
+        """Return calls, the newest first; *model* as requested, as tried or as served; *status* "ok", "error", a number or "4xx".
+
+        *since* and *until* are about the start of a call; *ended*: only those that ended at that time or later.
+        """
 
     @abstractmethod
     def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:

@@ -15,6 +15,7 @@ from . import MAX_ROWS, AttemptRow, Budget, CallRow, Hold, Record, Total, keys
 APPLICATION = 0x494D5558  # "IMUX": marks the file as ours
 LARGEST = 2**63 - 1  # of SQLite's integers
 _NS = 10**9
+_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 
 # Both tables are kept in the order of time, so that a settled call changes one page of each, and a report reads one range.
 # The key holds the start of the call beside its id: both are fixed for a call, so that it cannot be written twice.
@@ -168,14 +169,25 @@ class _Where:
 
 
 def rows(
-    *, model: str | None, status: str | None, caller: str | None, since: float | None, until: float | None, limit: int
+    *,
+    model: str | None,
+    status: str | None,
+    caller: str | None,
+    since: float | None,
+    until: float | None,
+    ended: float | None,
+    limit: int,
 ) -> tuple[str, list[str | int]]:
     """Return the question for calls, the newest first, and its values."""
     where = _Where(since, until, caller)
+    if ended is not None:
+        where.add("c.at_ns + c.latency_ms * 1000000 >= ?", ns(ended))
     if model is not None:
         where.add("? IN (c.requested, c.model, c.served)", _bindable(model))
     if status == "error":
         where.add("c.status <> 'ok'")
+    elif status in _CLASSES:
+        where.add("c.status >= ? AND c.status < ?", f"{status[0]}00", f"{int(status[0]) + 1}00")
     elif status is not None:
         where.add("c.status = ?", _bindable(status))
     order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
@@ -188,12 +200,18 @@ _OF_CALL = {
     "caller": "c.caller", "tag": "c.tags", "error": "c.error_code",
     "day": f"c.at_ns / {86_400 * _NS}", "hour": f"c.at_ns / {3_600 * _NS}",
 }  # fmt: skip
-_OF_ATTEMPT = {"model": "a.model", "served": "a.served", "provider": "a.provider", "attempt_error": "a.error_code"}
+_OF_ATTEMPT = {  # a call that reached nobody has no attempt, but counts: under no name
+    "model": "coalesce(a.model, '')", "served": "coalesce(a.served, '')", "provider": "coalesce(a.provider, '')",
+    "attempt_error": "coalesce(a.error_code, c.error_code)",
+}  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
 # whole micro-dollars and the rest: a sum of pico-dollars would pass the largest integer at nine million dollars
-_COST = "coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0), sum({0}.unpriced)"
-_CALLS = f"count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST}".format("c")
-_ATTEMPTS = f"sum(a.final), count(*), sum(a.error_code <> ''), {_SUMS}, {_COST}".format("a")
+_COST = "coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0), coalesce(sum({0}.unpriced), 0)"
+_CALLS = f"count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST}, sum(c.estimated)".format("c")
+_ATTEMPTS = (
+    "sum(coalesce(a.final, 1)), count(a.n), sum(coalesce(a.error_code <> '', c.status <> 'ok')), "
+    f"{_SUMS}, {_COST}, sum(c.estimated * coalesce(a.final, 1))"
+).format("a")
 
 
 def totals(by: Sequence[str], *, since: float | None, until: float | None, caller: str | None) -> tuple[str, list[str | int]]:
@@ -203,7 +221,7 @@ def totals(by: Sequence[str], *, since: float | None, until: float | None, calle
     columns = [_OF_CALL.get(name) or _OF_ATTEMPT[name] for name in names]
     source, sums = "calls AS c", _CALLS
     if any(name in _OF_ATTEMPT for name in names):
-        source, sums = "calls AS c JOIN attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id", _ATTEMPTS
+        source, sums = "calls AS c LEFT JOIN attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id", _ATTEMPTS
     group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
 

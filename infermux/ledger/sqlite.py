@@ -98,10 +98,11 @@ class SQLiteLedger(Ledger):
         caller: str | None = None,
         since: float | None = None,
         until: float | None = None,
+        ended: float | None = None,
         limit: int = 50,
     ) -> list[Record]:
         """Return calls with their attempts, the newest first."""
-        found = self._read(*q.rows(model=model, status=status, caller=caller, since=since, until=until, limit=limit))
+        found = self._read(*q.rows(model=model, status=status, caller=caller, since=since, until=until, ended=ended, limit=limit))
         calls = [CallRow._make(row) for row in found]
         return [Record(call, tuple(map(AttemptRow._make, self._read(q.ATTEMPTS, (call.at_ns, call.id))))) for call in calls]
 
