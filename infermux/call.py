@@ -10,23 +10,11 @@ from typing import Any
 
 from .errors import InferMuxError
 from .limits import Slots
+from .planner import Plan
 from .protocol import InferRequest, InferResponse, new_id
 from .types import ANYONE, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
 
 PICO = 10**12                               # pico-USD in a dollar: money is counted in whole ones
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Which targets a call will try, in order, and which it will not, with the reason."""
-
-    model: str
-    strategy: str
-    targets: tuple[Target, ...]
-    dropped: Mapping[Target, str] = field(default_factory=dict)
-    forced: bool = False                    # every target was shut, and this is the least bad one
-    seed: int = 0
-    retry_in: float | None = None           # seconds until a target that is shut may be tried again
 
 
 @dataclass(slots=True)

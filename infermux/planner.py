@@ -7,7 +7,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .call import Plan
 from .strategies import STRATEGIES, State
 from .types import Route, Target
 
@@ -19,6 +18,21 @@ class Snapshot:
     state: State = State()
     unfit: Mapping[Target, str] = field(default_factory=dict)       # cannot serve this request, and why
     shut: Mapping[Target, tuple[str, float]] = field(default_factory=dict)      # left alone for now: why, and for how many seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which targets a call will try, in order, and which it will not, with the reason; two are equal if they decide the same."""
+
+    model: str
+    strategy: str
+    targets: tuple[Target, ...]
+    dropped: Mapping[Target, str] = field(default_factory=dict)
+    forced: bool = False                    # every target was shut, and this is the least bad one
+    seed: int = field(default=0, compare=False)
+    retry_in: float | None = None           # seconds until a target that is shut may be tried again
+    route: Route | None = field(default=None, compare=False)        # with the seed and this, what it was made of
+    snapshot: Snapshot | None = field(default=None, compare=False)
 
 
 def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
@@ -35,8 +49,8 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
         targets = [min(fit, key=lambda target: snapshot.shut[target][1])]
     dropped = {target: snapshot.unfit.get(target) or snapshot.shut[target][0] for target in ordered if target not in targets}
     wait = min((snapshot.shut[target][1] for target in fit if target in snapshot.shut), default=None)
-    return Plan(route.name, route.strategy, tuple(targets), dropped, forced=forced, seed=seed,
-                retry_in=None if wait is None or wait == math.inf else wait)
+    return Plan(route.name, route.strategy, tuple(targets), dropped, forced, seed, None if wait is None or wait == math.inf else wait,
+                route, snapshot)
 
 
 def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random) -> list[Target]:

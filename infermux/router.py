@@ -11,14 +11,14 @@ from typing import Protocol
 
 from .attempts import Answer, Ask, Attempts, Sleep
 from .billing import Billing
-from .call import Attempt, Call, Plan, for_target, usd
+from .call import Attempt, Call, for_target, usd
 from .errors import BudgetExceeded, InferMuxError, ModelNotAllowed, NoHealthyProvider, StreamIncomplete, shown
 from .fleet import Fleet, Lease
 from .foreign import Foreign, close
 from .gate import Gate
 from .keys import Keyring
 from .ledger import Ledger
-from .planner import plan, takes_turns
+from .planner import Plan, plan, takes_turns
 from .prices import Price
 from .protocol import InferRequest, InferResponse, TraceSpan
 from .providers.base import Member, sound
@@ -150,7 +150,7 @@ class Router:
 
     def _targets(self, call: Call, route: Route) -> Plan:
         """Return a plan that has something to try; raise NoHealthyProvider with the reasons if there is nothing."""
-        plan = self._plan(route, call.request, priced=getattr(call.caller.budget, "then", "warn") != "warn")
+        call.plan = plan = self._plan(route, call.request, priced=getattr(call.caller.budget, "then", "warn") != "warn")
         if not plan.targets:
             reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
             raise NoHealthyProvider(f"no target for model {shown(route.name)} can be tried ({reasons[:300]})", retry_after=plan.retry_in)

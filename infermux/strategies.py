@@ -101,4 +101,4 @@ def _named(table: Mapping[Target, Any]) -> JSON:
 
 
 def _targets(table: Mapping[str, Any]) -> dict[Target, Any]:
-    return {Target(provider, model): value for name, value in table.items() for provider, _, model in [name.partition("/")]}
+    return {Target.of(name): value for name, value in table.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 JSON = dict[str, Any]
 Clock = Callable[[], float]
@@ -19,6 +19,12 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.provider}/{self.model}"
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Return the target that is written provider/model; the first / splits it, as everywhere."""
+        provider, _, model = name.partition("/")
+        return cls(provider, model)
 
 
 class Route(NamedTuple):

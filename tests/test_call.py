@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from infermux import Chunk, InferRequest, Target, Usage
-from infermux.call import Attempt, Call, Fold, Plan, for_target, pico, usd
+from infermux.call import Attempt, Call, Fold, for_target, pico, usd
+from infermux.planner import Plan
 from infermux.types import ANYONE, Caller, TraceContext
 
 

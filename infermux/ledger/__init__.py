@@ -17,6 +17,7 @@ from typing import NamedTuple
 from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded, Unavailable
 from infermux.prices import usd
+from infermux.replay import kept
 from infermux.types import Usage
 
 PERIODS = ("day", "month", "total")
@@ -143,6 +144,7 @@ class CallRow(NamedTuple):
     first_token_ms: int | None
     attempts: int
     unpriced: int  # attempts that were billed and have no price
+    plan: str = ""  # which targets were to be tried, and why, as `replay.kept` writes it
 
 
 class Record(NamedTuple):
@@ -209,6 +211,10 @@ class Ledger(ABC):
         """
 
     @abstractmethod
+    def call(self, id: str) -> Record | None:
+        """Return the call whose id begins with *id*, or None; raise RequestError where that is too short, or true of several."""
+
+    @abstractmethod
     def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:
         """Return sums by model, served, provider, attempt_error, caller, tag, tag:NAME, error, day or hour, or several of them.
 
@@ -273,6 +279,7 @@ def record(call: Call) -> Record:
         next((row.first_ms for row in reversed(rows) if row.first_ms is not None), None),
         len(rows),
         unpriced,
+        kept(call.plan),
     )
     return Record(whole, rows)
 

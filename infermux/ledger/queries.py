@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
 from operator import add
 from typing import Any, Protocol
 
@@ -14,8 +17,10 @@ from . import MAX_ROWS, AttemptRow, Budget, CallRow, Hold, Record, Total, keys
 
 APPLICATION = 0x494D5558  # "IMUX": marks the file as ours
 LARGEST = 2**63 - 1  # of SQLite's integers
+SHORTEST_ID = 6  # characters that may stand for a whole id
 _NS = 10**9
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
+_DIGEST = 32  # characters that stand for the first line of a plan
 
 # Both tables are kept in the order of time, so that a settled call changes one page of each, and a report reads one range.
 # The key holds the start of the call beside its id: both are fixed for a call, so that it cannot be written twice.
@@ -47,7 +52,11 @@ _UNPRICED = (  # how much of what was billed has no price
     """UPDATE calls SET unpriced = (SELECT count(*) FROM attempts AS a
                                     WHERE a.at_ns = calls.at_ns AND a.call_id = calls.id AND a.unpriced = 1)""",
 )
-MIGRATIONS = (_FIRST, _UNPRICED)  # what leads from version n to n + 1; a file that is in use has them run but once
+_PLANS = (  # a plan's first line is the same for many calls: it is kept once, and the call has its digest instead
+    "CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
+)
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS)  # what leads from version n to n + 1; a file that is in use has them run but once
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
@@ -82,6 +91,7 @@ def _insert(table: str, names: Sequence[str]) -> str:
 
 WRITE_CALL = _insert("calls", CallRow._fields)
 WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
+WRITE_PLAN = "INSERT INTO plans (digest, line) VALUES (?, ?) ON CONFLICT DO NOTHING"
 ATTEMPTS = f"SELECT {', '.join(AttemptRow._fields)} FROM attempts WHERE at_ns = ? AND call_id = ? ORDER BY n"
 
 
@@ -125,8 +135,12 @@ def hold(sql: SQL, amount: Hold, expires: float) -> None:
 def settle(sql: SQL, record: Record, hold: Hold | None) -> bool:
     """Write a call, release what it held and spend what it cost; return False if the call was there before."""
     call = record.call
-    if not sql.execute(WRITE_CALL, call).rowcount:
+    line, end, rest = call.plan.partition("\n")
+    digest = _digest(line)
+    if not sql.execute(WRITE_CALL, (*call[:-1], digest + end + rest)).rowcount:
         return False
+    if digest:
+        sql.execute(WRITE_PLAN, (digest, line))
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, attempt)
     if hold is not None and sql.execute(RELEASE, (hold.call_id, hold.pico)).rowcount:
@@ -143,7 +157,17 @@ def settle(sql: SQL, record: Record, hold: Hold | None) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
+def _digest(line: str) -> str:
+    """Return the name under which a plan's first line is kept; none for no plan."""
+    return blake2b(line.encode(), digest_size=_DIGEST // 2).hexdigest() if line else ""
+
+
 # -- questions ---------------------------------------------------------------------------------------------------------
+
+
+_WHOLE_PLAN = f"coalesce((SELECT line FROM plans WHERE digest = substr(c.plan, 1, {_DIGEST})), '') || substr(c.plan, {_DIGEST + 1})"
+_CALL = f"SELECT {', '.join([f'c.{name}' for name in CallRow._fields[:-1]])}, {_WHOLE_PLAN} FROM calls AS c"
 
 
 class _Where:
@@ -191,7 +215,14 @@ def rows(
     elif status is not None:
         where.add("c.status = ?", _bindable(status))
     order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
-    return (f"SELECT {', '.join(CallRow._fields)} FROM calls AS c{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))])
+    return f"{_CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
+
+
+def call(id: str) -> tuple[str, list[str | int]]:
+    """Return the question for the calls whose id begins with *id*, two at most, and its values; raise RequestError."""
+    if len(id) < SHORTEST_ID:
+        raise RequestError(f"the id of a call needs at least {SHORTEST_ID} characters, not {shown(id)}", param="id")
+    return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [_bindable(id), _bindable(id) + chr(sys.maxunicode)]
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

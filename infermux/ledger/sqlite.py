@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from infermux.errors import RequestError, shown
 from infermux.types import Clock
 
 from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded
@@ -102,8 +103,17 @@ class SQLiteLedger(Ledger):
         limit: int = 50,
     ) -> list[Record]:
         """Return calls with their attempts, the newest first."""
-        found = self._read(*q.rows(model=model, status=status, caller=caller, since=since, until=until, ended=ended, limit=limit))
-        calls = [CallRow._make(row) for row in found]
+        return self._records(*q.rows(model=model, status=status, caller=caller, since=since, until=until, ended=ended, limit=limit))
+
+    def call(self, id: str) -> Record | None:
+        """Return one call with its attempts."""
+        found = self._records(*q.call(id))
+        if len(found) > 1:
+            raise RequestError(f"several calls have an id that begins with {shown(id)}", param="id")
+        return found[0] if found else None
+
+    def _records(self, query: str, values: Sequence[str | int]) -> list[Record]:
+        calls = map(CallRow._make, self._read(query, values))
         return [Record(call, tuple(map(AttemptRow._make, self._read(q.ATTEMPTS, (call.at_ns, call.id))))) for call in calls]
 
     def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:

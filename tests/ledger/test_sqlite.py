@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from infermux.call import Attempt, Call, Plan
+from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
 from infermux.ledger import MAX_TOKENS, Budget, LedgerUnavailable, Record, record
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.planner import Plan, Snapshot, plan
 from infermux.protocol import InferRequest
-from infermux.types import ANYONE, Caller, Target, Usage
+from infermux.types import ANYONE, Caller, Route, Target, Usage
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 DAY = 86_400.0
@@ -56,6 +57,13 @@ def put(ledger: SQLiteLedger, *calls: Call) -> None:
         assert ledger.settle(record(each))
 
 
+def planned(id: str, targets: tuple[Target, ...], **known: Any) -> Call:
+    """Return a call whose plan was really made."""
+    made = call(id)
+    made.plan = plan(Route("fast", targets), Snapshot(**known), 1)
+    return made
+
+
 # -- what is kept of a call --------------------------------------------------------------------------------------------
 
 
@@ -73,7 +81,7 @@ def test_a_failover_is_one_call_and_two_attempts() -> None:
         "door": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
         "strategy": "priority", "status": "ok", "error_code": "", "input_tokens": 100, "output_tokens": 20,
         "cached_input_tokens": 40, "cache_write_tokens": 30, "cache_write_1h_tokens": 10, "reasoning_tokens": 5, "cost": 123,
-        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0,
+        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "plan": "",
     }  # fmt: skip
     assert (first.provider, first.started_ms, first.first_ms, first.ended_ms, first.cost, first.error_code, first.final) == (
         "a", 0, None, 250, None, "upstream_timeout", 0)  # fmt: skip
@@ -158,6 +166,40 @@ def test_a_filter_is_a_value_and_nothing_else(ledger: SQLiteLedger, hostile: str
     with pytest.raises(RequestError, match="cannot be grouped by"):
         ledger.totals(hostile)
     assert [ledger.totals("model", caller=hostile), len(ledger.rows())] == [[], 1]
+
+
+def test_a_call_is_found_by_its_id_or_the_beginning_of_it(ledger: SQLiteLedger) -> None:
+    calls = [planned(id, (A, B)) for id in ("abcdef01", "abcdef02", "abcdee99")]
+    put(ledger, *calls)
+    assert ledger.call("abcdef01") == record(calls[0])
+    assert ledger.call("abcdee") == record(calls[2])
+    assert ledger.call("abcdef03") is None and ledger.call("zzzzzz") is None
+    with pytest.raises(RequestError, match="several calls"):
+        ledger.call("abcdef")
+
+
+@pytest.mark.parametrize("little", ["", "abcde", "%"])
+def test_too_little_of_an_id_is_refused(ledger: SQLiteLedger, little: str) -> None:
+    put(ledger, call("abcdef01"))
+    with pytest.raises(RequestError, match="at least 6 characters"):
+        ledger.call(little)
+
+
+@pytest.mark.parametrize("hostile", ["%%%%%%", "______", "abcde?", "abcdef' OR '1'='1", "\ud800" * 6, "abcdef\0", "ABCDEF", "x" * 10**6])
+def test_an_id_is_a_value_and_no_pattern(ledger: SQLiteLedger, hostile: str) -> None:
+    put(ledger, call("abcdef01"))
+    assert ledger.call(hostile) is None
+
+
+def test_equal_plans_are_kept_once(ledger: SQLiteLedger, path: Path) -> None:
+    same = [planned(f"same{n}", (A, B)) for n in range(50)]
+    others = [planned("other1", (B, A)), planned("other2", (A, B), unfit={A: "cannot do tools"}), call("without")]
+    put(ledger, *same, *others)
+    assert {each.call.id: each.call.plan for each in ledger.rows(limit=99)} == {each.id: record(each).call.plan for each in (*same, *others)}
+    assert record(others[1]).call.plan.count("cannot do tools") == 2  # as it was known, and as it was decided
+    with closing(sqlite3.connect(path)) as sql:
+        assert sql.execute("SELECT count(*) FROM plans").fetchone() == (2,)
+        assert sql.execute("SELECT max(length(plan)) FROM calls WHERE id LIKE 'same%'").fetchone()[0] < 40
 
 
 @pytest.mark.parametrize(("limit", "found"), [(10**30, 3), (-1, 0), (0, 0), (2, 2)])
@@ -286,27 +328,40 @@ VERSION_1 = """
 """
 
 
-def old_file(path: Path, *records: Record) -> None:
+VERSION_2 = (
+    VERSION_1
+    + """
+    ALTER TABLE calls ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE attempts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
+    PRAGMA user_version = 2;
+"""
+)
+NEWER = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # the columns that a version has not
+
+
+def old_file(path: Path, version: str, *records: Record) -> None:
     with closing(sqlite3.connect(path)) as sql, sql:
-        sql.executescript(VERSION_1)
+        sql.executescript(version)
         for whole, attempts in records:
-            for table, row in [("calls", whole._asdict()), *[("attempts", each._asdict()) for each in attempts]]:
-                del row["unpriced"]
+            for table, columns in [("calls", whole._asdict()), *[("attempts", each._asdict()) for each in attempts]]:
+                row = {name: value for name, value in columns.items() if name not in NEWER[version]}
                 sql.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})", tuple(row.values()))
 
 
-def test_a_file_of_version_1_is_migrated_with_its_rows(ledger: SQLiteLedger, path: Path) -> None:
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2], ids=["1", "2"])
+def test_a_file_of_an_older_version_is_migrated_with_its_rows(ledger: SQLiteLedger, path: Path, version: str) -> None:
     kept = [
         record(call("mixed", Attempt(A, 10.0, usage=Usage(1, 1)), Attempt(B, 10.0, usage=Usage(2, 2), cost=5))),
         record(call("failed", Attempt(A, 10.0, error=ProviderTimeout("slow")))),
         record(call("priced")),
     ]
-    old_file(path, *kept)
+    old_file(path, version, *kept)
     assert ledger.rows() == kept[2:] + kept[:1] + kept[1:2]
-    assert ledger.settle(record(call("new")))
+    new = planned("new-call", (A, B))
+    assert ledger.settle(record(new)) and ledger.call("new-call") == record(new)
     assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
     with closing(sqlite3.connect(path)) as sql:
-        assert sql.execute("PRAGMA user_version").fetchone() == (2,)
+        assert sql.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_a_file_of_a_newer_version_or_another_program_is_left_alone(path: Path) -> None:
