@@ -1,0 +1,181 @@
+"""What is measured: a gunicorn with one worker on a core of its own, and what the system says that it uses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Self
+
+from ..support import ROOT, environment
+
+KEY = "imx-bench"
+CORES = sorted(os.sched_getaffinity(0))
+THREADS = 32
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_TICK = os.sysconf("SC_CLK_TCK")
+_HERE = Path(__file__).parent
+ENVIRONMENT = {name: value for name, value in environment(BENCH_KEY="sk-bench").items() if name != "PYTHONDONTWRITEBYTECODE"}
+_MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0")
+
+# a feature: the lines that it adds to the configuration
+KEYS = f'[keys.web]\nhash = "{sha256(KEY.encode()).hexdigest()}"\nrpm = 100000000\ntpm = 1000000000\n'
+BUDGET = 'budget = { usd = "1000000", per = "month" }\n'
+LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}/bench.db"\n', '[ledger]\npath = ""\n'
+SPANS = '[trace]\ntokentrace = "{upstream}"\n'
+
+
+def configuration(features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> str:
+    """Return a file with two providers at the mock's address, the second to fail over to, an echo, and *features*."""
+    prices = ", ".join(f'"{model}" = {{ input = "0.15", output = "0.60" }}' for model in _MODELS)
+    vendor = (f'type = "openai"\nbase_url = "{upstream}/v1"\napi_key = "env:BENCH_KEY"\nmodels = {json.dumps(_MODELS)}\n'
+              f"concurrency = {threads}\nprices = {{ {prices} }}\n")
+    parts = [f"[server]\nworkers = 1\nthreads = {threads}\n", "[providers.first]\n" + vendor, "[providers.second]\n" + vendor,
+             "[providers.echo]\n", *features]
+    return "\n".join(parts).replace("{folder}", folder).replace("{upstream}", upstream)
+
+
+class Gateway:
+    """A service from its start to its end; `started` is the seconds to its first answer."""
+
+    def __init__(self, command: Sequence[str], path: str, *, cwd: Path = ROOT, **env: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._command = [sys.executable, "-m", "gunicorn", *command, "-b", f"127.0.0.1:{self.port}"]
+        self._path = path
+        self._cwd = cwd
+        self._env = ENVIRONMENT | env
+        self.started = 0.0
+
+    def __enter__(self) -> Self:
+        self._log = tempfile.TemporaryFile()
+        start = time.perf_counter()
+        with on_core(CORES[0]):
+            self._process = subprocess.Popen(self._command, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log,
+                                             stderr=subprocess.STDOUT)
+        while self.status(self._path) != 200:
+            if self._process.poll() is not None or time.perf_counter() > start + 30:
+                self.__exit__()
+                raise RuntimeError(f"{' '.join(self._command)} does not answer")
+            time.sleep(0.002)
+        self.started = time.perf_counter() - start
+        self.processes = family(self._process.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            for each in family(self._process.pid):
+                os.kill(each, signal.SIGKILL)
+            self._process.wait()
+        self._log.seek(0)
+        if self._process.returncode or not self.started:
+            sys.stderr.write(self._log.read().decode(errors="replace")[-2000:])
+        self._log.close()
+
+    def status(self, path: str) -> int:
+        """Return the status of an answer, or 0 if there is none."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {KEY}"})
+        try:
+            with DIRECT.open(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    @property
+    def killed(self) -> int:
+        """How many of the processes that were there at the start are not any more."""
+        return len(set(self.processes) - set(family(self._process.pid)))
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU of the whole tree of processes."""
+        return sum(_cpu(each) for each in self.processes)
+
+    def pss(self, *, worker: bool = False) -> float:
+        """Proportional share of memory in KiB, of all processes or of the *worker* alone."""
+        return sum(_pss(each) for each in self.processes[1 if worker else 0:])
+
+
+def naive(upstream: str) -> Gateway:
+    """Return the baseline; it stands in its own folder, out of sight of this project's gunicorn.conf.py."""
+    options = ["-k", "gthread", "--threads", str(THREADS), "-w", "1"]
+    return Gateway(["naive:app", *options], "/bare", cwd=_HERE, BENCH_UPSTREAM=upstream)
+
+
+def infermux(features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> Gateway:
+    """Return InferMux as a clone runs it."""
+    file = Path(folder) / "infermux.toml"
+    file.write_text(configuration(features, folder, upstream, threads))
+    return Gateway(["wsgi:app"], "/providers", INFERMUX_CONFIG=str(file))
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Whatever is started inside stays on *core*."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def mock() -> Iterator[str]:
+    """Run the upstream on the last core and give its address."""
+    with on_core(CORES[-1]), subprocess.Popen([sys.executable, "-m", "tests.bench.upstream"], cwd=ROOT, stdin=subprocess.PIPE,
+                                              stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+
+def family(root: int) -> list[int]:
+    """Return a process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for each in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if fields := _stat(each):
+            children.setdefault(int(fields[1]), []).append(each)
+    found = [root]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _stat(process: int) -> list[str]:
+    """Return the fields of a process after its name, which may hold anything."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _cpu(process: int) -> float:
+    fields = _stat(process)
+    return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
+
+
+def _pss(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return float(next(line for line in lines if line.startswith("Pss:")).split()[1])
