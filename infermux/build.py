@@ -108,14 +108,13 @@ def _concurrency(config: Config, serving: bool) -> dict[str, int]:
 
 
 def _gate(config: Config, serving: bool) -> Gate:
+    return Gate(**_room(config), rates=_rates(config)) if serving else Gate(rates=_rates(config))
+
+
+def _rates(config: Config) -> Rates | None:
     keyring = _keyring(config)
     beside = Path((config.ledger and config.ledger.path) or LedgerConfig().path)
-    rates = Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
-    if not serving:
-        return Gate(rates=rates)
-    if rates is not None:
-        rates.check()
-    return Gate(**_room(config), rates=rates)
+    return Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
 
 
 def _room(config: Config) -> dict[str, int]:
@@ -130,6 +129,29 @@ def resize(config: Config) -> None:
     for router in list(_serving):
         router.gate.resize(**_room(config))
         router.fleet.resize(_concurrency(config, True))
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for whatever would keep a service with *config* from its work; leave nothing open.
+
+    A worker does not look again: what it cannot open costs records or limits, and the log says so, but the service lives.
+    """
+    made, rates = router(config, serving=True), _rates(config)
+    _serving.discard(made)
+    if rates is not None:
+        rates.check()
+    problem = made.spending.ledger.healthy() if made.spending is not None else None
+    made.close()
+    if problem:
+        raise ConfigError(f"the ledger cannot be used: {problem}; name a file that this user may write as [ledger].path")
+
+
+def renew(config: Config) -> None:
+    """Give the routers that serve in this process, a master's that has loaded its application, the state of *config*."""
+    for old in list(_serving):
+        new = router(config, serving=True)
+        _serving.discard(new)
+        vars(old).update(vars(new))
 
 
 def _keyring(config: Config) -> Keyring | None:

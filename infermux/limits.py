@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import logging
 import math
 import mmap
 import os
@@ -31,6 +32,8 @@ _SIZE = (_HEAD + RECORDS * _RECORD) * _WORD  # bytes of the file: 4.2 MB
 _PROBES = 64  # records that a caller's may be found in
 _PAUSE = 2e-5  # seconds between two looks at a lock that another process holds, which it is for 5 µs
 _MOST = 2**40  # tokens of one call: no sum of a minute overflows
+_QUIET = 60.0  # seconds between two complaints about a file that cannot be opened
+log = logging.getLogger("infermux")
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 
@@ -69,22 +72,25 @@ class Rates:
     """Requests and tokens of each caller in any 60 consecutive seconds, in a file that the processes of a host share.
 
     Nothing is open before the first use in a process: a lock or a map from before a fork would be the parent's. Callers are
-    known by the SHA-256 of their names. A refused request does not count.
+    known by the SHA-256 of their names. A refused request does not count. A process that cannot open the file lets calls in,
+    and its log says so: `check` tells before it comes to that.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.monotonic) -> None:
         self.path = Path(path)
         self._clock = clock  # of the whole host, as CLOCK_MONOTONIC is
         self._tables: dict[int, _Table] = {}  # by process id; only this process's own is ever used
+        self._complained = -math.inf
 
     def take(self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0) -> float | None:
         """Count one request of an estimated number of tokens and return None, or return the seconds until it would fit.
 
         Infinity: it never fits, however long one waits.
         """
-        if rpm is None and tpm is None:
+        opened = self._opened() if rpm is not None or tpm is not None else None
+        if opened is None:
             return None
-        with self._table() as table:
+        with opened as table:
             now = self._clock()
             at = table.record(caller, int(now))
             words, tokens = table.words, min(tokens, _MOST)
@@ -103,7 +109,10 @@ class Rates:
         *since* is a moment at or shortly before its take, as Call.started is. What is added counts from now on. What is given
         back leaves the second in which it was counted: left to a later one, it would outlive the estimate and admit too much.
         """
-        with self._table() as table:
+        opened = self._opened()
+        if opened is None:
+            return
+        with opened as table:
             second = int(self._clock())
             at = table.record(caller, second)
             if tokens >= 0:
@@ -133,6 +142,15 @@ class Rates:
         table = self._tables.pop(os.getpid(), None)
         if table is not None:
             table.close()
+
+    def _opened(self) -> _Table | None:
+        try:
+            return self._table()
+        except ConfigError as error:
+            if time.monotonic() - self._complained >= _QUIET:
+                self._complained = time.monotonic()
+                log.error("no caller's rate is limited: %s", error.message)
+            return None
 
     def _table(self) -> _Table:
         pid = os.getpid()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import resource
 import socket
 import struct
 import sys
@@ -22,6 +23,8 @@ from .tokentrace import flush_all
 
 log = logging.getLogger("infermux")
 
+WORKER = "infermux.gthread.Worker"
+FILES = 65536                               # descriptors of a process, as far as the system allows: each call has several
 SOCKET_SECONDS = 10                         # a client that neither sends nor reads for so long loses its connection
 SWITCH_SECONDS = 0.02                       # at Python's own 5 ms, a thousand streams spend their time on handing the lock around
 
@@ -34,7 +37,8 @@ def load() -> dict[str, Any]:
     before, build.pinned = build.pinned, None
     try:
         config = build.settings()
-        build.router(config)                # whatever is wrong with it is found here, before a worker is told to go
+        checked = build.router if before is None else build.check       # the first start is checked once it is one: on_starting
+        checked(config)                     # whatever is wrong with it is found here, before a worker is told to go
     except ConfigError as error:
         if before is None:
             sys.exit(f"infermux: {error.message}")
@@ -47,11 +51,20 @@ def load() -> dict[str, Any]:
 def options(server: Server) -> dict[str, Any]:
     """Return gunicorn's settings for *server*."""
     return {
-        "bind": ":8600", "worker_class": "gthread", "workers": server.workers, "threads": server.threads,
+        "bind": ":8600", "worker_class": WORKER, "workers": server.workers, "threads": server.threads,
         "worker_connections": 4 * server.threads,       # what exceeds the threads is room for idle kept-alive connections
         "keepalive": 30, "graceful_timeout": server.graceful, "accesslog": None, "errorlog": "-", "proc_name": "infermux",
-        "control_socket_disable": True, "when_ready": when_ready, "on_reload": on_reload, "post_fork": post_fork,
-        "worker_exit": worker_exit}
+        "control_socket_disable": True, "on_starting": on_starting, "when_ready": when_ready, "on_reload": on_reload,
+        "post_fork": post_fork, "worker_exit": worker_exit}
+
+
+def on_starting(server: Any) -> None:
+    """Refuse to start where no call could be written down; a service that runs already goes on without, and says so."""
+    try:
+        build.check(build.settings())
+    except ConfigError as error:
+        server.log.critical("infermux: %s", error.message)
+        sys.exit(1)
 
 
 def when_ready(server: Any) -> None:
@@ -65,14 +78,19 @@ def when_ready(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Say so where a reload changes less than somebody may expect."""
-    if server.cfg.preload_app:
-        log.warning("--preload keeps the application that was loaded: HUP changes no routing; restart the service for that")
+    """Renew what --preload has loaded: without it, each new worker makes its own."""
+    if server.cfg.preload_app and build.pinned is not None:
+        build.renew(build.pinned)
+        log.warning("with --preload, [server] admin and max_body stay as they were at the start")
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Hand the interpreter's lock around less often, and know how many threads there really are, in each worker."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     shutdown.watch(lambda: worker.alive, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))

@@ -222,7 +222,7 @@ def test_serve_is_the_service_with_the_same_settings(command, tokentrace, tmp_pa
     with Service(command=[*command, *args], cwd=ROOT if command is FLASK else tmp_path) as service:
         assert service.ask("/infer", HELLO).json["content"] == "echo: hello"
         assert service.ask("/nowhere").json["error"]["code"] == "not_found"
-        assert "Using worker: gthread" in service.log
+        assert "Using worker: infermux.gthread.Worker" in service.log
         assert len(tokentrace.wait(1)) == 1
         assert service.stop() == 0
         assert service.log.count("Booting worker") == 2

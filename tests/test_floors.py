@@ -22,16 +22,16 @@ FLOORS = [
     (7, ["web", "cli"]),
     (6.9, ["commands.*"]),
     (6.8, ["commands"]),
-    (6.5, ["server", "chaos", "testing"]),
+    (6.5, ["server", "gthread", "chaos", "testing"]),
     (6, ["build"]),
-    (5.5, ["status"]),
+    (5.5, ["batch", "status"]),
     (5, ["router"]),
     (4.6, ["attempts", "stream"]),  # the router's own parts
     (4.5, ["spending"]),
     (4.3, ["fleet", "billing"]),
     (4, ["registry", "ledger.sqlite", "tokentrace"]),
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call"]),
-    (3, ["providers.*", "ledger", "ledger.queries", "trace", "metrics", "gate"]),
+    (3, ["providers.*", "ledger", "ledger.queries", "trace", "metrics", "gate", "batchlines"]),
     (1.6, ["planner"]),
     (1.8, ["replay"]),
     (1, ["strategies", "protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign"]),
@@ -45,6 +45,8 @@ LEDGES = [
     ("dialects.azure", "dialects.openai"),  # the same wire at another address
     ("providers.base", "dialects"),  # `whole`: an answer as one chunk
     ("providers.http", "providers.wire"),
+    ("providers.http", "providers.pool"),
+    ("providers.pool", "providers.wire"),
     ("web.*", "web.streams"),  # what all doors share
     ("web.*", "web.admin"),
     ("web.ops", "web.*"),  # the route table of pages that live in modules of their own
@@ -57,8 +59,8 @@ LEDGES = [
 ]
 # what a foreign package is, and the only files that may import it
 DOORS = {
-    "requests": ["providers.http", "tokentrace"],
-    "urllib3": ["providers.http", "tokentrace"],
+    "requests": ["providers.http", "providers.pool", "tokentrace"],
+    "urllib3": ["providers.http", "providers.pool", "providers.wire", "tokentrace"],
     "flask": ["web", "web.*", "app", "cli"],
     "werkzeug": ["web", "web.*", "app", "cli"],
     "sqlite3": ["ledger.sqlite"],

@@ -326,13 +326,19 @@ def not_mine(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", [missing, a_folder, a_ledger, a_short_text, a_link, a_pipe, a_device, not_mine])
-def test_a_file_that_cannot_be_used_is_named_and_left_alone(tmp_path: Path, place: Callable[[Path], Path]) -> None:
+def test_a_file_that_cannot_be_used_is_named_and_left_alone(
+    tmp_path: Path, place: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The check says so at the start; a worker that meets it later lets calls in, and its log says so once."""
     path = place(tmp_path)
     before = path.read_bytes() if path.is_file() else None
     open_files = len(os.listdir("/proc/self/fd"))
-    for use in (Rates(path).check, lambda: Rates(path).take("a", rpm=1, tpm=None)):
-        with pytest.raises(ConfigError, match=str(path)):
-            use()
+    rates = Rates(path)
+    with pytest.raises(ConfigError, match=str(path)):
+        rates.check()
+    assert [rates.take("a", rpm=1, tpm=None) for _ in range(3)] == [None] * 3
+    rates.correct("a", 5, since=0.0)
+    assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert before == (path.read_bytes() if path.is_file() else None)
     assert len(os.listdir("/proc/self/fd")) == open_files
 
@@ -353,7 +359,7 @@ def test_a_full_disk_is_told_at_once_and_not_by_a_crash_later(tmp_path: Path) ->
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         try:
-            Rates(path).take("a", rpm=1, tpm=None)
+            Rates(path).check()
         except ConfigError as error:
             print(error.message)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -294,10 +294,7 @@ def test_a_worker_that_is_killed_is_replaced(gated: Gated, written: Write) -> No
     assert [status for when, status in crowd.told if when > killed + 3 and status != 200] == []
 
 
-STAYS = pytest.mark.xfail(strict=True, reason="with --preload a reload keeps the old router, and says nothing")
-
-
-@pytest.mark.parametrize("args", [(), pytest.param(("--preload",), marks=STAYS)], ids=["plain", "preload"])
+@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
 def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, ...]) -> None:
     """Calls in flight end, new ones meet the new configuration; clients that keep asking notice nothing."""
     env = written(gated, workers=2)

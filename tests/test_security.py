@@ -124,11 +124,6 @@ class Keyed(Service):
             return False
 
 
-def wrong(reason: str) -> pytest.MarkDecorator:
-    """The right behaviour, which is not there yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # -- who may call ------------------------------------------------------------------------------------------------------
 
 MIST = {"version": "1", "id": "0" * 31 + "1", "source": "t", "type": "infer.request", "timestamp_ns": 1, "payload": said("fast")}
@@ -366,25 +361,29 @@ def test_a_models_name_becomes_neither_a_header_nor_a_line_of_the_log(stand: Sta
     assert not re.search(r"^\W*(X-Injected|CRITICAL)|\x1b", stand.service.log, re.M)
 
 
-ECHOED = wrong("gunicorn repeats what it refuses, in its log and in an answer in HTML")
 HEADS = {
-    "path": (f"GET /\x1b[31m{PROMPT} HTTP/1.1\r\nHost: x\r\n\r\n", ECHOED),
-    "name": (f"GET /providers HTTP/1.1\r\nHost: x\r\nBad Header {GOOD}: x\r\n\r\n", ECHOED),
-    "no colon": (f"GET /providers HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {GOOD}\r\n\r\n", ECHOED),
-    "coding": (f"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {PROMPT}\r\n\r\n", ECHOED),
-    "method": (f"{GOOD} /providers HTTP/1.1\r\nHost: x\r\n\r\n", ECHOED),
-    "length": (f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {PROMPT}\r\n\r\n", ()),
-    "NUL": (f"GET /providers HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {GOOD}\0\r\n\r\n", ()),
-    "two lengths": ("POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", ()),
-    "length and chunks": (
-        "POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-        f"GET /{PROMPT} HTTP/1.1\r\n\r\n",
-        (),
-    ),
+    "path": f"GET /\x1b[31m{PROMPT} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "name": f"GET /providers HTTP/1.1\r\nHost: x\r\nBad Header {GOOD}: x\r\n\r\n",
+    "no colon": f"GET /providers HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {GOOD}\r\n\r\n",
+    "coding": f"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {PROMPT}\r\n\r\n",
+    "method": f"{GOOD} /providers HTTP/1.1\r\nHost: x\r\n\r\n",
+    "version": f"GET /providers HTTP/{PROMPT}\r\nHost: x\r\n\r\n",
+    "another protocol": f"\x16\x03\x01\x02\0\x01\0{PROMPT}\r\n\r\n",
+    "length": f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {PROMPT}\r\n\r\n",
+    "NUL": f"GET /providers HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {GOOD}\0\r\n\r\n",
+    "folded": f"GET /providers HTTP/1.1\r\nHost: x\r\nX-Long: a\r\n {GOOD}\r\n\r\n",
+    "a long line": f"GET /{PROMPT * 400} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a long header": f"GET /providers HTTP/1.1\r\nHost: x\r\nX-Long: {GOOD * 400}\r\n\r\n",
+    "many headers": "GET /providers HTTP/1.1\r\n" + "".join(f"X-{n}: {GOOD}\r\n" for n in range(200)) + "\r\n",
+    "two lengths": "POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "length and chunks": "POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    f"GET /{PROMPT} HTTP/1.1\r\n\r\n",
+    "a chunk that is none": f"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{PROMPT}\r\n\r\n",
+    "a chunk that nobody reads": f"PUT /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{PROMPT}\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("head", [pytest.param(head, marks=marks, id=name) for name, (head, marks) in HEADS.items()])
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_a_head_that_is_none_is_refused_without_a_word_of_it(guarded: Service, head: str) -> None:
     """gunicorn's own refusals count too; what follows a refused head is never answered as a second request."""
     before = len(guarded.log)
@@ -392,8 +391,15 @@ def test_a_head_that_is_none_is_refused_without_a_word_of_it(guarded: Service, h
         sock.sendall(head.encode("latin-1"))
         sock.shutdown(socket.SHUT_WR)
         found = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-    assert found.count("HTTP/1.1 ") == 1 and re.match(r"HTTP/1.1 (4|501)", found)
-    assert [secret for secret in (GOOD, PROMPT) if secret in found + guarded.log[before:]] == []
+    assert found.count("HTTP/1.1 ") == 1 and re.match(r"HTTP/1.1 (4|501)", found), found
+    assert "Content-Type: application/json\r\n" in found and "X-Content-Type-Options: nosniff\r\n" in found
+    assert set(json.loads(found.partition("\r\n\r\n")[2])["error"]) == {"message", "type", "code"}
+    assert [secret for secret in (GOOD, PROMPT, "Traceback", "\x1b") if secret in found + guarded.log[before:]] == []
+
+
+def test_no_answer_tells_a_version(guarded: Service) -> None:
+    for path in ("/providers", "/nowhere", "/%00"):
+        assert re.fullmatch(r"\w*", guarded.ask(path).headers.get("Server", ""))
 
 
 @pytest.fixture(scope="module")
