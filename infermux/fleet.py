@@ -98,6 +98,7 @@ class Fleet:
                  overrides: Mapping[str, Mapping[str, prices.Price]] | None = None) -> None:
         self.registry = registry
         self.overrides = overrides or {}
+        self.shut: set[Target | str] = set()    # targets, and whole providers, that are opened by hand
         self._watch = watch
         self._health: dict[Target, Health] = {}
         self._slots = {name: Slots(limit) for name, limit in (concurrency or {}).items()}
@@ -119,6 +120,8 @@ class Fleet:
                     idle = (each for each, health in self._health.items() if not health.in_flight)
                     del self._health[next(idle, next(iter(self._health)))]
                 found = self._health.setdefault(target, self._watch())
+                if target in self.shut or target.provider in self.shut:
+                    found.open()
         return found
 
     def watched(self) -> dict[Target, Health]:
@@ -143,8 +146,11 @@ class Fleet:
 
     # -- for planning --------------------------------------------------------------------------------------------------
 
-    def snapshot(self, route: Route, request: InferRequest, cursor: int, *, priced: bool = False) -> Snapshot:
-        """Return what planning needs to know now; what only some strategies ask for is gathered for those alone."""
+    def snapshot(self, route: Route, request: InferRequest, cursor: int, *, priced: bool = False, size: int | None = None) -> Snapshot:
+        """Return what planning needs to know now; what only some strategies ask for is gathered for those alone.
+
+        *size* is how many input tokens the request has, where that is known.
+        """
         targets = tuple(flat(route))
         shut = {}
         for target in targets:
@@ -153,21 +159,20 @@ class Fleet:
             if health is not None and reason:
                 wait = health.snapshot().retry_in
                 shut[target] = (reason, math.inf if wait is None else wait)
-        state = self._state(targets, request, cursor) if takes_turns(route) else State()
-        unfit = self._unfit(targets, request)
+        state = self._state(targets, request, cursor, size) if takes_turns(route) else State()
+        unfit = self._unfit(targets, request, size)
         if priced:                          # a hard budget cannot be kept where the price is not known
             unfit |= {target: "its price is not known, and the key has a budget" for target in targets if self.price(target) is None}
         return Snapshot(state, unfit, shut)
 
-    def _state(self, targets: Iterable[Target], request: InferRequest, cursor: int) -> State:
+    def _state(self, targets: Iterable[Target], request: InferRequest, cursor: int, size: int | None) -> State:
         known = {target: health for target in targets if (health := self._health.get(target)) is not None}
         return State(cursor=cursor, latency={target: health.latency for target, health in known.items()},
                      in_flight={target: health.in_flight for target, health in known.items()},
-                     cost=self._costs(targets, request))
+                     cost=self.costs(targets, expected(request, size)))
 
-    def _costs(self, targets: Iterable[Target], request: InferRequest) -> dict[Target, int | None]:
-        most = request.params.get("max_completion_tokens", request.params.get("max_tokens"))
-        usage = Usage(tokens.estimate_messages(request.messages), most if type(most) is int and most > 0 else GUESSED_OUTPUT)
+    def costs(self, targets: Iterable[Target], usage: Usage) -> dict[Target, int | None]:
+        """Return what *usage* would cost at each target in pico-USD; None where the price is not known."""
         return {target: prices.cost(usage, self.price(target)) for target in targets}
 
     def price(self, target: Target) -> prices.Price | None:
@@ -175,10 +180,10 @@ class Fleet:
         own = self.overrides.get(target.provider, {}).get(target.model)
         return own or prices.find(self.registry.member(target.provider).vendor, target.model)
 
-    def _unfit(self, targets: Iterable[Target], request: InferRequest) -> dict[Target, str]:
+    def _unfit(self, targets: Iterable[Target], request: InferRequest, given: int | None) -> dict[Target, str]:
         """Return the targets that cannot serve the request, each with the reason."""
-        needs, length = _needs(request), _length(request)
-        size = tokens.estimate_messages(request.messages) if length > LONG else 0
+        needs = _needs(request)
+        size = given if given is not None else tokens.estimate_messages(request.messages) if _length(request) > LONG else 0
         unfit = {}
         for target in targets:
             missing = needs & _lacks(self.registry.member(target.provider), target.model) if needs else None
@@ -188,6 +193,13 @@ class Fleet:
             elif most is not None and size > most:
                 unfit[target] = f"takes {most} tokens, and the request has about {size}"
         return unfit
+
+
+def expected(request: InferRequest, size: int | None = None) -> Usage:
+    """Return about how many tokens a call will use, for comparing prices; *size* as in `Fleet.snapshot`."""
+    most = request.params.get("max_completion_tokens", request.params.get("max_tokens"))
+    return Usage(tokens.estimate_messages(request.messages) if size is None else size,
+                 most if type(most) is int and most > 0 else GUESSED_OUTPUT)
 
 
 def _needs(request: InferRequest) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from . import tokens
 from .call import Call
@@ -15,14 +16,18 @@ class Gate:
 
     def __init__(self, *, calls: int | None = None, streams: int | None = None, rates: Rates | None = None) -> None:
         self._calls = Slots(calls) if calls else None
-        self._streams = Slots(streams) if streams else None
+        self._streams = Slots(streams or sys.maxsize)
         self._rates = rates
 
     def resize(self, *, calls: int, streams: int) -> None:
         """Change how much room there is, if it was bounded at all."""
-        for slots, limit in ((self._calls, calls), (self._streams, streams)):
-            if slots is not None:
-                slots.limit = limit
+        if self._calls is not None:
+            self._calls.limit, self._streams.limit = calls, streams
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open, or being opened."""
+        return self._streams.used
 
     def enter(self, call: Call, *, streamed: bool) -> None:
         """Let *call* in, or raise Overloaded or RateLimited; `leave` gives back what was taken."""
@@ -30,7 +35,7 @@ class Gate:
             if not self._calls.take():
                 raise Overloaded("this service has as many calls as it can take; try again in a moment")
             call.taken.append(self._calls)
-        if streamed and self._streams is not None:
+        if streamed:
             if not self._streams.take():
                 raise Overloaded("this service has as many streams as it can take; try again in a moment")
             call.taken.append(self._streams)

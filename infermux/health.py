@@ -116,6 +116,11 @@ class Health:
             return self._refusal(self._clock())
 
     @property
+    def changes(self) -> int:
+        """How often the circuit has changed its state."""
+        return self._generation
+
+    @property
     def in_flight(self) -> int:
         """Calls that were admitted and have not ended."""
         return self._in_flight

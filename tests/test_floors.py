@@ -34,7 +34,7 @@ FLOORS = [
     (3, ["providers.*", "ledger", "ledger.queries", "trace", "metrics", "gate", "batchlines"]),
     (1.6, ["planner"]),
     (1.8, ["replay"]),
-    (1, ["strategies", "protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign"]),
+    (1, ["strategies", "protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign", "board"]),
     (0, ["errors", "types", "sse", "jsons", "shutdown", "faults"]),
 ]
 # Imports within one floor that the design has no word on; a cycle is found all the same.
