@@ -37,6 +37,11 @@ class Keyring:
         return found
 
     @property
+    def callers(self) -> dict[str, Caller]:
+        """Who has a key, by name."""
+        return {caller.name: caller for _, caller in self._keys}
+
+    @property
     def limited(self) -> bool:
         """Whether any caller has a rate."""
         return any(caller.rpm or caller.tpm for _, caller in self._keys)

@@ -19,6 +19,8 @@ from .types import JSON, Route, Target
 LONGEST_NAME = 200                          # characters of a name that a plan is kept for: the ledger cuts longer ones
 _BEARS_ON = {"weighted": ("weights",), "round_robin": ("cursor",), "least_latency": ("latency", "in_flight"), "cheapest": ("cost",)}
 _DRAWS = {"weighted", "least_latency"}
+_PRIORITY = frozenset({"priority"})
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode        # ASCII: whatever a caller calls a model can be stored
 
 
 class Replay(NamedTuple):
@@ -41,8 +43,10 @@ def kept(plan: Plan | None) -> str:
     text, strategies = _of_route(plan.route)
     if strategies == _PRIORITY and not plan.dropped:
         return text
-    return text + "\n" + json.dumps({"seed": plan.seed if strategies & _DRAWS else 0, "snapshot": _snapshot(plan, strategies),
-                                     **outcome(plan)}, separators=(",", ":"))
+    second = outcome(plan) | {"snapshot": _snapshot(plan.snapshot or Snapshot(), strategies)}
+    if strategies & _DRAWS:
+        second["seed"] = plan.seed
+    return text + "\n" + _ENCODE({name: value for name, value in second.items() if value or name in ("targets", "retry_in")})
 
 
 def replayed(text: str) -> Replay:
@@ -57,24 +61,21 @@ def replayed(text: str) -> Replay:
         then = Plan(route.name, route.strategy, tuple(map(Target.of, data["targets"])), _by_target(data.get("dropped", {})),
                     data.get("forced", False), seed, data.get("retry_in"), route, snapshot)
         return Replay(then, plan(route, snapshot, seed))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"this is not a plan: {type(error).__name__}") from None
 
 
 def outcome(plan: Plan) -> JSON:
     """Return what was decided, as JSON."""
-    return {"targets": [*map(str, plan.targets)], "dropped": {str(target): why for target, why in plan.dropped.items()},
-            "forced": plan.forced, "retry_in": plan.retry_in}
+    return {"targets": [*map(str, plan.targets)], "dropped": _named(plan.dropped), "forced": plan.forced,
+            "retry_in": plan.retry_in}
 
 
 @lru_cache(maxsize=1024)
 def _of_route(route: Route) -> tuple[str, frozenset[str]]:
     """Return the line that all calls through a route have in common, and the strategies that order it."""
     usual = plan(route, Snapshot(), 0)
-    return json.dumps({"route": _from_route(route), "targets": [*map(str, usual.targets)]}, separators=(",", ":")), frozenset(_used(route))
-
-
-_PRIORITY = frozenset({"priority"})
+    return _ENCODE({"route": _from_route(route), "targets": [*map(str, usual.targets)]}), frozenset(_used(route))
 
 
 def _used(route: Route) -> Iterator[str]:
@@ -84,12 +85,11 @@ def _used(route: Route) -> Iterator[str]:
             yield from _used(entry)
 
 
-def _snapshot(plan: Plan, strategies: frozenset[str]) -> JSON:
+def _snapshot(known: Snapshot, strategies: frozenset[str]) -> JSON:
     """Return what was known, so far as it bears on the plan."""
-    known = plan.snapshot or Snapshot()
-    state, needed = known.state.to_dict(), {name for each in strategies for name in _BEARS_ON.get(each, ())}
-    data = {"state": {name: value for name, value in state.items() if value and name in needed},
-            "unfit": {str(target): why for target, why in known.unfit.items()},
+    state = {name: value if name == "cursor" else _named(value)
+             for each in strategies for name in _BEARS_ON.get(each, ()) if (value := getattr(known.state, name))}
+    data = {"state": state, "unfit": _named(known.unfit),
             "shut": {str(target): (why, None if wait == math.inf else wait) for target, (why, wait) in known.shut.items()}}
     return {name: value for name, value in data.items() if value}
 
@@ -111,6 +111,10 @@ def _route(data: Mapping[str, Any]) -> Route:
 
 def _entry(data: Mapping[str, Any] | str) -> Target | Route:
     return Target.of(data) if isinstance(data, str) else _route(data)
+
+
+def _named(table: Mapping[Target, Any]) -> JSON:
+    return {f"{target[0]}/{target[1]}": value for target, value in table.items()}
 
 
 def _by_target(table: Mapping[str, Any]) -> dict[Target, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
@@ -107,9 +108,12 @@ class Router:
 
     # -- what is tried -------------------------------------------------------------------------------------------------
 
-    def plan(self, request: InferRequest, *, caller: Caller = ANYONE, seed: int | None = None) -> Plan:
-        """Return what a call for *request* would try now; raise ModelNotFound or ModelNotAllowed."""
-        return self._plan(self._route(request, caller), request, seed, turn=False)
+    def plan(self, request: InferRequest, *, caller: Caller = ANYONE, seed: int | None = None, size: int | None = None) -> Plan:
+        """Return what a call for *request* would try now; raise ModelNotFound or ModelNotAllowed.
+
+        *size* is how many input tokens the request has, where the text itself is not at hand.
+        """
+        return self._plan(self._route(request, caller), request, seed, priced=_held(caller), turn=False, size=size)
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
         if caller.models is not None and request.model not in caller.models:
@@ -120,24 +124,25 @@ class Router:
         return route
 
     def _plan(self, route: Route, request: InferRequest, seed: int | None = None, *, priced: bool = False,
-              turn: bool = True) -> Plan:
+              turn: bool = True, size: int | None = None) -> Plan:
         cursor = 0
         if takes_turns(route):
             cursor = self._cursors.get(route.name, -1) + 1
             if turn:                        # only a call that is made moves on
                 self._cursors[route.name] = cursor
-        snapshot = self.fleet.snapshot(route, request, cursor, priced=priced)
-        return plan(route, snapshot, self._rng.getrandbits(32) if seed is None else seed)
+        snapshot = self.fleet.snapshot(route, request, cursor, priced=priced, size=size)
+        rng = self._rng if turn else copy.copy(self._rng)
+        return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)
 
     def _first_success(self, call: Call, ask: Ask[Answer], *, streamed: bool) -> Answer:
         """Plan the call, let it in, and go through its targets."""
         call.request.check()
-        route = self._route(call.request, call.caller)
+        route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
         self.gate.enter(call, streamed=streamed)
         deadline = Deadline(self.deadline if call.patience is None else min(self.deadline, call.patience))
-        call.plan = self._targets(call, route)
+        call.plan = call.plan or self._targets(call, route)     # a call that is replayed has its own
         try:
             return self._attempts.first_success(call, deadline, ask)
         except BudgetExceeded:
@@ -150,7 +155,7 @@ class Router:
 
     def _targets(self, call: Call, route: Route) -> Plan:
         """Return a plan that has something to try; raise NoHealthyProvider with the reasons if there is nothing."""
-        call.plan = plan = self._plan(route, call.request, priced=getattr(call.caller.budget, "then", "warn") != "warn")
+        call.plan = plan = self._plan(route, call.request, priced=_held(call.caller))
         if not plan.targets:
             reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
             raise NoHealthyProvider(f"no target for model {shown(route.name)} can be tried ({reasons[:300]})", retry_after=plan.retry_in)
@@ -214,6 +219,11 @@ class Router:
             release = getattr(member.provider, "close", None)
             if release is not None:
                 release()
+
+
+def _held(caller: Caller) -> bool:
+    """Whether the caller's budget is a hard one."""
+    return getattr(caller.budget, "then", "warn") != "warn"
 
 
 __all__ = ["Observer", "Reports", "Router", "Stream"]

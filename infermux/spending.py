@@ -34,7 +34,7 @@ class Spending:
         budget = call.caller.budget
         if not isinstance(budget, Budget):
             return
-        worst = self._worst(call.request, target) or 0
+        worst = self.worst(call.request, target) or 0
         try:
             if call.hold is None:
                 call.hold = self.ledger.reserve(budget, worst, call_id=call.id, at=self._clock(), lease=self._lease,
@@ -53,12 +53,16 @@ class Spending:
         except LedgerUnavailable as error:
             self._complain(error)
 
-    def _worst(self, request: InferRequest, target: Target) -> int | None:
-        """Return the most that the call may cost at *target*, in pico-USD, or None where the price is not known."""
+    def worst(self, request: InferRequest, target: Target, size: int | None = None) -> int | None:
+        """Return the most that the call may cost at *target*, in pico-USD, or None where the price is not known.
+
+        *size* as in `Fleet.snapshot`.
+        """
         price = self._fleet.price(target)
         told = [value for name in ("max_completion_tokens", "max_tokens") if type(value := request.params.get(name)) is int and value > 0]
         most = max(told, default=(price and price.max_output) or GUESSED_OUTPUT)
-        return prices.cost(Usage(round(tokens.estimate_messages(request.messages) * MARGIN), most), price)
+        size = tokens.estimate_messages(request.messages) if size is None else size
+        return prices.cost(Usage(round(size * MARGIN), most), price)
 
     def _complain(self, error: LedgerUnavailable) -> None:
         now = time.monotonic()
