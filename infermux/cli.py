@@ -30,7 +30,7 @@ class Commands(click.Group):
         return found
 
 
-_ELSEWHERE: dict[str, str] = {}             # command: its module in infermux.commands
+_ELSEWHERE: dict[str, str] = {"batch": "batch"}             # command: its module in infermux.commands
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
