@@ -35,7 +35,7 @@ FLOORS = [
     (1.6, ["planner"]),
     (1.8, ["replay"]),
     (1, ["strategies", "protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign", "board"]),
-    (0, ["errors", "types", "sse", "jsons", "shutdown", "faults"]),
+    (0, ["errors", "types", "sse", "jsons", "shutdown", "faults", "outbox"]),
 ]
 # Imports within one floor that the design has no word on; a cycle is found all the same.
 LEDGES = [

@@ -18,10 +18,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import requests
-import requests.adapters
-import urllib3
 import urllib3.exceptions
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..dialects import Dialect
 from ..errors import ProviderError, ProviderModelNotFound, ProviderRejected, ProviderTimeout, ProviderUnavailable, RequestError
@@ -30,14 +27,14 @@ from ..schema import Secret
 from ..sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import Provider
-from .wire import Exchange, Response, Timeouts, current
+from .pool import Adapter
+from .wire import Exchange, Timeouts, current
 
 __all__ = ["FOREIGN", "HTTPProvider", "Timeouts", "mapped"]
 
 MAX_RESPONSE = 32 * 1024 * 1024             # decoded bytes of one answer, or of one stream's events read at a time
 HEARTBEAT_SECONDS = 10.0                    # how long a stream may be silent before a sign of life goes to the client
 DRAIN_SECONDS = 0.02                        # how long the end of a finished stream is waited for, to keep its connection
-POOL = 1024                                 # idle connections that are kept: more than any worker has threads
 _READ = 65536
 
 
@@ -63,7 +60,7 @@ class HTTPProvider(Provider):
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._verify: bool | str = ca or True
         self._max_response = max_response
-        self._adapters: dict[int, _Adapter] = {}
+        self._adapters: dict[int, Adapter] = {}
 
     any_model = True                        # a vendor has more models than anybody lists: PROVIDER/MODEL asks for each of them
 
@@ -155,7 +152,7 @@ class HTTPProvider(Provider):
         return f"{self._base_url}{path}{'&' if '?' in path else '?'}{self._query}" if self._query else self._base_url + path
 
     def _post(self, prepared: requests.PreparedRequest, exchange: Exchange) -> requests.Response:
-        adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(os.getpid(), _Adapter())
+        adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(os.getpid(), Adapter())
         current.exchange = exchange
         try:
             return adapter.send(prepared, stream=True, timeout=exchange.timeouts(), verify=self._verify, proxies=self._proxies)
@@ -169,6 +166,10 @@ class HTTPProvider(Provider):
 
     def _read(self, response: requests.Response) -> bytes:
         """Return the whole body, decoded and bounded."""
+        length = response.raw.length_remaining
+        if length is not None and length <= self._max_response and "content-encoding" not in response.headers:
+            whole: bytes = response.raw.read(decode_content=False)      # the usual answer, in one go
+            return whole
         data = bytearray()
         while piece := response.raw.read1(_READ, decode_content=True):
             data += piece
@@ -282,70 +283,3 @@ def mapped(error: BaseException) -> ProviderError:
     if isinstance(error, requests.exceptions.ConnectionError):
         return ProviderUnavailable("no connection to the provider")
     return ProviderUnavailable("the connection to the provider broke")
-
-
-# -- connections -------------------------------------------------------------------------------------------------------
-
-class _Fresh:
-    """Notes in the exchange that the connection is a new one."""
-
-    response_class: Any = Response
-
-    def connect(self) -> None:
-        super().connect()                   # type: ignore[misc]  # a mixin over urllib3's connections
-        exchange = getattr(current, "exchange", None)
-        if exchange is not None:
-            exchange.connected = True
-
-
-class _Connection(_Fresh, HTTPConnection):
-    pass
-
-
-class _TLSConnection(_Fresh, HTTPSConnection):
-    pass
-
-
-class _Kept:
-    """Hands out a kept connection unless the exchange wants a fresh one."""
-
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        exchange = getattr(current, "exchange", None)
-        if exchange is not None and exchange.fresh:
-            return self._new_conn()         # type: ignore[attr-defined]
-        return super()._get_conn(timeout)   # type: ignore[misc]
-
-
-class _Pool(_Kept, urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(_Kept, urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-_POOLS = {"http": _Pool, "https": _TLSPool}
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter without retries, cookies and a pool lookup per request (together about half of its cost)."""
-
-    def __init__(self) -> None:
-        super().__init__(pool_connections=4, pool_maxsize=POOL, max_retries=0)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-        self._pool: Any = None
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        if self._pool is None:              # one provider, one address: one pool
-            self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
-        return self._pool
-
-    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code, response.headers, response.raw, response.request = resp.status, resp.headers, resp, req
-        return response
