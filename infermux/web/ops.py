@@ -9,6 +9,7 @@ from ..schema import Secret
 from ..status import targets
 from . import Door, View, door, json_answer, plain_error
 from .admin import guard
+from .page import Page
 
 
 def blueprint(router: Router, admin: Secret | str | None = None) -> Door:
@@ -18,6 +19,7 @@ def blueprint(router: Router, admin: Secret | str | None = None) -> Door:
 
     return door("infermux_ops", router, [
         ("GET", "/healthz", alive),
+        ("GET", "/status", admin_only(Page(router).answer)),
         ("GET", "/status/targets", admin_only(lambda: status(router))),
     ], render=plain_error)
 
