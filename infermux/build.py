@@ -72,7 +72,7 @@ def _router(config: Config, serving: bool) -> Router:
         if ECHO not in registry:
             registry.register(EchoProvider())
     _define(registry, config)
-    prices = {each.name: _prices(each) for each in config.providers if each.prices}
+    prices = own_prices(config)
     breaker, rules = config.reliability.breaker, config.reliability
     fleet = Fleet(registry, overrides=prices, concurrency=_concurrency(config, serving),
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
@@ -182,6 +182,11 @@ def _budget(key: KeyConfig) -> Budget | None:
     if key.budget is None:
         return None
     return Budget(key.name, int(Decimal(key.budget.usd) * PICO), key.budget.per, key.budget.then)
+
+
+def own_prices(config: Config) -> dict[str, dict[str, Price]]:
+    """Return the prices that the configuration itself states, by provider and model."""
+    return {each.name: _prices(each) for each in config.providers if each.prices}
 
 
 def _prices(config: ProviderConfig) -> dict[str, Price]:

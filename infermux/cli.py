@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,9 @@ class Commands(click.Group):
         return found
 
 
-_ELSEWHERE: dict[str, str] = {"batch": "batch"}             # command: its module in infermux.commands
+_ELSEWHERE: dict[str, str] = {              # command: its module in infermux.commands
+    "batch": "batch", "costs": "money", "logs": "money", "prices": "prices",
+}
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,6 +132,9 @@ def validate(path: str | None, quiet: bool) -> None:
     except InferMuxError as error:
         click.echo(f"infermux: {' '.join(error.message.split())}", err=True)
         sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
+    from .pricecheck import stale
+    if warning := stale(time.time()):
+        click.echo(f"infermux: {warning}", err=True)
     if not quiet:
         click.echo(f"{config.path or 'the environment'}: good: {len(router.registry)} providers, {len(router.registry.names)} names, "
                    f"{'no keys' if config.keys is None else f'{len(config.keys)} keys'}")

@@ -13,11 +13,13 @@ import resource
 import socket
 import struct
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
 from . import build, shutdown
 from .errors import ConfigError
+from .pricecheck import stale
 from .settings import Server
 from .tokentrace import flush_all
 
@@ -65,6 +67,8 @@ def on_starting(server: Any) -> None:
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
+    if warning := stale(time.time()):
+        server.log.warning("%s", warning)
 
 
 def when_ready(server: Any) -> None:
