@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import sys
@@ -22,20 +23,28 @@ PARTS = ("cpu", "latency", "infer", "events", "calls", "streams", "start", "ledg
 def main() -> None:
     options = _options()
     quick = options.quick
-    scale = Scale(options.rounds or (1 if quick else 5), 0.3 if quick else 1.5, 100 if quick else 1000)
+    scale = Scale(options.rounds or (1 if quick else 5), 0.3 if quick else 1.2, 100 if quick else 1000)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))        # a crowd has a connection each
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), _busy()
     with tempfile.TemporaryDirectory() as folder, gateway.mock() as upstream:
         bench = Bench(scale, set(options.only or PARTS), upstream, folder, lambda text: print(text, file=sys.stderr, flush=True))
         bench.run()
+    took = time.perf_counter() - begun
+    others = max(0.0, _busy() - busy) / took / (os.cpu_count() or 1)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; medians of {scale.rounds} interleaved rounds, "
-          f"{time.perf_counter() - begun:.0f} s in all\n")
+          f"{took:.0f} s in all, in which others used {others:.0%} of the machine\n")
     print("\n\n".join(tables(bench.figures, scale.crowd)))
     for note in bench.notes:
         print(f"\nNote: {note}")
     if options.json:
         options.json.write_text(json.dumps(bench.figures))
+
+
+def _busy() -> float:
+    """Return the seconds of CPU that anybody but this process and its ended children has used or stolen."""
+    user, nice, system, _, _, interrupt, soft, stolen = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def machine() -> str:

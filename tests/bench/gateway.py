@@ -33,7 +33,7 @@ _MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0")
 # a feature: the lines that it adds to the configuration
 KEYS = f'[keys.web]\nhash = "{sha256(KEY.encode()).hexdigest()}"\nrpm = 100000000\ntpm = 1000000000\n'
 BUDGET = 'budget = { usd = "1000000", per = "month" }\n'
-LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}/bench.db"\n', '[ledger]\npath = ""\n'
+LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}.db"\n', '[ledger]\npath = ""\n'
 SPANS = '[trace]\ntokentrace = "{upstream}"\n'
 
 
@@ -121,10 +121,10 @@ def naive(upstream: str) -> Gateway:
     return Gateway(["naive:app", *options], "/bare", cwd=_HERE, BENCH_UPSTREAM=upstream)
 
 
-def infermux(features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> Gateway:
-    """Return InferMux as a clone runs it."""
-    file = Path(folder) / "infermux.toml"
-    file.write_text(configuration(features, folder, upstream, threads))
+def infermux(name: str, features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> Gateway:
+    """Return InferMux as a clone runs it, with a file and a ledger of its own."""
+    file = Path(folder) / f"{name}.toml"
+    file.write_text(configuration(features, f"{folder}/{name}", upstream, threads))
     return Gateway(["wsgi:app"], "/providers", INFERMUX_CONFIG=str(file))
 
 

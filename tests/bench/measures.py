@@ -9,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,23 @@ SAID = [{"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "Say something about foxes, liquor jugs and zebras in one short paragraph, please."}]
 MORE = {"messages": SAID, "temperature": 0.7, "max_tokens": 128}
 ECHO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
+TURNS = 3                                   # of a subject in a round, after one to warm up
 # what is on in each subject; the baseline has nothing
-SUBJECTS = {"naive": (), "routing": (NO_LEDGER,), "full": (KEYS, LEDGER), "budget": (KEYS + BUDGET, LEDGER), "spans": (KEYS, LEDGER, SPANS)}
+SUBJECTS = {"naive": (), "routing": (NO_LEDGER,), "full": (KEYS, LEDGER), "budget": (KEYS + BUDGET, LEDGER),
+            "spans": (KEYS, LEDGER, SPANS)}
+
+
+def chat(model: str = "bench-0-0", *, key: str = "") -> Ask:
+    return post("/v1/chat/completions", {"model": model, **MORE}, "zebras jump.", key=key, end="fp_bench")
+
+
+def stream(model: str, *, key: str = "") -> Ask:
+    return post("/v1/chat/completions", {"model": model, **MORE, "stream": True}, '"content":"word ', key=key, times=EVENTS, end="[DONE]")
+
+
+def stream_anthropic(model: str) -> Ask:
+    body = {"model": model, "system": SAID[0]["content"], "messages": SAID[1:], "max_tokens": 128, "stream": True}
+    return post("/v1/messages", body, '"word ', times=EVENTS, end="message_stop")
 
 
 class Scale(NamedTuple):
@@ -37,6 +53,42 @@ class Scale(NamedTuple):
     rounds: int
     seconds: float
     crowd: int
+
+
+class Course(NamedTuple):
+    """One subject doing one thing; `answers` counts what it is measured by, such as the events of a stream."""
+
+    subject: str
+    figure: str
+    ask: Ask
+    answers: int = 1
+
+
+def _courses() -> dict[str, tuple[int, float, list[Course]]]:
+    """Return for each part how many connections, which share of the time, and who does what."""
+    keys = {name: KEY if KEYS in "".join(features) else "" for name, features in SUBJECTS.items()}
+    few, paths = ("naive", "routing", "full"), {"naive": "/bare"}
+    streamed = stream("bench-0-10")
+    streams = {"naive/same": streamed, "routing/same": streamed, "routing/translated": stream_anthropic("bench-0-10")}
+    return {
+        "cpu": (16, 1, [Course(name, f"cpu/{name}", chat(key=key)) for name, key in keys.items()]),
+        "latency": (1, 1 / 2, [Course(name, f"latency/{name}", chat(key=keys.get(name, ""))) for name in ("upstream", *few)]),
+        "infer": (16, 1 / 2, [Course(name, f"infer/{name}", post(paths.get(name, "/infer"), ECHO, "echo: hello", key=keys[name]))
+                              for name in few]),
+        "events": (16, 1 / 2, [Course(name.partition("/")[0], f"events/{name}", ask, EVENTS) for name, ask in streams.items()]),
+    }
+
+
+COURSES = _courses()
+
+
+class Run:
+    """What a course has taken so far, over all of its turns in a round."""
+
+    def __init__(self) -> None:
+        self.cpu = self.seconds = 0.0
+        self.spans = 0
+        self.latencies: list[float] = []
 
 
 class Bench:
@@ -52,54 +104,65 @@ class Bench:
         self._say = say
 
     def run(self) -> None:
-        for number in range(self._scale.rounds if self._wanted & {"cpu", "latency", "infer", "events", "start"} else 0):
-            for subject in SUBJECTS:
-                self._say(f"round {number + 1} of {self._scale.rounds}: {subject}")
-                self._subject(subject)
-        if "latency" in self._wanted:
-            self._latency("upstream", int(self._upstream.rpartition(":")[2]), chat())
+        for number in range(self._scale.rounds if self._wanted & {"start", *COURSES} else 0):
+            self._say(f"round {number + 1} of {self._scale.rounds}")
+            with ExitStack() as stack:
+                self._round({name: stack.enter_context(self._service(name)) for name in SUBJECTS})
         for name, part in (("calls", self._calls), ("streams", self._streams), ("start", self._start), ("ledger", self._ledger)):
             if name in self._wanted:
                 self._say(name)
                 part()
 
-    # -- one subject, in each round ------------------------------------------------------------------------------------
+    # -- a round: all subjects are up, and take short turns, so that whatever else the machine does hits them alike -----
 
-    def _subject(self, name: str) -> None:
-        baseline = name == "naive"
-        key = "" if name in ("naive", "routing") else KEY
-        service = gateway.naive(self._upstream) if baseline else gateway.infermux(SUBJECTS[name], self._folder, self._upstream)
-        with service:
+    def _service(self, name: str) -> Gateway:
+        return gateway.naive(self._upstream) if name == "naive" else gateway.infermux(name, SUBJECTS[name], self._folder, self._upstream)
+
+    def _round(self, services: dict[str, Gateway]) -> None:
+        for name, service in services.items():
             self.figures[f"start/{name}"].append(service.started)
             self.figures[f"pss/{name}"].append(service.pss(worker=True))
             self.figures[f"pss_all/{name}"].append(service.pss())
-            if "cpu" in self._wanted:
-                self._cpu(name, service, chat(key=key))
-            if "latency" in self._wanted and name in ("naive", "routing", "full"):
-                self._latency(name, service.port, chat(key=key))
-            if "infer" in self._wanted and name in ("naive", "routing", "full"):
-                self._infer(name, service, key)
-            if "events" in self._wanted and name in ("naive", "routing"):
-                self._events(name, service)
+        for part, (connections, share, courses) in COURSES.items():
+            if part in self._wanted:
+                runs = {course.figure: Run() for course in courses}
+                for turn in range(TURNS + 1):
+                    for course in courses:
+                        run = Run() if turn == 0 else runs[course.figure]       # the first turn warms up
+                        self._turn(services.get(course.subject), course, connections, self._scale.seconds * share / TURNS, run)
+                for course in courses:
+                    self._note(part, course, runs[course.figure])
 
-    def _cpu(self, name: str, service: Gateway, ask: Ask) -> None:
-        self._drive(name, service, ask, 16, self._scale.seconds / 3)        # warm
-        spans, before = self._settled(name), service.cpu
-        tally = self._drive(name, service, ask, 16, self._scale.seconds)
-        received = self._settled(name) - spans
-        self._per(f"cpu/{name}", service.cpu - before, tally.answered)
-        if tally.answered:
-            self.figures[f"rps/{name}"].append(tally.answered / tally.seconds)
-        if tally.answered and name == "spans":
-            self.figures["received"].append(received / tally.answered)
+    def _turn(self, service: Gateway | None, course: Course, connections: int, seconds: float, run: Run) -> None:
+        spans = self._settled(course.subject)
+        before = service.cpu if service else 0.0
+        tally = self._drive(course.figure, service.port if service else self._port, course.ask, connections, seconds)
+        run.spans += self._settled(course.subject) - spans
+        run.cpu += service.cpu - before if service else 0.0
+        run.seconds += tally.seconds
+        run.latencies += tally.latencies
 
-    def _settled(self, name: str) -> int:
+    def _note(self, part: str, course: Course, run: Run) -> None:
+        answered = len(run.latencies)
+        if not answered:
+            return
+        if part == "latency":
+            self.figures[f"p50/{course.subject}"].append(_percentile(run.latencies, 50))
+            self.figures[f"p99/{course.subject}"].append(_percentile(run.latencies, 99))
+            return
+        self.figures[course.figure].append(run.cpu / (answered * course.answers) * 1e6)
+        if part == "cpu":
+            self.figures[f"rps/{course.subject}"].append(answered / run.seconds)
+            if course.subject == "spans":
+                self.figures["received"].append(run.spans / answered)
+
+    def _settled(self, subject: str) -> int:
         """Return how many spans have come, once no more do: the work for them belongs to the calls before."""
-        if name != "spans":
+        if subject != "spans":
             return 0
         before, now = -1, self._spans()
         while now != before:
-            time.sleep(0.1)
+            time.sleep(0.05)
             before, now = now, self._spans()
         return now
 
@@ -107,39 +170,15 @@ class Bench:
         with gateway.DIRECT.open(self._upstream, timeout=20) as answer:
             return int(answer.read())
 
-    def _latency(self, name: str, port: int, ask: Ask) -> None:
-        Load(port, ask, 1, self._scale.seconds / 10).run()
-        tally = Load(port, ask, 1, self._scale.seconds / 2).run()
-        if tally.answered:
-            self.figures[f"p50/{name}"].append(_percentile(tally.latencies, 50))
-            self.figures[f"p99/{name}"].append(_percentile(tally.latencies, 99))
+    @property
+    def _port(self) -> int:
+        return int(self._upstream.rpartition(":")[2])
 
-    def _infer(self, name: str, service: Gateway, key: str) -> None:
-        ask = post("/bare" if name == "naive" else "/infer", ECHO, "echo: hello", key=key)
-        self._drive(name, service, ask, 16, self._scale.seconds / 6)
-        before = service.cpu
-        tally = self._drive(name, service, ask, 16, self._scale.seconds / 2)
-        self._per(f"infer/{name}", service.cpu - before, tally.answered)
-
-    def _events(self, name: str, service: Gateway) -> None:
-        kinds = {"same": stream("bench-0-10")}
-        if name != "naive":
-            kinds["translated"] = stream_anthropic("bench-0-10")
-        for kind, ask in kinds.items():
-            self._drive(name, service, ask, 16, 0)
-            before = service.cpu
-            tally = self._drive(name, service, ask, 16, self._scale.seconds / 2)
-            self._per(f"events/{name}/{kind}", service.cpu - before, tally.answered * EVENTS)
-
-    def _drive(self, name: str, service: Gateway, ask: Ask, connections: int, seconds: float, **more: Any) -> Tally:
-        tally = Load(service.port, ask, connections, seconds, **more).run()
+    def _drive(self, name: str, port: int, ask: Ask, connections: int, seconds: float, **more: Any) -> Tally:
+        tally = Load(port, ask, connections, seconds, **more).run()
         if tally.failed:
             self.notes.append(f"{name}: {tally.failed} of {tally.failed + tally.answered} answers were not whole: {tally.failure!r}")
         return tally
-
-    def _per(self, figure: str, seconds: float, count: int) -> None:
-        if count:
-            self.figures[figure].append(seconds / count * 1e6)
 
     # -- a crowd -------------------------------------------------------------------------------------------------------
 
@@ -152,19 +191,19 @@ class Bench:
     def _crowd(self, name: str, ask: Ask) -> None:
         """Everybody at once, to one worker with everything on that has threads for them all."""
         crowd = self._scale.crowd
-        with gateway.infermux((KEYS, LEDGER), self._folder, self._upstream, threads=crowd * 7 // 5) as service:
-            self._drive(name, service, chat(key=KEY), 16, self._scale.seconds / 3)
+        with gateway.infermux(name, (KEYS, LEDGER), self._folder, self._upstream, threads=crowd * 7 // 5) as service:
+            self._drive(name, service.port, chat(key=KEY), 16, self._scale.seconds / 3)
             rest, peak, before = service.pss(), [0.0], service.cpu
             health = get("/healthz" if service.status("/healthz") == 200 else "/providers")
-            tally = self._drive(name, service, ask, crowd, 0, probe=health, look=(1.5, lambda: peak.append(service.pss())))
+            tally = self._drive(name, service.port, ask, crowd, 0, probe=health, look=(1.5, lambda: peak.append(service.pss())))
             for figure, value in {
-                "whole": tally.answered / crowd, "killed": service.killed, "memory": (peak[-1] - rest) / crowd,
+                "whole": tally.answered / crowd, "killed": service.killed, "cpu": (service.cpu - before) / crowd * 1e6,
+                "memory": (peak[-1] - rest) / crowd,
                 "ttfb": _percentile(tally.firsts or [0.0], 99), "seconds": tally.seconds,
                 "health50": _percentile(tally.probes or [0.0], 50), "health99": _percentile(tally.probes or [0.0], 99),
                 "health_max": max(tally.probes or [0.0]),
             }.items():
                 self.figures[f"{name}/{figure}"].append(value)
-            self._per(f"{name}/cpu", service.cpu - before, tally.answered)
 
     # -- without a service ---------------------------------------------------------------------------------------------
 
@@ -190,19 +229,6 @@ class Bench:
             ledger.settle(record(call), ledger.reserve(budget, 10**6, call_id=call.id, at=time.time()))
             self.figures["ledger"].append((time.process_time_ns() - start) / 1000)
         ledger.close()
-
-
-def chat(model: str = "bench-0-0", *, key: str = "") -> Ask:
-    return post("/v1/chat/completions", {"model": model, **MORE}, "zebras jump.", key=key, end="fp_bench")
-
-
-def stream(model: str, *, key: str = "") -> Ask:
-    return post("/v1/chat/completions", {"model": model, **MORE, "stream": True}, '"content":"word ', key=key, times=EVENTS, end="[DONE]")
-
-
-def stream_anthropic(model: str) -> Ask:
-    body = {"model": model, "system": SAID[0]["content"], "messages": SAID[1:], "max_tokens": 128, "stream": True}
-    return post("/v1/messages", body, '"word ', times=EVENTS, end="message_stop")
 
 
 def _percentile(values: list[float], percent: int) -> float:
