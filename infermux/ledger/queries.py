@@ -233,7 +233,7 @@ _OF_CALL = {
 }  # fmt: skip
 _OF_ATTEMPT = {  # a call that reached nobody has no attempt, but counts: under no name
     "model": "coalesce(a.model, '')", "served": "coalesce(a.served, '')", "provider": "coalesce(a.provider, '')",
-    "attempt_error": "coalesce(a.error_code, c.error_code)",
+    "attempt_error": "a.error_code",
 }  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
 # whole micro-dollars and the rest: a sum of pico-dollars would pass the largest integer at nine million dollars
@@ -252,7 +252,8 @@ def totals(by: Sequence[str], *, since: float | None, until: float | None, calle
     columns = [_OF_CALL.get(name) or _OF_ATTEMPT[name] for name in names]
     source, sums = "calls AS c", _CALLS
     if any(name in _OF_ATTEMPT for name in names):
-        source, sums = "calls AS c LEFT JOIN attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id", _ATTEMPTS
+        join = "JOIN" if "attempt_error" in names else "LEFT JOIN"
+        source, sums = f"calls AS c {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id", _ATTEMPTS
     group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
 

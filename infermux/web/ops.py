@@ -9,6 +9,7 @@ from ..schema import Secret
 from ..status import targets
 from . import Door, View, door, json_answer, plain_error
 from .admin import guard
+from .costs import costs, series
 from .page import Page
 
 
@@ -19,6 +20,8 @@ def blueprint(router: Router, admin: Secret | str | None = None) -> Door:
 
     return door("infermux_ops", router, [
         ("GET", "/healthz", alive),
+        ("GET", "/costs", admin_only(lambda: costs(router))),
+        ("GET", "/costs/timeseries", admin_only(lambda: series(router))),
         ("GET", "/status", admin_only(Page(router).answer)),
         ("GET", "/status/targets", admin_only(lambda: status(router))),
     ], render=plain_error)
