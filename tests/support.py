@@ -181,6 +181,12 @@ class Service:
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), size, 0).decode(errors="replace")
 
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def ask(self, path: str, body: Any = None, **more: Any) -> Answer:
         return ask(self.port, path, body, **more)
 
@@ -311,15 +317,19 @@ ATTRIBUTES = {
     "latency_ms": int,
     "finish_reason": str,
     "error": str,
+    "waited_ms": int,
 }
 
 
-def read_span(body: bytes) -> dict[str, Any]:
-    """Return the span of a MIST message; raise AssertionError for anything that the protocol does not say."""
+def read_span(body: bytes, skew: int = 0) -> dict[str, Any]:
+    """Return the span of a MIST message; raise AssertionError for anything that the protocol does not say.
+
+    *skew*: how many seconds the sender's clock is wrong.
+    """
     found = MESSAGE.fullmatch(body)
     assert found, f"not a trace.span message in the protocol's order: {body[:200]!r}"
     assert len(body) <= 10 * 1024 * 1024
-    assert abs(int(found["stamp"]) - time.time_ns()) < 600 * 10**9, "timestamp_ns is not now"
+    assert abs(int(found["stamp"]) - time.time_ns() - skew * 10**9) < 600 * 10**9, "timestamp_ns is not now"
     if found["checksum"]:
         assert int(found["checksum"]) == zlib.crc32(found["payload"]), "wrong checksum"
     span = json.loads(found["payload"], object_pairs_hook=_unique, parse_constant=_refuse)
@@ -331,7 +341,7 @@ def _check_span(span: dict[str, Any]) -> None:
     assert list(span) == [name for name in SPAN if name != "parent_id" or "parent_id" in span], f"fields {list(span)}"
     for name, form in (("trace_id", r"[0-9a-f]{32}"), ("span_id", r"[0-9a-f]{32}"), ("parent_id", r"[0-9a-f]{16}|[0-9a-f]{32}")):
         assert name not in span or (isinstance(span[name], str) and re.fullmatch(form, span[name]) and int(span[name], 16)), name
-    assert span["operation"] == "infermux.infer"
+    assert span["operation"] == "infermux.infer" or (span["operation"] == "infermux.attempt" and span["parent_id"])
     assert type(span["start_ns"]) is int and type(span["end_ns"]) is int and 10**18 < span["start_ns"] <= span["end_ns"]
     assert span["status"] in ("ok", "error")
     _check_attributes(span["attrs"], span["status"])
@@ -365,7 +375,9 @@ class TokenTrace(Peer):
 
     def __init__(self, mode: str = "ok", *, seconds: float = 2.0, status: int = 500, target: str = "") -> None:
         self.mode, self.seconds, self.status, self.target = mode, seconds, status, target
+        self.skew = 0
         self.spans: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []  # spans of attempts, which only some calls have
         self.problems: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -392,7 +404,7 @@ class TokenTrace(Peer):
         try:
             assert (handler.command, handler.path) == ("POST", "/mist"), f"{handler.command} {handler.path}"
             assert handler.headers["Content-Type"] == "application/json"
-            span, problem = read_span(body), ""
+            span, problem = read_span(body, self.skew), ""
         except (AssertionError, ValueError) as error:
             span, problem = {}, str(error)
         with self.lock:
@@ -401,7 +413,7 @@ class TokenTrace(Peer):
             if problem:
                 self.problems.append(problem)
             else:
-                self.spans.append(span)
+                (self.spans if span["operation"] == "infermux.infer" else self.attempts).append(span)
 
     def wait(self, count: int) -> list[dict[str, Any]]:
         """Return the spans once there are *count*; every message was valid and none came twice."""
