@@ -37,3 +37,18 @@ def the_router() -> Router:
         found: Router = flask.current_app.extensions["infermux"]
         return found
     return checked(build.load)
+
+
+def the_prompt(text: str | None, prompt: str | None) -> str:
+    """Return the prompt: the argument, an option, or standard input."""
+    if text is not None and prompt is not None:
+        raise click.UsageError("give the prompt as the argument or with --prompt, not both")
+    given = prompt if text is None else text
+    if given is not None and given != "-":
+        return given
+    if given is None and sys.stdin.isatty():
+        raise click.UsageError("a prompt is missing: give it as the argument, with --prompt, or on standard input")
+    read = sys.stdin.read().rstrip("\n")
+    if not read:
+        raise click.UsageError("standard input holds no prompt")
+    return read
