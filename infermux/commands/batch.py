@@ -87,7 +87,10 @@ class Files:
         self.recent, self.done, self.skipped = Recent(), Done(), 0
         if Path(output).is_file() and Path(source).exists() and os.path.samefile(source, output):
             raise click.UsageError("IN.jsonl and OUT.jsonl are the same file")
-        self.source: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(_file(source, "rb"))
+        self.source = _stdin() if source == "-" else _file(source, "rb")
+        self.size = batchlines.size_of(self.source)
+        if self.size is not None:           # else a thread may be reading it for ever, and closing would wait for that
+            stack.enter_context(self.source)
         if output == "-":
             self.output: BinaryIO = sys.stdout.buffer
         elif Path(output).exists() and not Path(output).is_file():
@@ -95,7 +98,6 @@ class Files:
         else:
             self.output = stack.enter_context(_locked(output))
             self._go_on(output, stack, retry_failed)
-        self.size = batchlines.size_of(self.source)
 
     def _go_on(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
         """Read what has been answered; see that it answers this input."""
@@ -103,7 +105,7 @@ class Files:
             self.output = stack.enter_context(_without_failures(output, self.output))
         try:
             self.done = batchlines.results(self.output, self.recent)
-            if self.done.count and batchlines.size_of(self.source) is None:
+            if self.done.count and self.size is None:
                 raise RequestError("a run goes on only with an input that is a file")
             start = self.source.tell() if self.done.count else 0
             self.skipped = self.done.check(self.source)
@@ -118,6 +120,14 @@ class Files:
         """Add a result; it survives the end of this process from here on."""
         self.output.write(result)
         self.output.flush()
+
+
+def _stdin() -> BinaryIO:
+    """Return standard input with a buffer of its own: Python aborts at its end if a thread is reading with the shared one."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:
+        return sys.stdin.buffer
 
 
 def _file(path: str, mode: Literal["rb", "wb", "a+b"]) -> BinaryIO:
