@@ -1,7 +1,7 @@
 """What the workers of a host share: counts that outlive a worker, a note of each worker, and orders to all of them.
 
-It is a map of memory, made before the workers are forked and divided into stripes. A process writes to one stripe, which is its own while it
-holds a lock that the kernel takes back at its death; whoever gets the stripe next goes on from its counts. Readers add the stripes up.
+It is a map of memory, made before the workers are forked and divided into stripes. A process writes to one stripe, which is its own
+while it holds a lock that the kernel takes back at its death; whoever gets the stripe next goes on from its counts. Readers add up.
 """
 
 from __future__ import annotations
@@ -59,8 +59,13 @@ class Stripe:
         self.lock = threading.Lock()
         self._at: dict[Key, int] = {}
         self._next = 0
+
+    def resume(self) -> None:
+        """Go on from the counts of whoever had the stripe before; what was so at the moment of a death is not so any more."""
         for key, at, width in self.series():
             self._at[key], self._next = at, at + width
+        self.write(b"")
+        self.seen = 0
 
     def at(self, key: Key, width: int = 1) -> int:
         """Return the first of the *width* cells of a series; a new one begins with zeros."""
@@ -141,8 +146,7 @@ class Board:
                 if self._number < 0:
                     log.error("there are more workers than metrics have room for: what this one counts is not seen")
                 made = Stripe(memoryview(bytearray(_STRIPE)) if self._number < 0 else self._part(self._number))
-                made.write(b"")             # counts go on, what was so at the moment of a death does not
-                made.seen = 0
+                made.resume()
                 self._mine = made
             return self._mine
 

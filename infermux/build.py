@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import config as configuration
+from . import status
 from .config import Config, ProviderConfig
 from .errors import ConfigError, ModelNotFound
 from .fleet import Fleet
@@ -81,6 +82,7 @@ def _router(config: Config, serving: bool) -> Router:
                   ledger=_ledger(config, serving))
     if serving:
         _serving.add(made)
+        status.watch(made)
     return made
 
 

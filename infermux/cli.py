@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from . import build, jsons
-from .commands import OneLine, checked, the_router
+from .commands import OneLine, checked, the_prompt, the_router
 from .errors import InferMuxError
 from .protocol import InferRequest, InferResponse
 from .router import Router
@@ -32,7 +32,7 @@ class Commands(click.Group):
 
 
 _ELSEWHERE: dict[str, str] = {              # command: its module in infermux.commands
-    "batch": "batch", "costs": "money", "logs": "money", "prices": "prices",
+    "batch": "batch", "costs": "money", "logs": "money", "prices": "prices", "explain": "plans", "replay": "plans", "status": "ops",
 }
 
 
@@ -63,7 +63,7 @@ def infer(text: str | None, prompt: str | None, model: str, provider: str, syste
     Example: echo "Say hello" | infermux infer --model echo-v1
     """
     messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": _prompt(text, prompt)})
+    messages.append({"role": "user", "content": the_prompt(text, prompt)})
     request = InferRequest(model, messages, provider)
     if stream if stream is not None else sys.stdout.isatty() and not as_json:
         response = _streamed(the_router(), request)
@@ -199,20 +199,6 @@ def _gunicorn(options: Callable[[], dict[str, Any]]) -> None:
             return import_app("infermux.app:create_app()")
 
     Service().run()
-
-
-def _prompt(text: str | None, prompt: str | None) -> str:
-    if text is not None and prompt is not None:
-        raise click.UsageError("give the prompt as the argument or with --prompt, not both")
-    given = prompt if text is None else text
-    if given is not None and given != "-":
-        return given
-    if given is None and sys.stdin.isatty():
-        raise click.UsageError("a prompt is missing: give it as the argument, with --prompt, or on standard input")
-    read = sys.stdin.read().rstrip("\n")
-    if not read:
-        raise click.UsageError("standard input holds no prompt")
-    return read
 
 
 def _asked(router: Router, request: InferRequest) -> InferResponse:

@@ -76,6 +76,11 @@ class Registry:
         """The names that were defined, in their order."""
         return tuple(self._names)
 
+    def targets(self) -> tuple[Target, ...]:
+        """Return every target that the names lead to, and every model that a provider lists, each once."""
+        named = [target for name in self._names for target in flat(self.route(name))]
+        return tuple(dict.fromkeys([*named, *(Target(each.name, model) for each in self for model in each.models)]))
+
     def route(self, model: str, provider: str = "") -> Route:
         """Return what *model* stands for, at *provider* if one is named; raise ModelNotFound with what is close to it."""
         if model in self._names:

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from . import build, shutdown
+from . import board, build, shutdown, status
 from .errors import ConfigError
 from .pricecheck import stale
 from .settings import Server
@@ -36,6 +36,7 @@ def load() -> dict[str, Any]:
 
     gunicorn runs this in its master, at the start and at each HUP; the workers that it forks inherit what was read.
     """
+    board.share()
     before, build.pinned = build.pinned, None
     try:
         config = build.settings()
@@ -99,9 +100,11 @@ def post_fork(server: Any, worker: Any) -> None:
     if build.pinned is not None:
         build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))
         build.resize(build.pinned)          # under --preload the application was made before this was known
+    status.start()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Send the spans that are still queued."""
     flush_all()
+    status.stop()
     atexit.unregister(flush_all)            # else a TokenTrace that hangs is waited for twice

@@ -24,15 +24,15 @@ FLOORS = [
     (6.8, ["commands"]),
     (6.5, ["server", "gthread", "chaos", "testing"]),
     (6, ["build"]),
-    (5.5, ["batch", "status"]),
+    (5.5, ["batch", "explain", "status"]),
     (5, ["router"]),
     (4.6, ["attempts", "stream"]),  # the router's own parts
     (4.5, ["spending"]),
-    (4.3, ["fleet", "billing"]),
+    (4.3, ["fleet", "billing", "metrics"]),
     (4, ["registry", "ledger.sqlite", "tokentrace"]),
     (3.5, ["reports", "bills"]),
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call"]),
-    (3, ["providers.*", "ledger", "ledger.queries", "trace", "metrics", "gate", "batchlines"]),
+    (3, ["providers.*", "ledger", "ledger.queries", "trace", "gate", "batchlines"]),
     (1.6, ["planner"]),
     (1.5, ["pricecheck"]),
     (1.8, ["replay"]),
@@ -56,6 +56,8 @@ LEDGES = [
     ("chaos", "testing"),
     ("ledger.queries", "ledger"),
     ("commands.*", "commands.printing"),
+    ("commands.*", "commands.client"),  # asks a running service
+    ("commands.plans", "commands.money"),  # `the_ledger`
     ("commands.money", "commands.reconcile"),
     ("config", "schema"),
     ("config", "settings"),
