@@ -147,12 +147,12 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: int | None) -> str:
-    """Return a number of tokens or calls as 950, 12.3k or 4.5M."""
+    """Return a number of tokens or calls as 9,500, 12.3k or 4.5M."""
     if number is None:
         return "–"
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
-        if number >= size:
-            return f"{number / min(size, 10**3 if letter == 'k' else size):.1f}{letter}"
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= max(size, 10**4):
+            return f"{number / size:.1f}{letter}"
     return f"{number:,}"
 
 
