@@ -74,10 +74,10 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """Return the message as JSON, its fields in mist-go's order."""
-        head = jsons.encode({"version": self.version, "id": self.id, "source": self.source, "type": self.type,
-                             "timestamp_ns": self.timestamp_ns})
+        version, ident, source, kind = map(jsons.encode, (self.version, self.id, self.source, self.type))
         tail = b',"checksum":%d}' % self.checksum if self.checksum else b"}"
-        return head[:-1] + b',"payload":' + self.payload + tail
+        return b'{"version":%s,"id":%s,"source":%s,"type":%s,"timestamp_ns":%d,"payload":%s%s' % (
+            version, ident, source, kind, self.timestamp_ns, self.payload, tail)
 
 
 class Native(NamedTuple):

@@ -2,146 +2,132 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
-import queue
-import threading
+import re
+import select
+import socket
 import time
-import weakref
+from urllib.parse import urlsplit
 
-import requests
-
+from .outbox import Outbox, Send, dropped, flush_all
 from .protocol import TRACE_SPAN, Message, TraceSpan
 
-log = logging.getLogger("infermux")
-TIMEOUT = 1.0                               # seconds to connect, and again for each read
-FLUSH_SECONDS = 3.0
+__all__ = ["Reporter", "dropped", "flush_all"]
+
+TIMEOUT = 1.0                               # seconds to connect, to send, and for the answer
 _ANSWER = 65536                             # bytes of TokenTrace's answer that are read to keep its connection
-_reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
+_STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})[ \r\n]")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.I)
+_CLOSE = re.compile(rb"\r\n(connection:[^\r]*close|transfer-encoding:)", re.I)
 
 
-class Reporter:
-    """POSTs finished spans as MIST messages from a thread pool behind a bounded queue; with an empty URL it does nothing.
-
-    Threads start with the first span, in each process anew: a pool that was started before a fork would hang after it.
-    """
+class Reporter(Outbox[TraceSpan]):
+    """POSTs finished spans as MIST messages from a thread pool behind a bounded queue; with an empty URL it does nothing."""
 
     def __init__(self, source: str = "infermux", url: str = "", *, threads: int = 2, size: int = 1000) -> None:
+        super().__init__("TokenTrace does not take spans", threads=threads, size=size)
         self.source = source
         self.url = url.rstrip("/") + "/mist" if url else ""
-        self._threads = threads
-        self._size = size
-        self._lock = threading.Lock()
-        self._pool: _Pool | None = None
-        _reporters.add(self)
-
-    @property
-    def dropped(self) -> int:
-        """Spans that did not reach TokenTrace, in this process: the queue was full, or it did not take them."""
-        pool = self._pool
-        return pool.dropped if pool is not None and pool.pid == os.getpid() else 0
 
     def report(self, span: TraceSpan) -> None:
         """Queue one span; drop and count it when the queue is full."""
         if self.url:
-            pool = self._pool
-            if pool is None or pool.pid != os.getpid():
-                pool = self._start()
-            pool.put(span)
+            self.put(span)
 
-    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until every span that was queued is sent or dropped; return whether that was so within *seconds*."""
-        pool = self._pool
-        return pool is None or pool.pid != os.getpid() or pool.flush(seconds)
+    def sender(self) -> Send[TraceSpan]:
+        """Return what sends spans over a connection of its own."""
+        connection = _Connection(self.url)
 
-    def _start(self) -> _Pool:
-        with self._lock:
-            if self._pool is None or self._pool.pid != os.getpid():
-                self._pool = _Pool(self.source, self.url, self._threads, self._size)
-            return self._pool
+        def send(spans: list[TraceSpan]) -> int:
+            messages = [Message.wrap(self.source, TRACE_SPAN, span.to_dict(), checksum=True).to_bytes() for span in spans]
+            return sum(not 200 <= connection.post(message) < 300 for message in messages)
+        return send
 
 
-class _Pool:
-    """The threads and the queue of one process."""
+class _Connection:
+    """A kept connection that POSTs, and looks at no more of an answer than its status and its end.
 
-    def __init__(self, source: str, url: str, threads: int, size: int) -> None:
-        self.pid = os.getpid()
-        self._source = source
+    A span is one request more for each call: a client library's headers, pools and redirects would be most of what it costs.
+    """
+
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._queue: queue.Queue[TraceSpan] = queue.Queue(size)
-        self._count = threading.Lock()
-        self.dropped = 0
-        for number in range(threads):
-            threading.Thread(target=self._run, name=f"infermux-spans-{number}", daemon=True).start()
+        self._socket: socket.socket | None = None
+        self._poll = select.poll()
+        self._head = b""
 
-    def put(self, span: TraceSpan) -> None:
+    def post(self, body: bytes) -> int:
+        """Return the status of the answer; raise OSError or ValueError if none came in time."""
         try:
-            self._queue.put_nowait(span)
-        except queue.Full:
-            self._drop()
+            if self._socket is None or self._poll.poll(0):      # what comes before a question is the end, or nothing that we want
+                self._open()
+            status, kept = self._exchange(body)
+        except BaseException:
+            self.close()
+            raise
+        if not kept:
+            self.close()
+        return status
 
-    def flush(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        with self._queue.all_tasks_done:
-            while self._queue.unfinished_tasks:
-                left = end - time.monotonic()
-                if left <= 0:
-                    return False
-                self._queue.all_tasks_done.wait(left)
-        return True
+    def close(self) -> None:
+        """Let go of the connection; the next POST makes a new one."""
+        if self._socket is not None:
+            self._poll.unregister(self._socket)
+            self._socket.close()
+            self._socket = None
 
-    def _run(self) -> None:
-        session = _session()
-        while True:
-            span = self._queue.get()
-            try:
-                self._send(session, span)
-            except Exception as error:      # whatever TokenTrace does, the next span gets its chance
-                self._drop()
-                log.debug("a span was dropped: %s", type(error).__name__)
-            finally:
-                self._queue.task_done()
+    def _open(self) -> None:
+        self.close()
+        parts = urlsplit(self._url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an http(s) address")
+        host = parts.netloc.rpartition("@")[2].encode("idna")
+        path = (parts.path + (f"?{parts.query}" if parts.query else "")).replace(" ", "%20").encode("ascii")
+        self._head = (b"POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: infermux\r\nContent-Type: application/json\r\n"
+                      b"Content-Length: " % (path, host))
+        opened = socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), TIMEOUT)
+        try:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = _secured(opened, parts.hostname) if parts.scheme == "https" else opened
+        except BaseException:
+            opened.close()
+            raise
+        self._poll.register(self._socket, select.POLLIN)
 
-    def _send(self, session: requests.Session, span: TraceSpan) -> None:
-        message = Message.wrap(self._source, TRACE_SPAN, span.to_dict(), checksum=True)
-        with session.post(self._url, data=message.to_bytes(), headers={"Content-Type": "application/json"}, timeout=TIMEOUT,
-                          allow_redirects=False, stream=True) as answer:
-            answer.raw.read1(_ANSWER)       # a short answer is read to its end, a long or slow one is not waited for
-            if not 200 <= answer.status_code < 300:
-                self._drop()
+    def _exchange(self, body: bytes) -> tuple[int, bool]:
+        """Return the status, and whether the connection can be used again."""
+        assert self._socket is not None
+        end = time.monotonic() + TIMEOUT
+        self._socket.sendall(b"%s%d\r\n\r\n%s" % (self._head, len(body), body))
+        data = self._more(b"", end)
+        while b"\r\n\r\n" not in data:
+            data = self._more(data, end)
+        head, _, rest = data.partition(b"\r\n\r\n")
+        head += b"\r\n"
+        found, length = _STATUS.match(head), _LENGTH.search(head)
+        if found is None:
+            raise ValueError("not an answer in HTTP")
+        status = int(found[2])
+        if found[1] == b"0" or length is None or _CLOSE.search(head):
+            return status, status == 204 and not rest
+        try:
+            while len(rest) < int(length[1]):
+                rest = self._more(rest, end)
+        except (OSError, ValueError):       # a body that is long or slow is not waited for: the status is what counts
+            return status, False
+        return status, len(rest) == int(length[1])
 
-    def _drop(self) -> None:
-        with self._count:
-            self.dropped += 1
-            first = self.dropped == 1
-        if first:
-            log.warning("TokenTrace does not take spans: they are dropped and counted")
-
-
-def _session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False               # a proxy or a .netrc of the environment is none of a span's business
-    return session
-
-
-def flush_all(seconds: float = FLUSH_SECONDS) -> None:
-    """Flush every reporter of this process, together within *seconds*."""
-    end = time.monotonic() + seconds
-    for reporter in list(_reporters):
-        reporter.flush(max(0.0, end - time.monotonic()))
-
-
-def dropped() -> int:
-    """Return the spans that every reporter of this process has dropped."""
-    return sum(reporter.dropped for reporter in list(_reporters))
-
-
-def _after_fork() -> None:
-    """In the child nobody holds a lock any more, and no thread of a pool is left."""
-    for reporter in list(_reporters):
-        reporter._lock, reporter._pool = threading.Lock(), None
+    def _more(self, data: bytes, end: float) -> bytes:
+        assert self._socket is not None
+        if time.monotonic() > end or len(data) > _ANSWER:
+            raise TimeoutError
+        piece = self._socket.recv(_ANSWER)
+        if not piece:
+            raise ConnectionError
+        return data + piece
 
 
-atexit.register(flush_all)
-os.register_at_fork(after_in_child=_after_fork)
+def _secured(opened: socket.socket, host: str) -> socket.socket:
+    import ssl
+
+    from requests.utils import DEFAULT_CA_BUNDLE_PATH as trusted  # what providers are checked by, too
+    return ssl.create_default_context(cafile=trusted).wrap_socket(opened, server_hostname=host)

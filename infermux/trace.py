@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .call import Call
-from .protocol import TraceSpan
-from .types import TraceContext
+from .call import Attempt, Call, usd
+from .errors import InferMuxError
+from .protocol import TraceSpan, new_id
+from .types import TraceContext, Usage
 
 KNOWN_FLAGS = 0b11  # sampled, and random (level 2); others must be sent as zero
 OPERATION = "infermux.infer"
+ATTEMPT = "infermux.attempt"
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 
@@ -31,17 +33,43 @@ def format(context: TraceContext) -> str:
 
 
 def spans(call: Call) -> list[TraceSpan]:
-    """Return the spans of a finished call."""
-    return [TraceSpan(call.trace_id, call.span_id, OPERATION, call.start_ns, call.end_ns, "error" if call.error else "ok",
-                      call.parent_id, _attributes(call))]
+    """Return the spans of a finished call: its own, and where there was more than one attempt, a child for each of them.
 
-
-def _attributes(call: Call) -> dict[str, Any]:
+    A child of a call that went well at once would repeat its parent, and a span costs as much as a small request.
+    """
     tokens_in, tokens_out = call.tokens
-    attrs: dict[str, Any] = {"provider": call.provider, "model": call.model, "tokens_in": tokens_in, "tokens_out": tokens_out}
-    if call.cost_usd is not None:           # an unknown price is left out: 0 would be a lie
-        attrs["cost_usd"] = call.cost_usd
-    attrs |= {"latency_ms": call.latency_ms, "finish_reason": call.finish_reason}
-    if call.error is not None:
-        attrs["error"] = call.error.summary
+    attrs = {"provider": call.provider, "model": call.model, "tokens_in": tokens_in, "tokens_out": tokens_out}
+    own = TraceSpan(call.trace_id, call.span_id, OPERATION, call.start_ns, call.end_ns, "error" if call.error else "ok", call.parent_id,
+                    _rest(attrs, call.cost, call.latency_ms, call.finish_reason, call.error))
+    return [own, *(_child(call, attempt) for attempt in call.attempts)] if len(call.attempts) > 1 else [own]
+
+
+def _child(call: Call, attempt: Attempt) -> TraceSpan:
+    error, usage = failure(call, attempt), attempt.usage or Usage()
+    attrs: dict[str, Any] = {"provider": attempt.target.provider, "model": attempt.served or attempt.target.model,
+                             "tokens_in": usage.input_tokens or 0, "tokens_out": usage.output_tokens or 0}
+    if attempt.waited:
+        attrs["waited_ms"] = round(attempt.waited * 1000)
+    start = moment(call, attempt.started)
+    return TraceSpan(call.trace_id, new_id(), ATTEMPT, start, start + int(attempt.seconds * 1e9), "error" if error else "ok", call.span_id,
+                     _rest(attrs, attempt.cost, attempt.latency_ms, "" if error else call.finish_reason, error))
+
+
+def moment(call: Call, monotonic: float) -> int:
+    """Return a moment of the call in nanoseconds of wall-clock time."""
+    return call.start_ns + int((monotonic - call.started) * 1e9)
+
+
+def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
+    """Return why an attempt failed: the last one failed with its call."""
+    return attempt.error or (call.error if attempt is call.attempts[-1] else None)
+
+
+def _rest(attrs: dict[str, Any], cost: int | None, latency_ms: int, finish_reason: str, error: InferMuxError | None) -> dict[str, Any]:
+    if cost is not None:                    # an unknown price is left out: 0 would be a lie
+        attrs["cost_usd"] = usd(cost)
+    attrs["latency_ms"] = latency_ms
+    attrs["finish_reason"] = finish_reason
+    if error is not None:
+        attrs["error"] = error.summary
     return attrs

@@ -1,13 +1,20 @@
 """The Reporter: spans leave without anybody waiting for them, and what does not arrive is counted."""
 
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
+import requests.utils
 from support import TokenTrace, eventually, nobody, run
 
 from infermux import EchoProvider, InferMuxError, InferRequest, Registry, Reporter, Router, TraceSpan
+from infermux.errors import ProviderUnavailable
 
 HELLO = InferRequest("echo-v1", [{"role": "user", "content": "hello"}])
 
@@ -112,6 +119,20 @@ def test_a_router_reports_each_call_once_ok_or_error(tokentrace):
     assert "nobody" in failed["attrs"]["error"] and failed["attrs"]["model"] == "nobody"
 
 
+class Down(EchoProvider):
+    def infer(self, request, deadline):
+        raise ProviderUnavailable("no connection to the provider")
+
+
+def test_a_call_that_failed_over_has_a_child_for_each_attempt(tokentrace):
+    router = Router(Registry([Down("down", ["echo-v1"]), EchoProvider()]), Reporter("infermux", tokentrace.url))
+    router.infer(HELLO)
+    assert router.reporter.flush(20)
+    [span] = tokentrace.checked()
+    assert [(child["parent_id"], child["trace_id"]) for child in tokentrace.attempts] == [(span["span_id"], span["trace_id"])] * 2
+    assert {(child["attrs"]["provider"], child["status"]) for child in tokentrace.attempts} == {("down", "error"), ("echo", "ok")}
+
+
 def test_a_span_holds_no_text_of_the_conversation(tokentrace):
     router = Router(Registry([EchoProvider()]), Reporter("infermux", tokentrace.url))
     router.infer(InferRequest("echo-v1", [{"role": "user", "content": "a-secret-thing"}]))
@@ -203,6 +224,131 @@ def test_flush_ends_within_its_time_and_says_that_spans_are_left():
         started = time.monotonic()
         assert not reporter.flush(0.3)
         assert 0.25 < time.monotonic() - started < 5
+
+
+# -- the connection ----------------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Takes spans over raw sockets, and answers with bytes as they are; counts connections and messages."""
+
+    def __init__(self, *pieces, hangs_up=False, tls=None):
+        self.pieces, self.hangs_up, self.tls = pieces, hangs_up, tls
+        self.connections = self.messages = self.ended = 0
+
+    def __enter__(self):
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self._sock.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        for sock in (self._sock, self._kept):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._sock.close()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                self._kept, _ = self._sock.accept()
+                self.connections += 1
+                with self._kept, contextlib.suppress(OSError):
+                    if self.tls:
+                        self._kept = self.tls.wrap_socket(self._kept, server_side=True)
+                    with self._kept:
+                        while self._answered(self._kept):
+                            pass
+                self.ended += 1
+
+    def _answered(self, sock):
+        data = b""
+        while not data.endswith(b"}"):
+            piece = sock.recv(65536)
+            if not piece:
+                return False
+            data += piece
+        self.messages += 1
+        for piece in self.pieces:
+            sock.sendall(piece)
+            time.sleep(0.02)  # so that it arrives as a piece of its own
+        return not self.hangs_up
+
+
+TAKEN = b"HTTP/1.1 202 Accepted\r\n"
+KEPT = [
+    (TAKEN + b"Content-Length: 0\r\n\r\n",),
+    (TAKEN + b"CONTENT-LENGTH:2 \r\nDate: today\r\n\r\n{}",),
+    (TAKEN + b"Content-Len", b"gth: 2\r\n\r", b"\n{", b"}"),
+    (b"HTTP/1.1 204\r\n\r\n",),
+]
+CLOSED = [
+    (TAKEN + b"Content-Length: 0\r\nConnection: close\r\n\r\n",),
+    (TAKEN + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",),
+    (TAKEN + b"Content-Length: 2\r\n\r\n{}{}",),  # more than it said
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",),
+    (TAKEN + b"Content-Length: 999999\r\n\r\n" + b"x" * 100_000,),
+]
+
+
+@pytest.mark.parametrize(("pieces", "connections"), [*((pieces, 1) for pieces in KEPT), *((pieces, 3) for pieces in CLOSED)])
+def test_a_connection_is_kept_where_the_answer_has_ended_for_certain(pieces, connections):
+    with Receiver(*pieces) as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        report(reporter, 3)
+        assert reporter.flush(20)
+        assert (receiver.messages, receiver.connections, reporter.dropped) == (3, connections, 0)
+
+
+def test_a_kept_connection_that_was_closed_costs_no_span():
+    with Receiver(*KEPT[0], hangs_up=True) as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        for number in range(1, 4):
+            reporter.report(span(number))
+            assert reporter.flush(20)
+            eventually(lambda: receiver.ended == number, "the end of the connection")  # noqa: B023
+        assert (receiver.messages, receiver.connections, reporter.dropped) == (3, 3, 0)
+
+
+def test_an_answer_that_never_ends_is_left():
+    with TokenTrace("status", status=202) as receiver:
+        receiver.answer = lambda handler, body: (handler.wfile.write(b"HTTP/1.1 202 \r\nX: "), receiver.released.wait())
+        reporter = Reporter("infermux", receiver.url)
+        report(reporter, 1)
+        assert reporter.flush(20)
+        assert reporter.dropped == 1
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A key and a certificate for 127.0.0.1 that nobody has signed, in one file."""
+    if not (command := shutil.which("openssl")):
+        pytest.skip("no openssl command")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = subprocess.run(
+        [command, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj"]
+        + ["/CN=trace", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"],
+        check=True,
+        capture_output=True,
+    )
+    file.write_bytes(made.stdout)
+    return file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_tokentrace_behind_tls_must_be_trusted(certificate, monkeypatch, trusted):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    if trusted:
+        monkeypatch.setattr(requests.utils, "DEFAULT_CA_BUNDLE_PATH", str(certificate))
+    with Receiver(*KEPT[1], tls=context) as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        report(reporter, 3)
+        assert reporter.flush(20)
+        assert (receiver.messages, reporter.dropped) == ((3, 0) if trusted else (0, 3))
+        assert not trusted or receiver.connections == 1
 
 
 # -- the environment ---------------------------------------------------------------------------------------------------

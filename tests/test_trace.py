@@ -109,7 +109,7 @@ def test_a_header_of_a_megabyte_is_refused_at_once() -> None:
 
 def call(error: InferMuxError | None = None, cost: int | None = 1_500_000, context: TraceContext | None = None) -> Call:
     made = Call.begin(InferRequest("asked"), caller=ANYONE, door="library", trace=context)
-    made.attempts = [Attempt(Target("first", "m1"), made.started), Attempt(Target("second", "m2"), made.started, served="m2-0613")]
+    made.attempts = [Attempt(Target("second", "m2"), made.started, served="m2-0613")]
     made.usage, made.cost, made.finish_reason, made.error = Usage(7, 3), cost, "stop", error
     made.ended = made.started + 0.25
     return made
@@ -164,6 +164,38 @@ def test_a_failure_is_a_span_with_status_error_and_no_word_of_the_vendor(error: 
 def test_a_span_of_a_call_that_never_left_has_attributes_of_the_right_types() -> None:
     [span] = trace.spans(Call(InferRequest("nope"), error=InferMuxError("x"), ended=time.monotonic()))
     assert (span.attrs["provider"], span.attrs["model"], span.attrs["tokens_in"]) == ("", "nope", 0)
+
+
+def test_each_attempt_of_a_call_that_failed_over_is_a_child_with_its_own_times() -> None:
+    made = call(context=TraceContext(TRACE, PARENT))
+    begun, last = made.started, made.attempts[0]
+    failed = ProviderTimeout("the provider did not answer in time")
+    made.attempts.insert(0, Attempt(Target("first", "m1"), begun + 0.05, ended=begun + 0.1, error=failed))
+    last.started, last.ended, last.waited, last.usage, last.cost = begun + 0.15, begun + 0.25, 0.05, Usage(7, 3), 1_500_000
+    own, *children = trace.spans(made)
+    assert own.operation == "infermux.infer" and own.parent_id == PARENT and own.attrs["provider"] == "second"
+    assert {(child.operation, child.trace_id, child.parent_id) for child in children} == {("infermux.attempt", TRACE, own.span_id)}
+    assert len({own.span_id, *(child.span_id for child in children)}) == 3
+    times = [round((moment - own.start_ns) / 1e6) for child in children for moment in (child.start_ns, child.end_ns)]
+    assert times == [50, 100, 150, 250]
+    assert [child.status for child in children] == ["error", "ok"]
+    assert children[0].attrs == {
+        "provider": "first",
+        "model": "m1",
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "latency_ms": 50,
+        "finish_reason": "",
+        "error": failed.summary,
+    }
+    assert children[1].attrs == own.attrs | {"latency_ms": 100, "waited_ms": 50}
+
+
+def test_the_last_attempt_failed_with_its_call() -> None:
+    """A stream that is cut by our own end, say, has an error that no attempt raised."""
+    made = call(InferMuxError("the call was broken off"))
+    made.attempts.append(Attempt(Target("third", "m3"), made.started, ended=made.ended))
+    assert [span.status for span in trace.spans(made)] == ["error", "ok", "error"]
 
 
 @pytest.mark.parametrize("odd", [["a"], {"a": 1}, 5, None, "x" * 10_000])
