@@ -211,7 +211,7 @@ class View:
         """Say what came of the run."""
         tally, done = self._run.tally, self._files.done
         if not self._quiet:
-            parts = [f"{tally.lines:,} lines: {tally.ok:,} ok, {tally.failed:,} failed",
+            parts = [f"{tally.lines:,} line{'s' * (tally.lines != 1)}: {tally.ok:,} ok, {tally.failed:,} failed",
                      f"{tally.tokens_in:,} tokens in, {tally.tokens_out:,} out",
                      f"${usd(tally.cost)}" + (f" and {tally.unpriced:,} unpriced" if tally.unpriced else ""),
                      _clock(time.monotonic() - self._started)]
