@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 _BAR = 24                                   # characters of the longest bar
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 
@@ -46,6 +46,8 @@ def bar(part: int, whole: int) -> str:
 
 
 def _cell(value: object) -> object:
-    """Return a value whose text cannot be taken for a formula; a number may begin with its sign."""
-    risky = isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value)
-    return f"'{value}" if risky else value
+    """Return a value in one line that cannot be taken for a formula; a number may begin with its sign."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
