@@ -17,7 +17,7 @@ from . import gateway
 from .measures import Bench, Scale
 from .table import tables
 
-PARTS = ("cpu", "latency", "infer", "events", "calls", "streams", "start", "ledger")
+PARTS = ("cpu", "latency", "infer", "wire", "events", "calls", "streams", "start", "ledger")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))        # a crowd has a connection each
     begun, busy = time.perf_counter(), _busy()
-    with tempfile.TemporaryDirectory() as folder, gateway.mock() as upstream:
+    with tempfile.TemporaryDirectory() as folder, gateway.mock(folder) as upstream:
         bench = Bench(scale, set(options.only or PARTS), upstream, folder, lambda text: print(text, file=sys.stderr, flush=True))
         bench.run()
     took = time.perf_counter() - begun

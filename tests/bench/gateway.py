@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from ..support import ROOT, environment
 
@@ -28,7 +29,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TICK = os.sysconf("SC_CLK_TCK")
 _HERE = Path(__file__).parent
 ENVIRONMENT = {name: value for name, value in environment(BENCH_KEY="sk-bench").items() if name != "PYTHONDONTWRITEBYTECODE"}
-_MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0")
+_MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0", "bench-wide")
 
 # a feature: the lines that it adds to the configuration
 KEYS = f'[keys.web]\nhash = "{sha256(KEY.encode()).hexdigest()}"\nrpm = 100000000\ntpm = 1000000000\n'
@@ -37,14 +38,27 @@ LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}.db"\n', '[ledger]\npath = ""\n'
 SPANS = '[trace]\ntokentrace = "{upstream}"\n'
 
 
-def configuration(features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> str:
+class Upstream(NamedTuple):
+    """Where the mock is, and the certificate that it shows to those who ask by https."""
+
+    port: int
+    ca: str
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+
+def configuration(features: Sequence[str], upstream: Upstream, threads: int) -> str:
     """Return a file with two providers at the mock's address, the second to fail over to, an echo, and *features*."""
     prices = ", ".join(f'"{model}" = {{ input = "0.15", output = "0.60" }}' for model in _MODELS)
-    vendor = (f'type = "openai"\nbase_url = "{upstream}/v1"\napi_key = "env:BENCH_KEY"\nmodels = {json.dumps(_MODELS)}\n'
-              f"concurrency = {threads}\nprices = {{ {prices} }}\n")
+    ca = f'ca = "{upstream.ca}"\n' if upstream.ca else ""
+    vendor = (f'type = "openai"\nbase_url = "{upstream.url}/v1"\n{ca}api_key = "env:BENCH_KEY"\n'
+              f"models = {json.dumps(_MODELS)}\nconcurrency = {threads}\nprices = {{ {prices} }}\n")
     parts = [f"[server]\nworkers = 1\nthreads = {threads}\n", "[providers.first]\n" + vendor, "[providers.second]\n" + vendor,
              "[providers.echo]\n", *features]
-    return "\n".join(parts).replace("{folder}", folder).replace("{upstream}", upstream)
+    return "\n".join(parts).replace("{upstream}", upstream.url)
 
 
 class Gateway:
@@ -115,16 +129,17 @@ class Gateway:
         return sum(_pss(each) for each in self.processes[1 if worker else 0:])
 
 
-def naive(upstream: str) -> Gateway:
+def naive(upstream: Upstream) -> Gateway:
     """Return the baseline; it stands in its own folder, out of sight of this project's gunicorn.conf.py."""
     options = ["-k", "gthread", "--threads", str(THREADS), "-w", "1"]
-    return Gateway(["naive:app", *options], "/bare", cwd=_HERE, BENCH_UPSTREAM=upstream)
+    ca = {"REQUESTS_CA_BUNDLE": upstream.ca} if upstream.ca else {}
+    return Gateway(["naive:app", *options], "/bare", cwd=_HERE, BENCH_UPSTREAM=upstream.url, **ca)
 
 
-def infermux(name: str, features: Sequence[str], folder: str, upstream: str, threads: int = THREADS) -> Gateway:
+def infermux(name: str, features: Sequence[str], folder: str, upstream: Upstream, threads: int = THREADS) -> Gateway:
     """Return InferMux as a clone runs it, with a file and a ledger of its own."""
     file = Path(folder) / f"{name}.toml"
-    file.write_text(configuration(features, f"{folder}/{name}", upstream, threads))
+    file.write_text(configuration(features, upstream, threads).replace("{folder}", f"{folder}/{name}"))
     return Gateway(["wsgi:app"], "/providers", INFERMUX_CONFIG=str(file))
 
 
@@ -140,12 +155,24 @@ def on_core(core: int) -> Iterator[None]:
 
 
 @contextmanager
-def mock() -> Iterator[str]:
-    """Run the upstream on the last core and give its address."""
-    with on_core(CORES[-1]), subprocess.Popen([sys.executable, "-m", "tests.bench.upstream"], cwd=ROOT, stdin=subprocess.PIPE,
-                                              stdout=subprocess.PIPE) as process:
+def mock(folder: str) -> Iterator[Upstream]:
+    """Run the upstream on the last core."""
+    ca = certificate(folder)
+    command = [sys.executable, "-m", "tests.bench.upstream", *([ca] if ca else [])]
+    with on_core(CORES[-1]), subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        yield Upstream(int(process.stdout.readline()), ca)
+
+
+def certificate(folder: str) -> str:
+    """Return the path of a key with a certificate, or nothing where there is no openssl: then TLS is not measured."""
+    file = Path(folder) / "tls.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+               "-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"]
+    if not shutil.which(command[0]):
+        return ""
+    file.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    return str(file)
 
 
 def family(root: int) -> list[int]:

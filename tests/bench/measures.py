@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infermux import EchoProvider, InferRequest, Registry, Router
-from infermux.call import Call, new_id
+from infermux.call import Call
 from infermux.ledger import Budget, record
 from infermux.ledger.sqlite import SQLiteLedger
 
 from ..support import ROOT
 from . import gateway
-from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway
+from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway, Upstream
 from .load import Ask, Load, Tally, get, post
 from .upstream import EVENTS
 
@@ -31,7 +32,7 @@ ECHO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 TURNS = 3                                   # of a subject in a round, after one to warm up
 # what is on in each subject; the baseline has nothing
 SUBJECTS = {"naive": (), "routing": (NO_LEDGER,), "full": (KEYS, LEDGER), "budget": (KEYS + BUDGET, LEDGER),
-            "spans": (KEYS, LEDGER, SPANS)}
+            "spans": (KEYS, LEDGER, SPANS), "naive-tls": (), "routing-tls": (NO_LEDGER,)}
 
 
 def chat(model: str = "bench-0-0", *, key: str = "") -> Ask:
@@ -71,7 +72,9 @@ def _courses() -> dict[str, tuple[int, float, list[Course]]]:
     streamed = stream("bench-0-10")
     streams = {"naive/same": streamed, "routing/same": streamed, "routing/translated": stream_anthropic("bench-0-10")}
     return {
-        "cpu": (16, 1, [Course(name, f"cpu/{name}", chat(key=key)) for name, key in keys.items()]),
+        "cpu": (16, 1, [Course(name, f"cpu/{name}", chat(key=key)) for name, key in keys.items() if not name.endswith("-tls")]),
+        "wire": (16, 1 / 2, [*[Course(name, f"wire/{name}/wide", chat("bench-wide")) for name in few[:2]],
+                             *[Course(f"{name}-tls", f"wire/{name}/tls", chat()) for name in few[:2]]]),
         "latency": (1, 1 / 2, [Course(name, f"latency/{name}", chat(key=keys.get(name, ""))) for name in ("upstream", *few)]),
         "infer": (16, 1 / 2, [Course(name, f"infer/{name}", post(paths.get(name, "/infer"), ECHO, "echo: hello", key=keys[name]))
                               for name in few]),
@@ -94,7 +97,7 @@ class Run:
 class Bench:
     """Runs the parts that are *wanted*; `figures` holds every single value, `notes` what went wrong."""
 
-    def __init__(self, scale: Scale, wanted: set[str], upstream: str, folder: str, say: Callable[[str], None]) -> None:
+    def __init__(self, scale: Scale, wanted: set[str], upstream: Upstream, folder: str, say: Callable[[str], None]) -> None:
         self.figures: dict[str, list[float]] = defaultdict(list)
         self.notes: list[str] = []
         self._scale = scale
@@ -104,10 +107,12 @@ class Bench:
         self._say = say
 
     def run(self) -> None:
-        for number in range(self._scale.rounds if self._wanted & {"start", *COURSES} else 0):
+        needed = {course.subject for part in self._wanted & set(COURSES) for course in self._courses(part)}
+        needed |= {"naive", "full"} if "start" in self._wanted else set()
+        for number in range(self._scale.rounds if needed else 0):
             self._say(f"round {number + 1} of {self._scale.rounds}")
             with ExitStack() as stack:
-                self._round({name: stack.enter_context(self._service(name)) for name in SUBJECTS})
+                self._round({name: stack.enter_context(self._service(name)) for name in SUBJECTS if name in needed})
         for name, part in (("calls", self._calls), ("streams", self._streams), ("start", self._start), ("ledger", self._ledger)):
             if name in self._wanted:
                 self._say(name)
@@ -115,16 +120,22 @@ class Bench:
 
     # -- a round: all subjects are up, and take short turns, so that whatever else the machine does hits them alike -----
 
+    def _courses(self, part: str) -> list[Course]:
+        """Return who does what; nobody speaks TLS without a certificate."""
+        return [course for course in COURSES[part][2] if self._upstream.ca or not course.subject.endswith("-tls")]
+
     def _service(self, name: str) -> Gateway:
-        return gateway.naive(self._upstream) if name == "naive" else gateway.infermux(name, SUBJECTS[name], self._folder, self._upstream)
+        upstream = self._upstream._replace(scheme="https") if name.endswith("-tls") else self._upstream._replace(ca="")
+        return gateway.infermux(name, SUBJECTS[name], self._folder, upstream) if SUBJECTS[name] else gateway.naive(upstream)
 
     def _round(self, services: dict[str, Gateway]) -> None:
         for name, service in services.items():
             self.figures[f"start/{name}"].append(service.started)
             self.figures[f"pss/{name}"].append(service.pss(worker=True))
             self.figures[f"pss_all/{name}"].append(service.pss())
-        for part, (connections, share, courses) in COURSES.items():
+        for part, (connections, share, _) in COURSES.items():
             if part in self._wanted:
+                courses = self._courses(part)
                 runs = {course.figure: Run() for course in courses}
                 for turn in range(TURNS + 1):
                     for course in courses:
@@ -136,7 +147,7 @@ class Bench:
     def _turn(self, service: Gateway | None, course: Course, connections: int, seconds: float, run: Run) -> None:
         spans = self._settled(course.subject)
         before = service.cpu if service else 0.0
-        tally = self._drive(course.figure, service.port if service else self._port, course.ask, connections, seconds)
+        tally = self._drive(course.figure, service.port if service else self._upstream.port, course.ask, connections, seconds)
         run.spans += self._settled(course.subject) - spans
         run.cpu += service.cpu - before if service else 0.0
         run.seconds += tally.seconds
@@ -167,12 +178,8 @@ class Bench:
         return now
 
     def _spans(self) -> int:
-        with gateway.DIRECT.open(self._upstream, timeout=20) as answer:
+        with gateway.DIRECT.open(self._upstream.url, timeout=20) as answer:
             return int(answer.read())
-
-    @property
-    def _port(self) -> int:
-        return int(self._upstream.rpartition(":")[2])
 
     def _drive(self, name: str, port: int, ask: Ask, connections: int, seconds: float, **more: Any) -> Tally:
         tally = Load(port, ask, connections, seconds, **more).run()
@@ -191,7 +198,7 @@ class Bench:
     def _crowd(self, name: str, ask: Ask) -> None:
         """Everybody at once, to one worker with everything on that has threads for them all."""
         crowd = self._scale.crowd
-        with gateway.infermux(name, (KEYS, LEDGER), self._folder, self._upstream, threads=crowd * 7 // 5) as service:
+        with gateway.infermux(name, (KEYS, LEDGER), self._folder, self._upstream._replace(ca=""), threads=crowd * 7 // 5) as service:
             self._drive(name, service.port, chat(key=KEY), 16, self._scale.seconds / 3)
             rest, peak, before = service.pss(), [0.0], service.cpu
             health = get("/healthz" if service.status("/healthz") == 200 else "/providers")
@@ -224,7 +231,7 @@ class Bench:
         Router(Registry([EchoProvider()]), observers=[ended.append]).infer(InferRequest("echo-v1", [{"role": "user", "content": "hello"}]))
         ledger, budget = SQLiteLedger(Path(self._folder) / "alone.db"), Budget("web", 10**15)
         for _ in range(int(1000 * self._scale.seconds)):
-            call = dataclasses.replace(ended[0], id=new_id(), start_ns=time.time_ns())
+            call = dataclasses.replace(ended[0], id=uuid.uuid4().hex, start_ns=time.time_ns())
             start = time.process_time_ns()
             ledger.settle(record(call), ledger.reserve(budget, 10**6, call_id=call.id, at=time.time()))
             self.figures["ledger"].append((time.process_time_ns() - start) / 1000)

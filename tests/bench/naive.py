@@ -1,6 +1,7 @@
 """The baseline: what one writes by hand in an afternoon, and a view that does nothing."""
 
 import os
+from typing import Any
 
 import requests
 from flask import Flask, Response, jsonify, request
@@ -11,7 +12,7 @@ UPSTREAM = os.environ["BENCH_UPSTREAM"] + "/v1/chat/completions"
 
 
 @app.post("/v1/chat/completions")
-def chat():
+def chat() -> Any:
     body = request.get_json()
     headers = {"Authorization": "Bearer " + os.environ["BENCH_KEY"]}
     if body.get("stream"):
@@ -22,5 +23,5 @@ def chat():
 
 
 @app.route("/bare", methods=["GET", "POST"])
-def bare():
+def bare() -> bytes:
     return b'{"content": "echo: hello"}'

@@ -12,6 +12,7 @@ CPU = {"naive": BASELINE, "routing": "InferMux: routing, failover, cost", "full"
        "budget": "… and a budget", "spans": "… instead a TokenTrace span per call"}
 LATENCY = {"upstream": "the upstream alone", "naive": BASELINE, "routing": CPU["routing"], "full": CPU["full"]}
 INFER = {"naive": "a bare Flask view that returns bytes", "routing": "InferMux: POST /infer with echo", "full": CPU["full"]}
+WIRE = {"wide": "answers of 24 headers", "tls": "an upstream behind TLS"}
 EVENTS = {"naive/same": BASELINE,
           "routing/same": "InferMux, the same format at both ends", "routing/translated": "InferMux, OpenAI to Anthropic"}
 CROWD = {"calls": "calls of 2 s", "streams": "streams of 20 events, 100 ms apart"}
@@ -26,6 +27,9 @@ def tables(figures: Figures, crowd: int) -> Iterator[str]:
         for name, label in _found(figures, "p50", LATENCY)))
     yield from _table("without an upstream, 16 connections | CPU µs per request | ratio", (
         [label, *_beside(figures, "infer", name)] for name, label in _found(figures, "infer", INFER)))
+    yield from _table("16 connections, CPU µs per request | by hand | InferMux: routing, failover, cost | ratio", (
+        [label, *_beside(figures, "wire", f"naive/{name}")[:1], *_beside(figures, "wire", f"routing/{name}", base=f"naive/{name}")]
+        for name, label in WIRE.items() if f"wire/routing/{name}" in figures))
     yield from _table("streams, 16 at a time, 20 events 10 ms apart | CPU µs per event | ratio", (
         [label, *_beside(figures, "events", name, base="naive/same")] for name, label in _found(figures, "events", EVENTS)))
     yield from _table(

@@ -1,6 +1,7 @@
 """A vendor that costs next to nothing: canned answers in OpenAI's format from one loop, and a TokenTrace that only counts.
 
-A model's name says how it behaves: bench-D-G waits D ms before it answers, and G ms between the events of a stream.
+A model's name says how it behaves: bench-D-G waits D ms before it answers, and G ms between the events of a stream;
+bench-wide answers with as many headers as vendors send. With a certificate for its argument the same port speaks TLS as well.
 It ends with its standard input, hence with whoever started it.
 """
 
@@ -12,6 +13,7 @@ import json
 import re
 import select
 import socket
+import ssl
 import sys
 import time
 from typing import Any
@@ -25,8 +27,8 @@ USAGE = {"prompt_tokens": 21, "completion_tokens": 29, "total_tokens": 50,
          "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}}
 
 
-def _http(status: str, body: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body)
+def _http(status: str, body: bytes, headers: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
 def _completion(kind: str, **more: Any) -> bytes:
@@ -43,8 +45,10 @@ def _chunked(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-WHOLE = (_http("200 OK", _completion("chat.completion", usage=USAGE, choices=[
-    {"index": 0, "message": {"role": "assistant", "content": TEXT, "refusal": None}, "logprobs": None, "finish_reason": "stop"}])),)
+_TALK = _completion("chat.completion", usage=USAGE, choices=[
+    {"index": 0, "message": {"role": "assistant", "content": TEXT, "refusal": None}, "logprobs": None, "finish_reason": "stop"}])
+WHOLE: tuple[bytes, ...] = (_http("200 OK", _TALK),)
+WIDE = (_http("200 OK", _TALK, "".join(f"x-ratelimit-bench-header-{n}: {n * 1_234_567}\r\n" for n in range(22))),)
 ACCEPTED = (_http("202 Accepted", b""),)
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _BEGIN = (_HEAD + _event({"role": "assistant", "content": ""}), *[_event({"content": f"word {n} "}) for n in range(EVENTS)])
@@ -56,17 +60,19 @@ STREAM_WITH_USAGE = (*_BEGIN, _event({}, "stop") + _event(None, usage=USAGE) + _
 class Peer:
     """A connection, and what it has sent so far of a request."""
 
-    __slots__ = ("inbox", "socket")
+    __slots__ = ("inbox", "new", "socket")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.inbox = b""
+        self.new = True
 
 
 class Upstream:
     """Serves *listener* until standard input ends."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
         self._listener = listener
         self._peers: dict[int, Peer] = {}
         self._timers: list[tuple[float, int, Peer, tuple[bytes, ...], float]] = []
@@ -99,6 +105,11 @@ class Upstream:
 
     def _read(self, peer: Peer) -> None:
         try:
+            if peer.new and self._tls and peer.socket.recv(1, socket.MSG_PEEK) == b"\x16":     # the first byte of a TLS handshake
+                peer.socket = self._tls.wrap_socket(peer.socket, server_side=True)
+                peer.new = False
+                return
+            peer.new = False
             data = peer.socket.recv(65536)
         except OSError:
             data = b""
@@ -126,7 +137,7 @@ class Upstream:
     def _complete(self, peer: Peer, request: bytes) -> None:
         found = MODEL.search(request)
         delay, gap = (int(found[1]) / 1000, int(found[2]) / 1000) if found else (0.0, 0.0)
-        pieces = WHOLE
+        pieces = WIDE if b"bench-wide" in request else WHOLE
         if b'"stream":true' in request or b'"stream": true' in request:
             pieces = STREAM_WITH_USAGE if b"include_usage" in request else STREAM
             pieces = pieces if gap else (b"".join(pieces),)
@@ -154,5 +165,8 @@ class Upstream:
 
 if __name__ == "__main__":
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if sys.argv[1:] else None
+        if context:
+            context.load_cert_chain(sys.argv[1])
         print(listener.getsockname()[1], flush=True)
-        Upstream(listener).serve()
+        Upstream(listener, context).serve()
