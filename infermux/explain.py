@@ -126,5 +126,5 @@ def _target(router: Router, target: Target, cost: int | None) -> JSON:
     health = router.fleet.watched().get(target)
     state = None if health is None else health.snapshot()
     return {"provider": target.provider, "model": target.model, "state": "closed" if state is None else state.state,
-            "reason": state and state.reason, "retry_in": state and state.retry_in, "latency": state and state.latency,
+            "retry_in": state.retry_in if state is not None and state.reason else None, "latency": state and state.latency,
             "priced": router.fleet.price(target) is not None, "cost_usd": usd(cost)}
