@@ -14,6 +14,7 @@ from . import errors
 from .board import Board, Key, Stripe
 from .call import PICO, Attempt, Call
 from .registry import Registry
+from .types import Target
 
 OTHER = "other"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +58,7 @@ class Metrics:
     def __init__(self, board: Board, registry: Registry) -> None:
         self._board = board
         self._registry = registry
+        self._targets: frozenset[Target] = frozenset()
         self._models: frozenset[str] = frozenset()
         self._size = (-1, -1)
 
@@ -78,12 +80,15 @@ class Metrics:
                 _attempted(stripe, target if attempt is last else self.labels(*attempt.target), attempt)
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
-        """Return the labels for a target: only what the configuration names."""
+        """Return the labels for a target, or for what was asked for: only what the configuration names, so that they are few."""
         size = (len(self._registry), len(self._registry.names))
         if size != self._size:              # a host may register more at any time
-            known = (target.model for target in self._registry.targets())
-            self._models, self._size = frozenset((*self._registry.names, *known)), size
-        return (provider if provider in self._registry else OTHER, model if model in self._models else OTHER)
+            self._targets = frozenset(self._registry.targets())
+            self._models = frozenset((*self._registry.names, *(target.model for target in self._targets)))
+            self._size = size
+        if (provider, model) in self._targets:
+            return provider, model
+        return (provider, OTHER) if provider in self._registry else (OTHER, model if model in self._models else OTHER)
 
 
 def _model(call: Call) -> str:
