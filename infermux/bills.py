@@ -177,12 +177,14 @@ def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> 
 
 def _day(text: str) -> str:
     try:
-        if re.fullmatch(r"\d{9,11}", text, re.ASCII):
-            return f"{datetime.fromtimestamp(int(text), UTC):%Y-%m-%d}"
-        found = datetime.fromisoformat(text)
-        return f"{found.astimezone(UTC) if found.tzinfo else found:%Y-%m-%d}"
+        unix = re.fullmatch(r"\d{9,11}", text, re.ASCII)
+        found = datetime.fromtimestamp(int(text), UTC) if unix else datetime.fromisoformat(text)
+        found = found.astimezone(UTC) if found.tzinfo else found
     except (ValueError, OverflowError):
-        raise ValueError(f"the date is not such as 2026-11-01: {shown(text)}") from None
+        found = datetime.min
+    if not 1970 <= found.year < 2200:
+        raise ValueError(f"the date is not such as 2026-11-01: {shown(text)}")
+    return f"{found:%Y-%m-%d}"
 
 
 def _model(columns: _Columns, text: str) -> str:
