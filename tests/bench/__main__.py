@@ -23,7 +23,7 @@ PARTS = ("cpu", "latency", "infer", "wire", "events", "calls", "streams", "start
 def main() -> None:
     options = _options()
     quick = options.quick
-    scale = Scale(options.rounds or (1 if quick else 5), 0.3 if quick else 1.2, 100 if quick else 1000)
+    scale = Scale(options.rounds or (1 if quick else 5), 0.3 if quick else 1.0, 100 if quick else 1000)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))        # a crowd has a connection each
     begun, busy = time.perf_counter(), _busy()
