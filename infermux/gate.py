@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 
-from . import tokens
 from .call import Call
 from .errors import Overloaded, RateLimited, RequestTooLarge
 from .limits import Rates, Slots
+
+FULL = "this service has as many calls as it can take; try again in a moment"
 
 
 class Gate:
@@ -29,11 +30,16 @@ class Gate:
         """Streams that are open, or being opened."""
         return self._streams.used
 
+    @property
+    def full(self) -> bool:
+        """Whether every call would be refused now."""
+        return self._calls is not None and self._calls.used >= self._calls.limit
+
     def enter(self, call: Call, *, streamed: bool) -> None:
         """Let *call* in, or raise Overloaded or RateLimited; `leave` gives back what was taken."""
         if self._calls is not None:
             if not self._calls.take():
-                raise Overloaded("this service has as many calls as it can take; try again in a moment")
+                raise Overloaded(FULL)
             call.taken.append(self._calls)
         if streamed:
             if not self._streams.take():
@@ -41,7 +47,7 @@ class Gate:
             call.taken.append(self._streams)
         caller = call.caller
         if self._rates is not None and (caller.rpm or caller.tpm):
-            estimate = tokens.estimate_messages(call.request.messages) if caller.tpm else 0
+            estimate = call.input_size if caller.tpm else 0
             wait = self._rates.take(caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate)
             if wait == math.inf:
                 raise RequestTooLarge(f"this call alone has about {estimate} tokens, more than the key may use in a minute")

@@ -220,6 +220,28 @@ def test_a_provider_that_hangs_does_not_take_every_thread(gated: Gated, written:
         assert Counter(each.result().status for each in coming) == {200: 4, 503: 26}
 
 
+FULL = 7  # calls that 8 threads take: one is left for saying no
+
+
+def test_with_every_slot_taken_health_answers_and_all_else_is_refused_unparsed(gated: Gated, written: Write, tokentrace: TokenTrace) -> None:
+    """What is refused is not even JSON here; each refused call has its span all the same, and its connection goes on."""
+    env = written(gated, f'[trace]\ntokentrace = "{tokentrace.url}"') | {"INFERMUX_PROVIDERS__VENDOR__CONCURRENCY": "100"}
+    with Service(env=env) as service, ThreadPoolExecutor(FULL) as pool, opening(gated):
+        held = [pool.submit(service.ask, "/infer", said("vendor/hold")) for _ in range(FULL)]
+        eventually(lambda: len(gated.requests) == FULL, "calls at the vendor")
+        paths = ("/infer", "/mist", "/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/v1/messages/count_tokens")
+        for path in paths:
+            refused = timed(lambda: service.ask(path, b"[" * 2_000_000))  # noqa: B023
+            assert (refused.status, refused.headers["Retry-After"], refused.headers["x-should-retry"]) == (503, "1", "false")
+            assert "overloaded" in refused.data.decode() and refused.headers["Connection"] == "keep-alive"
+        for path in ("/providers", "/healthz", "/v1/models"):
+            assert timed(lambda: service.ask(path)).status == 200  # noqa: B023
+        gated.gate.set()
+        assert [each.result().status for each in held] == [200] * FULL
+        spans = tokentrace.wait(FULL + len(paths))
+        assert [span["status"] for span in spans].count("error") == len(paths)
+
+
 @pytest.mark.parametrize(
     "args",
     [(), ("--preload",)],

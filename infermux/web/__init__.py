@@ -21,12 +21,14 @@ from ..errors import (
     AuthenticationError,
     InferMuxError,
     MethodNotAllowed,
+    Overloaded,
     QuotaExhausted,
     RequestError,
     RequestTooLarge,
     UnsupportedEncoding,
     shown,
 )
+from ..gate import FULL
 from ..jsons import Document
 from ..protocol import InferRequest, new_id
 from ..router import TAGS, Router
@@ -99,6 +101,15 @@ def begin(router: Router, wanted: InferRequest, identify: Identify | None, *, do
     call.patience = patience()
     g.infermux_call = call
     return call
+
+
+def shed(router: Router, identify: Identify | None, *, door: str) -> None:
+    """Refuse what there is no room for before it is parsed: its record knows the caller, and no model."""
+    if router.gate.full:
+        body()                              # a client that is still sending would not hear the answer
+        error = Overloaded(FULL)
+        router.finish(begin(router, InferRequest("", []), identify, door=door), error)
+        raise error
 
 
 def in_app(command: click.Command) -> click.Command:

@@ -13,7 +13,7 @@ from ..dialects import anthropic_door as wire
 from ..dialects.anthropic_stream import Encoder
 from ..protocol import CHAT, InferRequest
 from ..router import Router
-from . import Door, Identify, begin, bytes_answer, call_headers, document, door, json_answer
+from . import Door, Identify, begin, bytes_answer, call_headers, document, door, json_answer, shed
 from .openai import model_routes
 from .streams import sse_answer
 
@@ -32,6 +32,7 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
 
 def messages(router: Router, identify: Identify | None) -> Response:
     """Answer a message, streamed or not."""
+    shed(router, identify, door=NAME)
     wanted, wants_stream = _read(CHAT)
     call = begin(router, wanted, identify, door=NAME)
     if wants_stream:
@@ -49,6 +50,7 @@ def messages(router: Router, identify: Identify | None) -> Response:
 
 def count_tokens(router: Router, identify: Identify | None) -> Response:
     """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
+    shed(router, identify, door=NAME)
     wanted, _ = _read(COUNT)
     call = begin(router, wanted, identify, door=NAME)
     target = next(iter(router.plan(wanted, caller=call.caller).targets), None)

@@ -12,7 +12,7 @@ from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest,
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, in_app, json_answer, plain_error
+from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, in_app, json_answer, plain_error, shed
 from . import caller as who
 from .streams import sse_answer
 
@@ -34,6 +34,7 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
 
 def mist(router: Router, identify: Identify | None) -> Response:
     """Answer an infer.request message with an infer.response message."""
+    shed(router, identify, door=NAME)
     message = Message.read(body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
@@ -45,6 +46,7 @@ def mist(router: Router, identify: Identify | None) -> Response:
 
 def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
+    shed(router, identify, door=NAME)
     call = begin(router, InferRequest.from_dict(document().value), identify, door=NAME)
     if "text/event-stream" in request.headers.get("Accept", ""):
         stream = router.open(call)

@@ -13,7 +13,7 @@ from ..errors import ModelNotFound, shown
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..router import Router
 from ..types import JSON
-from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, json_answer
+from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, json_answer, shed
 from . import caller as who
 from .streams import sse_answer
 
@@ -38,6 +38,7 @@ def model_routes(router: Router, caller: Identify | None) -> list[tuple[str, str
 
 def complete(router: Router, identify: Identify | None, op: str) -> Response:
     """Answer one of the POST endpoints, streamed or not."""
+    shed(router, identify, door=NAME)
     request, wants_stream = wire.decode_request(document(), op=op)
     call = begin(router, request, identify, door=NAME)
     if wants_stream and op != "embeddings":
