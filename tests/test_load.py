@@ -223,7 +223,7 @@ def test_a_provider_that_hangs_does_not_take_every_thread(gated: Gated, written:
 FULL = 7  # calls that 8 threads take: one is left for saying no
 
 
-def test_with_every_slot_taken_health_answers_and_all_else_is_refused_unparsed(gated: Gated, written: Write, tokentrace: TokenTrace) -> None:
+def test_with_every_slot_taken_health_answers_and_the_rest_is_shed(gated: Gated, written: Write, tokentrace: TokenTrace) -> None:
     """What is refused is not even JSON here; each refused call has its span all the same, and its connection goes on."""
     env = written(gated, f'[trace]\ntokentrace = "{tokentrace.url}"') | {"INFERMUX_PROVIDERS__VENDOR__CONCURRENCY": "100"}
     with Service(env=env) as service, ThreadPoolExecutor(FULL) as pool, opening(gated):
