@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from . import batchlines, jsons, prices, tokens
+from . import batchlines, jsons, prices
 from .batchlines import Encode, Line
 from .call import Call
 from .dialects.openai_door import encode_error
@@ -27,7 +27,7 @@ from .errors import (
 from .protocol import InferRequest, new_id
 from .registry import flat
 from .router import Router
-from .spending import GUESSED_OUTPUT, MARGIN
+from .spending import most_in, most_out
 from .types import ANYONE, Caller, Usage
 
 PATIENCE = 600.0                            # seconds that a line waits for a vendor that throttles or is down, before that is its result
@@ -233,29 +233,11 @@ class Batch:
         if not known:
             raise RequestError(f"line {line.number}: the price of {shown(request.model)} is not known, and a budget needs one: "
                                f"state it in the configuration, as [providers.{targets[0].provider}] prices")
-        tokens_in = round(_input(request) * MARGIN)
-        return max(prices.cost(Usage(tokens_in, _output(request, price)), price) or 0 for price in known)
+        tokens_in = most_in(request)
+        return max(prices.cost(Usage(tokens_in, most_out(request, price)), price) or 0 for price in known)
 
 
 def _cost(calls: list[Call]) -> tuple[int, int]:
     """Return the pico-USD of every attempt that was billed, and how many of those have no price."""
     billed = [attempt.cost for call in calls for attempt in call.attempts if attempt.usage is not None]
     return sum(cost for cost in billed if cost is not None), billed.count(None)
-
-
-def _input(request: InferRequest) -> int:
-    """Return about how many tokens go in: messages, and what else is text, such as tools or an embedding's input."""
-    more = {name: value for name, value in request.params.items() if isinstance(value, str | list | dict)}
-    return tokens.estimate_messages([each for each in request.messages if isinstance(each, dict)]) + tokens.estimate(jsons.dumps(more))
-
-
-def _output(request: InferRequest, price: prices.Price) -> int:
-    """Return the most tokens that may come out, by what the request or the price table says."""
-    if request.op == "embeddings":
-        return 0
-    told = [count for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if (count := _count(request.params.get(name)))]
-    return max(told, default=price.max_output or GUESSED_OUTPUT) * (_count(request.params.get("n")) or 1)
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from . import tokens
 from .errors import InferMuxError
 from .limits import Slots
 from .planner import Plan
@@ -59,6 +60,7 @@ class Call:
     taken: list[Slots] = field(default_factory=list)        # room in this process, given back at the end
     hold: Any = None                        # what the ledger holds for the call until it is settled
     override: str = ""                      # the cheaper name that a spent budget leads to
+    size: int | None = None                 # tokens of the messages, about, once somebody has asked
     estimate: int | None = None             # tokens that were counted against the caller's rate before the call
     patience: float | None = None           # seconds that the client itself will wait
     ended: float | None = None
@@ -77,6 +79,13 @@ class Call:
         if trace is None:
             return cls(request, caller, door, tags=tags)
         return cls(request, caller, door, trace.trace_id, trace.parent_id, tags)
+
+    @property
+    def input_size(self) -> int:
+        """About how many tokens the messages have."""
+        if self.size is None:
+            self.size = tokens.estimate_messages(self.request.messages)
+        return self.size
 
     @property
     def end_ns(self) -> int:

@@ -6,9 +6,12 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from .strategies import STRATEGIES, State
 from .types import Route, Target
+
+_UNUSED = random.Random(0)                  # where no strategy draws; a generator that is seeded costs more than planning
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,10 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     When every target of several is shut, the least bad one is tried rather than none; one that is alone stays shut, so that
     its vendor is left in peace.
     """
-    ordered = list(dict.fromkeys(_ordered(route, snapshot, snapshot.state, random.Random(seed))))
+    turns = takes_turns(route)
+    if not turns and not snapshot.unfit and not snapshot.shut:
+        return _usual(route)
+    ordered = list(dict.fromkeys(_ordered(route, snapshot, snapshot.state, random.Random(seed) if turns else _UNUSED)))
     fit = [target for target in ordered if target not in snapshot.unfit]
     targets = [target for target in fit if target not in snapshot.shut]
     forced = not targets and len(fit) > 1
@@ -51,6 +57,13 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     wait = min((snapshot.shut[target][1] for target in fit if target in snapshot.shut), default=None)
     return Plan(route.name, route.strategy, tuple(targets), dropped, forced, seed, None if wait is None or wait == math.inf else wait,
                 route, snapshot)
+
+
+@lru_cache(maxsize=1024)
+def _usual(route: Route) -> Plan:
+    """Return the plan where nothing is shut, nothing unfit, and the order always the same."""
+    ordered = dict.fromkeys(_ordered(route, Snapshot(), State(), _UNUSED))
+    return Plan(route.name, route.strategy, tuple(ordered), route=route, snapshot=Snapshot())
 
 
 def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random) -> list[Target]:
@@ -73,6 +86,7 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
     return [target for head in chosen for target in heads[head]] + after
 
 
+@lru_cache(maxsize=1024)
 def takes_turns(route: Route) -> bool:
     """Whether the order depends on how many calls there were before."""
     return route.strategy != "priority" or any(takes_turns(entry) for entry in (*route.entries, *route.then) if isinstance(entry, Route))

@@ -15,8 +15,29 @@ from .types import Target, Usage
 
 log = logging.getLogger("infermux")
 MARGIN = 1.25                               # on the estimate of the input, which is off by so much at its 95th percentile
+OVERHEAD = 24                               # tokens that a vendor may add of its own: the estimate of a short prompt is off by a few
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 GUESSED_OUTPUT = 4096                       # tokens, where neither the request nor the price table bounds the answer
 QUIET = 60.0                                # seconds between two complaints about a ledger that cannot be written
+
+
+def most_in(request: InferRequest, size: int | None = None) -> int:
+    """Return the most tokens that are likely to go in: messages (*size*, if known), tools, and whatever else is text."""
+    size = tokens.estimate_messages(request.messages) if size is None else size
+    more = {name: value for name, value in request.params.items() if isinstance(value, str | list | dict)}
+    return round((size + (tokens.estimate(str(more)) if more else 0)) * MARGIN) + OVERHEAD
+
+
+def most_out(request: InferRequest, price: prices.Price) -> int:
+    """Return the most tokens that may come out, by what the request or the price table says."""
+    if request.op == "embeddings":
+        return 0
+    told = [count for name in LIMITS if (count := _count(request.params.get(name)))]
+    return max(told, default=price.max_output or GUESSED_OUTPUT) * (_count(request.params.get("n")) or 1)
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
 
 
 class Spending:
@@ -34,7 +55,7 @@ class Spending:
         budget = call.caller.budget
         if not isinstance(budget, Budget):
             return
-        worst = self.worst(call.request, target) or 0
+        worst = self.worst(call.request, target, call.input_size) or 0
         try:
             if call.hold is None:
                 call.hold = self.ledger.reserve(budget, worst, call_id=call.id, at=self._clock(), lease=self._lease,
@@ -59,10 +80,7 @@ class Spending:
         *size* as in `Fleet.snapshot`.
         """
         price = self._fleet.price(target)
-        told = [value for name in ("max_completion_tokens", "max_tokens") if type(value := request.params.get(name)) is int and value > 0]
-        most = max(told, default=(price and price.max_output) or GUESSED_OUTPUT)
-        size = tokens.estimate_messages(request.messages) if size is None else size
-        return prices.cost(Usage(round(size * MARGIN), most), price)
+        return None if price is None else prices.cost(Usage(most_in(request, size), most_out(request, price)), price)
 
     def _complain(self, error: LedgerUnavailable) -> None:
         now = time.monotonic()
