@@ -140,7 +140,7 @@ def _litellm(id: str, entry: Mapping[str, Any]) -> Iterator[_Foreign]:
         match = _LITELLM_TIER.fullmatch(key)
         name = _LITELLM.get(match[1] if match else key)
         if name and value is not None:
-            tiers.setdefault(int(match[2]) * 1000 if match else 0, {})[name] = _figure(value) * _MILLION
+            tiers.setdefault(int(match[2]) * 1000 if match else 0, {})[name] = _figure(value, _MILLION)
     yield _Foreign(vendor, id.removeprefix(f"{provider}/"), tiers)
 
 
@@ -166,11 +166,11 @@ def _has_begun(constraint: Mapping[str, Any] | None, today: date) -> bool:
     return not constraint or ("start_date" in constraint and date.fromisoformat(constraint["start_date"]) <= today)
 
 
-def _figure(value: object) -> Decimal:
+def _figure(value: object, times: int = 1) -> Decimal:
     """Return a figure without the noise that binary fractions leave in a table."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError(f"{shown(value)} is no price")
-    return round(Decimal(value), 15).normalize()
+    return round(Decimal(value) * times, 12).normalize()
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import json
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,42 @@ def test_a_real_bill(line: Any) -> None:
         output_tokens=raw["completion_tokens"] + raw["completion_tokens_details"]["reasoning_tokens"],  # xAI leaves it out
     )
     assert usd(cost(usage, find(line["provider"], line["model"]), at=moment(line["at"]))) == line["expected_cost_usd"]
+
+
+EXCHANGES = [json.loads(file.read_text("utf-8")) for file in sorted((SHARED.parent / "wire" / "exchanges").glob("*.json"))]
+BILLED = [each for each in EXCHANGES if (each["expected"] or {}).get("usage")]
+VENDORS = {"gemini": "google", "gemini-openai": "google", "vertex": "google", "vertex-anthropic": "anthropic", "bedrock-mantle": "bedrock"}
+
+
+def listed(provider: str, *models: str | None) -> bool:
+    """Whether the table itself has an entry for one of the ids, read apart from the code that is tested."""
+    stored = json.loads(Path(prices.__file__).with_name("prices.json").read_text("utf-8"))["models"]
+    known = {name for entry in stored.get(provider, []) + (stored["openai"] if provider == "azure" else [])
+             for name in (entry["id"], *entry.get("aliases", []))}  # fmt: skip
+    names = {(model or "").lower().removeprefix("models/") for model in models}
+    dated = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$|@.*$" + (r"|-\d{3}$" if provider == "google" else ""))
+    return bool(known & (names | {dated.sub("", name) for name in names}))
+
+
+@pytest.mark.parametrize("exchange", BILLED, ids=lambda each: each["id"])
+def test_recorded_usage_is_priced_and_unpriced_exactly_where_there_is_no_entry(exchange: Any) -> None:
+    told, at = exchange["expected"]["usage"], datetime(2026, 11, 23, 12, tzinfo=UTC)
+    usage = Usage(told["all_input_tokens"], told["all_output_tokens"], told["cached_input_tokens"], told["cache_write_tokens"])
+    provider = VENDORS.get(exchange["provider"], exchange["provider"])
+    served = exchange["expected"]["model"]
+    found = charge(usage, provider=provider, requested=exchange["model"] or "", served=served, at=at)
+    entry = listed(provider, served, exchange["model"])
+    for name in (served or "", exchange["model"]) if provider == "openrouter" else ():  # what it resells has its vendor's price
+        vendor, _, model = name.lower().partition("/")
+        model = model.replace(".", "-") if vendor == "anthropic" else model
+        entry = entry or name.endswith(":free") or listed(vendor.replace("x-ai", "xai"), model)
+    assert (found.pico is not None) is entry, (provider, exchange["model"], served, found)
+    assert found.pico is None or found.pico >= 0
+
+
+def test_the_recordings_that_are_priced_are_not_few() -> None:
+    if EXCHANGES:
+        assert len(BILLED) > 150
 
 
 # What the formula does
