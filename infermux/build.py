@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from . import config as configuration
 from . import status
+from .calllog import CallLog
 from .config import Config, ProviderConfig
 from .errors import ConfigError, ModelNotFound
 from .fleet import Fleet
@@ -25,7 +26,7 @@ from .prices import PICO, Price
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .registry import Registry
-from .router import Reports, Router
+from .router import Observer, Reports, Router
 from .schema import meant, of_type
 from .settings import KeyConfig, LedgerConfig
 from .types import Caller
@@ -79,7 +80,7 @@ def _router(config: Config, serving: bool) -> Router:
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
     made = Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
                   fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
-                  ledger=_ledger(config, serving))
+                  ledger=_ledger(config, serving), observers=_observers(config, serving))
     if serving:
         _serving.add(made)
         status.watch(made)
@@ -194,6 +195,12 @@ def own_prices(config: Config) -> dict[str, dict[str, Price]]:
 def _prices(config: ProviderConfig) -> dict[str, Price]:
     return {model: Price.of(entry, provider=config.name, id=model, place=f"[providers.{config.name}].prices.{model}")
             for model, entry in of_type(dict, config.prices, f"[providers.{config.name}].prices").items()}
+
+
+def _observers(config: Config, serving: bool) -> list[Observer]:
+    """Return who is told of each call, beside the reporter: only whoever has something to do with it."""
+    logs = serving and config.server.log_level != "error"
+    return [CallLog(config.server.log_level, config.server.log_format)] if logs else []
 
 
 def _reporter(config: Config) -> Reports | None:

@@ -99,13 +99,18 @@ def providers(as_json: bool) -> None:
 @click.option("--config", "-c", type=click.Path(), help="The configuration file.  [default: ./infermux.toml, if there is one]")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads in each process.  [default: 256]")
-def serve(addr: str, tokentrace: str | None, config: str | None, workers: int | None, threads: int | None) -> None:
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]),
+              help="warning: a line for each call that fails; info: for every call; debug: with its attempts.  [default: warning]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="How a line is written.  [default: text]")
+def serve(addr: str, tokentrace: str | None, config: str | None, workers: int | None, threads: int | None,
+          log_level: str | None, log_format: str | None) -> None:
     """Run the service: gunicorn with this project's settings.
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
     """
     from .config import override  # what is given here counts in every process of the service
-    for name, value in (("TRACE__TOKENTRACE", tokentrace), ("SERVER__WORKERS", workers), ("SERVER__THREADS", threads)):
+    for name, value in (("TRACE__TOKENTRACE", tokentrace), ("SERVER__WORKERS", workers), ("SERVER__THREADS", threads),
+                        ("SERVER__LOG_LEVEL", log_level), ("SERVER__LOG_FORMAT", log_format)):
         if value is not None:
             override(name, str(value))
     if config:

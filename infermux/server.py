@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from . import board, build, shutdown, status
+from . import board, build, calllog, shutdown, status
 from .errors import ConfigError
 from .pricecheck import stale
 from .settings import Server
@@ -48,6 +48,7 @@ def load() -> dict[str, Any]:
         log.error("the configuration is not reloaded, the old one stays: %s", error.message)
         config = before
     build.pinned = config
+    calllog.configure(config.server.log_level, config.server.log_format)
     return options(config.server)
 
 
@@ -57,6 +58,7 @@ def options(server: Server) -> dict[str, Any]:
         "bind": ":8600", "worker_class": WORKER, "workers": server.workers, "threads": server.threads,
         "worker_connections": 4 * server.threads,       # what exceeds the threads is room for idle kept-alive connections
         "keepalive": 30, "graceful_timeout": server.graceful, "accesslog": None, "errorlog": "-", "proc_name": "infermux",
+        "loglevel": "info" if server.log_level == "warning" else server.log_level,     # a start is worth its three lines
         "control_socket_disable": True, "on_starting": on_starting, "when_ready": when_ready, "on_reload": on_reload,
         "post_fork": post_fork, "worker_exit": worker_exit}
 

@@ -132,6 +132,8 @@ class Server:
     graceful: int = reads(whole, 30)  # seconds that calls in flight get at SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     admin: Secret | None = reads(_secret, None)  # opens the pages for operators
+    log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")  # warning: calls that failed; info: every call
+    log_format: str = reads(one_of("text", "json"), "text")
 
 
 @dataclass(frozen=True, slots=True)

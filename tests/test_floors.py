@@ -32,7 +32,7 @@ FLOORS = [
     (4, ["registry", "ledger.sqlite", "tokentrace"]),
     (3.5, ["reports", "bills"]),
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call"]),
-    (3, ["providers.*", "ledger", "ledger.queries", "trace", "gate", "batchlines"]),
+    (3, ["providers.*", "ledger", "ledger.queries", "trace", "calllog", "gate", "batchlines"]),
     (1.6, ["planner"]),
     (1.5, ["pricecheck"]),
     (1.8, ["replay"]),
