@@ -10,78 +10,29 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
-from difflib import get_close_matches
+from decimal import Decimal
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
-from itertools import starmap
-from operator import itemgetter
-from typing import Any, NamedTuple, NoReturn, Self, cast
+from operator import mul
+from typing import Any, NamedTuple, Self
 
-from infermux.errors import ConfigError, shown
 from infermux.types import Usage
+
+from .rates import ENTRY, TERMS, Peak, Rates, Scheduled, Service, Tier, check_keys, terms
 
 PICO = 10**12                               # pico-USD in a dollar
 MAX_ID = 200                                # characters of a model id that is looked up at all
 _PER_TOKEN = PICO // 10**6                  # pico-USD per token for each USD per million
-_DIGITS = 30                                # of a figure, before or after the point: 1e999999 would take all memory
-_WEEKDAYS = {"mon-fri": frozenset(range(5)), "sat-sun": frozenset((5, 6)), "mon-sun": frozenset(range(7))}
-_HOURS = re.compile(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", re.ASCII)
 _ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
 _PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
 _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
 _GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
+__all__ = ["PICO", "Charge", "Peak", "Price", "Rates", "Service", "Tier", "charge", "clamped", "cost", "entries", "find", "table_date",
+           "usd"]
 _RESOLD = {"openai": "openai", "anthropic": "anthropic", "google": "google", "x-ai": "xai"}  # OpenRouter passes these prices on
-
-
-class Rates(NamedTuple):
-    """USD per million tokens; None is a figure that is not known."""
-    input: Decimal | None = None
-    output: Decimal | None = None
-    cached_input: Decimal | None = None
-    cache_write: Decimal | None = None
-    cache_write_1h: Decimal | None = None
-    input_audio: Decimal | None = None
-    output_audio: Decimal | None = None
-    reasoning: Decimal | None = None
-
-    def under(self, other: Rates) -> Rates:
-        """Return these rates with what *other* names put over them."""
-        return Rates(*(mine if theirs is None else theirs for mine, theirs in zip(self, other, strict=True)))
-
-
-class Tier(NamedTuple):
-    """Rates of a whole request that has more than `over` input tokens."""
-    over: int
-    rates: Rates
-
-
-class Scheduled(NamedTuple):
-    """Rates from the start of a UTC day."""
-    start: date
-    rates: Rates
-
-
-class Service(NamedTuple):
-    """What a service tier does to the price: its own rates, or a factor on all of them."""
-    name: str
-    rates: Rates = Rates()
-    factor: Decimal = Decimal(1)
-
-
-class Peak(NamedTuple):
-    """Rates of certain UTC hours (minutes of the day, start included, end excluded) and weekdays (Monday is 0)."""
-    hours: tuple[tuple[int, int], ...]
-    days: frozenset[int]
-    rates: Rates
-
-    def covers(self, at: datetime) -> bool:
-        """Whether the UTC moment *at* is in these hours."""
-        minute = at.hour * 60 + at.minute
-        return at.weekday() in self.days and any(start <= minute < end for start, end in self.hours)
 
 
 class Charge(NamedTuple):
@@ -107,20 +58,24 @@ class Price:
     max_output: int | None = None
     src: str = ""
     note: str = ""
+    units: tuple[int, int, int, int, int] | None = field(init=False, compare=False, repr=False)     # see _units
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", None if self.tiers or self.peak or self.next or self.since else _units(self.rates))
 
     @classmethod
     def from_entry(cls, vendor: str, entry: Mapping[str, Any]) -> Self:
         """Return the price that an entry of the table states."""
         place = f"price of {vendor}/{entry.get('id')}"
-        _check_keys(entry, _ENTRY, place)
+        check_keys(entry, ENTRY, place)
         names = {"provider": vendor, "id": entry["id"], "aliases": tuple(entry.get("aliases", ())), "src": entry.get("src", "")}
-        return cls(**names, **_terms(entry, place))
+        return cls(**names, **terms(entry, place))
 
     @classmethod
-    def of(cls, terms: Mapping[str, Any], *, provider: str = "", id: str = "", place: str = "price") -> Self:
+    def of(cls, stated: Mapping[str, Any], *, provider: str = "", id: str = "", place: str = "price") -> Self:
         """Return a user's own price, such as {"input": "0", "output": "0"}; *place* is its name in an error."""
-        _check_keys(terms, _TERMS, place)
-        return cls(provider=provider, id=id, **_terms(terms, place))
+        check_keys(stated, TERMS, place)
+        return cls(provider=provider, id=id, **terms(stated, place))
 
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Rates:
         """Return the rates of *tokens* input tokens at the UTC moment *at*, before the service's factor; a tier comes last."""
@@ -138,6 +93,8 @@ def cost(usage: Usage, price: Price | None, *, at: datetime | None = None, servi
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
+    if price.units is not None and (not price.service or not _service(price, usage.service_tier or service_tier).sets):
+        return int(sum(map(mul, _Counts.of(usage).classes, price.units)))   # nearly every call: whole pico-USD per token
     moment = _utc(at or datetime.now(UTC))
     if price.since is not None and moment.date() < price.since:
         return None
@@ -207,25 +164,37 @@ class _Counts(NamedTuple):
     @classmethod
     def of(cls, usage: Usage) -> _Counts:
         """Return *usage* with no count below 0 and no part above its whole."""
-        all_in, out, cached, write, write_1h = (
-            max(0, count or 0) for count in (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens,
-                                             usage.cache_write_tokens, usage.cache_write_1h_tokens))
+        all_in, out, cached, write, write_1h = [max(0, count or 0) for count in (
+            usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens, usage.cache_write_1h_tokens)]
         write = max(write, write_1h)
         return cls(max(all_in, cached + write), out, cached, write, write_1h)
+
+    @property
+    def classes(self) -> tuple[int, int, int, int, int]:
+        """The tokens of each class, which are disjoint: fresh, cached, written, written for an hour, output."""
+        return self.input - self.cached - self.write, self.cached, self.write - self.write_1h, self.write_1h, self.output
 
 
 def _sum(counts: _Counts, rates: Rates, factor: Decimal) -> int:
     """Return pico-USD after the formula of the specification's section "Normalised usage"."""
+    terms = zip(counts.classes, _by_class(rates), strict=True)
+    return round(sum((Fraction(rate) * tokens for tokens, rate in terms if tokens), Fraction()) * Fraction(factor) * _PER_TOKEN)
+
+
+def _by_class(rates: Rates) -> tuple[Decimal, ...]:
     p_in = rates.input or Decimal(0)
     p_write = p_in if rates.cache_write is None else rates.cache_write
-    terms = (
-        (counts.input - counts.cached - counts.write, p_in),
-        (counts.cached, p_in if rates.cached_input is None else rates.cached_input),
-        (counts.write - counts.write_1h, p_write),
-        (counts.write_1h, p_write if rates.cache_write_1h is None else rates.cache_write_1h),
-        (counts.output, rates.output or Decimal(0)),
-    )
-    return round(sum((Fraction(rate) * tokens for tokens, rate in terms if tokens), Fraction()) * Fraction(factor) * _PER_TOKEN)
+    return (p_in, p_in if rates.cached_input is None else rates.cached_input, p_write,
+            p_write if rates.cache_write_1h is None else rates.cache_write_1h, rates.output or Decimal(0))
+
+
+def _units(rates: Rates) -> tuple[int, int, int, int, int] | None:
+    """Return pico-USD per token of each class where they are whole numbers, and output has a price."""
+    units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
+    if rates.output is None or any(unit.denominator != 1 for unit in units):
+        return None
+    fresh, cached, write, hour, output = map(int, units)
+    return fresh, cached, write, hour, output
 
 
 def _service(price: Price, name: str | None) -> Service:
@@ -290,111 +259,3 @@ def _override(provider: str, model: str, overrides: Mapping[str, Price]) -> Pric
         if name in overrides or name in rows:
             return overrides.get(name)
     return None
-
-
-_OVERLAY = frozenset(Rates._fields)
-_TERMS = _OVERLAY | {"tiers", "peak", "next", "since", "service", "request_per_1k_max", "max_input", "max_output", "note"}
-_ENTRY = _TERMS | {"id", "aliases", "src"}
-
-
-def _terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the fields of a Price that say what it costs, each checked."""
-    if "input" not in entry:
-        _fail(place, 'has no "input"; write "0" for a model that is free')
-    terms: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
-    terms |= {key: read(entry[key], f"{place}.{key}") for key, read in _READ.items() if key in entry}
-    return terms
-
-
-def _rates(entry: Mapping[str, Any], place: str) -> Rates:
-    return Rates(**{key: _figure(entry[key], f"{place}.{key}") for key in Rates._fields if key in entry})
-
-
-def _figure(value: object, place: str) -> Decimal:
-    """Return a decimal string, or a number as it is written, exactly."""
-    try:
-        figure = Decimal(value if isinstance(value, str) else repr(value))
-    except InvalidOperation:
-        _fail(place, f'must be a decimal string such as "0.15", not {shown(value)}')
-    if not figure.is_finite() or figure.is_signed():
-        _fail(place, f"must be a finite amount of 0 or more, not {shown(value)}")
-    if abs(cast(int, figure.as_tuple().exponent)) > _DIGITS or figure.adjusted() > _DIGITS:
-        _fail(place, f"must have at most {_DIGITS} digits before and after the point, not {shown(value)}")
-    return figure
-
-
-def _whole(value: object, place: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        _fail(place, f"must be a whole number of tokens, not {shown(value)}")
-    return value
-
-
-def _day(value: object, place: str) -> date:
-    try:
-        return value if type(value) is date else date.fromisoformat(cast(str, value))
-    except (TypeError, ValueError):
-        _fail(place, f'must be a date such as "2026-12-01", not {shown(value)}')
-
-
-def _changes(value: object, key: str, read: Callable[[object, str], Any], place: str) -> list[tuple[Any, Rates]]:
-    """Return a list of overlays by rising *key*, which each must have."""
-    if not isinstance(value, list):
-        _fail(place, f"must be a list, not {shown(value)}")
-    changes = []
-    for number, item in enumerate(value):
-        at = f"{place}[{number}]"
-        _check_keys(item, _OVERLAY | {key}, at)
-        changes.append((read(item.get(key), f"{at}.{key}"), _rates(item, at)))
-    return sorted(changes, key=itemgetter(0))
-
-
-def _peak(value: Mapping[str, Any], place: str) -> Peak:
-    _check_keys(value, _OVERLAY | {"utc", "days"}, place)
-    hours, days = value.get("utc"), value.get("days", "mon-sun")
-    if not isinstance(hours, list):
-        _fail(f"{place}.utc", f'must be a list of hours such as ["01:00-04:00"], not {shown(hours)}')
-    if not isinstance(days, str) or days not in _WEEKDAYS:
-        _fail(f"{place}.days", f"must be one of {', '.join(_WEEKDAYS)}, not {shown(days)}")
-    return Peak(tuple(_span(text, f"{place}.utc") for text in hours), _WEEKDAYS[days], _rates(value, place))
-
-
-def _span(text: object, place: str) -> tuple[int, int]:
-    match = _HOURS.fullmatch(text) if isinstance(text, str) else None
-    start, end = (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])) if match else (0, 0)
-    if not start < end <= 24 * 60:
-        _fail(place, f'must be hours of one UTC day such as "01:00-04:00", not {shown(text)}')
-    return start, end
-
-
-def _services(value: Mapping[str, Any], place: str) -> tuple[Service, ...]:
-    if not isinstance(value, Mapping):
-        _fail(place, f"must be a table of service tiers, not {shown(value)}")
-    return tuple(_offer(name.lower(), offer, f"{place}.{name}") for name, offer in value.items())
-
-
-def _offer(name: str, offer: object, place: str) -> Service:
-    if not isinstance(offer, Mapping):
-        return Service(name, factor=_figure(offer, place))
-    _check_keys(offer, _OVERLAY, place)
-    return Service(name, _rates(offer, place))
-
-
-_READ: Mapping[str, Callable[[Any, str], Any]] = {
-    "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
-    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", _day, place))),
-    "peak": _peak, "service": _services, "since": _day,
-    "request_per_1k_max": _figure, "max_input": _whole, "max_output": _whole,
-}
-
-
-def _check_keys(entry: object, known: Collection[str], place: str) -> None:
-    if not isinstance(entry, Mapping):
-        _fail(place, f'must be a table such as {{"input": "0", "output": "0"}}, not {shown(entry)}')
-    for key in entry:
-        if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            _fail(place, f"has an unknown key {shown(key)}" + (f'; did you mean "{close[0]}"?' if close else ""))
-
-
-def _fail(place: str, what: str) -> NoReturn:
-    raise ConfigError(f"{place} {what}")
