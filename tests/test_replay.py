@@ -315,6 +315,13 @@ def test_send_calls_the_same_targets_again(path: Path) -> None:
     assert [each.provider for each in decision.plan.targets] == ["a", "b"] and decision.differences == {}
 
 
+def test_send_as_json_is_one_object(path: Path) -> None:
+    id = sent(path)
+    Path("infermux.toml").write_text(CONFIGURED)
+    answer = json.loads(replay(path, id, "--send", "Hello", "--json").stdout)
+    assert (answer["id"], answer["sent"]["provider"], answer["sent"]["content"]) == (id, "a", "echo: Hello")
+
+
 @pytest.mark.parametrize(("args", "given"), [(("--send",), "Hello\n"), (("--send", "-"), "Hello"), (("--send", "--prompt", "Hello"), "")])
 def test_the_prompt_to_send_comes_as_for_infer(path: Path, args: tuple[str, ...], given: str) -> None:
     id = sent(path)

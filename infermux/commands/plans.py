@@ -79,9 +79,16 @@ def replay(call_id: str, text: str | None, as_json: bool, send: bool, prompt: st
     with closing(the_ledger(**where)) as ledger:
         record = _found(ledger, call_id.removeprefix("chatcmpl-"))
     decision = _decision(record)
-    click.echo(json_text(_replay_json(record, decision)) if as_json else _replay_text(record, decision))
-    if send:
-        _send(record, decision.kept, the_prompt(text, prompt), where["config"])
+    if not as_json:
+        click.echo(_replay_text(record, decision))
+    sent = _sent(decision.kept, the_prompt(text, prompt), where["config"]) if send else {}
+    if as_json:
+        click.echo(json_text(_replay_json(record, decision) | ({"sent": sent} if sent else {})))
+    elif sent:
+        then = record.call
+        _compare("then", then.provider, then.served, dollars(then.cost), then.latency_ms, then.id)
+        _compare("now ", sent["provider"], sent["model"], sent["cost_usd"], sent["latency_ms"], sent["id"])
+        click.echo(sent["content"])
     sys.exit(1 if decision.differences else 0)
 
 
@@ -169,15 +176,18 @@ def _time(at_ns: int) -> str:
     return f"{datetime.fromtimestamp(at_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _send(record: Record, plan: Plan, prompt: str, config: str | None) -> None:
-    """Make the call again with *prompt*, and tell what is not as it was."""
+def _sent(plan: Plan, prompt: str, config: str | None) -> JSON:
+    """Make the call again with *prompt*, and return what came of it."""
     if not plan.targets:
         raise OneLine("nothing was tried then, so that there is nothing to send to")
     with closing(checked(lambda: build.router(build.settings(path=config)))) as router:
-        again = router.begin(InferRequest(plan.model, [{"role": "user", "content": prompt}]), door="replay")
-        again.plan = plan
-        response = checked(lambda: router.answer(again))
-    then = record.call
-    click.echo(printable(f"then  {then.provider}/{then.served}  {usd(then.cost)} USD  {then.latency_ms} ms"), err=True)
-    click.echo(printable(f"now   {again.provider}/{again.model}  {usd(again.cost)} USD  {again.latency_ms} ms  {again.id}"), err=True)
-    click.echo(response.content)
+        call = router.begin(InferRequest(plan.model, [{"role": "user", "content": prompt}]), door="replay")
+        call.plan = plan
+        content = checked(lambda: router.answer(call)).content
+    return {"id": call.id, "provider": call.provider, "model": call.model, "cost_usd": call.cost_usd, "latency_ms": call.latency_ms,
+            "content": content}
+
+
+def _compare(when: str, provider: str, model: str, cost: float | None, latency_ms: int, id: str) -> None:
+    price = "unpriced" if cost is None else f"{cost:.12f}".rstrip("0").rstrip(".") + " USD"
+    click.echo(printable(f"{when}  {provider}/{model}  {price}  {latency_ms} ms  {id}"), err=True)
