@@ -74,7 +74,8 @@ class Stripe:
 
     def add(self, key: Key, count: int = 1) -> None:
         """Count."""
-        self.cells[self.at(key)] += count
+        at = self._at.get(key)
+        self.cells[self._new(key, 1) if at is None else at] += count
 
     def _new(self, key: Key, width: int) -> int:
         line, end, at = json.dumps([width, *key]).encode() + b"\n", self._head[_TEXT_END], self._next

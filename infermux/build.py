@@ -83,7 +83,6 @@ def _router(config: Config, serving: bool) -> Router:
                   ledger=_ledger(config, serving), observers=_observers(config, serving))
     if serving:
         _serving.add(made)
-        status.watch(made)
     return made
 
 
@@ -154,6 +153,7 @@ def renew(config: Config) -> None:
     for old in list(_serving):
         new = router(config, serving=True)
         _serving.discard(new)
+        status.watch(new)                   # else nobody counts until somebody asks
         vars(old).update(vars(new))
 
 
@@ -200,7 +200,17 @@ def _prices(config: ProviderConfig) -> dict[str, Price]:
 def _observers(config: Config, serving: bool) -> list[Observer]:
     """Return who is told of each call, beside the reporter: only whoever has something to do with it."""
     logs = serving and config.server.log_level != "error"
-    return [CallLog(config.server.log_level, config.server.log_format)] if logs else []
+    return [*([CallLog(config.server.log_level, config.server.log_format)] if logs else []),
+            *([_otlp(config)] if config.trace.otlp else [])]
+
+
+def _otlp(config: Config) -> Observer:
+    try:
+        from .otel import OTLP  # loads OpenTelemetry, which is an extra
+    except ImportError:
+        raise ConfigError("[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'") from None
+    vendors = {each.name: each.type for each in config.providers if each.name == each.type or not each.base_url}
+    return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
 
 
 def _reporter(config: Config) -> Reports | None:

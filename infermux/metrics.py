@@ -64,19 +64,22 @@ class Metrics:
 
     def count(self, call: Call) -> None:
         """Count a call that has ended."""
-        stripe, target = self._board.mine, self.labels(call.provider, _model(call))
-        status = "200" if call.error is None else str(call.error.status) if 400 <= call.error.status < 600 else OTHER
-        last = call.attempts[-1] if call.attempts else None
+        attempts, error, seconds = call.attempts, call.error, call.seconds
+        last = attempts[-1] if attempts else None
+        stripe, target = self._board.mine, self.labels(*(last.target if last is not None else (call.provider, call.model)))
+        status = "200" if error is None else str(error.status) if 400 <= error.status < 600 else OTHER
+        own = seconds
+        for attempt in attempts:
+            own -= attempt.seconds + attempt.waited
         with stripe.lock:
             stripe.add(("requests_total", *target, status))
-            _observe(stripe, ("latency_seconds", *target), SECONDS, call.seconds)
-            own = call.seconds - sum(attempt.seconds + attempt.waited for attempt in call.attempts)
+            _observe(stripe, ("latency_seconds", *target), SECONDS, seconds)
             _observe(stripe, ("overhead_seconds",), OWN_SECONDS, max(0.0, own))
             if last is not None and last.first_chunk is not None:
                 _observe(stripe, ("ttft_seconds", *target), SECONDS, last.first_chunk - call.started)
-                if call.error is not None:
+                if error is not None:
                     stripe.add(("streams_incomplete_total", *target))
-            for attempt in call.attempts:
+            for attempt in attempts:
                 _attempted(stripe, target if attempt is last else self.labels(*attempt.target), attempt)
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
@@ -89,10 +92,6 @@ class Metrics:
         if (provider, model) in self._targets:
             return provider, model
         return (provider, OTHER) if provider in self._registry else (OTHER, model if model in self._models else OTHER)
-
-
-def _model(call: Call) -> str:
-    return call.attempts[-1].target.model if call.attempts else call.model
 
 
 def _observe(stripe: Stripe, key: Key, bounds: tuple[float, ...], seconds: float) -> None:

@@ -100,12 +100,15 @@ def test_processes_are_added_up() -> None:
 
 def test_counts_outlive_a_process_and_its_successor_goes_on_from_them() -> None:
     forked("""
-        for _ in range(STRIPES + 1):
-            kill(child(count))
-        assert board.counts() == {("n",): [STRIPES + 1]}, board.counts()
+        for number in range(STRIPES + 1):
+            def work():
+                with board.mine.lock:       # in another order than the one before
+                    for key in (("a",), ("b",), ("histogram",))[::-1 if number % 2 else 1]:
+                        board.mine.cells[board.mine.at(key, len(key[0])) + len(key[0]) - 1] += 1
+            kill(child(work))
+        times = STRIPES + 1
+        assert board.counts() == {("a",): [times], ("b",): [times], ("histogram",): [0] * 8 + [times]}, board.counts()
         assert board.others() == []
-        child(count)
-        assert board.counts() == {("n",): [STRIPES + 2]}, board.counts()
     """)
 
 
@@ -124,8 +127,7 @@ def test_a_note_is_there_as_long_as_who_wrote_it() -> None:
         assert [stripe.read() for stripe in board.others()] == [b"note"]
         kill(pid)
         assert board.others() == []
-        board.mine                          # takes that stripe
-        child(lambda: board.mine)
+        child(lambda: board.mine)           # takes that stripe
         assert [stripe.read() for stripe in board.others()] == [b""]
     """)
 

@@ -196,6 +196,7 @@ def test_labels_are_escaped() -> None:
 
 def test_a_provider_that_joins_later_has_its_label() -> None:
     router, client = served(Model())
+    router.infer(ask())
     router.registry.register(Model("late", "l"))
     router.infer(ask("l"))
     assert scrape(client).value("requests_total", provider="late", model="l", status="200") == 1
