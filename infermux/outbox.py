@@ -27,11 +27,12 @@ class Outbox(Generic[Item]):
     Threads start with the first thing that is put in, in each process anew: those of before a fork are not there after it.
     """
 
-    def __init__(self, what: str, *, threads: int, size: int, batch: int = 1) -> None:
+    def __init__(self, what: str, *, threads: int, size: int, batch: int = 1, linger: float = LINGER) -> None:
         self.what = what                    # for the log: what does not take what
         self._threads = threads
         self._size = size
         self._batch = batch
+        self._linger = linger
         self._lock = threading.Lock()
         self._pool: _Pool[Item] | None = None
         _boxes.add(self)
@@ -56,17 +57,19 @@ class Outbox(Generic[Item]):
     def _start(self) -> _Pool[Item]:
         with self._lock:
             if self._pool is None:
-                self._pool = _Pool(self.what, self.sender, self._threads, self._size, self._batch)
+                self._pool = _Pool(self.what, self.sender, self._threads, self._size, self._batch, self._linger)
             return self._pool
 
 
 class _Pool(Generic[Item]):
     """The queue and the threads of one process: one listens, so that one is woken; the others send, or wait for their turn to listen."""
 
-    def __init__(self, what: str, sender: Callable[[], Send[Item]], threads: int, size: int, batch: int) -> None:
+    def __init__(self, what: str, sender: Callable[[], Send[Item]], threads: int, size: int, batch: int,
+                 linger: float) -> None:
         self._what = what
         self._size = size
         self._batch = batch
+        self._linger = linger
         self._waiting: deque[Item] = deque()
         self._turn = threading.Lock()       # of listening
         self._bell = threading.Event()      # something waits
@@ -102,7 +105,7 @@ class _Pool(Generic[Item]):
         while True:
             with self._turn:
                 self._bell.wait()
-                self._hurry.wait(LINGER)
+                self._hurry.wait(self._linger)
                 self._busy[number] = True
                 self._bell.clear()          # whatever is put in from here on rings again, for the next who listens
             while items := self._take():

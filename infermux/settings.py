@@ -173,6 +173,7 @@ class Trace:
     content: bool = reads(flag, False)  # whether spans hold prompts and answers
     threads: int = reads(whole, 2)
     queue: int = reads(whole, 1000)  # spans that may wait; more are dropped, and counted
+    otlp: str = reads(lambda value, place: url(value, place) if value != "" else "", "")  # an OpenTelemetry collector; empty: none
 
 
 @dataclass(frozen=True, slots=True)
