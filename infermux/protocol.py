@@ -20,6 +20,7 @@ INFER_REQUEST = "infer.request"
 INFER_RESPONSE = "infer.response"
 TRACE_SPAN = "trace.span"
 CHAT = "chat"
+MAX_NAME = 512                              # characters of a model or provider: plans and routes are remembered by them
 
 # What would redirect a call, or carry somebody's credentials, if it were passed on to a vendor.
 _RESERVED = frozenset({"model", "messages", "stream"})
@@ -120,8 +121,10 @@ class InferRequest:
     def check(self) -> None:
         """Raise RequestError naming the first thing that is not as it must be."""
         for name in ("model", "provider"):
-            if not isinstance(getattr(self, name), str):
+            if not isinstance(value := getattr(self, name), str):
                 raise RequestError(f"{name} must be a string", param=name)
+            if len(value) > MAX_NAME:
+                raise RequestError(f"{name} is longer than {MAX_NAME} characters", param=name)
         if not isinstance(self.meta, Mapping) or not isinstance(self.params, Mapping):
             raise RequestError("params and meta must be objects", param="params")
         for name, value in self.meta.items():

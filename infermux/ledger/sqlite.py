@@ -7,16 +7,16 @@ fsyncs a call. A connection belongs to one thread of one process, and is opened 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from infermux.errors import RequestError, shown
@@ -24,12 +24,12 @@ from infermux.types import Clock
 
 from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded
 from . import queries as q
+from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, rescued, size
 
 log = logging.getLogger("infermux")
 T = TypeVar("T")
-_WAIT = 0.01  # seconds that SQLite waits by itself: its longer naps let other processes starve us
+_MOST_TOGETHER = 64  # jobs of one transaction: none of them waits for long
 _FILES = ("-wal", "-shm", "")
-_UNUSED: list[sqlite3.Connection] = []  # inherited through a fork: SQLite forbids a child to use or close them
 
 
 class SQLiteLedger(Ledger):
@@ -148,17 +148,37 @@ class SQLiteLedger(Ledger):
 
     def _write(self, work: Callable[[sqlite3.Connection], T], *, check: bool = True) -> T:
         """Do *work* in a transaction of its own; *check* that the file is in its place: a reservation leaves that to its settling."""
-        process = self._here()
+        process, job = self._here(), _Job(work, check)
+        process.waiting.append(job)
         # The one lock that is held over I/O: without it the threads would queue in SQLite, which polls and is not fair.
         if not process.writing.acquire(timeout=self._busy):
+            job.done = True                 # it is withdrawn
             raise self._unavailable("other threads have been writing for too long")
         try:
-            result = self._guarded(process, lambda connection: self._transact(process, connection, work, check))
-            self._failure = None
-            return result
+            if not job.done:                # else whoever had the lock before has written it along with its own
+                self._together(process, [job, *process.others(job)])
         finally:
             process.writing.release()
             self._tell()
+        if job.error is not None:
+            raise job.error
+        return cast(T, job.result)
+
+    def _together(self, process: _Process, jobs: Sequence[_Job]) -> None:
+        """Do what waits in one transaction, which costs little more than one job alone; what fails there is done one by one."""
+        check = any(job.check for job in jobs)
+        try:
+            results = self._guarded(process, lambda connection: self._transact(process, connection, jobs, check))
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._together(process, [job])
+            else:
+                jobs[0].error, jobs[0].done = error, True
+            return
+        self._failure = None
+        for job, result in zip(jobs, results, strict=True):
+            job.result, job.done = result, True
 
     def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
         """Return the answer to one question."""
@@ -168,7 +188,7 @@ class SQLiteLedger(Ledger):
         finally:
             self._tell()
 
-    def _guarded(self, process: _Process, use: Callable[[_Connection], T]) -> T:
+    def _guarded(self, process: _Process, use: Callable[[Connection], T]) -> T:
         """Use this thread's connection; a damaged file is moved aside and the use repeated, any other failure is LedgerUnavailable."""
         for last in (False, True):
             try:
@@ -176,8 +196,8 @@ class SQLiteLedger(Ledger):
             except (sqlite3.Error, OSError) as error:
                 if isinstance(error, sqlite3.Error) and type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
                     raise  # a mistake of ours, such as a value of the wrong type
-                process.drop(suspect=_damaged(error))
-                if last or not _damaged(error):
+                process.drop(suspect=damaged(error))
+                if last or not damaged(error):
                     raise self._unavailable(f"{self.path}: {error}") from error
         raise AssertionError("unreachable")
 
@@ -189,16 +209,16 @@ class SQLiteLedger(Ledger):
         while self._notes:  # written outside the lock
             log.error("%s", self._notes.pop())
 
-    def _transact(self, process: _Process, connection: _Connection, work: Callable[[sqlite3.Connection], T], check: bool) -> T:
+    def _transact(self, process: _Process, connection: Connection, jobs: Sequence[_Job], check: bool) -> list[Any]:
         self._begin(connection.sql)
         current = self._at_path(process, connection) if check else connection
         if current is not connection:
             self._begin(current.sql)
         sql = current.sql
         try:
-            result = work(sql)
+            results = [job.work(sql) for job in jobs]
             sql.execute("COMMIT")
-            return result
+            return results
         except BaseException:
             if sql.in_transaction:
                 sql.execute("ROLLBACK")
@@ -206,7 +226,7 @@ class SQLiteLedger(Ledger):
 
     def _begin(self, sql: sqlite3.Connection) -> None:
         """Begin to write, or raise after `busy` seconds; a deferred transaction would fail at once where it turns to writing."""
-        for tries in range(int(self._busy / _WAIT), -1, -1):
+        for tries in range(int(self._busy / WAIT), -1, -1):
             try:
                 sql.execute("BEGIN IMMEDIATE")
                 return
@@ -214,9 +234,9 @@ class SQLiteLedger(Ledger):
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries:
                     raise
 
-    def _connection(self, process: _Process) -> _Connection:
+    def _connection(self, process: _Process) -> Connection:
         """Return this thread's connection."""
-        connection: _Connection | None = getattr(process.mine, "connection", None)
+        connection: Connection | None = getattr(process.mine, "connection", None)
         if connection is None or connection.closed:
             connection = self._open(suspect=process.suspect)
             process.suspect = False
@@ -224,30 +244,30 @@ class SQLiteLedger(Ledger):
             process.connections.add(connection)
         return connection
 
-    def _at_path(self, process: _Process, connection: _Connection) -> _Connection:
+    def _at_path(self, process: _Process, connection: Connection) -> Connection:
         """Return *connection*, or a new one if its file was moved or removed meanwhile: what is written there would be lost."""
-        if connection.file == _file(self.path):
+        if connection.file == file_of(self.path):
             return connection
         process.drop()
         return self._connection(process)
 
-    def _open(self, *, suspect: bool) -> _Connection:
+    def _open(self, *, suspect: bool) -> Connection:
         """Open the file, making, migrating or moving it aside first; one thread on the host does so at a time."""
         saved: list[Any] = []
-        with _locked(f"{self.path}.lock"):
-            if not _size(self.path) and _size(f"{self.path}-wal"):  # SQLite would delete what the -wal still holds
+        with locked(f"{self.path}.lock"):
+            if not size(self.path) and size(f"{self.path}-wal"):  # SQLite would delete what the -wal still holds
                 self._move_aside("the file has lost its content")
             while True:
-                _create(self.path)
+                create(self.path)
                 sql = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None, check_same_thread=False)
                 try:
-                    _prepare(sql, saved, suspect=suspect)
-                    return _Connection(sql, _file(self.path))
+                    prepare(sql, saved, suspect=suspect)
+                    return Connection(sql, file_of(self.path))
                 except BaseException as error:
-                    if not _damaged(error):
+                    if not damaged(error):
                         sql.close()
                         raise
-                    saved, suspect = _rescued(sql), False
+                    saved, suspect = rescued(sql), False
                     self._move_aside(str(error))
                     sql.close()  # only now: SQLite sees that its file has moved, and leaves the new one's -wal alone
 
@@ -263,15 +283,36 @@ class SQLiteLedger(Ledger):
         self._notes.append(f"the ledger {self.path} is damaged ({reason}): it is kept as {aside}, and a new one begins")
 
 
+class _Job:
+    """Something to write, and what came of it."""
+
+    __slots__ = ("check", "done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], check: bool) -> None:
+        self.work = work
+        self.check = check
+        self.done = False
+        self.error: Exception | None = None
+        self.result: Any = None
+
+
 class _Process:
     """What belongs to one process: its queue of writers, and the connections of its threads."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.writing = threading.Lock()
+        self.waiting: deque[_Job] = deque()
         self.mine = threading.local()  # a thread's connection, closed when the thread ends
-        self.connections: WeakSet[_Connection] = WeakSet()
+        self.connections: WeakSet[Connection] = WeakSet()
         self.suspect = False  # whoever opens the file next must check it
+
+    def others(self, job: _Job) -> Iterator[_Job]:
+        """Yield what else waits to be written now; only with the lock."""
+        for _ in range(min(len(self.waiting), _MOST_TOGETHER)):
+            each = self.waiting.popleft()
+            if each is not job and not each.done:
+                yield each
 
     def drop(self, *, suspect: bool = False) -> None:
         """Close this thread's connection."""
@@ -280,113 +321,6 @@ class _Process:
         self.suspect = self.suspect or suspect
         if connection is not None:
             connection.close()
-
-
-class _Connection:
-    """A connection of one thread, and which file it is to."""
-
-    __slots__ = ("__weakref__", "closed", "file", "pid", "sql", "using")
-
-    def __init__(self, sql: sqlite3.Connection, file: tuple[int, int] | None) -> None:
-        self.sql = sql
-        self.file = file
-        self.pid = os.getpid()
-        self.using = threading.Lock()  # between a thread that reads and another that closes the ledger
-        self.closed = False
-
-    def ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
-        """Return the rows that answer a question."""
-        with self.using:
-            if self.closed:
-                raise sqlite3.OperationalError("the ledger was closed")
-            return self.sql.execute(query, values).fetchall()
-
-    def close(self) -> None:
-        """Close it; a second time does nothing."""
-        with self.using:
-            self.closed = True
-            self.sql.close()
-
-    def __del__(self) -> None:
-        if self.pid == os.getpid():
-            self.sql.close()
-        else:
-            _UNUSED.append(self.sql)
-
-
-# -- the file ----------------------------------------------------------------------------------------------------------
-
-
-def _prepare(sql: sqlite3.Connection, saved: Sequence[Any], *, suspect: bool) -> None:
-    """Bring a file to the present schema, and the connection to its settings; raise sqlite3.Error."""
-    [(version,)], [(mark,)] = sql.execute("PRAGMA user_version").fetchall(), sql.execute("PRAGMA application_id").fetchall()
-    if suspect:
-        [(problem,)] = sql.execute("PRAGMA quick_check(1)").fetchall()
-        if problem != "ok":
-            error = sqlite3.DatabaseError(problem)
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
-    if mark != q.APPLICATION and sql.execute("SELECT 1 FROM sqlite_master").fetchall():
-        raise sqlite3.DatabaseError("this is another program's file")
-    if version > len(q.MIGRATIONS):
-        raise sqlite3.DatabaseError(f"a newer InferMux made this file (version {version} of its schema)")
-    sql.execute("PRAGMA journal_mode = WAL")
-    sql.execute("PRAGMA synchronous = NORMAL")
-    if version < len(q.MIGRATIONS):
-        sql.execute("BEGIN IMMEDIATE")
-        for statement in (each for step in q.MIGRATIONS[version:] for each in step):
-            sql.execute(statement)
-        sql.executemany(q.RESTORE, saved)
-        sql.execute(f"PRAGMA application_id = {q.APPLICATION}")
-        sql.execute(f"PRAGMA user_version = {len(q.MIGRATIONS)}")
-        sql.execute("COMMIT")
-    sql.execute(f"PRAGMA busy_timeout = {round(_WAIT * 1000)}")
-
-
-def _rescued(sql: sqlite3.Connection) -> list[Any]:
-    """Stop others from writing to a damaged file, and return what its budgets have spent if that can still be read."""
-    with suppress(sqlite3.Error):
-        sql.execute("BEGIN IMMEDIATE")
-    with suppress(sqlite3.Error):
-        return sql.execute(q.RESCUE).fetchall()
-    return []
-
-
-def _damaged(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _create(path: str) -> None:
-    """Make an empty file that only we may read; one that exists is not touched, for closing it would drop SQLite's locks."""
-    if not os.path.exists(path):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-def _file(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Hold the lock file of that name."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # by name: a child forked meanwhile has the descriptor too
-        os.close(lock)
 
 
 def _amount(pico: int) -> int:
