@@ -58,4 +58,8 @@ def _cells(target: dict[str, Any]) -> tuple[str, ...]:
     name, wait, rate = f"{target['provider']}/{target['model']}", target["retry_in"], target["error_rate"]
     return (name if len(name) <= _LONGEST else f"{name[:_LONGEST - 1]}…", target["state"].replace("_", " "),
             "-" if wait == 0 else "?" if wait is None else f"{wait:.0f} s", "-" if rate is None else f"{rate:.0%}",
-            *("-" if target[name] is None else f"{target[name]:.2f} s" for name in ("p50", "p95")), f"{target['per_minute']:.1f}")
+            *map(_seconds, (target["p50"], target["p95"])), f"{target['per_minute']:.1f}")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
