@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -424,3 +425,20 @@ def test_a_keys_rate_is_exact_over_two_workers(gated: Gated, written: Write, arg
         eventually(lambda: not before & set(workers(service)) and len(workers(service)) == 2, "new workers")
         assert service.ask("/infer", said("echo-v1")).status == 429
         assert ask(service.port, "/infer", said("echo-v1")).status == 401
+
+
+@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+def test_a_budget_is_never_overspent_by_two_workers(gated: Gated, written: Write, tmp_path: Path, args: tuple[str, ...]) -> None:
+    """Sixty calls at once from one caller: what is let in is paid for, and the next call is refused."""
+    priced = f'[providers.paid]\ntype = "openai"\nbase_url = "{gated.url}"\napi_key = "env:LOAD_VENDOR"\nmodels = ["quick"]\n'
+    priced += 'prices = { "quick" = { input = "1000", output = "1000" } }'
+    env = written(gated, priced, workers=2, threads=64, keys='budget = { usd = "0.5" }')
+    with Keyed(*args, env=env) as service, ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: service.ask("/infer", said("paid/quick", params={"max_tokens": 50})), range(60)))
+        count = Counter(found.status for found in answers)
+        assert set(count) <= {200, 402} and count[200] >= 1, count
+        while service.ask("/infer", said("paid/quick", params={"max_tokens": 50})).status == 200:
+            count[200] += 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "infermux.db")) as db:
+        [(calls, spent)] = db.execute("SELECT count(*), sum(cost) FROM calls WHERE status = 'ok'").fetchall()
+    assert calls == count[200] and 0 < spent <= 10**12 // 2

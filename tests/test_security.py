@@ -424,13 +424,23 @@ def is_silent(stand: Stand, text: str, *more: str) -> None:
     assert [secret for secret in secrets if secret in text] == []
 
 
+OPERATORS = ("/healthz", "/readyz", "/metrics", "/status", "/status/targets", "/costs", "/costs/timeseries")
+
+
 def test_nothing_secret_came_out_of_the_whole_run(stand: Stand) -> None:
-    """Last: no answer, header, span or line of the log holds a key, a hash of one, a prompt, an address or an exception."""
+    """Last: no answer, header, span, page, metric, row or line of the log holds a key, its hash, a prompt, an address, an exception."""
     if len(stand.said) < 50:
         pytest.skip("only as the end of the whole module")
     hashes = [hashlib.sha256(key.encode()).hexdigest() for key in KEYS.values()]
     for text in stand.said:
         is_silent(stand, text.replace(f'"{PROMPT}"', ""), *hashes)
+    for path in OPERATORS:
+        found = stand.ask(path, key=ADMIN)
+        assert found.status == 200 and found.headers["X-Content-Type-Options"] == "nosniff", path
+        is_silent(stand, f"{found.headers}{found.data.decode()}", *hashes, "\x1b")
+        assert "html" not in found.headers["Content-Type"] or "<script>alert" not in found.data.decode()
     eventually(lambda: len(stand.tokentrace.spans) > 10, "spans")
     is_silent(stand, json.dumps(stand.tokentrace.checked()), *hashes)
     is_silent(stand, stand.service.log, *hashes)
+    for file in Path(stand.env["INFERMUX_CONFIG"]).parent.glob("infermux.db*"):
+        is_silent(stand, file.read_bytes().decode("latin-1"), *hashes)

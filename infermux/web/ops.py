@@ -58,7 +58,7 @@ def ready(router: Router) -> Response:
 
 def metrics(router: Router) -> Response:
     """Give Prometheus the counts of every worker."""
-    return Response(state.watch(router).text(), content_type=CONTENT_TYPE)
+    return Response(state.watch(router).text(), headers={"X-Content-Type-Options": "nosniff"}, content_type=CONTENT_TYPE)
 
 
 def status(router: Router) -> Response:
