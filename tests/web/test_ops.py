@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import doors
 import pytest
+from doors import Turn, openai_chunk, openai_events, stream
 from flask import Flask
-from support import HELLO, Scripted, Service, Vendor, eventually
+from support import HELLO, Scripted, Service, TokenTrace, Vendor, eventually
 
 import infermux
 from infermux import Deadline, EchoProvider, InferRequest, InferResponse, Provider, Registry, Router, create_app, ops_blueprint
@@ -279,9 +281,35 @@ def test_an_order_reaches_every_worker_and_those_that_come_later(tmp_path: Path)
         eventually(lambda: len(pids()) == 3, "a new worker")
         assert calls() == {503}
         eventually(lambda: set(told()) == {("open", 2)}, "the new worker's note")
+        service.process.send_signal(signal.SIGHUP)
+        eventually(lambda: len(pids()) == 5 and service.log.count("Worker exiting") >= 2, "new workers")
+        assert calls() == {503}
         answer = service.ask("/providers/echo/circuit/close", b'{"model": "echo-v1"}', headers=BEARER)
         assert (answer.json["done"], states_of(answer.data)) == (2, ["closed"])
         assert calls() == {200}
+
+
+def test_every_worker_tells_of_the_streams_and_the_lost_spans_of_all(tmp_path: Path) -> None:
+    go, turn = threading.Event(), Turn("Hello")
+    first, *rest = openai_events(turn)
+    held = stream(first, openai_chunk({"content": "Hel"}), go, *rest)
+    with doors.Vendor("openai", held) as vendor, TokenTrace("status") as receiver:
+        env = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": f"{vendor.url}/v1", "INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db"),
+               "INFERMUX_TRACE__TOKENTRACE": receiver.url}
+        with Service("-w", "2", "--threads", "8", env=env) as service, ThreadPoolExecutor(3) as pool:
+            def told(name: str) -> set[str]:
+                found = [re.search(rf"^infermux_{name} (\S+)$", service.ask("/metrics").data.decode(), re.MULTILINE) for _ in range(6)]
+                return {each[1] for each in found if each}
+
+            body = HELLO | {"model": "openai", "stream": True}
+            try:
+                waiting = [pool.submit(service.ask, "/v1/chat/completions", body) for _ in range(3)]
+                eventually(lambda: told("streams_open") == {"3"}, "three streams")
+            finally:
+                go.set()
+            assert all(b"[DONE]" in each.result().data for each in waiting)
+            eventually(lambda: told("streams_open") == {"0"}, "the end of them")
+            eventually(lambda: told("spans_dropped_total") == {str(len(receiver.spans))} and len(receiver.spans) >= 3, "the spans")
 
 
 def states_of(data: bytes) -> list[str]:
