@@ -52,8 +52,8 @@ def costs(by: tuple[str, ...], since: str | None, until: str | None, month: str 
           form: str | None, bill: str | None, providers: tuple[str, ...], tolerance: tuple[str, ...], **where: str | None) -> None:
     """Say what calls have cost, by model or by anything else that is known of them.
 
-    What has no price is counted as unpriced and never as 0; ~ marks sums that rest on estimated tokens. With --reconcile the
-    exit code is 1 where a day's cost of a model is not what the vendor bills.
+    What has no price is counted as unpriced and never as 0; ~ tells how many calls rest on estimated tokens. With --reconcile
+    the exit code is 1 where a day's cost of a model is not what the vendor bills.
 
     Example: infermux costs --by day,model --since 7d
     """

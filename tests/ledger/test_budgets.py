@@ -361,11 +361,11 @@ def one_call(ledger: SQLiteLedger, chance: random.Random, id: str, note: int) ->
 def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts = calls = budgets, to the pico-dollar, and what a writer was told is settled is there."""
     monkeypatch.syspath_prepend(HOME)
-    rounds, operations = (16, 700) if LONG else (3, 60)  # calls; with their reservations, top-ups and settlements over 10**5
+    rounds, calls = (18, 1100) if LONG else (3, 60)
     path, notes, chance = tmp_path / "l.db", tmp_path / "notes", random.Random(5)
     kills = 0
     for _ in range(rounds):
-        crew = [fresh.Process(target=work, args=(path, chance.randrange(2**40), operations, n < 3, notes)) for n in range(4)]
+        crew = [fresh.Process(target=work, args=(path, chance.randrange(2**40), calls, n < 3, notes)) for n in range(4)]
         for each in crew:
             each.start()
         for each in crew:
@@ -375,6 +375,8 @@ def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path
     assert kills >= rounds
     told = dict(line.split() for line in notes.read_text().splitlines())
     check(path, {id: int(cost) for id, cost in told.items()}, kills)
+    with closing(sqlite3.connect(path)) as sql:  # reservations, top-ups and settlements
+        assert not LONG or sql.execute("SELECT 2 * count(*) + sum(attempts > 1) FROM calls").fetchone()[0] >= 10**5
 
 
 def check(path: Path, told: dict[str, int], kills: int) -> None:
