@@ -31,7 +31,7 @@ def create_app(router: Router | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     for door in (mist, openai, anthropic):
         app.register_blueprint(door.blueprint(router))
-    app.register_blueprint(ops.blueprint(router, settings.server.admin))
+    app.register_blueprint(ops.blueprint(router, lambda: (build.pinned or settings).server.admin))
     app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
     app.register_error_handler(Exception, lambda error: named(_bug(error)))
     if at_a_shell:                          # by `flask --app infermux`: a service has no use for commands

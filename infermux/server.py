@@ -88,7 +88,9 @@ def on_reload(server: Any) -> None:
     """Renew what --preload has loaded: without it, each new worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
         build.renew(build.pinned)
-        log.warning("with --preload, [server] admin and max_body stay as they were at the start")
+        app = server.app.wsgi()
+        if getattr(app, "import_name", "") == "infermux":       # a host's own app has its own limits
+            app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
 
 
 def post_fork(server: Any, worker: Any) -> None:

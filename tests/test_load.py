@@ -336,6 +336,27 @@ def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, .
     assert set(crowd.statuses) == {200}, crowd.statuses
 
 
+@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(gated: Gated, written: Write, args: tuple[str, ...]) -> None:
+    env = written(gated) | {"LOAD_FIRST": "imx-first", "LOAD_SECOND": "imx-second"}
+    file = Path(env["INFERMUX_CONFIG"])
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("[server]", '[server]\nadmin = "env:LOAD_FIRST"\nmax_body = 5000'), encoding="utf-8")
+    with Service(*args, env=env) as service:
+
+        def seen() -> list[int]:
+            asked = [service.ask("/status/targets", headers={"x-api-key": key}) for key in ("imx-first", "imx-second")]
+            asked += [service.ask("/infer", said("echo-v1", "x" * size)) for size in (1000, 3000, 6000)]
+            return [found.status for found in asked]
+
+        assert seen() == [200, 403, 200, 200, 413]
+        before = workers(service)
+        file.write_text(text.replace("[server]", '[server]\nadmin = "env:LOAD_SECOND"\nmax_body = 2000'), encoding="utf-8")
+        service.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not set(before) & set(workers(service)) and workers(service), "new workers")
+        assert seen() == [403, 200, 200, 413, 413]
+
+
 BROKEN = {
     "not TOML": ("[models\n", "is not TOML"),
     "a typo": ('[reliablity]\nattempts = 1\n', "did you mean 'reliability'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+from collections.abc import Callable
 
 from flask import Response, request
 
@@ -15,13 +16,15 @@ from . import View, failed, given_key, plain_error
 _LOGIN = {"WWW-Authenticate": 'Basic realm="infermux", charset="UTF-8"'}
 
 
-def guard(admin: Secret | str | None, view: View) -> View:
-    """Return *view* for operators alone: a browser may log in to what only reads (any name, the key as password)."""
-    key = admin.reveal() if isinstance(admin, Secret) else admin
-    known = hashed(key) if key else ""
+Admin = Secret | str | None | Callable[[], Secret | None]       # a function where a reload may change it
 
+
+def guard(admin: Admin, view: View) -> View:
+    """Return *view* for operators alone: a browser may log in to what only reads (any name, the key as password)."""
     @functools.wraps(view)
     def guarded(**arguments: str) -> Response:
+        key = admin() if callable(admin) else admin
+        known = hashed(key.reveal() if isinstance(key, Secret) else key) if key else ""
         if not known:
             raise Forbidden("this is closed: no admin key is configured, as [server] admin")
         given = _given()

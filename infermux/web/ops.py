@@ -10,16 +10,15 @@ from .. import status as state
 from ..errors import RequestError
 from ..metrics import CONTENT_TYPE
 from ..router import Router
-from ..schema import Secret
 from ..types import JSON
 from . import Door, View, body, document, door, json_answer, plain_error
-from .admin import guard
+from .admin import Admin, guard
 from .costs import costs, series
 from .page import Page
 from .plans import explain
 
 
-def blueprint(router: Router, admin: Secret | str | None = None) -> Door:
+def blueprint(router: Router, admin: Admin = None) -> Door:
     """Return the operators' endpoints, bound to *router*; without an *admin* key only health and metrics are open."""
     state.watch(router)
 

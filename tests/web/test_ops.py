@@ -182,7 +182,8 @@ def test_health_is_told_while_every_slot_is_taken(tmp_path: Path) -> None:
             try:
                 body = HELLO | {"model": "openai"}
                 waiting = [pool.submit(service.ask, "/infer", body) for _ in range(3)]
-                eventually(lambda: service.ask("/infer", body).status == 503, "a full house")
+                eventually(lambda: len(vendor.seen) == 3, "a full house")
+                assert service.ask("/infer", body).status == 503
                 assert [service.ask(path).status for path in OPEN] == [200] * 3
             finally:
                 gate.set()
