@@ -62,7 +62,7 @@ def _head(seconds: float, level: int) -> dict[str, Any]:
 
 def encoded(line: dict[str, Any]) -> str:
     """Return a line as JSON in ASCII: no terminal and no reader of lines sees anything of a name but its letters."""
-    return _written(_cut(line))
+    return _ENCODER.encode(_cut(line))
 
 
 def readable(line: dict[str, Any]) -> str:
@@ -81,10 +81,6 @@ def _cut(value: Any) -> Any:
     if isinstance(value, str):
         return value if len(value) <= _CUT else value[:_CUT] + "…"
     return [_cut(item) for item in value] if isinstance(value, list) else value
-
-
-def _written(value: Any) -> str:
-    return _ENCODER.encode(value).replace("\x7f", "\\u007f")
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
@@ -124,7 +120,7 @@ class _Formatter(logging.Formatter):
             return message
         head, trace = _head(record.created, record.levelno), self.formatException(record.exc_info) if record.exc_info else ""
         if self._json:
-            return _written({**head, "message": message} | ({"traceback": trace} if trace else {}))
+            return _ENCODER.encode({**head, "message": message} | ({"traceback": trace} if trace else {}))
         first = " ".join([head["time"], record.levelname, *message.splitlines()])
         return "\n  ".join(map(_visible, [first, *trace.splitlines()]))
 
