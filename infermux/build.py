@@ -29,6 +29,7 @@ from .registry import Registry
 from .router import Observer, Reports, Router
 from .schema import meant, of_type
 from .settings import KeyConfig, LedgerConfig
+from .tokentrace import Reporter
 from .types import Caller
 
 ECHO = "echo"
