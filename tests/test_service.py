@@ -170,11 +170,12 @@ WRONG_REQUESTS = {  # a field of the request and its wrong value -> what the mes
     "meta is a list": ({"meta": []}, "meta"),
     "meta value is a number": ({"meta": {"user": 1}}, "user"),
     "meta value is null": ({"meta": {"traceparent": None}}, "meta"),
+    "model of 10,000 letters": ({"model": "m" * 10_000}, "model"),
 }
 UNKNOWN = {
     "unknown model": ({"model": "echo-v2"}, "echo-v1"),
     "unknown provider": ({"provider": "ecko"}, "echo"),
-    "10,000 letters": ({"model": "m" * 10_000}, "mmm"),
+    "500 letters": ({"model": "m" * 500}, "mmm"),
     "a line break": ({"model": "a\r\nb"}, "\\r\\n"),
 }
 

@@ -13,7 +13,7 @@ from ..dialects import anthropic_door as wire
 from ..dialects.anthropic_stream import Encoder
 from ..protocol import CHAT, InferRequest
 from ..router import Router
-from . import Door, Identify, begin, bytes_answer, call_headers, document, door, json_answer, shed
+from . import Door, Identify, begin, bytes_answer, call_headers, document, door, enter, json_answer
 from .openai import model_routes
 from .streams import sse_answer
 
@@ -32,9 +32,9 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
 
 def messages(router: Router, identify: Identify | None) -> Response:
     """Answer a message, streamed or not."""
-    shed(router, identify, door=NAME)
+    who = enter(router, identify, door=NAME)
     wanted, wants_stream = _read(CHAT)
-    call = begin(router, wanted, identify, door=NAME)
+    call = begin(router, wanted, who, door=NAME)
     if wants_stream:
         stream = router.open(call)
         native = stream.dialect == dialect.NAME
@@ -50,9 +50,9 @@ def messages(router: Router, identify: Identify | None) -> Response:
 
 def count_tokens(router: Router, identify: Identify | None) -> Response:
     """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
-    shed(router, identify, door=NAME)
+    who = enter(router, identify, door=NAME)
     wanted, _ = _read(COUNT)
-    call = begin(router, wanted, identify, door=NAME)
+    call = begin(router, wanted, who, door=NAME)
     target = next(iter(router.plan(wanted, caller=call.caller).targets), None)
     provider = router.registry.get(target.provider) if target is not None else None
     if not getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):

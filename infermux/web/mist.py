@@ -12,8 +12,8 @@ from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest,
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, in_app, json_answer, plain_error, shed
-from . import caller as who
+from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, enter, in_app, json_answer, plain_error
+from . import caller as calling
 from .streams import sse_answer
 
 NAME = "mist"
@@ -34,11 +34,11 @@ def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
 
 def mist(router: Router, identify: Identify | None) -> Response:
     """Answer an infer.request message with an infer.response message."""
-    shed(router, identify, door=NAME)
+    who = enter(router, identify, door=NAME)
     message = Message.read(body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call = begin(router, InferRequest.from_dict(message.data), identify, door=NAME)
+    call = begin(router, InferRequest.from_dict(message.data), who, door=NAME)
     response = router.answer(call)
     reply = Message.wrap(SOURCE, INFER_RESPONSE, response.to_dict(), checksum=bool(message.checksum))
     return bytes_answer(reply.to_bytes(), headers=call_headers(call))
@@ -46,8 +46,8 @@ def mist(router: Router, identify: Identify | None) -> Response:
 
 def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
-    shed(router, identify, door=NAME)
-    call = begin(router, InferRequest.from_dict(document().value), identify, door=NAME)
+    who = enter(router, identify, door=NAME)
+    call = begin(router, InferRequest.from_dict(document().value), who, door=NAME)
     if "text/event-stream" in request.headers.get("Accept", ""):
         stream = router.open(call)
         return sse_answer(stream, Encoder(stream))
@@ -57,7 +57,7 @@ def infer(router: Router, identify: Identify | None) -> Response:
 
 def providers(router: Router, identify: Identify | None) -> Response:
     """List the providers and their models."""
-    who(router, identify)
+    calling(router, identify)
     return json_answer(router.registry.to_dict())
 
 

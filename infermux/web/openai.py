@@ -13,8 +13,8 @@ from ..errors import ModelNotFound, shown
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..router import Router
 from ..types import JSON
-from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, json_answer, shed
-from . import caller as who
+from . import Door, Identify, View, begin, bytes_answer, call_headers, document, door, enter, json_answer
+from . import caller as calling
 from .streams import sse_answer
 
 NAME = "openai"
@@ -38,9 +38,9 @@ def model_routes(router: Router, caller: Identify | None) -> list[tuple[str, str
 
 def complete(router: Router, identify: Identify | None, op: str) -> Response:
     """Answer one of the POST endpoints, streamed or not."""
-    shed(router, identify, door=NAME)
+    who = enter(router, identify, door=NAME)
     request, wants_stream = wire.decode_request(document(), op=op)
-    call = begin(router, request, identify, door=NAME)
+    call = begin(router, request, who, door=NAME)
     if wants_stream and op != "embeddings":
         stream = router.open(call)
         return sse_answer(stream, wire.Encoder(model=call.model, ident=f"chatcmpl-{call.id}", created=int(time.time()), op=op,
@@ -60,7 +60,7 @@ def _answer(call: Call, response: InferResponse) -> Response:
 
 def models(router: Router, identify: Identify | None) -> Response:
     """List the models that the caller may ask for, in a form that both official SDKs read."""
-    allowed = who(router, identify).models
+    allowed = calling(router, identify).models
     data = [_model(name, provider) for provider, name in _known(router) if allowed is None or name in allowed]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return json_answer({"object": "list", "data": data, "has_more": False, **ends})
@@ -68,7 +68,7 @@ def models(router: Router, identify: Identify | None) -> Response:
 
 def model(router: Router, identify: Identify | None, ident: str) -> Response:
     """Describe one model."""
-    who(router, identify)
+    calling(router, identify)
     try:
         target = router.registry.resolve(ident)[0]
     except ModelNotFound:
