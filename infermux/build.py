@@ -217,7 +217,6 @@ def _otlp(config: Config) -> Observer:
 def _reporter(config: Config) -> Reports | None:
     if not config.trace.tokentrace:
         return None
-    from .tokentrace import Reporter  # loads requests, which a router without TokenTrace may never need
     return Reporter("infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue)
 
 
