@@ -167,7 +167,8 @@ def trespassing(module: Module, names: set[str]) -> list[str]:
 def touches_environment(module: Module) -> bool:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Attribute) and node.attr in _ENVIRONMENT_NAMES and isinstance(node.value, ast.Name):
-            return True
+            if node.value.id != "request":  # whose environ is its head
+                return True
         if isinstance(node, ast.ImportFrom) and node.module == "os" and {alias.name for alias in node.names} & _ENVIRONMENT_NAMES:
             return True
     return False
@@ -308,6 +309,7 @@ def test_a_door_that_is_none_is_found(name: str, text: str, found: list[str]) ->
         ("import os as o\no.getenv('A')", True),
         ("from os import environ as e", True),
         ("import os\nos.getpid()", False),
+        ("from flask import request\nrequest.environ['HTTP_A']", False),
         ("def load(environ):\n    return environ['A']", False),
     ],
 )
