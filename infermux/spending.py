@@ -48,7 +48,8 @@ class Spending:
         self._fleet = fleet
         self._lease = lease                 # seconds after which the hold of a worker that was killed is free again
         self._clock = clock
-        self._complained = 0.0
+        self.lost = 0                       # calls that the ledger of this process did not take
+        self._complained = -QUIET
 
     def reserve(self, call: Call, target: Target) -> None:
         """Hold what the call may cost at *target*; raise BudgetExceeded, or LedgerUnavailable where the budget is a hard one."""
@@ -72,6 +73,7 @@ class Spending:
         try:
             self.ledger.settle(record(call), call.hold)
         except LedgerUnavailable as error:
+            self.lost += 1                  # two threads at once may count as one: it is for people
             self._complain(error)
 
     def worst(self, request: InferRequest, target: Target, size: int | None = None) -> int | None:
@@ -86,4 +88,4 @@ class Spending:
         now = time.monotonic()
         if now - self._complained >= QUIET:
             self._complained = now
-            log.error("calls are not written down: %s", error.reason)
+            log.error("calls are not written down (%d so far): %s", self.lost, error.reason)

@@ -37,7 +37,7 @@ def toml(folder: Path, vendor: Vendor, refused: str, trace: str) -> str:
         'models = ["dear"]\nprices = { "dear" = { input = "1000", output = "1000" } }',
         f'[providers.refused]\ntype = "openai"\nbase_url = "{refused}/v1"\napi_key = "env:PROCESS_VENDOR"\nmodels = ["gone"]',
     ]
-    limits = {"hard": 'budget = { usd = "0.07", per = "day" }', "rated": "rpm = 3"}
+    limits = {"hard": 'budget = { usd = "0.66", per = "day" }', "rated": "rpm = 3"}
     for name, key in KEYS.items():
         lines.append(f'[keys.{name}]\nhash = "{hashlib.sha256(key.encode()).hexdigest()}"\n{limits.get(name, "")}')
     return "\n".join(lines)
@@ -62,7 +62,7 @@ class Stand:
         self.service = Keyed(env=self.env)
 
     def ask(self, key: str = "free", model: str = "vendor/dear", text: str = "hello") -> Answer:
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 50}
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 500}
         return self.service.ask("/v1/chat/completions", body, headers={"x-api-key": KEYS[key]})
 
     def jump(self, seconds: int) -> None:
@@ -147,10 +147,12 @@ def test_a_full_disk_costs_records_and_never_an_answer(stand: Stand) -> None:
         is_refused(stand.ask("hard"))
         assert len(stand.vendor.seen) == seen + 5
         assert stand.complaints("calls are not written down") == 1
+        assert service.ask("/readyz").status == 503
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert stand.ask("hard").status == 200
         assert stand.ask().status == 200
         assert stand.rows == before + 2
+        assert service.ask("/readyz").status == 200
         assert "Traceback" not in service.log and service.workers == [worker]
 
 
@@ -234,6 +236,7 @@ def test_a_clock_that_jumps_disturbs_no_call(stand: Stand, jump: int) -> None:
         assert stand.ask(model="refused/gone").json["error"]["code"] == "no_healthy_providers"
         held, stalled = pool.submit(stand.ask, text="hold"), pool.submit(stand.ask, text="stall")
         eventually(lambda: len(stand.vendor.seen) == 4, "calls at the vendor")
+        stand.tokentrace.wait(5)  # the rest is sent by the new time
         stand.jump(jump)
         stand.vendor.gate.set()
         answer = held.result()
