@@ -257,6 +257,7 @@ def record(call: Call) -> Record:
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
     costs = [row.cost for row in rows if row.cost is not None]
     unpriced = sum([row.unpriced for row in rows])
+    firsts = [row.first_ms for row in rows if row.first_ms is not None]
     last, error = rows[-1] if rows else None, call.error
     names = (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
     whole = CallRow(
@@ -264,7 +265,7 @@ def record(call: Call) -> Record:
         call.id,
         _text(call.trace_id),
         _text(call.caller.name),
-        _tags(tuple(call.tags.items())),
+        _tags(tuple(call.tags.items())) if call.tags else "{}",
         _text(call.door),
         _text(call.request.model),
         *names,
@@ -276,7 +277,7 @@ def record(call: Call) -> Record:
         call.cost_source,
         int(any(each.usage is not None and each.usage.estimated for each in call.attempts)),
         call.latency_ms,
-        next((row.first_ms for row in reversed(rows) if row.first_ms is not None), None),
+        firsts[-1] if firsts else None,
         len(rows),
         unpriced,
         kept(call.plan),
@@ -323,6 +324,8 @@ def _sums(rows: Sequence[AttemptRow]) -> _Tokens:
 
 def _count(value: int | None) -> int | None:
     """Return a number of tokens that can be stored: a user's own provider may report anything."""
+    if value is None:
+        return None
     return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else None
 
 

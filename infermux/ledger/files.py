@@ -13,16 +13,18 @@ from typing import Any
 from . import queries as q
 
 WAIT = 0.01  # seconds that SQLite waits by itself: its longer naps let other processes starve us
+CHECKPOINT = 4000  # pages of the -wal, 16 MB, until they are copied to the file: a page that many calls fill is then copied once
 _UNUSED: list[sqlite3.Connection] = []  # inherited through a fork: SQLite forbids a child to use or close them
 
 
 class Connection:
     """A connection of one thread, and which file it is to."""
 
-    __slots__ = ("__weakref__", "closed", "file", "pid", "sql", "using")
+    __slots__ = ("__weakref__", "closed", "cursor", "file", "pid", "sql", "using")
 
     def __init__(self, sql: sqlite3.Connection, file: tuple[int, int] | None) -> None:
         self.sql = sql
+        self.cursor = sql.cursor()          # for writing; a new one for each statement would cost a fifth of it
         self.file = file
         self.pid = os.getpid()
         self.using = threading.Lock()  # between a thread that reads and another that closes the ledger
@@ -71,6 +73,7 @@ def prepare(sql: sqlite3.Connection, saved: Sequence[Any], *, suspect: bool) -> 
         sql.execute(f"PRAGMA application_id = {q.APPLICATION}")
         sql.execute(f"PRAGMA user_version = {len(q.MIGRATIONS)}")
         sql.execute("COMMIT")
+    sql.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
     sql.execute(f"PRAGMA busy_timeout = {round(WAIT * 1000)}")
 
 

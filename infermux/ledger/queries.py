@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -132,14 +132,17 @@ def hold(sql: SQL, amount: Hold, expires: float) -> None:
         raise ValueError(f"call {amount.call_id} has a hold already")
 
 
-def settle(sql: SQL, record: Record, hold: Hold | None) -> bool:
-    """Write a call, release what it held and spend what it cost; return False if the call was there before."""
+def settle(sql: SQL, record: Record, hold: Hold | None, known: Collection[str] = ()) -> bool:
+    """Write a call, release what it held and spend what it cost; return False if the call was there before.
+
+    *known* are digests of plans that are kept already.
+    """
     call = record.call
     line, end, rest = call.plan.partition("\n")
-    digest = _digest(line)
+    digest = digest_of(line)
     if not sql.execute(WRITE_CALL, (*call[:-1], digest + end + rest)).rowcount:
         return False
-    if digest:
+    if digest and digest not in known:
         sql.execute(WRITE_PLAN, (digest, line))
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, attempt)
@@ -158,7 +161,7 @@ def settle(sql: SQL, record: Record, hold: Hold | None) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _digest(line: str) -> str:
+def digest_of(line: str) -> str:
     """Return the name under which a plan's first line is kept; none for no plan."""
     return blake2b(line.encode(), digest_size=_DIGEST // 2).hexdigest() if line else ""
 

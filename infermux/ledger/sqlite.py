@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -28,6 +28,7 @@ from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, 
 
 log = logging.getLogger("infermux")
 T = TypeVar("T")
+_PLANS = 4096  # digests that are remembered
 _MOST_TOGETHER = 64  # jobs of one transaction: none of them waits for long
 _FILES = ("-wal", "-shm", "")
 
@@ -50,7 +51,7 @@ class SQLiteLedger(Ledger):
         pico = _amount(pico)
         over = over or budget.then == "warn"
 
-        def work(sql: sqlite3.Connection) -> tuple[bool, int | None]:
+        def work(sql: q.SQL) -> tuple[bool, int | None]:
             beyond, left = q.take(sql, budget, pico, of=at, at=at, over=over)
             if left is None:
                 q.hold(sql, Hold(call_id, budget, pico, at), at + lease)
@@ -66,7 +67,7 @@ class SQLiteLedger(Ledger):
         more, budget = _amount(more), hold.budget
         new = hold._replace(pico=hold.pico + more)
 
-        def work(sql: sqlite3.Connection) -> tuple[bool, int | None]:
+        def work(sql: q.SQL) -> tuple[bool, int | None]:
             alive = sql.execute(q.RENEW, (q.ms(at + lease), hold.call_id)).rowcount == 1
             beyond, left = q.take(sql, budget, more if alive else new.pico, of=hold.at, at=at, over=hold.over or budget.then == "warn")
             if left is None and alive:
@@ -82,7 +83,11 @@ class SQLiteLedger(Ledger):
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write the call and its attempts, and turn the hold into spending, in one transaction."""
-        return self._write(lambda sql: q.settle(sql, record, hold))
+        known = self._here().plans
+        done = self._write(lambda sql: q.settle(sql, record, hold, known))
+        if len(known) < _PLANS:
+            known.add(q.digest_of(record.call.plan.partition("\n")[0]))
+        return done
 
     def spent(self, budget: Budget, at: float) -> Spent:
         """Return what the period has spent and holds; a hold whose lease has run out no longer counts."""
@@ -146,7 +151,7 @@ class SQLiteLedger(Ledger):
             self._process = _Process()
         return self._process
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, check: bool = True) -> T:
+    def _write(self, work: Callable[[q.SQL], T], *, check: bool = True) -> T:
         """Do *work* in a transaction of its own; *check* that the file is in its place: a reservation leaves that to its settling."""
         process, job = self._here(), _Job(work, check)
         process.waiting.append(job)
@@ -156,19 +161,19 @@ class SQLiteLedger(Ledger):
             raise self._unavailable("other threads have been writing for too long")
         try:
             if not job.done:                # else whoever had the lock before has written it along with its own
-                self._together(process, [job, *process.others(job)])
+                self._together(process, process.with_others(job))
         finally:
             process.writing.release()
-            self._tell()
+            if self._notes:
+                self._tell()
         if job.error is not None:
             raise job.error
         return cast(T, job.result)
 
     def _together(self, process: _Process, jobs: Sequence[_Job]) -> None:
         """Do what waits in one transaction, which costs little more than one job alone; what fails there is done one by one."""
-        check = any(job.check for job in jobs)
         try:
-            results = self._guarded(process, lambda connection: self._transact(process, connection, jobs, check))
+            results = self._guarded(process, lambda connection: self._transact(process, connection, jobs))
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -209,15 +214,15 @@ class SQLiteLedger(Ledger):
         while self._notes:  # written outside the lock
             log.error("%s", self._notes.pop())
 
-    def _transact(self, process: _Process, connection: Connection, jobs: Sequence[_Job], check: bool) -> list[Any]:
+    def _transact(self, process: _Process, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
         self._begin(connection.sql)
-        current = self._at_path(process, connection) if check else connection
+        current = self._at_path(process, connection) if any(job.check for job in jobs) else connection
         if current is not connection:
             self._begin(current.sql)
         sql = current.sql
         try:
-            results = [job.work(sql) for job in jobs]
-            sql.execute("COMMIT")
+            results = [job.work(current.cursor) for job in jobs]
+            current.cursor.execute("COMMIT")
             return results
         except BaseException:
             if sql.in_transaction:
@@ -239,6 +244,7 @@ class SQLiteLedger(Ledger):
         connection: Connection | None = getattr(process.mine, "connection", None)
         if connection is None or connection.closed:
             connection = self._open(suspect=process.suspect)
+            process.plans = set()
             process.suspect = False
             process.mine.connection = connection
             process.connections.add(connection)
@@ -288,7 +294,7 @@ class _Job:
 
     __slots__ = ("check", "done", "error", "result", "work")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], check: bool) -> None:
+    def __init__(self, work: Callable[[q.SQL], Any], check: bool) -> None:
         self.work = work
         self.check = check
         self.done = False
@@ -303,16 +309,19 @@ class _Process:
         self.pid = os.getpid()
         self.writing = threading.Lock()
         self.waiting: deque[_Job] = deque()
+        self.plans: set[str] = set()        # that the file has
         self.mine = threading.local()  # a thread's connection, closed when the thread ends
         self.connections: WeakSet[Connection] = WeakSet()
         self.suspect = False  # whoever opens the file next must check it
 
-    def others(self, job: _Job) -> Iterator[_Job]:
-        """Yield what else waits to be written now; only with the lock."""
-        for _ in range(min(len(self.waiting), _MOST_TOGETHER)):
-            each = self.waiting.popleft()
+    def with_others(self, job: _Job) -> list[_Job]:
+        """Return *job*, and what else waits to be written now; only with the lock."""
+        jobs, waiting = [job], self.waiting
+        while waiting and len(jobs) < _MOST_TOGETHER:
+            each = waiting.popleft()        # nobody else takes from it
             if each is not job and not each.done:
-                yield each
+                jobs.append(each)
+        return jobs
 
     def drop(self, *, suspect: bool = False) -> None:
         """Close this thread's connection."""
