@@ -15,7 +15,7 @@ from .types import Target, Usage
 
 log = logging.getLogger("infermux")
 MARGIN = 1.25                               # on the estimate of the input, which is off by so much at its 95th percentile
-OVERHEAD = 8                                # tokens that a vendor may add of its own: the estimate of a short prompt is off by a few
+OVERHEAD = 3                                # tokens by which every answer is opened, in OpenAI's cookbook
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 GUESSED_OUTPUT = 4096                       # tokens, where neither the request nor the price table bounds the answer
 QUIET = 60.0                                # seconds between two complaints about a ledger that cannot be written
