@@ -59,8 +59,8 @@ def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
 def _weigh(text: str) -> float:
     total = 0.0
     for run in _RUN.finditer(text):
-        kind = run.lastindex or 0
-        total += _PER_RUN[kind] + _PER_CHARACTER[kind] * (run.end() - run.start())
+        kind, (start, end) = run.lastindex or 0, run.span()
+        total += _PER_RUN[kind] + _PER_CHARACTER[kind] * (end - start)
     return total
 
 

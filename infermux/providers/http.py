@@ -55,7 +55,8 @@ class HTTPProvider(Provider):
         self._base_url = address.rstrip("/")
         self._host = address.partition("://")[2].partition("/")[0]
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
-        self._headers = {"Content-Type": "application/json", "User-Agent": "infermux", **(headers or {})}
+        self._headers = {"Content-Type": "application/json", "User-Agent": "infermux", **(headers or {}),
+                         **(self.dialect.auth(self._key.reveal()) if self._key else {})}
         self._pattern = re.compile(pattern) if pattern else None
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._verify: bool | str = ca or True
@@ -143,7 +144,7 @@ class HTTPProvider(Provider):
         prepared = requests.PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
         prepared.url = url
-        headers = self._headers | (self.dialect.auth(self._key.reveal()) if self._key else {}) | self.dialect.headers(request) | {
+        headers = self._headers | self.dialect.headers(request) | {
             "Content-Length": str(len(body)), "Accept-Encoding": "identity" if stream else "gzip, deflate"}
         prepared.headers = cast(Any, headers)       # sent as it is: a case-insensitive copy would cost more than the call's JSON
         return prepared

@@ -151,6 +151,14 @@ class _TLSPool(_Kept, urllib3.HTTPSConnectionPool):     # type: ignore[misc]
 _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
+class _Response(requests.Response):
+    """An answer without a jar for cookies, which is never opened, and costs more than all the rest of it."""
+
+    def __init__(self) -> None:
+        self._content: Any = False
+        self._content_consumed = False
+
+
 class Adapter(requests.adapters.HTTPAdapter):
     """The connections of one process to one provider."""
 
@@ -174,7 +182,13 @@ class Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Do nothing: a pool gets its certificates once."""
 
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        if proxies:
+            return super().request_url(request, proxies)
+        url = request.url or ""
+        return url[url.find("/", len("https://")):]     # requests splits it four times, and finds the same
+
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        response = requests.Response()
+        response = _Response()
         response.status_code, response.headers, response.raw, response.request = resp.status, resp.headers, resp, req
         return response

@@ -140,9 +140,9 @@ def body(limit: int = MAX_BODY) -> bytes:
     encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
-    if request.max_content_length is not None:      # the app's own MAX_CONTENT_LENGTH
-        limit = min(limit, request.max_content_length)
-    if request.content_length is not None and request.content_length > limit:
+    most, announced = request.max_content_length, request.content_length
+    limit = limit if most is None else min(limit, most)         # the app's own MAX_CONTENT_LENGTH
+    if announced is not None and announced > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
     request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
     try:
@@ -153,8 +153,8 @@ def body(limit: int = MAX_BODY) -> bytes:
         raise RequestError("the body ended early or is not well-formed") from None
     if len(data) > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
-    if request.content_length is not None and len(data) < request.content_length:
-        raise RequestError(f"the body has {len(data)} bytes; {request.content_length} were announced")
+    if announced is not None and len(data) < announced:
+        raise RequestError(f"the body has {len(data)} bytes; {announced} were announced")
     return data
 
 
