@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from infermux import tokens
 from infermux.tokens import PER_IMAGE, PER_MESSAGE, estimate, estimate_messages
 
 SHARED = Path(__file__).parents[2] / "shared" / "prices" / "token_samples.jsonl"
@@ -160,3 +162,11 @@ def test_tool_calls_count_by_name_and_arguments() -> None:
 )
 def test_a_misshapen_message_is_no_error(message: Any) -> None:
     assert PER_MESSAGE <= estimate_messages([message]) <= PER_MESSAGE + 1
+
+
+def test_ascii_is_weighed_as_by_the_scanner_of_every_script():
+    rng = random.Random(11)
+    for _ in range(500):
+        text = "".join(rng.choice("aeZQ09 \n\t.,{}[]\"'") for _ in range(rng.randrange(60)))
+        beside = tokens._weigh(text + "\u4e2d") - tokens._weigh("\u4e2d")        # one Han character has the text read by the other one
+        assert tokens._weigh(text) == pytest.approx(beside)

@@ -68,8 +68,8 @@ def unsupported(name: str, dialect: str, drop: list[str] | None) -> None:
 
 def count(value: object) -> int | None:
     """Return a token count, None where there is none; raise ValueError for what cannot be one."""
-    if value is None:
-        return None
+    if value is None or (type(value) is int and 0 <= value < 2**53):
+        return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:

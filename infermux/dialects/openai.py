@@ -118,10 +118,13 @@ def _chat(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Infer
         details=items(message.get("reasoning_details")), extra={"function_call": legacy} if legacy.get("name") else {})
 
 
+_REASONS = {"": "stop", "eos": "stop", "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+
+
 def finish_reason(value: object) -> str:
     """Return a finish reason in OpenAI's words; a missing one reads as stop."""
     reason = text(value)
-    return {"": "stop", "eos": "stop", "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}.get(reason, reason)
+    return _REASONS.get(reason, reason)
 
 
 def _content(value: object) -> tuple[str, str]:
@@ -178,12 +181,17 @@ def usage_of(value: object) -> Usage | None:
 
 def _first_count(*values: object) -> int | None:
     """Return the first count that a vendor gives, under whichever of its names."""
-    return next((number for value in values if (number := count(value)) is not None), None)
+    for value in values:
+        if value is not None:
+            return count(value)
+    return None
 
 
 def _vendor_cost(data: JSON) -> float | None:
     """OpenRouter and others: cost; Perplexity: cost.total_cost; xAI: ticks of 10^-10 dollars."""
     cost = data.get("cost")
+    if cost is None and "cost_in_usd_ticks" not in data:
+        return None
     cost = cost.get("total_cost") if isinstance(cost, dict) else cost
     ticks = data.get("cost_in_usd_ticks")
     if isinstance(ticks, int) and not isinstance(ticks, bool):

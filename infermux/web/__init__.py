@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -140,13 +141,14 @@ def body(limit: int = MAX_BODY) -> bytes:
     encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
-    most, announced = request.max_content_length, request.content_length
+    most, told = request.max_content_length, request.environ.get("CONTENT_LENGTH", "")
+    announced = int(told) if told.isascii() and told.isdigit() and "HTTP_TRANSFER_ENCODING" not in request.environ else None
     limit = limit if most is None else min(limit, most)         # the app's own MAX_CONTENT_LENGTH
     if announced is not None and announced > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
     request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
     try:
-        data = request.get_data()
+        data = request.get_data() if announced is None or "stream" in vars(request) else _read(announced)
     except RequestEntityTooLarge:
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
     except Exception:                       # servers raise what they like over a body that is cut or malformed
@@ -155,6 +157,13 @@ def body(limit: int = MAX_BODY) -> bytes:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
     if announced is not None and len(data) < announced:
         raise RequestError(f"the body has {len(data)} bytes; {announced} were announced")
+    return data
+
+
+def _read(size: int) -> bytes:
+    """Read a body of a known size past Werkzeug's bounded stream, which takes four times as long, and leave it for others."""
+    data: bytes = request.environ["wsgi.input"].read(size)
+    request.stream = io.BytesIO(data)
     return data
 
 
