@@ -32,7 +32,7 @@ FLOORS = [
     (4, ["registry", "ledger.sqlite", "tokentrace", "otel"]),
     (3.5, ["reports", "bills"]),
     (2, ["providers", "providers.base", "dialects", "dialects.*", "call"]),
-    (3, ["providers.*", "ledger", "ledger.queries", "ledger.files", "trace", "calllog", "gate", "batchlines"]),
+    (3, ["providers.*", "ledger", "ledger.queries", "ledger.files", "ledger.usual", "trace", "calllog", "gate", "batchlines"]),
     (1.6, ["planner"]),
     (1.5, ["pricecheck"]),
     (1.8, ["replay"]),
@@ -57,6 +57,8 @@ LEDGES = [
     ("chaos", "testing"),
     ("ledger.queries", "ledger"),
     ("ledger.files", "ledger.queries"),
+    ("ledger.files", "ledger.usual"),
+    ("ledger.usual", "ledger.queries"),
     ("commands.*", "commands.printing"),
     ("commands.*", "commands.client"),  # asks a running service
     ("commands.plans", "commands.money"),  # `the_ledger`
@@ -72,7 +74,7 @@ DOORS = {
     "urllib3": ["providers.http", "providers.pool", "providers.wire", "tokentrace"],
     "flask": ["web", "web.*", "app", "cli"],
     "werkzeug": ["web", "web.*", "app", "cli"],
-    "sqlite3": ["ledger.sqlite", "ledger.files"],
+    "sqlite3": ["ledger.sqlite", "ledger.files", "ledger.usual"],
 }
 ENVIRONMENT = ["config"]  # the only file that may read or set the environment
 _ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}

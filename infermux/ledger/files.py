@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from . import queries as q
+from . import usual
 
 WAIT = 0.01  # seconds that SQLite waits by itself: its longer naps let other processes starve us
 CHECKPOINT = 4000  # pages of the -wal, 16 MB, until they are copied to the file: a page that many calls fill is then copied once
@@ -74,6 +75,8 @@ def prepare(sql: sqlite3.Connection, saved: Sequence[Any], *, suspect: bool) -> 
         sql.execute(f"PRAGMA user_version = {len(q.MIGRATIONS)}")
         sql.execute("COMMIT")
     sql.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+    sql.execute("PRAGMA temp_store = MEMORY")
+    sql.executescript(usual.VIEWS)
     sql.execute(f"PRAGMA busy_timeout = {round(WAIT * 1000)}")
 
 

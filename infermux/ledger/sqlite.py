@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from infermux.errors import RequestError, shown
 from infermux.types import Clock
 
-from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded
+from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded, usual
 from . import queries as q
 from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, rescued, size
 
@@ -57,10 +58,15 @@ class SQLiteLedger(Ledger):
                 q.hold(sql, Hold(call_id, budget, pico, at), at + lease)
             return beyond, left
 
-        beyond, left = self._write(work, check=False)
+        held, most = Hold(call_id, budget, pico, at), min(budget.limit_pico, q.LARGEST)
+
+        def simply(sql: q.SQL) -> tuple[bool, int | None] | None:
+            return (False, None) if usual.reserve(sql, held, most, at + lease) else None
+
+        beyond, left = self._write(work, check=False, usual=simply)
         if left is not None:
             raise exceeded(budget, left, pico, at)
-        return Hold(call_id, budget, pico, at, beyond)
+        return held._replace(over=beyond) if beyond else held
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE) -> Hold:
         """Add to a hold; one whose lease has run out is taken anew, as a whole."""
@@ -84,7 +90,8 @@ class SQLiteLedger(Ledger):
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write the call and its attempts, and turn the hold into spending, in one transaction."""
         known = self._here().plans
-        done = self._write(lambda sql: q.settle(sql, record, hold, known))
+        done = self._write(lambda sql: q.settle(sql, record, hold, known),
+                           usual=lambda sql: usual.settle(sql, record, hold, known) or None)
         if len(known) < _PLANS:
             known.add(q.digest_of(record.call.plan.partition("\n")[0]))
         return done
@@ -151,17 +158,23 @@ class SQLiteLedger(Ledger):
             self._process = _Process()
         return self._process
 
-    def _write(self, work: Callable[[q.SQL], T], *, check: bool = True) -> T:
-        """Do *work* in a transaction of its own; *check* that the file is in its place: a reservation leaves that to its settling."""
+    def _write(self, work: Callable[[q.SQL], T], *, check: bool = True, usual: Callable[[q.SQL], T | None] | None = None) -> T:
+        """Do *work* in a transaction of its own, or the *usual* thing in one statement, which gives None where it does not do.
+
+        *check* that the file is in its place: a reservation leaves that to its settling.
+        """
         process, job = self._here(), _Job(work, check)
-        process.waiting.append(job)
         # The one lock that is held over I/O: without it the threads would queue in SQLite, which polls and is not fair.
-        if not process.writing.acquire(timeout=self._busy):
-            job.done = True                 # it is withdrawn
-            raise self._unavailable("other threads have been writing for too long")
+        if not process.writing.acquire(blocking=False):
+            process.waiting.append(job)
+            if not process.writing.acquire(timeout=self._busy):
+                job.done = True             # it is withdrawn
+                raise self._unavailable("other threads have been writing for too long")
         try:
             if not job.done:                # else whoever had the lock before has written it along with its own
-                self._together(process, process.with_others(job))
+                jobs = process.with_others(job)
+                if usual is None or len(jobs) > 1 or not self._simply(process, job, usual):
+                    self._together(process, jobs)
         finally:
             process.writing.release()
             if self._notes:
@@ -170,10 +183,24 @@ class SQLiteLedger(Ledger):
             raise job.error
         return cast(T, job.result)
 
+    def _simply(self, process: _Process, job: _Job, usual: Callable[[q.SQL], Any]) -> bool:
+        """Do the usual thing; return False where it is not to be done so, or not now: the long way then waits, or tells why."""
+        connection: Connection | None = getattr(process.shared, "connection", None)
+        if connection is None or connection.closed or (job.check and connection.file != file_of(self.path)):
+            return False
+        try:
+            job.result = usual(connection.cursor)
+        except (sqlite3.OperationalError, sqlite3.DatabaseError):
+            return False
+        job.done = job.result is not None
+        if job.done:
+            self._failure = None
+        return job.done
+
     def _together(self, process: _Process, jobs: Sequence[_Job]) -> None:
         """Do what waits in one transaction, which costs little more than one job alone; what fails there is done one by one."""
         try:
-            results = self._guarded(process, lambda connection: self._transact(process, connection, jobs))
+            results = self._guarded(process, process.shared, lambda connection: self._transact(process, connection, jobs))
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
@@ -189,19 +216,20 @@ class SQLiteLedger(Ledger):
         """Return the answer to one question."""
         process = self._here()
         try:
-            return self._guarded(process, lambda connection: self._at_path(process, connection).ask(query, values))
+            mine = process.mine
+            return self._guarded(process, mine, lambda connection: self._at_path(process, mine, connection).ask(query, values))
         finally:
             self._tell()
 
-    def _guarded(self, process: _Process, use: Callable[[Connection], T]) -> T:
-        """Use this thread's connection; a damaged file is moved aside and the use repeated, any other failure is LedgerUnavailable."""
+    def _guarded(self, process: _Process, place: Any, use: Callable[[Connection], T]) -> T:
+        """Use the connection of a place; a damaged file is moved aside and the use repeated, any other failure is LedgerUnavailable."""
         for last in (False, True):
             try:
-                return use(self._connection(process))
+                return use(self._connection(process, place))
             except (sqlite3.Error, OSError) as error:
                 if isinstance(error, sqlite3.Error) and type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
                     raise  # a mistake of ours, such as a value of the wrong type
-                process.drop(suspect=damaged(error))
+                process.drop(place, suspect=damaged(error))
                 if last or not damaged(error):
                     raise self._unavailable(f"{self.path}: {error}") from error
         raise AssertionError("unreachable")
@@ -216,7 +244,7 @@ class SQLiteLedger(Ledger):
 
     def _transact(self, process: _Process, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
         self._begin(connection.sql)
-        current = self._at_path(process, connection) if any(job.check for job in jobs) else connection
+        current = self._at_path(process, process.shared, connection) if any(job.check for job in jobs) else connection
         if current is not connection:
             self._begin(current.sql)
         sql = current.sql
@@ -239,23 +267,23 @@ class SQLiteLedger(Ledger):
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries:
                     raise
 
-    def _connection(self, process: _Process) -> Connection:
-        """Return this thread's connection."""
-        connection: Connection | None = getattr(process.mine, "connection", None)
+    def _connection(self, process: _Process, place: Any) -> Connection:
+        """Return the connection of a place."""
+        connection: Connection | None = getattr(place, "connection", None)
         if connection is None or connection.closed:
             connection = self._open(suspect=process.suspect)
             process.plans = set()
             process.suspect = False
-            process.mine.connection = connection
+            place.connection = connection
             process.connections.add(connection)
         return connection
 
-    def _at_path(self, process: _Process, connection: Connection) -> Connection:
+    def _at_path(self, process: _Process, place: Any, connection: Connection) -> Connection:
         """Return *connection*, or a new one if its file was moved or removed meanwhile: what is written there would be lost."""
         if connection.file == file_of(self.path):
             return connection
-        process.drop()
-        return self._connection(process)
+        process.drop(place)
+        return self._connection(process, place)
 
     def _open(self, *, suspect: bool) -> Connection:
         """Open the file, making, migrating or moving it aside first; one thread on the host does so at a time."""
@@ -310,7 +338,8 @@ class _Process:
         self.writing = threading.Lock()
         self.waiting: deque[_Job] = deque()
         self.plans: set[str] = set()        # that the file has
-        self.mine = threading.local()  # a thread's connection, closed when the thread ends
+        self.mine = threading.local()  # a thread's connection for reading, closed when the thread ends
+        self.shared = SimpleNamespace()  # the one for writing, used with the lock: what it has read stays true while nobody else writes
         self.connections: WeakSet[Connection] = WeakSet()
         self.suspect = False  # whoever opens the file next must check it
 
@@ -323,10 +352,10 @@ class _Process:
                 jobs.append(each)
         return jobs
 
-    def drop(self, *, suspect: bool = False) -> None:
-        """Close this thread's connection."""
-        connection = getattr(self.mine, "connection", None)
-        self.mine.connection = None
+    def drop(self, place: Any, *, suspect: bool = False) -> None:
+        """Close the connection of a place."""
+        connection = getattr(place, "connection", None)
+        place.connection = None
         self.suspect = self.suspect or suspect
         if connection is not None:
             connection.close()

@@ -295,7 +295,7 @@ def test_a_fork_opens_its_own_connection(ledger: SQLiteLedger) -> None:
         code = 1
         try:
             put(ledger, call("child"))
-            code = 0 if ledger._connection(ledger._here()).pid == os.getpid() else 2
+            code = 0 if ledger._here().shared.connection.pid == os.getpid() else 2
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
