@@ -371,7 +371,7 @@ def test_failures_leave_no_socket_and_no_thread_behind(stand: Stand) -> None:
     [worker] = children(stand.service.process.pid)
     models = [f"{NAMES[name]}/leaks" for name in ("reset", "closed", "cut body", "page", "500", "redirect", "corrupt gzip", "429")]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda model: stand.ask("/infer", model), models))
+        list(pool.map(lambda model: stand.ask("/infer", model), models * 4))  # by then every thread has what it keeps
         before = descriptors(worker)
         list(pool.map(lambda model: stand.ask("/infer", model), models * 15))
     eventually(lambda: descriptors(worker) <= before + 10, "no more descriptors than before")
