@@ -171,10 +171,11 @@ class Fold:
             self._add_detail(detail)
         for name, value in chunk.function_call.items():
             self._legacy[name] = self._legacy.get(name, "") + value
-        if not isinstance(chunk.usage, Usage | None):
-            raise TypeError("the usage of a chunk is not of its type")
+        if chunk.usage is not None:
+            if not isinstance(chunk.usage, Usage):
+                raise TypeError("the usage of a chunk is not of its type")
+            self.usage = chunk.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
-        self.usage = chunk.usage or self.usage
         self.model = chunk.model or self.model
         self.id = chunk.id or self.id
 

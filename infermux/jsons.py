@@ -69,8 +69,13 @@ def loads(data: bytes | str, *, what: str = "body") -> Any:
 
 def lenient(data: bytes) -> Any:
     """Return the value of a vendor's JSON: NaN and nesting without end are refused, duplicate keys are not our business."""
+    text = data.decode()
     try:
-        return _LENIENT.decode(data.decode("utf-8-sig"))
+        if text.startswith("{"):            # `decode` looks for white space at both ends first
+            value, end = _LENIENT.raw_decode(text)
+            if end == len(text):
+                return value
+        return _LENIENT.decode(text[1:] if text.startswith("\ufeff") else text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -193,4 +198,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_float, parse_int=_int, parse_constant=_constant)
-_LENIENT = json.JSONDecoder(parse_float=_float, parse_int=_int, parse_constant=_constant)
+_LENIENT = json.JSONDecoder(parse_float=_float, parse_constant=_constant)

@@ -33,6 +33,9 @@ class Parser:
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that *data* completes; raise ValueError for an event without end."""
+        if not (self._rest or self._data or self._name) and data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 \
+                and data.endswith(b"\n\n") and not data.endswith(b"\r\n\n"):
+            return [Event(data[6:-2])]      # what nearly every read brings: one event of one line
         self._rest += data
         if b"\n" not in data:
             self._bound(len(self._rest))

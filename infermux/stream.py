@@ -30,6 +30,7 @@ class Stream:
         self._billing = billing
         self._finish = finish
         self._fold = Fold()
+        self._foreign = Foreign(call.provider, ends=True)
 
     def __iter__(self) -> Stream:
         return self
@@ -40,7 +41,7 @@ class Stream:
         try:
             if shutdown.due():
                 raise StreamIncomplete("this service is stopping, and the answer would be cut")
-            with Foreign(self.call.provider, ends=True):
+            with self._foreign:
                 chunk = self._first.popleft() if self._first else next(self._rest)
                 if chunk is not HEARTBEAT:
                     self._fold.add(chunk)

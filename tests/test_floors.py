@@ -49,6 +49,8 @@ LEDGES = [
     ("providers.base", "dialects"),  # `whole`: an answer as one chunk
     ("providers.http", "providers.wire"),
     ("providers.http", "providers.pool"),
+    ("providers.http", "providers.body"),
+    ("providers.body", "providers.wire"),
     ("providers.pool", "providers.wire"),
     ("web.*", "web.streams"),  # what all doors share
     ("web.*", "web.admin"),

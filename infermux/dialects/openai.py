@@ -273,6 +273,8 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
         raise _embedded(body["error"])
     if op == "responses":
         return _responses_chunk(body, native)
+    if (words := _words(body)) is not None:
+        return Chunk(words, native=native, model=text(body.get("model")) or None, id=text(body.get("id")) or None, dialect=NAME)
     usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
     choices = body.get("choices")
     model, ident = text(body.get("model")) or None, text(body.get("id")) or None
@@ -284,6 +286,22 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
     return Chunk(content, _reasoning(delta) or thinking, text(delta.get("refusal")), _deltas(delta.get("tool_calls")),
                  finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
                  usage_of(usage) if usage else None, native, items(delta.get("reasoning_details")), model, ident, _legacy(delta), NAME)
+
+
+def _words(body: JSON) -> str | None:
+    """Return the text of an event that brings nothing else, as nearly every one does; None for any other."""
+    choices = body.get("choices")
+    if type(choices) is not list or len(choices) != 1 or body.get("usage") or body.get("x_groq") or type(choices[0]) is not dict:
+        return None
+    choice = choices[0]
+    delta = choice.get("delta")
+    if type(delta) is not dict or choice.get("finish_reason") or choice.get("index") or not delta.keys() <= _PLAIN:
+        return None
+    words = delta.get("content")
+    return words if type(words) is str else None
+
+
+_PLAIN = {"content", "role"}
 
 
 def _legacy(delta: JSON) -> dict[str, str]:

@@ -27,6 +27,7 @@ from ..schema import Secret
 from ..sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import Provider
+from .body import pieces
 from .pool import Adapter
 from .wire import Exchange, Timeouts, current
 
@@ -89,8 +90,8 @@ class HTTPProvider(Provider):
         with _foreign(self), _sense(self):
             response = self._send(prepared, exchange)
             try:
-                exchange.chunked = "transfer-encoding" in response.headers
-                chunks = self._chunks(response, exchange, request)
+                body = self._pieces(response, exchange)
+                chunks = self._chunks(response, body, request)
                 for chunk in chunks:
                     if chunk.has_content:
                         exchange.limit, exchange.deadline = self.timeouts.idle, Deadline(self.timeouts.total)
@@ -99,13 +100,16 @@ class HTTPProvider(Provider):
                     yield chunk
                 yield from chunks
                 if exchange.live:
-                    self._drain(response, exchange)
+                    exchange.limit = DRAIN_SECONDS
+                    with contextlib.suppress(*FOREIGN):     # the end of the body, so that its connection can serve again
+                        for _ in body:
+                            pass
             finally:
                 response.raw.close()        # a stream that was left in the middle must stop costing money at once
 
-    def _chunks(self, response: requests.Response, exchange: Exchange, request: InferRequest) -> Iterator[Chunk]:
+    def _chunks(self, response: requests.Response, pieces: Iterator[bytes | None], request: InferRequest) -> Iterator[Chunk]:
         if "event-stream" in response.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(response, exchange), request)
+            return self.dialect.decode_events(self._events(pieces), request)
         return self.dialect.decode_whole(self._read(response), request)
 
     def close(self) -> None:
@@ -179,18 +183,20 @@ class HTTPProvider(Provider):
                 raise ProviderUnavailable("the provider's answer is longer than this service takes")
         return bytes(data)
 
-    def _events(self, response: requests.Response, exchange: Exchange) -> Iterator[Event | None]:
+    def _pieces(self, response: requests.Response, exchange: Exchange) -> Iterator[bytes | None]:
+        """Return the body as it comes, and None wherever nothing came for a while."""
+        if exchange.wire is not None and "content-encoding" not in response.headers:
+            return pieces(exchange, response.raw, HEARTBEAT_SECONDS)
+        exchange.chunked = "transfer-encoding" in response.headers
+        return _decoded(response.raw, exchange)
+
+    def _events(self, pieces: Iterator[bytes | None]) -> Iterator[Event | None]:
         """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
-        parser, raw, size, last, data = Parser(), response.raw, 0, time.monotonic(), b""
-        while True:
-            full = len(data) >= _READ       # then a decoder may hold more, for which the socket need not be asked
-            if not full and raw.length_remaining != 0 and exchange.silent(HEARTBEAT_SECONDS):
+        parser, size, last = Parser(), 0, time.monotonic()
+        for data in pieces:
+            if data is None:
                 yield None
                 continue
-            data = raw.read1(_READ, decode_content=True)
-            if not data:
-                yield from parser.end()
-                return
             size += len(data)
             if size > self._max_response * 4:
                 raise ValueError("a stream without end")
@@ -201,13 +207,7 @@ class HTTPProvider(Provider):
             elif time.monotonic() - last > HEARTBEAT_SECONDS:       # comments only, or one event in many small pieces
                 yield None
                 last = time.monotonic()
-
-    def _drain(self, response: requests.Response, exchange: Exchange) -> None:
-        """Read the end of the body, so that its connection can serve again; one that does not come at once is not waited for."""
-        exchange.limit = DRAIN_SECONDS
-        with contextlib.suppress(*FOREIGN):
-            while response.raw.read1(_READ):
-                pass
+        yield from parser.end()
 
     def redact(self, error: ProviderError) -> None:
         """Take keys and addresses out of the vendor's own words, which only the caller's own mistakes keep."""
@@ -222,6 +222,20 @@ class HTTPProvider(Provider):
         for own in (self._host, self._host.rpartition(":")[0]):
             message = message.replace(own, "[redacted]") if own else message
         return _SECRETS.sub("[redacted]", message)[:600]
+
+
+def _decoded(raw: Any, exchange: Exchange) -> Iterator[bytes | None]:
+    """Yield a body that is compressed although nobody asked for that, or that has no socket under it."""
+    data = b""
+    while True:
+        full = len(data) >= _READ           # then a decoder may hold more, for which the socket need not be asked
+        if not full and raw.length_remaining != 0 and exchange.silent(HEARTBEAT_SECONDS):
+            yield None
+            continue
+        data = raw.read1(_READ, decode_content=True)
+        if not data:
+            return
+        yield data
 
 
 _SECRETS = re.compile(r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|[\w-]*\*{3,}[\w-]*"

@@ -40,6 +40,7 @@ class Exchange:
         self.received = False               # at least one byte has come
         self.chunked = False                # whether line ends stand between the pieces of the body
         self.wire: Wire | None = None
+        self.answer: Response | None = None
 
     @property
     def stale(self) -> bool:
@@ -61,6 +62,10 @@ class Exchange:
         """Close the reading side, whatever state it is in."""
         if self.wire is not None:
             self.wire.reader.close()
+
+    def receive(self, seconds: float) -> bytes | None:
+        """Return what has come, b"" at the end; None if nothing came within *seconds*, raise TimeoutError past the idle limit."""
+        return b"" if self.wire is None else self.wire.receive(seconds)
 
     def silent(self, seconds: float) -> bool:
         """Wait until a byte can be read; return True if none came within *seconds*, raise TimeoutError past the idle limit."""
@@ -102,7 +107,7 @@ class Wire(io.RawIOBase):
         limit = self._exchange.deadline.cap(self._exchange.limit)
         if limit <= 0:
             raise TimeoutError("deadline")
-        return limit if patience is None else min(patience, limit)
+        return limit if patience is None or patience > limit else patience
 
     def _was_silent(self, seconds: float) -> None:
         """Note a silence; raise TimeoutError if it has lasted too long."""
@@ -122,6 +127,16 @@ class Wire(io.RawIOBase):
         finally:
             self._patience = None
         return self._gave_up
+
+    def receive(self, seconds: float) -> bytes | None:
+        """Return all that has come, after waiting for a first byte."""
+        reader = self.reader
+        self._patience, self._gave_up = seconds, False
+        try:
+            seen = reader.peek(1)
+        finally:
+            self._patience = None
+        return reader.read1(len(seen)) if seen else None if self._gave_up else b""
 
     def _poll(self) -> None:
         """Wait behind a line end: the one that closes a chunk comes with it, and is not a byte of the next."""
@@ -155,6 +170,7 @@ class Response(http.client.HTTPResponse):
         exchange: Exchange | None = getattr(current, "exchange", None)
         if exchange is not None:
             exchange.wire = Wire(sock, self.fp.detach(), exchange)
+            exchange.answer = self
             self.fp = cast(Any, exchange.wire.reader)
 
     def begin(self) -> None:
