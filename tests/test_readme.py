@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -9,12 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
 SHELL = [text for kind, text in BLOCKS if kind == "sh"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+SHOWN = [line for kind, text in BLOCKS if kind == "console" for line in re.findall(r"^\$ infermux (.*)$", text, re.M)]
+ADMIN = {"INFERMUX_SERVER__ADMIN": "sk-operator", "INFERMUX_ADMIN_KEY": "sk-operator"}      # of the service, and of whoever asks it
 
 
 def free_port() -> int:
@@ -80,7 +85,7 @@ def service(installed) -> int:
     start = next(text for text in SHELL if text.startswith("gunicorn"))
     command = start.replace(":8600", f"127.0.0.1:{port}").replace(" &", "").strip()
     process = subprocess.Popen(
-        ["bash", "-c", f". .venv/bin/activate; exec {command}"], cwd=installed, env=clean_environment(), stderr=subprocess.DEVNULL
+        ["bash", "-c", f". .venv/bin/activate; exec {command}"], cwd=installed, env=clean_environment() | ADMIN, stderr=subprocess.DEVNULL
     )
     try:
         wait_for(port)
@@ -99,11 +104,12 @@ def test_the_first_block_has_four_lines_and_the_mount_five():
 def test_shell_blocks_run(block, installed, service):
     if block.startswith("gunicorn"):
         return  # the service fixture ran it
-    answer = run(". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed)
+    answer = run(". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed, **ADMIN)
     assert answer.returncode == 0, answer.stderr
-    assert '"error"' not in answer.stdout
-    if "curl" in block:
-        assert answer.stdout.count("echo: Hello") >= 2
+    assert '{"error"' not in answer.stdout
+    assert answer.stdout.count("echo: Hello") >= len(re.findall(r":8600/(?:infer|mist)\b", block))
+    if "%{http_code}" in block:
+        assert answer.stdout.startswith("200 ")
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda text: text.splitlines()[0][:40])
@@ -123,12 +129,50 @@ def test_python_blocks_run(block, service):
     assert answer.returncode == 0, answer.stderr
 
 
-def test_every_command_and_variable_that_is_named_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def commands() -> set[str]:
+    """The commands that there are, those of a group with its name before them."""
     from infermux.cli import main
+
+    context, found = click.Context(main), set()
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        found |= {f"{name} {each}" for each in command.commands} if isinstance(command, click.Group) else {name}
+    return found
+
+
+def test_every_command_is_told_of_and_every_one_that_is_named_exists():
+    known = commands()
+    told = set(re.findall(r"^\| `infermux ([a-z ]+)` \|", TEXT, re.M))
+    assert told == known
+    named = set(re.findall(r"(?:^|[`|($] ?)infermux ([a-z]+)\b", TEXT, re.M))
+    assert named == {name.split()[0] for name in known}
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_a_command_that_is_shown_with_its_output_can_be_given(line):
+    from infermux.cli import main
+
+    name, *rest = shlex.split(line)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    command.make_context(name, rest)        # raises UsageError for an option that there is not
+
+
+def test_the_plan_that_is_shown_is_that_of_the_example(tmp_path):
+    example = next(text for kind, text in BLOCKS if kind == "toml")
+    (tmp_path / "infermux.toml").write_text(example, encoding="utf-8")
+    hashes = {name: f"{number:064x}" for number, name in enumerate(re.findall(r'"env:(\w+)"', example))}
+    shown = next(text for kind, text in BLOCKS if kind == "console" and text.startswith("$ infermux explain"))
+    line, _, plan = shown.partition("\n")
+    answer = run(line.replace("$ infermux", f"{sys.executable} -m infermux"), tmp_path, OPENAI_API_KEY="unused", **hashes)
+    assert (answer.returncode, answer.stdout) == (0, plan), answer.stderr
+
+
+def test_every_variable_and_link_that_is_named_exists():
     from infermux.providers import PRESETS
 
-    commands = set(re.findall(r"(?:^|[`|] ?)infermux ([a-z]+)\b", text, re.M))
-    assert commands and commands <= set(main.commands)
-    named = set(re.findall(r"`([A-Z_]+_API_KEY|OLLAMA_HOST|\w+_BASE_URL)`", text))
+    named = set(re.findall(r"`([A-Z_]+_API_KEY|OLLAMA_HOST|\w+_BASE_URL)`", TEXT))
     assert named <= {key for preset in PRESETS.values() for key in preset.keys}
+    heads = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", TEXT, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= heads
+    assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^#)]+)\)", TEXT))

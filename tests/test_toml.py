@@ -232,6 +232,10 @@ def test_dollars_keep_every_digit(usd):
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
+def test_the_readme_has_one_annotated_example():
+    assert len(README) == 1
+
+
 @pytest.mark.parametrize("text", [EXAMPLE.read_text(encoding="utf-8"), *README], ids=["example", *["README"] * len(README)])
 def test_an_annotated_example_is_valid(text):
     text, environ = dummies(text)
