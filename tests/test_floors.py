@@ -170,9 +170,9 @@ def trespassing(module: Module, names: set[str]) -> list[str]:
 
 def touches_environment(module: Module) -> bool:
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute) and node.attr in _ENVIRONMENT_NAMES and isinstance(node.value, ast.Name):
-            if node.value.id != "request":  # whose environ is its head
-                return True
+        if (isinstance(node, ast.Attribute) and node.attr in _ENVIRONMENT_NAMES
+                and isinstance(node.value, ast.Name) and node.value.id != "request"):  # whose environ is its head
+            return True
         if isinstance(node, ast.ImportFrom) and node.module == "os" and {alias.name for alias in node.names} & _ENVIRONMENT_NAMES:
             return True
     return False
