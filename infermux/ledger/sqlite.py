@@ -10,15 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, TypeVar, cast
-from weakref import WeakSet
 
 from infermux.errors import RequestError, shown
 from infermux.types import Clock
@@ -26,11 +22,11 @@ from infermux.types import Clock
 from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded, usual
 from . import queries as q
 from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, rescued, size
+from .turns import Job, Process
 
 log = logging.getLogger("infermux")
 T = TypeVar("T")
 _PLANS = 4096  # digests that are remembered
-_MOST_TOGETHER = 64  # jobs of one transaction: none of them waits for long
 _FILES = ("-wal", "-shm", "")
 
 
@@ -41,7 +37,7 @@ class SQLiteLedger(Ledger):
         self.path = os.path.abspath(path)
         self._busy = busy
         self._clock = clock  # names a file that is moved aside, nothing else
-        self._process = _Process()
+        self._process = Process()
         self._failure: str | None = None
         self._notes: list[str] = []
 
@@ -152,10 +148,10 @@ class SQLiteLedger(Ledger):
             for connection in list(process.connections):
                 connection.close()
 
-    def _here(self) -> _Process:
+    def _here(self) -> Process:
         """Return what belongs to this process; two threads that are first after a fork may each make one, which only costs time."""
         if self._process.pid != os.getpid():
-            self._process = _Process()
+            self._process = Process()
         return self._process
 
     def _write(self, work: Callable[[q.SQL], T], *, check: bool = True, usual: Callable[[q.SQL], T | None] | None = None) -> T:
@@ -163,27 +159,36 @@ class SQLiteLedger(Ledger):
 
         *check* that the file is in its place: a reservation leaves that to its settling.
         """
-        process, job = self._here(), _Job(work, check)
-        # The one lock that is held over I/O: without it the threads would queue in SQLite, which polls and is not fair.
-        if not process.writing.acquire(blocking=False):
-            process.waiting.append(job)
-            if not process.writing.acquire(timeout=self._busy):
-                job.done = True             # it is withdrawn
-                raise self._unavailable("other threads have been writing for too long")
-        try:
-            if not job.done:                # else whoever had the lock before has written it along with its own
-                jobs = process.with_others(job)
-                if usual is None or len(jobs) > 1 or not self._simply(process, job, usual):
-                    self._together(process, jobs)
-        finally:
-            process.writing.release()
-            if self._notes:
-                self._tell()
+        process, job = self._here(), Job(work, check)
+        if process.leads(job) or self._waited(process, job):
+            self._lead(process, job, usual)
         if job.error is not None:
             raise job.error
         return cast(T, job.result)
 
-    def _simply(self, process: _Process, job: _Job, usual: Callable[[q.SQL], Any]) -> bool:
+    def _waited(self, process: Process, job: Job) -> bool:
+        """Wait until another thread has done the job, or until this one is to lead: then return True."""
+        if not job.gate.acquire(timeout=self._busy) and (process.withdrawn(job) or not job.gate.acquire(timeout=self._busy)):
+            raise self._unavailable("other threads have been writing for too long")
+        return not job.done
+
+    def _lead(self, process: Process, job: Job, usual: Callable[[q.SQL], Any] | None) -> None:
+        """Do the job and whatever else waits, then let another thread lead.
+
+        One thread at a time writes: else they would queue in SQLite, which polls and is not fair. Those whose job it has done
+        need no lock to go on: that each had to get it in turn took seconds with hundreds of threads.
+        """
+        jobs = process.with_others(job)
+        try:
+            with process.writing:
+                if usual is None or len(jobs) > 1 or not self._simply(process, job, usual):
+                    self._together(process, jobs)
+        finally:
+            process.hand_over(jobs, self._unavailable)
+            if self._notes:
+                self._tell()
+
+    def _simply(self, process: Process, job: Job, usual: Callable[[q.SQL], Any]) -> bool:
         """Do the usual thing; return False where it is not to be done so, or not now: the long way then waits, or tells why."""
         connection: Connection | None = getattr(process.shared, "connection", None)
         if connection is None or connection.closed or (job.check and connection.file != file_of(self.path)):
@@ -197,7 +202,7 @@ class SQLiteLedger(Ledger):
             self._failure = None
         return job.done
 
-    def _together(self, process: _Process, jobs: Sequence[_Job]) -> None:
+    def _together(self, process: Process, jobs: Sequence[Job]) -> None:
         """Do what waits in one transaction, which costs little more than one job alone; what fails there is done one by one."""
         try:
             results = self._guarded(process, process.shared, lambda connection: self._transact(process, connection, jobs))
@@ -221,7 +226,7 @@ class SQLiteLedger(Ledger):
         finally:
             self._tell()
 
-    def _guarded(self, process: _Process, place: Any, use: Callable[[Connection], T]) -> T:
+    def _guarded(self, process: Process, place: Any, use: Callable[[Connection], T]) -> T:
         """Use the connection of a place; a damaged file is moved aside and the use repeated, any other failure is LedgerUnavailable."""
         for last in (False, True):
             try:
@@ -242,7 +247,7 @@ class SQLiteLedger(Ledger):
         while self._notes:  # written outside the lock
             log.error("%s", self._notes.pop())
 
-    def _transact(self, process: _Process, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
+    def _transact(self, process: Process, connection: Connection, jobs: Sequence[Job]) -> list[Any]:
         self._begin(connection.sql)
         current = self._at_path(process, process.shared, connection) if any(job.check for job in jobs) else connection
         if current is not connection:
@@ -267,7 +272,7 @@ class SQLiteLedger(Ledger):
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries:
                     raise
 
-    def _connection(self, process: _Process, place: Any) -> Connection:
+    def _connection(self, process: Process, place: Any) -> Connection:
         """Return the connection of a place."""
         connection: Connection | None = getattr(place, "connection", None)
         if connection is None or connection.closed:
@@ -278,7 +283,7 @@ class SQLiteLedger(Ledger):
             process.connections.add(connection)
         return connection
 
-    def _at_path(self, process: _Process, place: Any, connection: Connection) -> Connection:
+    def _at_path(self, process: Process, place: Any, connection: Connection) -> Connection:
         """Return *connection*, or a new one if its file was moved or removed meanwhile: what is written there would be lost."""
         if connection.file == file_of(self.path):
             return connection
@@ -315,50 +320,6 @@ class SQLiteLedger(Ledger):
             with suppress(FileNotFoundError):
                 os.rename(self.path + suffix, aside + suffix)
         self._notes.append(f"the ledger {self.path} is damaged ({reason}): it is kept as {aside}, and a new one begins")
-
-
-class _Job:
-    """Something to write, and what came of it."""
-
-    __slots__ = ("check", "done", "error", "result", "work")
-
-    def __init__(self, work: Callable[[q.SQL], Any], check: bool) -> None:
-        self.work = work
-        self.check = check
-        self.done = False
-        self.error: Exception | None = None
-        self.result: Any = None
-
-
-class _Process:
-    """What belongs to one process: its queue of writers, and the connections of its threads."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.writing = threading.Lock()
-        self.waiting: deque[_Job] = deque()
-        self.plans: set[str] = set()        # that the file has
-        self.mine = threading.local()  # a thread's connection for reading, closed when the thread ends
-        self.shared = SimpleNamespace()  # the one for writing, used with the lock: what it has read stays true while nobody else writes
-        self.connections: WeakSet[Connection] = WeakSet()
-        self.suspect = False  # whoever opens the file next must check it
-
-    def with_others(self, job: _Job) -> list[_Job]:
-        """Return *job*, and what else waits to be written now; only with the lock."""
-        jobs, waiting = [job], self.waiting
-        while waiting and len(jobs) < _MOST_TOGETHER:
-            each = waiting.popleft()        # nobody else takes from it
-            if each is not job and not each.done:
-                jobs.append(each)
-        return jobs
-
-    def drop(self, place: Any, *, suspect: bool = False) -> None:
-        """Close the connection of a place."""
-        connection = getattr(place, "connection", None)
-        place.connection = None
-        self.suspect = self.suspect or suspect
-        if connection is not None:
-            connection.close()
 
 
 def _amount(pico: int) -> int:
