@@ -32,7 +32,7 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("INFERMUX_", "FLASK_")) and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
+        if not name.startswith(("INFERMUX_", "FLASK_", "PYTHON")) and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
     }
 
 
