@@ -17,14 +17,17 @@ from .types import Usage
 class Billing:
     """Prices answers by what their vendors report, or by an estimate that says so."""
 
-    def __init__(self, registry: Registry, overrides: Mapping[str, Mapping[str, Price]]) -> None:
+    def __init__(self, registry: Registry, overrides: Mapping[str, Mapping[str, Price]], *, content: bool = False) -> None:
         self._registry = registry
+        self._content = content             # whether the text of answers is kept with their calls
         self._overrides = overrides         # a provider's own prices by model: they win over the table
 
     def answered(self, call: Call, attempt: Attempt, response: InferResponse) -> InferResponse:
         """Bill a whole answer, and return it with the usage that was billed."""
         attempt.served = response.model
         call.finish_reason = response.finish_reason
+        if self._content:
+            call.answer = response.content
         usage = response.usage or Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
         if not usage.input_tokens and not usage.output_tokens and usage.cost_usd is None:
             usage = estimated(call.request, response.content + response.reasoning)
@@ -37,6 +40,8 @@ class Billing:
         """Bill a stream that has ended, whole or not."""
         attempt.served = fold.model or attempt.served
         call.finish_reason = fold.finish_reason
+        if self._content:
+            call.answer = fold.text
         usage = fold.usage or Usage()
         if not usage.input_tokens and not usage.output_tokens and usage.cost_usd is None:
             usage = estimated(call.request, fold.text)

@@ -81,7 +81,8 @@ def _router(config: Config, serving: bool) -> Router:
                   watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
     made = Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
                   fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
-                  ledger=_ledger(config, serving), observers=_observers(config, serving))
+                  ledger=_ledger(config, serving), observers=_observers(config, serving),
+                  content=config.trace.content)
     if serving:
         _serving.add(made)
     return made

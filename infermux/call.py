@@ -70,6 +70,7 @@ class Call:
     cost: int | None = None                 # pico-USD of the attempt that answered
     cost_source: str = "unpriced"
     finish_reason: str = ""
+    answer: str | None = None               # its text, where traces are to hold content; None: they are not
     error: InferMuxError | None = None
 
     @classmethod

@@ -98,7 +98,7 @@ def providers(as_json: bool) -> None:
 @click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
 @click.option("--config", "-c", type=click.Path(), help="The configuration file.  [default: ./infermux.toml, if there is one]")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: 2]")
-@click.option("--threads", type=click.IntRange(1), help="Threads in each process.  [default: 256]")
+@click.option("--threads", type=click.IntRange(1), help="Threads in each process.  [default: 1536]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]),
               help="warning: a line for each call that fails; info: for every call; debug: with its attempts.  [default: warning]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="How a line is written.  [default: text]")

@@ -6,8 +6,9 @@ call's, and one for each attempt where there was more than one.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import requests
@@ -21,7 +22,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from .call import Attempt, Call, usd
 from .errors import InferMuxError
 from .outbox import Outbox, Send
-from .trace import failure, moment
+from .protocol import text_of
+from .trace import LONGEST, failure, moment
 from .types import Usage
 
 PATH = "/v1/traces"
@@ -84,6 +86,8 @@ class OTLP(Outbox[ReadableSpan]):
             "gen_ai.response.finish_reasons": (_text(call.finish_reason),) if call.finish_reason else None,
             "gen_ai.request.max_tokens": most if type(most) is int and 0 <= most < 2**63 else None,
             "gen_ai.request.temperature": float(temperature) if type(temperature) in (int, float) and abs(temperature) < 1e9 else None,
+            "gen_ai.input.messages": _messages(call.request.messages) if call.answer is not None else None,
+            "gen_ai.output.messages": _messages([{"role": "assistant", "content": call.answer}]) if call.answer is not None else None,
             **_usage(call.usage, call.cost), "infermux.call.id": call.id, "infermux.attempts": len(call.attempts),
             "infermux.provider": _text(call.provider), "infermux.strategy": call.plan.strategy if call.plan else None,
             "infermux.door": call.door, "infermux.caller": _text(call.caller.name)}
@@ -93,6 +97,12 @@ class OTLP(Outbox[ReadableSpan]):
         return {"gen_ai.provider.name": self._vendors.get(provider, provider), "gen_ai.request.model": _text(model),
                 "gen_ai.response.model": _text(attempt.served), **_usage(attempt.usage, attempt.cost), "infermux.provider": provider,
                 "infermux.waited_ms": round(attempt.waited * 1000) or None}
+
+
+def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return messages in the conventions' form, their text alone."""
+    parts = [{"role": str(each.get("role")), "parts": [{"type": "text", "content": text_of(each.get("content"))}]} for each in messages]
+    return json.dumps(parts)[:LONGEST]
 
 
 def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:

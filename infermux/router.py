@@ -18,7 +18,7 @@ from .fleet import Fleet, Lease
 from .foreign import Foreign, close
 from .gate import Gate
 from .keys import Keyring
-from .ledger import Ledger
+from .ledger import Ledger, LedgerUnavailable
 from .planner import Plan, plan, takes_turns
 from .prices import Price
 from .protocol import InferRequest, InferResponse, TraceSpan
@@ -48,7 +48,8 @@ class Router:
     def __init__(self, registry: Registry, reporter: Reports | None = None, *, attempts: int = 3, deadline: float = 60.0,
                  on_unsupported: str = "error", observers: Iterable[Observer] = (), fleet: Fleet | None = None, gate: Gate | None = None,
                  keyring: Keyring | None = None, ledger: Ledger | None = None,
-                 prices: Mapping[str, Mapping[str, Price]] | None = None, sleep: Sleep = time.sleep, seed: int | None = None) -> None:
+                 prices: Mapping[str, Mapping[str, Price]] | None = None, content: bool = False, sleep: Sleep = time.sleep,
+                 seed: int | None = None) -> None:
         self.registry = registry
         self.reporter = reporter
         self.deadline = deadline            # seconds per call, over all attempts
@@ -56,7 +57,7 @@ class Router:
         self.fleet = fleet or Fleet(registry, overrides=prices)
         self.gate = gate or Gate()
         self.keyring = keyring              # None: whoever mounts the doors says who is calling
-        self.billing = Billing(registry, prices or {})
+        self.billing = Billing(registry, prices or {}, content=content)
         self.spending = None if ledger is None else Spending(ledger, self.fleet, lease=deadline + LEASE_SECONDS)
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._rng = random.Random(seed)
@@ -140,6 +141,8 @@ class Router:
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
+        if self.spending is None and _held(call.caller):
+            raise LedgerUnavailable("a caller has a budget, and this router has no ledger to keep it")
         self.gate.enter(call, streamed=streamed)
         deadline = Deadline(self.deadline if call.patience is None else min(self.deadline, call.patience))
         call.plan = call.plan or self._targets(call, route)     # a call that is replayed has its own

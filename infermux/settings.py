@@ -127,7 +127,7 @@ class Server:
     """What a service is given."""
 
     workers: int = reads(whole, 2)
-    threads: int = reads(whole, 256)  # per worker: a call holds its thread for as long as the model takes
+    threads: int = reads(whole, 1536)  # at most, per worker: a call holds its thread for as long as the model takes
     streams: float = reads(share, 0.75)  # of the threads, that may stream at once
     graceful: int = reads(whole, 30)  # seconds that calls in flight get at SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request

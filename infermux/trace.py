@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from .types import TraceContext, Usage
 KNOWN_FLAGS = 0b11  # sampled, and random (level 2); others must be sent as zero
 OPERATION = "infermux.infer"
 ATTEMPT = "infermux.attempt"
+LONGEST = 65536                             # characters of a prompt or an answer that a span holds
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 
@@ -39,6 +41,8 @@ def spans(call: Call) -> list[TraceSpan]:
     """
     tokens_in, tokens_out = call.tokens
     attrs = {"provider": call.provider, "model": call.model, "tokens_in": tokens_in, "tokens_out": tokens_out}
+    if call.answer is not None:             # only where it is switched on
+        attrs |= {"prompt": json.dumps(call.request.messages, default=str)[:LONGEST], "completion": call.answer[:LONGEST]}
     own = TraceSpan(call.trace_id, call.span_id, OPERATION, call.start_ns, call.end_ns, "error" if call.error else "ok", call.parent_id,
                     _rest(attrs, call.cost, call.latency_ms, call.finish_reason, call.error))
     return [own, *(_child(call, attempt) for attempt in call.attempts)] if len(call.attempts) > 1 else [own]

@@ -29,7 +29,7 @@ def one(**environ: str) -> config.ProviderConfig:
 def test_an_empty_environment_is_all_defaults() -> None:
     found = load()
     assert found == Config()
-    assert (found.reliability.attempts, found.reliability.deadline, found.server.workers, found.server.threads) == (3, 60.0, 2, 256)
+    assert (found.reliability.attempts, found.reliability.deadline, found.server.workers, found.server.threads) == (3, 60.0, 2, 1536)
     assert (found.trace.tokentrace, found.trace.threads, found.trace.queue) == ("", 2, 1000)
 
 

@@ -36,6 +36,7 @@ from infermux.errors import (
     RequestError,
     StreamIncomplete,
 )
+from infermux.ledger import Budget, LedgerUnavailable
 from infermux.router import Stream
 from infermux.types import HEARTBEAT, TraceContext
 
@@ -723,3 +724,24 @@ def test_a_request_names_its_project_and_env_where_its_key_allows_it(caller, kep
     request = InferRequest("echo-v1", [{"role": "user", "content": "x"}], meta={"project": "p", "team": "t"})
     router = Router(Registry([EchoProvider()]))
     assert router.begin(request, caller=caller, tags={"env": "test", "caller": "root"}).tags == kept
+
+
+def test_a_budget_that_nothing_can_keep_is_refused():
+    """Without a ledger nobody counts: to let the call through would be to have no budget."""
+    first = Fake("first")
+    router, spans = make(first)
+    hard, soft = (Caller("web", budget=Budget("web", 1, then=then)) for then in ("reject", "warn"))
+    with pytest.raises(LedgerUnavailable):
+        router.infer(HELLO, caller=hard)
+    assert first.calls == 0 and spans.only.status == "error"
+    assert router.infer(HELLO, caller=soft).content == "from first"
+
+
+@pytest.mark.parametrize("ask", [whole, streamed])
+@pytest.mark.parametrize("content", [False, True])
+def test_a_span_holds_words_only_where_that_is_switched_on(ask, content):
+    collector = Collector()
+    router = Router(Registry([EchoProvider(delay=0)]), collector, content=content)
+    ask(router, InferRequest("echo-v1", [{"role": "user", "content": "hush"}]))
+    told = collector.only.attrs
+    assert (told.get("completion"), "hush" in told.get("prompt", "")) == (("echo: hush", True) if content else (None, False))

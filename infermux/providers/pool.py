@@ -20,7 +20,7 @@ from urllib3.exceptions import ReadTimeoutError, SSLError
 
 from .wire import Response, current
 
-POOL = 1024                                 # idle connections that are kept: more than any worker has threads
+POOL = 2048                                 # idle connections that are kept: more than a worker usually has threads
 _TOGETHER = 65536                           # bytes of a body that is copied behind its head, to go out in the same packet
 
 
