@@ -152,7 +152,7 @@ def test_the_other_sections_read_as_written(design):
     assert design.reliability == settings.Reliability(3, 60.0, settings.Breaker(5, 60.0, 30.0), "error")
     server = design.server
     assert (server.streams, server.max_body, server.workers, server.threads, server.graceful) == (0.75, 33554432, 2, 1536, 30)
-    assert server.admin.reveal() == hashlib.sha1536(b"INFERMUX_ADMIN_KEY").hexdigest()
+    assert server.admin.reveal() == hashlib.sha256(b"INFERMUX_ADMIN_KEY").hexdigest()
     assert design.ledger == settings.LedgerConfig("infermux.db")
     assert design.trace == settings.Trace("http://127.0.0.1:8700", False, 2, 1000)
     assert design.path == "given.toml"
