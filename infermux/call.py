@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -225,4 +225,5 @@ class Fold:
 
 def for_target(request: InferRequest, target: Target) -> InferRequest:
     """Return the request as it goes to *target*."""
-    return replace(request, model=target.model, provider=target.provider)
+    return InferRequest(target.model, request.messages, target.provider, request.params, request.meta, request.native, request.op,
+                        request.headers, request.dropped)

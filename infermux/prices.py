@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
 from operator import mul
@@ -26,6 +26,7 @@ from .rates import ENTRY, TERMS, Peak, Rates, Scheduled, Service, Tier, check_ke
 PICO = 10**12                               # pico-USD in a dollar
 MAX_ID = 200                                # characters of a model id that is looked up at all
 _PER_TOKEN = PICO // 10**6                  # pico-USD per token for each USD per million
+_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)       # our own, and wide enough for every float
 _ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
 _PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
 _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
@@ -113,7 +114,7 @@ def charge(usage: Usage, *, provider: str, requested: str, served: str | None = 
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:
-        return Charge(round(Fraction(Decimal(repr(reported))) * PICO), "vendor")
+        return Charge(int(_EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))), "vendor")
     for model, source in ((served, "served"), (requested, "requested")):
         own = _override(provider, model, overrides) if model and overrides else None
         price = own or (find(provider, model) if model else None)
