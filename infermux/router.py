@@ -18,7 +18,7 @@ from .fleet import Fleet, Lease
 from .foreign import Foreign, close
 from .gate import Gate
 from .keys import Keyring
-from .ledger import Ledger, LedgerUnavailable
+from .ledger import Budget, Ledger, LedgerUnavailable
 from .planner import Plan, plan, takes_turns
 from .prices import Price
 from .protocol import InferRequest, InferResponse, TraceSpan
@@ -141,7 +141,7 @@ class Router:
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
-        if self.spending is None and _held(call.caller):
+        if self.spending is None and isinstance(call.caller.budget, Budget) and _held(call.caller):
             raise LedgerUnavailable("a caller has a budget, and this router has no ledger to keep it")
         self.gate.enter(call, streamed=streamed)
         deadline = Deadline(self.deadline if call.patience is None else min(self.deadline, call.patience))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import logging
 import resource
 import socket
@@ -72,6 +73,9 @@ def on_starting(server: Any) -> None:
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
+    importlib.import_module("infermux.app")         # what is there before the fork, all workers share
+    gc.collect()
+    gc.freeze()
     if warning := stale(time.time()):
         server.log.warning("%s", warning)
 
