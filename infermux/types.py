@@ -79,6 +79,7 @@ class Chunk(NamedTuple):
     function_call: Mapping[str, str] = NOTHING      # OpenAI's tool call before there were tools: name, arguments
     dialect: str = ""                       # of the native event
     usage_only: bool = False                # a client that did not ask for usage must not see this event
+    more: bool = False                      # the next one is there already: both can go on in one packet
 
     @property
     def has_content(self) -> bool:

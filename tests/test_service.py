@@ -389,7 +389,7 @@ def settings(**env: str) -> dict[str, str]:
 
 def test_gunicorn_finds_a_production_server():
     found = settings()
-    assert (found["worker_class"], found["workers"], found["threads"]) == ("infermux.gthread.Worker", "2", "256")
+    assert (found["worker_class"], found["workers"], found["threads"]) == ("infermux.gthread.Worker", "2", "1536")
     assert (found["keepalive"], found["accesslog"], found["bind"]) == ("30", "None", "[':8600']")
     assert int(found["worker_connections"]) > 256 and int(found["worker_connections"]) % 256 == 0
     assert int(found["graceful_timeout"]) >= 30

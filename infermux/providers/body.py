@@ -7,10 +7,13 @@ is once, for whatever has come.
 from __future__ import annotations
 
 import http.client
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from .wire import LONGEST_LINE, MOST_FIELDS, Exchange
+
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
 class Sized:
@@ -20,6 +23,7 @@ class Sized:
         self._left = length
         self.done = length == 0
         self.rest = b""                     # what came behind the body
+        self.broken: Exception | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Return what of *data* belongs to the body."""
@@ -43,14 +47,15 @@ class Chunked:
     def __init__(self) -> None:
         self.done = False
         self.rest = b""                     # bytes that are not understood yet, or came behind the body
+        self.broken: Exception | None = None        # what is wrong, once that is known
         self._left = 0                      # of the present chunk
         self._gap = False                   # whether the line end behind a chunk is due
         self._trailers = 0                  # lines behind the last chunk, from 1 on
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the chunks in *data* hold; raise HTTPException for what is no chunk."""
+        """Return what the chunks in *data* hold, up to what is no chunk."""
         data, at, found = self.rest + data if self.rest else data, 0, []
-        while not self.done:
+        while not self.done and self.broken is None:
             if self._left:
                 piece = data[at:at + self._left]
                 at += len(piece)
@@ -64,7 +69,7 @@ class Chunked:
             end = data.find(b"\n", at)
             if end < 0:
                 if len(data) - at > LONGEST_LINE:
-                    raise http.client.LineTooLong("chunk size")
+                    self.broken = http.client.LineTooLong("chunk size")
                 break
             self._line(data[at:end].strip())
             at = end + 1
@@ -74,22 +79,18 @@ class Chunked:
     def _line(self, line: bytes) -> None:
         if self._gap:
             if line:
-                raise http.client.HTTPException("a chunk is longer than it says")
+                self.broken = http.client.HTTPException("a chunk is longer than it says")
             self._gap = False
         elif self._trailers:
             self._trailers += 1
             self.done = not line
             if self._trailers > MOST_FIELDS:
-                raise http.client.HTTPException("too many trailers")
-        else:
-            size = line.partition(b";")[0].rstrip()
-            if not size.isalnum() or len(size) > 16:
-                raise http.client.HTTPException("no size of a chunk")
-            try:
-                self._left = int(size, 16)
-            except ValueError:
-                raise http.client.HTTPException("no size of a chunk") from None
+                self.broken = http.client.HTTPException("too many trailers")
+        elif _SIZE.fullmatch(size := line.partition(b";")[0].rstrip()):
+            self._left = int(size, 16)
             self._trailers = int(not self._left)
+        else:
+            self.broken = http.client.HTTPException("no size of a chunk")
 
     def end(self) -> None:
         """Take note that the connection has ended; raise IncompleteRead, for the last chunk has not come."""
@@ -106,6 +107,8 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
             yield None
         elif data:
             yield frame.feed(data)
+            if frame.broken is not None:    # only now: what came before it is good
+                raise frame.broken
         else:
             frame.end()
     if not frame.rest:                      # else somebody does not know where answers end

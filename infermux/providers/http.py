@@ -91,14 +91,15 @@ class HTTPProvider(Provider):
             response = self._send(prepared, exchange)
             try:
                 body = self._pieces(response, exchange)
-                chunks = self._chunks(response, body, request)
+                chunks = self._chunks(response, body, exchange, request)
                 for chunk in chunks:
                     if chunk.has_content:
                         exchange.limit, exchange.deadline = self.timeouts.idle, Deadline(self.timeouts.total)
                         yield chunk
                         break
                     yield chunk
-                yield from chunks
+                for chunk in chunks:
+                    yield chunk._replace(more=True) if exchange.more else chunk
                 if exchange.live:
                     exchange.limit = DRAIN_SECONDS
                     with contextlib.suppress(*FOREIGN):     # the end of the body, so that its connection can serve again
@@ -107,9 +108,10 @@ class HTTPProvider(Provider):
             finally:
                 response.raw.close()        # a stream that was left in the middle must stop costing money at once
 
-    def _chunks(self, response: requests.Response, pieces: Iterator[bytes | None], request: InferRequest) -> Iterator[Chunk]:
+    def _chunks(self, response: requests.Response, body: Iterator[bytes | None], exchange: Exchange,
+                request: InferRequest) -> Iterator[Chunk]:
         if "event-stream" in response.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(pieces), request)
+            return self.dialect.decode_events(self._events(body, exchange), request)
         return self.dialect.decode_whole(self._read(response), request)
 
     def close(self) -> None:
@@ -190,10 +192,10 @@ class HTTPProvider(Provider):
         exchange.chunked = "transfer-encoding" in response.headers
         return _decoded(response.raw, exchange)
 
-    def _events(self, pieces: Iterator[bytes | None]) -> Iterator[Event | None]:
+    def _events(self, body: Iterator[bytes | None], exchange: Exchange) -> Iterator[Event | None]:
         """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
         parser, size, last = Parser(), 0, time.monotonic()
-        for data in pieces:
+        for data in body:
             if data is None:
                 yield None
                 continue
@@ -202,7 +204,12 @@ class HTTPProvider(Provider):
                 raise ValueError("a stream without end")
             events = parser.feed(data)
             if events:
-                yield from events
+                latest = events.pop()
+                if events:
+                    exchange.more = True
+                    yield from events
+                    exchange.more = False
+                yield latest
                 last = time.monotonic()
             elif time.monotonic() - last > HEARTBEAT_SECONDS:       # comments only, or one event in many small pieces
                 yield None

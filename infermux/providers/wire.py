@@ -38,6 +38,7 @@ class Exchange:
         self.fresh = False                  # a kept connection will not do
         self.connected = False              # the connection was made for this request
         self.received = False               # at least one byte has come
+        self.more = False                   # another event has come together with the present one
         self.chunked = False                # whether line ends stand between the pieces of the body
         self.wire: Wire | None = None
         self.answer: Response | None = None

@@ -39,17 +39,19 @@ def sse_answer(stream: Stream, encoder: Encoder) -> Response:
 
 
 def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
+    held = b""                              # of events that came together, which go on together
     try:
         for chunk in stream:
-            data = encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
-            if data:
+            held += encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
+            if held and not chunk.more:
+                data, held = held, b""
                 yield data
-        yield encoder.end(summary(stream.call), stream.call.usage)
+        yield held + encoder.end(summary(stream.call), stream.call.usage)
     except InferMuxError as error:
-        yield encoder.error(error)
+        yield held + encoder.error(error)
     except Exception:                       # a bug of ours must not look like the end of an answer
         log.exception("a stream could not be passed on")
-        yield encoder.error(InferMuxError("internal error"))
+        yield held + encoder.error(InferMuxError("internal error"))
 
 
 def summary(call: Call) -> JSON:

@@ -213,6 +213,23 @@ def test_a_chunk_is_passed_on_as_soon_as_it_is_there(vendor: Make, provider: Mak
     assert [chunk.text for chunk in chunks if chunk.text] == ["two"]
 
 
+def test_events_that_came_together_say_so_and_wait_for_no_other(vendor: Make, provider: Make) -> None:
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"".join(events(delta("one"), delta("two"), delta("three"), end=False)) + b"5\r\ndata:\r\n")
+        assert go.wait(SOON)
+        peer.send(b"".join(events(delta("four", "stop"), DONE)[1:]).replace(b"data:", b"     ", 1))
+        peer.gone()
+
+    chunks = provider(vendor(script)).stream(HI, Deadline(10))
+    seen = [next(chunks) for _ in range(3)]
+    assert [(chunk.text, chunk.more) for chunk in seen] == [("one", False), ("two", True), ("three", False)]
+    go.set()
+    assert [chunk.text for chunk in chunks if chunk.text] == ["four"]
+
+
 @WAYS
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_compressed_answer_is_read(vendor: Make, provider: Make, ask: Any, encoding: str) -> None:
