@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import select
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ReadTimeoutError, SSLError
 
-from .wire import Response, current
+from .wire import Response, arm, current
 
 POOL = 2048                                 # idle connections that are kept: more than a worker usually has threads
 _TOGETHER = 65536                           # bytes of a body that is copied behind its head, to go out in the same packet
@@ -65,13 +66,16 @@ class _Lean:
         self.timeout = timeout.connect_timeout
         if self.sock is None:
             self.connect()
-        self.sock.settimeout(timeout.read_timeout)
         head = self._head(method, url, headers)
-        if len(body) <= _TOGETHER:
+        if len(body) <= _TOGETHER and not isinstance(self.sock, ssl.SSLSocket):
+            self.sock.settimeout(None)
+            arm(self.sock, socket.SO_SNDTIMEO, timeout.read_timeout)
             self.sock.sendall(head + body)
         else:
-            self.sock.sendall(head)
-            self.sock.sendall(body)
+            self.sock.settimeout(timeout.read_timeout)
+            self.sock.sendall(head + body if len(body) <= _TOGETHER else head)
+            if len(body) > _TOGETHER:
+                self.sock.sendall(body)
         answer = Response(self.sock, method=method)
         answer.begin()
         if answer.will_close:
@@ -127,7 +131,7 @@ class _Kept:
             return connection.ask(self, method, url, headers, body, options["timeout"])
         except BaseException as error:
             connection.close()
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError | BlockingIOError):
                 raise ReadTimeoutError(self, url, "no answer in time") from error       # type: ignore[arg-type]
             if isinstance(error, ssl.SSLError):
                 raise SSLError(error) from error

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import select
+import socket
+import ssl
+import struct
 import threading
 from typing import Any, NamedTuple, cast
 
@@ -73,6 +76,16 @@ class Exchange:
         return self.wire is not None and self.wire.silent(seconds)
 
 
+def arm(sock: socket.socket, option: int, seconds: float) -> None:
+    """Have the kernel bound how long a blocking socket waits.
+
+    With a timeout of Python's own each read is two calls, and between them the interpreter's lock changes hands once more: with a
+    thousand threads that is what a stream's event waits for.
+    """
+    seconds = max(0.001, seconds)           # 0 would be for ever
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+
+
 class Wire(io.RawIOBase):
     """The reading side of a socket; each read waits no longer than the exchange allows."""
 
@@ -83,6 +96,10 @@ class Wire(io.RawIOBase):
         self._patience: float | None = None
         self._gave_up = False
         self._silence = 0.0
+        self._armed: float | None = None    # the patience of a plain socket, as the kernel has it
+        self._plain = not isinstance(sock, ssl.SSLSocket)
+        if self._plain:
+            sock.settimeout(None)
         self.reader = io.BufferedReader(self, BUFFER)
 
     def readable(self) -> bool:
@@ -91,12 +108,16 @@ class Wire(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         exchange, patience = self._exchange, self._patience
         wait = self._wait(patience)
-        self._sock.settimeout(wait)
         try:
+            if not self._plain:
+                self._sock.settimeout(wait)
+            elif wait != self._armed:
+                arm(self._sock, socket.SO_RCVTIMEO, wait)
+                self._armed = wait
             size: int = self._sock.recv_into(buffer)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             if patience is None:
-                raise
+                raise TimeoutError("no byte in time") from None
             self._was_silent(wait)
             return None
         self._silence = 0.0
