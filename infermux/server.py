@@ -11,7 +11,9 @@ import contextlib
 import gc
 import importlib
 import logging
+import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -73,6 +75,7 @@ def on_starting(server: Any) -> None:
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
+    os.register_at_fork(before=lambda: _hold_back(signal.SIG_BLOCK), after_in_parent=lambda: _hold_back(signal.SIG_UNBLOCK))
     importlib.import_module("infermux.app")         # what is there before the fork, all workers share
     gc.collect()
     gc.freeze()
@@ -120,6 +123,16 @@ def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE, 20, 50)
+    _hold_back(signal.SIG_UNBLOCK)
+
+
+def _hold_back(how: int) -> None:
+    """Block, or let through, what ends a worker.
+
+    A worker that has just been forked still has its master's handlers: a SIGTERM that came then would be lost, and the service
+    would wait for it until graceful_timeout.
+    """
+    signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 
 
 def worker_exit(server: Any, worker: Any) -> None:

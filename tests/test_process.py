@@ -333,3 +333,23 @@ def status_of_held(stand: Stand) -> int:
         return stand.ask("hard", text="hold").status
     except (OSError, http.client.HTTPException):
         return 0
+
+
+LATE = """
+import time
+from infermux.server import load
+found = load()
+def post_fork(server, worker):
+    time.sleep(1.5 * (worker.age > 1))
+    found["post_fork"](server, worker)
+globals().update(found, post_fork=post_fork)
+"""
+
+
+def test_a_worker_that_is_told_to_end_before_it_can_listen_ends(tmp_path):
+    """It has its master's handlers still: a signal that came then was lost, and the service waited for thirty seconds."""
+    (tmp_path / "late.conf.py").write_text(LATE)
+    with Service("-c", str(tmp_path / "late.conf.py"), "-w", "2") as service:       # the first answers while the second one starts
+        eventually(lambda: service.log.count("Booting worker") == 2)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(12) == 0
