@@ -163,7 +163,10 @@ def found(path: Path, id: str) -> tuple[Record, Replay]:
 def test_every_call_of_a_router_is_derived_again(tmp_path: Path, strategy: str) -> None:
     path = tmp_path / "l.db"
     with closing(three(path, strategy, failing="a")) as router:
-        ids = [called(router) for _ in range(25)]
+        health, ids = router.fleet.health(Target("a", "m")), [called(router) for _ in range(25)]
+        while health.ready() is None and len(ids) < 500:        # how often least_latency comes to it depends on the machine
+            ids.append(called(router))
+        ids.append(called(router))
     plans = [found(path, id) for id in ids]
     assert all(decision.differences == {} for _, decision in plans)
     for record, decision in plans:
