@@ -67,15 +67,14 @@ class _Lean:
         if self.sock is None:
             self.connect()
         head = self._head(method, url, headers)
-        if len(body) <= _TOGETHER and not isinstance(self.sock, ssl.SSLSocket):
+        parts = [head + body] if len(body) <= _TOGETHER else [head, body]
+        if len(parts) > 1 or isinstance(self.sock, ssl.SSLSocket):
+            self.sock.settimeout(timeout.read_timeout)
+        else:                               # one call of the kernel's, which it can bound itself
             self.sock.settimeout(None)
             arm(self.sock, socket.SO_SNDTIMEO, timeout.read_timeout)
-            self.sock.sendall(head + body)
-        else:
-            self.sock.settimeout(timeout.read_timeout)
-            self.sock.sendall(head + body if len(body) <= _TOGETHER else head)
-            if len(body) > _TOGETHER:
-                self.sock.sendall(body)
+        for part in parts:
+            self.sock.sendall(part)
         answer = Response(self.sock, method=method)
         answer.begin()
         if answer.will_close:
