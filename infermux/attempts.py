@@ -25,6 +25,7 @@ from .errors import (
 )
 from .fleet import Fleet, Lease
 from .providers.base import Member
+from .starts import begun
 from .types import Deadline, Target
 
 BACKOFF = 0.05                              # seconds: the first wait is drawn from up to so much, each further one from twice that
@@ -84,6 +85,7 @@ class Attempts:
         lease = self.fleet.lease(target, force=tried or (call.plan is not None and call.plan.forced))
         attempt = Attempt(target, time.monotonic(), waited=waited)
         call.attempts.append(attempt)
+        begun()                             # from here on it waits
         try:
             return ask(self.fleet.registry.member(target.provider), call, attempt, deadline, lease)
         except BaseException as error:

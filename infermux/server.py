@@ -33,7 +33,7 @@ WORKER = "infermux.gthread.Worker"
 FILES = 65536                               # descriptors of a process, as far as the system allows: each call has several
 SOCKET_SECONDS = 10                         # a client that neither sends nor reads for so long loses its connection
 GARBAGE = 10_000                            # objects made since the last search for garbage, until the next
-SWITCH_SECONDS = 0.02                       # at Python's own 5 ms, a thousand streams spend their time on handing the lock around
+SWITCH_SECONDS = 0.1                        # at Python's own 5 ms, a thousand streams spend their time on handing the lock around
 
 
 def load() -> dict[str, Any]:

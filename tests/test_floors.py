@@ -38,7 +38,7 @@ FLOORS = [
     (1.5, ["pricecheck"]),
     (1.8, ["replay"]),
     (1, ["strategies", "protocol", "config", "settings", "schema", "prices", "tokens", "health", "limits", "keys", "foreign", "board"]),
-    (0, ["errors", "types", "sse", "jsons", "rates", "shutdown", "faults", "outbox"]),
+    (0, ["errors", "types", "sse", "jsons", "rates", "shutdown", "faults", "outbox", "starts"]),
 ]
 # Imports within one floor that the design has no word on; a cycle is found all the same.
 LEDGES = [

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -219,6 +220,38 @@ def test_a_provider_that_hangs_does_not_take_every_thread(gated: Gated, written:
             assert timed(lambda: service.ask("/providers")).status == 200
         gated.gate.set()
         assert Counter(each.result().status for each in coming) == {200: 4, 503: 26}
+
+
+def test_health_is_answered_before_a_crowd_that_came_first(gated: Gated, written: Write) -> None:
+    """In its turn it would be the last of 401: it would be told that nobody answers, for as long as there is much to do."""
+    body = json.dumps(said("echo-v1")).encode()
+    call = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with Service(env=written(gated, threads=256)) as service, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port), PATIENCE)) for _ in range(400)]
+        for sock in crowd:
+            sock.sendall(call)
+        assert service.ask("/healthz").status == 200
+        answered, _, _ = select.select(crowd, [], [], 0)
+        assert len(answered) < 300
+        assert Counter(sock.recv(15) for sock in crowd) == {b"HTTP/1.1 200 OK": 400}
+
+
+def test_clients_that_send_half_a_request_keep_nobody_else_from_beginning(gated: Gated, written: Write) -> None:
+    with Service(env=written(gated, threads=64)) as service, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), PATIENCE))
+            sock.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        for _ in range(5):
+            assert timed(lambda: service.ask("/infer", said("echo-v1"))).status == 200
+
+
+def test_clients_that_do_not_close_their_side_keep_nobody_waiting(gated: Gated, written: Write) -> None:
+    with Service(env=written(gated, threads=64)) as service, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), PATIENCE))
+            sock.sendall(b"GET /providers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert sock.recv(12) == b"HTTP/1.1 200"
+            assert timed(lambda: service.ask("/healthz")).status == 200
 
 
 FULL = 7  # calls that 8 threads take: one is left for saying no
