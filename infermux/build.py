@@ -15,7 +15,7 @@ from . import config as configuration
 from . import status
 from .calllog import CallLog
 from .config import Config, ProviderConfig
-from .errors import ConfigError, ModelNotFound
+from .errors import ConfigError, ModelNotFound, shown
 from .fleet import Fleet
 from .gate import Gate
 from .health import Health
@@ -242,7 +242,7 @@ def provider(config: ProviderConfig) -> Any:
     if preset is not None:
         return _http(config, preset)
     if config.type == ECHO:
-        return EchoProvider(config.name, config.models or ("echo-v1",))
+        return EchoProvider(config.name, config.models or ("echo-v1",), _echo_delay(config))
     make = plugin(config.type)
     if make is None:
         known = [*PRESETS, ECHO, *plugins()]
@@ -254,6 +254,18 @@ def provider(config: ProviderConfig) -> Any:
     except Exception as error:              # somebody's own code
         log.debug("the plug-in type %r failed", config.type, exc_info=error)
         raise ConfigError(f"[providers.{config.name}]: the plug-in type {config.type!r} failed with {type(error).__name__}") from error
+
+
+def _echo_delay(config: ProviderConfig) -> float:
+    """Return how many seconds echo takes."""
+    place = f"[providers.{config.name}].options"
+    for name in config.options:
+        if name != "delay":
+            raise ConfigError(f"{place} has no {shown(name)}: echo has a delay, in seconds")
+    seconds = float(of_type(float, config.options.get("delay", 0.001), f"{place}.delay"))
+    if not 0 <= seconds <= 3600:
+        raise ConfigError(f"{place}.delay must be seconds, from 0 to 3600")
+    return seconds
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:

@@ -135,7 +135,7 @@ def _name(value: object) -> str:
 
 def usd(pico: int | None) -> float | None:
     """Return pico-USD as the nearest float of dollars."""
-    return None if pico is None else float(Decimal(pico) / PICO)
+    return None if pico is None else pico / PICO      # of whole numbers the quotient is the nearest float there is
 
 
 def pico(dollars: float | None) -> int | None:

@@ -97,7 +97,7 @@ def document(data: bytes | str, *, what: str = "body") -> Document:
 
 def _text(data: bytes | str, what: str) -> str:
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        text = data if isinstance(data, str) else data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise ValueError(f"{what} is not UTF-8") from None
     if not text.strip(" \t\r\n"):

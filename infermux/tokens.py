@@ -16,6 +16,8 @@ PER_MESSAGE = 4                             # role and separators; 3, and 3 to o
 PER_IMAGE = 765                             # a 1024 x 1024 image in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
 _WHOLE = 2**18                              # characters that are read in full; of a longer text, evenly spaced pieces
 _PIECES, _PIECE = 64, 2**12
+_FOUND = 2**13                              # estimates that are kept, a quarter of a megabyte
+_found: dict[int, int] = {}
 
 # The order matters. Every run is bounded, so that no look-ahead is long and one endless run is not one token.
 _KINDS: tuple[tuple[str, float, float], ...] = (        # pattern, tokens per run, tokens per character
@@ -55,7 +57,20 @@ _ASCII = _Scanner.of([kind for kind in _KINDS if "\\u" not in kind[0]])  # the s
 
 
 def estimate(text: str) -> int:
-    """Return about how many tokens *text* has, 0 only if it is empty; the time it takes is linear, then bounded."""
+    """Return about how many tokens *text* has, 0 only if it is empty; the time it takes is linear, then bounded.
+
+    A conversation comes again with every turn of it, so what was found is kept: under the text's hash, never the text.
+    """
+    key = hash(text)
+    found = _found.get(key)
+    if found is None:
+        if len(_found) >= _FOUND:
+            _found.clear()
+        found = _found[key] = _estimate(text)
+    return found
+
+
+def _estimate(text: str) -> int:
     if len(text) <= _WHOLE:
         return max(round(_weigh(text)), min(len(text), 1))
     last = len(text) - _PIECE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infermux import config
+from infermux import build, config
 from infermux.build import settings
 from infermux.config import Config, Secret
 from infermux.errors import ConfigError
@@ -119,6 +119,27 @@ def test_what_is_no_address_stops_the_start_and_names_the_variable(value: str) -
             load(**environ)
         assert list(environ)[-1] in caught.value.message
         assert "u:p" not in caught.value.message and "etc/passwd" not in caught.value.message
+
+def test_echo_takes_as_long_as_the_configuration_says() -> None:
+    quick, slow = (build.provider(config.ProviderConfig("e", "echo", options={"delay": delay})) for delay in (0, 2.5))
+    assert (quick.delay, slow.delay) == (0.0, 2.5)
+    assert build.provider(config.ProviderConfig("e", "echo")).delay == 0.001
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dealy": 1}, "[providers.e].options has no 'dealy': echo has a delay, in seconds"),
+        ({"delay": "1"}, "[providers.e].options.delay must be a number, not text in quotes"),
+        ({"delay": True}, "[providers.e].options.delay must be a number, not true or false"),
+        ({"delay": -1}, "[providers.e].options.delay must be seconds, from 0 to 3600"),
+        ({"delay": float("nan")}, "[providers.e].options.delay must be seconds, from 0 to 3600"),
+    ],
+)
+def test_a_wrong_option_of_echo_stops_the_start(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build.provider(config.ProviderConfig("e", "echo", options=options))
+    assert caught.value.message == said
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class _Lean:
         if len(parts) > 1 or isinstance(self.sock, ssl.SSLSocket):
             self.sock.settimeout(timeout.read_timeout)
         else:                               # one call of the kernel's, which it can bound itself
-            self.sock.settimeout(None)
+            if self.sock.gettimeout() is not None:
+                self.sock.settimeout(None)
             arm(self.sock, socket.SO_SNDTIMEO, timeout.read_timeout)
         for part in parts:
             self.sock.sendall(part)

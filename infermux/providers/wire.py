@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import threading
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from urllib3 import HTTPHeaderDict
 
@@ -98,9 +98,13 @@ class Wire(io.RawIOBase):
         self._silence = 0.0
         self._armed: float | None = None    # the patience of a plain socket, as the kernel has it
         self._plain = not isinstance(sock, ssl.SSLSocket)
-        if self._plain:
+        if self._plain and sock.gettimeout() is not None:
             sock.settimeout(None)
         self.reader = io.BufferedReader(self, BUFFER)
+
+    def makefile(self, mode: str) -> Any:
+        """Return what http.client reads from where it would make a file of its own from a socket."""
+        return self.reader
 
     def readable(self) -> bool:
         return True
@@ -188,12 +192,11 @@ class Response(http.client.HTTPResponse):
     version: int
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
         exchange: Exchange | None = getattr(current, "exchange", None)
         if exchange is not None:
-            exchange.wire = Wire(sock, self.fp.detach(), exchange)
+            exchange.wire = sock = Wire(sock, sock.makefile("rb", buffering=0), exchange)
             exchange.answer = self
-            self.fp = cast(Any, exchange.wire.reader)
+        super().__init__(sock, *args, **kwargs)
 
     def begin(self) -> None:
         """Read the head, and what it says of the body's length: RFC 9112, section 6.3."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
-from flask import Blueprint, Request, Response, g, request
+from flask import Blueprint, Request, Response, request
 from flask.cli import with_appcontext
 from flask.sansio.app import App
 from werkzeug.datastructures import Headers
@@ -41,6 +41,7 @@ from ..types import ANYONE, JSON, Caller
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"
 MAX_BODY = 32 * 1024 * 1024                 # bytes of a request
+_CALL = "infermux.call"                     # in the environ: the call of a request
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
 OTHER = "_other"                            # ends the endpoints that refuse a wrong method
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -93,9 +94,15 @@ def guarded(view: View, render: Render) -> View:
 
 def named(answer: Response) -> Response:
     """Return *answer* with an id, by which it can be asked about."""
-    if "X-Request-Id" not in answer.headers:
-        answer.headers["X-Request-Id"] = answer.headers["Request-Id"] = new_id()
+    if not isinstance(answer, _Answer) and "X-Request-Id" not in answer.headers:
+        answer.headers.update(_new_id())
     return answer
+
+
+def _new_id() -> dict[str, str]:
+    """Return an id under the names that both official SDKs look for."""
+    ident = new_id()
+    return {"X-Request-Id": ident, "Request-Id": ident}
 
 
 def enter(router: Router, identify: Identify | None, *, door: str) -> Caller:
@@ -119,11 +126,12 @@ def enter(router: Router, identify: Identify | None, *, door: str) -> Caller:
 
 def begin(router: Router, wanted: InferRequest, who: Caller, *, door: str) -> Call:
     """Return the call that a request starts; an error answer finds it again, for its headers."""
-    header = asked().environ.get            # a tenth of a microsecond each; `request.headers` takes three where there is none
+    environ = asked().environ
+    header = environ.get                    # a tenth of a microsecond each; `request.headers` takes three where there is none
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     call = router.begin(wanted, caller=who, door=door, trace=parse(header("HTTP_TRACEPARENT")), tags=tags)
     call.patience = _patience(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
-    g.infermux_call = call
+    environ[_CALL] = call
     return call
 
 
@@ -227,12 +235,18 @@ def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | N
 
 def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return JSON that is bytes already."""
-    return _Answer(data, status, {"X-Content-Type-Options": "nosniff", **(headers or {})}, content_type="application/json")
+    headers = headers or {}
+    if "X-Request-Id" not in headers:
+        headers = {**headers, **_new_id()}
+    complete = Headers()                    # to add them one by one looks for line ends in each, and costs more than to write the JSON:
+    complete._list += [("Content-Type", "application/json"), ("Content-Length", str(len(data))),    # whatever comes from outside has
+                       ("X-Content-Type-Options", "nosniff"), *headers.items()]                     # been through `header_value`
+    return _Answer([data], status, complete)
 
 
 def failed(error: InferMuxError, render: Render) -> Response:
     """Return an error in a door's own form; after our own retries nobody else should retry a 5xx."""
-    call = g.get("infermux_call")
+    call = asked().environ.get(_CALL)
     headers = call_headers(call) if call is not None else {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from flask import Response, request
+from flask import Response
 
 from .. import cli, jsons
 from ..errors import InferMuxError, ProtocolError, shown
@@ -12,7 +12,7 @@ from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest,
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, begin, body, bytes_answer, call_headers, document, door, enter, in_app, json_answer, plain_error
+from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, document, door, enter, in_app, json_answer, plain_error
 from . import caller as calling
 from .streams import sse_answer
 
@@ -48,7 +48,7 @@ def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
     who = enter(router, identify, door=NAME)
     call = begin(router, InferRequest.from_dict(document().value), who, door=NAME)
-    if "text/event-stream" in request.headers.get("Accept", ""):
+    if "text/event-stream" in asked().environ.get("HTTP_ACCEPT", ""):
         stream = router.open(call)
         return sse_answer(stream, Encoder(stream))
     response = router.answer(call)

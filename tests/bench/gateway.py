@@ -57,7 +57,7 @@ def configuration(features: Sequence[str], upstream: Upstream, threads: int) -> 
     vendor = (f'type = "openai"\nbase_url = "{upstream.url}/v1"\n{ca}api_key = "env:BENCH_KEY"\n'
               f"models = {json.dumps(_MODELS)}\nconcurrency = {threads}\nprices = {{ {prices} }}\n")
     parts = [f"[server]\nworkers = 1\nthreads = {threads}\n", "[providers.first]\n" + vendor, "[providers.second]\n" + vendor,
-             "[providers.echo]\n", *features]
+             "[providers.echo]\noptions = { delay = 0 }\n", *features]
     return "\n".join(parts).replace("{upstream}", upstream.url)
 
 
