@@ -31,6 +31,7 @@ EARNED = 0.2                                # of a retry, by a success (Google S
 COOL_SECONDS = 1.0                          # for a rate limit that names no time
 QUOTA_SECONDS = 60.0                        # for an account out of credit
 LONG = 8000                                 # characters from which on a request may be too long for some model
+_CLEAR = Snapshot()                         # the usual case
 GUESSED_OUTPUT = 500                        # tokens of an answer whose length is not bounded, for comparing prices
 
 
@@ -151,7 +152,7 @@ class Fleet:
 
         *size* is how many input tokens the request has, where that is known.
         """
-        targets = tuple(flat(route))
+        targets, turns = tuple(flat(route)), takes_turns(route)
         shut = {}
         for target in targets:
             health = self._health.get(target)
@@ -159,11 +160,12 @@ class Fleet:
             if health is not None and reason:
                 wait = health.snapshot().retry_in
                 shut[target] = (reason, math.inf if wait is None else wait)
-        state = self._state(targets, request, cursor, size) if takes_turns(route) else State()
         unfit = self._unfit(targets, request, size)
         if priced:                          # a hard budget cannot be kept where the price is not known
             unfit |= {target: "its price is not known, and the key has a budget" for target in targets if self.price(target) is None}
-        return Snapshot(state, unfit, shut)
+        if not (turns or unfit or shut):
+            return _CLEAR
+        return Snapshot(self._state(targets, request, cursor, size) if turns else State(), unfit, shut)
 
     def _state(self, targets: Iterable[Target], request: InferRequest, cursor: int, size: int | None) -> State:
         known = {target: health for target in targets if (health := self._health.get(target)) is not None}
@@ -204,7 +206,7 @@ def expected(request: InferRequest, size: int | None = None) -> Usage:
 
 def _needs(request: InferRequest) -> set[str]:
     """Return the abilities that a request asks for."""
-    needs = {request.op} - {CHAT}
+    needs = set() if request.op == CHAT else {request.op}
     if request.params.get("tools"):
         needs.add("tools")
     if request.params.get("response_format"):

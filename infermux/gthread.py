@@ -17,6 +17,7 @@ import traceback
 from collections import deque
 from typing import Any
 
+from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -112,6 +113,13 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
             with contextlib.suppress(OSError):
                 conn.close(graceful=True)
             conn.close = _closed
+        return kept
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer one request; a body that has been read to its end is not looked for again, twice, with four settings of the socket."""
+        kept = super().handle_request(req, conn)
+        if kept and isinstance(req.body.reader, LengthReader) and not req.body.reader.length:
+            conn.parser.mesg = None
         return kept
 
     def _asks_again(self, conn: Any) -> bool:

@@ -489,6 +489,17 @@ def test_a_connection_is_kept_and_can_be_used_again(service):
                 seen += piece
 
 
+def test_requests_that_come_together_are_answered_one_after_the_other(service):
+    """None is on the wire any more when the first has been answered, and the body of the second is not read by anybody."""
+    body = json.dumps(said("hello")).encode()
+    asked, last = (head("/infer", f"Content-Length: {len(body)}", *more) + body for more in ((), ("Connection: close",)))
+    refused = head("/nowhere", "Content-Length: 5") + b"12345"
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+        sock.sendall(asked + refused + last)
+        answers = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404", b"200"] and answers.count(b"echo: hello") == 2
+
+
 # -- spans -------------------------------------------------------------------------------------------------------------
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

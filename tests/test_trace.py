@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 
 import pytest
+from support import run
 
 from infermux import protocol, trace
 from infermux.call import Attempt, Call
@@ -224,3 +227,13 @@ def test_ids_are_128_random_bits() -> None:
     ids = [protocol.new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(len(each) == 32 and set(each) <= set("0123456789abcdef") for each in ids)
+
+
+def test_processes_that_are_forked_give_ids_of_their_own() -> None:
+    script = (
+        "import os; from infermux.protocol import new_id; first = new_id()\n"
+        "if os.fork(): os.wait()\n"
+        "print(*(new_id() for _ in range(40)), sep='\\n', flush=True)"
+    )
+    ids = run([sys.executable, "-c", script]).stdout.split()
+    assert len(set(ids)) == 80 and all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
