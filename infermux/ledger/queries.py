@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from operator import add
 from typing import Any, Protocol
@@ -272,7 +272,7 @@ def _dimension(name: str) -> str:
 
 def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Total]:
     """Return totals under their names: by time if that comes first, else the most expensive first."""
-    name = [_namer(each) for each in by]
+    name = [cache(_namer(each)) for each in by]     # many groups share an hour, or their tags
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in found:
         values = [int(value or 0) for value in row[len(by) :]]
