@@ -56,30 +56,45 @@ _PLANS = (  # a plan's first line is the same for many calls: it is kept once, a
     "CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
 )
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS)  # what leads from version n to n + 1; a file that is in use has them run but once
+_TOGETHER = (  # a hold is kept beside its budget, whose own row has no call: to reserve then changes one page, not two
+    "ALTER TABLE budgets RENAME TO apart",
+    """CREATE TABLE budgets (
+        caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL,
+        call_id TEXT NOT NULL DEFAULT '', at_ms INTEGER NOT NULL DEFAULT 0, expires_ms INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (caller, period, call_id)) STRICT, WITHOUT ROWID""",
+    "INSERT INTO budgets (caller, period, spent, held) SELECT caller, period, spent, held FROM apart",
+    """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
+        SELECT caller, period, call_id, pico, at_ms, expires_ms FROM holds""",
+    "DROP TABLE apart",
+    "DROP TABLE holds",
+)
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _TOGETHER)  # what leads from version n to n + 1; a file that is in use has them run but once
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
-TAKE = "UPDATE budgets SET held = held + ? WHERE caller = ? AND period = ? AND spent + held + ? <= ?"
+_BUDGET = "caller = ? AND period = ? AND call_id = ''"
+_HELD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
+TAKE = f"UPDATE budgets SET held = held + ? WHERE {_BUDGET} AND spent + held + ? <= ?"
 _COST_SO_FAR = "min(coalesce(sum(cost / 1000000), 0), 9000000000000) * 1000000 + coalesce(sum(cost % 1000000), 0)"
 BEGIN_PERIOD = f"""INSERT INTO budgets (caller, period, spent, held)
     SELECT ?, ?, {_COST_SO_FAR}, 0 FROM calls WHERE caller = ? AND at_ns >= ? AND at_ns < ?"""
-HOLD = "INSERT INTO holds (call_id, caller, period, pico, at_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-RENEW = "UPDATE holds SET expires_ms = ? WHERE call_id = ?"
-RAISE = "UPDATE holds SET pico = pico + ? WHERE call_id = ?"
-EXPIRE = "DELETE FROM holds WHERE expires_ms <= ? RETURNING pico, caller, period"
-FREE = "UPDATE budgets SET held = held - ? WHERE caller = ? AND period = ?"
-LEFT = "SELECT ? - spent - held FROM budgets WHERE caller = ? AND period = ?"
-RELEASE = "DELETE FROM holds WHERE call_id = ? AND pico = ?"
-RELEASE_ANY = "DELETE FROM holds WHERE call_id = ? RETURNING period, pico, at_ms, caller"
-SPEND = "UPDATE budgets SET spent = min(spent + ?, 9223372036854775807), held = held - ? WHERE caller = ? AND period = ?"
+HOLD = "INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+RENEW = f"UPDATE budgets SET expires_ms = ? WHERE {_HELD}"
+RAISE = f"UPDATE budgets SET held = held + ? WHERE {_HELD}"
+EXPIRE = "DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > '' AND expires_ms <= ? RETURNING held, caller, period"
+EXPIRE_ALL = "DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ? RETURNING held, caller, period"
+FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
+LEFT = f"SELECT ? - spent - held FROM budgets WHERE {_BUDGET}"
+RELEASE = f"DELETE FROM budgets WHERE {_HELD} AND held = ?"
+RELEASE_ANY = "DELETE FROM budgets WHERE caller = ? AND call_id = ? AND call_id > '' RETURNING period, held, at_ms"
+SPEND = f"UPDATE budgets SET spent = min(spent + ?, 9223372036854775807), held = held - ? WHERE {_BUDGET}"
 SPEND_ANY = """UPDATE budgets SET spent = min(spent + ?, 9223372036854775807), held = held - CASE period WHEN ? THEN ? ELSE 0 END
-    WHERE caller = ? AND period IN (?, ?, ?)"""
-SPENT = """SELECT spent, held - (SELECT coalesce(sum(pico), 0) FROM holds
-                                 WHERE caller = budgets.caller AND period = budgets.period AND expires_ms <= ?)
-    FROM budgets WHERE caller = ? AND period = ?"""
+    WHERE caller = ? AND period IN (?, ?, ?) AND call_id = ''"""
+SPENT = """SELECT spent, held - (SELECT coalesce(sum(held), 0) FROM budgets AS h
+                                 WHERE h.caller = b.caller AND h.period = b.period AND h.call_id > '' AND h.expires_ms <= ?)
+    FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = ''"""
 SPENT_BEFORE = f"SELECT {_COST_SO_FAR} FROM calls WHERE caller = ? AND at_ns >= ? AND at_ns < ?"
-RESCUE = "SELECT caller, period, spent FROM budgets"
+RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # of a file of any version
 RESTORE = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING"
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -110,8 +125,9 @@ def take(sql: SQL, budget: Budget, pico: int, *, of: float, at: float, over: boo
     key, limit = budget.key(of), min(budget.limit_pico, LARGEST)
     if _took(sql, budget.caller, key, pico, limit):
         return False, None
-    sql.executemany(FREE, sql.execute(EXPIRE, (ms(at),)).fetchall())
+    sql.executemany(FREE, sql.execute(EXPIRE, (budget.caller, key, ms(at))).fetchall())
     if not sql.execute(LEFT, (0, budget.caller, key)).fetchall():
+        sql.executemany(FREE, sql.execute(EXPIRE_ALL, (ms(at),)).fetchall())    # now and then, also what nobody asks about any more
         sql.execute(BEGIN_PERIOD, (budget.caller, key, budget.caller, *span(budget, of)))
     if _took(sql, budget.caller, key, pico, limit):
         return False, None
@@ -126,10 +142,13 @@ def _took(sql: SQL, caller: str, key: str, pico: int, limit: int) -> bool:
 
 def hold(sql: SQL, amount: Hold, expires: float) -> None:
     """Note whose the amount is that was taken, and until when; raise ValueError if the call has one already."""
-    budget = amount.budget
-    row = (amount.call_id, budget.caller, budget.key(amount.at), amount.pico, ms(amount.at), ms(expires))
-    if not sql.execute(HOLD, row).rowcount:
-        raise ValueError(f"call {amount.call_id} has a hold already")
+    if not sql.execute(HOLD, (*place(amount), amount.pico, ms(amount.at), ms(expires))).rowcount:
+        raise ValueError(f"call {amount.call_id!r} has a hold already")
+
+
+def place(amount: Hold) -> tuple[str, str, str]:
+    """Return the key of a hold: caller, period and call."""
+    return amount.budget.caller, amount.budget.key(amount.at), amount.call_id
 
 
 def settle(sql: SQL, record: Record, hold: Hold | None, known: Collection[str] = ()) -> bool:
@@ -146,15 +165,14 @@ def settle(sql: SQL, record: Record, hold: Hold | None, known: Collection[str] =
         sql.execute(WRITE_PLAN, (digest, line))
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, attempt)
-    if hold is not None and sql.execute(RELEASE, (hold.call_id, hold.pico)).rowcount:
-        budget = hold.budget
-        sql.execute(SPEND, (call.cost or 0, hold.pico, budget.caller, budget.key(hold.at)))
+    if hold is not None and sql.execute(RELEASE, (*place(hold), hold.pico)).rowcount:
+        sql.execute(SPEND, (call.cost or 0, hold.pico, *place(hold)[:2]))
         return True
     period, pico, at, caller = "", 0, call.at_ns / 1e9, call.caller
     if hold is not None:  # its lease has run out, or it was topped up since
         at, caller = hold.at, hold.budget.caller
-    if released := sql.execute(RELEASE_ANY, (call.id,)).fetchall():
-        [(period, pico, at_ms, caller)] = released
+    if released := sql.execute(RELEASE_ANY, (caller, call.id)).fetchall():
+        [(period, pico, at_ms)] = released
         at = at_ms / 1000
     sql.execute(SPEND_ANY, (call.cost or 0, period, pico, caller, *keys(at)))
     return True

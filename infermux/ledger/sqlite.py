@@ -70,10 +70,10 @@ class SQLiteLedger(Ledger):
         new = hold._replace(pico=hold.pico + more)
 
         def work(sql: q.SQL) -> tuple[bool, int | None]:
-            alive = sql.execute(q.RENEW, (q.ms(at + lease), hold.call_id)).rowcount == 1
+            alive = sql.execute(q.RENEW, (q.ms(at + lease), *q.place(hold))).rowcount == 1
             beyond, left = q.take(sql, budget, more if alive else new.pico, of=hold.at, at=at, over=hold.over or budget.then == "warn")
             if left is None and alive:
-                sql.execute(q.RAISE, (more, hold.call_id))
+                sql.execute(q.RAISE, (more, *q.place(hold)))
             elif left is None:
                 q.hold(sql, new, at + lease)
             return beyond, left

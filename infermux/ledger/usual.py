@@ -10,11 +10,11 @@ from __future__ import annotations
 import sqlite3
 
 from . import AttemptRow, CallRow, Hold, Record, keys
-from .queries import SQL, digest_of, ms
+from .queries import SQL, digest_of, ms, place
 
 _CALL = [f"call_{name}" for name in CallRow._fields]
 _ATTEMPT = [f"attempt_{name}" for name in AttemptRow._fields]
-_HOLD = ["call_id", "caller", "period", "pico", "at_ms", "expires_ms"]
+_HOLD = ["caller", "period", "call_id", "held", "at_ms", "expires_ms"]
 
 
 def _view(name: str, columns: list[str], work: str) -> str:
@@ -30,16 +30,19 @@ _WRITTEN = _insert("calls", CallRow._fields, _CALL) + _insert("attempts", Attemp
 _SPENT = "spent = min(spent + coalesce(NEW.call_cost, 0), 9223372036854775807)"
 VIEWS = "".join((
     _view("reserving", [*_HOLD, "most"], f"""
-        UPDATE budgets SET held = held + NEW.pico WHERE caller = NEW.caller AND period = NEW.period AND spent + held + NEW.pico <= NEW.most;
+        UPDATE budgets SET held = held + NEW.held
+            WHERE caller = NEW.caller AND period = NEW.period AND call_id = '' AND spent + held + NEW.held <= NEW.most;
         SELECT RAISE(ABORT, 'no room') WHERE changes() = 0;
-        {_insert("holds", _HOLD, _HOLD)}"""),
+        {_insert("budgets", _HOLD, _HOLD)}"""),
     _view("settling", [*_CALL, *_ATTEMPT, "caller", "period", "pico"], f"""{_WRITTEN}
-        DELETE FROM holds WHERE call_id = NEW.call_id AND pico = NEW.pico;
+        DELETE FROM budgets
+            WHERE caller = NEW.caller AND period = NEW.period AND call_id = NEW.call_id AND call_id > '' AND held = NEW.pico;
         SELECT RAISE(ABORT, 'no such hold') WHERE changes() = 0;
-        UPDATE budgets SET {_SPENT}, held = held - NEW.pico WHERE caller = NEW.caller AND period = NEW.period;"""),
+        UPDATE budgets SET {_SPENT}, held = held - NEW.pico WHERE caller = NEW.caller AND period = NEW.period AND call_id = '';"""),
     _view("settling_free", [*_CALL, *_ATTEMPT, "day", "month", "total"], f"""{_WRITTEN}
-        SELECT RAISE(ABORT, 'a hold') WHERE EXISTS (SELECT 1 FROM holds WHERE call_id = NEW.call_id);
-        UPDATE budgets SET {_SPENT} WHERE caller = NEW.call_caller AND period IN (NEW.day, NEW.month, NEW.total);"""),
+        SELECT RAISE(ABORT, 'a hold') WHERE EXISTS (SELECT 1 FROM budgets
+            WHERE caller = NEW.call_caller AND call_id = NEW.call_id AND call_id > '');
+        UPDATE budgets SET {_SPENT} WHERE caller = NEW.call_caller AND period IN (NEW.day, NEW.month, NEW.total) AND call_id = '';"""),
 ))
 
 
@@ -54,9 +57,7 @@ _SETTLE_FREE = _into("settling_free", len(_CALL) + len(_ATTEMPT) + 3)
 
 def reserve(sql: SQL, hold: Hold, most: int, expires: float) -> bool:
     """Hold an amount; return False where it is not as simple as that, and nothing was done."""
-    budget = hold.budget
-    values = (hold.call_id, budget.caller, budget.key(hold.at), hold.pico, ms(hold.at), ms(expires), most)
-    return _done(sql, _RESERVE, values)
+    return _done(sql, _RESERVE, (*place(hold), hold.pico, ms(hold.at), ms(expires), most))
 
 
 def settle(sql: SQL, record: Record, hold: Hold | None, known: set[str]) -> bool:

@@ -386,10 +386,7 @@ def check(path: Path, told: dict[str, int], kills: int) -> None:
             sql.execute(f"SELECT sum({column}) FROM {table}").fetchone()[0]
             for table, column in (("attempts", "cost"), ("calls", "cost"), ("budgets", "spent"))
         ]
-        held = [
-            sql.execute(f"SELECT coalesce(sum({column}), 0) FROM {table}").fetchone()[0]
-            for table, column in (("budgets", "held"), ("holds", "pico"))
-        ]
+        held = [sql.execute(f"SELECT coalesce(sum(held), 0) FROM budgets WHERE call_id {which} ''").fetchone()[0] for which in "=>"]
         lowest = sql.execute("SELECT min(min(spent, held)), max(spent + held) FROM budgets").fetchone()
         assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert sums == [sum(calls.values())] * 3

@@ -19,7 +19,7 @@ import pytest
 
 from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
-from infermux.ledger import MAX_TOKENS, Budget, LedgerUnavailable, Record, record
+from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record, record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planner import Plan, Snapshot, plan
 from infermux.protocol import InferRequest
@@ -337,7 +337,18 @@ VERSION_2 = (
     PRAGMA user_version = 2;
 """
 )
-NEWER = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # the columns that a version has not
+VERSION_3 = (
+    VERSION_2
+    + """
+    CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT '';
+    INSERT INTO budgets VALUES ('app', '2026-11', 30, 17);
+    INSERT INTO holds VALUES ('a', 'app', '2026-11', 7, 0, 9000000000000);
+    INSERT INTO holds VALUES ('b', 'app', '2026-11', 10, 0, 9000000000000);
+    PRAGMA user_version = 3;
+"""
+)
+NEWER = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}, VERSION_3: set[str]()}  # the columns that a version has not
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
@@ -349,7 +360,7 @@ def old_file(path: Path, version: str, *records: Record) -> None:
                 sql.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})", tuple(row.values()))
 
 
-@pytest.mark.parametrize("version", [VERSION_1, VERSION_2], ids=["1", "2"])
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
 def test_a_file_of_an_older_version_is_migrated_with_its_rows(ledger: SQLiteLedger, path: Path, version: str) -> None:
     kept = [
         record(call("mixed", Attempt(A, 10.0, usage=Usage(1, 1)), Attempt(B, 10.0, usage=Usage(2, 2), cost=5))),
@@ -362,7 +373,21 @@ def test_a_file_of_an_older_version_is_migrated_with_its_rows(ledger: SQLiteLedg
     assert ledger.settle(record(new)) and ledger.call("new-call") == record(new)
     assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
     with closing(sqlite3.connect(path)) as sql:
-        assert sql.execute("PRAGMA user_version").fetchone() == (3,)
+        assert sql.execute("PRAGMA user_version").fetchone() == (4,)
+
+
+def test_what_calls_hold_is_held_after_a_migration_too(ledger: SQLiteLedger, path: Path) -> None:
+    """Calls are in flight while a new version begins: one of them is settled later, the lease of the other frees what it held."""
+    old_file(path, VERSION_3)
+    budget = Budget("app", 100, "month")
+    assert ledger.spent(budget, NOON) == (30, 17)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(budget, 54, call_id="c", at=NOON)
+    assert ledger.settle(record(call("a", Attempt(A, 10.0, usage=Usage(1, 1), cost=5), caller=Caller("app"))), Hold("a", budget, 7, NOON))
+    assert ledger.spent(budget, NOON) == (35, 10)
+    with closing(sqlite3.connect(path)) as sql:
+        held = sql.execute("SELECT call_id, held FROM budgets WHERE caller = 'app' ORDER BY call_id").fetchall()
+    assert held == [("", 10), ("b", 10)]
 
 
 def test_a_file_of_a_newer_version_or_another_program_is_left_alone(path: Path) -> None:
