@@ -270,7 +270,7 @@ def test_calls_from_many_threads_are_counted_exactly() -> None:
 
 
 def calls(service: Service, number: int) -> None:
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(6) as pool:
         assert {answer.status for answer in pool.map(lambda _: service.ask("/infer", HELLO), range(number))} == {200}
 
 
