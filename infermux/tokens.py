@@ -16,7 +16,7 @@ PER_MESSAGE = 4                             # role and separators; 3, and 3 to o
 PER_IMAGE = 765                             # a 1024 x 1024 image in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
 _WHOLE = 2**18                              # characters that are read in full; of a longer text, evenly spaced pieces
 _PIECES, _PIECE = 64, 2**12
-_FOUND = 2**13                              # estimates that are kept, a quarter of a megabyte
+_FOUND = 2**10                              # estimates that are kept
 _found: dict[int, int] = {}
 
 # The order matters. Every run is bounded, so that no look-ahead is long and one endless run is not one token.
