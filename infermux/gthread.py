@@ -70,7 +70,8 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
     def enqueue_req(self, conn: Any) -> None:
         """Have a request answered in its turn; one that only looks, such as at the health of a crowded service, is not made to wait."""
         if self._waiting and _only_looks(conn.sock):
-            self._begin(conn, None)
+            conn.starts = None
+            super().enqueue_req(conn)
         else:
             self._waiting.append(conn)
 
@@ -85,11 +86,10 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
             if not self._starts:
                 return
             self._starts.take()
-            self._begin(self._waiting.popleft(), self._starts)
-
-    def _begin(self, conn: Any, starts: Starts | None) -> None:
-        conn.starts, self._began = starts, time.monotonic()
-        super().enqueue_req(conn)
+            self._began = time.monotonic()
+            conn = self._waiting.popleft()
+            conn.starts = self._starts
+            super().enqueue_req(conn)
 
     def _more_room(self) -> None:
         if self._waiting:
