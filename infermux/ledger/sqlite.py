@@ -22,7 +22,7 @@ from infermux.types import Clock
 from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded, usual
 from . import queries as q
 from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, rescued, size
-from .turns import Job, Process
+from .turns import Job, Process, give_way
 
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -159,9 +159,9 @@ class SQLiteLedger(Ledger):
 
         *check* that the file is in its place: a reservation leaves that to its settling.
         """
-        process, job = self._here(), Job(work, check)
+        process, job = self._here(), Job(work, check, usual)
         if process.leads(job) or self._waited(process, job):
-            self._lead(process, job, usual)
+            self._lead(process, job)
         if job.error is not None:
             raise job.error
         return cast(T, job.result)
@@ -172,29 +172,31 @@ class SQLiteLedger(Ledger):
             raise self._unavailable("other threads have been writing for too long")
         return not job.done
 
-    def _lead(self, process: Process, job: Job, usual: Callable[[q.SQL], Any] | None) -> None:
+    def _lead(self, process: Process, job: Job) -> None:
         """Do the job and whatever else waits, then let another thread lead.
 
         One thread at a time writes: else they would queue in SQLite, which polls and is not fair. Those whose job it has done
-        need no lock to go on: that each had to get it in turn took seconds with hundreds of threads.
+        need no lock to go on: that each had to get it in turn took seconds with hundreds of threads. Before it begins, whoever can
+        run does: what they bring costs far less here than in a transaction of its own, and where nobody runs, this is a microsecond.
         """
+        give_way()
         jobs = process.with_others(job)
         try:
             with process.writing:
-                if usual is None or len(jobs) > 1 or not self._simply(process, job, usual):
+                if len(jobs) > 1 or not self._simply(process, job):
                     self._together(process, jobs)
         finally:
             process.hand_over(jobs, self._unavailable)
             if self._notes:
                 self._tell()
 
-    def _simply(self, process: Process, job: Job, usual: Callable[[q.SQL], Any]) -> bool:
+    def _simply(self, process: Process, job: Job) -> bool:
         """Do the usual thing; return False where it is not to be done so, or not now: the long way then waits, or tells why."""
         connection: Connection | None = getattr(process.shared, "connection", None)
-        if connection is None or connection.closed or (job.check and connection.file != file_of(self.path)):
+        if job.usual is None or connection is None or connection.closed or (job.check and connection.file != file_of(self.path)):
             return False
         try:
-            job.result = usual(connection.cursor)
+            job.result = job.usual(connection.cursor)
         except (sqlite3.OperationalError, sqlite3.DatabaseError):
             return False
         job.done = job.result is not None
@@ -254,7 +256,7 @@ class SQLiteLedger(Ledger):
             self._begin(current.sql)
         sql = current.sql
         try:
-            results = [job.work(current.cursor) for job in jobs]
+            results = [job.run(current.cursor) for job in jobs]
             current.cursor.execute("COMMIT")
             return results
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -14,21 +15,28 @@ from .files import Connection
 from .queries import SQL
 
 MOST = 64  # jobs of one transaction: none of them waits for long
+give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to whatever thread can run
 
 
 class Job:
     """Something to write, and what came of it."""
 
-    __slots__ = ("check", "done", "error", "gate", "result", "work")
+    __slots__ = ("check", "done", "error", "gate", "result", "usual", "work")
 
-    def __init__(self, work: Callable[[SQL], Any], check: bool) -> None:
+    def __init__(self, work: Callable[[SQL], Any], check: bool, usual: Callable[[SQL], Any] | None) -> None:
         self.work = work
+        self.usual = usual                  # the same in one statement; None: it is not as simple as that
         self.check = check
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
         self.gate = threading.Lock()        # opened when the job is done, or when its thread is to lead
         self.gate.acquire()
+
+    def run(self, sql: SQL) -> Any:
+        """Do it inside a transaction."""
+        result = None if self.usual is None else self.usual(sql)
+        return self.work(sql) if result is None else result
 
 
 class Process:
