@@ -48,6 +48,11 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
         self._starts = Starts(STARTS, self._more_room)
         self._began = 0.0                       # when the last request did
 
+    def init_process(self) -> None:
+        """Begin in the process that was forked; each look at a setting would be two calls, and a request takes two dozen looks."""
+        self.cfg.__dict__.update((name, setting.get()) for name, setting in self.cfg.settings.items())
+        super().init_process()
+
     # -- the main loop -------------------------------------------------------------------------------------------------
 
     def accept(self, *args: Any) -> None:
