@@ -130,6 +130,8 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
     def _asks_again(self, conn: Any) -> bool:
         """Wait for the next request, as long as half of the threads are free: nobody else shall wait for one. TLS hides what came."""
         inside = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
+        if conn.parser.unreader.buf.getvalue():
+            return True                     # it has come together with the last one, and nothing more may follow
         if not self.alive or self.cfg.is_ssl or 2 * inside > self.cfg.threads:
             return False
         poll = select.poll()
