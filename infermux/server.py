@@ -33,7 +33,8 @@ WORKER = "infermux.gthread.Worker"
 FILES = 65536                               # descriptors of a process, as far as the system allows: each call has several
 SOCKET_SECONDS = 10                         # a client that neither sends nor reads for so long loses its connection
 GARBAGE = 10_000                            # objects made since the last search for garbage, until the next
-SWITCH_SECONDS = 0.1                        # at Python's own 5 ms, a thousand streams spend their time on handing the lock around
+SWITCH_SECONDS = 0.1                        # each thread that waits for the lock wakes so often: at Python's own 5 ms, and now and then
+                                            # at 20 ms, the wakings of a thousand leave no time for anything else
 
 
 def load() -> dict[str, Any]:

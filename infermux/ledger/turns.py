@@ -15,7 +15,7 @@ from .files import Connection
 from .queries import SQL
 
 MOST = 64  # jobs of one transaction: none of them waits for long
-give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to whatever thread can run
+give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to any thread that can run
 
 
 class Job:

@@ -238,9 +238,10 @@ def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | No
     headers = headers or {}
     if "X-Request-Id" not in headers:
         headers = {**headers, **_new_id()}
-    complete = Headers()                    # to add them one by one looks for line ends in each, and costs more than to write the JSON:
-    complete._list += [("Content-Type", "application/json"), ("Content-Length", str(len(data))),    # whatever comes from outside has
-                       ("X-Content-Type-Options", "nosniff"), *headers.items()]                     # been through `header_value`
+    complete = Headers()
+    # not one by one, which looks for line ends in each: what comes from outside has been through `header_value`
+    complete._list += [("Content-Type", "application/json"), ("Content-Length", str(len(data))),
+                       ("X-Content-Type-Options", "nosniff"), *headers.items()]
     return _Answer([data], status, complete)
 
 
