@@ -237,22 +237,12 @@ def test_health_is_answered_before_a_crowd_that_came_first(gated: Gated, written
 
 
 def test_clients_that_send_half_a_request_keep_nobody_else_from_beginning(gated: Gated, written: Write) -> None:
-    """Nor does somebody who asks about health all the while; the half ones would lose their connections after ten seconds."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            assert service.ask("/healthz").status == 200
-
-    with Service(env=written(gated, threads=512)) as service, ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+    """They would lose their connections after ten seconds, eight of them at a time."""
+    with Service(env=written(gated, threads=512)) as service, contextlib.ExitStack() as stack:
         for _ in range(300):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), PATIENCE))
             sock.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        watching = pool.submit(watch)
-        stack.callback(over.set)
         assert timed(lambda: service.ask("/infer", said("echo-v1")), 8).status == 200
-        over.set()
-        assert watching.result() is None
 
 
 def test_clients_that_do_not_close_their_side_keep_nobody_waiting(gated: Gated, written: Write) -> None:
