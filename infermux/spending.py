@@ -9,7 +9,7 @@ from collections.abc import Callable
 from . import prices, tokens
 from .call import Call
 from .fleet import Fleet
-from .ledger import Budget, Ledger, LedgerUnavailable, record
+from .ledger import Budget, Hold, Ledger, LedgerUnavailable, record
 from .protocol import InferRequest
 from .types import Target, Usage
 
@@ -56,16 +56,16 @@ class Spending:
         budget = call.caller.budget
         if not isinstance(budget, Budget):
             return
-        worst = self.worst(call.request, target, call.input_size) or 0
+        worst, now = self.worst(call.request, target, call.input_size) or 0, self._clock()
         try:
             if call.hold is None:
-                call.hold = self.ledger.reserve(budget, worst, call_id=call.id, at=self._clock(), lease=self._lease,
-                                                over=bool(call.override))
+                call.hold = self.ledger.reserve(budget, worst, call_id=call.id, at=now, lease=self._lease, over=bool(call.override))
             elif worst > call.hold.pico:
-                call.hold = self.ledger.top_up(call.hold, worst - call.hold.pico, at=self._clock(), lease=self._lease)
+                call.hold = self.ledger.top_up(call.hold, worst - call.hold.pico, at=now, lease=self._lease)
         except LedgerUnavailable as error:
             if budget.then != "warn":
                 raise
+            call.hold = call.hold or Hold(call.id, budget, worst, now)      # whose budget pays, if its settling can be written
             self._complain(error)
 
     def settle(self, call: Call) -> None:

@@ -6,15 +6,20 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
-from infermux import Caller, InferRequest, build, create_app
+from infermux import Caller, InferRequest, InferResponse, Registry, Router, build, create_app
 from infermux.errors import BudgetExceeded, NoHealthyProvider
 from infermux.keys import hashed
+from infermux.ledger import Budget
+from infermux.ledger.sqlite import SQLiteLedger
+from infermux.prices import Price
+from infermux.rates import Rates
 from infermux.testing import FaultyVendor
 
 HELLO = [{"role": "user", "content": "Hello there, how are you today?"}]
@@ -126,7 +131,6 @@ def test_an_abandoned_stream_is_settled_with_what_it_used(tmp_path, vendor):
 
 
 def test_a_mounting_app_can_give_its_caller_a_budget(tmp_path, vendor):
-    from infermux.ledger import Budget
     router = app_of(tmp_path, vendor, 'usd = "5"').application.extensions["infermux"]
     poor = Caller("user-7", budget=Budget("user-7", 1))
     with pytest.raises(BudgetExceeded):
@@ -134,3 +138,34 @@ def test_a_mounting_app_can_give_its_caller_a_budget(tmp_path, vendor):
     with pytest.raises(NoHealthyProvider):
         router.infer(InferRequest("unknown-price", HELLO), caller=poor)
     assert json.dumps([seen.model for seen in vendor.requests]) == "[]"
+
+
+class Locked:
+    """Answers, and lets go of the ledger that somebody has locked."""
+
+    name, models = "p", ("m",)
+
+    def __init__(self, path: Path) -> None:
+        self.other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def infer(self, request: InferRequest, deadline: object) -> InferResponse:
+        if self.other.in_transaction:
+            self.other.execute("ROLLBACK")
+        return InferResponse(request.model, self.name, "hi", tokens_in=1, tokens_out=1)
+
+
+def test_a_call_that_nothing_was_held_for_is_paid_by_its_budget_all_the_same(tmp_path: Path) -> None:
+    """The budget only warns, so a ledger that is locked for a moment does not stop the call; nor may its cost be lost to the budget."""
+    path, budget = tmp_path / "l.db", Budget("team", 10**12, "total", "warn")
+    with closing(SQLiteLedger(path, busy=0.1)) as ledger:
+        assert ledger.spent(budget, 0) == (0, 0)
+        provider = Locked(path)
+        prices = {"p": {"m": Price("p", "m", Rates(Decimal(1), Decimal(1)))}}
+        router = Router(Registry([provider]), ledger=ledger, prices=prices)
+        for locked in (False, True):
+            if locked:
+                provider.other.execute("BEGIN IMMEDIATE")
+            router.infer(InferRequest("m", HELLO), caller=Caller("alice", budget=budget))
+        provider.other.close()
+        assert [each.call.cost for each in ledger.rows()] == [2 * 10**6] * 2
+        assert ledger.spent(budget, 0) == (4 * 10**6, 0)

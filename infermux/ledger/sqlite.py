@@ -2,7 +2,8 @@
 
 WAL with synchronous=NORMAL: what was settled survives the death of any process, for it is in the system's cache; only a power cut
 can take the last calls since a checkpoint, whole calls with their spending, and never damages the file. FULL would cost two
-fsyncs a call. A connection belongs to one thread of one process, and is opened on first use there, hence after a fork.
+fsyncs a call. A process has one connection for writing, and each thread its own for reading; they are opened on first use there,
+hence after a fork.
 """
 
 from __future__ import annotations
