@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Spans = dict[str, tuple[int, int]]          # where a value begins and ends in the text
-MAX_DEPTH = 200                             # deeper than any real request, far above Python's own stack
+MAX_DEPTH = 200                             # deeper than any real request, and than any answer
 _SPACE = re.compile(r"[ \t\n\r]*")
-_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}]')  # possessive: a long string would cost memory for going back
+# Possessive: a long string would cost memory for going back. A string that does not end is taken to the end of the text, and not looked
+# at again from each quote inside it.
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\[\s\S])*+"?+|[][{}]')
 
 
 class Document(NamedTuple):
@@ -70,6 +72,8 @@ def loads(data: bytes | str, *, what: str = "body") -> Any:
 def lenient(data: bytes) -> Any:
     """Return the value of a vendor's JSON: NaN and nesting without end are refused, duplicate keys are not our business."""
     text = data.decode()
+    if _is_deep(text):
+        raise ValueError("nested too deeply")
     try:
         if text.startswith("{"):            # `decode` looks for white space at both ends first
             value, end = _LENIENT.raw_decode(text)
@@ -102,6 +106,8 @@ def _text(data: bytes | str, what: str) -> str:
         raise ValueError(f"{what} is not UTF-8") from None
     if not text.strip(" \t\r\n"):
         raise ValueError(f"{what} is empty; a JSON object is expected")
+    if _is_deep(text):
+        raise ValueError(f"{what} is nested too deeply")
     return text
 
 
@@ -144,21 +150,23 @@ def _ended(text: str, at: int, value: dict[str, Any], spans: Spans) -> tuple[dic
 
 
 def _check(text: str, what: str) -> None:
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise ValueError(f"{what} is nested too deeply")
     if ("\\ud" in text or "\\uD" in text) and _lone_surrogate(text):
         raise ValueError(f"{what} holds a lone surrogate, which is not a character")
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
+def _is_deep(text: str) -> bool:
+    """Whether a text goes beyond the depth; known before it is read, for at the end of Python's stack whatever is tidied up fails too."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
     for found in _BRACKETS.finditer(text):
         if (mark := found[0]) in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                return True
         elif mark in "]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _lone_surrogate(text: str) -> bool:

@@ -218,3 +218,17 @@ def test_a_vendor_may_repeat_a_key() -> None:
 def test_a_vendors_nonsense_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         jsons.lenient(data)
+
+
+def test_nesting_is_refused_before_python_is_at_the_end_of_its_stack() -> None:
+    """There a collection of garbage would run finalizers that fail too: here Python itself would read all of it."""
+    for text in (b"[" * 300 + b"]" * 300, b'{"a":' * 300 + b"1" + b"}" * 300):
+        with pytest.raises(ValueError, match="deep"):
+            jsons.lenient(text)
+    assert jsons.lenient(b'["' + b"[{" * 300 + b'"]') == ["[{" * 300]
+
+
+def test_a_string_that_does_not_end_is_looked_at_once() -> None:
+    """From each of its quotes it would take hours."""
+    with pytest.raises(ValueError, match="not JSON"):
+        jsons.loads("[" + "[]," * 300 + '"' + '\\"' * 500_000)
