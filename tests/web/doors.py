@@ -312,13 +312,17 @@ def stream(*parts: bytes | threading.Event | Callable[[], object], end: str = "e
         handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        for part in parts:
-            if isinstance(part, threading.Event):
-                _wait(part, vendor)
-            elif callable(part):
-                part()
-            else:
-                _chunk(handler, part)
+        try:
+            for part in parts:
+                if isinstance(part, threading.Event):
+                    _wait(part, vendor)
+                elif callable(part):
+                    part()
+                else:
+                    _chunk(handler, part)
+        except OSError:                     # as early as that
+            left.set()
+            return
         _END[end](vendor, handler, parts[-1] if parts else b"", left)
 
     return step
