@@ -107,7 +107,8 @@ def order(router: Router, action: str, provider: str, model: str | None = None) 
     shared = watch(router).board
     number, end = shared.order(action, provider, model), time.monotonic() + PATIENCE
     watch(router).obey()
-    shared.mine.seen = number
+    if _pulse is not None:
+        _pulse.beat()                       # the others read at once what this worker has done
     while True:
         others = shared.others()
         done = sum(stripe.seen >= number for stripe in others)
@@ -197,10 +198,11 @@ def _read(note: dict[str, Any]) -> dict[Target, HealthState]:
 
 def start() -> None:
     """Begin to do, in a worker, what its part of the board asks of it."""
+    global _pulse
     if board.shared is not None:
-        pulse = _Pulse(board.shared)
-        pulse.beat()                        # before the first call is let in
-        threading.Thread(target=pulse.run, name="infermux-pulse", daemon=True).start()
+        _pulse = _Pulse(board.shared)
+        _pulse.beat()                       # before the first call is let in
+        threading.Thread(target=_pulse.run, name="infermux-pulse", daemon=True).start()
 
 
 def stop() -> None:
@@ -214,15 +216,21 @@ class _Pulse:
 
     def __init__(self, shared: board.Board) -> None:
         self._board = shared
+        self._lock = threading.Lock()
         self._left = (-1, -math.inf)        # changes of circuits, and when
 
     def beat(self) -> None:
         """Do it once."""
-        number, routers = self._board.last, list(_watches)
-        for each in routers:
-            each.obey()
-        self._board.mine.seen = number
         _count_drops(self._board)
+        with self._lock:
+            number, routers = self._board.last, list(_watches)
+            for each in routers:
+                each.obey()
+            self._leave_note(routers)
+            if routers:                     # a worker that is still loading has carried out nothing
+                self._board.mine.seen = number      # after the note: whoever reads this number may read the note next
+
+    def _leave_note(self, routers: list[Watch]) -> None:
         watched = {target: health for each in routers for target, health in _watched(each.router).items()}
         changes, now = sum(health.changes for health in watched.values()), time.monotonic()
         if changes != self._left[0] or now - self._left[1] >= NOTE:
@@ -239,3 +247,6 @@ class _Pulse:
                 log.exception("the other workers could not be told how things are")
                 time.sleep(10)
             time.sleep(TICK)
+
+
+_pulse: _Pulse | None = None                # of this worker

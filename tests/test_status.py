@@ -86,6 +86,14 @@ def test_a_script_reads_the_same_as_json(service: Service) -> None:
         order(service, "echo/circuit/close")
 
 
+def test_what_an_order_has_done_is_told_by_every_worker_from_then_on(service: Service) -> None:
+    for action, reason in (("open", "circuit opened by hand"), ("close", None)) * 4:
+        order(service, f"echo/circuit/{action}?model=echo-v1")
+        for _ in range(20):                 # by either worker
+            answer = service.ask("/status/targets", headers={"x-api-key": ADMIN}).json
+            assert [each["reason"] for each in answer["targets"] if each["model"] == "echo-v1"] == [reason]
+
+
 def test_the_key_is_that_of_the_configuration(service: Service, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(ADMIN)
     (tmp_path / "infermux.toml").write_text(f'[server]\nadmin = "file:{tmp_path}/key"\n')
