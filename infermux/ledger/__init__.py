@@ -31,6 +31,7 @@ _DAY = 86_400  # seconds
 _EPOCH = date(1970, 1, 1)
 _NOTHING = Usage()
 _Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
+_Sums = tuple[_Tokens, int | None, int | None, int]  # tokens by class, cost, milliseconds to the first token, attempts without a price
 
 
 class LedgerUnavailable(Unavailable):
@@ -255,11 +256,9 @@ def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
 def record(call: Call) -> Record:
     """Return what a ledger keeps of *call*: its cost is the sum of its attempts', and only billed ones have a cost."""
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
-    costs = [row.cost for row in rows if row.cost is not None]
-    unpriced = sum([row.unpriced for row in rows])
-    firsts = [row.first_ms for row in rows if row.first_ms is not None]
     last, error = rows[-1] if rows else None, call.error
     names = (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
+    tokens, cost, first, unpriced = _sums(rows) if last is None or len(rows) > 1 else _same(last)
     whole = CallRow(
         call.start_ns,
         call.id,
@@ -272,12 +271,12 @@ def record(call: Call) -> Record:
         call.plan.strategy if call.plan else "",
         "ok" if error is None else str(error.status),
         "" if error is None else error.code,
-        *(_tokens(last) if last and len(rows) == 1 else _sums(rows)),
-        None if unpriced and not costs else sum(costs),
+        *tokens,
+        cost,
         call.cost_source,
-        int(any(each.usage is not None and each.usage.estimated for each in call.attempts)),
+        int(True in [each.usage is not None and each.usage.estimated for each in call.attempts]),
         call.latency_ms,
-        firsts[-1] if firsts else None,
+        first,
         len(rows),
         unpriced,
         kept(call.plan),
@@ -311,22 +310,27 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
     )
 
 
-def _tokens(row: AttemptRow) -> _Tokens:
-    return row[9:15]
+def _same(row: AttemptRow) -> _Sums:
+    """Return the sums over one attempt."""
+    return row[9:15], 0 if row.cost is None and not row.unpriced else row.cost, row.first_ms, row.unpriced
 
 
-def _sums(rows: Sequence[AttemptRow]) -> _Tokens:
-    """Return the tokens of all attempts, None where none of them knows."""
-    known = [[count for count in counts if count is not None] for counts in zip(*map(_tokens, rows), strict=True)]
+def _sums(rows: Sequence[AttemptRow]) -> _Sums:
+    """Return the tokens and cost of all attempts, None where none of them knows, the last first token, and what has no price."""
+    known = [[count for count in counts if count is not None] for counts in zip(*[row[9:15] for row in rows], strict=True)]
     sums = [sum(counts) if counts else None for counts in known] or [None] * 6
-    return sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+    costs = [row.cost for row in rows if row.cost is not None]
+    firsts = [row.first_ms for row in rows if row.first_ms is not None]
+    unpriced = sum(row.unpriced for row in rows)
+    cost = None if unpriced and not costs else sum(costs)
+    return (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]), cost, firsts[-1] if firsts else None, unpriced
 
 
 def _count(value: int | None) -> int | None:
     """Return a number of tokens that can be stored: a user's own provider may report anything."""
-    if value is None:
+    if value is None or not isinstance(value, int):
         return None
-    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else None
+    return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
 
 
 def _ms(seconds: float) -> int:

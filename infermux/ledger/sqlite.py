@@ -20,10 +20,11 @@ from typing import Any, TypeVar, cast
 from infermux.errors import RequestError, shown
 from infermux.types import Clock
 
-from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded, usual
+from . import LEASE, MAX_PICO, AttemptRow, Budget, CallRow, Hold, Ledger, LedgerUnavailable, Record, Spent, Total, exceeded
 from . import queries as q
 from .files import WAIT, Connection, create, damaged, file_of, locked, prepare, rescued, size
 from .turns import Job, Process, give_way
+from .usual import Usual, reservation, settlement, together
 
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -56,11 +57,7 @@ class SQLiteLedger(Ledger):
             return beyond, left
 
         held, most = Hold(call_id, budget, pico, at), min(budget.limit_pico, q.LARGEST)
-
-        def simply(sql: q.SQL) -> tuple[bool, int | None] | None:
-            return (False, None) if usual.reserve(sql, held, most, at + lease) else None
-
-        beyond, left = self._write(work, check=False, usual=simply)
+        beyond, left = self._write(work, check=False, usual=reservation(held, most, at + lease))
         if left is not None:
             raise exceeded(budget, left, pico, at)
         return held._replace(over=beyond) if beyond else held
@@ -86,11 +83,12 @@ class SQLiteLedger(Ledger):
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write the call and its attempts, and turn the hold into spending, in one transaction."""
-        known = self._here().plans
-        done = self._write(lambda sql: q.settle(sql, record, hold, known),
-                           usual=lambda sql: usual.settle(sql, record, hold, known) or None)
-        if len(known) < _PLANS:
-            known.add(q.digest_of(record.call.plan.partition("\n")[0]))
+        process, simple = self._here(), settlement(record, hold)
+        known = process.plans
+        done = self._write(lambda sql: q.settle(sql, record, hold, process.plans), usual=simple)
+        digest = simple.digest if simple else q.digest_of(record.call.plan.partition("\n")[0])
+        if digest not in known and len(known) < _PLANS:
+            known.add(digest)
         return done
 
     def spent(self, budget: Budget, at: float) -> Spent:
@@ -155,23 +153,19 @@ class SQLiteLedger(Ledger):
             self._process = Process()
         return self._process
 
-    def _write(self, work: Callable[[q.SQL], T], *, check: bool = True, usual: Callable[[q.SQL], T | None] | None = None) -> T:
-        """Do *work* in a transaction of its own, or the *usual* thing in one statement, which gives None where it does not do.
+    def _write(self, work: Callable[[q.SQL], T], *, check: bool = True, usual: Usual | None = None) -> T:
+        """Do *work* in a transaction of its own, or the *usual* thing in one statement, where that does.
 
         *check* that the file is in its place: a reservation leaves that to its settling.
         """
         process, job = self._here(), Job(work, check, usual)
-        if process.leads(job) or self._waited(process, job):
+        if not process.leads(job) and not process.waited(job, self._busy):
+            raise self._unavailable("other threads have been writing for too long")
+        if not job.done:
             self._lead(process, job)
         if job.error is not None:
             raise job.error
         return cast(T, job.result)
-
-    def _waited(self, process: Process, job: Job) -> bool:
-        """Wait until another thread has done the job, or until this one is to lead: then return True."""
-        if not job.gate.acquire(timeout=self._busy) and (process.withdrawn(job) or not job.gate.acquire(timeout=self._busy)):
-            raise self._unavailable("other threads have been writing for too long")
-        return not job.done
 
     def _lead(self, process: Process, job: Job) -> None:
         """Do the job and whatever else waits, then let another thread lead.
@@ -197,12 +191,11 @@ class SQLiteLedger(Ledger):
         if job.usual is None or connection is None or connection.closed or (job.check and connection.file != file_of(self.path)):
             return False
         try:
-            job.result = job.usual(connection.cursor)
+            job.done = job.usual.done(connection.cursor, process.plans)
         except (sqlite3.OperationalError, sqlite3.DatabaseError):
             return False
-        job.done = job.result is not None
         if job.done:
-            self._failure = None
+            job.result, self._failure = job.usual.result, None
         return job.done
 
     def _together(self, process: Process, jobs: Sequence[Job]) -> None:
@@ -257,7 +250,10 @@ class SQLiteLedger(Ledger):
             self._begin(current.sql)
         sql = current.sql
         try:
-            results = [job.run(current.cursor) for job in jobs]
+            if len(jobs) > 1 and together(current.cursor, [job.usual for job in jobs], process.plans):
+                results: list[Any] = [True] * len(jobs)
+            else:
+                results = [job.run(current.cursor, process.plans) for job in jobs]
             current.cursor.execute("COMMIT")
             return results
         except BaseException:

@@ -2,16 +2,20 @@
 
 A transaction of several statements costs twice as much, most of it between them. So each connection has views of its own, whose
 triggers do the work as a whole or not at all. Whatever is not usual (a new period, a lease that ran out, a call of several
-attempts) is left to `queries`, which knows all cases.
+attempts) is left to `queries`, which knows all cases. Settlements that come together and touch no budget take two statements in all.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Container, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from . import AttemptRow, CallRow, Hold, Record, keys
 from .queries import SQL, digest_of, ms, place
 
+MANY = 16  # rows of one statement: enough to share what a statement costs, few enough for every SQLite
 _CALL = [f"call_{name}" for name in CallRow._fields]
 _ATTEMPT = [f"attempt_{name}" for name in AttemptRow._fields]
 _HOLD = ["caller", "period", "call_id", "held", "at_ms", "expires_ms"]
@@ -55,29 +59,63 @@ _SETTLE = _into("settling", len(_CALL) + len(_ATTEMPT) + 3)
 _SETTLE_FREE = _into("settling_free", len(_CALL) + len(_ATTEMPT) + 3)
 
 
-def reserve(sql: SQL, hold: Hold, most: int, expires: float) -> bool:
-    """Hold an amount; return False where it is not as simple as that, and nothing was done."""
-    return _done(sql, _RESERVE, (*place(hold), hold.pico, ms(hold.at), ms(expires), most))
+_KNOWN = "SELECT 1 FROM budgets WHERE caller = ? LIMIT 1"
+_CALLER = CallRow._fields.index("caller")
+_TABLES = (("calls", CallRow._fields, 0), ("attempts", AttemptRow._fields, len(CallRow._fields)))
+# Otherwise each NULL that is bound costs an AttributeError, unseen, inside sqlite3: as much as two other values.
+sqlite3.register_adapter(type(None), lambda none: none)
 
 
-def settle(sql: SQL, record: Record, hold: Hold | None, known: set[str]) -> bool:
-    """Write a call of one attempt, release what it held and spend what it cost; return False as `reserve` does."""
+class Usual(NamedTuple):
+    """One statement, its values, what comes of it, and the plan that the file must have already."""
+
+    statement: str
+    values: tuple[object, ...]
+    result: object
+    digest: str = ""
+
+    def done(self, sql: SQL, known: Container[str]) -> bool:
+        """Do it; return False where it is not as simple as that, and nothing was done."""
+        if self.digest and self.digest not in known:
+            return False
+        try:
+            sql.execute(self.statement, self.values)
+            return True
+        except sqlite3.IntegrityError:      # by RAISE, or a row that is there already
+            return False
+
+
+def together(sql: SQL, some: Sequence[Usual | None], known: Container[str]) -> bool:
+    """Write the calls that *some* stand for, many at a time; return False, and write none, where there is more to do than that."""
+    free = [each for each in some if each is not None and each.statement is _SETTLE_FREE and (not each.digest or each.digest in known)]
+    if len(free) < len(some) or any(sql.execute(_KNOWN, (caller,)).fetchone() for caller in {each.values[_CALLER] for each in free}):
+        return False
+    for at in range(0, len(free), MANY):
+        part = free[at:at + MANY]
+        for table, names, start in _TABLES:
+            sql.execute(_rows(table, names, len(part)), [value for each in part for value in each.values[start:start + len(names)]])
+    return True
+
+
+@lru_cache
+def _rows(table: str, names: tuple[str, ...], count: int) -> str:
+    row = f"({', '.join('?' * len(names))})"
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([row] * count)}"
+
+
+def reservation(hold: Hold, most: int, expires: float) -> Usual:
+    """Return what holds an amount."""
+    return Usual(_RESERVE, (*place(hold), hold.pico, ms(hold.at), ms(expires), most), (False, None))
+
+
+def settlement(record: Record, hold: Hold | None) -> Usual | None:
+    """Return what writes a call of one attempt, releases what it held and spends what it cost; None for any other call."""
     call = record.call
+    if len(record.attempts) != 1 or (hold is not None and hold.call_id != call.id):
+        return None
     line, end, rest = call.plan.partition("\n")
     digest = digest_of(line)
-    if len(record.attempts) != 1 or (digest and digest not in known):
-        return False
     written = (*call[:-1], digest + end + rest, *record.attempts[0])
     if hold is None:
-        return _done(sql, _SETTLE_FREE, (*written, *keys(call.at_ns / 1e9)))
-    if hold.call_id != call.id:
-        return False
-    return _done(sql, _SETTLE, (*written, hold.budget.caller, hold.budget.key(hold.at), hold.pico))
-
-
-def _done(sql: SQL, statement: str, values: tuple[object, ...]) -> bool:
-    try:
-        sql.execute(statement, values)
-        return True
-    except sqlite3.IntegrityError:          # by RAISE, or a row that is there already
-        return False
+        return Usual(_SETTLE_FREE, (*written, *keys(call.at_ns / 1e9)), True, digest)
+    return Usual(_SETTLE, (*written, hold.budget.caller, hold.budget.key(hold.at), hold.pico), True, digest)

@@ -18,7 +18,7 @@ import pytest
 
 from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded
-from infermux.ledger import MAX_PICO, Budget, Hold, Record, record
+from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record, record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.protocol import InferRequest
 from infermux.types import Caller, Target, Usage
@@ -310,6 +310,79 @@ def test_many_threads_of_many_processes_never_overspend(tmp_path: Path, monkeypa
         assert spent == (sum(cost for cost, _ in found), 0)
         assert 20_000 - 10 < spent.spent <= 20_000
         assert ledger.totals()[0].cost == spent.spent
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("callers", [1, 4])
+def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQLiteLedger, plain: bool, callers: int) -> None:
+    """More threads than there are gates. If not *plain*, two settle each call, and some have two attempts.
+
+    A caller with a budget pays, among those without, and if all others are somebody without.
+    """
+    threads, rounds, failures = 160, 5, []
+    watched, first = Budget("c0", 10**9, "month"), [0] * threads
+    ledger.settle(settled("first", 1, caller="c0"), ledger.reserve(watched, 1, call_id="first", at=NOON))
+    together, share = threading.Barrier(threads), 1 if plain else 2
+
+    def run(thread: int) -> None:
+        try:
+            for n in range(rounds):
+                together.wait()
+                made = thread // share
+                attempts = 1 if plain else 1 + made % 2
+                caller = f"c{made % callers}" if callers > 1 else "c0" if made == 0 else "other"
+                first[thread] += ledger.settle(settled(f"{made}.{n}", *[100 + made] * attempts, caller=caller))
+                costs[thread] = (caller, (100 + made) * attempts)
+        except Exception as error:
+            failures.append(repr(error))
+            together.abort()
+
+    costs: list[tuple[str, int]] = [("", 0)] * threads
+    crew = [threading.Thread(target=run, args=(n,)) for n in range(threads)]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    assert failures == []
+    assert [sum(first[n : n + share]) for n in range(0, threads, share)] == [rounds] * (threads // share)
+    paid = {"c0": 1}
+    for caller, cost in costs[::share]:
+        paid[caller] = paid.get(caller, 0) + rounds * cost
+    assert ledger.spent(watched, NOON) == (paid["c0"], 0)
+    assert {total.key[0]: total.cost for total in ledger.totals("caller")} == paid
+    assert {total.key[0]: total.cost for total in ledger.totals("model")} == {"m": sum(paid.values())}
+    assert len(ledger.rows(limit=10_000)) == 1 + rounds * threads // share
+
+
+def test_those_who_wait_for_a_writer_that_does_not_end_are_told(tmp_path: Path) -> None:
+    """None waits without end, none is written without being told so, and the next writes again."""
+    with closing(SQLiteLedger(tmp_path / "l.db", busy=0.1)) as ledger, closing(
+        sqlite3.connect(tmp_path / "l.db", isolation_level=None, check_same_thread=False)
+    ) as other:
+        ledger.settle(settled("first", 1))
+        written, refused = ["first"], []
+
+        def run(n: int) -> None:
+            try:
+                ledger.settle(settled(str(n), 1))
+                written.append(str(n))
+            except LedgerUnavailable as error:
+                refused.append(error.reason)
+
+        for turn in range(3):
+            other.execute("BEGIN IMMEDIATE")
+            crew = [threading.Thread(target=run, args=(100 * turn + n,)) for n in range(20)]
+            for each in crew:
+                each.start()
+            for each in crew:
+                each.join(60)
+            assert not any(each.is_alive() for each in crew)
+            other.execute("ROLLBACK")
+            ledger.settle(settled(f"after {turn}", 1))
+            written.append(f"after {turn}")
+        assert refused
+        assert len(written) + len(refused) == 1 + 3 * 21
+        assert sorted(row.call.id for row in ledger.rows(limit=100)) == sorted(written)
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------
