@@ -19,6 +19,7 @@ from typing import Any
 
 from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import ParseException
+from gunicorn.http.message import Request
 from gunicorn.workers.gthread import ThreadWorker
 
 from . import jsons
@@ -30,6 +31,7 @@ STARTS = 8                                  # requests that begin at a time
 LEASE = 0.02                                # seconds after which they no longer count: whoever is not done then waits for a client
 TURN = 2                                    # requests that the main loop lets begin before it looks again: each may need a new thread
 CROWD = 256                                 # connections that it accepts before it looks again, while others wait
+TOGETHER = 65536                            # bytes of a body that go out with the head; to copy a longer one costs more than a packet
 PAUSE = 0.1                                 # seconds until a worker without a free descriptor looks again
 QUIET = 60.0                                # seconds between two complaints about that
 _SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -107,6 +109,8 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
 
         To hand a connection to the main loop and back costs a tenth of what a call does.
         """
+        if not self.cfg.is_ssl and not isinstance(conn.sock, _Client):
+            conn.sock = _Client(fileno=conn.sock.detach())
         begin(conn.starts)
         try:
             kept = super().handle(conn)
@@ -122,7 +126,11 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Answer one request; a body that has been read to its end is not looked for again, twice, with four settings of the socket."""
+        if type(req) is Request:
+            conn.parser.mesg_class = _Another
         kept = super().handle_request(req, conn)
+        if isinstance(conn.sock, _Client):
+            conn.sock.flush()               # an answer without a body
         if kept and isinstance(req.body.reader, LengthReader) and not req.body.reader.length:
             conn.parser.mesg = None
         return kept
@@ -134,8 +142,10 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
             return True                     # it has come together with the last one, and nothing more may follow
         if not self.alive or self.cfg.is_ssl or 2 * inside > self.cfg.threads:
             return False
-        poll = select.poll()
-        poll.register(conn.sock, select.POLLIN)
+        poll = getattr(conn, "poll", None)
+        if poll is None:
+            poll = conn.poll = select.poll()
+            poll.register(conn.sock, select.POLLIN)
         return bool(poll.poll(STAYS))
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
@@ -151,6 +161,44 @@ class Worker(ThreadWorker):                 # type: ignore[misc]  # gunicorn has
             self.log.warning("a request from %s was refused: %s", addr[0] if addr else "a socket", name)
         with contextlib.suppress(OSError):
             client.sendall(refusal(status))
+
+
+class _Client(socket.socket):
+    """A client's connection, on which a short answer is one packet: the head waits for the body, which gunicorn sends next."""
+
+    _head = b""
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send what is given, or keep it back if it is the head of an answer of known length."""
+        if self._head:
+            self._head, head = b"", self._head
+            if len(data) > TOGETHER:
+                super().sendall(head)
+            else:
+                data = head + data
+        elif data.startswith(b"HTTP/1.1 200 ") and b"\r\nContent-Length: " in data and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            return
+        super().sendall(data, flags)
+
+    def sendfile(self, *args: Any, **kwargs: Any) -> int:
+        """Send a file."""
+        self.flush()
+        return super().sendfile(*args, **kwargs)
+
+    def flush(self) -> None:
+        """Send what was kept back."""
+        if self._head:
+            self.sendall(b"")
+
+
+class _Another(Request):                    # type: ignore[misc]
+    """A further request of a client whose address was looked up at the first one."""
+
+    def _peer_trusted_for_forwarded(self) -> Any:
+        if not hasattr(self.unreader, "trusted"):
+            self.unreader.trusted = super()._peer_trusted_for_forwarded()
+        return self.unreader.trusted
 
 
 def _only_looks(sock: socket.socket) -> bool:
@@ -174,6 +222,7 @@ class _Brief:
 
     def __init__(self, log: Any) -> None:
         self._log = log
+        self.access = log.access            # asked for by every request
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
