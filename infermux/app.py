@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 import click
-from flask import Flask, Response, current_app, request
+from flask import Flask, Request, Response, current_app, request
+from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from . import build, cli
@@ -17,9 +18,17 @@ from .web import OTHER, anthropic, failed, in_app, mist, named, openai, ops, pla
 log = logging.getLogger("infermux")
 
 
+class _NoSession(SessionInterface):
+    """No request has a session, and none is looked for."""
+
+    def open_session(self, app: Flask, request: Request) -> None:
+        return None
+
+
 def create_app(router: Router | None = None) -> Flask:
     """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
+    app.session_interface = _NoSession()
     at_a_shell = click.get_current_context(silent=True)
     try:
         settings = build.settings()

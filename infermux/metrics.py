@@ -21,6 +21,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
+_MOST = 10**17
 _TARGET = ("provider", "model")
 _CODES = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.InferMuxError)}
 
@@ -118,7 +119,7 @@ def _attempted(stripe: Stripe, target: tuple[str, str], attempt: Attempt) -> Non
 
 def _bounded(count: int) -> int:
     """Return what a vendor claims as far as a sum of many takes it."""
-    return max(0, min(count, 10**17))
+    return count if 0 <= count <= _MOST else max(0, min(count, _MOST))
 
 
 # -- the text ----------------------------------------------------------------------------------------------------------

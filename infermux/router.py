@@ -95,8 +95,7 @@ class Router:
             self.finish(call, error)
             raise
         self.finish(call, None)
-        return replace(response, provider=response.provider or call.provider, cost_usd=usd(call.cost),
-                       latency_ms=response.latency_ms or call.attempts[-1].latency_ms)
+        return response.known(response.provider or call.provider, usd(call.cost), response.latency_ms or call.attempts[-1].latency_ms)
 
     def open(self, call: Call) -> Stream:
         """Return the stream of a call that has begun; raise InferMuxError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import zlib
@@ -375,6 +376,14 @@ def test_an_extension_is_written_only_when_there_is_something_in_it() -> None:
 
 def test_an_empty_answer_keeps_its_eight_fields() -> None:
     assert list(InferResponse("", "", "", finish_reason="").to_dict()) == FIELDS
+
+
+def test_what_the_router_knows_changes_nothing_else_of_an_answer() -> None:
+    values = {each.name: f"a {each.name}" for each in dataclasses.fields(InferResponse)}
+    answer: InferResponse = InferResponse(**values)  # type: ignore[arg-type]
+    known = answer.known("p", 0.5, 3)
+    assert dataclasses.asdict(known) == values | {"provider": "p", "cost_usd": 0.5, "latency_ms": 3}
+    assert dataclasses.asdict(answer) == values
 
 
 def test_a_span_is_written_in_mist_gos_order() -> None:

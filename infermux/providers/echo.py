@@ -47,7 +47,7 @@ class EchoProvider(Provider):
     def _answer(self, request: InferRequest) -> InferResponse:
         content = "echo: " + (text_of(request.messages[-1].get("content")) if request.messages else "")
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
-        tokens_in = sum(_tokens(text_of(message.get("content"))) for message in request.messages)
+        tokens_in = sum([_tokens(text_of(message.get("content"))) for message in request.messages])
         tokens_out = max(1, _tokens(content))
         cost = round((tokens_in + tokens_out) * PRICE, 12)
         return InferResponse(model, self.name, content, tokens_in, tokens_out, cost, round(self.delay * 1000), "stop",

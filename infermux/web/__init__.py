@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..gate import FULL
 from ..jsons import Document
+from ..prices import usd
 from ..protocol import InferRequest, new_id
 from ..router import TAGS, Router
 from ..trace import parse
@@ -196,6 +197,14 @@ def document() -> Document:
         raise RequestError(str(error)) from None
 
 
+def parsed() -> Any:
+    """Return what the request's body says in JSON; raise as `document` does."""
+    try:
+        return jsons.loads(body())
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
 def caller(router: Router, identify: Identify | None) -> Caller:
     """Return who is calling: whom the mounting app names, else whose key it is; raise AuthenticationError without a good one."""
     if identify is not None:
@@ -222,10 +231,17 @@ def _patience(told: str) -> float | None:
 
 
 class _Answer(Response):
-    """An answer whose headers are complete: they go out as they are, neither copied nor looked through once more."""
+    """An answer that is complete: headers and body go out as they are, neither copied nor looked through once more."""
+
+    whole: object = None                    # the body; a hook of the app may put another one in its place
 
     def get_wsgi_headers(self, environ: Any) -> Headers:
         return self.headers
+
+    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
+        if self.response is not self.whole or self._on_close or environ["REQUEST_METHOD"] == "HEAD":
+            return super().get_app_iter(environ)
+        return self.response                # type: ignore[return-value]  # bytes, as `bytes_answer` made it
 
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -242,7 +258,9 @@ def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | No
     # not one by one, which looks for line ends in each: what comes from outside has been through `header_value`
     complete._list += [("Content-Type", "application/json"), ("Content-Length", str(len(data))),
                        ("X-Content-Type-Options", "nosniff"), *headers.items()]
-    return _Answer([data], status, complete)
+    answer = _Answer([data], status, complete)
+    answer.whole = answer.response
+    return answer
 
 
 def failed(error: InferMuxError, render: Render) -> Response:
@@ -271,7 +289,7 @@ def call_headers(call: Call) -> dict[str, str]:
     headers = {"X-Request-Id": call.id, "Request-Id": call.id, "X-Infermux-Attempts": str(len(call.attempts)),
                "X-Infermux-Latency-Ms": str(call.latency_ms)}
     if call.attempts:
-        upstream = sum(attempt.seconds for attempt in call.attempts) * 1000
+        upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
         headers |= {"X-Infermux-Provider": header_value(call.provider), "X-Infermux-Model": header_value(call.model),
                     "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"}
     if call.override:
@@ -280,7 +298,7 @@ def call_headers(call: Call) -> dict[str, str]:
         headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
     if call.ended is not None and call.usage is not None:
         headers |= {"X-Infermux-Prompt-Tokens": str(tokens_in), "X-Infermux-Completion-Tokens": str(tokens_out),
-                    "X-Infermux-Cost": "unpriced" if call.cost is None else f"{call.cost_usd:.12f}".rstrip("0").rstrip(".")}
+                    "X-Infermux-Cost": usd(call.cost)}
     return headers
 
 

@@ -12,7 +12,7 @@ from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest,
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, document, door, enter, in_app, json_answer, plain_error
+from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, door, enter, in_app, json_answer, parsed, plain_error
 from . import caller as calling
 from .streams import sse_answer
 
@@ -47,7 +47,7 @@ def mist(router: Router, identify: Identify | None) -> Response:
 def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
     who = enter(router, identify, door=NAME)
-    call = begin(router, InferRequest.from_dict(document().value), who, door=NAME)
+    call = begin(router, InferRequest.from_dict(parsed()), who, door=NAME)
     if "text/event-stream" in asked().environ.get("HTTP_ACCEPT", ""):
         stream = router.open(call)
         return sse_answer(stream, Encoder(stream))

@@ -235,6 +235,29 @@ def test_json_settings_of_the_host_are_for_the_host(sort, compact):
     assert (app.json.sort_keys, app.json.compact) == (sort, compact)
 
 
+def test_what_a_hook_of_the_host_does_to_an_answer_is_done():
+    app, closed = host(), []
+
+    @app.after_request
+    def change(answer):
+        if request.headers.get("X-Change") == "body":
+            answer.set_data("the host's own text")
+        if request.headers.get("X-Change") == "parts":
+            answer.response = iter(["the host's ", "own text"])
+            del answer.headers["Content-Length"]
+        path = request.path
+        answer.call_on_close(lambda: closed.append(path))
+        return answer
+
+    client = app.test_client()
+    for change in ("body", "parts"):
+        answer = client.post("/llm/infer", json=HELLO, headers={"X-Change": change}, buffered=True)
+        assert (answer.status_code, answer.data) == (200, b"the host's own text")
+    assert client.head("/llm/providers", buffered=True).data == b""
+    assert client.post("/llm/infer", json=HELLO, buffered=True).json["content"] == "echo: hello"
+    assert closed == ["/llm/infer", "/llm/infer", "/llm/providers", "/llm/infer"]
+
+
 def filled(table: dict) -> dict:
     return {key: value for key, value in table.items() if value}
 
