@@ -14,9 +14,9 @@ def test_the_bench_prints_its_table(tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "tests.bench", "--quick", "--only", "infer", "ledger", "--json", str(file)])
     assert done.returncode == 0, done.stderr
     assert "Note:" not in done.stdout, "an answer was not whole"
-    assert "| InferMux: POST /infer with echo |" in done.stdout
+    assert "| InferMux: POST /infer with echo, no ledger |" in done.stdout
     figures = json.loads(file.read_text())
-    assert {"infer/naive", "infer/routing", "infer/full", "ledger"} <= set(figures)
+    assert {"infer/naive", "infer/routing", "infer/default", "infer/full", "ledger"} <= set(figures)
     assert all(values for values in figures.values())
 
 

@@ -31,7 +31,7 @@ MORE = {"messages": SAID, "temperature": 0.7, "max_tokens": 128}
 ECHO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 TURNS = 3                                   # of a subject in a round, after one to warm up
 # what is on in each subject; the baseline has nothing
-SUBJECTS = {"naive": (), "routing": (NO_LEDGER,), "full": (KEYS, LEDGER), "budget": (KEYS + BUDGET, LEDGER),
+SUBJECTS = {"naive": (), "routing": (NO_LEDGER,), "default": (LEDGER,), "full": (KEYS, LEDGER), "budget": (KEYS + BUDGET, LEDGER),
             "spans": (KEYS, LEDGER, SPANS), "naive-tls": (), "routing-tls": (NO_LEDGER,)}
 
 
@@ -69,15 +69,16 @@ def _courses() -> dict[str, tuple[int, float, list[Course]]]:
     """Return for each part how many connections, which share of the time, and who does what."""
     keys = {name: KEY if KEYS in "".join(features) else "" for name, features in SUBJECTS.items()}
     few, paths = ("naive", "routing", "full"), {"naive": "/bare"}
+    loaded = [name for name in SUBJECTS if name != "default" and not name.endswith("-tls")]
     streamed = stream("bench-0-10")
     streams = {"naive/same": streamed, "routing/same": streamed, "routing/translated": stream_anthropic("bench-0-10")}
     return {
-        "cpu": (16, 1, [Course(name, f"cpu/{name}", chat(key=key)) for name, key in keys.items() if not name.endswith("-tls")]),
+        "cpu": (16, 1, [Course(name, f"cpu/{name}", chat(key=keys[name])) for name in loaded]),
         "wire": (16, 1 / 2, [*[Course(name, f"wire/{name}/wide", chat("bench-wide")) for name in few[:2]],
                              *[Course(f"{name}-tls", f"wire/{name}/tls", chat()) for name in few[:2]]]),
         "latency": (1, 1 / 2, [Course(name, f"latency/{name}", chat(key=keys.get(name, ""))) for name in ("upstream", *few)]),
         "infer": (16, 1 / 2, [Course(name, f"infer/{name}", post(paths.get(name, "/infer"), ECHO, "echo: hello", key=keys[name]))
-                              for name in few]),
+                              for name in ("naive", "routing", "default", "full")]),
         "events": (16, 1 / 2, [Course(name.partition("/")[0], f"events/{name}", ask, EVENTS) for name, ask in streams.items()]),
     }
 

@@ -11,7 +11,8 @@ BASELINE = "by hand: Flask + requests.Session"
 CPU = {"naive": BASELINE, "routing": "InferMux: routing, failover, cost", "full": "… with keys, limits, metrics, ledger",
        "budget": "… and a budget", "spans": "… instead a TokenTrace span per call"}
 LATENCY = {"upstream": "the upstream alone", "naive": BASELINE, "routing": CPU["routing"], "full": CPU["full"]}
-INFER = {"naive": "a bare Flask view that returns bytes", "routing": "InferMux: POST /infer with echo", "full": CPU["full"]}
+INFER = {"naive": "a bare Flask view that returns bytes", "routing": "InferMux: POST /infer with echo, no ledger",
+         "default": "… with the ledger that a service keeps by default", "full": CPU["full"]}
 WIRE = {"wide": "answers of 24 headers", "tls": "an upstream behind TLS"}
 EVENTS = {"naive/same": BASELINE,
           "routing/same": "InferMux, the same format at both ends", "routing/translated": "InferMux, OpenAI to Anthropic"}
