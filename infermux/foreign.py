@@ -13,21 +13,25 @@ log = logging.getLogger("infermux")
 class Foreign:
     """Turns what a provider raises beside our own errors into one of them, and logs it: it is a bug of the provider."""
 
-    __slots__ = ("_ends", "_name")
+    __slots__ = ("_name",)
 
-    def __init__(self, name: str, *, ends: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._ends = ends                   # whether StopIteration is the end of a stream, and not a stray one
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InferMuxError) and not (self._ends and isinstance(error, StopIteration)):
-            log.error("provider %r raised %s", self._name, type(error).__name__, exc_info=error)
-            failed = ProviderUnavailable(f"provider {self._name!r} failed")
-            failed.retryable = False        # the same code would fail the same way
-            raise failed from error
+        if isinstance(error, Exception) and not isinstance(error, InferMuxError):
+            raise failed(self._name, error) from error
+
+
+def failed(name: str, error: Exception) -> ProviderUnavailable:
+    """Return our error for one that a provider has raised, which is logged."""
+    log.error("provider %r raised %s", name, type(error).__name__, exc_info=error)
+    ours = ProviderUnavailable(f"provider {name!r} failed")
+    ours.retryable = False                  # the same code would fail the same way
+    return ours
 
 
 def close(chunks: Any, name: str) -> None:

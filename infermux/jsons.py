@@ -76,10 +76,12 @@ def lenient(data: bytes) -> Any:
         raise ValueError("nested too deeply")
     try:
         if text.startswith("{"):            # `decode` looks for white space at both ends first
-            value, end = _LENIENT.raw_decode(text)
+            value, end = _LENIENT.scan_once(text, 0)    # type: ignore[attr-defined]  # what raw_decode itself calls
             if end == len(text):
                 return value
         return _LENIENT.decode(text[1:] if text.startswith("\ufeff") else text)
+    except StopIteration as error:
+        raise json.JSONDecodeError("a value is missing", text, error.value) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -112,7 +112,7 @@ def post_fork(server: Any, worker: Any) -> None:
     most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    shutdown.watch(lambda: worker.alive, worker.cfg.graceful_timeout)
+    shutdown.watch(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         build.pinned = replace(build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads))
         build.resize(build.pinned)          # under --preload the application was made before this was known

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 MARGIN = 2.0                                # seconds that the last words of a stream get
 
@@ -13,13 +14,13 @@ class _Watch:
     """Knows from the server whether it still runs, and since when it does not."""
 
     def __init__(self) -> None:
-        self.runs: Callable[[], bool] = lambda: True
+        self.server: Any = SimpleNamespace(alive=True)
         self.grace = math.inf               # seconds from the end of running to the cut
         self._stopped: float | None = None
 
     def due(self) -> bool:
         """Whether whatever still goes on must end now."""
-        if self.runs():
+        if self.server.alive:
             return False
         now = time.monotonic()
         self._stopped = now if self._stopped is None else self._stopped
@@ -30,6 +31,6 @@ _watch = _Watch()
 due = _watch.due
 
 
-def watch(runs: Callable[[], bool], grace: float) -> None:
-    """Ask *runs* from now on; the process is ended *grace* seconds after it says no."""
-    _watch.runs, _watch.grace = runs, grace
+def watch(server: Any, grace: float) -> None:
+    """Ask *server* whether it is `alive` from now on; the process is ended *grace* seconds after it is not."""
+    _watch.server, _watch.grace = server, grace

@@ -12,7 +12,7 @@ from .billing import Billing
 from .call import Call, Fold
 from .errors import InferMuxError, StreamIncomplete
 from .fleet import Lease
-from .foreign import Foreign, close
+from .foreign import Foreign, close, failed
 from .protocol import InferResponse
 from .types import HEARTBEAT, Chunk
 
@@ -30,7 +30,6 @@ class Stream:
         self._billing = billing
         self._finish = finish
         self._fold = Fold()
-        self._foreign = Foreign(call.provider, ends=True)
 
     def __iter__(self) -> Stream:
         return self
@@ -41,16 +40,19 @@ class Stream:
         try:
             if shutdown.due():
                 raise StreamIncomplete("this service is stopping, and the answer would be cut")
-            with self._foreign:
-                chunk = self._first.popleft() if self._first else next(self._rest)
-                if chunk is not HEARTBEAT:
-                    self._fold.add(chunk)
+            chunk = self._first.popleft() if self._first else next(self._rest)
+            if chunk is not HEARTBEAT:
+                self._fold.add(chunk)
         except StopIteration:
             self._settle(None)
             raise
         except InferMuxError as error:
             self._settle(error)
             raise
+        except Exception as error:          # as `Foreign` has it, which would be two more calls for each event
+            ours = failed(self.call.provider, error)
+            self._settle(ours)
+            raise ours from error
         return chunk
 
     def __del__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from .wire import LONGEST_LINE, MOST_FIELDS, Exchange
 
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 
 
 class Sized:
@@ -66,6 +67,10 @@ class Chunked:
                     break
                 if data.startswith(b"\r\n", at):        # the usual line end behind a chunk
                     at, self._gap = at + 2, False
+            if not (self._gap or self._trailers) and (usual := _SIZE_LINE.match(data, at)):
+                self._begin(int(usual[1], 16))
+                at = usual.end()
+                continue
             end = data.find(b"\n", at)
             if end < 0:
                 if len(data) - at > LONGEST_LINE:
@@ -87,10 +92,12 @@ class Chunked:
             if self._trailers > MOST_FIELDS:
                 self.broken = http.client.HTTPException("too many trailers")
         elif _SIZE.fullmatch(size := line.partition(b";")[0].rstrip()):
-            self._left = int(size, 16)
-            self._trailers = int(not self._left)
+            self._begin(int(size, 16))
         else:
             self.broken = http.client.HTTPException("no size of a chunk")
+
+    def _begin(self, size: int) -> None:
+        self._left, self._trailers = size, int(not size)
 
     def end(self) -> None:
         """Take note that the connection has ended; raise IncompleteRead, for the last chunk has not come."""
@@ -101,8 +108,9 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
     """Yield the body as it comes, and None wherever nothing came for *seconds*; whole, it gives its connection back."""
     answer: Any = exchange.answer
     frame = Chunked() if answer.chunked else Sized(answer.length)
+    wire = exchange.wire
     while not frame.done:
-        data = exchange.receive(seconds)
+        data = b"" if wire is None else wire.receive(seconds)
         if data is None:
             yield None
         elif data:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from flask import Response
+from werkzeug.wsgi import ClosingIterator
 
 from ..call import Call
 from ..errors import InferMuxError
@@ -30,10 +31,22 @@ class Encoder(Protocol):
         """Return a sign of life, by which a client that has gone is noticed too."""
 
 
+class _Pieces(Response):
+    """An answer in pieces that are bytes: they go out as they come, and are not looked at once more."""
+
+    pieces: object = None                   # the body; a hook of the app may put another one in its place
+
+    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
+        if self.response is not self.pieces:
+            return super().get_app_iter(environ)
+        return ClosingIterator(self.response, self.close)   # type: ignore[arg-type]
+
+
 def sse_answer(stream: Stream, encoder: Encoder) -> Response:
     """Return the stream as server-sent events; it is closed however the answer ends, also if nobody ever reads it."""
-    answer = Response(_events(stream, encoder), content_type="text/event-stream; charset=utf-8", headers={
+    answer = _Pieces(_events(stream, encoder), content_type="text/event-stream; charset=utf-8", headers={
         "Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff", **call_headers(stream.call)})
+    answer.pieces = answer.response
     answer.call_on_close(stream.close)
     return answer
 
