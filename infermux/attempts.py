@@ -53,7 +53,7 @@ class Attempts:
     def first_success(self, call: Call, deadline: Deadline, ask: Ask[Answer]) -> Answer:
         """Return what the first target to succeed gave; raise the last error if none does."""
         assert call.plan is not None
-        queue: deque[tuple[Target, float]] = deque((target, 0.0) for target in call.plan.targets)
+        queue: deque[tuple[Target, float]] = deque([(target, 0.0) for target in call.plan.targets])
         last: InferMuxError | None = None
         while queue and len(call.attempts) < self.most:
             target, not_before = queue.popleft()
@@ -79,7 +79,7 @@ class Attempts:
 
     def _try(self, call: Call, target: Target, waited: float, deadline: Deadline, ask: Ask[Answer]) -> Answer:
         """Send one request; note how it went, and tell the target's health."""
-        tried = any(attempt.target == target for attempt in call.attempts)
+        tried = bool(call.attempts) and any(attempt.target == target for attempt in call.attempts)
         if self._before is not None:
             self._before(call, target)
         lease = self.fleet.lease(target, force=tried or (call.plan is not None and call.plan.forced))

@@ -112,6 +112,8 @@ class Health:
 
     def ready(self) -> str | None:
         """Return why a call would be refused now, or None; takes nothing."""
+        if not self._is_open and self._cool_until == -math.inf:
+            return None                     # nearly always
         with self._lock:
             return self._refusal(self._clock())
 

@@ -61,7 +61,7 @@ class Metrics:
         self._registry = registry
         self._targets: frozenset[Target] = frozenset()
         self._models: frozenset[str] = frozenset()
-        self._size = (-1, -1)
+        self._changes = -1
 
     def count(self, call: Call) -> None:
         """Count a call that has ended."""
@@ -85,11 +85,11 @@ class Metrics:
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
         """Return the labels for a target, or for what was asked for: only what the configuration names, so that they are few."""
-        size = (len(self._registry), len(self._registry.names))
-        if size != self._size:              # a host may register more at any time
+        changes = self._registry.changes
+        if changes != self._changes:        # a host may register more at any time
             self._targets = frozenset(self._registry.targets())
             self._models = frozenset((*self._registry.names, *(target.model for target in self._targets)))
-            self._size = size
+            self._changes = changes
         if (provider, model) in self._targets:
             return provider, model
         return (provider, OTHER) if provider in self._registry else (OTHER, model if model in self._models else OTHER)

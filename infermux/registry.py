@@ -30,6 +30,7 @@ class Registry:
         self._members: dict[str, Member] = {}
         self._names: dict[str, _Name] = {}
         self._routes: dict[str, Route] = {}     # what the names stand for, once it has been worked out
+        self.changes = 0                        # how often a provider or a name was added
         for provider in providers:
             self.register(provider)
 
@@ -39,7 +40,11 @@ class Registry:
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")
         self._members[new.name] = new
+        self._changed()
+
+    def _changed(self) -> None:
         self._routes.clear()
+        self.changes += 1
 
     def get(self, name: str) -> Any:
         """Return the provider of that name; raise ModelNotFound if there is none."""
@@ -68,7 +73,7 @@ class Registry:
     def define(self, name: str, targets: Iterable[str], *, strategy: str = "priority", then: Iterable[str] = (),
                weights: Mapping[str, float] | None = None, on_unsupported: str = "") -> None:
         """Give *targets* a name of their own: each is PROVIDER/MODEL, a model, a provider, or another name."""
-        self._routes.clear()
+        self._changed()
         self._names[name] = _Name(tuple(targets), strategy, tuple(then), dict(weights or {}), on_unsupported)
 
     @property

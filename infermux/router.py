@@ -83,7 +83,9 @@ class Router:
         """
         meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
         header = meta.get("traceparent") if trace is None else None
-        own = {name: value for name in TAGS if isinstance(value := tags.get(name) or meta.get(name), str)} if caller.may_tag else NOTHING
+        own = NOTHING
+        if caller.may_tag and (tags or meta):
+            own = {name: value for name in TAGS if isinstance(value := tags.get(name) or meta.get(name), str)}
         return Call.begin(request, caller=caller, door=door, trace=parse(header) if isinstance(header, str) else trace,
                           tags={**own, **caller.tags} if own or caller.tags else NOTHING)
 

@@ -93,7 +93,10 @@ def together(sql: SQL, some: Sequence[Usual | None], known: Container[str]) -> b
     for at in range(0, len(free), MANY):
         part = free[at:at + MANY]
         for table, names, start in _TABLES:
-            sql.execute(_rows(table, names, len(part)), [value for each in part for value in each.values[start:start + len(names)]])
+            values: list[object] = []
+            for each in part:
+                values += each.values[start:start + len(names)]
+            sql.execute(_rows(table, names, len(part)), values)
     return True
 
 

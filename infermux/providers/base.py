@@ -77,8 +77,12 @@ def sound(response: object) -> InferResponse:
         raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
     texts = (response.model, response.provider, response.content, response.finish_reason, response.reasoning, response.refusal)
     numbers = (response.tokens_in, response.tokens_out, response.latency_ms)
-    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise TypeError("a field of the InferResponse is not of its type")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError("a text of the InferResponse is none")
+    for number in numbers:
+        if type(number) is not int:
+            raise TypeError("a number of the InferResponse is none")
     if not isinstance(response.usage, Usage | None) or not isinstance(response.cost_usd, int | float | None):
         raise TypeError("usage or cost_usd of the InferResponse is not of its type")
     return response
