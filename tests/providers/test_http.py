@@ -562,6 +562,17 @@ def test_a_stream_that_breaks_is_an_error_after_what_came(vendor: Make, provider
     assert got == ["one"] or ending is resets
 
 
+def test_a_chunk_that_is_longer_than_it_says_ends_the_stream(vendor: Make, provider: Make) -> None:
+    """What follows it is none of the size's line, even where it reads like one."""
+    more = data(b'{"choices":[{"index":0,"delta":{"content":"two"}}]}')
+    raw = b"".join(events(delta("one"), end=False)) + b"0%x\r\n%b%x\r\n%b\r\n" % (len(more), more, len(more), more)
+    got = []
+    with pytest.raises(ProviderUnavailable):
+        for chunk in provider(vendor(then_waits(raw))).stream(HI, Deadline(10)):
+            got.append(chunk.text)
+    assert got == ["one", "two"]
+
+
 # -- statuses ----------------------------------------------------------------------------------------------------------
 
 STATUSES = [
@@ -870,6 +881,17 @@ def test_a_stream_that_was_not_asked_for_keeps_its_connection_too(vendor: Make, 
     check_good(stream(mine))
     check_good(infer(mine))
     assert at.connections == 1
+
+
+def test_a_stream_with_trailers_keeps_its_connection(vendor: Make, provider: Make) -> None:
+    """Also one whose trailers read like sizes of chunks, and one that ends a chunk's size in LF alone."""
+    for end in (b"0\r\nX-Sum: 1\r\n\r\n", b"0\r\nadd\r\nX-Sum: 1\r\n\r\n", b"0\n\n", b"000;last\r\n\r\n"):
+        raw = b"".join(events(*STREAM, end=False)) + end
+        at = vendor(answers(raw, raw))
+        mine = provider(at)
+        check_good(stream(mine))
+        check_good(stream(mine))
+        assert at.connections == 1
 
 
 def test_threads_have_connections_of_their_own(vendor: Make, provider: Make) -> None:

@@ -245,6 +245,9 @@ def test_what_a_hook_of_the_host_does_to_an_answer_is_done():
         if request.headers.get("X-Change") == "parts":
             answer.response = iter(["the host's ", "own text"])
             del answer.headers["Content-Length"]
+        if request.headers.get("X-Change") == "loud":
+            pieces = answer.response
+            answer.response = (piece.decode().upper() for piece in pieces)
         path = request.path
         answer.call_on_close(lambda: closed.append(path))
         return answer
@@ -253,9 +256,13 @@ def test_what_a_hook_of_the_host_does_to_an_answer_is_done():
     for change in ("body", "parts"):
         answer = client.post("/llm/infer", json=HELLO, headers={"X-Change": change}, buffered=True)
         assert (answer.status_code, answer.data) == (200, b"the host's own text")
+    loud = {"Accept": "text/event-stream", "X-Change": "loud"}
+    streamed = client.post("/llm/infer", json=HELLO, headers=loud)
+    assert b"ECHO: HELLO" in b"".join(streamed.response)        # bytes, as a server wants them
+    streamed.close()
     assert client.head("/llm/providers", buffered=True).data == b""
     assert client.post("/llm/infer", json=HELLO, buffered=True).json["content"] == "echo: hello"
-    assert closed == ["/llm/infer", "/llm/infer", "/llm/providers", "/llm/infer"]
+    assert closed == ["/llm/infer"] * 3 + ["/llm/providers", "/llm/infer"]
 
 
 def filled(table: dict) -> dict:
