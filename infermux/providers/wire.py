@@ -17,7 +17,6 @@ from ..errors import ProviderTimeout
 from ..types import Deadline
 
 BUFFER = 65536                              # bytes that one read of a socket may bring
-PIECE = 16384                               # the same of a body that is read as it comes
 LONGEST_LINE = 65537                        # of a head, and the most of its fields: as in http.client
 MOST_FIELDS = 101
 current = threading.local()           # .exchange: the one that this thread's next connection serves
@@ -93,8 +92,6 @@ class Wire(io.RawIOBase):
         self._patience: float | None = None
         self._gave_up = False
         self._silence = 0.0
-        self._dry = False                   # the reader may give what it has, and ask for no more
-        self._direct = False                # the reader has given it: the rest of the answer is read past it
         self._armed: float | None = None    # the patience of a plain socket, as the kernel has it
         self._plain = not isinstance(sock, ssl.SSLSocket)
         if self._plain and sock.gettimeout() is not None:
@@ -109,12 +106,14 @@ class Wire(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._dry:
-            return None
         exchange, patience = self._exchange, self._patience
         wait = self._wait(patience)
         try:
-            self._arm(wait)
+            if not self._plain:
+                self._sock.settimeout(wait)
+            elif wait != self._armed:
+                arm(self._sock, socket.SO_RCVTIMEO, wait)
+                self._armed = wait
             size: int = self._sock.recv_into(buffer)
         except (TimeoutError, BlockingIOError):
             if patience is None:
@@ -124,13 +123,6 @@ class Wire(io.RawIOBase):
         self._silence = 0.0
         exchange.received = exchange.received or size > 0       # the end of a kept connection is not an answer's first byte
         return size
-
-    def _arm(self, wait: float) -> None:
-        if not self._plain:
-            self._sock.settimeout(wait)
-        elif wait != self._armed:
-            arm(self._sock, socket.SO_RCVTIMEO, wait)
-            self._armed = wait
 
     def _wait(self, patience: float | None) -> float:
         """Return how long the next byte may be waited for; raise TimeoutError if no time is left."""
@@ -159,26 +151,14 @@ class Wire(io.RawIOBase):
         return self._gave_up
 
     def receive(self, seconds: float) -> bytes | None:
-        """Return what has come, after waiting for a first byte: b"" at the end, None if nothing came in time.
-
-        The reader is asked for what it has read beyond the head, and not any more: it would be four calls for each event of a stream.
-        """
-        if not self._direct:
-            self._direct = self._dry = True
-            seen = self.reader.peek(1)
-            self._dry = False
-            if seen:
-                return self.reader.read1(len(seen))
-        wait = self._wait(seconds)
+        """Return what has come, b"" at the end; None if nothing came within *seconds*, raise TimeoutError past the idle limit."""
+        reader = self.reader
+        self._patience, self._gave_up = seconds, False
         try:
-            if wait != self._armed or not self._plain:
-                self._arm(wait)
-            data: bytes = self._sock.recv(PIECE)
-        except (TimeoutError, BlockingIOError):
-            self._was_silent(wait)
-            return None
-        self._silence = 0.0
-        return data
+            seen = reader.peek(1)
+        finally:
+            self._patience = None
+        return reader.read1(len(seen)) if seen else None if self._gave_up else b""
 
     def _poll(self) -> None:
         """Wait behind a line end: the one that closes a chunk comes with it, and is not a byte of the next."""
