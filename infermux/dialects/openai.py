@@ -274,7 +274,7 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
     if op == "responses":
         return _responses_chunk(body, native)
     if (words := _words(body)) is not None:
-        return Chunk(words, native=native, model=text(body.get("model")) or None, id=text(body.get("id")) or None, dialect=NAME)
+        return Chunk(words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME)
     usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
     choices = body.get("choices")
     model, ident = text(body.get("model")) or None, text(body.get("id")) or None
@@ -297,8 +297,8 @@ def _words(body: JSON) -> str | None:
     delta = choice.get("delta")
     if type(delta) is not dict or choice.get("finish_reason") or choice.get("index") or not delta.keys() <= _PLAIN:
         return None
-    words = delta.get("content")
-    return words if type(words) is str else None
+    words, names = delta.get("content"), (body.get("model"), body.get("id"))
+    return words if type(words) is str and type(names[0]) is type(names[1]) is str else None
 
 
 _PLAIN = {"content", "role"}

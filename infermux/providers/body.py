@@ -68,8 +68,8 @@ class Chunked:
                 if data.startswith(b"\r\n", at):        # the usual line end behind a chunk
                     at, self._gap = at + 2, False
             if not (self._gap or self._trailers) and (usual := _SIZE_LINE.match(data, at)):
-                self._begin(int(usual[1], 16))
-                at = usual.end()
+                self._left, at = int(usual[1], 16), usual.end()
+                self._trailers = int(not self._left)
                 continue
             end = data.find(b"\n", at)
             if end < 0:
@@ -92,12 +92,10 @@ class Chunked:
             if self._trailers > MOST_FIELDS:
                 self.broken = http.client.HTTPException("too many trailers")
         elif _SIZE.fullmatch(size := line.partition(b";")[0].rstrip()):
-            self._begin(int(size, 16))
+            self._left = int(size, 16)
+            self._trailers = int(not self._left)
         else:
             self.broken = http.client.HTTPException("no size of a chunk")
-
-    def _begin(self, size: int) -> None:
-        self._left, self._trailers = size, int(not size)
 
     def end(self) -> None:
         """Take note that the connection has ended; raise IncompleteRead, for the last chunk has not come."""
