@@ -79,7 +79,7 @@ class Attempts:
 
     def _try(self, call: Call, target: Target, waited: float, deadline: Deadline, ask: Ask[Answer]) -> Answer:
         """Send one request; note how it went, and tell the target's health."""
-        tried = bool(call.attempts) and any(attempt.target == target for attempt in call.attempts)
+        tried = any(attempt.target == target for attempt in call.attempts)
         if self._before is not None:
             self._before(call, target)
         lease = self.fleet.lease(target, force=tried or (call.plan is not None and call.plan.forced))

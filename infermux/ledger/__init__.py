@@ -328,7 +328,7 @@ def _sums(rows: Sequence[AttemptRow]) -> _Sums:
 
 def _count(value: int | None) -> int | None:
     """Return a number of tokens that can be stored: a user's own provider may report anything."""
-    if value is None or not isinstance(value, int):
+    if not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
 

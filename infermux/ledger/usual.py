@@ -86,7 +86,10 @@ class Usual(NamedTuple):
 
 
 def together(sql: SQL, some: Sequence[Usual | None], known: Container[str]) -> bool:
-    """Write the calls that *some* stand for, many at a time; return False, and write none, where there is more to do than that."""
+    """Write the calls that *some* stand for, many at a time; return False, and write none, where there is more to do than that.
+
+    IntegrityError: one is there already, and the transaction is to be rolled back.
+    """
     free = [each for each in some if each is not None and each.statement is _SETTLE_FREE and (not each.digest or each.digest in known)]
     if len(free) < len(some) or any(sql.execute(_KNOWN, (caller,)).fetchone() for caller in {each.values[_CALLER] for each in free}):
         return False

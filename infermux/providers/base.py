@@ -79,10 +79,10 @@ def sound(response: object) -> InferResponse:
     numbers = (response.tokens_in, response.tokens_out, response.latency_ms)
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError("a text of the InferResponse is none")
+            raise TypeError("a text of the InferResponse is not a str")
     for number in numbers:
         if type(number) is not int:
-            raise TypeError("a number of the InferResponse is none")
+            raise TypeError("a number of the InferResponse is not an int")
     if not isinstance(response.usage, Usage | None) or not isinstance(response.cost_usd, int | float | None):
         raise TypeError("usage or cost_usd of the InferResponse is not of its type")
     return response

@@ -126,13 +126,10 @@ class Wire(io.RawIOBase):
 
     def _wait(self, patience: float | None) -> float:
         """Return how long the next byte may be waited for; raise TimeoutError if no time is left."""
-        exchange = self._exchange
-        wait, limit = exchange.deadline.remaining(), exchange.limit
-        if limit is not None and limit < wait:
-            wait = limit
-        if wait <= 0:
+        limit = self._exchange.deadline.cap(self._exchange.limit)
+        if limit <= 0:
             raise TimeoutError("deadline")
-        return wait if patience is None or patience > wait else patience
+        return limit if patience is None or patience > limit else patience
 
     def _was_silent(self, seconds: float) -> None:
         """Note a silence; raise TimeoutError if it has lasted too long."""

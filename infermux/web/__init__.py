@@ -9,7 +9,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from flask import Blueprint, Request, Response, request
@@ -47,6 +47,7 @@ _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
 OTHER = "_other"                            # ends the endpoints that refuse a wrong method
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
+T = TypeVar("T")
 View = Callable[..., Response]
 Render = Callable[[InferMuxError], JSON]
 Identify = Callable[[], Caller | str | None]
@@ -191,16 +192,17 @@ def _read(request: Request, size: int) -> bytes:
 
 def document() -> Document:
     """Return the JSON object that the request's body holds; raise RequestError naming what is odd about it."""
-    try:
-        return jsons.document(body())
-    except ValueError as error:
-        raise RequestError(str(error)) from None
+    return _by(jsons.document)
 
 
 def parsed() -> Any:
     """Return what the request's body says in JSON; raise as `document` does."""
+    return _by(jsons.loads)
+
+
+def _by(read: Callable[[bytes], T]) -> T:
     try:
-        return jsons.loads(body())
+        return read(body())
     except ValueError as error:
         raise RequestError(str(error)) from None
 

@@ -312,24 +312,24 @@ def test_many_threads_of_many_processes_never_overspend(tmp_path: Path, monkeypa
         assert ledger.totals()[0].cost == spent.spent
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "twice", "several"])
 @pytest.mark.parametrize("callers", [1, 4])
-def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQLiteLedger, plain: bool, callers: int) -> None:
-    """More threads than there are gates. If not *plain*, two settle each call, and some have two attempts.
+def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQLiteLedger, kind: str, callers: int) -> None:
+    """More threads than there are gates. If not "plain", two settle each call; if "several", some have two attempts.
 
     A caller with a budget pays, among those without, and if all others are somebody without.
     """
     threads, rounds, failures = 160, 5, []
     watched, first = Budget("c0", 10**9, "month"), [0] * threads
     ledger.settle(settled("first", 1, caller="c0"), ledger.reserve(watched, 1, call_id="first", at=NOON))
-    together, share = threading.Barrier(threads), 1 if plain else 2
+    together, share = threading.Barrier(threads), 1 if kind == "plain" else 2
 
     def run(thread: int) -> None:
         try:
             for n in range(rounds):
                 together.wait()
                 made = thread // share
-                attempts = 1 if plain else 1 + made % 2
+                attempts = 1 + made % 2 if kind == "several" else 1
                 caller = f"c{made % callers}" if callers > 1 else "c0" if made == 0 else "other"
                 first[thread] += ledger.settle(settled(f"{made}.{n}", *[100 + made] * attempts, caller=caller))
                 costs[thread] = (caller, (100 + made) * attempts)
