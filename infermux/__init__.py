@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .app import create_app
+    from .app import blueprint, create_app
     from .build import load
     from .errors import InferMuxError
     from .protocol import InferRequest, InferResponse, Message, TraceSpan
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .tokentrace import Reporter
     from .types import Caller, Chunk, Deadline, Target, Usage
     from .web.anthropic import blueprint as anthropic_blueprint
-    from .web.mist import blueprint
     from .web.openai import blueprint as openai_blueprint
     from .web.ops import blueprint as ops_blueprint
 
@@ -28,7 +27,7 @@ _HOMES = {                                  # loaded on first use: neither Flask
     "Caller": "types", "Chunk": "types", "Deadline": "types", "EchoProvider": "providers.echo", "HTTPProvider": "providers.http",
     "InferMuxError": "errors", "InferRequest": "protocol", "InferResponse": "protocol", "Message": "protocol",
     "Provider": "providers.base", "Registry": "registry", "Reporter": "tokentrace", "Router": "router", "Target": "types",
-    "TraceSpan": "protocol", "Usage": "types", "anthropic_blueprint": "web.anthropic:blueprint", "blueprint": "web.mist",
+    "TraceSpan": "protocol", "Usage": "types", "anthropic_blueprint": "web.anthropic:blueprint", "blueprint": "app",
     "create_app": "app", "load": "build", "openai_blueprint": "web.openai:blueprint", "ops_blueprint": "web.ops:blueprint",
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import click
 from flask import Flask, Request, Response, current_app, request
+from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -13,7 +15,7 @@ from . import build, cli
 from . import errors as our
 from .commands import OneLine
 from .router import Router
-from .web import OTHER, anthropic, failed, in_app, mist, named, openai, ops, plain_error
+from .web import OTHER, anthropic, Door, Identify, failed, mist, named, openai, ops, plain_error
 
 log = logging.getLogger("infermux")
 
@@ -38,16 +40,31 @@ def create_app(router: Router | None = None) -> Flask:
             raise
         raise OneLine(error.message) from None
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
-    for door in (mist, openai, anthropic):
-        app.register_blueprint(door.blueprint(router))
+    for made in (blueprint(router), openai.blueprint(router), anthropic.blueprint(router)):
+        app.register_blueprint(made)
     app.register_blueprint(ops.blueprint(router, lambda: (build.pinned or settings).server.admin))
     app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
     app.register_error_handler(Exception, lambda error: named(_bug(error)))
     if at_a_shell:                          # by `flask --app infermux`: a service has no use for commands
         for name in cli.main.list_commands(at_a_shell):
             if command := cli.main.get_command(at_a_shell, name):
-                app.cli.add_command(in_app(command))
+                app.cli.add_command(_in_app(command))
     return app
+
+
+def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
+    """Return the MIST endpoints bound to *router*, and `flask infer`; *caller* returns who sent a request, as a name or a Caller."""
+    made = mist.blueprint(router, caller=caller)
+    made.cli.add_command(_in_app(cli.infer))
+    made.cli_group = None                   # `flask infer` stands beside the app's own commands
+    return made
+
+
+def _in_app(command: click.Command) -> click.Command:
+    """Return *command* so that it runs within the app whose command line it is part of."""
+    bound = copy.copy(command)
+    bound.callback = with_appcontext(command.callback) if command.callback else None
+    return bound
 
 
 def _http_error(error: HTTPException) -> Response:

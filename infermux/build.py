@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import config as configuration
-from . import status
 from .calllog import CallLog
 from .config import Config, ProviderConfig
 from .errors import ConfigError, ModelNotFound, shown
@@ -34,7 +33,7 @@ from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
-_serving: weakref.WeakSet[Router] = weakref.WeakSet()       # routers whose room depends on the threads of the process
+serving: weakref.WeakSet[Router] = weakref.WeakSet()       # routers whose room depends on the threads of the process
 
 
 pinned: Config | None = None                # what the master of a service has read and checked for its workers
@@ -84,7 +83,7 @@ def _router(config: Config, serving: bool) -> Router:
                   ledger=_ledger(config, serving), observers=_observers(config, serving),
                   content=config.trace.content)
     if serving:
-        _serving.add(made)
+        serving.add(made)
     return made
 
 
@@ -130,7 +129,7 @@ def _room(config: Config) -> dict[str, int]:
 
 def resize(config: Config) -> None:
     """Fit the routers that serve in this process to the threads that it really has."""
-    for router in list(_serving):
+    for router in list(serving):
         router.gate.resize(**_room(config))
         router.fleet.resize(_concurrency(config, True))
 
@@ -141,22 +140,13 @@ def check(config: Config) -> None:
     A worker does not look again: what it cannot open costs records or limits, and the log says so, but the service lives.
     """
     made, rates = router(config, serving=True), _rates(config)
-    _serving.discard(made)
+    serving.discard(made)
     if rates is not None:
         rates.check()
     problem = made.spending.ledger.healthy() if made.spending is not None else None
     made.close()
     if problem:
         raise ConfigError(f"the ledger cannot be used: {problem}; name a file that this user may write as [ledger].path")
-
-
-def renew(config: Config) -> None:
-    """Give the routers that serve in this process, a master's that has loaded its application, the state of *config*."""
-    for old in list(_serving):
-        new = router(config, serving=True)
-        _serving.discard(new)
-        status.watch(new)                   # else nobody counts until somebody asks
-        vars(old).update(vars(new))
 
 
 def _keyring(config: Config) -> Keyring | None:

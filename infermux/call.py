@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from . import tokens
 from .errors import InferMuxError
-from .limits import Slots
 from .planner import Plan
 from .protocol import InferRequest, InferResponse, new_id
 from .types import ANYONE, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
@@ -57,7 +56,7 @@ class Call:
     span_id: str = field(default_factory=new_id)
     start_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
-    taken: list[Slots] = field(default_factory=list)        # room in this process, given back at the end
+    releases: list[Callable[[], None]] = field(default_factory=list)    # what gives back room in this process, called at the end
     hold: Any = None                        # what the ledger holds for the call until it is settled
     override: str = ""                      # the cheaper name that a spent budget leads to
     size: int | None = None                 # tokens of the messages, about, once somebody has asked

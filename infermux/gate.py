@@ -40,11 +40,11 @@ class Gate:
         if self._calls is not None:
             if not self._calls.take():
                 raise Overloaded(FULL)
-            call.taken.append(self._calls)
+            call.releases.append(self._calls.give)
         if streamed:
             if not self._streams.take():
                 raise Overloaded("this service has as many streams as it can take; try again in a moment")
-            call.taken.append(self._streams)
+            call.releases.append(self._streams.give)
         caller = call.caller
         if self._rates is not None and (caller.rpm or caller.tpm):
             estimate = call.input_size if caller.tpm else 0
@@ -57,8 +57,8 @@ class Gate:
 
     def leave(self, call: Call) -> None:
         """Give back what the call has taken, and count the tokens that it really used."""
-        while call.taken:
-            call.taken.pop().give()
+        while call.releases:
+            call.releases.pop()()
         if self._rates is not None and call.estimate is not None:
             used = sum(call.tokens)
             self._rates.correct(call.caller.name, used - call.estimate, since=call.started)

@@ -24,7 +24,7 @@ from typing import Any
 from . import board, build, calllog, shutdown, status
 from .errors import ConfigError
 from .pricecheck import stale
-from .settings import Server
+from .settings import Config, Server
 from .tokentrace import flush_all
 
 log = logging.getLogger("infermux")
@@ -99,10 +99,19 @@ def when_ready(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """Renew what --preload has loaded: without it, each new worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
-        build.renew(build.pinned)
+        _renew(build.pinned)
         app = server.app.wsgi()
         if getattr(app, "import_name", "") == "infermux":       # a host's own app has its own limits
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
+
+
+def _renew(config: Config) -> None:
+    """Give the routers that serve in this process, a master's that has loaded its application, the state of *config*."""
+    for old in list(build.serving):
+        new = build.router(config, serving=True)
+        build.serving.discard(new)
+        status.watch(new)                   # else nobody counts until somebody asks
+        vars(old).update(vars(new))
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import io
 import logging
@@ -11,9 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import click
 from flask import Blueprint, Request, Response, request
-from flask.cli import with_appcontext
 from flask.sansio.app import App
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -135,13 +132,6 @@ def begin(router: Router, wanted: InferRequest, who: Caller, *, door: str) -> Ca
     call.patience = _patience(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     environ[_CALL] = call
     return call
-
-
-def in_app(command: click.Command) -> click.Command:
-    """Return *command* so that it runs within the app whose command line it is part of."""
-    bound = copy.copy(command)
-    bound.callback = with_appcontext(command.callback) if command.callback else None
-    return bound
 
 
 def _refusal(allow: str) -> View:

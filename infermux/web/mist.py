@@ -6,13 +6,13 @@ from functools import partial
 
 from flask import Response
 
-from .. import cli, jsons
+from .. import jsons
 from ..errors import InferMuxError, ProtocolError, shown
 from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest, Message
 from ..router import Router, Stream
 from ..sse import Event, comment
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, door, enter, in_app, json_answer, parsed, plain_error
+from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, door, enter, json_answer, parsed, plain_error
 from . import caller as calling
 from .streams import sse_answer
 
@@ -22,14 +22,11 @@ SOURCE = "infermux"
 
 def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
     """Return the MIST endpoints, bound to *router*; *caller* says who a request is from, as a name or a Caller."""
-    made = door("infermux", router, [
+    return door("infermux", router, [
         ("POST", "/mist", partial(mist, router, caller)),
         ("POST", "/infer", partial(infer, router, caller)),
         ("GET", "/providers", partial(providers, router, caller)),
     ], render=plain_error)
-    made.cli.add_command(in_app(cli.infer))
-    made.cli_group = None                   # `flask infer`, beside the app's own commands
-    return made
 
 
 def mist(router: Router, identify: Identify | None) -> Response:
