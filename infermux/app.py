@@ -11,11 +11,23 @@ from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from . import build, cli
+from . import build
 from . import errors as our
-from .commands import OneLine
-from .router import Router
-from .web import OTHER, anthropic, Door, Identify, failed, mist, named, openai, ops, plain_error
+from .cli import OneLine
+from .cli import main as cli
+from .routing.router import Router
+from .web import (
+    OTHER,
+    EndpointBlueprint,
+    Identify,
+    anthropic,
+    failed,
+    mist,
+    named,
+    openai,
+    ops,
+    plain_error,
+)
 
 log = logging.getLogger("infermux")
 
@@ -28,7 +40,9 @@ class _NoSession(SessionInterface):
 
 
 def create_app(router: Router | None = None) -> Flask:
-    """Return the service around *router*, or around the one that the environment configures; raise ConfigError."""
+    """Return the service around *router*, or around the one that the environment configures; raise
+    ConfigError.
+    """
     app = Flask("infermux", static_folder=None)
     app.session_interface = _NoSession()
     at_a_shell = click.get_current_context(silent=True)
@@ -45,18 +59,20 @@ def create_app(router: Router | None = None) -> Flask:
     app.register_blueprint(ops.blueprint(router, lambda: (build.pinned or settings).server.admin))
     app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
     app.register_error_handler(Exception, lambda error: named(_bug(error)))
-    if at_a_shell:                          # by `flask --app infermux`: a service has no use for commands
+    if at_a_shell:  # by `flask --app infermux`: a service has no use for commands
         for name in cli.main.list_commands(at_a_shell):
             if command := cli.main.get_command(at_a_shell, name):
                 app.cli.add_command(_in_app(command))
     return app
 
 
-def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
-    """Return the MIST endpoints bound to *router*, and `flask infer`; *caller* returns who sent a request, as a name or a Caller."""
+def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
+    """Return the MIST endpoints bound to *router*, and `flask infer`; *caller* returns who sent a
+    request, as a name or a Caller.
+    """
     made = mist.blueprint(router, caller=caller)
     made.cli.add_command(_in_app(cli.infer))
-    made.cli_group = None                   # `flask infer` stands beside the app's own commands
+    made.cli_group = None  # `flask infer` stands beside the app's own commands
     return made
 
 
@@ -71,12 +87,18 @@ def _http_error(error: HTTPException) -> Response:
     """Answer in JSON what Werkzeug refuses: an unknown address, an unknown method."""
     status = error.code or 500
     if isinstance(error, MethodNotAllowed):
-        allow = {method for rule in current_app.url_map.iter_rules() for method in rule.methods or ()
-                 if rule.rule == request.path and not rule.endpoint.endswith(OTHER)}
-        return failed(our.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow))), plain_error)
+        allow = {
+            method
+            for rule in current_app.url_map.iter_rules()
+            for method in rule.methods or ()
+            if rule.rule == request.path and not rule.endpoint.endswith(OTHER)
+        }
+        return failed(
+            our.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow))), plain_error
+        )
     if status == 404:
         return failed(our.NotFound("there is no such address"), plain_error)
-    if status < 400:                        # a redirect to the address with its slash
+    if status < 400:  # a redirect to the address with its slash
         return Response(status=status, headers={"Location": getattr(error, "new_url", "/")})
     known = our.InferMuxError if status >= 500 else our.RequestError
     answer = known(error.name.lower())

@@ -12,31 +12,33 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import config as configuration
-from .calllog import CallLog
+from .admission import Admission
+from .admission.keys import Keyring
+from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
+from .config.schema import meant, of_type
+from .config.settings import KeyConfig, LedgerConfig
 from .errors import ConfigError, ModelNotFound, shown
-from .fleet import Fleet
-from .gate import Gate
-from .health import Health
-from .keys import Keyring
 from .ledger import Budget, Ledger
-from .limits import Rates
-from .prices import PICO, Price
+from .planning.registry import Registry
+from .pricing import PICO, Price
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
-from .registry import Registry
-from .router import Observer, Reports, Router
-from .schema import meant, of_type
-from .settings import KeyConfig, LedgerConfig
-from .tokentrace import Reporter
+from .routing.circuit_breaker import CircuitBreaker
+from .routing.router import Observer, Reports, Router
+from .routing.targets import TargetPool
+from .telemetry.call_log import CallLog
+from .telemetry.tokentrace import Reporter
 from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
-serving: weakref.WeakSet[Router] = weakref.WeakSet()       # routers whose room depends on the threads of the process
+routers: weakref.WeakSet[Router] = (
+    weakref.WeakSet()
+)  # routers whose room depends on the threads of the process
 
 
-pinned: Config | None = None                # what the master of a service has read and checked for its workers
+pinned: Config | None = None  # what the master of a service has read and checked for its workers
 
 
 def load(environ: Mapping[str, str] | None = None) -> Router:
@@ -48,14 +50,20 @@ def settings(environ: Mapping[str, str] | None = None, path: str | None = None) 
     """Return the configuration that `load` builds from."""
     if pinned is not None and environ is None and path is None:
         return pinned
-    return configuration.load({name: preset.keys for name, preset in PRESETS.items()},
-                              {name: preset.address for name, preset in PRESETS.items() if preset.address}, environ, path)
+    return configuration.load(
+        {name: preset.keys for name, preset in PRESETS.items()},
+        {name: preset.address for name, preset in PRESETS.items() if preset.address},
+        environ,
+        path,
+    )
 
 
 def router(config: Config, *, serving: bool = False) -> Router:
-    """Return the router for *config*; when *serving*, calls are bounded by the threads that one process has.
+    """Return the router for *config*; when *serving*, calls are bounded by the threads that one
+    process has.
 
-    Without a file the providers are those of the environment, then installed plug-ins, then echo. Raise ConfigError naming the file.
+    Without a file the providers are those of the environment, then installed plug-ins, then echo.
+    Raise ConfigError naming the file.
     """
     try:
         return _router(config, serving)
@@ -76,22 +84,49 @@ def _router(config: Config, serving: bool) -> Router:
     _define(registry, config)
     prices = own_prices(config)
     breaker, rules = config.reliability.breaker, config.reliability
-    fleet = Fleet(registry, overrides=prices, concurrency=_concurrency(config, serving),
-                  watch=partial(Health, failures=breaker.failures, window=breaker.window, open_seconds=breaker.open))
-    made = Router(registry, _reporter(config), attempts=rules.attempts, deadline=rules.deadline, on_unsupported=rules.on_unsupported,
-                  fleet=fleet, gate=_gate(config, serving), prices=prices, keyring=_keyring(config),
-                  ledger=_ledger(config, serving), observers=_observers(config, serving),
-                  content=config.trace.content)
+    targets = TargetPool(
+        registry,
+        overrides=prices,
+        concurrency=_concurrency(config, serving),
+        watch=partial(
+            CircuitBreaker,
+            failures=breaker.failures,
+            window=breaker.window,
+            open_seconds=breaker.open,
+        ),
+    )
+    made = Router(
+        registry,
+        _reporter(config),
+        attempts=rules.attempts,
+        deadline=rules.deadline,
+        on_unsupported=rules.on_unsupported,
+        targets=targets,
+        admission=_admission(config, serving),
+        prices=prices,
+        keyring=_keyring(config),
+        ledger=_ledger(config, serving),
+        observers=_observers(config, serving),
+        content=config.trace.content,
+    )
     if serving:
-        serving.add(made)
+        routers.add(made)
     return made
 
 
 def _define(registry: Registry, config: Config) -> None:
-    """Give the names of [models] to the registry, and see that each name in the file leads somewhere."""
+    """Give the names of [models] to the registry, and see that each name in the file leads
+    somewhere.
+    """
     for model in config.models:
-        registry.define(model.name, model.targets, strategy=model.strategy, then=model.then, weights=model.weights,
-                        on_unsupported=model.on_unsupported)
+        registry.define(
+            model.name,
+            model.targets,
+            strategy=model.strategy,
+            then=model.then,
+            weights=model.weights,
+            on_unsupported=model.on_unsupported,
+        )
     places = [(f"[models] {name}", name) for name in registry.names]
     for key in config.keys or ():
         places += [(f"[keys.{key.name}].models", name) for name in key.models]
@@ -105,23 +140,37 @@ def _define(registry: Registry, config: Config) -> None:
 
 
 def _concurrency(config: Config, serving: bool) -> dict[str, int]:
-    """Half of the threads for each provider unless said otherwise: one that hangs must not take them all."""
+    """Half of the threads for each provider unless said otherwise: one that hangs must not take
+    them all.
+    """
     most = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
-    return {each.name: each.concurrency or most for each in config.providers if each.concurrency or most}
+    return {
+        each.name: each.concurrency or most for each in config.providers if each.concurrency or most
+    }
 
 
-def _gate(config: Config, serving: bool) -> Gate:
-    return Gate(**_room(config), rates=_rates(config)) if serving else Gate(rates=_rates(config))
+def _admission(config: Config, serving: bool) -> Admission:
+    return (
+        Admission(**_room(config), rates=_rates(config))
+        if serving
+        else Admission(rates=_rates(config))
+    )
 
 
-def _rates(config: Config) -> Rates | None:
+def _rates(config: Config) -> RateLimiter | None:
     keyring = _keyring(config)
     beside = Path((config.ledger and config.ledger.path) or LedgerConfig().path)
-    return Rates(beside.with_suffix(".rates")) if keyring is not None and keyring.limited else None
+    return (
+        RateLimiter(beside.with_suffix(".rates"))
+        if keyring is not None and keyring.limited
+        else None
+    )
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return how many calls, and of them streams, fit a process: some threads are left for health and for saying no."""
+    """Return how many calls, and of them streams, fit a process: some threads are left for health
+    and for saying no.
+    """
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     return {"calls": calls, "streams": max(1, min(int(threads * config.server.streams), calls - 1))}
@@ -129,24 +178,28 @@ def _room(config: Config) -> dict[str, int]:
 
 def resize(config: Config) -> None:
     """Fit the routers that serve in this process to the threads that it really has."""
-    for router in list(serving):
-        router.gate.resize(**_room(config))
-        router.fleet.resize(_concurrency(config, True))
+    for router in list(routers):
+        router.admission.resize(**_room(config))
+        router.targets.resize(_concurrency(config, True))
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for whatever would keep a service with *config* from its work; leave nothing open.
+    """Raise ConfigError for whatever would keep a service with *config* from its work; leave
+    nothing open.
 
-    A worker does not look again: what it cannot open costs records or limits, and the log says so, but the service lives.
+    A worker does not look again: what it cannot open costs records or limits, and the log says so,
+    but the service lives.
     """
     made, rates = router(config, serving=True), _rates(config)
-    serving.discard(made)
+    routers.discard(made)
     if rates is not None:
         rates.check()
-    problem = made.spending.ledger.healthy() if made.spending is not None else None
+    problem = made.spending.ledger.problem() if made.spending is not None else None
     made.close()
     if problem:
-        raise ConfigError(f"the ledger cannot be used: {problem}; name a file that this user may write as [ledger].path")
+        raise ConfigError(
+            f"the ledger cannot be used: {problem}; name a file that this user may write as [ledger].path"
+        )
 
 
 def _keyring(config: Config) -> Keyring | None:
@@ -155,21 +208,40 @@ def _keyring(config: Config) -> Keyring | None:
     for number, key in enumerate(config.keys):
         for other in config.keys[:number]:
             if other.hash == key.hash:
-                raise ConfigError(f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open")
-    return Keyring((key.hash, Caller(key.name, key.models or None, key.rpm or None, key.tpm or None, _budget(key), may_tag=key.tags))
-                   for key in config.keys)
+                raise ConfigError(
+                    f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open"
+                )
+    return Keyring(
+        (
+            key.hash,
+            Caller(
+                key.name,
+                key.models or None,
+                key.rpm or None,
+                key.tpm or None,
+                _budget(key),
+                may_tag=key.tags,
+            ),
+        )
+        for key in config.keys
+    )
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
-    """Return the ledger: a service has one unless its path is empty, others where one is asked for; a budget asks for one."""
+    """Return the ledger: a service has one unless its path is empty, others where one is asked for;
+    a budget asks for one.
+    """
     budgets = [key.name for key in config.keys or () if key.budget]
     if config.ledger is not None and not config.ledger.path:
         if budgets:
-            raise ConfigError(f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger")
+            raise ConfigError(
+                f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
+            )
         return None
     if config.ledger is None and not budgets and not serving:
         return None
     from .ledger.sqlite import SQLiteLedger  # loads sqlite3
+
     return SQLiteLedger((config.ledger or LedgerConfig()).path)
 
 
@@ -185,41 +257,63 @@ def own_prices(config: Config) -> dict[str, dict[str, Price]]:
 
 
 def _prices(config: ProviderConfig) -> dict[str, Price]:
-    return {model: Price.of(entry, provider=config.name, id=model, place=f"[providers.{config.name}].prices.{model}")
-            for model, entry in of_type(dict, config.prices, f"[providers.{config.name}].prices").items()}
+    return {
+        model: Price.of(
+            entry, provider=config.name, id=model, place=f"[providers.{config.name}].prices.{model}"
+        )
+        for model, entry in of_type(
+            dict, config.prices, f"[providers.{config.name}].prices"
+        ).items()
+    }
 
 
 def _observers(config: Config, serving: bool) -> list[Observer]:
-    """Return who is told of each call, beside the reporter: only whoever has something to do with it."""
+    """Return who is told of each call, beside the reporter: only whoever has something to do with
+    it.
+    """
     logs = serving and config.server.log_level != "error"
-    return [*([CallLog(config.server.log_level, config.server.log_format)] if logs else []),
-            *([_otlp(config)] if config.trace.otlp else [])]
+    return [
+        *([CallLog(config.server.log_level, config.server.log_format)] if logs else []),
+        *([_otlp(config)] if config.trace.otlp else []),
+    ]
 
 
 def _otlp(config: Config) -> Observer:
     try:
         from .otel import OTLP  # loads OpenTelemetry, which is an extra
     except ImportError:
-        raise ConfigError("[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'") from None
-    vendors = {each.name: each.type for each in config.providers if each.name == each.type or not each.base_url}
+        raise ConfigError(
+            "[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'"
+        ) from None
+    vendors = {
+        each.name: each.type
+        for each in config.providers
+        if each.name == each.type or not each.base_url
+    }
     return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
 
 
 def _reporter(config: Config) -> Reports | None:
     if not config.trace.tokentrace:
         return None
-    return Reporter("infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue)
+    return Reporter(
+        "infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue
+    )
 
 
 def _address(config: ProviderConfig, preset: Preset) -> str:
     address = config.base_url or preset.base_url
     if not address:
-        raise ConfigError(f"provider {config.name!r} has no address; set {preset.address or config.name.upper() + '_BASE_URL'}")
+        raise ConfigError(
+            f"provider {config.name!r} has no address; set {preset.address or config.name.upper() + '_BASE_URL'}"
+        )
     return address if urlsplit(address).path.strip("/") else address.rstrip("/") + preset.path
 
 
 def _add_plugin(registry: Registry, name: str) -> None:
-    """An installed plug-in serves under its type's name; one that wants to be configured first must not stop the start."""
+    """An installed plug-in serves under its type's name; one that wants to be configured first must
+    not stop the start.
+    """
     try:
         registry.register(provider(ProviderConfig(name, name)))
     except Exception as error:
@@ -227,7 +321,9 @@ def _add_plugin(registry: Registry, name: str) -> None:
 
 
 def provider(config: ProviderConfig) -> Any:
-    """Return the provider for one entry of the configuration; raise ConfigError for a type that nobody knows."""
+    """Return the provider for one entry of the configuration; raise ConfigError for a type that
+    nobody knows.
+    """
     preset = PRESETS.get(config.type)
     if preset is not None:
         return _http(config, preset)
@@ -236,14 +332,18 @@ def provider(config: ProviderConfig) -> Any:
     make = plugin(config.type)
     if make is None:
         known = [*PRESETS, ECHO, *plugins()]
-        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, known)}")
+        raise ConfigError(
+            f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, known)}"
+        )
     try:
         return make(config)
     except ConfigError:
         raise
-    except Exception as error:              # somebody's own code
+    except Exception as error:  # somebody's own code
         log.debug("the plug-in type %r failed", config.type, exc_info=error)
-        raise ConfigError(f"[providers.{config.name}]: the plug-in type {config.type!r} failed with {type(error).__name__}") from error
+        raise ConfigError(
+            f"[providers.{config.name}]: the plug-in type {config.type!r} failed with {type(error).__name__}"
+        ) from error
 
 
 def _echo_delay(config: ProviderConfig) -> float:
@@ -259,15 +359,25 @@ def _echo_delay(config: ProviderConfig) -> float:
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
-    """Return a vendor; one that only borrows a preset's format has neither its models nor its prices."""
+    """Return a vendor; one that only borrows a preset's format has neither its models nor its
+    prices.
+    """
     from .providers.http import HTTPProvider, Timeouts  # loads requests
+
     own = config.name == config.type or not config.base_url
     wait = config.timeout
     if config.ca and not Path(config.ca).exists():
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
     return HTTPProvider(
-        config.name, base_url=_address(config, preset), dialect=preset.dialect, pattern=preset.pattern if own else "",
-        api_key=config.api_key, models=config.models or (preset.models if own else ()),
+        config.name,
+        base_url=_address(config, preset),
+        dialect=preset.dialect,
+        pattern=preset.pattern if own else "",
+        api_key=config.api_key,
+        models=config.models or (preset.models if own else ()),
         vendor=(preset.vendor or config.type) if own else "",
-        timeouts=Timeouts(wait.connect, wait.first_byte, wait.idle, wait.total), proxy=config.proxy or None, ca=config.ca or None,
-        lacks=config.lacks)
+        timeouts=Timeouts(wait.connect, wait.first_byte, wait.idle, wait.total),
+        proxy=config.proxy or None,
+        ca=config.ca or None,
+        lacks=config.lacks,
+    )

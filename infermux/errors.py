@@ -49,10 +49,12 @@ class InferMuxError(Exception):
     status = 500
     code = "internal_error"
     type = "server_error"
-    retry_after: float | None = None        # seconds
-    param: str | None = None                # which part of the request is at fault
+    retry_after: float | None = None  # seconds
+    param: str | None = None  # which part of the request is at fault
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         if param is not None:
@@ -62,7 +64,9 @@ class InferMuxError(Exception):
 
     @property
     def summary(self) -> str:
-        """What logs and spans may say: a vendor's own words can quote a prompt, so they are left out there."""
+        """What logs and spans may say: a vendor's own words can quote a prompt, so they are left
+        out there.
+        """
         return f"{self.code}: {self.message}"
 
 

@@ -1,7 +1,8 @@
-"""Spans to an OpenTelemetry collector, by the official SDK's exporter and the semantic conventions for generative AI.
+"""Spans to an OpenTelemetry collector, by the official SDK's exporter and the semantic conventions
+for generative AI.
 
-An extra, infermux[otel]: only a configuration that names a collector loads this file. The spans are those that TokenTrace gets: the
-call's, and one for each attempt where there was more than one.
+An extra, infermux[otel]: only a configuration that names a collector loads this file. The spans are
+those that TokenTrace gets: the call's, and one for each attempt where there was more than one.
 """
 
 from __future__ import annotations
@@ -19,61 +20,114 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from .call import Attempt, Call, usd
 from .errors import InferMuxError
-from .outbox import Outbox, Send
+from .planning.call import Attempt, Call, usd
 from .protocol import text_of
-from .trace import LONGEST, failure, moment
+from .telemetry.exporter import Exporter, Send
+from .telemetry.spans import LONGEST, failure, moment
 from .types import Usage
 
 PATH = "/v1/traces"
-TIMEOUT = 3.0                               # seconds for one batch, the exporter's own retries included
+TIMEOUT = 3.0  # seconds for one batch, the exporter's own retries included
 BATCH = 512
-LINGER = 0.1                                # seconds that spans are gathered: a batch costs a request, however many are in it
-PROVIDERS = {"gemini": "gcp.gemini", "azure": "azure.ai.openai", "mistral": "mistral_ai", "xai": "x_ai"}    # others as we call them
+LINGER = 0.1  # seconds that spans are gathered: a batch costs a request, however many are in it
+PROVIDERS = {
+    "gemini": "gcp.gemini",
+    "azure": "azure.ai.openai",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+}  # others as we call them
 OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("infermux")
 _OK = Status()
 
 
-class OTLP(Outbox[ReadableSpan]):
+class OTLP(Exporter[ReadableSpan]):
     """An observer that exports the spans of each call in batches, from a thread of its own."""
 
-    def __init__(self, url: str, *, size: int = 1000, vendors: Mapping[str, str] | None = None) -> None:
-        super().__init__("the OpenTelemetry collector does not take spans", threads=1, size=size, batch=BATCH, linger=LINGER)
+    def __init__(
+        self, url: str, *, size: int = 1000, vendors: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(
+            "the OpenTelemetry collector does not take spans",
+            threads=1,
+            size=size,
+            batch=BATCH,
+            linger=LINGER,
+        )
         self._url = url if url.endswith(PATH) else url.rstrip("/") + PATH
-        self._vendors = {name: PROVIDERS.get(vendor, vendor) for name, vendor in (vendors or {}).items()}
-        self._resource = Resource({"service.name": "infermux"}).merge(OTELResourceDetector().detect())
+        self._vendors = {
+            name: PROVIDERS.get(vendor, vendor) for name, vendor in (vendors or {}).items()
+        }
+        self._resource = Resource({"service.name": "infermux"}).merge(
+            OTELResourceDetector().detect()
+        )
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_not_ours)
 
     def __call__(self, call: Call) -> None:
         parent = _context(call.trace_id, call.parent_id, remote=True) if call.parent_id else None
         own = _context(call.trace_id, call.span_id)
-        self.put(self._span(call, own, parent, (call.start_ns, call.end_ns), call.error, self._of_call(call)))
+        self.put(
+            self._span(
+                call, own, parent, (call.start_ns, call.end_ns), call.error, self._of_call(call)
+            )
+        )
         if len(call.attempts) > 1:
             for number, attempt in enumerate(call.attempts, 1):
                 start = moment(call, attempt.started)
                 context = _context(call.trace_id, f"{int(own.span_id) ^ number:016x}")
-                self.put(self._span(call, context, own, (start, start + int(attempt.seconds * 1e9)), failure(call, attempt),
-                                    self._of_attempt(attempt) | {"infermux.attempt": number}))
+                self.put(
+                    self._span(
+                        call,
+                        context,
+                        own,
+                        (start, start + int(attempt.seconds * 1e9)),
+                        failure(call, attempt),
+                        self._of_attempt(attempt) | {"infermux.attempt": number},
+                    )
+                )
 
     def sender(self) -> Send[ReadableSpan]:
-        """Return what exports a batch: the official exporter, over a session that no environment and no redirect leads elsewhere."""
+        """Return what exports a batch: the official exporter, over a session that no environment
+        and no redirect leads elsewhere.
+        """
         session = requests.Session()
         session.trust_env, session.max_redirects = False, 0
         exporter = OTLPSpanExporter(endpoint=self._url, timeout=TIMEOUT, session=session)
         return lambda spans: 0 if exporter.export(spans) is SpanExportResult.SUCCESS else len(spans)
 
-    def _span(self, call: Call, context: SpanContext, parent: SpanContext | None, times: tuple[int, int], error: InferMuxError | None,
-              more: dict[str, Any]) -> ReadableSpan:
+    def _span(
+        self,
+        call: Call,
+        context: SpanContext,
+        parent: SpanContext | None,
+        times: tuple[int, int],
+        error: InferMuxError | None,
+        more: dict[str, Any],
+    ) -> ReadableSpan:
         operation = OPERATIONS.get(call.request.op, call.request.op)
         model = more.get("gen_ai.request.model", "")
-        told = {"gen_ai.operation.name": operation, **more, "error.type": error.code if error else None}
-        attributes = {name: value for name, value in told.items() if value is not None and value != ""}
-        return ReadableSpan(f"{operation} {model}" if model and call.plan else operation, context, parent, self._resource, attributes,
-                            kind=SpanKind.CLIENT, status=Status(StatusCode.ERROR, error.summary) if error else _OK,
-                            start_time=times[0], end_time=times[1], instrumentation_scope=_SCOPE)
+        told = {
+            "gen_ai.operation.name": operation,
+            **more,
+            "error.type": error.code if error else None,
+        }
+        attributes = {
+            name: value for name, value in told.items() if value is not None and value != ""
+        }
+        return ReadableSpan(
+            f"{operation} {model}" if model and call.plan else operation,
+            context,
+            parent,
+            self._resource,
+            attributes,
+            kind=SpanKind.CLIENT,
+            status=Status(StatusCode.ERROR, error.summary) if error else _OK,
+            start_time=times[0],
+            end_time=times[1],
+            instrumentation_scope=_SCOPE,
+        )
 
     def _of_call(self, call: Call) -> dict[str, Any]:
         params = call.request.params if isinstance(call.request.params, Mapping) else {}
@@ -83,30 +137,61 @@ class OTLP(Outbox[ReadableSpan]):
             "gen_ai.provider.name": self._vendors.get(call.provider, _text(call.provider)),
             "gen_ai.request.model": _text(call.request.model),
             "gen_ai.response.model": _text(call.model) if call.attempts else None,
-            "gen_ai.response.finish_reasons": (_text(call.finish_reason),) if call.finish_reason else None,
+            "gen_ai.response.finish_reasons": (_text(call.finish_reason),)
+            if call.finish_reason
+            else None,
             "gen_ai.request.max_tokens": most if type(most) is int and 0 <= most < 2**63 else None,
-            "gen_ai.request.temperature": float(temperature) if type(temperature) in (int, float) and abs(temperature) < 1e9 else None,
-            "gen_ai.input.messages": _messages(call.request.messages) if call.answer is not None else None,
-            "gen_ai.output.messages": _messages([{"role": "assistant", "content": call.answer}]) if call.answer is not None else None,
-            **_usage(call.usage, call.cost), "infermux.call.id": call.id, "infermux.attempts": len(call.attempts),
-            "infermux.provider": _text(call.provider), "infermux.strategy": call.plan.strategy if call.plan else None,
-            "infermux.door": call.door, "infermux.caller": _text(call.caller.name)}
+            "gen_ai.request.temperature": float(temperature)
+            if type(temperature) in (int, float) and abs(temperature) < 1e9
+            else None,
+            "gen_ai.input.messages": _messages(call.request.messages)
+            if call.answer is not None
+            else None,
+            "gen_ai.output.messages": _messages([{"role": "assistant", "content": call.answer}])
+            if call.answer is not None
+            else None,
+            **_usage(call.usage, call.cost),
+            "infermux.call.id": call.id,
+            "infermux.attempts": len(call.attempts),
+            "infermux.provider": _text(call.provider),
+            "infermux.strategy": call.plan.strategy if call.plan else None,
+            "infermux.api": call.api,
+            "infermux.caller": _text(call.caller.name),
+        }
 
     def _of_attempt(self, attempt: Attempt) -> dict[str, Any]:
         provider, model = attempt.target
-        return {"gen_ai.provider.name": self._vendors.get(provider, provider), "gen_ai.request.model": _text(model),
-                "gen_ai.response.model": _text(attempt.served), **_usage(attempt.usage, attempt.cost), "infermux.provider": provider,
-                "infermux.waited_ms": round(attempt.waited * 1000) or None}
+        return {
+            "gen_ai.provider.name": self._vendors.get(provider, provider),
+            "gen_ai.request.model": _text(model),
+            "gen_ai.response.model": _text(attempt.served),
+            **_usage(attempt.usage, attempt.cost),
+            "infermux.provider": provider,
+            "infermux.waited_ms": round(attempt.waited * 1000) or None,
+        }
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return messages in the conventions' form, their text alone."""
-    parts = [{"role": str(each.get("role")), "parts": [{"type": "text", "content": text_of(each.get("content"))}]} for each in messages]
+    parts = [
+        {
+            "role": str(each.get("role")),
+            "parts": [{"type": "text", "content": text_of(each.get("content"))}],
+        }
+        for each in messages
+    ]
     return json.dumps(parts)[:LONGEST]
 
 
 def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
-    known = {"gen_ai.usage.input_tokens": usage.input_tokens, "gen_ai.usage.output_tokens": usage.output_tokens} if usage else {}
+    known = (
+        {
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+        }
+        if usage
+        else {}
+    )
     return {**known, "infermux.cost_usd": usd(cost)}
 
 
@@ -116,10 +201,14 @@ def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContex
 
 
 def _text(value: object) -> str:
-    """Return a name from outside as a collector takes it: short, and without half a character that would spoil its whole batch."""
+    """Return a name from outside as a collector takes it: short, and without half a character that
+    would spoil its whole batch.
+    """
     return value[:200].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """The exporter logs each failure; ours are counted, and told once. An application's own exporter goes on as it likes."""
+    """The exporter logs each failure; ours are counted, and told once. An application's own
+    exporter goes on as it likes.
+    """
     return not (record.threadName or "").startswith("infermux-")

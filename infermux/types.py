@@ -28,23 +28,25 @@ class Target(NamedTuple):
 
 
 class Route(NamedTuple):
-    """What a name stands for: targets and other names, how one of them is chosen, and what comes after all of them."""
+    """What a name stands for: targets and other names, how one of them is chosen, and what comes
+    after all of them.
+    """
 
     name: str
     entries: tuple[Target | Route, ...]
     strategy: str = "priority"
     then: tuple[Target | Route, ...] = ()
-    weights: tuple[float, ...] = ()         # of the entries, in their order; none: all alike
-    on_unsupported: str = ""                # "error" or "drop"; empty: what the router does
+    weights: tuple[float, ...] = ()  # of the entries, in their order; none: all alike
+    on_unsupported: str = ""  # "error" or "drop"; empty: what the router does
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer, normalised over the vendors.
 
-    `input_tokens` is all input; `cached_input_tokens` and `cache_write_tokens` are disjoint parts of it, and
-    `cache_write_1h_tokens` is a part of the latter. `output_tokens` is all output, `reasoning_tokens` a part of it.
-    None means that the vendor did not say; 0 that it said zero.
+    `input_tokens` is all input; `cached_input_tokens` and `cache_write_tokens` are disjoint parts
+    of it, and `cache_write_1h_tokens` is a part of the latter. `output_tokens` is all output,
+    `reasoning_tokens` a part of it. None means that the vendor did not say; 0 that it said zero.
     """
 
     input_tokens: int | None = None
@@ -54,10 +56,16 @@ class Usage:
     cache_write_1h_tokens: int | None = None
     reasoning_tokens: int | None = None
     estimated: bool = False
-    cost_usd: float | None = None           # the vendor's own figure for this answer, which wins over any table
-    service_tier: str | None = None         # the tier that the vendor says it billed
-    tool_use_tokens: int | None = None      # prompts of the vendor's own tools: billed as input, but not counted in it
-    total_tokens: int | None = None         # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
+    cost_usd: float | None = (
+        None  # the vendor's own figure for this answer, which wins over any table
+    )
+    service_tier: str | None = None  # the tier that the vendor says it billed
+    tool_use_tokens: int | None = (
+        None  # prompts of the vendor's own tools: billed as input, but not counted in it
+    )
+    total_tokens: int | None = (
+        None  # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
+    )
 
 
 NOTHING: Mapping[str, str] = {}
@@ -69,23 +77,32 @@ class Chunk(NamedTuple):
     text: str = ""
     reasoning: str = ""
     refusal: str = ""
-    tool_calls: Sequence[JSON] = ()         # OpenAI-shaped deltas: index, id, function{name, arguments}
+    tool_calls: Sequence[JSON] = ()  # OpenAI-shaped deltas: index, id, function{name, arguments}
     finish_reason: str | None = None
     usage: Usage | None = None
-    native: bytes | None = None             # the event as it came, for a door of the same dialect
-    details: Sequence[JSON] = ()            # signed reasoning, as OpenRouter's reasoning_details
+    native: bytes | None = None  # the event as it came, for a door of the same dialect
+    details: Sequence[JSON] = ()  # signed reasoning, as OpenRouter's reasoning_details
     model: str | None = None
     id: str | None = None
-    function_call: Mapping[str, str] = NOTHING      # OpenAI's tool call before there were tools: name, arguments
-    dialect: str = ""                       # of the native event
-    usage_only: bool = False                # a client that did not ask for usage must not see this event
-    more: bool = False                      # the next one is there already: both can go on in one packet
+    function_call: Mapping[str, str] = (
+        NOTHING  # OpenAI's tool call before there were tools: name, arguments
+    )
+    dialect: str = ""  # of the native event
+    usage_only: bool = False  # a client that did not ask for usage must not see this event
+    more: bool = False  # the next one is there already: both can go on in one packet
 
     @property
     def has_content(self) -> bool:
         """Whether a caller could see a difference: from here on nothing can fail over."""
-        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason or self.details
-                    or self.function_call)
+        return bool(
+            self.text
+            or self.reasoning
+            or self.refusal
+            or self.tool_calls
+            or self.finish_reason
+            or self.details
+            or self.function_call
+        )
 
 
 HEARTBEAT = Chunk()
@@ -120,15 +137,15 @@ class Caller:
     """Who is calling: from a key, or from the host application's own login."""
 
     name: str = ""
-    models: Sequence[str] | None = None     # None: every model
+    models: Sequence[str] | None = None  # None: every model
     rpm: int | None = None
     tpm: int | None = None
-    budget: object = None                   # a ledger.Budget; None: nothing is held before a call
+    budget: object = None  # a ledger.Budget; None: nothing is held before a call
     tags: Mapping[str, str] = field(default_factory=dict)
-    may_tag: bool = True                    # whether a request may say for which project and env it is
+    may_tag: bool = True  # whether a request may say for which project and env it is
 
 
-ANYONE = Caller()
+ANONYMOUS = Caller()
 
 
 class TraceContext(NamedTuple):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from infermux.call import Attempt, Call, Plan
 from infermux.errors import InferMuxError
 from infermux.ledger import AttemptRow, CallRow, Record, queries, record
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
 from infermux.types import Caller, Target, Usage
 
@@ -37,12 +37,29 @@ def call(
     seconds: float = 2.5,
 ) -> Call:
     """A call of one attempt, or of the *attempts*."""
-    made = Call(InferRequest(requested), Caller(caller), "openai", id=id, trace_id="t", tags=tags or {}, start_ns=round(at * 1e9))
+    made = Call(
+        InferRequest(requested),
+        Caller(caller),
+        "openai",
+        id=id,
+        trace_id="t",
+        tags=tags or {},
+        start_ns=round(at * 1e9),
+    )
     made.started, made.ended, made.error = 10.0, 10.0 + seconds, error
     provider, _, model = target.partition("/")
     made.plan = Plan(requested, "priority", (Target(provider, model),))
     if attempts is None:
-        attempts = [Attempt(Target(provider, model), 10.0, usage=usage or Usage(10, 5), cost=cost, served=served, error=error)]
+        attempts = [
+            Attempt(
+                Target(provider, model),
+                10.0,
+                usage=usage or Usage(10, 5),
+                cost=cost,
+                served=served,
+                error=error,
+            )
+        ]
     made.attempts = list(attempts)
     return made
 
@@ -50,7 +67,7 @@ def call(
 def keep(path: Path, *calls: Call) -> Path:
     """Write calls down, as a service does."""
     with closing(SQLiteLedger(path)) as ledger:
-        assert ledger.healthy() is None
+        assert ledger.problem() is None
         for each in calls:
             assert ledger.settle(record(each))
     return path
@@ -61,21 +78,30 @@ def large(path: Path, count: int, seed: int = 5) -> list[Record]:
     chance, made = random.Random(seed), []
     for n in range(count):
         at, id = int(NOON) * 10**9 - round(chance.random() * 40 * DAY * 1e9), f"{n:032x}"
-        rows = tuple(_attempt(chance, at, id, n, last) for n, last in enumerate([False] * chance.choice([0, 0, 0, 0, 1, 2]) + [True]))
+        rows = tuple(
+            _attempt(chance, at, id, n, last)
+            for n, last in enumerate([False] * chance.choice([0, 0, 0, 0, 1, 2]) + [True])
+        )
         rows = rows if chance.random() > 0.02 else ()  # it was refused
         made.append(Record(_whole(chance, at, id, rows), rows))
     with closing(SQLiteLedger(path)) as ledger:
         assert ledger.rows() == []
     with closing(sqlite3.connect(path)) as sql, sql:
         sql.executemany(queries.WRITE_CALL, [each.call for each in made])
-        sql.executemany(queries.WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts])
+        sql.executemany(
+            queries.WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts]
+        )
     return made
 
 
 def _attempt(chance: random.Random, at: int, id: str, n: int, last: bool) -> AttemptRow:
     provider, model = f"vendor-{chance.randrange(6)}", f"model-{chance.randrange(30)}"
     failed = not last or chance.random() < 0.02
-    cost = None if failed or chance.random() < 0.03 else chance.choice([0, chance.randrange(10**11), 10**17])
+    cost = (
+        None
+        if failed or chance.random() < 0.03
+        else chance.choice([0, chance.randrange(10**11), 10**17])
+    )
     tokens = [chance.randrange(10**5) for _ in range(6)]
     return AttemptRow(at, id, n, provider, model, f"{model}-2026-01-01", n * 100, n * 100 + 50, n * 100 + 90, *tokens, cost,
                       int(cost is None and not failed), "upstream_timeout" if failed else "", int(last))  # fmt: skip
@@ -85,7 +111,11 @@ def _whole(chance: random.Random, at: int, id: str, rows: Sequence[AttemptRow]) 
     costs = [row.cost for row in rows if row.cost is not None]
     unpriced, last = sum(row.unpriced for row in rows), rows[-1] if rows else None
     error = (last.error_code if last else "budget_exceeded") or ""
-    tags = {name: f"{name}-{chance.randrange(9)}" for name in ("env", "project") if chance.random() < 0.7}
+    tags = {
+        name: f"{name}-{chance.randrange(9)}"
+        for name in ("env", "project")
+        if chance.random() < 0.7
+    }
     names = (last.model, last.served, last.provider) if last else ("", "", "")
     return CallRow(
         at, id, "t", f"caller-{chance.randrange(20)}", json.dumps(tags), "openai", "fast", *names, "priority",

@@ -1,4 +1,6 @@
-"""Real peers for the tests: the service under gunicorn, a strict TokenTrace, a vendor that speaks OpenAI's format."""
+"""Real peers for the tests: the service under gunicorn, a strict TokenTrace, a vendor that speaks
+OpenAI's format.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ PATIENCE = 30.0  # seconds until a condition that should hold soon counts as fai
 HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 
 
-# -- environment and waiting -------------------------------------------------------------------------------------------
+# -- environment and waiting -----------------------------------------------------------------------
 
 
 def is_ours(name: str) -> bool:
@@ -46,7 +48,9 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not is_ours(name)} | more
 
 
-def eventually(condition: Callable[[], Any], what: str = "the condition", seconds: float = PATIENCE) -> Any:
+def eventually(
+    condition: Callable[[], Any], what: str = "the condition", seconds: float = PATIENCE
+) -> Any:
     """Return the first true value of *condition*; fail when there was none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -56,7 +60,9 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", second
 
 
 def script(name: str) -> list[str]:
-    """Return the command of an installed console script: of this interpreter's environment, else from the path."""
+    """Return the command of an installed console script: of this interpreter's environment, else
+    from the path.
+    """
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     assert found, f"{name} is not installed"
@@ -72,11 +78,18 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a clean environment; standard input is empty unless *given*."""
     return subprocess.run(
-        list(command), cwd=cwd, env=environment(**(env or {})), text=True, capture_output=True, timeout=60, check=False, input=given or ""
+        list(command),
+        cwd=cwd,
+        env=environment(**(env or {})),
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        input=given or "",
     )
 
 
-# -- a client ----------------------------------------------------------------------------------------------------------
+# -- a client --------------------------------------------------------------------------------------
 
 
 class Answer(NamedTuple):
@@ -89,13 +102,26 @@ class Answer(NamedTuple):
         return json.loads(self.data)
 
 
-def ask(port: int, path: str, body: Any = None, *, method: str = "", headers: Mapping[str, str] | None = None) -> Answer:
-    """Send one request on a connection of its own; a body that is neither bytes nor an iterator goes as JSON."""
+def ask(
+    port: int,
+    path: str,
+    body: Any = None,
+    *,
+    method: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """Send one request on a connection of its own; a body that is neither bytes nor an iterator
+    goes as JSON.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     with contextlib.closing(connection):
         connection.request(
-            method or ("GET" if body is None else "POST"), path, data, dict(headers or {}), encode_chunked=isinstance(body, Iterator)
+            method or ("GET" if body is None else "POST"),
+            path,
+            data,
+            dict(headers or {}),
+            encode_chunked=isinstance(body, Iterator),
         )
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
@@ -113,19 +139,23 @@ def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
             return Answer(answer.status, answer.headers, answer.read())
 
 
-# -- the service -------------------------------------------------------------------------------------------------------
+# -- the service -----------------------------------------------------------------------------------
 
 
 def names_ledger(env: Mapping[str, str]) -> bool:
     """Whether a service in this environment is told where its ledger is."""
     file = Path(env.get("INFERMUX_CONFIG", ""))
-    return "INFERMUX_LEDGER__PATH" in env or (file.is_file() and "[ledger]" in file.read_text(encoding="utf-8", errors="replace"))
+    return "INFERMUX_LEDGER__PATH" in env or (
+        file.is_file() and "[ledger]" in file.read_text(encoding="utf-8", errors="replace")
+    )
 
 
 class Service:
-    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when it is entered.
+    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when
+    it is entered.
 
-    Its ledger is in a folder of its own unless the environment or the configuration says where it is.
+    Its ledger is in a folder of its own unless the environment or the configuration says where it
+    is.
     """
 
     def __init__(
@@ -136,7 +166,11 @@ class Service:
         command: Sequence[str] | None = None,
         cwd: Path = ROOT,
     ) -> None:
-        self._command = list(command or [sys.executable, "-m", "gunicorn", app]) + ["-b", "127.0.0.1:0", *args]
+        self._command = list(command or [sys.executable, "-m", "gunicorn", app]) + [
+            "-b",
+            "127.0.0.1:0",
+            *args,
+        ]
         self._env = environment(**(env or {}))
         self._cwd = cwd
         self.port = 0
@@ -147,7 +181,12 @@ class Service:
         if not names_ledger(self._env):
             self._env["INFERMUX_LEDGER__PATH"] = f"{self.folder.name}/infermux.db"
         self.process = subprocess.Popen(
-            self._command, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
+            self._command,
+            cwd=self._cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
         )
         try:
             self.port = int(eventually(self._listening, "listening")[1])
@@ -185,7 +224,9 @@ class Service:
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
 
     def ask(self, path: str, body: Any = None, **more: Any) -> Answer:
         return ask(self.port, path, body, **more)
@@ -205,7 +246,7 @@ class Service:
             return False
 
 
-# -- servers in a thread -----------------------------------------------------------------------------------------------
+# -- servers in a thread ---------------------------------------------------------------------------
 
 
 class _Server(ThreadingHTTPServer):
@@ -229,7 +270,9 @@ class Peer:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
         return self
 
@@ -274,7 +317,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_CONNECT = do_POST
 
-    def reply(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+    def reply(
+        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> None:
         with contextlib.suppress(OSError):
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | dict(headers or {})).items():
@@ -300,7 +345,7 @@ def nobody() -> Iterator[str]:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
-# -- TokenTrace --------------------------------------------------------------------------------------------------------
+# -- TokenTrace ------------------------------------------------------------------------------------
 
 MESSAGE = re.compile(
     rb'\{"version":"1","id":"(?P<id>[0-9a-f]{32})","source":"(?P<source>[^"\\]+)","type":"trace\.span",'
@@ -322,14 +367,17 @@ ATTRIBUTES = {
 
 
 def read_span(body: bytes, skew: int = 0) -> dict[str, Any]:
-    """Return the span of a MIST message; raise AssertionError for anything that the protocol does not say.
+    """Return the span of a MIST message; raise AssertionError for anything that the protocol does
+    not say.
 
     *skew*: how many seconds the sender's clock is wrong.
     """
     found = MESSAGE.fullmatch(body)
     assert found, f"not a trace.span message in the protocol's order: {body[:200]!r}"
     assert len(body) <= 10 * 1024 * 1024
-    assert abs(int(found["stamp"]) - time.time_ns() - skew * 10**9) < 600 * 10**9, "timestamp_ns is not now"
+    assert abs(int(found["stamp"]) - time.time_ns() - skew * 10**9) < 600 * 10**9, (
+        "timestamp_ns is not now"
+    )
     if found["checksum"]:
         assert int(found["checksum"]) == zlib.crc32(found["payload"]), "wrong checksum"
     span = json.loads(found["payload"], object_pairs_hook=_unique, parse_constant=_refuse)
@@ -338,11 +386,25 @@ def read_span(body: bytes, skew: int = 0) -> dict[str, Any]:
 
 
 def _check_span(span: dict[str, Any]) -> None:
-    assert list(span) == [name for name in SPAN if name != "parent_id" or "parent_id" in span], f"fields {list(span)}"
-    for name, form in (("trace_id", r"[0-9a-f]{32}"), ("span_id", r"[0-9a-f]{32}"), ("parent_id", r"[0-9a-f]{16}|[0-9a-f]{32}")):
-        assert name not in span or (isinstance(span[name], str) and re.fullmatch(form, span[name]) and int(span[name], 16)), name
-    assert span["operation"] == "infermux.infer" or (span["operation"] == "infermux.attempt" and span["parent_id"])
-    assert type(span["start_ns"]) is int and type(span["end_ns"]) is int and 10**18 < span["start_ns"] <= span["end_ns"]
+    assert list(span) == [name for name in SPAN if name != "parent_id" or "parent_id" in span], (
+        f"fields {list(span)}"
+    )
+    for name, form in (
+        ("trace_id", r"[0-9a-f]{32}"),
+        ("span_id", r"[0-9a-f]{32}"),
+        ("parent_id", r"[0-9a-f]{16}|[0-9a-f]{32}"),
+    ):
+        assert name not in span or (
+            isinstance(span[name], str) and re.fullmatch(form, span[name]) and int(span[name], 16)
+        ), name
+    assert span["operation"] == "infermux.infer" or (
+        span["operation"] == "infermux.attempt" and span["parent_id"]
+    )
+    assert (
+        type(span["start_ns"]) is int
+        and type(span["end_ns"]) is int
+        and 10**18 < span["start_ns"] <= span["end_ns"]
+    )
     assert span["status"] in ("ok", "error")
     _check_attributes(span["attrs"], span["status"])
 
@@ -352,9 +414,13 @@ def _check_attributes(attrs: dict[str, Any], status: str) -> None:
     for name, value in attrs.items():
         kinds = (int, float) if ATTRIBUTES[name] is float else (ATTRIBUTES[name],)
         assert type(value) in kinds, f"{name} is {value!r}"
-        assert isinstance(value, str) or (math.isfinite(value) and value >= 0), f"{name} is {value!r}"
+        assert isinstance(value, str) or (math.isfinite(value) and value >= 0), (
+            f"{name} is {value!r}"
+        )
     assert ("error" in attrs) == (status == "error"), f"status {status}, attributes {attrs}"
-    needed = {"provider", "model"} | ({"tokens_in", "tokens_out", "latency_ms", "finish_reason"} if status == "ok" else set())
+    needed = {"provider", "model"} | (
+        {"tokens_in", "tokens_out", "latency_ms", "finish_reason"} if status == "ok" else set()
+    )
     assert needed <= set(attrs), f"missing {needed - set(attrs)}"
 
 
@@ -368,12 +434,16 @@ def _refuse(constant: str) -> None:
 
 
 class TokenTrace(Peer):
-    """A strict receiver: notes each span, or why a message is none, and answers 202 unless its mode says otherwise.
+    """A strict receiver: notes each span, or why a message is none, and answers 202 unless its mode
+    says otherwise.
 
-    Modes: ok, slow (answers after *seconds*), status (answers *status*), hang, reset, redirect (to *target*), garbage.
+    Modes: ok, slow (answers after *seconds*), status (answers *status*), hang, reset, redirect (to
+    *target*), garbage.
     """
 
-    def __init__(self, mode: str = "ok", *, seconds: float = 2.0, status: int = 500, target: str = "") -> None:
+    def __init__(
+        self, mode: str = "ok", *, seconds: float = 2.0, status: int = 500, target: str = ""
+    ) -> None:
         self.mode, self.seconds, self.status, self.target = mode, seconds, status, target
         self.skew = 0
         self.spans: list[dict[str, Any]] = []
@@ -402,7 +472,9 @@ class TokenTrace(Peer):
 
     def _note(self, handler: _Handler, body: bytes) -> None:
         try:
-            assert (handler.command, handler.path) == ("POST", "/mist"), f"{handler.command} {handler.path}"
+            assert (handler.command, handler.path) == ("POST", "/mist"), (
+                f"{handler.command} {handler.path}"
+            )
             assert handler.headers["Content-Type"] == "application/json"
             span, problem = read_span(body, self.skew), ""
         except (AssertionError, ValueError) as error:
@@ -413,11 +485,16 @@ class TokenTrace(Peer):
             if problem:
                 self.problems.append(problem)
             else:
-                (self.spans if span["operation"] == "infermux.infer" else self.attempts).append(span)
+                (self.spans if span["operation"] == "infermux.infer" else self.attempts).append(
+                    span
+                )
 
     def wait(self, count: int) -> list[dict[str, Any]]:
         """Return the spans once there are *count*; every message was valid and none came twice."""
-        eventually(lambda: len(self.spans) + len(self.problems) >= count, f"{count} spans ({len(self.spans)} came)")
+        eventually(
+            lambda: len(self.spans) + len(self.problems) >= count,
+            f"{count} spans ({len(self.spans)} came)",
+        )
         return self.checked()
 
     def checked(self) -> list[dict[str, Any]]:
@@ -425,11 +502,13 @@ class TokenTrace(Peer):
         with self.lock:
             assert self.problems == []
             for name in ("id", "span_id"):
-                assert len({span[name] for span in self.spans}) == len(self.spans), f"a {name} came twice"
+                assert len({span[name] for span in self.spans}) == len(self.spans), (
+                    f"a {name} came twice"
+                )
             return list(self.spans)
 
 
-# -- a vendor ----------------------------------------------------------------------------------------------------------
+# -- a vendor --------------------------------------------------------------------------------------
 
 
 class Seen(NamedTuple):
@@ -447,7 +526,9 @@ class Scripted(NamedTuple):
 
 
 class Vendor(Peer):
-    """A vendor that speaks OpenAI's chat format: answers from a script whose last line repeats, and keeps what it was asked."""
+    """A vendor that speaks OpenAI's chat format: answers from a script whose last line repeats, and
+    keeps what it was asked.
+    """
 
     def __init__(self, *answers: Scripted) -> None:
         self.answers = list(answers) or [Scripted()]
@@ -462,13 +543,21 @@ class Vendor(Peer):
         asked = json.loads(body) if body else None
         with self.lock:
             scripted = self.answers[min(len(self.seen), len(self.answers) - 1)]
-            self.seen.append(Seen(handler.path, {name.lower(): value for name, value in handler.headers.items()}, asked))
+            self.seen.append(
+                Seen(
+                    handler.path,
+                    {name.lower(): value for name, value in handler.headers.items()},
+                    asked,
+                )
+            )
         if scripted.after is not None:
             scripted.after.wait(PATIENCE)
         self.released.wait(scripted.delay)
         content = scripted.body if scripted.body is not None else completion(asked)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        handler.reply(scripted.status, data, {"Content-Type": "application/json", **scripted.headers})
+        handler.reply(
+            scripted.status, data, {"Content-Type": "application/json", **scripted.headers}
+        )
 
 
 def completion(asked: Any, content: str | None = None) -> dict[str, Any]:
@@ -479,6 +568,8 @@ def completion(asked: Any, content: str | None = None) -> dict[str, Any]:
         "object": "chat.completion",
         "created": 1,
         "model": asked["model"],
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        ],
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }

@@ -1,4 +1,6 @@
-"""The bench still runs, with whatever the configuration and the doors have become; how fast anything is, is not tested."""
+"""The bench still runs, with whatever the configuration and the doors have become; how fast
+anything is, is not tested.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ from support import run
 
 def test_the_bench_prints_its_table(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    done = run([sys.executable, "-m", "tests.bench", "--quick", "--only", "infer", "ledger", "--json", str(file)])
+    done = run(
+        [
+            sys.executable,
+            "-m",
+            "tests.bench",
+            "--quick",
+            "--only",
+            "infer",
+            "ledger",
+            "--json",
+            str(file),
+        ]
+    )
     assert done.returncode == 0, done.stderr
     assert "Note:" not in done.stdout, "an answer was not whole"
     assert "| InferMux: POST /infer with echo, no ledger |" in done.stdout

@@ -49,7 +49,11 @@ TRIES = {
     "ProviderModelNotFound": (False, True),
     "StreamIncomplete": (True, True),
 }
-CLASSES = {name: each for name, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, InferMuxError)}
+CLASSES = {
+    name: each
+    for name, each in vars(errors).items()
+    if inspect.isclass(each) and issubclass(each, InferMuxError)
+}
 
 
 def make(kind: type[InferMuxError], message: str = "x") -> InferMuxError:
@@ -65,18 +69,25 @@ def test_an_error_is_what_the_design_says(name: str, row: tuple[str, int, str]) 
 
 
 @pytest.mark.parametrize(("name", "tries"), TRIES.items())
-def test_what_may_be_tried_again_is_what_the_design_says(name: str, tries: tuple[bool, bool]) -> None:
+def test_what_may_be_tried_again_is_what_the_design_says(
+    name: str, tries: tuple[bool, bool]
+) -> None:
     error = make(CLASSES[name])
     assert isinstance(error, ProviderError)
     assert (error.retryable, error.failover) == tries
 
 
 def test_the_drawing_at_the_head_of_the_file_is_the_tree() -> None:
-    drawn = re.findall(r"^[│├└─ ]*([A-Z]\w+) +(\d{3}|–)(?: +(\w+))?", errors.__doc__ or "", re.MULTILINE)
+    drawn = re.findall(
+        r"^[│├└─ ]*([A-Z]\w+) +(\d{3}|–)(?: +(\w+))?", errors.__doc__ or "", re.MULTILINE
+    )
     assert {name for name, _, _ in drawn} == set(CLASSES)
     for name, status, code in drawn:
         if status != "–":
-            assert (int(status), code or CLASSES[name].code) == (CLASSES[name].status, CLASSES[name].code)
+            assert (int(status), code or CLASSES[name].code) == (
+                CLASSES[name].status,
+                CLASSES[name].code,
+            )
 
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)

@@ -19,7 +19,9 @@ HEAVY = ("flask", "werkzeug", "click", "requests", "urllib3", "gunicorn", "sqlit
 
 
 def python(code: str, **environ: str) -> Any:
-    """Run *code* in a Python of its own, outside of the clone's tests; return what it prints as JSON."""
+    """Run *code* in a Python of its own, outside of the clone's tests; return what it prints as
+    JSON.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -33,7 +35,9 @@ def python(code: str, **environ: str) -> Any:
 
 
 def loaded_after(code: str) -> list[str]:
-    return python(f"{code}\nimport json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))")
+    return python(
+        f"{code}\nimport json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
 
 
 @pytest.mark.parametrize("name", infermux.__all__)
@@ -57,7 +61,12 @@ def test_what_is_announced_is_sorted_and_said_once() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(SOURCE.read_text("utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = [alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    seen = [
+        alias.asname or alias.name
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
     assert sorted(seen) == infermux.__all__
 
 

@@ -1,4 +1,6 @@
-"""The README's blocks do what they say, in a fresh copy of the project and a fresh virtual environment."""
+"""The README's blocks do what they say, in a fresh copy of the project and a fresh virtual
+environment.
+"""
 
 import os
 import re
@@ -18,8 +20,16 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
 SHELL = [text for kind, text in BLOCKS if kind == "sh"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-SHOWN = [line for kind, text in BLOCKS if kind == "console" for line in re.findall(r"^\$ infermux (.*)$", text, re.M)]
-ADMIN = {"INFERMUX_SERVER__ADMIN": "sk-operator", "INFERMUX_ADMIN_KEY": "sk-operator"}      # of the service, and of whoever asks it
+SHOWN = [
+    line
+    for kind, text in BLOCKS
+    if kind == "console"
+    for line in re.findall(r"^\$ infermux (.*)$", text, re.M)
+]
+ADMIN = {
+    "INFERMUX_SERVER__ADMIN": "sk-operator",
+    "INFERMUX_ADMIN_KEY": "sk-operator",
+}  # of the service, and of whoever asks it
 
 
 def free_port() -> int:
@@ -32,7 +42,8 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("INFERMUX_", "FLASK_", "PYTHON")) and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
+        if not name.startswith(("INFERMUX_", "FLASK_", "PYTHON"))
+        and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
     }
 
 
@@ -62,7 +73,13 @@ def wait_for(port: int) -> None:
 def clone(tmp_path_factory) -> Path:
     """A copy of what a clone holds, set up by the README's first block."""
     target = tmp_path_factory.mktemp("readme") / "infermux"
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in names.stdout.splitlines():
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +102,10 @@ def service(installed) -> int:
     start = next(text for text in SHELL if text.startswith("gunicorn"))
     command = start.replace(":8600", f"127.0.0.1:{port}").replace(" &", "").strip()
     process = subprocess.Popen(
-        ["bash", "-c", f". .venv/bin/activate; exec {command}"], cwd=installed, env=clean_environment() | ADMIN, stderr=subprocess.DEVNULL
+        ["bash", "-c", f". .venv/bin/activate; exec {command}"],
+        cwd=installed,
+        env=clean_environment() | ADMIN,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(port)
@@ -104,7 +124,9 @@ def test_the_first_block_has_four_lines_and_the_mount_five():
 def test_shell_blocks_run(block, installed, service):
     if block.startswith("gunicorn"):
         return  # the service fixture ran it
-    answer = run(". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed, **ADMIN)
+    answer = run(
+        ". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed, **ADMIN
+    )
     assert answer.returncode == 0, answer.stderr
     assert '{"error"' not in answer.stdout
     assert answer.stdout.count("echo: Hello") >= len(re.findall(r":8600/(?:infer|mist)\b", block))
@@ -131,12 +153,16 @@ def test_python_blocks_run(block, service):
 
 def commands() -> set[str]:
     """The commands that there are, those of a group with its name before them."""
-    from infermux.cli import main
+    from infermux.cli.main import main
 
     context, found = click.Context(main), set()
     for name in main.list_commands(context):
         command = main.get_command(context, name)
-        found |= {f"{name} {each}" for each in command.commands} if isinstance(command, click.Group) else {name}
+        found |= (
+            {f"{name} {each}" for each in command.commands}
+            if isinstance(command, click.Group)
+            else {name}
+        )
     return found
 
 
@@ -150,21 +176,30 @@ def test_every_command_is_told_of_and_every_one_that_is_named_exists():
 
 @pytest.mark.parametrize("line", SHOWN)
 def test_a_command_that_is_shown_with_its_output_can_be_given(line):
-    from infermux.cli import main
+    from infermux.cli.main import main
 
     name, *rest = shlex.split(line)
     command = main.get_command(click.Context(main), name)
     assert command is not None
-    command.make_context(name, rest)        # raises UsageError for an option that there is not
+    command.make_context(name, rest)  # raises UsageError for an option that there is not
 
 
 def test_the_plan_that_is_shown_is_that_of_the_example(tmp_path):
     example = next(text for kind, text in BLOCKS if kind == "toml")
     (tmp_path / "infermux.toml").write_text(example, encoding="utf-8")
-    hashes = {name: f"{number:064x}" for number, name in enumerate(re.findall(r'"env:(\w+)"', example))}
-    shown = next(text for kind, text in BLOCKS if kind == "console" and text.startswith("$ infermux explain"))
+    hashes = {
+        name: f"{number:064x}" for number, name in enumerate(re.findall(r'"env:(\w+)"', example))
+    }
+    shown = next(
+        text for kind, text in BLOCKS if kind == "console" and text.startswith("$ infermux explain")
+    )
     line, _, plan = shown.partition("\n")
-    answer = run(line.replace("$ infermux", f"{sys.executable} -m infermux"), tmp_path, OPENAI_API_KEY="unused", **hashes)
+    answer = run(
+        line.replace("$ infermux", f"{sys.executable} -m infermux"),
+        tmp_path,
+        OPENAI_API_KEY="unused",
+        **hashes,
+    )
     assert (answer.returncode, answer.stdout) == (0, plan), answer.stderr
 
 
@@ -173,6 +208,9 @@ def test_every_variable_and_link_that_is_named_exists():
 
     named = set(re.findall(r"`([A-Z_]+_API_KEY|OLLAMA_HOST|\w+_BASE_URL)`", TEXT))
     assert named <= {key for preset in PRESETS.values() for key in preset.keys}
-    heads = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", TEXT, re.M)}
+    heads = {
+        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
+        for head in re.findall(r"^#+ (.*)$", TEXT, re.M)
+    }
     assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= heads
     assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^#)]+)\)", TEXT))

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from support import ROOT, run
 
-setuptools = pytest.importorskip("setuptools", minversion="70.1", reason="building a wheel offline takes setuptools 70.1")
+setuptools = pytest.importorskip(
+    "setuptools", minversion="70.1", reason="building a wheel offline takes setuptools 70.1"
+)
 DATA = {"infermux/py.typed", "infermux/prices.json", "infermux/web/templates/status.html"}
 ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
@@ -20,19 +22,37 @@ ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "li
 def files() -> list[str]:
     """What a clone holds, and what is new in it."""
     command = ["git", "ls-files", "-co", "--exclude-standard"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    found = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
     return [name for name in found if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy: a build leaves folders behind, and takes in what an earlier one has left."""
+    """The wheel of a copy: a build leaves folders behind, and takes in what an earlier one has
+    left.
+    """
     clone = tmp_path_factory.mktemp("clone")
     for name in files():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
-    done = run([sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation",
-                "--disable-pip-version-check", "-w", str(clone / "made"), str(clone)])
+    done = run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "--disable-pip-version-check",
+            "-w",
+            str(clone / "made"),
+            str(clone),
+        ]
+    )
     assert done.returncode == 0, done.stderr
     (made,) = Path(clone, "made").iterdir()
     with zipfile.ZipFile(made) as archive:
@@ -40,16 +60,32 @@ def wheel(tmp_path_factory):
 
 
 def test_a_wheel_holds_the_package_and_nothing_else(wheel):
-    folder = next(name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL"))
+    folder = next(
+        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
+    )
     own = {name for name in files() if name.startswith("infermux/") and name.endswith(".py")}
-    about = {each if each != "licenses/LICENSE" or f"{folder}/{each}" in wheel.namelist() else "LICENSE" for each in ABOUT}
+    about = {
+        each if each != "licenses/LICENSE" or f"{folder}/{each}" in wheel.namelist() else "LICENSE"
+        for each in ABOUT
+    }
     assert set(wheel.namelist()) == own | DATA | {f"{folder}/{each}" for each in about}
 
 
 def test_a_wheel_asks_for_three_packages_and_starts_one_command(wheel):
-    folder = next(name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL"))
+    folder = next(
+        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
+    )
     told = message_from_bytes(wheel.read(f"{folder}/METADATA"))
     needed = [each for each in told.get_all("Requires-Dist") if "extra ==" not in each]
-    assert {each.split("<")[0].split(">")[0].strip() for each in needed} == {"flask", "requests", "gunicorn"}
+    assert {each.split("<")[0].split(">")[0].strip() for each in needed} == {
+        "flask",
+        "requests",
+        "gunicorn",
+    }
     assert set(told.get_all("Provides-Extra")) == {"test", "otel"}
-    assert wheel.read(f"{folder}/entry_points.txt").decode().split() == ["[console_scripts]", "infermux", "=", "infermux.cli:main"]
+    assert wheel.read(f"{folder}/entry_points.txt").decode().split() == [
+        "[console_scripts]",
+        "infermux",
+        "=",
+        "infermux.cli.main:main",
+    ]

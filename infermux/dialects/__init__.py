@@ -1,7 +1,7 @@
 """Wire formats: what a dialect is, and what all of them share.
 
-A dialect is a module of pure functions, in both directions. The canonical form between two dialects is InferRequest with
-OpenAI-shaped messages and params, InferResponse, and Chunk.
+A dialect is a module of pure functions, in both directions. The canonical form between two dialects
+is InferRequest with OpenAI-shaped messages and params, InferResponse, and Chunk.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..errors import (
     UnsupportedParameter,
 )
 from ..protocol import InferRequest, InferResponse
-from ..sse import Event
+from ..protocol.sse import Event
 from ..types import JSON, Chunk, Usage
 
-LONGEST_WAIT = 86400.0                      # seconds: what a vendor asks for beyond a day is a mistake
+LONGEST_WAIT = 86400.0  # seconds: what a vendor asks for beyond a day is a mistake
 Headers = Mapping[str, str]
-Events = Iterable[Event | None]             # None: nothing came for a while
+Events = Iterable[Event | None]  # None: nothing came for a while
 
 
 class Dialect(Protocol):
@@ -39,32 +39,52 @@ class Dialect(Protocol):
     NAME: str
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        """Return the path and query below the base URL; raise UnsupportedParameter where there is none for the operation."""
+        """Return the path and query below the base URL; raise UnsupportedParameter where there is
+        none for the operation.
+        """
+
     def auth(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""
+
     def headers(self, request: InferRequest) -> dict[str, str]:
         """Return the protocol headers that a request needs."""
-    def encode_request(self, request: InferRequest, *, stream: bool, drop: list[str] | None = None) -> bytes:
-        """Return the body; append what cannot be said to *drop*, or raise UnsupportedParameter if that is None."""
+
+    def encode_request(
+        self, request: InferRequest, *, stream: bool, drop: list[str] | None = None
+    ) -> bytes:
+        """Return the body; append what cannot be said to *drop*, or raise UnsupportedParameter if
+        that is None.
+        """
+
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        """Return the answer; raise ProviderError if it is one, ValueError (or alike) if it makes no sense."""
+        """Return the answer; raise ProviderError if it is one, ValueError (or alike) if it makes no
+        sense.
+        """
+
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
         """Return the error that an answer with *status* stands for."""
+
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
         """Yield the chunks of a stream; raise StreamIncomplete if it ends without its terminator."""
+
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of an answer that did not come as events although a stream was asked for."""
+        """Yield the chunks of an answer that did not come as events although a stream was asked
+        for.
+        """
 
 
 def unsupported(name: str, dialect: str, drop: list[str] | None) -> None:
     """Note in *drop* that a parameter cannot be said, or raise UnsupportedParameter naming it."""
     if drop is None:
-        raise UnsupportedParameter(f"{name!r} cannot be expressed in the {dialect} format", param=name)
+        raise UnsupportedParameter(
+            f"{name!r} cannot be expressed in the {dialect} format", param=name
+        )
     if name not in drop:
         drop.append(name)
 
 
-# -- reading what may be of any type -----------------------------------------------------------------------------------
+# -- reading what may be of any type ---------------------------------------------------------------
+
 
 def count(value: object) -> int | None:
     """Return a token count, None where there is none; raise ValueError for what cannot be one."""
@@ -108,18 +128,35 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
     """Yield a whole answer as one chunk."""
     calls = [{**call, "index": index} for index, call in enumerate(response.tool_calls)]
     usage = response.usage
-    if usage is None and (response.tokens_in or response.tokens_out or response.cost_usd is not None):
+    if usage is None and (
+        response.tokens_in or response.tokens_out or response.cost_usd is not None
+    ):
         usage = Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
-    yield Chunk(text=response.content, reasoning=response.reasoning, refusal=response.refusal, tool_calls=calls,
-                finish_reason=response.finish_reason or "stop", usage=usage, details=response.details,
-                model=response.model, id=response.id, native=native)
+    yield Chunk(
+        text=response.content,
+        reasoning=response.reasoning,
+        refusal=response.refusal,
+        tool_calls=calls,
+        finish_reason=response.finish_reason or "stop",
+        usage=usage,
+        details=response.details,
+        model=response.model,
+        id=response.id,
+        native=native,
+    )
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
-_TOO_LONG = re.compile(r"context.{0,20}(length|window|limit)|prompt is too long|too many (input )?tokens|input token count", re.I)
-_BAD_KEY = re.compile(r"(incorrect|invalid|missing|expired).{0,20}(api[ _-]?key|credential|x-api-key)"
-                      r"|api[ _-]?key.{0,20}(not valid|invalid|expired)", re.I)
+_TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|limit)|prompt is too long|too many (input )?tokens|input token count",
+    re.I,
+)
+_BAD_KEY = re.compile(
+    r"(incorrect|invalid|missing|expired).{0,20}(api[ _-]?key|credential|x-api-key)"
+    r"|api[ _-]?key.{0,20}(not valid|invalid|expired)",
+    re.I,
+)
 _NO_CREDIT = re.compile(r"insufficient[ _](quota|balance|credit|funds)|credit balance", re.I)
 _FILTERED = re.compile(r"content[ _](filter|policy|management)|ResponsibleAIPolicyViolation", re.I)
 _WORDS = {  # what a caller is told where the vendor's own words would not help
@@ -132,9 +169,17 @@ _WORDS = {  # what a caller is told where the vendor's own words would not help
 }
 
 
-def provider_error(status: int, message: str, *, code: str = "", param: str | None = None,
-                   retry_after: float | None = None) -> ProviderError:
-    """Return the error for a vendor's status, code and words; only what is the caller's to mend keeps the words."""
+def provider_error(
+    status: int,
+    message: str,
+    *,
+    code: str = "",
+    param: str | None = None,
+    retry_after: float | None = None,
+) -> ProviderError:
+    """Return the error for a vendor's status, code and words; only what is the caller's to mend
+    keeps the words.
+    """
     kind = _kind(status, f"{code} {message}")
     error: ProviderError
     if issubclass(kind, ProviderRejected | ProviderModelNotFound):
@@ -143,7 +188,9 @@ def provider_error(status: int, message: str, *, code: str = "", param: str | No
         error = kind(_WORDS[kind].format(status=status), retry_after=retry_after)
     if status == 413:
         error.status = 413
-    if status in (501, 505) or status < 500:        # a 501 stays a 501; a redirect or an odd status is a wrong address
+    if (
+        status in (501, 505) or status < 500
+    ):  # a 501 stays a 501; a redirect or an odd status is a wrong address
         error.retryable = error.retryable and kind is not ProviderUnavailable
     return error
 
@@ -153,13 +200,19 @@ def _kind(status: int, words: str) -> type[ProviderError]:
         return _rejected(words)
     if status == 402 or (status in (403, 429) and _NO_CREDIT.search(words)):
         return QuotaExhausted
-    fixed = {401: ProviderAuthError, 403: ProviderAuthError, 404: ProviderModelNotFound, 408: ProviderTimeout,
-             429: ProviderRateLimited, 504: ProviderTimeout}
+    fixed = {
+        401: ProviderAuthError,
+        403: ProviderAuthError,
+        404: ProviderModelNotFound,
+        408: ProviderTimeout,
+        429: ProviderRateLimited,
+        504: ProviderTimeout,
+    }
     return fixed.get(status) or (ProviderError if 405 <= status < 500 else ProviderUnavailable)
 
 
 def _rejected(words: str) -> type[ProviderError]:
-    if _BAD_KEY.search(words):              # xAI and Gemini say 400 for a bad key: ours, not the caller's
+    if _BAD_KEY.search(words):  # xAI and Gemini say 400 for a bad key: ours, not the caller's
         return ProviderAuthError
     if _TOO_LONG.search(words):
         return ProviderContextTooLong
@@ -167,7 +220,9 @@ def _rejected(words: str) -> type[ProviderError]:
 
 
 def retry_after(headers: Headers, *, now: Callable[[], float]) -> float | None:
-    """Return the seconds that Retry-After asks for, as a number or as a date (RFC 9110, 10.2.3), or None."""
+    """Return the seconds that Retry-After asks for, as a number or as a date (RFC 9110, 10.2.3), or
+    None.
+    """
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for number, unit in ((milliseconds, 1000), (value, 1)):
         if number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0:
@@ -176,4 +231,3 @@ def retry_after(headers: Headers, *, now: Callable[[], float]) -> float | None:
         return min(max(0.0, parsedate_to_datetime(value).timestamp() - now()), LONGEST_WAIT)
     except (ValueError, TypeError, OverflowError):
         return None
-

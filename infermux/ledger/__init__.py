@@ -1,7 +1,9 @@
-"""What calls cost, and what callers may spend: the values and the interface of every ledger; money is in whole pico-USD.
+"""What calls cost, and what callers may spend: the values and the interface of every ledger; money
+is in whole pico-USD.
 
-A budget is reserved before a call and settled after it. Its period is that of the reservation, by the UTC clock that is passed
-in; a period's sum is kept under the period's name, so that a clock that steps can neither reset it twice nor make it negative.
+A budget is reserved before a call and settled after it. Its period is that of the reservation, by
+the UTC clock that is passed in; a period's sum is kept under the period's name, so that a clock
+that steps can neither reset it twice nor make it negative.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-from infermux.call import Attempt, Call
-from infermux.errors import BudgetExceeded, Unavailable
-from infermux.prices import usd
-from infermux.replay import kept
-from infermux.types import Usage
+from ..errors import BudgetExceeded, Unavailable
+from ..planning.call import Attempt, Call
+from ..planning.replay import kept
+from ..pricing import usd
+from ..types import Usage
 
 PERIODS = ("day", "month", "total")
 LEASE = 900.0  # seconds after which the hold of a worker that was killed is free again
 MAX_ROWS = 10_000  # that one question returns
-MAX_PICO = 10**17  # of one attempt, 100,000 dollars: nothing that a vendor claims can overflow a sum
+MAX_PICO = (
+    10**17
+)  # of one attempt, 100,000 dollars: nothing that a vendor claims can overflow a sum
 MAX_TOKENS = 10**12  # of one class in one attempt, for the same reason
 _TEXT = 200  # characters of a name that are kept
 _TAGS = 16  # tags of a call that are kept
@@ -31,7 +35,9 @@ _DAY = 86_400  # seconds
 _EPOCH = date(1970, 1, 1)
 _NOTHING = Usage()
 _Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
-_Sums = tuple[_Tokens, int | None, int | None, int]  # tokens by class, cost, milliseconds to the first token, attempts without a price
+_Sums = tuple[
+    _Tokens, int | None, int | None, int
+]  # tokens by class, cost, milliseconds to the first token, attempts without a price
 
 
 class LedgerUnavailable(Unavailable):
@@ -46,7 +52,9 @@ class LedgerUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a caller may spend in a UTC day, a UTC month or in total, and what happens then: reject, warn or a cheaper model."""
+    """What a caller may spend in a UTC day, a UTC month or in total, and what happens then: reject,
+    warn or a cheaper model.
+    """
 
     caller: str
     limit_pico: int
@@ -124,7 +132,7 @@ class CallRow(NamedTuple):
     trace_id: str
     caller: str
     tags: str  # a JSON object
-    door: str
+    api: str
     requested: str
     model: str
     served: str
@@ -156,7 +164,9 @@ class Record(NamedTuple):
 
 
 class Total(NamedTuple):
-    """The sums over a group of calls; per model or provider a call counts where it ended, and costs where it cost."""
+    """The sums over a group of calls; per model or provider a call counts where it ended, and costs
+    where it cost.
+    """
 
     key: tuple[str, ...]
     calls: int
@@ -173,21 +183,38 @@ class Total(NamedTuple):
 
 
 class Ledger(ABC):
-    """Keeps what calls cost; every method may be called from any thread, and raises LedgerUnavailable."""
+    """Keeps what calls cost; every method may be called from any thread, and raises
+    LedgerUnavailable.
+    """
 
     @abstractmethod
-    def reserve(self, budget: Budget, pico: int, *, call_id: str, at: float, lease: float = LEASE, over: bool = False) -> Hold:
-        """Hold *pico* of the budget for *lease* seconds, or raise BudgetExceeded unless it only warns or *over* lets it through."""
+    def reserve(
+        self,
+        budget: Budget,
+        pico: int,
+        *,
+        call_id: str,
+        at: float,
+        lease: float = LEASE,
+        over: bool = False,
+    ) -> Hold:
+        """Hold *pico* of the budget for *lease* seconds, or raise BudgetExceeded unless it only
+        warns or *over* lets it through.
+        """
 
     @abstractmethod
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE) -> Hold:
-        """Add *more* pico-USD to a hold and renew its lease; if BudgetExceeded is raised, it holds what it held."""
+        """Add *more* pico-USD to a hold and renew its lease; if BudgetExceeded is raised, it holds
+        what it held.
+        """
 
     @abstractmethod
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Write the call and its attempts, and turn the hold into spending, all or nothing; False if that was done before.
+        """Write the call and its attempts, and turn the hold into spending, all or nothing; False
+        if that was done before.
 
-        The cost counts in the hold's period; without a hold, in each period of the caller that a budget has asked about.
+        The cost counts in the hold's period; without a hold, in each period of the caller that a
+        budget has asked about.
         """
 
     @abstractmethod
@@ -206,24 +233,36 @@ class Ledger(ABC):
         ended: float | None = None,
         limit: int = 50,
     ) -> list[Record]:
-        """Return calls, the newest first; *model* as requested, as tried or as served; *status* "ok", "error", a number or "4xx".
+        """Return calls, the newest first; *model* as requested, as tried or as served; *status*
+        "ok", "error", a number or "4xx".
 
-        *since* and *until* are about the start of a call; *ended*: only those that ended at that time or later.
+        *since* and *until* are about the start of a call; *ended*: only those that ended at that
+        time or later.
         """
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, or None; raise RequestError where that is too short, or true of several."""
-
-    @abstractmethod
-    def totals(self, *by: str, since: float | None = None, until: float | None = None, caller: str | None = None) -> list[Total]:
-        """Return sums by model, served, provider, attempt_error, caller, tag, tag:NAME, error, day or hour, or several of them.
-
-        By time, or else the most expensive first. By tag, a call counts under each of its tags. Raises RequestError.
+        """Return the call whose id begins with *id*, or None; raise RequestError where that is too
+        short, or true of several.
         """
 
     @abstractmethod
-    def healthy(self) -> str | None:
+    def totals(
+        self,
+        *by: str,
+        since: float | None = None,
+        until: float | None = None,
+        caller: str | None = None,
+    ) -> list[Total]:
+        """Return sums by model, served, provider, attempt_error, caller, tag, tag:NAME, error, day
+        or hour, or several of them.
+
+        By time, or else the most expensive first. By tag, a call counts under each of its tags.
+        Raises RequestError.
+        """
+
+    @abstractmethod
+    def problem(self) -> str | None:
         """Return None, or why the ledger cannot be written."""
 
     @abstractmethod
@@ -245,7 +284,11 @@ def _keys(day: int) -> tuple[str, str, str]:
 def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
     """Return the error of a budget that has *left* pico-USD for a call that may cost *pico*."""
     reset = budget.resets(at)
-    ends = "" if reset is None else f"; it starts afresh at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    ends = (
+        ""
+        if reset is None
+        else f"; it starts afresh at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    )
     per = "in total" if reset is None else f"per {budget.period}"
     return BudgetExceeded(
         f"the budget of {usd(budget.limit_pico)} USD {per} has {usd(max(0, left))} USD left, and this call may cost {usd(pico)} USD{ends}",
@@ -254,10 +297,14 @@ def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
 
 
 def record(call: Call) -> Record:
-    """Return what a ledger keeps of *call*: its cost is the sum of its attempts', and only billed ones have a cost."""
+    """Return what a ledger keeps of *call*: its cost is the sum of its attempts', and only billed
+    ones have a cost.
+    """
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
     last, error = rows[-1] if rows else None, call.error
-    names = (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
+    names = (
+        (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
+    )
     tokens, cost, first, unpriced = _sums(rows) if last is None or len(rows) > 1 else _same(last)
     whole = CallRow(
         call.start_ns,
@@ -265,7 +312,7 @@ def record(call: Call) -> Record:
         _text(call.trace_id),
         _text(call.caller.name),
         _tags(tuple(call.tags.items())) if call.tags else "{}",
-        _text(call.door),
+        _text(call.api),
         _text(call.request.model),
         *names,
         call.plan.strategy if call.plan else "",
@@ -285,7 +332,12 @@ def record(call: Call) -> Record:
 
 
 def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
-    target, usage, cost, start = attempt.target, attempt.usage or _NOTHING, attempt.cost, call.started
+    target, usage, cost, start = (
+        attempt.target,
+        attempt.usage or _NOTHING,
+        attempt.cost,
+        call.started,
+    )
     model = _text(target.model)
     return AttemptRow(
         call.start_ns,
@@ -312,18 +364,33 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
 
 def _same(row: AttemptRow) -> _Sums:
     """Return the sums over one attempt."""
-    return row[9:15], 0 if row.cost is None and not row.unpriced else row.cost, row.first_ms, row.unpriced
+    return (
+        row[9:15],
+        0 if row.cost is None and not row.unpriced else row.cost,
+        row.first_ms,
+        row.unpriced,
+    )
 
 
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
-    """Return the tokens and cost of all attempts, None where none of them knows, the last first token, and what has no price."""
-    known = [[count for count in counts if count is not None] for counts in zip(*[row[9:15] for row in rows], strict=True)]
+    """Return the tokens and cost of all attempts, None where none of them knows, the last first
+    token, and what has no price.
+    """
+    known = [
+        [count for count in counts if count is not None]
+        for counts in zip(*[row[9:15] for row in rows], strict=True)
+    ]
     sums = [sum(counts) if counts else None for counts in known] or [None] * 6
     costs = [row.cost for row in rows if row.cost is not None]
     firsts = [row.first_ms for row in rows if row.first_ms is not None]
     unpriced = sum(row.unpriced for row in rows)
     cost = None if unpriced and not costs else sum(costs)
-    return (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]), cost, firsts[-1] if firsts else None, unpriced
+    return (
+        (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]),
+        cost,
+        firsts[-1] if firsts else None,
+        unpriced,
+    )
 
 
 def _count(value: int | None) -> int | None:

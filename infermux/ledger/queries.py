@@ -1,4 +1,6 @@
-"""The schema of the SQLite ledger by version, its statements, what a transaction does with them, and the questions of reports."""
+"""The schema of the SQLite ledger by version, its statements, what a transaction does with them,
+and the questions of reports.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,7 @@ from hashlib import blake2b
 from operator import add
 from typing import Any, Protocol
 
-from infermux.errors import RequestError, shown
-
+from ..errors import RequestError, shown
 from . import MAX_ROWS, AttemptRow, Budget, CallRow, Hold, Record, Total, keys
 
 APPLICATION = 0x494D5558  # "IMUX": marks the file as ours
@@ -22,8 +23,10 @@ _NS = 10**9
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 _DIGEST = 32  # characters that stand for the first line of a plan
 
-# Both tables are kept in the order of time, so that a settled call changes one page of each, and a report reads one range.
-# The key holds the start of the call beside its id: both are fixed for a call, so that it cannot be written twice.
+# Both tables are kept in the order of time, so that a settled call changes one page of each, and a
+# report reads one range.
+# The key holds the start of the call beside its id: both are fixed for a call, so that it cannot be
+# written twice.
 _FIRST = (
     """CREATE TABLE calls (
         at_ns INTEGER NOT NULL, id TEXT NOT NULL, trace_id TEXT NOT NULL, caller TEXT NOT NULL, tags TEXT NOT NULL, door TEXT NOT NULL,
@@ -52,11 +55,15 @@ _UNPRICED = (  # how much of what was billed has no price
     """UPDATE calls SET unpriced = (SELECT count(*) FROM attempts AS a
                                     WHERE a.at_ns = calls.at_ns AND a.call_id = calls.id AND a.unpriced = 1)""",
 )
-_PLANS = (  # a plan's first line is the same for many calls: it is kept once, and the call has its digest instead
+# a plan's first line is the same for many calls: it is kept once, and the call has its digest
+# instead
+_PLANS = (
     "CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
 )
-_TOGETHER = (  # a hold is kept beside its budget, whose own row has no call: to reserve then changes one page, not two
+# a hold is kept beside its budget, whose own row has no call: to reserve then changes one page, not
+# two
+_TOGETHER = (
     "ALTER TABLE budgets RENAME TO apart",
     """CREATE TABLE budgets (
         caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL,
@@ -68,9 +75,16 @@ _TOGETHER = (  # a hold is kept beside its budget, whose own row has no call: to
     "DROP TABLE apart",
     "DROP TABLE holds",
 )
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _TOGETHER)  # what leads from version n to n + 1; a file that is in use has them run but once
+_API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
+MIGRATIONS = (
+    _FIRST,
+    _UNPRICED,
+    _PLANS,
+    _TOGETHER,
+    _API,
+)  # what leads from version n to n + 1; a file that is in use has them run but once
 
-# -- budgets -----------------------------------------------------------------------------------------------------------
+# -- budgets ---------------------------------------------------------------------------------------
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HELD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
@@ -82,7 +96,9 @@ HOLD = "INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms) V
 RENEW = f"UPDATE budgets SET expires_ms = ? WHERE {_HELD}"
 RAISE = f"UPDATE budgets SET held = held + ? WHERE {_HELD}"
 EXPIRE = "DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > '' AND expires_ms <= ? RETURNING held, caller, period"
-EXPIRE_ALL = "DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ? RETURNING held, caller, period"
+EXPIRE_ALL = (
+    "DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ? RETURNING held, caller, period"
+)
 FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
 LEFT = f"SELECT ? - spent - held FROM budgets WHERE {_BUDGET}"
 RELEASE = f"DELETE FROM budgets WHERE {_HELD} AND held = ?"
@@ -94,10 +110,13 @@ SPENT = """SELECT spent, held - (SELECT coalesce(sum(held), 0) FROM budgets AS h
                                  WHERE h.caller = b.caller AND h.period = b.period AND h.call_id > '' AND h.expires_ms <= ?)
     FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = ''"""
 SPENT_BEFORE = f"SELECT {_COST_SO_FAR} FROM calls WHERE caller = ? AND at_ns >= ? AND at_ns < ?"
-RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # of a file of any version
-RESTORE = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING"
+# of a file of any version
+RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"
+RESTORE = (
+    "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING"
+)
 
-# -- rows --------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def _insert(table: str, names: Sequence[str]) -> str:
@@ -120,14 +139,20 @@ class SQL(Protocol):
         """Run one statement for each of the values."""
 
 
-def take(sql: SQL, budget: Budget, pico: int, *, of: float, at: float, over: bool) -> tuple[bool, int | None]:
-    """Hold *pico* in the period at *of*; return whether that is beyond the limit, or else, second, how much too little is left."""
+def take(
+    sql: SQL, budget: Budget, pico: int, *, of: float, at: float, over: bool
+) -> tuple[bool, int | None]:
+    """Hold *pico* in the period at *of*; return whether that is beyond the limit, or else, second,
+    how much too little is left.
+    """
     key, limit = budget.key(of), min(budget.limit_pico, LARGEST)
     if _took(sql, budget.caller, key, pico, limit):
         return False, None
     sql.executemany(FREE, sql.execute(EXPIRE, (budget.caller, key, ms(at))).fetchall())
     if not sql.execute(LEFT, (0, budget.caller, key)).fetchall():
-        sql.executemany(FREE, sql.execute(EXPIRE_ALL, (ms(at),)).fetchall())    # now and then, also what nobody asks about any more
+        sql.executemany(
+            FREE, sql.execute(EXPIRE_ALL, (ms(at),)).fetchall()
+        )  # now and then, also what nobody asks about any more
         sql.execute(BEGIN_PERIOD, (budget.caller, key, budget.caller, *span(budget, of)))
     if _took(sql, budget.caller, key, pico, limit):
         return False, None
@@ -141,7 +166,9 @@ def _took(sql: SQL, caller: str, key: str, pico: int, limit: int) -> bool:
 
 
 def hold(sql: SQL, amount: Hold, expires: float) -> None:
-    """Note whose the amount is that was taken, and until when; raise ValueError if the call has one already."""
+    """Note whose the amount is that was taken, and until when; raise ValueError if the call has one
+    already.
+    """
     if not sql.execute(HOLD, (*place(amount), amount.pico, ms(amount.at), ms(expires))).rowcount:
         raise ValueError(f"call {amount.call_id!r} has a hold already")
 
@@ -152,7 +179,8 @@ def place(amount: Hold) -> tuple[str, str, str]:
 
 
 def settle(sql: SQL, record: Record, hold: Hold | None, known: Collection[str] = ()) -> bool:
-    """Write a call, release what it held and spend what it cost; return False if the call was there before.
+    """Write a call, release what it held and spend what it cost; return False if the call was there
+    before.
 
     *known* are digests of plans that are kept already.
     """
@@ -184,7 +212,7 @@ def digest_of(line: str) -> str:
     return blake2b(line.encode(), digest_size=_DIGEST // 2).hexdigest() if line else ""
 
 
-# -- questions ---------------------------------------------------------------------------------------------------------
+# -- questions -------------------------------------------------------------------------------------
 
 
 _WHOLE_PLAN = f"coalesce((SELECT line FROM plans WHERE digest = substr(c.plan, 1, {_DIGEST})), '') || substr(c.plan, {_DIGEST + 1})"
@@ -240,13 +268,20 @@ def rows(
 
 
 def call(id: str) -> tuple[str, list[str | int]]:
-    """Return the question for the calls whose id begins with *id*, two at most, and its values; raise RequestError."""
+    """Return the question for the calls whose id begins with *id*, two at most, and its values;
+    raise RequestError.
+    """
     if len(id) < SHORTEST_ID:
-        raise RequestError(f"the id of a call needs at least {SHORTEST_ID} characters, not {shown(id)}", param="id")
-    return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [_bindable(id), _bindable(id) + chr(sys.maxunicode)]
+        raise RequestError(
+            f"the id of a call needs at least {SHORTEST_ID} characters, not {shown(id)}", param="id"
+        )
+    return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [
+        _bindable(id),
+        _bindable(id) + chr(sys.maxunicode),
+    ]
 
 
-# -- reports -----------------------------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 _OF_CALL = {
     "caller": "c.caller", "tag": "c.tags", "error": "c.error_code",
@@ -257,24 +292,36 @@ _OF_ATTEMPT = {  # a call that reached nobody has no attempt, but counts: under 
     "attempt_error": "a.error_code",
 }  # fmt: skip
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
-# whole micro-dollars and the rest: a sum of pico-dollars would pass the largest integer at nine million dollars
+# whole micro-dollars and the rest: a sum of pico-dollars would pass the largest integer at nine
+# million dollars
 _COST = "coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0), coalesce(sum({0}.unpriced), 0)"
-_CALLS = f"count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST}, sum(c.estimated)".format("c")
+_CALLS = (
+    f"count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST}, sum(c.estimated)".format(
+        "c"
+    )
+)
 _ATTEMPTS = (
     "sum(coalesce(a.final, 1)), count(a.n), sum(coalesce(a.error_code <> '', c.status <> 'ok')), "
     f"{_SUMS}, {_COST}, sum(c.estimated * coalesce(a.final, 1))"
 ).format("a")
 
 
-def totals(by: Sequence[str], *, since: float | None, until: float | None, caller: str | None) -> tuple[str, list[str | int]]:
-    """Return the question for sums, and its values: from the attempts where those tell more than their call."""
+def totals(
+    by: Sequence[str], *, since: float | None, until: float | None, caller: str | None
+) -> tuple[str, list[str | int]]:
+    """Return the question for sums, and its values: from the attempts where those tell more than
+    their call.
+    """
     names = [_dimension(name) for name in by]
     where = _Where(since, until, caller)
     columns = [_OF_CALL.get(name) or _OF_ATTEMPT[name] for name in names]
     source, sums = "calls AS c", _CALLS
     if any(name in _OF_ATTEMPT for name in names):
         join = "JOIN" if "attempt_error" in names else "LEFT JOIN"
-        source, sums = f"calls AS c {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id", _ATTEMPTS
+        source, sums = (
+            f"calls AS c {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id",
+            _ATTEMPTS,
+        )
     group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
 
@@ -290,7 +337,7 @@ def _dimension(name: str) -> str:
 
 def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Total]:
     """Return totals under their names: by time if that comes first, else the most expensive first."""
-    name = [cache(_namer(each)) for each in by]     # many groups share an hour, or their tags
+    name = [cache(_namer(each)) for each in by]  # many groups share an hour, or their tags
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in found:
         values = [int(value or 0) for value in row[len(by) :]]
@@ -300,7 +347,10 @@ def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Tota
             sums[key] = list(map(add, sums[key], values)) if key in sums else values
     totals = [Total(key, *values) for key, values in sums.items()]
     timely = bool(by) and by[0] in ("day", "hour")
-    return sorted(totals, key=(lambda total: total.key) if timely else (lambda total: (-total.cost, total.key)))
+    return sorted(
+        totals,
+        key=(lambda total: total.key) if timely else (lambda total: (-total.cost, total.key)),
+    )
 
 
 def _product(lists: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -317,7 +367,9 @@ def _namer(by: str) -> Callable[[int | str], Sequence[str]]:
     if by == "hour":
         return lambda value: (f"{datetime.fromtimestamp(int(value) * 3_600, UTC):%Y-%m-%dT%H:00Z}",)
     if by == "tag":
-        return lambda value: [f"{name}={text}" for name, text in json.loads(str(value)).items()] or [""]
+        return lambda value: (
+            [f"{name}={text}" for name, text in json.loads(str(value)).items()] or [""]
+        )
     if by.startswith("tag:"):
         return lambda value: (json.loads(str(value)).get(by[4:], ""),)
     return lambda value: (str(value),)

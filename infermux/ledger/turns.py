@@ -1,4 +1,6 @@
-"""Whose turn it is to write: one thread at a time, which writes what others wait for along with its own."""
+"""Whose turn it is to write: one thread at a time, which writes what others wait for along with its
+own.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,23 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-from .files import Connection
+from .connection import Connection
 from .queries import SQL
 from .usual import Usual
 
 MOST = 64  # jobs of one transaction: none of them waits for long
 GATES = 64  # with a descriptor each: as many threads are seldom waiting
-give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to any thread that can run
+give_way: Callable[[], None] = getattr(
+    os, "sched_yield", lambda: time.sleep(0)
+)  # to any thread that can run
 
 
 class Gate:
-    """Where a thread waits for another, which lets go of the interpreter while it opens the gate: so whoever has waited runs at once.
+    """Where a thread waits for another, which lets go of the interpreter while it opens the gate:
+    so whoever has waited runs at once.
 
-    With a lock, each thread that wakes finds the interpreter taken and sleeps once more, which took a fiftieth of a call.
+    With a lock, each thread that wakes finds the interpreter taken and sleeps once more, which took
+    a fiftieth of a call.
     """
 
     def __init__(self) -> None:
@@ -66,12 +72,14 @@ class Job:
 
     def __init__(self, work: Callable[[SQL], Any], check: bool, usual: Usual | None) -> None:
         self.work = work
-        self.usual = usual                  # the same in one statement; None: it is not as simple as that
+        self.usual = usual  # the same in one statement; None: it is not as simple as that
         self.check = check
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
-        self.gate: Gate | Lock              # where it waits: opened when it is done, or when its thread is to lead
+        self.gate: (
+            Gate | Lock
+        )  # where it waits: opened when it is done, or when its thread is to lead
 
     def run(self, sql: SQL, known: Container[str]) -> Any:
         """Do it inside a transaction; *known* are the plans that the file has."""
@@ -84,15 +92,19 @@ class Process:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.writing = threading.Lock()     # held over I/O, by the thread that leads or by close()
-        self._guard = threading.Lock()      # of the two below, never held for long
+        self.writing = threading.Lock()  # held over I/O, by the thread that leads or by close()
+        self._guard = threading.Lock()  # of the two below, never held for long
         self._led = False
         self._waiting: deque[Job] = deque()
-        self._gates: list[Gate | Lock] = []     # that nobody waits at
+        self._gates: list[Gate | Lock] = []  # that nobody waits at
         self._made = 0
-        self.plans: set[str] = set()        # that the file has
-        self.mine = threading.local()  # a thread's connection for reading, closed when the thread ends
-        self.shared = SimpleNamespace()  # the one for writing, used with the lock: what it has read stays true while nobody else writes
+        self.plans: set[str] = set()  # that the file has
+        self.mine = (
+            threading.local()
+        )  # a thread's connection for reading, closed when the thread ends
+        # the one for writing, used with the lock: what it has read stays true while nobody else
+        # writes
+        self.shared = SimpleNamespace()
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.suspect = False  # whoever opens the file next must check it
 
@@ -108,14 +120,16 @@ class Process:
 
     def _gate(self) -> Gate | Lock:
         if self._made < GATES and hasattr(os, "eventfd"):
-            with suppress(OSError):         # no descriptor is free
+            with suppress(OSError):  # no descriptor is free
                 gate = Gate()
                 self._made += 1
                 return gate
         return Lock()
 
     def waited(self, job: Job, seconds: float) -> bool:
-        """Wait until another thread has done *job*, or lets this one lead; return False if that takes longer, and nobody is at it."""
+        """Wait until another thread has done *job*, or lets this one lead; return False if that
+        takes longer, and nobody is at it.
+        """
         gate = job.gate
         if not gate.wait(seconds):
             with self._guard:
@@ -124,7 +138,7 @@ class Process:
                     self._gates.append(gate)
                     return False
             if not gate.wait(seconds):
-                return False                # its gate may still be opened: nobody else may wait there
+                return False  # its gate may still be opened: nobody else may wait there
         self._gates.append(gate)
         return True
 
@@ -139,7 +153,7 @@ class Process:
     def hand_over(self, jobs: Sequence[Job], broken: Callable[[str], Exception]) -> None:
         """Tell the threads whose *jobs* are done, and let one that waits lead."""
         for job in jobs[1:]:
-            if not job.done:                # whoever led was interrupted
+            if not job.done:  # whoever led was interrupted
                 job.error, job.done = broken("writing was broken off"), True
             job.gate.open()
         with self._guard:

@@ -11,14 +11,20 @@ from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
 
-PRICE = 0.00001                             # dollars a token, input and output alike: made up
+PRICE = 0.00001  # dollars a token, input and output alike: made up
 
 
 class EchoProvider(Provider):
     """Says "echo: " and the last message's text, after *delay* seconds."""
 
-    def __init__(self, name: str = "echo", models: Sequence[str] = ("echo-v1",), delay: float = 0.001, *,
-                 sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        name: str = "echo",
+        models: Sequence[str] = ("echo-v1",),
+        delay: float = 0.001,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.name = name
         self.models = tuple(models)
         self.delay = delay
@@ -45,13 +51,24 @@ class EchoProvider(Provider):
                 raise ProviderTimeout(f"provider {self.name!r} did not answer in time")
 
     def _answer(self, request: InferRequest) -> InferResponse:
-        content = "echo: " + (text_of(request.messages[-1].get("content")) if request.messages else "")
+        content = "echo: " + (
+            text_of(request.messages[-1].get("content")) if request.messages else ""
+        )
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         tokens_in = sum([_tokens(text_of(message.get("content"))) for message in request.messages])
         tokens_out = max(1, _tokens(content))
         cost = round((tokens_in + tokens_out) * PRICE, 12)
-        return InferResponse(model, self.name, content, tokens_in, tokens_out, cost, round(self.delay * 1000), "stop",
-                             usage=Usage(tokens_in, tokens_out, cost_usd=cost))
+        return InferResponse(
+            model,
+            self.name,
+            content,
+            tokens_in,
+            tokens_out,
+            cost,
+            round(self.delay * 1000),
+            "stop",
+            usage=Usage(tokens_in, tokens_out, cost_usd=cost),
+        )
 
 
 def _tokens(text: str) -> int:

@@ -15,8 +15,7 @@ from flask.sansio.app import App
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from .. import jsons
-from ..call import Call
+from ..admission import FULL
 from ..errors import (
     AuthenticationError,
     InferMuxError,
@@ -28,20 +27,20 @@ from ..errors import (
     UnsupportedEncoding,
     shown,
 )
-from ..gate import FULL
-from ..jsons import Document
-from ..prices import usd
-from ..protocol import InferRequest, new_id
-from ..router import TAGS, Router
-from ..trace import parse
-from ..types import ANYONE, JSON, Caller
+from ..planning.call import Call
+from ..pricing import usd
+from ..protocol import InferRequest, new_id, strict_json
+from ..protocol.strict_json import Document
+from ..routing.router import TAGS, Router
+from ..telemetry.spans import parse
+from ..types import ANONYMOUS, JSON, Caller
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"
-MAX_BODY = 32 * 1024 * 1024                 # bytes of a request
-_CALL = "infermux.call"                     # in the environ: the call of a request
+MAX_BODY = 32 * 1024 * 1024  # bytes of a request
+_CALL = "infermux.call"  # in the environ: the call of a request
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
-OTHER = "_other"                            # ends the endpoints that refuse a wrong method
+OTHER = "_other"  # ends the endpoints that refuse a wrong method
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 T = TypeVar("T")
@@ -50,8 +49,10 @@ Render = Callable[[InferMuxError], JSON]
 Identify = Callable[[], Caller | str | None]
 
 
-class Door(Blueprint):
-    """A blueprint whose name may be taken already: two routers live in one app without a word from it."""
+class EndpointBlueprint(Blueprint):
+    """A blueprint whose name may be taken already: two routers live in one app without a word from
+    it.
+    """
 
     def register(self, app: App, options: dict[str, Any]) -> None:
         name, number = options.get("name", self.name), 2
@@ -60,22 +61,40 @@ class Door(Blueprint):
         super().register(app, {**options, "name": name})
 
 
-def door(name: str, router: Router, routes: Iterable[tuple[str, str, View]], *, render: Render) -> Door:
-    """Return a blueprint with *routes* (methods, path, view); a wrong method is answered in JSON, with Allow."""
-    blueprint = Door(name, __name__)
+def endpoints(
+    name: str, router: Router, routes: Iterable[tuple[str, str, View]], *, render: Render
+) -> EndpointBlueprint:
+    """Return a blueprint with *routes* (methods, path, view); a wrong method is answered in JSON,
+    with Allow.
+    """
+    blueprint = EndpointBlueprint(name, __name__)
     for methods, path, view in routes:
         allowed = methods.split()
         endpoint = f"{path.strip('/').replace('/', '_').replace('<', '').replace('>', '').replace(':', '_')}"
-        blueprint.add_url_rule(path, endpoint, guarded(view, render), methods=allowed, provide_automatic_options=False)
-        others = [method for method in METHODS if method not in allowed and (method, "GET") != ("HEAD", allowed[0])]
-        blueprint.add_url_rule(path, endpoint + OTHER, guarded(_refusal(", ".join(allowed)), render), methods=others,
-                               provide_automatic_options=False)
+        blueprint.add_url_rule(
+            path, endpoint, guarded(view, render), methods=allowed, provide_automatic_options=False
+        )
+        others = [
+            method
+            for method in METHODS
+            if method not in allowed and (method, "GET") != ("HEAD", allowed[0])
+        ]
+        blueprint.add_url_rule(
+            path,
+            endpoint + OTHER,
+            guarded(_refusal(", ".join(allowed)), render),
+            methods=others,
+            provide_automatic_options=False,
+        )
     blueprint.record_once(lambda state: state.app.extensions.setdefault(EXTENSION, router))
     return blueprint
 
 
 def guarded(view: View, render: Render) -> View:
-    """Return *view* with every error as an answer: ours by their status, a bug of ours as a 500 without a word of it."""
+    """Return *view* with every error as an answer: ours by their status, a bug of ours as a 500
+    without a word of it.
+    """
+
     @functools.wraps(view)
     def guard(**arguments: str) -> Response:
         try:
@@ -88,6 +107,7 @@ def guarded(view: View, render: Render) -> View:
             log.exception("a request could not be answered")
             answer = failed(InferMuxError("internal error"), render)
         return named(answer)
+
     return guard
 
 
@@ -104,8 +124,9 @@ def _new_id() -> dict[str, str]:
     return {"X-Request-Id": ident, "Request-Id": ident}
 
 
-def enter(router: Router, identify: Identify | None, *, door: str) -> Caller:
-    """Return who is calling, before anything of the request is parsed; raise AuthenticationError, or Overloaded without room.
+def enter(router: Router, identify: Identify | None, *, api: str) -> Caller:
+    """Return who is calling, before anything of the request is parsed; raise AuthenticationError,
+    or Overloaded without room.
 
     The record of what is refused for want of room knows the caller, and no model.
     """
@@ -113,22 +134,26 @@ def enter(router: Router, identify: Identify | None, *, door: str) -> Caller:
         who = caller(router, identify)
     except AuthenticationError:
         with contextlib.suppress(RequestError):
-            body()                          # a client that is still sending would not hear the answer
+            body()  # a client that is still sending would not hear the answer
         raise
-    if router.gate.full:
-        body()                              # as above
+    if router.admission.full:
+        body()  # as above
         error = Overloaded(FULL)
-        router.finish(begin(router, InferRequest("", []), who, door=door), error)
+        router.finish(begin(router, InferRequest("", []), who, api=api), error)
         raise error
     return who
 
 
-def begin(router: Router, wanted: InferRequest, who: Caller, *, door: str) -> Call:
+def begin(router: Router, wanted: InferRequest, who: Caller, *, api: str) -> Call:
     """Return the call that a request starts; an error answer finds it again, for its headers."""
     environ = asked().environ
-    header = environ.get                    # a tenth of a microsecond each; `request.headers` takes three where there is none
+    header = (
+        environ.get
+    )  # a tenth of a microsecond each; `request.headers` takes three where there is none
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
-    call = router.begin(wanted, caller=who, door=door, trace=parse(header("HTTP_TRACEPARENT")), tags=tags)
+    call = router.begin(
+        wanted, caller=who, api=api, trace=parse(header("HTTP_TRACEPARENT")), tags=tags
+    )
     call.patience = _patience(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     environ[_CALL] = call
     return call
@@ -139,32 +164,47 @@ def _refusal(allow: str) -> View:
         if request.method == "OPTIONS":
             return Response(status=204, headers={"Allow": allow})
         raise MethodNotAllowed(f"{request.method} is not allowed here; use {allow}", allow=allow)
+
     return refuse
 
 
 def asked() -> Request:
     """Return the request itself: each look through Flask's stand-in for it costs three calls."""
-    found: Request = request._get_current_object()      # type: ignore[attr-defined]  # what Werkzeug documents for this
+    found: Request = request._get_current_object()  # type: ignore[attr-defined]  # what Werkzeug documents for this
     return found
 
 
 def body(limit: int = MAX_BODY) -> bytes:
-    """Return the request's body; raise RequestError unless it is whole, uncompressed and at most *limit* bytes long."""
+    """Return the request's body; raise RequestError unless it is whole, uncompressed and at most
+    *limit* bytes long.
+    """
     request = asked()
     encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
-        raise UnsupportedEncoding(f"content encoding {shown(encoding)} is not read; send the body as it is")
+        raise UnsupportedEncoding(
+            f"content encoding {shown(encoding)} is not read; send the body as it is"
+        )
     most, told = request.max_content_length, request.environ.get("CONTENT_LENGTH", "")
-    announced = int(told) if told.isascii() and told.isdigit() and "HTTP_TRANSFER_ENCODING" not in request.environ else None
-    limit = limit if most is None else min(limit, most)         # the app's own MAX_CONTENT_LENGTH
+    announced = (
+        int(told)
+        if told.isascii() and told.isdigit() and "HTTP_TRANSFER_ENCODING" not in request.environ
+        else None
+    )
+    limit = limit if most is None else min(limit, most)  # the app's own MAX_CONTENT_LENGTH
     if announced is not None and announced > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
-    request.max_content_length = limit + 1  # one more than fits: a chunked body that is cut at the limit looks complete
+    request.max_content_length = (
+        limit + 1
+    )  # one more than fits: a chunked body that is cut at the limit looks complete
     try:
-        data = request.get_data() if announced is None or "stream" in vars(request) else _read(request, announced)
+        data = (
+            request.get_data()
+            if announced is None or "stream" in vars(request)
+            else _read(request, announced)
+        )
     except RequestEntityTooLarge:
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
-    except Exception:                       # servers raise what they like over a body that is cut or malformed
+    except Exception:  # servers raise what they like over a body that is cut or malformed
         raise RequestError("the body ended early or is not well-formed") from None
     if len(data) > limit:
         raise RequestTooLarge(f"the body is longer than {limit} bytes")
@@ -174,20 +214,24 @@ def body(limit: int = MAX_BODY) -> bytes:
 
 
 def _read(request: Request, size: int) -> bytes:
-    """Read a body of a known size past Werkzeug's bounded stream, which takes four times as long, and leave it for others."""
+    """Read a body of a known size past Werkzeug's bounded stream, which takes four times as long,
+    and leave it for others.
+    """
     data: bytes = request.environ["wsgi.input"].read(size)
     request.stream = io.BytesIO(data)
     return data
 
 
 def document() -> Document:
-    """Return the JSON object that the request's body holds; raise RequestError naming what is odd about it."""
-    return _by(jsons.document)
+    """Return the JSON object that the request's body holds; raise RequestError naming what is odd
+    about it.
+    """
+    return _by(strict_json.document)
 
 
 def parsed() -> Any:
     """Return what the request's body says in JSON; raise as `document` does."""
-    return _by(jsons.loads)
+    return _by(strict_json.loads)
 
 
 def _by(read: Callable[[bytes], T]) -> T:
@@ -198,12 +242,14 @@ def _by(read: Callable[[bytes], T]) -> T:
 
 
 def caller(router: Router, identify: Identify | None) -> Caller:
-    """Return who is calling: whom the mounting app names, else whose key it is; raise AuthenticationError without a good one."""
+    """Return who is calling: whom the mounting app names, else whose key it is; raise
+    AuthenticationError without a good one.
+    """
     if identify is not None:
         found = identify()
-        return found if isinstance(found, Caller) else Caller(found) if found else ANYONE
+        return found if isinstance(found, Caller) else Caller(found) if found else ANONYMOUS
     if router.keyring is None:
-        return ANYONE
+        return ANONYMOUS
     known = router.keyring.identify(given_key())
     if known is None:
         raise AuthenticationError("a key is needed: Authorization: Bearer KEY, or x-api-key: KEY")
@@ -211,21 +257,33 @@ def caller(router: Router, identify: Identify | None) -> Caller:
 
 
 def given_key() -> str:
-    """Return the key that a request carries, in either of the ways in which the official SDKs send it."""
+    """Return the key that a request carries, in either of the ways in which the official SDKs send
+    it.
+    """
     header: dict[str, str] = asked().environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
-    return bearer.strip() if scheme.lower() == "bearer" and bearer else header.get("HTTP_X_API_KEY", "")
+    return (
+        bearer.strip()
+        if scheme.lower() == "bearer" and bearer
+        else header.get("HTTP_X_API_KEY", "")
+    )
 
 
 def _patience(told: str) -> float | None:
     """Return how many seconds the client itself will wait, which the official SDKs tell."""
-    return float(told) if told.replace(".", "", 1).isdigit() and told.isascii() and float(told) > 0 else None
+    return (
+        float(told)
+        if told.replace(".", "", 1).isdigit() and told.isascii() and float(told) > 0
+        else None
+    )
 
 
 class _Answer(Response):
-    """An answer that is complete: headers and body go out as they are, neither copied nor looked through once more."""
+    """An answer that is complete: headers and body go out as they are, neither copied nor looked
+    through once more.
+    """
 
-    whole: object = None                    # the body; a hook of the app may put another one in its place
+    whole: object = None  # the body; a hook of the app may put another one in its place
 
     def get_wsgi_headers(self, environ: Any) -> Headers:
         return self.headers
@@ -233,23 +291,32 @@ class _Answer(Response):
     def get_app_iter(self, environ: Any) -> Iterable[bytes]:
         if self.response is not self.whole or self._on_close or environ["REQUEST_METHOD"] == "HEAD":
             return super().get_app_iter(environ)
-        return self.response                # type: ignore[return-value]  # bytes, as `bytes_answer` made it
+        return self.response  # type: ignore[return-value]  # bytes, as `bytes_answer` made it
 
 
-def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_answer(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return JSON in our own order of keys, whatever the app's JSON settings are."""
-    return bytes_answer(jsons.encode(value), status, headers)
+    return bytes_answer(strict_json.encode(value), status, headers)
 
 
-def bytes_answer(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def bytes_answer(
+    data: bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return JSON that is bytes already."""
     headers = headers or {}
     if "X-Request-Id" not in headers:
         headers = {**headers, **_new_id()}
     complete = Headers()
-    # not one by one, which looks for line ends in each: what comes from outside has been through `header_value`
-    complete._list += [("Content-Type", "application/json"), ("Content-Length", str(len(data))),
-                       ("X-Content-Type-Options", "nosniff"), *headers.items()]
+    # not one by one, which looks for line ends in each: what comes from outside has been through
+    # `header_value`
+    complete._list += [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(data))),
+        ("X-Content-Type-Options", "nosniff"),
+        *headers.items(),
+    ]
     answer = _Answer([data], status, complete)
     answer.whole = answer.response
     return answer
@@ -263,7 +330,7 @@ def failed(error: InferMuxError, render: Render) -> Response:
         headers["Allow"] = error.allow
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    elif error.status == 429:               # the vendor named no time
+    elif error.status == 429:  # the vendor named no time
         headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
     if error.status >= 500 or error.status == 402:
         headers["x-should-retry"] = "false"
@@ -278,19 +345,29 @@ def plain_error(error: InferMuxError) -> JSON:
 def call_headers(call: Call) -> dict[str, str]:
     """Return what is known of a call as response headers."""
     tokens_in, tokens_out = call.tokens
-    headers = {"X-Request-Id": call.id, "Request-Id": call.id, "X-Infermux-Attempts": str(len(call.attempts)),
-               "X-Infermux-Latency-Ms": str(call.latency_ms)}
+    headers = {
+        "X-Request-Id": call.id,
+        "Request-Id": call.id,
+        "X-Infermux-Attempts": str(len(call.attempts)),
+        "X-Infermux-Latency-Ms": str(call.latency_ms),
+    }
     if call.attempts:
         upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
-        headers |= {"X-Infermux-Provider": header_value(call.provider), "X-Infermux-Model": header_value(call.model),
-                    "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"}
+        headers |= {
+            "X-Infermux-Provider": header_value(call.provider),
+            "X-Infermux-Model": header_value(call.model),
+            "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}",
+        }
     if call.override:
         headers["X-Infermux-Model-Override"] = header_value(call.override)
     if call.request.dropped:
         headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
     if call.ended is not None and call.usage is not None:
-        headers |= {"X-Infermux-Prompt-Tokens": str(tokens_in), "X-Infermux-Completion-Tokens": str(tokens_out),
-                    "X-Infermux-Cost": usd(call.cost)}
+        headers |= {
+            "X-Infermux-Prompt-Tokens": str(tokens_in),
+            "X-Infermux-Completion-Tokens": str(tokens_out),
+            "X-Infermux-Cost": usd(call.cost),
+        }
     return headers
 
 

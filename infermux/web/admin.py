@@ -1,4 +1,6 @@
-"""Who is an operator: whoever has the key that [server] admin names; a caller's own key opens nothing here."""
+"""Who is an operator: whoever has the key that [server] admin names; a caller's own key opens
+nothing here.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,22 @@ from collections.abc import Callable
 
 from flask import Response, request
 
+from ..admission.keys import hashed
+from ..config.schema import Secret
 from ..errors import AuthenticationError, Forbidden
-from ..keys import hashed
-from ..schema import Secret
 from . import View, failed, given_key, plain_error
 
 _LOGIN = {"WWW-Authenticate": 'Basic realm="infermux", charset="UTF-8"'}
 
 
-Admin = Secret | str | None | Callable[[], Secret | None]       # a function where a reload may change it
+Admin = Secret | str | None | Callable[[], Secret | None]  # a function where a reload may change it
 
 
 def guard(admin: Admin, view: View) -> View:
-    """Return *view* for operators alone: a browser may log in to what only reads (any name, the key as password)."""
+    """Return *view* for operators alone: a browser may log in to what only reads (any name, the key
+    as password).
+    """
+
     @functools.wraps(view)
     def guarded(**arguments: str) -> Response:
         key = admin() if callable(admin) else admin
@@ -33,6 +38,7 @@ def guard(admin: Admin, view: View) -> View:
         if not hmac.compare_digest(hashed(given), known):
             raise Forbidden("this is open to operators alone, with the key of [server] admin")
         return view(**arguments)
+
     return guarded
 
 
@@ -41,7 +47,9 @@ def _reads() -> bool:
 
 
 def _given() -> str:
-    """Return the key that a request carries; a browser's login counts only where nothing changes: other sites can make it act."""
+    """Return the key that a request carries; a browser's login counts only where nothing changes:
+    other sites can make it act.
+    """
     login = request.authorization
     if login is not None and login.type == "basic":
         return login.password or "" if _reads() else ""
@@ -49,6 +57,9 @@ def _given() -> str:
 
 
 def _login() -> Response:
-    answer = failed(AuthenticationError("an admin key is needed: Authorization: Bearer KEY, or x-api-key: KEY"), plain_error)
+    answer = failed(
+        AuthenticationError("an admin key is needed: Authorization: Bearer KEY, or x-api-key: KEY"),
+        plain_error,
+    )
     answer.headers.update(_LOGIN if _reads() else {})
     return answer

@@ -1,4 +1,6 @@
-"""What calls have cost, for operators: the same numbers as `infermux costs`, from the same questions to the ledger."""
+"""What calls have cost, for operators: the same numbers as `infermux costs`, from the same
+questions to the ledger.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,10 @@ from typing import TypeVar
 
 from flask import Response, request
 
-from .. import reports
+from ..config.schema import close
 from ..errors import NotFound, RequestError, shown
-from ..ledger import Ledger, LedgerUnavailable
-from ..router import Router
-from ..schema import close
+from ..ledger import Ledger, LedgerUnavailable, reports
+from ..routing.router import Router
 from . import json_answer
 
 Value = TypeVar("Value")
@@ -25,7 +26,9 @@ def costs(router: Router) -> Response:
     """Answer with the costs by model, or by what else is asked for."""
     span, caller, limit = _asked(time.time())
     by = reports.dimensions(request.args.getlist("by"))
-    found = _told(router, lambda ledger: reports.costs(ledger, by, span, caller=caller, limit=limit))
+    found = _told(
+        router, lambda ledger: reports.costs(ledger, by, span, caller=caller, limit=limit)
+    )
     return json_answer(found.to_dict())
 
 
@@ -34,14 +37,23 @@ def series(router: Router) -> Response:
     now = time.time()
     span, caller, limit = _asked(now)
     step = request.args.get("by") or "day"
-    return json_answer(_told(router, lambda ledger: reports.series(ledger, step, span, now, caller=caller, limit=limit)))
+    return json_answer(
+        _told(
+            router,
+            lambda ledger: reports.series(ledger, step, span, now, caller=caller, limit=limit),
+        )
+    )
 
 
 def _asked(now: float) -> tuple[reports.Period, str | None, int]:
-    """Return the time, the caller and the number of rows that are asked for; raise RequestError naming the parameter."""
+    """Return the time, the caller and the number of rows that are asked for; raise RequestError
+    naming the parameter.
+    """
     for name in request.args:
         if name not in _PARAMETERS:
-            raise RequestError(f"there is no parameter {shown(name)}{close(name, _PARAMETERS)}", param=name[:100])
+            raise RequestError(
+                f"there is no parameter {shown(name)}{close(name, _PARAMETERS)}", param=name[:100]
+            )
     given = request.args.get
     span = reports.period(now, since=given("since"), until=given("until"), month=given("month"))
     return span, given("caller"), reports.limited(given("limit"))

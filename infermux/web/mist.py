@@ -6,45 +6,73 @@ from functools import partial
 
 from flask import Response
 
-from .. import jsons
 from ..errors import InferMuxError, ProtocolError, shown
-from ..protocol import INFER_REQUEST, INFER_RESPONSE, MAX_MESSAGE, InferRequest, Message
-from ..router import Router, Stream
-from ..sse import Event, comment
+from ..protocol import (
+    INFER_REQUEST,
+    INFER_RESPONSE,
+    MAX_MESSAGE,
+    InferRequest,
+    Message,
+    strict_json,
+)
+from ..protocol.sse import Event, comment
+from ..routing.router import Router, Stream
 from ..types import JSON, Chunk, Usage
-from . import Door, Identify, asked, begin, body, bytes_answer, call_headers, door, enter, json_answer, parsed, plain_error
+from . import (
+    EndpointBlueprint,
+    Identify,
+    asked,
+    begin,
+    body,
+    bytes_answer,
+    call_headers,
+    endpoints,
+    enter,
+    json_answer,
+    parsed,
+    plain_error,
+)
 from . import caller as calling
-from .streams import sse_answer
+from .sse import sse_answer
 
 NAME = "mist"
 SOURCE = "infermux"
 
 
-def blueprint(router: Router, *, caller: Identify | None = None) -> Door:
-    """Return the MIST endpoints, bound to *router*; *caller* says who a request is from, as a name or a Caller."""
-    return door("infermux", router, [
-        ("POST", "/mist", partial(mist, router, caller)),
-        ("POST", "/infer", partial(infer, router, caller)),
-        ("GET", "/providers", partial(providers, router, caller)),
-    ], render=plain_error)
+def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
+    """Return the MIST endpoints, bound to *router*; *caller* says who a request is from, as a name
+    or a Caller.
+    """
+    return endpoints(
+        "infermux",
+        router,
+        [
+            ("POST", "/mist", partial(mist, router, caller)),
+            ("POST", "/infer", partial(infer, router, caller)),
+            ("GET", "/providers", partial(providers, router, caller)),
+        ],
+        render=plain_error,
+    )
 
 
 def mist(router: Router, identify: Identify | None) -> Response:
     """Answer an infer.request message with an infer.response message."""
-    who = enter(router, identify, door=NAME)
+    who = enter(router, identify, api=NAME)
     message = Message.read(body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call = begin(router, InferRequest.from_dict(message.data), who, door=NAME)
+    call = begin(router, InferRequest.from_dict(message.data), who, api=NAME)
     response = router.answer(call)
-    reply = Message.wrap(SOURCE, INFER_RESPONSE, response.to_dict(), checksum=bool(message.checksum))
+    reply = Message.wrap(
+        SOURCE, INFER_RESPONSE, response.to_dict(), checksum=bool(message.checksum)
+    )
     return bytes_answer(reply.to_bytes(), headers=call_headers(call))
 
 
 def infer(router: Router, identify: Identify | None) -> Response:
     """Answer a bare infer.request."""
-    who = enter(router, identify, door=NAME)
-    call = begin(router, InferRequest.from_dict(parsed()), who, door=NAME)
+    who = enter(router, identify, api=NAME)
+    call = begin(router, InferRequest.from_dict(parsed()), who, api=NAME)
     if "text/event-stream" in asked().environ.get("HTTP_ACCEPT", ""):
         stream = router.open(call)
         return sse_answer(stream, Encoder(stream))
@@ -66,17 +94,29 @@ class Encoder:
 
     def encode(self, chunk: Chunk) -> bytes:
         """Return one delta: content, reasoning, refusal, tool_calls, whichever there is."""
-        delta = {name: value for name, value in (("content", chunk.text), ("reasoning", chunk.reasoning), ("refusal", chunk.refusal),
-                                                 ("tool_calls", chunk.tool_calls)) if value}
-        return Event(jsons.encode({"delta": delta}), b"infer.delta").encode() if delta else b""
+        delta = {
+            name: value
+            for name, value in (
+                ("content", chunk.text),
+                ("reasoning", chunk.reasoning),
+                ("refusal", chunk.refusal),
+                ("tool_calls", chunk.tool_calls),
+            )
+            if value
+        }
+        return (
+            Event(strict_json.encode({"delta": delta}), b"infer.delta").encode() if delta else b""
+        )
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the whole answer."""
-        return Event(jsons.encode(self._stream.response().to_dict()), INFER_RESPONSE.encode()).encode()
+        return Event(
+            strict_json.encode(self._stream.response().to_dict()), INFER_RESPONSE.encode()
+        ).encode()
 
     def error(self, error: InferMuxError) -> bytes:
         """Return the event that tells of a failure."""
-        return Event(jsons.encode(plain_error(error)), b"error").encode()
+        return Event(strict_json.encode(plain_error(error)), b"error").encode()
 
     def heartbeat(self) -> bytes:
         """Return what readers skip."""

@@ -6,36 +6,50 @@ from functools import partial
 
 from flask import Response, request
 
-from .. import status as state
 from ..errors import RequestError
-from ..metrics import CONTENT_TYPE
-from ..router import Router
+from ..routing.router import Router
+from ..server import status as state
+from ..telemetry.metrics import CONTENT_TYPE
 from ..types import JSON
-from . import Door, View, body, document, door, json_answer, plain_error
+from . import EndpointBlueprint, View, body, document, endpoints, json_answer, plain_error
 from .admin import Admin, guard
 from .costs import costs, series
-from .page import Page
 from .plans import explain
+from .status_page import Page
 
 
-def blueprint(router: Router, admin: Admin = None) -> Door:
-    """Return the operators' endpoints, bound to *router*; without an *admin* key only health and metrics are open."""
+def blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
+    """Return the operators' endpoints, bound to *router*; without an *admin* key only health and
+    metrics are open.
+    """
     state.watch(router)
 
     def admin_only(view: View) -> View:
         return guard(admin, view)
 
-    return door("infermux_ops", router, [
-        ("GET", "/healthz", alive),
-        ("GET", "/costs", admin_only(lambda: costs(router))),
-        ("GET", "/costs/timeseries", admin_only(lambda: series(router))),
-        ("GET", "/readyz", partial(ready, router)),
-        ("GET", "/metrics", partial(metrics, router)),
-        ("POST", "/explain", admin_only(lambda: explain(router))),
-        ("GET", "/status", admin_only(Page(router).answer)),
-        ("GET", "/status/targets", admin_only(partial(status, router))),
-        *(("POST", f"/providers/<name>/circuit/{action}", admin_only(partial(circuit, router, action))) for action in state.ACTIONS),
-    ], render=plain_error)
+    return endpoints(
+        "infermux_ops",
+        router,
+        [
+            ("GET", "/healthz", alive),
+            ("GET", "/costs", admin_only(lambda: costs(router))),
+            ("GET", "/costs/timeseries", admin_only(lambda: series(router))),
+            ("GET", "/readyz", partial(ready, router)),
+            ("GET", "/metrics", partial(metrics, router)),
+            ("POST", "/explain", admin_only(lambda: explain(router))),
+            ("GET", "/status", admin_only(Page(router).answer)),
+            ("GET", "/status/targets", admin_only(partial(status, router))),
+            *(
+                (
+                    "POST",
+                    f"/providers/<name>/circuit/{action}",
+                    admin_only(partial(circuit, router, action)),
+                )
+                for action in state.ACTIONS
+            ),
+        ],
+        render=plain_error,
+    )
 
 
 def alive() -> Response:
@@ -44,20 +58,38 @@ def alive() -> Response:
 
 
 def ready(router: Router) -> Response:
-    """Say whether calls can be served, and if not, why: by the ledger, or because every target is shut."""
-    problem = router.spending.ledger.healthy() if router.spending is not None else None
-    watched, known = router.fleet.watched(), router.registry.targets()
-    shut = {str(target): reason for target in known if target in watched and (reason := watched[target].ready())}
+    """Say whether calls can be served, and if not, why: by the ledger, or because every target is
+    shut.
+    """
+    problem = router.spending.ledger.problem() if router.spending is not None else None
+    watched, known = router.targets.watched(), router.registry.targets()
+    shut = {
+        str(target): reason
+        for target in known
+        if target in watched and (reason := watched[target].ready())
+    }
     usable = len(known) - len(shut)
     good = problem is None and (usable > 0 or not known)
     ledger = "not configured" if router.spending is None else problem or "ok"
-    return json_answer({"ready": good, "configuration": "ok", "ledger": ledger, "targets": {"usable": usable, "shut": shut}},
-                       200 if good else 503, {"Cache-Control": "no-store"})
+    return json_answer(
+        {
+            "ready": good,
+            "configuration": "ok",
+            "ledger": ledger,
+            "targets": {"usable": usable, "shut": shut},
+        },
+        200 if good else 503,
+        {"Cache-Control": "no-store"},
+    )
 
 
 def metrics(router: Router) -> Response:
     """Give Prometheus the counts of every worker."""
-    return Response(state.watch(router).text(), headers={"X-Content-Type-Options": "nosniff"}, content_type=CONTENT_TYPE)
+    return Response(
+        state.watch(router).text(),
+        headers={"X-Content-Type-Options": "nosniff"},
+        content_type=CONTENT_TYPE,
+    )
 
 
 def status(router: Router) -> Response:
@@ -66,15 +98,22 @@ def status(router: Router) -> Response:
 
 
 def circuit(router: Router, action: str, name: str) -> Response:
-    """Open, close or reset a provider's circuits, or those of one model, and say how its targets are then."""
+    """Open, close or reset a provider's circuits, or those of one model, and say how its targets
+    are then.
+    """
     router.registry.member(name)
     model = _model()
     chosen = {target.model for target in router.registry.resolve(model, name)} if model else {None}
     for each in chosen:
         workers, done = state.order(router, action, name, each)
-    found = [target._asdict() for target in state.targets(router)
-             if target.provider == name and (not model or target.model in chosen)]
-    return json_answer({"provider": name, "action": action, "workers": workers, "done": done, "targets": found})
+    found = [
+        target._asdict()
+        for target in state.targets(router)
+        if target.provider == name and (not model or target.model in chosen)
+    ]
+    return json_answer(
+        {"provider": name, "action": action, "workers": workers, "done": done, "targets": found}
+    )
 
 
 def _model() -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Response
 
-from ..explain import asked, explained
-from ..router import Router
+from ..routing.explain import asked, explained
+from ..routing.router import Router
 from . import document, json_answer
 
 

@@ -1,4 +1,6 @@
-"""What is measured: a gunicorn with one worker on a core of its own, and what the system says that it uses."""
+"""What is measured: a gunicorn with one worker on a core of its own, and what the system says that
+it uses.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,17 @@ CORES = sorted(os.sched_getaffinity(0))
 THREADS = 32
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _HERE = Path(__file__).parent
-ENVIRONMENT = {name: value for name, value in environment(BENCH_KEY="sk-bench").items() if name != "PYTHONDONTWRITEBYTECODE"}
+ENVIRONMENT = {
+    name: value
+    for name, value in environment(BENCH_KEY="sk-bench").items()
+    if name != "PYTHONDONTWRITEBYTECODE"
+}
 _MODELS = ("bench-0-0", "bench-0-10", "bench-0-100", "bench-2000-0", "bench-wide")
 
 # a feature: the lines that it adds to the configuration
-KEYS = f'[keys.web]\nhash = "{sha256(KEY.encode()).hexdigest()}"\nrpm = 100000000\ntpm = 1000000000\n'
+KEYS = (
+    f'[keys.web]\nhash = "{sha256(KEY.encode()).hexdigest()}"\nrpm = 100000000\ntpm = 1000000000\n'
+)
 BUDGET = 'budget = { usd = "1000000", per = "month" }\n'
 LEDGER, NO_LEDGER = '[ledger]\npath = "{folder}.db"\n', '[ledger]\npath = ""\n'
 SPANS = '[trace]\ntokentrace = "{upstream}"\n'
@@ -50,13 +58,22 @@ class Upstream(NamedTuple):
 
 
 def configuration(features: Sequence[str], upstream: Upstream, threads: int) -> str:
-    """Return a file with two providers at the mock's address, the second to fail over to, an echo, and *features*."""
+    """Return a file with two providers at the mock's address, the second to fail over to, an echo,
+    and *features*.
+    """
     prices = ", ".join(f'"{model}" = {{ input = "0.15", output = "0.60" }}' for model in _MODELS)
     ca = f'ca = "{upstream.ca}"\n' if upstream.ca else ""
-    vendor = (f'type = "openai"\nbase_url = "{upstream.url}/v1"\n{ca}api_key = "env:BENCH_KEY"\n'
-              f"models = {json.dumps(_MODELS)}\nconcurrency = {threads}\nprices = {{ {prices} }}\n")
-    parts = [f"[server]\nworkers = 1\nthreads = {threads}\n", "[providers.first]\n" + vendor, "[providers.second]\n" + vendor,
-             "[providers.echo]\noptions = { delay = 0 }\n", *features]
+    vendor = (
+        f'type = "openai"\nbase_url = "{upstream.url}/v1"\n{ca}api_key = "env:BENCH_KEY"\n'
+        f"models = {json.dumps(_MODELS)}\nconcurrency = {threads}\nprices = {{ {prices} }}\n"
+    )
+    parts = [
+        f"[server]\nworkers = 1\nthreads = {threads}\n",
+        "[providers.first]\n" + vendor,
+        "[providers.second]\n" + vendor,
+        "[providers.echo]\noptions = { delay = 0 }\n",
+        *features,
+    ]
     return "\n".join(parts).replace("{upstream}", upstream.url)
 
 
@@ -77,8 +94,14 @@ class Gateway:
         self._log = tempfile.TemporaryFile()
         start = time.perf_counter()
         with on_core(CORES[0]):
-            self._process = subprocess.Popen(self._command, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log,
-                                             stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._cwd,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+            )
         while self.status(self._path) != 200:
             if self._process.poll() is not None or time.perf_counter() > start + 30:
                 self.__exit__()
@@ -104,7 +127,9 @@ class Gateway:
 
     def status(self, path: str) -> int:
         """Return the status of an answer, or 0 if there is none."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {KEY}"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {KEY}"}
+        )
         try:
             with DIRECT.open(request, timeout=20) as answer:
                 return int(answer.status)
@@ -125,20 +150,26 @@ class Gateway:
 
     def pss(self, *, worker: bool = False) -> float:
         """Proportional share of memory in KiB, of all processes or of the *worker* alone."""
-        return sum(_pss(each) for each in self.processes[1 if worker else 0:])
+        return sum(_pss(each) for each in self.processes[1 if worker else 0 :])
 
 
 def naive(upstream: Upstream) -> Gateway:
-    """Return the baseline; it stands in its own folder, out of sight of this project's gunicorn.conf.py."""
+    """Return the baseline; it stands in its own folder, out of sight of this project's
+    gunicorn.conf.py.
+    """
     options = ["-k", "gthread", "--threads", str(THREADS), "-w", "1"]
     ca = {"REQUESTS_CA_BUNDLE": upstream.ca} if upstream.ca else {}
     return Gateway(["naive:app", *options], "/bare", cwd=_HERE, BENCH_UPSTREAM=upstream.url, **ca)
 
 
-def infermux(name: str, features: Sequence[str], folder: str, upstream: Upstream, threads: int = THREADS) -> Gateway:
+def infermux(
+    name: str, features: Sequence[str], folder: str, upstream: Upstream, threads: int = THREADS
+) -> Gateway:
     """Return InferMux as a clone runs it, with a file and a ledger of its own."""
     file = Path(folder) / f"{name}.toml"
-    file.write_text(configuration(features, upstream, threads).replace("{folder}", f"{folder}/{name}"))
+    file.write_text(
+        configuration(features, upstream, threads).replace("{folder}", f"{folder}/{name}")
+    )
     return Gateway(["wsgi:app"], "/providers", INFERMUX_CONFIG=str(file))
 
 
@@ -158,16 +189,41 @@ def mock(folder: str) -> Iterator[Upstream]:
     """Run the upstream on the last core."""
     ca = certificate(folder)
     command = [sys.executable, "-m", "tests.bench.upstream", *([ca] if ca else [])]
-    with on_core(CORES[-1]), subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with (
+        on_core(CORES[-1]),
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process,
+    ):
         assert process.stdout
         yield Upstream(int(process.stdout.readline()), ca)
 
 
 def certificate(folder: str) -> str:
-    """Return the path of a key with a certificate, or nothing where there is no openssl: then TLS is not measured."""
+    """Return the path of a key with a certificate, or nothing where there is no openssl: then TLS
+    is not measured.
+    """
     file = Path(folder) / "tls.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-               "-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=bench",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        "-",
+        "-out",
+        "-",
+    ]
     if not shutil.which(command[0]):
         return ""
     file.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -195,7 +251,9 @@ def _stat(process: int) -> list[str]:
 
 
 def _cpu(process: int) -> float:
-    """Return the seconds of CPU of a process by its own clock, as clock_getcpuclockid(3) names it: /proc counts in hundredths."""
+    """Return the seconds of CPU of a process by its own clock, as clock_getcpuclockid(3) names it:
+    /proc counts in hundredths.
+    """
     try:
         return time.clock_gettime(~process << 3 | 2)
     except OSError:

@@ -1,4 +1,6 @@
-"""A closed loop of clients on kept-alive connections, in one thread: cheap, and sure that each answer is whole."""
+"""A closed loop of clients on kept-alive connections, in one thread: cheap, and sure that each
+answer is whole.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Ask(NamedTuple):
     end: bytes = b""
 
 
-def post(path: str, body: Mapping[str, Any], want: str, *, key: str = "", times: int = 1, end: str = "") -> Ask:
+def post(
+    path: str, body: Mapping[str, Any], want: str, *, key: str = "", times: int = 1, end: str = ""
+) -> Ask:
     data = json.dumps(body).encode()
     login = f"Authorization: Bearer {key}\r\n" if key else ""
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n{login}Content-Length: {len(data)}\r\n\r\n"
@@ -72,7 +76,9 @@ class Lane:
         self.socket.send(self.ask.request)
 
     def receive(self) -> bool | None:
-        """Take in what has come; return whether the answer is whole, or None if there is more to come."""
+        """Take in what has come; return whether the answer is whole, or None if there is more to
+        come.
+        """
         try:
             data = self.socket.recv(262144)
         except OSError:
@@ -89,7 +95,11 @@ class Lane:
 
     def _good(self) -> bool:
         inbox, ask = self.inbox, self.ask
-        return inbox.startswith(b"HTTP/1.1 200") and inbox.count(ask.want) >= ask.times and ask.end in inbox[-300:]
+        return (
+            inbox.startswith(b"HTTP/1.1 200")
+            and inbox.count(ask.want) >= ask.times
+            and ask.end in inbox[-300:]
+        )
 
 
 def _connect(port: int) -> socket.socket:
@@ -100,7 +110,9 @@ def _connect(port: int) -> socket.socket:
 
 
 def _size(inbox: bytes) -> int:
-    """Return the size of an answer, with its head; -1: it comes in chunks; 0: its head is not here yet."""
+    """Return the size of an answer, with its head; -1: it comes in chunks; 0: its head is not here
+    yet.
+    """
     end = inbox.find(b"\r\n\r\n")
     if end < 0:
         return 0
@@ -109,13 +121,23 @@ def _size(inbox: bytes) -> int:
 
 
 class Load:
-    """Drives *connections* that send *ask* to *port* again and again for *seconds*, or once each if that is 0.
+    """Drives *connections* that send *ask* to *port* again and again for *seconds*, or once each if
+    that is 0.
 
-    Meanwhile one more connection sends *probe* every 50 ms, and *look* is called once, after its number of seconds.
+    Meanwhile one more connection sends *probe* every 50 ms, and *look* is called once, after its
+    number of seconds.
     """
 
-    def __init__(self, port: int, ask: Ask, connections: int, seconds: float = 0.0, *, probe: Ask | None = None,
-                 look: tuple[float, Callable[[], None]] | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        ask: Ask,
+        connections: int,
+        seconds: float = 0.0,
+        *,
+        probe: Ask | None = None,
+        look: tuple[float, Callable[[], None]] | None = None,
+    ) -> None:
         self._port = port
         self._seconds = seconds
         self._look = look
@@ -123,7 +145,10 @@ class Load:
         self._lanes: dict[int, Lane] = {}
         self._probe = Lane(port, probe, probe=True) if probe else None
         self._busy = connections
-        for lane in (*(Lane(port, ask) for _ in range(connections)), *([self._probe] if self._probe else [])):
+        for lane in (
+            *(Lane(port, ask) for _ in range(connections)),
+            *([self._probe] if self._probe else []),
+        ):
             self._open(lane)
         self._next_probe = 0.0
         self.tally = Tally()
@@ -184,7 +209,7 @@ class Load:
             self._look[1]()
             self._look = None
         if self._probe and time.perf_counter() >= self._next_probe:
-            self._next_probe = float("inf")         # until it is answered
+            self._next_probe = float("inf")  # until it is answered
             self._probe.send()
 
     def _end(self) -> None:

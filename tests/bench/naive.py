@@ -17,7 +17,11 @@ def chat() -> Any:
     headers = {"Authorization": "Bearer " + os.environ["BENCH_KEY"]}
     if body.get("stream"):
         streamed = session.post(UPSTREAM, json=body, headers=headers, timeout=60, stream=True)
-        return Response(streamed.iter_content(chunk_size=None), status=streamed.status_code, content_type=streamed.headers["Content-Type"])
+        return Response(
+            streamed.iter_content(chunk_size=None),
+            status=streamed.status_code,
+            content_type=streamed.headers["Content-Type"],
+        )
     answer = session.post(UPSTREAM, json=body, headers=headers, timeout=60)
     return jsonify(answer.json()), answer.status_code
 

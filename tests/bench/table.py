@@ -8,35 +8,89 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 Figures = Mapping[str, Sequence[float]]
 
 BASELINE = "by hand: Flask + requests.Session"
-CPU = {"naive": BASELINE, "routing": "InferMux: routing, failover, cost", "full": "… with keys, limits, metrics, ledger",
-       "budget": "… and a budget", "spans": "… instead a TokenTrace span per call"}
-LATENCY = {"upstream": "the upstream alone", "naive": BASELINE, "routing": CPU["routing"], "full": CPU["full"]}
-INFER = {"naive": "a bare Flask view that returns bytes", "routing": "InferMux: POST /infer with echo, no ledger",
-         "default": "… with the ledger that a service keeps by default", "full": CPU["full"]}
+CPU = {
+    "naive": BASELINE,
+    "routing": "InferMux: routing, failover, cost",
+    "full": "… with keys, limits, metrics, ledger",
+    "budget": "… and a budget",
+    "spans": "… instead a TokenTrace span per call",
+}
+LATENCY = {
+    "upstream": "the upstream alone",
+    "naive": BASELINE,
+    "routing": CPU["routing"],
+    "full": CPU["full"],
+}
+INFER = {
+    "naive": "a bare Flask view that returns bytes",
+    "routing": "InferMux: POST /infer with echo, no ledger",
+    "default": "… with the ledger that a service keeps by default",
+    "full": CPU["full"],
+}
 WIRE = {"wide": "answers of 24 headers", "tls": "an upstream behind TLS"}
-EVENTS = {"naive/same": BASELINE,
-          "routing/same": "InferMux, the same format at both ends", "routing/translated": "InferMux, OpenAI to Anthropic"}
+EVENTS = {
+    "naive/same": BASELINE,
+    "routing/same": "InferMux, the same format at both ends",
+    "routing/translated": "InferMux, OpenAI to Anthropic",
+}
 CROWD = {"calls": "calls of 2 s", "streams": "streams of 20 events, 100 ms apart"}
 
 
 def tables(figures: Figures, crowd: int) -> Iterator[str]:
     """Yield the tables for which there are figures."""
-    yield from _table("16 connections | CPU µs per request | ratio | requests/s | ratio", (
-        [label, *_beside(figures, "cpu", name), *_beside(figures, "rps", name)] for name, label in _found(figures, "cpu", CPU)))
-    yield from _table("1 connection | p50 ms | ratio | p99 ms | ratio", (
-        [label, *_beside(figures, "p50", name, 1000, 2), *_beside(figures, "p99", name, 1000, 2)]
-        for name, label in _found(figures, "p50", LATENCY)))
-    yield from _table("without an upstream, 16 connections | CPU µs per request | ratio", (
-        [label, *_beside(figures, "infer", name)] for name, label in _found(figures, "infer", INFER)))
-    yield from _table("16 connections, CPU µs per request | by hand | InferMux: routing, failover, cost | ratio", (
-        [label, *_beside(figures, "wire", f"naive/{name}")[:1], *_beside(figures, "wire", f"routing/{name}", base=f"naive/{name}")]
-        for name, label in WIRE.items() if f"wire/routing/{name}" in figures))
-    yield from _table("streams, 16 at a time, 20 events 10 ms apart | CPU µs per event | ratio", (
-        [label, *_beside(figures, "events", name, base="naive/same")] for name, label in _found(figures, "events", EVENTS)))
+    yield from _table(
+        "16 connections | CPU µs per request | ratio | requests/s | ratio",
+        (
+            [label, *_beside(figures, "cpu", name), *_beside(figures, "rps", name)]
+            for name, label in _found(figures, "cpu", CPU)
+        ),
+    )
+    yield from _table(
+        "1 connection | p50 ms | ratio | p99 ms | ratio",
+        (
+            [
+                label,
+                *_beside(figures, "p50", name, 1000, 2),
+                *_beside(figures, "p99", name, 1000, 2),
+            ]
+            for name, label in _found(figures, "p50", LATENCY)
+        ),
+    )
+    yield from _table(
+        "without an upstream, 16 connections | CPU µs per request | ratio",
+        (
+            [label, *_beside(figures, "infer", name)]
+            for name, label in _found(figures, "infer", INFER)
+        ),
+    )
+    yield from _table(
+        "16 connections, CPU µs per request | by hand | InferMux: routing, failover, cost | ratio",
+        (
+            [
+                label,
+                *_beside(figures, "wire", f"naive/{name}")[:1],
+                *_beside(figures, "wire", f"routing/{name}", base=f"naive/{name}"),
+            ]
+            for name, label in WIRE.items()
+            if f"wire/routing/{name}" in figures
+        ),
+    )
+    yield from _table(
+        "streams, 16 at a time, 20 events 10 ms apart | CPU µs per event | ratio",
+        (
+            [label, *_beside(figures, "events", name, base="naive/same")]
+            for name, label in _found(figures, "events", EVENTS)
+        ),
+    )
     yield from _table(
         f"{crowd:,} at once, one worker | whole | first byte p99 s | in all s | health p50 / p99 / max ms | workers killed | "
         "KiB per call | CPU µs per call",
-        (_crowd(figures, name, label) for name, label in CROWD.items() if f"{name}/whole" in figures))
+        (
+            _crowd(figures, name, label)
+            for name, label in CROWD.items()
+            if f"{name}/whole" in figures
+        ),
+    )
     yield from _table("at the start and at rest | by hand | InferMux", _rest(figures))
 
 
@@ -50,32 +104,59 @@ def _table(head: str, rows: Iterable[list[str]]) -> Iterator[str]:
         yield "\n".join([f"| {head} |", "|---" + "|--:" * head.count("|") + "|", *lines])
 
 
-def _beside(figures: Figures, kind: str, name: str, times: float = 1, digits: int = 0, base: str = "naive") -> list[str]:
+def _beside(
+    figures: Figures, kind: str, name: str, times: float = 1, digits: int = 0, base: str = "naive"
+) -> list[str]:
     """Return a median and its ratio to the baseline's."""
     found = statistics.median(figures[f"{kind}/{name}"])
     baseline = figures.get(f"{kind}/{base}")
-    return [f"{found * times:,.{digits}f}", f"{found / statistics.median(baseline):.2f}" if baseline else "–"]
+    return [
+        f"{found * times:,.{digits}f}",
+        f"{found / statistics.median(baseline):.2f}" if baseline else "–",
+    ]
 
 
 def _crowd(figures: Figures, name: str, label: str) -> list[str]:
-    value = {key.partition("/")[2]: found[-1] for key, found in figures.items() if key.startswith(name + "/")}
-    health = " / ".join(f"{value[key] * 1000:.0f}" for key in ("health50", "health99", "health_max"))
-    return [label, f"{value['whole']:.1%}", f"{value['ttfb']:.2f}", f"{value['seconds']:.1f}", health, f"{value['killed']:.0f}",
-            f"{value['memory']:.0f}", f"{value.get('cpu', 0):,.0f}"]
+    value = {
+        key.partition("/")[2]: found[-1]
+        for key, found in figures.items()
+        if key.startswith(name + "/")
+    }
+    health = " / ".join(
+        f"{value[key] * 1000:.0f}" for key in ("health50", "health99", "health_max")
+    )
+    return [
+        label,
+        f"{value['whole']:.1%}",
+        f"{value['ttfb']:.2f}",
+        f"{value['seconds']:.1f}",
+        health,
+        f"{value['killed']:.0f}",
+        f"{value['memory']:.0f}",
+        f"{value.get('cpu', 0):,.0f}",
+    ]
 
 
 def _rest(figures: Figures) -> Iterator[list[str]]:
     for kind, label, times, form in (
-            ("start", "start to first answer, s", 1, ".2f"),
-            ("pss", "memory of a worker, MiB (PSS)", 1 / 1024, ".1f"),
-            ("pss_all", "memory of master and worker, MiB (PSS)", 1 / 1024, ".1f")):
+        ("start", "start to first answer, s", 1, ".2f"),
+        ("pss", "memory of a worker, MiB (PSS)", 1 / 1024, ".1f"),
+        ("pss_all", "memory of master and worker, MiB (PSS)", 1 / 1024, ".1f"),
+    ):
         if f"{kind}/full" in figures:
-            yield [label, *(f"{statistics.median(figures[f'{kind}/{name}']) * times:{form}}" for name in ("naive", "full"))]
+            yield [
+                label,
+                *(
+                    f"{statistics.median(figures[f'{kind}/{name}']) * times:{form}}"
+                    for name in ("naive", "full")
+                ),
+            ]
     for kind, label, times, form in (
-            ("import", "`import infermux`, ms", 1000, ".0f"),
-            ("loaded", "of Flask and requests loaded by it", 1, ".0f"),
-            ("command", "`infermux infer` with echo, in all, s", 1, ".2f"),
-            ("ledger", "ledger: reserve, settle and rows, CPU µs per call", 1, ".0f"),
-            ("received", "spans that were received, of 100", 100, ".1f")):
+        ("import", "`import infermux`, ms", 1000, ".0f"),
+        ("loaded", "of Flask and requests loaded by it", 1, ".0f"),
+        ("command", "`infermux infer` with echo, in all, s", 1, ".2f"),
+        ("ledger", "ledger: reserve, settle and rows, CPU µs per call", 1, ".0f"),
+        ("received", "spans that were received, of 100", 100, ".1f"),
+    ):
         if kind in figures:
             yield [label, "", f"{statistics.median(figures[kind]) * times:{form}}"]

@@ -1,8 +1,10 @@
-"""A vendor that costs next to nothing: canned answers in OpenAI's format from one loop, and a TokenTrace that only counts.
+"""A vendor that costs next to nothing: canned answers in OpenAI's format from one loop, and a
+TokenTrace that only counts.
 
-A model's name says how it behaves: bench-D-G waits D ms before it answers, and G ms between the events of a stream;
-bench-wide answers with as many headers as vendors send. With a certificate for its argument the same port speaks TLS as well.
-It ends with its standard input, hence with whoever started it.
+A model's name says how it behaves: bench-D-G waits D ms before it answers, and G ms between the
+events of a stream; bench-wide answers with as many headers as vendors send. With a certificate for
+its argument the same port speaks TLS as well. It ends with its standard input, hence with whoever
+started it.
 """
 
 from __future__ import annotations
@@ -18,40 +20,80 @@ import sys
 import time
 from typing import Any
 
-EVENTS = 20                                 # pieces of text in a stream
+EVENTS = 20  # pieces of text in a stream
 MODEL = re.compile(rb"bench-(\d+)-(\d+)")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. How vexingly quick daft zebras jump."
-USAGE = {"prompt_tokens": 21, "completion_tokens": 29, "total_tokens": 50,
-         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}}
+USAGE = {
+    "prompt_tokens": 21,
+    "completion_tokens": 29,
+    "total_tokens": 50,
+    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+}
 
 
 def _http(status: str, body: bytes, headers: str = "") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
+        + body
+    )
 
 
 def _completion(kind: str, **more: Any) -> bytes:
-    head = {"id": "chatcmpl-bench0123456789abcdef", "object": kind, "created": 1_700_000_000, "model": "bench"}
-    return json.dumps(head | more | {"service_tier": "default", "system_fingerprint": "fp_bench"}, separators=(",", ":")).encode()
+    head = {
+        "id": "chatcmpl-bench0123456789abcdef",
+        "object": kind,
+        "created": 1_700_000_000,
+        "model": "bench",
+    }
+    return json.dumps(
+        head | more | {"service_tier": "default", "system_fingerprint": "fp_bench"},
+        separators=(",", ":"),
+    ).encode()
 
 
 def _event(delta: dict[str, str] | None, finish: str | None = None, usage: Any = None) -> bytes:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
-    return _chunked(b"data: " + _completion("chat.completion.chunk", choices=choices, usage=usage) + b"\n\n")
+    choices = (
+        []
+        if delta is None
+        else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    )
+    return _chunked(
+        b"data: " + _completion("chat.completion.chunk", choices=choices, usage=usage) + b"\n\n"
+    )
 
 
 def _chunked(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-_TALK = _completion("chat.completion", usage=USAGE, choices=[
-    {"index": 0, "message": {"role": "assistant", "content": TEXT, "refusal": None}, "logprobs": None, "finish_reason": "stop"}])
+_TALK = _completion(
+    "chat.completion",
+    usage=USAGE,
+    choices=[
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": TEXT, "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+)
 WHOLE: tuple[bytes, ...] = (_http("200 OK", _TALK),)
-WIDE = (_http("200 OK", _TALK, "".join(f"x-ratelimit-bench-header-{n}: {n * 1_234_567}\r\n" for n in range(22))),)
+WIDE = (
+    _http(
+        "200 OK",
+        _TALK,
+        "".join(f"x-ratelimit-bench-header-{n}: {n * 1_234_567}\r\n" for n in range(22)),
+    ),
+)
 ACCEPTED = (_http("202 Accepted", b""),)
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_BEGIN = (_HEAD + _event({"role": "assistant", "content": ""}), *[_event({"content": f"word {n} "}) for n in range(EVENTS)])
+_BEGIN = (
+    _HEAD + _event({"role": "assistant", "content": ""}),
+    *[_event({"content": f"word {n} "}) for n in range(EVENTS)],
+)
 _END = _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 STREAM = (*_BEGIN, _event({}, "stop") + _END)
 STREAM_WITH_USAGE = (*_BEGIN, _event({}, "stop") + _event(None, usage=USAGE) + _END)
@@ -105,7 +147,9 @@ class Upstream:
 
     def _read(self, peer: Peer) -> None:
         try:
-            if peer.new and self._tls and peer.socket.recv(1, socket.MSG_PEEK) == b"\x16":     # the first byte of a TLS handshake
+            if (
+                peer.new and self._tls and peer.socket.recv(1, socket.MSG_PEEK) == b"\x16"
+            ):  # the first byte of a TLS handshake
                 peer.socket = self._tls.wrap_socket(peer.socket, server_side=True)
                 peer.new = False
                 return
@@ -122,7 +166,10 @@ class Upstream:
             return
         length = LENGTH.search(peer.inbox, 0, end)
         if len(peer.inbox) >= end + 4 + (int(length[1]) if length else 0):
-            request, peer.inbox = peer.inbox, b""       # nobody here sends a second request before the first is answered
+            request, peer.inbox = (
+                peer.inbox,
+                b"",
+            )  # nobody here sends a second request before the first is answered
             self._answer(peer, request)
 
     def _answer(self, peer: Peer, request: bytes) -> None:
@@ -150,12 +197,14 @@ class Upstream:
         try:
             peer.socket.send(pieces[0])
         except OSError:
-            return                              # gone: the end of the connection is read elsewhere
+            return  # gone: the end of the connection is read elsewhere
         if len(pieces) > 1:
             self._later(gap, peer, pieces[1:], gap)
 
     def _later(self, seconds: float, peer: Peer, pieces: tuple[bytes, ...], gap: float) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), peer, pieces, gap))
+        heapq.heappush(
+            self._timers, (time.monotonic() + seconds, next(self._order), peer, pieces, gap)
+        )
 
     def _drop(self, peer: Peer) -> None:
         self._poll.unregister(peer.socket)

@@ -1,4 +1,6 @@
-"""Anthropic's Messages format, both directions: recorded traffic, a small set of our own, round trips, hostile input."""
+"""Anthropic's Messages format, both directions: recorded traffic, a small set of our own, round
+trips, hostile input.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,20 @@ from typing import Any
 
 import pytest
 
-from infermux import errors, jsons, sse
-from infermux.call import Fold
-from infermux.dialects import anthropic as wire
-from infermux.dialects import anthropic_door as door
-from infermux.dialects.anthropic_request import version_of
-from infermux.dialects.anthropic_stream import Encoder
-from infermux.errors import InferMuxError, ProviderError, RequestError, StreamIncomplete, UnsupportedParameter
-from infermux.protocol import InferRequest, InferResponse, Native
+from infermux import errors
+from infermux.dialects.anthropic import downstream as door
+from infermux.dialects.anthropic import upstream as wire
+from infermux.dialects.anthropic.requests import version_of
+from infermux.dialects.anthropic.stream import Encoder
+from infermux.errors import (
+    InferMuxError,
+    ProviderError,
+    RequestError,
+    StreamIncomplete,
+    UnsupportedParameter,
+)
+from infermux.planning.call import StreamAccumulator
+from infermux.protocol import InferRequest, InferResponse, Native, sse, strict_json
 from infermux.types import HEARTBEAT, JSON, Chunk, Usage
 
 OWN = Path(__file__).parents[1] / "data" / "wire" / "anthropic"
@@ -32,7 +40,11 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def _load(folder: Path) -> list[Any]:
     found = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
-    return [pytest.param(one, id=one["id"]) for one in found if one["api"] in ("anthropic.messages", "anthropic.count_tokens")]
+    return [
+        pytest.param(one, id=one["id"])
+        for one in found
+        if one["api"] in ("anthropic.messages", "anthropic.count_tokens")
+    ]
 
 
 EXCHANGES = _load(OWN) + (_load(SHARED / "exchanges") if SHARED.exists() else [])
@@ -55,7 +67,7 @@ def events_of(data: bytes) -> list[sse.Event]:
 
 
 def folded(events: Any, request: InferRequest) -> tuple[InferResponse, ProviderError | None]:
-    fold, failure = Fold(), None
+    fold, failure = StreamAccumulator(), None
     try:
         for chunk in wire.decode_events(events, request):
             fold.add(chunk)
@@ -65,10 +77,15 @@ def folded(events: Any, request: InferRequest) -> tuple[InferResponse, ProviderE
 
 
 def check(got: InferResponse, expected: JSON) -> None:
-    assert (got.content, got.reasoning, got.refusal) == (expected["text"], expected["reasoning_text"], "")
-    assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["name"], call["arguments"]) for call in expected["tool_calls"]
-    ]
+    assert (got.content, got.reasoning, got.refusal) == (
+        expected["text"],
+        expected["reasoning_text"],
+        "",
+    )
+    assert [
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+        for call in got.tool_calls
+    ] == [(call["id"], call["name"], call["arguments"]) for call in expected["tool_calls"]]
     if expected["error"]:
         return
     usage = expected["usage"]
@@ -80,32 +97,52 @@ def check(got: InferResponse, expected: JSON) -> None:
         got.usage.cache_write_tokens,
         got.usage.reasoning_tokens,
     ) == tuple(
-        usage[name] for name in ("all_input_tokens", "all_output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+        usage[name]
+        for name in (
+            "all_input_tokens",
+            "all_output_tokens",
+            "cached_input_tokens",
+            "cache_write_tokens",
+            "reasoning_tokens",
+        )
     )
-    assert (got.tokens_in, got.tokens_out) == (usage["all_input_tokens"], usage["all_output_tokens"])
+    assert (got.tokens_in, got.tokens_out) == (
+        usage["all_input_tokens"],
+        usage["all_output_tokens"],
+    )
     assert got.finish_reason == wire.FINISH[expected["finish_reason_raw"]]
     assert (got.model, got.id) == (expected["model"], expected["id"])
 
 
-# -- the vendor's answers ----------------------------------------------------------------------------------------------
+# -- the vendor's answers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_an_answer_reads_as_expected(exchange: JSON) -> None:
     response, expected, request = exchange["response"], exchange["expected"], asked(exchange)
-    data = response["body"].encode() if exchange["stream"] else json.dumps(response["body"]).encode()
+    data = (
+        response["body"].encode() if exchange["stream"] else json.dumps(response["body"]).encode()
+    )
     if response["status"] >= 400:
         error = wire.decode_error(response["status"], response["headers"], data)
-        kinds = {400: errors.ProviderRejected, 401: errors.ProviderAuthError, 404: errors.ProviderModelNotFound}
+        kinds = {
+            400: errors.ProviderRejected,
+            401: errors.ProviderAuthError,
+            404: errors.ProviderModelNotFound,
+        }
         said = expected["error"].get("class")
-        assert type(error).__name__ == said if said else isinstance(error, kinds[response["status"]])
+        assert (
+            type(error).__name__ == said if said else isinstance(error, kinds[response["status"]])
+        )
         assert error.retry_after == expected["error"].get("retry_after")
         if isinstance(error, errors.ProviderRejected):
             assert error.message == expected["error"]["message"]
     elif exchange["stream"]:
         got, failure = folded(events_of(data), request)
         check(got, expected)
-        assert (type(failure).__name__ if failure else None) == (expected["error"] or {}).get("class")
+        assert (type(failure).__name__ if failure else None) == (expected["error"] or {}).get(
+            "class"
+        )
     elif request.op == "count_tokens":
         got = wire.decode_response(data, request)
         assert got.tokens_in == got.extra["input_tokens"] == expected["input_tokens"]
@@ -115,7 +152,9 @@ def test_an_answer_reads_as_expected(exchange: JSON) -> None:
         assert got.native == ("anthropic", data)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the recorded exchanges are not part of the repository")
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the recorded exchanges are not part of the repository"
+)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("exchange", STREAMS)
 def test_a_stream_reads_the_same_however_it_is_cut(exchange: JSON, split: str) -> None:
@@ -131,23 +170,35 @@ def test_a_stream_reads_the_same_however_it_is_cut(exchange: JSON, split: str) -
 
 @pytest.mark.parametrize("name", ["text", "tools", "thinking", "server_tool"])
 def test_a_stream_folds_to_what_the_whole_answer_is(name: str) -> None:
-    whole, stream = (json.loads((OWN / f"{file}.json").read_text()) for file in (name, f"{name}_stream"))
+    whole, stream = (
+        json.loads((OWN / f"{file}.json").read_text()) for file in (name, f"{name}_stream")
+    )
     answer = wire.decode_response(json.dumps(whole["response"]["body"]).encode(), asked(whole))
     got, _ = folded(events_of(stream["response"]["body"].encode()), asked(stream))
     for field in ("content", "reasoning", "refusal", "finish_reason", "model", "id", "details"):
         assert getattr(got, field) == getattr(answer, field), field
-    assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer.tool_calls
+    assert [
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+        for call in got.tool_calls
+    ] == [
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+        for call in answer.tool_calls
     ]
     if name != "server_tool":  # there the count of input grows while it streams
         assert got.usage == answer.usage
 
 
 def test_a_call_without_arguments_is_an_empty_object_either_way() -> None:
-    whole, stream = (json.loads((OWN / f"{file}.json").read_text()) for file in ("tools", "tools_stream"))
+    whole, stream = (
+        json.loads((OWN / f"{file}.json").read_text()) for file in ("tools", "tools_stream")
+    )
     answer = wire.decode_response(json.dumps(whole["response"]["body"]).encode(), asked(whole))
     got, _ = folded(events_of(stream["response"]["body"].encode()), asked(stream))
-    assert answer.tool_calls[1]["function"]["arguments"] == got.tool_calls[1]["function"]["arguments"] == "{}"
+    assert (
+        answer.tool_calls[1]["function"]["arguments"]
+        == got.tool_calls[1]["function"]["arguments"]
+        == "{}"
+    )
 
 
 def test_details_carry_signatures_byte_for_byte() -> None:
@@ -155,10 +206,28 @@ def test_details_carry_signatures_byte_for_byte() -> None:
     got, _ = folded(events_of(stream["response"]["body"].encode()), asked(stream))
     own = "anthropic-claude-v1"
     assert list(got.details) == [
-        {"type": "reasoning.text", "text": "Let me see. ", "signature": "EqQBCkYI/+==", "format": own, "index": 0},
+        {
+            "type": "reasoning.text",
+            "text": "Let me see. ",
+            "signature": "EqQBCkYI/+==",
+            "format": own,
+            "index": 0,
+        },
         {"type": "reasoning.encrypted", "data": "EmwKAhgB+/=", "format": own, "index": 1},
-        {"type": "reasoning.text", "text": "", "signature": "only+signed=", "format": own, "index": 2},
-        {"type": "reasoning.text", "text": "Right.", "signature": "Zz9=", "format": own, "index": 3},
+        {
+            "type": "reasoning.text",
+            "text": "",
+            "signature": "only+signed=",
+            "format": own,
+            "index": 2,
+        },
+        {
+            "type": "reasoning.text",
+            "text": "Right.",
+            "signature": "Zz9=",
+            "format": own,
+            "index": 3,
+        },
     ]
 
 
@@ -181,7 +250,11 @@ def test_usage_tells_what_was_cached_for_an_hour_and_how_fast() -> None:
 def test_silence_and_pings_are_no_content_but_pings_pass_on() -> None:
     chunks = list(
         wire.decode_events(
-            [None, *events_of(sse.Event(b'{"type":"ping"}', b"ping").encode()), sse.Event(b'{"type":"message_stop"}', b"message_stop")],
+            [
+                None,
+                *events_of(sse.Event(b'{"type":"ping"}', b"ping").encode()),
+                sse.Event(b'{"type":"message_stop"}', b"message_stop"),
+            ],
             InferRequest(),
         )
     )
@@ -193,7 +266,7 @@ def test_silence_and_pings_are_no_content_but_pings_pass_on() -> None:
 def test_an_answer_in_one_piece_serves_a_stream() -> None:
     exchange = json.loads((OWN / "tools.json").read_text())
     data = json.dumps(exchange["response"]["body"]).encode()
-    fold = Fold()
+    fold = StreamAccumulator()
     for chunk in wire.decode_whole(data, asked(exchange)):
         fold.add(chunk)
     check(fold.response("anthropic", "m"), exchange["expected"])
@@ -202,7 +275,10 @@ def test_an_answer_in_one_piece_serves_a_stream() -> None:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        ({"type": "error", "error": {"type": "rate_limit_error", "message": "m"}}, errors.ProviderRateLimited),
+        (
+            {"type": "error", "error": {"type": "rate_limit_error", "message": "m"}},
+            errors.ProviderRateLimited,
+        ),
         ({"type": "error", "error": {"type": "never seen"}}, errors.ProviderUnavailable),
         ({"type": "error", "error": None}, errors.ProviderUnavailable),
         ({"error": "words"}, errors.ProviderUnavailable),
@@ -215,7 +291,9 @@ def test_an_error_inside_a_200_is_raised(body: JSON, kind: type[ProviderError]) 
         list(wire.decode_events([sse.Event(json.dumps(body).encode())], InferRequest(model="m")))
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", b"[]", b'{"error":[]}', b'{"error":{"type":[],"message":{}}}', b"null"])
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>", b"[]", b'{"error":[]}', b'{"error":{"type":[],"message":{}}}', b"null"]
+)
 def test_an_error_body_of_any_shape_is_an_error(data: bytes) -> None:
     assert isinstance(wire.decode_error(500, {}, data), errors.ProviderUnavailable)
 
@@ -223,7 +301,13 @@ def test_an_error_body_of_any_shape_is_an_error(data: bytes) -> None:
 def _hurt(value: Any) -> Iterator[Any]:
     """Yield copies of *value* in each of which one place holds something odd, or nothing."""
     yield from ODD
-    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    places = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in list(places):
         for bad in _hurt(inner):
             copy = value.copy()
@@ -243,9 +327,17 @@ def test_a_broken_answer_is_nonsense_never_a_crash(name: str) -> None:
         except NONSENSE:
             refused += 1
         else:
-            assert isinstance(got.content, str) and isinstance(got.finish_reason, str) and isinstance(got.model, str)
+            assert (
+                isinstance(got.content, str)
+                and isinstance(got.finish_reason, str)
+                and isinstance(got.model, str)
+            )
             for call in got.tool_calls:
-                assert isinstance(json.loads(call["function"]["arguments"]), dict) and call["id"] and call["function"]["name"]
+                assert (
+                    isinstance(json.loads(call["function"]["arguments"]), dict)
+                    and call["id"]
+                    and call["function"]["name"]
+                )
     assert refused > 30
 
 
@@ -256,7 +348,7 @@ def test_a_broken_event_is_nonsense_never_a_crash(name: str) -> None:
     for place, event in enumerate(events):
         for bad in _hurt(json.loads(event.data)):
             broken = [*events[:place], sse.Event(json.dumps(bad).encode()), *events[place + 1 :]]
-            fold = Fold()
+            fold = StreamAccumulator()
             try:
                 for chunk in wire.decode_events(broken, InferRequest(model="m")):
                     fold.add(chunk)
@@ -267,7 +359,10 @@ def test_a_broken_event_is_nonsense_never_a_crash(name: str) -> None:
     assert refused > 100
 
 
-@pytest.mark.parametrize(("field", "bad"), [("text", 5), ("text", None), ("name", None), ("id", ""), ("input", "{}"), ("input", None)])
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("text", 5), ("text", None), ("name", None), ("id", ""), ("input", "{}"), ("input", None)],
+)
 def test_a_block_of_the_wrong_type_is_not_misread(field: str, bad: Any) -> None:
     body = json.loads((OWN / "tools.json").read_text())["response"]["body"]
     body["content"][0 if field == "text" else 1][field] = bad
@@ -275,11 +370,17 @@ def test_a_block_of_the_wrong_type_is_not_misread(field: str, bad: Any) -> None:
         wire.decode_response(json.dumps(body).encode(), InferRequest(model="m"))
 
 
-# -- requests to the vendor --------------------------------------------------------------------------------------------
+# -- requests to the vendor ------------------------------------------------------------------------
 
 
 def sent(
-    messages: Any = HELLO, /, *, model: str = "claude-sonnet-4-5", op: str = "chat", drop: list[str] | None = None, **params: Any
+    messages: Any = HELLO,
+    /,
+    *,
+    model: str = "claude-sonnet-4-5",
+    op: str = "chat",
+    drop: list[str] | None = None,
+    **params: Any,
 ) -> JSON:
     request = InferRequest(model=model, messages=messages, params=params, op=op)
     body: JSON = json.loads(wire.encode_request(request, stream=False, drop=drop))
@@ -287,12 +388,15 @@ def sent(
 
 
 def test_the_address_and_the_headers() -> None:
-    request = InferRequest(model="m", headers={"Anthropic-Beta": "a,b", "anthropic-version": "2099-01-01", "authorization": "no"})
+    request = InferRequest(
+        model="m",
+        headers={"Anthropic-Beta": "a,b", "anthropic-version": "2099-01-01", "authorization": "no"},
+    )
     assert wire.path(request, stream=True) == "/messages"
     assert wire.path(replace(request, op="count_tokens"), stream=False) == "/messages/count_tokens"
     assert wire.auth("k") == {"x-api-key": "k"}
     assert wire.headers(request) == {"anthropic-version": "2023-06-01"}
-    native = replace(request, native=Native("anthropic", jsons.document("{}")))
+    native = replace(request, native=Native("anthropic", strict_json.document("{}")))
     assert wire.headers(native) == {"anthropic-version": "2099-01-01", "anthropic-beta": "a,b"}
     for op in ("embeddings", "completions", "responses"):
         with pytest.raises(UnsupportedParameter):
@@ -301,27 +405,66 @@ def test_the_address_and_the_headers() -> None:
 
 def test_a_conversation_with_tools_and_thinking() -> None:
     details = [
-        {"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
-        {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1},
+        {
+            "type": "reasoning.text",
+            "text": "hm",
+            "signature": "s/+=",
+            "format": "anthropic-claude-v1",
+            "index": 0,
+        },
+        {
+            "type": "reasoning.encrypted",
+            "data": "d/+=",
+            "format": "anthropic-claude-v1",
+            "index": 1,
+        },
         {"type": "reasoning.text", "text": "unsigned", "format": "anthropic-claude-v1", "index": 2},
-        {"type": "reasoning.encrypted", "data": "theirs", "format": "openai-responses-v1", "index": 3},
+        {
+            "type": "reasoning.encrypted",
+            "data": "theirs",
+            "format": "openai-responses-v1",
+            "index": 3,
+        },
     ]
     calls = [
-        {"id": "functions.a:0", "type": "function", "function": {"name": "a", "arguments": '{"x": 1}'}},
-        {"id": "b", "type": "function", "function": {"name": "b", "arguments": ""}, "extra_content": {"google": {}}},
+        {
+            "id": "functions.a:0",
+            "type": "function",
+            "function": {"name": "a", "arguments": '{"x": 1}'},
+        },
+        {
+            "id": "b",
+            "type": "function",
+            "function": {"name": "b", "arguments": ""},
+            "extra_content": {"google": {}},
+        },
     ]
     body = sent(
         [
             {"role": "system", "content": "Be brief."},
             {"role": "developer", "content": "Be kind."},
             *HELLO,
-            {"role": "assistant", "content": "Wait.", "tool_calls": calls, "reasoning_details": details, "reasoning_content": "hm"},
+            {
+                "role": "assistant",
+                "content": "Wait.",
+                "tool_calls": calls,
+                "reasoning_details": details,
+                "reasoning_content": "hm",
+            },
             {"role": "tool", "tool_call_id": "functions.a:0", "content": "1"},
-            {"role": "tool", "tool_call_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True},
+            {
+                "role": "tool",
+                "tool_call_id": "b",
+                "content": [{"type": "text", "text": "2"}],
+                "is_error": True,
+            },
             {"role": "user", "content": "Go on."},
         ]
     )
-    assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]
+    assert body["system"] == [
+        {"type": "text", "text": "Be brief."},
+        {"type": "text", "text": "Be kind."},
+    ]
     assert body["messages"] == [
         {"role": "user", "content": "Hello"},
         {
@@ -338,7 +481,12 @@ def test_a_conversation_with_tools_and_thinking() -> None:
             "role": "user",
             "content": [
                 {"type": "tool_result", "tool_use_id": "functions_a_0", "content": "1"},
-                {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "2"}], "is_error": True},
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "b",
+                    "content": [{"type": "text", "text": "2"}],
+                    "is_error": True,
+                },
             ],
         },
         {"role": "user", "content": "Go on."},
@@ -354,10 +502,22 @@ def test_pictures_and_documents() -> None:
                 "content": [
                     {"type": "text", "text": "See", **keep},
                     {"type": "text", "text": ""},
-                    {"type": "image_url", "image_url": {"url": "https://a.example/b.png", "detail": "auto"}},
+                    {
+                        "type": "image_url",
+                        "image_url": {"url": "https://a.example/b.png", "detail": "auto"},
+                    },
                     {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
-                    {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,BBBB"}},
-                    {"type": "file", "file": {"file_data": "data:text/plain;charset=utf-8;base64,w7w="}},
+                    {
+                        "type": "file",
+                        "file": {
+                            "filename": "a.pdf",
+                            "file_data": "data:application/pdf;base64,BBBB",
+                        },
+                    },
+                    {
+                        "type": "file",
+                        "file": {"file_data": "data:text/plain;charset=utf-8;base64,w7w="},
+                    },
                     {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}},
                 ],
             }
@@ -367,7 +527,11 @@ def test_pictures_and_documents() -> None:
         {"type": "text", "text": "See", **keep},
         {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
-        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"}, "title": "a.pdf"},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"},
+            "title": "a.pdf",
+        },
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "ü"}},
         {"type": "document", "source": {"type": "url", "url": "https://a.example/c.pdf"}},
     ]
@@ -375,7 +539,10 @@ def test_pictures_and_documents() -> None:
 
 def test_parameters_that_both_have() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string"}}}
-    function = {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema, "strict": True}}
+    function = {
+        "type": "function",
+        "function": {"name": "f", "description": "d", "parameters": schema, "strict": True},
+    }
     body = sent(
         max_completion_tokens=50,
         max_tokens=70,
@@ -392,7 +559,10 @@ def test_parameters_that_both_have() -> None:
         logprobs=False,
         stream_options={"include_usage": True},
         seed=None,
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": schema, "strict": True},
+        },
     )
     assert body == {
         "model": "claude-sonnet-4-5",
@@ -413,7 +583,10 @@ def test_parameters_that_both_have() -> None:
     }
 
 
-@pytest.mark.parametrize(("model", "most"), [("claude-sonnet-4-5-20250929", 64000), ("claude-opus-4-6", 128000), ("who-knows", 4096)])
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [("claude-sonnet-4-5-20250929", 64000), ("claude-opus-4-6", 128000), ("who-knows", 4096)],
+)
 def test_max_tokens_is_always_said(model: str, most: int) -> None:
     assert sent(model=model)["max_tokens"] == most
 
@@ -424,15 +597,28 @@ def test_max_tokens_is_always_said(model: str, most: int) -> None:
         ("claude-sonnet-4-5", "none", 99, {"type": "disabled"}, None, 99),
         ("claude-sonnet-4-5", "low", 4000, {"type": "enabled", "budget_tokens": 2048}, None, 4000),
         ("claude-sonnet-4-5", "high", 4000, {"type": "enabled", "budget_tokens": 2000}, None, 4000),
-        ("claude-3-7-sonnet-20250219", "xhigh", None, {"type": "enabled", "budget_tokens": 32768}, None, 36864),
+        (
+            "claude-3-7-sonnet-20250219",
+            "xhigh",
+            None,
+            {"type": "enabled", "budget_tokens": 32768},
+            None,
+            36864,
+        ),
         ("claude-opus-4-6", "xhigh", 99, {"type": "adaptive"}, {"effort": "max"}, 99),
         ("claude-opus-4-7", "xhigh", 99, {"type": "adaptive"}, {"effort": "xhigh"}, 99),
         ("claude-sonnet-5", "minimal", 99, {"type": "adaptive"}, {"effort": "low"}, 99),
     ],
 )
-def test_effort_by_generation(model: str, effort: str, limit: int | None, thinking: JSON, config: JSON | None, most: int) -> None:
+def test_effort_by_generation(
+    model: str, effort: str, limit: int | None, thinking: JSON, config: JSON | None, most: int
+) -> None:
     body = sent(model=model, reasoning_effort=effort, max_tokens=limit)
-    assert (body["thinking"], body.get("output_config"), body["max_tokens"]) == (thinking, config, most)
+    assert (body["thinking"], body.get("output_config"), body["max_tokens"]) == (
+        thinking,
+        config,
+        most,
+    )
 
 
 @pytest.mark.parametrize(
@@ -483,7 +669,11 @@ UNSUPPORTED += [
     ("reasoning_effort", {"reasoning_effort": "low", "max_tokens": 1000}),
     (
         "reasoning_effort",
-        {"reasoning_effort": "low", "tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {
+            "reasoning_effort": "low",
+            "tool_choice": "required",
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
     ),
 ]
 
@@ -508,10 +698,19 @@ def test_newer_models_have_no_sampling() -> None:
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("messages.content.input_audio", {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
+        (
+            "messages.content.input_audio",
+            {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        ),
         ("messages.content.file", {"type": "file", "file": {"file_id": "file-1"}}),
-        ("messages.content.server_tool_use", {"type": "server_tool_use", "id": "s", "name": "n", "input": {}}),
-        ("image_url.detail", {"type": "image_url", "image_url": {"url": "https://a.example/", "detail": "high"}}),
+        (
+            "messages.content.server_tool_use",
+            {"type": "server_tool_use", "id": "s", "name": "n", "input": {}},
+        ),
+        (
+            "image_url.detail",
+            {"type": "image_url", "image_url": {"url": "https://a.example/", "detail": "high"}},
+        ),
     ],
 )
 def test_parts_that_cannot_be_said(name: str, part: JSON) -> None:
@@ -525,10 +724,17 @@ def test_parts_that_cannot_be_said(name: str, part: JSON) -> None:
 
 
 def test_counting_takes_only_what_counts() -> None:
-    assert sent(op="count_tokens", tools=[]) == {"model": "claude-sonnet-4-5", "messages": HELLO, "tools": []}
+    assert sent(op="count_tokens", tools=[]) == {
+        "model": "claude-sonnet-4-5",
+        "messages": HELLO,
+        "tools": [],
+    }
     with pytest.raises(UnsupportedParameter):
         sent(op="count_tokens", temperature=0.5)
-    assert sent(op="count_tokens", temperature=0.5, drop=[]) == {"model": "claude-sonnet-4-5", "messages": HELLO}
+    assert sent(op="count_tokens", temperature=0.5, drop=[]) == {
+        "model": "claude-sonnet-4-5",
+        "messages": HELLO,
+    }
 
 
 RICH: JSON = {
@@ -539,14 +745,27 @@ RICH: JSON = {
             "content": [
                 {"type": "text", "text": "a"},
                 {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
-                {"type": "file", "file": {"filename": "f", "file_data": "data:application/pdf;base64,AA=="}},
+                {
+                    "type": "file",
+                    "file": {"filename": "f", "file_data": "data:application/pdf;base64,AA=="},
+                },
             ],
         },
         {
             "role": "assistant",
             "content": None,
-            "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-            "reasoning_details": [{"type": "reasoning.text", "text": "t", "signature": "s", "format": "anthropic-claude-v1", "index": 0}],
+            "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ],
+            "reasoning_details": [
+                {
+                    "type": "reasoning.text",
+                    "text": "t",
+                    "signature": "s",
+                    "format": "anthropic-claude-v1",
+                    "index": 0,
+                }
+            ],
         },
         {"role": "tool", "tool_call_id": "a", "content": "r"},
     ],
@@ -554,7 +773,9 @@ RICH: JSON = {
         "max_tokens": 9000,
         "temperature": 1,
         "stop": ["a"],
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+        ],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
         "parallel_tool_calls": True,
         "reasoning_effort": "low",
@@ -570,12 +791,18 @@ RICH: JSON = {
 def test_a_broken_request_names_the_place() -> None:
     refused = 0
     for bad in _hurt(RICH):
-        if not isinstance(bad, dict) or not isinstance(bad.get("messages"), list) or not isinstance(bad.get("params"), dict):
+        if (
+            not isinstance(bad, dict)
+            or not isinstance(bad.get("messages"), list)
+            or not isinstance(bad.get("params"), dict)
+        ):
             continue
         if not all(isinstance(message, dict) for message in bad["messages"]):
             continue
         try:
-            request = InferRequest(model="claude-sonnet-4-5", messages=bad["messages"], params=bad["params"])
+            request = InferRequest(
+                model="claude-sonnet-4-5", messages=bad["messages"], params=bad["params"]
+            )
             wire.encode_request(request, stream=False)
         except RequestError as error:
             assert error.param
@@ -583,7 +810,7 @@ def test_a_broken_request_names_the_place() -> None:
     assert refused > 200
 
 
-# -- passing through ---------------------------------------------------------------------------------------------------
+# -- passing through -------------------------------------------------------------------------------
 
 NATIVE = (
     '{ "model":"claude-sonnet-4-5",  "max_tokens": 5,"stream" : true, "x-new": [1.0, "\\u00e9"],\n'
@@ -592,11 +819,16 @@ NATIVE = (
 
 
 def native_request(body: str, model: str) -> InferRequest:
-    return InferRequest(model=model, messages=HELLO, native=Native("anthropic", jsons.document(body)))
+    return InferRequest(
+        model=model, messages=HELLO, native=Native("anthropic", strict_json.document(body))
+    )
 
 
 def test_a_body_of_this_dialect_goes_out_as_it_came() -> None:
-    assert wire.encode_request(native_request(NATIVE, "claude-sonnet-4-5"), stream=True) == NATIVE.encode()
+    assert (
+        wire.encode_request(native_request(NATIVE, "claude-sonnet-4-5"), stream=True)
+        == NATIVE.encode()
+    )
     other = wire.encode_request(native_request(NATIVE, "claude-opus-4-6"), stream=True)
     assert other == NATIVE.replace("claude-sonnet-4-5", "claude-opus-4-6").encode()
     whole = wire.encode_request(native_request(NATIVE, "claude-sonnet-4-5"), stream=False)
@@ -609,7 +841,13 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
         "content": [
             {"type": "thinking", "thinking": "x", "signature": ""},
             {"type": "thinking", "thinking": "y", "signature": "s"},
-            {"type": "tool_use", "id": "a", "name": "f", "input": {}, "extra_content": {"google": {"thought_signature": "g"}}},
+            {
+                "type": "tool_use",
+                "id": "a",
+                "name": "f",
+                "input": {},
+                "extra_content": {"google": {"thought_signature": "g"}},
+            },
         ],
     }
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}, turn]})
@@ -620,34 +858,54 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
     ]
 
 
-# -- our own door ------------------------------------------------------------------------------------------------------
+# -- our own door ----------------------------------------------------------------------------------
 
 
 def taken(body: JSON, op: str = "chat") -> InferRequest:
-    return door.decode_request(jsons.document(json.dumps(body)), op=op)[0]
+    return door.decode_request(strict_json.document(json.dumps(body)), op=op)[0]
 
 
-BODY: JSON = {"model": "claude-sonnet-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]}
+BODY: JSON = {
+    "model": "claude-sonnet-4-5",
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "Hello"}],
+}
 
 
 def test_a_request_keeps_its_body() -> None:
-    document = jsons.document(NATIVE)
+    document = strict_json.document(NATIVE)
     request, stream = door.decode_request(document)
-    assert stream and request.model == "claude-sonnet-4-5" and request.native == Native("anthropic", document)
+    assert (
+        stream
+        and request.model == "claude-sonnet-4-5"
+        and request.native == Native("anthropic", document)
+    )
     assert request.params == {"max_tokens": 5, "x-new": [1.0, "é"]}
     assert wire.encode_request(request, stream=True) == NATIVE.encode()
     request.check()
 
 
 CONVERSATION: list[JSON] = [
-    {"role": "system", "content": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]},
+    {
+        "role": "system",
+        "content": [
+            {"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+        ],
+    },
     {
         "role": "user",
         "content": [
             {"type": "text", "text": "See"},
             {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}, "cache_control": {"type": "ephemeral"}},
-            {"type": "file", "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "a.pdf"}},
+            {
+                "type": "image_url",
+                "image_url": {"url": "data:image/png;base64,AAAA"},
+                "cache_control": {"type": "ephemeral"},
+            },
+            {
+                "type": "file",
+                "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "a.pdf"},
+            },
             {"type": "file", "file": {"file_data": "data:text/plain;base64,w7w="}},
             {"type": "file", "file": {"file_url": "https://a.example/c.pdf"}},
         ],
@@ -661,8 +919,19 @@ CONVERSATION: list[JSON] = [
         ],
         "reasoning_content": "hm",
         "reasoning_details": [
-            {"type": "reasoning.text", "text": "hm", "signature": "s/+=", "format": "anthropic-claude-v1", "index": 0},
-            {"type": "reasoning.encrypted", "data": "d/+=", "format": "anthropic-claude-v1", "index": 1},
+            {
+                "type": "reasoning.text",
+                "text": "hm",
+                "signature": "s/+=",
+                "format": "anthropic-claude-v1",
+                "index": 0,
+            },
+            {
+                "type": "reasoning.encrypted",
+                "data": "d/+=",
+                "format": "anthropic-claude-v1",
+                "index": 1,
+            },
         ],
     },
     {"role": "tool", "tool_call_id": "a", "content": "1"},
@@ -686,21 +955,31 @@ PARAMS: JSON = {
         {
             "type": "function",
             "cache_control": {"type": "ephemeral"},
-            "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+            "function": {
+                "name": "f",
+                "description": "d",
+                "parameters": {"type": "object"},
+                "strict": True,
+            },
         },
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 3},
     ],
     "tool_choice": "auto",
     "parallel_tool_calls": False,
     "reasoning_effort": "high",
-    "response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": {"type": "object"}, "strict": True}},
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "output", "schema": {"type": "object"}, "strict": True},
+    },
 }
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-opus-4-6"])
 def test_a_request_survives_both_directions(model: str) -> None:
-    body = wire.encode_request(InferRequest(model=model, messages=CONVERSATION, params=PARAMS), stream=True)
-    request, stream = door.decode_request(jsons.document(body))
+    body = wire.encode_request(
+        InferRequest(model=model, messages=CONVERSATION, params=PARAMS), stream=True
+    )
+    request, stream = door.decode_request(strict_json.document(body))
     assert stream
     assert list(request.messages) == CONVERSATION
     assert request.params == PARAMS
@@ -731,7 +1010,14 @@ def test_thinking_becomes_effort(members: JSON, effort: str | None) -> None:
 def test_what_only_this_vendor_has_keeps_its_name() -> None:
     tool = {"type": "web_search_20250305", "name": "web_search"}
     request = taken(
-        BODY | {"tools": [tool], "container": "c", "top_k": 3, "metadata": {"user_id": "u", "x": 1}, "output_config": {"task_budget": {}}}
+        BODY
+        | {
+            "tools": [tool],
+            "container": "c",
+            "top_k": 3,
+            "metadata": {"user_id": "u", "x": 1},
+            "output_config": {"task_budget": {}},
+        }
     )
     assert request.params == {
         "max_tokens": 100,
@@ -755,12 +1041,29 @@ def test_turns_of_an_agent() -> None:
                     "content": [
                         {"type": "text", "text": "a", "citations": None},
                         {"type": "text", "text": "b"},
-                        {"type": "tool_use", "id": "t", "name": "f", "input": {}, "caller": {"type": "direct"}},
+                        {
+                            "type": "tool_use",
+                            "id": "t",
+                            "name": "f",
+                            "input": {},
+                            "caller": {"type": "direct"},
+                        },
                     ],
                 },
-                {"role": "user", "content": [{"type": "text", "text": "note"}, {"type": "tool_result", "tool_use_id": "t"}]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "note"},
+                        {"type": "tool_result", "tool_use_id": "t"},
+                    ],
+                },
                 {"role": "system", "content": "new rules"},
-                {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+                    ],
+                },
                 {"role": "assistant", "content": []},
             ],
         }
@@ -770,12 +1073,17 @@ def test_turns_of_an_agent() -> None:
         {
             "role": "assistant",
             "content": "ab",
-            "tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            "tool_calls": [
+                {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ],
         },
         {"role": "tool", "tool_call_id": "t", "content": ""},
         {"role": "user", "content": [{"type": "text", "text": "note"}]},
         {"role": "system", "content": "new rules"},
-        {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}],
+        },
         {"role": "assistant", "content": ""},
     ]
     request.check()
@@ -829,15 +1137,29 @@ def test_a_broken_body_is_refused_or_read_never_a_crash() -> None:
 
 def test_counting_needs_no_max_tokens() -> None:
     assert taken({"model": "m", "messages": HELLO}, "count_tokens").op == "count_tokens"
-    assert door.encode_response(InferResponse("m", "p", "", extra={"input_tokens": 9})) == {"input_tokens": 9}
+    assert door.encode_response(InferResponse("m", "p", "", extra={"input_tokens": 9})) == {
+        "input_tokens": 9
+    }
 
 
 @pytest.mark.parametrize("name", ["text", "tools", "thinking", "refusal", "cached"])
 def test_an_answer_survives_both_directions(name: str) -> None:
     exchange = json.loads((OWN / f"{name}.json").read_text())
-    answer = wire.decode_response(json.dumps(exchange["response"]["body"]).encode(), asked(exchange))
+    answer = wire.decode_response(
+        json.dumps(exchange["response"]["body"]).encode(), asked(exchange)
+    )
     again = wire.decode_response(json.dumps(door.encode_response(answer)).encode(), asked(exchange))
-    for field in ("content", "reasoning", "finish_reason", "tool_calls", "details", "model", "id", "tokens_in", "tokens_out"):
+    for field in (
+        "content",
+        "reasoning",
+        "finish_reason",
+        "tool_calls",
+        "details",
+        "model",
+        "id",
+        "tokens_in",
+        "tokens_out",
+    ):
         assert getattr(again, field) == getattr(answer, field), field
     assert again.usage and answer.usage
     assert again.usage.cached_input_tokens == (answer.usage.cached_input_tokens or 0)
@@ -857,7 +1179,12 @@ FOREIGN = InferResponse(
     usage=Usage(110, 7, 100, 4, None, 3),
     tool_calls=[
         {"id": "", "type": "function", "function": {"name": "f", "arguments": "not json"}},
-        {"id": "c", "type": "function", "function": {"name": "g", "arguments": ""}, "extra_content": {"google": {"x": 1}}},
+        {
+            "id": "c",
+            "type": "function",
+            "function": {"name": "g", "arguments": ""},
+            "extra_content": {"google": {"x": 1}},
+        },
     ],
 )
 
@@ -877,7 +1204,13 @@ def test_an_answer_of_another_vendor_is_a_message() -> None:
             {"type": "thinking", "thinking": "hm", "signature": ""},
             {"type": "text", "text": "No."},
             {"type": "tool_use", "name": "f", "input": {"arguments": "not json"}},
-            {"type": "tool_use", "id": "c", "name": "g", "input": {}, "extra_content": {"google": {"x": 1}}},
+            {
+                "type": "tool_use",
+                "id": "c",
+                "name": "g",
+                "input": {},
+                "extra_content": {"google": {"x": 1}},
+            },
         ],
         "usage": {
             "input_tokens": 6,
@@ -894,7 +1227,11 @@ def test_the_official_sdk_takes_a_message_made_here() -> None:
     types = pytest.importorskip("anthropic.types")
     message = types.Message.model_validate(door.encode_response(FOREIGN))
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
-    assert (message.usage.input_tokens, message.usage.cache_read_input_tokens, message.stop_reason) == (6, 100, "tool_use")
+    assert (
+        message.usage.input_tokens,
+        message.usage.cache_read_input_tokens,
+        message.stop_reason,
+    ) == (6, 100, "tool_use")
 
 
 @pytest.mark.parametrize(
@@ -934,7 +1271,7 @@ def test_errors_have_this_vendors_names(error: InferMuxError, kind: str) -> None
     assert door.encode_error(error) == {"type": "error", "error": {"type": kind, "message": "m"}}
 
 
-# -- our own streams ---------------------------------------------------------------------------------------------------
+# -- our own streams -------------------------------------------------------------------------------
 
 
 def call(index: int, arguments: str = "", **head: str) -> JSON:
@@ -947,12 +1284,27 @@ def call(index: int, arguments: str = "", **head: str) -> JSON:
 SIGNED = {"type": "reasoning.text", "format": "anthropic-claude-v1", "index": 0}
 STORIES: dict[str, list[Chunk]] = {
     "nothing": [],
-    "text": [HEARTBEAT, Chunk(text="Grüß "), Chunk(text="Gott"), Chunk(finish_reason="stop"), Chunk(usage=Usage(9, 4, 5))],
+    "text": [
+        HEARTBEAT,
+        Chunk(text="Grüß "),
+        Chunk(text="Gott"),
+        Chunk(finish_reason="stop"),
+        Chunk(usage=Usage(9, 4, 5)),
+    ],
     "refusal": [Chunk(refusal="No"), Chunk(refusal="."), Chunk(finish_reason="content_filter")],
     "thinking": [
         Chunk(reasoning="hm", details=[SIGNED | {"text": "hm"}]),
         Chunk(details=[SIGNED | {"signature": "s/+="}]),
-        Chunk(details=[{"type": "reasoning.encrypted", "data": "d", "format": "anthropic-claude-v1", "index": 1}]),
+        Chunk(
+            details=[
+                {
+                    "type": "reasoning.encrypted",
+                    "data": "d",
+                    "format": "anthropic-claude-v1",
+                    "index": 1,
+                }
+            ]
+        ),
         Chunk(text="4"),
         Chunk(finish_reason="length"),
     ],
@@ -975,7 +1327,10 @@ STORIES: dict[str, list[Chunk]] = {
         Chunk(tool_calls=[call(1, "}")]),
         Chunk(finish_reason="tool_calls"),
     ],
-    "no arguments": [Chunk(tool_calls=[call(0, id="a", name="f")]), Chunk(tool_calls=[call(1, id="b", name="g")])],
+    "no arguments": [
+        Chunk(tool_calls=[call(0, id="a", name="f")]),
+        Chunk(tool_calls=[call(1, id="b", name="g")]),
+    ],
     "whole": [
         Chunk(
             text="x",
@@ -990,11 +1345,17 @@ STORIES: dict[str, list[Chunk]] = {
 
 def written(chunks: list[Chunk], usage: Usage | None = None) -> bytes:
     encoder = Encoder(model="m", ident="msg_1", native=False)
-    return b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.heartbeat(), encoder.end({"cost": 1}, usage)])
+    return b"".join(
+        [
+            *(encoder.encode(chunk) for chunk in chunks),
+            encoder.heartbeat(),
+            encoder.end({"cost": 1}, usage),
+        ]
+    )
 
 
 def told(chunks: list[Chunk]) -> InferResponse:
-    fold = Fold()
+    fold = StreamAccumulator()
     for chunk in chunks:
         fold.add(chunk)
     return fold.response("other", "m")
@@ -1021,11 +1382,22 @@ def test_a_stream_made_here_is_a_proper_sequence(story: str) -> None:
 
 @pytest.mark.parametrize("story", STORIES)
 def test_a_stream_made_here_reads_back(story: str) -> None:
-    want, (got, failure) = told(STORIES[story]), folded(events_of(written(STORIES[story])), InferRequest(model="m"))
+    want, (got, failure) = (
+        told(STORIES[story]),
+        folded(events_of(written(STORIES[story])), InferRequest(model="m")),
+    )
     assert failure is None
-    assert (got.content, got.reasoning, got.id) == (want.content + want.refusal, want.reasoning, "msg_1")
-    assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in got.tool_calls] == [
-        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")) for call in want.tool_calls
+    assert (got.content, got.reasoning, got.id) == (
+        want.content + want.refusal,
+        want.reasoning,
+        "msg_1",
+    )
+    assert [
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+        for call in got.tool_calls
+    ] == [
+        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
+        for call in want.tool_calls
     ]
     finish = want.finish_reason or "stop"
     assert got.finish_reason == ("tool_calls" if want.tool_calls and finish == "stop" else finish)
@@ -1035,7 +1407,9 @@ def test_a_stream_made_here_reads_back(story: str) -> None:
 
 
 def test_the_last_word_on_usage_is_the_ends() -> None:
-    got, _ = folded(events_of(written(STORIES["text"], Usage(20, 8, 5, 3))), InferRequest(model="m"))
+    got, _ = folded(
+        events_of(written(STORIES["text"], Usage(20, 8, 5, 3))), InferRequest(model="m")
+    )
     assert got.usage is not None
     assert (got.usage.input_tokens, got.usage.output_tokens) == (20, 8)
     assert (got.usage.cached_input_tokens, got.usage.cache_write_tokens) == (5, 3)
@@ -1052,10 +1426,15 @@ def test_the_official_sdk_reads_a_stream_made_here(story: str) -> None:
     for event in events_of(written(STORIES[story])):
         if event.name != b"ping":
             read = adapter.validate_python(json.loads(event.data))
-            message = streaming.accumulate_event(event=read, current_snapshot=message, json_bufs=buffers)
+            message = streaming.accumulate_event(
+                event=read, current_snapshot=message, json_bufs=buffers
+            )
     want = told(STORIES[story])
     blocks = message.content
-    assert "".join(block.text for block in blocks if block.type == "text") == want.content + want.refusal
+    assert (
+        "".join(block.text for block in blocks if block.type == "text")
+        == want.content + want.refusal
+    )
     assert "".join(block.thinking for block in blocks if block.type == "thinking") == want.reasoning
     assert {block.id: block.input for block in blocks if block.type == "tool_use"} == {
         one["id"]: json.loads(one["function"]["arguments"] or "{}") for one in want.tool_calls
@@ -1064,16 +1443,23 @@ def test_the_official_sdk_reads_a_stream_made_here(story: str) -> None:
     assert message.usage.output_tokens == want.tokens_out
 
 
-@pytest.mark.parametrize("exchange", [param for param in STREAMS if not param.values[0]["expected"]["error"]])
+@pytest.mark.parametrize(
+    "exchange", [param for param in STREAMS if not param.values[0]["expected"]["error"]]
+)
 def test_a_stream_of_this_vendor_passes_untouched_but_for_its_last_event(exchange: JSON) -> None:
     events = events_of(exchange["response"]["body"].encode())
     encoder = Encoder(model="m", ident="x", native=True)
-    passed = b"".join(encoder.encode(chunk) for chunk in wire.decode_events(events, asked(exchange)))
+    passed = b"".join(
+        encoder.encode(chunk) for chunk in wire.decode_events(events, asked(exchange))
+    )
     assert passed == b"".join(event.encode() for event in events[:-1])
     assert encoder.encode(HEARTBEAT) == b""
     last = encoder.end({"provider": "a"}, None)
     assert events_of(last)[0].name == b"message_stop"
-    assert json.loads(events_of(last)[0].data) == {"type": "message_stop", "infermux": {"provider": "a"}}
+    assert json.loads(events_of(last)[0].data) == {
+        "type": "message_stop",
+        "infermux": {"provider": "a"},
+    }
 
 
 def test_an_answer_in_one_piece_is_a_stream_at_a_door_of_the_same_dialect() -> None:
@@ -1087,7 +1473,9 @@ def test_an_answer_in_one_piece_is_a_stream_at_a_door_of_the_same_dialect() -> N
 
 def test_another_dialects_events_never_pass() -> None:
     encoder = Encoder(model="m", ident="msg_1", native=True)
-    assert b"text_delta" in encoder.encode(Chunk(text="x", native=b"data: {}\n\n", dialect="openai"))
+    assert b"text_delta" in encoder.encode(
+        Chunk(text="x", native=b"data: {}\n\n", dialect="openai")
+    )
 
 
 def test_a_last_event_of_any_shape_ends_a_stream() -> None:
@@ -1102,12 +1490,16 @@ def test_a_broken_stream_has_no_proper_end() -> None:
     data = encoder.encode(Chunk(text="half")) + encoder.error(StreamIncomplete("cut"))
     _, failure = folded(events_of(data), InferRequest(model="m"))
     assert isinstance(failure, ProviderError) and b"message_stop" not in data
-    assert events_of(data)[-1] == sse.Event(b'{"type":"error","error":{"type":"api_error","message":"cut"}}', b"error")
+    assert events_of(data)[-1] == sse.Event(
+        b'{"type":"error","error":{"type":"api_error","message":"cut"}}', b"error"
+    )
 
 
 def test_more_of_a_call_that_was_complete_is_an_error() -> None:
     encoder = Encoder(model="m", ident="msg_1", native=False)
-    encoder.encode(Chunk(tool_calls=[call(0, "{}", id="a", name="f"), call(1, "{}", id="b", name="g")]))
+    encoder.encode(
+        Chunk(tool_calls=[call(0, "{}", id="a", name="f"), call(1, "{}", id="b", name="g")])
+    )
     with pytest.raises(ProviderError):
         encoder.encode(Chunk(tool_calls=[call(0, '{"x":1}')]))
 

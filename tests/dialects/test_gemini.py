@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-from infermux import jsons
-from infermux.call import Fold
-from infermux.dialects import gemini
+from infermux.dialects.gemini import upstream as gemini
 from infermux.errors import (
     ProviderAuthError,
     ProviderContextTooLong,
@@ -32,13 +30,18 @@ from infermux.errors import (
     StreamIncomplete,
     UnsupportedParameter,
 )
-from infermux.protocol import InferRequest, InferResponse, Native
-from infermux.sse import Event, Parser
+from infermux.planning.call import StreamAccumulator
+from infermux.protocol import InferRequest, InferResponse, Native, strict_json
+from infermux.protocol.sse import Event, Parser
 from infermux.types import HEARTBEAT
 
 HERE = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[3] / "shared" / "wire"
-OPS = {"gemini.generateContent": "chat", "gemini.embedContent": "embeddings", "gemini.countTokens": "count_tokens"}
+OPS = {
+    "gemini.generateContent": "chat",
+    "gemini.embedContent": "embeddings",
+    "gemini.countTokens": "count_tokens",
+}
 SPLITS = ("byte", "mid-line", "mid-utf8", "crlf", "random", "event")
 ERRORS = {
     name: kind
@@ -72,14 +75,18 @@ def load(folder: Path) -> list[Any]:
 
 OWN = load(HERE / "data" / "wire" / "gemini")
 ALL = OWN + (load(SHARED / "exchanges") if SHARED.exists() else [])
-ANSWERS = [one for one in ALL if one.values[0]["response"]["status"] == 200 and "raises" not in one.values[0]["expected"]]
+ANSWERS = [
+    one
+    for one in ALL
+    if one.values[0]["response"]["status"] == 200 and "raises" not in one.values[0]["expected"]
+]
 STREAMS = [one for one in ANSWERS if one.values[0]["stream"]]
 CHATS = [one for one in ANSWERS if one.values[0]["api"] == "gemini.generateContent"]
 
 
 def body_of(exchange: dict[str, Any]) -> bytes:
     body = exchange["response"]["body"]
-    return body.encode() if isinstance(body, str) else jsons.encode(body)
+    return body.encode() if isinstance(body, str) else strict_json.encode(body)
 
 
 def request_of(exchange: dict[str, Any]) -> InferRequest:
@@ -89,7 +96,9 @@ def request_of(exchange: dict[str, Any]) -> InferRequest:
 def cut(data: bytes, mode: str) -> list[bytes]:
     if not SHARED.exists():
         rnd, size = random.Random(mode), len(data)
-        marks = sorted({0, size, *(range(size) if mode == "byte" else rnd.sample(range(size), min(size, 40)))})
+        marks = sorted(
+            {0, size, *(range(size) if mode == "byte" else rnd.sample(range(size), min(size, 40)))}
+        )
         return [data[a:b] for a, b in pairwise(marks)]
     spec = importlib.util.spec_from_file_location("replay", SHARED / "replay.py")
     assert spec and spec.loader
@@ -101,23 +110,40 @@ def cut(data: bytes, mode: str) -> list[bytes]:
 
 def events(data: bytes, mode: str = "whole") -> list[Event]:
     parser = Parser()
-    return [event for piece in ([data] if mode == "whole" else cut(data, mode)) for event in parser.feed(piece)] + parser.end()
+    return [
+        event
+        for piece in ([data] if mode == "whole" else cut(data, mode))
+        for event in parser.feed(piece)
+    ] + parser.end()
 
 
 def streamed(data: bytes, request: InferRequest, mode: str = "whole") -> InferResponse:
-    fold = Fold()
-    for chunk in gemini.decode_whole(data, request) if data.lstrip()[:1] in b"[{" else gemini.decode_events(events(data, mode), request):
+    fold = StreamAccumulator()
+    for chunk in (
+        gemini.decode_whole(data, request)
+        if data.lstrip()[:1] in b"[{"
+        else gemini.decode_events(events(data, mode), request)
+    ):
         fold.add(chunk)
     return fold.response(request.provider, request.model)
 
 
 def check(found: InferResponse, expected: dict[str, Any]) -> None:
     """Compare an answer with what an exchange says it holds."""
-    assert (found.content, found.reasoning) == (expected["text"], expected.get("reasoning_text", ""))
+    assert (found.content, found.reasoning) == (
+        expected["text"],
+        expected.get("reasoning_text", ""),
+    )
     assert found.refusal == (expected.get("refusal") or "")
     reason = gemini.finish_reason(expected["finish_reason_raw"])
     blocked = (expected.get("prompt_feedback") or {}).get("blockReason")
-    wanted = "content_filter" if blocked else "tool_calls" if reason == "stop" and expected["tool_calls"] else reason
+    wanted = (
+        "content_filter"
+        if blocked
+        else "tool_calls"
+        if reason == "stop" and expected["tool_calls"]
+        else reason
+    )
     assert found.finish_reason == wanted
     assert len(found.tool_calls) == len(expected["tool_calls"])
     for call, want in zip(found.tool_calls, expected["tool_calls"], strict=True):
@@ -134,14 +160,20 @@ def check_usage(found: InferResponse, usage: dict[str, Any] | None) -> None:
         assert found.usage is None
         return
     assert found.usage is not None
-    assert found.usage.input_tokens == usage["all_input_tokens"] and found.usage.output_tokens == usage["all_output_tokens"]
+    assert (
+        found.usage.input_tokens == usage["all_input_tokens"]
+        and found.usage.output_tokens == usage["all_output_tokens"]
+    )
     for name in ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens"):
         assert getattr(found.usage, name) == usage.get(name)
     assert found.usage.tool_use_tokens == usage.get("tool_use_prompt_tokens")
-    assert (found.tokens_in, found.tokens_out) == (usage["all_input_tokens"] or 0, usage["all_output_tokens"] or 0)
+    assert (found.tokens_in, found.tokens_out) == (
+        usage["all_input_tokens"] or 0,
+        usage["all_output_tokens"] or 0,
+    )
 
 
-# -- the recorded set and our own --------------------------------------------------------------------------------------
+# -- the recorded set and our own ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exchange", [one for one in CHATS if not one.values[0]["stream"]])
@@ -158,43 +190,63 @@ def test_a_stream_reads_as_expected_however_it_is_cut(exchange, mode):
     check(streamed(body_of(exchange), request_of(exchange), mode), exchange["expected"])
 
 
-@pytest.mark.parametrize("exchange", [one for one in ANSWERS if one.values[0]["api"] == "gemini.embedContent"])
+@pytest.mark.parametrize(
+    "exchange", [one for one in ANSWERS if one.values[0]["api"] == "gemini.embedContent"]
+)
 def test_embeddings_read_as_expected(exchange):
-    found, want = gemini.decode_response(body_of(exchange), request_of(exchange)), exchange["expected"]["embeddings"]
+    found, want = (
+        gemini.decode_response(body_of(exchange), request_of(exchange)),
+        exchange["expected"]["embeddings"],
+    )
     vectors = [item["embedding"] for item in found.extra["data"]]
     assert [item["index"] for item in found.extra["data"]] == list(range(want["count"]))
     assert [vector[:3] for vector in vectors] == want["first3"]
     check_usage(found, exchange["expected"]["usage"])
 
 
-@pytest.mark.parametrize("exchange", [one for one in ANSWERS if one.values[0]["api"] == "gemini.countTokens"])
+@pytest.mark.parametrize(
+    "exchange", [one for one in ANSWERS if one.values[0]["api"] == "gemini.countTokens"]
+)
 def test_token_counts_read_as_expected(exchange):
     found = gemini.decode_response(body_of(exchange), request_of(exchange))
     assert found.extra == {"input_tokens": exchange["expected"]["input_tokens"]}
     assert found.tokens_in == exchange["expected"]["input_tokens"]
 
 
-@pytest.mark.parametrize("exchange", [one for one in ALL if one.values[0]["response"]["status"] >= 400])
+@pytest.mark.parametrize(
+    "exchange", [one for one in ALL if one.values[0]["response"]["status"] >= 400]
+)
 def test_an_error_reads_as_expected(exchange):
     status, want = exchange["response"]["status"], exchange["expected"]["error"]
     found = gemini.decode_error(status, exchange["response"].get("headers", {}), body_of(exchange))
     kind = ERRORS[want["class"]] if "class" in want else KINDS.get(status)
     if kind is None:
-        bad_key, long = want.get("reason") == "API_KEY_INVALID", "token count" in (want["message"] or "")
+        bad_key, long = (
+            want.get("reason") == "API_KEY_INVALID",
+            "token count" in (want["message"] or ""),
+        )
         kind = (
-            ProviderAuthError if bad_key else ProviderContextTooLong if long else ProviderUnavailable if status >= 500 else ProviderRejected
+            ProviderAuthError
+            if bad_key
+            else ProviderContextTooLong
+            if long
+            else ProviderUnavailable
+            if status >= 500
+            else ProviderRejected
         )
     assert type(found) is kind or ("class" not in want and isinstance(found, kind))
     if isinstance(found, ProviderRejected | ProviderModelNotFound):
         assert found.message == want["message"]
     delay = want.get("retry_delay_in_body")
     if delay is not None:
-        assert found.retry_after == (delay if isinstance(delay, int | float) else float(delay.rstrip("s")))
+        assert found.retry_after == (
+            delay if isinstance(delay, int | float) else float(delay.rstrip("s"))
+        )
 
 
 @pytest.mark.parametrize("exchange", [one for one in OWN if "raises" in one.values[0]["expected"]])
 def test_a_broken_stream_raises_after_what_came_before(exchange):
-    want, fold = exchange["expected"], Fold()
+    want, fold = exchange["expected"], StreamAccumulator()
     with pytest.raises(ProviderError) as caught:
         for chunk in gemini.decode_events(events(body_of(exchange)), request_of(exchange)):
             fold.add(chunk)
@@ -202,14 +254,19 @@ def test_a_broken_stream_raises_after_what_came_before(exchange):
     assert fold.response("", "").content == want["text"]
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------
+# -- streams ---------------------------------------------------------------------------------------
 
 
 def as_stream(answer: dict[str, Any]) -> bytes:
-    """Return the answer as a stream would bring it: one part per event, counts and finish reason last."""
+    """Return the answer as a stream would bring it: one part per event, counts and finish reason
+    last.
+    """
     candidate = answer["candidates"][0]
     head = {name: answer[name] for name in ("modelVersion", "responseId") if name in answer}
-    bodies = [head | {"candidates": [{"content": {"role": "model", "parts": [part]}}]} for part in candidate["content"].get("parts", [])]
+    bodies = [
+        head | {"candidates": [{"content": {"role": "model", "parts": [part]}}]}
+        for part in candidate["content"].get("parts", [])
+    ]
     bodies.append(
         head
         | {
@@ -217,12 +274,17 @@ def as_stream(answer: dict[str, Any]) -> bytes:
             "usageMetadata": answer.get("usageMetadata"),
         }
     )
-    return b"".join(b"data: " + jsons.encode(body) + b"\r\n\r\n" for body in bodies)
+    return b"".join(b"data: " + strict_json.encode(body) + b"\r\n\r\n" for body in bodies)
 
 
 def plain(found: InferResponse) -> dict[str, Any]:
-    """Everything of an answer but what cannot be the same twice: ids that we made up, and the bytes."""
-    calls = [call | {"id": "" if gemini.OWN_ID.fullmatch(call["id"]) else call["id"]} for call in found.tool_calls]
+    """Everything of an answer but what cannot be the same twice: ids that we made up, and the
+    bytes.
+    """
+    calls = [
+        call | {"id": "" if gemini.OWN_ID.fullmatch(call["id"]) else call["id"]}
+        for call in found.tool_calls
+    ]
     return {name: getattr(found, name) for name in InferResponse.__slots__ if name != "native"} | {
         "tool_calls": calls,
         "details": list(found.details),
@@ -230,7 +292,12 @@ def plain(found: InferResponse) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "exchange", [one for one in CHATS if not one.values[0]["stream"] and one.values[0]["response"]["body"].get("candidates")]
+    "exchange",
+    [
+        one
+        for one in CHATS
+        if not one.values[0]["stream"] and one.values[0]["response"]["body"].get("candidates")
+    ],
 )
 def test_a_stream_folds_to_the_same_answer(exchange):
     request = request_of(exchange)
@@ -255,7 +322,9 @@ def test_a_stream_without_its_last_event_is_incomplete(exchange):
         list(gemini.decode_events(events(data)[:-1], request_of(exchange)))
 
 
-@pytest.mark.parametrize("data", [b"[]", b'[{"candidates":[{"content":{"parts":[{"text":"a"}]}}]}]'])
+@pytest.mark.parametrize(
+    "data", [b"[]", b'[{"candidates":[{"content":{"parts":[{"text":"a"}]}}]}]']
+)
 def test_an_array_without_a_finish_is_incomplete(data):
     with pytest.raises(StreamIncomplete):
         list(gemini.decode_whole(data, InferRequest(model="m")))
@@ -268,9 +337,21 @@ def test_an_error_inside_an_array_is_raised():
 
 
 def test_calls_of_several_events_have_indexes_of_their_own():
-    call = {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f"}}, {"functionCall": {"name": "g"}}]}}]}
+    call = {
+        "candidates": [
+            {
+                "content": {
+                    "parts": [{"functionCall": {"name": "f"}}, {"functionCall": {"name": "g"}}]
+                }
+            }
+        ]
+    }
     last = {"candidates": [{"content": {"parts": [{"text": ""}]}, "finishReason": "STOP"}]}
-    chunks = list(gemini.decode_events([Event(jsons.encode(one)) for one in (call, call, last)], InferRequest(model="m")))
+    chunks = list(
+        gemini.decode_events(
+            [Event(strict_json.encode(one)) for one in (call, call, last)], InferRequest(model="m")
+        )
+    )
     assert [one["index"] for chunk in chunks for one in chunk.tool_calls] == [0, 1, 2, 3]
     assert len({one["id"] for chunk in chunks for one in chunk.tool_calls}) == 4
     assert chunks[-1].finish_reason == "tool_calls"
@@ -283,10 +364,12 @@ def test_other_candidates_are_not_mixed_in():
             {"content": {"parts": [{"text": "yes"}]}, "finishReason": "STOP"},
         ]
     }
-    assert gemini.decode_response(jsons.encode(answer), InferRequest(model="m")).content == "yes"
+    assert (
+        gemini.decode_response(strict_json.encode(answer), InferRequest(model="m")).content == "yes"
+    )
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,9 +428,13 @@ def test_an_answer_that_says_nothing_makes_no_sense(data):
 
 
 def test_an_answer_without_finish_reason_has_stopped():
-    answer = {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": None}}]}}]}
-    found = gemini.decode_response(jsons.encode(answer), InferRequest(model="m"))
-    assert found.finish_reason == "tool_calls" and found.tool_calls[0]["function"]["arguments"] == "{}"
+    answer = {
+        "candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": None}}]}}]
+    }
+    found = gemini.decode_response(strict_json.encode(answer), InferRequest(model="m"))
+    assert (
+        found.finish_reason == "tool_calls" and found.tool_calls[0]["function"]["arguments"] == "{}"
+    )
 
 
 def test_a_count_without_number_is_none():
@@ -357,27 +444,44 @@ def test_a_count_without_number_is_none():
 
 
 def test_half_a_function_call_is_refused():
-    part = {"functionCall": {"name": "f", "partialArgs": [{"jsonPath": "$.a", "stringValue": "x"}], "willContinue": True}}
+    part = {
+        "functionCall": {
+            "name": "f",
+            "partialArgs": [{"jsonPath": "$.a", "stringValue": "x"}],
+            "willContinue": True,
+        }
+    }
     with pytest.raises(ValueError, match="whole"):
-        gemini.decode_response(jsons.encode({"candidates": [{"content": {"parts": [part]}}]}), InferRequest(model="m"))
+        gemini.decode_response(
+            strict_json.encode({"candidates": [{"content": {"parts": [part]}}]}),
+            InferRequest(model="m"),
+        )
 
 
 def test_an_error_with_status_200_is_raised():
     with pytest.raises(ProviderRateLimited):
-        gemini.decode_response(b'{"error":{"code":429,"message":"slow down"}}', InferRequest(model="m"))
+        gemini.decode_response(
+            b'{"error":{"code":429,"message":"slow down"}}', InferRequest(model="m")
+        )
 
 
 def test_embeddings_as_base64_and_their_number():
-    request = InferRequest(model="m", op="embeddings", params={"input": ["a", "b"], "encoding_format": "base64"})
+    request = InferRequest(
+        model="m", op="embeddings", params={"input": ["a", "b"], "encoding_format": "base64"}
+    )
     data = b'{"embeddings":[{"values":[0.5,1]},{"values":[2,-1.5]}],"usageMetadata":{"promptTokenCount":4}}'
     found = gemini.decode_response(data, request)
-    assert [struct.unpack("<2f", base64.b64decode(item["embedding"])) for item in found.extra["data"]] == [(0.5, 1), (2, -1.5)]
+    assert [
+        struct.unpack("<2f", base64.b64decode(item["embedding"])) for item in found.extra["data"]
+    ] == [(0.5, 1), (2, -1.5)]
     assert found.tokens_in == 4
     with pytest.raises(ValueError, match="as many"):
         gemini.decode_response(b'{"embeddings":[{"values":[1]}]}', request)
     for huge in (b"1e300", b"1" * 400):
         with pytest.raises(ValueError):
-            gemini.decode_response(b'{"embeddings":[{"values":[1]},{"values":[%s]}]}' % huge, request)
+            gemini.decode_response(
+                b'{"embeddings":[{"values":[1]},{"values":[%s]}]}' % huge, request
+            )
 
 
 @pytest.mark.parametrize(
@@ -401,8 +505,16 @@ ODD = (None, [], {}, "x", -1, True, 1.5, [None], {"a": 1})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path] * bool(path) + [place for name, item in inner for place in places(item, (*path, name))]
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path] * bool(path) + [
+        place for name, item in inner for place in places(item, (*path, name))
+    ]
 
 
 def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -414,12 +526,14 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("exchange", [one for one in OWN if isinstance(one.values[0]["response"]["body"], dict)])
+@pytest.mark.parametrize(
+    "exchange", [one for one in OWN if isinstance(one.values[0]["response"]["body"], dict)]
+)
 def test_wrong_types_in_an_answer_are_never_another_exception(exchange):
     body, status = exchange["response"]["body"], exchange["response"]["status"]
     for place in places(body):
         for odd in ODD:
-            data = jsons.encode(replaced(body, place, odd))
+            data = strict_json.encode(replaced(body, place, odd))
             assert isinstance(gemini.decode_error(status, {}, data), ProviderError)
             for read in (gemini.decode_response, lambda *given: list(gemini.decode_whole(*given))):
                 with contextlib.suppress(*ALLOWED):
@@ -438,16 +552,20 @@ def test_wrong_types_in_an_answer_are_never_another_exception(exchange):
     ],
 )
 def test_a_part_of_the_wrong_type_is_not_misread(name, odd):
-    answer = {"candidates": [{"content": {"parts": [{"text": "a", name: odd}]}, "finishReason": "STOP"}]}
+    answer = {
+        "candidates": [{"content": {"parts": [{"text": "a", name: odd}]}, "finishReason": "STOP"}]
+    }
     with pytest.raises(ValueError):
-        gemini.decode_response(jsons.encode(answer), InferRequest(model="m"))
+        gemini.decode_response(strict_json.encode(answer), InferRequest(model="m"))
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def error(code: int, message: str, *details: dict[str, Any], **more: Any) -> bytes:
-    return jsons.encode({"error": {"code": code, "message": message, "details": list(details)} | more})
+    return strict_json.encode(
+        {"error": {"code": code, "message": message, "details": list(details)} | more}
+    )
 
 
 RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "48.5s"}
@@ -456,11 +574,18 @@ RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "48.
 def test_a_throttle_says_how_long():
     found = gemini.decode_error(429, {}, error(429, "quota", RETRY, status="RESOURCE_EXHAUSTED"))
     assert type(found) is ProviderRateLimited and found.retry_after == 48.5
-    assert gemini.decode_error(429, {"retry-after": "3"}, error(429, "quota", RETRY)).retry_after == 3
+    assert (
+        gemini.decode_error(429, {"retry-after": "3"}, error(429, "quota", RETRY)).retry_after == 3
+    )
 
 
 def test_a_quota_of_the_day_is_exhausted():
-    day = {"violations": [{"quotaId": "GenerateRequestsPerMinute"}, {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}
+    day = {
+        "violations": [
+            {"quotaId": "GenerateRequestsPerMinute"},
+            {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"},
+        ]
+    }
     found = gemini.decode_error(429, {}, error(429, "quota", day, RETRY))
     assert type(found) is QuotaExhausted and found.retry_after is None
     minute = {"violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"}]}
@@ -468,7 +593,10 @@ def test_a_quota_of_the_day_is_exhausted():
 
 
 def test_an_expired_key_is_ours_whatever_the_words():
-    assert type(gemini.decode_error(400, {}, error(400, "Renew it.", {"reason": "API_KEY_INVALID"}))) is ProviderAuthError
+    assert (
+        type(gemini.decode_error(400, {}, error(400, "Renew it.", {"reason": "API_KEY_INVALID"})))
+        is ProviderAuthError
+    )
 
 
 @pytest.mark.parametrize("wrap", [b"[%s]", b"%s\n", b"data: %s\n\n", b"\xef\xbb\xbf%s"])
@@ -477,13 +605,15 @@ def test_an_error_is_read_in_every_wrapping(wrap):
     assert type(found) is ProviderRejected and found.message == "temperature is odd"
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", b"[]", b"[1]", b"{}", b'{"error":"x"}', b'{"error":null}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>", b"[]", b"[1]", b"{}", b'{"error":"x"}', b'{"error":null}', b"\xff\xfe"]
+)
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_an_error_body_of_any_kind_is_an_error(data, status):
     assert isinstance(gemini.decode_error(status, {}, data), ProviderError)
 
 
-# -- paths and keys ----------------------------------------------------------------------------------------------------
+# -- paths and keys --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -501,7 +631,22 @@ def test_paths(op, stream, params, want):
     assert gemini.path(InferRequest(model="models/m", op=op, params=params), stream=stream) == want
 
 
-@pytest.mark.parametrize("model", ["../../v1/x", "a?b=c", "a#b", "a/b", "a:b", "models/models/a", "a b", "a%2Fb", "é", "..", "\ud800"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "../../v1/x",
+        "a?b=c",
+        "a#b",
+        "a/b",
+        "a:b",
+        "models/models/a",
+        "a b",
+        "a%2Fb",
+        "é",
+        "..",
+        "\ud800",
+    ],
+)
 def test_no_name_changes_the_path(model):
     found = gemini.path(InferRequest(model=model), stream=False)
     assert found.startswith("/models/") and found.endswith(":generateContent")
@@ -509,7 +654,10 @@ def test_no_name_changes_the_path(model):
 
 
 def test_the_prefix_is_taken_off_once():
-    assert gemini.path(InferRequest(model="models/models/a"), stream=False) == "/models/models%2Fa:generateContent"
+    assert (
+        gemini.path(InferRequest(model="models/models/a"), stream=False)
+        == "/models/models%2Fa:generateContent"
+    )
 
 
 @pytest.mark.parametrize("op", ["completions", "responses", "images"])
@@ -523,15 +671,24 @@ def test_the_key_is_a_header():
     assert gemini.headers(InferRequest(model="m")) == {}
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------
 
 HELLO = {"role": "user", "content": "hello"}
 
 
-def sent(messages: list[dict[str, Any]] | None = None, op: str = "chat", drop: list[str] | None = None, **params: Any) -> dict[str, Any]:
-    request = InferRequest(model="models/m", messages=[HELLO] if messages is None else messages, params=params, op=op)
+def sent(
+    messages: list[dict[str, Any]] | None = None,
+    op: str = "chat",
+    drop: list[str] | None = None,
+    **params: Any,
+) -> dict[str, Any]:
+    request = InferRequest(
+        model="models/m", messages=[HELLO] if messages is None else messages, params=params, op=op
+    )
     before = copy.deepcopy(request)
-    found: dict[str, Any] = jsons.loads(gemini.encode_request(request, stream=False, drop=drop))
+    found: dict[str, Any] = strict_json.loads(
+        gemini.encode_request(request, stream=False, drop=drop)
+    )
     assert request == before  # nothing of the caller's is changed on the way
     return found
 
@@ -570,7 +727,10 @@ ANSWER = {
                 "parts": [
                     {"text": "hm", "thought": True, "thoughtSignature": "c2lnLTE="},
                     {"text": "let me look", "thoughtSignature": "c2lnLTI="},
-                    {"functionCall": {"name": "f", "args": {"a": [1, "é"]}, "id": "wire1"}, "thoughtSignature": "c2lnLTM="},
+                    {
+                        "functionCall": {"name": "f", "args": {"a": [1, "é"]}, "id": "wire1"},
+                        "thoughtSignature": "c2lnLTM=",
+                    },
                     {"functionCall": {"name": "g"}},
                 ],
             },
@@ -598,7 +758,7 @@ def turn(found: InferResponse) -> dict[str, Any]:
     ],
 )
 def test_a_turn_with_tools_goes_back_as_it_came(read):
-    found = read(jsons.encode(ANSWER), InferRequest(model="m"))
+    found = read(strict_json.encode(ANSWER), InferRequest(model="m"))
     first, second = found.tool_calls
     body = sent(
         [
@@ -636,20 +796,37 @@ CALLED = {
         ({"content": "[1]"}, {"result": "[1]"}),
         ({"content": ""}, {"result": ""}),
         ({"content": "{}"}, {}),
-        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"result": "ab"}),
+        (
+            {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"result": "ab"},
+        ),
         ({"content": '{"a": NaN}'}, {"result": '{"a": NaN}'}),
     ],
 )
 def test_tool_results(message, response):
     found = sent([HELLO, CALLED, {"role": "tool", "tool_call_id": "c1"} | message])["contents"]
     assert found[1]["parts"] == [{"functionCall": {"id": "c1", "name": "f", "args": {}}}]
-    assert found[2]["parts"] == [{"functionResponse": {"id": "c1", "name": "f", "response": response}}]
+    assert found[2]["parts"] == [
+        {"functionResponse": {"id": "c1", "name": "f", "response": response}}
+    ]
 
 
 def test_an_image_in_a_tool_result_stands_beside_it():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
-    found = sent([HELLO, CALLED, {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "see"}, image]}])
-    assert found["contents"][2]["parts"][1] == {"inlineData": {"mimeType": "image/png", "data": "QUJD"}}
+    found = sent(
+        [
+            HELLO,
+            CALLED,
+            {
+                "role": "tool",
+                "tool_call_id": "c1",
+                "content": [{"type": "text", "text": "see"}, image],
+            },
+        ]
+    )
+    assert found["contents"][2]["parts"][1] == {
+        "inlineData": {"mimeType": "image/png", "data": "QUJD"}
+    }
 
 
 def test_a_result_of_no_call_is_refused():
@@ -660,12 +837,21 @@ def test_a_result_of_no_call_is_refused():
 
 def test_signatures_of_text_go_back_and_those_of_others_do_not():
     details = [
-        {"type": "reasoning.text", "text": "t", "signature": "theirs", "format": "anthropic-claude-v1", "index": 0},
+        {
+            "type": "reasoning.text",
+            "text": "t",
+            "signature": "theirs",
+            "format": "anthropic-claude-v1",
+            "index": 0,
+        },
         {"type": "reasoning.encrypted", "data": "one", "format": "google-gemini-v1", "index": 1},
         {"type": "reasoning.encrypted", "data": "two", "format": "google-gemini-v1", "index": 2},
     ]
     found = sent([HELLO, {"role": "assistant", "content": "hi", "reasoning_details": details}])
-    assert found["contents"][1]["parts"] == [{"text": "", "thoughtSignature": "one"}, {"text": "hi", "thoughtSignature": "two"}]
+    assert found["contents"][1]["parts"] == [
+        {"text": "", "thoughtSignature": "one"},
+        {"text": "hi", "thoughtSignature": "two"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -676,19 +862,31 @@ def test_signatures_of_text_go_back_and_those_of_others_do_not():
             {"inlineData": {"mimeType": "image/png", "data": "QUJD"}},
         ),
         (
-            {"type": "image_url", "image_url": {"url": "https://h.example/a/b.webp?x=1", "detail": "auto"}},
+            {
+                "type": "image_url",
+                "image_url": {"url": "https://h.example/a/b.webp?x=1", "detail": "auto"},
+            },
             {"fileData": {"mimeType": "image/webp", "fileUri": "https://h.example/a/b.webp?x=1"}},
         ),
-        ({"type": "image_url", "image_url": {"url": "https://h.example/a"}}, {"fileData": {"fileUri": "https://h.example/a"}}),
         (
-            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"}},
+            {"type": "image_url", "image_url": {"url": "https://h.example/a"}},
+            {"fileData": {"fileUri": "https://h.example/a"}},
+        ),
+        (
+            {
+                "type": "file",
+                "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"},
+            },
             {"inlineData": {"mimeType": "application/pdf", "data": "QUJD"}},
         ),
         (
             {"type": "file", "file": {"file_url": "gs://b/c.pdf"}},
             {"fileData": {"mimeType": "application/pdf", "fileUri": "gs://b/c.pdf"}},
         ),
-        ({"type": "file", "file": {"file_data": "data:,a%20b"}}, {"inlineData": {"mimeType": "text/plain", "data": "YSBi"}}),
+        (
+            {"type": "file", "file": {"file_data": "data:,a%20b"}},
+            {"inlineData": {"mimeType": "text/plain", "data": "YSBi"}},
+        ),
         (
             {"type": "input_audio", "input_audio": {"data": "QUJD", "format": "wav"}},
             {"inlineData": {"mimeType": "audio/wav", "data": "QUJD"}},
@@ -707,13 +905,22 @@ def test_parts(part, want):
         ({"max_completion_tokens": 6}, {"maxOutputTokens": 6}),
         ({"max_completion_tokens": 6, "max_tokens": 5}, {"maxOutputTokens": 6}),
         ({"max_tokens": 5, "max_completion_tokens": 6}, {"maxOutputTokens": 6}),
-        ({"temperature": 0, "top_p": 0.5, "top_k": 3, "seed": 7}, {"temperature": 0, "topP": 0.5, "topK": 3, "seed": 7}),
+        (
+            {"temperature": 0, "top_p": 0.5, "top_k": 3, "seed": 7},
+            {"temperature": 0, "topP": 0.5, "topK": 3, "seed": 7},
+        ),
         ({"stop": "a"}, {"stopSequences": ["a"]}),
         ({"stop": ["a", "b"]}, {"stopSequences": ["a", "b"]}),
-        ({"presence_penalty": 1, "frequency_penalty": -1.5}, {"presencePenalty": 1, "frequencyPenalty": -1.5}),
+        (
+            {"presence_penalty": 1, "frequency_penalty": -1.5},
+            {"presencePenalty": 1, "frequencyPenalty": -1.5},
+        ),
         ({"logprobs": True, "top_logprobs": 2}, {"responseLogprobs": True, "logprobs": 2}),
         ({"reasoning_effort": "none"}, {"thinkingConfig": {"thinkingBudget": 0}}),
-        ({"reasoning_effort": "medium"}, {"thinkingConfig": {"thinkingBudget": 8192, "includeThoughts": True}}),
+        (
+            {"reasoning_effort": "medium"},
+            {"thinkingConfig": {"thinkingBudget": 8192, "includeThoughts": True}},
+        ),
         (
             {"reasoning_effort": "low", "thinkingConfig": {"includeThoughts": False}},
             {"thinkingConfig": {"thinkingBudget": 1024, "includeThoughts": False}},
@@ -723,16 +930,26 @@ def test_parts(part, want):
             {
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {"name": "x", "strict": True, "schema": {"type": "object", "$defs": {}}},
+                    "json_schema": {
+                        "name": "x",
+                        "strict": True,
+                        "schema": {"type": "object", "$defs": {}},
+                    },
                 }
             },
-            {"responseMimeType": "application/json", "responseJsonSchema": {"type": "object", "$defs": {}}},
+            {
+                "responseMimeType": "application/json",
+                "responseJsonSchema": {"type": "object", "$defs": {}},
+            },
         ),
         (
             {"temperature": 1, "generationConfig": {"temperature": 0.5, "mediaResolution": "LOW"}},
             {"temperature": 0.5, "mediaResolution": "LOW"},
         ),
-        ({"responseModalities": ["TEXT"], "speechConfig": {"a": 1}}, {"responseModalities": ["TEXT"], "speechConfig": {"a": 1}}),
+        (
+            {"responseModalities": ["TEXT"], "speechConfig": {"a": 1}},
+            {"responseModalities": ["TEXT"], "speechConfig": {"a": 1}},
+        ),
     ],
 )
 def test_parameters(params, want):
@@ -768,18 +985,30 @@ def test_the_vendors_own_words_pass():
         tools=[{"googleSearch": {}}],
     )
     assert found["safetySettings"] == safety and found["cachedContent"] == "cachedContents/1"
-    assert found["toolConfig"] == {"retrievalConfig": {"languageCode": "de"}, "functionCallingConfig": {"mode": "AUTO"}}
+    assert found["toolConfig"] == {
+        "retrievalConfig": {"languageCode": "de"},
+        "functionCallingConfig": {"mode": "AUTO"},
+    }
     assert found["tools"] == [{"googleSearch": {}}]
 
 
 def test_tools():
-    schema = {"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": ["string", "null"]}},
+        "additionalProperties": False,
+    }
     tools = [
         {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}},
         {"type": "function", "function": {"name": "g"}},
     ]
     assert sent(tools=tools)["tools"] == [
-        {"functionDeclarations": [{"name": "f", "description": "d", "parametersJsonSchema": schema}, {"name": "g"}]}
+        {
+            "functionDeclarations": [
+                {"name": "f", "description": "d", "parametersJsonSchema": schema},
+                {"name": "g"},
+            ]
+        }
     ]
 
 
@@ -789,7 +1018,10 @@ def test_tools():
         ("auto", {"mode": "AUTO"}),
         ("none", {"mode": "NONE"}),
         ("required", {"mode": "ANY"}),
-        ({"type": "function", "function": {"name": "f"}}, {"mode": "ANY", "allowedFunctionNames": ["f"]}),
+        (
+            {"type": "function", "function": {"name": "f"}},
+            {"mode": "ANY", "allowedFunctionNames": ["f"]},
+        ),
     ],
 )
 def test_tool_choice(choice, want):
@@ -836,7 +1068,12 @@ def test_what_cannot_be_said_is_refused_or_noted_by_name(name, value):
         (
             {
                 "role": "user",
-                "content": [{"type": "image_url", "image_url": {"url": "https://h.example/a.png", "detail": "low"}}],
+                "content": [
+                    {
+                        "type": "image_url",
+                        "image_url": {"url": "https://h.example/a.png", "detail": "low"},
+                    }
+                ],
             },
             "detail",
         ),
@@ -853,7 +1090,10 @@ def test_members_of_messages_that_cannot_be_said(message, name):
 
 def test_hints_are_noted_but_never_refused():
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
-    file = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"}}
+    file = {
+        "type": "file",
+        "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"},
+    }
     tool = {"type": "function", "function": {"name": "f", "strict": True}}
     drop: list[str] = []
     assert sent([{"role": "user", "content": [part, file]}], tools=[tool], drop=drop) == sent(
@@ -865,12 +1105,20 @@ def test_hints_are_noted_but_never_refused():
 def test_odd_urls_and_empty_contents_are_no_crash():
     for url in ("http://[", "data:", "data:x", "ftp://a/b", "", "https://h.example/?a=b.png"):
         try:
-            found = sent([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+            found = sent(
+                [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+            )
         except RequestError as error:
             assert error.param == "messages[0].content[0].url"
         else:
             assert found["contents"][0]["parts"] == [{"fileData": {"fileUri": url}}]
-    found = sent([CALLED, {"role": "user", "content": []}, {"role": "tool", "tool_call_id": "c1", "content": "x"}])
+    found = sent(
+        [
+            CALLED,
+            {"role": "user", "content": []},
+            {"role": "tool", "tool_call_id": "c1", "content": "x"},
+        ]
+    )
     assert [one["role"] for one in found["contents"]] == ["model", "user", "user"]
 
 
@@ -898,7 +1146,15 @@ RICH = {
                     "extra_content": {"google": {"thought_signature": "s"}},
                 }
             ],
-            "reasoning_details": [{"type": "reasoning.text", "text": "t", "signature": "s", "format": "google-gemini-v1", "index": 0}],
+            "reasoning_details": [
+                {
+                    "type": "reasoning.text",
+                    "text": "t",
+                    "signature": "s",
+                    "format": "google-gemini-v1",
+                    "index": 0,
+                }
+            ],
         },
         {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}]},
     ],
@@ -911,11 +1167,19 @@ RICH = {
         "n": 1,
         "logprobs": True,
         "top_logprobs": 1,
-        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+            }
+        ],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
         "parallel_tool_calls": True,
         "presence_penalty": 1,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"type": "object"}},
+        },
         "reasoning_effort": "low",
         "generationConfig": {"mediaResolution": "x"},
         "thinkingConfig": {"includeThoughts": True},
@@ -967,7 +1231,14 @@ def test_embedding_requests():
         "outputDimensionality": 8,
     }
     assert sent([], op="embeddings", input=["a", "b"], taskType="RETRIEVAL_QUERY") == {
-        "requests": [{"model": "models/m", "content": {"parts": [{"text": word}]}, "taskType": "RETRIEVAL_QUERY"} for word in "ab"]
+        "requests": [
+            {
+                "model": "models/m",
+                "content": {"parts": [{"text": word}]},
+                "taskType": "RETRIEVAL_QUERY",
+            }
+            for word in "ab"
+        ]
     }
     for odd in (None, 5, [], [1, 2], [["a"]]):
         with pytest.raises(RequestError) as caught:
@@ -992,15 +1263,19 @@ def test_counting_takes_the_whole_request_along():
 
 def test_a_native_body_is_not_touched():
     text = '{ "contents":[{"parts":[{"text":"\\u00e9 é"}]}],\r\n "generationConfig":{"topK":1.0,"x":1e2},"odd":null}'
-    native = Native("gemini", jsons.document(text))
+    native = Native("gemini", strict_json.document(text))
     request = InferRequest(model="m", params={"user": "u"}, native=native)
     assert gemini.encode_request(request, stream=True) == text.encode()
-    batch = Native("gemini", jsons.document('{"requests":[]}'))
-    assert gemini.path(InferRequest(model="m", op="embeddings", native=batch), stream=False).endswith(":batchEmbedContents")
+    batch = Native("gemini", strict_json.document('{"requests":[]}'))
+    assert gemini.path(
+        InferRequest(model="m", op="embeddings", native=batch), stream=False
+    ).endswith(":batchEmbedContents")
 
 
 def test_a_body_of_another_dialect_is_translated():
-    native = Native("openai", jsons.document('{"model":"x","messages":[]}'))
-    assert jsons.loads(gemini.encode_request(InferRequest(model="m", messages=[HELLO], native=native), stream=False)) == {
-        "contents": [{"role": "user", "parts": [{"text": "hello"}]}]
-    }
+    native = Native("openai", strict_json.document('{"model":"x","messages":[]}'))
+    assert strict_json.loads(
+        gemini.encode_request(
+            InferRequest(model="m", messages=[HELLO], native=native), stream=False
+        )
+    ) == {"contents": [{"role": "user", "parts": [{"text": "hello"}]}]}

@@ -15,17 +15,29 @@ from typing import Any
 
 import pytest
 
-from infermux import errors, jsons
-from infermux.call import Fold
-from infermux.dialects import openai, openai_door
-from infermux.errors import ProviderError, ProviderRateLimited, ProviderRejected, ProviderUnavailable, StreamIncomplete
-from infermux.protocol import CHAT, InferRequest, InferResponse
-from infermux.sse import Event, Parser
+from infermux import errors
+from infermux.dialects.openai import downstream as openai_door
+from infermux.dialects.openai import upstream as openai
+from infermux.errors import (
+    ProviderError,
+    ProviderRateLimited,
+    ProviderRejected,
+    ProviderUnavailable,
+    StreamIncomplete,
+)
+from infermux.planning.call import StreamAccumulator
+from infermux.protocol import CHAT, InferRequest, InferResponse, strict_json
+from infermux.protocol.sse import Event, Parser
 from infermux.types import HEARTBEAT
 
 OWN = Path(__file__).parents[1] / "data" / "wire" / "openai"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "wire"
-OPS = {"openai.chat": CHAT, "openai.completions": "completions", "openai.embeddings": "embeddings", "openai.responses": "responses"}
+OPS = {
+    "openai.chat": CHAT,
+    "openai.completions": "completions",
+    "openai.embeddings": "embeddings",
+    "openai.responses": "responses",
+}
 MODES = ("event", "whole", "line", "byte", "mid-line", "mid-utf8", "crlf", "random")
 WORDS = {"": "stop", "eos": "stop"}  # finish reasons that are said in OpenAI's words
 COUNTS = {
@@ -35,14 +47,27 @@ COUNTS = {
     "cache_write_tokens": "cache_write_tokens",
     "reasoning_tokens": "reasoning_tokens",
 }
-CLASSES = {400: "ProviderRejected", 401: "ProviderAuthError", 404: "ProviderModelNotFound", 429: "ProviderRateLimited"}
+CLASSES = {
+    400: "ProviderRejected",
+    401: "ProviderAuthError",
+    404: "ProviderModelNotFound",
+    429: "ProviderRateLimited",
+}
 TOLD_APART = {  # a 400 that is not just the caller's fault
     "deepseek.openai.chat.n.400.abc2558edaa9": "ProviderContextTooLong",
     "openrouter.openai.chat.n.400.12c085c0acac": "ProviderContextTooLong",
     "xai.openai.responses.n.400.ed0cc2116f40": "ProviderAuthError",
 }
-SENSELESS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what a provider takes for nonsense
-ASKED = InferRequest(model="asked-model", provider="vendor", messages=[{"role": "user", "content": "Hi"}])
+SENSELESS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)  # what a provider takes for nonsense
+ASKED = InferRequest(
+    model="asked-model", provider="vendor", messages=[{"role": "user", "content": "Hi"}]
+)
 
 
 def load(folder: Path) -> list[Any]:
@@ -53,7 +78,11 @@ def load(folder: Path) -> list[Any]:
 RECORDED = load(SHARED / "exchanges")  # empty where the recordings are not at hand
 ALL = load(OWN) + RECORDED
 STREAMS = [each for each in ALL if each["stream"]]
-WHOLE = [each for each in ALL if not each["stream"] and each["api"] == "openai.chat" and not each["expected"]["error"]]
+WHOLE = [
+    each
+    for each in ALL
+    if not each["stream"] and each["api"] == "openai.chat" and not each["expected"]["error"]
+]
 
 
 def named(exchanges: list[Any]) -> list[Any]:
@@ -91,7 +120,7 @@ def cut(data: bytes, size: int, seed: int = 0) -> list[bytes]:
 
 def read(exchange: dict[str, Any]) -> tuple[InferResponse | None, ProviderError | None]:
     """The answer that an exchange holds, as far as it came, and the error in it."""
-    request, data, fold = request_of(exchange), bytes_of(exchange), Fold()
+    request, data, fold = request_of(exchange), bytes_of(exchange), StreamAccumulator()
     status, headers = exchange["response"]["status"], exchange["response"]["headers"]
     if status >= 400:
         return None, openai.decode_error(status, headers, data)
@@ -107,7 +136,11 @@ def read(exchange: dict[str, Any]) -> tuple[InferResponse | None, ProviderError 
 
 def calls_of(response: InferResponse) -> list[dict[str, Any]]:
     return [
-        {"id": call["id"], "name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"] or "{}")}
+        {
+            "id": call["id"],
+            "name": call["function"]["name"],
+            "arguments": json.loads(call["function"]["arguments"] or "{}"),
+        }
         for call in response.tool_calls
     ]
 
@@ -139,7 +172,11 @@ def check_usage(response: InferResponse, expected: dict[str, Any]) -> None:
 def check_error(error: ProviderError | None, exchange: dict[str, Any]) -> None:
     expected = exchange["expected"]["error"]
     status = exchange["response"]["status"]
-    kind = expected.get("class") or TOLD_APART.get(exchange["id"]) or CLASSES.get(status, "ProviderRejected")
+    kind = (
+        expected.get("class")
+        or TOLD_APART.get(exchange["id"])
+        or CLASSES.get(status, "ProviderRejected")
+    )
     assert type(error).__name__ == kind
     assert error is not None
     if isinstance(error, ProviderRejected):
@@ -149,7 +186,7 @@ def check_error(error: ProviderError | None, exchange: dict[str, Any]) -> None:
     assert error.retry_after == (None if wait is None else float(wait))
 
 
-# -- what recordings hold ----------------------------------------------------------------------------------------------
+# -- what recordings hold --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,7 +205,9 @@ def test_a_chat_reads_as_it_was_meant(exchange: dict[str, Any]) -> None:
         check_usage(response, expected)
 
 
-@pytest.mark.parametrize("exchange", [each for each in ALL if each["api"] != "openai.chat"], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange", [each for each in ALL if each["api"] != "openai.chat"], ids=name_of
+)
 def test_the_other_operations_give_text_usage_model_and_error(exchange: dict[str, Any]) -> None:
     response, error = read(exchange)
     expected = exchange["expected"]
@@ -184,7 +223,14 @@ def test_the_other_operations_give_text_usage_model_and_error(exchange: dict[str
 
 @pytest.mark.parametrize(
     "exchange",
-    named([each for each in ALL if each["api"] in ("openai.completions", "openai.responses") and not each["expected"]["error"]]),
+    named(
+        [
+            each
+            for each in ALL
+            if each["api"] in ("openai.completions", "openai.responses")
+            and not each["expected"]["error"]
+        ]
+    ),
 )
 def test_an_answer_that_was_cut_off_says_length(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
@@ -194,14 +240,20 @@ def test_an_answer_that_was_cut_off_says_length(exchange: dict[str, Any]) -> Non
     )
 
 
-@pytest.mark.parametrize("exchange", [each for each in ALL if "embeddings" in each["expected"]], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange", [each for each in ALL if "embeddings" in each["expected"]], ids=name_of
+)
 def test_embeddings_are_handed_on_as_they_are(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
     assert response is not None
     assert response.extra["data"] == exchange["response"]["body"]["data"]
 
 
-@pytest.mark.parametrize("exchange", [each for each in WHOLE if each["expected"].get("function_call", {}).get("name")], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange",
+    [each for each in WHOLE if each["expected"].get("function_call", {}).get("name")],
+    ids=name_of,
+)
 def test_a_legacy_function_call_is_an_extra(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
     assert response is not None
@@ -210,7 +262,9 @@ def test_a_legacy_function_call_is_an_extra(exchange: dict[str, Any]) -> None:
     assert json.loads(response.extra["function_call"]["arguments"]) == wanted["arguments"]
 
 
-@pytest.mark.parametrize("exchange", [each for each in ALL if "cost_usd" in each["expected"]], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange", [each for each in ALL if "cost_usd" in each["expected"]], ids=name_of
+)
 def test_the_vendors_own_cost_is_read_in_each_of_its_shapes(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
     assert response is not None
@@ -239,7 +293,9 @@ def test_a_cost_that_is_none_is_unknown_and_not_zero(cost: dict[str, Any]) -> No
     assert usage.cost_usd is None
 
 
-@pytest.mark.parametrize("exchange", [each for each in ALL if each["expected"].get("details")], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange", [each for each in ALL if each["expected"].get("details")], ids=name_of
+)
 def test_signed_reasoning_is_kept(exchange: dict[str, Any]) -> None:
     response, _ = read(exchange)
     assert response is not None
@@ -259,7 +315,7 @@ def test_the_recordings_are_all_there() -> None:
     }
 
 
-# -- streams, however they are cut -------------------------------------------------------------------------------------
+# -- streams, however they are cut -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +339,9 @@ def test_recorded_events_do_not_depend_on_the_cuts(replay: ModuleType, mode: str
         assert parsed(pieces) == parsed([data]), exchange["id"]
 
 
-@pytest.mark.parametrize("exchange", [each for each in STREAMS if each not in RECORDED], ids=name_of)
+@pytest.mark.parametrize(
+    "exchange", [each for each in STREAMS if each not in RECORDED], ids=name_of
+)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
 def test_events_do_not_depend_on_the_cuts(exchange: dict[str, Any], size: int) -> None:
     data = bytes_of(exchange)
@@ -300,13 +358,21 @@ def test_each_native_event_is_the_one_that_came(exchange: dict[str, Any]) -> Non
         assert exchange["expected"]["error"]
     sent = [event.encode() for event in events if event.data != openai.DONE]
     assert [chunk.native for chunk in chunks] == sent[: len(chunks)]
-    assert len(sent) - len(chunks) == (1 if exchange["expected"]["error"] and len(sent) > len(chunks) else 0)
+    assert len(sent) - len(chunks) == (
+        1 if exchange["expected"]["error"] and len(sent) > len(chunks) else 0
+    )
     assert all(chunk.dialect == openai.NAME for chunk in chunks)
 
 
 @pytest.mark.parametrize(
     "exchange",
-    [each for each in STREAMS if not each["expected"]["error"] and each["api"] == "openai.chat" and b"[DONE]" in bytes_of(each)],
+    [
+        each
+        for each in STREAMS
+        if not each["expected"]["error"]
+        and each["api"] == "openai.chat"
+        and b"[DONE]" in bytes_of(each)
+    ],
     ids=name_of,
 )
 def test_a_stream_cut_before_its_finish_reason_is_incomplete(exchange: dict[str, Any]) -> None:
@@ -314,7 +380,10 @@ def test_a_stream_cut_before_its_finish_reason_is_incomplete(exchange: dict[str,
     finish = next(
         at
         for at, event in enumerate(events)
-        if any(chunk.finish_reason for chunk in openai.decode_events([event, Event(openai.DONE)], request))
+        if any(
+            chunk.finish_reason
+            for chunk in openai.decode_events([event, Event(openai.DONE)], request)
+        )
     )
     for at in range(finish):
         with pytest.raises(StreamIncomplete):
@@ -334,17 +403,27 @@ def test_silence_becomes_a_heartbeat() -> None:
         ({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}, True),
         ({"choices": [], "usage": None}, False),
         ({"choices": [], "prompt_filter_results": []}, False),
-        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}, False),
+        (
+            {
+                "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+            },
+            False,
+        ),
     ],
 )
 def test_an_event_of_usage_alone_is_marked(event: dict[str, Any], only: bool) -> None:
-    chunk = next(iter(openai.decode_events([Event(jsons.encode(event))], ASKED)))
+    chunk = next(iter(openai.decode_events([Event(strict_json.encode(event))], ASKED)))
     assert chunk.usage_only is only
 
 
 def test_other_choices_than_the_first_are_not_mixed_into_it() -> None:
     events = [
-        Event(jsons.encode({"choices": [{"index": index, "delta": {"content": word}, "finish_reason": None}]}))
+        Event(
+            strict_json.encode(
+                {"choices": [{"index": index, "delta": {"content": word}, "finish_reason": None}]}
+            )
+        )
         for index, word in ((0, "a"), (1, "x"), (0, "b"), (2, "y"))
     ]
     chunks = list(openai.decode_events([*events, Event(openai.DONE)], ASKED))
@@ -352,11 +431,11 @@ def test_other_choices_than_the_first_are_not_mixed_into_it() -> None:
     assert all(chunk.native for chunk in chunks)
 
 
-# -- the same answer, whole and in pieces ------------------------------------------------------------------------------
+# -- the same answer, whole and in pieces ----------------------------------------------------------
 
 
 def folded(chunks: Iterator[Any]) -> InferResponse:
-    fold = Fold()
+    fold = StreamAccumulator()
     for chunk in chunks:
         fold.add(chunk)
     return fold.response("vendor", ASKED.model)
@@ -397,14 +476,38 @@ def streamed(body: dict[str, Any], chance: random.Random) -> bytes:
     """A stream of the same answer."""
     head = {name: value for name, value in body.items() if name not in ("choices", "usage")}
     choice = body["choices"][0]
-    bodies = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas(choice["message"], chance)]
-    bodies.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"] or "stop"}]})
+    bodies = [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        for delta in deltas(choice["message"], chance)
+    ]
+    bodies.append(
+        {
+            **head,
+            "choices": [
+                {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"] or "stop"}
+            ],
+        }
+    )
     bodies.append({**head, "choices": [], "usage": body.get("usage")})
-    return b"".join(b"data: " + jsons.encode(each) + b"\n\n" for each in bodies) + b"data: [DONE]\n\n"
+    return (
+        b"".join(b"data: " + strict_json.encode(each) + b"\n\n" for each in bodies)
+        + b"data: [DONE]\n\n"
+    )
 
 
 def same(one: InferResponse, other: InferResponse) -> None:
-    for field in ("model", "provider", "content", "tokens_in", "tokens_out", "finish_reason", "reasoning", "refusal", "usage", "id"):
+    for field in (
+        "model",
+        "provider",
+        "content",
+        "tokens_in",
+        "tokens_out",
+        "finish_reason",
+        "reasoning",
+        "refusal",
+        "usage",
+        "id",
+    ):
         assert getattr(one, field) == getattr(other, field), field
     assert list(one.tool_calls) == list(other.tool_calls)
     assert list(one.details) == list(other.details)
@@ -424,7 +527,7 @@ def test_an_answer_in_many_pieces_folds_to_the_whole(exchange: dict[str, Any]) -
     same(folded(openai.decode_events(parsed(cut(stream, 50)), request)), whole)
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------
 
 ODD = (
     '\r\n {  "temperature" : 1.50,"model"\t:\t"asked-model" , '
@@ -435,7 +538,7 @@ PLAIN = '{"model":"asked-model","messages":[]}'
 
 
 def native(text: str, *, op: str = CHAT, model: str = "asked-model") -> InferRequest:
-    request, _ = openai_door.decode_request(jsons.document(text), op=op)
+    request, _ = openai_door.decode_request(strict_json.document(text), op=op)
     return replace(request, model=model, provider="vendor")
 
 
@@ -460,9 +563,7 @@ def test_a_stream_only_gains_the_wish_for_usage(text: str) -> None:
 
 
 def test_the_other_stream_options_stay() -> None:
-    text = (
-        '{"model":"asked-model", "stream_options" : {"include_obfuscation": false, "include_usage": false} ,"messages":[],"stream": true}'
-    )
+    text = '{"model":"asked-model", "stream_options" : {"include_obfuscation": false, "include_usage": false} ,"messages":[],"stream": true}'
     wanted = '{"model":"asked-model", "stream_options" : {"include_obfuscation":false,"include_usage":true} ,"messages":[],"stream": true}'
     assert openai.encode_request(native(text), stream=True) == wanted.encode()
     assert openai.encode_request(native(wanted), stream=True) == wanted.encode()
@@ -471,7 +572,9 @@ def test_the_other_stream_options_stay() -> None:
 @pytest.mark.parametrize("value", ["null", "{}"])
 def test_empty_stream_options_are_filled(value: str) -> None:
     text = '{"model":"asked-model","messages":[],"stream":true,"stream_options":' + value + "}"
-    assert json.loads(openai.encode_request(native(text), stream=True))["stream_options"] == {"include_usage": True}
+    assert json.loads(openai.encode_request(native(text), stream=True))["stream_options"] == {
+        "include_usage": True
+    }
 
 
 @pytest.mark.parametrize("op", ["embeddings", "responses"])
@@ -494,48 +597,121 @@ def test_a_request_of_our_own_is_sent_under_openais_names() -> None:
 
 @pytest.mark.parametrize(
     ("op", "path"),
-    [(CHAT, "/chat/completions"), ("completions", "/completions"), ("embeddings", "/embeddings"), ("responses", "/responses")],
+    [
+        (CHAT, "/chat/completions"),
+        ("completions", "/completions"),
+        ("embeddings", "/embeddings"),
+        ("responses", "/responses"),
+    ],
 )
 def test_each_operation_has_its_path(op: str, path: str) -> None:
-    assert [openai.path(replace(ASKED, op=op), stream=stream) for stream in (False, True)] == [path, path]
+    assert [openai.path(replace(ASKED, op=op), stream=stream) for stream in (False, True)] == [
+        path,
+        path,
+    ]
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 ERRORS = [
-    (401, {"error": {"code": "401", "message": "Access denied due to invalid subscription key"}}, "ProviderAuthError"),
-    (403, {"error": {"message": "This key may not use that", "code": 403}}, "ProviderAuthError"),
-    (400, {"code": "invalid-argument", "error": "Incorrect API key provided. You can obtain one."}, "ProviderAuthError"),
-    (401, {"detail": "Invalid API Key"}, "ProviderAuthError"),
-    (402, {"error": {"message": "Insufficient Balance", "code": "invalid_request_error"}}, "QuotaExhausted"),
     (
-        429,
-        {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}},
-        "QuotaExhausted",
+        401,
+        {"error": {"code": "401", "message": "Access denied due to invalid subscription key"}},
+        "ProviderAuthError",
     ),
-    (429, {"error": {"message": "Rate limit reached", "type": "requests", "code": "rate_limit_exceeded"}}, "ProviderRateLimited"),
-    (429, {"message": "Requests rate limit exceeded", "type": "rate_limited", "code": "1300"}, "ProviderRateLimited"),
-    (404, {"error": "model 'llama' not found"}, "ProviderModelNotFound"),
-    (404, {"error": {"message": "The model does not exist", "code": "model_not_found"}}, "ProviderModelNotFound"),
+    (403, {"error": {"message": "This key may not use that", "code": 403}}, "ProviderAuthError"),
     (
         400,
-        {"error": {"message": "This model's maximum context length is 8192 tokens", "code": "context_length_exceeded"}},
+        {"code": "invalid-argument", "error": "Incorrect API key provided. You can obtain one."},
+        "ProviderAuthError",
+    ),
+    (401, {"detail": "Invalid API Key"}, "ProviderAuthError"),
+    (
+        402,
+        {"error": {"message": "Insufficient Balance", "code": "invalid_request_error"}},
+        "QuotaExhausted",
+    ),
+    (
+        429,
+        {
+            "error": {
+                "message": "You exceeded your current quota",
+                "type": "insufficient_quota",
+                "code": "insufficient_quota",
+            }
+        },
+        "QuotaExhausted",
+    ),
+    (
+        429,
+        {
+            "error": {
+                "message": "Rate limit reached",
+                "type": "requests",
+                "code": "rate_limit_exceeded",
+            }
+        },
+        "ProviderRateLimited",
+    ),
+    (
+        429,
+        {"message": "Requests rate limit exceeded", "type": "rate_limited", "code": "1300"},
+        "ProviderRateLimited",
+    ),
+    (404, {"error": "model 'llama' not found"}, "ProviderModelNotFound"),
+    (
+        404,
+        {"error": {"message": "The model does not exist", "code": "model_not_found"}},
+        "ProviderModelNotFound",
+    ),
+    (
+        400,
+        {
+            "error": {
+                "message": "This model's maximum context length is 8192 tokens",
+                "code": "context_length_exceeded",
+            }
+        },
         "ProviderContextTooLong",
     ),
     (
         400,
-        {"error": {"message": "no", "code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+        {
+            "error": {
+                "message": "no",
+                "code": "content_filter",
+                "innererror": {"code": "ResponsibleAIPolicyViolation"},
+            }
+        },
         "ContentFiltered",
     ),
-    (400, {"error": {"message": "Unsupported parameter", "param": "stop", "type": "invalid_request_error"}}, "ProviderRejected"),
+    (
+        400,
+        {
+            "error": {
+                "message": "Unsupported parameter",
+                "param": "stop",
+                "type": "invalid_request_error",
+            }
+        },
+        "ProviderRejected",
+    ),
     (422, {"detail": [{"loc": ["body", "messages"], "msg": "field required"}]}, "ProviderRejected"),
     (413, {"error": {"message": "Request too large"}}, "ProviderRejected"),
     (405, {"detail": "Method Not Allowed"}, "ProviderError"),
     (408, {}, "ProviderTimeout"),
     (500, {"error": {"message": "The server had an error"}}, "ProviderUnavailable"),
-    (503, {"error": {"message": "overloaded", "type": "service_unavailable"}}, "ProviderUnavailable"),
+    (
+        503,
+        {"error": {"message": "overloaded", "type": "service_unavailable"}},
+        "ProviderUnavailable",
+    ),
     (504, None, "ProviderTimeout"),
-    (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "ProviderUnavailable"),
+    (
+        529,
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        "ProviderUnavailable",
+    ),
 ]
 
 
@@ -600,7 +776,13 @@ def test_a_date_is_as_good_as_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
     then = format_datetime(datetime.fromtimestamp(1_800_000_042, UTC), usegmt=True)
     assert openai.decode_error(503, {"retry-after": then}, b"{}").retry_after == 42
-    reset = {"error": {"message": "x", "code": 429, "metadata": {"headers": {"X-RateLimit-Reset": "1800000009000"}}}}
+    reset = {
+        "error": {
+            "message": "x",
+            "code": 429,
+            "metadata": {"headers": {"X-RateLimit-Reset": "1800000009000"}},
+        }
+    }
     assert openai.decode_error(429, {}, json.dumps(reset).encode()).retry_after == 9
 
 
@@ -646,20 +828,48 @@ def test_an_error_inside_a_200_is_one(error: Any, kind: str) -> None:
 
 def test_every_class_of_provider_error_is_told_from_the_wire() -> None:
     seen = {kind for _, _, kind in ERRORS} | {"StreamIncomplete"}
-    kinds = {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ProviderError)}
+    kinds = {
+        kind.__name__
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, ProviderError)
+    }
     assert kinds == seen
     assert {ProviderRateLimited.__name__, ProviderUnavailable.__name__} <= seen
 
 
-# -- nonsense ----------------------------------------------------------------------------------------------------------
+# -- nonsense --------------------------------------------------------------------------------------
 
-NONSENSE: list[Any] = [None, True, False, 0, -1, 1.5, 10**399, "", "x", "\ud800", [], [None], [[]], [{}], {}, {"x": None}, [1, "a", {}]]
+NONSENSE: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    10**399,
+    "",
+    "x",
+    "\ud800",
+    [],
+    [None],
+    [[]],
+    [{}],
+    {},
+    {"x": None},
+    [1, "a", {}],
+]
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of everything in a JSON value."""
     yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inner:
         yield from places(item, (*at, key))
 
@@ -681,16 +891,21 @@ def check_typed(response: InferResponse) -> None:
         assert isinstance(getattr(response, field), str), field
     for call in response.tool_calls:
         if call.get("type") != "custom":
-            assert all(isinstance(value, str) for value in (call["id"], call["function"]["name"], call["function"]["arguments"]))
-    jsons.encode(response.to_dict())
-    jsons.encode(openai_door.encode_response(response, created=0))
+            assert all(
+                isinstance(value, str)
+                for value in (call["id"], call["function"]["name"], call["function"]["arguments"])
+            )
+    strict_json.encode(response.to_dict())
+    strict_json.encode(openai_door.encode_response(response, created=0))
 
 
 @pytest.mark.parametrize(
     "exchange",
     named([each for each in WHOLE if each not in RECORDED]),
 )
-def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(exchange: dict[str, Any]) -> None:
+def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(
+    exchange: dict[str, Any],
+) -> None:
     body = exchange["response"]["body"]
     for at in places(body):
         for odd in NONSENSE:
@@ -707,13 +922,20 @@ def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(exchange: 
     "exchange",
     named([each for each in STREAMS if each not in RECORDED]),
 )
-def test_an_odd_value_anywhere_in_a_stream_is_nonsense_or_understood(exchange: dict[str, Any]) -> None:
+def test_an_odd_value_anywhere_in_a_stream_is_nonsense_or_understood(
+    exchange: dict[str, Any],
+) -> None:
     events = [event for event in parsed([bytes_of(exchange)]) if event.data != openai.DONE]
     for number, event in enumerate(events):
         body = json.loads(event.data)
         for at in places(body):
             for odd in NONSENSE:
-                changed = [*events[:number], Event(json.dumps(with_odd(body, at, odd)).encode()), *events[number + 1 :], Event(openai.DONE)]
+                changed = [
+                    *events[:number],
+                    Event(json.dumps(with_odd(body, at, odd)).encode()),
+                    *events[number + 1 :],
+                    Event(openai.DONE),
+                ]
                 try:
                     chunks = list(openai.decode_events(changed, ASKED))
                 except (ProviderError, *SENSELESS):

@@ -1,4 +1,6 @@
-"""Budgets: what is admitted, what is counted, and that neither races nor crashes make a cent appear or vanish."""
+"""Budgets: what is admitted, what is counted, and that neither races nor crashes make a cent appear
+or vanish.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded
 from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record, record
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest
 from infermux.types import Caller, Target, Usage
 
@@ -28,7 +30,9 @@ DAY = 86_400.0
 LONG = os.environ.get("CI") == "true"
 DAILY = Budget("web", 1000, "day")
 fresh = multiprocessing.get_context("spawn")
-HOME = Path(__file__).parents[__name__.count(".")]  # where a fresh process finds this module, whatever pytest calls it
+HOME = Path(__file__).parents[
+    __name__.count(".")
+]  # where a fresh process finds this module, whatever pytest calls it
 
 
 @pytest.fixture
@@ -38,12 +42,14 @@ def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
 
 
 def settled(id: str, *costs: int | None, at: float = NOON, caller: str = "web") -> Record:
-    call = Call(InferRequest("m"), Caller(caller), id=id, start_ns=int(at) * 10**9, started=0.0, ended=1.0)
+    call = Call(
+        InferRequest("m"), Caller(caller), id=id, start_ns=int(at) * 10**9, started=0.0, ended=1.0
+    )
     call.attempts = [Attempt(Target("p", "m"), 0.0, usage=Usage(1, 1), cost=cost) for cost in costs]
     return record(call)
 
 
-# -- periods -----------------------------------------------------------------------------------------------------------
+# -- periods ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,9 @@ def settled(id: str, *costs: int | None, at: float = NOON, caller: str = "web") 
         ("total", "total", 0.0, None),
     ],
 )
-def test_a_period_has_a_name_a_beginning_and_an_end(period: str, key: str, start: float, reset: float | None) -> None:
+def test_a_period_has_a_name_a_beginning_and_an_end(
+    period: str, key: str, start: float, reset: float | None
+) -> None:
     budget = Budget("web", 1, period)
     assert (budget.key(NOON), budget.start(NOON), budget.resets(NOON)) == (key, start, reset)
     if reset is not None:
@@ -78,7 +86,7 @@ def test_a_budget_that_cannot_be_is_refused(period: str, limit: int) -> None:
         Budget("web", limit, period)
 
 
-# -- what is admitted --------------------------------------------------------------------------------------------------
+# -- what is admitted ------------------------------------------------------------------------------
 
 
 def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLiteLedger) -> None:
@@ -93,7 +101,9 @@ def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLiteLedger) -> 
 
 
 def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLiteLedger) -> None:
-    with pytest.raises(BudgetExceeded, match=r"per day has 0.000000001 USD left.* afresh at 2026-11-24T00:00:00Z") as error:
+    with pytest.raises(
+        BudgetExceeded, match=r"per day has 0.000000001 USD left.* afresh at 2026-11-24T00:00:00Z"
+    ) as error:
         ledger.reserve(DAILY, 2_000_000, call_id="a", at=NOON)
     assert error.value.retry_after == DAY / 2
     with pytest.raises(BudgetExceeded, match="in total has 0 USD left") as error:
@@ -142,7 +152,7 @@ def test_a_call_has_one_hold(ledger: SQLiteLedger) -> None:
     assert ledger.spent(DAILY, NOON) == (0, 1)
 
 
-# -- leases and failover -----------------------------------------------------------------------------------------------
+# -- leases and failover ---------------------------------------------------------------------------
 
 
 def test_a_lease_frees_what_a_killed_worker_held(ledger: SQLiteLedger) -> None:
@@ -193,12 +203,16 @@ def test_an_old_hold_settles_what_was_topped_up(ledger: SQLiteLedger) -> None:
     assert ledger.spent(DAILY, NOON) == (250, 0)
 
 
-# -- settling ----------------------------------------------------------------------------------------------------------
+# -- settling --------------------------------------------------------------------------------------
 
 
 def test_a_call_is_settled_once(ledger: SQLiteLedger) -> None:
     hold = ledger.reserve(DAILY, 500, call_id="a", at=NOON)
-    done = [ledger.settle(settled("a", 300), hold), ledger.settle(settled("a", 300), hold), ledger.settle(settled("a", 300))]
+    done = [
+        ledger.settle(settled("a", 300), hold),
+        ledger.settle(settled("a", 300), hold),
+        ledger.settle(settled("a", 300)),
+    ]
     assert done == [True, False, False]
     assert ledger.spent(DAILY, NOON) == (300, 0)
     assert [total.cost for total in ledger.totals()] == [300]
@@ -236,7 +250,9 @@ def test_an_unpriced_call_frees_its_hold(ledger: SQLiteLedger) -> None:
 
 
 def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: SQLiteLedger) -> None:
-    for n, (at, caller) in enumerate([(NOON - DAY, "web"), (NOON, "web"), (NOON, "other"), (NOON - 40 * DAY, "web")]):
+    for n, (at, caller) in enumerate(
+        [(NOON - DAY, "web"), (NOON, "web"), (NOON, "other"), (NOON - 40 * DAY, "web")]
+    ):
         ledger.settle(settled(str(n), 10 ** (n + 1), at=at, caller=caller))
     limits = {"day": 100, "month": 110, "total": 10110}
     for period, spent in limits.items():
@@ -246,22 +262,32 @@ def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: SQLiteLedger)
             ledger.reserve(budget, 6, call_id=period, at=NOON)
         ledger.reserve(budget, 5, call_id=period, at=NOON)
     ledger.settle(settled("without a hold", 7))
-    assert [ledger.spent(Budget("web", 1, period), NOON).spent for period in limits] == [107, 117, 10117]
+    assert [ledger.spent(Budget("web", 1, period), NOON).spent for period in limits] == [
+        107,
+        117,
+        10117,
+    ]
 
 
 def test_a_clock_that_steps_resets_nothing_twice(ledger: SQLiteLedger) -> None:
     ledger.settle(settled("a", 700), ledger.reserve(DAILY, 700, call_id="a", at=NOON))
-    ledger.settle(settled("b", 800, at=NOON + DAY), ledger.reserve(DAILY, 800, call_id="b", at=NOON + DAY))
+    ledger.settle(
+        settled("b", 800, at=NOON + DAY), ledger.reserve(DAILY, 800, call_id="b", at=NOON + DAY)
+    )
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 301, call_id="c", at=NOON)
     hold = ledger.reserve(DAILY, 300, call_id="c", at=NOON)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 201, call_id="d", at=NOON + DAY)
     ledger.settle(settled("c", 300, at=NOON - DAY), hold)
-    assert [ledger.spent(DAILY, at) for at in (NOON - DAY, NOON, NOON + DAY)] == [(300, 0), (1000, 0), (800, 0)]
+    assert [ledger.spent(DAILY, at) for at in (NOON - DAY, NOON, NOON + DAY)] == [
+        (300, 0),
+        (1000, 0),
+        (800, 0),
+    ]
 
 
-# -- many at once ------------------------------------------------------------------------------------------------------
+# -- many at once ----------------------------------------------------------------------------------
 
 
 def hammer(path: Path, worker: int, threads: int, rounds: int, results: Any) -> None:
@@ -294,11 +320,18 @@ def hammer(path: Path, worker: int, threads: int, rounds: int, results: Any) -> 
     results.put((sum(admitted), failures))
 
 
-def test_many_threads_of_many_processes_never_overspend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 threads in each of 4 processes ask for more than there is: what is left at the end is less than one call."""
+def test_many_threads_of_many_processes_never_overspend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 threads in each of 4 processes ask for more than there is: what is left at the end is less
+    than one call.
+    """
     monkeypatch.syspath_prepend(HOME)
     path, results = tmp_path / "l.db", fresh.Queue()
-    crew = [fresh.Process(target=hammer, args=(path, n, 64, 200 if LONG else 12, results)) for n in range(4)]
+    crew = [
+        fresh.Process(target=hammer, args=(path, n, 64, 200 if LONG else 12, results))
+        for n in range(4)
+    ]
     for each in crew:
         each.start()
     found = [results.get(timeout=300) for _ in crew]
@@ -314,14 +347,19 @@ def test_many_threads_of_many_processes_never_overspend(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("kind", ["plain", "twice", "several"])
 @pytest.mark.parametrize("callers", [1, 4])
-def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQLiteLedger, kind: str, callers: int) -> None:
-    """More threads than there are gates. If not "plain", two settle each call; if "several", some have two attempts.
+def test_calls_that_are_settled_together_are_all_there_once_and_paid(
+    ledger: SQLiteLedger, kind: str, callers: int
+) -> None:
+    """More threads than there are gates. If not "plain", two settle each call; if "several", some
+    have two attempts.
 
     A caller with a budget pays, among those without, and if all others are somebody without.
     """
     threads, rounds, failures = 160, 5, []
     watched, first = Budget("c0", 10**9, "month"), [0] * threads
-    ledger.settle(settled("first", 1, caller="c0"), ledger.reserve(watched, 1, call_id="first", at=NOON))
+    ledger.settle(
+        settled("first", 1, caller="c0"), ledger.reserve(watched, 1, call_id="first", at=NOON)
+    )
     together, share = threading.Barrier(threads), 1 if kind == "plain" else 2
 
     def run(thread: int) -> None:
@@ -331,7 +369,9 @@ def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQL
                 made = thread // share
                 attempts = 1 + made % 2 if kind == "several" else 1
                 caller = f"c{made % callers}" if callers > 1 else "c0" if made == 0 else "other"
-                first[thread] += ledger.settle(settled(f"{made}.{n}", *[100 + made] * attempts, caller=caller))
+                first[thread] += ledger.settle(
+                    settled(f"{made}.{n}", *[100 + made] * attempts, caller=caller)
+                )
                 costs[thread] = (caller, (100 + made) * attempts)
         except Exception as error:
             failures.append(repr(error))
@@ -344,21 +384,28 @@ def test_calls_that_are_settled_together_are_all_there_once_and_paid(ledger: SQL
     for each in crew:
         each.join()
     assert failures == []
-    assert [sum(first[n : n + share]) for n in range(0, threads, share)] == [rounds] * (threads // share)
+    assert [sum(first[n : n + share]) for n in range(0, threads, share)] == [rounds] * (
+        threads // share
+    )
     paid = {"c0": 1}
     for caller, cost in costs[::share]:
         paid[caller] = paid.get(caller, 0) + rounds * cost
     assert ledger.spent(watched, NOON) == (paid["c0"], 0)
     assert {total.key[0]: total.cost for total in ledger.totals("caller")} == paid
-    assert {total.key[0]: total.cost for total in ledger.totals("model")} == {"m": sum(paid.values())}
+    assert {total.key[0]: total.cost for total in ledger.totals("model")} == {
+        "m": sum(paid.values())
+    }
     assert len(ledger.rows(limit=10_000)) == 1 + rounds * threads // share
 
 
 def test_those_who_wait_for_a_writer_that_does_not_end_are_told(tmp_path: Path) -> None:
     """None waits without end, none is written without being told so, and the next writes again."""
-    with closing(SQLiteLedger(tmp_path / "l.db", busy=0.1)) as ledger, closing(
-        sqlite3.connect(tmp_path / "l.db", isolation_level=None, check_same_thread=False)
-    ) as other:
+    with (
+        closing(SQLiteLedger(tmp_path / "l.db", busy=0.1)) as ledger,
+        closing(
+            sqlite3.connect(tmp_path / "l.db", isolation_level=None, check_same_thread=False)
+        ) as other,
+    ):
         ledger.settle(settled("first", 1))
         written, refused = ["first"], []
 
@@ -385,11 +432,13 @@ def test_those_who_wait_for_a_writer_that_does_not_end_are_told(tmp_path: Path) 
         assert sorted(row.call.id for row in ledger.rows(limit=100)) == sorted(written)
 
 
-# -- crashes -----------------------------------------------------------------------------------------------------------
+# -- crashes ---------------------------------------------------------------------------------------
 
 
 def work(path: Path, seed: int, operations: int, killed: bool, notes: Path) -> None:
-    """Do random operations; if it is to be *killed*, at a random statement. Notes what it was told is settled."""
+    """Do random operations; if it is to be *killed*, at a random statement. Notes what it was told
+    is settled.
+    """
     chance = random.Random(seed)
     ledger = SQLiteLedger(path, busy=60)
     left = chance.randrange(25 * operations) if killed else -1
@@ -414,7 +463,9 @@ def one_call(ledger: SQLiteLedger, chance: random.Random, id: str, note: int) ->
     at = NOON + chance.choice([0.0, 0.0, DAY, -DAY, 31 * DAY])  # a clock that steps
     budget = Budget(caller, 10**7, {"a": "day", "b": "month", "c": "total"}[caller])
     hold: Hold | None = None
-    costs = [chance.choice([None, 0, chance.randrange(1000)]) for _ in range(chance.randrange(1, 4))]
+    costs = [
+        chance.choice([None, 0, chance.randrange(1000)]) for _ in range(chance.randrange(1, 4))
+    ]
     try:
         hold = ledger.reserve(budget, 1000, call_id=id, at=at, lease=60)
         if len(costs) > 1:
@@ -431,14 +482,21 @@ def one_call(ledger: SQLiteLedger, chance: random.Random, id: str, note: int) ->
     os.write(note, f"{id} {sum(cost or 0 for cost in costs)}\n".encode())
 
 
-def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts = calls = budgets, to the pico-dollar, and what a writer was told is settled is there."""
+def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts = calls = budgets, to the pico-dollar, and what a writer was told is settled is
+    there.
+    """
     monkeypatch.syspath_prepend(HOME)
     rounds, calls = (18, 1100) if LONG else (3, 60)
     path, notes, chance = tmp_path / "l.db", tmp_path / "notes", random.Random(5)
     kills = 0
     for _ in range(rounds):
-        crew = [fresh.Process(target=work, args=(path, chance.randrange(2**40), calls, n < 3, notes)) for n in range(4)]
+        crew = [
+            fresh.Process(target=work, args=(path, chance.randrange(2**40), calls, n < 3, notes))
+            for n in range(4)
+        ]
         for each in crew:
             each.start()
         for each in crew:
@@ -449,7 +507,11 @@ def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path
     told = dict(line.split() for line in notes.read_text().splitlines())
     check(path, {id: int(cost) for id, cost in told.items()}, kills)
     with closing(sqlite3.connect(path)) as sql:  # reservations, top-ups and settlements
-        assert not LONG or sql.execute("SELECT 2 * count(*) + sum(attempts > 1) FROM calls").fetchone()[0] >= 10**5
+        assert (
+            not LONG
+            or sql.execute("SELECT 2 * count(*) + sum(attempts > 1) FROM calls").fetchone()[0]
+            >= 10**5
+        )
 
 
 def check(path: Path, told: dict[str, int], kills: int) -> None:
@@ -459,8 +521,15 @@ def check(path: Path, told: dict[str, int], kills: int) -> None:
             sql.execute(f"SELECT sum({column}) FROM {table}").fetchone()[0]
             for table, column in (("attempts", "cost"), ("calls", "cost"), ("budgets", "spent"))
         ]
-        held = [sql.execute(f"SELECT coalesce(sum(held), 0) FROM budgets WHERE call_id {which} ''").fetchone()[0] for which in "=>"]
-        lowest = sql.execute("SELECT min(min(spent, held)), max(spent + held) FROM budgets").fetchone()
+        held = [
+            sql.execute(
+                f"SELECT coalesce(sum(held), 0) FROM budgets WHERE call_id {which} ''"
+            ).fetchone()[0]
+            for which in "=>"
+        ]
+        lowest = sql.execute(
+            "SELECT min(min(spent, held)), max(spent + held) FROM budgets"
+        ).fetchone()
         assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert sums == [sum(calls.values())] * 3
     assert held[0] == held[1] > 0
@@ -471,5 +540,10 @@ def check(path: Path, told: dict[str, int], kills: int) -> None:
     with closing(SQLiteLedger(path)) as ledger:
         for caller, period in (("a", "day"), ("b", "month"), ("c", "total")):
             for at in (NOON - DAY, NOON, NOON + DAY, NOON + 31 * DAY):
-                assert ledger.spent(Budget(caller, 0, period), NOON + 32 * DAY if period == "total" else at).held >= 0
+                assert (
+                    ledger.spent(
+                        Budget(caller, 0, period), NOON + 32 * DAY if period == "total" else at
+                    ).held
+                    >= 0
+                )
                 assert ledger.spent(Budget(caller, 0, period), at)[0] >= 0

@@ -17,18 +17,20 @@ from typing import Any
 
 import pytest
 
-from infermux.call import Attempt, Call
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
 from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record, record
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planner import Plan, Snapshot, plan
+from infermux.planning import Plan, Snapshot, plan
+from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest
-from infermux.types import ANYONE, Caller, Route, Target, Usage
+from infermux.types import ANONYMOUS, Caller, Route, Target, Usage
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 DAY = 86_400.0
 fresh = multiprocessing.get_context("spawn")
-HOME = Path(__file__).parents[__name__.count(".")]  # where a fresh process finds this module, whatever pytest calls it
+HOME = Path(__file__).parents[
+    __name__.count(".")
+]  # where a fresh process finds this module, whatever pytest calls it
 A, B = Target("a", "small"), Target("b", "large")
 
 
@@ -43,9 +45,24 @@ def ledger(path: Path) -> Iterator[SQLiteLedger]:
         yield made
 
 
-def call(id: str = "c", *attempts: Attempt, at: float = NOON, caller: Caller = ANYONE, model: str = "fast") -> Call:
-    made = Call(InferRequest(model), caller, "openai", id=id, trace_id="t", start_ns=int(at) * 10**9, started=10.0, ended=12.5,
-                tags=caller.tags)
+def call(
+    id: str = "c",
+    *attempts: Attempt,
+    at: float = NOON,
+    caller: Caller = ANONYMOUS,
+    model: str = "fast",
+) -> Call:
+    made = Call(
+        InferRequest(model),
+        caller,
+        "openai",
+        id=id,
+        trace_id="t",
+        start_ns=int(at) * 10**9,
+        started=10.0,
+        ended=12.5,
+        tags=caller.tags,
+    )
     made.plan = Plan(model, "priority", (A, B))
     made.attempts = list(attempts) or [Attempt(A, 10.0, usage=Usage(10, 5), cost=7)]
     made.cost_source = "served"
@@ -64,11 +81,18 @@ def planned(id: str, targets: tuple[Target, ...], **known: Any) -> Call:
     return made
 
 
-# -- what is kept of a call --------------------------------------------------------------------------------------------
+# -- what is kept of a call ------------------------------------------------------------------------
 
 
 def test_a_failover_is_one_call_and_two_attempts() -> None:
-    usage = Usage(100, 20, cached_input_tokens=40, cache_write_tokens=30, cache_write_1h_tokens=10, reasoning_tokens=5)
+    usage = Usage(
+        100,
+        20,
+        cached_input_tokens=40,
+        cache_write_tokens=30,
+        cache_write_1h_tokens=10,
+        reasoning_tokens=5,
+    )
     made = call(
         "c",
         Attempt(A, 10.0, ended=10.25, error=ProviderTimeout("slow")),
@@ -78,22 +102,40 @@ def test_a_failover_is_one_call_and_two_attempts() -> None:
     whole, (first, second) = record(made)
     assert whole._asdict() == {
         "at_ns": int(NOON) * 10**9, "id": "c", "trace_id": "t", "caller": "web", "tags": '{"env": "prod", "project": "\\u00e9"}',
-        "door": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
+        "api": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
         "strategy": "priority", "status": "ok", "error_code": "", "input_tokens": 100, "output_tokens": 20,
         "cached_input_tokens": 40, "cache_write_tokens": 30, "cache_write_1h_tokens": 10, "reasoning_tokens": 5, "cost": 123,
         "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "plan": "",
     }  # fmt: skip
     assert (first.provider, first.started_ms, first.first_ms, first.ended_ms, first.cost, first.error_code, first.final) == (
         "a", 0, None, 250, None, "upstream_timeout", 0)  # fmt: skip
-    assert (second.n, second.started_ms, second.first_ms, second.ended_ms, second.cost, second.final) == (1, 500, 1000, 2500, 123, 1)
+    assert (
+        second.n,
+        second.started_ms,
+        second.first_ms,
+        second.ended_ms,
+        second.cost,
+        second.final,
+    ) == (1, 500, 1000, 2500, 123, 1)
 
 
 @pytest.mark.parametrize(
     ("costs", "cost", "unpriced"),
-    [([3, 4], 7, 0), ([3, None], 3, 1), ([None, None], None, 2), ([None], None, 1), ([0], 0, 0), ([-5], 0, 0)],
+    [
+        ([3, 4], 7, 0),
+        ([3, None], 3, 1),
+        ([None, None], None, 2),
+        ([None], None, 1),
+        ([0], 0, 0),
+        ([-5], 0, 0),
+    ],
 )
-def test_a_call_costs_what_its_attempts_cost(costs: list[int | None], cost: int | None, unpriced: int) -> None:
-    whole = record(call("c", *[Attempt(A, 10.0, usage=Usage(1, 1), cost=each) for each in costs])).call
+def test_a_call_costs_what_its_attempts_cost(
+    costs: list[int | None], cost: int | None, unpriced: int
+) -> None:
+    whole = record(
+        call("c", *[Attempt(A, 10.0, usage=Usage(1, 1), cost=each) for each in costs])
+    ).call
     assert (whole.cost, whole.unpriced, whole.input_tokens) == (cost, unpriced, len(costs))
 
 
@@ -102,7 +144,12 @@ def test_a_call_that_reached_nobody_costs_nothing() -> None:
     made.attempts, made.error, made.plan = [], BudgetExceeded("spent"), None
     whole, attempts = record(made)
     assert (whole.cost, whole.unpriced, whole.input_tokens, attempts) == (0, 0, None, ())
-    assert (whole.status, whole.error_code, whole.requested, whole.model) == ("402", "budget_exceeded", "fast", "")
+    assert (whole.status, whole.error_code, whole.requested, whole.model) == (
+        "402",
+        "budget_exceeded",
+        "fast",
+        "",
+    )
 
 
 def test_an_attempt_that_was_not_billed_has_neither_cost_nor_tokens() -> None:
@@ -113,28 +160,49 @@ def test_an_attempt_that_was_not_billed_has_neither_cost_nor_tokens() -> None:
 def test_what_vendors_and_callers_may_say_can_be_stored(ledger: SQLiteLedger) -> None:
     wild: Any = Usage(10**40, -3, cached_input_tokens=float("nan"), reasoning_tokens="7")  # type: ignore[arg-type]
     caller = Caller("\ud800", tags={f"n{n}": "\udfff" * 900 for n in range(40)})
-    made = call("c", Attempt(Target("p", "m" * 10**6), 10.0, usage=wild, cost=10**60, served="\0é\ud800"), caller=caller, model="x" * 10**6)
+    made = call(
+        "c",
+        Attempt(Target("p", "m" * 10**6), 10.0, usage=wild, cost=10**60, served="\0é\ud800"),
+        caller=caller,
+        model="x" * 10**6,
+    )
     put(ledger, made)
     (whole, (row,)) = ledger.rows(caller="?")[0]
-    assert (whole.input_tokens, whole.output_tokens, whole.cached_input_tokens, whole.reasoning_tokens) == (MAX_TOKENS, 0, None, None)
+    assert (
+        whole.input_tokens,
+        whole.output_tokens,
+        whole.cached_input_tokens,
+        whole.reasoning_tokens,
+    ) == (MAX_TOKENS, 0, None, None)
     assert (len(whole.requested), len(row.model), row.served) == (200, 200, "\0é?")
     assert len(json.loads(whole.tags)) == 16
 
 
 def test_content_is_never_kept(ledger: SQLiteLedger, path: Path) -> None:
     made = call()
-    made.request = InferRequest("fast", [{"role": "user", "content": "SECRET"}], params={"user": "SECRET"}, meta={"x": "SECRET"})
+    made.request = InferRequest(
+        "fast",
+        [{"role": "user", "content": "SECRET"}],
+        params={"user": "SECRET"},
+        meta={"x": "SECRET"},
+    )
     made.error = ProviderUnavailable("SECRET")
     put(ledger, made)
     ledger.close()
     assert b"SECRET" not in b"".join(each.read_bytes() for each in path.parent.iterdir())
 
 
-# -- rows and reports --------------------------------------------------------------------------------------------------
+# -- rows and reports ------------------------------------------------------------------------------
 
 
 def test_what_was_settled_is_read_back(ledger: SQLiteLedger) -> None:
-    one = record(call("c", Attempt(A, 10.0, error=ProviderTimeout("slow")), Attempt(B, 10.0, usage=Usage(1, 2), cost=3)))
+    one = record(
+        call(
+            "c",
+            Attempt(A, 10.0, error=ProviderTimeout("slow")),
+            Attempt(B, 10.0, usage=Usage(1, 2), cost=3),
+        )
+    )
     assert ledger.settle(one)
     assert ledger.rows() == [one]
 
@@ -143,7 +211,13 @@ def test_rows_are_the_newest_first_and_filtered(ledger: SQLiteLedger) -> None:
     failed = call("failed", at=NOON + 3, caller=Caller("web"))
     failed.error = ProviderTimeout("slow")
     served = Attempt(B, 10.0, usage=Usage(1, 1), cost=1, served="large-1")
-    put(ledger, call("a", at=NOON), call("b", served, at=NOON + 1), call("x", at=NOON + 2, model="odd%_"), failed)
+    put(
+        ledger,
+        call("a", at=NOON),
+        call("b", served, at=NOON + 1),
+        call("x", at=NOON + 2, model="odd%_"),
+        failed,
+    )
 
     def ids(**filters: Any) -> list[str]:
         return [each.call.id for each in ledger.rows(**filters)]
@@ -158,10 +232,18 @@ def test_rows_are_the_newest_first_and_filtered(ledger: SQLiteLedger) -> None:
     assert ids(model="odd%_", caller="", status="ok", since=NOON) == ["x"]
 
 
-@pytest.mark.parametrize("hostile", ["%", "%%%", "_", "' OR 1=1 --", '"; DROP TABLE calls; --', "\0", "\ud800", "a" * 10**6])
+@pytest.mark.parametrize(
+    "hostile",
+    ["%", "%%%", "_", "' OR 1=1 --", '"; DROP TABLE calls; --', "\0", "\ud800", "a" * 10**6],
+)
 def test_a_filter_is_a_value_and_nothing_else(ledger: SQLiteLedger, hostile: str) -> None:
     put(ledger, call())
-    assert ledger.rows(model=hostile) == ledger.rows(status=hostile) == ledger.rows(caller=hostile) == []
+    assert (
+        ledger.rows(model=hostile)
+        == ledger.rows(status=hostile)
+        == ledger.rows(caller=hostile)
+        == []
+    )
     assert ledger.totals(f"tag:{hostile}")[0].key == ("",)
     with pytest.raises(RequestError, match="cannot be grouped by"):
         ledger.totals(hostile)
@@ -185,7 +267,19 @@ def test_too_little_of_an_id_is_refused(ledger: SQLiteLedger, little: str) -> No
         ledger.call(little)
 
 
-@pytest.mark.parametrize("hostile", ["%%%%%%", "______", "abcde?", "abcdef' OR '1'='1", "\ud800" * 6, "abcdef\0", "ABCDEF", "x" * 10**6])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "%%%%%%",
+        "______",
+        "abcde?",
+        "abcdef' OR '1'='1",
+        "\ud800" * 6,
+        "abcdef\0",
+        "ABCDEF",
+        "x" * 10**6,
+    ],
+)
 def test_an_id_is_a_value_and_no_pattern(ledger: SQLiteLedger, hostile: str) -> None:
     put(ledger, call("abcdef01"))
     assert ledger.call(hostile) is None
@@ -193,14 +287,23 @@ def test_an_id_is_a_value_and_no_pattern(ledger: SQLiteLedger, hostile: str) -> 
 
 def test_equal_plans_are_kept_once(ledger: SQLiteLedger, path: Path) -> None:
     same = [planned(f"same{n}", (A, B)) for n in range(50)]
-    others = [planned("other1", (B, A)), planned("other2", (A, B), unfit={A: "cannot do tools"}), call("without")]
+    others = [
+        planned("other1", (B, A)),
+        planned("other2", (A, B), unfit={A: "cannot do tools"}),
+        call("without"),
+    ]
     put(ledger, *same, *others)
     kept = {each.call.id: each.call.plan for each in ledger.rows(limit=99)}
     assert kept == {each.id: record(each).call.plan for each in (*same, *others)}
-    assert record(others[1]).call.plan.count("cannot do tools") == 2  # as it was known, and as it was decided
+    assert (
+        record(others[1]).call.plan.count("cannot do tools") == 2
+    )  # as it was known, and as it was decided
     with closing(sqlite3.connect(path)) as sql:
         assert sql.execute("SELECT count(*) FROM plans").fetchone() == (2,)
-        assert sql.execute("SELECT max(length(plan)) FROM calls WHERE id LIKE 'same%'").fetchone()[0] < 40
+        assert (
+            sql.execute("SELECT max(length(plan)) FROM calls WHERE id LIKE 'same%'").fetchone()[0]
+            < 40
+        )
 
 
 @pytest.mark.parametrize(("limit", "found"), [(10**30, 3), (-1, 0), (0, 0), (2, 2)])
@@ -211,8 +314,14 @@ def test_a_limit_is_kept_within_reason(ledger: SQLiteLedger, limit: int, found: 
 
 
 def test_totals_agree_whatever_they_are_by(ledger: SQLiteLedger) -> None:
-    web, night = Caller("web", tags={"env": "prod", "team": "x"}), Caller("night", tags={"env": "test"})
-    failover = [Attempt(A, 10.0, usage=Usage(1, 1), cost=5, error=ProviderTimeout("slow")), Attempt(B, 10.0, usage=Usage(10, 2), cost=100)]
+    web, night = (
+        Caller("web", tags={"env": "prod", "team": "x"}),
+        Caller("night", tags={"env": "test"}),
+    )
+    failover = [
+        Attempt(A, 10.0, usage=Usage(1, 1), cost=5, error=ProviderTimeout("slow")),
+        Attempt(B, 10.0, usage=Usage(10, 2), cost=100),
+    ]
     put(
         ledger,
         call("1", *failover, caller=web),
@@ -223,18 +332,40 @@ def test_totals_agree_whatever_they_are_by(ledger: SQLiteLedger) -> None:
 
     def by(*names: str, **filters: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
         found = ledger.totals(*names, **filters)
-        return {each.key: (each.calls, each.attempts, each.input_tokens, each.cost, each.unpriced) for each in found}
+        return {
+            each.key: (each.calls, each.attempts, each.input_tokens, each.cost, each.unpriced)
+            for each in found
+        }
 
     assert by() == {(): (4, 5, 34, 119, 1)}
     assert by("model") == {("large",): (2, 2, 13, 100, 1), ("small",): (2, 3, 21, 19, 0)}
     assert by("provider") == {("b",): (2, 2, 13, 100, 1), ("a",): (2, 3, 21, 19, 0)}
-    assert by("caller") == {("web",): (2, 3, 21, 112, 0), ("",): (1, 1, 10, 7, 0), ("night",): (1, 1, 3, 0, 1)}
-    assert list(by("day").items()) == [(("2026-11-23",), (2, 3, 21, 112, 0)), (("2026-11-24",), (2, 2, 13, 7, 1))]
-    assert list(by("hour")) == [("2026-11-23T12:00Z",), ("2026-11-23T13:00Z",), ("2026-11-24T12:00Z",)]
+    assert by("caller") == {
+        ("web",): (2, 3, 21, 112, 0),
+        ("",): (1, 1, 10, 7, 0),
+        ("night",): (1, 1, 3, 0, 1),
+    }
+    assert list(by("day").items()) == [
+        (("2026-11-23",), (2, 3, 21, 112, 0)),
+        (("2026-11-24",), (2, 2, 13, 7, 1)),
+    ]
+    assert list(by("hour")) == [
+        ("2026-11-23T12:00Z",),
+        ("2026-11-23T13:00Z",),
+        ("2026-11-24T12:00Z",),
+    ]
     web_only, untagged = (2, 3, 21, 112, 0), (1, 1, 10, 7, 0)
-    assert by("tag") == {("env=prod",): web_only, ("team=x",): web_only, ("env=test",): (1, 1, 3, 0, 1), ("",): untagged}
+    assert by("tag") == {
+        ("env=prod",): web_only,
+        ("team=x",): web_only,
+        ("env=test",): (1, 1, 3, 0, 1),
+        ("",): untagged,
+    }
     assert by("tag:team") == {("x",): (2, 3, 21, 112, 0), ("",): (2, 2, 13, 7, 1)}
-    assert by("day", "model", caller="web") == {("2026-11-23", "large"): (1, 1, 10, 100, 0), ("2026-11-23", "small"): (1, 2, 11, 12, 0)}
+    assert by("day", "model", caller="web") == {
+        ("2026-11-23", "large"): (1, 1, 10, 100, 0),
+        ("2026-11-23", "small"): (1, 2, 11, 12, 0),
+    }
     assert by("caller", since=NOON + 3600, until=NOON + DAY) == {("web",): (1, 1, 10, 7, 0)}
     assert [each.errors for each in ledger.totals("model")] == [0, 1]
     assert [each.errors for each in ledger.totals("caller")] == [0, 0, 0]
@@ -244,7 +375,11 @@ def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: SQLiteLedger) 
     slow, down = ProviderTimeout("slow"), ProviderUnavailable("down")
     failed = call("2", Attempt(A, 10.0, error=down), Attempt(B, 10.0, error=slow))
     failed.error = slow
-    put(ledger, call("1", Attempt(A, 10.0, error=slow), Attempt(B, 10.0, usage=Usage(1, 1), cost=1)), failed)
+    put(
+        ledger,
+        call("1", Attempt(A, 10.0, error=slow), Attempt(B, 10.0, usage=Usage(1, 1), cost=1)),
+        failed,
+    )
     assert {each.key[0]: each.calls for each in ledger.totals("error")} == {"": 1, slow.code: 1}
     assert {each.key: each.errors for each in ledger.totals("model", "attempt_error")} == {
         ("small", slow.code): 1, ("small", down.code): 1, ("large", slow.code): 1, ("large", ""): 0,
@@ -256,7 +391,7 @@ def test_an_empty_ledger_has_no_totals(ledger: SQLiteLedger) -> None:
     assert [(each.calls, each.cost) for each in ledger.totals()] == [(0, 0)]
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_only_its_owner_may_read_it(ledger: SQLiteLedger, path: Path) -> None:
@@ -265,15 +400,20 @@ def test_only_its_owner_may_read_it(ledger: SQLiteLedger, path: Path) -> None:
         put(ledger, call())
     finally:
         os.umask(old)
-    assert {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == dict.fromkeys(
-        ["l.db", "l.db-wal", "l.db-shm", "l.db.lock"], 0o600
-    )
+    assert {
+        each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()
+    } == dict.fromkeys(["l.db", "l.db-wal", "l.db-shm", "l.db.lock"], 0o600)
 
 
-def test_a_connection_ends_with_its_thread_and_with_the_ledger(ledger: SQLiteLedger, path: Path) -> None:
+def test_a_connection_ends_with_its_thread_and_with_the_ledger(
+    ledger: SQLiteLedger, path: Path
+) -> None:
     def descriptors() -> int:
         gc.collect()
-        return sum(os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(path)) for fd in os.listdir("/proc/self/fd"))
+        return sum(
+            os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(path))
+            for fd in os.listdir("/proc/self/fd")
+        )
 
     put(ledger, call("main"))
     alone = descriptors()
@@ -348,22 +488,40 @@ VERSION_3 = (
     PRAGMA user_version = 3;
 """
 )
-NEWER = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}, VERSION_3: set[str]()}  # the columns that a version has not
+NEWER = {
+    VERSION_1: {"unpriced", "plan"},
+    VERSION_2: {"plan"},
+    VERSION_3: set[str](),
+}  # the columns that a version has not
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
     with closing(sqlite3.connect(path)) as sql, sql:
         sql.executescript(version)
         for whole, attempts in records:
-            for table, columns in [("calls", whole._asdict()), *[("attempts", each._asdict()) for each in attempts]]:
+            for table, columns in [
+                ("calls", whole._asdict()),
+                *[("attempts", each._asdict()) for each in attempts],
+            ]:
                 row = {name: value for name, value in columns.items() if name not in NEWER[version]}
-                sql.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})", tuple(row.values()))
+                sql.execute(
+                    f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})",
+                    tuple(row.values()),
+                )
 
 
 @pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
-def test_a_file_of_an_older_version_is_migrated_with_its_rows(ledger: SQLiteLedger, path: Path, version: str) -> None:
+def test_a_file_of_an_older_version_is_migrated_with_its_rows(
+    ledger: SQLiteLedger, path: Path, version: str
+) -> None:
     kept = [
-        record(call("mixed", Attempt(A, 10.0, usage=Usage(1, 1)), Attempt(B, 10.0, usage=Usage(2, 2), cost=5))),
+        record(
+            call(
+                "mixed",
+                Attempt(A, 10.0, usage=Usage(1, 1)),
+                Attempt(B, 10.0, usage=Usage(2, 2), cost=5),
+            )
+        ),
         record(call("failed", Attempt(A, 10.0, error=ProviderTimeout("slow")))),
         record(call("priced")),
     ]
@@ -377,16 +535,23 @@ def test_a_file_of_an_older_version_is_migrated_with_its_rows(ledger: SQLiteLedg
 
 
 def test_what_calls_hold_is_held_after_a_migration_too(ledger: SQLiteLedger, path: Path) -> None:
-    """Calls are in flight while a new version begins: one of them is settled later, the lease of the other frees what it held."""
+    """Calls are in flight while a new version begins: one of them is settled later, the lease of
+    the other frees what it held.
+    """
     old_file(path, VERSION_3)
     budget = Budget("app", 100, "month")
     assert ledger.spent(budget, NOON) == (30, 17)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(budget, 54, call_id="c", at=NOON)
-    assert ledger.settle(record(call("a", Attempt(A, 10.0, usage=Usage(1, 1), cost=5), caller=Caller("app"))), Hold("a", budget, 7, NOON))
+    assert ledger.settle(
+        record(call("a", Attempt(A, 10.0, usage=Usage(1, 1), cost=5), caller=Caller("app"))),
+        Hold("a", budget, 7, NOON),
+    )
     assert ledger.spent(budget, NOON) == (35, 10)
     with closing(sqlite3.connect(path)) as sql:
-        held = sql.execute("SELECT call_id, held FROM budgets WHERE caller = 'app' ORDER BY call_id").fetchall()
+        held = sql.execute(
+            "SELECT call_id, held FROM budgets WHERE caller = 'app' ORDER BY call_id"
+        ).fetchall()
     assert held == [("", 10), ("b", 10)]
 
 
@@ -403,27 +568,36 @@ def test_a_file_of_a_newer_version_or_another_program_is_left_alone(path: Path) 
     with closing(sqlite3.connect(path)) as sql:
         sql.execute("PRAGMA application_id = 1229804888")
         sql.execute("PRAGMA user_version = 99")
-    assert "newer InferMux" in (ledger.healthy() or "")
+    assert "newer InferMux" in (ledger.problem() or "")
     assert [each.name for each in path.parent.iterdir() if "corrupt" in each.name] == []
 
 
-# -- damage ------------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 def moved(path: Path) -> list[Path]:
-    return sorted(each for each in path.parent.iterdir() if ".corrupt-" in each.name and not each.name.endswith(("-wal", "-shm")))
+    return sorted(
+        each
+        for each in path.parent.iterdir()
+        if ".corrupt-" in each.name and not each.name.endswith(("-wal", "-shm"))
+    )
 
 
-def test_a_file_that_is_no_database_is_kept_and_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_is_no_database_is_kept_and_reported(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for n, junk in enumerate([b"junk" * 5000, b"more" * 5000]):
         path.write_bytes(junk)
         with closing(SQLiteLedger(path, clock=lambda: NOON)) as ledger:
-            assert ledger.healthy() is None
+            assert ledger.problem() is None
             put(ledger, call())
             assert len(ledger.rows()) == 1
         assert moved(path)[n].read_bytes() == junk
         path.unlink()
-    assert [each.name for each in moved(path)] == ["l.db.corrupt-20261123T120000Z", "l.db.corrupt-20261123T120000Z-1"]
+    assert [each.name for each in moved(path)] == [
+        "l.db.corrupt-20261123T120000Z",
+        "l.db.corrupt-20261123T120000Z-1",
+    ]
     assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR"]
     assert "l.db.corrupt-20261123T120000Z" in caplog.text
 
@@ -449,10 +623,15 @@ def test_a_file_that_lost_everything_does_not_take_its_log_along(path: Path) -> 
     keeper.close()
 
 
-def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     budget = Budget("web", 1000, "total")
     with closing(SQLiteLedger(path)) as ledger:
-        ledger.settle(record(call("0", Attempt(A, 10.0, usage=Usage(1, 1), cost=900))), ledger.reserve(budget, 900, call_id="0", at=NOON))
+        ledger.settle(
+            record(call("0", Attempt(A, 10.0, usage=Usage(1, 1), cost=900))),
+            ledger.reserve(budget, 900, call_id="0", at=NOON),
+        )
         put(ledger, *[call(str(n), at=NOON - n) for n in range(1, 2000)])
     with closing(sqlite3.connect(path)) as sql:
         page = sql.execute("SELECT rootpage FROM sqlite_master WHERE name = 'calls'").fetchone()[0]
@@ -479,7 +658,9 @@ def find(path: Path, worker: int, results: Any) -> None:
         results.put((worker, sum(ledger.settle(record(call(f"{worker}.{n}"))) for n in range(50))))
 
 
-def test_workers_that_find_the_damage_at_once_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_find_the_damage_at_once_lose_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(HOME)
     path.write_bytes(b"junk" * 5000)
     results: Any = fresh.Queue()
@@ -502,7 +683,7 @@ def test_a_file_that_is_removed_is_made_again(ledger: SQLiteLedger, path: Path) 
     assert [each.call.id for each in ledger.rows()] == ["b"]
 
 
-# -- no room, no right, no time ----------------------------------------------------------------------------------------
+# -- no room, no right, no time --------------------------------------------------------------------
 
 
 def test_a_directory_that_is_gone_is_told_and_survived(tmp_path: Path) -> None:
@@ -512,14 +693,18 @@ def test_a_directory_that_is_gone_is_told_and_survived(tmp_path: Path) -> None:
     with closing(SQLiteLedger(place / "l.db")) as ledger:
         put(ledger, call("a"))
         place.rename(away)
-        for use in (lambda: ledger.settle(record(call("b"))), lambda: ledger.reserve(budget, 1, call_id="b", at=NOON), ledger.rows):
+        for use in (
+            lambda: ledger.settle(record(call("b"))),
+            lambda: ledger.reserve(budget, 1, call_id="b", at=NOON),
+            ledger.rows,
+        ):
             with pytest.raises(LedgerUnavailable) as error:
                 use()
         assert str(place) in error.value.reason
         assert str(place) not in error.value.message
-        assert str(place) in (ledger.healthy() or "")
+        assert str(place) in (ledger.problem() or "")
         away.rename(place)
-        assert ledger.healthy() is None  # without any call in between
+        assert ledger.problem() is None  # without any call in between
         put(ledger, call("b"))
         assert ledger.spent(budget, NOON) == (0, 0)
 
@@ -540,11 +725,20 @@ def fill(path: Path, results: Any) -> None:
         except LedgerUnavailable as error:
             reason = error.reason
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        ill = ledger.healthy()
+        ill = ledger.problem()
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        well = ledger.healthy()
+        well = ledger.problem()
         put(ledger, call("last"))
-        results.put((written, reason, ill, well, len(ledger.rows(limit=10_000)), ledger.spent(budget, NOON).spent))
+        results.put(
+            (
+                written,
+                reason,
+                ill,
+                well,
+                len(ledger.rows(limit=10_000)),
+                ledger.spent(budget, NOON).spent,
+            )
+        )
 
 
 def test_a_full_disk_is_told_and_survived(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,14 +757,17 @@ def test_a_full_disk_is_told_and_survived(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_writer_that_does_not_end_is_not_waited_for_without_end(path: Path) -> None:
-    with closing(SQLiteLedger(path, busy=0.1)) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
+    with (
+        closing(SQLiteLedger(path, busy=0.1)) as ledger,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
         put(ledger, call("a"))
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable) as error:
             put(ledger, call("b"))
         assert "locked" in error.value.reason
-        assert "locked" in (ledger.healthy() or "")
+        assert "locked" in (ledger.problem() or "")
         assert len(ledger.rows()) == 1  # readers do not wait for writers
         other.execute("ROLLBACK")
         put(ledger, call("b"))
-        assert ledger.healthy() is None
+        assert ledger.problem() is None

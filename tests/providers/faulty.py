@@ -40,7 +40,10 @@ class Peer:
             self._rest += data
         head, _, rest = self._rest.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+        headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (field.partition(":") for field in fields)
+        }
         size = int(headers.get("content-length", "0"))
         while len(rest) < size and (data := self.sock.recv(65536)):
             rest += data
@@ -150,22 +153,44 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def answer(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None, *, length: int | None = None) -> bytes:
+def answer(
+    status: int,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    *,
+    length: int | None = None,
+) -> bytes:
     """A whole HTTP answer; *length* lies about the body's."""
-    fields = {"Content-Type": "application/json", "Content-Length": str(len(body) if length is None else length)} | dict(headers or {})
+    fields = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body) if length is None else length),
+    } | dict(headers or {})
     return b"".join(
-        [b"HTTP/1.1 %d Whatever\r\n" % status, *(f"{name}: {value}\r\n".encode() for name, value in fields.items()), b"\r\n", body]
+        [
+            b"HTTP/1.1 %d Whatever\r\n" % status,
+            *(f"{name}: {value}\r\n".encode() for name, value in fields.items()),
+            b"\r\n",
+            body,
+        ]
     )
 
 
 def events(*pieces: bytes, end: bool = True) -> list[bytes]:
     """The pieces of a chunked event stream: its head, its chunks and (unless not wanted) its end."""
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    return [head, *(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces), *([b"0\r\n\r\n"] if end else [])]
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    return [
+        head,
+        *(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces),
+        *([b"0\r\n\r\n"] if end else []),
+    ]
 
 
 def answers(*raw: bytes) -> Script:
-    """Answer each request with the next bytes (the last ones for ever), and keep the connection open."""
+    """Answer each request with the next bytes (the last ones for ever), and keep the connection
+    open.
+    """
 
     def script(peer: Peer) -> None:
         number = 0

@@ -21,7 +21,14 @@ class Duck:
     models = ("m", "m2")
 
     def infer(self, request: InferRequest) -> InferResponse:
-        return InferResponse(request.model, self.name, f"{request.provider}/{request.model}: {request.messages[-1]['content']}", 3, 1, 0.5)
+        return InferResponse(
+            request.model,
+            self.name,
+            f"{request.provider}/{request.model}: {request.messages[-1]['content']}",
+            3,
+            1,
+            0.5,
+        )
 
 
 class Modern(Duck):
@@ -108,7 +115,9 @@ def test_every_provider_can_stream(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", [Duck, Sub])
 def test_a_stream_that_is_made_of_a_whole_answer_has_its_tokens_and_cost(kind: type) -> None:
-    """InferResponse needs no Usage: tokens_in, tokens_out and cost_usd are enough to bill, streamed or not."""
+    """InferResponse needs no Usage: tokens_in, tokens_out and cost_usd are enough to bill, streamed
+    or not.
+    """
     router = Router(Registry([kind()]))
     whole = router.infer(HELLO)
     assert (whole.tokens_in, whole.tokens_out, whole.cost_usd) == (3, 1, 0.5)
@@ -161,7 +170,9 @@ def make(**attributes: Any) -> Any:
     ],
     ids=repr,
 )
-def test_what_is_no_provider_is_refused_at_registration_and_told_why(attributes: dict[str, Any], said: str) -> None:
+def test_what_is_no_provider_is_refused_at_registration_and_told_why(
+    attributes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         Registry([make(**attributes)])
 

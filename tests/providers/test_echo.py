@@ -24,7 +24,12 @@ def test_the_default_one_is_echo_with_echo_v1_after_a_millisecond() -> None:
 
 def test_it_says_the_last_message() -> None:
     answer = ask("first", "Hello world")
-    assert (answer.content, answer.finish_reason, answer.provider, answer.model) == ("echo: Hello world", "stop", "echo", "echo-v1")
+    assert (answer.content, answer.finish_reason, answer.provider, answer.model) == (
+        "echo: Hello world",
+        "stop",
+        "echo",
+        "echo-v1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,14 +48,19 @@ def test_it_says_the_last_message() -> None:
         ((), 0, 1),
     ],
 )
-def test_tokens_are_bytes_by_four(contents: tuple[Any, ...], tokens_in: int, tokens_out: int) -> None:
+def test_tokens_are_bytes_by_four(
+    contents: tuple[Any, ...], tokens_in: int, tokens_out: int
+) -> None:
     answer = ask(*contents)
     assert (answer.tokens_in, answer.tokens_out) == (tokens_in, tokens_out)
     assert answer.cost_usd == pytest.approx((tokens_in + tokens_out) * 0.00001, rel=1e-12)
     assert answer.usage.input_tokens == tokens_in and answer.usage.output_tokens == tokens_out
 
 
-@pytest.mark.parametrize(("asked", "answered"), [("", "first"), ("auto", "first"), ("second", "second"), ("other", "other")])
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("", "first"), ("auto", "first"), ("second", "second"), ("other", "other")],
+)
 def test_auto_is_the_first_model(asked: str, answered: str) -> None:
     assert ask("x", model=asked, name="mine", models=["first", "second"]).model == answered
 
@@ -58,7 +68,10 @@ def test_auto_is_the_first_model(asked: str, answered: str) -> None:
 def test_the_delay_is_slept_and_told() -> None:
     slept: list[float] = []
     echo = EchoProvider("e", ["m"], 0.25, sleep=slept.append)
-    assert echo.infer(InferRequest("m", [{"role": "user", "content": "x"}]), Deadline(60)).latency_ms == 250
+    assert (
+        echo.infer(InferRequest("m", [{"role": "user", "content": "x"}]), Deadline(60)).latency_ms
+        == 250
+    )
     assert slept == [0.25]
 
 
@@ -71,9 +84,14 @@ def test_a_deadline_ends_the_wait() -> None:
     assert all(0 <= each <= 0.5 for each in slept)
 
 
-@pytest.mark.parametrize("text", ["", " ", "Hello world", "  two  spaces \n and\tlines ", "é 😀 日本", "one"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "Hello world", "  two  spaces \n and\tlines ", "é 😀 日本", "one"]
+)
 def test_a_stream_says_the_same_in_pieces(text: str) -> None:
-    router, request = Router(Registry([EchoProvider(delay=0)])), InferRequest("echo-v1", [{"role": "user", "content": text}])
+    router, request = (
+        Router(Registry([EchoProvider(delay=0)])),
+        InferRequest("echo-v1", [{"role": "user", "content": text}]),
+    )
     whole, stream = router.infer(request), router.stream(request)
     pieces = list(stream)
     assert "".join(piece.text for piece in pieces) == whole.content == f"echo: {text}"
@@ -89,7 +107,9 @@ def test_a_stream_says_the_same_in_pieces(text: str) -> None:
 
 
 def test_what_it_says_survives_the_router() -> None:
-    answer = Router(Registry([EchoProvider()])).infer(InferRequest("echo", [{"role": "user", "content": "Hello world"}]))
+    answer = Router(Registry([EchoProvider()])).infer(
+        InferRequest("echo", [{"role": "user", "content": "Hello world"}])
+    )
     assert answer.to_dict() == {
         "model": "echo-v1",
         "provider": "echo",

@@ -31,7 +31,6 @@ import responses
 import urllib3.exceptions
 from faulty import Peer, Script, Vendor, answer, answers, drips, events, then_closes, then_waits
 
-from infermux.call import Fold
 from infermux.errors import (
     ConfigError,
     ProviderAuthError,
@@ -45,6 +44,7 @@ from infermux.errors import (
     RequestError,
     StreamIncomplete,
 )
+from infermux.planning.call import StreamAccumulator
 from infermux.protocol import InferRequest, InferResponse
 from infermux.providers import http as transport
 from infermux.providers.http import HTTPProvider, Timeouts
@@ -58,7 +58,13 @@ GOOD = {
     "id": "cmpl-1",
     "model": "vendor-model-1",
     "usage": USAGE,
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Grüße 🌍"}, "finish_reason": "stop"}],
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Grüße 🌍"},
+            "finish_reason": "stop",
+        }
+    ],
 }
 BODY = json.dumps(GOOD, ensure_ascii=False).encode()
 OK = answer(200, BODY)
@@ -87,7 +93,13 @@ def provider() -> Iterator[Make]:
     made: list[HTTPProvider] = []
 
     def make(at: Vendor | str, **options: Any) -> HTTPProvider:
-        made.append(HTTPProvider("vendor", base_url=at if isinstance(at, str) else at.url, **{"api_key": KEY, **options}))
+        made.append(
+            HTTPProvider(
+                "vendor",
+                base_url=at if isinstance(at, str) else at.url,
+                **{"api_key": KEY, **options},
+            )
+        )
         return made[-1]
 
     yield make
@@ -100,7 +112,7 @@ def infer(provider: HTTPProvider, seconds: float = 10.0) -> InferResponse:
 
 
 def stream(provider: HTTPProvider, seconds: float = 10.0) -> InferResponse:
-    fold = Fold()
+    fold = StreamAccumulator()
     for chunk in provider.stream(HI, Deadline(seconds)):
         fold.add(chunk)
     return fold.response("vendor", HI.model)
@@ -109,19 +121,38 @@ def stream(provider: HTTPProvider, seconds: float = 10.0) -> InferResponse:
 WAYS = pytest.mark.parametrize("ask", [infer, stream])
 
 
-def failure(ask: Callable[[HTTPProvider, float], InferResponse], provider: HTTPProvider, seconds: float = 10.0) -> ProviderError:
-    """The error that asking ends with; it must come soon, be ours, and tell nothing of the address or the key."""
+def failure(
+    ask: Callable[[HTTPProvider, float], InferResponse],
+    provider: HTTPProvider,
+    seconds: float = 10.0,
+) -> ProviderError:
+    """The error that asking ends with; it must come soon, be ours, and tell nothing of the address
+    or the key.
+    """
     begun = time.monotonic()
     with pytest.raises(ProviderError) as raised:
         ask(provider, seconds)
     assert time.monotonic() - begun < SOON
-    for hidden in (KEY, "127.0.0.1", "localhost", "http:", "https:", ".invalid", "Traceback", "Error("):
+    for hidden in (
+        KEY,
+        "127.0.0.1",
+        "localhost",
+        "http:",
+        "https:",
+        ".invalid",
+        "Traceback",
+        "Error(",
+    ):
         assert hidden not in raised.value.message
     return raised.value
 
 
 def data(value: object) -> bytes:
-    return b"data: " + (value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()) + b"\n\n"
+    return (
+        b"data: "
+        + (value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode())
+        + b"\n\n"
+    )
 
 
 def delta(content: str | None = None, finish: str | None = None) -> bytes:
@@ -129,22 +160,44 @@ def delta(content: str | None = None, finish: str | None = None) -> bytes:
         {
             "id": "cmpl-1",
             "model": "vendor-model-1",
-            "choices": [{"index": 0, "delta": {"role": "assistant"} if content is None else {"content": content}, "finish_reason": finish}],
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {"role": "assistant"} if content is None else {"content": content},
+                    "finish_reason": finish,
+                }
+            ],
         }
     )
 
 
 DONE = data(b"[DONE]")
-STREAM = (delta(), delta("Grüße"), delta(" 🌍"), delta("", "stop"), data({"choices": [], "usage": USAGE}), DONE)
+STREAM = (
+    delta(),
+    delta("Grüße"),
+    delta(" 🌍"),
+    delta("", "stop"),
+    data({"choices": [], "usage": USAGE}),
+    DONE,
+)
 HEAD = events(end=False)[0]
 
 
 def check_good(response: InferResponse) -> None:
-    assert (response.content, response.finish_reason, response.tokens_in, response.tokens_out) == ("Grüße 🌍", "stop", 7, 9)
-    assert (response.model, response.provider, response.id) == ("vendor-model-1", "vendor", "cmpl-1")
+    assert (response.content, response.finish_reason, response.tokens_in, response.tokens_out) == (
+        "Grüße 🌍",
+        "stop",
+        7,
+        9,
+    )
+    assert (response.model, response.provider, response.id) == (
+        "vendor-model-1",
+        "vendor",
+        "cmpl-1",
+    )
 
 
-# -- a good vendor -----------------------------------------------------------------------------------------------------
+# -- a good vendor ---------------------------------------------------------------------------------
 
 
 def test_what_a_vendor_is_sent(vendor: Make, provider: Make) -> None:
@@ -213,19 +266,28 @@ def test_a_chunk_is_passed_on_as_soon_as_it_is_there(vendor: Make, provider: Mak
     assert [chunk.text for chunk in chunks if chunk.text] == ["two"]
 
 
-def test_events_that_came_together_say_so_and_wait_for_no_other(vendor: Make, provider: Make) -> None:
+def test_events_that_came_together_say_so_and_wait_for_no_other(
+    vendor: Make, provider: Make
+) -> None:
     go = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.request()
-        peer.send(b"".join(events(delta("one"), delta("two"), delta("three"), end=False)) + b"5\r\ndata:\r\n")
+        peer.send(
+            b"".join(events(delta("one"), delta("two"), delta("three"), end=False))
+            + b"5\r\ndata:\r\n"
+        )
         assert go.wait(SOON)
         peer.send(b"".join(events(delta("four", "stop"), DONE)[1:]).replace(b"data:", b"     ", 1))
         peer.gone()
 
     chunks = provider(vendor(script)).stream(HI, Deadline(10))
     seen = [next(chunks) for _ in range(3)]
-    assert [(chunk.text, chunk.more) for chunk in seen] == [("one", False), ("two", True), ("three", False)]
+    assert [(chunk.text, chunk.more) for chunk in seen] == [
+        ("one", False),
+        ("two", True),
+        ("three", False),
+    ]
     go.set()
     assert [chunk.text for chunk in chunks if chunk.text] == ["four"]
 
@@ -248,7 +310,7 @@ def test_a_byte_order_mark_is_no_harm(vendor: Make, provider: Make) -> None:
     check_good(infer(provider(vendor(answers(answer(200, b"\xef\xbb\xbf" + BODY))))))
 
 
-# -- no connection -----------------------------------------------------------------------------------------------------
+# -- no connection ---------------------------------------------------------------------------------
 
 
 @WAYS
@@ -324,7 +386,9 @@ def tls(certificate: Path) -> ssl.SSLContext:
 
 
 @WAYS
-def test_a_certificate_that_nobody_signed_is_not_trusted(vendor: Make, provider: Make, tls: ssl.SSLContext, ask: Any) -> None:
+def test_a_certificate_that_nobody_signed_is_not_trusted(
+    vendor: Make, provider: Make, tls: ssl.SSLContext, ask: Any
+) -> None:
     at = vendor(answers(OK), tls=tls)
     error = failure(ask, provider(at))
     assert isinstance(error, ProviderUnavailable)
@@ -333,7 +397,9 @@ def test_a_certificate_that_nobody_signed_is_not_trusted(vendor: Make, provider:
 
 
 @WAYS
-def test_a_certificate_of_the_sites_own_is(vendor: Make, provider: Make, tls: ssl.SSLContext, certificate: Path, ask: Any) -> None:
+def test_a_certificate_of_the_sites_own_is(
+    vendor: Make, provider: Make, tls: ssl.SSLContext, certificate: Path, ask: Any
+) -> None:
     at = vendor(answers(OK), tls=tls)
     mine = provider(at, ca=str(certificate))
     check_good(ask(mine))
@@ -347,16 +413,20 @@ def test_tls_to_a_plain_port(vendor: Make, provider: Make, ask: Any) -> None:
         peer.sock.recv(4096)
         peer.send(answer(400))
 
-    assert isinstance(failure(ask, provider(vendor(script).url.replace("http:", "https:"))), ProviderUnavailable)
+    assert isinstance(
+        failure(ask, provider(vendor(script).url.replace("http:", "https:"))), ProviderUnavailable
+    )
 
 
 @WAYS
 def test_plain_to_a_tls_port(vendor: Make, provider: Make, tls: ssl.SSLContext, ask: Any) -> None:
     at = vendor(answers(OK), tls=tls)
-    assert isinstance(failure(ask, provider(at.url.replace("https:", "http:"))), ProviderUnavailable)
+    assert isinstance(
+        failure(ask, provider(at.url.replace("https:", "http:"))), ProviderUnavailable
+    )
 
 
-# -- silence, and bytes one by one -------------------------------------------------------------------------------------
+# -- silence, and bytes one by one -----------------------------------------------------------------
 
 SLOW = {
     "no answer": then_waits(),
@@ -368,7 +438,9 @@ SLOW = {
     "dripped headers": drips(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x" * 5000),
     "dripped status": drips(b"", b"HTTP/1.1 200 " + b"x" * 5000),
     "dripped body": drips(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", b" " * 5000),
-    "dripped chunks": drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 900),
+    "dripped chunks": drips(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 900
+    ),
     "dripped error": drips(b"HTTP/1.1 500 No\r\nContent-Length: 5000\r\n\r\n", b" " * 5000),
     "many interim answers": drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 200),
 }
@@ -376,7 +448,9 @@ SLOW = {
 
 @WAYS
 @pytest.mark.parametrize("script", SLOW.values(), ids=SLOW)
-def test_a_slow_vendor_holds_nobody_beyond_the_deadline(vendor: Make, provider: Make, ask: Any, script: Script) -> None:
+def test_a_slow_vendor_holds_nobody_beyond_the_deadline(
+    vendor: Make, provider: Make, ask: Any, script: Script
+) -> None:
     error = failure(ask, provider(vendor(script)), 0.3)
     assert isinstance(error, ProviderTimeout)
     assert error.retryable
@@ -384,8 +458,13 @@ def test_a_slow_vendor_holds_nobody_beyond_the_deadline(vendor: Make, provider: 
 
 @WAYS
 @pytest.mark.parametrize("name", ["no answer", "half a body"])
-def test_the_providers_own_limit_is_kept_too(vendor: Make, provider: Make, ask: Any, name: str) -> None:
-    assert isinstance(failure(ask, provider(vendor(SLOW[name]), timeouts=Timeouts(first_byte=0.3)), 60), ProviderTimeout)
+def test_the_providers_own_limit_is_kept_too(
+    vendor: Make, provider: Make, ask: Any, name: str
+) -> None:
+    assert isinstance(
+        failure(ask, provider(vendor(SLOW[name]), timeouts=Timeouts(first_byte=0.3)), 60),
+        ProviderTimeout,
+    )
 
 
 @WAYS
@@ -403,12 +482,16 @@ def test_a_body_that_is_never_read(vendor: Make, provider: Make, ask: Any) -> No
     mine = provider(at)
 
     def send(_: HTTPProvider, seconds: float) -> InferResponse:
-        return mine.infer(big, Deadline(seconds)) if ask is infer else next(mine.stream(big, Deadline(seconds)))
+        return (
+            mine.infer(big, Deadline(seconds))
+            if ask is infer
+            else next(mine.stream(big, Deadline(seconds)))
+        )
 
     assert isinstance(failure(send, mine, 0.5), ProviderTimeout | ProviderUnavailable)
 
 
-# -- connections that break, and answers that are none -----------------------------------------------------------------
+# -- connections that break, and answers that are none ---------------------------------------------
 
 
 def resets(raw: bytes) -> Script:
@@ -431,19 +514,31 @@ BROKEN = {
     "short body": then_closes(answer(200, BODY[:-20], length=len(BODY))),
     "short body that is JSON": then_closes(answer(200, BODY, length=len(BODY) + 1)),
     "short error": then_closes(answer(500, b"{", length=50)),
-    "chunks without end": then_closes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(BODY), BODY)),
-    "a bad chunk size": then_closes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n%b\r\n0\r\n\r\n" % BODY),
-    "a negative chunk size": then_closes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n%b\r\n0\r\n\r\n" % BODY),
+    "chunks without end": then_closes(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(BODY), BODY)
+    ),
+    "a bad chunk size": then_closes(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n%b\r\n0\r\n\r\n" % BODY
+    ),
+    "a negative chunk size": then_closes(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n%b\r\n0\r\n\r\n" % BODY
+    ),
     "not HTTP": then_closes(b"SSH-2.0-OpenSSH_9.6\r\n"),
     "a status that is no number": then_closes(b"HTTP/1.1 two OK\r\n\r\n"),
     "a status line without end": then_closes(b"HTTP/1.1 200 " + b"x" * 200_000),
     "a header without end": then_closes(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000),
-    "a thousand headers": then_closes(b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(1000)) + b"\r\n" + BODY),
+    "a thousand headers": then_closes(
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(1000)) + b"\r\n" + BODY
+    ),
     "a length that is no number": then_closes(answer(200, b"", {"Content-Length": "many"})),
-    "corrupt gzip": then_closes(answer(200, b"\x1f\x8b\x08" + b"\x99" * 50, {"Content-Encoding": "gzip"})),
+    "corrupt gzip": then_closes(
+        answer(200, b"\x1f\x8b\x08" + b"\x99" * 50, {"Content-Encoding": "gzip"})
+    ),
     "gzip that is none": then_closes(answer(200, BODY, {"Content-Encoding": "gzip"})),
     "cut gzip": then_closes(answer(200, gzip.compress(BODY)[:-40], {"Content-Encoding": "gzip"})),
-    "an unknown encoding": then_closes(answer(200, b"\x00\x01" + BODY, {"Content-Encoding": "snappy"})),
+    "an unknown encoding": then_closes(
+        answer(200, b"\x00\x01" + BODY, {"Content-Encoding": "snappy"})
+    ),
     "eight layers": then_closes(answer(200, BODY, {"Content-Encoding": ", ".join(["gzip"] * 8)})),
     "switching protocols": then_closes(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n"),
 }
@@ -451,10 +546,14 @@ BROKEN = {
 
 @WAYS
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
-def test_a_broken_connection_is_an_unavailable_provider(vendor: Make, provider: Make, ask: Any, script: Script) -> None:
+def test_a_broken_connection_is_an_unavailable_provider(
+    vendor: Make, provider: Make, ask: Any, script: Script
+) -> None:
     at = vendor(script)
     assert isinstance(failure(ask, provider(at)), ProviderUnavailable)
-    assert at.connections == 1  # a fresh connection is not tried again here: that is the router's business
+    assert (
+        at.connections == 1
+    )  # a fresh connection is not tried again here: that is the router's business
 
 
 @WAYS
@@ -469,7 +568,15 @@ def altered(**changes: Any) -> bytes:
 
 
 def of_message(**changes: Any) -> bytes:
-    return altered(choices=[{"index": 0, "message": {"role": "assistant", "content": "x"} | changes, "finish_reason": "stop"}])
+    return altered(
+        choices=[
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "x"} | changes,
+                "finish_reason": "stop",
+            }
+        ]
+    )
 
 
 NONSENSE = {
@@ -496,7 +603,9 @@ NONSENSE = {
     "calls an object": of_message(tool_calls={}),
     "calls of strings": of_message(tool_calls=["f"]),
     "a function that is none": of_message(tool_calls=[{"id": "1", "function": "f"}]),
-    "a number for arguments": of_message(tool_calls=[{"id": "1", "function": {"name": "f", "arguments": 5}}]),
+    "a number for arguments": of_message(
+        tool_calls=[{"id": "1", "function": {"name": "f", "arguments": 5}}]
+    ),
     "model a list": altered(model=["x"]),
     "id a number": altered(id=5),
     "usage a list": altered(usage=[1]),
@@ -508,9 +617,13 @@ NONSENSE = {
     "a count NaN": altered(usage={"prompt_tokens": float("nan")}),
     "a count infinite": altered(usage={"prompt_tokens": float("inf")}),
     "a number out of range": BODY.replace(b'"total_tokens": 16', b'"total_tokens": 1e999'),
-    "a number of 5,000 digits": BODY.replace(b'"total_tokens": 16', b'"total_tokens": ' + b"9" * 5000),
+    "a number of 5,000 digits": BODY.replace(
+        b'"total_tokens": 16', b'"total_tokens": ' + b"9" * 5000
+    ),
     "deep": b"[" * 100_000,
-    "deep in an answer": altered(x=1).replace(b'"x": 1', b'"x": ' + b"[" * 100_000 + b"]" * 100_000),
+    "deep in an answer": altered(x=1).replace(
+        b'"x": 1', b'"x": ' + b"[" * 100_000 + b"]" * 100_000
+    ),
     "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "UTF-16": BODY.decode().encode("utf-16"),
     "Latin-1": '{"a":"é"}'.encode("latin-1"),
@@ -520,7 +633,9 @@ NONSENSE = {
 
 @WAYS
 @pytest.mark.parametrize("body", NONSENSE.values(), ids=NONSENSE)
-def test_an_answer_without_sense_is_an_unavailable_provider(vendor: Make, provider: Make, ask: Any, body: bytes) -> None:
+def test_an_answer_without_sense_is_an_unavailable_provider(
+    vendor: Make, provider: Make, ask: Any, body: bytes
+) -> None:
     error = failure(ask, provider(vendor(answers(answer(200, body)))))
     assert isinstance(error, ProviderUnavailable)
     assert error.retryable
@@ -547,16 +662,24 @@ def test_a_stream_without_its_end_is_incomplete(vendor: Make, provider: Make, bo
 
 
 @pytest.mark.parametrize("body", NONSENSE.values(), ids=NONSENSE)
-def test_an_event_without_sense_ends_the_stream_with_an_error(vendor: Make, provider: Make, body: bytes) -> None:
+def test_an_event_without_sense_ends_the_stream_with_an_error(
+    vendor: Make, provider: Make, body: bytes
+) -> None:
     raw = b"".join(events(delta("x"), b"data: " + body.replace(b"\n", b" ") + b"\n\n", end=False))
-    assert isinstance(failure(stream, provider(vendor(then_closes(raw)))), ProviderUnavailable | StreamIncomplete)
+    assert isinstance(
+        failure(stream, provider(vendor(then_closes(raw)))), ProviderUnavailable | StreamIncomplete
+    )
 
 
 @pytest.mark.parametrize("ending", [then_closes, resets], ids=["closed", "reset"])
-def test_a_stream_that_breaks_is_an_error_after_what_came(vendor: Make, provider: Make, ending: Any) -> None:
+def test_a_stream_that_breaks_is_an_error_after_what_came(
+    vendor: Make, provider: Make, ending: Any
+) -> None:
     got = []
     with pytest.raises(ProviderError):
-        for chunk in provider(vendor(ending(b"".join(events(delta("one"), end=False))))).stream(HI, Deadline(10)):
+        for chunk in provider(vendor(ending(b"".join(events(delta("one"), end=False))))).stream(
+            HI, Deadline(10)
+        ):
             got.append(chunk.text)
     assert got in (["one"], [])  # a reset may overtake the bytes before it
     assert got == ["one"] or ending is resets
@@ -565,7 +688,12 @@ def test_a_stream_that_breaks_is_an_error_after_what_came(vendor: Make, provider
 def test_a_chunk_that_is_longer_than_it_says_ends_the_stream(vendor: Make, provider: Make) -> None:
     """What follows it is none of the size's line, even where it reads like one."""
     more = data(b'{"choices":[{"index":0,"delta":{"content":"two"}}]}')
-    raw = b"".join(events(delta("one"), end=False)) + b"0%x\r\n%b%x\r\n%b\r\n" % (len(more), more, len(more), more)
+    raw = b"".join(events(delta("one"), end=False)) + b"0%x\r\n%b%x\r\n%b\r\n" % (
+        len(more),
+        more,
+        len(more),
+        more,
+    )
     got = []
     with pytest.raises(ProviderUnavailable):
         for chunk in provider(vendor(then_waits(raw))).stream(HI, Deadline(10)):
@@ -573,7 +701,7 @@ def test_a_chunk_that_is_longer_than_it_says_ends_the_stream(vendor: Make, provi
     assert got == ["one", "two"]
 
 
-# -- statuses ----------------------------------------------------------------------------------------------------------
+# -- statuses --------------------------------------------------------------------------------------
 
 STATUSES = [
     (204, ProviderUnavailable, True),
@@ -598,20 +726,34 @@ STATUSES = [
     (529, ProviderUnavailable, True),
     (999, ProviderUnavailable, True),
 ]
-WORDS = json.dumps({"error": {"message": "vendor's words", "type": "t", "param": "p", "code": "c"}}).encode()
+WORDS = json.dumps(
+    {"error": {"message": "vendor's words", "type": "t", "param": "p", "code": "c"}}
+).encode()
 
 
 @WAYS
-@pytest.mark.parametrize("body", [b"", WORDS, b"<html>x</html>", b"[" * 100_000], ids=["empty", "error", "HTML", "deep"])
+@pytest.mark.parametrize(
+    "body", [b"", WORDS, b"<html>x</html>", b"[" * 100_000], ids=["empty", "error", "HTML", "deep"]
+)
 @pytest.mark.parametrize(("status", "kind", "retryable"), STATUSES)
 def test_each_status_has_its_error(
-    vendor: Make, provider: Make, ask: Any, body: bytes, status: int, kind: type[ProviderError], retryable: bool
+    vendor: Make,
+    provider: Make,
+    ask: Any,
+    body: bytes,
+    status: int,
+    kind: type[ProviderError],
+    retryable: bool,
 ) -> None:
-    error = failure(ask, provider(vendor(answers(answer(status, b"" if status in (204, 304) else body)))))
+    error = failure(
+        ask, provider(vendor(answers(answer(status, b"" if status in (204, 304) else body))))
+    )
     assert type(error) is kind
     assert error.retryable is retryable
     assert error.failover is (kind is not ProviderRejected)
-    assert ("vendor's words" in error.message) is (body is WORDS and kind in (ProviderRejected, ProviderModelNotFound))
+    assert ("vendor's words" in error.message) is (
+        body is WORDS and kind in (ProviderRejected, ProviderModelNotFound)
+    )
     assert error.status == {
         ProviderRejected: 413 if status == 413 else 400,
         ProviderModelNotFound: 404,
@@ -625,13 +767,16 @@ def test_each_status_has_its_error(
 def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status: int) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     fields = [{"Retry-After": "7"}, {"rEtRy-aFtEr": later}, {"Retry-After": "nonsense"}]
-    waits = [failure(ask, provider(vendor(answers(answer(status, WORDS, each))))).retry_after for each in fields]
+    waits = [
+        failure(ask, provider(vendor(answers(answer(status, WORDS, each))))).retry_after
+        for each in fields
+    ]
     assert waits[0] == 7
     assert 40 < (waits[1] or 0) <= 61
     assert waits[2] in (None, ProviderRateLimited.retry_after)
 
 
-# -- what must not leak ------------------------------------------------------------------------------------------------
+# -- what must not leak ----------------------------------------------------------------------------
 
 ECHOES = [
     "bad key {key}",
@@ -644,7 +789,9 @@ ECHOES = [
 
 
 def echoed(words: str, at: Vendor, key: str) -> bytes:
-    return json.dumps({"error": {"message": words.format(key=key, port=at.port), "code": 400}}).encode()
+    return json.dumps(
+        {"error": {"message": words.format(key=key, port=at.port), "code": 400}}
+    ).encode()
 
 
 def told(error: ProviderError) -> str:
@@ -671,8 +818,12 @@ def check_told(error: ProviderError, at: Vendor, key: str) -> None:
 @KEYS
 @WAYS
 @pytest.mark.parametrize("words", ECHOES)
-def test_an_error_tells_neither_key_nor_address(vendor: Make, provider: Make, ask: Any, words: str, key: str) -> None:
-    """A vendor's words reach the caller only where the caller is at fault, and never with our secrets in them."""
+def test_an_error_tells_neither_key_nor_address(
+    vendor: Make, provider: Make, ask: Any, words: str, key: str
+) -> None:
+    """A vendor's words reach the caller only where the caller is at fault, and never with our
+    secrets in them.
+    """
     at = vendor(echo_of(lambda body: answer(400, body), words, key))
     with pytest.raises(ProviderError) as raised:
         ask(provider(at, api_key=key))
@@ -689,7 +840,9 @@ INSIDE = {
 @KEYS
 @pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)
 @pytest.mark.parametrize("words", ["bad key {key}", "see http://127.0.0.1:{port}/v1/chat for help"])
-def test_nor_does_an_error_inside_an_answer(vendor: Make, provider: Make, words: str, wrap: Any, key: str) -> None:
+def test_nor_does_an_error_inside_an_answer(
+    vendor: Make, provider: Make, words: str, wrap: Any, key: str
+) -> None:
     at = vendor(echo_of(wrap, words, key))
     with pytest.raises(ProviderError) as raised:
         stream(provider(at, api_key=key))
@@ -708,12 +861,17 @@ def test_nor_does_the_parameter_at_fault(vendor: Make, provider: Make) -> None:
         "The model gpt-4o-mini-2024-07-18 does not take context_management_options",
     ],
 )
-def test_a_vendors_words_about_the_request_are_kept(vendor: Make, provider: Make, words: str) -> None:
+def test_a_vendors_words_about_the_request_are_kept(
+    vendor: Make, provider: Make, words: str
+) -> None:
     body = json.dumps({"error": {"message": words}}).encode()
     assert failure(infer, provider(vendor(answers(answer(400, body))))).message == words
 
 
-@pytest.mark.parametrize("words", ["sk-ant-api03-" + "Ab1" * 20, "AIza" + "Sy0" * 12, "gsk_" + "Zz9" * 16, "Bearer abc.def.ghi"])
+@pytest.mark.parametrize(
+    "words",
+    ["sk-ant-api03-" + "Ab1" * 20, "AIza" + "Sy0" * 12, "gsk_" + "Zz9" * 16, "Bearer abc.def.ghi"],
+)
 def test_keys_of_others_are_not_told_either(vendor: Make, provider: Make, words: str) -> None:
     body = json.dumps({"error": {"message": f"key {words} is odd"}}).encode()
     assert words not in told(failure(infer, provider(vendor(answers(answer(422, body))))))
@@ -811,7 +969,7 @@ def test_a_proxy_is_used_where_it_is_configured(vendor: Make, provider: Make, as
     assert proxy.requests[0].line == "POST http://vendor.invalid/v1/chat/completions HTTP/1.1"
 
 
-# -- bounds ------------------------------------------------------------------------------------------------------------
+# -- bounds ----------------------------------------------------------------------------------------
 
 
 def floods(head: bytes, piece: bytes, times: int) -> Script:
@@ -839,16 +997,24 @@ FLOODS = {
     "long body": lambda: floods(answer(200, b"", length=300 * 2**20), MIB, 300),
     "long error": lambda: floods(answer(500, b"", length=300 * 2**20), MIB, 300),
     "body without end": lambda: floods(b"HTTP/1.1 200 OK\r\n\r\n", MIB, 300),
-    "one line without end": lambda: floods(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: ", MIB, 300),
-    "one event without end": lambda: floods(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"data: " + MIB + b"\n", 300),
-    "one name without end": lambda: floods(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"event: " + MIB + b"\n", 300),
+    "one line without end": lambda: floods(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: ", MIB, 300
+    ),
+    "one event without end": lambda: floods(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"data: " + MIB + b"\n", 300
+    ),
+    "one name without end": lambda: floods(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b"event: " + MIB + b"\n", 300
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_an_answer_without_end_is_refused_in_bounded_memory(vendor: Make, name: str) -> None:
     at = vendor(then_closes(OK), FLOODS[name](), FLOODS[name]())
-    before, one, two, after = run(at, "infer(); print(peak()); print(outcome(infer)); print(outcome(stream)); print(peak())")
+    before, one, two, after = run(
+        at, "infer(); print(peak()); print(outcome(infer)); print(outcome(stream)); print(peak())"
+    )
     assert (one, two) == ("ProviderUnavailable", "ProviderUnavailable")
     assert int(after) - int(before) < 150  # MiB; unbounded it would be 300 or more
 
@@ -861,7 +1027,7 @@ def test_the_limit_is_the_providers_own(vendor: Make, provider: Make, size: int)
     assert isinstance(failure(infer, provider(at, max_response=size - 1)), ProviderUnavailable)
 
 
-# -- connections that are kept -----------------------------------------------------------------------------------------
+# -- connections that are kept ---------------------------------------------------------------------
 
 
 @WAYS
@@ -875,7 +1041,9 @@ def test_one_connection_serves_many_calls(vendor: Make, provider: Make, ask: Any
     assert len(at.requests) == 5
 
 
-def test_a_stream_that_was_not_asked_for_keeps_its_connection_too(vendor: Make, provider: Make) -> None:
+def test_a_stream_that_was_not_asked_for_keeps_its_connection_too(
+    vendor: Make, provider: Make
+) -> None:
     at = vendor(answers(OK))
     mine = provider(at)
     check_good(stream(mine))
@@ -884,8 +1052,15 @@ def test_a_stream_that_was_not_asked_for_keeps_its_connection_too(vendor: Make, 
 
 
 def test_a_stream_with_trailers_keeps_its_connection(vendor: Make, provider: Make) -> None:
-    """Also one whose trailers read like sizes of chunks, and one that ends a chunk's size in LF alone."""
-    for end in (b"0\r\nX-Sum: 1\r\n\r\n", b"0\r\nadd\r\nX-Sum: 1\r\n\r\n", b"0\n\n", b"000;last\r\n\r\n"):
+    """Also one whose trailers read like sizes of chunks, and one that ends a chunk's size in LF
+    alone.
+    """
+    for end in (
+        b"0\r\nX-Sum: 1\r\n\r\n",
+        b"0\r\nadd\r\nX-Sum: 1\r\n\r\n",
+        b"0\n\n",
+        b"000;last\r\n\r\n",
+    ):
         raw = b"".join(events(*STREAM, end=False)) + end
         at = vendor(answers(raw, raw))
         mine = provider(at)
@@ -934,7 +1109,9 @@ HANGS_UP = pytest.mark.parametrize(
 
 @WAYS
 @HANGS_UP
-def test_a_kept_connection_that_died_is_replaced(vendor: Make, provider: Make, ask: Any, end: Any) -> None:
+def test_a_kept_connection_that_died_is_replaced(
+    vendor: Make, provider: Make, ask: Any, end: Any
+) -> None:
     at = vendor(lost(end), answers(OK))
     mine = provider(at)
     check_good(ask(mine))
@@ -955,7 +1132,9 @@ def test_but_only_once(vendor: Make, provider: Make, ask: Any, end: Any) -> None
 
 @WAYS
 @HANGS_UP
-def test_other_dead_connections_are_not_taken_instead(vendor: Make, provider: Make, ask: Any, end: Any) -> None:
+def test_other_dead_connections_are_not_taken_instead(
+    vendor: Make, provider: Make, ask: Any, end: Any
+) -> None:
     """Several kept connections may have died together: the second try needs a new one."""
     barrier = threading.Barrier(2)
 
@@ -979,10 +1158,15 @@ def test_other_dead_connections_are_not_taken_instead(vendor: Make, provider: Ma
 @WAYS
 @pytest.mark.parametrize(
     "end",
-    [lambda peer: peer.send(b"HTTP/1.1 200 OK\r\nConte"), lambda peer: peer.send(answer(200, b"{", length=9))],
+    [
+        lambda peer: peer.send(b"HTTP/1.1 200 OK\r\nConte"),
+        lambda peer: peer.send(answer(200, b"{", length=9)),
+    ],
     ids=["in the headers", "in the body"],
 )
-def test_a_kept_connection_that_broke_in_an_answer_is_not_tried_again(vendor: Make, provider: Make, ask: Any, end: Any) -> None:
+def test_a_kept_connection_that_broke_in_an_answer_is_not_tried_again(
+    vendor: Make, provider: Make, ask: Any, end: Any
+) -> None:
     """The vendor has done the work, and charges for it."""
     at = vendor(lost(end), answers(OK))
     mine = provider(at)
@@ -992,7 +1176,9 @@ def test_a_kept_connection_that_broke_in_an_answer_is_not_tried_again(vendor: Ma
 
 
 @WAYS
-def test_a_kept_connection_that_is_silent_is_not_tried_again(vendor: Make, provider: Make, ask: Any) -> None:
+def test_a_kept_connection_that_is_silent_is_not_tried_again(
+    vendor: Make, provider: Make, ask: Any
+) -> None:
     at = vendor(lost(Peer.gone), answers(OK))
     mine = provider(at)
     check_good(ask(mine))
@@ -1034,7 +1220,7 @@ print(infer(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), infer())
     assert sorted(sent.connection for sent in at.requests) == [0, 0, 0, 1, 1]
 
 
-# -- streams that end early, late, or not at all -----------------------------------------------------------------------
+# -- streams that end early, late, or not at all ---------------------------------------------------
 
 
 def test_a_closed_stream_closes_its_connection_at_once(vendor: Make, provider: Make) -> None:
@@ -1052,7 +1238,9 @@ def test_a_stream_that_is_not_begun_sends_nothing(vendor: Make, provider: Make) 
     assert at.connections == 0
 
 
-def test_a_stream_left_in_the_middle_does_not_spoil_the_next_call(vendor: Make, provider: Make) -> None:
+def test_a_stream_left_in_the_middle_does_not_spoil_the_next_call(
+    vendor: Make, provider: Make
+) -> None:
     at = vendor(answers(b"".join(events(*STREAM))), answers(OK))
     mine = provider(at)
     chunks = mine.stream(HI, Deadline(10))
@@ -1062,7 +1250,9 @@ def test_a_stream_left_in_the_middle_does_not_spoil_the_next_call(vendor: Make, 
 
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n"], ids=["nothing", "half"])
-def test_after_done_nobody_waits_for_the_end_of_the_body(vendor: Make, provider: Make, end: bytes) -> None:
+def test_after_done_nobody_waits_for_the_end_of_the_body(
+    vendor: Make, provider: Make, end: bytes
+) -> None:
     at = vendor(then_waits(b"".join(events(*STREAM, end=False)) + end))
     begun = time.monotonic()
     check_good(stream(provider(at, timeouts=Timeouts(idle=3.0))))
@@ -1090,13 +1280,19 @@ def test_before_the_first_content_the_calls_deadline_holds(vendor: Make, provide
     assert at.left.wait(SOON)
 
 
-@pytest.mark.parametrize("piece", [delta(), b": PROCESSING\n\n", b"\n", b"x"], ids=["roles", "comments", "lines", "no lines"])
+@pytest.mark.parametrize(
+    "piece",
+    [delta(), b": PROCESSING\n\n", b"\n", b"x"],
+    ids=["roles", "comments", "lines", "no lines"],
+)
 def test_what_is_no_content_does_not_buy_time(vendor: Make, provider: Make, piece: bytes) -> None:
     at = vendor(paced(*[piece] * 500, pause=0.02))
     assert isinstance(failure(stream, provider(at), 0.4), ProviderTimeout)
 
 
-def test_after_the_first_content_the_stream_has_limits_of_its_own(vendor: Make, provider: Make) -> None:
+def test_after_the_first_content_the_stream_has_limits_of_its_own(
+    vendor: Make, provider: Make
+) -> None:
     at = vendor(paced(*STREAM, pause=0.15))
     check_good(stream(provider(at, timeouts=Timeouts(idle=10, total=30)), 0.4))
 
@@ -1113,11 +1309,15 @@ def test_silence_between_two_pieces_is_limited(vendor: Make, provider: Make) -> 
 
 def test_a_stream_without_end_is_limited(vendor: Make, provider: Make) -> None:
     at = vendor(paced(*[delta("more")] * 500, pause=0.02))
-    assert isinstance(failure(stream, provider(at, timeouts=Timeouts(total=0.4)), 60), ProviderTimeout)
+    assert isinstance(
+        failure(stream, provider(at, timeouts=Timeouts(total=0.4)), 60), ProviderTimeout
+    )
 
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-FRAMES = pytest.mark.parametrize(("head", "chunked"), [(HEAD, True), (PLAIN, False)], ids=["chunked", "plain"])
+FRAMES = pytest.mark.parametrize(
+    ("head", "chunked"), [(HEAD, True), (PLAIN, False)], ids=["chunked", "plain"]
+)
 SILENT = pytest.mark.parametrize(
     ("head", "chunked"),
     [pytest.param(HEAD, True), (PLAIN, False)],
@@ -1146,24 +1346,46 @@ def test_a_silent_stream_shows_signs_of_life(
 
 
 @SILENT
-def test_also_before_its_first_content(vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool) -> None:
+def test_also_before_its_first_content(
+    vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
+) -> None:
     at = vendor(paced(delta(), delta("two", "stop") + DONE, pause=0.5, head=head, chunked=chunked))
     assert beats(monkeypatch, provider(at)) == ["", "beat", "two"]
 
 
 @FRAMES
-@pytest.mark.parametrize("piece", [b": PROCESSING\n\n", b"data"], ids=["comments", "bits of a line"])
+@pytest.mark.parametrize(
+    "piece", [b": PROCESSING\n\n", b"data"], ids=["comments", "bits of a line"]
+)
 def test_also_where_only_comments_or_bits_come(
-    vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool, piece: bytes
+    vendor: Make,
+    provider: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+    chunked: bool,
+    piece: bytes,
 ) -> None:
-    at = vendor(paced(delta("one"), *[piece] * 25, b"\n\n" + delta("two", "stop") + DONE, pause=0.02, head=head, chunked=chunked))
+    at = vendor(
+        paced(
+            delta("one"),
+            *[piece] * 25,
+            b"\n\n" + delta("two", "stop") + DONE,
+            pause=0.02,
+            head=head,
+            chunked=chunked,
+        )
+    )
     assert beats(monkeypatch, provider(at)) == ["one", "beat", "two"]
 
 
-def test_a_compressed_stream_is_passed_on_without_waiting(vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_stream_is_passed_on_without_waiting(
+    vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some gateways compress whatever they are asked; more may come out of one read than went in."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    many = packer.compress(b"".join(delta("one") for _ in range(5000))) + packer.flush(zlib.Z_SYNC_FLUSH)
+    many = packer.compress(b"".join(delta("one") for _ in range(5000))) + packer.flush(
+        zlib.Z_SYNC_FLUSH
+    )
     last = packer.compress(delta("two", "stop") + DONE) + packer.flush()
     head = HEAD[:-2] + b"Content-Encoding: gzip\r\n\r\n"
     chunks = provider(vendor(paced(many, last, pause=3.0, head=head))).stream(HI, Deadline(20))
@@ -1173,7 +1395,7 @@ def test_a_compressed_stream_is_passed_on_without_waiting(vendor: Make, provider
     chunks.close()
 
 
-# -- recorded traffic, over a socket -----------------------------------------------------------------------------------
+# -- recorded traffic, over a socket ---------------------------------------------------------------
 
 
 def recorded() -> list[Any]:
@@ -1217,7 +1439,9 @@ EXPECTED_KINDS = {
 
 
 @pytest.mark.parametrize("exchange", recorded(), ids=lambda each: str(each["id"]))
-def test_a_recording_reads_the_same_over_a_socket(replay: Any, provider: Make, exchange: dict[str, Any]) -> None:
+def test_a_recording_reads_the_same_over_a_socket(
+    replay: Any, provider: Make, exchange: dict[str, Any]
+) -> None:
     expected = exchange["expected"]
     ask = stream if exchange["stream"] else infer
     mine = provider(f"{replay.url}/__id/{exchange['id']}")
@@ -1228,17 +1452,24 @@ def test_a_recording_reads_the_same_over_a_socket(replay: Any, provider: Make, e
     assert response.content == expected["text"]
     assert response.reasoning == (expected["reasoning_text"] or "")
     assert response.refusal == (expected["refusal"] or "")
-    assert response.finish_reason == {"": "stop", "eos": "stop"}.get(expected["finish_reason_raw"], expected["finish_reason_raw"])
-    assert [call["function"]["name"] for call in response.tool_calls] == [call["name"] for call in expected["tool_calls"]]
+    assert response.finish_reason == {"": "stop", "eos": "stop"}.get(
+        expected["finish_reason_raw"], expected["finish_reason_raw"]
+    )
+    assert [call["function"]["name"] for call in response.tool_calls] == [
+        call["name"] for call in expected["tool_calls"]
+    ]
     assert [json.loads(call["function"]["arguments"] or "{}") for call in response.tool_calls] == [
         call["arguments"] for call in expected["tool_calls"]
     ]
     assert response.model == (expected["model"] or HI.model)
     usage = expected["usage"] or {"all_input_tokens": 0, "all_output_tokens": 0}
-    assert (response.tokens_in, response.tokens_out) == (usage["all_input_tokens"], usage["all_output_tokens"])
+    assert (response.tokens_in, response.tokens_out) == (
+        usage["all_input_tokens"],
+        usage["all_output_tokens"],
+    )
 
 
-# -- foreign exceptions ------------------------------------------------------------------------------------------------
+# -- foreign exceptions ----------------------------------------------------------------------------
 
 
 def kinds(module: ModuleType) -> list[type[BaseException]]:
@@ -1255,11 +1486,20 @@ def kinds(module: ModuleType) -> list[type[BaseException]]:
     )
 
 
-FOREIGN = [kind for module in (requests.exceptions, urllib3.exceptions, http.client, ssl) for kind in kinds(module)]
+FOREIGN = [
+    kind
+    for module in (requests.exceptions, urllib3.exceptions, http.client, ssl)
+    for kind in kinds(module)
+]
 
 
 def test_the_walk_finds_the_exceptions() -> None:
-    assert {kind.__module__.split(".")[0] for kind in FOREIGN} == {"requests", "urllib3", "http", "ssl"}
+    assert {kind.__module__.split(".")[0] for kind in FOREIGN} == {
+        "requests",
+        "urllib3",
+        "http",
+        "ssl",
+    }
     assert len(FOREIGN) > 60
 
 
@@ -1288,21 +1528,25 @@ def test_every_foreign_exception_is_mapped(kind: type[Exception]) -> None:
         (urllib3.exceptions.DecodeError, ProviderUnavailable, True),
     ],
 )
-def test_a_timeout_is_told_from_a_broken_line(kind: type[Exception], wanted: type[ProviderError], retryable: bool) -> None:
+def test_a_timeout_is_told_from_a_broken_line(
+    kind: type[Exception], wanted: type[ProviderError], retryable: bool
+) -> None:
     error = transport.mapped(kind.__new__(kind))
     assert type(error) is wanted
     assert error.retryable is retryable
 
 
 @pytest.mark.parametrize(
-    "kind", [ConnectionResetError, BrokenPipeError, TimeoutError, InterruptedError, OSError], ids=lambda kind: kind.__name__
+    "kind",
+    [ConnectionResetError, BrokenPipeError, TimeoutError, InterruptedError, OSError],
+    ids=lambda kind: kind.__name__,
 )
 def test_what_a_socket_raises_is_mapped(kind: type[OSError]) -> None:
     wanted = ProviderTimeout if kind is TimeoutError else ProviderUnavailable
     assert type(transport.mapped(kind("secret"))) is wanted
 
 
-# -- with the responses package, as its users test ---------------------------------------------------------------------
+# -- with the responses package, as its users test -------------------------------------------------
 
 URL = "https://vendor.example/v1/chat/completions"
 
@@ -1310,7 +1554,11 @@ URL = "https://vendor.example/v1/chat/completions"
 @responses.activate
 @WAYS
 def test_responses_can_stand_in_for_the_vendor(provider: Make, ask: Any) -> None:
-    sent = responses.post(URL, json=GOOD, match=[responses.matchers.header_matcher({"Authorization": f"Bearer {KEY}"})])
+    sent = responses.post(
+        URL,
+        json=GOOD,
+        match=[responses.matchers.header_matcher({"Authorization": f"Bearer {KEY}"})],
+    )
     check_good(ask(provider("https://vendor.example/v1")))
     assert json.loads(sent.calls[0].request.body)["model"] == "vendor-model-1"
 
@@ -1324,7 +1572,9 @@ def test_responses_can_stand_in_for_a_stream(provider: Make) -> None:
 @responses.activate
 @WAYS
 def test_responses_can_stand_in_for_an_error(provider: Make, ask: Any) -> None:
-    responses.post(URL, status=429, json={"error": {"message": "slow down"}}, headers={"Retry-After": "3"})
+    responses.post(
+        URL, status=429, json={"error": {"message": "slow down"}}, headers={"Retry-After": "3"}
+    )
     error = failure(ask, provider("https://vendor.example/v1"))
     assert isinstance(error, ProviderRateLimited)
     assert error.retry_after == 3
@@ -1332,15 +1582,26 @@ def test_responses_can_stand_in_for_an_error(provider: Make, ask: Any) -> None:
 
 @responses.activate
 @WAYS
-@pytest.mark.parametrize("kind", [requests.exceptions.ConnectTimeout, requests.exceptions.ReadTimeout, requests.exceptions.SSLError])
-def test_responses_can_stand_in_for_a_broken_line(provider: Make, ask: Any, kind: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        requests.exceptions.ConnectTimeout,
+        requests.exceptions.ReadTimeout,
+        requests.exceptions.SSLError,
+    ],
+)
+def test_responses_can_stand_in_for_a_broken_line(
+    provider: Make, ask: Any, kind: type[Exception]
+) -> None:
     responses.post(URL, body=kind("https://vendor.example said no"))
     error = failure(ask, provider("https://vendor.example/v1"))
-    assert isinstance(error, ProviderUnavailable if kind is requests.exceptions.SSLError else ProviderTimeout)
+    assert isinstance(
+        error, ProviderUnavailable if kind is requests.exceptions.SSLError else ProviderTimeout
+    )
     assert "vendor.example" not in error.message
 
 
-# -- what cannot be sent -----------------------------------------------------------------------------------------------
+# -- what cannot be sent ---------------------------------------------------------------------------
 
 
 @WAYS
@@ -1349,15 +1610,19 @@ def test_responses_can_stand_in_for_a_broken_line(provider: Make, ask: Any, kind
     [float("nan"), float("inf"), pytest.param({1, 2}), pytest.param(b"x")],
     ids=["NaN", "infinite", "set", "bytes"],
 )
-def test_a_request_that_is_no_json_is_the_callers_fault(vendor: Make, provider: Make, ask: Any, value: object) -> None:
+def test_a_request_that_is_no_json_is_the_callers_fault(
+    vendor: Make, provider: Make, ask: Any, value: object
+) -> None:
     at = vendor(answers(OK))
     request = replace(HI, params={"x": value})
     with pytest.raises(RequestError):
-        provider(at).infer(request, Deadline(10)) if ask is infer else list(provider(at).stream(request, Deadline(10)))
+        provider(at).infer(request, Deadline(10)) if ask is infer else list(
+            provider(at).stream(request, Deadline(10))
+        )
     assert at.connections == 0
 
 
-# -- odd values everywhere ---------------------------------------------------------------------------------------------
+# -- odd values everywhere -------------------------------------------------------------------------
 
 ODD: list[Any] = [None, True, -1, 1.5, 10**390, "", "x", [], [None], [{}], {}, {"x": None}]
 RICH = GOOD | {
@@ -1374,12 +1639,22 @@ RICH = GOOD | {
             "finish_reason": "tool_calls",
             "message": {
                 "role": "assistant",
-                "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}, {"type": "text", "text": "x"}],
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+                    {"type": "text", "text": "x"},
+                ],
                 "refusal": "no",
                 "reasoning_content": "so",
                 "reasoning_details": [{"type": "reasoning.text", "text": "so", "index": 0}],
                 "function_call": {"name": "f", "arguments": "{}"},
-                "tool_calls": [{"id": "c1", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "type": "function",
+                        "index": 0,
+                        "function": {"name": "f", "arguments": "{}"},
+                    }
+                ],
             },
         }
     ],
@@ -1388,7 +1663,13 @@ RICH = GOOD | {
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inner:
         yield from places(item, (*at, key))
 
@@ -1406,17 +1687,28 @@ def changed(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
 
 def as_chunk(body: dict[str, Any]) -> dict[str, Any]:
     choice = body["choices"][0]
-    return body | {"choices": [{name: value for name, value in choice.items() if name != "message"} | {"delta": choice["message"]}]}
+    return body | {
+        "choices": [
+            {name: value for name, value in choice.items() if name != "message"}
+            | {"delta": choice["message"]}
+        ]
+    }
 
 
 @pytest.mark.parametrize("way", ["infer", "stream", "whole"])
-def test_no_value_anywhere_gives_anything_but_an_answer_or_our_error(vendor: Make, provider: Make, way: str) -> None:
-    """One hostile vendor behind one connection pool, with every field of a good answer replaced by every odd value."""
+def test_no_value_anywhere_gives_anything_but_an_answer_or_our_error(
+    vendor: Make, provider: Make, way: str
+) -> None:
+    """One hostile vendor behind one connection pool, with every field of a good answer replaced by
+    every odd value.
+    """
     body = as_chunk(RICH) if way == "stream" else RICH
     cases = [(at, odd) for at in places(body) for odd in ODD]
     random.Random(5).shuffle(cases)
     raw = [json.dumps(changed(body, at, odd)).encode() for at, odd in cases]
-    wire = [b"".join(events(data(each), DONE)) if way == "stream" else answer(200, each) for each in raw]
+    wire = [
+        b"".join(events(data(each), DONE)) if way == "stream" else answer(200, each) for each in raw
+    ]
     upcoming = iter(wire)
 
     def script(peer: Peer) -> None:

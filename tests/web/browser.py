@@ -29,12 +29,27 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         output = Path(self._profile.name, "driver.log")
         with output.open("wb") as file:
-            self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment())
+            self._driver = subprocess.Popen(
+                [DRIVER, "--port=0"],
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                env=environment(),
+            )
         try:
-            found = eventually(lambda: re.search(r"successfully on port (\d+)", output.read_text()), "chromedriver")
+            found = eventually(
+                lambda: re.search(r"successfully on port (\d+)", output.read_text()), "chromedriver"
+            )
             self._url = f"http://127.0.0.1:{found[1]}/session"
-            options = {"binary": CHROMIUM, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile.name}/profile"]}
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}, "timeouts": {"script": 20_000}}
+            options = {
+                "binary": CHROMIUM,
+                "args": [*_ARGUMENTS, f"--user-data-dir={self._profile.name}/profile"],
+            }
+            wanted = {
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
+                "timeouts": {"script": 20_000},
+            }
             session = self._send("POST", "", {"capabilities": {"alwaysMatch": wanted}})
             self._url += f"/{session['sessionId']}"
         except BaseException:
@@ -68,10 +83,18 @@ class Browser:
         return self._send("POST", "/goog/cdp/execute", {"cmd": command, "params": values})
 
     def size(self, width: int, height: int = 800) -> None:
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
 
     def theme(self, name: str) -> None:
-        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+        self.devtools(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
+        )
 
     def picture(self, path: str | Path) -> None:
         """Keep a picture of the whole page."""
@@ -80,7 +103,9 @@ class Browser:
 
     def _send(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
+        asked = urllib.request.Request(
+            self._url + path, data, {"Content-Type": "application/json"}, method=method
+        )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(asked, timeout=PATIENCE + 30) as answer:
             return json.load(answer)["value"]

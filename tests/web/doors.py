@@ -1,4 +1,6 @@
-"""Front doors over real HTTP in this process, vendors of each dialect that follow a script, and what a client makes of an answer."""
+"""Front doors over real HTTP in this process, vendors of each dialect that follow a script, and
+what a client makes of an answer.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ from infermux import HTTPProvider, Registry, Router, TraceSpan, create_app
 JSON = dict[str, Any]
 PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n not much of a picture").decode()
 MODELS = {"openai": "gpt-asked", "anthropic": "claude-asked", "gemini": "gemini-asked"}
-SERVED = {"openai": "gpt-asked-2031-01-02", "anthropic": "claude-asked-20310102", "gemini": "gemini-asked-001"}
+SERVED = {
+    "openai": "gpt-asked-2031-01-02",
+    "anthropic": "claude-asked-20310102",
+    "gemini": "gemini-asked-001",
+}
 BASES = {"openai": "/v1", "anthropic": "/v1", "gemini": "/v1beta"}
 KEYS = {
     "openai": ("authorization", "Bearer sk-test-vendor-key"),
@@ -30,11 +36,13 @@ KEYS = {
 }
 
 
-# -- what a vendor says ------------------------------------------------------------------------------------------------
+# -- what a vendor says ----------------------------------------------------------------------------
 
 
 class Turn(NamedTuple):
-    """What a model answers, whatever the wire; its usage is always the same: 31 in (8 cached), 17 out (5 of them reasoning)."""
+    """What a model answers, whatever the wire; its usage is always the same: 31 in (8 cached), 17
+    out (5 of them reasoning).
+    """
 
     text: str = ""
     calls: tuple[tuple[str, JSON], ...] = ()
@@ -47,10 +55,19 @@ def openai_whole(turn: Turn) -> bytes:
         message["reasoning_content"] = turn.thought
     if turn.calls:
         message["tool_calls"] = [
-            {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+            {
+                "id": f"call_{number}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(given)},
+            }
             for number, (name, given) in enumerate(turn.calls)
         ]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "tool_calls" if turn.calls else "stop"}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": "tool_calls" if turn.calls else "stop",
+    }
     return json.dumps(
         {
             "id": "chatcmpl-1",
@@ -73,11 +90,21 @@ OPENAI_USAGE = {
 
 
 def openai_chunk(delta: JSON | None, finish: str | None = None, **more: Any) -> bytes:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    choices = (
+        []
+        if delta is None
+        else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    )
     return (
         b"data: "
         + json.dumps(
-            {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1900000000, "model": SERVED["openai"], "choices": choices}
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion.chunk",
+                "created": 1900000000,
+                "model": SERVED["openai"],
+                "choices": choices,
+            }
             | more
         ).encode()
         + b"\n\n"
@@ -89,24 +116,42 @@ def openai_events(turn: Turn) -> list[bytes]:
     events += [openai_chunk({"reasoning_content": piece}) for piece in pieces(turn.thought)]
     events += [openai_chunk({"content": piece}) for piece in pieces(turn.text)]
     for number, (name, given) in enumerate(turn.calls):
-        head = {"index": number, "id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": ""}}
+        head = {
+            "index": number,
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": name, "arguments": ""},
+        }
         events.append(openai_chunk({"tool_calls": [head]}))
         events += [
-            openai_chunk({"tool_calls": [{"index": number, "function": {"arguments": piece}}]}) for piece in pieces(json.dumps(given))
+            openai_chunk({"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
+            for piece in pieces(json.dumps(given))
         ]
-    return [*events, openai_chunk({}, "tool_calls" if turn.calls else "stop"), openai_chunk(None, usage=OPENAI_USAGE), b"data: [DONE]\n\n"]
+    return [
+        *events,
+        openai_chunk({}, "tool_calls" if turn.calls else "stop"),
+        openai_chunk(None, usage=OPENAI_USAGE),
+        b"data: [DONE]\n\n",
+    ]
 
 
 SIGNATURE = "c2lnbmVkIGJ5IHRoZSB2ZW5kb3I="
 
 
 def anthropic_blocks(turn: Turn) -> list[JSON]:
-    thoughts = [{"type": "thinking", "thinking": turn.thought, "signature": SIGNATURE}] if turn.thought else []
+    thoughts = (
+        [{"type": "thinking", "thinking": turn.thought, "signature": SIGNATURE}]
+        if turn.thought
+        else []
+    )
     texts = [{"type": "text", "text": turn.text}] if turn.text else []
     return [
         *thoughts,
         *texts,
-        *({"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": given} for number, (name, given) in enumerate(turn.calls)),
+        *(
+            {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": given}
+            for number, (name, given) in enumerate(turn.calls)
+        ),
     ]
 
 
@@ -135,7 +180,12 @@ ANTHROPIC_USAGE = {
 
 
 def anthropic_event(name: str, **members: Any) -> bytes:
-    return f"event: {name}\n".encode() + b"data: " + json.dumps({"type": name, **members}).encode() + b"\n\n"
+    return (
+        f"event: {name}\n".encode()
+        + b"data: "
+        + json.dumps({"type": name, **members}).encode()
+        + b"\n\n"
+    )
 
 
 def anthropic_start() -> bytes:
@@ -156,8 +206,15 @@ def anthropic_start() -> bytes:
 
 def anthropic_text(index: int, text: str) -> list[bytes]:
     return [
-        anthropic_event("content_block_start", index=index, content_block={"type": "text", "text": ""}),
-        *(anthropic_event("content_block_delta", index=index, delta={"type": "text_delta", "text": piece}) for piece in pieces(text)),
+        anthropic_event(
+            "content_block_start", index=index, content_block={"type": "text", "text": ""}
+        ),
+        *(
+            anthropic_event(
+                "content_block_delta", index=index, delta={"type": "text_delta", "text": piece}
+            )
+            for piece in pieces(text)
+        ),
         anthropic_event("content_block_stop", index=index),
     ]
 
@@ -168,9 +225,14 @@ def anthropic_events(turn: Turn) -> list[bytes]:
         if block["type"] == "text":
             events += anthropic_text(index, block["text"])
             continue
-        empty = block | ({"input": {}} if block["type"] == "tool_use" else {"thinking": "", "signature": ""})
+        empty = block | (
+            {"input": {}} if block["type"] == "tool_use" else {"thinking": "", "signature": ""}
+        )
         deltas = (
-            [{"type": "input_json_delta", "partial_json": piece} for piece in ["", *pieces(json.dumps(block["input"]))]]
+            [
+                {"type": "input_json_delta", "partial_json": piece}
+                for piece in ["", *pieces(json.dumps(block["input"]))]
+            ]
             if block["type"] == "tool_use"
             else [
                 *({"type": "thinking_delta", "thinking": piece} for piece in pieces(turn.thought)),
@@ -178,12 +240,18 @@ def anthropic_events(turn: Turn) -> list[bytes]:
             ]
         )
         events.append(anthropic_event("content_block_start", index=index, content_block=empty))
-        events += [anthropic_event("content_block_delta", index=index, delta=delta) for delta in deltas]
+        events += [
+            anthropic_event("content_block_delta", index=index, delta=delta) for delta in deltas
+        ]
         events.append(anthropic_event("content_block_stop", index=index))
     end = {"stop_reason": "tool_use" if turn.calls else "end_turn", "stop_sequence": None}
     return [
         *events,
-        anthropic_event("message_delta", delta=end, usage={"output_tokens": 17, "output_tokens_details": {"thinking_tokens": 5}}),
+        anthropic_event(
+            "message_delta",
+            delta=end,
+            usage={"output_tokens": 17, "output_tokens_details": {"thinking_tokens": 5}},
+        ),
         anthropic_event("message_stop"),
     ]
 
@@ -198,7 +266,9 @@ def gemini_parts(turn: Turn) -> list[JSON]:
 
 
 def gemini_body(parts: list[JSON], finish: str | None = "STOP") -> JSON:
-    candidate = {"content": {"role": "model", "parts": parts}, "index": 0} | ({"finishReason": finish} if finish else {})
+    candidate = {"content": {"role": "model", "parts": parts}, "index": 0} | (
+        {"finishReason": finish} if finish else {}
+    )
     usage = {
         "promptTokenCount": 31,
         "cachedContentTokenCount": 8,
@@ -223,8 +293,16 @@ def gemini_chunk(parts: list[JSON], finish: str | None = None) -> bytes:
 
 
 def gemini_events(turn: Turn) -> list[bytes]:
-    split = [part | {"text": piece} for part in gemini_parts(turn) if "text" in part for piece in pieces(part["text"])]
-    return [*(gemini_chunk([part]) for part in split), gemini_chunk([part for part in gemini_parts(turn) if "text" not in part], "STOP")]
+    split = [
+        part | {"text": piece}
+        for part in gemini_parts(turn)
+        if "text" in part
+        for piece in pieces(part["text"])
+    ]
+    return [
+        *(gemini_chunk([part]) for part in split),
+        gemini_chunk([part for part in gemini_parts(turn) if "text" not in part], "STOP"),
+    ]
 
 
 def pieces(text: str, size: int = 5) -> list[str]:
@@ -240,12 +318,14 @@ FIRST = {
 }  # a stream's beginning, with content
 ERRORS = {
     "openai": b'data: {"error": {"message": "secret words", "type": "server_error", "code": null}}\n\n',
-    "anthropic": anthropic_event("error", error={"type": "overloaded_error", "message": "secret words"}),
+    "anthropic": anthropic_event(
+        "error", error={"type": "overloaded_error", "message": "secret words"}
+    ),
     "gemini": b'data: {"error": {"code": 503, "message": "secret words", "status": "UNAVAILABLE"}}\r\n\r\n',
 }
 
 
-# -- vendors -----------------------------------------------------------------------------------------------------------
+# -- vendors ---------------------------------------------------------------------------------------
 
 
 class Seen(NamedTuple):
@@ -262,7 +342,9 @@ Step = Callable[["Vendor", Any], None]
 
 
 class Vendor(Peer):
-    """A vendor that does one step of its script per request; the last one repeats. It keeps what it was asked."""
+    """A vendor that does one step of its script per request; the last one repeats. It keeps what it
+    was asked.
+    """
 
     def __init__(self, dialect: str, *steps: Step) -> None:
         self.dialect = dialect
@@ -291,7 +373,13 @@ class Vendor(Peer):
     def answer(self, handler: Any, body: bytes) -> None:
         with self.lock:
             step = self.steps[min(len(self.seen), len(self.steps) - 1)]
-            self.seen.append(Seen(handler.path, {name.lower(): value for name, value in handler.headers.items()}, body))
+            self.seen.append(
+                Seen(
+                    handler.path,
+                    {name.lower(): value for name, value in handler.headers.items()},
+                    body,
+                )
+            )
         with contextlib.suppress(OSError):
             step(self, handler)
 
@@ -299,15 +387,21 @@ class Vendor(Peer):
 def reply(data: bytes | JSON, status: int = 200, **headers: str) -> Step:
     """Answer in one piece."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    said = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    said = {"Content-Type": "application/json"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
     return lambda vendor, handler: handler.reply(status, body, said)
 
 
-def stream(*parts: bytes | threading.Event | Callable[[], object], end: str = "end", drip: float = 0) -> Step:
-    """Send pieces, wait for events, call functions; then end, cut, reset, hang, or repeat the last piece until the client has gone."""
+def stream(
+    *parts: bytes | threading.Event | Callable[[], object], end: str = "end", drip: float = 0
+) -> Step:
+    """Send pieces, wait for events, call functions; then end, cut, reset, hang, or repeat the last
+    piece until the client has gone.
+    """
 
     def step(vendor: Vendor, handler: Any) -> None:
-        left = vendor.left                  # the next script has an event of its own
+        left = vendor.left  # the next script has an event of its own
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
         handler.send_header("Transfer-Encoding", "chunked")
@@ -320,7 +414,7 @@ def stream(*parts: bytes | threading.Event | Callable[[], object], end: str = "e
                     part()
                 else:
                     _chunk(handler, part)
-        except OSError:                     # as early as that
+        except OSError:  # as early as that
             left.set()
             return
         _END[end](vendor, handler, parts[-1] if parts else b"", left)
@@ -383,7 +477,7 @@ def says(dialect: str, turn: Turn, *, streamed: bool) -> Step:
     return stream(*EVENTS[dialect](turn)) if streamed else reply(WHOLE[dialect](turn))
 
 
-# -- the doors ---------------------------------------------------------------------------------------------------------
+# -- the doors -------------------------------------------------------------------------------------
 
 
 class _Quiet(WSGIRequestHandler):
@@ -443,20 +537,24 @@ class Live:
 class Front:
     """An app on a port of its own, in this process, and the spans of its calls."""
 
-    def __init__(self, *providers: Any, app: Callable[[Router], Flask] = create_app, **options: Any) -> None:
+    def __init__(
+        self, *providers: Any, app: Callable[[Router], Flask] = create_app, **options: Any
+    ) -> None:
         self.spans: list[TraceSpan] = []
         registry = Registry(providers)
         self.router = Router(registry, self, **{"attempts": 1} | options)
         self.app = app(self.router)
 
     def report(self, span: TraceSpan) -> None:
-        if span.operation == "infermux.infer":          # those of attempts are another test's
+        if span.operation == "infermux.infer":  # those of attempts are another test's
             self.spans.append(span)
 
     def __enter__(self) -> Self:
         self._server = make_server("127.0.0.1", 0, self.app, threaded=True, request_handler=_Quiet)
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
         return self
 
@@ -468,7 +566,7 @@ class Front:
 
     def forget(self) -> None:
         """Let every target be tried again: an app outlives the troubles of many tests."""
-        for health in self.router.fleet.watched().values():
+        for health in self.router.targets.watched().values():
             health.reset()
 
     def ask(self, path: str, body: Any = None, **headers: str) -> Answer:
@@ -480,7 +578,12 @@ class Front:
         """An answer whose events are read one by one."""
         self.forget()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), _named(headers))
+        connection.request(
+            "POST",
+            path,
+            body if isinstance(body, bytes) else json.dumps(body).encode(),
+            _named(headers),
+        )
         answer = Live(connection)
         try:
             yield answer
@@ -492,11 +595,13 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-# -- clients -----------------------------------------------------------------------------------------------------------
+# -- clients ---------------------------------------------------------------------------------------
 
 
 class Got(NamedTuple):
-    """What a client understands of an answer: calls as (id, name, arguments), usage as (input, cached, output, reasoning)."""
+    """What a client understands of an answer: calls as (id, name, arguments), usage as (input,
+    cached, output, reasoning).
+    """
 
     text: str
     calls: list[tuple[str, str, JSON]]
@@ -512,7 +617,14 @@ class OpenAIClient:
     finishes: ClassVar[dict[str, str]] = {"stop": "stop", "tool_calls": "tool_calls"}
 
     @staticmethod
-    def body(model: str, messages: list[JSON], *, tools: Sequence[JSON] = (), streamed: bool = False, **more: Any) -> JSON:
+    def body(
+        model: str,
+        messages: list[JSON],
+        *,
+        tools: Sequence[JSON] = (),
+        streamed: bool = False,
+        **more: Any,
+    ) -> JSON:
         return (
             {"model": model, "messages": messages}
             | ({"tools": list(tools)} if tools else {})
@@ -523,7 +635,11 @@ class OpenAIClient:
     @staticmethod
     def read(data: bytes) -> Got:
         body = json.loads(data)
-        assert body["object"] == "chat.completion" and isinstance(body["id"], str) and isinstance(body["created"], int)
+        assert (
+            body["object"] == "chat.completion"
+            and isinstance(body["id"], str)
+            and isinstance(body["created"], int)
+        )
         (choice,) = body["choices"]
         message = choice["message"]
         assert choice["index"] == 0 and message["role"] == "assistant" and "content" in message
@@ -572,7 +688,10 @@ def _openai_got(message: JSON, finish: Any, usage: JSON, model: str) -> Got:
     assert all(call["id"] and call["type"] == "function" for call in calls)
     return Got(
         message.get("content") or "",
-        [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls],
+        [
+            (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in calls
+        ],
         finish,
         (
             usage["prompt_tokens"],
@@ -591,8 +710,19 @@ class AnthropicClient:
     finishes: ClassVar[dict[str, str]] = {"stop": "end_turn", "tool_calls": "tool_use"}
 
     @staticmethod
-    def body(model: str, messages: list[JSON], *, tools: Sequence[JSON] = (), streamed: bool = False, **more: Any) -> JSON:
-        said = {"model": model, "max_tokens": 700, "messages": [turn for turn in messages if turn["role"] != "system"]}
+    def body(
+        model: str,
+        messages: list[JSON],
+        *,
+        tools: Sequence[JSON] = (),
+        streamed: bool = False,
+        **more: Any,
+    ) -> JSON:
+        said = {
+            "model": model,
+            "max_tokens": 700,
+            "messages": [turn for turn in messages if turn["role"] != "system"],
+        }
         system = [turn["content"] for turn in messages if turn["role"] == "system"]
         return (
             said
@@ -605,7 +735,10 @@ class AnthropicClient:
     @staticmethod
     def read(data: bytes) -> Got:
         body = json.loads(data)
-        assert body["id"].startswith("msg_") and (body["type"], body["role"]) == ("message", "assistant")
+        assert body["id"].startswith("msg_") and (body["type"], body["role"]) == (
+            "message",
+            "assistant",
+        )
         return _anthropic_got(body["content"], body["stop_reason"], body["usage"], body["model"])
 
     @staticmethod
@@ -613,15 +746,30 @@ class AnthropicClient:
         events = [event for event in events if event.name not in (":", "ping")]
         assert all(event.name == event.json["type"] for event in events)
         start, *middle, delta, stop = [event.json for event in events]
-        assert (start["type"], delta["type"], stop["type"]) == ("message_start", "message_delta", "message_stop")
+        assert (start["type"], delta["type"], stop["type"]) == (
+            "message_start",
+            "message_delta",
+            "message_stop",
+        )
         message = start["message"]
-        assert message["content"] == [] and message["id"].startswith("msg_") and message["usage"]["input_tokens"] >= 0
+        assert (
+            message["content"] == []
+            and message["id"].startswith("msg_")
+            and message["usage"]["input_tokens"] >= 0
+        )
         blocks = _anthropic_blocks(middle)
-        return _anthropic_got(blocks, delta["delta"]["stop_reason"], message["usage"] | delta["usage"], message["model"])
+        return _anthropic_got(
+            blocks,
+            delta["delta"]["stop_reason"],
+            message["usage"] | delta["usage"],
+            message["model"],
+        )
 
 
 def _anthropic_blocks(events: list[JSON]) -> list[JSON]:
-    """Put blocks together; they follow one another, each opened, filled and closed under its own index."""
+    """Put blocks together; they follow one another, each opened, filled and closed under its own
+    index.
+    """
     blocks: list[JSON] = []
     pending: str | None = None  # of the block that is open
     for event in events:
@@ -642,7 +790,11 @@ def _anthropic_blocks(events: list[JSON]) -> list[JSON]:
         if kind == "input_json_delta":
             pending += delta["partial_json"]
         else:
-            name = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}[kind]
+            name = {
+                "text_delta": "text",
+                "thinking_delta": "thinking",
+                "signature_delta": "signature",
+            }[kind]
             blocks[-1][name] += delta[name]
     assert pending is None
     return blocks
@@ -654,7 +806,11 @@ def _anthropic_got(blocks: list[JSON], finish: str, usage: JSON, model: str) -> 
     read = usage["cache_read_input_tokens"]
     return Got(
         text,
-        [(block["id"], block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"],
+        [
+            (block["id"], block["name"], block["input"])
+            for block in blocks
+            if block["type"] == "tool_use"
+        ],
         finish,
         (
             usage["input_tokens"] + read + usage["cache_creation_input_tokens"],
@@ -671,22 +827,48 @@ class MistClient:
     name, path = "mist", "/infer"
     wants: ClassVar[dict[str, str]] = {}
     finishes: ClassVar[dict[str, str]] = {"stop": "stop", "tool_calls": "tool_calls"}
-    FIELDS = ("model", "provider", "content", "tokens_in", "tokens_out", "cost_usd", "latency_ms", "finish_reason")
+    FIELDS = (
+        "model",
+        "provider",
+        "content",
+        "tokens_in",
+        "tokens_out",
+        "cost_usd",
+        "latency_ms",
+        "finish_reason",
+    )
 
     @staticmethod
-    def body(model: str, messages: list[JSON], *, tools: Sequence[JSON] = (), streamed: bool = False, **more: Any) -> JSON:
+    def body(
+        model: str,
+        messages: list[JSON],
+        *,
+        tools: Sequence[JSON] = (),
+        streamed: bool = False,
+        **more: Any,
+    ) -> JSON:
         params = ({"tools": list(tools)} if tools else {}) | more
         return {"model": model, "messages": messages} | ({"params": params} if params else {})
 
     @classmethod
     def read(cls, data: bytes) -> Got:
         body = json.loads(data)
-        assert tuple(body)[:8] == cls.FIELDS and set(body) <= {*cls.FIELDS, "tool_calls", "reasoning", "refusal"}
+        assert tuple(body)[:8] == cls.FIELDS and set(body) <= {
+            *cls.FIELDS,
+            "tool_calls",
+            "reasoning",
+            "refusal",
+        }
         calls = body.get("tool_calls", [])
-        message = {"role": "assistant", "content": body["content"] or None} | ({"tool_calls": calls} if calls else {})
+        message = {"role": "assistant", "content": body["content"] or None} | (
+            {"tool_calls": calls} if calls else {}
+        )
         return Got(
             body["content"],
-            [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls],
+            [
+                (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+                for call in calls
+            ],
             body["finish_reason"],
             (body["tokens_in"], body["tokens_out"]),
             body["model"],
@@ -696,7 +878,9 @@ class MistClient:
     @classmethod
     def fold(cls, events: list[Event]) -> Got:
         *deltas, last = [event for event in events if event.name != ":"]
-        assert [event.name for event in deltas] == ["infer.delta"] * len(deltas) and last.name == "infer.response"
+        assert [event.name for event in deltas] == ["infer.delta"] * len(
+            deltas
+        ) and last.name == "infer.response"
         whole = cls.read(last.data.encode())
         assert "".join(event.json["delta"].get("content", "") for event in deltas) == whole.text
         return whole
@@ -706,9 +890,13 @@ CLIENTS = {client.name: client for client in (OpenAIClient, AnthropicClient, Mis
 
 
 def request(client: Any, front: Front, body: JSON, *, streamed: bool) -> Got:
-    """Ask as that door's client does; return what it understands."""
-    headers = dict(client.wants) | ({"Accept": "text/event-stream"} if streamed and client is MistClient else {})
+    """Ask as that api's client does; return what it understands."""
+    headers = dict(client.wants) | (
+        {"Accept": "text/event-stream"} if streamed and client is MistClient else {}
+    )
     answer = front.ask(client.path, body, **headers)
     assert answer.status == 200, answer.data
-    assert answer.headers["Content-Type"] == ("text/event-stream; charset=utf-8" if streamed else "application/json")
+    assert answer.headers["Content-Type"] == (
+        "text/event-stream; charset=utf-8" if streamed else "application/json"
+    )
     return client.fold(sse(answer.data)) if streamed else client.read(answer.data)

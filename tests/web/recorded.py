@@ -1,4 +1,6 @@
-"""Recorded traffic from beside the clone: sent through a door to the replay server, and compared with what was recorded."""
+"""Recorded traffic from beside the clone: sent through a door to the replay server, and compared
+with what was recorded.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,21 @@ from typing import Any
 from doors import Event, sse
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "wire"
-STATUS = {401: 502, 403: 502, 422: 400, 529: 502, 500: 502}    # what of a vendor's errors is not the caller's own
+STATUS = {
+    401: 502,
+    403: 502,
+    422: 400,
+    529: 502,
+    500: 502,
+}  # what of a vendor's errors is not the caller's own
 
 
 def exchanges(*apis: str) -> list[dict[str, Any]]:
     """Return the exchanges of some wires; none where there is no recorded traffic."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted((FOLDER / "exchanges").glob("*.json"))]
+    found = [
+        json.loads(path.read_text("utf-8"))
+        for path in sorted((FOLDER / "exchanges").glob("*.json"))
+    ]
     return [exchange for exchange in found if exchange["api"] in apis]
 
 
@@ -39,14 +50,18 @@ def replay(**options: Any) -> Any:
 
 
 def request(exchange: dict[str, Any]) -> bytes:
-    """Return the recorded request in a spelling of its own, its model asked for at the provider that replays it."""
+    """Return the recorded request in a spelling of its own, its model asked for at the provider
+    that replays it.
+    """
     body = exchange["request"]["body"]
     return json.dumps(body | {"model": f"{exchange['id']}/{body['model']}"}, indent=1).encode()
 
 
 def renamed(asked: bytes, exchange: dict[str, Any]) -> bytes:
-    return asked.replace(json.dumps(f"{exchange['id']}/{exchange['request']['body']['model']}").encode(),
-                         json.dumps(exchange["request"]["body"]["model"], ensure_ascii=False).encode())
+    return asked.replace(
+        json.dumps(f"{exchange['id']}/{exchange['request']['body']['model']}").encode(),
+        json.dumps(exchange["request"]["body"]["model"], ensure_ascii=False).encode(),
+    )
 
 
 def wants_usage(exchange: dict[str, Any]) -> bool:
@@ -59,7 +74,11 @@ def unasked(data: bytes) -> bytes:
     if '"include_usage"' not in text:
         return data.rstrip().removesuffix(b"}").rstrip()
     ours = ',"stream_options":{"include_usage":true}}'
-    return text.removesuffix(ours).encode() if text.endswith(ours) else text.rstrip().removesuffix("}").rstrip().encode()
+    return (
+        text.removesuffix(ours).encode()
+        if text.endswith(ours)
+        else text.rstrip().removesuffix("}").rstrip().encode()
+    )
 
 
 def events(exchange: dict[str, Any]) -> list[Event]:
@@ -68,14 +87,20 @@ def events(exchange: dict[str, Any]) -> list[Event]:
     return [event for event in sse(body.encode()) if event.name != ":"]
 
 
-def compare_openai(theirs: list[Event], ours: list[Event], *, usage: bool, error: Any = None) -> None:
-    """Check that a client got the vendor's events, but for the figures in the last and a usage chunk that it did not ask for."""
-    theirs = [event for event in theirs if event.data != "[DONE]" and (usage or not _is_usage(event))]
+def compare_openai(
+    theirs: list[Event], ours: list[Event], *, usage: bool, error: Any = None
+) -> None:
+    """Check that a client got the vendor's events, but for the figures in the last and a usage
+    chunk that it did not ask for.
+    """
+    theirs = [
+        event for event in theirs if event.data != "[DONE]" and (usage or not _is_usage(event))
+    ]
     ours = [event for event in ours if event.name != ":"]
     if error:
         assert "error" in ours[-1].json and "[DONE]" not in [event.data for event in ours]
         passed = [event.data for event in ours[:-1]]
-        assert passed == [event.data for event in theirs][:len(passed)]
+        assert passed == [event.data for event in theirs][: len(passed)]
         return
     assert ours.pop().data == "[DONE]"
     assert [event.data for event in ours[:-1]] == [event.data for event in theirs[:-1]]

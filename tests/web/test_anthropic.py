@@ -1,4 +1,6 @@
-"""The Anthropic door: what passes through byte for byte, what every answer carries, and how errors look."""
+"""The Anthropic door: what passes through byte for byte, what every answer carries, and how errors
+look.
+"""
 
 import json
 
@@ -27,8 +29,10 @@ from infermux import EchoProvider, anthropic_blueprint
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HELLO = {"max_tokens": 50, "messages": [{"role": "user", "content": "hello"}]}
-ODD = (b'{ "messages" :\n [ {"content": [{"type": "text", "text": "h\\u00e9llo \xc3\xa9", "citations": null}], "role": "user"} ],\t'
-       b'"max_tokens": 50, "temperature": 1.0e0, "model" : "%s", "x_new_parameter": [1.50, "\\/"] }')
+ODD = (
+    b'{ "messages" :\n [ {"content": [{"type": "text", "text": "h\\u00e9llo \xc3\xa9", "citations": null}], "role": "user"} ],\t'
+    b'"max_tokens": 50, "temperature": 1.0e0, "model" : "%s", "x_new_parameter": [1.50, "\\/"] }'
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,8 @@ def is_error(answer, status, kind):
     return answer.json["error"]["message"]
 
 
-# -- same dialect: nothing is translated -------------------------------------------------------------------------------
+# -- same dialect: nothing is translated -----------------------------------------------------------
+
 
 def test_the_body_goes_out_and_the_answer_comes_back_byte_for_byte(front, vendors):
     answer = anthropic_whole(Turn("Größe", thought="Hm")).replace(b'"id"', b'"x_new": 1.0,  "id"')
@@ -70,50 +75,100 @@ def test_only_the_models_name_is_respelled(front, vendors, model):
 
 
 def test_a_conversation_with_signed_redacted_and_server_blocks_goes_out_as_it_came(front, vendors):
-    blocks = [{"type": "thinking", "thinking": "Hm", "signature": "c2ln/+=="}, {"type": "redacted_thinking", "data": "EncR/+=="},
-              {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "x"}},
-              {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
-              {"type": "text", "text": "So", "citations": [{"type": "char_location", "cited_text": "x"}]}]
+    blocks = [
+        {"type": "thinking", "thinking": "Hm", "signature": "c2ln/+=="},
+        {"type": "redacted_thinking", "data": "EncR/+=="},
+        {
+            "type": "server_tool_use",
+            "id": "srvtoolu_1",
+            "name": "web_search",
+            "input": {"query": "x"},
+        },
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+        {"type": "text", "text": "So", "citations": [{"type": "char_location", "cited_text": "x"}]},
+    ]
     vendor = vendors["anthropic"].script(reply(anthropic_whole(Turn("x"))))
-    sent = json.dumps(HELLO | {"model": "claude-asked", "messages": [
-        {"role": "user", "content": "?"}, {"role": "assistant", "content": blocks}, {"role": "user", "content": "!"}]}, indent=2).encode()
+    sent = json.dumps(
+        HELLO
+        | {
+            "model": "claude-asked",
+            "messages": [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": blocks},
+                {"role": "user", "content": "!"},
+            ],
+        },
+        indent=2,
+    ).encode()
     assert front.ask(MESSAGES, sent).status == 200
     assert vendor.seen[0].data == sent
 
 
 def test_headers_of_the_protocol_go_along_and_nothing_else(front, vendors):
     vendor = vendors["anthropic"].script(reply(anthropic_whole(Turn("x"))))
-    front.ask(MESSAGES, HELLO | {"model": "claude-asked"}, anthropic_version="2031-01-01", anthropic_beta="one-1,two-2",
-              x_api_key="the callers own", authorization="Bearer callers", x_stainless_lang="python", cookie="a=b")
+    front.ask(
+        MESSAGES,
+        HELLO | {"model": "claude-asked"},
+        anthropic_version="2031-01-01",
+        anthropic_beta="one-1,two-2",
+        x_api_key="the callers own",
+        authorization="Bearer callers",
+        x_stainless_lang="python",
+        cookie="a=b",
+    )
     headers = vendor.seen[0].headers
-    assert (headers["anthropic-version"], headers["anthropic-beta"]) == ("2031-01-01", "one-1,two-2")
+    assert (headers["anthropic-version"], headers["anthropic-beta"]) == (
+        "2031-01-01",
+        "one-1,two-2",
+    )
     assert headers["x-api-key"] == "sk-test-vendor-key"
     assert not {"authorization", "x-stainless-lang", "cookie"} & set(headers)
 
 
 def test_another_dialect_gets_none_of_them(front, vendors):
     vendor = vendors["openai"].script(says("openai", Turn("x"), streamed=False))
-    front.ask(MESSAGES, HELLO | {"model": "gpt-asked"}, anthropic_version="2023-06-01", anthropic_beta="one-1")
+    front.ask(
+        MESSAGES,
+        HELLO | {"model": "gpt-asked"},
+        anthropic_version="2023-06-01",
+        anthropic_beta="one-1",
+    )
     assert not [name for name in vendor.seen[0].headers if name.startswith("anthropic")]
 
 
 def test_events_come_back_as_they_were(front, vendors):
     """Runs of spaces, pings, blocks and deltas that nobody here knows."""
     search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
-    events = [anthropic_start().replace(b'"type"', b'"type"  ', 1), anthropic_event("ping"),
-              anthropic_event("content_block_start", index=0, content_block=search),
-              anthropic_event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": '{"q": 1}'}),
-              anthropic_event("content_block_stop", index=0), *anthropic_text(1, "Größe"),
-              anthropic_event("content_block_delta", index=1, delta={"type": "brand_new_delta", "x": 1.0}),
-              anthropic_event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 9}),
-              anthropic_event("message_stop")]
+    events = [
+        anthropic_start().replace(b'"type"', b'"type"  ', 1),
+        anthropic_event("ping"),
+        anthropic_event("content_block_start", index=0, content_block=search),
+        anthropic_event(
+            "content_block_delta",
+            index=0,
+            delta={"type": "input_json_delta", "partial_json": '{"q": 1}'},
+        ),
+        anthropic_event("content_block_stop", index=0),
+        *anthropic_text(1, "Größe"),
+        anthropic_event(
+            "content_block_delta", index=1, delta={"type": "brand_new_delta", "x": 1.0}
+        ),
+        anthropic_event(
+            "message_delta",
+            delta={"stop_reason": "end_turn", "stop_sequence": None},
+            usage={"output_tokens": 9},
+        ),
+        anthropic_event("message_stop"),
+    ]
     events[-3], events[-4] = events[-4], events[-3]
     vendors["anthropic"].script(stream(*events))
     answer = front.ask(MESSAGES, HELLO | {"model": "claude-asked", "stream": True})
     recorded.compare_anthropic(sse(b"".join(events)), sse(answer.data))
 
 
-@pytest.mark.parametrize("exchange", recorded.exchanges("anthropic.messages"), ids=lambda exchange: exchange["id"])
+@pytest.mark.parametrize(
+    "exchange", recorded.exchanges("anthropic.messages"), ids=lambda exchange: exchange["id"]
+)
 def test_recorded_traffic_passes_through(exchange, replayed):
     """Request bytes but for the model; answer bytes; events but for the figures of message_stop."""
     if exchange["provider"] != "anthropic":
@@ -121,19 +176,22 @@ def test_recorded_traffic_passes_through(exchange, replayed):
     asked = recorded.request(exchange)
     answer, received = replayed(exchange, MESSAGES, asked)
     status = exchange["response"]["status"]
-    if received is None:                    # refused by the door itself, as by the vendor
+    if received is None:  # refused by the door itself, as by the vendor
         assert answer.status == status == 400
         return
     assert received == recorded.renamed(asked, exchange)
     if status >= 400:
-        assert answer.status == recorded.STATUS.get(status, status) and answer.json["type"] == "error"
+        assert (
+            answer.status == recorded.STATUS.get(status, status) and answer.json["type"] == "error"
+        )
     elif not exchange["stream"]:
         assert answer.data == json.dumps(exchange["response"]["body"], ensure_ascii=False).encode()
     else:
         recorded.compare_anthropic(recorded.events(exchange), sse(answer.data))
 
 
-# -- counting tokens ---------------------------------------------------------------------------------------------------
+# -- counting tokens -------------------------------------------------------------------------------
+
 
 def test_counting_is_forwarded_to_an_anthropic_target(front, vendors):
     vendor = vendors["anthropic"].script(reply(b'{"input_tokens":  2095}'))
@@ -147,27 +205,51 @@ def test_counting_is_forwarded_to_an_anthropic_target(front, vendors):
 @pytest.mark.parametrize("model", ["gpt-asked", "echo-v1"])
 def test_counting_is_estimated_and_marked_elsewhere(front, vendors, model):
     vendor = vendors["openai"].script(reply(b"", 500))
-    short, long = (front.ask(COUNT, {"model": model, "messages": [{"role": "user", "content": "hello " * times}]}) for times in (1, 100))
+    short, long = (
+        front.ask(
+            COUNT, {"model": model, "messages": [{"role": "user", "content": "hello " * times}]}
+        )
+        for times in (1, 100)
+    )
     assert short.json["infermux"]["estimated"] is True and vendor.seen == []
-    assert 0 < short.json["input_tokens"] < long.json["input_tokens"] and 50 < long.json["input_tokens"] < 250
+    assert (
+        0 < short.json["input_tokens"] < long.json["input_tokens"]
+        and 50 < long.json["input_tokens"] < 250
+    )
     assert short.headers["Request-Id"] == short.headers["X-Request-Id"]
 
 
 def test_an_estimate_counts_the_system_prompt_and_the_tools(front):
     plain = {"model": "echo-v1", "messages": HELLO["messages"]}
-    tool = {"name": "weather", "description": "The weather " * 50, "input_schema": {"type": "object", "properties": {}}}
-    counts = [front.ask(COUNT, plain | more).json["input_tokens"] for more in ({}, {"system": "Be brief. " * 50}, {"tools": [tool]})]
+    tool = {
+        "name": "weather",
+        "description": "The weather " * 50,
+        "input_schema": {"type": "object", "properties": {}},
+    }
+    counts = [
+        front.ask(COUNT, plain | more).json["input_tokens"]
+        for more in ({}, {"system": "Be brief. " * 50}, {"tools": [tool]})
+    ]
     assert counts[1] > counts[0] + 50 and counts[2] > counts[0] + 50
 
 
 def test_counting_without_max_tokens_is_well_formed_and_errors_are_ours(front, vendors):
-    vendors["anthropic"].script(reply({"type": "error", "error": {"type": "overloaded_error", "message": "secret words"}}, 529))
+    vendors["anthropic"].script(
+        reply(
+            {"type": "error", "error": {"type": "overloaded_error", "message": "secret words"}}, 529
+        )
+    )
     answer = front.ask(COUNT, {"model": "claude-asked", "messages": HELLO["messages"]})
     assert answer.status == 502 and b"secret" not in answer.data
-    is_error(front.ask(COUNT, {"model": "no-such-model", "messages": HELLO["messages"]}), 404, "not_found_error")
+    is_error(
+        front.ask(COUNT, {"model": "no-such-model", "messages": HELLO["messages"]}),
+        404,
+        "not_found_error",
+    )
 
 
-# -- headers -----------------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -187,22 +269,43 @@ def test_ids_are_anthropics_own(front, vendors):
         assert front.ask(MESSAGES, HELLO | {"model": MODELS[dialect]}).json["id"].startswith("msg_")
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("status", "seen", "kind"), [
-    (400, 400, "invalid_request_error"), (401, 502, "api_error"), (403, 502, "api_error"), (404, 404, "not_found_error"),
-    (413, 413, "request_too_large"), (422, 400, "invalid_request_error"), (429, 429, "rate_limit_error"), (500, 502, "api_error"),
-    (503, 502, "api_error"), (504, 504, "timeout_error"), (529, 502, "api_error")])
+
+@pytest.mark.parametrize(
+    ("status", "seen", "kind"),
+    [
+        (400, 400, "invalid_request_error"),
+        (401, 502, "api_error"),
+        (403, 502, "api_error"),
+        (404, 404, "not_found_error"),
+        (413, 413, "request_too_large"),
+        (422, 400, "invalid_request_error"),
+        (429, 429, "rate_limit_error"),
+        (500, 502, "api_error"),
+        (503, 502, "api_error"),
+        (504, 504, "timeout_error"),
+        (529, 502, "api_error"),
+    ],
+)
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
 def test_a_vendors_error_in_anthropics_words(front, vendors, dialect, status, seen, kind):
     vendors[dialect].script(reply({"error": {"message": "some words"}}, status))
     answer = front.ask(MESSAGES, HELLO | {"model": MODELS[dialect]})
     message = is_error(answer, seen, kind)
-    assert ("some words" in message) == (seen in (400, 404, 413)), "only what the caller can mend keeps the vendor's words"
+    assert ("some words" in message) == (seen in (400, 404, 413)), (
+        "only what the caller can mend keeps the vendor's words"
+    )
     assert (answer.headers["x-should-retry"] == "false") == (seen >= 500)
 
 
-BAD = {"not json": b"{", "empty": b"", "an array": b"[]", "twice": b'{"model":"echo-v1","model":"echo-v1"}', "latin-1": b'{"model":"\xe9"}'}
+BAD = {
+    "not json": b"{",
+    "empty": b"",
+    "an array": b"[]",
+    "twice": b'{"model":"echo-v1","model":"echo-v1"}',
+    "latin-1": b'{"model":"\xe9"}',
+}
 
 
 @pytest.mark.parametrize("body", BAD.values(), ids=BAD)
@@ -211,13 +314,28 @@ def test_a_body_that_is_no_request(front, path, body):
     assert is_error(front.ask(path, body), 400, "invalid_request_error")
 
 
-@pytest.mark.parametrize(("more", "word"), [
-    ({"model": 5}, "model"), ({"model": None}, "model"), ({"stream": "yes"}, "stream"), ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": "9"}, "max_tokens"), ({"messages": "hello"}, "messages"), ({"messages": []}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages"), ({"messages": [5]}, "messages"), ({"system": 5}, "system"), ({"tools": [5]}, "tools"),
-    ({"tool_choice": {"type": "odd"}}, "tool_choice"), ({"stop_sequences": "x"}, "stop_sequences")])
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"model": 5}, "model"),
+        ({"model": None}, "model"),
+        ({"stream": "yes"}, "stream"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": "9"}, "max_tokens"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [5]}, "messages"),
+        ({"system": 5}, "system"),
+        ({"tools": [5]}, "tools"),
+        ({"tool_choice": {"type": "odd"}}, "tool_choice"),
+        ({"stop_sequences": "x"}, "stop_sequences"),
+    ],
+)
 def test_what_is_odd_is_named(front, more, word):
-    assert word in is_error(front.ask(MESSAGES, HELLO | {"model": "echo-v1"} | more), 400, "invalid_request_error")
+    assert word in is_error(
+        front.ask(MESSAGES, HELLO | {"model": "echo-v1"} | more), 400, "invalid_request_error"
+    )
 
 
 def test_a_parameter_that_the_vendor_cannot_be_told_is_named(front, vendors):
@@ -242,12 +360,19 @@ def test_a_wrong_method_is_405_with_allow(front, path):
     is_error(answer, 405, "invalid_request_error")
 
 
-# -- models and mounting -----------------------------------------------------------------------------------------------
+# -- models and mounting ---------------------------------------------------------------------------
+
 
 def test_the_list_of_models_has_what_anthropics_client_reads(front):
     answer = front.ask("/v1/models").json
-    assert answer["has_more"] is False and (answer["first_id"], answer["last_id"]) == ("gpt-asked", "echo-v1")
-    assert all(model["type"] == "model" and model["display_name"] and model["created_at"] for model in answer["data"])
+    assert answer["has_more"] is False and (answer["first_id"], answer["last_id"]) == (
+        "gpt-asked",
+        "echo-v1",
+    )
+    assert all(
+        model["type"] == "model" and model["display_name"] and model["created_at"]
+        for model in answer["data"]
+    )
 
 
 def test_the_door_stands_alone_under_a_prefix():
@@ -255,8 +380,11 @@ def test_the_door_stands_alone_under_a_prefix():
         host = Flask("host")
         host.register_blueprint(anthropic_blueprint(router), url_prefix="/claude")
         return host
+
     with Front(EchoProvider(), app=app) as front:
-        assert front.ask("/claude/v1/messages", HELLO | {"model": "echo-v1"}).json["content"] == [{"type": "text", "text": "echo: hello"}]
+        assert front.ask("/claude/v1/messages", HELLO | {"model": "echo-v1"}).json["content"] == [
+            {"type": "text", "text": "echo: hello"}
+        ]
         assert front.ask("/claude/v1/models/echo-v1").status == 200
         is_error(front.ask("/claude/v1/models/none"), 404, "not_found_error")
         assert front.ask("/v1/messages", HELLO | {"model": "echo-v1"}).status == 404

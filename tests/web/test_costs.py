@@ -16,7 +16,7 @@ from flask import Flask
 
 import infermux
 from infermux import Router
-from infermux.cli import main
+from infermux.cli.main import main
 from infermux.errors import BudgetExceeded
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.providers.echo import EchoProvider
@@ -68,18 +68,33 @@ def costs(front: Front, where: str = "/costs", **parameters: str) -> Any:
         {"by": "caller", "caller": HOSTILE},
     ],
 )
-def test_the_numbers_are_those_of_the_command(front: Front, path: Path, parameters: dict[str, str]) -> None:
+def test_the_numbers_are_those_of_the_command(
+    front: Front, path: Path, parameters: dict[str, str]
+) -> None:
     options = [part for name, value in parameters.items() for part in (f"--{name}", value)]
-    told = json.loads(CliRunner().invoke(main, ["costs", "--ledger", str(path), "--json", *options]).stdout)
+    told = json.loads(
+        CliRunner().invoke(main, ["costs", "--ledger", str(path), "--json", *options]).stdout
+    )
     assert costs(front, **parameters) == told
     assert told["rows"] or parameters.get("limit")
 
 
 def test_unknown_costs_are_null_and_known_ones_exact(front: Front) -> None:
     found = costs(front, by="provider", until="2026-11-25")
-    told = {row["provider"]: (row["cost_usd"], row["cost_pico"], row["unpriced"]) for row in found["rows"]}
-    assert told == {"openai": ("0.023285600001", 23_285_600_001, 0), "local": (None, None, 1), "": ("0", 0, 0)}
-    assert (found["total"]["cost_usd"], found["total"]["calls"], found["total"]["errors"]) == ("0.023285600001", 4, 1)
+    told = {
+        row["provider"]: (row["cost_usd"], row["cost_pico"], row["unpriced"])
+        for row in found["rows"]
+    }
+    assert told == {
+        "openai": ("0.023285600001", 23_285_600_001, 0),
+        "local": (None, None, 1),
+        "": ("0", 0, 0),
+    }
+    assert (found["total"]["cost_usd"], found["total"]["calls"], found["total"]["errors"]) == (
+        "0.023285600001",
+        4,
+        1,
+    )
 
 
 def test_a_series_has_no_gaps_and_the_same_sum(front: Front) -> None:
@@ -90,10 +105,27 @@ def test_a_series_has_no_gaps_and_the_same_sum(front: Front) -> None:
     assert found["total"] == costs(front, since="2026-11-20", until="2026-11-26")["total"]
     hours = costs(front, "/costs/timeseries", by="hour", month="2026-11", caller="web")
     assert len(hours["rows"]) == 720
-    assert sum(row["cost_pico"] for row in hours["rows"]) == hours["total"]["cost_pico"] == 23_285_600_001
+    assert (
+        sum(row["cost_pico"] for row in hours["rows"])
+        == hours["total"]["cost_pico"]
+        == 23_285_600_001
+    )
 
 
-@pytest.mark.parametrize("hostile", ["%", "%%%", "_", "' OR 1=1 --", 'x"; DROP TABLE calls; --', "\x00", "\ud800", HOSTILE + "x", "web%"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "%",
+        "%%%",
+        "_",
+        "' OR 1=1 --",
+        'x"; DROP TABLE calls; --',
+        "\x00",
+        "\ud800",
+        HOSTILE + "x",
+        "web%",
+    ],
+)
 def test_a_filter_is_a_value_and_nothing_else(front: Front, hostile: str) -> None:
     caller = quote(hostile, errors="surrogatepass")
     answer = front.ask(f"/costs?by=caller&caller={caller}", **OPERATOR)
@@ -120,7 +152,9 @@ def test_a_filter_is_a_value_and_nothing_else(front: Front, hostile: str) -> Non
     ],
 )
 @pytest.mark.parametrize("where", ["/costs", "/costs/timeseries"])
-def test_what_is_asked_wrongly_is_a_400_that_names_it(front: Front, where: str, parameters: dict[str, str], named: str) -> None:
+def test_what_is_asked_wrongly_is_a_400_that_names_it(
+    front: Front, where: str, parameters: dict[str, str], named: str
+) -> None:
     answer = front.ask(f"{where}?{urlencode(parameters)}", **OPERATOR)
     if where == "/costs/timeseries" and "by" in parameters:
         named = "by must be"
@@ -131,7 +165,10 @@ def test_what_is_asked_wrongly_is_a_400_that_names_it(front: Front, where: str, 
 
 def test_a_limit_without_reason_is_clamped(front: Front) -> None:
     assert len(costs(front, by="day", limit="1e9")["rows"]) == 3
-    assert len(costs(front, "/costs/timeseries", by="hour", since="1970-01-01", limit="1e9")["rows"]) == 10_000
+    assert (
+        len(costs(front, "/costs/timeseries", by="hour", since="1970-01-01", limit="1e9")["rows"])
+        == 10_000
+    )
 
 
 @pytest.mark.parametrize("where", ["/costs", "/costs/timeseries"])

@@ -1,4 +1,6 @@
-"""The OpenAI door: what passes through byte for byte, what every answer carries, and how errors look."""
+"""The OpenAI door: what passes through byte for byte, what every answer carries, and how errors
+look.
+"""
 
 import base64
 import json
@@ -29,8 +31,10 @@ from infermux import EchoProvider, blueprint, openai_blueprint
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
-ODD = (b'{ "messages" :\n [ {"content": "h\\u00e9llo \xc3\xa9", "role": "user", "new_member": null} ],\t"seed": 1.0e0, "n": 2,'
-       b' "model" : "%s", "logit_bias": {}, "x_new_parameter": [1.50, "\\/"] }')
+ODD = (
+    b'{ "messages" :\n [ {"content": "h\\u00e9llo \xc3\xa9", "role": "user", "new_member": null} ],\t"seed": 1.0e0, "n": 2,'
+    b' "model" : "%s", "logit_bias": {}, "x_new_parameter": [1.50, "\\/"] }'
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +52,19 @@ def front(vendors):
 def is_error(answer, status, code, param=None):
     """Check that an answer is an error in OpenAI's shape; return its message."""
     assert answer.status == status, answer.data
-    assert set(answer.json) == {"error"} and set(answer.json["error"]) == {"message", "type", "param", "code"}
+    assert set(answer.json) == {"error"} and set(answer.json["error"]) == {
+        "message",
+        "type",
+        "param",
+        "code",
+    }
     assert (answer.json["error"]["code"], answer.json["error"]["param"]) == (code, param)
     assert answer.headers["Content-Type"] == "application/json"
     return answer.json["error"]["message"]
 
 
-# -- same dialect: nothing is translated -------------------------------------------------------------------------------
+# -- same dialect: nothing is translated -----------------------------------------------------------
+
 
 def test_the_body_goes_out_and_the_answer_comes_back_byte_for_byte(front, vendors):
     answer = openai_whole(Turn("Größe")).replace(b'"id"', b'"x_new": 1.0,  "id"')
@@ -79,43 +89,88 @@ def test_only_the_wish_for_usage_is_added_to_a_stream(front, vendors):
 
 
 def test_events_come_back_as_they_were(front, vendors):
-    """Events with members that nobody here knows, more than one choice, and a chunk after the one with usage."""
+    """Events with members that nobody here knows, more than one choice, and a chunk after the one
+    with usage.
+    """
     events = openai_events(Turn("Größe", (("f", {"a": 1}),)))
-    events[1] = events[1].replace(b'"choices"', b'"obfuscation":  "x1", "choices"').replace(b'"delta"', b'"new": {"x": []}, "delta"')
+    events[1] = (
+        events[1]
+        .replace(b'"choices"', b'"obfuscation":  "x1", "choices"')
+        .replace(b'"delta"', b'"new": {"x": []}, "delta"')
+    )
     events.insert(2, openai_chunk({"content": "other"}).replace(b'"index": 0', b'"index": 1'))
     events.insert(-1, openai_chunk(None, moderation={"flagged": False}))
     vendors["openai"].script(stream(*events))
-    answer = front.ask(CHAT, HELLO | {"model": "gpt-asked", "stream": True, "stream_options": {"include_usage": True}})
+    answer = front.ask(
+        CHAT,
+        HELLO | {"model": "gpt-asked", "stream": True, "stream_options": {"include_usage": True}},
+    )
     recorded.compare_openai(sse(b"".join(events)), sse(answer.data), usage=True)
 
 
-@pytest.mark.parametrize("exchange", recorded.exchanges("openai.chat"), ids=lambda exchange: exchange["id"])
+@pytest.mark.parametrize(
+    "exchange", recorded.exchanges("openai.chat"), ids=lambda exchange: exchange["id"]
+)
 def test_recorded_traffic_passes_through(exchange, replayed):
-    """Request bytes but for model and stream_options; answer bytes; events but for the figures of the last."""
+    """Request bytes but for model and stream_options; answer bytes; events but for the figures of
+    the last.
+    """
     asked, usage = recorded.request(exchange), recorded.wants_usage(exchange)
     answer, received = replayed(exchange, CHAT, asked)
     assert recorded.unasked(received) == recorded.unasked(recorded.renamed(asked, exchange))
     if exchange["response"]["status"] >= 400:
         is_error(answer, answer.status, answer.json["error"]["code"], answer.json["error"]["param"])
-        assert answer.status == recorded.STATUS.get(exchange["response"]["status"], exchange["response"]["status"])
+        assert answer.status == recorded.STATUS.get(
+            exchange["response"]["status"], exchange["response"]["status"]
+        )
     elif not exchange["stream"]:
         assert answer.data == json.dumps(exchange["response"]["body"], ensure_ascii=False).encode()
     else:
-        recorded.compare_openai(recorded.events(exchange), sse(answer.data), usage=usage, error=exchange["expected"]["error"])
+        recorded.compare_openai(
+            recorded.events(exchange),
+            sse(answer.data),
+            usage=usage,
+            error=exchange["expected"]["error"],
+        )
 
 
-# -- the other operations ----------------------------------------------------------------------------------------------
+# -- the other operations --------------------------------------------------------------------------
 
-OPERATIONS = {"/v1/embeddings": {"input": "hello"}, "/v1/completions": {"prompt": "hello"}, "/v1/responses": {"input": "hello"}}
+OPERATIONS = {
+    "/v1/embeddings": {"input": "hello"},
+    "/v1/completions": {"prompt": "hello"},
+    "/v1/responses": {"input": "hello"},
+}
 ANSWERS = {
-    "/v1/embeddings": {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}], "model": "e-1",
-                       "usage": {"prompt_tokens": 4, "total_tokens": 4}},
-    "/v1/completions": {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "i-1", "choices": [
-        {"index": 0, "text": "hi", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}},
-    "/v1/responses": {"id": "resp_1", "object": "response", "model": "r-1", "status": "completed", "output": [
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}],
-        "usage": {"input_tokens": 4, "output_tokens": 2, "total_tokens": 6}}}
+    "/v1/embeddings": {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}],
+        "model": "e-1",
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+    },
+    "/v1/completions": {
+        "id": "cmpl-1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "i-1",
+        "choices": [{"index": 0, "text": "hi", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6},
+    },
+    "/v1/responses": {
+        "id": "resp_1",
+        "object": "response",
+        "model": "r-1",
+        "status": "completed",
+        "output": [
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "hi"}],
+            }
+        ],
+        "usage": {"input_tokens": 4, "output_tokens": 2, "total_tokens": 6},
+    },
+}
 
 
 @pytest.mark.parametrize("path", OPERATIONS)
@@ -127,7 +182,10 @@ def test_it_passes_through_to_a_vendor_that_has_it(front, vendors, path):
     assert (got.status, got.data) == (200, answer)
     assert (vendor.seen[0].path, vendor.seen[0].data) == (path, sent)
     span = front.spans[-1]
-    assert (span.attrs["tokens_in"], span.attrs["tokens_out"]) == (4, 0 if "embeddings" in path else 2)
+    assert (span.attrs["tokens_in"], span.attrs["tokens_out"]) == (
+        4,
+        0 if "embeddings" in path else 2,
+    )
 
 
 @pytest.mark.parametrize("path", OPERATIONS)
@@ -137,15 +195,19 @@ def test_a_vendor_that_lacks_it_is_a_clear_400(front, vendors, path, model):
         pytest.skip("Gemini has embeddings")
     for vendor in vendors.values():
         vendor.script(reply(b"", 500))
-    message = is_error(front.ask(path, OPERATIONS[path] | {"model": model}), 400, "unsupported_parameter", "model")
+    message = is_error(
+        front.ask(path, OPERATIONS[path] | {"model": model}), 400, "unsupported_parameter", "model"
+    )
     assert path.removeprefix("/v1/") in message
     assert not any(vendor.seen for vendor in vendors.values())
 
 
 def test_a_responses_stream_passes_through_with_its_own_terminator(front, vendors):
-    kinds = ({"type": "response.created", "response": {"id": "resp_1", "model": "r-1"}},
-             {"type": "response.output_text.delta", "delta": "hi"},
-             {"type": "response.completed", "response": ANSWERS["/v1/responses"]})
+    kinds = (
+        {"type": "response.created", "response": {"id": "resp_1", "model": "r-1"}},
+        {"type": "response.output_text.delta", "delta": "hi"},
+        {"type": "response.completed", "response": ANSWERS["/v1/responses"]},
+    )
     events = [f"event: {kind['type']}\ndata: {json.dumps(kind)}\n\n".encode() for kind in kinds]
     vendor = vendors["openai"].script(stream(*events))
     answer = front.ask("/v1/responses", {"model": "gpt-asked", "input": "hello", "stream": True})
@@ -157,35 +219,61 @@ def test_a_responses_stream_passes_through_with_its_own_terminator(front, vendor
 @pytest.mark.parametrize("end", ["cut", "end"])
 def test_a_responses_stream_that_breaks_says_so(front, vendors, end):
     event = {"type": "response.output_text.delta", "delta": "hi"}
-    vendors["openai"].script(stream(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode(), end=end))
-    events = sse(front.ask("/v1/responses", {"model": "gpt-asked", "input": "hello", "stream": True}).data)
+    vendors["openai"].script(
+        stream(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode(), end=end)
+    )
+    events = sse(
+        front.ask("/v1/responses", {"model": "gpt-asked", "input": "hello", "stream": True}).data
+    )
     assert [each.name for each in events] == ["response.output_text.delta", "error"]
     assert events[-1].json["type"] == "error" and events[-1].json["message"]
 
 
-@pytest.mark.parametrize("given", ["hello", ["hello"], ["hello", "there"]], ids=["text", "one", "two"])
+@pytest.mark.parametrize(
+    "given", ["hello", ["hello"], ["hello", "there"]], ids=["text", "one", "two"]
+)
 @pytest.mark.parametrize("form", [None, "float", "base64"])
 def test_embeddings_of_gemini(front, vendors, given, form):
     """In OpenAI's shape; base64 is what the official SDK asks for unless told otherwise."""
-    vectors = [[0.5, -1.25], [3.0, 0.125]][:len(given) if isinstance(given, list) else 1]
+    vectors = [[0.5, -1.25], [3.0, 0.125]][: len(given) if isinstance(given, list) else 1]
     values = [{"values": vector} for vector in vectors]
-    vendor = vendors["gemini"].script(reply({"embeddings": values} if isinstance(given, list) else {"embedding": values[0]}))
-    answer = front.ask("/v1/embeddings", {"model": "gemini-asked", "input": given} | ({"encoding_format": form} if form else {}))
+    vendor = vendors["gemini"].script(
+        reply({"embeddings": values} if isinstance(given, list) else {"embedding": values[0]})
+    )
+    answer = front.ask(
+        "/v1/embeddings",
+        {"model": "gemini-asked", "input": given} | ({"encoding_format": form} if form else {}),
+    )
     found = [item["embedding"] for item in answer.json["data"]]
     if form == "base64":
-        found = [list(struct.unpack(f"<{len(base64.b64decode(one)) // 4}f", base64.b64decode(one))) for one in found]
-    assert found == vectors and [item["index"] for item in answer.json["data"]] == list(range(len(vectors)))
-    assert answer.json["object"] == "list" and answer.json["usage"].keys() == {"prompt_tokens", "total_tokens"}
-    assert vendor.seen[0].path.endswith(":batchEmbedContents" if isinstance(given, list) else ":embedContent")
+        found = [
+            list(struct.unpack(f"<{len(base64.b64decode(one)) // 4}f", base64.b64decode(one)))
+            for one in found
+        ]
+    assert found == vectors and [item["index"] for item in answer.json["data"]] == list(
+        range(len(vectors))
+    )
+    assert answer.json["object"] == "list" and answer.json["usage"].keys() == {
+        "prompt_tokens",
+        "total_tokens",
+    }
+    assert vendor.seen[0].path.endswith(
+        ":batchEmbedContents" if isinstance(given, list) else ":embedContent"
+    )
 
 
-# -- models ------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
+
 
 def test_models_are_listed_in_order_of_registration(front):
     answer = front.ask("/v1/models")
     assert [(model["id"], model["owned_by"]) for model in answer.json["data"]] == [
-        *((MODELS[name], name) for name in ("openai", "anthropic", "gemini")), ("echo-v1", "echo")]
-    assert answer.json["object"] == "list" and all(model["object"] == "model" for model in answer.json["data"])
+        *((MODELS[name], name) for name in ("openai", "anthropic", "gemini")),
+        ("echo-v1", "echo"),
+    ]
+    assert answer.json["object"] == "list" and all(
+        model["object"] == "model" for model in answer.json["data"]
+    )
 
 
 @pytest.mark.parametrize("name", ["echo-v1", "openai/gpt-unlisted", "anthropic/claude-asked"])
@@ -199,7 +287,8 @@ def test_an_unknown_model_is_404(front):
     is_error(front.ask(CHAT, HELLO | {"model": "no-such-model"}), 404, "model_not_found", "model")
 
 
-# -- headers -----------------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
 def test_every_answer_tells_of_its_call(front, vendors, dialect):
@@ -207,14 +296,22 @@ def test_every_answer_tells_of_its_call(front, vendors, dialect):
     vendors[dialect].script(reply(whole(Turn("x"))))
     headers = front.ask(CHAT, HELLO | {"model": MODELS[dialect]}).headers
     assert headers["X-Request-Id"] == headers["Request-Id"] and len(headers["X-Request-Id"]) == 32
-    expected = {"Provider": dialect, "Model": SERVED[dialect], "Attempts": "1", "Prompt-Tokens": "31", "Completion-Tokens": "17",
-                "Cost": "unpriced"}
+    expected = {
+        "Provider": dialect,
+        "Model": SERVED[dialect],
+        "Attempts": "1",
+        "Prompt-Tokens": "31",
+        "Completion-Tokens": "17",
+        "Cost": "unpriced",
+    }
     assert {name: headers[f"X-Infermux-{name}"] for name in expected} == expected
     assert headers["X-Infermux-Latency-Ms"].isdigit() and "dur=" in headers["Server-Timing"]
 
 
 def test_a_known_cost_is_exact_in_its_header(front, vendors):
-    vendors["openai"].script(reply(openai_whole(Turn("x")).replace(SERVED["openai"].encode(), b"gpt-4o-mini-2024-07-18")))
+    vendors["openai"].script(
+        reply(openai_whole(Turn("x")).replace(SERVED["openai"].encode(), b"gpt-4o-mini-2024-07-18"))
+    )
     headers = front.ask(CHAT, HELLO | {"model": "openai/gpt-4o-mini"}).headers
     assert headers["X-Infermux-Cost"] == "0.00001425"
 
@@ -229,8 +326,16 @@ def test_a_stream_tells_what_is_known_at_its_first_byte(front, vendors, dialect)
     assert headers["Cache-Control"] == "no-cache" and headers["X-Accel-Buffering"] == "no"
 
 
-@pytest.mark.parametrize(("path", "body"), [(CHAT, b"{"), (CHAT, {"model": "no-such-model"} | HELLO), ("/v1/models", None),
-                                            ("/v1/models/none", None), ("/v1/embeddings", {"model": "echo-v1"})])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, b"{"),
+        (CHAT, {"model": "no-such-model"} | HELLO),
+        ("/v1/models", None),
+        ("/v1/models/none", None),
+        ("/v1/embeddings", {"model": "echo-v1"}),
+    ],
+)
 def test_errors_and_lists_have_a_request_id_too(front, path, body):
     headers = front.ask(path, body).headers
     assert headers["X-Request-Id"] == headers["Request-Id"] and headers["X-Request-Id"]
@@ -240,14 +345,23 @@ def test_an_error_of_the_vendor_tells_of_its_call(front, vendors):
     vendors["openai"].script(reply({"error": {"message": "secret words"}}, 500))
     answer = front.ask(CHAT, HELLO | {"model": "gpt-asked"})
     is_error(answer, 502, "upstream_error")
-    assert (answer.headers["X-Infermux-Provider"], answer.headers["X-Infermux-Attempts"]) == ("openai", "1")
+    assert (answer.headers["X-Infermux-Provider"], answer.headers["X-Infermux-Attempts"]) == (
+        "openai",
+        "1",
+    )
     assert answer.headers["x-should-retry"] == "false" and b"secret" not in answer.data
 
 
-# -- what a caller did wrong -------------------------------------------------------------------------------------------
+# -- what a caller did wrong -----------------------------------------------------------------------
 
-BAD = {"not json": b"{", "empty": b"", "an array": b"[]", "nan": b'{"model":"echo-v1","messages":[],"temperature":NaN}',
-       "twice": b'{"model":"echo-v1","model":"echo-v1"}', "latin-1": b'{"model":"\xe9"}'}
+BAD = {
+    "not json": b"{",
+    "empty": b"",
+    "an array": b"[]",
+    "nan": b'{"model":"echo-v1","messages":[],"temperature":NaN}',
+    "twice": b'{"model":"echo-v1","model":"echo-v1"}',
+    "latin-1": b'{"model":"\xe9"}',
+}
 
 
 @pytest.mark.parametrize("body", BAD.values(), ids=BAD)
@@ -256,10 +370,20 @@ def test_a_body_that_is_no_request(front, path, body):
     assert is_error(front.ask(path, body), 400, "invalid_request")
 
 
-@pytest.mark.parametrize(("more", "param"), [
-    ({"model": 5}, "model"), ({"model": None}, "model"), ({"stream": "yes"}, "stream"), ({"messages": "hello"}, "messages"),
-    ({"messages": []}, "messages"), ({"messages": [{"role": "user"}]}, "messages[0].content"), ({"stream_options": []}, "stream_options"),
-    ({"messages": [5]}, "messages[0]"), ({"api_base": "http://elsewhere"}, "api_base")])
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"model": 5}, "model"),
+        ({"model": None}, "model"),
+        ({"stream": "yes"}, "stream"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"stream_options": []}, "stream_options"),
+        ({"messages": [5]}, "messages[0]"),
+        ({"api_base": "http://elsewhere"}, "api_base"),
+    ],
+)
 def test_what_is_odd_is_named(front, more, param):
     is_error(front.ask(CHAT, HELLO | {"model": "echo-v1"} | more), 400, "invalid_request", param)
 
@@ -277,7 +401,16 @@ def test_a_parameter_that_the_vendor_cannot_be_told_is_named(front, vendors, dia
 def test_it_is_dropped_and_told_of_if_so_configured(vendors, dialect, streamed):
     vendor = vendors[dialect].script(says(dialect, Turn("x"), streamed=streamed))
     with Front(vendor.provider(), on_unsupported="drop") as front:
-        answer = front.ask(CHAT, HELLO | {"model": MODELS[dialect], "logit_bias": {"50256": -100}, "prediction": {}, "stream": streamed})
+        answer = front.ask(
+            CHAT,
+            HELLO
+            | {
+                "model": MODELS[dialect],
+                "logit_bias": {"50256": -100},
+                "prediction": {},
+                "stream": streamed,
+            },
+        )
     assert answer.status == 200
     assert set(answer.headers["X-Infermux-Dropped"].split(", ")) == {"logit_bias", "prediction"}
     assert b"logit" not in vendor.seen[0].data and b"prediction" not in vendor.seen[0].data
@@ -295,17 +428,27 @@ def test_a_body_over_the_limit_is_413(front):
     is_error(front.ask(CHAT, b" " * (33 * 1024 * 1024)), 413, "request_too_large")
 
 
-# -- mounting ----------------------------------------------------------------------------------------------------------
+# -- mounting --------------------------------------------------------------------------------------
+
 
 def test_the_door_stands_alone_under_a_prefix():
     def app(router):
         host = Flask("host")
         host.register_blueprint(openai_blueprint(router), url_prefix="/llm")
         return host
+
     with Front(EchoProvider(), app=app) as front:
-        assert front.ask("/llm/v1/chat/completions", HELLO | {"model": "echo-v1"}).json["choices"][0]["message"]["content"] == "echo: hello"
+        assert (
+            front.ask("/llm/v1/chat/completions", HELLO | {"model": "echo-v1"}).json["choices"][0][
+                "message"
+            ]["content"]
+            == "echo: hello"
+        )
         assert front.ask("/llm/v1/models/echo-v1").status == 200
-        assert [front.ask(path, {}).status for path in ("/v1/chat/completions", "/llm/infer", "/llm/v1/messages")] == [404] * 3
+        assert [
+            front.ask(path, {}).status
+            for path in ("/v1/chat/completions", "/llm/infer", "/llm/v1/messages")
+        ] == [404] * 3
 
 
 def test_doors_of_one_router_live_beside_each_other():
@@ -315,20 +458,25 @@ def test_doors_of_one_router_live_beside_each_other():
         host.register_blueprint(openai_blueprint(router), url_prefix="/openai")
         host.register_blueprint(openai_blueprint(router), url_prefix="/again")
         return host
+
     with Front(EchoProvider(), app=app) as front:
         body = HELLO | {"model": "echo-v1"}
         assert front.ask("/mist/infer", body).json["content"] == "echo: hello"
-        assert [front.ask(f"/{prefix}/v1/chat/completions", body).status for prefix in ("openai", "again")] == [200, 200]
+        assert [
+            front.ask(f"/{prefix}/v1/chat/completions", body).status
+            for prefix in ("openai", "again")
+        ] == [200, 200]
 
 
 def test_who_is_calling_is_the_hosts_word():
     names = []
 
     def app(router):
-        router.observers.append(lambda call: names.append((call.caller.name, call.door)))
+        router.observers.append(lambda call: names.append((call.caller.name, call.api)))
         host = Flask("host")
         host.register_blueprint(openai_blueprint(router, caller=lambda: "alice"))
         return host
+
     with Front(EchoProvider(), app=app) as front:
         front.ask(CHAT, HELLO | {"model": "echo-v1"})
     assert names == [("alice", "openai")]

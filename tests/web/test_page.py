@@ -1,4 +1,6 @@
-"""The status page: what it says, that it says it to operators alone and runs nothing of theirs, how it behaves in a real browser."""
+"""The status page: what it says, that it says it to operators alone and runs nothing of theirs, how
+it behaves in a real browser.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,19 @@ from flask import Flask
 from support import HELLO, ask, eventually
 
 from infermux import EchoProvider, Router, blueprint, ops_blueprint
-from infermux.call import PICO, Attempt, Call
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
 from infermux.ledger import Total, record
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.planning.call import PICO, Attempt, Call
 from infermux.protocol import InferRequest
 from infermux.types import Caller, Target, Usage
-from infermux.web.page import Page, count, duration, money, share, shown_name
+from infermux.web.status_page import Page, count, duration, money, share, shown_name
 
 ADMIN = "adm-in-key"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"me:{ADMIN}".encode()).decode()}
 HOSTILE = """</main></script><script>window.pwned = 1</script><img src=x onerror="window.pwned=1">'"&\u202e\n{{7*7}}"""
-NASTY = """"><img src=x onerror=window.pwned=1><"""     # what a provider may be called
-NOON = 1_795_435_200.0                      # 2026-11-23T12:00:00Z
+NASTY = """"><img src=x onerror=window.pwned=1><"""  # what a provider may be called
+NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 
 
 class Down:
@@ -46,7 +48,7 @@ class Down:
 
 def mounted(router: Router) -> Flask:
     app = Flask("host")
-    app.jinja_env.autoescape = False        # the page must not depend on how its host renders
+    app.jinja_env.autoescape = False  # the page must not depend on how its host renders
     app.register_blueprint(blueprint(router))
     app.register_blueprint(ops_blueprint(router, ADMIN), url_prefix="/ops")
     return app
@@ -66,17 +68,37 @@ def front(ledger: SQLiteLedger) -> Iterator[Front]:
         yield made
 
 
-def put(ledger: SQLiteLedger, *attempts: Attempt, model: str = "fast", caller: str = "", at: float | None = None,
-        error: InferMuxError | None = None) -> Call:
+def put(
+    ledger: SQLiteLedger,
+    *attempts: Attempt,
+    model: str = "fast",
+    caller: str = "",
+    at: float | None = None,
+    error: InferMuxError | None = None,
+) -> Call:
     """Write down a call that began *at* that time, else a minute ago, and lasted half a second."""
     start = time.time() - 60 if at is None else at
-    call = Call(InferRequest(model), Caller(caller), "openai", started=10.0, ended=10.5, start_ns=int(start * 1e9))
+    call = Call(
+        InferRequest(model),
+        Caller(caller),
+        "openai",
+        started=10.0,
+        ended=10.5,
+        start_ns=int(start * 1e9),
+    )
     call.attempts, call.error = list(attempts), error
     assert ledger.settle(record(call))
     return call
 
 
-def tried(provider: str, model: str, cost: int | None = None, *, error: InferMuxError | None = None, estimated: bool = False) -> Attempt:
+def tried(
+    provider: str,
+    model: str,
+    cost: int | None = None,
+    *,
+    error: InferMuxError | None = None,
+    estimated: bool = False,
+) -> Attempt:
     usage = None if error is not None else Usage(1000, 200, estimated=estimated)
     return Attempt(Target(provider, model), 10.0, ended=10.5, usage=usage, cost=cost, error=error)
 
@@ -111,36 +133,58 @@ def read(html: str) -> str:
     return " ".join(parsed(html[html.index("<main") : html.rindex("</main>")]).words)
 
 
-# -- what it says ------------------------------------------------------------------------------------------------------
+# -- what it says ----------------------------------------------------------------------------------
 
 
 def test_targets_calls_costs_and_errors_are_told(front: Front, ledger: SQLiteLedger) -> None:
     for _ in range(6):
         ask(front.port, "/infer", {**HELLO, "model": "gone-1"})
     put(ledger, tried("openai", "gpt-5", 3 * PICO // 2), caller="web")
-    put(ledger, tried("openai", "gpt-5", error=ProviderTimeout("slow")), tried("anthropic", "claude", PICO // 4), caller="night")
+    put(
+        ledger,
+        tried("openai", "gpt-5", error=ProviderTimeout("slow")),
+        tried("anthropic", "claude", PICO // 4),
+        caller="night",
+    )
     put(ledger, tried("openai", "gpt-5", PICO), caller="web", at=time.time() - 25 * 3600)
     text = page(front)
     assert re.search(r"gone-1 down open circuit open", text)
-    assert "Calls, 24 h 8 " in text and "Failed, 24 h 75.0% 6 calls" in text and "Cost, 24 h $1.75 " in text
-    assert "gpt-5 openai 1 1,000 / 200 $1.50" in text and "claude anthropic 1 1,000 / 200 $0.2500" in text
+    assert (
+        "Calls, 24 h 8 " in text
+        and "Failed, 24 h 75.0% 6 calls" in text
+        and "Cost, 24 h $1.75 " in text
+    )
+    assert (
+        "gpt-5 openai 1 1,000 / 200 $1.50" in text
+        and "claude anthropic 1 1,000 / 200 $0.2500" in text
+    )
     assert "web 1 1,000 / 200 $1.50" in text and "night 1 1,000 / 200 $0.2500" in text
     assert "upstream_timeout 0 1" in text and "upstream_error" in text
-    assert "fast → openai/gpt-5 web" in text and "fast → anthropic/claude · 2 attempts night" in text
+    assert (
+        "fast → openai/gpt-5 web" in text and "fast → anthropic/claude · 2 attempts night" in text
+    )
 
 
 def test_a_calls_plan_is_told_with_what_was_left_out(front: Front) -> None:
     for _ in range(6):
         ask(front.port, "/infer", {**HELLO, "model": "gone-1"})
     assert ask(front.port, "/infer", {**HELLO, "model": "both"}).status == 200
-    assert re.search(r"Plan priority echo/echo-v1 down/gone-1 was left out: circuit open .*? Attempts .*? echo/echo-v1 ok", page(front))
+    assert re.search(
+        r"Plan priority echo/echo-v1 down/gone-1 was left out: circuit open .*? Attempts .*? echo/echo-v1 ok",
+        page(front),
+    )
 
 
-def test_what_has_no_price_is_never_free_and_an_estimate_is_marked(front: Front, ledger: SQLiteLedger) -> None:
+def test_what_has_no_price_is_never_free_and_an_estimate_is_marked(
+    front: Front, ledger: SQLiteLedger
+) -> None:
     put(ledger, tried("own", "unknown"), caller="a")
     text = page(front)
     assert "$0" not in text[text.index("Cost by model") :]
-    assert "Cost, 24 h unpriced 1 attempts unpriced" in text and "unknown own 1 1,000 / 200 unpriced" in text
+    assert (
+        "Cost, 24 h unpriced 1 attempts unpriced" in text
+        and "unknown own 1 1,000 / 200 unpriced" in text
+    )
     put(ledger, tried("own", "unknown"), tried("own", "tiny", 1, estimated=True), caller="b")
     assert "b 1 2,000 / 400 ≈ <$0.000001 + unpriced" in page(front)
 
@@ -154,7 +198,11 @@ def test_without_a_ledger_the_rest_is_shown(ledger: SQLiteLedger, tmp_path: Path
         ask(front.port, "/infer", HELLO)
         shutil.rmtree(tmp_path / "ledger")
         text = page(front)
-        assert "The ledger cannot be read now" in text and "echo-v1 echo closed" in text and str(tmp_path) not in text
+        assert (
+            "The ledger cannot be read now" in text
+            and "echo-v1 echo closed" in text
+            and str(tmp_path) not in text
+        )
 
 
 def test_hours_that_are_over_are_asked_for_once_but_a_late_call_counts(tmp_path: Path) -> None:
@@ -165,17 +213,22 @@ def test_hours_that_are_over_are_asked_for_once_but_a_late_call_counts(tmp_path:
 
     asked: Counter[float] = Counter()
     with closing(Asked(tmp_path / "l.db")) as ledger:
+
         def at(router: Router) -> Flask:
             app = Flask("host")
             app.add_url_rule("/ops/status", view_func=Page(router, clock=lambda: NOON + 300).answer)
             return app
+
         with Front(EchoProvider(), app=at, ledger=ledger) as front:
             put(ledger, tried("a", "m"), at=NOON - 7200)
             assert "Calls, 24 h 1 " in page(front)
             put(ledger, tried("a", "m"), at=NOON - 1)
             put(ledger, tried("a", "m"), at=NOON + 1)
             assert "Calls, 24 h 3 " in page(front)
-    assert len(asked) == 24 and {since for since, times in asked.items() if times > 2} == {NOON - 3600, NOON}
+    assert len(asked) == 24 and {since for since, times in asked.items() if times > 2} == {
+        NOON - 3600,
+        NOON,
+    }
 
 
 @pytest.mark.parametrize(("shown", "expected"), [
@@ -190,7 +243,7 @@ def test_values_are_shown_at_a_glance(shown: str, expected: str) -> None:
     assert shown == expected
 
 
-# -- what it must not do -----------------------------------------------------------------------------------------------
+# -- what it must not do ---------------------------------------------------------------------------
 
 
 def test_it_is_for_operators_and_lets_nothing_in_or_out(front: Front) -> None:
@@ -203,7 +256,10 @@ def test_it_is_for_operators_and_lets_nothing_in_or_out(front: Front) -> None:
         f"default-src 'none'; style-src 'nonce-{nonce[1]}'; script-src 'nonce-{nonce[1]}'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    assert nonce[1] not in other.headers["Content-Security-Policy"] and f'nonce="{nonce[1]}"' in one.data.decode()
+    assert (
+        nonce[1] not in other.headers["Content-Security-Policy"]
+        and f'nonce="{nonce[1]}"' in one.data.decode()
+    )
     assert one.headers["Content-Type"] == "text/html; charset=utf-8"
     assert [one.headers[name] for name in ("Cache-Control", "Referrer-Policy", "X-Content-Type-Options")] == [
         "no-store", "no-referrer", "nosniff"]  # fmt: skip
@@ -220,12 +276,21 @@ def test_names_are_text_and_nothing_else(front: Front, ledger: SQLiteLedger) -> 
     hostile(ledger)
     html = ask(front.port, "/ops/status", headers=LOGIN).data.decode()
     tags = parsed(html).tags
-    assert Counter(tag for tag, _ in tags if tag in ("script", "style", "img", "main")) == {"script": 1, "style": 1, "main": 1}
-    assert not [name for _, attributes in tags for name in attributes if name == "style" or name.startswith("on")]
+    assert Counter(tag for tag, _ in tags if tag in ("script", "style", "img", "main")) == {
+        "script": 1,
+        "style": 1,
+        "main": 1,
+    }
+    assert not [
+        name
+        for _, attributes in tags
+        for name in attributes
+        if name == "style" or name.startswith("on")
+    ]
     assert "&lt;script&gt;window.pwned = 1" in html and r"\u202e\n{{7*7}}" in html
 
 
-# -- in a browser ------------------------------------------------------------------------------------------------------
+# -- in a browser ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -248,13 +313,20 @@ def browser(window: Browser, front: Front) -> Browser:
 
 
 def refresh(browser: Browser, hidden: bool = False) -> None:
-    """Let the page believe that its tab was hidden, or is seen again, upon which it refreshes itself."""
-    browser.run("Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
-                "document.dispatchEvent(new Event('visibilitychange'))", hidden)
+    """Let the page believe that its tab was hidden, or is seen again, upon which it refreshes
+    itself.
+    """
+    browser.run(
+        "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))",
+        hidden,
+    )
 
 
 def text(browser: Browser, selector: str) -> str:
-    return str(browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
+    return str(
+        browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
+    )
 
 
 def shows(browser: Browser, selector: str, wanted: str) -> Callable[[], bool]:
@@ -266,7 +338,9 @@ BEYOND = """return [...document.querySelectorAll('main *')].filter(each => getCo
     && !each.closest('svg') && each.getBoundingClientRect().right > innerWidth + 0.5).map(each => each.outerHTML)"""
 
 
-def test_it_renders_on_any_screen_without_a_complaint(browser: Browser, front: Front, ledger: SQLiteLedger) -> None:
+def test_it_renders_on_any_screen_without_a_complaint(
+    browser: Browser, front: Front, ledger: SQLiteLedger
+) -> None:
     hostile(ledger)
     ask(front.port, "/infer", HELLO)
     refresh(browser)
@@ -281,16 +355,26 @@ def test_it_renders_on_any_screen_without_a_complaint(browser: Browser, front: F
             assert browser.run("return document.scrollingElement.scrollWidth <= innerWidth")
             assert browser.run(BEYOND) == []
     assert colours[0] != colours[1]
-    assert browser.run("return document.querySelector('svg rect.all').getBoundingClientRect().height") > 1
-    assert r"<script>window.pwned = 1</script>" in text(browser, "#models") and browser.run("return window.pwned") is None
+    assert (
+        browser.run("return document.querySelector('svg rect.all').getBoundingClientRect().height")
+        > 1
+    )
+    assert (
+        r"<script>window.pwned = 1</script>" in text(browser, "#models")
+        and browser.run("return window.pwned") is None
+    )
     assert browser.log() == []
 
 
-def test_it_refreshes_itself_and_keeps_what_is_open(browser: Browser, front: Front, ledger: SQLiteLedger) -> None:
+def test_it_refreshes_itself_and_keeps_what_is_open(
+    browser: Browser, front: Front, ledger: SQLiteLedger
+) -> None:
     call = put(ledger, tried("a", "first", 1), caller="one")
     refresh(browser)
     eventually(shows(browser, "#calls", "one"), "the first call")
-    browser.run("window.mark = 1; document.querySelector('.call summary').click(); document.querySelector('.call summary').focus()")
+    browser.run(
+        "window.mark = 1; document.querySelector('.call summary').click(); document.querySelector('.call summary').focus()"
+    )
     put(ledger, tried("b", "second", 1), caller="two", at=time.time())
     eventually(shows(browser, "#calls", "two"), "the second call, by itself")
     state = """return [window.mark, [...document.querySelectorAll('.call[open]')].map(each => each.id),
@@ -301,7 +385,7 @@ def test_it_refreshes_itself_and_keeps_what_is_open(browser: Browser, front: Fro
         put(ledger, tried("c", "third"), caller="three", at=time.time())
     refresh(browser)
     eventually(shows(browser, "#calls", "three"), "the third call")
-    assert browser.run(state)[1] == [f"call-{call.id}"]     # although it is no longer among the last
+    assert browser.run(state)[1] == [f"call-{call.id}"]  # although it is no longer among the last
     assert browser.run("return document.querySelectorAll('.call').length") == 51
     assert browser.log() == []
 
@@ -309,7 +393,9 @@ def test_it_refreshes_itself_and_keeps_what_is_open(browser: Browser, front: Fro
 def test_what_is_read_stays_where_it_is(browser: Browser, ledger: SQLiteLedger) -> None:
     calls = [put(ledger, tried("a", "m"), at=time.time() - 60 + n) for n in range(40)]
     refresh(browser)
-    eventually(lambda: browser.run("return document.querySelectorAll('.call').length") == 40, "the calls")
+    eventually(
+        lambda: browser.run("return document.querySelectorAll('.call').length") == 40, "the calls"
+    )
     place = f"return document.getElementById('call-{calls[5].id}').getBoundingClientRect().top"
     browser.run(f"document.getElementById('call-{calls[5].id}').scrollIntoView()")
     before = browser.run(place)

@@ -1,4 +1,4 @@
-"""Every door to every vendor's dialect: what the vendor is asked, and what the client understands."""
+"""Every api to every vendor's dialect: what the vendor is asked, and what the client understands."""
 
 import contextlib
 import json
@@ -25,7 +25,9 @@ from doors import (
 DIALECTS = ("openai", "anthropic", "gemini")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 QUESTION = "Wie ist das Wetter in Köln und in 東京? 🌦"
-CALLS = Turn("Ich sehe nach.", (("weather", {"city": "Köln"}), ("weather", {"city": "東京", "days": 2})))
+CALLS = Turn(
+    "Ich sehe nach.", (("weather", {"city": "Köln"}), ("weather", {"city": "東京", "days": 2}))
+)
 RESULTS = ("Regen, 9 °C", '{"sky": "clear"}')
 ANSWER = Turn("In Köln Regen, in 東京 klar. 🌞")
 PATHS = {
@@ -53,38 +55,71 @@ def front(vendors):
 both_ways = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 
 
-# -- what a door's client sends ----------------------------------------------------------------------------------------
+# -- what a api's client sends ---------------------------------------------------------------------
 
 
-def tools(door):
-    if door == "anthropic":
+def tools(api):
+    if api == "anthropic":
         return [{"name": "weather", "description": "The weather of a city", "input_schema": SCHEMA}]
-    return [{"type": "function", "function": {"name": "weather", "description": "The weather of a city", "parameters": SCHEMA}}]
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "description": "The weather of a city",
+                "parameters": SCHEMA,
+            },
+        }
+    ]
 
 
-def results(door, calls):
+def results(api, calls):
     """Return the messages that answer *calls*, as this client says them."""
     said = [(ident, text) for (ident, _, _), text in zip(calls, RESULTS, strict=True)]
-    if door == "anthropic":
-        return [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": ident, "content": text} for ident, text in said]}]
+    if api == "anthropic":
+        return [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": ident, "content": text}
+                    for ident, text in said
+                ],
+            }
+        ]
     return [{"role": "tool", "tool_call_id": ident, "content": text} for ident, text in said]
 
 
-def picture(door):
-    if door == "anthropic":
+def picture(api):
+    if api == "anthropic":
         return [
             {"type": "text", "text": "What is this?"},
-            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
+            {
+                "type": "image",
+                "source": {"type": "base64", "media_type": "image/png", "data": PICTURE},
+            },
         ]
-    return [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}]
+    return [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
+    ]
 
 
-# -- what a vendor is asked, read by its own rules ---------------------------------------------------------------------
+# -- what a vendor is asked, read by its own rules -------------------------------------------------
 
 
 def check_openai(body):
-    """Return (system, [(role, texts, images, calls, results)], tools) of a request; fail where the vendor would refuse it."""
-    assert set(body) <= {"model", "messages", "tools", "stream", "stream_options", "max_tokens", "max_completion_tokens"}, set(body)
+    """Return (system, [(role, texts, images, calls, results)], tools) of a request; fail where the
+    vendor would refuse it.
+    """
+    assert set(body) <= {
+        "model",
+        "messages",
+        "tools",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+    }, set(body)
     system, turns, waiting = "", [], set()
     for message in body["messages"]:
         role, content = message["role"], message.get("content")
@@ -97,15 +132,36 @@ def check_openai(body):
         else:
             calls = message.get("tool_calls", [])
             waiting = {call["id"] for call in calls}
-            assert role in ("user", "assistant") and set(message) <= {"role", "content", "tool_calls", "refusal"}, message
-            images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"] if isinstance(content, list) else []
+            assert role in ("user", "assistant") and set(message) <= {
+                "role",
+                "content",
+                "tool_calls",
+                "refusal",
+            }, message
+            images = (
+                [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+                if isinstance(content, list)
+                else []
+            )
             turns.append((role, openai_text(content), images))
-            turns += [("call", call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+            turns += [
+                (
+                    "call",
+                    call["id"],
+                    call["function"]["name"],
+                    json.loads(call["function"]["arguments"]),
+                )
+                for call in calls
+            ]
     return (
         system,
         turns,
         [
-            (tool["function"]["name"], tool["function"]["description"], tool["function"]["parameters"])
+            (
+                tool["function"]["name"],
+                tool["function"]["description"],
+                tool["function"]["parameters"],
+            )
             for tool in body.get("tools", [])
             if tool["type"] == "function"
         ],
@@ -113,7 +169,11 @@ def check_openai(body):
 
 
 def openai_text(content):
-    return content or "" if not isinstance(content, list) else "".join(part["text"] for part in content if part["type"] == "text")
+    return (
+        content or ""
+        if not isinstance(content, list)
+        else "".join(part["text"] for part in content if part["type"] == "text")
+    )
 
 
 def check_anthropic(body):
@@ -122,19 +182,46 @@ def check_anthropic(body):
     system, turns, waiting = body.get("system", ""), [], []
     system = system if isinstance(system, str) else "".join(block["text"] for block in system)
     for turn in body["messages"]:
-        assert set(turn) == {"role", "content"} and turn["role"] in ("user", "assistant") and turn["content"]
-        blocks = [{"type": "text", "text": turn["content"]}] if isinstance(turn["content"], str) else turn["content"]
+        assert (
+            set(turn) == {"role", "content"}
+            and turn["role"] in ("user", "assistant")
+            and turn["content"]
+        )
+        blocks = (
+            [{"type": "text", "text": turn["content"]}]
+            if isinstance(turn["content"], str)
+            else turn["content"]
+        )
         answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
         assert answered == waiting, "calls and results must match, in the very next turn"
         waiting = [block["id"] for block in blocks if block["type"] == "tool_use"]
         texts = [block["text"] for block in blocks if block["type"] == "text"]
         assert all(texts), "an empty text block"
-        images = [f"data:{block['source']['media_type']};base64,{block['source']['data']}" for block in blocks if block["type"] == "image"]
+        images = [
+            f"data:{block['source']['media_type']};base64,{block['source']['data']}"
+            for block in blocks
+            if block["type"] == "image"
+        ]
         if texts or images:
             turns.append((turn["role"], "".join(texts), images))
-        turns += [("call", block["id"], block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"]
-        turns += [("result", block["tool_use_id"], openai_text(block["content"])) for block in blocks if block["type"] == "tool_result"]
-    return system, turns, [(tool["name"], tool["description"], tool["input_schema"]) for tool in body.get("tools", [])]
+        turns += [
+            ("call", block["id"], block["name"], block["input"])
+            for block in blocks
+            if block["type"] == "tool_use"
+        ]
+        turns += [
+            ("result", block["tool_use_id"], openai_text(block["content"]))
+            for block in blocks
+            if block["type"] == "tool_result"
+        ]
+    return (
+        system,
+        turns,
+        [
+            (tool["name"], tool["description"], tool["input_schema"])
+            for tool in body.get("tools", [])
+        ],
+    )
 
 
 def check_gemini(body):
@@ -142,11 +229,21 @@ def check_gemini(body):
     system = "".join(part["text"] for part in body.get("systemInstruction", {"parts": []})["parts"])
     turns, waiting, number = [], [], 0
     for content in body["contents"]:
-        assert set(content) == {"role", "parts"} and content["role"] in ("user", "model") and content["parts"]
+        assert (
+            set(content) == {"role", "parts"}
+            and content["role"] in ("user", "model")
+            and content["parts"]
+        )
         role = "assistant" if content["role"] == "model" else "user"
-        names = [part["functionResponse"]["name"] for part in content["parts"] if "functionResponse" in part]
+        names = [
+            part["functionResponse"]["name"]
+            for part in content["parts"]
+            if "functionResponse" in part
+        ]
         assert names == waiting, "each call is answered in the very next content"
-        waiting = [part["functionCall"]["name"] for part in content["parts"] if "functionCall" in part]
+        waiting = [
+            part["functionCall"]["name"] for part in content["parts"] if "functionCall" in part
+        ]
         text = "".join(part["text"] for part in content["parts"] if "text" in part)
         images = [
             f"data:{part['inlineData']['mimeType']};base64,{part['inlineData']['data']}"
@@ -158,18 +255,26 @@ def check_gemini(body):
         for part in content["parts"]:
             number += 1
             if "functionCall" in part:
-                turns.append(("call", "", part["functionCall"]["name"], part["functionCall"]["args"]))
+                turns.append(
+                    ("call", "", part["functionCall"]["name"], part["functionCall"]["args"])
+                )
             if "functionResponse" in part:
                 turns.append(("result", "", part["functionResponse"]["response"]))
     declared = [each for tool in body.get("tools", []) for each in tool["functionDeclarations"]]
-    return system, turns, [(each["name"], each["description"], each["parametersJsonSchema"]) for each in declared]
+    return (
+        system,
+        turns,
+        [(each["name"], each["description"], each["parametersJsonSchema"]) for each in declared],
+    )
 
 
 CHECKS = {"openai": check_openai, "anthropic": check_anthropic, "gemini": check_gemini}
 
 
 def asked(vendor, dialect, streamed):
-    """Return what the vendor's last request says; fail unless it came to the right address, with the key in its place."""
+    """Return what the vendor's last request says; fail unless it came to the right address, with
+    the key in its place.
+    """
     seen = vendor.seen[-1]
     assert seen.path == BASES[dialect] + PATHS[dialect, streamed]
     name, value = KEYS[dialect]
@@ -182,32 +287,48 @@ def asked(vendor, dialect, streamed):
     return CHECKS[dialect](seen.body)
 
 
-def usage(door):
-    return {"openai": (31, 8, 17, 5), "anthropic": (31, 8, 17, 5), "mist": (31, 17)}[door]
+def usage(api):
+    return {"openai": (31, 8, 17, 5), "anthropic": (31, 8, 17, 5), "mist": (31, 17)}[api]
 
 
-# -- the conversations -------------------------------------------------------------------------------------------------
+# -- the conversations -----------------------------------------------------------------------------
 
 
 @both_ways
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("door", CLIENTS)
-def test_a_conversation_with_tools(front, vendors, door, dialect, streamed):
-    client, vendor = CLIENTS[door], vendors[dialect].script(*(says(dialect, turn, streamed=streamed) for turn in (CALLS, ANSWER)))
-    messages = [{"role": "system", "content": "Antworte kurz."}, {"role": "user", "content": QUESTION}]
+@pytest.mark.parametrize("api", CLIENTS)
+def test_a_conversation_with_tools(front, vendors, api, dialect, streamed):
+    client, vendor = (
+        CLIENTS[api],
+        vendors[dialect].script(
+            *(says(dialect, turn, streamed=streamed) for turn in (CALLS, ANSWER))
+        ),
+    )
+    messages = [
+        {"role": "system", "content": "Antworte kurz."},
+        {"role": "user", "content": QUESTION},
+    ]
 
     def say():
-        body = client.body(MODELS[dialect], messages, tools=tools(door), streamed=streamed)
+        body = client.body(MODELS[dialect], messages, tools=tools(api), streamed=streamed)
         return request(client, front, body, streamed=streamed)
 
     first = say()
-    assert (first.text, first.finish, first.model) == (CALLS.text, client.finishes["tool_calls"], SERVED[dialect])
+    assert (first.text, first.finish, first.model) == (
+        CALLS.text,
+        client.finishes["tool_calls"],
+        SERVED[dialect],
+    )
     assert tuple((name, given) for _, name, given in first.calls) == CALLS.calls
     assert len({ident for ident, _, _ in first.calls}) == 2, "ids tell parallel calls apart"
-    assert first.usage == usage(door)
-    assert asked(vendor, dialect, streamed) == ("Antworte kurz.", [("user", QUESTION, [])], [("weather", "The weather of a city", SCHEMA)])
+    assert first.usage == usage(api)
+    assert asked(vendor, dialect, streamed) == (
+        "Antworte kurz.",
+        [("user", QUESTION, [])],
+        [("weather", "The weather of a city", SCHEMA)],
+    )
 
-    messages += [first.message, *results(door, first.calls)]
+    messages += [first.message, *results(api, first.calls)]
     second = say()
     assert (second.text, second.calls, second.finish) == (ANSWER.text, [], client.finishes["stop"])
     idents = ["", ""] if dialect == "gemini" else [ident for ident, _, _ in first.calls]
@@ -215,19 +336,28 @@ def test_a_conversation_with_tools(front, vendors, door, dialect, streamed):
     assert asked(vendor, dialect, streamed)[1] == [
         ("user", QUESTION, []),
         ("assistant", CALLS.text, []),
-        *(("call", ident, name, given) for ident, (name, given) in zip(idents, CALLS.calls, strict=True)),
+        *(
+            ("call", ident, name, given)
+            for ident, (name, given) in zip(idents, CALLS.calls, strict=True)
+        ),
         *(("result", ident, text) for ident, text in zip(idents, said, strict=True)),
     ]
 
 
 @both_ways
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("door", CLIENTS)
-def test_an_image(front, vendors, door, dialect, streamed):
-    client, vendor = CLIENTS[door], vendors[dialect].script(says(dialect, ANSWER, streamed=streamed))
-    body = client.body(MODELS[dialect], [{"role": "user", "content": picture(door)}], streamed=streamed)
+@pytest.mark.parametrize("api", CLIENTS)
+def test_an_image(front, vendors, api, dialect, streamed):
+    client, vendor = CLIENTS[api], vendors[dialect].script(says(dialect, ANSWER, streamed=streamed))
+    body = client.body(
+        MODELS[dialect], [{"role": "user", "content": picture(api)}], streamed=streamed
+    )
     assert request(client, front, body, streamed=streamed).text == ANSWER.text
-    assert asked(vendor, dialect, streamed) == ("", [("user", "What is this?", [f"data:image/png;base64,{PICTURE}"])], [])
+    assert asked(vendor, dialect, streamed) == (
+        "",
+        [("user", "What is this?", [f"data:image/png;base64,{PICTURE}"])],
+        [],
+    )
 
 
 @both_ways
@@ -243,27 +373,42 @@ def test_an_openai_client_reads_reasoning_of_every_vendor(front, vendors, dialec
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_an_anthropic_client_reads_thinking_of_every_vendor(front, vendors, dialect, streamed):
     vendors[dialect].script(says(dialect, Turn("42", thought="Let me think."), streamed=streamed))
-    body = AnthropicClient.body(MODELS[dialect], [{"role": "user", "content": "?"}], streamed=streamed)
+    body = AnthropicClient.body(
+        MODELS[dialect], [{"role": "user", "content": "?"}], streamed=streamed
+    )
     thought, text = request(AnthropicClient, front, body, streamed=streamed).message["content"]
-    assert (thought["type"], thought["thinking"], text["text"]) == ("thinking", "Let me think.", "42")
+    assert (thought["type"], thought["thinking"], text["text"]) == (
+        "thinking",
+        "Let me think.",
+        "42",
+    )
 
 
 @both_ways
-def test_signed_thinking_survives_an_openai_clients_conversation_with_claude(front, vendors, streamed):
+def test_signed_thinking_survives_an_openai_clients_conversation_with_claude(
+    front, vendors, streamed
+):
     turn = Turn("", (("weather", {"city": "Köln"}),), "Let me think.")
     vendor = vendors["anthropic"].script(says("anthropic", turn, streamed=streamed))
     messages = [{"role": "user", "content": "?"}]
     for _ in range(2):
-        body = OpenAIClient.body(MODELS["anthropic"], messages, tools=tools("openai"), streamed=streamed)
+        body = OpenAIClient.body(
+            MODELS["anthropic"], messages, tools=tools("openai"), streamed=streamed
+        )
         got = request(OpenAIClient, front, body, streamed=streamed)
-        messages += [got.message, {"role": "tool", "tool_call_id": got.calls[0][0], "content": "Regen"}]
+        messages += [
+            got.message,
+            {"role": "tool", "tool_call_id": got.calls[0][0], "content": "Regen"},
+        ]
     thinking, use = vendor.seen[-1].body["messages"][1]["content"]
     assert thinking == {"type": "thinking", "thinking": "Let me think.", "signature": SIGNATURE}
     assert (use["type"], use["input"]) == ("tool_use", {"city": "Köln"})
 
 
 @both_ways
-@pytest.mark.parametrize("client", [OpenAIClient, AnthropicClient, MistClient], ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "client", [OpenAIClient, AnthropicClient, MistClient], ids=lambda client: client.name
+)
 def test_geminis_signature_on_a_call_comes_back_to_it(front, vendors, client, streamed):
     turn = Turn("", (("weather", {"city": "Köln"}),))
     vendor = vendors["gemini"].script(says("gemini", turn, streamed=streamed))
@@ -275,7 +420,10 @@ def test_geminis_signature_on_a_call_comes_back_to_it(front, vendors, client, st
         if client is AnthropicClient:
             messages[-1]["content"] = messages[-1]["content"][:1]
     (call,) = vendor.seen[-1].body["contents"][1]["parts"]
-    assert call == {"functionCall": {"name": "weather", "args": {"city": "Köln"}}, "thoughtSignature": SIGNATURE}
+    assert call == {
+        "functionCall": {"name": "weather", "args": {"city": "Köln"}},
+        "thoughtSignature": SIGNATURE,
+    }
 
 
 @pytest.mark.parametrize("dialect", ["anthropic", "gemini"])
@@ -296,13 +444,17 @@ def test_what_all_wires_can_say_is_translated(front, vendors, dialect):
     request(OpenAIClient, front, body, streamed=False)
     said = vendor.seen[-1].body
     if dialect == "anthropic":
-        assert {name: said[name] for name in ("max_tokens", "temperature", "top_p", "stop_sequences")} == {
+        assert {
+            name: said[name] for name in ("max_tokens", "temperature", "top_p", "stop_sequences")
+        } == {
             "max_tokens": 5,
             "temperature": 0.5,
             "top_p": 0.25,
             "stop_sequences": ["END"],
         }
-        assert said["tool_choice"] == {"type": "any"} and said["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+        assert said["tool_choice"] == {"type": "any"} and said["output_config"] == {
+            "format": {"type": "json_schema", "schema": SCHEMA}
+        }
     else:
         assert said["generationConfig"] == {
             "maxOutputTokens": 5,
@@ -316,19 +468,36 @@ def test_what_all_wires_can_say_is_translated(front, vendors, dialect):
 
 
 def test_max_tokens_of_claude_comes_from_the_price_table(front, vendors):
-    """The dated default is the model's max_output; what the table does not know gets a small number."""
+    """The dated default is the model's max_output; what the table does not know gets a small
+    number.
+    """
     vendor = vendors["anthropic"].script(says("anthropic", ANSWER, streamed=False))
     for model in ("claude-haiku-4-5", "claude-unheard-of"):
-        request(OpenAIClient, front, OpenAIClient.body(f"anthropic/{model}", [{"role": "user", "content": "?"}]), streamed=False)
+        request(
+            OpenAIClient,
+            front,
+            OpenAIClient.body(f"anthropic/{model}", [{"role": "user", "content": "?"}]),
+            streamed=False,
+        )
     assert [seen.body["max_tokens"] for seen in vendor.seen] == [64000, 4096]
 
 
 def test_the_mist_envelope_reaches_every_vendor(front, vendors):
     for number, dialect in enumerate(DIALECTS):
         vendor = vendors[dialect].script(says(dialect, CALLS, streamed=False))
-        payload = MistClient.body(MODELS[dialect], [{"role": "user", "content": "?"}], tools=tools("mist"))
+        payload = MistClient.body(
+            MODELS[dialect], [{"role": "user", "content": "?"}], tools=tools("mist")
+        )
         answer = front.ask(
-            "/mist", {"version": "1", "id": f"m{number}", "source": "test", "type": "infer.request", "timestamp_ns": 1, "payload": payload}
+            "/mist",
+            {
+                "version": "1",
+                "id": f"m{number}",
+                "source": "test",
+                "type": "infer.request",
+                "timestamp_ns": 1,
+                "payload": payload,
+            },
         )
         assert answer.status == 200 and answer.json["type"] == "infer.response"
         got = MistClient.read(json.dumps(answer.json["payload"]).encode())

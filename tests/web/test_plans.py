@@ -1,4 +1,6 @@
-"""POST /explain: for operators alone, in any form of a request, and what it says is what a call then does."""
+"""POST /explain: for operators alone, in any form of a request, and what it says is what a call
+then does.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ from support import HELLO, Service, ask
 
 from infermux import EchoProvider, HTTPProvider, Router, blueprint, openai_blueprint, ops_blueprint
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.replay import replayed
+from infermux.planning.replay import replayed
 from infermux.types import Target
 
 ADMIN = "adm-in-key"
 KEY = {"Authorization": f"Bearer {ADMIN}"}
-VENDOR = {"base_url": "http://vendor-host.example/v1", "api_key": "sk-vendor-key", "dialect": "openai"}
+VENDOR = {
+    "base_url": "http://vendor-host.example/v1",
+    "api_key": "sk-vendor-key",
+    "dialect": "openai",
+}
 HOSTILE = "<script>alert(1)</script>\r\nX-Evil: 1\u202e\x1b[2J"
 
 
@@ -33,9 +39,15 @@ def mounted(router: Router) -> Flask:
 
 @pytest.fixture
 def front() -> Iterator[Front]:
-    providers = EchoProvider("one", ("m",)), EchoProvider("two", ("m",)), HTTPProvider("vendor", models=("m",), **VENDOR)
+    providers = (
+        EchoProvider("one", ("m",)),
+        EchoProvider("two", ("m",)),
+        HTTPProvider("vendor", models=("m",), **VENDOR),
+    )
     with Front(*providers, app=mounted) as running:
-        running.router.registry.define("fast", ["one/m", "two/m", "vendor/m"], strategy="round_robin")
+        running.router.registry.define(
+            "fast", ["one/m", "two/m", "vendor/m"], strategy="round_robin"
+        )
         yield running
 
 
@@ -58,8 +70,19 @@ def test_it_is_for_operators_alone(front: Front) -> None:
     [
         {"model": "fast"},
         {"model": "fast", "messages": HELLO["messages"]},
-        {"model": "fast", "messages": HELLO["messages"], "params": {"temperature": 0}, "meta": {"project": "x"}},
-        {"model": "fast", "messages": HELLO["messages"], "temperature": 0, "stream": True, "max_completion_tokens": 5},
+        {
+            "model": "fast",
+            "messages": HELLO["messages"],
+            "params": {"temperature": 0},
+            "meta": {"project": "x"},
+        },
+        {
+            "model": "fast",
+            "messages": HELLO["messages"],
+            "temperature": 0,
+            "stream": True,
+            "max_completion_tokens": 5,
+        },
         {"model": "fast", "tokens": 5, "caller": "web"},
     ],
 )
@@ -74,7 +97,7 @@ def test_what_is_explained_is_what_is_then_served(front: Front, body: dict[str, 
 
 
 def test_it_says_what_is_shut_and_for_how_long(front: Front) -> None:
-    front.router.fleet.health(Target("one", "m")).cool_down(30)
+    front.router.targets.health(Target("one", "m")).cool_down(30)
     found = explain(front, {"model": "fast"}).json
     [dropped] = found["dropped"]
     assert dropped["provider"] == "one" and 0 < dropped["retry_in"] <= 30 and "dropped" in dropped
@@ -83,10 +106,22 @@ def test_it_says_what_is_shut_and_for_how_long(front: Front) -> None:
 
 def test_no_address_and_no_key_of_a_vendor_is_told(front: Front) -> None:
     answer = explain(front, {"model": "fast"})
-    assert not any(word in answer.data for word in (b"vendor-host", b"sk-vendor", ADMIN.encode(), b"http"))
+    assert not any(
+        word in answer.data for word in (b"vendor-host", b"sk-vendor", ADMIN.encode(), b"http")
+    )
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":"fast","model":"x"}', b'{"model":5}', b'{"model":"fast","tokens":NaN}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"model":"fast","model":"x"}',
+        b'{"model":5}',
+        b'{"model":"fast","tokens":NaN}',
+    ],
+)
 def test_an_odd_body_is_a_400(front: Front, body: bytes) -> None:
     answer = ask(front.port, "/explain", body, method="POST", headers=KEY)
     assert answer.status == 400 and set(answer.json["error"]) == {"message", "type", "code"}
@@ -95,7 +130,11 @@ def test_an_odd_body_is_a_400(front: Front, body: bytes) -> None:
 @pytest.mark.parametrize("body", [{"model": HOSTILE}, {"model": "fast", "provider": HOSTILE}])
 def test_a_hostile_name_is_refused_without_harm(front: Front, body: dict[str, Any]) -> None:
     answer = explain(front, body)
-    assert answer.status == 404 and answer.headers["Content-Type"] == "application/json" and "X-Evil" not in answer.headers
+    assert (
+        answer.status == 404
+        and answer.headers["Content-Type"] == "application/json"
+        and "X-Evil" not in answer.headers
+    )
     assert not {"\x1b", "\r", "\u202e"} & set(answer.data.decode())
 
 
@@ -112,15 +151,27 @@ targets = ["one/echo-v1", "two/echo-v1"]
 [server]
 admin = "env:ADMIN"
 """)
-    env = {"INFERMUX_CONFIG": str(tmp_path / "infermux.toml"), "INFERMUX_LEDGER__PATH": str(tmp_path / "l.db"), "ADMIN": ADMIN}
+    env = {
+        "INFERMUX_CONFIG": str(tmp_path / "infermux.toml"),
+        "INFERMUX_LEDGER__PATH": str(tmp_path / "l.db"),
+        "ADMIN": ADMIN,
+    }
     with Service("--workers", "2", env=env) as service:
         found = service.ask("/explain", {"model": "fast", "tokens": 10}, headers=KEY)
-        assert found.status == 200 and sorted(target["provider"] for target in found.json["targets"]) == ["one", "two"]
-        answers = [service.ask("/infer", {"model": "fast", "messages": HELLO["messages"]}) for _ in range(12)]
+        assert found.status == 200 and sorted(
+            target["provider"] for target in found.json["targets"]
+        ) == ["one", "two"]
+        answers = [
+            service.ask("/infer", {"model": "fast", "messages": HELLO["messages"]})
+            for _ in range(12)
+        ]
     with closing(SQLiteLedger(tmp_path / "l.db")) as ledger:
         for answer in answers:
             record = ledger.call(answer.headers["X-Request-Id"])
             assert record is not None
             decision = replayed(record.call.plan)
-            assert decision.differences == {} and decision.plan.targets[0].provider == answer.headers["X-Infermux-Provider"]
+            assert (
+                decision.differences == {}
+                and decision.plan.targets[0].provider == answer.headers["X-Infermux-Provider"]
+            )
             assert json.dumps(HELLO["messages"][0]["content"]) not in record.call.plan

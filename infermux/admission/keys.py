@@ -1,0 +1,53 @@
+"""Callers known by their keys: only hashes are kept, and looking one up takes the same time
+whichever it is.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterable
+from hashlib import sha256
+
+from ..types import Caller
+
+PREFIX = "imx-"
+
+
+def new_key() -> str:
+    """Return a key with 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hashed(key: str) -> str:
+    """Return the SHA-256 of a key in hexadecimal: a key is random, so it needs no salt and no slow
+    hash.
+    """
+    return sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class Keyring:
+    """Every key that opens the doors, by its hash."""
+
+    def __init__(self, keys: Iterable[tuple[str, Caller]]) -> None:
+        self._keys = [(bytes.fromhex(hash), caller) for hash, caller in keys]
+
+    def identify(self, key: str) -> Caller | None:
+        """Return whose key it is; every hash is compared, in constant time, so that the time tells
+        nothing.
+        """
+        given, found = bytes.fromhex(hashed(key)), None
+        for known, caller in self._keys:
+            if hmac.compare_digest(known, given):
+                found = caller
+        return found
+
+    @property
+    def callers(self) -> dict[str, Caller]:
+        """Who has a key, by name."""
+        return {caller.name: caller for _, caller in self._keys}
+
+    @property
+    def limited(self) -> bool:
+        """Whether any caller has a rate."""
+        return any(caller.rpm or caller.tpm for _, caller in self._keys)

@@ -1,0 +1,287 @@
+"""What operators ask of the ledger: costs by anything and over time, and recent calls. Money is
+exact decimal text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+
+from ..errors import RequestError, shown
+from ..pricing import usd
+from ..types import JSON
+from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total
+
+ROWS = 1000  # of a report, unless more are asked for
+STEPS = {"day": 86_400, "hour": 3_600}  # seconds
+_LOOK_BACK = {"day": 30, "hour": 48}  # steps of a series that is given no beginning
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
+_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_MOST_DIMENSIONS = 4
+
+
+class Period(NamedTuple):
+    """From a moment, and up to another, in seconds since 1970; None: without end."""
+
+    since: float | None = None
+    until: float | None = None
+
+
+class Costs(NamedTuple):
+    """The sums over groups of calls, and over all of them: by tag a call may be in several groups."""
+
+    by: tuple[str, ...]
+    period: Period
+    caller: str | None
+    rows: list[Total]
+    total: Total
+    more: int  # rows beyond the limit
+
+    def to_dict(self) -> JSON:
+        """Return what GET /costs answers."""
+        return {
+            "by": list(self.by),
+            "since": iso(self.period.since),
+            "until": iso(self.period.until),
+            "caller": self.caller,
+            "rows": [dict(zip(self.by, row.key, strict=True)) | figures(row) for row in self.rows],
+            "total": figures(self.total),
+            "more": self.more,
+        }
+
+
+# -- what is asked ---------------------------------------------------------------------------------
+
+
+def dimensions(given: Iterable[str]) -> tuple[str, ...]:
+    """Return what to group by, of lists with commas; the ledger says which of them it does not
+    know.
+    """
+    names = tuple(
+        dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip())
+    )
+    if len(names) > _MOST_DIMENSIONS:
+        raise RequestError(
+            f"costs are grouped by at most {_MOST_DIMENSIONS} things at once", param="by"
+        )
+    return names or ("model",)
+
+
+def period(
+    now: float, *, since: str | None = None, until: str | None = None, month: str | None = None
+) -> Period:
+    """Return the time that is meant; raise RequestError naming the parameter."""
+    if month:
+        if since or until:
+            raise RequestError("give a month, or since and until", param="month")
+        return _month(month, datetime.fromtimestamp(now, UTC).date())
+    found = Period(
+        _moment(since, now, "since") if since else None,
+        _moment(until, now, "until") if until else None,
+    )
+    if found.since is not None and found.until is not None and found.since >= found.until:
+        raise RequestError("since must be before until", param="since")
+    return found
+
+
+def limited(text: str | None, default: int = ROWS) -> int:
+    """Return a limit that can be kept, however much is asked for; raise RequestError for what is no
+    number of rows.
+    """
+    try:
+        number = float(text) if text else float(default)
+    except ValueError:
+        number = math.nan
+    if not number >= 1:  # also what is no number
+        raise RequestError(f"limit must be a number of 1 or more, not {shown(text)}", param="limit")
+    return int(min(number, MAX_ROWS))
+
+
+def _month(text: str, today: date) -> Period:
+    first = today.replace(day=1)
+    if text == "last":
+        first = (first - timedelta(1)).replace(day=1)
+    elif text != "this":
+        match = _MONTH.fullmatch(text)
+        if not match or not 1970 <= int(match[1]) < 2200:
+            raise RequestError(
+                f'month must be such as "2026-11", "this" or "last", not {shown(text)}',
+                param="month",
+            )
+        first = date(int(match[1]), int(match[2]), 1)
+    return Period(_midnight(first), _midnight((first + timedelta(31)).replace(day=1)))
+
+
+def _moment(text: str, now: float, name: str) -> float:
+    """Return the moment that is meant by a UTC date or time, or by how long ago it was."""
+    if match := _AGO.fullmatch(text):
+        return now - int(match[1]) * _UNITS[match[2]]
+    if text in ("today", "yesterday"):
+        return now // 86_400 * 86_400 - (86_400 if text == "yesterday" else 0)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise RequestError(
+            f'{name} must be such as "2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m", not {shown(text)}',
+            param=name,
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _midnight(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+
+
+# -- what is answered ------------------------------------------------------------------------------
+
+
+def costs(
+    ledger: Ledger,
+    by: tuple[str, ...],
+    span: Period,
+    *,
+    caller: str | None = None,
+    limit: int = ROWS,
+) -> Costs:
+    """Return the costs by something: by time, or else the most expensive first; raise RequestError."""
+    rows = ledger.totals(*by, since=span.since, until=span.until, caller=caller)
+    [total] = ledger.totals(since=span.since, until=span.until, caller=caller)
+    return Costs(by, span, caller, rows[:limit], total, max(0, len(rows) - limit))
+
+
+def series(
+    ledger: Ledger,
+    step: str,
+    span: Period,
+    now: float,
+    *,
+    caller: str | None = None,
+    limit: int = ROWS,
+) -> JSON:
+    """Return the costs of each day or hour, also of those without a call; of too many the last
+    ones.
+    """
+    if step not in STEPS:
+        raise RequestError(f'by must be "day" or "hour", not {shown(step)}', param="by")
+    size = STEPS[step]
+    until = min(max(now, 0.0) if span.until is None else span.until, 9e9)  # 9e9 is the year 2255
+    last = math.ceil(until / size)
+    start = until - _LOOK_BACK[step] * size if span.since is None else span.since
+    since = max(start, (last - limit) * size, 0.0)
+    totals = ledger.totals(step, since=since, until=until, caller=caller)
+    found = {row.key[0]: row for row in totals}
+    names = [_name(step, number * size) for number in range(int(since // size), last)]
+    rows = [{step: name} | figures(found.get(name, _nothing(name))) for name in names]
+    return {
+        "by": step,
+        "since": iso(since),
+        "until": iso(until),
+        "caller": caller,
+        "rows": rows,
+        "total": figures(summed(totals)),
+    }
+
+
+def summed(totals: Iterable[Total]) -> Total:
+    """Return the sum of groups that share no call."""
+    return Total(
+        (),
+        *[
+            sum(column)
+            for column in zip(*[total[1:] for total in [_nothing(""), *totals]], strict=True)
+        ],
+    )
+
+
+def figures(total: Total) -> JSON:
+    """Return the sums of a group by name; its cost is null where nothing of what was billed has a
+    price.
+    """
+    named = total._asdict()
+    del named["key"], named["cost"]
+    cost = amount(total)
+    return {"cost_usd": None if cost is None else usd(cost), "cost_pico": cost} | named
+
+
+def amount(total: Total) -> int | None:
+    """Return what a group costs as far as that is known, or None: unpriced is not free."""
+    return None if total.unpriced and not total.cost else total.cost
+
+
+def call_dict(record: Record) -> JSON:
+    """Return a call and its attempts as a log line says them; nothing of its content is known."""
+    call = record.call
+    return {
+        "time": iso(call.at_ns / 1e9),
+        "id": call.id,
+        "trace_id": call.trace_id,
+        "caller": call.caller,
+        "tags": json.loads(call.tags),
+        "api": call.api,
+        "requested": call.requested,
+        "model": call.model,
+        "served": call.served,
+        "provider": call.provider,
+        "strategy": call.strategy,
+        "status": call.status,
+        "error_code": call.error_code,
+        **_used(call),
+        "cost_source": call.cost_source,
+        "estimated": bool(call.estimated),
+        "unpriced": call.unpriced,
+        "latency_ms": call.latency_ms,
+        "first_token_ms": call.first_token_ms,
+        "attempts": [_attempt_dict(attempt) for attempt in record.attempts],
+    }
+
+
+def _attempt_dict(row: AttemptRow) -> JSON:
+    return {
+        "provider": row.provider,
+        "model": row.model,
+        "served": row.served,
+        "error_code": row.error_code,
+        **_used(row),
+        "unpriced": bool(row.unpriced),
+        "started_ms": row.started_ms,
+        "first_ms": row.first_ms,
+        "ended_ms": row.ended_ms,
+    }
+
+
+def _used(row: CallRow | AttemptRow) -> JSON:
+    return {
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "cached_input_tokens": row.cached_input_tokens,
+        "cache_write_tokens": row.cache_write_tokens,
+        "cache_write_1h_tokens": row.cache_write_1h_tokens,
+        "reasoning_tokens": row.reasoning_tokens,
+        "cost_usd": None if row.cost is None else usd(row.cost),
+        "cost_pico": row.cost,
+    }
+
+
+def iso(seconds: float | None) -> str | None:
+    """Return a moment in UTC, to the millisecond where it has any."""
+    if seconds is None:
+        return None
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))
+    return at.isoformat(timespec="milliseconds" if at.microsecond else "seconds").replace(
+        "+00:00", "Z"
+    )
+
+
+def _name(step: str, seconds: int) -> str:
+    """Return what the ledger calls the step that begins at *seconds*."""
+    at = datetime.fromtimestamp(seconds, UTC)
+    return f"{at:%Y-%m-%d}" if step == "day" else f"{at:%Y-%m-%dT%H:00Z}"
+
+
+def _nothing(name: str) -> Total:
+    return Total((name,), *[0] * (len(Total._fields) - 1))

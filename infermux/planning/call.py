@@ -1,0 +1,279 @@
+"""The record of one call: what was planned, what was tried, what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from ..errors import InferMuxError
+from ..pricing import token_estimate as tokens
+from ..protocol import InferRequest, InferResponse, new_id
+from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
+from . import Plan
+
+PICO = 10**12  # pico-USD in a dollar: money is counted in whole ones
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request to one target."""
+
+    target: Target
+    started: float  # seconds on the monotonic clock, as the two below
+    first_chunk: float | None = None
+    ended: float | None = None
+    usage: Usage | None = None
+    cost: int | None = None  # pico-USD; None: the price is not known
+    error: InferMuxError | None = None
+    waited: float = 0.0  # seconds of backoff before it
+    served: str = ""  # the model that the vendor says it used
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt took; 0 while it lasts."""
+        return (self.ended or self.first_chunk or self.started) - self.started
+
+    @property
+    def latency_ms(self) -> int:
+        """How long the attempt took, in whole milliseconds."""
+        return round(self.seconds * 1000)
+
+
+@dataclass(slots=True)
+class Call:
+    """Everything that happened to one request; spans, rows, metrics and headers are functions of
+    it.
+    """
+
+    request: InferRequest
+    caller: Caller = ANONYMOUS
+    api: str = "library"
+    trace_id: str = field(default_factory=new_id)
+    parent_id: str = ""
+    tags: Mapping[str, str] = field(
+        default_factory=dict
+    )  # for reports: the caller's, and perhaps the request's project and env
+    id: str = field(default_factory=new_id)
+    span_id: str = field(default_factory=new_id)
+    start_ns: int = field(default_factory=time.time_ns)
+    started: float = field(default_factory=time.monotonic)
+    releases: list[Callable[[], None]] = field(
+        default_factory=list
+    )  # what gives back room in this process, called at the end
+    hold: Any = None  # what the ledger holds for the call until it is settled
+    override: str = ""  # the cheaper name that a spent budget leads to
+    size: int | None = None  # tokens of the messages, about, once somebody has asked
+    estimate: int | None = (
+        None  # tokens that were counted against the caller's rate before the call
+    )
+    patience: float | None = None  # seconds that the client itself will wait
+    ended: float | None = None
+    plan: Plan | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    usage: Usage | None = None
+    cost: int | None = None  # pico-USD of the attempt that answered
+    cost_source: str = "unpriced"
+    finish_reason: str = ""
+    answer: str | None = None  # its text, where traces are to hold content; None: they are not
+    error: InferMuxError | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        request: InferRequest,
+        *,
+        caller: Caller,
+        api: str,
+        trace: TraceContext | None,
+        tags: Mapping[str, str] = NOTHING,
+    ) -> Call:
+        """Return a call that starts now, in *trace* if there is one."""
+        if trace is None:
+            return cls(request, caller, api, tags=tags)
+        return cls(request, caller, api, trace.trace_id, trace.parent_id, tags)
+
+    @property
+    def input_size(self) -> int:
+        """About how many tokens the messages have."""
+        if self.size is None:
+            self.size = tokens.estimate_messages(self.request.messages)
+        return self.size
+
+    @property
+    def end_ns(self) -> int:
+        """The end in wall-clock time, by the monotonic clock: a clock that is set back cannot make
+        it precede the start.
+        """
+        return self.start_ns + int(self.seconds * 1e9)
+
+    @property
+    def seconds(self) -> float:
+        """How long the call took, or has taken so far."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
+
+    @property
+    def latency_ms(self) -> int:
+        """How long the call took, in whole milliseconds."""
+        return round(self.seconds * 1000)
+
+    @property
+    def provider(self) -> str:
+        """The provider that answered, or that was tried last."""
+        return self.attempts[-1].target.provider if self.attempts else _name(self.request.provider)
+
+    @property
+    def model(self) -> str:
+        """The model that answered, or else the one that was asked for."""
+        if not self.attempts:
+            return _name(self.request.model)
+        last = self.attempts[-1]
+        return last.served or last.target.model
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Input and output tokens; 0 where the vendor said nothing."""
+        usage = self.usage
+        return (usage.input_tokens or 0, usage.output_tokens or 0) if usage else (0, 0)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """The cost in dollars, for a wire; None where the price is not known."""
+        return usd(self.cost)
+
+
+def _name(value: object) -> str:
+    """Return a caller's own value as far as a record takes it."""
+    return value[:200] if isinstance(value, str) else ""
+
+
+def usd(pico: int | None) -> float | None:
+    """Return pico-USD as the nearest float of dollars."""
+    return (
+        None if pico is None else pico / PICO
+    )  # of whole numbers the quotient is the nearest float there is
+
+
+def pico(dollars: float | None) -> int | None:
+    """Return a vendor's float of dollars as whole pico-USD, by the decimal digits that the vendor
+    wrote.
+    """
+    return None if dollars is None else round(Decimal(repr(dollars)) * PICO)
+
+
+class StreamAccumulator:
+    """Puts the chunks of a stream together to what the answer would have been without streaming."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: dict[int, JSON] = {}
+        self._details: list[JSON] = []
+        self._legacy: dict[str, str] = {}
+        self.finish_reason = ""
+        self.usage: Usage | None = None
+        self.model = ""
+        self.id = ""
+
+    def add(self, chunk: Chunk) -> None:
+        """Take one more chunk; of usage the last value counts, never a sum."""
+        if chunk.text:
+            self._text.append(chunk.text)
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            self._refusal.append(chunk.refusal)
+        for call in chunk.tool_calls:
+            self._add_call(call)
+        for detail in chunk.details:
+            self._add_detail(detail)
+        for name, value in chunk.function_call.items():
+            self._legacy[name] = self._legacy.get(name, "") + value
+        if chunk.usage is not None:
+            if not isinstance(chunk.usage, Usage):
+                raise TypeError("the usage of a chunk is not of its type")
+            self.usage = chunk.usage
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.model = chunk.model or self.model
+        self.id = chunk.id or self.id
+
+    def _add_call(self, delta: JSON) -> None:
+        call = self._calls.setdefault(
+            delta["index"],
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+        )
+        call["id"] = delta.get("id") or call["id"]
+        for name, value in delta.items():
+            if name not in ("index", "id", "function") and value:
+                call[name] = value
+        function, more = call["function"], delta.get("function") or {}
+        function["name"] = more.get("name") or function["name"]
+        function["arguments"] += more.get("arguments") or ""
+
+    def _add_detail(self, detail: JSON) -> None:
+        """Deltas of one block (same index) join; each new index is a block of its own."""
+        last = self._details[-1] if self._details else None
+        kind = detail.get("type", last.get("type") if last else None)
+        if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
+            self._details.append(dict(detail))
+            return
+        for name, value in detail.items():
+            last[name] = (
+                last.get(name, "") + value
+                if name in ("text", "signature", "data", "summary") and value
+                else value
+            )
+
+    @property
+    def length(self) -> int:
+        """Characters of output so far."""
+        calls = sum(len(call["function"]["arguments"]) for call in self._calls.values())
+        return (
+            sum(map(len, self._text))
+            + sum(map(len, self._reasoning))
+            + sum(map(len, self._refusal))
+            + calls
+        )
+
+    @property
+    def text(self) -> str:
+        """Everything that the model wrote so far, for an estimate of its tokens."""
+        calls = [call["function"]["arguments"] for call in self._calls.values()]
+        return "".join((*self._text, *self._reasoning, *self._refusal, *calls))
+
+    def response(self, provider: str, model: str) -> InferResponse:
+        """Return the whole answer."""
+        usage = self.usage or Usage()
+        return InferResponse(
+            model=self.model or model,
+            provider=provider,
+            content="".join(self._text),
+            tokens_in=usage.input_tokens or 0,
+            tokens_out=usage.output_tokens or 0,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            id=self.id,
+            tool_calls=[self._calls[index] for index in sorted(self._calls)],
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
+            details=self._details,
+            extra={"function_call": self._legacy} if self._legacy.get("name") else {},
+        )
+
+
+def for_target(request: InferRequest, target: Target) -> InferRequest:
+    """Return the request as it goes to *target*."""
+    return InferRequest(
+        target.model,
+        request.messages,
+        target.provider,
+        request.params,
+        request.meta,
+        request.native,
+        request.op,
+        request.headers,
+        request.dropped,
+    )

@@ -1,0 +1,232 @@
+"""What a price is made of, and how it is read from a table, strictly: figures are USD per million
+tokens, as exact decimals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
+from itertools import starmap
+from operator import itemgetter
+from typing import Any, NamedTuple, NoReturn, cast
+
+from ..errors import ConfigError, shown
+
+_DIGITS = 30  # of a figure, before or after the point: 1e999999 would take all memory
+_WEEKDAYS = {
+    "mon-fri": frozenset(range(5)),
+    "sat-sun": frozenset((5, 6)),
+    "mon-sun": frozenset(range(7)),
+}
+_HOURS = re.compile(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", re.ASCII)
+
+
+class Tariff(NamedTuple):
+    """USD per million tokens; None is a figure that is not known."""
+
+    input: Decimal | None = None
+    output: Decimal | None = None
+    cached_input: Decimal | None = None
+    cache_write: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    input_audio: Decimal | None = None
+    output_audio: Decimal | None = None
+    reasoning: Decimal | None = None
+
+    def under(self, other: Tariff) -> Tariff:
+        """Return these rates with what *other* names put over them."""
+        return Tariff(
+            *(mine if theirs is None else theirs for mine, theirs in zip(self, other, strict=True))
+        )
+
+
+_STANDARD = Tariff()
+
+
+class Tier(NamedTuple):
+    """Tariff of a whole request that has more than `over` input tokens."""
+
+    over: int
+    rates: Tariff
+
+
+class Scheduled(NamedTuple):
+    """Tariff from the start of a UTC day."""
+
+    start: date
+    rates: Tariff
+
+
+class Service(NamedTuple):
+    """What a service tier does to the price: its own rates, or a factor on all of them."""
+
+    name: str
+    rates: Tariff = Tariff()
+    factor: Decimal = Decimal(1)
+
+    @property
+    def sets(self) -> bool:
+        """Whether it changes anything."""
+        return self.factor != 1 or self.rates != _STANDARD
+
+
+class Peak(NamedTuple):
+    """Tariff of certain UTC hours (minutes of the day, start included, end excluded) and weekdays
+    (Monday is 0).
+    """
+
+    hours: tuple[tuple[int, int], ...]
+    days: frozenset[int]
+    rates: Tariff
+
+    def covers(self, at: datetime) -> bool:
+        """Whether the UTC moment *at* is in these hours."""
+        minute = at.hour * 60 + at.minute
+        return at.weekday() in self.days and any(start <= minute < end for start, end in self.hours)
+
+
+_OVERLAY = frozenset(Tariff._fields)
+TERMS = _OVERLAY | {
+    "tiers",
+    "peak",
+    "next",
+    "since",
+    "service",
+    "request_per_1k_max",
+    "max_input",
+    "max_output",
+    "note",
+}
+ENTRY = TERMS | {"id", "aliases", "src"}
+
+
+def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the fields of a Price that say what it costs, each checked."""
+    if "input" not in entry:
+        _fail(place, 'has no "input"; write "0" for a model that is free')
+    found: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
+    found |= {
+        key: read(entry[key], f"{place}.{key}") for key, read in _READ.items() if key in entry
+    }
+    return found
+
+
+def _rates(entry: Mapping[str, Any], place: str) -> Tariff:
+    return Tariff(
+        **{key: _figure(entry[key], f"{place}.{key}") for key in Tariff._fields if key in entry}
+    )
+
+
+def _figure(value: object, place: str) -> Decimal:
+    """Return a decimal string, or a number as it is written, exactly."""
+    try:
+        figure = Decimal(value if isinstance(value, str) else repr(value))
+    except InvalidOperation:
+        _fail(place, f'must be a decimal string such as "0.15", not {shown(value)}')
+    if not figure.is_finite() or figure.is_signed():
+        _fail(place, f"must be a finite amount of 0 or more, not {shown(value)}")
+    if abs(cast(int, figure.as_tuple().exponent)) > _DIGITS or figure.adjusted() > _DIGITS:
+        _fail(
+            place,
+            f"must have at most {_DIGITS} digits before and after the point, not {shown(value)}",
+        )
+    return figure
+
+
+def _whole(value: object, place: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        _fail(place, f"must be a whole number of tokens, not {shown(value)}")
+    return value
+
+
+def _day(value: object, place: str) -> date:
+    try:
+        return value if type(value) is date else date.fromisoformat(cast(str, value))
+    except (TypeError, ValueError):
+        _fail(place, f'must be a date such as "2026-12-01", not {shown(value)}')
+
+
+def _changes(
+    value: object, key: str, read: Callable[[object, str], Any], place: str
+) -> list[tuple[Any, Tariff]]:
+    """Return a list of overlays by rising *key*, which each must have."""
+    if not isinstance(value, list):
+        _fail(place, f"must be a list, not {shown(value)}")
+    changes = []
+    for number, item in enumerate(value):
+        at = f"{place}[{number}]"
+        check_keys(item, _OVERLAY | {key}, at)
+        changes.append((read(item.get(key), f"{at}.{key}"), _rates(item, at)))
+    return sorted(changes, key=itemgetter(0))
+
+
+def _peak(value: Mapping[str, Any], place: str) -> Peak:
+    check_keys(value, _OVERLAY | {"utc", "days"}, place)
+    hours, days = value.get("utc"), value.get("days", "mon-sun")
+    if not isinstance(hours, list):
+        _fail(
+            f"{place}.utc", f'must be a list of hours such as ["01:00-04:00"], not {shown(hours)}'
+        )
+    if not isinstance(days, str) or days not in _WEEKDAYS:
+        _fail(f"{place}.days", f"must be one of {', '.join(_WEEKDAYS)}, not {shown(days)}")
+    return Peak(
+        tuple(_span(text, f"{place}.utc") for text in hours), _WEEKDAYS[days], _rates(value, place)
+    )
+
+
+def _span(text: object, place: str) -> tuple[int, int]:
+    match = _HOURS.fullmatch(text) if isinstance(text, str) else None
+    start, end = (
+        (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4]))
+        if match
+        else (0, 0)
+    )
+    if not start < end <= 24 * 60:
+        _fail(place, f'must be hours of one UTC day such as "01:00-04:00", not {shown(text)}')
+    return start, end
+
+
+def _services(value: Mapping[str, Any], place: str) -> tuple[Service, ...]:
+    if not isinstance(value, Mapping):
+        _fail(place, f"must be a table of service tiers, not {shown(value)}")
+    return tuple(_offer(name.lower(), offer, f"{place}.{name}") for name, offer in value.items())
+
+
+def _offer(name: str, offer: object, place: str) -> Service:
+    if not isinstance(offer, Mapping):
+        return Service(name, factor=_figure(offer, place))
+    check_keys(offer, _OVERLAY, place)
+    return Service(name, _rates(offer, place))
+
+
+_READ: Mapping[str, Callable[[Any, str], Any]] = {
+    "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
+    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", _day, place))),
+    "peak": _peak,
+    "service": _services,
+    "since": _day,
+    "request_per_1k_max": _figure,
+    "max_input": _whole,
+    "max_output": _whole,
+}
+
+
+def check_keys(entry: object, known: Collection[str], place: str) -> None:
+    """Raise ConfigError for what is no table, or has a key that is not known."""
+    if not isinstance(entry, Mapping):
+        _fail(place, f'must be a table such as {{"input": "0", "output": "0"}}, not {shown(entry)}')
+    for key in entry:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            _fail(
+                place,
+                f"has an unknown key {shown(key)}"
+                + (f'; did you mean "{close[0]}"?' if close else ""),
+            )
+
+
+def _fail(place: str, what: str) -> NoReturn:
+    raise ConfigError(f"{place} {what}")

@@ -1,0 +1,156 @@
+"""How many tokens a text has, where no vendor has said: an estimate that knows scripts but no
+vocabulary.
+
+One pass splits a text into runs of one kind of character; each kind has a fitted weight per run and
+per character. They were fitted to OpenAI's o200k vocabulary on 81 texts of 27 corpora (languages,
+code, JSON, logs, base64, emoji) and 744 pieces of the files and translations of a Linux system:
+median error 3 % and 95th percentile 17 % on the 81, 7 % and 23 % on the pieces. Five-fold over the
+81 alone: 4 % and 21 %; leaving out one corpus at a time: 6 % and 29 %. Other vocabularies were not
+measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+PER_MESSAGE = 4  # role and separators; 3, and 3 to open the answer, in OpenAI's cookbook
+PER_IMAGE = (
+    765  # a 1024 x 1024 image in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
+)
+_WHOLE = 2**18  # characters that are read in full; of a longer text, evenly spaced pieces
+_PIECES, _PIECE = 64, 2**12
+_FOUND = 2**10  # estimates that are kept
+_found: dict[int, int] = {}
+
+# The order matters. Every run is bounded, so that no look-ahead is long and one endless run is not
+# one token.
+_KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tokens per character
+    (r"[\u0300-\u036f]", 0, 1.58),  # combining accents
+    (
+        r" ?[A-Za-z]{0,16}[\u00c0-\u024f\u1e00-\u1eff][A-Za-z\u00c0-\u024f\u1e00-\u1eff]{0,16}",
+        0,
+        0.333,
+    ),  # accented words
+    (r" [A-Z]?[a-z]{1,16}", 0, 0.162),  # words in prose
+    (r"[A-Z]?[a-z]{1,16}", 1.03, 0),  # words in code, base64
+    (r"[A-Z]{1,8}(?![a-z])|[A-Z]", 1.65, 0),
+    (r"[0-9]{1,3}| (?=[0-9])", 1, 0),  # as the vocabulary has it, exactly
+    (r"[\u0400-\u052f]{1,16}", 1.78, 0),  # Cyrillic words
+    (
+        r"[\u0370-\u03ff\u0530-\u0eff\u10a0-\u10ff\u1f00-\u1fff]",
+        0,
+        0.375,
+    ),  # Greek, Armenian to Lao, Georgian
+    (r"[\uac00-\ud7a3]", 0, 0.73),  # Hangul
+    (r"[\u3040-\u30ff\u3400-\u9fff]", 0, 0.835),  # kana and Han
+    (r"\s{2,64}|[\n\t]", 1.39, 0),
+    (r"[!-/:-@\[-`{-~]{1,16}", 0.66, 0.133),  # ASCII punctuation
+    (r"[\u2190-\u2bff\ufe0f\u200d\U00010000-\U0010ffff]", 0, 1.79),  # emoji and symbols
+    (r"\S", 0, 0.84),
+)
+
+
+class _Scanner(NamedTuple):
+    """Finds runs, and knows what each kind of them weighs."""
+
+    runs: re.Pattern[str]
+    per_run: tuple[float, ...]
+    per_character: tuple[float, ...]
+
+    @classmethod
+    def of(cls, kinds: Sequence[tuple[str, float, float]]) -> Self:
+        """Return a scanner for *kinds*; a match's number of a group is that of its kind, from 1 on."""
+        return cls(
+            re.compile("|".join(f"({pattern})" for pattern, _, _ in kinds)),
+            (0.0, *(weight for _, weight, _ in kinds)),
+            (0.0, *(weight for _, _, weight in kinds)),
+        )
+
+
+_ANY = _Scanner.of(_KINDS)
+_ASCII = _Scanner.of(
+    [kind for kind in _KINDS if "\\u" not in kind[0]]
+)  # the same for ASCII, in half of the time
+
+
+def estimate(text: str) -> int:
+    """Return about how many tokens *text* has, 0 only if it is empty; the time it takes is linear,
+    then bounded.
+
+    A conversation comes again with every turn of it, so what was found is kept: under the text's
+    hash, never the text.
+    """
+    key = hash(text)
+    found = _found.get(key)
+    if found is None:
+        if len(_found) >= _FOUND:
+            _found.clear()
+        found = _found[key] = _estimate(text)
+    return found
+
+
+def _estimate(text: str) -> int:
+    if len(text) <= _WHOLE:
+        return max(round(_weigh(text)), min(len(text), 1))
+    last = len(text) - _PIECE
+    pieces = (
+        text[start : start + _PIECE]
+        for start in (last * number // (_PIECES - 1) for number in range(_PIECES))
+    )
+    return round(sum(map(_weigh, pieces)) * len(text) / (_PIECES * _PIECE))
+
+
+def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return about how many input tokens OpenAI-shaped chat messages have: text, tool calls, a flat
+    figure per image.
+
+    Sound, files and the definitions of tools are not counted.
+    """
+    return sum(PER_MESSAGE + _message(message) for message in messages)
+
+
+def _weigh(text: str) -> float:
+    runs, per_run, per_character = _ASCII if text.isascii() else _ANY
+    total = 0.0
+    for run in runs.finditer(text):
+        kind, (start, end) = run.lastindex or 0, run.span()
+        total += per_run[kind] + per_character[kind] * (end - start)
+    return total
+
+
+def _message(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    calls = message.get("tool_calls")
+    return sum(map(_part, parts)) + sum(
+        map(estimate, _call_texts(calls if isinstance(calls, list) else []))
+    )
+
+
+def _part(part: object) -> int:
+    """Return the tokens of a content part; one of a kind that is not known counts by its text, if
+    any.
+    """
+    if isinstance(part, str):
+        return estimate(part)
+    if not isinstance(part, Mapping):
+        return 0
+    if part.get("type") in ("image_url", "input_image", "image"):
+        return PER_IMAGE
+    text = part.get("text", part.get("refusal"))
+    return estimate(text) if isinstance(text, str) else 0
+
+
+def _call_texts(calls: Iterable[object]) -> Iterable[str]:
+    """Yield the names and arguments of tool calls."""
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        for value in (
+            (function.get("name"), function.get("arguments"))
+            if isinstance(function, Mapping)
+            else ()
+        ):
+            if value is not None:
+                yield str(value)

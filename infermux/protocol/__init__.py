@@ -1,0 +1,378 @@
+"""The MIST protocol, version 1, as mist-go speaks it: the envelope, requests, responses and spans."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from ..errors import ProtocolError, RequestError, shown
+from ..types import JSON, Usage
+from . import strict_json
+from .strict_json import Document
+
+VERSION = "1"
+MAX_MESSAGE = 10 * 1024 * 1024  # bytes of one message
+INFER_REQUEST = "infer.request"
+INFER_RESPONSE = "infer.response"
+TRACE_SPAN = "trace.span"
+CHAT = "chat"
+MAX_NAME = 512  # characters of a model or provider: plans and routes are remembered by them
+
+# What would redirect a call, or carry somebody's credentials, if it were passed on to a vendor.
+_RESERVED = frozenset({"model", "messages", "stream"})
+SMUGGLED = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "api_version",
+        "base_url",
+        "headers",
+        "extra_headers",
+        "extra_body",
+        "extra_query",
+    }
+)
+
+
+def new_id() -> str:
+    """Return 128 random bits as 32 hex digits; they are made for many at a time, which asks the
+    system less often.
+    """
+    try:
+        return _ids.pop()
+    except IndexError:
+        digits = os.urandom(64 * 16).hex()
+        _ids.extend(digits[at : at + 32] for at in range(32, len(digits), 32))
+        return digits[:32]
+
+
+_ids: list[str] = []
+os.register_at_fork(after_in_child=_ids.clear)  # else two processes would give the same ones
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A MIST envelope; `payload` is the JSON exactly as it was, or will be, on the wire."""
+
+    source: str
+    type: str
+    payload: bytes
+    id: str = field(default_factory=new_id)
+    timestamp_ns: int = field(default_factory=time.time_ns)
+    checksum: int = 0  # CRC-32 (IEEE) of the payload's bytes; 0: none
+    version: str = VERSION
+    data: Any = None  # the payload as a value, where the message was read
+
+    @classmethod
+    def wrap(cls, source: str, type: str, payload: object, *, checksum: bool = False) -> Self:
+        """Return a new message around *payload*."""
+        data = strict_json.encode(payload)
+        return cls(source, type, data, checksum=zlib.crc32(data) if checksum else 0)
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        """Return the message that *data* holds; raise ProtocolError with the reason if it is not a
+        good one.
+        """
+        if len(data) > MAX_MESSAGE:
+            raise ProtocolError(f"message is longer than {MAX_MESSAGE} bytes")
+        try:
+            envelope = strict_json.document(data, what="message")
+        except ValueError as error:
+            raise ProtocolError(str(error)) from None
+        fields = {name: _text(envelope.value, name) for name in ("version", "id", "source", "type")}
+        if fields["version"] != VERSION:
+            raise ProtocolError(
+                f"unsupported version {shown(fields['version'])}; this is version {VERSION!r}"
+            )
+        if "payload" not in envelope.value:
+            raise ProtocolError("payload is missing")
+        stamp = _integer(envelope.value, "timestamp_ns", least=-(2**63), most=2**63 - 1)
+        checksum = _integer(envelope.value, "checksum", least=0, most=2**32 - 1)
+        message = cls(
+            payload=envelope.raw("payload").encode(),
+            timestamp_ns=stamp,
+            checksum=checksum,
+            data=envelope.value["payload"],
+            **fields,
+        )
+        if checksum and checksum != zlib.crc32(message.payload):
+            raise ProtocolError(
+                f"checksum {checksum} does not match the payload's, {zlib.crc32(message.payload)}"
+            )
+        return message
+
+    def to_bytes(self) -> bytes:
+        """Return the message as JSON, its fields in mist-go's order."""
+        version, ident, source, kind = map(
+            strict_json.encode, (self.version, self.id, self.source, self.type)
+        )
+        tail = b',"checksum":%d}' % self.checksum if self.checksum else b"}"
+        return b'{"version":%s,"id":%s,"source":%s,"type":%s,"timestamp_ns":%d,"payload":%s%s' % (
+            version,
+            ident,
+            source,
+            kind,
+            self.timestamp_ns,
+            self.payload,
+            tail,
+        )
+
+
+class Native(NamedTuple):
+    """A request body in the dialect it came in, so that a vendor of the same dialect gets it as it
+    was.
+    """
+
+    dialect: str
+    body: Document
+
+
+@dataclass(
+    slots=True
+)  # not frozen: that takes three times as long to make, and every call makes two
+class InferRequest:
+    """A question for a model; messages are OpenAI-shaped, params go to the vendor under their own
+    names.
+    """
+
+    model: str = ""
+    messages: Sequence[JSON] = ()
+    provider: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
+    native: Native | None = None
+    op: str = CHAT  # what is asked of the vendor: chat, embeddings, …
+    headers: Mapping[str, str] = field(
+        default_factory=dict
+    )  # protocol headers for a vendor of the same dialect
+    dropped: list[str] | None = (
+        None  # what a target cannot express is noted here; None: it is an error
+    )
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Return the request that an infer.request holds; raise RequestError naming the field that
+        is wrong.
+        """
+        if not isinstance(data, dict):
+            raise RequestError("an infer.request must be a JSON object")
+        model, provider = data.get("model"), data.get("provider")
+        request = cls(
+            model="" if model is None else model,
+            provider="" if provider is None else provider,
+            messages=data.get("messages") or (),
+            params=data.get("params") or {},
+            meta=data.get("meta") or {},
+        )
+        for name, kind in (("messages", list), ("params", dict), ("meta", dict)):
+            if data.get(name) is not None and not isinstance(data[name], kind):
+                raise RequestError(
+                    f"{name} must be {'a list' if kind is list else 'an object'}", param=name
+                )
+        for name in request.params:
+            if name in _RESERVED:
+                raise RequestError(
+                    f"params may not hold {name!r}: it has its own place", param=f"params.{name}"
+                )
+        return request
+
+    def check(self) -> None:
+        """Raise RequestError naming the first thing that is not as it must be."""
+        for name in ("model", "provider"):
+            if not isinstance(value := getattr(self, name), str):
+                raise RequestError(f"{name} must be a string", param=name)
+            if len(value) > MAX_NAME:
+                raise RequestError(f"{name} is longer than {MAX_NAME} characters", param=name)
+        if not isinstance(self.meta, Mapping) or not isinstance(self.params, Mapping):
+            raise RequestError("params and meta must be objects", param="params")
+        for name, value in self.meta.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise RequestError(f"meta.{shown(name)[1:-1]} must be a string", param="meta")
+        for name in SMUGGLED.intersection(self.params):
+            raise RequestError(
+                f"{name!r} is not a caller's to set: providers are configured in the service",
+                param=name,
+            )
+        if self.op == CHAT:
+            if (
+                not self.messages
+                or not isinstance(self.messages, Sequence)
+                or isinstance(self.messages, str)
+            ):
+                raise RequestError(
+                    "messages must be a list of at least one message", param="messages"
+                )
+            for number, message in enumerate(self.messages):
+                check_message(message, f"messages[{number}]")
+
+    def to_dict(self) -> JSON:
+        """Return the infer.request that stands for this request."""
+        data: JSON = {"model": self.model, "messages": list(self.messages)}
+        if self.provider:
+            data = {"model": self.model, "provider": self.provider, "messages": list(self.messages)}
+        return (
+            data
+            | ({"params": dict(self.params)} if self.params else {})
+            | ({"meta": dict(self.meta)} if self.meta else {})
+        )
+
+
+def check_message(message: object, place: str) -> None:
+    """Raise RequestError unless *message* is a chat message in OpenAI's shape."""
+    if not isinstance(message, dict):
+        raise RequestError(f"{place} must be an object with role and content", param=place)
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise RequestError(f"{place}.role must be a string", param=f"{place}.role")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+                raise RequestError(
+                    f"{place}.content[{number}] must be an object with a type",
+                    param=f"{place}.content",
+                )
+    elif not isinstance(content, str) and not (
+        content is None and role in ("assistant", "function")
+    ):
+        raise RequestError(
+            f"{place}.content must be a string or a list of parts", param=f"{place}.content"
+        )
+    calls = message.get("tool_calls")
+    if calls is not None and not (
+        isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    ):
+        raise RequestError(
+            f"{place}.tool_calls must be a list of objects", param=f"{place}.tool_calls"
+        )
+
+
+def text_of(content: object) -> str:
+    """Return the text of a message's content: a string, or its text parts joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "".join(
+        part["text"]
+        for part in content
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+    )
+
+
+@dataclass(slots=True)  # as InferRequest
+class InferResponse:
+    """An answer: the eight fields of infer.response, and what else the vendor gave."""
+
+    model: str
+    provider: str
+    content: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float | None = None  # None: the price is not known, which is not the same as free
+    latency_ms: int = 0
+    finish_reason: str = "stop"
+    tool_calls: Sequence[JSON] = ()
+    reasoning: str = ""
+    refusal: str = ""
+    details: Sequence[JSON] = ()  # signed or redacted reasoning, to be sent back with the next turn
+    usage: Usage | None = None
+    id: str = ""
+    native: tuple[str, bytes] | None = None  # the dialect, and the body as it came
+    extra: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # members that only some answers have, such as embeddings
+
+    def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
+        """Return the answer with what only the router knows of it; `dataclasses.replace` would take
+        twice as long.
+        """
+        return InferResponse(
+            self.model,
+            provider,
+            self.content,
+            self.tokens_in,
+            self.tokens_out,
+            cost_usd,
+            latency_ms,
+            self.finish_reason,
+            self.tool_calls,
+            self.reasoning,
+            self.refusal,
+            self.details,
+            self.usage,
+            self.id,
+            self.native,
+            self.extra,
+        )
+
+    def to_dict(self) -> JSON:
+        """Return the infer.response, its fields in mist-go's order; extensions only where there is
+        something in them.
+        """
+        data: JSON = {
+            "model": self.model,
+            "provider": self.provider,
+            "content": self.content,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "cost_usd": self.cost_usd,
+            "latency_ms": self.latency_ms,
+            "finish_reason": self.finish_reason,
+        }
+        if self.tool_calls:
+            data["tool_calls"] = list(self.tool_calls)
+        if self.reasoning:
+            data["reasoning"] = self.reasoning
+        if self.refusal:
+            data["refusal"] = self.refusal
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSpan:
+    """What happened between two moments, as TokenTrace takes it."""
+
+    trace_id: str
+    span_id: str
+    operation: str
+    start_ns: int
+    end_ns: int
+    status: str = "ok"  # or "error"
+    parent_id: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> JSON:
+        """Return the trace.span, its fields in mist-go's order; no parent_id when there is no
+        parent.
+        """
+        data: JSON = {"trace_id": self.trace_id, "span_id": self.span_id}
+        if self.parent_id:
+            data["parent_id"] = self.parent_id
+        return data | {
+            "operation": self.operation,
+            "start_ns": self.start_ns,
+            "end_ns": self.end_ns,
+            "status": self.status,
+            "attrs": dict(self.attrs),
+        }
+
+
+def _text(data: JSON, name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{name} {'is missing' if value is None else 'must be a string'}")
+    if not value:
+        raise ProtocolError(f"{name} is empty")
+    return value
+
+
+def _integer(data: JSON, name: str, *, least: int, most: int) -> int:
+    value = data.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ProtocolError(f"{name} must be an integer from {least} to {most}")
+    return value

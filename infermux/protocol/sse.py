@@ -1,0 +1,101 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): bytes to
+events and back.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_MARK = b"\xef\xbb\xbf"
+MAX_EVENT = (
+    16 * 1024 * 1024
+)  # bytes of one event: a stream without line ends would otherwise fill memory
+
+
+class Event(NamedTuple):
+    """One event: its name (empty where there is none) and its data, lines joined by LF."""
+
+    data: bytes
+    name: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return the event as it goes over a wire."""
+        data = (
+            b"data: "
+            + (self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data)
+            + b"\n\n"
+        )
+        return b"event: " + self.name + b"\n" + data if self.name else data
+
+
+class Parser:
+    """Splits bytes into events, however the bytes are cut: lines end in LF, a CR before it is
+    dropped.
+    """
+
+    __slots__ = ("_data", "_name", "_rest", "_size")
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # the line that has not ended yet
+        self._data: list[bytes] = []
+        self._name = b""
+        self._size = 0  # of the data of the event that has not ended yet
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that *data* completes; raise ValueError for an event without end."""
+        if (
+            not (self._rest or self._data or self._name)
+            and data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n\n")
+            and not data.endswith(b"\r\n\n")
+        ):
+            return [Event(data[6:-2])]  # what nearly every read brings: one event of one line
+        self._rest += data
+        if b"\n" not in data:
+            self._bound(len(self._rest))
+            return []
+        *lines, rest = bytes(self._rest).split(b"\n")
+        self._rest = bytearray(rest)
+        events: list[Event] = []
+        for line in lines:
+            self._line(line, events)
+        self._bound(len(rest))
+        return events
+
+    def end(self) -> list[Event]:
+        """Return what the last lines hold when the stream ends without an empty line after them."""
+        events: list[Event] = []
+        self._line(bytes(self._rest), events)
+        self._rest.clear()
+        self._line(b"", events)
+        return events
+
+    def _line(self, line: bytes, events: list[Event]) -> None:
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if not line:
+            if self._data:
+                events.append(Event(b"\n".join(self._data), self._name))
+            self._data, self._name, self._size = [], b"", 0
+            return
+        if line.startswith(_MARK):  # a byte order mark may open the stream
+            line = line[len(_MARK) :]
+        field, _, value = line.partition(b":")
+        if value.startswith(b" "):
+            value = value[1:]
+        if field == b"data":
+            self._data.append(value)
+            self._size += len(value)
+            self._bound(0)
+        elif field == b"event":
+            self._name = value
+
+    def _bound(self, more: int) -> None:
+        if self._size + more > MAX_EVENT:
+            raise ValueError(f"an event is longer than {MAX_EVENT} bytes")
+
+
+def comment(text: str) -> bytes:
+    """Return a comment, which every reader skips: it keeps a connection alive and shows a dead one."""
+    return b": " + text.encode() + b"\n\n"

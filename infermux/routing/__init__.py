@@ -1,0 +1,1 @@
+"""The router: plan, attempts, finish; and the runtime state of its targets."""

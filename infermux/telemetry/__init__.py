@@ -1,0 +1,1 @@
+"""What is told of a call: spans, metrics, log lines; and what workers share to tell it."""

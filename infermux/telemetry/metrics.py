@@ -1,0 +1,252 @@
+"""Twelve families for Prometheus: counted call by call on the board that all workers share, and
+written in its text format 0.0.4.
+
+A label's value is never a caller's own: a provider or model that the configuration does not name
+counts as "other".
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from .. import errors
+from ..planning.call import PICO, Attempt, Call
+from ..planning.registry import Registry
+from ..types import Target
+from .shared_memory import Key, SharedMemory, WorkerSlot
+
+OTHER = "other"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_NANO = 10**9
+_MOST = 10**17
+_TARGET = ("provider", "model")
+_CODES = {
+    kind.code
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.InferMuxError)
+}
+
+
+class Family(NamedTuple):
+    """A metric: what it is, and how its cells become a value."""
+
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    unit: int = 1  # a cell's count is divided by it
+    bounds: tuple[float, ...] = ()  # of a histogram's buckets
+
+
+FAMILIES = {
+    "requests_total": Family(
+        "counter",
+        (*_TARGET, "status"),
+        "Calls that ended, by the HTTP status of what came of them.",
+    ),
+    "latency_seconds": Family(
+        "histogram", _TARGET, "Seconds from the start of a call to its end.", _NANO, SECONDS
+    ),
+    "ttft_seconds": Family(
+        "histogram",
+        _TARGET,
+        "Seconds from the start of a streamed call to its first content.",
+        _NANO,
+        SECONDS,
+    ),
+    "overhead_seconds": Family(
+        "histogram",
+        (),
+        "Seconds of a call that were spent here: neither at a provider nor waiting.",
+        _NANO,
+        OWN_SECONDS,
+    ),
+    "tokens_total": Family(
+        "counter",
+        (*_TARGET, "kind"),
+        "Tokens; input has cached_input and cache_write in it, output has reasoning.",
+    ),
+    "cost_usd_total": Family("counter", _TARGET, "Dollars, where the price is known.", PICO),
+    "attempts_total": Family(
+        "counter", (*_TARGET, "outcome"), "Requests to providers: ok, or the code of the error."
+    ),
+    "circuit_state": Family(
+        "gauge", _TARGET, "0 closed, 1 half open, 2 open; of several workers the worst."
+    ),
+    "streams_open": Family("gauge", (), "Streams that are open or being opened."),
+    "unpriced_total": Family(
+        "counter",
+        _TARGET,
+        "Requests to providers that were answered, and whose price is not known.",
+    ),
+    "streams_incomplete_total": Family(
+        "counter", _TARGET, "Streams that broke after their first content."
+    ),
+    "spans_dropped_total": Family("counter", (), "Spans that did not arrive."),
+}
+
+
+class Metrics:
+    """Counts calls on *board*, with the names that *registry* has as labels."""
+
+    def __init__(self, board: SharedMemory, registry: Registry) -> None:
+        self._board = board
+        self._registry = registry
+        self._targets: frozenset[Target] = frozenset()
+        self._models: frozenset[str] = frozenset()
+        self._changes = -1
+
+    def count(self, call: Call) -> None:
+        """Count a call that has ended."""
+        attempts, error, seconds = call.attempts, call.error, call.seconds
+        last = attempts[-1] if attempts else None
+        stripe, target = (
+            self._board.mine,
+            self.labels(*(last.target if last is not None else (call.provider, call.model))),
+        )
+        status = (
+            "200" if error is None else str(error.status) if 400 <= error.status < 600 else OTHER
+        )
+        own = seconds
+        for attempt in attempts:
+            own -= attempt.seconds + attempt.waited
+        with stripe.lock:
+            stripe.add(("requests_total", *target, status))
+            _observe(stripe, ("latency_seconds", *target), SECONDS, seconds)
+            _observe(stripe, ("overhead_seconds",), OWN_SECONDS, max(0.0, own))
+            if last is not None and last.first_chunk is not None:
+                _observe(
+                    stripe, ("ttft_seconds", *target), SECONDS, last.first_chunk - call.started
+                )
+                if error is not None:
+                    stripe.add(("streams_incomplete_total", *target))
+            for attempt in attempts:
+                _attempted(
+                    stripe, target if attempt is last else self.labels(*attempt.target), attempt
+                )
+
+    def labels(self, provider: str, model: str) -> tuple[str, str]:
+        """Return the labels for a target, or for what was asked for: only what the configuration
+        names, so that they are few.
+        """
+        changes = self._registry.changes
+        if changes != self._changes:  # a host may register more at any time
+            self._targets = frozenset(self._registry.targets())
+            self._models = frozenset(
+                (*self._registry.names, *(target.model for target in self._targets))
+            )
+            self._changes = changes
+        if (provider, model) in self._targets:
+            return provider, model
+        return (
+            (provider, OTHER)
+            if provider in self._registry
+            else (OTHER, model if model in self._models else OTHER)
+        )
+
+
+def _observe(stripe: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:
+    at = stripe.at(key, len(bounds) + 2)
+    stripe.cells[at + bisect_left(bounds, seconds)] += 1
+    stripe.cells[at + len(bounds) + 1] += int(seconds * _NANO)
+
+
+def _attempted(stripe: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> None:
+    code = None if attempt.error is None else attempt.error.code
+    stripe.add(
+        ("attempts_total", *target, "ok" if code is None else code if code in _CODES else OTHER)
+    )
+    usage = attempt.usage
+    if usage is None:
+        return
+    for kind, count in (
+        ("input", usage.input_tokens),
+        ("output", usage.output_tokens),
+        ("cached_input", usage.cached_input_tokens),
+        ("cache_write", usage.cache_write_tokens),
+        ("reasoning", usage.reasoning_tokens),
+    ):
+        if count:
+            stripe.add(("tokens_total", *target, kind), _bounded(count))
+    if attempt.cost is None:
+        stripe.add(("unpriced_total", *target))
+    else:
+        stripe.add(("cost_usd_total", *target), _bounded(attempt.cost))
+
+
+def _bounded(count: int) -> int:
+    """Return what a vendor claims as far as a sum of many takes it."""
+    return count if 0 <= count <= _MOST else max(0, min(count, _MOST))
+
+
+# -- the text --------------------------------------------------------------------------------------
+
+
+def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
+    """Return every family with its samples; one without labels has a sample even when nothing was
+    counted.
+    """
+    samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
+    for (name, *values), cells in sorted(
+        [*counts.items(), *((key, (value,)) for key, value in gauges.items())]
+    ):
+        if name in FAMILIES and len(values) == len(FAMILIES[name].labels):
+            samples[name].append((tuple(values), cells))
+    lines = []
+    for name, family in FAMILIES.items():
+        lines += [f"# HELP infermux_{name} {family.help}", f"# TYPE infermux_{name} {family.kind}"]
+        found = samples[name] or (
+            [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
+        )
+        write = _histogram if family.bounds else _plain
+        for labels, cells in found:
+            pairs = [
+                f'{label}="{_escaped(value)}"'
+                for label, value in zip(family.labels, labels, strict=True)
+            ]
+            lines += write(f"infermux_{name}", family, pairs, cells)
+    return ("\n".join(lines) + "\n").encode()
+
+
+Write = Callable[[str, Family, list[str], Sequence[int]], list[str]]
+
+
+def _plain(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
+    value = f"{cells[0]}" if family.unit == 1 else _decimal(cells[0], family.unit)
+    return [f"{name}{_braced(pairs)} {value}"]
+
+
+def _histogram(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
+    below = list(accumulate(cells[:-1]))
+    bounds = [f'le="{bound}"' for bound in (*family.bounds, "+Inf")]
+    lines = [
+        f"{name}_bucket{_braced([*pairs, bound])} {count}"
+        for bound, count in zip(bounds, below, strict=True)
+    ]
+    return [
+        *lines,
+        f"{name}_sum{_braced(pairs)} {_decimal(cells[-1], family.unit)}",
+        f"{name}_count{_braced(pairs)} {below[-1]}",
+    ]
+
+
+def _braced(pairs: list[str]) -> str:
+    return "{" + ",".join(pairs) + "}" if pairs else ""
+
+
+def _decimal(count: int, unit: int) -> str:
+    """Return *count* / *unit*, a power of ten, to the last digit."""
+    whole, rest = divmod(count, unit)
+    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+
+
+def _escaped(value: str) -> str:
+    """Return a label's value as the format has it; a lone half of a character has no place in
+    UTF-8.
+    """
+    whole = value.encode("utf-8", "replace").decode()
+    return whole.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,126 @@
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/), and the spans of a call."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..errors import InferMuxError
+from ..planning.call import Attempt, Call, usd
+from ..protocol import TraceSpan, new_id
+from ..types import TraceContext, Usage
+
+KNOWN_FLAGS = 0b11  # sampled, and random (level 2); others must be sent as zero
+OPERATION = "infermux.infer"
+ATTEMPT = "infermux.attempt"
+LONGEST = 65536  # characters of a prompt or an answer that a span holds
+_HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+
+
+def parse(header: str | None) -> TraceContext | None:
+    """Return what a traceparent header says, or None for one that is not valid: then a new trace
+    starts.
+    """
+    found = _HEADER.fullmatch((header or "").strip(" \t"))
+    if not found:
+        return None
+    version, trace_id, parent_id, flags, more = found.groups()
+    if (
+        version == "ff"
+        or (version == "00" and more)
+        or not int(trace_id, 16)
+        or not int(parent_id, 16)
+    ):
+        return None
+    return TraceContext(trace_id, parent_id, flags)
+
+
+def format(context: TraceContext) -> str:
+    """Return the traceparent header of *context*, version 00."""
+    return f"00-{context.trace_id}-{context.parent_id}-{int(context.flags, 16) & KNOWN_FLAGS:02x}"
+
+
+def spans(call: Call) -> list[TraceSpan]:
+    """Return the spans of a finished call: its own, and where there was more than one attempt, a
+    child for each of them.
+
+    A child of a call that went well at once would repeat its parent, and a span costs as much as a
+    small request.
+    """
+    tokens_in, tokens_out = call.tokens
+    attrs = {
+        "provider": call.provider,
+        "model": call.model,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+    }
+    if call.answer is not None:  # only where it is switched on
+        attrs |= {
+            "prompt": json.dumps(call.request.messages, default=str)[:LONGEST],
+            "completion": call.answer[:LONGEST],
+        }
+    own = TraceSpan(
+        call.trace_id,
+        call.span_id,
+        OPERATION,
+        call.start_ns,
+        call.end_ns,
+        "error" if call.error else "ok",
+        call.parent_id,
+        _rest(attrs, call.cost, call.latency_ms, call.finish_reason, call.error),
+    )
+    return (
+        [own, *(_child(call, attempt) for attempt in call.attempts)]
+        if len(call.attempts) > 1
+        else [own]
+    )
+
+
+def _child(call: Call, attempt: Attempt) -> TraceSpan:
+    error, usage = failure(call, attempt), attempt.usage or Usage()
+    attrs: dict[str, Any] = {
+        "provider": attempt.target.provider,
+        "model": attempt.served or attempt.target.model,
+        "tokens_in": usage.input_tokens or 0,
+        "tokens_out": usage.output_tokens or 0,
+    }
+    if attempt.waited:
+        attrs["waited_ms"] = round(attempt.waited * 1000)
+    start = moment(call, attempt.started)
+    return TraceSpan(
+        call.trace_id,
+        new_id(),
+        ATTEMPT,
+        start,
+        start + int(attempt.seconds * 1e9),
+        "error" if error else "ok",
+        call.span_id,
+        _rest(attrs, attempt.cost, attempt.latency_ms, "" if error else call.finish_reason, error),
+    )
+
+
+def moment(call: Call, monotonic: float) -> int:
+    """Return a moment of the call in nanoseconds of wall-clock time."""
+    return call.start_ns + int((monotonic - call.started) * 1e9)
+
+
+def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
+    """Return why an attempt failed: the last one failed with its call."""
+    return attempt.error or (call.error if attempt is call.attempts[-1] else None)
+
+
+def _rest(
+    attrs: dict[str, Any],
+    cost: int | None,
+    latency_ms: int,
+    finish_reason: str,
+    error: InferMuxError | None,
+) -> dict[str, Any]:
+    if cost is not None:  # an unknown price is left out: 0 would be a lie
+        attrs["cost_usd"] = usd(cost)
+    attrs["latency_ms"] = latency_ms
+    attrs["finish_reason"] = finish_reason
+    if error is not None:
+        attrs["error"] = error.summary
+    return attrs
