@@ -1,21 +1,55 @@
-"""Who is let in: room in this process, and each caller's own rate."""
+"""Admission control: which calls may start, by the room in this process and each caller's own rate.
+
+`Admission` bounds concurrency (`ConcurrencyLimiter`) and applies the callers' limits per minute
+(`rate_limiter`); `keys` tells callers apart by their API keys.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+import threading
 
 from ..errors import Overloaded, RateLimited, RequestTooLarge
 from ..planning.call import Call
-from .rate_limiter import ConcurrencyLimiter, RateLimiter
+from .rate_limiter import RateLimiter
 
-FULL = "this service has as many calls as it can take; try again in a moment"
+FULL = "the service is at capacity; retry shortly"
+
+
+class ConcurrencyLimiter:
+    """Counts what runs at the same time: calls, open streams, requests to a provider."""
+
+    __slots__ = ("_lock", "_used", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def acquire(self) -> bool:
+        """Take a slot if one is free; never wait."""
+        with self._lock:
+            if self._used >= self.limit:
+                return False
+            self._used += 1
+            return True
+
+    def release(self) -> None:
+        """Return a slot; raise ValueError if none is taken: the limit would be wrong."""
+        with self._lock:
+            if self._used < 1:
+                raise ValueError("a slot was released twice")
+            self._used -= 1
+
+    @property
+    def used(self) -> int:
+        """The number of slots that are taken."""
+        return self._used
 
 
 class Admission:
-    """Lets calls in while there is room, and counts what callers use per minute. Without limits it
-    is open.
-    """
+    """Admits calls while there is room and within the rates of their callers."""
 
     def __init__(
         self,
@@ -29,13 +63,13 @@ class Admission:
         self._rates = rates
 
     def resize(self, *, calls: int, streams: int) -> None:
-        """Change how much room there is, if it was bounded at all."""
+        """Change the room in this process, if it was bounded at all."""
         if self._calls is not None:
             self._calls.limit, self._streams.limit = calls, streams
 
     @property
     def streams(self) -> int:
-        """Streams that are open, or being opened."""
+        """The number of streams that are open or being opened."""
         return self._streams.used
 
     @property
@@ -43,36 +77,35 @@ class Admission:
         """Whether every call would be refused now."""
         return self._calls is not None and self._calls.used >= self._calls.limit
 
-    def enter(self, call: Call, *, streamed: bool) -> None:
-        """Let *call* in, or raise Overloaded or RateLimited; `leave` gives back what was taken."""
+    def admit(self, call: Call, *, streamed: bool) -> None:
+        """Admit *call* until `release`; raise Overloaded, RateLimited or RequestTooLarge."""
         if self._calls is not None:
-            if not self._calls.take():
-                raise Overloaded(FULL)
-            call.releases.append(self._calls.give)
+            _acquire(self._calls, call, FULL)
         if streamed:
-            if not self._streams.take():
-                raise Overloaded(
-                    "this service has as many streams as it can take; try again in a moment"
-                )
-            call.releases.append(self._streams.give)
+            _acquire(self._streams, call, "the service is at its limit of streams; retry shortly")
         caller = call.caller
-        if self._rates is not None and (caller.rpm or caller.tpm):
-            estimate = call.input_size if caller.tpm else 0
-            wait = self._rates.take(caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate)
-            if wait == math.inf:
-                raise RequestTooLarge(
-                    f"this call alone has about {estimate} tokens, more than the key may use in a minute"
-                )
-            if wait is not None:
-                raise RateLimited(
-                    "this key is over its rate per minute; try again later", retry_after=wait
-                )
-            call.estimate = estimate if caller.tpm else None
+        if self._rates is None or not (caller.rpm or caller.tpm):
+            return
+        estimate = call.input_size if caller.tpm else 0
+        wait = self._rates.take(caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate)
+        if wait == math.inf:
+            raise RequestTooLarge(
+                f"this request has about {estimate} tokens, more than the key may use in a minute"
+            )
+        if wait is not None:
+            raise RateLimited("this key is over its rate limit", retry_after=wait)
+        call.estimate = estimate if caller.tpm else None
 
-    def leave(self, call: Call) -> None:
-        """Give back what the call has taken, and count the tokens that it really used."""
+    def release(self, call: Call) -> None:
+        """Return the room that *call* took, and count the tokens that it really used."""
         while call.releases:
             call.releases.pop()()
         if self._rates is not None and call.estimate is not None:
             used = sum(call.tokens)
             self._rates.correct(call.caller.name, used - call.estimate, since=call.started)
+
+
+def _acquire(limiter: ConcurrencyLimiter, call: Call, full: str) -> None:
+    if not limiter.acquire():
+        raise Overloaded(full)
+    call.releases.append(limiter.release)

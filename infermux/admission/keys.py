@@ -1,6 +1,4 @@
-"""Callers known by their keys: only hashes are kept, and looking one up takes the same time
-whichever it is.
-"""
+"""API keys of callers: only their hashes are kept, and they are compared in constant time."""
 
 from __future__ import annotations
 
@@ -20,22 +18,18 @@ def new_key() -> str:
 
 
 def hashed(key: str) -> str:
-    """Return the SHA-256 of a key in hexadecimal: a key is random, so it needs no salt and no slow
-    hash.
-    """
+    """Return the SHA-256 of *key* in hexadecimal; a random key needs no salt and no slow hash."""
     return sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Keyring:
-    """Every key that opens the doors, by its hash."""
+    """The callers by the hashes of their keys."""
 
     def __init__(self, keys: Iterable[tuple[str, Caller]]) -> None:
         self._keys = [(bytes.fromhex(hash), caller) for hash, caller in keys]
 
     def identify(self, key: str) -> Caller | None:
-        """Return whose key it is; every hash is compared, in constant time, so that the time tells
-        nothing.
-        """
+        """Return the caller that has *key*, or None; every hash is compared, in constant time."""
         given, found = bytes.fromhex(hashed(key)), None
         for known, caller in self._keys:
             if hmac.compare_digest(known, given):
@@ -44,10 +38,10 @@ class Keyring:
 
     @property
     def callers(self) -> dict[str, Caller]:
-        """Who has a key, by name."""
+        """The callers by name."""
         return {caller.name: caller for _, caller in self._keys}
 
     @property
     def limited(self) -> bool:
-        """Whether any caller has a rate."""
+        """Whether any caller has a rate limit."""
         return any(caller.rpm or caller.tpm for _, caller in self._keys)

@@ -1,5 +1,7 @@
-"""Limits: slots inside a process; requests and tokens per minute of a caller, exact over every
-process of a host.
+"""Requests and tokens per minute of each caller, exact over all processes of a host.
+
+The counts lie in one memory-mapped file. It holds a record for each caller: a ring of one-second
+buckets for requests, one for tokens, and their sums.
 """
 
 from __future__ import annotations
@@ -20,87 +22,45 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..types import Clock
 
-RECORDS = 4096  # callers of one minute that the file has room for
+RECORDS = 4096  # callers for which the file has room
 
 _SPAN = 61  # one-second buckets that any 60 consecutive seconds touch
 _WORD = 8  # bytes: everything is a signed 64-bit number
-_SECOND, _REQUESTS, _TOKENS = (
-    4,
-    5,
-    6,
-)  # of a record, after the caller's digest: last touched, and the sums of the buckets
-_REQUEST_BUCKETS = 7
+# A record: the caller's digest (4 words), the second of the last change, two sums, two rings.
+_SECOND, _REQUESTS, _TOKENS, _REQUEST_BUCKETS = 4, 5, 6, 7
 _TOKEN_BUCKETS = _REQUEST_BUCKETS + _SPAN
 _RECORD = _TOKEN_BUCKETS + _SPAN
 _MAGIC = b"InferMux rates\n\0"
 _HEAD = 6  # words: magic and stamp
 _SIZE = (_HEAD + RECORDS * _RECORD) * _WORD  # bytes of the file: 4.2 MB
-_PROBES = 64  # records that a caller's may be found in
-_PAUSE = (
-    2e-5  # seconds between two looks at a lock that another process holds, which it is for 5 µs
-)
-_MOST = 2**40  # tokens of one call: no sum of a minute overflows
-_QUIET = 60.0  # seconds between two complaints about a file that cannot be opened
+_PROBES = 64  # records in which a caller's may be found
+_POLL_SECONDS = 2e-5  # between two tries for the lock, which another process holds for 5 µs
+_MAX_TOKENS = 2**40  # of one call: no sum of a minute overflows
+_LOG_SECONDS = 60.0  # between two log lines about a file that cannot be opened
 log = logging.getLogger("infermux")
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 
-class ConcurrencyLimiter:
-    """A count with a limit: calls inside, streams that are open, requests at a provider."""
-
-    __slots__ = ("_lock", "_used", "limit")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
-
-    def take(self) -> bool:
-        """Take a slot if one is free; never wait."""
-        with self._lock:
-            if self._used >= self.limit:
-                return False
-            self._used += 1
-            return True
-
-    def give(self) -> None:
-        """Give back a slot that was taken; raise ValueError if none is, for then a limit has
-        stopped to hold.
-        """
-        with self._lock:
-            if self._used < 1:
-                raise ValueError("a slot was given back twice")
-            self._used -= 1
-
-    @property
-    def used(self) -> int:
-        """ConcurrencyLimiter that are taken."""
-        return self._used
-
-
 class RateLimiter:
-    """Requests and tokens of each caller in any 60 consecutive seconds, in a file that the
-    processes of a host share.
+    """Limits each caller's requests and tokens in any 60 consecutive seconds.
 
-    Nothing is open before the first use in a process: a lock or a map from before a fork would be
-    the parent's. Callers are known by the SHA-256 of their names. A refused request does not count.
-    A process that cannot open the file lets calls in, and its log says so: `check` tells before it
-    comes to that.
+    The file is opened on first use in each process, because a lock or a map cannot be inherited
+    through a fork. A refused request does not count. A process that cannot open the file admits all
+    calls and logs that; `check` finds it out at the start.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.monotonic) -> None:
         self.path = Path(path)
         self._clock = clock  # of the whole host, as CLOCK_MONOTONIC is
         self._tables: dict[int, _Table] = {}  # by process id; only this process's own is ever used
-        self._complained = -math.inf
+        self._logged_at = -math.inf
 
     def take(
         self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
     ) -> float | None:
-        """Count one request of an estimated number of tokens and return None, or return the seconds
-        until it would fit.
+        """Count a request of about *tokens* and return None, or return the seconds to wait.
 
-        Infinity: it never fits, however long one waits.
+        Infinity means that the request alone exceeds the limit.
         """
         opened = self._opened() if rpm is not None or tpm is not None else None
         if opened is None:
@@ -108,7 +68,7 @@ class RateLimiter:
         with opened as table:
             now = self._clock()
             at = table.record(caller, int(now))
-            words, tokens = table.words, min(tokens, _MOST)
+            words, tokens = table.words, min(tokens, _MAX_TOKENS)
             if (rpm is not None and words[at + _REQUESTS] >= rpm) or (
                 tpm is not None and words[at + _TOKENS] + tokens > tpm
             ):
@@ -124,12 +84,10 @@ class RateLimiter:
             return None
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Add the tokens that a call used beyond its estimate, or give back (below 0) those that it
-        did not use.
+        """Add *tokens* used beyond the estimate, or return (below 0) those that were not used.
 
-        *since* is a moment at or shortly before its take, as Call.started is. What is added counts
-        from now on. What is given back leaves the second in which it was counted: left to a later
-        one, it would outlive the estimate and admit too much.
+        *since* is the call's start, monotonic. Added tokens count from now on. Returned ones are
+        taken from the buckets since then; later buckets would outlive the estimate.
         """
         opened = self._opened()
         if opened is None:
@@ -138,9 +96,9 @@ class RateLimiter:
             second = int(self._clock())
             at = table.record(caller, second)
             if tokens >= 0:
-                _add(table.words, at, second, min(tokens, _MOST))
+                _add(table.words, at, second, min(tokens, _MAX_TOKENS))
                 return
-            if int(since) <= second - _SPAN:  # its estimate has left the minute already
+            if int(since) <= second - _SPAN:  # the estimate no longer counts
                 return
             for then in range(int(since), second + 1):
                 part = min(table.words[at + _TOKEN_BUCKETS + then % _SPAN], -tokens)
@@ -150,15 +108,13 @@ class RateLimiter:
                     return
 
     def used(self, caller: str) -> tuple[int, int]:
-        """Return the requests and the tokens that count against *caller* now."""
+        """Return the requests and tokens that count for *caller* now."""
         with self._table() as table:
             at = table.record(caller, int(self._clock()))
             return table.words[at + _REQUESTS], table.words[at + _TOKENS]
 
     def check(self) -> None:
-        """Raise ConfigError if the file cannot be used; leave nothing open, so that it can be
-        called before a fork.
-        """
+        """Raise ConfigError if the file cannot be used; leave nothing open before a fork."""
         _Table(self.path).close()
 
     def close(self) -> None:
@@ -171,9 +127,9 @@ class RateLimiter:
         try:
             return self._table()
         except ConfigError as error:
-            if time.monotonic() - self._complained >= _QUIET:
-                self._complained = time.monotonic()
-                log.error("no caller's rate is limited: %s", error.message)
+            if time.monotonic() - self._logged_at >= _LOG_SECONDS:
+                self._logged_at = time.monotonic()
+                log.error("rate limits are off: %s", error.message)
             return None
 
     def _table(self) -> _Table:
@@ -184,9 +140,7 @@ class RateLimiter:
             table = self._tables.setdefault(pid, mine)
             if table is not mine:  # another thread was faster
                 mine.close()
-            for other in self._tables.keys() - {
-                pid
-            }:  # what came through a fork would keep a dead parent's lock
+            for other in self._tables.keys() - {pid}:  # inherited: it would keep the parent's lock
                 inherited = self._tables.pop(other, None)
                 if inherited is not None:
                     inherited.close()
@@ -194,17 +148,15 @@ class RateLimiter:
 
 
 class _Table:
-    """The mapped file in one process; `with` holds its lock against other threads and processes.
+    """The mapped file in one process; `with` locks it against other threads and processes.
 
-    One record per caller: digest, second, sums, buckets. A caller's record is one of the _PROBES
-    that follow its home. When none of them is free, the one idle for longest gives way: after 61 s
-    nothing is lost by that; in a full table its caller starts afresh, so that a crowd weakens
-    limits, and never refuses.
+    A hash table with linear probing, keyed by the SHA-256 of the caller's name. Where no record
+    within _PROBES is free, the one idle for longest is evicted: after 61 s it holds nothing; in a
+    full table its caller starts again from zero, so a crowd weakens limits but is never refused.
 
-    The lock is flock, for two reasons: unlike lockf it also holds between two tables of one
-    process, and closing another one does not drop it. It is called with the GIL held: fcntl.flock
-    gives the GIL up, and while a busy process waits to get it back, every process of the host would
-    wait for the file [8 threads in 2 busy processes: 600 takes a second each, 1,250 so].
+    flock, unlike lockf, also excludes two tables of one process. It is called with the GIL held:
+    fcntl.flock releases the GIL, and every process of the host would wait while a busy one gets it
+    back [8 threads in 2 busy processes: 600 calls a second each, 1,250 this way].
     """
 
     def __init__(self, path: Path) -> None:
@@ -240,15 +192,12 @@ class _Table:
             self._lock.release()
 
     def close(self) -> None:
-        """Close the file; the map goes with the last reference to it."""
+        """Close the file; the map is freed with its last reference."""
         os.close(self._fd)
 
     def record(self, caller: str, second: int) -> int:
-        """Return where the record of *caller* begins, as of *second*; only under the lock."""
-        digest, at = self._known.get(caller) or (
-            sha256(caller.encode("utf-8", "surrogatepass")).digest(),
-            _HEAD,
-        )
+        """Return the index of the record of *caller*, as of *second*; call it under the lock."""
+        digest, at = self._known.get(caller) or (_digest(caller), _HEAD)
         if self._map[at * _WORD : at * _WORD + len(digest)] != digest:
             at = self._find(digest)
             if len(self._known) >= RECORDS:
@@ -267,21 +216,22 @@ class _Table:
                 return at
             if words[at + _SECOND] < words[idlest + _SECOND]:
                 idlest = at
-            if not words[at]:  # never used: no record of this neighbourhood lies beyond
+            if not words[at]:  # never used: no probe went further
                 idlest = at
                 break
         start = idlest * _WORD
         self._map[start : start + _RECORD * _WORD] = bytes(_RECORD * _WORD)
-        self._map[start : start + len(digest)] = (
-            digest  # last: a process killed before leaves a record of nobody
-        )
+        # the digest last: a process killed before this leaves an unowned record
+        self._map[start : start + len(digest)] = digest
         return idlest
 
 
+def _digest(caller: str) -> bytes:
+    return sha256(caller.encode("utf-8", "surrogatepass")).digest()
+
+
 def _advance(words: memoryview, at: int, second: int) -> None:
-    """Forget what 60 seconds before *second* do not touch, and add up what is left: a torn sum
-    heals within a second.
-    """
+    """Clear the buckets older than 60 seconds and sum the rest, which also repairs a torn sum."""
     passed = second - words[at + _SECOND]
     for gone in range(second - min(passed, _SPAN) + 1, second + 1) if passed > 0 else range(_SPAN):
         words[at + _REQUEST_BUCKETS + gone % _SPAN] = words[at + _TOKEN_BUCKETS + gone % _SPAN] = 0
@@ -312,27 +262,22 @@ def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int |
 
 
 def _prepare(fd: int, path: Path) -> None:
-    """Make the file ready, under its lock; it never shrinks, for a process that has it mapped would
-    die of that.
-    """
+    """Initialize the file, under its lock. It never shrinks: that would kill who has it mapped."""
     head = os.pread(fd, _HEAD * _WORD, 0)
     if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
-        raise ConfigError(f"{path} is not a file of rates: it holds something else")
+        raise ConfigError(f"{path} is not an InferMux rate-limit file")
     stamp = _stamp()
     if os.fstat(fd).st_size >= _SIZE and head == _MAGIC + stamp:
         return
-    blank = _MAGIC + bytes(
-        _SIZE - len(_MAGIC)
-    )  # written, not left as a hole: with a full disk a hole kills at the first use
+    # written, not left sparse: on a full disk a hole in a mapped file kills the process
+    blank = _MAGIC + bytes(_SIZE - len(_MAGIC))
     if os.pwrite(fd, blank, 0) != _SIZE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.pwrite(fd, stamp, len(_MAGIC))
 
 
 def _stamp() -> bytes:
-    """Return what a file must carry to go on: the layout, and the boot whose clock it was written
-    by.
-    """
+    """Identify the layout and the boot, whose monotonic clock the seconds are of."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
@@ -344,7 +289,7 @@ def _flock(fd: int, operation: int) -> None:
     while _libc.flock(fd, operation | fcntl.LOCK_NB):
         if ctypes.get_errno() not in (errno.EWOULDBLOCK, errno.EINTR):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_SECONDS)
 
 
 def _unusable(path: Path, error: Exception) -> ConfigError:
@@ -352,5 +297,5 @@ def _unusable(path: Path, error: Exception) -> ConfigError:
         return error
     reason = error.strerror if isinstance(error, OSError) else error
     return ConfigError(
-        f"the file of rates {path} cannot be used: {reason}; name one that this user may write"
+        f"the rate-limit file {path} cannot be used: {reason}; make it writable for this user"
     )

@@ -1,9 +1,8 @@
-"""The health of one target in this process: a circuit breaker, a cool-down, latency and load.
+"""The circuit breaker of one target in this process, with its cool-down, latency and load.
 
-Closed lets every call through. Too many failures open it; after a while it is half open, which lets
-one real call probe. The probe's success closes it, its failure opens it for twice as long.
-Stragglers do not count: what a call says of a state that has passed since it was admitted changes
-nothing.
+A closed circuit admits every call. Too many failures open it. After a while it is half open and
+admits one call as a probe: success closes the circuit, failure opens it for twice as long. Results
+of calls admitted before the last state change are ignored.
 """
 
 from __future__ import annotations
@@ -16,63 +15,58 @@ from typing import NamedTuple, Self
 
 from ..types import Clock
 
-MIN_CALLS = 10  # in the window, before its share of failures counts
-GROWTH = 10  # times `open_seconds`: the longest that a circuit stays open (Envoy: 30 s to 300 s)
-MAX_COOL_DOWN = 3600.0  # seconds: a vendor's odd Retry-After must not shut a target for days
-DECAY = 10.0  # seconds: time constant of the latency
-SAMPLES = 64  # latencies that percentiles are taken from
-_PARTS = 60  # of the window: how finely it slides
+MIN_CALLS = 10  # in the window, before the share of failures can open the circuit
+GROWTH = 10  # a circuit stays open for at most so many `open_seconds` (Envoy: 30 s to 300 s)
+MAX_COOL_DOWN = 3600.0  # seconds: an odd Retry-After must not exclude a target for days
+DECAY = 10.0  # seconds: time constant of the average latency
+SAMPLES = 64  # latencies from which percentiles are taken
+_PARTS = 60  # in which the window slides
 
 
 class BreakerState(NamedTuple):
-    """What is known of a target at one moment; seconds throughout."""
+    """The state of a target at one moment; times are seconds."""
 
     state: str  # closed, open or half_open
     reason: str | None  # why a call would be refused now
-    retry_in: (
-        float | None
-    )  # until a call would be let through; 0: now; None: not known (a probe is out, or by hand)
-    latency: float | None  # as strategies use it; None: nothing in the window
+    retry_in: float | None  # 0: now; None: unknown (a probe is in flight, or forced open)
+    latency: float | None  # as strategies use it; None: no sample in the window
     in_flight: int
-    calls: int  # in the window, since the circuit last closed: succeeded or failed
+    calls: int  # that succeeded or failed in the window since the circuit last closed
     failures: int
     error_rate: float | None
     p50: float | None
     p95: float | None
-    per_minute: float  # ended requests in the window, neutral ones too
+    per_minute: float  # requests that ended in the window, neutral ones included
 
 
 class Permit:
-    """The leave to make one call. It ends once, by the first of succeeded, failed and neutral; a
-    `with` that ends first is neutral.
+    """The permission for one call; the first of succeeded, failed and neutral ends it.
+
+    As a context manager it ends neutral.
     """
 
-    __slots__ = ("_ended", "_generation", "_health", "_started")
+    __slots__ = ("_breaker", "_ended", "_generation", "_started")
 
-    def __init__(self, health: CircuitBreaker, generation: int) -> None:
-        self._health = health
+    def __init__(self, breaker: CircuitBreaker, generation: int) -> None:
+        self._breaker = breaker
         self._generation = generation
         self._started = self._ended = False
 
     def started(self, seconds: float) -> None:
-        """Note that the first content came after *seconds*: a probe has done its duty, while its
-        stream may run on for minutes.
-        """
-        self._health._start(self, seconds)
+        """Record the first content after *seconds*; a probe that streams has then succeeded."""
+        self._breaker._start(self, seconds)
 
     def succeeded(self, seconds: float | None = None) -> None:
-        """End well; *seconds* to the first content, unless started() has said it."""
-        self._health._end(self, failed=False, seconds=seconds)
+        """Record success; *seconds* is the time to the first content, unless started() had it."""
+        self._breaker._end(self, failed=False, seconds=seconds)
 
     def failed(self) -> None:
-        """End by the provider's fault."""
-        self._health._end(self, failed=True)
+        """Record a failure of the provider."""
+        self._breaker._end(self, failed=True)
 
     def neutral(self) -> None:
-        """End in a way that says nothing of the provider's health: a 4xx, a 429, a client that
-        left.
-        """
-        self._health._end(self, failed=None)
+        """Record an end that says nothing about the provider: a 4xx, a 429, a client that left."""
+        self._breaker._end(self, failed=None)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +76,7 @@ class Permit:
 
 
 class CircuitBreaker:
-    """Watches one target; every method may be called from any thread."""
+    """The breaker of one target; every method may be called from any thread."""
 
     def __init__(
         self,
@@ -99,41 +93,37 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._window = _Window(window / _PARTS)
         self._latency = _Latency(window)
-        self._is_open = self._by_hand = False
+        self._is_open = self._forced_open = False
         self._open_until = self._cool_until = -math.inf
         self._probe: Permit | None = None
         self._generation = 0  # of the circuit's state: it counts the changes
         self._in_row = self._trips = self._in_flight = 0
 
     def admit(self, *, force: bool = False) -> Permit | None:
-        """Return leave for one call, or None; *force* opens whatever was not shut by hand: for when
-        every target is shut.
+        """Return the permission for one call, or None; *force* ignores all but a forced-open one.
+
+        Force a call where every target is unavailable.
         """
         with self._lock:
+            permit = Permit(self, self._generation)
             if self._is_open or self._cool_until > -math.inf:
-                shut = self._shut_for(self._clock()) > 0
-                if shut and (self._by_hand or not force):
+                refused = self._wait(self._clock()) > 0
+                if refused and (self._forced_open or not force):
                     return None
-                permit = Permit(self, self._generation)
-                if self._is_open and not shut:
+                if self._is_open and not refused:
                     self._probe = permit
-            else:
-                permit = Permit(self, self._generation)
             self._in_flight += 1
             return permit
 
     def cool_down(self, seconds: float) -> None:
-        """Let no call through for *seconds* (a vendor's Retry-After, at most an hour); never
-        shortens one that is under way.
-        """
+        """Refuse calls for *seconds*, a vendor's Retry-After; never shorten a cool-down."""
         if seconds > 0:
             with self._lock:
-                self._cool_until = max(
-                    self._cool_until, self._clock() + min(seconds, MAX_COOL_DOWN)
-                )
+                until = self._clock() + min(seconds, MAX_COOL_DOWN)
+                self._cool_until = max(self._cool_until, until)
 
-    def ready(self) -> str | None:
-        """Return why a call would be refused now, or None; takes nothing."""
+    def refusal(self) -> str | None:
+        """Return why a call would be refused now, or None."""
         if not self._is_open and self._cool_until == -math.inf:
             return None  # nearly always
         with self._lock:
@@ -141,39 +131,35 @@ class CircuitBreaker:
 
     @property
     def changes(self) -> int:
-        """How often the circuit has changed its state."""
+        """The number of state changes of the circuit."""
         return self._generation
 
     @property
     def in_flight(self) -> int:
-        """Calls that were admitted and have not ended."""
+        """The number of calls that were admitted and have not ended."""
         return self._in_flight
 
     @property
     def latency(self) -> float | None:
-        """Seconds to the first content: a peak-sensitive average that fades, or None if nothing is
-        known of the window.
-        """
+        """The average seconds to the first content, or None without a sample in the window."""
         with self._lock:
             return self._latency.at(self._clock())
 
     def snapshot(self) -> BreakerState:
-        """Return all that is known now."""
+        """Return the state as of now."""
         with self._lock:
             now = self._clock()
             self._window.slide(now)
             requests, calls, failures = self._window.totals
-            shut = self._shut_for(now)
-            state = (
-                "closed" if not self._is_open else "open" if now < self._open_until else "half_open"
-            )
+            wait = self._wait(now)
+            state = "open" if now < self._open_until else "half_open"
             reason, latency, in_flight = self._refusal(now), self._latency.at(now), self._in_flight
             samples = list(self._latency.samples)
         samples.sort()
         return BreakerState(
-            state,
+            state if self._is_open else "closed",
             reason,
-            shut if shut < math.inf else None,
+            wait if wait < math.inf else None,
             latency,
             in_flight,
             calls,
@@ -184,22 +170,22 @@ class CircuitBreaker:
             requests * 60 / self._window_seconds,
         )
 
-    # -- by hand -----------------------------------------------------------------------------------
+    # -- operators ---------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Shut the target until close() or reset(), even to forced calls."""
+        """Force the circuit open until close() or reset(), for forced calls too."""
         with self._lock:
             self._turn(is_open=True)
-            self._by_hand, self._open_until = True, math.inf
+            self._forced_open, self._open_until = True, math.inf
 
     def close(self) -> None:
-        """Let calls through from now on: the circuit is closed, and nothing cools down."""
+        """Close the circuit and end the cool-down."""
         with self._lock:
             self._turn(is_open=False)
             self._cool_until = -math.inf
 
     def reset(self) -> None:
-        """Forget everything but the calls in flight."""
+        """Forget all history; calls in flight stay counted."""
         with self._lock:
             self._turn(is_open=False)
             self._cool_until, self._trips = -math.inf, 0
@@ -208,23 +194,22 @@ class CircuitBreaker:
 
     # -- under the lock ----------------------------------------------------------------------------
 
-    def _shut_for(self, now: float) -> float:
-        """Return the seconds until a call would be let through: 0 is now, infinity is not known."""
-        if self._by_hand or self._probe is not None:
+    def _wait(self, now: float) -> float:
+        """Return the seconds until a call would be admitted: 0 is now, infinity is unknown."""
+        if self._forced_open or self._probe is not None:
             return math.inf
         return max(self._open_until - now, self._cool_until - now, 0.0)
 
     def _refusal(self, now: float) -> str | None:
-        shut = self._shut_for(now)
-        if not shut:
+        wait = self._wait(now)
+        if not wait:
             return None
-        if shut == math.inf:
-            return (
-                "circuit opened by hand"
-                if self._by_hand
-                else "circuit half open, its probe is under way"
-            )
-        return f"{'circuit open' if self._open_until >= self._cool_until else 'cooling down'} for {math.ceil(shut)} s"
+        if self._forced_open:
+            return "circuit forced open"
+        if wait == math.inf:
+            return "circuit half open, its probe is under way"
+        what = "circuit open" if self._open_until >= self._cool_until else "cooling down"
+        return f"{what} for {math.ceil(wait)} s"
 
     def _start(self, permit: Permit, seconds: float) -> None:
         with self._lock:
@@ -258,7 +243,7 @@ class CircuitBreaker:
                     self._turn(is_open=False)
 
     def _fail(self, now: float, probed: bool) -> None:
-        if self._is_open and not probed:  # a forced call: that the target is down is known
+        if self._is_open and not probed:  # a forced call adds nothing
             return
         self._in_row += 1
         _, calls, failures = self._window.totals
@@ -272,21 +257,20 @@ class CircuitBreaker:
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
-        """Begin a new state of the circuit."""
-        self._is_open, self._by_hand, self._probe = is_open, False, None
+        """Change the state of the circuit."""
+        self._is_open, self._forced_open, self._probe = is_open, False, None
         self._generation += 1
         if not is_open:
             self._open_until, self._in_row = -math.inf, 0
-            # else the failures that opened it would open it again at the first one
+            # else the failures that opened it would open it again at the next one
             self._window.forget()
 
 
 class _Latency:
-    """Peak-sensitive average (Finagle's PeakEwma): jumps up to a slower sample, fades with DECAY
-    towards faster ones.
+    """Peak-sensitive moving average, as Finagle's PeakEwma: rises at once, decays with DECAY.
 
-    It fades while nothing comes, too, so that a target which a strategy avoids is tried again;
-    after *window* seconds without a sample it is unknown.
+    It also decays while no sample comes, so that an avoided target is tried again; after *window*
+    seconds without a sample it is unknown.
     """
 
     __slots__ = ("_at", "_value", "_window", "samples")
@@ -297,13 +281,13 @@ class _Latency:
         self.samples: deque[float] = deque(maxlen=SAMPLES)
 
     def add(self, now: float, seconds: float) -> None:
-        """Note a sample of *seconds* at the moment *now*."""
+        """Add a sample of *seconds* at the moment *now*."""
         if seconds < self._value:
             weight = math.exp((self._at - now) / DECAY)
-            seconds_now = self._value * weight + seconds * (1 - weight)
+            value = self._value * weight + seconds * (1 - weight)
         else:
-            seconds_now = seconds
-        self._value, self._at = seconds_now, now
+            value = seconds
+        self._value, self._at = value, now
         self.samples.append(seconds)
 
     def at(self, now: float) -> float | None:
@@ -313,9 +297,7 @@ class _Latency:
 
 
 class _Window:
-    """Counts of the last 60 *part*s, the current one included: requests, and of them calls that
-    count and their failures.
-    """
+    """Counts in a sliding window of 60 parts: requests, calls that count, failures among them."""
 
     __slots__ = ("_part", "_parts", "totals")
 
@@ -340,21 +322,19 @@ class _Window:
             totals[2] += failed
 
     def slide(self, now: float) -> None:
-        """Forget what is older than the window."""
+        """Drop the parts older than the window."""
         oldest = int(now // self._part) - _PARTS
         while self._parts and self._parts[0][0] <= oldest:
             gone = self._parts.popleft()
-            self.totals = [
-                total - count for total, count in zip(self.totals, gone[1:], strict=True)
-            ]
+            self.totals = [a - b for a, b in zip(self.totals, gone[1:], strict=True)]
 
     def forget(self) -> None:
-        """Keep the requests, forget what came of them."""
+        """Keep the requests, forget their results."""
         for part in self._parts:
             part[2] = part[3] = 0
         self.totals[1] = self.totals[2] = 0
 
 
 def _percentile(ordered: list[float], percent: int) -> float | None:
-    """Return the nearest-rank percentile, or None of nothing."""
+    """Return the nearest-rank percentile, or None without samples."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None

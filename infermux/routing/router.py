@@ -233,7 +233,7 @@ class Router:
             raise LedgerUnavailable(
                 "a caller has a budget, and this router has no ledger to keep it"
             )
-        self.admission.enter(call, streamed=streamed)
+        self.admission.admit(call, streamed=streamed)
         deadline = Deadline(
             self.deadline if call.patience is None else min(self.deadline, call.patience)
         )
@@ -317,7 +317,7 @@ class Router:
                 if isinstance(error, InferMuxError)
                 else InferMuxError("the call was broken off")
             )
-        self.admission.leave(call)
+        self.admission.release(call)
         if self.spending is not None:
             self.spending.settle(call)
         for observer in self.observers:

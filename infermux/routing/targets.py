@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from .. import pricing as prices
-from ..admission.rate_limiter import ConcurrencyLimiter
+from ..admission import ConcurrencyLimiter
 from ..errors import (
     NoHealthyProvider,
     Overloaded,
@@ -68,7 +68,7 @@ class TargetPermit:
             return
         self._ended = True
         if self._slots is not None:
-            self._slots.give()
+            self._slots.release()
         if error is None:
             self._retries.earn()
             self._permit.succeeded(seconds)
@@ -121,7 +121,7 @@ class TargetPool:
         self.overrides = overrides or {}
         self.shut: set[Target | str] = (
             set()
-        )  # targets, and whole providers, that are opened by hand
+        )  # targets, and whole providers, that are forced open
         self._watch = watch
         self._health: dict[Target, CircuitBreaker] = {}
         self._slots = {
@@ -160,12 +160,12 @@ class TargetPool:
     def lease(self, target: Target, *, force: bool) -> TargetPermit:
         """Return leave to call *target* now; raise Overloaded or NoHealthyProvider."""
         slots, health = self._slots.get(target.provider), self.health(target)
-        if slots is not None and not slots.take():
+        if slots is not None and not slots.acquire():
             raise Overloaded(f"provider {target.provider!r} has as many calls as it may")
         permit = health.admit(force=force)
         if permit is None:
             if slots is not None:
-                slots.give()
+                slots.release()
             raise NoHealthyProvider(
                 "no provider for this model is able to answer now",
                 retry_after=health.snapshot().retry_in,
@@ -192,7 +192,7 @@ class TargetPool:
         shut = {}
         for target in targets:
             health = self._health.get(target)
-            reason = health.ready() if health is not None else None
+            reason = health.refusal() if health is not None else None
             if health is not None and reason:
                 wait = health.snapshot().retry_in
                 shut[target] = (reason, math.inf if wait is None else wait)

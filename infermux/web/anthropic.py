@@ -71,7 +71,7 @@ def count_tokens(router: Router, identify: Identify | None) -> Response:
     target = next(iter(router.plan(wanted, caller=call.caller).targets), None)
     provider = router.registry.get(target.provider) if target is not None else None
     if not getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
-        router.admission.enter(call, streamed=False)
+        router.admission.admit(call, streamed=False)
         estimate = tokens.estimate_messages(wanted.messages)
         if wanted.params.get("tools"):
             estimate += tokens.estimate(strict_json.dumps(wanted.params["tools"]))

@@ -66,7 +66,7 @@ def ready(router: Router) -> Response:
     shut = {
         str(target): reason
         for target in known
-        if target in watched and (reason := watched[target].ready())
+        if target in watched and (reason := watched[target].refusal())
     }
     usable = len(known) - len(shut)
     good = problem is None and (usable > 0 or not known)

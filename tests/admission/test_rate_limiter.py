@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from infermux.admission.rate_limiter import RECORDS, ConcurrencyLimiter, RateLimiter
+from infermux.admission import ConcurrencyLimiter
+from infermux.admission.rate_limiter import RECORDS, RateLimiter
 from infermux.errors import ConfigError
 
 BEGIN = 5000.0
@@ -76,10 +77,10 @@ def python(script: str, path: Path, *, seconds: float = 60) -> str:
 def test_slots_are_never_more_than_the_limit_and_come_back() -> None:
     slots = ConcurrencyLimiter(7)
     got: list[bool] = []
-    in_threads(8, lambda: got.extend([slots.take() for _ in range(5)]))
+    in_threads(8, lambda: got.extend([slots.acquire() for _ in range(5)]))
     assert got.count(True) == slots.used == 7
-    slots.give()
-    assert (slots.take(), slots.take()) == (True, False)
+    slots.release()
+    assert (slots.acquire(), slots.acquire()) == (True, False)
 
 
 def test_slots_are_exact_under_threads() -> None:
@@ -87,9 +88,9 @@ def test_slots_are_exact_under_threads() -> None:
 
     def work() -> None:
         for _ in range(3000):
-            if slots.take():
+            if slots.acquire():
                 most.append(slots.used)
-                slots.give()
+                slots.release()
 
     in_threads(6, work)
     assert slots.used == 0
@@ -98,10 +99,10 @@ def test_slots_are_exact_under_threads() -> None:
 
 def test_a_slot_cannot_be_given_back_twice() -> None:
     slots = ConcurrencyLimiter(2)
-    assert slots.take()
-    slots.give()
+    assert slots.acquire()
+    slots.release()
     with pytest.raises(ValueError, match="twice"):
-        slots.give()
+        slots.release()
     assert slots.used == 0
 
 

@@ -194,7 +194,7 @@ def test_every_call_of_a_router_is_derived_again(tmp_path: Path, strategy: str) 
     with closing(three(path, strategy, failing="a")) as router:
         health, ids = router.targets.health(Target("a", "m")), [called(router) for _ in range(25)]
         while (
-            health.ready() is None and len(ids) < 500
+            health.refusal() is None and len(ids) < 500
         ):  # how often least_latency comes to it depends on the machine
             ids.append(called(router))
         ids.append(called(router))

@@ -79,17 +79,17 @@ NEUTRAL_ENDS: list[Callable[[Permit], None]] = [Permit.neutral, raise_within, cl
 
 def test_five_failures_in_a_row_open_it(health: CircuitBreaker) -> None:
     fail(health, 4)
-    assert health.ready() is None
+    assert health.refusal() is None
     fail(health, 1)
     assert health.admit() is None
-    assert health.ready() == "circuit open for 30 s"
+    assert health.refusal() == "circuit open for 30 s"
 
 
 def test_a_success_ends_the_row(health: CircuitBreaker) -> None:
     fail(health, 4)
     succeed(health)
     fail(health, 4)
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 def test_half_of_ten_failures_open_it_without_a_row(health: CircuitBreaker) -> None:
@@ -98,16 +98,16 @@ def test_half_of_ten_failures_open_it_without_a_row(health: CircuitBreaker) -> N
         fail(health, 1)
     succeed(health)
     assert health.snapshot().calls == MIN_CALLS - 1
-    assert health.ready() is None
+    assert health.refusal() is None
     fail(health, 1)
-    assert health.ready() is not None
+    assert health.refusal() is not None
 
 
 def test_less_than_half_does_not_open_it(health: CircuitBreaker) -> None:
     for _ in range(100):
         succeed(health, 3)
         fail(health, 2)
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 @pytest.mark.parametrize(("later", "opens"), [(59.9, True), (60.0, False)])
@@ -118,7 +118,7 @@ def test_only_the_window_counts(
     succeed(health, 5)
     clock.now += later
     fail(health, 1)
-    assert (health.ready() is not None) is opens
+    assert (health.refusal() is not None) is opens
 
 
 @pytest.mark.parametrize("end", NEUTRAL_ENDS)
@@ -127,11 +127,11 @@ def test_neutral_ends_neither_open_it_nor_dilute_failures(
 ) -> None:
     for _ in range(50):
         end(admitted(health))
-    assert health.ready() is None
+    assert health.refusal() is None
     fail(health, 2)
     end(admitted(health))
     fail(health, 3)
-    assert health.ready() is not None
+    assert health.refusal() is not None
     state = health.snapshot()
     assert (state.calls, state.failures, state.error_rate, state.per_minute) == (5, 5, 1.0, 56.0)
 
@@ -149,10 +149,10 @@ def test_it_stays_open_for_its_time_and_then_lets_one_call_probe(
     assert health.snapshot().retry_in == pytest.approx(0.1)
     clock.now += 0.1
     assert health.snapshot().state == "half_open"
-    assert health.ready() is None
+    assert health.refusal() is None
     probe = admitted(health)
     assert health.admit() is None
-    assert health.ready() == "circuit half open, its probe is under way"
+    assert health.refusal() == "circuit half open, its probe is under way"
     assert health.snapshot().retry_in is None
     probe.succeeded(0.1)
     assert health.snapshot().state == "closed"
@@ -215,9 +215,9 @@ def test_a_success_makes_the_time_short_again_and_the_old_failures_are_forgotten
     clock.now += 60
     succeed(health)
     fail(health, 4)
-    assert health.ready() is None
+    assert health.refusal() is None
     fail(health, 1)
-    assert health.ready() == "circuit open for 30 s"
+    assert health.refusal() == "circuit open for 30 s"
 
 
 def test_failures_from_before_the_opening_do_not_open_it_again_after_the_probe(
@@ -226,21 +226,21 @@ def test_failures_from_before_the_opening_do_not_open_it_again_after_the_probe(
     for _ in range(5):
         succeed(health)
         fail(health, 1)
-    assert health.ready() is not None
+    assert health.refusal() is not None
     clock.now += 30
     succeed(health)
     fail(health, 1)
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 def test_stragglers_change_nothing(health: CircuitBreaker, clock: Clock) -> None:
     early = [admitted(health) for _ in range(30)]
     fail(health)
     early.pop().succeeded(0.1)
-    assert health.ready() == "circuit open for 30 s"
+    assert health.refusal() == "circuit open for 30 s"
     for _ in range(9):
         early.pop().failed()
-    assert health.ready() == "circuit open for 30 s"
+    assert health.refusal() == "circuit open for 30 s"
     clock.now += 30
     probe = admitted(health)
     early.pop().failed()
@@ -248,7 +248,7 @@ def test_stragglers_change_nothing(health: CircuitBreaker, clock: Clock) -> None
     probe.succeeded(0.1)
     for permit in early:
         permit.failed()
-    assert health.ready() is None
+    assert health.refusal() is None
     assert health.snapshot().failures == 0
 
 
@@ -297,10 +297,10 @@ def test_a_forced_call_that_fails_changes_nothing(health: CircuitBreaker, clock:
     clock.now += 10
     for _ in range(20):
         admitted(health, force=True).failed()
-    assert health.ready() == "circuit open for 20 s"
+    assert health.refusal() == "circuit open for 20 s"
     clock.now += 20
     fail(health, 1)
-    assert health.ready() == "circuit open for 60 s"
+    assert health.refusal() == "circuit open for 60 s"
 
 
 def test_a_forced_call_is_the_probe_where_one_is_due(health: CircuitBreaker, clock: Clock) -> None:
@@ -310,9 +310,9 @@ def test_a_forced_call_is_the_probe_where_one_is_due(health: CircuitBreaker, clo
     assert health.admit() is None
     second = admitted(health, force=True)
     second.failed()
-    assert health.ready() == "circuit half open, its probe is under way"
+    assert health.refusal() == "circuit half open, its probe is under way"
     probe.neutral()
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 # Cooling down
@@ -320,12 +320,12 @@ def test_a_forced_call_is_the_probe_where_one_is_due(health: CircuitBreaker, clo
 
 def test_cooling_down_is_not_a_trip(health: CircuitBreaker, clock: Clock) -> None:
     health.cool_down(2.5)
-    assert health.ready() == "cooling down for 3 s"
+    assert health.refusal() == "cooling down for 3 s"
     assert health.admit() is None
     assert (health.snapshot().state, health.snapshot().retry_in) == ("closed", 2.5)
     assert health.admit(force=True) is not None
     clock.now += 2.5
-    assert health.ready() is None
+    assert health.refusal() is None
     assert health.admit() is not None
     assert health.admit() is not None
 
@@ -351,7 +351,7 @@ def test_a_throttled_probe_waits_and_then_another_probes(
     probe = admitted(health)
     health.cool_down(7)
     probe.neutral()
-    assert health.ready() == "cooling down for 7 s"
+    assert health.refusal() == "cooling down for 7 s"
     clock.now += 7
     assert admitted(health)
     assert health.admit() is None
@@ -403,10 +403,10 @@ def test_what_is_shut_by_hand_stays_shut(health: CircuitBreaker, clock: Clock) -
     clock.now += 10**6
     assert health.admit() is None
     assert health.admit(force=True) is None
-    assert health.ready() == "circuit opened by hand"
+    assert health.refusal() == "circuit forced open"
     assert (health.snapshot().state, health.snapshot().retry_in) == ("open", None)
     health.close()
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 def test_closing_by_hand_ends_everything_that_shuts(health: CircuitBreaker) -> None:
@@ -414,7 +414,7 @@ def test_closing_by_hand_ends_everything_that_shuts(health: CircuitBreaker) -> N
     health.cool_down(100)
     health.close()
     fail(health, 4)
-    assert health.ready() is None
+    assert health.refusal() is None
 
 
 def test_a_probe_from_before_it_was_closed_by_hand_is_a_straggler(
@@ -441,7 +441,7 @@ def test_a_reset_forgets_everything_but_the_calls_in_flight(
     assert health.snapshot() == fresh._replace(in_flight=1)
     running.neutral()
     fail(health)
-    assert health.ready() == "circuit open for 30 s"
+    assert health.refusal() == "circuit open for 30 s"
 
 
 # Latency and load

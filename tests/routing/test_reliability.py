@@ -546,7 +546,7 @@ def test_clients_that_leave_do_not_open_it() -> None:
     router = make(vendor, clock=clock)
     for _ in range(20):
         router.stream(HELLO).close()
-    assert router.targets.health(Target("v", "m")).ready() is None
+    assert router.targets.health(Target("v", "m")).refusal() is None
     assert router.targets.health(Target("v", "m")).in_flight == 0
 
 

@@ -107,7 +107,7 @@ def test_a_script_reads_the_same_as_json(service: Service) -> None:
         assert (
             code == 1
             and found["echo"]["state"] == "open"
-            and found["echo"]["reason"] == "circuit opened by hand"
+            and found["echo"]["reason"] == "circuit forced open"
         )
         assert set(found["echo"]) == {
             "provider",
@@ -127,7 +127,7 @@ def test_a_script_reads_the_same_as_json(service: Service) -> None:
 
 
 def test_what_an_order_has_done_is_told_by_every_worker_from_then_on(service: Service) -> None:
-    for action, reason in (("open", "circuit opened by hand"), ("close", None)) * 4:
+    for action, reason in (("open", "circuit forced open"), ("close", None)) * 4:
         order(service, f"echo/circuit/{action}?model=echo-v1")
         for _ in range(20):  # by either worker
             answer = service.ask("/status/targets", headers={"x-api-key": ADMIN}).json

@@ -218,7 +218,7 @@ def test_not_ready_names_the_targets_that_are_shut() -> None:
     assert answer.status_code == 503 and answer.json["ready"] is False
     assert (
         answer.json["targets"]["usable"] == 0
-        and answer.json["targets"]["shut"]["echo/echo-v1"] == "circuit opened by hand"
+        and answer.json["targets"]["shut"]["echo/echo-v1"] == "circuit forced open"
     )
     assert answer.json["targets"]["shut"]["bad/m"].startswith("circuit open for ")
 
