@@ -34,6 +34,8 @@ InferMuxError                   500 internal_error
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 SHOWN = 100  # characters of a caller's own value that a message repeats
 
 
@@ -41,6 +43,14 @@ def shown(value: object) -> str:
     """Return *value* quoted for a message: control characters escaped, cut where it is long."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
+    from difflib import get_close_matches  # here: only an error needs it
+
+    found = get_close_matches(name[:SHOWN], list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 class InferMuxError(Exception):

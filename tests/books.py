@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 from infermux.errors import InferMuxError
-from infermux.ledger import AttemptRow, CallRow, Record, queries, record
+from infermux.ledger import AttemptRow, CallRow, Record, queries
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
+from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z

@@ -8,12 +8,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from difflib import get_close_matches
 from itertools import starmap
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn, cast
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, close_to, shown
 
 _DIGITS = 30  # of a figure, before or after the point: 1e999999 would take all memory
 _WEEKDAYS = {
@@ -220,12 +219,7 @@ def check_keys(entry: object, known: Collection[str], place: str) -> None:
         _fail(place, f'must be a table such as {{"input": "0", "output": "0"}}, not {shown(entry)}')
     for key in entry:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            _fail(
-                place,
-                f"has an unknown key {shown(key)}"
-                + (f'; did you mean "{close[0]}"?' if close else ""),
-            )
+            _fail(place, f"has an unknown key {shown(key)}{close_to(str(key), known)}")
 
 
 def _fail(place: str, what: str) -> NoReturn:

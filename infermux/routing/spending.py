@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 from .. import pricing as prices
-from ..ledger import Budget, Hold, Ledger, LedgerUnavailable, record
+from ..ledger import Budget, Hold, Ledger, LedgerUnavailable
 from ..planning.call import Call
 from ..pricing import token_estimate as tokens
 from ..protocol import InferRequest
 from ..types import Target, Usage
+from .accounting import record
 from .targets import TargetPool
 
 log = logging.getLogger("infermux")

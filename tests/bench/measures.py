@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infermux import EchoProvider, InferRequest, Registry, Router
-from infermux.ledger import Budget, record
+from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Call
+from infermux.routing.accounting import record
 
 from ..support import ROOT
 from . import gateway

@@ -376,7 +376,7 @@ def test_the_example_states_the_defaults_that_hold():
         ("[trace]\nurl = 1", ["[trace]", "there are tokentrace, content, threads, queue"]),
         (
             OPENAI + 'prices = { m = { inptu = "0" } }',
-            ["[providers.openai].prices.m", "'inptu'", 'did you mean "input"?'],
+            ["[providers.openai].prices.m", "'inptu'", "did you mean 'input'?"],
         ),
         ('[providers.x]\ntype = "opnai"', ["'x'", "'opnai'", "did you mean 'openai'?"]),
         ("[providers.opnai]", ["'opnai'", "did you mean 'openai'?"]),

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from infermux.errors import BudgetExceeded
-from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record, record
+from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest
+from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z

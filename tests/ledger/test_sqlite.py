@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
-from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record, record
+from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning import Plan, Snapshot, plan
 from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest
+from infermux.routing.accounting import record
 from infermux.types import ANONYMOUS, Caller, Route, Target, Usage
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z

@@ -566,7 +566,7 @@ BAD_TERMS: list[tuple[Any, str]] = [
     ([], "must be a table"),
     ({}, 'no "input"'),
     ({"output": "1"}, 'no "input"'),
-    ({"input": "1", "ouput": "1"}, 'did you mean "output"'),
+    ({"input": "1", "ouput": "1"}, "did you mean 'output'"),
     ({"input": "1", "id": "x"}, "unknown key"),
 ]
 BAD_FIGURES: list[tuple[Any, str]] = [
@@ -592,7 +592,7 @@ BAD_CHANGES: list[tuple[Any, str]] = [
     ({"tiers": {}}, "must be a list"),
     ({"tiers": [5]}, r"tiers\[0\] must be a table"),
     ({"tiers": [{"input": "1"}]}, r"tiers\[0\]\.over must be a whole"),
-    ({"tiers": [{"over": 1, "inptu": "1"}]}, 'did you mean "input"'),
+    ({"tiers": [{"over": 1, "inptu": "1"}]}, "did you mean 'input'"),
     ({"tiers": [{"over": 1, "input": "x"}]}, r"tiers\[0\]\.input must be a decimal"),
     ({"next": [{"input": "1"}]}, r"from must be a date"),
     ({"peak": {"input": "1"}}, r"peak\.utc must be a list"),
@@ -602,7 +602,7 @@ BAD_CHANGES: list[tuple[Any, str]] = [
     ({"peak": {"utc": [], "days": "fri-mon"}}, "must be one of mon-fri"),
     ({"service": "2"}, "table of service tiers"),
     ({"service": {"flex": "x"}}, r"service\.flex must be a decimal"),
-    ({"service": {"flex": {"inputs": "1"}}}, 'did you mean "input"'),
+    ({"service": {"flex": {"inputs": "1"}}}, "did you mean 'input'"),
 ]
 
 

@@ -23,10 +23,11 @@ from support import HELLO, ask, eventually
 
 from infermux import EchoProvider, Router, blueprint, ops_blueprint
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
-from infermux.ledger import Total, record
+from infermux.ledger import Total
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import PICO, Attempt, Call
 from infermux.protocol import InferRequest
+from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
 from infermux.web.status_page import Page, count, duration, money, share, shown_name
 
