@@ -53,6 +53,16 @@ def close_to(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
+def printable(text: str) -> str:
+    """Return *text* with control and bidirectional characters escaped, fit for a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class InferMuxError(Exception):
     """Anything that InferMux raises on purpose; the message is fit for a caller's eyes."""
 

@@ -15,6 +15,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from ..errors import printable
 from ..planning.call import Attempt, Call
 
 JSON_LINES = "json"
@@ -169,12 +170,4 @@ class _Formatter(logging.Formatter):
                 {**head, "message": message} | ({"traceback": trace} if trace else {})
             )
         first = " ".join([head["time"], record.levelname, *message.splitlines()])
-        return "\n  ".join(map(_visible, [first, *trace.splitlines()]))
-
-
-def _visible(line: str) -> str:
-    return (
-        line
-        if line.isprintable()
-        else "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in line)
-    )
+        return "\n  ".join(map(printable, [first, *trace.splitlines()]))

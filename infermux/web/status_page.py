@@ -18,6 +18,7 @@ from flask import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import pricing as prices
+from ..errors import printable
 from ..ledger import LEASE, Ledger, LedgerUnavailable, Total
 from ..planning import Plan
 from ..planning.call import PICO
@@ -150,14 +151,6 @@ def _top(totals: list[Total]) -> tuple[list[Total], int, Total]:
 # -- how a value is shown --------------------------------------------------------------------------
 
 
-def shown_name(text: str) -> str:
-    """Return a name without what a reader could not see, or would see in another order."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
 def money(pico: int | None, unpriced: int = 0) -> str:
     """Return dollars at a glance: what has no price is never $0, and what costs something is never
     $0 either.
@@ -215,7 +208,7 @@ _PAGES = Environment(
     lstrip_blocks=True,
 )
 _PAGES.filters.update(
-    name=shown_name,
+    name=printable,
     money=money,
     duration=duration,
     count=count,

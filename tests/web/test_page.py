@@ -22,14 +22,19 @@ from flask import Flask
 from support import HELLO, ask, eventually
 
 from infermux import EchoProvider, Router, blueprint, ops_blueprint
+<<<<<<< HEAD
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
 from infermux.ledger import Total
+=======
+from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable, printable
+from infermux.ledger import Total, record
+>>>>>>> 4c24972 (Add errors.printable, the one helper that escapes text for a terminal)
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import PICO, Attempt, Call
 from infermux.protocol import InferRequest
 from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
-from infermux.web.status_page import Page, count, duration, money, share, shown_name
+from infermux.web.status_page import Page, count, duration, money, share
 
 ADMIN = "adm-in-key"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"me:{ADMIN}".encode()).decode()}
@@ -238,7 +243,7 @@ def test_hours_that_are_over_are_asked_for_once_but_a_late_call_counts(tmp_path:
     (duration(None), "–"), (duration(0.0844), "84 ms"), (duration(1.254), "1.25 s"), (duration(64), "64 s"), (duration(600), "10 min"),
     (count(None), "–"), (count(9999), "9,999"), (count(12_345), "12.3k"), (count(4_500_000), "4.5M"), (count(2 * 10**9), "2.0G"),
     (share(0, 0), "0.0%"), (share(1, 10**6), "<0.1%"), (share(1, 8), "12.5%"),
-    (shown_name("é 模型\u202e\n\0"), r"é 模型\u202e\n\x00"),
+    (printable("é 模型\u202e\n\0"), r"é 模型\u202e\n\x00"),
 ])  # fmt: skip
 def test_values_are_shown_at_a_glance(shown: str, expected: str) -> None:
     assert shown == expected
