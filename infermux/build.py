@@ -88,7 +88,7 @@ def _router(config: Config, serving: bool) -> Router:
         registry,
         overrides=prices,
         concurrency=_concurrency(config, serving),
-        watch=partial(
+        breaker=partial(
             CircuitBreaker,
             failures=breaker.failures,
             window=breaker.window,
@@ -194,7 +194,7 @@ def check(config: Config) -> None:
     routers.discard(made)
     if rates is not None:
         rates.check()
-    problem = made.spending.ledger.problem() if made.spending is not None else None
+    problem = made.ledger.problem() if made.ledger is not None else None
     made.close()
     if problem:
         raise ConfigError(

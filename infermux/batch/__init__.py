@@ -28,7 +28,7 @@ from ..planning.call import Call
 from ..planning.registry import flat
 from ..protocol import InferRequest, new_id, strict_json
 from ..routing.router import Router
-from ..routing.spending import most_in, most_out
+from ..routing.accounting import max_input, max_output
 from ..types import ANONYMOUS, Caller, Usage
 from . import lines as batchlines
 from .lines import Encode, Line
@@ -289,9 +289,9 @@ class Batch:
                 f"line {line.number}: the price of {shown(request.model)} is not known, and a budget needs one: "
                 f"state it in the configuration, as [providers.{targets[0].provider}] prices"
             )
-        tokens_in = most_in(request)
+        tokens_in = max_input(request)
         return max(
-            prices.cost(Usage(tokens_in, most_out(request, price)), price) or 0 for price in known
+            prices.cost(Usage(tokens_in, max_output(request, price)), price) or 0 for price in known
         )
 
 

@@ -17,10 +17,10 @@ from ..errors import RequestError
 from ..ledger import AttemptRow, Ledger, LedgerUnavailable, Record
 from ..planning import Plan
 from ..planning.call import usd as dollars
-from ..planning.replay import Replay, outcome, replayed
+from ..planning import Replay, outcome, replayed
 from ..pricing import usd
 from ..protocol import InferRequest
-from ..routing.explain import asked, explained
+from ..routing.explain import explain as explained, question as asked
 from ..types import JSON
 from . import OneLine, checked, the_prompt
 from .client import admin_key, ask, service_options

@@ -1,29 +1,224 @@
-"""Turns a finished call into the rows that the ledger keeps."""
+"""Money: prices each answer, reserves the worst case before a call, settles the real cost after it.
+
+`Accounting` is what a router does with prices and its ledger; `record` turns a finished call into
+the rows that a ledger keeps.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import lru_cache
 
-from ..ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
-from ..planning.call import Attempt, Call
-from ..planning.replay import kept
-from ..types import Usage
+from ..ledger import (
+    MAX_PICO,
+    MAX_TOKENS,
+    AttemptRow,
+    Budget,
+    CallRow,
+    Hold,
+    Ledger,
+    LedgerUnavailable,
+    Record,
+)
+from ..planning import kept
+from ..planning.call import Attempt, Call, StreamAccumulator
+from ..pricing import Price, charge, cost
+from ..pricing.token_estimate import estimate, estimate_messages
+from ..protocol import InferRequest, InferResponse
+from ..types import Target, Usage
+from .targets import TargetPool
 
-_TEXT = 200  # characters of a name that are kept
-_TAGS = 16  # tags of a call that are kept
-_NOTHING = Usage()
+INPUT_MARGIN = 1.25  # the estimate of the input is off by so much at its 95th percentile
+ANSWER_OVERHEAD = 3  # tokens that open every answer (OpenAI's cookbook)
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+UNBOUNDED_OUTPUT = 4096  # tokens held where neither request nor price table bounds the answer
+LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
+MAX_TEXT = 200  # characters of a name in a row
+MAX_TAGS = 16  # tags in a row
+log = logging.getLogger("infermux")
+_NO_USAGE = Usage()
 _Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
-_Sums = tuple[
-    _Tokens, int | None, int | None, int
-]  # tokens by class, cost, milliseconds to the first token, attempts without a price
+# tokens by class, cost, milliseconds to the first token, attempts without a price
+_Sums = tuple[_Tokens, int | None, int | None, int]
+
+
+class Accounting:
+    """The prices and the ledger of a router; without a ledger, calls are priced and not recorded."""
+
+    def __init__(
+        self,
+        targets: TargetPool,
+        ledger: Ledger | None = None,
+        *,
+        hold_seconds: float = 0.0,
+        content: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.ledger = ledger
+        self.lost = 0  # calls that could not be recorded; approximate, for display only
+        self._targets = targets
+        self._hold_seconds = hold_seconds  # after which the hold of a killed worker expires
+        self._content = content  # whether calls keep the text of their answers
+        self._clock = clock
+        self._logged_at = -LOG_SECONDS
+
+    # -- before and after a call -------------------------------------------------------------------
+
+    def reserve(self, call: Call, target: Target) -> None:
+        """Hold the most that *call* may cost at *target*.
+
+        Raise BudgetExceeded, or LedgerUnavailable where the budget is hard.
+        """
+        budget = call.caller.budget
+        if self.ledger is None or not isinstance(budget, Budget):
+            return
+        worst, now = self.worst_case(call.request, target, call.input_size) or 0, self._clock()
+        try:
+            if call.hold is None:
+                call.hold = self.ledger.reserve(
+                    budget,
+                    worst,
+                    call_id=call.id,
+                    at=now,
+                    lease=self._hold_seconds,
+                    over=bool(call.override),
+                )
+            elif worst > call.hold.pico:
+                more = worst - call.hold.pico
+                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=self._hold_seconds)
+        except LedgerUnavailable as error:
+            if budget.then != "warn":
+                raise
+            call.hold = call.hold or Hold(call.id, budget, worst, now)  # settled all the same
+            self._log(error)
+
+    def settle(self, call: Call) -> None:
+        """Record *call*; where the ledger cannot be written the record is lost, not the answer."""
+        if self.ledger is None:
+            return
+        try:
+            self.ledger.settle(record(call), call.hold)
+        except LedgerUnavailable as error:
+            self.lost += 1
+            self._log(error)
+
+    def worst_case(
+        self, request: InferRequest, target: Target, size: int | None = None
+    ) -> int | None:
+        """Return the most that a call may cost at *target* in pico-USD, or None if unpriced.
+
+        *size* is the number of input tokens, where it is known.
+        """
+        price = self._targets.price(target)
+        if price is None:
+            return None
+        return cost(Usage(max_input(request, size), max_output(request, price)), price)
+
+    def _log(self, error: LedgerUnavailable) -> None:
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            log.error("%d calls could not be recorded: %s", self.lost, error.reason)
+
+    # -- what an answer cost -----------------------------------------------------------------------
+
+    def charge_response(
+        self, call: Call, attempt: Attempt, response: InferResponse
+    ) -> InferResponse:
+        """Price a whole answer, and return it with the usage that was charged."""
+        attempt.served = response.model
+        call.finish_reason = response.finish_reason
+        if self._content:
+            call.answer = response.content
+        usage = response.usage or Usage(
+            response.tokens_in, response.tokens_out, cost_usd=response.cost_usd
+        )
+        if _is_empty(usage):
+            usage = _estimated(call.request, response.content + response.reasoning)
+        self._charge(call, attempt, usage)
+        if response.usage is usage:
+            return response
+        tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
+        return replace(response, usage=usage, tokens_in=tokens_in, tokens_out=tokens_out)
+
+    def charge_stream(self, call: Call, attempt: Attempt, answer: StreamAccumulator) -> None:
+        """Price a stream that has ended, complete or not."""
+        attempt.served = answer.model or attempt.served
+        call.finish_reason = answer.finish_reason
+        if self._content:
+            call.answer = answer.text
+        usage = answer.usage or _NO_USAGE
+        if _is_empty(usage):
+            usage = _estimated(call.request, answer.text)
+        elif not answer.finish_reason:  # cut: the vendor's last count precedes the last words
+            written = estimate(answer.text)
+            if written > (usage.output_tokens or 0):
+                usage = replace(usage, output_tokens=written, estimated=True)
+        self._charge(call, attempt, usage)
+
+    def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
+        target = attempt.target
+        vendor = self._targets.registry.member(target.provider).vendor
+        billed, tokens_in = usage, usage.input_tokens or 0
+        if vendor == "google" and usage.total_tokens is not None:
+            # Google's OpenAI-compatible API counts thoughts in the total alone.
+            thoughts = usage.total_tokens - tokens_in
+            billed = replace(usage, output_tokens=max(usage.output_tokens or 0, thoughts))
+        if usage.tool_use_tokens:
+            billed = replace(usage, input_tokens=tokens_in + usage.tool_use_tokens)
+        bill = charge(
+            billed,
+            provider=vendor,
+            requested=target.model,
+            served=attempt.served,
+            overrides=self._targets.overrides.get(target.provider, {}),
+            at=datetime.now(UTC),
+            service_tier=usage.service_tier,
+        )
+        attempt.usage = call.usage = usage
+        attempt.cost = call.cost = bill.pico
+        call.cost_source = bill.source
+
+
+def max_input(request: InferRequest, size: int | None = None) -> int:
+    """Return the most input tokens that are likely: messages (*size*, if known) and parameters."""
+    size = estimate_messages(request.messages) if size is None else size
+    params = {k: v for k, v in request.params.items() if isinstance(v, str | list | dict)}
+    return round((size + (estimate(str(params)) if params else 0)) * INPUT_MARGIN) + ANSWER_OVERHEAD
+
+
+def max_output(request: InferRequest, price: Price) -> int:
+    """Return the most output tokens that the request or the price table allows."""
+    if request.op == "embeddings":
+        return 0
+    limits = [count for name in OUTPUT_LIMITS if (count := _positive(request.params.get(name)))]
+    choices = _positive(request.params.get("n")) or 1
+    return max(limits, default=price.max_output or UNBOUNDED_OUTPUT) * choices
+
+
+def _positive(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def _is_empty(usage: Usage) -> bool:
+    return not usage.input_tokens and not usage.output_tokens and usage.cost_usd is None
+
+
+def _estimated(request: InferRequest, text: str) -> Usage:
+    """Return an estimate, marked as one, for an answer that came without usage."""
+    return Usage(estimate_messages(request.messages), estimate(text), estimated=True)
+
+
+# -- rows of the ledger ----------------------------------------------------------------------------
 
 
 def record(call: Call) -> Record:
-    """Return what a ledger keeps of *call*: its cost is the sum of its attempts', and only billed
-    ones have a cost.
-    """
+    """Return the rows of *call*; its cost is the sum over its attempts that were billed."""
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
     last, error = rows[-1] if rows else None, call.error
     names = (
@@ -56,13 +251,8 @@ def record(call: Call) -> Record:
 
 
 def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
-    target, usage, cost, start = (
-        attempt.target,
-        attempt.usage or _NOTHING,
-        attempt.cost,
-        call.started,
-    )
-    model = _text(target.model)
+    target, usage = attempt.target, attempt.usage or _NO_USAGE
+    cost, start, model = attempt.cost, call.started, _text(target.model)
     return AttemptRow(
         call.start_ns,
         call.id,
@@ -88,37 +278,25 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
 
 def _same(row: AttemptRow) -> _Sums:
     """Return the sums over one attempt."""
-    return (
-        row[9:15],
-        0 if row.cost is None and not row.unpriced else row.cost,
-        row.first_ms,
-        row.unpriced,
-    )
+    cost = 0 if row.cost is None and not row.unpriced else row.cost
+    return row[9:15], cost, row.first_ms, row.unpriced
 
 
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
-    """Return the tokens and cost of all attempts, None where none of them knows, the last first
-    token, and what has no price.
-    """
-    known = [
-        [count for count in counts if count is not None]
-        for counts in zip(*[row[9:15] for row in rows], strict=True)
-    ]
+    """Return the sums over all attempts: None where no attempt knows, and the last first token."""
+    columns = zip(*[row[9:15] for row in rows], strict=True)
+    known = [[count for count in column if count is not None] for column in columns]
     sums = [sum(counts) if counts else None for counts in known] or [None] * 6
     costs = [row.cost for row in rows if row.cost is not None]
     firsts = [row.first_ms for row in rows if row.first_ms is not None]
     unpriced = sum(row.unpriced for row in rows)
     cost = None if unpriced and not costs else sum(costs)
-    return (
-        (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]),
-        cost,
-        firsts[-1] if firsts else None,
-        unpriced,
-    )
+    tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+    return tokens, cost, firsts[-1] if firsts else None, unpriced
 
 
 def _count(value: int | None) -> int | None:
-    """Return a number of tokens that can be stored: a user's own provider may report anything."""
+    """Return a count of tokens that can be stored; a third-party provider may report anything."""
     if not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
@@ -129,14 +307,14 @@ def _ms(seconds: float) -> int:
 
 
 def _text(value: object) -> str:
-    """Return what can be stored of a name: a lone surrogate cannot."""
+    """Return a name as it can be stored: short, and without lone surrogates."""
     if not isinstance(value, str):
         return ""
-    if len(value) <= _TEXT and value.isascii():
+    if len(value) <= MAX_TEXT and value.isascii():
         return value
-    return value[:_TEXT].encode(errors="replace").decode()
+    return value[:MAX_TEXT].encode(errors="replace").decode()
 
 
 @lru_cache(maxsize=256)
 def _tags(tags: tuple[tuple[str, str], ...]) -> str:
-    return json.dumps({_text(name): _text(value) for name, value in sorted(tags)[:_TAGS]})
+    return json.dumps({_text(name): _text(value) for name, value in sorted(tags)[:MAX_TAGS]})

@@ -1,5 +1,16 @@
-"""The routing story: a request becomes a plan, the plan becomes attempts, the attempts become an
-answer and one record.
+"""The router: a request becomes a plan, the plan attempts, and these an answer and one record.
+
+The way of a request through the packages:
+
+    web         POST /v1/chat/completions: `endpoints` → `authenticate` → `begin`
+    dialects    `openai.downstream.decode_request`: bytes → InferRequest
+    routing     `Router.answer` or `Router.open`
+    admission     `Admission.admit`: room in this process, the caller's rates
+    planning      `plan`: the targets in order
+    ledger        `Accounting.reserve`: the worst case of each attempt
+    providers     `HTTPProvider.infer` or `.stream`: `dialects.*.upstream` → socket
+    routing     `Router.finish`: ledger, span, metrics and log line, each from the one `Call`
+    dialects    `openai.downstream.encode_response` → web → bytes
 """
 
 from __future__ import annotations
@@ -8,9 +19,10 @@ import copy
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..admission import Admission
 from ..admission.keys import Keyring
@@ -19,7 +31,12 @@ from ..errors import (
     InferMuxError,
     ModelNotAllowed,
     NoHealthyProvider,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderTimeout,
     StreamIncomplete,
+    Unavailable,
+    UnsupportedParameter,
     shown,
 )
 from ..ledger import Budget, Ledger, LedgerUnavailable
@@ -31,28 +48,40 @@ from ..protocol import InferRequest, InferResponse, TraceSpan
 from ..providers.base import RegisteredProvider, validated
 from ..providers.foreign import Foreign, close
 from ..telemetry.spans import parse, spans
-from ..types import ANONYMOUS, HEARTBEAT, NOTHING, Caller, Chunk, Deadline, Route, TraceContext
-from .attempts import Answer, Ask, Attempts, Sleep
-from .billing import Billing
-from .spending import Spending
+from ..types import ANONYMOUS, HEARTBEAT, NOTHING, Caller, Chunk, Deadline, Route, Target
+from ..types import TraceContext
+from .accounting import Accounting
 from .stream import Stream
 from .targets import TargetPermit, TargetPool
 
-TAGS = ("project", "env")  # what a request may say of itself, for reports
-LEASE_SECONDS = 660.0  # beyond the deadline: a stream may go on for ten minutes more
+TAGS = ("project", "env")  # that a request may set for itself, for reports
+STREAM_SECONDS = 660.0  # beyond the deadline, for which a stream's hold lasts
+BACKOFF = 0.05  # seconds: the first wait is drawn up to this, each further one up to twice that
+THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
+MAX_BACKOFF = 8.0
+SHARE = 0.5  # of the remaining time, for an attempt while another target waits behind it
+# what a configuration decides about a router
+_PARTS = (
+    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
+    *("keyring", "accounting", "observers"),
+)
 log = logging.getLogger("infermux")
+
 Observer = Callable[[Call], None]
+Sleep = Callable[[float], None]
+Answer = TypeVar("Answer")
+Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
 
 class Reports(Protocol):
-    """What takes spans."""
+    """A receiver of spans."""
 
     def report(self, span: TraceSpan) -> None:
         """Take one span; never block, never raise."""
 
 
 class Router:
-    """Sends requests to the providers of a registry, and tells what came of each."""
+    """Sends requests to the providers of a registry, and reports each call."""
 
     def __init__(
         self,
@@ -74,28 +103,31 @@ class Router:
     ) -> None:
         self.registry = registry
         self.reporter = reporter
-        self.deadline = deadline  # seconds per call, over all attempts
-        self.on_unsupported = (
-            on_unsupported  # "drop": leave out, and tell of, what a target's format cannot express
-        )
+        self.attempts = attempts  # upstream requests per call
+        self.deadline = deadline  # seconds per call, over all attempts and waits
+        self.on_unsupported = on_unsupported  # "drop": parameters that a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
-        self.keyring = keyring  # None: whoever mounts the doors says who is calling
-        self.billing = Billing(registry, prices or {}, content=content)
-        self.spending = (
-            None
-            if ledger is None
-            else Spending(ledger, self.targets, lease=deadline + LEASE_SECONDS)
+        self.keyring = keyring  # None: the app that mounts the blueprints names the caller
+        self.accounting = Accounting(
+            self.targets, ledger, hold_seconds=deadline + STREAM_SECONDS, content=content
         )
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
+        self._sleep = sleep
         self._rng = random.Random(seed)
-        before = self.spending.reserve if self.spending else None
-        self._attempts = Attempts(
-            self.targets, most=attempts, before=before, sleep=sleep, rng=self._rng
-        )
-        self._cursors: dict[str, int] = {}  # calls of each name so far, for taking turns
+        self._cursors: dict[str, int] = {}  # calls of each round-robin name so far
 
-    # -- the two ways to ask -----------------------------------------------------------------------
+    def take_over(self, other: Router) -> None:
+        """Take over the registry, state and configuration of *other*, made from a newer file."""
+        for part in _PARTS:
+            setattr(self, part, getattr(other, part))
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The ledger, if there is one."""
+        return self.accounting.ledger
+
+    # -- calls -------------------------------------------------------------------------------------
 
     def infer(
         self,
@@ -114,9 +146,7 @@ class Router:
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> Stream:
-        """Return the answer as chunks; the first content has come when this returns, so that it
-        raises what can be raised.
-        """
+        """Return the answer as chunks, once the first content has come; raise InferMuxError."""
         return self.open(self.begin(request, caller=caller, trace=trace))
 
     def begin(
@@ -128,33 +158,26 @@ class Router:
         trace: TraceContext | None = None,
         tags: Mapping[str, str] = NOTHING,
     ) -> Call:
-        """Return the record of a call that starts now; without *trace*, meta.traceparent may name
-        its trace.
+        """Return the record of a call that starts now.
 
-        *tags* that the request names, like meta.project and meta.env, count where the caller may
-        set them.
+        Without *trace*, meta.traceparent may name one. *tags* of the request, like meta.project
+        and meta.env, count where the caller may set them.
         """
         meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
         header = meta.get("traceparent") if trace is None else None
+        if isinstance(header, str):
+            trace = parse(header)
         own = NOTHING
         if caller.may_tag and (tags or meta):
-            own = {
-                name: value
-                for name in TAGS
-                if isinstance(value := tags.get(name) or meta.get(name), str)
-            }
-        return Call.begin(
-            request,
-            caller=caller,
-            api=api,
-            trace=parse(header) if isinstance(header, str) else trace,
-            tags={**own, **caller.tags} if own or caller.tags else NOTHING,
-        )
+            given = {name: tags.get(name) or meta.get(name) for name in TAGS}
+            own = {name: value for name, value in given.items() if isinstance(value, str)}
+        merged = {**own, **caller.tags} if own or caller.tags else NOTHING
+        return Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
 
     def answer(self, call: Call) -> InferResponse:
         """Return the answer to a call that has begun; raise InferMuxError."""
         try:
-            response = self._first_success(call, self._ask, streamed=False)
+            response = self._run(call, self._send, streamed=False)
         except BaseException as error:
             self.finish(call, error)
             raise
@@ -168,13 +191,13 @@ class Router:
     def open(self, call: Call) -> Stream:
         """Return the stream of a call that has begun; raise InferMuxError."""
         try:
-            first, rest, lease = self._first_success(call, self._begin_stream, streamed=True)
+            first, rest, permit = self._run(call, self._send_streamed, streamed=True)
         except BaseException as error:
             self.finish(call, error)
             raise
-        return Stream(call, first, rest, lease, self.billing, self.finish)
+        return Stream(call, first, rest, permit, self.accounting, self.finish)
 
-    # -- what is tried -----------------------------------------------------------------------------
+    # -- the plan ----------------------------------------------------------------------------------
 
     def plan(
         self,
@@ -186,23 +209,19 @@ class Router:
     ) -> Plan:
         """Return what a call for *request* would try now; raise ModelNotFound or ModelNotAllowed.
 
-        *size* is how many input tokens the request has, where the text itself is not at hand.
+        *size* is the number of input tokens, where the text itself is not at hand.
         """
-        return self._plan(
-            self._route(request, caller), request, seed, priced=_held(caller), turn=False, size=size
-        )
+        route = self._route(request, caller)
+        return self._plan(route, request, seed, caller=caller, counts=False, size=size)
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
         if caller.models is not None and request.model not in caller.models:
             raise ModelNotAllowed(
-                f"this key does not open the model {shown(request.model)}", param="model"
+                f"this key may not use model {shown(request.model)}", param="model"
             )
-        route = self.registry.route(request.model, request.provider)
-        if (
-            caller.models is not None and request.provider
-        ):  # a name that is open opens no other model of a provider
-            route = self.registry.narrowed(self.registry.route(request.model), request.provider)
-        return route
+        if caller.models is not None and request.provider:  # only the targets of the allowed name
+            return self.registry.narrowed(self.registry.route(request.model), request.provider)
+        return self.registry.route(request.model, request.provider)
 
     def _plan(
         self,
@@ -210,139 +229,202 @@ class Router:
         request: InferRequest,
         seed: int | None = None,
         *,
-        priced: bool = False,
-        turn: bool = True,
+        caller: Caller,
+        counts: bool = True,
         size: int | None = None,
     ) -> Plan:
+        """Return the plan of a call now; one that *counts* moves the name's round robin on."""
         cursor = 0
         if takes_turns(route):
             cursor = self._cursors.get(route.name, -1) + 1
-            if turn:  # only a call that is made moves on
+            if counts:
                 self._cursors[route.name] = cursor
-        snapshot = self.targets.snapshot(route, request, cursor, priced=priced, size=size)
-        rng = self._rng if turn else copy.copy(self._rng)
+        snapshot = self.targets.snapshot(
+            route, request, cursor, priced=_has_hard_budget(caller), size=size
+        )
+        rng = self._rng if counts else copy.copy(self._rng)
         return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)
 
-    def _first_success(self, call: Call, ask: Ask[Answer], *, streamed: bool) -> Answer:
-        """Plan the call, let it in, and go through its targets."""
+    def _planned(self, call: Call, route: Route) -> Plan:
+        """Return a plan with at least one target; raise NoHealthyProvider with the reasons."""
+        call.plan = plan = self._plan(route, call.request, caller=call.caller)
+        if not plan.targets:
+            reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
+            raise NoHealthyProvider(
+                f"no target is available for model {shown(route.name)} ({reasons[:300]})",
+                retry_after=plan.retry_in,
+            )
+        return plan
+
+    # -- attempts ----------------------------------------------------------------------------------
+
+    def _run(self, call: Call, send: Send[Answer], *, streamed: bool) -> Answer:
+        """Admit the call, plan it, and try its targets."""
         call.request.check()
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
-        if self.spending is None and isinstance(call.caller.budget, Budget) and _held(call.caller):
-            raise LedgerUnavailable(
-                "a caller has a budget, and this router has no ledger to keep it"
-            )
+        if self.ledger is None and _has_hard_budget(call.caller):
+            raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
         self.admission.admit(call, streamed=streamed)
-        deadline = Deadline(
-            self.deadline if call.patience is None else min(self.deadline, call.patience)
-        )
-        call.plan = call.plan or self._targets(call, route)  # a call that is replayed has its own
+        patience = self.deadline if call.patience is None else min(self.deadline, call.patience)
+        deadline = Deadline(patience)
+        call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
         try:
-            return self._attempts.first_success(call, deadline, ask)
+            return self._first_success(call, deadline, send)
         except BudgetExceeded:
             cheaper = getattr(call.caller.budget, "then", "reject")
             if call.attempts or cheaper in ("reject", "warn"):
                 raise
             call.override = cheaper
-            call.plan = self._targets(call, self.registry.route(cheaper))
-            return self._attempts.first_success(call, deadline, ask)
+            call.plan = self._planned(call, self.registry.route(cheaper))
+            return self._first_success(call, deadline, send)
 
-    def _targets(self, call: Call, route: Route) -> Plan:
-        """Return a plan that has something to try; raise NoHealthyProvider with the reasons if
-        there is nothing.
+    def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
+        """Return the answer of the first target that gives one; raise the last error.
+
+        To fail over is to take the next target in the queue; to retry is to append a target
+        behind the others, with a wait. Attempts and deadline are totals.
         """
-        call.plan = plan = self._plan(route, call.request, priced=_held(call.caller))
-        if not plan.targets:
-            reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
-            raise NoHealthyProvider(
-                f"no target for model {shown(route.name)} can be tried ({reasons[:300]})",
-                retry_after=plan.retry_in,
-            )
-        return plan
+        assert call.plan is not None
+        queue = deque((target, 0.0) for target in call.plan.targets)
+        last: InferMuxError | None = None
+        while queue and len(call.attempts) < self.attempts:
+            target, not_before = queue.popleft()
+            waited = max(0.0, not_before - time.monotonic())
+            if waited:
+                self._sleep(min(waited, deadline.remaining()))
+            if deadline.expired:
+                raise last or ProviderTimeout("no provider answered in time")
+            # a target that hangs must leave enough time for the one behind it
+            share = Deadline(deadline.remaining() * SHARE) if queue else deadline
+            try:
+                return self._try(call, target, waited, share, send)
+            except (UnsupportedParameter, Unavailable, BudgetExceeded) as error:
+                last = last or error  # nothing was sent: another target may be able to
+            except ProviderError as error:
+                last = error
+                if not error.failover:
+                    raise
+                again = self._retry_at(call, target, error, deadline)
+                if again is not None:
+                    queue.append((target, again))
+        raise last or NoHealthyProvider(
+            "no provider for this model can answer now", retry_after=call.plan.retry_in
+        )
 
-    def _ask(
+    def _try(
+        self, call: Call, target: Target, waited: float, deadline: Deadline, send: Send[Answer]
+    ) -> Answer:
+        """Send one request; record how it went, also at the target's circuit breaker."""
+        tried = any(attempt.target == target for attempt in call.attempts)
+        self.accounting.reserve(call, target)
+        forced = tried or (call.plan is not None and call.plan.forced)
+        permit = self.targets.acquire(target, force=forced)
+        attempt = Attempt(target, time.monotonic(), waited=waited)
+        call.attempts.append(attempt)
+        try:
+            return send(self.registry.member(target.provider), call, attempt, deadline, permit)
+        except BaseException as error:
+            attempt.ended = time.monotonic()
+            attempt.error = error if isinstance(error, InferMuxError) else None
+            permit.end(error)
+            if isinstance(error, UnsupportedParameter):
+                call.attempts.pop()
+            raise
+
+    def _retry_at(
+        self, call: Call, target: Target, error: ProviderError, deadline: Deadline
+    ) -> float | None:
+        """Return when to retry *target* (monotonic seconds), or None if not within the deadline."""
+        if not error.retryable or len(call.attempts) >= self.attempts:
+            return None
+        wait = error.retry_after
+        if wait is None:
+            times = sum(attempt.target == target for attempt in call.attempts)
+            base = THROTTLED_BACKOFF if isinstance(error, ProviderRateLimited) else BACKOFF
+            wait = self._rng.uniform(0, min(MAX_BACKOFF, base * 2 ** (times - 1)))
+        if wait >= deadline.remaining() or not self.targets.retry_budget(target.provider).spend():
+            return None
+        return time.monotonic() + wait
+
+    def _send(
         self,
-        member: RegisteredProvider,
+        provider: RegisteredProvider,
         call: Call,
         attempt: Attempt,
         deadline: Deadline,
-        lease: TargetPermit,
+        permit: TargetPermit,
     ) -> InferResponse:
-        with Foreign(member.name):
-            response = validated(member.infer(for_target(call.request, attempt.target), deadline))
+        with Foreign(provider.name):
+            response = validated(provider.infer(for_target(call.request, attempt.target), deadline))
         attempt.ended = time.monotonic()
-        lease.end(None, attempt.seconds)
-        return self.billing.answered(call, attempt, response)
+        permit.end(None, attempt.seconds)
+        return self.accounting.charge_response(call, attempt, response)
 
-    def _begin_stream(
+    def _send_streamed(
         self,
-        member: RegisteredProvider,
+        provider: RegisteredProvider,
         call: Call,
         attempt: Attempt,
         deadline: Deadline,
-        lease: TargetPermit,
+        permit: TargetPermit,
     ) -> tuple[list[Chunk], Iterator[Chunk], TargetPermit]:
-        """Return what came up to the first content, and the rest: until then every failure is an
-        ordinary one.
-        """
+        """Return the chunks up to the first content, and the rest; until then it can fail over."""
         chunks: Iterator[Chunk] = iter(())
         first: list[Chunk] = []
         try:
-            with Foreign(member.name):
-                chunks = iter(member.stream(for_target(call.request, attempt.target), deadline))
+            with Foreign(provider.name):
+                chunks = iter(provider.stream(for_target(call.request, attempt.target), deadline))
                 for chunk in chunks:
                     if chunk is not HEARTBEAT:
                         first.append(chunk)
                         attempt.served = chunk.model or attempt.served
                     if chunk.has_content:
                         attempt.first_chunk = time.monotonic()
-                        lease.started(attempt.seconds)
-                        return first, chunks, lease
-            raise StreamIncomplete("the provider's stream ended before it began")
+                        permit.started(attempt.seconds)
+                        return first, chunks, permit
+            raise StreamIncomplete("the provider's stream ended before its first content")
         except BaseException:
-            close(chunks, member.name)
+            close(chunks, provider.name)
             raise
 
-    # -- what came of it ---------------------------------------------------------------------------
+    # -- the record --------------------------------------------------------------------------------
 
     def finish(self, call: Call, error: BaseException | None) -> None:
-        """Close the record of a call, once, and tell the observers."""
+        """Close the record of a call, once, and report it."""
         if call.ended is not None:
             return
         call.ended = time.monotonic()
         if error is not None:
-            call.error = (
-                error
-                if isinstance(error, InferMuxError)
-                else InferMuxError("the call was broken off")
-            )
+            if not isinstance(error, InferMuxError):
+                error = InferMuxError("the call was interrupted")
+            call.error = error
         self.admission.release(call)
-        if self.spending is not None:
-            self.spending.settle(call)
+        self.accounting.settle(call)
         for observer in self.observers:
             try:
                 observer(call)
-            except Exception:  # an observer must never break the call that it watches
+            except Exception:  # an observer must never break the call
                 log.exception("an observer failed")
 
     def _report(self, call: Call) -> None:
+        assert self.reporter is not None
         for span in spans(call):
-            self.reporter.report(span)  # type: ignore[union-attr]  # an observer only where there is a reporter
+            self.reporter.report(span)
 
     def close(self) -> None:
-        """Release what the providers and the ledger hold."""
-        if self.spending is not None:
-            self.spending.ledger.close()
-        for member in self.registry:
-            release = getattr(member.provider, "close", None)
+        """Close the ledger and the providers."""
+        if self.ledger is not None:
+            self.ledger.close()
+        for provider in self.registry:
+            release = getattr(provider.provider, "close", None)
             if release is not None:
                 release()
 
 
-def _held(caller: Caller) -> bool:
-    """Whether the caller's budget is a hard one."""
-    return getattr(caller.budget, "then", "warn") != "warn"
+def _has_hard_budget(caller: Caller) -> bool:
+    return isinstance(caller.budget, Budget) and caller.budget.then != "warn"
 
 
 __all__ = ["Observer", "Reports", "Router", "Stream"]

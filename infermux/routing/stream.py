@@ -1,45 +1,50 @@
-"""An answer that is still coming: whoever stops reading it, and why ever, it is closed and recorded
-once.
+"""A streamed answer. It is closed and recorded exactly once, however iteration ends.
+
+A worker that is shutting down ends its streams with an error event just before it would be killed;
+`drain_with` tells this module when that is.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from ..errors import InferMuxError, StreamIncomplete
 from ..planning.call import Call, StreamAccumulator
 from ..protocol import InferResponse
 from ..providers.foreign import Foreign, close, failed
 from ..types import HEARTBEAT, Chunk
-from . import draining as shutdown
-from .billing import Billing
+from .accounting import Accounting
 from .targets import TargetPermit
 
+LAST_EVENT_SECONDS = 2.0  # that a stream gets for its last event before the worker is killed
 Finish = Callable[[Call, BaseException | None], None]
 
 
 class Stream:
-    """Chunks to iterate; close it wherever you stop."""
+    """Iterates over the chunks of an answer; call `close` wherever you stop."""
 
     def __init__(
         self,
         call: Call,
         first: list[Chunk],
         rest: Iterator[Chunk],
-        lease: TargetPermit,
-        billing: Billing,
+        permit: TargetPermit,
+        accounting: Accounting,
         finish: Finish,
     ) -> None:
         self.call = call
         self._first = deque(first)
         self._rest = rest
-        self._lease = lease
-        self._billing = billing
+        self._permit = permit
+        self._accounting = accounting
         self._finish = finish
-        self._fold = StreamAccumulator()
+        self._answer = StreamAccumulator()
 
     def __iter__(self) -> Stream:
         return self
@@ -48,29 +53,26 @@ class Stream:
         if self.call.ended is not None:
             raise StopIteration
         try:
-            if shutdown.due():
-                raise StreamIncomplete("this service is stopping, and the answer would be cut")
+            if _drain.due():
+                raise StreamIncomplete("the server is shutting down; the stream is incomplete")
             chunk = self._first.popleft() if self._first else next(self._rest)
             if chunk is not HEARTBEAT:
-                self._fold.add(chunk)
+                self._answer.add(chunk)
         except StopIteration:
             self._settle(None)
             raise
         except InferMuxError as error:
             self._settle(error)
             raise
-        except (
-            Exception
-        ) as error:  # as `Foreign` has it, which would be two more calls for each event
+        except Exception as error:  # inline, since the guard costs two calls per event
             ours = failed(self.call.provider, error)
             self._settle(ours)
             raise ours from error
         return chunk
 
     def __del__(self) -> None:
-        if hasattr(self, "_fold"):
-            # whoever drops a stream without a word has used what came of it all the same
-            self.close()
+        if hasattr(self, "_answer"):
+            self.close()  # an abandoned stream is still billed
 
     @property
     def dialect(self) -> str:
@@ -78,19 +80,17 @@ class Stream:
         return next((chunk.dialect for chunk in self._first if chunk.dialect), "")
 
     def close(self) -> None:
-        """End the stream here: the provider's connection is closed, and what was used so far is
-        recorded.
-        """
+        """End the stream: close the provider's connection and record what was used."""
         if self.call.ended is None:
-            while self._first:  # what came before anybody read was used, too
+            while self._first:  # chunks that came before the first read are billed too
                 with Foreign(self.call.provider):
-                    self._fold.add(self._first.popleft())
+                    self._answer.add(self._first.popleft())
             self._settle(None)
 
     def response(self) -> InferResponse:
-        """Return what came so far as one answer."""
+        """Return the answer so far as one response."""
         call = self.call
-        whole = self._fold.response(call.provider, call.attempts[-1].target.model)
+        whole = self._answer.response(call.provider, call.attempts[-1].target.model)
         tokens_in, tokens_out = call.tokens
         return replace(
             whole,
@@ -102,14 +102,40 @@ class Stream:
         )
 
     def _settle(self, error: InferMuxError | None) -> None:
-        """Record the end, once: whichever of last chunk, error and close comes first."""
+        """Record the end once: the last chunk, an error or close, whichever comes first."""
         call, attempt = self.call, self.call.attempts[-1]
         if attempt.ended is not None:
             return
         attempt.ended, attempt.error = time.monotonic(), error
         try:
             close(self._rest, call.provider)
-            self._lease.end(error)
-            self._billing.streamed(call, attempt, self._fold)
+            self._permit.end(error)
+            self._accounting.charge_stream(call, attempt, self._answer)
         finally:
             self._finish(call, error)
+
+
+class _Drain:
+    """When the streams of this process must end, by the state of its server."""
+
+    def __init__(self, server: Any, grace: float) -> None:
+        self.server = server
+        self.grace = grace  # seconds from the start of the shutdown to the kill
+        self._stopped: float | None = None
+
+    def due(self) -> bool:
+        """Return whether open streams must end now."""
+        if self.server.alive:
+            return False
+        now = time.monotonic()
+        self._stopped = now if self._stopped is None else self._stopped
+        return now - self._stopped > self.grace - LAST_EVENT_SECONDS
+
+
+_drain = _Drain(SimpleNamespace(alive=True), math.inf)
+
+
+def drain_with(server: Any, grace: float) -> None:
+    """End open streams before *server*, once it is no longer `alive`, dies after *grace* seconds."""
+    global _drain
+    _drain = _Drain(server, grace)

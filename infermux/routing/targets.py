@@ -1,6 +1,4 @@
-"""What a router knows of its targets: their health, how many calls each provider may have, what
-retries are left.
-"""
+"""The runtime state of targets: circuit breakers, concurrency limits and retry budgets."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from .. import pricing as prices
 from ..admission import ConcurrencyLimiter
 from ..errors import (
     NoHealthyProvider,
@@ -22,77 +19,74 @@ from ..errors import (
 from ..planning import Snapshot, takes_turns
 from ..planning.registry import Registry, flat
 from ..planning.strategies import State
-from ..pricing import token_estimate as tokens
+from ..pricing import Price, cost, find
+from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest
 from ..providers.base import RegisteredProvider
 from ..types import Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 
-MOST = 4096  # targets that are watched: a caller may name models without end
-RETRIES = 10.0  # retries that a provider's failures may cost before its successes earn more
-EARNED = 0.2  # of a retry, by a success (Google SRE: retries are to be a tenth of all requests)
-COOL_SECONDS = 1.0  # for a rate limit that names no time
-QUOTA_SECONDS = 60.0  # for an account out of credit
-LONG = 8000  # characters from which on a request may be too long for some model
-_CLEAR = Snapshot()  # the usual case
-GUESSED_OUTPUT = 500  # tokens of an answer whose length is not bounded, for comparing prices
+MAX_TARGETS = 4096  # with a state: callers may name models without end
+MAX_RETRIES = 10.0  # of a provider, before successes must earn more
+RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
+COOL_SECONDS = 1.0  # after a rate limit that names no time
+QUOTA_SECONDS = 60.0  # after an account ran out of credit
+LONG_REQUEST = 8000  # characters, above which a request may exceed a model's context
+TYPICAL_OUTPUT = 500  # tokens of an unbounded answer, for comparing prices
+_NOTHING_KNOWN = Snapshot()
 
 
 class TargetPermit:
-    """Leave to send one request to a target; it ends once, and tells the target's health how it
-    went.
-    """
+    """The permission for one request to a target; it ends once, and reports to the breaker."""
 
-    __slots__ = ("_ended", "_health", "_permit", "_retries", "_slots")
+    __slots__ = ("_breaker", "_ended", "_limiter", "_permit", "_retries")
 
     def __init__(
         self,
-        health: CircuitBreaker,
+        breaker: CircuitBreaker,
         permit: Permit,
-        slots: ConcurrencyLimiter | None,
-        retries: Retries,
+        limiter: ConcurrencyLimiter | None,
+        retries: RetryBudget,
     ) -> None:
-        self._health = health
+        self._breaker = breaker
         self._permit = permit
-        self._slots = slots
+        self._limiter = limiter
         self._retries = retries
         self._ended = False
 
     def started(self, seconds: float) -> None:
-        """Note that the first content has come."""
+        """Record the first content after *seconds*."""
         self._permit.started(seconds)
 
     def end(self, error: BaseException | None, seconds: float | None = None) -> None:
-        """End well, or with what went wrong: only the provider's own failures count against it."""
+        """End with success or *error*; only the provider's own failures count against it."""
         if self._ended:
             return
         self._ended = True
-        if self._slots is not None:
-            self._slots.release()
+        if self._limiter is not None:
+            self._limiter.release()
         if error is None:
             self._retries.earn()
             self._permit.succeeded(seconds)
         elif isinstance(error, ProviderRateLimited):
             self._permit.neutral()
-            self._health.cool_down(
-                error.retry_after
-                or (QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS)
-            )
+            default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
+            self._breaker.cool_down(error.retry_after or default)
         elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):
             self._permit.failed()
         else:
             self._permit.neutral()
 
 
-class Retries:
-    """The retries that are left at one provider: failures spend them, successes earn them."""
+class RetryBudget:
+    """The retries left at one provider: failures spend them, successes earn them."""
 
     def __init__(self) -> None:
-        self._left = RETRIES
+        self._left = MAX_RETRIES
         self._lock = threading.Lock()
 
     def spend(self) -> bool:
-        """Take one if there is one."""
+        """Take one retry; return whether there was one."""
         with self._lock:
             if self._left < 1:
                 return False
@@ -100,10 +94,10 @@ class Retries:
             return True
 
     def earn(self) -> None:
-        """Note a success."""
-        if self._left < RETRIES:
+        """Add the credit of one success."""
+        if self._left < MAX_RETRIES:
             with self._lock:
-                self._left = min(RETRIES, self._left + EARNED)
+                self._left = min(MAX_RETRIES, self._left + RETRY_CREDIT)
 
 
 class TargetPool:
@@ -113,64 +107,63 @@ class TargetPool:
         self,
         registry: Registry,
         *,
-        watch: Callable[[], CircuitBreaker] = CircuitBreaker,
+        breaker: Callable[[], CircuitBreaker] = CircuitBreaker,
         concurrency: Mapping[str, int] | None = None,
-        overrides: Mapping[str, Mapping[str, prices.Price]] | None = None,
+        overrides: Mapping[str, Mapping[str, Price]] | None = None,
     ) -> None:
         self.registry = registry
-        self.overrides = overrides or {}
-        self.shut: set[Target | str] = (
-            set()
-        )  # targets, and whole providers, that are forced open
-        self._watch = watch
-        self._health: dict[Target, CircuitBreaker] = {}
-        self._slots = {
+        self.overrides = overrides or {}  # the configuration's own prices: they precede the table
+        self.forced_open: set[Target | str] = set()  # targets, and whole providers by name
+        self._new_breaker = breaker
+        self._breakers: dict[Target, CircuitBreaker] = {}
+        self._limiters = {
             name: ConcurrencyLimiter(limit) for name, limit in (concurrency or {}).items()
         }
-        self._retries: dict[str, Retries] = {}
+        self._retries: dict[str, RetryBudget] = {}
         self._lock = threading.Lock()
 
     def resize(self, concurrency: Mapping[str, int]) -> None:
-        """Change how many calls providers may have."""
+        """Change the concurrency limits of providers."""
         for name, limit in concurrency.items():
-            if name in self._slots:
-                self._slots[name].limit = limit
+            if name in self._limiters:
+                self._limiters[name].limit = limit
 
-    def health(self, target: Target) -> CircuitBreaker:
-        """Return the watch over *target*; the oldest idle one gives way where there are too many."""
-        found = self._health.get(target)
+    def breaker(self, target: Target) -> CircuitBreaker:
+        """Return the breaker of *target*; the oldest idle one is evicted when there are too many."""
+        found = self._breakers.get(target)
         if found is None:
             with self._lock:
-                if len(self._health) >= MOST:
-                    idle = (each for each, health in self._health.items() if not health.in_flight)
-                    del self._health[next(idle, next(iter(self._health)))]
-                found = self._health.setdefault(target, self._watch())
-                if target in self.shut or target.provider in self.shut:
+                if len(self._breakers) >= MAX_TARGETS:
+                    idle = (each for each, found in self._breakers.items() if not found.in_flight)
+                    del self._breakers[next(idle, next(iter(self._breakers)))]
+                found = self._breakers.setdefault(target, self._new_breaker())
+                if target in self.forced_open or target.provider in self.forced_open:
                     found.open()
         return found
 
-    def watched(self) -> dict[Target, CircuitBreaker]:
-        """Return every target that has been called."""
-        return dict(self._health)
+    def breakers(self) -> dict[Target, CircuitBreaker]:
+        """Return the breaker of every target that has been called."""
+        return dict(self._breakers)
 
-    def retries(self, provider: str) -> Retries:
-        """Return the retries of a provider."""
-        return self._retries.get(provider) or self._retries.setdefault(provider, Retries())
+    def retry_budget(self, provider: str) -> RetryBudget:
+        """Return the retry budget of a provider."""
+        return self._retries.get(provider) or self._retries.setdefault(provider, RetryBudget())
 
-    def lease(self, target: Target, *, force: bool) -> TargetPermit:
-        """Return leave to call *target* now; raise Overloaded or NoHealthyProvider."""
-        slots, health = self._slots.get(target.provider), self.health(target)
-        if slots is not None and not slots.acquire():
-            raise Overloaded(f"provider {target.provider!r} has as many calls as it may")
-        permit = health.admit(force=force)
+    def acquire(self, target: Target, *, force: bool) -> TargetPermit:
+        """Return the permission to call *target* now; raise Overloaded or NoHealthyProvider."""
+        limiter, breaker = self._limiters.get(target.provider), self.breaker(target)
+        if limiter is not None and not limiter.acquire():
+            raise Overloaded(f"provider {target.provider!r} is at its concurrency limit")
+        permit = breaker.admit(force=force)
         if permit is None:
-            if slots is not None:
-                slots.release()
+            if limiter is not None:
+                limiter.release()
             raise NoHealthyProvider(
-                "no provider for this model is able to answer now",
-                retry_after=health.snapshot().retry_in,
+                "no provider for this model can answer now",
+                retry_after=breaker.snapshot().retry_in,
             )
-        return TargetPermit(health, permit, slots, self.retries(target.provider))
+        return TargetPermit(breaker, permit, limiter, self.retry_budget(target.provider))
+
 
     # -- for planning ------------------------------------------------------------------------------
 
@@ -183,92 +176,75 @@ class TargetPool:
         priced: bool = False,
         size: int | None = None,
     ) -> Snapshot:
-        """Return what planning needs to know now; what only some strategies ask for is gathered for
-        those alone.
+        """Return what planning needs to know now.
 
-        *size* is how many input tokens the request has, where that is known.
+        *cursor* counts the calls of the route so far. *priced*: leave out unpriced targets. *size*
+        is the number of input tokens, where it is known without the text.
         """
-        targets, turns = tuple(flat(route)), takes_turns(route)
-        shut = {}
+        targets, ordered = tuple(flat(route)), takes_turns(route)
+        refused = {}
         for target in targets:
-            health = self._health.get(target)
-            reason = health.refusal() if health is not None else None
-            if health is not None and reason:
-                wait = health.snapshot().retry_in
-                shut[target] = (reason, math.inf if wait is None else wait)
+            breaker = self._breakers.get(target)
+            reason = breaker.refusal() if breaker is not None else None
+            if breaker is not None and reason:
+                wait = breaker.snapshot().retry_in
+                refused[target] = (reason, math.inf if wait is None else wait)
         unfit = self._unfit(targets, request, size)
         if priced:  # a hard budget cannot be kept where the price is not known
             unfit |= {
-                target: "its price is not known, and the key has a budget"
+                target: "unpriced, and the key has a hard budget"
                 for target in targets
                 if self.price(target) is None
             }
-        if not (turns or unfit or shut):
-            return _CLEAR
-        return Snapshot(
-            self._state(targets, request, cursor, size) if turns else State(), unfit, shut
-        )
+        if not (ordered or unfit or refused):
+            return _NOTHING_KNOWN
+        state = self._state(targets, request, cursor, size) if ordered else State()
+        return Snapshot(state, unfit, refused)
 
     def _state(
         self, targets: Iterable[Target], request: InferRequest, cursor: int, size: int | None
     ) -> State:
-        known = {
-            target: health for target in targets if (health := self._health.get(target)) is not None
-        }
+        known = {each: found for each in targets if (found := self._breakers.get(each)) is not None}
         return State(
             cursor=cursor,
-            latency={target: health.latency for target, health in known.items()},
-            in_flight={target: health.in_flight for target, health in known.items()},
-            cost=self.costs(targets, expected(request, size)),
+            latency={target: breaker.latency for target, breaker in known.items()},
+            in_flight={target: breaker.in_flight for target, breaker in known.items()},
+            cost=self.costs(targets, expected_usage(request, size)),
         )
 
     def costs(self, targets: Iterable[Target], usage: Usage) -> dict[Target, int | None]:
-        """Return what *usage* would cost at each target in pico-USD; None where the price is not
-        known.
-        """
-        return {target: prices.cost(usage, self.price(target)) for target in targets}
+        """Return the cost of *usage* at each target in pico-USD, None where unpriced."""
+        return {target: cost(usage, self.price(target)) for target in targets}
 
-    def price(self, target: Target) -> prices.Price | None:
-        """Return what *target* costs: the configuration's own price, else the table's."""
+    def price(self, target: Target) -> Price | None:
+        """Return the price of *target*: the configuration's own, else the table's."""
         own = self.overrides.get(target.provider, {}).get(target.model)
-        return own or prices.find(self.registry.member(target.provider).vendor, target.model)
+        return own or find(self.registry.member(target.provider).vendor, target.model)
 
     def _unfit(
-        self, targets: Iterable[Target], request: InferRequest, given: int | None
+        self, targets: Iterable[Target], request: InferRequest, size: int | None
     ) -> dict[Target, str]:
         """Return the targets that cannot serve the request, each with the reason."""
         needs = _needs(request)
-        size = (
-            given
-            if given is not None
-            else tokens.estimate_messages(request.messages)
-            if _length(request) > LONG
-            else 0
-        )
+        if size is None and _length(request) > LONG_REQUEST:
+            size = estimate_messages(request.messages)
         unfit = {}
         for target in targets:
-            missing = (
-                needs & _lacks(self.registry.member(target.provider), target.model)
-                if needs
-                else None
-            )
-            most = (price.max_input if (price := self.price(target)) else None) if size else None
-            if missing:
-                unfit[target] = f"cannot do {', '.join(sorted(missing))}"
-            elif most is not None and size > most:
-                unfit[target] = f"takes {most} tokens, and the request has about {size}"
+            lacks = _lacks(self.registry.member(target.provider), target.model) if needs else set()
+            price = self.price(target) if size else None
+            limit = price.max_input if price else None
+            if needs & lacks:
+                unfit[target] = f"cannot do {', '.join(sorted(needs & lacks))}"
+            elif limit is not None and size is not None and size > limit:
+                unfit[target] = f"takes {limit} tokens, and the request has about {size}"
         return unfit
 
 
-def expected(request: InferRequest, size: int | None = None) -> Usage:
-    """Return about how many tokens a call will use, for comparing prices; *size* as in
-    `TargetPool.snapshot`.
-    """
-    most = request.params.get("max_completion_tokens", request.params.get("max_tokens"))
-    return Usage(
-        tokens.estimate_messages(request.messages) if size is None else size,
-        most if type(most) is int and most > 0 else GUESSED_OUTPUT,
-    )
+def expected_usage(request: InferRequest, size: int | None = None) -> Usage:
+    """Return about how many tokens a call will use, for comparing prices."""
+    limit = request.params.get("max_completion_tokens", request.params.get("max_tokens"))
+    tokens_in = estimate_messages(request.messages) if size is None else size
+    return Usage(tokens_in, limit if type(limit) is int and limit > 0 else TYPICAL_OUTPUT)
 
 
 def _needs(request: InferRequest) -> set[str]:
@@ -284,8 +260,8 @@ def _needs(request: InferRequest) -> set[str]:
     return needs
 
 
-def _lacks(member: RegisteredProvider, model: str) -> set[str]:
-    lacks = getattr(member.provider, "lacks", None)
+def _lacks(provider: RegisteredProvider, model: str) -> set[str]:
+    lacks = getattr(provider.provider, "lacks", None)
     return set(lacks.get(model, ())) if isinstance(lacks, Mapping) else set()
 
 

@@ -25,7 +25,7 @@ from .. import build
 from ..config.settings import Config, Server
 from ..errors import ConfigError
 from ..pricing.compare import stale
-from ..routing import draining as shutdown
+from ..routing import stream
 from ..telemetry import call_log as calllog
 from ..telemetry import shared_memory as board
 from ..telemetry.tokentrace import flush_all
@@ -148,7 +148,7 @@ def _renew(config: Config) -> None:
         new = build.router(config, serving=True)
         build.routers.discard(new)
         status.watch(new)  # else nobody counts until somebody asks
-        vars(old).update(vars(new))
+        old.take_over(new)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -160,7 +160,7 @@ def post_fork(server: Any, worker: Any) -> None:
     most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    shutdown.watch(worker, worker.cfg.graceful_timeout)
+    stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
         build.pinned = replace(
             build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads)

@@ -142,21 +142,21 @@ def _carry_out(router: Router, order: Command) -> None:
         return
     known = {
         target
-        for target in (*router.registry.targets(), *pool.watched())
+        for target in (*router.registry.targets(), *pool.breakers())
         if target.provider == order.provider
     }
     chosen = {mine} if order.model else known
     if order.action == "open":
-        pool.shut.add(mine if order.model else order.provider)
+        pool.forced_open.add(mine if order.model else order.provider)
     else:
-        pool.shut -= chosen if order.model else {order.provider, *known}
+        pool.forced_open -= chosen if order.model else {order.provider, *known}
     for target in chosen:
-        getattr(pool.health(target), order.action)()
+        getattr(pool.breaker(target), order.action)()
 
 
 def _watched(router: Router) -> dict[Target, CircuitBreaker]:
     """Return the targets that were called; of those that only callers have named the last."""
-    watched = router.targets.watched()
+    watched = router.targets.breakers()
     if len(watched) > MOST:
         known = set(router.registry.targets())
         others = [target for target in watched if target not in known]

@@ -61,10 +61,10 @@ def _asked(now: float) -> tuple[reports.Period, str | None, int]:
 
 def _told(router: Router, ask: Callable[[Ledger], Value]) -> Value:
     """Return what the ledger says; why it cannot is for the log."""
-    if router.spending is None:
+    if router.ledger is None:
         raise NotFound("no ledger is kept here")
     try:
-        return ask(router.spending.ledger)
+        return ask(router.ledger)
     except LedgerUnavailable as error:
         log.error("the costs have no ledger: %s", error.reason)
         raise

@@ -61,8 +61,8 @@ def ready(router: Router) -> Response:
     """Say whether calls can be served, and if not, why: by the ledger, or because every target is
     shut.
     """
-    problem = router.spending.ledger.problem() if router.spending is not None else None
-    watched, known = router.targets.watched(), router.registry.targets()
+    problem = router.ledger.problem() if router.ledger is not None else None
+    watched, known = router.targets.breakers(), router.registry.targets()
     shut = {
         str(target): reason
         for target in known
@@ -70,7 +70,7 @@ def ready(router: Router) -> Response:
     }
     usable = len(known) - len(shut)
     good = problem is None and (usable > 0 or not known)
-    ledger = "not configured" if router.spending is None else problem or "ok"
+    ledger = "not configured" if router.ledger is None else problem or "ok"
     return json_answer(
         {
             "ready": good,

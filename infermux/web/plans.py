@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flask import Response
 
-from ..routing.explain import asked, explained
+from ..routing.explain import explain as explained, question
 from ..routing.router import Router
 from . import document, json_answer
 
 
 def explain(router: Router) -> Response:
     """Explain the call that the body describes; nothing is sent."""
-    return json_answer(explained(router, asked(document().value)).to_dict())
+    return json_answer(explained(router, question(document().value)).to_dict())

@@ -22,7 +22,7 @@ from ..errors import printable
 from ..ledger import LEASE, Ledger, LedgerUnavailable, Total
 from ..planning import Plan
 from ..planning.call import PICO
-from ..planning.replay import replayed
+from ..planning import replayed
 from ..routing.router import Router
 from ..server import status
 
@@ -75,9 +75,9 @@ class Page:
 
     def _ledger(self, now: float) -> dict[str, Any]:
         """Return what the ledger tells, or why there is nothing to tell."""
-        if self._router.spending is None:
+        if self._router.ledger is None:
             return {"ledger": "none"}
-        ledger = self._router.spending.ledger
+        ledger = self._router.ledger
         try:
             calls = [(*record, _plan(record.call.plan)) for record in ledger.rows(limit=CALLS)]
             return {"ledger": "", "calls": calls, **_told(self._hours(ledger, int(now)))}

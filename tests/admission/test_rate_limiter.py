@@ -107,7 +107,7 @@ def test_a_slot_cannot_be_given_back_twice() -> None:
 
 
 def test_of_no_slots_none_is_free() -> None:
-    assert ConcurrencyLimiter(0).take() is False
+    assert ConcurrencyLimiter(0).acquire() is False
 
 
 # Requests and tokens per minute

@@ -194,7 +194,7 @@ def test_then_repeats_nothing():
 
 
 def test_then_is_tried_when_all_before_it_are_shut():
-    found = plan(Route("x", (A, B), then=(C,)), Snapshot(shut={A: ("open", 1), B: ("open", 2)}), 1)
+    found = plan(Route("x", (A, B), then=(C,)), Snapshot(refused={A: ("open", 1), B: ("open", 2)}), 1)
     assert (names(found.targets), found.forced, set(found.dropped)) == ("c", False, {A, B})
 
 
@@ -202,7 +202,7 @@ def test_then_is_tried_when_all_before_it_are_shut():
 
 
 def test_what_is_not_tried_is_kept_with_its_reason():
-    snapshot = Snapshot(unfit={A: "cannot do tools"}, shut={A: ("open", 3), B: ("cooling down", 2)})
+    snapshot = Snapshot(unfit={A: "cannot do tools"}, refused={A: ("open", 3), B: ("cooling down", 2)})
     found = plan(Route("x", (A, B, C)), snapshot, 1)
     assert (names(found.targets), found.forced) == ("c", False)
     assert found.dropped == {
@@ -212,7 +212,7 @@ def test_what_is_not_tried_is_kept_with_its_reason():
 
 
 def test_targets_of_others_are_none_of_this_plans_business():
-    found = plan(Route("x", (A,)), Snapshot(unfit={E: "no"}, shut={F: ("open", 1)}), 1)
+    found = plan(Route("x", (A,)), Snapshot(unfit={E: "no"}, refused={F: ("open", 1)}), 1)
     assert (found.targets, found.dropped, found.retry_in) == ((A,), {}, None)
 
 
@@ -228,7 +228,7 @@ def test_targets_of_others_are_none_of_this_plans_business():
 def test_when_all_are_shut_the_least_bad_one_is_tried(shut, chosen):
     found = plan(
         Route("x", (A, B, C)),
-        Snapshot(shut={target: ("open", wait) for target, wait in shut.items()}),
+        Snapshot(refused={target: ("open", wait) for target, wait in shut.items()}),
         1,
     )
     assert (names(found.targets), found.forced, len(found.dropped)) == (chosen, True, 2)
@@ -236,7 +236,7 @@ def test_when_all_are_shut_the_least_bad_one_is_tried(shut, chosen):
 
 
 def test_one_that_is_alone_stays_shut():
-    found = plan(Route("x", (A,)), Snapshot(shut={A: ("open", 4.0)}), 1)
+    found = plan(Route("x", (A,)), Snapshot(refused={A: ("open", 4.0)}), 1)
     assert (found.targets, found.forced, found.dropped, found.retry_in) == (
         (),
         False,
@@ -246,13 +246,13 @@ def test_one_that_is_alone_stays_shut():
 
 
 def test_one_that_is_alone_among_unfit_ones_stays_shut():
-    found = plan(Route("x", (A, B)), Snapshot(unfit={B: "no images"}, shut={A: ("open", 4.0)}), 1)
+    found = plan(Route("x", (A, B)), Snapshot(unfit={B: "no images"}, refused={A: ("open", 4.0)}), 1)
     assert (found.targets, found.forced, found.dropped) == ((), False, {A: "open", B: "no images"})
 
 
 def test_what_is_unfit_is_never_forced():
     snapshot = Snapshot(
-        unfit={A: "no"}, shut={A: ("open", 0.1), B: ("open", 5.0), C: ("open", 6.0)}
+        unfit={A: "no"}, refused={A: ("open", 0.1), B: ("open", 5.0), C: ("open", 6.0)}
     )
     found = plan(Route("x", (A, B, C)), snapshot, 1)
     assert (names(found.targets), found.forced) == ("b", True)
@@ -278,14 +278,14 @@ def test_what_is_unfit_is_never_forced():
 def test_retry_in_is_the_soonest_that_a_shut_target_opens(shut, retry_in):
     found = plan(
         Route("x", (A, B)),
-        Snapshot(shut={target: ("open", wait) for target, wait in shut.items()}),
+        Snapshot(refused={target: ("open", wait) for target, wait in shut.items()}),
         1,
     )
     assert found.retry_in == retry_in
 
 
 def test_a_group_whose_first_target_is_shut_goes_on_inside():
-    assert order(Route("x", PAIR), shut={A: ("open", 1.0)}) == "bcd"
+    assert order(Route("x", PAIR), refused={A: ("open", 1.0)}) == "bcd"
 
 
 def test_a_route_without_entries_plans_nothing():

@@ -22,7 +22,7 @@ from infermux.errors import InferMuxError, ProviderUnavailable
 from infermux.ledger import Record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning import Plan, Snapshot, plan
-from infermux.planning.replay import Replay, kept, replayed
+from infermux.planning import Replay, kept, replayed
 from infermux.planning.strategies import STRATEGIES, State
 from infermux.providers.echo import EchoProvider
 from infermux.types import Route, Target
@@ -98,7 +98,7 @@ def test_a_kept_plan_is_derived_again_exactly() -> None:
 
 def test_plans_that_differ_in_anything_are_not_equal() -> None:
     """Or else "identical" would say nothing."""
-    made = plan(Route("x", TARGETS[:3]), Snapshot(shut={TARGETS[0]: ("open", 3.0)}), 1)
+    made = plan(Route("x", TARGETS[:3]), Snapshot(refused={TARGETS[0]: ("open", 3.0)}), 1)
     others: list[dict[str, Any]] = [
         {"targets": made.targets[::-1]}, {"dropped": {}}, {"forced": True}, {"retry_in": None}, {"model": "y"}, {"strategy": "cheapest"},
     ]  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_name_that_a_row_would_cut_costs_no_room() -> None:
 
 
 def test_what_was_decided_otherwise_is_told() -> None:
-    text = kept(plan(Route("x", TARGETS[1:3]), Snapshot(shut={TARGETS[1]: ("open", 3.0)}), 1))
+    text = kept(plan(Route("x", TARGETS[1:3]), Snapshot(refused={TARGETS[1]: ("open", 3.0)}), 1))
     first, _, second = text.partition("\n")
     changed = json.dumps(json.loads(second) | {"targets": ["p9/other"]})
     found = replayed(f"{first}\n{changed}")
@@ -192,7 +192,7 @@ def found(path: Path, id: str) -> tuple[Record, Replay]:
 def test_every_call_of_a_router_is_derived_again(tmp_path: Path, strategy: str) -> None:
     path = tmp_path / "l.db"
     with closing(three(path, strategy, failing="a")) as router:
-        health, ids = router.targets.health(Target("a", "m")), [called(router) for _ in range(25)]
+        health, ids = router.targets.breaker(Target("a", "m")), [called(router) for _ in range(25)]
         while (
             health.refusal() is None and len(ids) < 500
         ):  # how often least_latency comes to it depends on the machine
@@ -221,7 +221,7 @@ def test_a_decision_does_not_depend_on_todays_configuration(tmp_path: Path) -> N
 def test_a_call_that_nobody_could_serve_keeps_its_reasons(tmp_path: Path) -> None:
     path = tmp_path / "l.db"
     with closing(three(path, "priority", order="a")) as router:
-        router.targets.health(Target("a", "m")).open()
+        router.targets.breaker(Target("a", "m")).open()
         id = called(router)
     record, decision = found(path, id)
     assert record.call.error_code == "no_healthy_providers"
@@ -271,7 +271,7 @@ def test_replay_says_what_was_decided_and_what_came_of_it(path: Path) -> None:
 
 def test_replay_as_json(path: Path) -> None:
     with closing(three(path, "weighted", failing="a")) as router:
-        router.targets.health(Target("c", "m")).open()
+        router.targets.breaker(Target("c", "m")).open()
         id = called(router)
     answer = json.loads(replay(path, id, "--json").stdout)
     assert (answer["id"], answer["identical"], answer["differences"], answer["strategy"]) == (

@@ -110,7 +110,7 @@ def test_a_warning_lets_the_call_through(tmp_path, vendor):
 
 def test_under_a_hard_budget_an_unknown_price_is_refused(tmp_path, vendor):
     answer = ask(app_of(tmp_path, vendor, 'usd = "5"'), "unknown-price")
-    assert answer.status_code == 503 and "price is not known" in answer.json["error"]["message"]
+    assert answer.status_code == 503 and "unpriced" in answer.json["error"]["message"]
     assert vendor.requests == []
 
 

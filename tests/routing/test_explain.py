@@ -36,7 +36,7 @@ from infermux.planning.strategies import STRATEGIES
 from infermux.pricing import Price
 from infermux.providers.echo import EchoProvider
 from infermux.routing.circuit_breaker import CircuitBreaker
-from infermux.routing.explain import Explanation, asked, explained
+from infermux.routing.explain import Explanation, explain, question
 from infermux.routing.targets import TargetPool
 from infermux.types import Target
 
@@ -82,16 +82,16 @@ def of_four(strategy: str = "priority", **options: Any) -> Router:
     ]
     registry = Registry(providers)
     registry.define("x", ["a/m", "b/m", "c/m", "d/m"], strategy=strategy)
-    fleet = TargetPool(
-        registry, watch=lambda: CircuitBreaker(clock=lambda: 1000.0), overrides=PRICES
+    pool = TargetPool(
+        registry, breaker=lambda: CircuitBreaker(clock=lambda: 1000.0), overrides=PRICES
     )  # what is known must not change by itself
     return Router(
-        registry, targets=fleet, prices=PRICES, sleep=lambda seconds: None, **{"seed": 5} | options
+        registry, targets=pool, prices=PRICES, sleep=lambda seconds: None, **{"seed": 5} | options
     )
 
 
 def said(router: Router, **body: Any) -> Explanation:
-    return explained(router, asked({"model": "x", **body}))
+    return explain(router, question({"model": "x", **body}))
 
 
 def order(found: Explanation) -> str:
@@ -128,7 +128,7 @@ def test_nothing_is_taken_and_nobody_is_asked(tmp_path: Path) -> None:
     with closing(of_four("round_robin", ledger=ledger)) as router:
         for _ in range(5):
             said(router)
-        assert router.targets.watched() == {} and ledger.rows() == []
+        assert router.targets.breakers() == {} and ledger.rows() == []
 
 
 # -- what is known of a target ---------------------------------------------------------------------
@@ -136,8 +136,8 @@ def test_nothing_is_taken_and_nobody_is_asked(tmp_path: Path) -> None:
 
 def test_each_target_comes_with_what_is_known_of_it() -> None:
     router = of_four("cheapest")
-    router.targets.health(Target("b", "m")).open()
-    permit = router.targets.health(Target("c", "m")).admit()
+    router.targets.breaker(Target("b", "m")).open()
+    permit = router.targets.breaker(Target("c", "m")).admit()
     assert permit is not None
     permit.succeeded(0.25)
     found = said(router, tokens=1000, params={"max_tokens": 1000}).to_dict()
@@ -212,7 +212,7 @@ ODD = [{"tokens": -1}, {"tokens": 1.5}, {"tokens": True}, {"tokens": "5"}, {"tok
 @pytest.mark.parametrize("body", ODD, ids=str)
 def test_an_odd_question_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
-        explained(of_four(), asked({"model": "x", **body}))
+        explain(of_four(), question({"model": "x", **body}))
 
 
 # -- callers ---------------------------------------------------------------------------------------
@@ -261,12 +261,12 @@ def test_a_callers_budget_counts_as_it_would(tmp_path: Path, then: str) -> None:
         assert (order(found), found.about["budget_left_usd"]) == (
             "abc",
             0.009,
-        ) and "price is not known" in why(found)["d"]
+        ) and "unpriced" in why(found)["d"]
         assert [target["over_budget"] for target in found.targets] == [True, False, False]
         call = router.begin(InferRequest("x", SAY), caller=caller)
         router.answer(call)
         assert call.plan == found.plan and call.provider == "c"  # a is too dear, b is down
-        router.spending.ledger.reserve(
+        router.ledger.reserve(
             budget, 8 * PICO // 1000, call_id="other", at=call.start_ns / 1e9
         )  # type: ignore[union-attr]
         found = said(router, messages=SAY, caller="web")
@@ -311,12 +311,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def explain(*args: str, env: dict[str, str] | None = None) -> Result:
+def run_explain(*args: str, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(main, ["explain", *args], env=env)
 
 
 def test_explain_is_a_table(file: Path) -> None:
-    result = explain(
+    result = run_explain(
         "fast", "--tokens", "10000", "--max-tokens", "1000", "--tools", "--caller", "web"
     )
     assert (result.exit_code, result.stderr) == (0, "")
@@ -336,7 +336,7 @@ def test_explain_is_a_table(file: Path) -> None:
 
 
 def test_explain_as_json_is_what_the_service_answers(file: Path) -> None:
-    found = json.loads(explain("fast", "--tokens", "10", "--json").stdout)
+    found = json.loads(run_explain("fast", "--tokens", "10", "--json").stdout)
     assert [target["provider"] for target in found["targets"]] == ["small", "good"] and found[
         "tokens"
     ]["input"] == 10
@@ -345,11 +345,11 @@ def test_explain_as_json_is_what_the_service_answers(file: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "word"),
     [(("fsat",), "did you mean 'fast'"), (("fast", "--caller", "wep"), "did you mean 'web'"),
-     (("good", "--caller", "web"), "does not open"), (("fast", "-c", "none.toml"), "none.toml"),
+     (("good", "--caller", "web"), "may not use"), (("fast", "-c", "none.toml"), "none.toml"),
      (("fast", "--provider", "godo"), "did you mean 'good'")],
 )  # fmt: skip
 def test_what_cannot_be_explained_is_one_line(file: Path, args: tuple[str, ...], word: str) -> None:
-    result = explain(*args)
+    result = run_explain(*args)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (
         1,
         "",
@@ -358,7 +358,7 @@ def test_what_cannot_be_explained_is_one_line(file: Path, args: tuple[str, ...],
 
 
 def test_nothing_to_try_is_exit_code_1(file: Path) -> None:
-    result = explain("small", "--tools")
+    result = run_explain("small", "--tools")
     assert result.exit_code == 1 and "nothing can be tried" in result.stdout
 
 
@@ -373,10 +373,10 @@ def test_explain_asks_a_running_service(file: Path) -> None:
     """Which knows what a fresh configuration cannot: there, a circuit is open."""
     with Front(Named("one"), Named("two"), app=mounted) as front:
         front.router.registry.define("fast", ["one/m", "two/m"])
-        front.router.targets.health(Target("one", "m")).open()
+        front.router.targets.breaker(Target("one", "m")).open()
         url = f"http://127.0.0.1:{front.port}"
         for args, env in ((("--key", ADMIN), {}), ((), {"INFERMUX_ADMIN_KEY": ADMIN})):
-            result = explain("fast", "--server", url, *args, env=env)
+            result = run_explain("fast", "--server", url, *args, env=env)
             assert result.exit_code == 0, result.output
             assert [line.split()[:3] for line in result.stdout.splitlines()[2:]] == [
                 ["1", "two/m", "closed"],
@@ -384,10 +384,10 @@ def test_explain_asks_a_running_service(file: Path) -> None:
             ]
         (file / "infermux.toml").write_text(FILE + '[server]\nadmin = "env:ADMIN"\n')
         assert (
-            explain("fast", "--server", f"127.0.0.1:{front.port}/", env={"ADMIN": ADMIN}).exit_code
+            run_explain("fast", "--server", f"127.0.0.1:{front.port}/", env={"ADMIN": ADMIN}).exit_code
             == 0
         )
-        refused = explain("fast", "--server", url, "--key", "wrong")
+        refused = run_explain("fast", "--server", url, "--key", "wrong")
         assert (
             refused.exit_code == 1 and "403" in refused.stderr and refused.stderr.count("\n") == 1
         )
@@ -419,13 +419,13 @@ def test_the_key_goes_where_it_was_sent_and_no_further(file: Path) -> None:
     ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://[", "http://127.0.0.1:99999", "http://a b"],
 )
 def test_an_address_that_is_none_is_one_line(file: Path, server: str) -> None:
-    result = explain("fast", "--server", server)
+    result = run_explain("fast", "--server", server)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
 
 
 def test_no_service_is_one_line(file: Path) -> None:
     with nobody() as url:
-        result = explain("fast", "--server", url)
+        result = run_explain("fast", "--server", url)
     assert (
         result.exit_code == 1
         and "no service answers" in result.stderr

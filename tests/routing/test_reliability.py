@@ -125,7 +125,7 @@ def make(
     overrides = options.pop("prices", {})
     return Router(
         registry,
-        targets=TargetPool(registry, watch=watch, overrides=overrides),
+        targets=TargetPool(registry, breaker=watch, overrides=overrides),
         prices=overrides,
         seed=1,
         **options,
@@ -214,7 +214,7 @@ def test_backoff_is_jittered_grows_and_is_bounded(ask: Any) -> None:
             attempts=5,
             sleep=slept.append,
             seed=seed,
-            targets=TargetPool(registry, watch=partial(CircuitBreaker, failures=99)),
+            targets=TargetPool(registry, breaker=partial(CircuitBreaker, failures=99)),
         )
         failure(router, ask, InferRequest("v/m", HELLO.messages))
         assert len(slept) <= 4 and all(
@@ -495,7 +495,7 @@ def test_a_probe_whose_stream_is_left_is_released(leave: str, read: int) -> None
         left.close()
     del left
     assert infer(router) == "ok"
-    assert router.targets.health(Target("v", "m")).in_flight == 0
+    assert router.targets.breaker(Target("v", "m")).in_flight == 0
 
 
 @BOTH
@@ -546,8 +546,8 @@ def test_clients_that_leave_do_not_open_it() -> None:
     router = make(vendor, clock=clock)
     for _ in range(20):
         router.stream(HELLO).close()
-    assert router.targets.health(Target("v", "m")).refusal() is None
-    assert router.targets.health(Target("v", "m")).in_flight == 0
+    assert router.targets.breaker(Target("v", "m")).refusal() is None
+    assert router.targets.breaker(Target("v", "m")).in_flight == 0
 
 
 def test_one_target_that_is_shut_does_not_shut_another_of_the_same_vendor() -> None:
@@ -773,7 +773,7 @@ def run(seed: int) -> tuple[float, bool]:
     assert len(call.attempts) <= attempts
     assert sum(vendor.calls for vendor in vendors) <= attempts + unsent(vendors), seed
     assert (call.error is None) == answered
-    assert all(router.targets.health(target).in_flight == 0 for target in router.targets.watched())
+    assert all(router.targets.breaker(target).in_flight == 0 for target in router.targets.breakers())
     return over, answered
 
 

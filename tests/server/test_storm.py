@@ -107,7 +107,7 @@ def run(sky: Sky, seed: int, again: str = "") -> Outcome:
     [call] = seen
     assert len(call.attempts) <= attempts and (call.error is None) == answered, seed
     assert all(
-        router.targets.health(target).in_flight == 0 for target in router.targets.watched()
+        router.targets.breaker(target).in_flight == 0 for target in router.targets.breakers()
     ), seed
     return Outcome(seed, took - deadline, attempts, len(call.attempts), model, answered)
 

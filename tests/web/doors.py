@@ -566,7 +566,7 @@ class Front:
 
     def forget(self) -> None:
         """Let every target be tried again: an app outlives the troubles of many tests."""
-        for health in self.router.targets.watched().values():
+        for health in self.router.targets.breakers().values():
             health.reset()
 
     def ask(self, path: str, body: Any = None, **headers: str) -> Answer:

@@ -16,7 +16,7 @@ from support import HELLO, Service, ask
 
 from infermux import EchoProvider, HTTPProvider, Router, blueprint, openai_blueprint, ops_blueprint
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planning.replay import replayed
+from infermux.planning import replayed
 from infermux.types import Target
 
 ADMIN = "adm-in-key"
@@ -97,7 +97,7 @@ def test_what_is_explained_is_what_is_then_served(front: Front, body: dict[str, 
 
 
 def test_it_says_what_is_shut_and_for_how_long(front: Front) -> None:
-    front.router.targets.health(Target("one", "m")).cool_down(30)
+    front.router.targets.breaker(Target("one", "m")).cool_down(30)
     found = explain(front, {"model": "fast"}).json
     [dropped] = found["dropped"]
     assert dropped["provider"] == "one" and 0 < dropped["retry_in"] <= 30 and "dropped" in dropped
