@@ -1,18 +1,17 @@
-"""Providers by name, and which of them can answer for a model."""
+"""The providers and model names of a router, and the targets that a name stands for."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, ModelNotFound, shown
+from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider, member
 from ..types import JSON, Route, Target
 
 AUTO = ("", "auto")
-DEEPEST = 20  # names inside names
-MOST = 256  # targets of a name
+MAX_DEPTH = 20  # of names inside names
+MAX_TARGETS = 256  # of a name
 
 
 class _Name(NamedTuple):
@@ -24,20 +23,18 @@ class _Name(NamedTuple):
 
 
 class Registry:
-    """The providers of a router, in the order in which they were registered."""
+    """The providers of a router in the order of their registration, and its model names."""
 
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, RegisteredProvider] = {}
         self._names: dict[str, _Name] = {}
-        self._routes: dict[str, Route] = {}  # what the names stand for, once it has been worked out
-        self.changes = 0  # how often a provider or a name was added
+        self._routes: dict[str, Route] = {}  # of the names, resolved
+        self.changes = 0  # the number of providers and names added
         for provider in providers:
             self.register(provider)
 
     def register(self, provider: Any) -> None:
-        """Add any object with name, models and infer; raise ConfigError if it lacks one, or if its
-        name is taken.
-        """
+        """Add an object with name, models and infer; raise ConfigError if one is missing or taken."""
         new = member(provider)
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")
@@ -53,13 +50,11 @@ class Registry:
         return self.member(name).provider
 
     def member(self, name: str) -> RegisteredProvider:
-        """Return the provider of that name as the router uses it; raise ModelNotFound if there is
-        none.
-        """
+        """Return the registered provider of that name; raise ModelNotFound if there is none."""
         found = self._members.get(name)
         if found is None:
             raise ModelNotFound(
-                f"no provider named {shown(name)}{_close(name, self._members)}", param="provider"
+                f"no provider named {shown(name)}{close_to(name, self._members)}", param="provider"
             )
         return found
 
@@ -86,9 +81,7 @@ class Registry:
         weights: Mapping[str, float] | None = None,
         on_unsupported: str = "",
     ) -> None:
-        """Give *targets* a name of their own: each is PROVIDER/MODEL, a model, a provider, or
-        another name.
-        """
+        """Define a model name; each target is PROVIDER/MODEL, a model, a provider or a name."""
         self._changed()
         self._names[name] = _Name(
             tuple(targets), strategy, tuple(then), dict(weights or {}), on_unsupported
@@ -96,56 +89,44 @@ class Registry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that were defined, in their order."""
+        """The defined names, in order."""
         return tuple(self._names)
 
     def targets(self) -> tuple[Target, ...]:
-        """Return every target that the names lead to, and every model that a provider lists, each
-        once.
-        """
+        """Return each target of a name and each listed model of a provider, once."""
         named = [target for name in self._names for target in flat(self.route(name))]
-        return tuple(
-            dict.fromkeys(
-                [*named, *(Target(each.name, model) for each in self for model in each.models)]
-            )
-        )
+        listed = [Target(each.name, model) for each in self for model in each.models]
+        return tuple(dict.fromkeys(named + listed))
 
     def route(self, model: str, provider: str = "") -> Route:
-        """Return what *model* stands for, at *provider* if one is named; raise ModelNotFound with
-        what is close to it.
-        """
-        if model in self._names:
-            whole = self._routes.get(model) or self._routes.setdefault(
-                model, self._named(model, ())
-            )
-            return self.narrowed(whole, provider) if provider else whole
-        return Route(model, self._plain(model, provider))
+        """Return the route of *model*, at *provider* if one is named; raise ModelNotFound."""
+        if model not in self._names:
+            return Route(model, self._plain(model, provider))
+        route = self._routes.get(model)
+        if route is None:
+            route = self._routes.setdefault(model, self._named(model, ()))
+        return self.narrowed(route, provider) if provider else route
 
     def narrowed(self, route: Route, provider: str) -> Route:
-        """Return what is left of *route* at one provider; raise ModelNotFound if nothing is."""
+        """Return the part of *route* at one provider; raise ModelNotFound if there is none."""
         self.member(provider)
-        targets = tuple(
-            dict.fromkeys(target for target in flat(route) if target.provider == provider)
-        )
+        targets = dict.fromkeys(target for target in flat(route) if target.provider == provider)
         if not targets:
             raise ModelNotFound(
-                f"the name {shown(route.name)} leads to no model of provider {provider!r}",
-                param="provider",
+                f"{shown(route.name)} has no target at provider {provider!r}", param="provider"
             )
-        return Route(route.name, targets, on_unsupported=route.on_unsupported)
+        return Route(route.name, tuple(targets), on_unsupported=route.on_unsupported)
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
-        """Return every target that *model* may lead to, each once; raise ModelNotFound."""
+        """Return each target of *model*, once; raise ModelNotFound."""
         return tuple(dict.fromkeys(flat(self.route(model, provider))))
 
-    def _named(self, name: str, way: tuple[str, ...]) -> Route:
-        if name in way:
-            raise ConfigError(
-                f"the name {name!r} leads back to itself: {' -> '.join((*way, name))}"
-            )
-        if len(way) >= DEEPEST:
-            raise ConfigError(f"the name {way[0]!r} goes through more than {DEEPEST} other names")
-        own, inside = self._names[name], (*way, name)
+    def _named(self, name: str, path: tuple[str, ...]) -> Route:
+        if name in path:
+            raise ConfigError(f"model name {name!r} is circular: {' -> '.join((*path, name))}")
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
+        own, inside = self._names[name], (*path, name)
         groups = [self._entry(target, inside) for target in own.targets]
         weights = tuple(
             own.weights.get(target, 1.0) / len(group)
@@ -160,12 +141,12 @@ class Registry:
             weights if own.weights else (),
             own.on_unsupported,
         )
-        if sum(1 for _ in zip(flat(route), range(MOST + 1), strict=False)) > MOST:
-            raise ConfigError(f"the name {name!r} leads to more than {MOST} targets")
+        if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
+            raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")
         return route
 
-    def _entry(self, target: str, way: tuple[str, ...]) -> tuple[Target | Route, ...]:
-        return (self._named(target, way),) if target in self._names else self._plain(target, "")
+    def _entry(self, target: str, path: tuple[str, ...]) -> tuple[Target | Route, ...]:
+        return (self._named(target, path),) if target in self._names else self._plain(target, "")
 
     def _plain(self, model: str, provider: str) -> tuple[Target, ...]:
         if provider:
@@ -182,7 +163,7 @@ class Registry:
             return (self._default(),)
         if slash and right and left in self._members and self._members[left].any_model:
             return (Target(left, right),)
-        hint = _close(model, self._known()) or (_close(left, self._members) if slash else "")
+        hint = close_to(model, self._known()) or (close_to(left, self._members) if slash else "")
         raise ModelNotFound(f"no provider for model {shown(model)}{hint}", param="model")
 
     def _at(self, provider: RegisteredProvider, model: str) -> Target:
@@ -195,7 +176,8 @@ class Registry:
         if provider.any_model and bare:
             return Target(provider.name, bare)
         raise ModelNotFound(
-            f"provider {provider.name!r} has no model {shown(model)}{_close(model, provider.models)}",
+            f"provider {provider.name!r} has no model {shown(model)}"
+            f"{close_to(model, provider.models)}",
             param="model",
         )
 
@@ -203,14 +185,14 @@ class Registry:
         for each in self:
             if each.models:
                 return _first(each)
-        raise ModelNotFound("no provider is configured that lists a model", param="model")
+        raise ModelNotFound("no configured provider lists a model", param="model")
 
     def _known(self) -> list[str]:
         return [*self._names, *self._members, *(model for each in self for model in each.models)]
 
 
 def flat(route: Route) -> Iterator[Target]:
-    """Yield the targets of a route in the order of their declaration."""
+    """Yield the targets of a route in declaration order."""
     for entry in (*route.entries, *route.then):
         if isinstance(entry, Route):
             yield from flat(entry)
@@ -229,8 +211,3 @@ def _first(provider: RegisteredProvider) -> Target:
             param="model",
         )
     return Target(provider.name, provider.models[0])
-
-
-def _close(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:100], list(names), n=3)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,6 +1,4 @@
-"""Strategies: in which order the targets of a model are tried. Pure: the same state and seed give
-the same order.
-"""
+"""Strategies: the order in which the targets of a name are tried, from state and a seed alone."""
 
 from __future__ import annotations
 
@@ -16,21 +14,17 @@ from ..types import JSON, Target
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What strategies know at one moment. It can be written down as JSON and read back, so that a
-    decision can be replayed.
+    """What strategies know at one moment; it survives JSON, so a decision can be replayed.
+
+    Weights are 1 where none is given, latencies seconds to the first content, costs the estimate
+    for this call in pico-USD; the cursor is the number of earlier calls of the name.
     """
 
-    weights: Mapping[Target, float] = field(
-        default_factory=dict
-    )  # a target that is not in it has weight 1
-    cursor: int = 0  # calls of this model before this one
-    latency: Mapping[Target, float | None] = field(
-        default_factory=dict
-    )  # seconds to the first content
+    weights: Mapping[Target, float] = field(default_factory=dict)
+    cursor: int = 0
+    latency: Mapping[Target, float | None] = field(default_factory=dict)
     in_flight: Mapping[Target, int] = field(default_factory=dict)
-    cost: Mapping[Target, int | None] = field(
-        default_factory=dict
-    )  # pico-USD of this call there, estimated
+    cost: Mapping[Target, int | None] = field(default_factory=dict)
 
     def to_dict(self) -> JSON:
         """Return the state as JSON, with targets as provider/model."""
@@ -44,7 +38,7 @@ class State:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the state that to_dict wrote; the first / of a target splits it, as everywhere."""
+        """Return the state that `to_dict` wrote."""
         tables = {
             name: _targets(data.get(name, {}))
             for name in ("weights", "latency", "in_flight", "cost")
@@ -61,8 +55,7 @@ def priority(targets: Sequence[Target], state: State, rng: random.Random) -> lis
 
 
 def weighted(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """Drawn one after the other, each with probability weight / sum of those left; weight 0 comes
-    last.
+    """Drawn without replacement in proportion to their weights; weight 0 comes last.
 
     Sorting by exponential variates of rate `weight` is that draw: Efraimidis and Spirakis,
     "Weighted random sampling with a reservoir" (2006).
@@ -72,7 +65,7 @@ def weighted(targets: Sequence[Target], state: State, rng: random.Random) -> lis
 
 
 def round_robin(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """Each call begins one target further than the one before."""
+    """Each call starts one target further than the one before."""
     start = state.cursor % len(targets) if targets else 0
     return [*targets[start:], *targets[:start]]
 
@@ -80,7 +73,7 @@ def round_robin(targets: Sequence[Target], state: State, rng: random.Random) -> 
 def least_latency(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
     """The better of two random targets, then the others by latency × (calls in flight + 1).
 
-    Two choices keep the calls of many processes from running to the same target at once:
+    Two choices keep many processes from sending their calls to the same target at once:
     Mitzenmacher, "The power of two choices in randomized load balancing" (2001). A target without
     samples counts as the median of the others.
     """
@@ -98,7 +91,7 @@ def least_latency(targets: Sequence[Target], state: State, rng: random.Random) -
 
 
 def cheapest(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """By estimated cost; a target whose price is not known comes last."""
+    """By estimated cost; unpriced targets come last."""
     return _by([_known(state.cost.get(target), math.inf) for target in targets], targets)
 
 
@@ -113,7 +106,7 @@ def _known(value: float | None, otherwise: float) -> float:
 
 
 def _by(scores: Sequence[float], targets: Sequence[Target]) -> list[Target]:
-    """Return *targets* by rising score, equals as they stand."""
+    """Return *targets* by rising score; equal ones keep their order."""
     return [targets[at] for at in sorted(range(len(targets)), key=scores.__getitem__)]
 
 

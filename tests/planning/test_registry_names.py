@@ -253,7 +253,7 @@ def test_a_name_hides_a_model_and_a_provider_of_the_same_name():
 
 def test_a_name_may_stand_for_the_model_that_it_hides():
     assert resolved(registry(a=["one/a", "two/b"]), "a") == ["one/a", "two/b"]
-    with pytest.raises(ConfigError, match="'a' leads back to itself: a -> a"):
+    with pytest.raises(ConfigError, match="'a' is circular: a -> a"):
         registry(a=["a"]).resolve("a")
 
 
