@@ -21,7 +21,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from .errors import InferMuxError
-from .planning.call import Attempt, Call, usd
+from .planning.call import Attempt, Call
+from .pricing import usd_float
 from .protocol import text_of
 from .telemetry.exporter import Exporter, Send
 from .telemetry.spans import LONGEST, failure, moment
@@ -192,7 +193,7 @@ def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
         if usage
         else {}
     )
-    return {**known, "infermux.cost_usd": usd(cost)}
+    return {**known, "infermux.cost_usd": usd_float(cost)}
 
 
 def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContext:

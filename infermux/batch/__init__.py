@@ -27,8 +27,8 @@ from ..errors import (
 from ..planning.call import Call
 from ..planning.registry import flat
 from ..protocol import InferRequest, new_id, strict_json
-from ..routing.router import Router
 from ..routing.accounting import max_input, max_output
+from ..routing.router import Router
 from ..types import ANONYMOUS, Caller, Usage
 from . import lines as batchlines
 from .lines import Encode, Line

@@ -15,12 +15,11 @@ import click
 from .. import build
 from ..errors import RequestError
 from ..ledger import AttemptRow, Ledger, LedgerUnavailable, Record
-from ..planning import Plan
-from ..planning.call import usd as dollars
-from ..planning import Replay, outcome, replayed
-from ..pricing import usd
+from ..planning import Plan, Replay, outcome, replayed
+from ..pricing import usd, usd_float
 from ..protocol import InferRequest
-from ..routing.explain import explain as explained, question as asked
+from ..routing.explain import explain as explained
+from ..routing.explain import question as asked
 from ..types import JSON
 from . import OneLine, checked, the_prompt
 from .client import admin_key, ask, service_options
@@ -128,7 +127,7 @@ def replay(
         click.echo(json_text(_replay_json(record, decision) | ({"sent": sent} if sent else {})))
     elif sent:
         then = record.call
-        _compare("then", then.provider, then.served, dollars(then.cost), then.latency_ms, then.id)
+        _compare("then", then.provider, then.served, usd_float(then.cost), then.latency_ms, then.id)
         _compare(
             "now ",
             sent["provider"],
@@ -280,7 +279,7 @@ def _replay_json(record: Record, decision: Replay) -> JSON:
             "model": each.model,
             "status": each.error_code or "ok",
             "latency_ms": None if each.ended_ms is None else each.ended_ms - each.started_ms,
-            "cost_usd": dollars(each.cost),
+            "cost_usd": usd_float(each.cost),
         }
         for each in record.attempts
     ]

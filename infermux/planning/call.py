@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 from ..errors import InferMuxError
 from ..pricing import token_estimate as tokens
+from ..pricing import usd_float
 from ..protocol import InferRequest, InferResponse, new_id
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
 from . import Plan
-
-PICO = 10**12  # pico-USD in a dollar: money is counted in whole ones
 
 
 @dataclass(slots=True)
@@ -141,26 +139,12 @@ class Call:
     @property
     def cost_usd(self) -> float | None:
         """The cost in dollars, for a wire; None where the price is not known."""
-        return usd(self.cost)
+        return usd_float(self.cost)
 
 
 def _name(value: object) -> str:
     """Return a caller's own value as far as a record takes it."""
     return value[:200] if isinstance(value, str) else ""
-
-
-def usd(pico: int | None) -> float | None:
-    """Return pico-USD as the nearest float of dollars."""
-    return (
-        None if pico is None else pico / PICO
-    )  # of whole numbers the quotient is the nearest float there is
-
-
-def pico(dollars: float | None) -> int | None:
-    """Return a vendor's float of dollars as whole pico-USD, by the decimal digits that the vendor
-    wrote.
-    """
-    return None if dollars is None else round(Decimal(repr(dollars)) * PICO)
 
 
 class StreamAccumulator:

@@ -41,12 +41,12 @@ __all__ = [
     "Tariff",
     "Tier",
     "charge",
-    "clamped",
     "cost",
     "entries",
     "find",
     "table_date",
     "usd",
+    "usd_float",
 ]
 _RESOLD = {
     "openai": "openai",
@@ -190,16 +190,6 @@ def charge(
     return Charge(None, "unpriced")
 
 
-def clamped(usage: Usage) -> bool:
-    """Whether a part is larger than its whole: the whole then counts as large as its parts, so that
-    no term is negative.
-    """
-    counts = _Counts.of(usage)
-    return counts.input > (usage.input_tokens or 0) or counts.write > (
-        usage.cache_write_tokens or 0
-    )
-
-
 def find(provider: str, model: str) -> Price | None:
     """Return the shipped price of a model id, never of one that merely looks like it."""
     if len(model) > MAX_ID or len(provider) > MAX_ID:
@@ -223,6 +213,11 @@ def usd(pico: int | None) -> str:
         return "unpriced"
     whole, rest = divmod(abs(pico), PICO)
     return ("-" if pico < 0 else "") + f"{whole}.{rest:012}".rstrip("0").rstrip(".")
+
+
+def usd_float(pico: int | None) -> float | None:
+    """Return the nearest float of dollars, or None if *pico* is None."""
+    return None if pico is None else pico / PICO
 
 
 class _Counts(NamedTuple):

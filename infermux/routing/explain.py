@@ -11,7 +11,7 @@ from ..dialects.openai.downstream import decode_request
 from ..errors import RequestError, close_to, shown
 from ..ledger import Budget
 from ..planning import Plan
-from ..planning.call import usd
+from ..pricing import usd_float
 from ..protocol import InferRequest
 from ..protocol.strict_json import Document
 from ..types import JSON, Caller, Target
@@ -105,7 +105,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     about = {
         "caller": caller.name,
         "tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
-        "budget_left_usd": usd(left),
+        "budget_left_usd": usd_float(left),
         "override": override or None,
         "refused": refused if plan.targets else "no_healthy_providers",
     }
@@ -162,5 +162,5 @@ def _state(router: Router, target: Target, cost: int | None) -> JSON:
         "retry_in": state.retry_in if state is not None and state.reason else None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
-        "cost_usd": usd(cost),
+        "cost_usd": usd_float(cost),
     }

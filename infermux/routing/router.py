@@ -41,15 +41,24 @@ from ..errors import (
 )
 from ..ledger import Budget, Ledger, LedgerUnavailable
 from ..planning import Plan, plan, takes_turns
-from ..planning.call import Attempt, Call, for_target, usd
+from ..planning.call import Attempt, Call, for_target
 from ..planning.registry import Registry
-from ..pricing import Price
+from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse, TraceSpan
 from ..providers.base import RegisteredProvider, validated
 from ..providers.foreign import Foreign, close
 from ..telemetry.spans import parse, spans
-from ..types import ANONYMOUS, HEARTBEAT, NOTHING, Caller, Chunk, Deadline, Route, Target
-from ..types import TraceContext
+from ..types import (
+    ANONYMOUS,
+    HEARTBEAT,
+    NOTHING,
+    Caller,
+    Chunk,
+    Deadline,
+    Route,
+    Target,
+    TraceContext,
+)
 from .accounting import Accounting
 from .stream import Stream
 from .targets import TargetPermit, TargetPool
@@ -184,7 +193,7 @@ class Router:
         self.finish(call, None)
         return response.known(
             response.provider or call.provider,
-            usd(call.cost),
+            usd_float(call.cost),
             response.latency_ms or call.attempts[-1].latency_ms,
         )
 

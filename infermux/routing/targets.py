@@ -164,7 +164,6 @@ class TargetPool:
             )
         return TargetPermit(breaker, permit, limiter, self.retry_budget(target.provider))
 
-
     # -- for planning ------------------------------------------------------------------------------
 
     def snapshot(

@@ -13,8 +13,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from .. import errors
-from ..planning.call import PICO, Attempt, Call
+from ..planning.call import Attempt, Call
 from ..planning.registry import Registry
+from ..pricing import PICO
 from ..types import Target
 from .shared_memory import Key, SharedMemory, WorkerSlot
 

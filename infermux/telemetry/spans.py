@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from ..errors import InferMuxError
-from ..planning.call import Attempt, Call, usd
+from ..planning.call import Attempt, Call
+from ..pricing import usd_float
 from ..protocol import TraceSpan, new_id
 from ..types import TraceContext, Usage
 
@@ -118,7 +119,7 @@ def _rest(
     error: InferMuxError | None,
 ) -> dict[str, Any]:
     if cost is not None:  # an unknown price is left out: 0 would be a lie
-        attrs["cost_usd"] = usd(cost)
+        attrs["cost_usd"] = usd_float(cost)
     attrs["latency_ms"] = latency_ms
     attrs["finish_reason"] = finish_reason
     if error is not None:

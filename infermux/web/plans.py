@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Response
 
-from ..routing.explain import explain as explained, question
+from ..routing.explain import explain as explained
+from ..routing.explain import question
 from ..routing.router import Router
 from . import document, json_answer
 

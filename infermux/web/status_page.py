@@ -20,9 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import pricing as prices
 from ..errors import printable
 from ..ledger import LEASE, Ledger, LedgerUnavailable, Total
-from ..planning import Plan
-from ..planning.call import PICO
-from ..planning import replayed
+from ..planning import Plan, replayed
+from ..pricing import PICO
 from ..routing.router import Router
 from ..server import status
 

@@ -8,7 +8,7 @@ import pytest
 
 from infermux import Chunk, InferRequest, Target, Usage
 from infermux.planning import Plan
-from infermux.planning.call import Attempt, Call, StreamAccumulator, for_target, pico, usd
+from infermux.planning.call import Attempt, Call, StreamAccumulator, for_target
 from infermux.types import ANONYMOUS, Caller, TraceContext
 
 
@@ -25,33 +25,7 @@ def delta(
     return {"index": index, "id": id, "function": {"name": name, "arguments": arguments}, **more}
 
 
-# -- money -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("dollars", "units"),
-    [
-        (None, None),
-        (0.0, 0),
-        (0.1, 10**11),
-        (0.00006, 60_000_000),
-        (1e-12, 1),
-        (0.3, 3 * 10**11),
-        (1234.56, 1_234_560_000_000_000),
-        (123456.789, 123_456_789 * 10**9),
-        (5, 5 * 10**12),
-    ],
-)
-def test_a_float_of_dollars_is_money_by_its_digits(
-    dollars: float | None, units: int | None
-) -> None:
-    assert pico(dollars) == units
-    assert usd(units) == dollars
-
-
 def test_unknown_is_not_free() -> None:
-    assert usd(None) is None
-    assert usd(0) == 0.0
     assert Call(InferRequest()).cost_usd is None
 
 

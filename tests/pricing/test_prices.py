@@ -22,12 +22,12 @@ from infermux.pricing import (
     Charge,
     Price,
     charge,
-    clamped,
     cost,
     entries,
     find,
     table_date,
     usd,
+    usd_float,
 )
 from infermux.types import Usage
 
@@ -125,7 +125,9 @@ def listed(provider: str, *models: str | None) -> bool:
     """Whether the table itself has an entry for one of the ids, read apart from the code that is
     tested.
     """
-    stored = json.loads(Path(prices.__file__).parents[1].joinpath("prices.json").read_text("utf-8"))["models"]
+    stored = json.loads(
+        Path(prices.__file__).parents[1].joinpath("prices.json").read_text("utf-8")
+    )["models"]
     known = {name for entry in stored.get(provider, []) + (stored["openai"] if provider == "azure" else [])
              for name in (entry["id"], *entry.get("aliases", []))}  # fmt: skip
     names = {(model or "").lower().removeprefix("models/") for model in models}
@@ -236,7 +238,10 @@ def test_an_embedding_has_no_output_to_price() -> None:
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        ({"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4}, None),
+        (
+            {"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4},
+            (6 * 1 + 4 * 20) * 100_000,
+        ),
         (
             {"input_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 5},
             (6 * 1 + 5 * 20) * 100_000,
@@ -249,13 +254,10 @@ def test_an_embedding_has_no_output_to_price() -> None:
         ({"input_tokens": -7, "output_tokens": 0}, 0),
     ],
 )
-def test_parts_beyond_their_whole_are_flagged_and_never_negative(
-    tokens: Any, expected: int | None
+def test_parts_beyond_their_whole_make_the_whole_as_large_and_nothing_negative(
+    tokens: Any, expected: int
 ) -> None:
-    usage = Usage(**tokens)
-    assert clamped(usage) is (expected is not None)
-    if expected is not None:
-        assert cost(usage, plain(cached_input="0.1", cache_write="2")) == expected
+    assert cost(Usage(**tokens), plain(cached_input="0.1", cache_write="2")) == expected
 
 
 def test_a_clamped_whole_chooses_the_tier() -> None:
@@ -640,3 +642,19 @@ def test_a_fault_names_the_place() -> None:
 )
 def test_dollars_are_exact(pico: int | None, text: str) -> None:
     assert usd(pico) == text
+
+
+@pytest.mark.parametrize(
+    ("pico", "dollars"),
+    [
+        (None, None),
+        (0, 0.0),
+        (10**11, 0.1),
+        (60_000_000, 0.00006),
+        (1, 1e-12),
+        (1_234_560_000_000_000, 1234.56),
+        (123_456_789 * 10**9, 123456.789),
+    ],
+)
+def test_pico_usd_as_a_float_is_the_nearest_one(pico: int | None, dollars: float | None) -> None:
+    assert usd_float(pico) == dollars

@@ -31,9 +31,8 @@ from infermux.cli.main import main
 from infermux.errors import InferMuxError, ModelNotAllowed, ProviderUnavailable, RequestError
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planning.call import PICO
 from infermux.planning.strategies import STRATEGIES
-from infermux.pricing import Price
+from infermux.pricing import PICO, Price
 from infermux.providers.echo import EchoProvider
 from infermux.routing.circuit_breaker import CircuitBreaker
 from infermux.routing.explain import Explanation, explain, question

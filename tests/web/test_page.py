@@ -30,7 +30,8 @@ from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable,
 from infermux.ledger import Total, record
 >>>>>>> 4c24972 (Add errors.printable, the one helper that escapes text for a terminal)
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planning.call import PICO, Attempt, Call
+from infermux.planning.call import Attempt, Call
+from infermux.pricing import PICO
 from infermux.protocol import InferRequest
 from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
