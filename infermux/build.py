@@ -1,4 +1,4 @@
-"""From a configuration to a router: the one place where the parts are put together."""
+"""Makes a router from a configuration: the only place where the parts are put together."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .admission import Admission
 from .admission.keys import Keyring
 from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
-from .config.schema import meant, of_type
+from .config.schema import of_type
 from .config.settings import KeyConfig, LedgerConfig
-from .errors import ConfigError, ModelNotFound, shown
+from .errors import ConfigError, ModelNotFound, close_to, shown
 from .ledger import Budget, Ledger
 from .planning.registry import Registry
 from .pricing import PICO, Price
@@ -33,12 +33,8 @@ from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
-routers: weakref.WeakSet[Router] = (
-    weakref.WeakSet()
-)  # routers whose room depends on the threads of the process
-
-
-pinned: Config | None = None  # what the master of a service has read and checked for its workers
+routers: weakref.WeakSet[Router] = weakref.WeakSet()  # that serve, sized by the threads
+pinned: Config | None = None  # what the server's master has read and checked for its workers
 
 
 def load(environ: Mapping[str, str] | None = None) -> Router:
@@ -47,7 +43,7 @@ def load(environ: Mapping[str, str] | None = None) -> Router:
 
 
 def settings(environ: Mapping[str, str] | None = None, path: str | None = None) -> Config:
-    """Return the configuration that `load` builds from."""
+    """Return the configuration that `load` uses."""
     if pinned is not None and environ is None and path is None:
         return pinned
     return configuration.load(
@@ -59,8 +55,7 @@ def settings(environ: Mapping[str, str] | None = None, path: str | None = None) 
 
 
 def router(config: Config, *, serving: bool = False) -> Router:
-    """Return the router for *config*; when *serving*, calls are bounded by the threads that one
-    process has.
+    """Return the router for *config*; when *serving*, the threads of a process bound its calls.
 
     Without a file the providers are those of the environment, then installed plug-ins, then echo.
     Raise ConfigError naming the file.
@@ -115,9 +110,7 @@ def _router(config: Config, serving: bool) -> Router:
 
 
 def _define(registry: Registry, config: Config) -> None:
-    """Give the names of [models] to the registry, and see that each name in the file leads
-    somewhere.
-    """
+    """Define the names of [models], and check that every name in the file can be resolved."""
     for model in config.models:
         registry.define(
             model.name,
@@ -140,55 +133,42 @@ def _define(registry: Registry, config: Config) -> None:
 
 
 def _concurrency(config: Config, serving: bool) -> dict[str, int]:
-    """Half of the threads for each provider unless said otherwise: one that hangs must not take
-    them all.
-    """
-    most = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
-    return {
-        each.name: each.concurrency or most for each in config.providers if each.concurrency or most
-    }
+    """Return the limits of providers; by default half the threads, as one may hang."""
+    half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
+    limits = {each.name: each.concurrency or half for each in config.providers}
+    return {name: limit for name, limit in limits.items() if limit}
 
 
 def _admission(config: Config, serving: bool) -> Admission:
-    return (
-        Admission(**_room(config), rates=_rates(config))
-        if serving
-        else Admission(rates=_rates(config))
-    )
+    return Admission(**(_room(config) if serving else {}), rates=_rates(config))
 
 
 def _rates(config: Config) -> RateLimiter | None:
     keyring = _keyring(config)
+    if keyring is None or not keyring.limited:
+        return None
     beside = Path((config.ledger and config.ledger.path) or LedgerConfig().path)
-    return (
-        RateLimiter(beside.with_suffix(".rates"))
-        if keyring is not None and keyring.limited
-        else None
-    )
+    return RateLimiter(beside.with_suffix(".rates"))
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return how many calls, and of them streams, fit a process: some threads are left for health
-    and for saying no.
-    """
+    """Return the limits of calls and streams of a process; some threads stay free for health."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     return {"calls": calls, "streams": max(1, min(int(threads * config.server.streams), calls - 1))}
 
 
 def resize(config: Config) -> None:
-    """Fit the routers that serve in this process to the threads that it really has."""
+    """Fit the serving routers of this process to the threads that it really has."""
     for router in list(routers):
         router.admission.resize(**_room(config))
         router.targets.resize(_concurrency(config, True))
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for whatever would keep a service with *config* from its work; leave
-    nothing open.
+    """Raise ConfigError if a service with *config* could not work; leave nothing open.
 
-    A worker does not look again: what it cannot open costs records or limits, and the log says so,
-    but the service lives.
+    Workers do not check again: what one cannot open costs records or limits, and is logged.
     """
     made, rates = router(config, serving=True), _rates(config)
     routers.discard(made)
@@ -198,7 +178,8 @@ def check(config: Config) -> None:
     made.close()
     if problem:
         raise ConfigError(
-            f"the ledger cannot be used: {problem}; name a file that this user may write as [ledger].path"
+            f"the ledger cannot be used: {problem}; "
+            "name a file that this user may write as [ledger].path"
         )
 
 
@@ -209,28 +190,25 @@ def _keyring(config: Config) -> Keyring | None:
         for other in config.keys[:number]:
             if other.hash == key.hash:
                 raise ConfigError(
-                    f"{config.path}: [keys.{key.name}] has the hash of [keys.{other.name}]: who is calling would be open"
+                    f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other.name}]; "
+                    "the two callers cannot be told apart"
                 )
-    return Keyring(
-        (
-            key.hash,
-            Caller(
-                key.name,
-                key.models or None,
-                key.rpm or None,
-                key.tpm or None,
-                _budget(key),
-                may_tag=key.tags,
-            ),
-        )
-        for key in config.keys
+    return Keyring((key.hash, _caller(key)) for key in config.keys)
+
+
+def _caller(key: KeyConfig) -> Caller:
+    return Caller(
+        key.name,
+        key.models or None,
+        key.rpm or None,
+        key.tpm or None,
+        _budget(key),
+        may_tag=key.tags,
     )
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
-    """Return the ledger: a service has one unless its path is empty, others where one is asked for;
-    a budget asks for one.
-    """
+    """Return the ledger: a service has one by default, others where a budget or [ledger] asks."""
     budgets = [key.name for key in config.keys or () if key.budget]
     if config.ledger is not None and not config.ledger.path:
         if budgets:
@@ -257,25 +235,21 @@ def own_prices(config: Config) -> dict[str, dict[str, Price]]:
 
 
 def _prices(config: ProviderConfig) -> dict[str, Price]:
+    place = f"[providers.{config.name}].prices"
     return {
-        model: Price.of(
-            entry, provider=config.name, id=model, place=f"[providers.{config.name}].prices.{model}"
-        )
-        for model, entry in of_type(
-            dict, config.prices, f"[providers.{config.name}].prices"
-        ).items()
+        model: Price.of(entry, provider=config.name, id=model, place=f"{place}.{model}")
+        for model, entry in of_type(dict, config.prices, place).items()
     }
 
 
 def _observers(config: Config, serving: bool) -> list[Observer]:
-    """Return who is told of each call, beside the reporter: only whoever has something to do with
-    it.
-    """
-    logs = serving and config.server.log_level != "error"
-    return [
-        *([CallLog(config.server.log_level, config.server.log_format)] if logs else []),
-        *([_otlp(config)] if config.trace.otlp else []),
-    ]
+    """Return the observers of calls, beside the TokenTrace reporter."""
+    observers: list[Observer] = []
+    if serving and config.server.log_level != "error":
+        observers.append(CallLog(config.server.log_level, config.server.log_format))
+    if config.trace.otlp:
+        observers.append(_otlp(config))
+    return observers
 
 
 def _otlp(config: Config) -> Observer:
@@ -285,11 +259,7 @@ def _otlp(config: Config) -> Observer:
         raise ConfigError(
             "[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'"
         ) from None
-    vendors = {
-        each.name: each.type
-        for each in config.providers
-        if each.name == each.type or not each.base_url
-    }
+    vendors = {each.name: each.type for each in config.providers if _is_vendor(each)}
     return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
 
 
@@ -301,19 +271,21 @@ def _reporter(config: Config) -> Reports | None:
     )
 
 
+def _is_vendor(config: ProviderConfig) -> bool:
+    """Return whether an entry is the preset's vendor, not another server with its format."""
+    return config.name == config.type or not config.base_url
+
+
 def _address(config: ProviderConfig, preset: Preset) -> str:
     address = config.base_url or preset.base_url
     if not address:
-        raise ConfigError(
-            f"provider {config.name!r} has no address; set {preset.address or config.name.upper() + '_BASE_URL'}"
-        )
+        variable = preset.address or f"{config.name.upper()}_BASE_URL"
+        raise ConfigError(f"provider {config.name!r} has no address; set {variable}")
     return address if urlsplit(address).path.strip("/") else address.rstrip("/") + preset.path
 
 
 def _add_plugin(registry: Registry, name: str) -> None:
-    """An installed plug-in serves under its type's name; one that wants to be configured first must
-    not stop the start.
-    """
+    """Register an installed plug-in under its type; one that needs configuration is skipped."""
     try:
         registry.register(provider(ProviderConfig(name, name)))
     except Exception as error:
@@ -321,9 +293,7 @@ def _add_plugin(registry: Registry, name: str) -> None:
 
 
 def provider(config: ProviderConfig) -> Any:
-    """Return the provider for one entry of the configuration; raise ConfigError for a type that
-    nobody knows.
-    """
+    """Return the provider of one entry of the configuration; raise ConfigError."""
     preset = PRESETS.get(config.type)
     if preset is not None:
         return _http(config, preset)
@@ -333,21 +303,23 @@ def provider(config: ProviderConfig) -> Any:
     if make is None:
         known = [*PRESETS, ECHO, *plugins()]
         raise ConfigError(
-            f"provider {config.name!r}: there is no type {config.type!r}{meant(config.type, known)}"
+            f"provider {config.name!r}: there is no type {config.type!r}"
+            f"{close_to(config.type, known)}"
         )
     try:
         return make(config)
     except ConfigError:
         raise
-    except Exception as error:  # somebody's own code
+    except Exception as error:  # third-party code
         log.debug("the plug-in type %r failed", config.type, exc_info=error)
         raise ConfigError(
-            f"[providers.{config.name}]: the plug-in type {config.type!r} failed with {type(error).__name__}"
+            f"[providers.{config.name}]: the plug-in type {config.type!r} failed "
+            f"with {type(error).__name__}"
         ) from error
 
 
 def _echo_delay(config: ProviderConfig) -> float:
-    """Return how many seconds echo takes."""
+    """Return the seconds that echo waits before it answers."""
     place = f"[providers.{config.name}].options"
     for name in config.options:
         if name != "delay":
@@ -359,12 +331,10 @@ def _echo_delay(config: ProviderConfig) -> float:
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
-    """Return a vendor; one that only borrows a preset's format has neither its models nor its
-    prices.
-    """
+    """Return an HTTP provider; the models and prices of a preset are only its own vendor's."""
     from .providers.http import HTTPProvider, Timeouts  # loads requests
 
-    own = config.name == config.type or not config.base_url
+    own = _is_vendor(config)
     wait = config.timeout
     if config.ca and not Path(config.ca).exists():
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")

@@ -1,11 +1,10 @@
-"""One tree of errors. Every door renders these, and nothing else reaches a caller.
+"""One tree of errors. Every API renders these, and nothing else reaches a caller.
 
 InferMuxError                   500 internal_error
 ├─ ConfigError                  –   start-up only
 ├─ RequestError                 400 invalid_request
 │  ├─ ProtocolError             400 invalid_message
 │  ├─ UnsupportedParameter      400 unsupported_parameter
-│  ├─ ContextTooLong            400 context_length_exceeded
 │  ├─ AuthenticationError       401 invalid_api_key
 │  ├─ BudgetExceeded            402 budget_exceeded
 │  ├─ ModelNotAllowed           403 model_not_allowed
@@ -29,18 +28,18 @@ InferMuxError                   500 internal_error
    ├─ ProviderRejected          400 invalid_request            no    no
    │  ├─ ProviderContextTooLong 400 context_length_exceeded    no    no
    │  └─ ContentFiltered        400 content_filter             no    no
-   └─ StreamIncomplete          502 stream_incomplete          yes   yes (before the first chunk)
+   └─ StreamIncomplete          502 stream_incomplete          yes   until the first chunk
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-SHOWN = 100  # characters of a caller's own value that a message repeats
+SHOWN = 100  # characters of a caller's value that a message quotes
 
 
 def shown(value: object) -> str:
-    """Return *value* quoted for a message: control characters escaped, cut where it is long."""
+    """Return *value* quoted for a message, with control characters escaped, and cut if long."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
@@ -64,7 +63,7 @@ def printable(text: str) -> str:
 
 
 class InferMuxError(Exception):
-    """Anything that InferMux raises on purpose; the message is fit for a caller's eyes."""
+    """Any error that InferMux raises on purpose; its message may be shown to a caller."""
 
     status = 500
     code = "internal_error"
@@ -84,9 +83,7 @@ class InferMuxError(Exception):
 
     @property
     def summary(self) -> str:
-        """What logs and spans may say: a vendor's own words can quote a prompt, so they are left
-        out there.
-        """
+        """The text for logs and spans, without a vendor's words: they may quote a prompt."""
         return f"{self.code}: {self.message}"
 
 
@@ -109,15 +106,9 @@ class ProtocolError(RequestError):
 
 
 class UnsupportedParameter(RequestError):
-    """The target's dialect cannot express a parameter of the request."""
+    """The target's format cannot express a parameter of the request."""
 
     code = "unsupported_parameter"
-
-
-class ContextTooLong(RequestError):
-    """No target can take as many tokens as the request has."""
-
-    code = "context_length_exceeded"
 
 
 class AuthenticationError(RequestError):
@@ -133,13 +124,13 @@ class BudgetExceeded(RequestError):
 
 
 class ModelNotAllowed(RequestError):
-    """The caller's key does not open this model."""
+    """The caller's key may not use this model."""
 
     status, code, type = 403, "model_not_allowed", "permission_error"
 
 
 class Forbidden(RequestError):
-    """This is for operators, and whoever asks is none."""
+    """Operators only."""
 
     status, code, type = 403, "forbidden", "permission_error"
 
@@ -151,13 +142,13 @@ class ModelNotFound(RequestError):
 
 
 class NotFound(RequestError):
-    """There is no such address."""
+    """There is no such endpoint."""
 
     status, code, type = 404, "not_found", "not_found_error"
 
 
 class MethodNotAllowed(RequestError):
-    """The address exists, but not for this method."""
+    """The endpoint does not support this method."""
 
     status, code = 405, "method_not_allowed"
 
@@ -173,31 +164,31 @@ class RequestTooLarge(RequestError):
 
 
 class UnsupportedEncoding(RequestError):
-    """The body is compressed, and a compressed body may be a bomb."""
+    """The body is compressed, which is not supported: it could expand without bound."""
 
     status, code = 415, "unsupported_encoding"
 
 
 class RateLimited(RequestError):
-    """The caller is over its own rate."""
+    """The caller is over its rate limit."""
 
     status, code, type, retry_after = 429, "rate_limit_exceeded", "rate_limit_error", 1.0
 
 
 class Unavailable(InferMuxError):
-    """Nothing was sent to any provider."""
+    """The call cannot be served now; nothing was sent to a provider."""
 
     status, code, retry_after = 503, "unavailable", 1.0
 
 
 class NoHealthyProvider(Unavailable):
-    """No target is in a state to be tried."""
+    """No target is available."""
 
     code = "no_healthy_providers"
 
 
 class Overloaded(Unavailable):
-    """The service has no room for the call."""
+    """The service is at capacity."""
 
     code, type = "overloaded", "overloaded_error"
 
@@ -217,25 +208,25 @@ class ProviderTimeout(ProviderError):
 
 
 class ProviderUnavailable(ProviderError):
-    """No connection, a server error, or an answer that makes no sense."""
+    """No connection, a server error, or an invalid response."""
 
     retryable = True
 
 
 class ProviderRateLimited(ProviderError):
-    """The provider throttles us."""
+    """The provider limits our rate."""
 
     status, code, type, retryable = 429, "upstream_rate_limited", "rate_limit_error", True
 
 
 class QuotaExhausted(ProviderRateLimited):
-    """Our account at the provider is out of credit: another try there cannot help."""
+    """Our account at the provider is out of credit; a retry cannot help."""
 
     code, retryable = "upstream_quota_exhausted", False
 
 
 class ProviderAuthError(ProviderError):
-    """Our own key is bad, which is never the caller's fault."""
+    """The provider refuses our key, which is not the caller's fault."""
 
     code = "upstream_auth"
 
@@ -247,34 +238,34 @@ class ProviderModelNotFound(ProviderError):
 
     @property
     def summary(self) -> str:
-        """The code alone: the message is the vendor's."""
+        """The code; the message is the vendor's."""
         return f"{self.code}: the provider does not know the model"
 
 
 class ProviderRejected(ProviderError):
-    """The provider says that the caller's request is at fault."""
+    """The provider rejects the caller's request."""
 
     status, code, type, failover = 400, "invalid_request", "invalid_request_error", False
 
     @property
     def summary(self) -> str:
-        """The code alone: the message is the vendor's."""
+        """The code; the message is the vendor's."""
         return f"{self.code}: the provider rejected the request"
 
 
 class ProviderContextTooLong(ProviderRejected):
-    """The request has more tokens than the model takes."""
+    """The request is longer than the model's context."""
 
     code = "context_length_exceeded"
 
 
 class ContentFiltered(ProviderRejected):
-    """The provider's content filter stopped the request."""
+    """The provider's content filter blocked the request."""
 
     code = "content_filter"
 
 
 class StreamIncomplete(ProviderError):
-    """The stream ended without its terminator, so that what came may not be all."""
+    """The stream ended without its terminator: the answer may be incomplete."""
 
     code, retryable = "stream_incomplete", True

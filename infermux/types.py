@@ -1,4 +1,4 @@
-"""Values that every floor shares: targets, usage, chunks, deadlines, callers."""
+"""Values that every layer shares: targets, usage, chunks, deadlines, callers."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """Return the target that is written provider/model; the first / splits it, as everywhere."""
+        """Return the target written as provider/model; the first / splits it."""
         provider, _, model = name.partition("/")
         return cls(provider, model)
 
 
 class Route(NamedTuple):
-    """What a name stands for: targets and other names, how one of them is chosen, and what comes
-    after all of them.
-    """
+    """What a name stands for: its entries, how one is chosen, and the fallbacks (`then`)."""
 
     name: str
     entries: tuple[Target | Route, ...]
     strategy: str = "priority"
     then: tuple[Target | Route, ...] = ()
-    weights: tuple[float, ...] = ()  # of the entries, in their order; none: all alike
-    on_unsupported: str = ""  # "error" or "drop"; empty: what the router does
+    weights: tuple[float, ...] = ()  # of the entries, in order; empty: all equal
+    on_unsupported: str = ""  # "error" or "drop"; empty: as the router does
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +54,17 @@ class Usage:
     cache_write_1h_tokens: int | None = None
     reasoning_tokens: int | None = None
     estimated: bool = False
-    cost_usd: float | None = (
-        None  # the vendor's own figure for this answer, which wins over any table
-    )
-    service_tier: str | None = None  # the tier that the vendor says it billed
-    tool_use_tokens: int | None = (
-        None  # prompts of the vendor's own tools: billed as input, but not counted in it
-    )
-    total_tokens: int | None = (
-        None  # as reported: at Gemini's OpenAI door it holds thoughts that no other field does
-    )
+    cost_usd: float | None = None  # the vendor's own figure, which precedes any price table
+    service_tier: str | None = None  # the tier that the vendor billed
+    tool_use_tokens: int | None = None  # of the vendor's tools: billed as input, not counted in it
+    total_tokens: int | None = None  # as reported: Google's OpenAI API counts thoughts only here
 
 
 NOTHING: Mapping[str, str] = {}
 
 
 class Chunk(NamedTuple):
-    """A piece of a streamed answer; an empty one only says that the provider is still silent."""
+    """A piece of a streamed answer; an empty one is a heartbeat while the provider is silent."""
 
     text: str = ""
     reasoning: str = ""
@@ -80,20 +72,18 @@ class Chunk(NamedTuple):
     tool_calls: Sequence[JSON] = ()  # OpenAI-shaped deltas: index, id, function{name, arguments}
     finish_reason: str | None = None
     usage: Usage | None = None
-    native: bytes | None = None  # the event as it came, for a door of the same dialect
+    native: bytes | None = None  # the event as it came, for a client of the same dialect
     details: Sequence[JSON] = ()  # signed reasoning, as OpenRouter's reasoning_details
     model: str | None = None
     id: str | None = None
-    function_call: Mapping[str, str] = (
-        NOTHING  # OpenAI's tool call before there were tools: name, arguments
-    )
+    function_call: Mapping[str, str] = NOTHING  # OpenAI's older form of a tool call
     dialect: str = ""  # of the native event
-    usage_only: bool = False  # a client that did not ask for usage must not see this event
+    usage_only: bool = False  # not for clients that did not ask for usage
     more: bool = False  # the next one is there already: both can go on in one packet
 
     @property
     def has_content(self) -> bool:
-        """Whether a caller could see a difference: from here on nothing can fail over."""
+        """Whether a caller could see it: from here on nothing can fail over."""
         return bool(
             self.text
             or self.reasoning
@@ -109,7 +99,7 @@ HEARTBEAT = Chunk()
 
 
 class Deadline:
-    """One monotonic clock for a whole call: attempts, waits and backoff together."""
+    """The time left for a whole call, over all attempts and waits, by the monotonic clock."""
 
     __slots__ = ("_clock", "_end")
 
@@ -118,38 +108,38 @@ class Deadline:
         self._end = clock() + seconds
 
     def remaining(self) -> float:
-        """Return the seconds that are left, never less than 0."""
+        """Return the seconds left, at least 0."""
         return max(0.0, self._end - self._clock())
 
     def cap(self, seconds: float | None) -> float:
-        """Return *seconds*, or what is left if that is less."""
+        """Return *seconds*, or the time left if that is less."""
         left = self.remaining()
         return left if seconds is None or seconds > left else seconds
 
     @property
     def expired(self) -> bool:
-        """Whether nothing is left."""
+        """Whether no time is left."""
         return self._end <= self._clock()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling: from a key, or from the host application's own login."""
+    """Who is calling, by an API key or by the host application's login."""
 
     name: str = ""
     models: Sequence[str] | None = None  # None: every model
     rpm: int | None = None
     tpm: int | None = None
-    budget: object = None  # a ledger.Budget; None: nothing is held before a call
+    budget: object = None  # a ledger.Budget; None: no limit
     tags: Mapping[str, str] = field(default_factory=dict)
-    may_tag: bool = True  # whether a request may say for which project and env it is
+    may_tag: bool = True  # whether requests may set project and env
 
 
 ANONYMOUS = Caller()
 
 
 class TraceContext(NamedTuple):
-    """A W3C trace context: which trace a call belongs to, and which span is its parent."""
+    """A W3C trace context: the trace of a call, and its parent span."""
 
     trace_id: str
     parent_id: str

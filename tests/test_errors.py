@@ -16,7 +16,6 @@ TREE = {
     "RequestError": ("InferMuxError", 400, "invalid_request"),
     "ProtocolError": ("RequestError", 400, "invalid_message"),
     "UnsupportedParameter": ("RequestError", 400, "unsupported_parameter"),
-    "ContextTooLong": ("RequestError", 400, "context_length_exceeded"),
     "AuthenticationError": ("RequestError", 401, "invalid_api_key"),
     "BudgetExceeded": ("RequestError", 402, "budget_exceeded"),
     "ModelNotAllowed": ("RequestError", 403, "model_not_allowed"),

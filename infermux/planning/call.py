@@ -1,4 +1,4 @@
-"""The record of one call: what was planned, what was tried, what came of it."""
+"""The record of one call: its plan, its attempts and their outcome."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InferMuxError
-from ..pricing import token_estimate as tokens
 from ..pricing import usd_float
+from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
 from . import Plan
@@ -24,50 +24,42 @@ class Attempt:
     first_chunk: float | None = None
     ended: float | None = None
     usage: Usage | None = None
-    cost: int | None = None  # pico-USD; None: the price is not known
+    cost: int | None = None  # pico-USD; None: unpriced
     error: InferMuxError | None = None
     waited: float = 0.0  # seconds of backoff before it
     served: str = ""  # the model that the vendor says it used
 
     @property
     def seconds(self) -> float:
-        """How long the attempt took; 0 while it lasts."""
+        """The duration of the attempt; 0 while it lasts."""
         return (self.ended or self.first_chunk or self.started) - self.started
 
     @property
     def latency_ms(self) -> int:
-        """How long the attempt took, in whole milliseconds."""
+        """The duration in whole milliseconds."""
         return round(self.seconds * 1000)
 
 
 @dataclass(slots=True)
 class Call:
-    """Everything that happened to one request; spans, rows, metrics and headers are functions of
-    it.
-    """
+    """All that happened to one request; spans, rows, metrics and headers are functions of it."""
 
     request: InferRequest
     caller: Caller = ANONYMOUS
     api: str = "library"
     trace_id: str = field(default_factory=new_id)
     parent_id: str = ""
-    tags: Mapping[str, str] = field(
-        default_factory=dict
-    )  # for reports: the caller's, and perhaps the request's project and env
+    tags: Mapping[str, str] = field(default_factory=dict)  # for reports, by caller and request
     id: str = field(default_factory=new_id)
     span_id: str = field(default_factory=new_id)
     start_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
-    releases: list[Callable[[], None]] = field(
-        default_factory=list
-    )  # what gives back room in this process, called at the end
-    hold: Any = None  # what the ledger holds for the call until it is settled
-    override: str = ""  # the cheaper name that a spent budget leads to
-    size: int | None = None  # tokens of the messages, about, once somebody has asked
-    estimate: int | None = (
-        None  # tokens that were counted against the caller's rate before the call
-    )
-    patience: float | None = None  # seconds that the client itself will wait
+    releases: list[Callable[[], None]] = field(default_factory=list)  # called at the end
+    hold: Any = None  # the amount that the ledger holds until the call is settled
+    override: str = ""  # the cheaper name that was used because the budget is spent
+    size: int | None = None  # estimated tokens of the messages; None: not estimated yet
+    estimate: int | None = None  # tokens counted in the caller's rate limit before the call
+    patience: float | None = None  # seconds that the client itself waits
     ended: float | None = None
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -75,7 +67,7 @@ class Call:
     cost: int | None = None  # pico-USD of the attempt that answered
     cost_source: str = "unpriced"
     finish_reason: str = ""
-    answer: str | None = None  # its text, where traces are to hold content; None: they are not
+    answer: str | None = None  # its text, where traces hold content
     error: InferMuxError | None = None
 
     @classmethod
@@ -95,36 +87,34 @@ class Call:
 
     @property
     def input_size(self) -> int:
-        """About how many tokens the messages have."""
+        """The estimated tokens of the messages."""
         if self.size is None:
-            self.size = tokens.estimate_messages(self.request.messages)
+            self.size = estimate_messages(self.request.messages)
         return self.size
 
     @property
     def end_ns(self) -> int:
-        """The end in wall-clock time, by the monotonic clock: a clock that is set back cannot make
-        it precede the start.
-        """
+        """The end in wall-clock time, never before the start: a clock may be set back."""
         return self.start_ns + int(self.seconds * 1e9)
 
     @property
     def seconds(self) -> float:
-        """How long the call took, or has taken so far."""
+        """The duration of the call so far, in seconds."""
         return (time.monotonic() if self.ended is None else self.ended) - self.started
 
     @property
     def latency_ms(self) -> int:
-        """How long the call took, in whole milliseconds."""
+        """The duration in whole milliseconds."""
         return round(self.seconds * 1000)
 
     @property
     def provider(self) -> str:
-        """The provider that answered, or that was tried last."""
+        """The provider that answered or was tried last."""
         return self.attempts[-1].target.provider if self.attempts else _name(self.request.provider)
 
     @property
     def model(self) -> str:
-        """The model that answered, or else the one that was asked for."""
+        """The model that answered, else the requested one."""
         if not self.attempts:
             return _name(self.request.model)
         last = self.attempts[-1]
@@ -132,23 +122,23 @@ class Call:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Input and output tokens; 0 where the vendor said nothing."""
+        """Input and output tokens, 0 where unknown."""
         usage = self.usage
         return (usage.input_tokens or 0, usage.output_tokens or 0) if usage else (0, 0)
 
     @property
     def cost_usd(self) -> float | None:
-        """The cost in dollars, for a wire; None where the price is not known."""
+        """The cost in dollars, for a wire format; None if unpriced."""
         return usd_float(self.cost)
 
 
 def _name(value: object) -> str:
-    """Return a caller's own value as far as a record takes it."""
+    """Return a caller's value as a record keeps it."""
     return value[:200] if isinstance(value, str) else ""
 
 
 class StreamAccumulator:
-    """Puts the chunks of a stream together to what the answer would have been without streaming."""
+    """Joins the chunks of a stream into the answer that it is without streaming."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -163,7 +153,7 @@ class StreamAccumulator:
         self.id = ""
 
     def add(self, chunk: Chunk) -> None:
-        """Take one more chunk; of usage the last value counts, never a sum."""
+        """Add a chunk; of usage the last value counts, never a sum."""
         if chunk.text:
             self._text.append(chunk.text)
         if chunk.reasoning:
@@ -178,7 +168,7 @@ class StreamAccumulator:
             self._legacy[name] = self._legacy.get(name, "") + value
         if chunk.usage is not None:
             if not isinstance(chunk.usage, Usage):
-                raise TypeError("the usage of a chunk is not of its type")
+                raise TypeError("the usage of a chunk is not a Usage")
             self.usage = chunk.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.model = chunk.model or self.model
@@ -198,33 +188,25 @@ class StreamAccumulator:
         function["arguments"] += more.get("arguments") or ""
 
     def _add_detail(self, detail: JSON) -> None:
-        """Deltas of one block (same index) join; each new index is a block of its own."""
+        """Join the deltas of one block; each new index starts another."""
         last = self._details[-1] if self._details else None
         kind = detail.get("type", last.get("type") if last else None)
         if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
             self._details.append(dict(detail))
             return
         for name, value in detail.items():
-            last[name] = (
-                last.get(name, "") + value
-                if name in ("text", "signature", "data", "summary") and value
-                else value
-            )
+            joined = name in ("text", "signature", "data", "summary") and value
+            last[name] = last.get(name, "") + value if joined else value
 
     @property
     def length(self) -> int:
         """Characters of output so far."""
         calls = sum(len(call["function"]["arguments"]) for call in self._calls.values())
-        return (
-            sum(map(len, self._text))
-            + sum(map(len, self._reasoning))
-            + sum(map(len, self._refusal))
-            + calls
-        )
+        return calls + sum(map(len, (*self._text, *self._reasoning, *self._refusal)))
 
     @property
     def text(self) -> str:
-        """Everything that the model wrote so far, for an estimate of its tokens."""
+        """All output so far, for an estimate of its tokens."""
         calls = [call["function"]["arguments"] for call in self._calls.values()]
         return "".join((*self._text, *self._reasoning, *self._refusal, *calls))
 
@@ -249,7 +231,7 @@ class StreamAccumulator:
 
 
 def for_target(request: InferRequest, target: Target) -> InferRequest:
-    """Return the request as it goes to *target*."""
+    """Return the request with the model and provider of *target*."""
     return InferRequest(
         target.model,
         request.messages,

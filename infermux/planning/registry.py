@@ -34,7 +34,7 @@ class Registry:
             self.register(provider)
 
     def register(self, provider: Any) -> None:
-        """Add an object with name, models and infer; raise ConfigError if one is missing or taken."""
+        """Add an object with name, models and infer; raise ConfigError if it is not one."""
         new = member(provider)
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")

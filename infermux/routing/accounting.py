@@ -48,7 +48,7 @@ _Sums = tuple[_Tokens, int | None, int | None, int]
 
 
 class Accounting:
-    """The prices and the ledger of a router; without a ledger, calls are priced and not recorded."""
+    """The prices and the ledger of a router; without a ledger, calls are only priced."""
 
     def __init__(
         self,

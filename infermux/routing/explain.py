@@ -1,4 +1,4 @@
-"""Explains what a call would do now: the plan that serving would execute, and its targets' state."""
+"""Explains what a call would do now: the plan that serving would execute, and the targets in it."""
 
 from __future__ import annotations
 

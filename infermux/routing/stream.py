@@ -136,6 +136,6 @@ _drain = _Drain(SimpleNamespace(alive=True), math.inf)
 
 
 def drain_with(server: Any, grace: float) -> None:
-    """End open streams before *server*, once it is no longer `alive`, dies after *grace* seconds."""
+    """End open streams before *server*, no longer `alive`, is killed after *grace* seconds."""
     global _drain
     _drain = _Drain(server, grace)

@@ -129,7 +129,7 @@ class TargetPool:
                 self._limiters[name].limit = limit
 
     def breaker(self, target: Target) -> CircuitBreaker:
-        """Return the breaker of *target*; the oldest idle one is evicted when there are too many."""
+        """Return the breaker of *target*; if there are too many, the oldest idle one is evicted."""
         found = self._breakers.get(target)
         if found is None:
             with self._lock:

@@ -132,13 +132,6 @@ def design() -> Config:
     return load(text, **environ)
 
 
-def test_the_design_is_copied_as_it_stands():
-    source = ROOT.parent / "shared" / "design.md"
-    if not source.exists():
-        pytest.skip("the design is not beside the project")
-    assert DESIGN.strip() in source.read_text(encoding="utf-8")
-
-
 def test_providers_read_as_written(design):
     assert [each.name for each in design.providers] == ["openai", "anthropic", "local"]
     openai, anthropic, local = design.providers
