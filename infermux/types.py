@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,23 @@ class Deadline:
     def expired(self) -> bool:
         """Whether no time is left."""
         return self._end <= self._clock()
+
+
+class LogThrottle:
+    """Lets a log message that could repeat without end pass once a minute."""
+
+    def __init__(self, *, seconds: float = 60.0, clock: Clock = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._last = -math.inf
+
+    def due(self) -> bool:
+        """Whether the message may be logged now; if so, the time starts anew."""
+        now = self._clock()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
 
 
 @dataclass(frozen=True, slots=True)

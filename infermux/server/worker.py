@@ -1,13 +1,16 @@
-"""gunicorn's thread worker, made to repeat nothing of a request, to bear a crowd and a shortage of
-descriptors, and to be quick.
+"""gunicorn's thread worker with five changes, each of which a test shows.
 
-By itself gunicorn quotes what it refuses, in a page of HTML and in its log, and writes a traceback
-for a client that is too slow.
+1. What it answers and logs about a request that it refuses repeats nothing of that request.
+2. Without a free file descriptor it waits, and goes on afterwards.
+3. A burst of requests starts a few at a time, so that each soon waits for its provider.
+4. Requests that start with GET, such as health checks, do not wait behind such a burst.
+5. A thread answers further requests of its client, without going through the main loop.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import http
 import os
@@ -19,28 +22,20 @@ import traceback
 from collections import deque
 from typing import Any
 
-from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import ParseException
-from gunicorn.http.message import Request
 from gunicorn.workers.gthread import ThreadWorker
 
 from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
-from ..routing.starts import Starts, begin, begun
+from ..types import LogThrottle
 
-STAYS = 10  # milliseconds that a thread waits for the next request of a client that it has answered
-STARTS = 8  # requests that begin at a time
-LEASE = (
-    0.02  # seconds after which they no longer count: whoever is not done then waits for a client
-)
-TURN = 2  # requests that the main loop lets begin before it looks again: each may need a new thread
-CROWD = 256  # connections that it accepts before it looks again, while others wait
-# bytes of a body that go out with the head; to copy a longer one costs more than a packet
-TOGETHER = 65536
-PAUSE = 0.1  # seconds until a worker without a free descriptor looks again
-QUIET = 60.0  # seconds between two complaints about that
-_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_STATUSES = {
+KEEP_THREAD_MS = 10  # how long a thread waits for the next request of its client
+STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
+TURN_SECONDS = 0.001  # from one such start to the next; longer while the interpreter is busy
+ACCEPTS_PER_TURN = 256  # connections to accept at a time while requests wait
+NO_DESCRIPTOR_SECONDS = 0.1  # how long a worker without a free descriptor pauses
+OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+STATUSES = {  # of what gunicorn refuses, by the name of its exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
     "ExpectationFailed": 417,
@@ -50,246 +45,141 @@ _STATUSES = {
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A thread worker whose own words are short."""
+    """The worker class of the service."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log: Any = _Brief(self.log)
-        self._complained = -QUIET
-        self._waiting: deque[Any] = deque()  # connections whose request has not begun
-        self._starts = Starts(STARTS, self._more_room)
-        self._began = 0.0  # when the last request did
+        self.log: Any = copy.copy(self.log)  # the master's own log is left alone
+        self.log.exception = self._log_exception
+        self._complaint = LogThrottle()
+        self._waiting: deque[Any] = deque()  # connections whose request has not started
+        self._started = 0.0  # when one last did
+        self._active = 0  # connections that have a thread or wait for one
 
     def init_process(self) -> None:
-        """Begin in the process that was forked; each look at a setting would be two calls, and a
-        request takes two dozen looks.
-        """
-        self.cfg.__dict__.update(
-            (name, setting.get()) for name, setting in self.cfg.settings.items()
-        )
+        """Store the settings as plain attributes: gunicorn looks up two dozen for each request."""
+        self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         super().init_process()
 
     # -- the main loop -----------------------------------------------------------------------------
 
-    def accept(self, *args: Any) -> None:
-        """Accept a connection, or a crowd; without a free descriptor they wait in the listener's
-        queue, and the worker lives on.
-        """
+    def accept(self, listener: Any) -> None:
+        """Accept a connection, or many during a burst: there may be a health check among them."""
         try:
-            super().accept(*args)
-            for _ in range(CROWD if self._waiting else 0):
-                before = self.nr_conns
-                super().accept(*args)
-                if self.nr_conns == before:
+            super().accept(listener)
+            for _ in range(ACCEPTS_PER_TURN if self._waiting else 0):
+                before = self._active
+                super().accept(listener)
+                if self._active == before:
                     break
         except OSError as error:
-            if error.errno not in _SHORT:
+            if error.errno not in OUT_OF_DESCRIPTORS:
                 raise
-            if time.monotonic() - self._complained >= QUIET:
-                self._complained = time.monotonic()
-                self.log.error("no connection can be accepted: %s", os.strerror(error.errno))
-            time.sleep(PAUSE)
+            if self._complaint.due():
+                self.log.error("cannot accept connections: %s", os.strerror(error.errno))
+            time.sleep(NO_DESCRIPTOR_SECONDS)
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a request answered in its turn; one that only looks, such as at the health of a
-        crowded service, is not made to wait.
-        """
-        if self._waiting and _only_looks(conn.sock):
-            conn.starts = None
+        """Queue a request to be started; during a burst a GET starts at once."""
+        self._active += 1
+        if self._waiting and _is_get(conn.sock):
             super().enqueue_req(conn)
         else:
             self._waiting.append(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """See what has come, and let some of those begin that wait."""
-        if self._waiting:
-            timeout = 0 if self._starts else min(timeout, LEASE)
-        super().wait_for_and_dispatch_events(timeout)
-        for _ in range(min(TURN, len(self._waiting))):
-            if not self._starts and time.monotonic() - self._began >= LEASE:
-                self._starts = Starts(STARTS, self._more_room)
-            if not self._starts:
-                return
-            self._starts.take()
-            self._began = time.monotonic()
-            conn = self._waiting.popleft()
-            conn.starts = self._starts
-            super().enqueue_req(conn)
+        """Handle events, then start some of the requests that wait."""
+        burst = bool(self._waiting)
+        super().wait_for_and_dispatch_events(TURN_SECONDS if burst else timeout)
+        now = time.monotonic()
+        if burst and now - self._started < TURN_SECONDS:
+            return
+        for _ in range(min(STARTS_PER_TURN, len(self._waiting))):
+            self._started = now
+            super().enqueue_req(self._waiting.popleft())
 
-    def _more_room(self) -> None:
-        if self._waiting:
-            self.method_queue.defer(_look_again)
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Take back a connection from its thread."""
+        self._active -= 1
+        super().finish_request(conn, fs)
 
     # -- a thread ----------------------------------------------------------------------------------
 
     def handle(self, conn: Any) -> Any:
-        """Answer a client's requests for as long as it goes on asking at once.
+        """Answer the requests of a client for as long as the next one follows at once.
 
-        To hand a connection to the main loop and back costs a tenth of what a call does.
+        The way through the main loop and back would cost a tenth of a call.
         """
-        if not self.cfg.is_ssl and not isinstance(conn.sock, _Client):
-            conn.sock = _Client(fileno=conn.sock.detach())
-        begin(conn.starts)
-        try:
+        kept = super().handle(conn)
+        while kept is True and self._next_follows(conn):
             kept = super().handle(conn)
-        finally:
-            begun()
-        while kept is True and self._asks_again(conn):
-            kept = super().handle(conn)
-        if (
-            not kept
-        ):  # here: the main loop would wait two seconds for a client that does not close its side
+        if not kept:
+            # closing waits up to two seconds for the client's side: not in the main loop
             with contextlib.suppress(OSError):
                 conn.close(graceful=True)
-            conn.close = _closed
+            conn.close = _already_closed
         return kept
 
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Answer one request; a body that has been read to its end is not looked for again, twice,
-        with four settings of the socket.
-        """
-        if type(req) is Request:
-            conn.parser.mesg_class = _Another
-        kept = super().handle_request(req, conn)
-        if isinstance(conn.sock, _Client):
-            conn.sock.flush()  # an answer without a body
-        if kept and isinstance(req.body.reader, LengthReader) and not req.body.reader.length:
-            conn.parser.mesg = None
-        return kept
-
-    def _asks_again(self, conn: Any) -> bool:
-        """Wait for the next request, as long as half of the threads are free: nobody else shall
-        wait for one. TLS hides what came.
-        """
-        inside = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
+    def _next_follows(self, conn: Any) -> bool:
+        """Wait for the next request while at least half of the threads are free."""
         if conn.parser.unreader.buf.getvalue():
-            return True  # it has come together with the last one, and nothing more may follow
-        if not self.alive or self.cfg.is_ssl or 2 * inside > self.cfg.threads:
-            return False
-        poll = getattr(conn, "poll", None)
-        if poll is None:
-            poll = conn.poll = select.poll()
-            poll.register(conn.sock, select.POLLIN)
-        return bool(poll.poll(STAYS))
+            return True  # it has been read together with the last one
+        if not self.alive or self.cfg.is_ssl or 2 * self._active > self.cfg.threads:
+            return False  # TLS may have read it already, which poll() does not see
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(KEEP_THREAD_MS))
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer what gunicorn refuses; nothing follows the answer to a request whose chunks turn
-        out broken only afterwards.
-        """
+        """Answer a request that gunicorn refuses, or that failed."""
         name = type(exc).__name__
         if isinstance(exc, OSError) or (req is not None and "Chunk" in name):
-            return
-        refused = isinstance(exc, ParseException) and (req is None or name in _STATUSES)
-        status = _STATUSES.get(name, 400) if refused else 500
+            return  # the client has left, or its broken body has been answered by the application
+        refused = isinstance(exc, ParseException) and (req is None or name in STATUSES)
+        status = STATUSES.get(name, 400) if refused else 500
         if status == 500:
-            self.log.exception("a request could not be answered")
+            self.log.exception("error handling a request")
         else:
-            self.log.warning(
-                "a request from %s was refused: %s", addr[0] if addr else "a socket", name
-            )
+            client_ip = addr[0] if addr else "a Unix socket"
+            self.log.warning("refused a request from %s: %s", client_ip, name)
         with contextlib.suppress(OSError):
             client.sendall(refusal(status))
 
+    def _log_exception(self, message: str, *args: object, **_: object) -> None:
+        """Log where the current exception was raised, but not its text, which may quote a request.
 
-class _Client(socket.socket):
-    """A client's connection, on which a short answer is one packet: the head waits for the body,
-    which gunicorn sends next.
-    """
-
-    _head = b""
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send what is given, or keep it back if it is the head of an answer of known length."""
-        if self._head:
-            self._head, head = b"", self._head
-            if len(data) > TOGETHER:
-                super().sendall(head)
-            else:
-                data = head + data
-        elif (
-            data.startswith(b"HTTP/1.1 200 ")
-            and b"\r\nContent-Length: " in data
-            and data.endswith(b"\r\n\r\n")
-        ):
-            self._head = data
+        A client that is slow or gone is no error.
+        """
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.log.debug("%s: %s", message, os.strerror(error.errno or 0))
             return
-        super().sendall(data, flags)
-
-    def sendfile(self, *args: Any, **kwargs: Any) -> int:
-        """Send a file."""
-        self.flush()
-        return super().sendfile(*args, **kwargs)
-
-    def flush(self) -> None:
-        """Send what was kept back."""
-        if self._head:
-            self.sendall(b"")
+        frames = "".join(traceback.format_tb(error.__traceback__)) if error else ""
+        self.log.error(f"{message}: %s\n%s", *args, type(error).__name__, frames)
 
 
-class _Another(Request):  # type: ignore[misc]
-    """A further request of a client whose address was looked up at the first one."""
-
-    def _peer_trusted_for_forwarded(self) -> Any:
-        if not hasattr(self.unreader, "trusted"):
-            self.unreader.trusted = super()._peer_trusted_for_forwarded()
-        return self.unreader.trusted
-
-
-def _only_looks(sock: socket.socket) -> bool:
-    """Whether what has come begins like a request that costs next to nothing."""
+def _is_get(sock: socket.socket) -> bool:
+    """Whether a request that has arrived is a GET, which costs next to nothing here."""
     try:
         return sock.recv(5, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"GET /"
-    except (OSError, ValueError):  # TLS shows nothing in advance
+    except (OSError, ValueError):  # nothing has arrived, or TLS, where peeking is an error
         return False
 
 
-def _closed(graceful: bool = False) -> None:
-    """Do nothing: the connection is closed."""
-
-
-def _look_again() -> None:
-    """Do nothing: the main loop looks around whenever it was called."""
-
-
-class _Brief:
-    """A log that tells where an exception came from, but not what it says; a client that is slow or
-    gone is no news.
-    """
-
-    def __init__(self, log: Any) -> None:
-        self._log = log
-        self.access = log.access  # asked for by every request
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def exception(self, message: str, *args: object) -> None:
-        """Write the current exception down."""
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            self._log.debug("%s: %s", message, os.strerror(error.errno or 0))
-            return
-        frames = "".join(traceback.format_tb(error.__traceback__)) if error else ""
-        self._log.error(f"{message}: %s\n%s", *args, type(error).__name__, frames)
+def _already_closed(graceful: bool = False) -> None:
+    """Replace the close() of a connection that is closed."""
 
 
 def refusal(status: int) -> bytes:
-    """Return a whole answer that says no."""
+    """Return a complete error response."""
     phrase = http.HTTPStatus(status).phrase
-    kind = InferMuxError if status == 500 else RequestError
-    message = (
-        "internal error"
-        if status == 500
-        else f"the head of the request is refused: {phrase.lower()}"
-    )
+    kind: type[InferMuxError] = RequestError
+    message = f"the request head was refused: {phrase.lower()}"
+    if status == 500:
+        kind, message = InferMuxError, "internal error"
     body = strict_json.encode({"error": {"message": message, "type": kind.type, "code": kind.code}})
-    lines = [
-        f"HTTP/1.1 {status} {phrase}",
-        "Connection: close",
-        "Content-Type: application/json",
-        "X-Content-Type-Options: nosniff",
-        f"Content-Length: {len(body)}",
-        "",
-        "",
-    ]
-    return "\r\n".join(lines).encode() + body
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"X-Content-Type-Options: nosniff\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

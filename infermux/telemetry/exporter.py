@@ -1,6 +1,4 @@
-"""What is sent later, by threads of its own: whoever hands something over never waits, and never
-learns what came of it.
-"""
+"""A bounded queue that background threads empty: producers neither wait nor learn of a failure."""
 
 from __future__ import annotations
 
@@ -16,133 +14,96 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger("infermux")
 FLUSH_SECONDS = 3.0
-# seconds that a thread waits for more: waking it for each thing costs more than sending it
-LINGER = 0.02
-_boxes: weakref.WeakSet[Exporter] = weakref.WeakSet()  # type: ignore[type-arg]  # of whatever
+LINGER_SECONDS = 0.02  # how long items are gathered: waking a thread costs more than sending one
+_exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()  # type: ignore[type-arg]  # of any items
 
 Item = TypeVar("Item")
-Send = Callable[[list[Item]], int]  # returns how many were not taken
+Send = Callable[[list[Item]], int]  # returns how many were not accepted
 
 
 class Exporter(Generic[Item]):
-    """A bounded queue, and threads that send what is in it; what cannot be sent is dropped, and
-    counted.
+    """Sends items in the background; what cannot be sent is dropped and counted.
 
-    Threads start with the first thing that is put in, in each process anew: those of before a fork
-    are not there after it.
-    """
-
-    def __init__(
-        self, what: str, *, threads: int, size: int, batch: int = 1, linger: float = LINGER
-    ) -> None:
-        self.what = what  # for the log: what does not take what
-        self._threads = threads
-        self._size = size
-        self._batch = batch
-        self._linger = linger
-        self._lock = threading.Lock()
-        self._pool: _Pool[Item] | None = None
-        _boxes.add(self)
-
-    def sender(self) -> Send[Item]:
-        """Return what sends; each thread asks for its own."""
-        raise NotImplementedError
-
-    @property
-    def dropped(self) -> int:
-        """How many did not arrive, in this process: the queue was full, or they were not taken."""
-        return 0 if self._pool is None else self._pool.dropped
-
-    def put(self, item: Item) -> None:
-        """Queue one thing; drop and count it when the queue is full."""
-        (self._pool or self._start()).put(item)
-
-    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until everything in the queue is sent or dropped; return whether that was so within
-        *seconds*.
-        """
-        return self._pool is None or self._pool.flush(seconds)
-
-    def _start(self) -> _Pool[Item]:
-        with self._lock:
-            if self._pool is None:
-                self._pool = _Pool(
-                    self.what, self.sender, self._threads, self._size, self._batch, self._linger
-                )
-            return self._pool
-
-
-class _Pool(Generic[Item]):
-    """The queue and the threads of one process: one listens, so that one is woken; the others send,
-    or wait for their turn to listen.
+    The threads start with the first item. A child process starts its own, with an empty queue.
     """
 
     def __init__(
         self,
-        what: str,
-        sender: Callable[[], Send[Item]],
+        complaint: str,
+        *,
         threads: int,
         size: int,
-        batch: int,
-        linger: float,
+        batch: int = 1,
+        linger: float = LINGER_SECONDS,
     ) -> None:
-        self._what = what
+        self._complaint = complaint  # for the log: who does not accept what
+        self._threads = threads
         self._size = size
         self._batch = batch
         self._linger = linger
-        self._waiting: deque[Item] = deque()
-        self._turn = threading.Lock()  # of listening
-        self._bell = threading.Event()  # something waits
-        self._hurry = threading.Event()  # do not linger: somebody waits for the end
-        self._busy = [False] * threads
-        self._count = threading.Lock()
-        self.dropped = 0
-        for number in range(threads):
-            threading.Thread(
-                target=self._run,
-                args=[number, sender],
-                name=f"infermux-spans-{number}",
-                daemon=True,
-            ).start()
+        self._reset()
+        _exporters.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._listening = threading.Lock()  # one thread listens, so that one is woken
+        self._arrived = threading.Event()
+        self._flushing = threading.Event()  # do not gather items any longer
+        self._busy: list[bool] = []  # of each thread, once there are any
+        self.dropped = 0  # items of this process that did not arrive
+
+    def sender(self) -> Send[Item]:
+        """Return the function that sends; each thread has its own."""
+        raise NotImplementedError
 
     def put(self, item: Item) -> None:
-        if len(self._waiting) >= self._size:
+        """Queue an item; drop and count it if the queue is full."""
+        if not self._busy:
+            self._start()
+        if len(self._queue) >= self._size:
             self._drop(1)
             return
-        self._waiting.append(item)
-        if not self._bell.is_set():
-            self._bell.set()
+        self._queue.append(item)
+        if not self._arrived.is_set():
+            self._arrived.set()
 
-    def flush(self, seconds: float) -> bool:
+    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Wait until all items are sent; return whether that took at most *seconds*."""
         end = time.monotonic() + seconds
-        self._hurry.set()
+        self._flushing.set()
         try:
-            while self._waiting or any(
-                self._busy
-            ):  # in this order: a thread is busy before it takes anything
+            # in this order: a thread is busy before it takes anything
+            while self._queue or any(self._busy):
                 if time.monotonic() >= end:
                     return False
                 time.sleep(0.002)
         finally:
-            self._hurry.clear()
+            self._flushing.clear()
         return True
 
-    def _run(self, number: int, sender: Callable[[], Send[Item]]) -> None:
-        send = sender()
+    def _start(self) -> None:
+        with self._lock:
+            if self._busy:
+                return
+            self._busy = [False] * self._threads
+            for number in range(self._threads):
+                name = f"infermux-spans-{number}"
+                threading.Thread(target=self._run, args=[number], name=name, daemon=True).start()
+
+    def _run(self, number: int) -> None:
+        send = self.sender()
         while True:
-            with self._turn:
-                self._bell.wait()
-                self._hurry.wait(self._linger)
+            with self._listening:
+                self._arrived.wait()
+                self._flushing.wait(self._linger)
                 self._busy[number] = True
-                # whatever is put in from here on rings again, for the next who listens
-                self._bell.clear()
+                self._arrived.clear()  # later items wake the next thread that listens
             while items := self._take():
                 try:
                     lost = send(items)
-                except (
-                    Exception
-                ) as error:  # whatever happens to these, the next ones get their chance
-                    log.debug("%s: dropped: %s", self._what, type(error).__name__)
+                except Exception as error:  # no failure may stop the thread
+                    log.debug("%s: dropped: %s", self._complaint, type(error).__name__)
                     lost = len(items)
                 if lost:
                     self._drop(lost)
@@ -152,35 +113,35 @@ class _Pool(Generic[Item]):
         items: list[Item] = []
         try:
             while len(items) < self._batch:
-                items.append(self._waiting.popleft())
-        except IndexError:  # another thread may have been faster
+                items.append(self._queue.popleft())
+        except IndexError:  # it is empty
             pass
         return items
 
     def _drop(self, count: int) -> None:
-        with self._count:
+        with self._lock:
             first = not self.dropped
             self.dropped += count
         if first:
-            log.warning("%s: they are dropped and counted", self._what)
+            log.warning("%s: they are dropped and counted", self._complaint)
 
 
 def flush_all(seconds: float = FLUSH_SECONDS) -> None:
-    """Flush every outbox of this process, together within *seconds*."""
+    """Flush every exporter of this process, together within *seconds*."""
     end = time.monotonic() + seconds
-    for box in list(_boxes):
-        box.flush(max(0.0, end - time.monotonic()))
+    for exporter in list(_exporters):
+        exporter.flush(max(0.0, end - time.monotonic()))
 
 
 def dropped() -> int:
-    """Return what every outbox of this process has dropped."""
-    return sum(box.dropped for box in list(_boxes))
+    """Return how many items all exporters of this process have dropped."""
+    return sum(exporter.dropped for exporter in list(_exporters))
 
 
 def _after_fork() -> None:
-    """In the child nobody holds a lock any more, and no thread of a pool is left."""
-    for box in list(_boxes):
-        box._lock, box._pool = threading.Lock(), None
+    """Forget the threads and locks of the parent, which a child does not have."""
+    for exporter in list(_exporters):
+        exporter._reset()
 
 
 atexit.register(flush_all)

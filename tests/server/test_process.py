@@ -320,14 +320,14 @@ def test_a_worker_without_descriptors_lives_and_recovers(stand: Stand) -> None:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 3, hard))
         coming = [pool.submit(status, stand) for _ in range(24)]
         eventually(
-            lambda: stand.complaints("no connection can be accepted"), "a worker that cannot accept"
+            lambda: stand.complaints("cannot accept connections"), "a worker that cannot accept"
         )
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
         assert {each.result() for each in coming} <= {0, 200, 502, 503}
         assert [stand.ask().status for _ in range(5)] == [200] * 5
         assert service.workers == [worker]
         assert (
-            stand.complaints("no connection can be accepted") == 1
+            stand.complaints("cannot accept connections") == 1
             and "Traceback" not in service.log
         )
 

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 
+import certifi
 import pytest
-import requests.utils
 from support import TokenTrace, eventually, nobody, run
 
 from infermux import (
@@ -328,11 +328,11 @@ KEPT = [
     (TAKEN + b"CONTENT-LENGTH:2 \r\nDate: today\r\n\r\n{}",),
     (TAKEN + b"Content-Len", b"gth: 2\r\n\r", b"\n{", b"}"),
     (b"HTTP/1.1 204\r\n\r\n",),
+    (TAKEN + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",),
+    (TAKEN + b"Content-Length: 2\r\n\r\n{}{}",),  # the rest is discarded
 ]
 CLOSED = [
     (TAKEN + b"Content-Length: 0\r\nConnection: close\r\n\r\n",),
-    (TAKEN + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",),
-    (TAKEN + b"Content-Length: 2\r\n\r\n{}{}",),  # more than it said
     (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",),
     (TAKEN + b"Content-Length: 999999\r\n\r\n" + b"x" * 100_000,),
 ]
@@ -358,6 +358,18 @@ def test_a_kept_connection_that_was_closed_costs_no_span():
             assert reporter.flush(20)
             eventually(lambda: receiver.ended == number, "the end of the connection")  # noqa: B023
         assert (receiver.messages, receiver.connections, reporter.dropped) == (3, 3, 0)
+
+
+def test_after_an_answer_that_is_no_http_a_new_connection_is_made():
+    with Receiver(b"\0\xff\r\n\r\n") as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        report(reporter, 2)
+        assert reporter.flush(20)
+        assert (receiver.messages, receiver.connections, reporter.dropped) == (2, 2, 2)
+        receiver.pieces = KEPT[0]
+        report(reporter, 2)
+        assert reporter.flush(20)
+        assert (receiver.messages, receiver.connections, reporter.dropped) == (4, 3, 2)
 
 
 def test_an_answer_that_never_ends_is_left():
@@ -405,7 +417,7 @@ def test_a_tokentrace_behind_tls_must_be_trusted(certificate, monkeypatch, trust
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     if trusted:
-        monkeypatch.setattr(requests.utils, "DEFAULT_CA_BUNDLE_PATH", str(certificate))
+        monkeypatch.setattr(certifi, "where", lambda: str(certificate))
     with Receiver(*KEPT[1], tls=context) as receiver:
         reporter = Reporter("infermux", receiver.url, threads=1)
         report(reporter, 3)
