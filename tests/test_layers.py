@@ -105,14 +105,13 @@ def trespassing(module: Module) -> list[str]:
 
 
 def reads_environment(module: Module) -> bool:
+    found = False
     for node in ast.walk(ast.parse(module.text)):
         if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT:
-            if isinstance(node.value, ast.Name) and node.value.id == "os":
-                return True
+            found |= isinstance(node.value, ast.Name) and node.value.id == "os"
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
-            if ENVIRONMENT & {alias.name for alias in node.names}:
-                return True
-    return False
+            found |= bool(ENVIRONMENT & {alias.name for alias in node.names})
+    return found
 
 
 def functions(module: Module) -> Iterator[tuple[str, int]]:

@@ -22,13 +22,8 @@ from flask import Flask
 from support import HELLO, ask, eventually
 
 from infermux import EchoProvider, Router, blueprint, ops_blueprint
-<<<<<<< HEAD
-from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
-from infermux.ledger import Total
-=======
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable, printable
-from infermux.ledger import Total, record
->>>>>>> 4c24972 (Add errors.printable, the one helper that escapes text for a terminal)
+from infermux.ledger import Total
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call
 from infermux.pricing import PICO
