@@ -7,23 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from .app import blueprint, create_app
-    from .build import load
-    from .errors import InferMuxError
-    from .planning.registry import Registry
-    from .protocol import InferRequest, InferResponse, Message, TraceSpan
-    from .providers.base import Provider
-    from .providers.echo import EchoProvider
-    from .providers.http import HTTPProvider
-    from .routing.router import Router
-    from .telemetry.tokentrace import Reporter
-    from .types import Caller, Chunk, Deadline, Target, Usage
-    from .web.anthropic import blueprint as anthropic_blueprint
-    from .web.openai import blueprint as openai_blueprint
-    from .web.ops import blueprint as ops_blueprint
-
-_HOMES = {  # loaded on first use: neither Flask nor requests costs who needs neither
+_PUBLIC = {  # name: its module, loaded on first use, so that only users of Flask load Flask
     "Caller": "types",
     "Chunk": "types",
     "Deadline": "types",
@@ -40,45 +24,45 @@ _HOMES = {  # loaded on first use: neither Flask nor requests costs who needs ne
     "Target": "types",
     "TraceSpan": "protocol",
     "Usage": "types",
-    "anthropic_blueprint": "web.anthropic:blueprint",
+    "anthropic_blueprint": "web.anthropic",
     "blueprint": "app",
     "create_app": "app",
     "load": "build",
-    "openai_blueprint": "web.openai:blueprint",
-    "ops_blueprint": "web.ops:blueprint",
+    "openai_blueprint": "web.openai",
+    "ops_blueprint": "web.ops",
 }
 
-__all__ = [
-    "Caller",
-    "Chunk",
-    "Deadline",
-    "EchoProvider",
-    "HTTPProvider",
-    "InferMuxError",
-    "InferRequest",
-    "InferResponse",
-    "Message",
-    "Provider",
-    "Registry",
-    "Reporter",
-    "Router",
-    "Target",
-    "TraceSpan",
-    "Usage",
-    "anthropic_blueprint",
-    "blueprint",
-    "create_app",
-    "load",
-    "openai_blueprint",
-    "ops_blueprint",
-]
+__all__ = [*_PUBLIC]
+
+if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
+    from .app import blueprint as blueprint
+    from .app import create_app as create_app
+    from .build import load as load
+    from .errors import InferMuxError as InferMuxError
+    from .planning.registry import Registry as Registry
+    from .protocol import InferRequest as InferRequest
+    from .protocol import InferResponse as InferResponse
+    from .protocol import Message as Message
+    from .protocol import TraceSpan as TraceSpan
+    from .providers.base import Provider as Provider
+    from .providers.echo import EchoProvider as EchoProvider
+    from .providers.http import HTTPProvider as HTTPProvider
+    from .routing.router import Router as Router
+    from .telemetry.tokentrace import Reporter as Reporter
+    from .types import Caller as Caller
+    from .types import Chunk as Chunk
+    from .types import Deadline as Deadline
+    from .types import Target as Target
+    from .types import Usage as Usage
+    from .web.anthropic import anthropic_blueprint as anthropic_blueprint
+    from .web.openai import openai_blueprint as openai_blueprint
+    from .web.ops import ops_blueprint as ops_blueprint
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    value = getattr(importlib.import_module(f".{module}", __name__), attribute or name)
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""The whole service as a WSGI application."""
+"""The Flask application that a service runs, and the blueprint that another app mounts."""
 
 from __future__ import annotations
 
@@ -11,101 +11,94 @@ from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from . import build
-from . import errors as our
+from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
 from .routing.router import Router
-from .web import (
-    OTHER,
-    EndpointBlueprint,
-    Identify,
-    anthropic,
-    failed,
-    mist,
-    named,
-    openai,
-    ops,
-    plain_error,
-)
+from .web import REFUSES, EndpointBlueprint
+from .web.anthropic import anthropic_blueprint
+from .web.http import Identify, error_response, plain_error, with_request_id
+from .web.mist import mist_blueprint
+from .web.openai import openai_blueprint
+from .web.ops import ops_blueprint
 
 log = logging.getLogger("infermux")
 
 
 class _NoSession(SessionInterface):
-    """No request has a session, and none is looked for."""
+    """Gives no request a session."""
 
     def open_session(self, app: Flask, request: Request) -> None:
         return None
 
 
 def create_app(router: Router | None = None) -> Flask:
-    """Return the service around *router*, or around the one that the environment configures; raise
-    ConfigError.
-    """
+    """Return the service around *router*, by default the configured one; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
     app.session_interface = _NoSession()
-    at_a_shell = click.get_current_context(silent=True)
+    shell = click.get_current_context(silent=True)  # of `flask --app infermux`
     try:
         settings = build.settings()
         router = router or build.router(settings, serving=True)
-    except our.ConfigError as error:
-        if at_a_shell is None:
+    except errors.ConfigError as error:
+        if shell is None:
             raise
         raise OneLine(error.message) from None
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
-    for made in (blueprint(router), openai.blueprint(router), anthropic.blueprint(router)):
-        app.register_blueprint(made)
-    app.register_blueprint(ops.blueprint(router, lambda: (build.pinned or settings).server.admin))
-    app.register_error_handler(HTTPException, lambda error: named(_http_error(error)))
-    app.register_error_handler(Exception, lambda error: named(_bug(error)))
-    if at_a_shell:  # by `flask --app infermux`: a service has no use for commands
-        for name in cli.main.list_commands(at_a_shell):
-            if command := cli.main.get_command(at_a_shell, name):
+    app.register_blueprint(blueprint(router))
+    app.register_blueprint(openai_blueprint(router))
+    app.register_blueprint(anthropic_blueprint(router))
+    app.register_blueprint(ops_blueprint(router, lambda: (build.pinned or settings).server.admin))
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _bug)
+    if shell is not None:
+        for name in cli.main.list_commands(shell):
+            if command := cli.main.get_command(shell, name):
                 app.cli.add_command(_in_app(command))
     return app
 
 
 def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
-    """Return the MIST endpoints bound to *router*, and `flask infer`; *caller* returns who sent a
-    request, as a name or a Caller.
+    """Return the MIST endpoints for *router* and the command `flask infer`.
+
+    *caller* returns who sent the current request, as a name or a Caller.
     """
-    made = mist.blueprint(router, caller=caller)
+    made = mist_blueprint(router, caller=caller)
     made.cli.add_command(_in_app(cli.infer))
-    made.cli_group = None  # `flask infer` stands beside the app's own commands
+    made.cli_group = None  # `flask infer`, not `flask infermux infer`
     return made
 
 
 def _in_app(command: click.Command) -> click.Command:
-    """Return *command* so that it runs within the app whose command line it is part of."""
+    """Return a copy of *command* that runs in the app context of the `flask` command line."""
     bound = copy.copy(command)
     bound.callback = with_appcontext(command.callback) if command.callback else None
     return bound
 
 
 def _http_error(error: HTTPException) -> Response:
-    """Answer in JSON what Werkzeug refuses: an unknown address, an unknown method."""
+    """Return in JSON what Flask itself refuses, such as an unknown path or method."""
     status = error.code or 500
     if isinstance(error, MethodNotAllowed):
         allow = {
             method
             for rule in current_app.url_map.iter_rules()
             for method in rule.methods or ()
-            if rule.rule == request.path and not rule.endpoint.endswith(OTHER)
+            if rule.rule == request.path and not rule.endpoint.endswith(REFUSES)
         }
-        return failed(
-            our.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow))), plain_error
-        )
+        refused = errors.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow)))
+        return error_response(refused, plain_error)
     if status == 404:
-        return failed(our.NotFound("there is no such address"), plain_error)
-    if status < 400:  # a redirect to the address with its slash
-        return Response(status=status, headers={"Location": getattr(error, "new_url", "/")})
-    known = our.InferMuxError if status >= 500 else our.RequestError
-    answer = known(error.name.lower())
-    answer.status = status
-    return failed(answer, plain_error)
+        return error_response(errors.NotFound("not found"), plain_error)
+    if status < 400:  # a redirect to the path with its slash
+        location = {"Location": getattr(error, "new_url", "/")}
+        return with_request_id(Response(status=status, headers=location))
+    kind = errors.InferMuxError if status >= 500 else errors.RequestError
+    other = kind(error.name.lower())
+    other.status = status
+    return error_response(other, plain_error)
 
 
 def _bug(error: Exception) -> Response:
-    log.error("a request could not be answered", exc_info=error)
-    return failed(our.InferMuxError("internal error"), plain_error)
+    log.error("a request failed unexpectedly", exc_info=error)
+    return error_response(errors.InferMuxError("internal error"), plain_error)

@@ -1,98 +1,87 @@
-"""The Anthropic door: what the official SDK and Claude Code need to work with any model behind it."""
+"""The Anthropic-compatible API: /v1/messages, /v1/messages/count_tokens, /v1/models."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from flask import Response, request
+from flask import Response
 
 from ..dialects.anthropic import downstream as wire
 from ..dialects.anthropic import upstream as dialect
 from ..dialects.anthropic.stream import Encoder
-from ..pricing import token_estimate as tokens
-from ..protocol import CHAT, InferRequest, strict_json
+from ..pricing.token_estimate import estimate, estimate_messages
+from ..protocol import CHAT, InferRequest, InferResponse, strict_json
 from ..routing.router import Router
-from . import (
-    EndpointBlueprint,
-    Identify,
-    begin,
-    bytes_answer,
-    call_headers,
-    document,
-    endpoints,
-    enter,
-    json_answer,
-)
-from .openai import model_routes
-from .sse import sse_answer
+from . import EndpointBlueprint, endpoints
+from .auth import admitted
+from .http import Api, Identify, call_response, current_request, json_body, start_call
+from .openai import MODEL_ROUTES
+from .sse import sse_response
 
-NAME = "anthropic"
 COUNT = "count_tokens"
 
 
-def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
-    """Return the Anthropic endpoints, bound to *router*; a client's base URL is the service's own."""
-    return endpoints(
-        "infermux_anthropic",
-        router,
-        [
-            ("POST", "/v1/messages", partial(messages, router, caller)),
-            ("POST", "/v1/messages/count_tokens", partial(count_tokens, router, caller)),
-            *model_routes(router, caller),
-        ],
-        render=wire.encode_error,
-    )
+def anthropic_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
+    """Return the Anthropic-compatible endpoints for *router*."""
+    routes = [
+        ("POST", "/v1/messages", messages),
+        ("POST", "/v1/messages/count_tokens", count_tokens),
+        *MODEL_ROUTES,
+    ]
+    api = Api("anthropic", router, wire.encode_error, caller)
+    return endpoints("infermux_anthropic", api, routes)
 
 
-def messages(router: Router, identify: Identify | None) -> Response:
+def messages(api: Api) -> Response:
     """Answer a message, streamed or not."""
-    who = enter(router, identify, api=NAME)
+    caller = admitted(api)
     wanted, wants_stream = _read(CHAT)
-    call = begin(router, wanted, who, api=NAME)
+    call = start_call(api, wanted, caller)
+    ident = f"msg_{call.id}"
     if wants_stream:
-        stream = router.open(call)
+        stream = api.router.open(call)
         native = stream.dialect == dialect.NAME
-        return sse_answer(stream, Encoder(model=call.model, ident=f"msg_{call.id}", native=native))
-    response = router.answer(call)
-    if response.native is not None and response.native[0] == dialect.NAME:
-        return bytes_answer(response.native[1], headers=call_headers(call))
+        return sse_response(stream, Encoder(model=call.model, ident=ident, native=native))
+    response = api.router.answer(call)
+    if (body := _native(response)) is not None:
+        return call_response(call, body)
     data = wire.encode_response(response)
     if not response.id.startswith("msg_"):
-        data["id"] = f"msg_{call.id}"
-    return json_answer(data, headers=call_headers(call))
+        data["id"] = ident
+    return call_response(call, data)
 
 
-def count_tokens(router: Router, identify: Identify | None) -> Response:
-    """Count a message's tokens: by the vendor where it can, else by an estimate that says so."""
-    who = enter(router, identify, api=NAME)
+def count_tokens(api: Api) -> Response:
+    """Count a message's tokens at the vendor if it can, otherwise return a flagged estimate."""
+    caller = admitted(api)
     wanted, _ = _read(COUNT)
-    call = begin(router, wanted, who, api=NAME)
-    target = next(iter(router.plan(wanted, caller=call.caller).targets), None)
-    provider = router.registry.get(target.provider) if target is not None else None
+    call = start_call(api, wanted, caller)
+    target = next(iter(api.router.plan(wanted, caller=call.caller).targets), None)
+    provider = api.router.registry.get(target.provider) if target is not None else None
     if not getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
-        router.admission.admit(call, streamed=False)
-        estimate = tokens.estimate_messages(wanted.messages)
+        api.router.admission.admit(call, streamed=False)
+        count = estimate_messages(wanted.messages)
         if wanted.params.get("tools"):
-            estimate += tokens.estimate(strict_json.dumps(wanted.params["tools"]))
-        router.finish(call, None)
-        return json_answer(
-            {"input_tokens": estimate, "infermux": {"estimated": True}}, headers=call_headers(call)
-        )
-    response = router.answer(call)
-    if response.native is not None and response.native[0] == dialect.NAME:
-        return bytes_answer(response.native[1], headers=call_headers(call))
-    return json_answer(
-        {"input_tokens": response.extra.get("input_tokens", response.tokens_in)},
-        headers=call_headers(call),
-    )
+            count += estimate(strict_json.dumps(wanted.params["tools"]))
+        api.router.finish(call, None)
+        return call_response(call, {"input_tokens": count, "infermux": {"estimated": True}})
+    response = api.router.answer(call)
+    counted = {"input_tokens": response.extra.get("input_tokens", response.tokens_in)}
+    return call_response(call, _native(response) or counted)
+
+
+def _native(response: InferResponse) -> bytes | None:
+    """Return the vendor's own body, if it is in this dialect."""
+    name, body = response.native or ("", None)
+    return body if name == dialect.NAME else None
 
 
 def _read(op: str) -> tuple[InferRequest, bool]:
-    wanted, wants_stream = wire.decode_request(document(), op=op)
+    """Return the request with its anthropic-* headers, and whether it asks for a stream."""
+    wanted, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
     headers = {
         name.lower(): value
-        for name, value in request.headers.items()
+        for name, value in current_request().headers.items()
         if name.lower().startswith("anthropic-")
     }
     return replace(wanted, headers=headers), wants_stream

@@ -1,8 +1,6 @@
-"""The MIST door: POST /mist, POST /infer, GET /providers."""
+"""The MIST API: POST /mist, POST /infer, GET /providers."""
 
 from __future__ import annotations
-
-from functools import partial
 
 from flask import Response
 
@@ -18,106 +16,87 @@ from ..protocol import (
 from ..protocol.sse import Event, comment
 from ..routing.router import Router, Stream
 from ..types import JSON, Chunk, Usage
-from . import (
-    EndpointBlueprint,
+from . import EndpointBlueprint, endpoints
+from .auth import admitted, authenticated
+from .http import (
+    Api,
     Identify,
-    asked,
-    begin,
-    body,
-    bytes_answer,
-    call_headers,
-    endpoints,
-    enter,
-    json_answer,
-    parsed,
+    call_response,
+    current_request,
+    json_body,
+    json_response,
     plain_error,
+    read_body,
+    start_call,
 )
-from . import caller as calling
-from .sse import sse_answer
+from .sse import sse_response
 
-NAME = "mist"
 SOURCE = "infermux"
 
 
-def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
-    """Return the MIST endpoints, bound to *router*; *caller* says who a request is from, as a name
-    or a Caller.
-    """
-    return endpoints(
-        "infermux",
-        router,
-        [
-            ("POST", "/mist", partial(mist, router, caller)),
-            ("POST", "/infer", partial(infer, router, caller)),
-            ("GET", "/providers", partial(providers, router, caller)),
-        ],
-        render=plain_error,
-    )
+def mist_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
+    """Return the MIST endpoints for *router*; *caller* returns who calls, as a name or a Caller."""
+    routes = [("POST", "/mist", mist), ("POST", "/infer", infer), ("GET", "/providers", providers)]
+    return endpoints("infermux", Api("mist", router, plain_error, caller), routes)
 
 
-def mist(router: Router, identify: Identify | None) -> Response:
+def mist(api: Api) -> Response:
     """Answer an infer.request message with an infer.response message."""
-    who = enter(router, identify, api=NAME)
-    message = Message.read(body(MAX_MESSAGE))
+    caller = admitted(api)
+    message = Message.read(read_body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call = begin(router, InferRequest.from_dict(message.data), who, api=NAME)
-    response = router.answer(call)
-    reply = Message.wrap(
-        SOURCE, INFER_RESPONSE, response.to_dict(), checksum=bool(message.checksum)
-    )
-    return bytes_answer(reply.to_bytes(), headers=call_headers(call))
+    call = start_call(api, InferRequest.from_dict(message.data), caller)
+    data = api.router.answer(call).to_dict()
+    reply = Message.wrap(SOURCE, INFER_RESPONSE, data, checksum=bool(message.checksum))
+    return call_response(call, reply.to_bytes())
 
 
-def infer(router: Router, identify: Identify | None) -> Response:
+def infer(api: Api) -> Response:
     """Answer a bare infer.request."""
-    who = enter(router, identify, api=NAME)
-    call = begin(router, InferRequest.from_dict(parsed()), who, api=NAME)
-    if "text/event-stream" in asked().environ.get("HTTP_ACCEPT", ""):
-        stream = router.open(call)
-        return sse_answer(stream, Encoder(stream))
-    response = router.answer(call)
-    return json_answer(response.to_dict(), headers=call_headers(call))
+    caller = admitted(api)
+    call = start_call(api, InferRequest.from_dict(json_body(strict_json.loads)), caller)
+    if "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
+        stream = api.router.open(call)
+        return sse_response(stream, Encoder(stream))
+    return call_response(call, api.router.answer(call).to_dict())
 
 
-def providers(router: Router, identify: Identify | None) -> Response:
+def providers(api: Api) -> Response:
     """List the providers and their models."""
-    calling(router, identify)
-    return json_answer(router.registry.to_dict())
+    authenticated(api)
+    return json_response(api.router.registry.to_dict())
 
 
 class Encoder:
-    """Says a stream in MIST's words: what each chunk adds, and at the end the whole infer.response."""
+    """Writes a stream as MIST events: a delta for each chunk, then the whole infer.response."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return one delta: content, reasoning, refusal, tool_calls, whichever there is."""
-        delta = {
-            name: value
-            for name, value in (
-                ("content", chunk.text),
-                ("reasoning", chunk.reasoning),
-                ("refusal", chunk.refusal),
-                ("tool_calls", chunk.tool_calls),
-            )
-            if value
+        """Return a delta with the fields that the chunk has."""
+        fields = {
+            "content": chunk.text,
+            "reasoning": chunk.reasoning,
+            "refusal": chunk.refusal,
+            "tool_calls": chunk.tool_calls,
         }
-        return (
-            Event(strict_json.encode({"delta": delta}), b"infer.delta").encode() if delta else b""
-        )
+        delta = {name: value for name, value in fields.items() if value}
+        return _event(b"infer.delta", {"delta": delta}) if delta else b""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the whole answer."""
-        return Event(
-            strict_json.encode(self._stream.response().to_dict()), INFER_RESPONSE.encode()
-        ).encode()
+        """Return the whole response."""
+        return _event(INFER_RESPONSE.encode(), self._stream.response().to_dict())
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the event that tells of a failure."""
-        return Event(strict_json.encode(plain_error(error)), b"error").encode()
+        """Return the error event."""
+        return _event(b"error", plain_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return what readers skip."""
+        """Return a comment, which clients skip."""
         return comment("waiting for the provider")
+
+
+def _event(name: bytes, data: JSON) -> bytes:
+    return Event(strict_json.encode(data), name).encode()

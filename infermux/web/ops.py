@@ -1,125 +1,171 @@
-"""What operators and their monitoring ask: alive, ready, metrics, targets, circuits."""
+"""The operators' API: health, readiness, metrics, costs, explain, status and circuits."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from flask import Response, request
 
-from ..errors import RequestError
+from ..errors import NotFound, RequestError, close_to, shown
+from ..ledger import Ledger, LedgerUnavailable, reports
+from ..protocol import strict_json
+from ..routing import explain as explaining
 from ..routing.router import Router
-from ..server import status as state
+from ..server import status
 from ..telemetry.metrics import CONTENT_TYPE
 from ..types import JSON
-from . import EndpointBlueprint, View, body, document, endpoints, json_answer, plain_error
-from .admin import Admin, guard
-from .costs import costs, series
-from .plans import explain
-from .status_page import Page
+from . import EndpointBlueprint, auth, endpoints
+from .auth import Admin
+from .http import Api, View, json_body, json_response, plain_error, read_body
+from .status_page import StatusPage
+
+log = logging.getLogger("infermux")
+_COST_PARAMETERS = ("by", "since", "until", "month", "caller", "limit")
 
 
-def blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
-    """Return the operators' endpoints, bound to *router*; without an *admin* key only health and
-    metrics are open.
+def ops_blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
+    """Return the operators' endpoints for *router*.
+
+    Without an *admin* key only health, readiness and metrics are available.
     """
-    state.watch(router)
+    status.watch(router)
 
     def admin_only(view: View) -> View:
-        return guard(admin, view)
+        return auth.admin_only(admin, view)
 
-    return endpoints(
-        "infermux_ops",
-        router,
-        [
-            ("GET", "/healthz", alive),
-            ("GET", "/costs", admin_only(lambda: costs(router))),
-            ("GET", "/costs/timeseries", admin_only(lambda: series(router))),
-            ("GET", "/readyz", partial(ready, router)),
-            ("GET", "/metrics", partial(metrics, router)),
-            ("POST", "/explain", admin_only(lambda: explain(router))),
-            ("GET", "/status", admin_only(Page(router).answer)),
-            ("GET", "/status/targets", admin_only(partial(status, router))),
-            *(
-                (
-                    "POST",
-                    f"/providers/<name>/circuit/{action}",
-                    admin_only(partial(circuit, router, action)),
-                )
-                for action in state.ACTIONS
-            ),
-        ],
-        render=plain_error,
-    )
+    page = StatusPage(router)
+    routes = [
+        ("GET", "/healthz", health),
+        ("GET", "/readyz", readiness),
+        ("GET", "/metrics", metrics),
+        ("GET", "/costs", admin_only(costs)),
+        ("GET", "/costs/timeseries", admin_only(cost_series)),
+        ("POST", "/explain", admin_only(explain)),
+        ("GET", "/status", admin_only(lambda _: page.response())),
+        ("GET", "/status/targets", admin_only(targets)),
+    ]
+    for action in status.ACTIONS:
+        change = admin_only(partial(circuit, action=action))
+        routes.append(("POST", f"/providers/<name>/circuit/{action}", change))
+    return endpoints("infermux_ops", Api("ops", router, plain_error), routes)
 
 
-def alive() -> Response:
-    """Say that the process answers; nothing else is asked."""
-    return json_answer({"status": "ok"})
+def health(_: Api) -> Response:
+    """Report that the process answers, and nothing else."""
+    return json_response({"status": "ok"})
 
 
-def ready(router: Router) -> Response:
-    """Say whether calls can be served, and if not, why: by the ledger, or because every target is
-    shut.
-    """
-    problem = router.ledger.problem() if router.ledger is not None else None
-    watched, known = router.targets.breakers(), router.registry.targets()
-    shut = {
+def readiness(api: Api) -> Response:
+    """Report whether calls can be served; if not, the ledger's problem or the open circuits."""
+    ledger = api.router.ledger
+    problem = ledger.problem() if ledger is not None else None
+    watched, known = api.router.targets.breakers(), api.router.registry.targets()
+    unready = {
         str(target): reason
         for target in known
         if target in watched and (reason := watched[target].refusal())
     }
-    usable = len(known) - len(shut)
-    good = problem is None and (usable > 0 or not known)
-    ledger = "not configured" if router.ledger is None else problem or "ok"
-    return json_answer(
-        {
-            "ready": good,
-            "configuration": "ok",
-            "ledger": ledger,
-            "targets": {"usable": usable, "shut": shut},
-        },
-        200 if good else 503,
-        {"Cache-Control": "no-store"},
-    )
+    usable = len(known) - len(unready)
+    ready = problem is None and (usable > 0 or not known)
+    data = {
+        "ready": ready,
+        "configuration": "ok",
+        "ledger": "not configured" if ledger is None else problem or "ok",
+        "targets": {"usable": usable, "shut": unready},
+    }
+    return json_response(data, 200 if ready else 503, {"Cache-Control": "no-store"})
 
 
-def metrics(router: Router) -> Response:
-    """Give Prometheus the counts of every worker."""
-    return Response(
-        state.watch(router).text(),
-        headers={"X-Content-Type-Options": "nosniff"},
-        content_type=CONTENT_TYPE,
-    )
+def metrics(api: Api) -> Response:
+    """Return the counters of all workers in Prometheus's text format."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return Response(status.watch(api.router).text(), headers=headers, content_type=CONTENT_TYPE)
 
 
-def status(router: Router) -> Response:
-    """Say how each target is."""
-    return json_answer({"targets": [target._asdict() for target in state.targets(router)]})
+def explain(api: Api) -> Response:
+    """Explain what a call would do in this process now; nothing is sent."""
+    question = explaining.question(json_body(strict_json.document).value)
+    return json_response(explaining.explain(api.router, question).to_dict())
 
 
-def circuit(router: Router, action: str, name: str) -> Response:
-    """Open, close or reset a provider's circuits, or those of one model, and say how its targets
-    are then.
-    """
-    router.registry.member(name)
-    model = _model()
-    chosen = {target.model for target in router.registry.resolve(model, name)} if model else {None}
+# -- costs -----------------------------------------------------------------------------------------
+
+
+def costs(api: Api) -> Response:
+    """Return the costs by model or by other dimensions, like `infermux costs`."""
+    span, caller, limit = _cost_query(time.time())
+    by = reports.dimensions(request.args.getlist("by"))
+    with _ledger(api) as ledger:
+        found = reports.costs(ledger, by, span, caller=caller, limit=limit)
+    return json_response(found.to_dict())
+
+
+def cost_series(api: Api) -> Response:
+    """Return the costs of each day or hour, including those without calls."""
+    now = time.time()
+    span, caller, limit = _cost_query(now)
+    step = request.args.get("by") or "day"
+    with _ledger(api) as ledger:
+        found = reports.series(ledger, step, span, now, caller=caller, limit=limit)
+    return json_response(found)
+
+
+def _cost_query(now: float) -> tuple[reports.Period, str | None, int]:
+    """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
+    for name in request.args:
+        if name not in _COST_PARAMETERS:
+            hint = close_to(name, _COST_PARAMETERS)
+            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
+    given = request.args.get
+    span = reports.period(now, since=given("since"), until=given("until"), month=given("month"))
+    return span, given("caller"), reports.limited(given("limit"))
+
+
+@contextmanager
+def _ledger(api: Api) -> Iterator[Ledger]:
+    """Give the ledger; if it cannot be read, log why."""
+    if api.router.ledger is None:
+        raise NotFound("no ledger is configured")
+    try:
+        yield api.router.ledger
+    except LedgerUnavailable as error:
+        log.error("the ledger cannot be read for costs: %s", error.reason)
+        raise
+
+
+# -- circuits --------------------------------------------------------------------------------------
+
+
+def targets(api: Api) -> Response:
+    """Return the status of each target."""
+    return json_response({"targets": [each._asdict() for each in status.targets(api.router)]})
+
+
+def circuit(api: Api, action: str, name: str) -> Response:
+    """Open, close or reset a provider's circuits, or one model's; return its targets afterwards."""
+    registry, model = api.router.registry, _requested_model()
+    registry.member(name)
+    chosen = {target.model for target in registry.resolve(model, name)} if model else {None}
     for each in chosen:
-        workers, done = state.order(router, action, name, each)
+        workers, done = status.order(api.router, action, name, each)
     found = [
         target._asdict()
-        for target in state.targets(router)
+        for target in status.targets(api.router)
         if target.provider == name and (not model or target.model in chosen)
     ]
-    return json_answer(
+    return json_response(
         {"provider": name, "action": action, "workers": workers, "done": done, "targets": found}
     )
 
 
-def _model() -> str:
-    """Return the model that the address or the body names, or nothing."""
-    given: JSON = document().value if body() else {}
+def _requested_model() -> str:
+    """Return the model that the query or the body names, or ""."""
+    given: JSON = json_body(strict_json.document).value if read_body() else {}
     model = request.args.get("model", given.get("model", ""))
     if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:
-        raise RequestError('the body may be {"model": "NAME"} alone', param="model")
+        raise RequestError('the body must be empty or {"model": "NAME"}', param="model")
     return model

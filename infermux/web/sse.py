@@ -1,73 +1,55 @@
-"""Streams to a client: one way for every door and dialect."""
+"""Streams a call to the client as server-sent events, in the API's dialect."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 from flask import Response
-from werkzeug.wsgi import ClosingIterator
+from werkzeug.datastructures import Headers
 
 from ..errors import InferMuxError
 from ..planning.call import Call
 from ..routing.router import Stream
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from . import call_headers
+from .http import BytesResponse, call_headers
 
 log = logging.getLogger("infermux")
 
 
 class Encoder(Protocol):
-    """How a door says a stream in its dialect."""
+    """Writes a stream's events in one dialect."""
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk; nothing where there is nothing to say."""
+        """Return the events for a chunk; b"" if the dialect has none for it."""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the last events and the terminator of a stream that is whole."""
+        """Return the last events and the terminator of a complete stream."""
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the event that tells of a failure; no terminator follows it."""
+        """Return the error event; no terminator follows it."""
 
     def heartbeat(self) -> bytes:
-        """Return a sign of life, by which a client that has gone is noticed too."""
+        """Return what clients ignore; writing it detects a client that is gone."""
 
 
-class _Pieces(Response):
-    """An answer in pieces that are bytes: they go out as they come, and are not looked at once
-    more.
-    """
-
-    pieces: object = None  # the body; a hook of the app may put another one in its place
-
-    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
-        if self.response is not self.pieces:
-            return super().get_app_iter(environ)
-        return ClosingIterator(self.response, self.close)  # type: ignore[arg-type]
-
-
-def sse_answer(stream: Stream, encoder: Encoder) -> Response:
-    """Return the stream as server-sent events; it is closed however the answer ends, also if nobody
-    ever reads it.
-    """
-    answer = _Pieces(
-        _events(stream, encoder),
-        content_type="text/event-stream; charset=utf-8",
-        headers={
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-            "X-Content-Type-Options": "nosniff",
-            **call_headers(stream.call),
-        },
-    )
-    answer.pieces = answer.response
-    answer.call_on_close(stream.close)
-    return answer
+def sse_response(stream: Stream, encoder: Encoder) -> Response:
+    """Return *stream* as server-sent events; it is closed even if nobody reads the response."""
+    headers = {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+        **call_headers(stream.call),
+    }
+    response = BytesResponse(_events(stream, encoder), 200, Headers(headers))
+    response.call_on_close(stream.close)
+    return response
 
 
 def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
-    held = b""  # of events that came together, which go on together
+    held = b""  # events that arrived together are sent together
     try:
         for chunk in stream:
             held += encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
@@ -77,13 +59,13 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
         yield held + encoder.end(summary(stream.call), stream.call.usage)
     except InferMuxError as error:
         yield held + encoder.error(error)
-    except Exception:  # a bug of ours must not look like the end of an answer
-        log.exception("a stream could not be passed on")
+    except Exception:  # a bug must not look like the end of the stream
+        log.exception("a stream failed unexpectedly")
         yield held + encoder.error(InferMuxError("internal error"))
 
 
 def summary(call: Call) -> JSON:
-    """Return what is known of a call at its end, for the last event of its stream."""
+    """Return the facts of a call for the last event of its stream."""
     tokens_in, tokens_out = call.tokens
     data: JSON = {
         "id": call.id,

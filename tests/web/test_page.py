@@ -30,7 +30,7 @@ from infermux.pricing import PICO
 from infermux.protocol import InferRequest
 from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
-from infermux.web.status_page import Page, count, duration, money, share
+from infermux.web.status_page import StatusPage, count, duration, money, share
 
 ADMIN = "adm-in-key"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"me:{ADMIN}".encode()).decode()}
@@ -218,7 +218,7 @@ def test_hours_that_are_over_are_asked_for_once_but_a_late_call_counts(tmp_path:
 
         def at(router: Router) -> Flask:
             app = Flask("host")
-            app.add_url_rule("/ops/status", view_func=Page(router, clock=lambda: NOON + 300).answer)
+            app.add_url_rule("/ops/status", view_func=StatusPage(router, clock=lambda: NOON + 300).response)
             return app
 
         with Front(EchoProvider(), app=at, ledger=ledger) as front:

@@ -1,0 +1,218 @@
+"""Reads request bodies and headers, and writes JSON responses, error responses and headers."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from flask import Request, Response, request
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wsgi import ClosingIterator
+
+from ..errors import (
+    InferMuxError,
+    MethodNotAllowed,
+    QuotaExhausted,
+    RequestError,
+    RequestTooLarge,
+    UnsupportedEncoding,
+    shown,
+)
+from ..planning.call import Call
+from ..pricing import usd
+from ..protocol import InferRequest, new_id, strict_json
+from ..routing.router import TAGS, Router
+from ..telemetry.spans import parse
+from ..types import JSON, NOTHING, Caller
+
+MAX_BODY = 32 * 1024 * 1024  # bytes of a request
+_CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
+_TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
+
+T = TypeVar("T")
+View = Callable[..., Response]
+Render = Callable[[InferMuxError], JSON]
+Identify = Callable[[], Caller | str | None]
+
+
+class Api(NamedTuple):
+    """What the views of one API share."""
+
+    name: str  # in records, logs and metrics
+    router: Router
+    render: Render  # of errors
+    identify: Identify | None = None  # the mounting app's own way to say who calls
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def current_request() -> Request:
+    """Return the request itself: each access through Flask's proxy costs three function calls."""
+    found: Request = request._get_current_object()  # type: ignore[attr-defined]  # documented
+    return found
+
+
+def read_body(limit: int = MAX_BODY) -> bytes:
+    """Return the body; raise RequestError unless it is whole, uncompressed and within *limit*."""
+    request = current_request()
+    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedEncoding(
+            f"content encoding {shown(encoding)} is not supported; send the body uncompressed"
+        )
+    if request.max_content_length is not None:  # the app's own MAX_CONTENT_LENGTH
+        limit = min(limit, request.max_content_length)
+    length: str = request.environ.get("CONTENT_LENGTH", "")
+    chunked = "HTTP_TRANSFER_ENCODING" in request.environ
+    size = int(length) if length.isascii() and length.isdigit() and not chunked else None
+    try:
+        if size is not None and size > limit:
+            raise RequestEntityTooLarge
+        # one more than fits: Werkzeug cuts a chunked body at its limit without an error
+        request.max_content_length = limit + 1
+        if size is None or "stream" in vars(request):  # a hook of the app may have read it
+            data = request.get_data()
+        else:  # in a quarter of the time
+            data = request.environ["wsgi.input"].read(size)
+            request.stream = io.BytesIO(data)
+        if len(data) > limit:
+            raise RequestEntityTooLarge
+    except RequestEntityTooLarge:
+        raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
+    except Exception:  # servers raise various errors for a truncated or malformed body
+        raise RequestError("the body ended early or is not well-formed") from None
+    if size is not None and len(data) < size:
+        raise RequestError(f"the body has {len(data)} bytes, but Content-Length is {size}")
+    return data
+
+
+def json_body(decode: Callable[[bytes], T]) -> T:
+    """Return the body as *decode* of strict_json reads it; raise RequestError."""
+    try:
+        return decode(read_body())
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
+    """Return the call that this request starts; error responses find it for their headers."""
+    environ = current_request().environ  # `request.headers` takes 30 times as long for a lookup
+    header = environ.get
+    tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
+    trace = parse(header("HTTP_TRACEPARENT"))
+    call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)
+    call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
+    environ[_CALL] = call
+    return call
+
+
+def _read_timeout(text: str) -> float | None:
+    """Return the seconds that an official SDK says it waits, or None."""
+    is_number = text.isascii() and text.replace(".", "", 1).isdigit()
+    return (float(text) or None) if is_number else None
+
+
+# -- responses -------------------------------------------------------------------------------------
+
+
+class BytesResponse(Response):
+    """A response of bytes that is complete: Werkzeug neither encodes nor copies it again."""
+
+    def __init__(self, body: Iterable[bytes], status: int, headers: Headers) -> None:
+        super().__init__(body, status, headers)
+        self._original = self.response  # a hook of the app may replace the body
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        return self.headers
+
+    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
+        if self.response is not self._original or environ["REQUEST_METHOD"] == "HEAD":
+            return super().get_app_iter(environ)
+        return ClosingIterator(self.response, self.close)  # type: ignore[arg-type]  # it is bytes
+
+
+def json_response(
+    value: object, status: int = 200, headers: Mapping[str, str] = NOTHING
+) -> Response:
+    """Return *value* as JSON, whatever the app's JSON settings are; bytes are JSON already."""
+    data = value if isinstance(value, bytes) else strict_json.encode(value)
+    complete = Headers()
+    complete[:] = [  # a third faster than one by one
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(data))),
+        ("X-Content-Type-Options", "nosniff"),
+        *headers.items(),
+    ]
+    return BytesResponse([data], status, complete)
+
+
+def call_response(call: Call, value: object) -> Response:
+    """Return *value* as the JSON response to *call*."""
+    return json_response(value, headers=call_headers(call))
+
+
+def with_request_id(response: Response) -> Response:
+    """Return *response*, with a request id if it has none."""
+    if "X-Request-Id" not in response.headers:
+        response.headers["X-Request-Id"] = response.headers["Request-Id"] = new_id()
+    return response
+
+
+def error_response(error: InferMuxError, render: Render) -> Response:
+    """Return *error* as *render* writes it, with the headers of the call that failed."""
+    call = current_request().environ.get(_CALL)
+    headers = call_headers(call) if call is not None else {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    elif error.status == 429:  # the vendor named no time
+        headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
+    if error.status >= 500 or error.status == 402:  # the router has retried what can be retried
+        headers["x-should-retry"] = "false"
+    return with_request_id(json_response(render(error), error.status, headers))
+
+
+def plain_error(error: InferMuxError) -> JSON:
+    """Return an error in the form of the MIST and operators' endpoints."""
+    return {"error": {"message": error.message, "type": error.type, "code": error.code}}
+
+
+def call_headers(call: Call) -> dict[str, str]:
+    """Return the response headers that describe a call."""
+    headers = {
+        "X-Request-Id": call.id,
+        "Request-Id": call.id,
+        "X-Infermux-Attempts": str(len(call.attempts)),
+        "X-Infermux-Latency-Ms": str(call.latency_ms),
+    }
+    if call.attempts:
+        upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
+        headers |= {
+            "X-Infermux-Provider": header_value(call.provider),
+            "X-Infermux-Model": header_value(call.model),
+            "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}",
+        }
+    if call.override:
+        headers["X-Infermux-Model-Override"] = header_value(call.override)
+    if call.request.dropped:
+        headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
+    if call.ended is not None and call.usage is not None:
+        tokens_in, tokens_out = call.tokens
+        headers |= {
+            "X-Infermux-Prompt-Tokens": str(tokens_in),
+            "X-Infermux-Completion-Tokens": str(tokens_out),
+            "X-Infermux-Cost": usd(call.cost),
+        }
+    return headers
+
+
+def header_value(value: str) -> str:
+    """Return *value* fit for a header: model names can come from outside."""
+    if value.isascii() and value.isprintable() and len(value) <= 200:
+        return value
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in value[:200])
