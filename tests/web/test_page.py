@@ -195,7 +195,7 @@ def test_without_a_ledger_the_rest_is_shown(ledger: SQLiteLedger, tmp_path: Path
     with Front(EchoProvider(), app=mounted) as front:
         ask(front.port, "/infer", HELLO)
         text = page(front)
-        assert "There is no ledger" in text and "echo-v1 echo closed" in text and "Cost" not in text
+        assert "No ledger is configured" in text and "echo-v1 echo closed" in text and "Cost" not in text
     with Front(EchoProvider(), app=mounted, ledger=ledger) as front:
         ask(front.port, "/infer", HELLO)
         shutil.rmtree(tmp_path / "ledger")
