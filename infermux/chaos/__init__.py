@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .. import build
 from ..config import Config, ProviderConfig
-from ..config.schema import Secret, meant
+from ..config.schema import Secret, suggestion
 from ..config.settings import Trace, Wait
 from ..errors import ConfigError, InferMuxError
 from ..planning.call import Call
@@ -156,7 +156,7 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
     trials = [_Trial(WELL, BEFORE, streamed) for streamed in (False, True)]
     for name in faults:
         if name not in FAULTS:
-            raise ConfigError(f"there is no fault {name!r}{meant(name, FAULTS)}")
+            raise ConfigError(f"there is no fault {name!r}{suggestion(name, FAULTS)}")
         fault = FAULTS[name]
         trials += [_Trial(name, BEFORE, False)] * fault.plain + [
             _Trial(name, when, True) for when in fault.stream

@@ -12,8 +12,7 @@ from pathlib import Path
 import click
 
 from .. import build
-from ..config.schema import close
-from ..errors import ConfigError, InferMuxError, shown
+from ..errors import ConfigError, InferMuxError, close_to, shown
 from ..pricing import Peak, Price, Tariff, entries, find, table_date
 from ..pricing import compare as pricecheck
 from ..types import JSON
@@ -139,7 +138,7 @@ def _listed(provider: str | None, own: list[Price]) -> list[Price]:
     every = [*own, *entries()]
     if provider is not None and provider not in (names := {price.provider for price in every}):
         raise OneLine(
-            f"no prices of a provider {shown(provider)} are known{close(provider, names) or _there_are(names)}"
+            f"no prices of a provider {shown(provider)} are known{close_to(provider, names) or _there_are(names)}"
         )
     return [price for price in every if provider in (None, price.provider)]
 
@@ -157,7 +156,9 @@ def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
         found = list(_found(rest, [first], own))
     if not found:
         every = [*pricecheck.known(), *(price.id for price in own)]
-        raise OneLine(f"no price is known for {shown(name)}{close(name.rpartition('/')[2], every)}")
+        raise OneLine(
+            f"no price is known for {shown(name)}{close_to(name.rpartition('/')[2], every)}"
+        )
     return found
 
 

@@ -1,21 +1,18 @@
-"""Where the configuration comes from: infermux.toml and the environment. The only place that reads
-the environment.
-"""
+"""Loads the configuration from infermux.toml and the environment, which only this package reads."""
 
 from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, shown
-from .schema import Secret, meant, of_type, table, url
-from .schema import name as printable
+from .schema import Secret, of_type, printable_name, suggestion, table, url
 from .settings import (
     Config,
     KeyConfig,
@@ -35,7 +32,7 @@ FILE = "infermux.toml"
 
 
 class Missing(ConfigError):
-    """There is no such file."""
+    """The file does not exist or cannot be read."""
 
 
 class NotTOML(ConfigError):
@@ -49,13 +46,40 @@ _SECTIONS: dict[str, Any] = {
     "trace": Trace,
 }
 _TABLES = ("providers", "models", "keys", *_SECTIONS)
-_USUAL = {
+_SECRETS = {"api_key", "admin", "hash"}
+_ADDRESSES = ("_HOST", "_BASE_URL")  # end the variables that hold a local server's address
+_PORTS = {
     "OLLAMA_HOST": 11434,
     "VLLM_BASE_URL": 8000,
     "LMSTUDIO_BASE_URL": 1234,
     "LLAMACPP_BASE_URL": 8080,
-}  # ports
-_SECRETS = {"api_key", "admin", "hash"}
+}
+
+
+class _Environment(NamedTuple):
+    """The environment's variables, and which of them configure the presets."""
+
+    variables: Mapping[str, str]
+    keys: Mapping[str, Iterable[str]]  # by preset
+    addresses: Mapping[str, str]  # by preset, unless it is <NAME>_BASE_URL
+
+    def get(self, variable: str) -> str:
+        return self.variables.get(variable, "").strip()
+
+    def base_url(self, preset: str) -> str:
+        variable = self.addresses.get(preset) or f"{preset.upper()}_BASE_URL"
+        value = self.get(variable)
+        return url(value, variable) if value else ""
+
+    def provider(self, preset: str) -> ProviderConfig | None:
+        """Return the provider that the first set variable configures, or None."""
+        for variable in self.keys[preset]:
+            if value := self.get(variable):
+                if variable.endswith(_ADDRESSES):
+                    return ProviderConfig(preset, preset, base_url=_local(variable, value))
+                key = _secret(variable, value)
+                return ProviderConfig(preset, preset, self.base_url(preset), key)
+        return None
 
 
 def load(
@@ -64,23 +88,19 @@ def load(
     environ: Mapping[str, str] | None = None,
     path: str | None = None,
 ) -> Config:
-    """Return the configuration of the file and the environment; raise ConfigError naming file,
-    place and remedy.
+    """Return the configuration; raise ConfigError naming the place and the remedy.
 
-    The file is *path*, else INFERMUX_CONFIG, else ./infermux.toml. Without one, *keys* gives, in
-    order, each preset's variables: a provider is configured where one of them is set. *addresses*
-    gives the variables of those whose address is not in <NAME>_BASE_URL.
+    The file is *path*, else INFERMUX_CONFIG, else ./infermux.toml. Without one, the presets with
+    a key in the environment are the providers. *keys* and *addresses*: see `_Environment`.
     """
-    environ = os.environ if environ is None else environ
-    file = (
-        path or environ.get(f"{PREFIX}CONFIG", "").strip() or (FILE if Path(FILE).is_file() else "")
-    )
-    config = (
-        _from_file(file, keys, addresses, environ)
-        if file
-        else Config(providers=tuple(_providers(keys, addresses, environ)))
-    )
-    for name, value in sorted(environ.items()):
+    environment = _Environment(os.environ if environ is None else environ, keys, addresses)
+    default = FILE if Path(FILE).is_file() else ""
+    file = path or environment.get(f"{PREFIX}CONFIG") or default
+    if file:
+        config = _from_file(file, environment)
+    else:
+        config = Config(providers=tuple(filter(None, map(environment.provider, keys))))
+    for name, value in sorted(environment.variables.items()):
         if name.startswith(PREFIX) and "__" in name:
             config = _overridden(config, name, value)
     if file:
@@ -88,12 +108,15 @@ def load(
     return config
 
 
-def _from_file(
-    file: str,
-    keys: Mapping[str, Iterable[str]],
-    addresses: Mapping[str, str],
-    environ: Mapping[str, str],
-) -> Config:
+def override(name: str, value: str) -> None:
+    """Set INFERMUX_*name* for this process and the processes that it starts."""
+    os.environ[PREFIX + name] = value
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def _from_file(file: str, environment: _Environment) -> Config:
     try:
         data = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -105,252 +128,182 @@ def _from_file(
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
     try:
-        return _read(data, keys, addresses, environ, file)
+        return _read(data, environment, file)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.message}") from None
 
 
-def _read(
-    data: dict[str, Any],
-    keys: Mapping[str, Iterable[str]],
-    addresses: Mapping[str, str],
-    environ: Mapping[str, str],
-    file: str,
-) -> Config:
+def _read(data: dict[str, Any], environment: _Environment, file: str) -> Config:
     for name in data:
         if name not in _TABLES:
-            raise ConfigError(f"there is no section [{name}]{meant(name, _TABLES)}")
-    data = _dereferenced(data, "", environ)
-    providers = tuple(
-        _provider(name, value, keys, addresses, environ)
-        for name, value in _named(data, "providers")
-    )
-    models = tuple(_model(name, value) for name, value in _named(data, "models"))
-    callers = tuple(
-        table(KeyConfig, name=printable(name, "[keys]"))(value, f"[keys.{name}]")
-        for name, value in _named(data, "keys")
-    )
+            raise ConfigError(f"there is no section [{name}]{suggestion(name, _TABLES)}")
+    data = _dereferenced(data, "", environment)
+    providers = [_provider(name, value, environment) for name, value in _tables(data, "providers")]
+    models = [_model(name, value) for name, value in _tables(data, "models")]
+    keys = [
+        table(KeyConfig, name=name)(value, f"[keys.{name}]")
+        for name, value in _tables(data, "keys")
+    ]
     sections = {
         name: table(kind)(data[name], f"[{name}]")
         for name, kind in _SECTIONS.items()
         if name in data
     }
-    _check_models(models)
+    _check_cycles(models)
     return Config(
-        providers=providers,
-        models=models,
-        keys=callers if "keys" in data else None,
+        providers=tuple(providers),
+        models=tuple(models),
+        keys=tuple(keys) if "keys" in data else None,
         path=file,
         **sections,
     )
 
 
-def _named(data: dict[str, Any], section: str) -> list[tuple[str, Any]]:
-    return list(of_type(dict, data.get(section, {}), f"[{section}]").items())
+def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, Any]]:
+    """Yield the tables of a section with their names."""
+    for name, value in of_type(dict, data.get(section, {}), f"[{section}]").items():
+        yield printable_name(name, f"[{section}]"), value
 
 
-def _dereferenced(value: Any, place: str, environ: Mapping[str, str]) -> Any:
+def _dereferenced(value: Any, place: str, environment: _Environment) -> Any:
     """Return the tables with every reference to a secret replaced by the secret."""
     if not isinstance(value, dict):
         return value
-    return {
-        name: _revealed(item, f"{place}.{name}".lstrip("."), environ)
-        if name in _SECRETS and isinstance(item, str)
-        else _dereferenced(item, f"{place}.{name}".lstrip("."), environ)
-        for name, item in value.items()
-    }
+    found = {}
+    for name, item in value.items():
+        inner = f"{place}.{name}" if place else name
+        is_secret = name in _SECRETS and isinstance(item, str)
+        found[name] = (_resolved if is_secret else _dereferenced)(item, inner, environment)
+    return found
 
 
-def _revealed(value: str, place: str, environ: Mapping[str, str]) -> Any:
+def _resolved(value: str, place: str, environment: _Environment) -> Any:
+    """Return the secret behind "env:NAME" or "file:PATH"; other text is left for its reader."""
     kind, _, name = value.partition(":")
     if kind == "env" and name:
-        found = environ.get(name, "").strip()
-        if not found:
+        if not environment.get(name):
             raise ConfigError(f"{place}: the variable {name} is not set")
-    elif kind == "file" and name:
+        return _secret(place, environment.get(name))
+    if kind == "file" and name:
         try:
-            found = Path(name).read_text(encoding="utf-8").strip()
+            return _secret(place, Path(name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"{place}: the file {name} cannot be read") from None
-    else:
-        return value  # its reader says what is wrong with it
-    return _made_secret(place, found)
+    return value
 
 
-def _made_secret(place: str, value: str) -> Secret:
+def _secret(place: str, value: str) -> Secret:
     try:
         return Secret(value.strip())
     except ConfigError as error:
         raise ConfigError(f"{place}: {error.message}") from None
 
 
-def _provider(
-    name: str,
-    value: Any,
-    keys: Mapping[str, Iterable[str]],
-    addresses: Mapping[str, str],
-    environ: Mapping[str, str],
-) -> ProviderConfig:
-    """Return one provider of the file: its key is the preset's variable, unless it has another
-    type, address or key.
-    """
-    provider = table(ProviderConfig, name=printable(name, "[providers]"))(
-        value, f"[providers.{name}]"
-    )
+def _provider(name: str, value: Any, environment: _Environment) -> ProviderConfig:
+    """Return a provider of the file; what a preset's table omits comes from its variables."""
+    provider = table(ProviderConfig, name=name)(value, f"[providers.{name}]")
     if "/" in name:
-        raise ConfigError(f"[providers.{name}]: a provider's name must hold no '/'")
+        raise ConfigError(f"[providers.{name}]: a provider's name must not contain '/'")
     provider = provider if provider.type else replace(provider, type=name)
-    if provider.type != name or name not in keys:
+    if provider.type != name or name not in environment.keys:
         return provider
-    address = addresses.get(name) or f"{name.upper()}_BASE_URL"
-    base_url = environ.get(address, "").strip()
-    if base_url and not provider.base_url:
-        provider = replace(provider, base_url=url(base_url, address))
-    for found in (
-        _providers({name: keys[name]}, addresses, environ) if provider.api_key is None else ()
-    ):
-        return replace(
-            provider, api_key=found.api_key, base_url=provider.base_url or found.base_url
-        )
+    if not provider.base_url:
+        provider = replace(provider, base_url=environment.base_url(name))
+    if provider.api_key is None and (found := environment.provider(name)):
+        address = provider.base_url or found.base_url
+        provider = replace(provider, api_key=found.api_key, base_url=address)
     return provider
 
 
 def _check_keys(config: Config, keys: Mapping[str, Iterable[str]]) -> None:
-    """Raise ConfigError for a vendor without its key; a server of one's own, which has an address,
-    may do without.
-    """
+    """Raise ConfigError for a vendor without a key; one with an own address needs none."""
     for provider in config.providers:
-        variables = [
-            variable
-            for variable in keys.get(provider.type, ())
-            if not variable.endswith(("_HOST", "_BASE_URL"))
-        ]
+        variables = [each for each in keys.get(provider.type, ()) if not each.endswith(_ADDRESSES)]
         if variables and provider.api_key is None and not provider.base_url:
             own = f"{' or '.join(variables)}, or " if provider.type == provider.name else ""
             raise ConfigError(
-                f'{config.path}: [providers.{provider.name}] has no key: set {own}api_key to a reference, "env:NAME"'
+                f"{config.path}: [providers.{provider.name}] has no key: "
+                f'set {own}api_key to a reference, "env:NAME"'
             )
 
 
 def _model(name: str, value: Any) -> ModelConfig:
-    place = f"[models] {printable(name, '[models]')}"
-    if isinstance(value, dict):
-        model = table(ModelConfig, name=name)(value, f"[models.{name}]")
-    else:
-        model = ModelConfig(name, target_names(value, place))
+    if not isinstance(value, dict):
+        return ModelConfig(name, target_names(value, f"[models] {name}"))
+    model = table(ModelConfig, name=name)(value, f"[models.{name}]")
     for target in model.weights:
         if target not in model.targets:
             raise ConfigError(
-                f"[models.{name}].weights: {target!r} is not a target{meant(target, model.targets)}"
+                f"[models.{name}].weights: {target!r} is not a target"
+                f"{suggestion(target, model.targets)}"
             )
     if model.weights and model.strategy != "weighted":
         raise ConfigError(f'[models.{name}].weights need strategy = "weighted"')
     return model
 
 
-def _check_models(models: tuple[ModelConfig, ...]) -> None:
-    """Raise ConfigError if a name leads back to itself."""
+def _check_cycles(models: list[ModelConfig]) -> None:
     names = {model.name: [*model.targets, *model.then] for model in models}
-    order = TopologicalSorter(
-        {name: [target for target in targets if target in names] for name, targets in names.items()}
-    )
+    graph = {name: [each for each in targets if each in names] for name, targets in names.items()}
     try:
-        order.prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
-        raise ConfigError(
-            f"[models] {error.args[1][-1]} leads back to itself: {' -> '.join(reversed(error.args[1]))}"
-        ) from None
+        cycle = error.args[1][::-1]
+        raise ConfigError(f"[models] {cycle[0]} is circular: {' -> '.join(cycle)}") from None
 
 
 # -- the environment -------------------------------------------------------------------------------
 
 
-def _providers(
-    keys: Mapping[str, Iterable[str]], addresses: Mapping[str, str], environ: Mapping[str, str]
-) -> Iterable[ProviderConfig]:
-    for name, variables in keys.items():
-        found = next(
-            (
-                (variable, environ[variable].strip())
-                for variable in variables
-                if environ.get(variable, "").strip()
-            ),
-            None,
-        )
-        if found is None:
-            continue
-        variable, value = found
-        if variable.endswith(
-            ("_HOST", "_BASE_URL")
-        ):  # a local server: its address says that it is there
-            yield ProviderConfig(name, name, base_url=_local(variable, value))
-        else:
-            address = addresses.get(name) or f"{name.upper()}_BASE_URL"
-            base_url = environ.get(address, "").strip()
-            yield ProviderConfig(
-                name,
-                name,
-                base_url=url(base_url, address) if base_url else "",
-                api_key=_made_secret(variable, value),
-            )
-
-
 def _local(variable: str, value: str) -> str:
-    """Return the address of a local server from HOST, :PORT, HOST:PORT or a URL, as OLLAMA_HOST is
-    written.
-    """
+    """Return a local server's URL from HOST, :PORT, HOST:PORT or a URL, as OLLAMA_HOST allows."""
     bare = "://" not in value
     address = f"http://{'127.0.0.1' if value.startswith(':') else ''}{value}" if bare else value
     parts = urlsplit(url(address, variable))
     host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::") else parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    usual = (443 if parts.scheme == "https" else 80) if not bare else _USUAL.get(variable, 80)
-    return f"{parts.scheme}://{host}:{parts.port or usual}{parts.path.rstrip('/')}"
+    default = _PORTS.get(variable, 80) if bare else 443 if parts.scheme == "https" else 80
+    return f"{parts.scheme}://{host}:{parts.port or default}{parts.path.rstrip('/')}"
 
 
 def _overridden(config: Config, variable: str, value: str) -> Config:
+    """Return *config* with what INFERMUX_SECTION__KEY sets."""
     section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
-    if section == "providers":
-        return _provider_overridden(config, variable, key, value)
-    if section not in _SECTIONS:
-        raise ConfigError(
-            f"{variable}: there is no section {section!r}{meant(section, [*_SECTIONS, 'providers'])}"
-        )
-    kind = _SECTIONS[section]
-    return replace(
-        config,
-        **{
-            section: _field_set(
-                getattr(config, section) or kind(), variable, f"[{section}]", key, value
-            )
-        },
-    )
+    if section in _SECTIONS:
+        old = getattr(config, section) or _SECTIONS[section]()
+        return replace(config, **{section: _with_field(old, variable, f"[{section}]", key, value)})
+    if section != "providers":
+        hint = suggestion(section, [*_SECTIONS, "providers"])
+        raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
+    name, _, key = key.partition("__")
+    known = {provider.name.lower(): provider for provider in config.providers}
+    if name not in known:
+        hint = f"set its key first{suggestion(name, known)}"
+        raise ConfigError(f"{variable}: provider {name!r} is not configured; {hint}")
+    new = _with_field(known[name], variable, f"[providers.{name}]", key, value)
+    providers = [new if each is known[name] else each for each in config.providers]
+    return replace(config, providers=tuple(providers))
 
 
-def _field_set(record: Any, variable: str, place: str, path: str, value: str) -> Any:
+def _with_field(record: Any, variable: str, place: str, path: str, value: str) -> Any:
+    """Return *record* with the field at *path* (KEY or TABLE__KEY) read from *value*."""
     key, _, rest = path.partition("__")
     known = {item.name: item for item in fields(record) if "reader" in item.metadata}
     if key not in known:
-        raise ConfigError(f"{variable}: {place} has no {key!r}{meant(key, known)}")
+        raise ConfigError(f"{variable}: {place} has no {key!r}{suggestion(key, known)}")
     old = getattr(record, key)
-    if rest:
-        if not hasattr(old, "__dataclass_fields__"):
-            raise ConfigError(f"{variable}: {place}.{key} is not a table")
-        return replace(record, **{key: _field_set(old, variable, f"{place}.{key}", rest, value)})
-    return replace(
-        record,
-        **{
-            key: known[key].metadata["reader"](
-                _typed(old, value, known[key].type, variable), variable
-            )
-        },
-    )
+    if not rest:
+        typed = _typed(old, value, known[key].type, variable)
+        return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
+    if not hasattr(old, "__dataclass_fields__"):
+        raise ConfigError(f"{variable}: {place}.{key} is not a table")
+    return replace(record, **{key: _with_field(old, variable, f"{place}.{key}", rest, value)})
 
 
 def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
     """Return the text of a variable as the value that a file would hold."""
     if "Secret" in str(kind):
-        return _made_secret(variable, value)
+        return _secret(variable, value)
     if isinstance(old, bool):
         return {"true": True, "false": False}.get(value.strip().lower(), value)
     if isinstance(old, tuple):
@@ -359,31 +312,6 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
         try:
             return type(old)(value)
         except ValueError:
-            raise ConfigError(
-                f"{variable} must be {'a whole number' if isinstance(old, int) else 'a number'}, "
-                f"not {shown(value)}"
-            ) from None
+            right = "a whole number" if isinstance(old, int) else "a number"
+            raise ConfigError(f"{variable} must be {right}, not {shown(value)}") from None
     return value
-
-
-def _provider_overridden(config: Config, variable: str, path: str, value: str) -> Config:
-    name, _, key = path.partition("__")
-    known = {provider.name.lower(): provider for provider in config.providers}
-    if name not in known:
-        raise ConfigError(
-            f"{variable}: provider {name!r} is not configured; set its key first{meant(name, known)}"
-        )
-    new = _field_set(known[name], variable, f"[providers.{name}]", key, value)
-    return replace(
-        config,
-        providers=tuple(
-            new if provider is known[name] else provider for provider in config.providers
-        ),
-    )
-
-
-def override(name: str, value: str) -> None:
-    """Set a scalar for this process and those that it starts, as INFERMUX_NAME in the environment
-    does.
-    """
-    os.environ[PREFIX + name] = value

@@ -1,22 +1,22 @@
-"""From a table of a configuration to a frozen dataclass: strict, and with a remedy in every error.
+"""Reads tables of the configuration into frozen dataclasses, strictly.
 
-A field of a dataclass names its reader: `reads(seconds, 3.0)`. A reader takes a value and its
-place, and returns what the field holds or raises ConfigError; `table(Breaker)` is itself a reader.
+Each field has a reader, `reads(seconds, 3.0)`: it takes a value and its place in the file, and
+returns the field's value or raises ConfigError with a remedy. `table(Breaker)` is a reader, too.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field, fields
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, close_to, shown
 
 Reader = Callable[[Any, str], Any]
 Record = TypeVar("Record")
-_WORDS = {
+_TYPES = {
     "str": "text in quotes",
     "int": "a whole number",
     "float": "a number",
@@ -27,9 +27,7 @@ _WORDS = {
 
 
 class Secret:
-    """A value that shows itself only where it is asked to: not in a repr, a log line or a
-    traceback.
-    """
+    """A value that stays hidden in reprs, logs and tracebacks."""
 
     __slots__ = ("_value",)
 
@@ -49,52 +47,48 @@ class Secret:
 
 
 def reads(reader: Reader, default: Any = MISSING) -> Any:
-    """Return a dataclass field that is read by *reader*; one without a default must be there."""
+    """Return a dataclass field read by *reader*; without a *default* it is required."""
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata={"reader": reader})
     return field(default=default, metadata={"reader": reader})
 
 
 def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
-    """Return the reader of a table that makes a *kind*; *given* are fields that the table itself
-    does not hold.
-    """
+    """Return a reader of tables that makes a *kind*; *given* are fields that no table holds."""
     items = fields(kind)  # type: ignore[arg-type]
     readers = {item.name: item.metadata["reader"] for item in items if "reader" in item.metadata}
-    needed = [
+    required = [
         item.name
         for item in items
         if item.default is MISSING and item.default_factory is MISSING and item.name not in given
     ]
 
-    def read(value: Any, place: str) -> Record:
+    def read_table(value: Any, place: str) -> Record:
         data = of_type(dict, value, place)
         for name in data:
             if name not in readers:
-                raise ConfigError(f"{place} has no {shown(name)}{meant(name, readers)}")
-        for name in needed:
+                raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, readers)}")
+        for name in required:
             if name not in data:
                 raise ConfigError(f"{place} needs {name!r}")
-        return kind(
-            **given, **{name: readers[name](item, f"{place}.{name}") for name, item in data.items()}
-        )
+        read = {name: readers[name](item, f"{place}.{name}") for name, item in data.items()}
+        return kind(**given, **read)
 
-    return read
+    return read_table
 
 
 def of_type(kind: type, value: Any, place: str) -> Any:
-    """Return *value* if it is of the type; raise ConfigError saying what would be right."""
+    """Return *value* if it has the type; otherwise raise ConfigError."""
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
-        what = _WORDS.get(
-            type(value).__name__, "a date or a time"
-        )  # never the value: it may be a secret in the wrong place
-        raise ConfigError(f"{place} must be {_WORDS[kind.__name__]}, not {what}")
+        # never the value: it may be a secret in the wrong place
+        what = _TYPES.get(type(value).__name__, "a date or a time")
+        raise ConfigError(f"{place} must be {_TYPES[kind.__name__]}, not {what}")
     return value
 
 
 def text(value: Any, place: str) -> str:
-    """Read a text that is not empty and can be printed."""
+    """Read printable text that is not empty."""
     word: str = of_type(str, value, place)
     if not word.strip() or not word.isprintable():
         raise ConfigError(f"{place} must not be empty, nor hold control characters")
@@ -120,58 +114,40 @@ def whole(value: Any, place: str) -> int:
     return number
 
 
-def seconds(value: Any, place: str) -> float:
-    """Read a time in seconds, above 0 and at most a day."""
-    number = _float(value, place)
-    if not 0 < number <= 86400:
-        raise ConfigError(
-            f"{place} must be seconds, more than 0 and at most 86400, not {shown(value)}"
-        )
-    return number
+def at_most(limit: float, unit: str = "") -> Reader:
+    """Return a reader of numbers above 0 and at most *limit*."""
 
+    def read(value: Any, place: str) -> float:
+        number: float = of_type(float, value, place)
+        if not 0 < number <= limit:
+            bounds = f"{unit}more than 0 and at most {limit}"
+            raise ConfigError(f"{place} must be {bounds}, not {shown(value)}")
+        return float(number)
 
-def _float(value: Any, place: str) -> float:
-    try:
-        return float(of_type(float, value, place))
-    except OverflowError:
-        raise ConfigError(f"{place} is too large") from None
-
-
-def share(value: Any, place: str) -> float:
-    """Read a share, above 0 and at most 1."""
-    number = _float(value, place)
-    if not 0 < number <= 1:
-        raise ConfigError(f"{place} must be more than 0 and at most 1, not {shown(value)}")
-    return number
-
-
-def flag(value: Any, place: str) -> bool:
-    """Read true or false."""
-    read: bool = of_type(bool, value, place)
     return read
 
 
-def name(value: str, place: str) -> str:
-    """Return a table's name if it can be printed on one line."""
+seconds = at_most(86400, "seconds, ")
+share = at_most(1)
+flag = partial(of_type, bool)
+any_table = partial(of_type, dict)
+
+
+def printable_name(value: str, place: str) -> str:
+    """Return a table's name if it is printable on one line."""
     if not value.strip() or not value.isprintable() or len(value) > 200:
         raise ConfigError(f"{place}: a name must be printable text, not {shown(value)}")
     return value
 
 
-def anything(value: Any, place: str) -> Any:
-    """Read whatever stands there: its reader is elsewhere."""
-    return value
-
-
 def one_of(*words: str) -> Reader:
-    """Return the reader of a choice."""
+    """Return a reader that accepts these words only."""
 
     def read(value: Any, place: str) -> str:
         word: str = of_type(str, value, place)
         if word not in words:
-            raise ConfigError(
-                f"{place} must be {' or '.join(map(repr, words))}, not {shown(word)}{close(word, words)}"
-            )
+            choice = " or ".join(map(repr, words))
+            raise ConfigError(f"{place} must be {choice}, not {shown(word)}{close_to(word, words)}")
         return word
 
     return read
@@ -183,26 +159,18 @@ def url(value: Any, place: str) -> str:
     try:
         parts = urlsplit(address)
         if parts.port == 0:
-            raise ValueError("no server listens there")
+            raise ValueError
     except ValueError:
         raise ConfigError(f"{place} is not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or " " in address:
         raise ConfigError(f"{place} must be a URL that begins with http:// or https://")
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"{place} must not hold credentials: a key has its own place")
+        raise ConfigError(f"{place} must not hold credentials; set api_key instead")
     return address.rstrip("/")
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt *word*: what is close, or else everything that there is."""
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt *word*: similar names, or all that are known."""
     names = list(known)
-    return (
-        close(word, names)
-        or f"; there {'are' if len(names) != 1 else 'is'} {', '.join(names) or 'none'}"
-    )
-
-
-def close(word: str, known: Iterable[str]) -> str:
-    """Return the known names that are close to *word* as a hint, or nothing."""
-    found = difflib.get_close_matches(word[:100], list(known), n=3)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    verb = "is" if len(names) == 1 else "are"
+    return close_to(word, names) or f"; there {verb} {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""What can be configured: one frozen record for each table of infermux.toml."""
+"""The configuration as frozen records, one for each table of infermux.toml."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from ..errors import ConfigError, shown
 from .schema import (
+    Reader,
     Secret,
+    any_table,
     flag,
     of_type,
     one_of,
@@ -26,42 +28,38 @@ from .schema import (
 
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest")
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
-_OF_NOTHING = sha256(
-    b""
-).hexdigest()  # what an unset variable hashes to: it would open the door to whoever has no key
+_EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
 def _secret(value: Any, place: str) -> Secret:
-    """Read a secret, which `_dereferenced` has put where the file has a reference."""
+    """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
-        raise ConfigError(
-            f'{place} must be a reference, "env:NAME" or "file:PATH", never the secret itself'
-        )
+        remedy = '"env:NAME" or "file:PATH", never the secret itself'
+        raise ConfigError(f"{place} must be a reference, {remedy}")
     return value
 
 
 def _key_hash(value: Any, place: str) -> str:
-    """Read a SHA-256 of a key, in hexadecimal, as it is or behind a reference."""
+    """Read the SHA-256 of a key in hexadecimal, given as text or by reference."""
     found = value.reveal() if isinstance(value, Secret) else text(value, place)
-    if not _HASH.fullmatch(found.lower()) or found.lower().endswith(_OF_NOTHING):
-        raise ConfigError(
-            f"{place} must be a SHA-256 in 64 hexadecimal digits: `infermux keys new NAME` makes one"
-        )
+    if not _HASH.fullmatch(found.lower()) or found.lower().endswith(_EMPTY_HASH):
+        remedy = "`infermux keys new NAME` makes one"
+        raise ConfigError(f"{place} must be a SHA-256 in 64 hexadecimal digits: {remedy}")
     return found.lower().removeprefix("sha256:")
 
 
 def _money(value: Any, place: str) -> str:
-    """Read dollars as a decimal text, so that no digit is lost."""
-    word = (
-        str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value, place)
-    )
+    """Read dollars as decimal text, so that no digit is lost."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    word = str(value) if is_whole else text(value, place)
     if not _MONEY.fullmatch(word):
         raise ConfigError(f'{place} must be dollars as text, such as "200.00", not {shown(word)}')
     return word
 
 
 def target_names(value: Any, place: str) -> tuple[str, ...]:
+    """Read one target or a list of them."""
     names = (text(value, place),) if isinstance(value, str) else texts(value, place)
     if not names:
         raise ConfigError(f"{place} names no target")
@@ -70,23 +68,25 @@ def target_names(value: Any, place: str) -> tuple[str, ...]:
 
 def weights(value: Any, place: str) -> dict[str, float]:
     """Read a table of weights, each a number above 0."""
-    found = {
-        target: float(of_type(float, item, f"{place}.{target}"))
-        for target, item in of_type(dict, value, place).items()
-    }
+    found = any_table(value, place)
     for target, weight in found.items():
-        if not 0 < weight < 10**9:
+        if not 0 < of_type(float, weight, f"{place}.{target}") < 10**9:
             raise ConfigError(f"{place}.{target} must be a number above 0")
-    return found
+    return {target: float(weight) for target, weight in found.items()}
 
 
-def abilities(value: Any, place: str) -> dict[str, tuple[str, ...]]:
-    """Read what models cannot do: a table of lists."""
+def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
+    """Read a table of features that models lack."""
     read = one_of("tools", "images", "structured output", "embeddings")
     return {
         model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
-        for model, items in of_type(dict, value, place).items()
+        for model, items in any_table(value, place).items()
     }
+
+
+def _or_empty(reader: Reader) -> Reader:
+    """Return a reader that also accepts "", which disables the feature."""
+    return lambda value, place: reader(value, place) if value != "" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class ProviderConfig:
-    """One provider: what of it is not said comes from the preset of its type."""
+    """A provider; defaults come from the preset of its type."""
 
     name: str
     type: str = reads(text, "")  # a preset, a dialect, or the name of an installed plug-in
@@ -111,21 +111,17 @@ class ProviderConfig:
     api_key: Secret | None = reads(_secret, None)
     models: tuple[str, ...] = reads(texts, ())
     timeout: Wait = reads(table(Wait), Wait())
-    prices: Mapping[str, Any] = reads(
-        lambda value, place: of_type(dict, value, place), {}
-    )  # by model: read by prices.Price
+    prices: Mapping[str, Any] = reads(any_table, {})  # by model; pricing reads them
     proxy: str = reads(url, "")
-    ca: str = reads(text, "")  # the path of a bundle of certificates
-    lacks: Mapping[str, Any] = reads(abilities, {})  # by model: what it cannot do
-    concurrency: int = reads(whole, 0)  # calls at a time and worker; 0: half of the threads
-    options: Mapping[str, Any] = reads(
-        lambda value, place: of_type(dict, value, place), {}
-    )  # for a plug-in
+    ca: str = reads(text, "")  # path of a CA bundle
+    lacks: Mapping[str, Any] = reads(missing_features, {})  # by model: features that it lacks
+    concurrency: int = reads(whole, 0)  # calls at a time per worker; 0: half of the threads
+    options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A name that callers use: targets, and how one of them is chosen."""
+    """A model alias: its targets, and the strategy that orders them."""
 
     name: str
     targets: tuple[str, ...] = reads(target_names)
@@ -137,98 +133,88 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """When a target is left alone."""
+    """When a target's circuit opens, and for how long."""
 
     failures: int = reads(whole, 5)  # in a row
-    window: float = reads(seconds, 60.0)  # half of at least ten calls in so many seconds
-    open: float = reads(seconds, 30.0)  # seconds until it is tried again
+    window: float = reads(seconds, 60.0)  # seconds in which half of at least ten calls fail
+    open: float = reads(seconds, 30.0)  # seconds until the next try
 
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How hard a call is tried."""
+    """Retries, failover and circuit breaking."""
 
     attempts: int = reads(whole, 3)  # upstream requests per call, over all targets
     deadline: float = reads(seconds, 60.0)  # seconds per call, over all attempts and waits
     breaker: Breaker = reads(table(Breaker), Breaker())
-    on_unsupported: str = reads(
-        one_of("error", "drop"), "error"
-    )  # for a parameter that a vendor's format cannot express
+    # for a parameter that a vendor's format cannot express
+    on_unsupported: str = reads(one_of("error", "drop"), "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a service is given."""
+    """The server's resources, limits and log."""
 
     workers: int = reads(whole, 2)
-    threads: int = reads(
-        whole, 1536
-    )  # at most, per worker: a call holds its thread for as long as the model takes
-    streams: float = reads(share, 0.75)  # of the threads, that may stream at once
-    graceful: int = reads(whole, 30)  # seconds that calls in flight get at SIGTERM
+    threads: int = reads(whole, 1536)  # per worker, at most; each call holds one
+    streams: float = reads(share, 0.75)  # share of the threads that may stream at once
+    graceful: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
-    admin: Secret | None = reads(_secret, None)  # opens the pages for operators
-    log_level: str = reads(
-        one_of("debug", "info", "warning", "error"), "warning"
-    )  # warning: calls that failed; info: every call
+    admin: Secret | None = reads(_secret, None)  # key of the operators' endpoints
+    # warning: failed calls; info: every call
+    log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetConfig:
-    """What a key may spend, by UTC."""
+    """What a key may spend per day or month (UTC) or in total."""
 
     usd: str = reads(_money)
     per: str = reads(one_of("day", "month", "total"), "month")
-    then: str = reads(text, "reject")  # "reject", "warn", or a cheaper name
+    then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
 
 
 @dataclass(frozen=True, slots=True)
 class KeyConfig:
-    """A caller, known by the hash of its key."""
+    """A caller and the hash of its API key."""
 
     name: str
     hash: str = reads(_key_hash)
-    models: tuple[str, ...] = reads(texts, ())  # none named: every model
+    models: tuple[str, ...] = reads(texts, ())  # empty: every model
     rpm: int = reads(whole, 0)  # requests per minute; 0: no limit
     tpm: int = reads(whole, 0)  # tokens per minute; 0: no limit
     budget: BudgetConfig | None = reads(table(BudgetConfig), None)
-    tags: bool = reads(flag, False)  # whether headers and meta may name project and env
+    tags: bool = reads(flag, False)  # whether requests may set project and env
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
-    """Where calls are written down; an empty path: nowhere."""
+    """Where calls are recorded; an empty path disables the ledger."""
 
-    path: str = reads(lambda value, place: text(value, place) if value != "" else "", "infermux.db")
+    path: str = reads(_or_empty(text), "infermux.db")
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where spans go."""
+    """Where spans are sent; an empty address disables an exporter."""
 
-    tokentrace: str = reads(
-        lambda value, place: url(value, place) if value != "" else "", ""
-    )  # empty: nowhere
+    tokentrace: str = reads(_or_empty(url), "")
     content: bool = reads(flag, False)  # whether spans hold prompts and answers
     threads: int = reads(whole, 2)
-    queue: int = reads(whole, 1000)  # spans that may wait; more are dropped, and counted
-    otlp: str = reads(
-        lambda value, place: url(value, place) if value != "" else "", ""
-    )  # an OpenTelemetry collector; empty: none
+    queue: int = reads(whole, 1000)  # spans that may wait; more are dropped and counted
+    otlp: str = reads(_or_empty(url), "")  # an OpenTelemetry collector
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that was configured."""
+    """The whole configuration."""
 
     providers: tuple[ProviderConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     reliability: Reliability = Reliability()
     server: Server = Server()
-    keys: tuple[KeyConfig, ...] | None = (
-        None  # None: the doors are open, or the mounting app decides
-    )
+    keys: tuple[KeyConfig, ...] | None = None  # None: anonymous, or the mounting app decides
     ledger: LedgerConfig | None = None
     trace: Trace = Trace()
-    path: str = ""  # the file that it came from
+    path: str = ""  # of the file

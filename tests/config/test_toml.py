@@ -29,7 +29,7 @@ OPENAI, LOCAL = (
     "[providers.openai]\n",
     '[providers.local]\ntype = "openai"\nbase_url = "http://h/v1"\nmodels = ["a", "b"]\n',
 )
-DESIGN = """
+FULL = """
 [providers.openai]                         # key from OPENAI_API_KEY unless api_key says otherwise
 timeout = { connect = 3, first_byte = 20, idle = 30, total = 120 }      # seconds
 
@@ -127,18 +127,18 @@ def dummies(text: str) -> tuple[str, dict[str, str]]:
 
 
 @pytest.fixture
-def design() -> Config:
-    text, environ = dummies(DESIGN)
+def full() -> Config:
+    text, environ = dummies(FULL)
     return load(text, **environ)
 
 
-def test_providers_read_as_written(design):
-    assert [each.name for each in design.providers] == ["openai", "anthropic", "local"]
-    openai, anthropic, local = design.providers
-    assert [each.type for each in design.providers] == ["openai", "anthropic", "openai"]
+def test_providers_read_as_written(full):
+    assert [each.name for each in full.providers] == ["openai", "anthropic", "local"]
+    openai, anthropic, local = full.providers
+    assert [each.type for each in full.providers] == ["openai", "anthropic", "openai"]
     assert openai.timeout == settings.Wait(connect=3.0, first_byte=20.0, idle=30.0, total=120.0)
     assert anthropic.timeout == local.timeout == settings.Wait(5.0, 60.0, 30.0, 600.0)
-    assert [each.api_key and each.api_key.reveal() for each in design.providers] == [
+    assert [each.api_key and each.api_key.reveal() for each in full.providers] == [
         SECRET,
         "sk-dummy",
         None,
@@ -147,8 +147,8 @@ def test_providers_read_as_written(design):
     assert local.prices == {"llama3.2": {"input": "0", "output": "0"}}
 
 
-def test_names_read_as_written(design):
-    fast, smart, embed, auto = design.models
+def test_names_read_as_written(full):
+    fast, smart, embed, auto = full.models
     assert (fast.name, fast.targets) == (
         "fast",
         ("openai/gpt-5-mini", "anthropic/claude-haiku-4-5"),
@@ -164,11 +164,11 @@ def test_names_read_as_written(design):
     assert {each.strategy for each in (fast, smart, embed)} == {"priority"}
 
 
-def test_the_other_sections_read_as_written(design):
-    assert design.reliability == settings.Reliability(
+def test_the_other_sections_read_as_written(full):
+    assert full.reliability == settings.Reliability(
         3, 60.0, settings.Breaker(5, 60.0, 30.0), "error"
     )
-    server = design.server
+    server = full.server
     assert (server.streams, server.max_body, server.workers, server.threads, server.graceful) == (
         0.75,
         33554432,
@@ -177,13 +177,13 @@ def test_the_other_sections_read_as_written(design):
         30,
     )
     assert server.admin.reveal() == hashlib.sha256(b"INFERMUX_ADMIN_KEY").hexdigest()
-    assert design.ledger == settings.LedgerConfig("infermux.db")
-    assert design.trace == settings.Trace("http://127.0.0.1:8700", False, 2, 1000)
-    assert design.path == "given.toml"
+    assert full.ledger == settings.LedgerConfig("infermux.db")
+    assert full.trace == settings.Trace("http://127.0.0.1:8700", False, 2, 1000)
+    assert full.path == "given.toml"
 
 
-def test_keys_read_as_written(design):
-    web, nightly = design.keys
+def test_keys_read_as_written(full):
+    web, nightly = full.keys
     assert (web.name, web.hash) == ("web", hashlib.sha256(b"WEB_KEY_SHA256").hexdigest())
     assert (web.models, web.rpm, web.tpm, web.budget, web.tags) == (
         ("fast", "embed"),
@@ -196,8 +196,8 @@ def test_keys_read_as_written(design):
     assert nightly.budget == settings.BudgetConfig("200.00", "month", "fast")
 
 
-def test_the_router_is_what_the_file_says(design):
-    router = build.router(design)
+def test_the_router_is_what_the_file_says(full):
+    router = build.router(full)
     assert [str(target) for target in router.registry.resolve("auto")] == [
         "local/llama3.2",
         "openai/gpt-5-mini",

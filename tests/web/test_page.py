@@ -195,7 +195,11 @@ def test_without_a_ledger_the_rest_is_shown(ledger: SQLiteLedger, tmp_path: Path
     with Front(EchoProvider(), app=mounted) as front:
         ask(front.port, "/infer", HELLO)
         text = page(front)
-        assert "No ledger is configured" in text and "echo-v1 echo closed" in text and "Cost" not in text
+        assert (
+            "No ledger is configured" in text
+            and "echo-v1 echo closed" in text
+            and "Cost" not in text
+        )
     with Front(EchoProvider(), app=mounted, ledger=ledger) as front:
         ask(front.port, "/infer", HELLO)
         shutil.rmtree(tmp_path / "ledger")
@@ -218,7 +222,9 @@ def test_hours_that_are_over_are_asked_for_once_but_a_late_call_counts(tmp_path:
 
         def at(router: Router) -> Flask:
             app = Flask("host")
-            app.add_url_rule("/ops/status", view_func=StatusPage(router, clock=lambda: NOON + 300).response)
+            app.add_url_rule(
+                "/ops/status", view_func=StatusPage(router, clock=lambda: NOON + 300).response
+            )
             return app
 
         with Front(EchoProvider(), app=at, ledger=ledger) as front:
