@@ -16,7 +16,7 @@ from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed
-from .http import Api, Render, View, current_request, error_response, with_request_id
+from .http import Api, BytesResponse, Render, View, current_request, error_response, with_request_id
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"  # the key of the router in `app.extensions`
@@ -70,7 +70,7 @@ def _guarded(view: View, render: Render) -> View:
         except Exception:
             log.exception("a request failed unexpectedly")
             response = error_response(InferMuxError("internal error"), render)
-        return with_request_id(response)
+        return response if isinstance(response, BytesResponse) else with_request_id(response)
 
     return guarded
 

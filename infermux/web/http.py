@@ -64,17 +64,17 @@ def read_body(limit: int = MAX_BODY) -> bytes:
         raise UnsupportedEncoding(
             f"content encoding {shown(encoding)} is not supported; send the body uncompressed"
         )
-    if request.max_content_length is not None:  # the app's own MAX_CONTENT_LENGTH
-        limit = min(limit, request.max_content_length)
+    own = request.max_content_length  # the app's MAX_CONTENT_LENGTH
+    limit = limit if own is None else min(limit, own)
     length: str = request.environ.get("CONTENT_LENGTH", "")
     chunked = "HTTP_TRANSFER_ENCODING" in request.environ
     size = int(length) if length.isascii() and length.isdigit() and not chunked else None
     try:
         if size is not None and size > limit:
             raise RequestEntityTooLarge
-        # one more than fits: Werkzeug cuts a chunked body at its limit without an error
-        request.max_content_length = limit + 1
         if size is None or "stream" in vars(request):  # a hook of the app may have read it
+            # one more than fits: Werkzeug cuts a chunked body at its limit without an error
+            request.max_content_length = limit + 1
             data = request.get_data()
         else:  # in a quarter of the time
             data = request.environ["wsgi.input"].read(size)
@@ -120,11 +120,17 @@ def _read_timeout(text: str) -> float | None:
 
 
 class BytesResponse(Response):
-    """A response of bytes that is complete: Werkzeug neither encodes nor copies it again."""
+    """A response that is bytes: Werkzeug neither encodes its body nor copies its headers again."""
+
+    _has_callbacks = False
 
     def __init__(self, body: Iterable[bytes], status: int, headers: Headers) -> None:
         super().__init__(body, status, headers)
-        self._original = self.response  # a hook of the app may replace the body
+        self._original = self.response  # a hook of the app may replace it
+
+    def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
+        self._has_callbacks = True
+        return super().call_on_close(func)
 
     def get_wsgi_headers(self, environ: Any) -> Headers:
         return self.headers
@@ -132,13 +138,23 @@ class BytesResponse(Response):
     def get_app_iter(self, environ: Any) -> Iterable[bytes]:
         if self.response is not self._original or environ["REQUEST_METHOD"] == "HEAD":
             return super().get_app_iter(environ)
-        return ClosingIterator(self.response, self.close)  # type: ignore[arg-type]  # it is bytes
+        body: Any = self.response
+        return ClosingIterator(body, self.close) if self._has_callbacks else body
 
 
 def json_response(
     value: object, status: int = 200, headers: Mapping[str, str] = NOTHING
 ) -> Response:
-    """Return *value* as JSON, whatever the app's JSON settings are; bytes are JSON already."""
+    """Return *value* as JSON, whatever the app's JSON settings are."""
+    return with_request_id(_json(value, status, headers))
+
+
+def call_response(call: Call, value: object) -> Response:
+    """Return *value* as the JSON response to *call*; bytes are JSON already."""
+    return _json(value, 200, call_headers(call))
+
+
+def _json(value: object, status: int, headers: Mapping[str, str]) -> BytesResponse:
     data = value if isinstance(value, bytes) else strict_json.encode(value)
     complete = Headers()
     complete[:] = [  # a third faster than one by one
@@ -148,11 +164,6 @@ def json_response(
         *headers.items(),
     ]
     return BytesResponse([data], status, complete)
-
-
-def call_response(call: Call, value: object) -> Response:
-    """Return *value* as the JSON response to *call*."""
-    return json_response(value, headers=call_headers(call))
 
 
 def with_request_id(response: Response) -> Response:
@@ -174,7 +185,7 @@ def error_response(error: InferMuxError, render: Render) -> Response:
         headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
     if error.status >= 500 or error.status == 402:  # the router has retried what can be retried
         headers["x-should-retry"] = "false"
-    return with_request_id(json_response(render(error), error.status, headers))
+    return json_response(render(error), error.status, headers)
 
 
 def plain_error(error: InferMuxError) -> JSON:
