@@ -9,7 +9,7 @@ import click
 from flask import Flask, Request, Response, current_app, request
 from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 
 from . import build, errors
 from .cli import OneLine
@@ -78,25 +78,25 @@ def _in_app(command: click.Command) -> click.Command:
 
 def _http_error(error: HTTPException) -> Response:
     """Return in JSON what Flask itself refuses, such as an unknown path or method."""
-    status = error.code or 500
-    if isinstance(error, MethodNotAllowed):
-        allow = {
-            method
-            for rule in current_app.url_map.iter_rules()
-            for method in rule.methods or ()
-            if rule.rule == request.path and not rule.endpoint.endswith(REFUSES)
-        }
-        refused = errors.MethodNotAllowed("method not allowed", allow=", ".join(sorted(allow)))
-        return error_response(refused, plain_error)
-    if status == 404:
-        return error_response(errors.NotFound("not found"), plain_error)
+    status, answer = error.code or 500, errors.InferMuxError(error.name.lower())
     if status < 400:  # a redirect to the path with its slash
         location = {"Location": getattr(error, "new_url", "/")}
         return with_request_id(Response(status=status, headers=location))
-    kind = errors.InferMuxError if status >= 500 else errors.RequestError
-    other = kind(error.name.lower())
-    other.status = status
-    return error_response(other, plain_error)
+    if status == 404:
+        answer = errors.NotFound("not found")
+    elif status == 405:
+        answer = errors.MethodNotAllowed("method not allowed", allow=_allowed(request.path))
+    elif status < 500:
+        answer = errors.RequestError(error.name.lower())
+    answer.status = status
+    return error_response(answer, plain_error)
+
+
+def _allowed(path: str) -> str:
+    """Return the methods of *path*, for Allow."""
+    rules = [rule for rule in current_app.url_map.iter_rules() if rule.rule == path]
+    wanted = [rule.methods or () for rule in rules if not rule.endpoint.endswith(REFUSES)]
+    return ", ".join(sorted({method for methods in wanted for method in methods}))
 
 
 def _bug(error: Exception) -> Response:

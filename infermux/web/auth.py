@@ -84,17 +84,13 @@ def admin_only(admin: Admin, view: View) -> View:
         else:
             given = request_key()
         if not given:
-            return _login(reads)
+            error = AuthenticationError(f"missing admin key: {_SEND_KEY}")
+            response = error_response(error, plain_error)
+            if reads:
+                response.headers["WWW-Authenticate"] = 'Basic realm="infermux", charset="UTF-8"'
+            return response
         if not hmac.compare_digest(hashed(given), hashed(key)):
             raise Forbidden("this endpoint requires the admin key, [server] admin")
         return view(*bound, **arguments)
 
     return guarded
-
-
-def _login(by_browser: bool) -> Response:
-    error = AuthenticationError(f"missing admin key: {_SEND_KEY}")
-    response = error_response(error, plain_error)
-    if by_browser:
-        response.headers["WWW-Authenticate"] = 'Basic realm="infermux", charset="UTF-8"'
-    return response

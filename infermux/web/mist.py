@@ -31,8 +31,6 @@ from .http import (
 )
 from .sse import sse_response
 
-SOURCE = "infermux"
-
 
 def mist_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the MIST endpoints for *router*; *caller* returns who calls, as a name or a Caller."""
@@ -48,7 +46,7 @@ def mist(api: Api) -> Response:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
     call = start_call(api, InferRequest.from_dict(message.data), caller)
     data = api.router.answer(call).to_dict()
-    reply = Message.wrap(SOURCE, INFER_RESPONSE, data, checksum=bool(message.checksum))
+    reply = Message.wrap("infermux", INFER_RESPONSE, data, checksum=bool(message.checksum))
     return call_response(call, reply.to_bytes())
 
 

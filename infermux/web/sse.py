@@ -21,17 +21,13 @@ log = logging.getLogger("infermux")
 class Encoder(Protocol):
     """Writes a stream's events in one dialect."""
 
-    def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk; b"" if the dialect has none for it."""
+    def encode(self, chunk: Chunk) -> bytes: ...  # b"" if the dialect has no event for it
 
-    def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the last events and the terminator of a complete stream."""
+    def end(self, summary: JSON, usage: Usage | None) -> bytes: ...  # with the terminator
 
-    def error(self, error: InferMuxError) -> bytes:
-        """Return the error event; no terminator follows it."""
+    def error(self, error: InferMuxError) -> bytes: ...  # without a terminator
 
-    def heartbeat(self) -> bytes:
-        """Return what clients ignore; writing it detects a client that is gone."""
+    def heartbeat(self) -> bytes: ...  # clients skip it; writing it detects those that are gone
 
 
 def sse_response(stream: Stream, encoder: Encoder) -> Response:
