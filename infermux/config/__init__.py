@@ -233,18 +233,15 @@ def _model(name: str, value: Any) -> ModelConfig:
     model = table(ModelConfig, name=name)(value, f"[models.{name}]")
     for target in model.weights:
         if target not in model.targets:
-            raise ConfigError(
-                f"[models.{name}].weights: {target!r} is not a target"
-                f"{suggestion(target, model.targets)}"
-            )
+            hint = suggestion(target, model.targets)
+            raise ConfigError(f"[models.{name}].weights: {target!r} is not a target{hint}")
     if model.weights and model.strategy != "weighted":
         raise ConfigError(f'[models.{name}].weights need strategy = "weighted"')
     return model
 
 
 def _check_cycles(models: list[ModelConfig]) -> None:
-    names = {model.name: [*model.targets, *model.then] for model in models}
-    graph = {name: [each for each in targets if each in names] for name, targets in names.items()}
+    graph = {model.name: [*model.targets, *model.then] for model in models}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

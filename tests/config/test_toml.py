@@ -598,7 +598,9 @@ def test_what_is_missing_doubled_or_out_of_range_is_named(text, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("weight", ["0", "-1", "-0.5", "nan", "inf", "'2'", "true", "[1]"])
+@pytest.mark.parametrize(
+    "weight", ["0", "-1", "-0.5", "nan", "inf", "9" * 400, "'2'", "true", "[1]"]
+)
 def test_a_weight_is_a_number_above_0(weight):
     message = said(
         f"{LOCAL}[models.x]\ntargets = ['a', 'b']\nstrategy = 'weighted'\nweights = {{ a = {weight} }}"
