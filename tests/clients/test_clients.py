@@ -1,6 +1,4 @@
-"""Clients that do odd things to a real gunicorn: each is answered in JSON or let go, and nobody
-else notices.
-"""
+"""Misbehaving clients of a real gunicorn get JSON or are dropped; others are unaffected."""
 
 from __future__ import annotations
 

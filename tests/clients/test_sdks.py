@@ -1,6 +1,4 @@
-"""The official openai and anthropic clients against the running service: they must not notice whom
-they talk to.
-"""
+"""The official openai and anthropic SDKs against the running service."""
 
 import json
 import sys

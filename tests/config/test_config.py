@@ -1,6 +1,4 @@
-"""The configuration from the environment: what each variable does, and what is said about one that
-is wrong.
-"""
+"""The configuration from the environment: what each variable does, and error messages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""infermux.toml: what each line means, where the file is found, what wins over it, and what is said
-about one that is wrong.
-"""
+"""infermux.toml: what each line means, where the file is found, precedence, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded traffic for the doors."""
+"""Recorded traffic for the API tests."""
 
 import threading
 

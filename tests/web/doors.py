@@ -1,6 +1,4 @@
-"""Front doors over real HTTP in this process, vendors of each dialect that follow a script, and
-what a client makes of an answer.
-"""
+"""The APIs over real HTTP in this process, and scripted vendors of each dialect."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Recorded traffic from beside the clone: sent through a door to the replay server, and compared
-with what was recorded.
-"""
+"""Sends recorded traffic through an API to the replay server and compares the results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The Anthropic door: what passes through byte for byte, what every answer carries, and how errors
-look.
-"""
+"""The Anthropic API: bytes passed through, the fields of every response, and errors."""
 
 import json
 

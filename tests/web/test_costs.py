@@ -1,4 +1,4 @@
-"""GET /costs and /costs/timeseries: the numbers of `infermux costs`, for operators alone."""
+"""GET /costs and /costs/timeseries: the figures of `infermux costs`, with the admin key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MIST door mounted in an app: the app's own behaviour stays the app's, and ours stays ours."""
+"""The MIST API mounted in an app: neither changes how the other behaves."""
 
 import json
 import re

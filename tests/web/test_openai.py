@@ -1,6 +1,4 @@
-"""The OpenAI door: what passes through byte for byte, what every answer carries, and how errors
-look.
-"""
+"""The OpenAI API: bytes passed through, the fields of every response, and errors."""
 
 import base64
 import json

@@ -1,6 +1,4 @@
-"""What operators and their monitoring ask: who may, what is answered, and that an order reaches
-every worker.
-"""
+"""The operators' API: access, responses, and commands that reach every worker."""
 
 from __future__ import annotations
 

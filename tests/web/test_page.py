@@ -1,6 +1,4 @@
-"""The status page: what it says, that it says it to operators alone and runs nothing of theirs, how
-it behaves in a real browser.
-"""
+"""The status page: its content, its safety against hostile names, and a real browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every api to every vendor's dialect: what the vendor is asked, and what the client understands."""
+"""Every API with every vendor dialect: what is sent upstream and what the client reads."""
 
 import contextlib
 import json

@@ -1,6 +1,4 @@
-"""POST /explain: for operators alone, in any form of a request, and what it says is what a call
-then does.
-"""
+"""POST /explain: access, the forms of a request, and that a real call does the same."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Who may call, what reaches a vendor, and what never comes out again, through a real gunicorn with
-keys.
-"""
+"""Authentication, what reaches a vendor and what never leaks, through a real gunicorn."""
 
 from __future__ import annotations
 

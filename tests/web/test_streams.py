@@ -1,4 +1,4 @@
-"""Streams: what is waited for, what is passed on when, and how each of them ends."""
+"""Streams: what the first byte waits for, what is passed on when, and how they end."""
 
 import contextlib
 import threading
