@@ -1,4 +1,9 @@
-"""The MIST protocol, version 1, as mist-go speaks it: the envelope, requests, responses and spans."""
+"""The MIST protocol, version 1, compatible with mist-go: envelopes, requests, responses, spans.
+
+`InferRequest` and `InferResponse` are also what every part of InferMux passes around: a dialect
+(infermux/dialects) translates its wire format to and from them. `strict_json` reads and writes
+JSON, `sse` server-sent events.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,12 @@ INFER_REQUEST = "infer.request"
 INFER_RESPONSE = "infer.response"
 TRACE_SPAN = "trace.span"
 CHAT = "chat"
-MAX_NAME = 512  # characters of a model or provider: plans and routes are remembered by them
+MAX_NAME = 512  # characters of a model or provider: names are keys of caches
 
-# What would redirect a call, or carry somebody's credentials, if it were passed on to a vendor.
-_RESERVED = frozenset({"model", "messages", "stream"})
-SMUGGLED = frozenset(
+_MAY_BE_EMPTY = ("assistant", "function")  # roles of messages that need no content
+_FIELDS = frozenset({"model", "messages", "stream"})  # of a request: params may not repeat them
+# Options of vendors' SDKs that would redirect a call or replace its credentials.
+_FORBIDDEN = frozenset(
     {
         "api_base",
         "api_key",
@@ -39,9 +45,7 @@ SMUGGLED = frozenset(
 
 
 def new_id() -> str:
-    """Return 128 random bits as 32 hex digits; they are made for many at a time, which asks the
-    system less often.
-    """
+    """Return 128 random bits as 32 hex digits; 64 are made at a time, to save system calls."""
     try:
         return _ids.pop()
     except IndexError:
@@ -51,21 +55,21 @@ def new_id() -> str:
 
 
 _ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)  # else two processes would give the same ones
+os.register_at_fork(after_in_child=_ids.clear)  # or two processes would share ids
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A MIST envelope; `payload` is the JSON exactly as it was, or will be, on the wire."""
+    """A MIST envelope; `payload` is the JSON exactly as on the wire."""
 
     source: str
     type: str
     payload: bytes
     id: str = field(default_factory=new_id)
     timestamp_ns: int = field(default_factory=time.time_ns)
-    checksum: int = 0  # CRC-32 (IEEE) of the payload's bytes; 0: none
+    checksum: int = 0  # CRC-32 of the payload's bytes; 0: none
     version: str = VERSION
-    data: Any = None  # the payload as a value, where the message was read
+    data: Any = None  # the payload's value, if the message was read
 
     @classmethod
     def wrap(cls, source: str, type: str, payload: object, *, checksum: bool = False) -> Self:
@@ -75,9 +79,7 @@ class Message:
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """Return the message that *data* holds; raise ProtocolError with the reason if it is not a
-        good one.
-        """
+        """Return the message in *data*; raise ProtocolError with the reason if it is invalid."""
         if len(data) > MAX_MESSAGE:
             raise ProtocolError(f"message is longer than {MAX_MESSAGE} bytes")
         try:
@@ -108,37 +110,25 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """Return the message as JSON, its fields in mist-go's order."""
-        version, ident, source, kind = map(
-            strict_json.encode, (self.version, self.id, self.source, self.type)
-        )
-        tail = b',"checksum":%d}' % self.checksum if self.checksum else b"}"
-        return b'{"version":%s,"id":%s,"source":%s,"type":%s,"timestamp_ns":%d,"payload":%s%s' % (
-            version,
-            ident,
-            source,
-            kind,
-            self.timestamp_ns,
-            self.payload,
-            tail,
+        names = map(strict_json.encode, (self.version, self.id, self.source, self.type))
+        return (
+            b'{"version":%s,"id":%s,"source":%s,"type":%s' % tuple(names)
+            + b',"timestamp_ns":%d,"payload":%s' % (self.timestamp_ns, self.payload)
+            + (b',"checksum":%d}' % self.checksum if self.checksum else b"}")
         )
 
 
 class Native(NamedTuple):
-    """A request body in the dialect it came in, so that a vendor of the same dialect gets it as it
-    was.
-    """
+    """The client's own body, for a vendor of the same dialect."""
 
     dialect: str
     body: Document
 
 
-@dataclass(
-    slots=True
-)  # not frozen: that takes three times as long to make, and every call makes two
+# Not frozen: a frozen dataclass takes three times as long to create, and every call creates two.
+@dataclass(slots=True)
 class InferRequest:
-    """A question for a model; messages are OpenAI-shaped, params go to the vendor under their own
-    names.
-    """
+    """A request to a model; messages and params have the form of OpenAI's chat completions."""
 
     model: str = ""
     messages: Sequence[JSON] = ()
@@ -146,19 +136,15 @@ class InferRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
     native: Native | None = None
-    op: str = CHAT  # what is asked of the vendor: chat, embeddings, …
-    headers: Mapping[str, str] = field(
-        default_factory=dict
-    )  # protocol headers for a vendor of the same dialect
-    dropped: list[str] | None = (
-        None  # what a target cannot express is noted here; None: it is an error
-    )
+    op: str = CHAT  # the operation: chat, completions, embeddings, responses, count_tokens
+    # The client's protocol headers, for a vendor of the same dialect.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # Collects the names of params that a target cannot express; None: such a param is an error.
+    dropped: list[str] | None = None
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """Return the request that an infer.request holds; raise RequestError naming the field that
-        is wrong.
-        """
+        """Return the request in an infer.request; raise RequestError naming an invalid field."""
         if not isinstance(data, dict):
             raise RequestError("an infer.request must be a JSON object")
         model, provider = data.get("model"), data.get("provider")
@@ -171,21 +157,25 @@ class InferRequest:
         )
         for name, kind in (("messages", list), ("params", dict), ("meta", dict)):
             if data.get(name) is not None and not isinstance(data[name], kind):
-                raise RequestError(
-                    f"{name} must be {'a list' if kind is list else 'an object'}", param=name
-                )
+                raise _must_be(name, "a list" if kind is list else "an object")
         for name in request.params:
-            if name in _RESERVED:
+            if name in _FIELDS:
                 raise RequestError(
-                    f"params may not hold {name!r}: it has its own place", param=f"params.{name}"
+                    f"params must not contain {name!r}: it is a field of the request",
+                    param=f"params.{name}",
                 )
         return request
 
+    def body_in(self, dialect: str) -> Document | None:
+        """Return the client's own body if it is in *dialect*."""
+        native = self.native
+        return native.body if native is not None and native.dialect == dialect else None
+
     def check(self) -> None:
-        """Raise RequestError naming the first thing that is not as it must be."""
+        """Raise RequestError naming the first invalid field."""
         for name in ("model", "provider"):
             if not isinstance(value := getattr(self, name), str):
-                raise RequestError(f"{name} must be a string", param=name)
+                raise _must_be(name, "a string")
             if len(value) > MAX_NAME:
                 raise RequestError(f"{name} is longer than {MAX_NAME} characters", param=name)
         if not isinstance(self.meta, Mapping) or not isinstance(self.params, Mapping):
@@ -193,9 +183,9 @@ class InferRequest:
         for name, value in self.meta.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise RequestError(f"meta.{shown(name)[1:-1]} must be a string", param="meta")
-        for name in SMUGGLED.intersection(self.params):
+        for name in _FORBIDDEN.intersection(self.params):
             raise RequestError(
-                f"{name!r} is not a caller's to set: providers are configured in the service",
+                f"{name!r} must not be set by callers: providers are configured in the service",
                 param=name,
             )
         if self.op == CHAT:
@@ -204,51 +194,43 @@ class InferRequest:
                 or not isinstance(self.messages, Sequence)
                 or isinstance(self.messages, str)
             ):
-                raise RequestError(
-                    "messages must be a list of at least one message", param="messages"
-                )
+                raise _must_be("messages", "a list of at least one message")
             for number, message in enumerate(self.messages):
                 check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:
-        """Return the infer.request that stands for this request."""
-        data: JSON = {"model": self.model, "messages": list(self.messages)}
-        if self.provider:
-            data = {"model": self.model, "provider": self.provider, "messages": list(self.messages)}
+        """Return the infer.request, its fields in mist-go's order."""
         return (
-            data
+            {"model": self.model}
+            | ({"provider": self.provider} if self.provider else {})
+            | {"messages": list(self.messages)}
             | ({"params": dict(self.params)} if self.params else {})
             | ({"meta": dict(self.meta)} if self.meta else {})
         )
 
 
 def check_message(message: object, place: str) -> None:
-    """Raise RequestError unless *message* is a chat message in OpenAI's shape."""
+    """Raise RequestError unless *message* is a chat message in OpenAI's form."""
     if not isinstance(message, dict):
-        raise RequestError(f"{place} must be an object with role and content", param=place)
-    role, content = message.get("role"), message.get("content")
+        raise _must_be(place, "an object with role and content")
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
     if not isinstance(role, str) or not role:
-        raise RequestError(f"{place}.role must be a string", param=f"{place}.role")
+        raise _must_be(f"{place}.role", "a string")
     if isinstance(content, list):
         for number, part in enumerate(content):
             if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-                raise RequestError(
-                    f"{place}.content[{number}] must be an object with a type",
-                    param=f"{place}.content",
-                )
-    elif not isinstance(content, str) and not (
-        content is None and role in ("assistant", "function")
-    ):
-        raise RequestError(
-            f"{place}.content must be a string or a list of parts", param=f"{place}.content"
-        )
-    calls = message.get("tool_calls")
+                what = f"{place}.content[{number}] must be an object with a type"
+                raise RequestError(what, param=f"{place}.content")
+    elif not isinstance(content, str) and (content is not None or role not in _MAY_BE_EMPTY):
+        raise _must_be(f"{place}.content", "a string or a list of parts")
     if calls is not None and not (
         isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
     ):
-        raise RequestError(
-            f"{place}.tool_calls must be a list of objects", param=f"{place}.tool_calls"
-        )
+        raise _must_be(f"{place}.tool_calls", "a list of objects")
+
+
+def _must_be(name: str, what: str) -> RequestError:
+    return RequestError(f"{name} must be {what}", param=name)
 
 
 def text_of(content: object) -> str:
@@ -266,31 +248,27 @@ def text_of(content: object) -> str:
 
 @dataclass(slots=True)  # as InferRequest
 class InferResponse:
-    """An answer: the eight fields of infer.response, and what else the vendor gave."""
+    """An answer: the eight fields of infer.response, and what else the vendor sent."""
 
     model: str
     provider: str
     content: str
     tokens_in: int = 0
     tokens_out: int = 0
-    cost_usd: float | None = None  # None: the price is not known, which is not the same as free
+    cost_usd: float | None = None  # None: the price is unknown
     latency_ms: int = 0
     finish_reason: str = "stop"
     tool_calls: Sequence[JSON] = ()
     reasoning: str = ""
     refusal: str = ""
-    details: Sequence[JSON] = ()  # signed or redacted reasoning, to be sent back with the next turn
+    details: Sequence[JSON] = ()  # signed or redacted reasoning: the next turn returns it
     usage: Usage | None = None
     id: str = ""
-    native: tuple[str, bytes] | None = None  # the dialect, and the body as it came
-    extra: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # members that only some answers have, such as embeddings
+    native: tuple[str, bytes] | None = None  # dialect and body, unchanged
+    extra: Mapping[str, Any] = field(default_factory=dict)  # of some operations: embeddings, …
 
     def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
-        """Return the answer with what only the router knows of it; `dataclasses.replace` would take
-        twice as long.
-        """
+        """Return the answer with the router's figures; twice as fast as `dataclasses.replace`."""
         return InferResponse(
             self.model,
             provider,
@@ -311,9 +289,7 @@ class InferResponse:
         )
 
     def to_dict(self) -> JSON:
-        """Return the infer.response, its fields in mist-go's order; extensions only where there is
-        something in them.
-        """
+        """Return the infer.response in mist-go's order; extensions only if they are not empty."""
         data: JSON = {
             "model": self.model,
             "provider": self.provider,
@@ -335,7 +311,7 @@ class InferResponse:
 
 @dataclass(frozen=True, slots=True)
 class TraceSpan:
-    """What happened between two moments, as TokenTrace takes it."""
+    """A span of a trace, in TokenTrace's form."""
 
     trace_id: str
     span_id: str
@@ -347,9 +323,7 @@ class TraceSpan:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> JSON:
-        """Return the trace.span, its fields in mist-go's order; no parent_id when there is no
-        parent.
-        """
+        """Return the trace.span in mist-go's order, without parent_id if there is no parent."""
         data: JSON = {"trace_id": self.trace_id, "span_id": self.span_id}
         if self.parent_id:
             data["parent_id"] = self.parent_id

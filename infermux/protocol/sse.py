@@ -1,15 +1,11 @@
-"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): bytes to
-events and back.
-"""
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 _MARK = b"\xef\xbb\xbf"
-MAX_EVENT = (
-    16 * 1024 * 1024
-)  # bytes of one event: a stream without line ends would otherwise fill memory
+MAX_EVENT = 16 * 1024 * 1024  # bytes of one event: a stream without line ends would fill memory
 
 
 class Event(NamedTuple):
@@ -19,27 +15,22 @@ class Event(NamedTuple):
     name: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the event as it goes over a wire."""
-        data = (
-            b"data: "
-            + (self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data)
-            + b"\n\n"
-        )
-        return b"event: " + self.name + b"\n" + data if self.name else data
+        """Return the event as it is sent."""
+        data = self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data
+        head = b"event: " + self.name + b"\ndata: " if self.name else b"data: "
+        return head + data + b"\n\n"
 
 
 class Parser:
-    """Splits bytes into events, however the bytes are cut: lines end in LF, a CR before it is
-    dropped.
-    """
+    """Splits bytes, however they are cut, into events; lines end in LF or CR LF."""
 
     __slots__ = ("_data", "_name", "_rest", "_size")
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # the line that has not ended yet
+        self._rest = bytearray()  # an unfinished line
         self._data: list[bytes] = []
         self._name = b""
-        self._size = 0  # of the data of the event that has not ended yet
+        self._size = 0  # of an unfinished event's data
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that *data* completes; raise ValueError for an event without end."""
@@ -50,7 +41,7 @@ class Parser:
             and data.endswith(b"\n\n")
             and not data.endswith(b"\r\n\n")
         ):
-            return [Event(data[6:-2])]  # what nearly every read brings: one event of one line
+            return [Event(data[6:-2])]  # the usual case: one event of one line
         self._rest += data
         if b"\n" not in data:
             self._bound(len(self._rest))
@@ -64,7 +55,7 @@ class Parser:
         return events
 
     def end(self) -> list[Event]:
-        """Return what the last lines hold when the stream ends without an empty line after them."""
+        """Return the last event if the stream ends without an empty line after it."""
         events: list[Event] = []
         self._line(bytes(self._rest), events)
         self._rest.clear()
@@ -97,5 +88,5 @@ class Parser:
 
 
 def comment(text: str) -> bytes:
-    """Return a comment, which every reader skips: it keeps a connection alive and shows a dead one."""
+    """Return a comment, which readers skip: it keeps a connection alive and reveals a dead one."""
     return b": " + text.encode() + b"\n\n"
