@@ -1,15 +1,21 @@
-"""Wire formats: what a dialect is, and what all of them share.
+"""Wire formats of vendors: one package of pure functions each, without I/O.
 
-A dialect is a module of pure functions, in both directions. The canonical form between two dialects
-is InferRequest with OpenAI-shaped messages and params, InferResponse, and Chunk.
+`upstream` is what InferMux sends to a vendor and reads from it, `requests` translates a request
+into the vendor's form, `downstream` is what a client of an API in this format sends and reads.
+Between two dialects stand InferRequest, InferResponse and Chunk, with messages and params in the
+form of OpenAI's chat completions. This module holds what the dialects share.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 from ..errors import (
     ContentFiltered,
@@ -22,72 +28,128 @@ from ..errors import (
     ProviderTimeout,
     ProviderUnavailable,
     QuotaExhausted,
+    RequestError,
     UnsupportedParameter,
 )
-from ..protocol import InferRequest, InferResponse
+from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event
 from ..types import JSON, Chunk, Usage
 
-LONGEST_WAIT = 86400.0  # seconds: what a vendor asks for beyond a day is a mistake
+MAX_RETRY_AFTER_SECONDS = 86400.0  # a vendor that asks for more than a day is mistaken
+NO_TERMINATOR = "the provider's stream ended without its terminator"
 Headers = Mapping[str, str]
-Events = Iterable[Event | None]  # None: nothing came for a while
+Events = Iterable[Event | None]  # None: the provider is silent
+Drop = list[str] | None  # collects params that cannot be expressed; None: such a param is an error
 
 
 class Dialect(Protocol):
-    """The vendor's side of a wire format: what a provider needs of it."""
+    """The vendor's side of a wire format, as a provider uses it."""
 
     NAME: str
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        """Return the path and query below the base URL; raise UnsupportedParameter where there is
-        none for the operation.
-        """
+        """Return path and query below the base URL; raise UnsupportedParameter if there is none."""
 
     def auth(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""
 
     def headers(self, request: InferRequest) -> dict[str, str]:
-        """Return the protocol headers that a request needs."""
+        """Return the protocol headers of a request."""
 
-    def encode_request(
-        self, request: InferRequest, *, stream: bool, drop: list[str] | None = None
-    ) -> bytes:
-        """Return the body; append what cannot be said to *drop*, or raise UnsupportedParameter if
-        that is None.
-        """
+    def encode_request(self, request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
+        """Return the body; add params that cannot be expressed to *drop*, or, if None, raise."""
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        """Return the answer; raise ProviderError if it is one, ValueError (or alike) if it makes no
-        sense.
-        """
+        """Return the answer; raise ProviderError for an error, ValueError or alike for nonsense."""
 
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
-        """Return the error that an answer with *status* stands for."""
+        """Return the error for an answer with an HTTP status of 300 or more."""
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of a stream; raise StreamIncomplete if it ends without its terminator."""
+        """Yield a stream's chunks; raise StreamIncomplete if it ends without its terminator."""
 
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of an answer that did not come as events although a stream was asked
-        for.
-        """
+        """Yield the chunks of an answer that came whole although a stream was requested."""
 
 
-def unsupported(name: str, dialect: str, drop: list[str] | None) -> None:
-    """Note in *drop* that a parameter cannot be said, or raise UnsupportedParameter naming it."""
+# -- requests --
+
+
+def path_of(paths: Mapping[str, str], request: InferRequest, dialect: str) -> str:
+    """Return the path of the request's operation; raise UnsupportedParameter if it has none."""
+    if request.op not in paths:
+        raise UnsupportedParameter(f"the {dialect} format has no {request.op}", param="model")
+    return paths[request.op]
+
+
+def unsupported(name: str, dialect: str, drop: Drop) -> None:
+    """Add a parameter that cannot be expressed to *drop*; raise UnsupportedParameter if None."""
     if drop is None:
         raise UnsupportedParameter(
             f"{name!r} cannot be expressed in the {dialect} format", param=name
         )
-    if name not in drop:
+    hint(name, drop)
+
+
+def hint(name: str, drop: Drop) -> None:
+    """Add a parameter that changes no answer to *drop*: leaving it out is never an error."""
+    if drop is not None and name not in drop:
         drop.append(name)
 
 
-# -- reading what may be of any type ---------------------------------------------------------------
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def want(value: object, name: str, *kinds: type) -> Any:
+    """Return a caller's value; raise RequestError if it is of none of *kinds*."""
+    wrong_bool = isinstance(value, bool) and bool not in kinds
+    if wrong_bool or not isinstance(value, (*kinds, int) if float in kinds else kinds):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds)
+        raise RequestError(f"{name} must be {wanted}", param=name)
+    return value
+
+
+def objects(value: object, name: str) -> list[JSON]:
+    """Return a caller's list of objects; raise RequestError if it is none."""
+    for number, item in enumerate(want(value, name, list)):
+        want(item, f"{name}[{number}]", dict)
+    return value  # type: ignore[return-value]
+
+
+def data_uri(url: str) -> tuple[str, str] | None:
+    """Return the media type and the base64 of a data: URI, None for any other URL."""
+    scheme, _, rest = url.partition(":")
+    head, comma, data = rest.partition(",")
+    if scheme.lower() != "data" or not comma:
+        return None
+    media, *options = head.split(";")
+    if "base64" not in (option.strip().lower() for option in options):
+        data = b64encode(unquote_to_bytes(data)).decode()
+    return media or "text/plain", data
+
+
+def without(members: Mapping[str, Any], *names: str) -> JSON:
+    """Return a copy without the members called *names*."""
+    return {name: value for name, value in members.items() if name not in names}
+
+
+def given(members: Mapping[str, Any]) -> JSON:
+    """Return a copy without the members that are None."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+# -- vendors' values, which may be of any type --
 
 
 def count(value: object) -> int | None:
-    """Return a token count, None where there is none; raise ValueError for what cannot be one."""
+    """Return a token count, None if there is none; raise ValueError if it is not a number."""
     if value is None or (type(value) is int and 0 <= value < 2**53):
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -124,9 +186,59 @@ def text(value: object) -> str:
     return value
 
 
+def read_object(data: bytes) -> JSON:
+    """Return the object in a vendor's JSON; raise ValueError if there is none."""
+    body = strict_json.lenient(data)
+    if not isinstance(body, dict):
+        raise ValueError("expected an object")
+    return body
+
+
+# -- answers --
+
+
+def answer(
+    request: InferRequest,
+    native: tuple[str, bytes],
+    usage: Usage | None,
+    *,
+    model: str | None = None,
+    content: str = "",
+    **members: Any,
+) -> InferResponse:
+    """Return an answer to *request*, with the token counts of *usage*."""
+    return InferResponse(
+        model or request.model,
+        request.provider,
+        content,
+        (usage and usage.input_tokens) or 0,
+        (usage and usage.output_tokens) or 0,
+        usage=usage,
+        native=native,
+        **members,
+    )
+
+
+def token_count(value: object, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
+    """Return an answer that only counts the request's tokens."""
+    tokens = count(value)
+    if tokens is None:
+        raise ValueError("a count without a number")
+    return InferResponse(
+        request.model, request.provider, "", tokens, native=native, extra={"input_tokens": tokens}
+    )
+
+
+def packed(vector: list[float]) -> str:
+    """Return an embedding as the base64 of little-endian floats, the official SDK's default."""
+    try:
+        return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    except (OverflowError, struct.error):
+        raise ValueError("an embedding holds a number that does not fit a float") from None
+
+
 def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chunk]:
     """Yield a whole answer as one chunk."""
-    calls = [{**call, "index": index} for index, call in enumerate(response.tool_calls)]
     usage = response.usage
     if usage is None and (
         response.tokens_in or response.tokens_out or response.cost_usd is not None
@@ -136,7 +248,7 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
         text=response.content,
         reasoning=response.reasoning,
         refusal=response.refusal,
-        tool_calls=calls,
+        tool_calls=[{**call, "index": index} for index, call in enumerate(response.tool_calls)],
         finish_reason=response.finish_reason or "stop",
         usage=usage,
         details=response.details,
@@ -146,10 +258,11 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
     )
 
 
-# -- errors ----------------------------------------------------------------------------------------
+# -- errors --
 
 _TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|limit)|prompt is too long|too many (input )?tokens|input token count",
+    r"context.{0,20}(length|window|limit)|prompt is too long"
+    r"|too many (input )?tokens|input token count",
     re.I,
 )
 _BAD_KEY = re.compile(
@@ -159,14 +272,34 @@ _BAD_KEY = re.compile(
 )
 _NO_CREDIT = re.compile(r"insufficient[ _](quota|balance|credit|funds)|credit balance", re.I)
 _FILTERED = re.compile(r"content[ _](filter|policy|management)|ResponsibleAIPolicyViolation", re.I)
-_WORDS = {  # what a caller is told where the vendor's own words would not help
-    ProviderAuthError: "the provider does not accept the key that this service has for it",
+_MESSAGES = {  # for callers, where the vendor's own message is not about their request
+    ProviderAuthError: "the provider rejected this service's API key",
     ProviderRateLimited: "the provider limits our rate; try again later",
     QuotaExhausted: "our account at the provider is out of credit",
     ProviderTimeout: "the provider did not answer in time",
     ProviderUnavailable: "the provider failed with status {status}",
     ProviderError: "the provider answered with status {status}",
 }
+
+
+def error_body(data: bytes) -> Any:
+    """Return the JSON value of an error's body, None if it is not JSON."""
+    try:
+        return strict_json.lenient(data)
+    except ValueError:
+        return None
+
+
+def word(value: object) -> str:
+    """Return a string or a number as a string, and an empty one for anything else."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def embedded_status(code: object) -> int:
+    """Return the status of an error inside a 200: *code* if it is one, else 502."""
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
 def provider_error(
@@ -177,57 +310,51 @@ def provider_error(
     param: str | None = None,
     retry_after: float | None = None,
 ) -> ProviderError:
-    """Return the error for a vendor's status, code and words; only what is the caller's to mend
-    keeps the words.
-    """
+    """Return the error for a vendor's status, code and message, which only a rejection repeats."""
     kind = _kind(status, f"{code} {message}")
     error: ProviderError
     if issubclass(kind, ProviderRejected | ProviderModelNotFound):
         error = kind(message[:2000] or "the provider rejected the request", param=param)
     else:
-        error = kind(_WORDS[kind].format(status=status), retry_after=retry_after)
+        error = kind(_MESSAGES[kind].format(status=status), retry_after=retry_after)
     if status == 413:
         error.status = 413
-    if (
-        status in (501, 505) or status < 500
-    ):  # a 501 stays a 501; a redirect or an odd status is a wrong address
+    if status in (501, 505) or status < 500:  # a wrong address, which no retry corrects
         error.retryable = error.retryable and kind is not ProviderUnavailable
     return error
 
 
+_FIXED: dict[int, type[ProviderError]] = {
+    401: ProviderAuthError,
+    402: QuotaExhausted,
+    403: ProviderAuthError,
+    404: ProviderModelNotFound,
+    408: ProviderTimeout,
+    429: ProviderRateLimited,
+    504: ProviderTimeout,
+}
+
+
 def _kind(status: int, words: str) -> type[ProviderError]:
     if status in (400, 413, 422):
-        return _rejected(words)
-    if status == 402 or (status in (403, 429) and _NO_CREDIT.search(words)):
+        if _BAD_KEY.search(words):  # xAI and Gemini answer 400 for a bad key, which is ours
+            return ProviderAuthError
+        if _TOO_LONG.search(words):
+            return ProviderContextTooLong
+        return ContentFiltered if _FILTERED.search(words) else ProviderRejected
+    if status in (403, 429) and _NO_CREDIT.search(words):
         return QuotaExhausted
-    fixed = {
-        401: ProviderAuthError,
-        403: ProviderAuthError,
-        404: ProviderModelNotFound,
-        408: ProviderTimeout,
-        429: ProviderRateLimited,
-        504: ProviderTimeout,
-    }
-    return fixed.get(status) or (ProviderError if 405 <= status < 500 else ProviderUnavailable)
+    return _FIXED.get(status) or (ProviderError if 405 <= status < 500 else ProviderUnavailable)
 
 
-def _rejected(words: str) -> type[ProviderError]:
-    if _BAD_KEY.search(words):  # xAI and Gemini say 400 for a bad key: ours, not the caller's
-        return ProviderAuthError
-    if _TOO_LONG.search(words):
-        return ProviderContextTooLong
-    return ContentFiltered if _FILTERED.search(words) else ProviderRejected
-
-
-def retry_after(headers: Headers, *, now: Callable[[], float]) -> float | None:
-    """Return the seconds that Retry-After asks for, as a number or as a date (RFC 9110, 10.2.3), or
-    None.
-    """
+def retry_after(headers: Headers) -> float | None:
+    """Return the seconds of Retry-After, a number or a date (RFC 9110, 10.2.3), or None."""
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for number, unit in ((milliseconds, 1000), (value, 1)):
         if number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return min(float(number) / unit, LONGEST_WAIT)
+            return min(float(number) / unit, MAX_RETRY_AFTER_SECONDS)
     try:
-        return min(max(0.0, parsedate_to_datetime(value).timestamp() - now()), LONGEST_WAIT)
+        left = parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):
         return None
+    return min(max(0.0, left), MAX_RETRY_AFTER_SECONDS)

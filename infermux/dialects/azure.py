@@ -1,5 +1,6 @@
-"""Azure OpenAI: OpenAI's format under a deployment's path, with a key header of its own; the base
-URL carries api-version.
+"""Azure OpenAI: OpenAI's format with a deployment in the path and another header for the key.
+
+The base URL carries api-version.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from urllib.parse import quote
 
 from ..errors import ModelNotFound, shown
 from ..protocol import InferRequest
-from .openai.upstream import (
-    NAME,
+from .openai import NAME  # noqa: F401
+from .openai.upstream import (  # noqa: F401
     PATHS,
     decode_error,
     decode_events,
@@ -19,22 +20,10 @@ from .openai.upstream import (
     headers,
 )
 
-__all__ = [
-    "NAME",
-    "auth",
-    "decode_error",
-    "decode_events",
-    "decode_response",
-    "decode_whole",
-    "encode_request",
-    "headers",
-    "path",
-]
-
 
 def path(request: InferRequest, *, stream: bool) -> str:
-    """Return the path of the operation below the base URL: a model is a deployment here."""
-    if not request.model.strip("."):  # a dot is a place in a path, and no quoting hides it
+    """Return the path of the operation below the base URL: the model names a deployment."""
+    if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted
         raise ModelNotFound(f"no deployment is named {shown(request.model)}", param="model")
     return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"
 

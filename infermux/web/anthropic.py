@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from flask import Response
 
+from ..dialects import anthropic as dialect
 from ..dialects.anthropic import downstream as wire
-from ..dialects.anthropic import upstream as dialect
 from ..dialects.anthropic.stream import Encoder
 from ..pricing.token_estimate import estimate, estimate_messages
 from ..protocol import CHAT, InferRequest, InferResponse, strict_json

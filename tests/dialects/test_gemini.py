@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from infermux.dialects.gemini import upstream as gemini
+from infermux.dialects.gemini.requests import OWN_ID
 from infermux.errors import (
     ProviderAuthError,
     ProviderContextTooLong,
@@ -282,7 +283,7 @@ def plain(found: InferResponse) -> dict[str, Any]:
     bytes.
     """
     calls = [
-        call | {"id": "" if gemini.OWN_ID.fullmatch(call["id"]) else call["id"]}
+        call | {"id": "" if OWN_ID.fullmatch(call["id"]) else call["id"]}
         for call in found.tool_calls
     ]
     return {name: getattr(found, name) for name in InferResponse.__slots__ if name != "native"} | {

@@ -1,5 +1,6 @@
-"""Anthropic's Messages format, our own door's side: what the official SDK and Claude Code send, and
-what they expect back.
+"""Anthropic's Messages towards a client of our own API: its requests; answers and errors to it.
+
+Clients are the official SDK and Claude Code. Streams are written in `stream`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from ...errors import InferMuxError, RequestError
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import items, obj, text
+from .. import given, items, obj, text, without
+from . import NAME
 from .requests import (
     BUDGETS,
     CHOICES,
-    NAME,
     THINKING_FORMAT,
     TIERS,
     reading,
@@ -42,13 +43,11 @@ _ERRORS = {status: kind for kind, status in STATUS.items()} | {
 }
 
 
-# -- requests --------------------------------------------------------------------------------------
+# -- requests --
 
 
 def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest, bool]:
-    """Return the request that a client's body holds, and whether it wants a stream; raise
-    RequestError naming what is odd.
-    """
+    """Return the request in a client's body, and whether it wants a stream."""
     body = dict(document.value)
     model = _take(body, "model", str, needed=True)
     stream = _take(body, "stream", bool)
@@ -57,13 +56,13 @@ def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest,
         with reading(f"messages.{number}"):
             messages += _messages(turn)
     params = _params(body, op)
-    return InferRequest(
-        model=model, messages=messages, params=params | body, op=op, native=Native(NAME, document)
-    ), bool(stream)
+    native = Native(NAME, document)
+    request = InferRequest(model, messages, params=params | body, op=op, native=native)
+    return request, bool(stream)
 
 
 def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
-    """Take a member out of *body*, so that what is left at the end is what nothing here knows."""
+    """Remove a member from *body* and return it; members that stay are passed on as they are."""
     value = texts(body, name, *kinds) if name == "stop_sequences" else typed(body, name, *kinds)
     if value is None and needed:
         raise RequestError(f"{name}: Field required", param=name)
@@ -72,23 +71,21 @@ def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
 
 
 def _params(body: JSON, op: str) -> JSON:
-    """Take out of *body* what has another name in the canonical form; the rest is this vendor's own
-    and keeps its name.
-    """
-    most = _take(body, "max_tokens", int, needed=op == CHAT)
-    if most is not None and most < 0:
+    """Take the params out of *body* that have another name or form at OpenAI."""
+    limit = _take(body, "max_tokens", int, needed=op == CHAT)
+    if limit is not None and limit < 0:
         raise RequestError("max_tokens must not be negative", param="max_tokens")
     params = {
-        "max_tokens": most,
+        "max_tokens": limit,
         "stop": _take(body, "stop_sequences", list),
         "tools": _tools(body),
     }
-    params |= {name: _take(body, name, int, float) for name in ("temperature", "top_p", "top_k")}
+    params |= {name: _take(body, name, float) for name in ("temperature", "top_p", "top_k")}
     metadata = dict(_take(body, "metadata", dict) or {})
     params |= {"user": _take(metadata, "user_id", str), "metadata": metadata or None}
     tier = _take(body, "service_tier", str)
     params |= {"service_tier": _TIERS.get(tier, tier)} | _choice(body) | _thinking(body)
-    return {name: value for name, value in params.items() if value is not None}
+    return given(params)
 
 
 def _tools(body: JSON) -> list[JSON] | None:
@@ -100,27 +97,18 @@ def _tools(body: JSON) -> list[JSON] | None:
 def _tool(tool: JSON) -> JSON:
     if tool.get("type") not in (None, "custom"):
         string(tool, "type")
-        return tool  # run by the vendor itself: another dialect must see what it is, and refuse
+        return tool  # the vendor's own: another dialect refuses it by its type
+    schema, description = tool["input_schema"], tool.get("description")
+    if not isinstance(schema, dict) or not isinstance(description, str | None):
+        raise ValueError("the schema must be an object, the description a string")
     function = {
         "name": string(tool, "name"),
-        "description": tool.get("description"),
-        "parameters": tool["input_schema"],
+        "description": description,
+        "parameters": schema,
         "strict": tool.get("strict"),
     }
-    if not isinstance(tool["input_schema"], dict) or not isinstance(
-        tool.get("description"), str | None
-    ):
-        raise ValueError("the schema must be an object, the description a string")
-    extra = {
-        name: value
-        for name, value in tool.items()
-        if name not in (*function, "type", "input_schema") and value is not None
-    }
-    return {
-        "type": "function",
-        "function": {name: value for name, value in function.items() if value is not None},
-        **extra,
-    }
+    extra = without(tool, *function, "type", "input_schema")
+    return {"type": "function", "function": given(function), **given(extra)}
 
 
 def _choice(body: JSON) -> JSON:
@@ -129,11 +117,9 @@ def _choice(body: JSON) -> JSON:
         return {}
     with reading("tool_choice"):
         kind = string(choice, "type")
-        wanted = (
-            {"type": "function", "function": {"name": string(choice, "name")}}
-            if kind == "tool"
-            else _CHOICES[kind]
-        )
+        wanted: object = _CHOICES[kind] if kind != "tool" else None
+        if wanted is None:
+            wanted = {"type": "function", "function": {"name": string(choice, "name")}}
         params: JSON = {"tool_choice": wanted}
         if (alone := _take(dict(choice), "disable_parallel_tool_use", bool)) is not None:
             params["parallel_tool_calls"] = not alone
@@ -141,13 +127,9 @@ def _choice(body: JSON) -> JSON:
 
 
 def _thinking(body: JSON) -> JSON:
-    """A budget becomes the highest effort that it pays for; adaptive thinking has its effort named,
-    or it is high.
-    """
-    thinking, config = (
-        _take(body, "thinking", dict) or {},
-        dict(_take(body, "output_config", dict) or {}),
-    )
+    """Return the effort of a request's thinking: a budget is the highest effort it covers."""
+    thinking = _take(body, "thinking", dict) or {}
+    config = dict(_take(body, "output_config", dict) or {})
     shape = _take(config, "format", dict) or _take(body, "output_format", dict)
     effort = _take(config, "effort", str)
     with reading("thinking"):
@@ -157,11 +139,8 @@ def _thinking(body: JSON) -> JSON:
             paid = [level for level in BUDGETS if level != "max" and BUDGETS[level] <= budget]
             effort = paid[-1] if paid else "minimal"
         elif kind is not None:
-            effort = {
-                "adaptive": effort or "high",
-                "between_tools": effort or "minimal",
-                "disabled": "none",
-            }[kind]
+            default = {"adaptive": "high", "between_tools": "minimal", "disabled": "none"}[kind]
+            effort = "none" if kind == "disabled" else effort or default
     return {
         "output_config": config or None,
         "reasoning_effort": "xhigh" if effort == "max" else effort,
@@ -183,14 +162,8 @@ def _system(system: object) -> list[JSON]:
     if system is None:
         return []
     with reading("system"):
-        return [
-            {
-                "role": "system",
-                "content": system
-                if isinstance(system, str)
-                else [_part(block) for block in _list(system)],
-            }
-        ]
+        content = system if isinstance(system, str) else [_part(block) for block in _list(system)]
+        return [{"role": "system", "content": content}]
 
 
 def _list(value: object) -> list[JSON]:
@@ -200,9 +173,7 @@ def _list(value: object) -> list[JSON]:
 
 
 def _messages(turn: JSON) -> list[JSON]:
-    """Return a turn as messages: each result of a tool is one, and they come first, as OpenAI's
-    form wants it.
-    """
+    """Return a turn as messages; each tool's result is a message of its own, before the rest."""
     role, content = string(turn, "role"), turn["content"]
     if role not in ("user", "assistant", "system"):
         raise ValueError("no such role")
@@ -217,11 +188,11 @@ def _messages(turn: JSON) -> list[JSON]:
 
 
 def _result(block: JSON) -> JSON:
-    content = block.get("content")
-    said = (
-        text(content) if not isinstance(content, list) else [_part(part) for part in _list(content)]
+    content: object = block.get("content")
+    content = (
+        [_part(part) for part in items(content)] if isinstance(content, list) else text(content)
     )
-    message = {"role": "tool", "tool_call_id": string(block, "tool_use_id"), "content": said}
+    message = {"role": "tool", "tool_call_id": string(block, "tool_use_id"), "content": content}
     return message | {
         name: block[name] for name in ("is_error", "cache_control") if block.get(name)
     }
@@ -233,44 +204,30 @@ def _assistant(blocks: list[JSON]) -> JSON:
     for block in blocks:
         kind = string(block, "type")
         if kind == "thinking":
-            signed = {"signature": block["signature"]} if text(block.get("signature")) else {}
-            details.append(
-                {
-                    "type": "reasoning.text",
-                    "text": string(block, "thinking"),
-                    **signed,
-                    "format": THINKING_FORMAT,
-                    "index": len(details),
-                }
-            )
+            detail = {"type": "reasoning.text", "text": string(block, "thinking")}
+            if signature := text(block.get("signature")):
+                detail["signature"] = signature
+            details.append(detail)
         elif kind == "redacted_thinking":
-            details.append(
-                {
-                    "type": "reasoning.encrypted",
-                    "data": string(block, "data"),
-                    "format": THINKING_FORMAT,
-                    "index": len(details),
-                }
-            )
+            details.append({"type": "reasoning.encrypted", "data": string(block, "data")})
         elif kind == "tool_use":
             calls.append(_call(block))
         else:
             parts.append(_part(block))
     message: JSON = {"role": "assistant", "content": _joined(parts) if parts or not calls else None}
-    thoughts = "".join(detail.get("text", "") for detail in details)
-    return message | {
-        name: value
-        for name, value in (
-            ("tool_calls", calls),
-            ("reasoning_content", thoughts),
-            ("reasoning_details", details),
-        )
-        if value
+    extra = {
+        "tool_calls": calls,
+        "reasoning_content": "".join(detail.get("text", "") for detail in details),
+        "reasoning_details": [
+            detail | {"format": THINKING_FORMAT, "index": index}
+            for index, detail in enumerate(details)
+        ],
     }
+    return message | {name: value for name, value in extra.items() if value}
 
 
 def _joined(parts: list[JSON]) -> str | list[JSON]:
-    """Plain texts are one string, which every vendor takes from an assistant."""
+    """Return plain texts as one string, which every vendor accepts from an assistant."""
     plain = all(part.keys() == {"type", "text"} for part in parts)
     return "".join(part["text"] for part in parts) if plain else parts
 
@@ -278,40 +235,24 @@ def _joined(parts: list[JSON]) -> str | list[JSON]:
 def _call(block: JSON) -> JSON:
     if not isinstance(block["input"], dict):
         raise ValueError("the input of a tool call is not an object")
-    extra = {
-        name: value
-        for name, value in block.items()
-        if name not in ("type", "id", "name", "input")
-        and value is not None
-        and (name, value) != ("caller", {"type": "direct"})
-    }
-    return {
-        "id": string(block, "id"),
-        "type": "function",
-        "function": {"name": string(block, "name"), "arguments": strict_json.dumps(block["input"])},
-        **extra,
-    }
+    extra = given(without(block, "type", "id", "name", "input"))
+    if extra.get("caller") == {"type": "direct"}:
+        del extra["caller"]
+    function = {"name": string(block, "name"), "arguments": strict_json.dumps(block["input"])}
+    return {"id": string(block, "id"), "type": "function", "function": function, **extra}
 
 
 def _part(block: JSON) -> JSON:
-    """Return a block as a content part; what has no such form stays as it is, for another dialect
-    to refuse.
-    """
+    """Return a block as a content part, or unchanged if OpenAI has none, which others refuse."""
     kind = string(block, "type")
-    extra = {
-        name: value
-        for name, value in block.items()
-        if name not in ("type", "source", "title", "text") and value is not None
-    }
+    extra = given(without(block, "type", "source", "title", "text"))
     if kind == "text":
         return {"type": "text", "text": string(block, "text"), **extra}
     if kind not in ("image", "document"):
         return block
     source = obj(block["source"])
-    form, title = (
-        string(source, "type"),
-        {"filename": block["title"]} if text(block.get("title")) else {},
-    )
+    form = string(source, "type")
+    title = {"filename": block["title"]} if text(block.get("title")) else {}
     if form == "file":
         return {"type": "file", "file": {"file_id": string(source, "file_id"), **title}, **extra}
     if form not in ("url", "base64", "text"):
@@ -319,21 +260,20 @@ def _part(block: JSON) -> JSON:
     url = _url(form, source)
     if kind == "image":
         return {"type": "image_url", "image_url": {"url": url}, **extra}
-    return {
-        "type": "file",
-        "file": {"file_url" if form == "url" else "file_data": url, **title},
-        **extra,
-    }
+    name = "file_url" if form == "url" else "file_data"
+    return {"type": "file", "file": {name: url, **title}, **extra}
 
 
 def _url(form: str, source: JSON) -> str:
     if form == "url":
         return string(source, "url")
     data = string(source, "data")
-    return f"data:{string(source, 'media_type')};base64,{b64encode(data.encode()).decode() if form == 'text' else data}"
+    if form == "text":
+        data = b64encode(data.encode()).decode()
+    return f"data:{string(source, 'media_type')};base64,{data}"
 
 
-# -- answers ---------------------------------------------------------------------------------------
+# -- answers --
 
 
 def encode_response(response: InferResponse) -> JSON:
@@ -358,6 +298,7 @@ def encode_response(response: InferResponse) -> JSON:
 def message_of(
     ident: str, model: str, content: list[JSON], reason: str | None, usage: JSON
 ) -> JSON:
+    """Return a message; *reason* is None if it is still to come."""
     ident = ident if ident.startswith("msg_") else f"msg_{ident or new_id()}"
     return {
         "id": ident,
@@ -372,33 +313,21 @@ def message_of(
 
 
 def thought_of(detail: JSON) -> JSON | None:
-    """Return the block of a reasoning detail, unless another vendor made it or (a summary) it is no
-    thinking.
-    """
-    return (
-        thinking_block(detail)
-        if detail.get("type") in ("reasoning.text", "reasoning.encrypted")
-        else None
-    )
+    """Return the block of a reasoning detail, None if it is another vendor's or a summary."""
+    is_thinking = detail.get("type") in ("reasoning.text", "reasoning.encrypted")
+    return thinking_block(detail) if is_thinking else None
 
 
 def tool_use_of(call: JSON) -> JSON:
-    """Return the head of a call's block; what another vendor wants back with the call rides along."""
+    """Return a call's block without its input; extra_content goes back to another vendor later."""
     name = obj(call.get("function") or call.get("custom")).get("name") or ""
-    rider = {"extra_content": call["extra_content"]} if call.get("extra_content") else {}
-    return {
-        "type": "tool_use",
-        "id": call.get("id") or f"toolu_{new_id()}",
-        "name": name,
-        "input": {},
-        **rider,
-    }
+    extra = {"extra_content": call["extra_content"]} if call.get("extra_content") else {}
+    ident = call.get("id") or f"toolu_{new_id()}"
+    return {"type": "tool_use", "id": ident, "name": name, "input": {}, **extra}
 
 
 def _input(call: JSON) -> JSON:
-    """Return the input of a call, which must be an object here: what a model wrote wrongly stands
-    in one as text.
-    """
+    """Return a call's input, which must be an object here: arguments that are none become one."""
     if call.get("type") == "custom":
         return {"input": obj(call.get("custom")).get("input")}
     raw = obj(call.get("function")).get("arguments") or "{}"
@@ -410,21 +339,16 @@ def _input(call: JSON) -> JSON:
 
 
 def stop_reason(reason: str | None, *, called: bool) -> str:
-    """Return a finish reason in this vendor's words."""
+    """Return this vendor's name of a finish reason."""
     if called and reason in (None, "", "stop"):
         return "tool_use"
     return reason if reason and reason in FINISH else _STOP.get(reason or "stop", "end_turn")
 
 
 def encode_usage(usage: Usage) -> JSON:
-    """Return a usage object, in which input_tokens leaves out what was read from or written to the
-    cache.
-    """
-    read, written, long_lived = (
-        usage.cached_input_tokens or 0,
-        usage.cache_write_tokens or 0,
-        usage.cache_write_1h_tokens or 0,
-    )
+    """Return a usage object; its input_tokens excludes cached ones."""
+    read, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
+    long_lived = usage.cache_write_1h_tokens or 0
     data: JSON = {
         "input_tokens": max(0, (usage.input_tokens or 0) - read - written),
         "cache_creation_input_tokens": written,

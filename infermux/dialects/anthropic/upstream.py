@@ -1,37 +1,45 @@
-"""Anthropic's Messages format, the vendor's side: answers, errors and streams. Requests are written
-in anthropic_request.py.
+"""Anthropic's Messages towards a vendor, a `Dialect`: requests; answers, errors, streams.
 
-Facts: https://platform.claude.com/docs/en/api/messages, the types of the official SDK, and recorded
+Facts: https://platform.claude.com/docs/en/api/messages, the official SDK's types, and recorded
 traffic.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from ...errors import ProviderError, StreamIncomplete
-from ...protocol import InferRequest, InferResponse, strict_json
+from ...protocol import CHAT, InferRequest, InferResponse, strict_json
+from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
-from .. import Events, Headers, count, items, obj, provider_error, retry_after, text, whole
-from .requests import NAME, THINKING_FORMAT, auth, encode_request, headers, path, string
+from .. import (
+    NO_TERMINATOR,
+    Drop,
+    Events,
+    Headers,
+    answer,
+    count,
+    error_body,
+    given,
+    items,
+    obj,
+    path_of,
+    provider_error,
+    read_object,
+    retry_after,
+    text,
+    token_count,
+    whole,
+    without,
+    word,
+)
+from . import NAME
+from .requests import THINKING_FORMAT, reading, string, translated
 
-__all__ = [
-    "COUNTS_TOKENS",
-    "FINISH",
-    "NAME",
-    "STATUS",
-    "auth",
-    "decode_error",
-    "decode_events",
-    "decode_response",
-    "decode_whole",
-    "encode_request",
-    "headers",
-    "path",
-]
-
+PATHS = {CHAT: "/messages", "count_tokens": "/messages/count_tokens"}
+VERSION = "2023-06-01"
+FORWARDED = ("anthropic-version", "anthropic-beta")
 FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -53,28 +61,66 @@ STATUS = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-COUNTS_TOKENS = True  # there is an operation for it
+COUNTS_TOKENS = True  # the vendor has an operation for it
 
 
-# -- answers ---------------------------------------------------------------------------------------
+def path(request: InferRequest, *, stream: bool) -> str:
+    return path_of(PATHS, request, NAME)
+
+
+def auth(key: str) -> dict[str, str]:
+    return {"x-api-key": key}
+
+
+def headers(request: InferRequest) -> dict[str, str]:
+    """Return the protocol headers: the client's own if its body is passed on, else our version."""
+    own = {} if request.body_in(NAME) is None else request.headers
+    return {"anthropic-version": VERSION} | {
+        name.lower(): value for name, value in own.items() if name.lower() in FORWARDED
+    }
+
+
+def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
+    """Return the body; the client's own if it is in this dialect, with our model."""
+    path(request, stream=stream)
+    own = request.body_in(NAME)
+    if own is not None:
+        return _adapted(own, request, stream=stream).encode()
+    body = translated(request, drop)
+    return strict_json.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
+
+
+def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
+    new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
+    if request.op == CHAT and bool(body.value.get("stream")) != stream:
+        new["stream"] = stream
+    with reading("messages"):
+        turns = body.value["messages"]
+        kept = [own for turn in turns if (own := _own_blocks(turn)).get("content") or own == turn]
+    if kept != turns:
+        new["messages"] = kept
+    return body.replaced(new)
+
+
+def _own_blocks(turn: JSON) -> JSON:
+    """Return a turn without traces of another vendor's answer, which this vendor refuses."""
+    content = turn.get("content") if turn.get("role") == "assistant" else None
+    if not isinstance(content, list):
+        return turn
+    signed = (
+        block for block in content if block.get("type") != "thinking" or block.get("signature")
+    )
+    return turn | {"content": [without(block, "extra_content") for block in signed]}
+
+
+# -- answers --
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
-    """Return the answer of any operation."""
-    body = _object(data)
+    body, native = _object(data), (NAME, data)
     if request.op == "count_tokens":
-        tokens = count(body["input_tokens"])
-        if tokens is None:
-            raise ValueError("a count without a number")
-        return InferResponse(
-            model=request.model,
-            provider=request.provider,
-            content="",
-            tokens_in=tokens,
-            native=(NAME, data),
-            extra={"input_tokens": tokens},
-        )
-    usage, words, thoughts = usage_of(body.get("usage")), [], []
+        return token_count(body["input_tokens"], request, native)
+    words, thoughts = [], []
     calls: list[JSON] = []
     details: list[JSON] = []
     if not isinstance(body["content"], list):
@@ -84,23 +130,18 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         if kind == "text":
             words.append(string(block, "text"))
         elif kind == "tool_use":
-            calls.append(
-                _tool_call(block)
-                | {"function": {"name": string(block, "name"), "arguments": _arguments(block)}}
-            )
+            calls.append(_tool_call(block, _arguments(block)))
         elif kind in ("thinking", "redacted_thinking") and (detail := _detail(block)):
             thoughts.append(detail.get("text", ""))
             details.append(detail | {"index": len(details)})
-    return InferResponse(
-        model=text(body.get("model")) or request.model,
-        provider=request.provider,
+    return answer(
+        request,
+        native,
+        usage_of(body.get("usage")),
+        model=text(body.get("model")),
         content="".join(words),
-        tokens_in=(usage and usage.input_tokens) or 0,
-        tokens_out=(usage and usage.output_tokens) or 0,
-        usage=usage,
         finish_reason=finish_reason(body.get("stop_reason")),
         id=text(body.get("id")),
-        native=(NAME, data),
         tool_calls=calls,
         reasoning="".join(thoughts),
         details=details,
@@ -108,19 +149,18 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
 
 
 def _object(data: bytes) -> JSON:
-    body = strict_json.lenient(data)
-    if not isinstance(body, dict):
-        raise ValueError("expected an object")
+    body = read_object(data)
     if body.get("type") == "error" or ("type" not in body and body.get("error")):
         raise _embedded(body.get("error"))
     return body
 
 
-def _tool_call(block: JSON) -> JSON:
+def _tool_call(block: JSON, arguments: str) -> JSON:
     ident = string(block, "id")
     if not ident:
         raise ValueError("a tool call without an id")
-    return {"id": ident, "type": "function"}
+    function = {"name": string(block, "name"), "arguments": arguments}
+    return {"id": ident, "type": "function", "function": function}
 
 
 def _arguments(block: JSON) -> str:
@@ -131,38 +171,31 @@ def _arguments(block: JSON) -> str:
 
 
 def _detail(block: JSON) -> JSON:
-    """Return the reasoning detail of a thinking block, empty if there is nothing in it."""
+    """Return the reasoning detail of a thinking block, empty if the block is."""
     if block["type"] == "redacted_thinking":
-        return {
-            "type": "reasoning.encrypted",
-            "data": string(block, "data"),
-            "format": THINKING_FORMAT,
-        }
+        kind = {"type": "reasoning.encrypted", "data": string(block, "data")}
+        return kind | {"format": THINKING_FORMAT}
     words, signature = string(block, "thinking"), text(block.get("signature"))
-    if not words and not signature:
-        return {}
     signed = {"signature": signature} if signature else {}
-    return {"type": "reasoning.text", "text": words} | signed | {"format": THINKING_FORMAT}
+    return _thinking({"text": words} | signed) if words or signed else {}
+
+
+def _thinking(members: JSON) -> JSON:
+    return {"type": "reasoning.text", **members, "format": THINKING_FORMAT}
 
 
 def finish_reason(value: object) -> str:
-    """Return a stop reason in OpenAI's words; a missing one reads as stop, an unknown one stays as
-    it is.
-    """
+    """Return OpenAI's name of a stop reason; a missing one is stop, an unknown one unchanged."""
     reason = text(value)
     return FINISH.get(reason, reason) or "stop"
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return usage in the normalised form; on this wire input_tokens leaves out what was read from
-    or written to the cache.
-    """
+    """Return the usage, None if there is none; here input_tokens excludes cached ones."""
     data = obj(value)
     fresh, tokens_out = count(data.get("input_tokens")), count(data.get("output_tokens"))
-    read, written = (
-        count(data.get("cache_read_input_tokens")),
-        count(data.get("cache_creation_input_tokens")),
-    )
+    read = count(data.get("cache_read_input_tokens"))
+    written = count(data.get("cache_creation_input_tokens"))
     long_lived = count(obj(data.get("cache_creation")).get("ephemeral_1h_input_tokens"))
     reasoning = count(obj(data.get("output_tokens_details")).get("thinking_tokens"))
     tier = "fast" if data.get("speed") == "fast" else text(data.get("service_tier")) or None
@@ -172,42 +205,34 @@ def usage_of(value: object) -> Usage | None:
     return Usage(tokens_in, tokens_out, read, written, long_lived, reasoning, service_tier=tier)
 
 
-# -- errors ----------------------------------------------------------------------------------------
+# -- errors --
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    """Return the error for an answer with *status*."""
-    try:
-        body = strict_json.lenient(data)
-    except ValueError:
-        body = None
-    wait = retry_after(headers, now=time.time) if status == 429 or status >= 500 else None
+    body = error_body(data)
+    wait = retry_after(headers) if status == 429 or status >= 500 else None
     return _error(status, body.get("error") if isinstance(body, dict) else None, wait)
 
 
 def _embedded(error: object) -> ProviderError:
-    """Return the error that came inside a 200: only its type tells the status."""
+    """Return the error for one inside a 200, whose status follows from its type."""
     kind = error.get("type") if isinstance(error, dict) else None
     return _error(STATUS.get(kind, 502) if isinstance(kind, str) else 502, error, None)
 
 
 def _error(status: int, error: object, wait: float | None) -> ProviderError:
-    said = error if isinstance(error, dict) else {"message": error}
-    kind, message = (
-        value if isinstance(value, str) else "" for value in (said.get("type"), said.get("message"))
-    )
-    if (
-        status == 400 and "credit balance" in message
-    ):  # an empty account is a 400 here, as if the caller were at fault
+    members = error if isinstance(error, dict) else {"message": error}
+    message = word(members.get("message"))
+    if status == 400 and "credit balance" in message:  # our empty account, not the caller's fault
         status = 402
-    return provider_error(status, message, code=kind, retry_after=wait)
+    return provider_error(status, message, code=word(members.get("type")), retry_after=wait)
 
 
-# -- streams ---------------------------------------------------------------------------------------
+# -- streams --
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
-    """Yield the chunks of a stream; its terminator is message_stop."""
+    """Yield a stream's chunks; its terminator is message_stop."""
     reader = _Reader()
     for event in events:
         if event is None:
@@ -218,16 +243,15 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         yield reader.chunk(kind, body)._replace(native=event.encode(), dialect=NAME)
         if kind == "message_stop":
             return
-    raise StreamIncomplete("the provider's stream ended without its terminator")
+    raise StreamIncomplete(NO_TERMINATOR)
 
 
 def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
-    """Yield an answer that came in one piece although a stream was asked for."""
     yield from whole(decode_response(data, request))
 
 
 class _Reader:
-    """Reads the events of one stream: which block an index means, and what usage was said before."""
+    """Reads one stream's events, which refer to earlier blocks and complete earlier usage."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, JSON] = {}
@@ -237,7 +261,7 @@ class _Reader:
         self._finished = False
 
     def chunk(self, kind: str, body: JSON) -> Chunk:
-        """Return what an event says; one of an unknown kind says nothing."""
+        """Return the chunk of an event, empty if its kind is unknown."""
         if kind == "message_start":
             message = obj(body["message"])
             return Chunk(
@@ -252,23 +276,20 @@ class _Reader:
         if kind == "content_block_stop":
             return self._stop(self._blocks.pop(_index(body)))
         if kind == "message_delta":
-            return self._end(
-                obj(body["delta"]).get("stop_reason"), self._counted(body.get("usage"))
+            reason = obj(body["delta"]).get("stop_reason")
+            self._finished = self._finished or bool(reason)
+            return Chunk(
+                finish_reason=finish_reason(reason) if reason else None,
+                usage=self._counted(body.get("usage")),
             )
         if kind == "message_stop" and not self._finished:
             return Chunk(finish_reason="stop")
         return Chunk()
 
     def _counted(self, value: object) -> Usage | None:
-        """Counts are totals, so a later one replaces an earlier; what is left out, or null, still
-        holds.
-        """
-        self._usage |= {name: number for name, number in obj(value).items() if number is not None}
+        """Return the usage so far: a later count replaces an earlier one."""
+        self._usage |= given(obj(value))
         return usage_of(self._usage)
-
-    def _end(self, reason: object, usage: Usage | None) -> Chunk:
-        self._finished = self._finished or bool(reason)
-        return Chunk(finish_reason=finish_reason(reason) if reason else None, usage=usage)
 
     def _start(self, index: int, block: JSON) -> Chunk:
         kind = string(block, "type")
@@ -279,15 +300,7 @@ class _Reader:
         if kind == "tool_use":
             state |= {"call": self._calls, "input": _arguments(block), "streamed": False}
             self._calls += 1
-            return Chunk(
-                tool_calls=[
-                    _tool_call(block)
-                    | {
-                        "index": state["call"],
-                        "function": {"name": string(block, "name"), "arguments": ""},
-                    }
-                ]
-            )
+            return Chunk(tool_calls=[_tool_call(block, "") | {"index": state["call"]}])
         if kind in ("thinking", "redacted_thinking"):
             return self._thought(state, detail) if (detail := _detail(block)) else Chunk()
         return Chunk()
@@ -300,42 +313,31 @@ class _Reader:
             piece = string(delta, "partial_json")
             if block == "tool_use" and piece:
                 state["streamed"] = True
-                return Chunk(
-                    tool_calls=[{"index": state["call"], "function": {"arguments": piece}}]
-                )
+                return _more_arguments(state, piece)
         elif kind == "thinking_delta" and block == "thinking":
             if words := string(delta, "thinking"):
-                return self._thought(
-                    state, {"type": "reasoning.text", "text": words, "format": THINKING_FORMAT}
-                )
+                return self._thought(state, _thinking({"text": words}))
         elif kind == "signature_delta" and block == "thinking":
             first = {} if "started" in state else {"text": ""}
-            return self._thought(
-                state,
-                {
-                    "type": "reasoning.text",
-                    **first,
-                    "signature": string(delta, "signature"),
-                    "format": THINKING_FORMAT,
-                },
-            )
+            signature = {"signature": string(delta, "signature")}
+            return self._thought(state, _thinking(first | signature))
         return Chunk()
 
     def _thought(self, state: JSON, detail: JSON) -> Chunk:
-        if "started" not in state:  # a block without anything in it takes no number
+        if "started" not in state:  # an empty block has no number
             state |= {"started": True, "detail": self._details}
             self._details += 1
-        return Chunk(
-            reasoning=detail.get("text", ""), details=[detail | {"index": state["detail"]}]
-        )
+        numbered = detail | {"index": state["detail"]}
+        return Chunk(reasoning=detail.get("text", ""), details=[numbered])
 
     def _stop(self, state: JSON) -> Chunk:
-        """A tool without arguments may never send a piece of them."""
         if state["type"] == "tool_use" and not state["streamed"]:
-            return Chunk(
-                tool_calls=[{"index": state["call"], "function": {"arguments": state["input"]}}]
-            )
+            return _more_arguments(state, state["input"])  # a call without arguments has no delta
         return Chunk()
+
+
+def _more_arguments(state: JSON, piece: str) -> Chunk:
+    return Chunk(tool_calls=[{"index": state["call"], "function": {"arguments": piece}}])
 
 
 def _index(body: JSON) -> int:

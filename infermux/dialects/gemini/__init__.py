@@ -1,1 +1,6 @@
-"""Google's wire format: generateContent, countTokens, embedContent."""
+"""Google's wire format, at Gemini and at Vertex: generateContent, countTokens, embedContent.
+
+`upstream` is the vendor's side, `requests` translates requests of other dialects.
+"""
+
+NAME = "gemini"

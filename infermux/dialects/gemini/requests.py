@@ -1,29 +1,27 @@
-"""Google's generateContent format: requests, as they go to the vendor."""
+"""Requests of other dialects as Google's generateContent: parameters, then the conversation.
+
+The vendor's own parameters keep their names, which are in camel case.
+"""
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 import re
 from typing import Any
-from urllib.parse import quote, unquote_to_bytes
 
-from ...errors import RequestError, UnsupportedParameter, shown
-from ...protocol import CHAT, InferRequest, check_message, strict_json
+from ...errors import RequestError, shown
+from ...protocol import InferRequest, check_message, strict_json
 from ...types import JSON
-from .. import unsupported
+from .. import Drop, data_uri, given, hint, objects, unsupported, want
+from . import NAME
 
-NAME = "gemini"
-FORMAT = "google-gemini-v1"  # of a reasoning detail; those of other vendors mean nothing here
-EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
-
-# Google's own OpenAI-compatible door turns efforts into these budgets; xhigh is the most that every
-# thinking model takes.
+FORMAT = "google-gemini-v1"  # of reasoning details that this vendor signed
+OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for calls without one
+# Tokens of thinking for an effort, as in Google's own OpenAI-compatible API; every thinking model
+# accepts that of xhigh.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
 
-OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that we made up, because the wire had none
-_MIME = mimetypes.MimeTypes()  # Python's own table, whatever files the host has
-
+_MIME = mimetypes.MimeTypes()  # Python's own table, independent of the host's files
 _TOP = frozenset({"safetySettings", "cachedContent", "toolConfig", "labels", "serviceTier"})
 _SCALARS: dict[str, tuple[str, type]] = {
     "temperature": ("temperature", float),
@@ -36,23 +34,14 @@ _SCALARS: dict[str, tuple[str, type]] = {
     "top_k": ("topK", int),
     "top_logprobs": ("logprobs", int),
 }
-_NEUTRAL: dict[
-    str, tuple[type, list[Any]]
-] = {  # values that ask for no more than what the wire does anyway
+# Values that ask for what the vendor does anyway.
+_NEUTRAL: dict[str, tuple[type, list[Any]]] = {
     "n": (int, [1]),
     "parallel_tool_calls": (bool, [True]),
     "modalities": (list, [["text"]]),
     "store": (bool, [False]),
     "service_tier": (str, ["auto", "default"]),
     "logprobs": (bool, [False]),
-}
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
 }
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _EMBEDDING = {
@@ -78,191 +67,127 @@ _MEMBERS = frozenset(
 )
 
 
-# -- requests --------------------------------------------------------------------------------------
-
-
-def path(request: InferRequest, *, stream: bool) -> str:
-    """Return the path of the operation below the base URL; whatever the model's name is, it stays
-    one segment of it.
-    """
-    if request.op == CHAT:
-        verb = "streamGenerateContent?alt=sse" if stream else "generateContent"
-    elif request.op == EMBEDDINGS:
-        verb = "batchEmbedContents" if _batch(request) else "embedContent"
-    elif request.op == COUNT_TOKENS:
-        verb = "countTokens"
-    else:
-        raise UnsupportedParameter(
-            f"{request.op!r} is not an operation of the {NAME} format", param="model"
-        )
-    return f"/models/{quote(_model(request), safe='', errors='replace')}:{verb}"
-
-
-def auth(key: str) -> dict[str, str]:
-    """Return the header that carries the key."""
-    return {"x-goog-api-key": key}
-
-
-def headers(request: InferRequest) -> dict[str, str]:
-    """Return the protocol headers of a request: there are none."""
-    return {}
-
-
-def encode_request(request: InferRequest, *, stream: bool, drop: list[str] | None = None) -> bytes:
-    """Return the body, as it came if it came in this dialect: the model and the wish for a stream
-    are in the path.
-    """
-    native = request.native
-    if native is not None and native.dialect == NAME:
-        return native.body.text.encode()
-    body = _embed(request, drop) if request.op == EMBEDDINGS else _generate(request, drop)
-    if request.op == COUNT_TOKENS and body.keys() - {
-        "contents"
-    }:  # only there is more than contents counted
-        body = {"generateContentRequest": {"model": f"models/{_model(request)}"} | body}
-    try:
-        return strict_json.encode(body)
-    except (ValueError, TypeError):
-        raise RequestError("the request holds a value that JSON cannot say") from None
-
-
-def _model(request: InferRequest) -> str:
+def model_of(request: InferRequest) -> str:
+    """Return the model's name without "models/"."""
     return request.model.removeprefix("models/")
 
 
-def _batch(request: InferRequest) -> bool:
-    native = request.native
-    if native is not None and native.dialect == NAME:
-        return "requests" in native.body.value
-    return isinstance(request.params.get("input"), list)
+# -- parameters --
 
 
-def _embed(request: InferRequest, drop: list[str] | None) -> JSON:
-    given = {name: value for name, value in request.params.items() if value is not None}
-    wanted, form = given.pop("input", None), given.pop("encoding_format", "float")
+def embedding(request: InferRequest, drop: Drop) -> JSON:
+    """Return the body of an embeddings request: embedContent, or batchEmbedContents for a list."""
+    params = given(request.params)
+    wanted, form = params.pop("input", None), params.pop("encoding_format", "float")
     if form not in ("float", "base64"):
         raise RequestError("encoding_format must be 'float' or 'base64'", param="encoding_format")
     options: JSON = {}
-    for name, value in given.items():
+    for name, value in params.items():
         if name in _EMBEDDING:
-            options[_EMBEDDING[name]] = _want(value, int, name) if name == "dimensions" else value
+            options[_EMBEDDING[name]] = want(value, name, int) if name == "dimensions" else value
         else:
             unsupported(name, NAME, drop)
+    texts = _strings(wanted, "input")
+    if not texts:
+        raise RequestError("input must not be empty", param="input")
+    bodies = [{"content": {"parts": [{"text": one}]}} | options for one in texts]
     if isinstance(wanted, str):
-        return {"content": {"parts": [{"text": wanted}]}} | options
-    if (
-        not isinstance(wanted, list)
-        or not wanted
-        or not all(isinstance(one, str) for one in wanted)
-    ):
-        raise RequestError("input must be a string or a list of strings", param="input")
-    model = {"model": f"models/{_model(request)}"}
-    return {
-        "requests": [model | {"content": {"parts": [{"text": one}]}} | options for one in wanted]
-    }
+        return bodies[0]
+    model = {"model": f"models/{model_of(request)}"}
+    return {"requests": [model | body for body in bodies]}
 
 
-def _generate(request: InferRequest, drop: list[str] | None) -> JSON:
+def _strings(value: object, name: str) -> list[str]:
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise RequestError(f"{name} must be a string or a list of strings", param=name)
+    return found
+
+
+def translated(request: InferRequest, drop: Drop) -> JSON:
+    """Return the body; add to *drop* what cannot be expressed, or raise UnsupportedParameter."""
     talk = _Conversation(drop)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
-    body: JSON = {"contents": talk.contents} | (
-        {"systemInstruction": {"parts": talk.system}} if talk.system else {}
-    )
+    system = {"systemInstruction": {"parts": talk.system}} if talk.system else {}
+    body: JSON = {"contents": talk.contents} | system
     config: JSON = {}
-    for name, value in sorted(
-        request.params.items(), reverse=True
-    ):  # max_completion_tokens wins over max_tokens
-        if value is not None:
-            _parameter(name, value, body, config, drop)
-    if (
-        own := request.params.get("generationConfig")
-    ) is not None:  # the vendor's own words win over a translation
-        config |= _want(own, dict, "generationConfig")
-    if (own := request.params.get("thinkingConfig")) is not None:
-        translated = _want(
-            config.get("thinkingConfig", {}), dict, "generationConfig.thinkingConfig"
-        )
-        config["thinkingConfig"] = translated | _want(own, dict, "thinkingConfig")
+    params = given(request.params)
+    for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
+        _parameter(name, params[name], body, config, drop)
+    # The vendor's own params win over translated ones.
+    config |= want(params.get("generationConfig", {}), "generationConfig", dict)
+    if "thinkingConfig" in params:
+        thinking = want(config.get("thinkingConfig", {}), "generationConfig.thinkingConfig", dict)
+        own = want(params["thinkingConfig"], "thinkingConfig", dict)
+        config["thinkingConfig"] = thinking | own
     if config.get("candidateCount", 1) != 1:
         del config["candidateCount"]
         unsupported("candidateCount", NAME, drop)
     return body | ({"generationConfig": config} if config else {})
 
 
-def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: list[str] | None) -> None:
-    """Put a parameter to its place in the body or in its generationConfig."""
+def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:
+    """Add a parameter to the body or to its generationConfig."""
     if name in ("stream_options", "generationConfig", "thinkingConfig"):
-        return  # usage comes unasked, and the others come last
-    if name in _NEUTRAL and _want(value, _NEUTRAL[name][0], name) in _NEUTRAL[name][1]:
+        return  # every stream has usage anyway, and the others are added last
+    if name in _NEUTRAL and want(value, name, _NEUTRAL[name][0]) in _NEUTRAL[name][1]:
         return
     if name in _SCALARS:
-        config[_SCALARS[name][0]] = _want(value, _SCALARS[name][1], name)
+        config[_SCALARS[name][0]] = want(value, name, _SCALARS[name][1])
     elif name == "stop":
-        config["stopSequences"] = _stops(value)
+        config["stopSequences"] = _strings(value, name)
     elif name == "logprobs":
         config["responseLogprobs"] = True
     elif name == "reasoning_effort":
         config["thinkingConfig"] = _thinking(value)
     elif name == "response_format":
-        config |= _format(_want(value, dict, name), drop)
+        config |= _format(want(value, name, dict), drop)
     elif name == "tools":
         body |= _tools(value, drop)
     elif name == "tool_choice":
         body["toolConfig"] = body.get("toolConfig", {}) | {"functionCallingConfig": _choice(value)}
     elif name == "toolConfig":
-        body[name] = body.get(name, {}) | _want(value, dict, name)
+        body[name] = body.get(name, {}) | want(value, name, dict)
     elif name in _TOP:
         body[name] = value
-    elif name != name.lower():  # the vendor's own words are in camel case, nobody else's are
+    elif name != name.lower():  # camel case: the vendor's own
         config[name] = value
     else:
         unsupported(name, NAME, drop)
 
 
-def _stops(value: object) -> list[str]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
-        raise RequestError("stop must be a string or a list of strings", param="stop")
-    return stops
-
-
 def _thinking(effort: object) -> JSON:
     if not isinstance(effort, str) or effort not in BUDGETS:
-        raise RequestError(
-            f"reasoning_effort must be one of {', '.join(BUDGETS)}", param="reasoning_effort"
-        )
-    budget = BUDGETS[effort]  # to ask for thoughts without thinking is refused
+        levels = ", ".join(BUDGETS)
+        raise RequestError(f"reasoning_effort must be one of {levels}", param="reasoning_effort")
+    budget = BUDGETS[effort]  # thoughts without a budget would be refused
     return {"thinkingBudget": budget} | ({"includeThoughts": True} if budget else {})
 
 
-def _format(wanted: JSON, drop: list[str] | None) -> JSON:
+def _format(wanted: JSON, drop: Drop) -> JSON:
     kind = wanted.get("type")
     if kind == "json_object":
         return {"responseMimeType": "application/json"}
     if kind == "json_schema":
-        given = _want(wanted.get("json_schema"), dict, "response_format.json_schema")
-        schema = _want(given.get("schema", {}), dict, "response_format.json_schema.schema")
-        words = {"description": given["description"]} if given.get("description") else {}
-        return {"responseMimeType": "application/json", "responseJsonSchema": words | schema}
+        named = want(wanted.get("json_schema"), "response_format.json_schema", dict)
+        schema = want(named.get("schema", {}), "response_format.json_schema.schema", dict)
+        about = {"description": named["description"]} if named.get("description") else {}
+        return {"responseMimeType": "application/json", "responseJsonSchema": about | schema}
     if kind != "text":
         unsupported("response_format", NAME, drop)
     return {}
 
 
-def _tools(value: object, drop: list[str] | None) -> JSON:
+def _tools(value: object, drop: Drop) -> JSON:
     functions, own = [], []
-    for tool in _objects(value, "tools"):
+    for tool in objects(value, "tools"):
         if tool.get("type") == "function":
-            function = _want(tool.get("function"), dict, "tools[].function")
+            function = want(tool.get("function"), "tools[].function", dict)
             functions.append(_function(function))
-            if function.get(
-                "strict"
-            ):  # the vendor has no such promise, and the schema goes along all the same
-                _note("strict", drop)
-        elif (
-            "type" not in tool and "name" not in tool
-        ):  # the vendor's own, such as {"googleSearch": {}}
+            if function.get("strict"):  # the vendor does not promise to keep to the schema
+                hint("strict", drop)
+        elif "type" not in tool and "name" not in tool:  # the vendor's own: {"googleSearch": {}}
             own.append(tool)
         else:
             unsupported("tools", NAME, drop)
@@ -271,17 +196,13 @@ def _tools(value: object, drop: list[str] | None) -> JSON:
 
 
 def _function(function: JSON) -> JSON:
-    declared = {"name": _want(function.get("name"), str, "tools[].function.name")}
-    if function.get("description") is not None:
-        declared["description"] = _want(
-            function["description"], str, "tools[].function.description"
-        )
-    schema = function.get("parameters")
-    return declared | (
-        {}
-        if schema is None
-        else {"parametersJsonSchema": _want(schema, dict, "tools[].function.parameters")}
-    )
+    place = "tools[].function"
+    declared = {"name": want(function.get("name"), f"{place}.name", str)}
+    if (description := function.get("description")) is not None:
+        declared["description"] = want(description, f"{place}.description", str)
+    if (schema := function.get("parameters")) is not None:
+        declared["parametersJsonSchema"] = want(schema, f"{place}.parameters", dict)
+    return declared
 
 
 def _choice(value: object) -> JSON:
@@ -291,61 +212,33 @@ def _choice(value: object) -> JSON:
         raise RequestError(
             "tool_choice must be auto, none, required or a function", param="tool_choice"
         )
-    function = _want(value.get("function"), dict, "tool_choice.function")
-    return {
-        "mode": "ANY",
-        "allowedFunctionNames": [_want(function.get("name"), str, "tool_choice.function.name")],
-    }
+    function = want(value.get("function"), "tool_choice.function", dict)
+    name = want(function.get("name"), "tool_choice.function.name", str)
+    return {"mode": "ANY", "allowedFunctionNames": [name]}
 
 
-def _note(name: str, drop: list[str] | None) -> None:
-    """Note a mere hint that is not passed on: to refuse the call for it would help nobody."""
-    if drop is not None:
-        unsupported(name, NAME, drop)
-
-
-def _want(value: object, kind: type, name: str) -> Any:
-    """Return a value of the caller's, or raise RequestError if it is not of the right type."""
-    if isinstance(value, bool) != (kind is bool) or not isinstance(
-        value, (int, float) if kind is float else kind
-    ):
-        raise RequestError(f"{name} must be {_KINDS[kind]}", param=name)
-    return value
-
-
-def _objects(value: object, name: str) -> list[JSON]:
-    found: list[JSON] = [
-        _want(one, dict, f"{name}[{number}]") for number, one in enumerate(_want(value, list, name))
-    ]
-    return found
-
-
-# -- messages --------------------------------------------------------------------------------------
+# -- messages --
 
 
 class _Conversation:
-    """Turns messages into contents; remembers which function a call's id stands for, as only the
-    name may go back.
-    """
+    """Translates messages to contents; a tool's result names the function of an earlier call."""
 
-    def __init__(self, drop: list[str] | None) -> None:
+    def __init__(self, drop: Drop) -> None:
         self.system: list[JSON] = []
         self.contents: list[JSON] = []
-        self._names: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # of the functions, by the calls' ids
         self._drop = drop
 
     def add(self, message: JSON, place: str) -> None:
-        """Take one more message; raise RequestError naming what is odd in it."""
+        """Add a message; raise RequestError naming *place* if it is invalid."""
         check_message(message, place)
-        role = message["role"]
+        role, content = message["role"], message.get("content")
         if message.get("cache_control"):
-            _note("cache_control", self._drop)
+            hint("cache_control", self._drop)
         if role in ("system", "developer"):
-            self.system += self._parts(message.get("content"), place)
+            self.system += self._parts(content, place)
         elif role == "user":
-            self.contents.append(
-                {"role": "user", "parts": self._parts(message.get("content"), place)}
-            )
+            self.contents.append({"role": "user", "parts": self._parts(content, place)})
         elif role == "assistant":
             if parts := [*self._words(message, place), *self._calls(message, place)]:
                 self.contents.append({"role": "model", "parts": parts})
@@ -356,82 +249,63 @@ class _Conversation:
                 f"{place}.role must be system, developer, user, assistant or tool",
                 param=f"{place}.role",
             )
-        for name, value in message.items():
-            if (
-                value is not None
-                and name not in _MEMBERS
-                and not (role == "tool" and name == "name")
-            ):
+        known = _MEMBERS | {"name"} if role == "tool" else _MEMBERS
+        for name in given(message):
+            if name not in known:
                 unsupported(f"messages[].{name}", NAME, self._drop)
 
     def _parts(self, content: object, place: str) -> list[JSON]:
         if isinstance(content, str):
             return [{"text": content}]
         place = f"{place}.content"
-        return [
-            self._part(part, f"{place}[{number}]")
-            for number, part in enumerate(_objects(content, place))
-        ]
+        parts = enumerate(objects(content, place))
+        return [self._part(part, f"{place}[{number}]") for number, part in parts]
 
     def _part(self, part: JSON, place: str) -> JSON:
         kind = part.get("type")
         if "cache_control" in part:
-            _note("cache_control", self._drop)
+            hint("cache_control", self._drop)
         if kind in ("text", "refusal"):
-            return {"text": _want(part.get(kind), str, f"{place}.{kind}")}
-        inner = (
-            _want(part.get(kind), dict, f"{place}.{kind}")
-            if kind in ("image_url", "file", "input_audio")
-            else {}
-        )
+            return {"text": want(part.get(kind), f"{place}.{kind}", str)}
+        if kind not in ("image_url", "file", "input_audio"):
+            raise RequestError(
+                f"{place}: a part of type {shown(kind)} cannot be sent to this model",
+                param=f"{place}.type",
+            )
+        inner = want(part.get(kind), f"{place}.{kind}", dict)
         if kind == "image_url":
             if inner.get("detail") not in (None, "auto"):
                 unsupported("detail", NAME, self._drop)
-            return _media(_want(inner.get("url"), str, f"{place}.url"), f"{place}.url")
+            return _media(inner, "url", place)
+        place = f"{place}.{kind}"
         if kind == "file":
             if inner.get("filename"):
-                _note("filename", self._drop)
+                hint("filename", self._drop)
             name = "file_url" if inner.get("file_url") is not None else "file_data"
-            return _media(
-                _want(inner.get(name), str, f"{place}.file.{name}"), f"{place}.file.{name}"
-            )
-        if kind == "input_audio":
-            sound, form = (
-                _want(inner.get(name), str, f"{place}.input_audio.{name}")
-                for name in ("data", "format")
-            )
-            return {"inlineData": {"mimeType": f"audio/{form}", "data": sound}}
-        raise RequestError(
-            f"{place}: a part of type {shown(kind)} cannot be sent to this model",
-            param=f"{place}.type",
-        )
+            return _media(inner, name, place)
+        sound, form = (want(inner.get(name), f"{place}.{name}", str) for name in ("data", "format"))
+        return {"inlineData": {"mimeType": f"audio/{form}", "data": sound}}
 
     def _words(self, message: JSON, place: str) -> list[JSON]:
-        """Return the text of an answer, with the signatures where they were: on thoughts, and on
-        the last text part.
+        """Return an answer's text with its signatures, on thoughts and on the last text part.
 
-        Thoughts without a signature, and those of other vendors, are not read back.
+        Thoughts without a signature, and those of other vendors, are left out.
         """
         parts = self._parts(message.get("content") or [], place)
         if message.get("refusal") is not None:
-            parts.append({"text": _want(message["refusal"], str, f"{place}.refusal")})
+            parts.append({"text": want(message["refusal"], f"{place}.refusal", str)})
         thoughts, signatures = [], []
-        for detail in _objects(
-            message.get("reasoning_details") or [], f"{place}.reasoning_details"
-        ):
-            name = {"reasoning.text": "signature", "reasoning.encrypted": "data"}.get(
-                str(detail.get("type"))
-            )
-            if name is None or detail.get("format") != FORMAT:
+        place = f"{place}.reasoning_details"
+        for detail in objects(message.get("reasoning_details") or [], place):
+            kind = detail.get("type")
+            if detail.get("format") != FORMAT:
                 continue
-            signature = {
-                "thoughtSignature": _want(detail.get(name), str, f"{place}.reasoning_details")
-            }
-            if name == "data":
-                signatures.append(signature)
-            else:
-                said = _want(detail.get("text", ""), str, f"{place}.reasoning_details")
-                thoughts.append({"text": said, "thought": True} | signature)
+            if kind == "reasoning.encrypted":
+                signatures.append({"thoughtSignature": want(detail.get("data"), place, str)})
+            elif kind == "reasoning.text":
+                signature = want(detail.get("signature"), place, str)
+                said = want(detail.get("text", ""), place, str)
+                thoughts.append({"text": said, "thought": True, "thoughtSignature": signature})
         ends = [{"text": ""} | signature for signature in signatures[:-1]]
         last = [(parts.pop() if parts else {"text": ""}) | signatures[-1]] if signatures else []
         return [*thoughts, *ends, *parts, *last]
@@ -445,19 +319,17 @@ class _Conversation:
                     f"{where}: only calls of functions can be sent to this model",
                     param=f"{where}.type",
                 )
-            function = _want(call.get("function"), dict, f"{where}.function")
-            name = _want(function.get("name"), str, f"{where}.function.name")
-            ident = _want(call.get("id", ""), str, f"{where}.id")
+            function = want(call.get("function"), f"{where}.function", dict)
+            name = want(function.get("name"), f"{where}.function.name", str)
+            ident = want(call.get("id", ""), f"{where}.id", str)
             self._names[ident] = name
-            part = {
-                "functionCall": _named(name, ident)
-                | {"args": _arguments(function.get("arguments"), where)}
-            }
-            parts.append(part | _signature(call, where))
+            arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
+            sent = _named(name, ident) | {"args": arguments}
+            parts.append({"functionCall": sent} | _signature(call, f"{where}.extra_content"))
         return parts
 
     def _result(self, message: JSON, place: str) -> None:
-        ident = _want(message.get("tool_call_id"), str, f"{place}.tool_call_id")
+        ident = want(message.get("tool_call_id"), f"{place}.tool_call_id", str)
         name = self._names.get(ident) or message.get("name")
         if not isinstance(name, str) or not name:
             raise RequestError(
@@ -466,17 +338,14 @@ class _Conversation:
             )
         parts = self._parts(message["content"], place)
         words = "".join(part["text"] for part in parts if "text" in part)
-        said = (
-            {"error": words}
-            if _want(message.get("is_error", False), bool, f"{place}.is_error")
-            else _json_object(words)
-        )
-        response = {"result": words} if said is None else said
+        failed = want(message.get("is_error", False), f"{place}.is_error", bool)
+        result = {"error": words} if failed else _json_object(words)
+        response = {"result": words} if result is None else result
         media = [part for part in parts if "text" not in part]
         new = [{"functionResponse": _named(name, ident) | {"response": response}}, *media]
         before = self.contents[-1]["parts"] if self.contents else []
         if any("functionResponse" in part for part in before):
-            before += new  # all answers to parallel calls have to be in one content
+            before += new  # the results of parallel calls must be in one content
         else:
             self.contents.append({"role": "user", "parts": new})
 
@@ -494,53 +363,33 @@ def _json_object(words: str) -> JSON | None:
 
 
 def _arguments(raw: object, place: str) -> JSON:
-    value = (
-        _json_object(raw)
-        if isinstance(raw, str) and raw.strip()
-        else {}
-        if raw in (None, "")
-        else None
-    )
+    if raw is None or raw == "":
+        return {}
+    value = _json_object(raw) if isinstance(raw, str) else None
     if value is None:
-        raise RequestError(
-            f"{place}.function.arguments must be the JSON text of an object",
-            param=f"{place}.function.arguments",
-        )
+        raise RequestError(f"{place} must be the JSON text of an object", param=place)
     return value
 
 
 def _signature(call: JSON, place: str) -> JSON:
-    """Return the signature of a call, from where Google's own OpenAI-compatible door puts it."""
-    extra = call.get("extra_content")
-    google = (
-        _want(extra, dict, f"{place}.extra_content").get("google") if extra is not None else None
-    )
-    signature = (
-        _want(google, dict, f"{place}.extra_content").get("thought_signature")
-        if google is not None
-        else None
-    )
-    return (
-        {}
-        if signature is None
-        else {"thoughtSignature": _want(signature, str, f"{place}.extra_content")}
-    )
+    """Return the signature of a call, which is where Google's OpenAI-compatible API puts it."""
+    value: object = call
+    for name in ("extra_content", "google", "thought_signature"):
+        value = want(value, place, dict).get(name)
+        if value is None:
+            return {}
+    return {"thoughtSignature": want(value, place, str)}
 
 
-def _media(url: str, place: str) -> JSON:
-    """Return data from a data: URI inline, another URL by reference with the type that its path
-    suggests.
-    """
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() == "data" and "," in rest:
-        head, _, data = rest.partition(",")
-        kind, *options = head.split(";")
-        if "base64" not in [option.strip().lower() for option in options]:
-            data = base64.b64encode(unquote_to_bytes(data)).decode()
-        return {"inlineData": {"mimeType": kind or "text/plain", "data": data}}
+def _media(holder: JSON, name: str, place: str) -> JSON:
+    """Return data of a data: URI inline, another URL by reference with the type of its suffix."""
+    place = f"{place}.{name}"
+    url = want(holder.get(name), place, str)
+    if inline := data_uri(url):
+        return {"inlineData": {"mimeType": inline[0], "data": inline[1]}}
+    scheme, _, rest = url.partition("://")
     if scheme.lower() not in ("http", "https", "gs"):
         raise RequestError(f"{place} must be a data: URI or a URL", param=place)
-    guess = _MIME.guess_type(
-        re.split("[?#]", url, maxsplit=1)[0].partition("://")[2].partition("/")[2], strict=False
-    )[0]
+    path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")[2]
+    guess = _MIME.guess_type(path, strict=False)[0]
     return {"fileData": ({"mimeType": guess} if guess else {}) | {"fileUri": url}}

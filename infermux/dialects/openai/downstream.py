@@ -1,95 +1,69 @@
-"""OpenAI's formats as our own front door speaks them: what a client sends, and what it is told."""
+"""OpenAI's format towards a client of our own API: its requests; answers, streams, errors to it."""
 
 from __future__ import annotations
 
-import struct
-from base64 import b64encode
-
-from ...errors import InferMuxError, RequestError, UnsupportedParameter, shown
+from ...errors import InferMuxError, UnsupportedParameter, shown
 from ...protocol import CHAT, InferRequest, InferResponse, Native, strict_json
 from ...protocol.sse import Event, comment
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
-from .upstream import NAME
+from .. import packed, want, without
+from . import NAME
 
 
 def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, bool]:
-    """Return the request that a client's body holds, and whether it wants a stream; raise
-    RequestError naming what is odd.
-    """
+    """Return the request in a client's body, and whether it wants a stream."""
     value = body.value
-    model, stream = value.get("model"), value.get("stream")
-    if not isinstance(model, str):
-        raise RequestError("model must be a string", param="model")
-    if stream is not None and not isinstance(stream, bool):
-        raise RequestError("stream must be true or false", param="stream")
-    if op == CHAT and not isinstance(value.get("messages"), list):
-        raise RequestError("messages must be a list", param="messages")
-    options = value.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise RequestError("stream_options must be an object", param="stream_options")
-    params = {
-        name: item
-        for name, item in value.items()
-        if name not in ("model", "messages", "stream", "stream_options")
-    }
-    return InferRequest(
-        model=model,
-        messages=value.get("messages") or () if op == CHAT else (),
-        params=params,
+    for name, kind in (("stream", bool), ("stream_options", dict)):
+        if value.get(name) is not None:
+            want(value[name], name, kind)
+    request = InferRequest(
+        model=want(value.get("model"), "model", str),
+        messages=want(value.get("messages"), "messages", list) if op == CHAT else (),
+        params=without(value, "model", "messages", "stream", "stream_options"),
         op=op,
         native=Native(NAME, body),
-    ), bool(stream)
+    )
+    return request, bool(value.get("stream"))
 
 
 def encode_answer(
     response: InferResponse, request: InferRequest, *, model: str, ident: str, created: int
 ) -> bytes:
-    """Return the answer to *request*: as it came where it came in this dialect; *model* answered."""
+    """Return the body of the answer to *request*: the vendor's own if it is in this dialect."""
     if response.native is not None and response.native[0] == NAME:
         return response.native[1]
     if request.op == CHAT:
-        return strict_json.encode(
-            encode_response(response, created=created) | {"id": response.id or ident}
-        )
+        body = encode_response(response, created=created)
+        return strict_json.encode(body | {"id": response.id or ident})
     if request.op == "embeddings" and response.extra.get("data"):
-        return strict_json.encode(
-            encode_embeddings(response, base64=request.params.get("encoding_format") == "base64")
-        )
+        base64 = request.params.get("encoding_format") == "base64"
+        return strict_json.encode(encode_embeddings(response, base64=base64))
     raise UnsupportedParameter(f"the model {shown(model)} has no {request.op}", param="model")
 
 
 def encode_response(response: InferResponse, *, created: int) -> JSON:
     """Return a chat completion."""
-    message: JSON = {
-        "role": "assistant",
-        "content": response.content if response.content or not response.tool_calls else None,
-        "refusal": response.refusal or None,
-    }
+    content = response.content if response.content or not response.tool_calls else None
+    message: JSON = {"role": "assistant", "content": content, "refusal": response.refusal or None}
     if response.tool_calls:
         message["tool_calls"] = list(response.tool_calls)
-    message |= _thoughts(response.reasoning, response.details)
+    message |= _reasoning(response.reasoning, response.details)
+    reason = response.finish_reason
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {
         "id": response.id or "chatcmpl-infermux",
         "object": "chat.completion",
         "created": created,
         "model": response.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "logprobs": None,
-                "finish_reason": response.finish_reason,
-            }
-        ],
+        "choices": [choice],
         "usage": encode_usage(response.usage or Usage(response.tokens_in, response.tokens_out)),
     }
 
 
-def _thoughts(reasoning: str, details: object) -> JSON:
-    return ({"reasoning_content": reasoning} if reasoning else {}) | (
-        {"reasoning_details": details} if details else {}
-    )
+def _reasoning(reasoning: str, details: object) -> JSON:
+    members = {"reasoning_content": reasoning, "reasoning_details": details}
+    return {name: value for name, value in members.items() if value}
 
 
 def encode_usage(usage: Usage) -> JSON:
@@ -108,9 +82,7 @@ def encode_usage(usage: Usage) -> JSON:
 
 
 class Encoder:
-    """Says a stream's chunks as this door's events; the last one is held back until the call's
-    figures are known.
-    """
+    """Writes a stream's events; holds the last one back, as it carries the call's figures."""
 
     def __init__(
         self, *, model: str, ident: str, created: int, include_usage: bool, op: str = CHAT
@@ -125,12 +97,11 @@ class Encoder:
         self._op = op
         self._first = True
         self._held = b""
-        # a finish reason has come: whichever event is last from here on carries the figures
-        self._ending = False
+        self._ending = False  # a finish reason has come: each event may be the last
         self._usage_sent = False
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk: its own where it came in this dialect."""
+        """Return the events of a chunk: the vendor's own if they are in this dialect."""
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
@@ -153,50 +124,37 @@ class Encoder:
             delta["refusal"] = chunk.refusal
         if chunk.tool_calls:
             delta["tool_calls"] = list(chunk.tool_calls)
-        delta |= _thoughts(chunk.reasoning, list(chunk.details))
-        return _event(
-            self._head
-            | {
-                "choices": [
-                    {
-                        "index": 0,
-                        "delta": delta,
-                        "logprobs": None,
-                        "finish_reason": chunk.finish_reason,
-                    }
-                ]
-            }
-        )
+        delta |= _reasoning(chunk.reasoning, list(chunk.details))
+        reason = chunk.finish_reason
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _event(self._head | {"choices": [choice]})
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the last event, with what is known of the call now, and the terminator."""
-        if self._op == "responses":  # its terminator is its own last event
+        """Return the last event, with the call's figures, and the terminator."""
+        if self._op == "responses":  # its last event is its terminator
             return self._held
-        held = self._held
+        before, last = b"", self._held
         if self._include_usage and not self._usage_sent:
-            bare = _event(self._head | {"choices": [], "usage": encode_usage(usage or Usage())})
-            return held + _completed(bare, summary) + b"data: [DONE]\n\n"
-        return _completed(held, summary) + b"data: [DONE]\n\n"
+            bare = {"choices": [], "usage": encode_usage(usage or Usage())}
+            before, last = last, _event(self._head | bare)
+        return before + _completed(last, summary) + b"data: [DONE]\n\n"
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the event that tells of a failure; no terminator follows it."""
+        """Return the events of a failed stream, which has no terminator."""
         held, self._held = self._held, b""
+        body = encode_error(error)
         if self._op == "responses":
-            return (
-                held
-                + Event(
-                    strict_json.encode(encode_error(error)["error"] | {"type": "error"}), b"error"
-                ).encode()
-            )
-        return held + _event(encode_error(error))
+            data = strict_json.encode(body["error"] | {"type": "error"})
+            return held + Event(data, b"error").encode()
+        return held + _event(body)
 
     def heartbeat(self) -> bytes:
-        """Return what readers skip."""
+        """Return a comment, which readers skip."""
         return comment("waiting for the provider")
 
 
 def _completed(event: bytes, summary: JSON) -> bytes:
-    """Return an event with the call's summary in it, and its cost where it has usage."""
+    """Return an event with the call's summary added, and the cost in its usage if it has one."""
     if not event:
         return b""
     body = strict_json.document(event.removeprefix(b"data: "))
@@ -211,20 +169,13 @@ def _event(body: JSON) -> bytes:
 
 
 def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
-    """Return an embeddings answer; the official SDK asks for base64 of little-endian floats unless
-    told otherwise.
-    """
+    """Return an embeddings answer, its vectors as lists of numbers or as base64."""
     data = response.extra.get("data") or []
     if base64:
         data = [
             item
             if isinstance(item["embedding"], str)
-            else {
-                **item,
-                "embedding": b64encode(
-                    struct.pack(f"<{len(item['embedding'])}f", *item["embedding"])
-                ).decode(),
-            }
+            else item | {"embedding": packed(item["embedding"])}
             for item in data
         ]
     return {
@@ -237,11 +188,5 @@ def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
 
 def encode_error(error: InferMuxError) -> JSON:
     """Return the error object as the official SDKs read it."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+    names = ("message", "type", "param", "code")
+    return {"error": {name: getattr(error, name) for name in names}}

@@ -1,8 +1,7 @@
-"""OpenAI's formats as a vendor speaks them: chat completions; embeddings, legacy completions and
-Responses passed through.
+"""OpenAI's format towards a vendor, a `Dialect`: requests; answers, errors, streams.
 
-Facts: https://platform.openai.com/docs/api-reference, and what recorded traffic of some twenty
-compatible vendors shows.
+Facts: https://platform.openai.com/docs/api-reference, and recorded traffic of some twenty
+compatible vendors, whose deviations are named where they are handled.
 """
 
 from __future__ import annotations
@@ -11,24 +10,32 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import ProviderError, ProviderUnavailable, StreamIncomplete, UnsupportedParameter
+from ...errors import ProviderError, ProviderUnavailable, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
-from .. import Events, Headers, count, items, obj, provider_error, retry_after, text, whole
-from .requests import NAME, translated
-
-__all__ = [
-    "NAME",
-    "auth",
-    "decode_error",
-    "decode_events",
-    "decode_response",
-    "decode_whole",
-    "encode_request",
-    "headers",
-    "path",
-]
+from .. import (
+    NO_TERMINATOR,
+    Drop,
+    Events,
+    Headers,
+    answer,
+    count,
+    embedded_status,
+    error_body,
+    items,
+    obj,
+    path_of,
+    provider_error,
+    read_object,
+    retry_after,
+    text,
+    whole,
+    without,
+    word,
+)
+from . import NAME
+from .requests import translated
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -40,94 +47,71 @@ DONE = b"[DONE]"
 
 
 def path(request: InferRequest, *, stream: bool) -> str:
-    """Return the path of the operation below the base URL."""
-    if request.op not in PATHS:
-        raise UnsupportedParameter(f"the {NAME} format has no {request.op}", param="model")
-    return PATHS[request.op]
+    return path_of(PATHS, request, NAME)
 
 
 def auth(key: str) -> dict[str, str]:
-    """Return the header that carries the key."""
     return {"Authorization": f"Bearer {key}"}
 
 
 def headers(request: InferRequest) -> dict[str, str]:
-    """Return the protocol headers of a request: there are none."""
     return {}
 
 
-def encode_request(request: InferRequest, *, stream: bool, drop: list[str] | None = None) -> bytes:
-    """Return the body: as it came if it came in this dialect, but for the model and the wish for
-    usage.
-    """
-    native = request.native
-    if native is not None and native.dialect == NAME:
-        return _respelled(native.body, request, stream=stream).encode()
-    if native is not None:
+def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
+    """Return the body; the client's own if it is in this dialect, with our model and usage."""
+    own = request.body_in(NAME)
+    if own is not None:
+        return _adapted(own, request, stream=stream).encode()
+    if request.native is not None:
         body = translated(request, drop)
     else:
-        body = {
-            "model": request.model,
-            **({"messages": list(request.messages)} if request.op == CHAT else {}),
-            **request.params,
-        }
+        messages = {"messages": list(request.messages)} if request.op == CHAT else {}
+        body = {"model": request.model, **messages, **request.params}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return strict_json.encode(body)
 
 
-def _respelled(body: Document, request: InferRequest, *, stream: bool) -> str:
+def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
     new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
     if stream and request.op in (CHAT, "completions"):
         options = obj(body.value.get("stream_options"))
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
-    return body.replaced(new) if new else body.text
+    return body.replaced(new)
+
+
+# -- answers --
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
-    """Return the answer of any operation."""
-    body = strict_json.lenient(data)
-    if not isinstance(body, dict):
-        raise ValueError("expected an object")
-    if body.get("error"):  # some vendors say 200 and put the error into the body
-        raise _embedded(body["error"])
-    native = (NAME, data)
-    if request.op == CHAT:
-        return _chat(body, request, native)
-    usage = usage_of(body.get("usage"))
-    return InferResponse(
-        model=text(body.get("model")) or request.model,
-        provider=request.provider,
-        content=_plain_text(body, request.op),
-        tokens_in=(usage and usage.input_tokens) or 0,
-        tokens_out=(usage and usage.output_tokens) or 0,
-        usage=usage,
-        finish_reason=_plain_reason(body, request.op),
+    body, native = _object(data), (NAME, data)
+    if request.op in (CHAT, "completions"):
+        return _choice(body, request, native)
+    return answer(
+        request,
+        native,
+        usage_of(body.get("usage")),
+        model=text(body.get("model")),
+        content=_responses_text(body),
+        finish_reason="length" if body.get("status") == "incomplete" else "stop",
         id=text(body.get("id")),
-        native=native,
         extra={"data": _embeddings(body)} if request.op == "embeddings" else {},
     )
 
 
-def _plain_text(body: JSON, op: str) -> str:
-    if op == "completions":
-        return "".join(text(choice.get("text")) for choice in items(body.get("choices"))[:1])
-    parts = [
-        part
-        for item in items(body.get("output"))
-        if item.get("type") == "message"
-        for part in items(item.get("content"))
-    ]
+def _object(data: bytes) -> JSON:
+    body = read_object(data)
+    if body.get("error"):  # some vendors answer 200 with an error in the body
+        raise _embedded(body["error"])
+    return body
+
+
+def _responses_text(body: JSON) -> str:
+    messages = (item for item in items(body.get("output")) if item.get("type") == "message")
+    parts = (part for message in messages for part in items(message.get("content")))
     return "".join(text(part.get("text")) for part in parts)
-
-
-def _plain_reason(body: JSON, op: str) -> str:
-    if op == "completions":
-        return finish_reason(
-            next((choice.get("finish_reason") for choice in items(body.get("choices"))), None)
-        )
-    return "length" if op == "responses" and body.get("status") == "incomplete" else "stop"
 
 
 def _embeddings(body: JSON) -> list[JSON]:
@@ -137,24 +121,24 @@ def _embeddings(body: JSON) -> list[JSON]:
     return data
 
 
-def _chat(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
+def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
+    """Return the answer with the first choice; the others are only in the native answer."""
     choices = items(body.get("choices"))
-    if not choices:
+    if not choices and request.op == CHAT:
         raise ValueError("an answer without choices")
-    message = obj(choices[0].get("message"))
-    usage = usage_of(body.get("usage"))
-    content, thinking = _content(message.get("content"))
+    choice = choices[0] if choices else {}
+    message = obj(choice.get("message"))
+    words = message.get("content") if request.op == CHAT else choice.get("text")
+    content, thinking = _content(words)
     legacy = obj(message.get("function_call"))
-    return InferResponse(
-        model=text(body.get("model")) or request.model,
-        provider=request.provider,
+    return answer(
+        request,
+        native,
+        usage_of(body.get("usage")),
+        model=text(body.get("model")),
         content=content,
-        tokens_in=(usage and usage.input_tokens) or 0,
-        tokens_out=(usage and usage.output_tokens) or 0,
-        finish_reason=finish_reason(choices[0].get("finish_reason")),
-        usage=usage,
+        finish_reason=finish_reason(choice.get("finish_reason")),
         id=text(body.get("id")),
-        native=native,
         tool_calls=[_tool_call(call) for call in items(message.get("tool_calls"))],
         reasoning=_reasoning(message) or thinking,
         refusal=text(message.get("refusal")),
@@ -173,22 +157,19 @@ _REASONS = {
 
 
 def finish_reason(value: object) -> str:
-    """Return a finish reason in OpenAI's words; a missing one reads as stop."""
+    """Return OpenAI's name of a finish reason; a missing one is stop, an unknown one unchanged."""
     reason = text(value)
     return _REASONS.get(reason, reason)
 
 
 def _content(value: object) -> tuple[str, str]:
-    """Return text and reasoning of a content: a string, or (Mistral) a list of text and thinking
-    parts.
-    """
+    """Return text and reasoning of a content: a string or (Mistral) a list of parts."""
     if not isinstance(value, list):
         return text(value), ""
     words, thoughts = [], []
     for part in items(value):
         if part.get("type") == "thinking":
-            inner = part.get("thinking")
-            thoughts.append(inner if isinstance(inner, str) else text_of(inner))
+            thoughts.append(text_of(part.get("thinking")))
         else:
             words.append(text(part.get("text")))
     return "".join(words), "".join(thoughts)
@@ -203,41 +184,28 @@ def _tool_call(call: JSON) -> JSON:
         return call
     function = obj(call.get("function"))
     arguments = function.get("arguments")
-    known = {
+    if isinstance(arguments, dict):
+        arguments = strict_json.dumps(arguments)
+    return {
         "id": text(call.get("id")),
         "type": "function",
-        "function": {
-            "name": text(function.get("name")),
-            "arguments": strict_json.dumps(arguments)
-            if isinstance(arguments, dict)
-            else text(arguments),
-        },
-    }
-    return known | {
-        name: value
-        for name, value in call.items()
-        if name not in ("id", "type", "function", "index")
+        "function": {"name": text(function.get("name")), "arguments": text(arguments)},
+        **without(call, "id", "type", "function", "index"),
     }
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return usage in the normalised form, from chat's names or from Responses' names; None where
-    there is none.
-
-    xAI counts reasoning apart from completion tokens: seen by the total, which is then the sum of
-    all three.
-    """
+    """Return the usage in chat's or Responses' names, None if there is none."""
     data = obj(value)
     if not data:
         return None
-    total, tokens_in = (
-        count(data.get("total_tokens")),
-        count(data.get("prompt_tokens", data.get("input_tokens"))),
-    )
+    total = count(data.get("total_tokens"))
+    tokens_in = count(data.get("prompt_tokens", data.get("input_tokens")))
     tokens_out = count(data.get("completion_tokens", data.get("output_tokens")))
     of_input = obj(data.get("prompt_tokens_details") or data.get("input_tokens_details"))
     of_output = obj(data.get("completion_tokens_details") or data.get("output_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))
+    # xAI counts reasoning apart from completion tokens: then the total is the sum of all three.
     if reasoning and tokens_out is not None and total == (tokens_in or 0) + tokens_out + reasoning:
         tokens_out += reasoning
     cached = _first_count(
@@ -256,53 +224,41 @@ def usage_of(value: object) -> Usage | None:
         tokens_out,
         cached,
         written,
-        None,
-        reasoning,
+        reasoning_tokens=reasoning,
         cost_usd=_vendor_cost(data),
         total_tokens=total,
     )
 
 
 def _first_count(*values: object) -> int | None:
-    """Return the first count that a vendor gives, under whichever of its names."""
-    for value in values:
-        if value is not None:
-            return count(value)
-    return None
+    """Return the first count of a vendor, which may have any of several names."""
+    return count(next((value for value in values if value is not None), None))
 
 
 def _vendor_cost(data: JSON) -> float | None:
     """OpenRouter and others: cost; Perplexity: cost.total_cost; xAI: ticks of 10^-10 dollars."""
-    cost = data.get("cost")
-    if cost is None and "cost_in_usd_ticks" not in data:
-        return None
+    cost, ticks = data.get("cost"), data.get("cost_in_usd_ticks")
     cost = cost.get("total_cost") if isinstance(cost, dict) else cost
-    ticks = data.get("cost_in_usd_ticks")
     if isinstance(ticks, int) and not isinstance(ticks, bool):
         cost = min(ticks, 10**18) / 10**10
-    return (
-        float(cost)
-        if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < 10**6
-        else None
-    )
+    if not isinstance(cost, int | float) or isinstance(cost, bool):
+        return None
+    return float(cost) if 0 <= cost < 10**6 else None
+
+
+# -- errors --
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    """Return the error for an answer with *status*; the shapes of all the compatible vendors are
-    understood.
-    """
-    try:
-        body = strict_json.lenient(data)
-    except ValueError:
-        body = None
-    error = _error_object(body)
-    wait = retry_after(headers, now=time.time) if status in (429, 503, 529) else None
+    """Return the error for an answer with *status*, in the form of any compatible vendor."""
+    error = _error_object(error_body(data))
+    wait = retry_after(headers) if status in (429, 503, 529) else None
     return provider_error(
         status,
-        _string(error.get("message")),
-        code=_string(error.get("code")) + " " + _string(error.get("type")),
-        param=_string(error.get("param")) or None,
-        retry_after=wait if wait is not None else _reset(error),
+        word(error.get("message")),
+        code=f"{word(error.get('code'))} {word(error.get('type'))}",
+        param=word(error.get("param")) or None,
+        retry_after=_reset(error) if wait is None else wait,
     )
 
 
@@ -314,45 +270,33 @@ def _error_object(body: object) -> JSON:
         return {"message": error, "code": body.get("code")}
     if not isinstance(error, dict):
         return {}
-    return (
-        error if error.get("message") else error | {"message": error.get("detail")}
-    )  # Mistral: detail
+    return error if error.get("message") else error | {"message": error.get("detail")}  # Mistral
 
 
 def _reset(error: JSON) -> float | None:
-    """OpenRouter says in the body when its limit resets, in milliseconds since 1970."""
+    """OpenRouter's body says when its limit resets, in milliseconds since 1970."""
     metadata = error.get("metadata")
     headers = metadata.get("headers") if isinstance(metadata, dict) else None
-    reset = _string(headers.get("X-RateLimit-Reset")) if isinstance(headers, dict) else ""
-    return (
-        max(0.0, int(reset) / 1000 - time.time())
-        if reset.isascii() and reset.isdigit() and len(reset) < 16
-        else None
-    )
-
-
-def _string(value: object) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else ""
-        if value is None or isinstance(value, dict | list)
-        else str(value)
-    )
+    reset = word(headers.get("X-RateLimit-Reset")) if isinstance(headers, dict) else ""
+    if not (reset.isascii() and reset.isdigit() and len(reset) < 16):
+        return None
+    return max(0.0, int(reset) / 1000 - time.time())
 
 
 def _embedded(error: object) -> ProviderError:
-    """Return the error that came inside a 200."""
-    status = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
-    status = status if isinstance(status, int) and 400 <= status < 600 else 502
-    return decode_error(status, {}, strict_json.encode({"error": error}))
+    """Return the error for one inside a 200."""
+    code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
+    return decode_error(embedded_status(code), {}, strict_json.encode({"error": error}))
+
+
+# -- streams --
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
-    """Yield the chunks of a stream.
+    """Yield a stream's chunks.
 
     The terminator is [DONE]; some vendors (Perplexity, Hugging Face) never send it, so a finish
-    reason and a clean end do too.
+    reason and a clean end are enough.
     """
     finished = False
     for event in events:
@@ -365,20 +309,15 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             finished = finished or bool(chunk.finish_reason)
             yield chunk
     if not finished:
-        raise StreamIncomplete("the provider's stream ended without its terminator")
+        raise StreamIncomplete(NO_TERMINATOR)
 
 
 def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
-    """Yield an answer that came in one piece although a stream was asked for."""
     yield from whole(decode_response(data, request))
 
 
 def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
-    body = strict_json.lenient(data)
-    if not isinstance(body, dict):
-        raise ValueError("expected an object")
-    if body.get("error"):
-        raise _embedded(body["error"])
+    body = _object(data)
     if op == "responses":
         return _responses_chunk(body, native)
     if (words := _words(body)) is not None:
@@ -386,20 +325,8 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
             words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME
         )
     usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
-    choices = body.get("choices")
-    model, ident = text(body.get("model")) or None, text(body.get("id")) or None
-    if not choices:
-        return Chunk(
-            usage=usage_of(usage),
-            native=native,
-            model=model,
-            id=ident,
-            usage_only=bool(usage),
-            dialect=NAME,
-        )
-    choice: JSON = next(
-        (each for each in choices if not each.get("index")), {}
-    )  # others than the first: native only
+    choices = body.get("choices") or ()
+    choice: JSON = next((each for each in choices if not each.get("index")), {})
     delta = choice.get("delta") or {}
     content, thinking = _content(delta.get("content") if "delta" in choice else choice.get("text"))
     return Chunk(
@@ -411,17 +338,19 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
         usage_of(usage) if usage else None,
         native,
         items(delta.get("reasoning_details")),
-        model,
-        ident,
+        text(body.get("model")) or None,
+        text(body.get("id")) or None,
         _legacy(delta),
         NAME,
+        usage_only=bool(usage and not choices),
     )
 
 
+_PLAIN = {"content", "role"}
+
+
 def _words(body: JSON) -> str | None:
-    """Return the text of an event that brings nothing else, as nearly every one does; None for any
-    other.
-    """
+    """Return the text of an event that holds nothing else, as most do; None for any other."""
     choices = body.get("choices")
     if (
         type(choices) is not list
@@ -444,16 +373,13 @@ def _words(body: JSON) -> str | None:
     return words if type(words) is str and type(names[0]) is type(names[1]) is str else None
 
 
-_PLAIN = {"content", "role"}
-
-
 def _legacy(delta: JSON) -> dict[str, str]:
     call = obj(delta.get("function_call"))
     return {name: text(call[name]) for name in ("name", "arguments") if call.get(name)}
 
 
 def _deltas(calls: object) -> list[JSON]:
-    """Mistral sometimes sends a whole call without index: then its place in the list is meant."""
+    """Return the calls with their indices; Mistral's may have none, then it is the position."""
     if not calls:
         return []
     return [
@@ -463,7 +389,7 @@ def _deltas(calls: object) -> list[JSON]:
 
 
 def _responses_chunk(body: JSON, native: bytes) -> Chunk:
-    """Responses events pass through; only their text, their end and their usage are read."""
+    """Responses' events pass as they are; only text, end and usage are read."""
     kind, response = text(body.get("type")), obj(body.get("response"))
     if kind in ("response.failed", "error"):
         raise ProviderUnavailable("the provider's stream ended with an error")
