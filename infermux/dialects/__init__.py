@@ -28,10 +28,9 @@ from ..errors import (
     ProviderTimeout,
     ProviderUnavailable,
     QuotaExhausted,
-    RequestError,
     UnsupportedParameter,
 )
-from ..protocol import InferRequest, InferResponse, strict_json
+from ..protocol import InferRequest, InferResponse, must_be, strict_json
 from ..protocol.sse import Event
 from ..types import JSON, Chunk, Usage
 
@@ -112,7 +111,7 @@ def want(value: object, name: str, *kinds: type) -> Any:
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, (*kinds, int) if float in kinds else kinds):
         wanted = " or ".join(_KINDS[kind] for kind in kinds)
-        raise RequestError(f"{name} must be {wanted}", param=name)
+        raise must_be(name, wanted)
     return value
 
 
@@ -121,6 +120,21 @@ def objects(value: object, name: str) -> list[JSON]:
     for number, item in enumerate(want(value, name, list)):
         want(item, f"{name}[{number}]", dict)
     return value  # type: ignore[return-value]
+
+
+def strings(value: object, name: str) -> list[str]:
+    """Return a caller's strings, of which one may stand alone; raise RequestError otherwise."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise must_be(name, "a string or a list of strings")
+    return found
+
+
+def json_schema(wanted: JSON) -> JSON:
+    """Return the schema of a response_format of that type, with its description."""
+    named = want(wanted.get("json_schema"), "response_format.json_schema", dict)
+    schema: JSON = want(named.get("schema", {}), "response_format.json_schema.schema", dict)
+    return ({"description": named["description"]} if named.get("description") else {}) | schema
 
 
 def data_uri(url: str) -> tuple[str, str] | None:
@@ -282,12 +296,22 @@ _MESSAGES = {  # for callers, where the vendor's own message is not about their 
 }
 
 
-def error_body(data: bytes) -> Any:
-    """Return the JSON value of an error's body, None if it is not JSON."""
+def error_object(data: bytes) -> JSON:
+    """Return the object in a body that describes an error, empty if there is none."""
     try:
-        return strict_json.lenient(data)
+        body = strict_json.lenient(data.strip().removeprefix(b"data:"))
     except ValueError:
-        return None
+        return {}
+    if isinstance(body, list):  # Gemini's stream without alt=sse
+        body = body[0] if body else None
+    if not isinstance(body, dict):
+        return {}
+    error = body.get("error", body)
+    if isinstance(error, str):  # xAI, Ollama
+        return {"message": error, "code": body.get("code")}
+    if not isinstance(error, dict):
+        return {}
+    return error if error.get("message") else error | {"message": error.get("detail")}  # Mistral
 
 
 def word(value: object) -> str:

@@ -157,7 +157,7 @@ class InferRequest:
         )
         for name, kind in (("messages", list), ("params", dict), ("meta", dict)):
             if data.get(name) is not None and not isinstance(data[name], kind):
-                raise _must_be(name, "a list" if kind is list else "an object")
+                raise must_be(name, "a list" if kind is list else "an object")
         for name in request.params:
             if name in _FIELDS:
                 raise RequestError(
@@ -175,7 +175,7 @@ class InferRequest:
         """Raise RequestError naming the first invalid field."""
         for name in ("model", "provider"):
             if not isinstance(value := getattr(self, name), str):
-                raise _must_be(name, "a string")
+                raise must_be(name, "a string")
             if len(value) > MAX_NAME:
                 raise RequestError(f"{name} is longer than {MAX_NAME} characters", param=name)
         if not isinstance(self.meta, Mapping) or not isinstance(self.params, Mapping):
@@ -194,7 +194,7 @@ class InferRequest:
                 or not isinstance(self.messages, Sequence)
                 or isinstance(self.messages, str)
             ):
-                raise _must_be("messages", "a list of at least one message")
+                raise must_be("messages", "a list of at least one message")
             for number, message in enumerate(self.messages):
                 check_message(message, f"messages[{number}]")
 
@@ -212,24 +212,25 @@ class InferRequest:
 def check_message(message: object, place: str) -> None:
     """Raise RequestError unless *message* is a chat message in OpenAI's form."""
     if not isinstance(message, dict):
-        raise _must_be(place, "an object with role and content")
+        raise must_be(place, "an object with role and content")
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
     if not isinstance(role, str) or not role:
-        raise _must_be(f"{place}.role", "a string")
+        raise must_be(f"{place}.role", "a string")
     if isinstance(content, list):
         for number, part in enumerate(content):
             if not isinstance(part, dict) or not isinstance(part.get("type"), str):
                 what = f"{place}.content[{number}] must be an object with a type"
                 raise RequestError(what, param=f"{place}.content")
     elif not isinstance(content, str) and (content is not None or role not in _MAY_BE_EMPTY):
-        raise _must_be(f"{place}.content", "a string or a list of parts")
+        raise must_be(f"{place}.content", "a string or a list of parts")
     if calls is not None and not (
         isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
     ):
-        raise _must_be(f"{place}.tool_calls", "a list of objects")
+        raise must_be(f"{place}.tool_calls", "a list of objects")
 
 
-def _must_be(name: str, what: str) -> RequestError:
+def must_be(name: str, what: str) -> RequestError:
+    """Return the error for a part of a request that is not *what* it must be."""
     return RequestError(f"{name} must be {what}", param=name)
 
 

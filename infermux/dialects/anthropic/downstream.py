@@ -13,7 +13,7 @@ from ...errors import InferMuxError, RequestError
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, items, obj, text, without
+from .. import given, items, obj, strings, text, without
 from . import NAME
 from .requests import (
     BUDGETS,
@@ -21,8 +21,8 @@ from .requests import (
     THINKING_FORMAT,
     TIERS,
     reading,
+    result_flags,
     string,
-    texts,
     thinking_block,
     typed,
 )
@@ -63,7 +63,7 @@ def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest,
 
 def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
     """Remove a member from *body* and return it; members that stay are passed on as they are."""
-    value = texts(body, name, *kinds) if name == "stop_sequences" else typed(body, name, *kinds)
+    value = typed(body, name, *kinds)
     if value is None and needed:
         raise RequestError(f"{name}: Field required", param=name)
     body.pop(name, None)
@@ -75,9 +75,10 @@ def _params(body: JSON, op: str) -> JSON:
     limit = _take(body, "max_tokens", int, needed=op == CHAT)
     if limit is not None and limit < 0:
         raise RequestError("max_tokens must not be negative", param="max_tokens")
+    stops = _take(body, "stop_sequences", list)
     params = {
         "max_tokens": limit,
-        "stop": _take(body, "stop_sequences", list),
+        "stop": None if stops is None else strings(stops, "stop_sequences"),
         "tools": _tools(body),
     }
     params |= {name: _take(body, name, float) for name in ("temperature", "top_p", "top_k")}
@@ -193,9 +194,7 @@ def _result(block: JSON) -> JSON:
         [_part(part) for part in items(content)] if isinstance(content, list) else text(content)
     )
     message = {"role": "tool", "tool_call_id": string(block, "tool_use_id"), "content": content}
-    return message | {
-        name: block[name] for name in ("is_error", "cache_control") if block.get(name)
-    }
+    return message | result_flags(block)
 
 
 def _assistant(blocks: list[JSON]) -> JSON:

@@ -14,9 +14,21 @@ from typing import Any
 
 from ...errors import RequestError
 from ...pricing import find
-from ...protocol import CHAT, InferRequest, strict_json
+from ...protocol import CHAT, InferRequest, must_be, strict_json
 from ...types import JSON
-from .. import Drop, data_uri, given, items, obj, text, unsupported, want, without
+from .. import (
+    Drop,
+    data_uri,
+    given,
+    items,
+    json_schema,
+    obj,
+    strings,
+    text,
+    unsupported,
+    want,
+    without,
+)
 from . import NAME
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that this vendor signed
@@ -76,6 +88,8 @@ KNOWN = (
         "stream_options",  # every stream has usage anyway
     }
 )
+
+
 # Values that ask for what the vendor does anyway.
 NEUTRAL: JSON = {
     "n": 1,
@@ -123,14 +137,6 @@ def typed(params: Mapping[str, Any], name: str, *kinds: type) -> Any:
     """Return an optional member; raise RequestError if it is of none of *kinds*."""
     value = params.get(name)
     return None if value is None else want(value, name, *kinds)
-
-
-def texts(params: Mapping[str, Any], name: str, *kinds: type) -> Any:
-    """Return an optional member of one of *kinds*; a list must hold strings."""
-    value = typed(params, name, *kinds)
-    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        raise RequestError(f"{name} must hold strings", param=name)
-    return value
 
 
 # -- messages --
@@ -264,13 +270,17 @@ def _tool_use(call: JSON, drop: Drop) -> JSON | None:
 
 
 def _tool_result(message: JSON, drop: Drop) -> JSON:
-    extra = {name: message[name] for name in ("is_error", "cache_control") if message.get(name)}
     return {
         "type": "tool_result",
         "tool_use_id": _ident(string(message, "tool_call_id")),
         "content": _content(message.get("content"), drop),
-        **extra,
+        **result_flags(message),
     }
+
+
+def result_flags(result: JSON) -> JSON:
+    """Return the members of a tool's result that are the same in both dialects."""
+    return {name: result[name] for name in ("is_error", "cache_control") if result.get(name)}
 
 
 def _ident(ident: str) -> str:
@@ -285,8 +295,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     """Return the members of the body for the params."""
     params = {
         name: value
-        for name, value in given(request.params).items()
-        if name not in NEUTRAL or value != NEUTRAL[name]
+        for name, value in request.params.items()
+        if value is not None and (name not in NEUTRAL or value != NEUTRAL[name])
     }
     known = KNOWN if request.op == CHAT else COUNTED
     unknown = sorted(params.keys() - known)
@@ -295,7 +305,9 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     params = without(params, *unknown)
     version = version_of(request.model)
     body = {name: value for name, value in params.items() if name in OWN}
-    body |= _tools(params, drop) | _identity(params, drop) | _stop(params) | _tier(params, drop)
+    body |= _tools(params, drop) | _identity(params, drop) | _tier(params, drop)
+    if "stop" in params:
+        body["stop_sequences"] = strings(params["stop"], "stop")
     limits = (typed(params, name, int) for name in ("max_completion_tokens", "max_tokens"))
     limit = min((limit for limit in limits if limit is not None), default=None)
     forced = obj(body.get("tool_choice")).get("type") in ("any", "tool")
@@ -308,11 +320,6 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
         budget = typed(thought, "budget_tokens", int) or 0
         body["max_tokens"] = _max_tokens(request.model, budget) if limit is None else limit
     return body | _sampling(params, version, thinks=thought.get("type") != OFF["type"], drop=drop)
-
-
-def _stop(params: JSON) -> JSON:
-    stop = texts(params, "stop", str, list)
-    return {} if stop is None else {"stop_sequences": [stop] if isinstance(stop, str) else stop}
 
 
 def _tier(params: JSON, drop: Drop) -> JSON:
@@ -336,22 +343,14 @@ def _max_tokens(model: str, budget: int) -> int:
 
 
 def _thinking(
-    params: JSON,
-    version: tuple[int, int],
-    limit: int | None,
-    *,
-    forced: bool,
-    drop: Drop,
+    params: JSON, version: tuple[int, int], limit: int | None, *, forced: bool, drop: Drop
 ) -> JSON:
     """Return an effort as a level from generation 4.6 on, before as a budget below max_tokens."""
     effort = typed(params, "reasoning_effort", str)
     if effort is None or effort == "none":
         return {"thinking": OFF} if effort else {}
     if effort not in BUDGETS:
-        levels = ", ".join(BUDGETS)
-        raise RequestError(
-            f"reasoning_effort must be none or one of {levels}", param="reasoning_effort"
-        )
+        raise must_be("reasoning_effort", f"none or one of {', '.join(BUDGETS)}")
     if version >= (4, 6):
         highest = "xhigh" if version > (4, 6) else "max"
         level = {"minimal": "low", "xhigh": highest}.get(effort, effort)
@@ -388,10 +387,7 @@ def _format(params: JSON, drop: Drop) -> JSON:
         if wanted:
             unsupported("response_format", NAME, drop)
         return {}
-    with reading("response_format"):
-        named = wanted["json_schema"]
-        about = {"description": named["description"]} if named.get("description") else {}
-        return {"format": {"type": "json_schema", "schema": about | dict(named["schema"])}}
+    return {"format": {"type": "json_schema", "schema": json_schema(wanted)}}
 
 
 def _identity(params: JSON, drop: Drop) -> JSON:

@@ -20,7 +20,7 @@ from .. import (
     Headers,
     answer,
     count,
-    error_body,
+    error_object,
     given,
     items,
     obj,
@@ -173,15 +173,14 @@ def _arguments(block: JSON) -> str:
 def _detail(block: JSON) -> JSON:
     """Return the reasoning detail of a thinking block, empty if the block is."""
     if block["type"] == "redacted_thinking":
-        kind = {"type": "reasoning.encrypted", "data": string(block, "data")}
-        return kind | {"format": THINKING_FORMAT}
+        return _thinking({"data": string(block, "data")}, "encrypted")
     words, signature = string(block, "thinking"), text(block.get("signature"))
     signed = {"signature": signature} if signature else {}
     return _thinking({"text": words} | signed) if words or signed else {}
 
 
-def _thinking(members: JSON) -> JSON:
-    return {"type": "reasoning.text", **members, "format": THINKING_FORMAT}
+def _thinking(members: JSON, kind: str = "text") -> JSON:
+    return {"type": f"reasoning.{kind}", **members, "format": THINKING_FORMAT}
 
 
 def finish_reason(value: object) -> str:
@@ -209,23 +208,18 @@ def usage_of(value: object) -> Usage | None:
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    body = error_body(data)
+    error = error_object(data)
+    message = word(error.get("message"))
+    if status == 400 and "credit balance" in message:  # our empty account, not the caller's fault
+        status = 402
     wait = retry_after(headers) if status == 429 or status >= 500 else None
-    return _error(status, body.get("error") if isinstance(body, dict) else None, wait)
+    return provider_error(status, message, code=word(error.get("type")), retry_after=wait)
 
 
 def _embedded(error: object) -> ProviderError:
     """Return the error for one inside a 200, whose status follows from its type."""
-    kind = error.get("type") if isinstance(error, dict) else None
-    return _error(STATUS.get(kind, 502) if isinstance(kind, str) else 502, error, None)
-
-
-def _error(status: int, error: object, wait: float | None) -> ProviderError:
-    members = error if isinstance(error, dict) else {"message": error}
-    message = word(members.get("message"))
-    if status == 400 and "credit balance" in message:  # our empty account, not the caller's fault
-        status = 402
-    return provider_error(status, message, code=word(members.get("type")), retry_after=wait)
+    kind = word(error.get("type")) if isinstance(error, dict) else ""
+    return decode_error(STATUS.get(kind, 502), {}, strict_json.encode({"error": error}))
 
 
 # -- streams --

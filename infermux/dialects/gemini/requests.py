@@ -10,9 +10,19 @@ import re
 from typing import Any
 
 from ...errors import RequestError, shown
-from ...protocol import InferRequest, check_message, strict_json
+from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import Drop, data_uri, given, hint, objects, unsupported, want
+from .. import (
+    Drop,
+    data_uri,
+    given,
+    hint,
+    json_schema,
+    objects,
+    strings,
+    unsupported,
+    want,
+)
 from . import NAME
 
 FORMAT = "google-gemini-v1"  # of reasoning details that this vendor signed
@@ -34,7 +44,7 @@ _SCALARS: dict[str, tuple[str, type]] = {
     "top_k": ("topK", int),
     "top_logprobs": ("logprobs", int),
 }
-# Values that ask for what the vendor does anyway.
+# Values that ask for what the vendor does anyway, and the types of others.
 _NEUTRAL: dict[str, tuple[type, list[Any]]] = {
     "n": (int, [1]),
     "parallel_tool_calls": (bool, [True]),
@@ -80,14 +90,14 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
     params = given(request.params)
     wanted, form = params.pop("input", None), params.pop("encoding_format", "float")
     if form not in ("float", "base64"):
-        raise RequestError("encoding_format must be 'float' or 'base64'", param="encoding_format")
+        raise must_be("encoding_format", "'float' or 'base64'")
     options: JSON = {}
     for name, value in params.items():
         if name in _EMBEDDING:
             options[_EMBEDDING[name]] = want(value, name, int) if name == "dimensions" else value
         else:
             unsupported(name, NAME, drop)
-    texts = _strings(wanted, "input")
+    texts = strings(wanted, "input")
     if not texts:
         raise RequestError("input must not be empty", param="input")
     bodies = [{"content": {"parts": [{"text": one}]}} | options for one in texts]
@@ -95,13 +105,6 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
         return bodies[0]
     model = {"model": f"models/{model_of(request)}"}
     return {"requests": [model | body for body in bodies]}
-
-
-def _strings(value: object, name: str) -> list[str]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise RequestError(f"{name} must be a string or a list of strings", param=name)
-    return found
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
@@ -136,7 +139,7 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
     if name in _SCALARS:
         config[_SCALARS[name][0]] = want(value, name, _SCALARS[name][1])
     elif name == "stop":
-        config["stopSequences"] = _strings(value, name)
+        config["stopSequences"] = strings(value, name)
     elif name == "logprobs":
         config["responseLogprobs"] = True
     elif name == "reasoning_effort":
@@ -159,8 +162,7 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
 
 def _thinking(effort: object) -> JSON:
     if not isinstance(effort, str) or effort not in BUDGETS:
-        levels = ", ".join(BUDGETS)
-        raise RequestError(f"reasoning_effort must be one of {levels}", param="reasoning_effort")
+        raise must_be("reasoning_effort", f"one of {', '.join(BUDGETS)}")
     budget = BUDGETS[effort]  # thoughts without a budget would be refused
     return {"thinkingBudget": budget} | ({"includeThoughts": True} if budget else {})
 
@@ -170,10 +172,7 @@ def _format(wanted: JSON, drop: Drop) -> JSON:
     if kind == "json_object":
         return {"responseMimeType": "application/json"}
     if kind == "json_schema":
-        named = want(wanted.get("json_schema"), "response_format.json_schema", dict)
-        schema = want(named.get("schema", {}), "response_format.json_schema.schema", dict)
-        about = {"description": named["description"]} if named.get("description") else {}
-        return {"responseMimeType": "application/json", "responseJsonSchema": about | schema}
+        return {"responseMimeType": "application/json", "responseJsonSchema": json_schema(wanted)}
     if kind != "text":
         unsupported("response_format", NAME, drop)
     return {}
@@ -209,9 +208,7 @@ def _choice(value: object) -> JSON:
     if isinstance(value, str) and value in _MODES:
         return {"mode": _MODES[value]}
     if not isinstance(value, dict) or value.get("type") != "function":
-        raise RequestError(
-            "tool_choice must be auto, none, required or a function", param="tool_choice"
-        )
+        raise must_be("tool_choice", "auto, none, required or a function")
     function = want(value.get("function"), "tool_choice.function", dict)
     name = want(function.get("name"), "tool_choice.function.name", str)
     return {"mode": "ANY", "allowedFunctionNames": [name]}
@@ -245,10 +242,7 @@ class _Conversation:
         elif role == "tool":
             self._result(message, place)
         else:
-            raise RequestError(
-                f"{place}.role must be system, developer, user, assistant or tool",
-                param=f"{place}.role",
-            )
+            raise must_be(f"{place}.role", "system, developer, user, assistant or tool")
         known = _MEMBERS | {"name"} if role == "tool" else _MEMBERS
         for name in given(message):
             if name not in known:
@@ -332,10 +326,7 @@ class _Conversation:
         ident = want(message.get("tool_call_id"), f"{place}.tool_call_id", str)
         name = self._names.get(ident) or message.get("name")
         if not isinstance(name, str) or not name:
-            raise RequestError(
-                f"{place}.tool_call_id is not the id of an earlier call",
-                param=f"{place}.tool_call_id",
-            )
+            raise must_be(f"{place}.tool_call_id", "the id of an earlier call")
         parts = self._parts(message["content"], place)
         words = "".join(part["text"] for part in parts if "text" in part)
         failed = want(message.get("is_error", False), f"{place}.is_error", bool)
@@ -367,7 +358,7 @@ def _arguments(raw: object, place: str) -> JSON:
         return {}
     value = _json_object(raw) if isinstance(raw, str) else None
     if value is None:
-        raise RequestError(f"{place} must be the JSON text of an object", param=place)
+        raise must_be(place, "the JSON text of an object")
     return value
 
 
@@ -389,7 +380,7 @@ def _media(holder: JSON, name: str, place: str) -> JSON:
         return {"inlineData": {"mimeType": inline[0], "data": inline[1]}}
     scheme, _, rest = url.partition("://")
     if scheme.lower() not in ("http", "https", "gs"):
-        raise RequestError(f"{place} must be a data: URI or a URL", param=place)
+        raise must_be(place, "a data: URI or a URL")
     path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")[2]
     guess = _MIME.guess_type(path, strict=False)[0]
     return {"fileData": ({"mimeType": guess} if guess else {}) | {"fileUri": url}}

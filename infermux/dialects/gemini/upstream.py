@@ -23,7 +23,7 @@ from .. import (
     answer,
     count,
     embedded_status,
-    error_body,
+    error_object,
     items,
     obj,
     packed,
@@ -45,20 +45,21 @@ VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "cou
 COUNTS_TOKENS = True  # the vendor has an operation for it
 
 # google.ai.generativelanguage.v1beta.Candidate.FinishReason, sent with enum-encoding=int.
-_FINISH_NUMBERS = {
-    1: "STOP",
-    2: "MAX_TOKENS",
-    3: "SAFETY",
-    4: "RECITATION",
-    5: "OTHER",
-    6: "LANGUAGE",
-    7: "BLOCKLIST",
-    8: "PROHIBITED_CONTENT",
-    9: "SPII",
-    10: "MALFORMED_FUNCTION_CALL",
-    11: "IMAGE_SAFETY",
-    12: "UNEXPECTED_TOOL_CALL",
-}
+_FINISH_NUMBERS = (
+    "",
+    "STOP",
+    "MAX_TOKENS",
+    "SAFETY",
+    "RECITATION",
+    "OTHER",
+    "LANGUAGE",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MALFORMED_FUNCTION_CALL",
+    "IMAGE_SAFETY",
+    "UNEXPECTED_TOOL_CALL",
+)
 _FILTERED = frozenset(
     {
         "SAFETY",
@@ -247,7 +248,7 @@ class _Reader:
 def finish_reason(value: object) -> str:
     """Return OpenAI's name of a finish reason; a missing one is empty, others in lower case."""
     if isinstance(value, int) and not isinstance(value, bool):
-        value = _FINISH_NUMBERS.get(value, str(value) if value else "")
+        value = _FINISH_NUMBERS[value] if 0 <= value < len(_FINISH_NUMBERS) else str(value)
     reason = text(value)
     if reason in _FILTERED:
         return "content_filter"
@@ -261,11 +262,11 @@ def usage_of(value: object) -> Usage | None:
     The vendor's counts of candidates exclude thoughts, those of the prompt its own tools' prompts.
     """
     data = obj(value)
-    prompt, answer = count(data.get("promptTokenCount")), count(data.get("candidatesTokenCount"))
+    prompt, written = count(data.get("promptTokenCount")), count(data.get("candidatesTokenCount"))
     thoughts, tier = count(data.get("thoughtsTokenCount")), data.get("serviceTier")
-    if prompt is None and answer is None and thoughts is None:
+    output = None if written is thoughts is None else (written or 0) + (thoughts or 0)
+    if prompt is output is None:
         return None
-    output = None if answer is None and thoughts is None else (answer or 0) + (thoughts or 0)
     return Usage(
         prompt,
         output,
@@ -301,12 +302,7 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    """Return the error for an answer with *status*, which may come as JSON or as an event."""
-    body = error_body(data.strip().removeprefix(b"data:"))
-    if isinstance(body, list):  # the array of a stream without alt=sse
-        body = body[0] if body else None
-    error = body.get("error") if isinstance(body, dict) else None
-    error = error if isinstance(error, dict) else {"message": error}
+    error = error_object(data)
     details = _objects(error.get("details"))
     words = [error.get("status"), *(detail.get("reason") for detail in details)]
     daily = status == 429 and any(_is_daily(detail) for detail in details)

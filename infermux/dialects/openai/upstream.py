@@ -22,7 +22,7 @@ from .. import (
     answer,
     count,
     embedded_status,
-    error_body,
+    error_object,
     items,
     obj,
     path_of,
@@ -251,7 +251,7 @@ def _vendor_cost(data: JSON) -> float | None:
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     """Return the error for an answer with *status*, in the form of any compatible vendor."""
-    error = _error_object(error_body(data))
+    error = error_object(data)
     wait = retry_after(headers) if status in (429, 503, 529) else None
     return provider_error(
         status,
@@ -260,17 +260,6 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         param=word(error.get("param")) or None,
         retry_after=_reset(error) if wait is None else wait,
     )
-
-
-def _error_object(body: object) -> JSON:
-    if not isinstance(body, dict):
-        return {}
-    error = body.get("error", body)
-    if isinstance(error, str):  # xAI, Ollama
-        return {"message": error, "code": body.get("code")}
-    if not isinstance(error, dict):
-        return {}
-    return error if error.get("message") else error | {"message": error.get("detail")}  # Mistral
 
 
 def _reset(error: JSON) -> float | None:
