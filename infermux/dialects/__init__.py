@@ -318,11 +318,12 @@ def word(value: object) -> str:
     """Return a string or a number as a string, and an empty one for anything else."""
     if isinstance(value, str):
         return value
-    return "" if value is None or isinstance(value, dict | list) else str(value)
+    return str(value) if type(value) in (int, float) else ""
 
 
-def embedded_status(code: object) -> int:
-    """Return the status of an error inside a 200: *code* if it is one, else 502."""
+def embedded_status(error: object) -> int:
+    """Return the status in an error object inside a 200, else 502."""
+    code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 

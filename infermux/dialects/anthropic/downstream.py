@@ -30,13 +30,7 @@ from .upstream import FINISH, STATUS
 
 _CHOICES = {theirs: ours for ours, theirs in CHOICES.items()}
 _TIERS = {"auto": "auto", TIERS["default"]: "default"}
-_STOP = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "function_call": "tool_use",
-    "content_filter": "refusal",
-}
+_STOP = {ours: theirs for theirs, ours in reversed(FINISH.items())} | {"function_call": "tool_use"}
 _ERRORS = {status: kind for kind, status in STATUS.items()} | {
     502: "api_error",
     503: "overloaded_error",

@@ -54,12 +54,7 @@ _NEUTRAL: dict[str, tuple[type, list[Any]]] = {
     "logprobs": (bool, [False]),
 }
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-_EMBEDDING = {
-    "dimensions": "outputDimensionality",
-    "outputDimensionality": "outputDimensionality",
-    "taskType": "taskType",
-    "title": "title",
-}
+_EMBEDDING = ("outputDimensionality", "taskType", "title")
 _MEMBERS = frozenset(
     {
         "role",
@@ -92,9 +87,11 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
     if form not in ("float", "base64"):
         raise must_be("encoding_format", "'float' or 'base64'")
     options: JSON = {}
+    if "dimensions" in params:
+        options["outputDimensionality"] = want(params.pop("dimensions"), "dimensions", int)
     for name, value in params.items():
         if name in _EMBEDDING:
-            options[_EMBEDDING[name]] = want(value, name, int) if name == "dimensions" else value
+            options[name] = value
         else:
             unsupported(name, NAME, drop)
     texts = strings(wanted, "input")

@@ -29,7 +29,6 @@ from .. import (
     packed,
     path_of,
     provider_error,
-    read_object,
     retry_after,
     text,
     token_count,
@@ -119,9 +118,7 @@ def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) ->
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
-    body, native = read_object(data), (NAME, data)
-    if body.get("error"):
-        raise _embedded(body)
+    body, native = _checked(strict_json.lenient(data)), (NAME, data)
     if request.op == COUNT_TOKENS:
         return token_count(body["totalTokens"], request, native)
     if request.op == EMBEDDINGS:
@@ -142,6 +139,15 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         details=chunk.details,
         tool_calls=[without(call, "index") for call in chunk.tool_calls],
     )
+
+
+def _checked(body: object) -> JSON:
+    if not isinstance(body, dict):
+        raise ValueError("expected an object")
+    if body.get("error"):  # inside a 200
+        status = embedded_status(body["error"])
+        raise decode_error(status, {}, strict_json.encode(body))
+    return body
 
 
 def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
@@ -172,16 +178,13 @@ class _Reader:
         self._details = 0
         self._usage: JSON = {}
 
-    def chunk(self, body: object, native: bytes) -> Chunk:
-        """Return the chunk of a GenerateContentResponse; raise ProviderError for an error."""
-        if not isinstance(body, dict):
-            raise ValueError("expected an object")
-        if body.get("error"):
-            raise _embedded(body)
+    def chunk(self, body: JSON, native: bytes) -> Chunk:
+        """Return the chunk of a GenerateContentResponse, of its first candidate."""
         candidates = [one for one in items(body.get("candidates")) if not count(one.get("index"))]
-        words, thoughts, calls, details = [], [], [], []  # type: ignore[var-annotated]
-        for part in items(obj(candidates[0].get("content")).get("parts")) if candidates else []:
-            self._part(part, words, thoughts, calls, details)
+        parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
+        calls = [self._call(part) for part in parts if part.get("functionCall") is not None]
+        said = [part for part in parts if _is_text(part)]
+        details = [self._detail(part) for part in said if text(part.get("thoughtSignature"))]
         self._usage |= obj(body.get("usageMetadata"))
         reason = ""
         if candidates:
@@ -191,8 +194,8 @@ class _Reader:
         reason = "tool_calls" if reason == "stop" and self._calls else reason
         self.finished = self.finished or bool(reason)
         return Chunk(
-            "".join(words),
-            "".join(thoughts),
+            "".join(text(part.get("text")) for part in said if not part.get("thought")),
+            "".join(text(part.get("text")) for part in said if part.get("thought")),
             "",
             calls,
             reason or None,
@@ -204,31 +207,20 @@ class _Reader:
             dialect=NAME,
         )
 
-    def _part(
-        self,
-        part: JSON,
-        words: list[str],
-        thoughts: list[str],
-        calls: list[JSON],
-        details: list[JSON],
-    ) -> None:
-        """Read one part; images and the vendor's own tools are only in the native answer."""
-        signature = text(part.get("thoughtSignature"))
-        if part.get("functionCall") is not None:
-            calls.append(self._call(obj(part["functionCall"]), signature))
-        elif "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
-            thought = part.get("thought")
-            if thought not in (None, True, False):
-                raise ValueError("thought is neither true nor false")
-            (thoughts if thought else words).append(said := text(part.get("text")))
-            if signature:
-                detail = {"type": "reasoning.encrypted", "data": signature}
-                if thought:
-                    detail = {"type": "reasoning.text", "text": said, "signature": signature}
-                details.append(detail | {"format": FORMAT, "index": self._details})
-                self._details += 1
+    def _detail(self, part: JSON) -> JSON:
+        detail = {"type": "reasoning.encrypted", "data": part["thoughtSignature"]}
+        if part.get("thought"):
+            signature = part["thoughtSignature"]
+            detail = {
+                "type": "reasoning.text",
+                "text": text(part.get("text")),
+                "signature": signature,
+            }
+        self._details += 1
+        return detail | {"format": FORMAT, "index": self._details - 1}
 
-    def _call(self, call: JSON, signature: str) -> JSON:
+    def _call(self, part: JSON) -> JSON:
+        call, signature = obj(part["functionCall"]), text(part.get("thoughtSignature"))
         name = text(call.get("name"))
         if not name or call.get("partialArgs"):
             raise ValueError("a function call that is not whole")
@@ -243,6 +235,15 @@ class _Reader:
         if signature:
             read["extra_content"] = {"google": {"thought_signature": signature}}
         return read
+
+
+def _is_text(part: JSON) -> bool:
+    """Whether a part is text or a thought; images and the like are only in the native answer."""
+    if part.get("functionCall") is not None:
+        return False
+    if part.get("thought") not in (None, True, False):
+        raise ValueError("thought is neither true nor false")
+    return "text" in part or not part.keys() - {"thought", "thoughtSignature"}
 
 
 def finish_reason(value: object) -> str:
@@ -284,7 +285,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         if event is None:
             yield HEARTBEAT
         else:
-            yield reader.chunk(strict_json.lenient(event.data), event.encode())
+            yield reader.chunk(_checked(strict_json.lenient(event.data)), event.encode())
     if not reader.finished:
         raise StreamIncomplete(NO_TERMINATOR)
 
@@ -327,9 +328,3 @@ def _is_daily(detail: JSON) -> bool:
 def _delay(details: list[JSON]) -> float | None:
     found = (_DELAY.fullmatch(word(detail.get("retryDelay"))) for detail in details)
     return next((float(match[1]) for match in found if match), None)
-
-
-def _embedded(body: JSON) -> ProviderError:
-    """Return the error for one inside a 200."""
-    code = body["error"].get("code") if isinstance(body["error"], dict) else None
-    return decode_error(embedded_status(code), {}, strict_json.encode(body))

@@ -274,8 +274,7 @@ def _reset(error: JSON) -> float | None:
 
 def _embedded(error: object) -> ProviderError:
     """Return the error for one inside a 200."""
-    code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
-    return decode_error(embedded_status(code), {}, strict_json.encode({"error": error}))
+    return decode_error(embedded_status(error), {}, strict_json.encode({"error": error}))
 
 
 # -- streams --
