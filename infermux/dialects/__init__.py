@@ -12,7 +12,7 @@ import re
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -91,7 +91,7 @@ def unsupported(name: str, dialect: str, drop: Drop) -> None:
 
 
 def hint(name: str, drop: Drop) -> None:
-    """Add a parameter that changes no answer to *drop*: leaving it out is never an error."""
+    """Add a parameter to *drop* that changes no answer: it is never an error."""
     if drop is not None and name not in drop:
         drop.append(name)
 
@@ -123,7 +123,7 @@ def objects(value: object, name: str) -> list[JSON]:
 
 
 def strings(value: object, name: str) -> list[str]:
-    """Return a caller's strings, of which one may stand alone; raise RequestError otherwise."""
+    """Return a caller's string or list of strings; raise RequestError otherwise."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise must_be(name, "a string or a list of strings")
@@ -200,11 +200,15 @@ def text(value: object) -> str:
     return value
 
 
-def read_object(data: bytes) -> JSON:
-    """Return the object in a vendor's JSON; raise ValueError if there is none."""
+def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], ProviderError]) -> JSON:
+    """Return the object in a vendor's JSON; raise the error that some answer inside a 200."""
     body = strict_json.lenient(data)
     if not isinstance(body, dict):
         raise ValueError("expected an object")
+    if error := body.get("error"):
+        code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+        raise decode_error(status, {}, data)
     return body
 
 
@@ -244,7 +248,7 @@ def token_count(value: object, request: InferRequest, native: tuple[str, bytes])
 
 
 def packed(vector: list[float]) -> str:
-    """Return an embedding as the base64 of little-endian floats, the official SDK's default."""
+    """Return an embedding as base64 of little-endian floats, the official SDK's default."""
     try:
         return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     except (OverflowError, struct.error):
@@ -297,7 +301,7 @@ _MESSAGES = {  # for callers, where the vendor's own message is not about their 
 
 
 def error_object(data: bytes) -> JSON:
-    """Return the object in a body that describes an error, empty if there is none."""
+    """Return the object that describes the error in a body, empty if there is none."""
     try:
         body = strict_json.lenient(data.strip().removeprefix(b"data:"))
     except ValueError:
@@ -321,12 +325,6 @@ def word(value: object) -> str:
     return str(value) if type(value) in (int, float) else ""
 
 
-def embedded_status(error: object) -> int:
-    """Return the status in an error object inside a 200, else 502."""
-    code = error.get("status_code", error.get("code")) if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 502
-
-
 def provider_error(
     status: int,
     message: str,
@@ -335,7 +333,7 @@ def provider_error(
     param: str | None = None,
     retry_after: float | None = None,
 ) -> ProviderError:
-    """Return the error for a vendor's status, code and message, which only a rejection repeats."""
+    """Return the error for a vendor's answer; only a rejection repeats its message."""
     kind = _kind(status, f"{code} {message}")
     error: ProviderError
     if issubclass(kind, ProviderRejected | ProviderModelNotFound):

@@ -56,7 +56,7 @@ def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest,
 
 
 def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
-    """Remove a member from *body* and return it; members that stay are passed on as they are."""
+    """Remove a member from *body* and return it; what stays is passed on unchanged."""
     value = typed(body, name, *kinds)
     if value is None and needed:
         raise RequestError(f"{name}: Field required", param=name)
@@ -168,7 +168,7 @@ def _list(value: object) -> list[JSON]:
 
 
 def _messages(turn: JSON) -> list[JSON]:
-    """Return a turn as messages; each tool's result is a message of its own, before the rest."""
+    """Return a turn as messages: first one for each tool's result."""
     role, content = string(turn, "role"), turn["content"]
     if role not in ("user", "assistant", "system"):
         raise ValueError("no such role")
@@ -236,7 +236,7 @@ def _call(block: JSON) -> JSON:
 
 
 def _part(block: JSON) -> JSON:
-    """Return a block as a content part, or unchanged if OpenAI has none, which others refuse."""
+    """Return a block as a content part, unchanged if OpenAI has none like it."""
     kind = string(block, "type")
     extra = given(without(block, "type", "source", "title", "text"))
     if kind == "text":
@@ -312,7 +312,7 @@ def thought_of(detail: JSON) -> JSON | None:
 
 
 def tool_use_of(call: JSON) -> JSON:
-    """Return a call's block without its input; extra_content goes back to another vendor later."""
+    """Return a call's block, its input empty; extra_content is for another vendor's next turn."""
     name = obj(call.get("function") or call.get("custom")).get("name") or ""
     extra = {"extra_content": call["extra_content"]} if call.get("extra_content") else {}
     ident = call.get("id") or f"toolu_{new_id()}"
@@ -320,7 +320,7 @@ def tool_use_of(call: JSON) -> JSON:
 
 
 def _input(call: JSON) -> JSON:
-    """Return a call's input, which must be an object here: arguments that are none become one."""
+    """Return a call's input, which must be an object: other arguments go into one."""
     if call.get("type") == "custom":
         return {"input": obj(call.get("custom")).get("input")}
     raw = obj(call.get("function")).get("arguments") or "{}"

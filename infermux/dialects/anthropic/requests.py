@@ -1,14 +1,14 @@
 """Requests of other dialects as Anthropic's Messages: first the messages, then the parameters.
 
-The vendor refuses many combinations (thinking with a temperature, empty texts, odd ids); what it
-would refuse is translated, left out and reported, or cannot be expressed.
+The vendor refuses many combinations, such as thinking with a temperature; they are avoided, or
+cannot be expressed.
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,7 +133,7 @@ def string(block: JSON, name: str) -> str:
     return value
 
 
-def typed(params: Mapping[str, Any], name: str, *kinds: type) -> Any:
+def typed(params: JSON, name: str, *kinds: type) -> Any:
     """Return an optional member; raise RequestError if it is of none of *kinds*."""
     value = params.get(name)
     return None if value is None else want(value, name, *kinds)
@@ -284,7 +284,7 @@ def result_flags(result: JSON) -> JSON:
 
 
 def _ident(ident: str) -> str:
-    """Return a call's id without characters of other vendors' ids that this one refuses."""
+    """Return a call's id without characters that this vendor refuses."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
 
 
@@ -336,7 +336,7 @@ def version_of(model: str) -> tuple[int, int]:
 
 
 def _max_tokens(model: str, budget: int) -> int:
-    """Return the value of max_tokens, which the vendor requires, for a request without one."""
+    """Return a value for max_tokens, which the vendor requires."""
     price = find(NAME, model)
     most = (price and price.max_output) or 4096
     return most if most > budget else most + budget
@@ -345,7 +345,7 @@ def _max_tokens(model: str, budget: int) -> int:
 def _thinking(
     params: JSON, version: tuple[int, int], limit: int | None, *, forced: bool, drop: Drop
 ) -> JSON:
-    """Return an effort as a level from generation 4.6 on, before as a budget below max_tokens."""
+    """Return the effort: a level from generation 4.6 on, before a budget below max_tokens."""
     effort = typed(params, "reasoning_effort", str)
     if effort is None or effort == "none":
         return {"thinking": OFF} if effort else {}

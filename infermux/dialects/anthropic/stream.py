@@ -7,7 +7,6 @@ calls; pieces of a block that cannot open yet wait until the open one is complet
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InferMuxError, ProviderUnavailable
@@ -21,7 +20,7 @@ Key = tuple[str, Any]  # of a block: ("tool", index), ("thinking", index) or _TE
 _TEXT: Key = ("text", None)
 
 
-def event(name: str, members: Mapping[str, Any]) -> bytes:
+def event(name: str, members: JSON) -> bytes:
     """Return an event, whose data repeats its name."""
     return Event(strict_json.encode({"type": name, **members}), name.encode()).encode()
 
@@ -52,9 +51,9 @@ class Encoder:
         self._waiting += _pieces(chunk)
         return self._start() + self._drain(last=bool(chunk.finish_reason))
 
-    def end(self, summary: Mapping[str, Any], usage: Usage | None) -> bytes:
+    def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events, with the call's figures."""
-        more = {"infermux": dict(summary)} if summary else {}
+        more = {"infermux": summary} if summary else {}
         if self._passed:
             return _spliced(self._held, more) if self._held else event("message_stop", more)
         self._usage = usage or self._usage

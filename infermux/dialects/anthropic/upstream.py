@@ -26,7 +26,6 @@ from .. import (
     obj,
     path_of,
     provider_error,
-    read_object,
     retry_after,
     text,
     token_count,
@@ -73,7 +72,7 @@ def auth(key: str) -> dict[str, str]:
 
 
 def headers(request: InferRequest) -> dict[str, str]:
-    """Return the protocol headers: the client's own if its body is passed on, else our version."""
+    """Return the client's protocol headers if its body is passed on, else our version."""
     own = {} if request.body_in(NAME) is None else request.headers
     return {"anthropic-version": VERSION} | {
         name.lower(): value for name, value in own.items() if name.lower() in FORWARDED
@@ -103,7 +102,7 @@ def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
 
 
 def _own_blocks(turn: JSON) -> JSON:
-    """Return a turn without traces of another vendor's answer, which this vendor refuses."""
+    """Return a turn without traces of another vendor's answer, which would be refused."""
     content = turn.get("content") if turn.get("role") == "assistant" else None
     if not isinstance(content, list):
         return turn
@@ -149,9 +148,10 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
 
 
 def _object(data: bytes) -> JSON:
-    body = read_object(data)
-    if body.get("type") == "error" or ("type" not in body and body.get("error")):
-        raise _embedded(body.get("error"))
+    body = obj(strict_json.lenient(data))
+    if body.get("type") == "error" or ("type" not in body and body.get("error")):  # inside a 200
+        kind = word(error_object(data).get("type"))
+        raise decode_error(STATUS.get(kind, 502), {}, data)
     return body
 
 
@@ -184,7 +184,7 @@ def _thinking(members: JSON, kind: str = "text") -> JSON:
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a stop reason; a missing one is stop, an unknown one unchanged."""
+    """Return OpenAI's name of a reason; a missing one is stop, an unknown one unchanged."""
     reason = text(value)
     return FINISH.get(reason, reason) or "stop"
 
@@ -214,12 +214,6 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         status = 402
     wait = retry_after(headers) if status == 429 or status >= 500 else None
     return provider_error(status, message, code=word(error.get("type")), retry_after=wait)
-
-
-def _embedded(error: object) -> ProviderError:
-    """Return the error for one inside a 200, whose status follows from its type."""
-    kind = word(error.get("type")) if isinstance(error, dict) else ""
-    return decode_error(STATUS.get(kind, 502), {}, strict_json.encode({"error": error}))
 
 
 # -- streams --

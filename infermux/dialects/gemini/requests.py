@@ -81,7 +81,7 @@ def model_of(request: InferRequest) -> str:
 
 
 def embedding(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body of an embeddings request: embedContent, or batchEmbedContents for a list."""
+    """Return the body for embedContent, or for batchEmbedContents if the input is a list."""
     params = given(request.params)
     wanted, form = params.pop("input", None), params.pop("encoding_format", "float")
     if form not in ("float", "base64"):
@@ -360,7 +360,7 @@ def _arguments(raw: object, place: str) -> JSON:
 
 
 def _signature(call: JSON, place: str) -> JSON:
-    """Return the signature of a call, which is where Google's OpenAI-compatible API puts it."""
+    """Return a call's signature, which is where Google's OpenAI-compatible API puts it."""
     value: object = call
     for name in ("extra_content", "google", "thought_signature"):
         value = want(value, place, dict).get(name)
@@ -370,7 +370,7 @@ def _signature(call: JSON, place: str) -> JSON:
 
 
 def _media(holder: JSON, name: str, place: str) -> JSON:
-    """Return data of a data: URI inline, another URL by reference with the type of its suffix."""
+    """Return a data: URI inline, another URL by reference, with the type of its suffix."""
     place = f"{place}.{name}"
     url = want(holder.get(name), place, str)
     if inline := data_uri(url):

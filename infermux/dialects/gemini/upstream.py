@@ -22,13 +22,13 @@ from .. import (
     Headers,
     answer,
     count,
-    embedded_status,
     error_object,
     items,
     obj,
     packed,
     path_of,
     provider_error,
+    read_object,
     retry_after,
     text,
     token_count,
@@ -118,7 +118,7 @@ def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) ->
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
-    body, native = _checked(strict_json.lenient(data)), (NAME, data)
+    body, native = read_object(data, decode_error), (NAME, data)
     if request.op == COUNT_TOKENS:
         return token_count(body["totalTokens"], request, native)
     if request.op == EMBEDDINGS:
@@ -141,15 +141,6 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     )
 
 
-def _checked(body: object) -> JSON:
-    if not isinstance(body, dict):
-        raise ValueError("expected an object")
-    if body.get("error"):  # inside a 200
-        status = embedded_status(body["error"])
-        raise decode_error(status, {}, strict_json.encode(body))
-    return body
-
-
 def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
     """Return the vectors in OpenAI's form, as base64 if the caller asked for it."""
     single, wanted = body.get("embedding"), request.params.get("input")
@@ -170,7 +161,7 @@ def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
 
 
 class _Reader:
-    """Reads one answer, whole or in chunks; numbers its calls and details and merges its usage."""
+    """Reads one answer, whole or in chunks; numbers its calls and details."""
 
     def __init__(self) -> None:
         self.finished = False
@@ -247,7 +238,7 @@ def _is_text(part: JSON) -> bool:
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a finish reason; a missing one is empty, others in lower case."""
+    """Return OpenAI's name of a reason; a missing one is empty, others are in lower case."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = _FINISH_NUMBERS[value] if 0 <= value < len(_FINISH_NUMBERS) else str(value)
     reason = text(value)
@@ -285,7 +276,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         if event is None:
             yield HEARTBEAT
         else:
-            yield reader.chunk(_checked(strict_json.lenient(event.data)), event.encode())
+            yield reader.chunk(read_object(event.data, decode_error), event.encode())
     if not reader.finished:
         raise StreamIncomplete(NO_TERMINATOR)
 
@@ -321,7 +312,7 @@ def _objects(value: object) -> list[JSON]:
 
 
 def _is_daily(detail: JSON) -> bool:
-    """Whether a quota of the day is used up, so that the suggested delay does not help."""
+    """Whether a daily quota is used up, so that the suggested delay is too short."""
     return any("PerDay" in word(one.get("quotaId")) for one in _objects(detail.get("violations")))
 
 

@@ -34,16 +34,15 @@ def encode_answer(
     if response.native is not None and response.native[0] == NAME:
         return response.native[1]
     if request.op == CHAT:
-        body = encode_response(response, created=created)
-        return strict_json.encode(body | {"id": response.id or ident})
+        return strict_json.encode(encode_response(response, created=created, ident=ident))
     if request.op == "embeddings" and response.extra.get("data"):
         base64 = request.params.get("encoding_format") == "base64"
         return strict_json.encode(encode_embeddings(response, base64=base64))
     raise UnsupportedParameter(f"the model {shown(model)} has no {request.op}", param="model")
 
 
-def encode_response(response: InferResponse, *, created: int) -> JSON:
-    """Return a chat completion."""
+def encode_response(response: InferResponse, *, created: int, ident: str = "") -> JSON:
+    """Return a chat completion; *ident* is its id if the vendor gave none."""
     content = response.content if response.content or not response.tool_calls else None
     message: JSON = {"role": "assistant", "content": content, "refusal": response.refusal or None}
     if response.tool_calls:
@@ -52,7 +51,7 @@ def encode_response(response: InferResponse, *, created: int) -> JSON:
     reason = response.finish_reason
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {
-        "id": response.id or "chatcmpl-infermux",
+        "id": response.id or ident,
         "object": "chat.completion",
         "created": created,
         "model": response.model,

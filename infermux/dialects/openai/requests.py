@@ -6,8 +6,6 @@ A parameter is passed on, or only a hint (left out and reported), or cannot be e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from ...protocol import InferRequest
 from ...types import JSON
@@ -102,7 +100,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     return messages + ([{"role": "user", "content": images}] if images else [])
 
 
-def _only(members: Mapping[str, Any], names: tuple[str, ...]) -> JSON:
+def _only(members: JSON, names: tuple[str, ...]) -> JSON:
     return {name: value for name, value in members.items() if name in names}
 
 
@@ -128,7 +126,7 @@ def _tool(tool: JSON, drop: Drop) -> JSON:
     return _only(tool, _TOOL)
 
 
-def _hints(holder: Mapping[str, Any], drop: Drop) -> None:
+def _hints(holder: JSON, drop: Drop) -> None:
     for name in HINTS.intersection(holder):
         if holder[name]:
             hint(name, drop)

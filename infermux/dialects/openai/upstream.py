@@ -7,8 +7,7 @@ compatible vendors, whose deviations are named where they are handled.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ...errors import ProviderError, ProviderUnavailable, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
@@ -21,7 +20,6 @@ from .. import (
     Headers,
     answer,
     count,
-    embedded_status,
     error_object,
     items,
     obj,
@@ -86,7 +84,7 @@ def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
-    body, native = _object(data), (NAME, data)
+    body, native = read_object(data, decode_error), (NAME, data)
     if request.op in (CHAT, "completions"):
         return _choice(body, request, native)
     return answer(
@@ -99,13 +97,6 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         id=text(body.get("id")),
         extra={"data": _embeddings(body)} if request.op == "embeddings" else {},
     )
-
-
-def _object(data: bytes) -> JSON:
-    body = read_object(data)
-    if body.get("error"):  # some vendors answer 200 with an error in the body
-        raise _embedded(body["error"])
-    return body
 
 
 def _responses_text(body: JSON) -> str:
@@ -157,7 +148,7 @@ _REASONS = {
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a finish reason; a missing one is stop, an unknown one unchanged."""
+    """Return OpenAI's name of a reason; a missing one is stop, an unknown one unchanged."""
     reason = text(value)
     return _REASONS.get(reason, reason)
 
@@ -175,7 +166,7 @@ def _content(value: object) -> tuple[str, str]:
     return "".join(words), "".join(thoughts)
 
 
-def _reasoning(message: Mapping[str, Any]) -> str:
+def _reasoning(message: JSON) -> str:
     return text(message.get("reasoning_content")) or text(message.get("reasoning"))
 
 
@@ -250,7 +241,7 @@ def _vendor_cost(data: JSON) -> float | None:
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    """Return the error for an answer with *status*, in the form of any compatible vendor."""
+    """Return the error, in the form of any compatible vendor."""
     error = error_object(data)
     wait = retry_after(headers) if status in (429, 503, 529) else None
     return provider_error(
@@ -272,19 +263,13 @@ def _reset(error: JSON) -> float | None:
     return max(0.0, int(reset) / 1000 - time.time())
 
 
-def _embedded(error: object) -> ProviderError:
-    """Return the error for one inside a 200."""
-    return decode_error(embedded_status(error), {}, strict_json.encode({"error": error}))
-
-
 # -- streams --
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """Yield a stream's chunks.
 
-    The terminator is [DONE]; some vendors (Perplexity, Hugging Face) never send it, so a finish
-    reason and a clean end are enough.
+    The terminator is [DONE]; Perplexity and Hugging Face send none: a finish reason will do.
     """
     finished = False
     for event in events:
@@ -305,7 +290,7 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
 
 
 def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
-    body = _object(data)
+    body = read_object(data, decode_error)
     if op == "responses":
         return _responses_chunk(body, native)
     if (words := _words(body)) is not None:
@@ -338,18 +323,12 @@ _PLAIN = {"content", "role"}
 
 
 def _words(body: JSON) -> str | None:
-    """Return the text of an event that holds nothing else, as most do; None for any other."""
+    """Return the text of an event that holds only that, as most do; else None."""
     choices = body.get("choices")
-    if (
-        type(choices) is not list
-        or len(choices) != 1
-        or body.get("usage")
-        or body.get("x_groq")
-        or type(choices[0]) is not dict
-    ):
+    if type(choices) is not list or len(choices) != 1 or body.get("usage") or body.get("x_groq"):
         return None
     choice = choices[0]
-    delta = choice.get("delta")
+    delta = choice.get("delta") if type(choice) is dict else None
     if (
         type(delta) is not dict
         or choice.get("finish_reason")
@@ -367,7 +346,7 @@ def _legacy(delta: JSON) -> dict[str, str]:
 
 
 def _deltas(calls: object) -> list[JSON]:
-    """Return the calls with their indices; Mistral's may have none, then it is the position."""
+    """Return the calls with their indices; where Mistral omits them, the positions."""
     if not calls:
         return []
     return [
