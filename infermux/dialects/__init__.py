@@ -12,7 +12,7 @@ import re
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -108,6 +108,8 @@ _KINDS = {
 
 def want(value: object, name: str, *kinds: type) -> Any:
     """Return a caller's value; raise RequestError if it is of none of *kinds*."""
+    if type(value) in kinds:
+        return value
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, (*kinds, int) if float in kinds else kinds):
         wanted = " or ".join(_KINDS[kind] for kind in kinds)
@@ -222,7 +224,13 @@ def answer(
     *,
     model: str | None = None,
     content: str = "",
-    **members: Any,
+    finish_reason: str = "stop",
+    tool_calls: Sequence[JSON] = (),
+    reasoning: str = "",
+    refusal: str = "",
+    details: Sequence[JSON] = (),
+    id: str = "",
+    extra: JSON | None = None,
 ) -> InferResponse:
     """Return an answer to *request*, with the token counts of *usage*."""
     return InferResponse(
@@ -231,9 +239,17 @@ def answer(
         content,
         (usage and usage.input_tokens) or 0,
         (usage and usage.output_tokens) or 0,
-        usage=usage,
-        native=native,
-        **members,
+        None,
+        0,
+        finish_reason,
+        tool_calls,
+        reasoning,
+        refusal,
+        details,
+        usage,
+        id,
+        native,
+        extra or {},
     )
 
 

@@ -39,6 +39,8 @@ class Document(NamedTuple):
     def replaced(self, values: Mapping[str, Any]) -> str:
         """Return the text with *values* replaced or appended at the top level."""
         text = self.text
+        if not values:
+            return text
         new = [
             (*self.spans[key], dumps(value)) for key, value in values.items() if key in self.spans
         ]

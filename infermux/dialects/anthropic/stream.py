@@ -22,7 +22,8 @@ _TEXT: Key = ("text", None)
 
 def event(name: str, members: JSON) -> bytes:
     """Return an event, whose data repeats its name."""
-    return Event(strict_json.encode({"type": name, **members}), name.encode()).encode()
+    data = strict_json.encode({"type": name, **members})
+    return f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
 
 class Encoder:
@@ -108,8 +109,9 @@ class Encoder:
 
     def _write(self, key: Key, piece: JSON) -> bytes:
         head = b"" if key == self._open else self._close() + self._begin(key, piece)
-        deltas = ({"index": self._index, "delta": delta} for delta in self._deltas(piece))
-        return head + b"".join(event("content_block_delta", delta) for delta in deltas)
+        for delta in self._deltas(piece):
+            head += event("content_block_delta", {"index": self._index, "delta": delta})
+        return head
 
     def _begin(self, key: Key, piece: JSON) -> bytes:
         if key in self._closed and key[0] == "tool":
@@ -141,8 +143,11 @@ class Encoder:
 
 def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
     """Return what a chunk adds, each piece with the key of its block."""
-    blocks = ((detail.get("index"), thought_of(detail)) for detail in chunk.details)
-    pieces: list[tuple[Key, JSON]] = [(("thinking", at), block) for at, block in blocks if block]
+    pieces: list[tuple[Key, JSON]] = [
+        (("thinking", detail.get("index")), block)
+        for detail in chunk.details
+        if (block := thought_of(detail))
+    ]
     if chunk.reasoning and not pieces:
         pieces.append((("thinking", None), {"thinking": chunk.reasoning}))
     pieces += [(_TEXT, {"text": words}) for words in (chunk.text, chunk.refusal) if words]

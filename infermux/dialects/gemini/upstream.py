@@ -170,12 +170,24 @@ class _Reader:
         self._usage: JSON = {}
 
     def chunk(self, body: JSON, native: bytes) -> Chunk:
-        """Return the chunk of a GenerateContentResponse, of its first candidate."""
+        """Return the chunk of a GenerateContentResponse: the first candidate's text and calls."""
         candidates = [one for one in items(body.get("candidates")) if not count(one.get("index"))]
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
-        calls = [self._call(part) for part in parts if part.get("functionCall") is not None]
-        said = [part for part in parts if _is_text(part)]
-        details = [self._detail(part) for part in said if text(part.get("thoughtSignature"))]
+        words, thoughts = "", ""
+        calls, details = [], []
+        for part in parts:
+            if part.get("functionCall") is not None:
+                calls.append(self._call(part))
+            elif "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
+                thought, said = part.get("thought"), text(part.get("text"))
+                if thought not in (None, True, False):
+                    raise ValueError("thought is neither true nor false")
+                if thought:
+                    thoughts += said
+                else:
+                    words += said
+                if part.get("thoughtSignature"):
+                    details.append(self._detail(part, said))
         self._usage |= obj(body.get("usageMetadata"))
         reason = ""
         if candidates:
@@ -185,8 +197,8 @@ class _Reader:
         reason = "tool_calls" if reason == "stop" and self._calls else reason
         self.finished = self.finished or bool(reason)
         return Chunk(
-            "".join(text(part.get("text")) for part in said if not part.get("thought")),
-            "".join(text(part.get("text")) for part in said if part.get("thought")),
+            words,
+            thoughts,
             "",
             calls,
             reason or None,
@@ -198,15 +210,11 @@ class _Reader:
             dialect=NAME,
         )
 
-    def _detail(self, part: JSON) -> JSON:
-        detail = {"type": "reasoning.encrypted", "data": part["thoughtSignature"]}
+    def _detail(self, part: JSON, said: str) -> JSON:
+        signature = text(part["thoughtSignature"])
+        detail = {"type": "reasoning.encrypted", "data": signature}
         if part.get("thought"):
-            signature = part["thoughtSignature"]
-            detail = {
-                "type": "reasoning.text",
-                "text": text(part.get("text")),
-                "signature": signature,
-            }
+            detail = {"type": "reasoning.text", "text": said, "signature": signature}
         self._details += 1
         return detail | {"format": FORMAT, "index": self._details - 1}
 
@@ -226,15 +234,6 @@ class _Reader:
         if signature:
             read["extra_content"] = {"google": {"thought_signature": signature}}
         return read
-
-
-def _is_text(part: JSON) -> bool:
-    """Whether a part is text or a thought; images and the like are only in the native answer."""
-    if part.get("functionCall") is not None:
-        return False
-    if part.get("thought") not in (None, True, False):
-        raise ValueError("thought is neither true nor false")
-    return "text" in part or not part.keys() - {"thought", "thoughtSignature"}
 
 
 def finish_reason(value: object) -> str:

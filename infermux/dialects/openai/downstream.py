@@ -61,8 +61,8 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
 
 
 def _reasoning(reasoning: str, details: object) -> JSON:
-    members = {"reasoning_content": reasoning, "reasoning_details": details}
-    return {name: value for name, value in members.items() if value}
+    members: JSON = {"reasoning_content": reasoning} if reasoning else {}
+    return members | {"reasoning_details": details} if details else members
 
 
 def encode_usage(usage: Usage) -> JSON:

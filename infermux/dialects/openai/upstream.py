@@ -223,7 +223,10 @@ def usage_of(value: object) -> Usage | None:
 
 def _first_count(*values: object) -> int | None:
     """Return the first count of a vendor, which may have any of several names."""
-    return count(next((value for value in values if value is not None), None))
+    for value in values:
+        if value is not None:
+            return count(value)
+    return None
 
 
 def _vendor_cost(data: JSON) -> float | None:
