@@ -106,7 +106,7 @@ _KINDS = {
 }
 
 
-def want(value: object, name: str, *kinds: type) -> Any:
+def require(value: object, name: str, *kinds: type) -> Any:
     """Return a caller's value; raise RequestError if it is of none of *kinds*."""
     if type(value) in kinds:
         return value
@@ -119,8 +119,8 @@ def want(value: object, name: str, *kinds: type) -> Any:
 
 def objects(value: object, name: str) -> list[JSON]:
     """Return a caller's list of objects; raise RequestError if it is none."""
-    for number, item in enumerate(want(value, name, list)):
-        want(item, f"{name}[{number}]", dict)
+    for number, item in enumerate(require(value, name, list)):
+        require(item, f"{name}[{number}]", dict)
     return value  # type: ignore[return-value]
 
 
@@ -134,8 +134,8 @@ def strings(value: object, name: str) -> list[str]:
 
 def json_schema(wanted: JSON) -> JSON:
     """Return the schema of a response_format of that type, with its description."""
-    named = want(wanted.get("json_schema"), "response_format.json_schema", dict)
-    schema: JSON = want(named.get("schema", {}), "response_format.json_schema.schema", dict)
+    named = require(wanted.get("json_schema"), "response_format.json_schema", dict)
+    schema: JSON = require(named.get("schema", {}), "response_format.json_schema.schema", dict)
     return ({"description": named["description"]} if named.get("description") else {}) | schema
 
 

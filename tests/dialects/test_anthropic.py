@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from infermux import errors
-from infermux.dialects.anthropic import downstream as door
+from infermux.dialects.anthropic import downstream
 from infermux.dialects.anthropic import upstream as wire
 from infermux.dialects.anthropic.requests import version_of
 from infermux.dialects.anthropic.stream import Encoder
@@ -858,11 +858,11 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
     ]
 
 
-# -- our own door ----------------------------------------------------------------------------------
+# -- the client's side -----------------------------------------------------------------------------
 
 
 def taken(body: JSON, op: str = "chat") -> InferRequest:
-    return door.decode_request(strict_json.document(json.dumps(body)), op=op)[0]
+    return downstream.decode_request(strict_json.document(json.dumps(body)), op=op)[0]
 
 
 BODY: JSON = {
@@ -874,7 +874,7 @@ BODY: JSON = {
 
 def test_a_request_keeps_its_body() -> None:
     document = strict_json.document(NATIVE)
-    request, stream = door.decode_request(document)
+    request, stream = downstream.decode_request(document)
     assert (
         stream
         and request.model == "claude-sonnet-4-5"
@@ -979,7 +979,7 @@ def test_a_request_survives_both_directions(model: str) -> None:
     body = wire.encode_request(
         InferRequest(model=model, messages=CONVERSATION, params=PARAMS), stream=True
     )
-    request, stream = door.decode_request(strict_json.document(body))
+    request, stream = downstream.decode_request(strict_json.document(body))
     assert stream
     assert list(request.messages) == CONVERSATION
     assert request.params == PARAMS
@@ -1137,7 +1137,7 @@ def test_a_broken_body_is_refused_or_read_never_a_crash() -> None:
 
 def test_counting_needs_no_max_tokens() -> None:
     assert taken({"model": "m", "messages": HELLO}, "count_tokens").op == "count_tokens"
-    assert door.encode_response(InferResponse("m", "p", "", extra={"input_tokens": 9})) == {
+    assert downstream.encode_response(InferResponse("m", "p", "", extra={"input_tokens": 9})) == {
         "input_tokens": 9
     }
 
@@ -1148,7 +1148,9 @@ def test_an_answer_survives_both_directions(name: str) -> None:
     answer = wire.decode_response(
         json.dumps(exchange["response"]["body"]).encode(), asked(exchange)
     )
-    again = wire.decode_response(json.dumps(door.encode_response(answer)).encode(), asked(exchange))
+    again = wire.decode_response(
+        json.dumps(downstream.encode_response(answer)).encode(), asked(exchange)
+    )
     for field in (
         "content",
         "reasoning",
@@ -1190,7 +1192,7 @@ FOREIGN = InferResponse(
 
 
 def test_an_answer_of_another_vendor_is_a_message() -> None:
-    message = door.encode_response(FOREIGN)
+    message = downstream.encode_response(FOREIGN)
     made = message["content"][2].pop("id")
     assert made.startswith("toolu_")
     assert message == {
@@ -1225,7 +1227,7 @@ def test_an_answer_of_another_vendor_is_a_message() -> None:
 
 def test_the_official_sdk_takes_a_message_made_here() -> None:
     types = pytest.importorskip("anthropic.types")
-    message = types.Message.model_validate(door.encode_response(FOREIGN))
+    message = types.Message.model_validate(downstream.encode_response(FOREIGN))
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
     assert (
         message.usage.input_tokens,
@@ -1247,7 +1249,7 @@ def test_the_official_sdk_takes_a_message_made_here() -> None:
     ],
 )
 def test_stop_reasons(finish: str, reason: str) -> None:
-    assert door.stop_reason(finish, called=False) == reason
+    assert downstream.stop_reason(finish, called=False) == reason
 
 
 @pytest.mark.parametrize(
@@ -1268,7 +1270,10 @@ def test_stop_reasons(finish: str, reason: str) -> None:
     ],
 )
 def test_errors_have_this_vendors_names(error: InferMuxError, kind: str) -> None:
-    assert door.encode_error(error) == {"type": "error", "error": {"type": kind, "message": "m"}}
+    assert downstream.encode_error(error) == {
+        "type": "error",
+        "error": {"type": kind, "message": "m"},
+    }
 
 
 # -- our own streams -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from infermux import errors
-from infermux.dialects.openai import downstream as openai_door
+from infermux.dialects.openai import downstream
 from infermux.dialects.openai import upstream as openai
 from infermux.errors import (
     ProviderError,
@@ -350,7 +350,7 @@ def test_events_do_not_depend_on_the_cuts(exchange: dict[str, Any], size: int) -
 
 @pytest.mark.parametrize("exchange", STREAMS, ids=name_of)
 def test_each_native_event_is_the_one_that_came(exchange: dict[str, Any]) -> None:
-    """A door of the same dialect passes these on: none may be lost, added or changed."""
+    """An API of the same dialect passes these on: none may be lost, added or changed."""
     events, chunks = parsed([bytes_of(exchange)]), []
     try:
         chunks.extend(openai.decode_events(events, request_of(exchange)))
@@ -538,7 +538,7 @@ PLAIN = '{"model":"asked-model","messages":[]}'
 
 
 def native(text: str, *, op: str = CHAT, model: str = "asked-model") -> InferRequest:
-    request, _ = openai_door.decode_request(strict_json.document(text), op=op)
+    request, _ = downstream.decode_request(strict_json.document(text), op=op)
     return replace(request, model=model, provider="vendor")
 
 
@@ -788,7 +788,7 @@ def test_a_date_is_as_good_as_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["9" * 400, "9" * 30 + ".5"])
 def test_a_wait_without_end_is_no_number_of_seconds(value: str) -> None:
-    """A door writes it into a header as a whole number: infinity has none."""
+    """An API writes it into a header as a whole number: infinity has none."""
     wait = openai.decode_error(429, {"retry-after": value}, b"{}").retry_after
     assert wait is None or wait < 2**31
 
@@ -886,7 +886,7 @@ def with_odd(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
 
 
 def check_typed(response: InferResponse) -> None:
-    """What every door takes for granted of an answer."""
+    """What every API takes for granted of an answer."""
     for field in ("model", "content", "finish_reason", "reasoning", "refusal", "id"):
         assert isinstance(getattr(response, field), str), field
     for call in response.tool_calls:
@@ -896,7 +896,7 @@ def check_typed(response: InferResponse) -> None:
                 for value in (call["id"], call["function"]["name"], call["function"]["arguments"])
             )
     strict_json.encode(response.to_dict())
-    strict_json.encode(openai_door.encode_response(response, created=0))
+    strict_json.encode(downstream.encode_response(response, created=0))
 
 
 @pytest.mark.parametrize(

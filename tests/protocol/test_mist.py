@@ -231,7 +231,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def read(data: Any) -> InferRequest:
-    """Return the request as a door reads it."""
+    """Return the request as an API reads it."""
     request = InferRequest.from_dict(data)
     request.check()
     return request

@@ -23,10 +23,10 @@ from .. import (
     items,
     json_schema,
     obj,
+    require,
     strings,
     text,
     unsupported,
-    want,
     without,
 )
 from . import NAME
@@ -136,7 +136,7 @@ def string(block: JSON, name: str) -> str:
 def typed(params: JSON, name: str, *kinds: type) -> Any:
     """Return an optional member; raise RequestError if it is of none of *kinds*."""
     value = params.get(name)
-    return None if value is None else want(value, name, *kinds)
+    return None if value is None else require(value, name, *kinds)
 
 
 # -- messages --

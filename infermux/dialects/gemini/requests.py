@@ -19,9 +19,9 @@ from .. import (
     hint,
     json_schema,
     objects,
+    require,
     strings,
     unsupported,
-    want,
 )
 from . import NAME
 
@@ -88,7 +88,7 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
         raise must_be("encoding_format", "'float' or 'base64'")
     options: JSON = {}
     if "dimensions" in params:
-        options["outputDimensionality"] = want(params.pop("dimensions"), "dimensions", int)
+        options["outputDimensionality"] = require(params.pop("dimensions"), "dimensions", int)
     for name, value in params.items():
         if name in _EMBEDDING:
             options[name] = value
@@ -116,10 +116,12 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
     # The vendor's own params win over translated ones.
-    config |= want(params.get("generationConfig", {}), "generationConfig", dict)
+    config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
-        thinking = want(config.get("thinkingConfig", {}), "generationConfig.thinkingConfig", dict)
-        own = want(params["thinkingConfig"], "thinkingConfig", dict)
+        thinking = require(
+            config.get("thinkingConfig", {}), "generationConfig.thinkingConfig", dict
+        )
+        own = require(params["thinkingConfig"], "thinkingConfig", dict)
         config["thinkingConfig"] = thinking | own
     if config.get("candidateCount", 1) != 1:
         del config["candidateCount"]
@@ -131,10 +133,10 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
     """Add a parameter to the body or to its generationConfig."""
     if name in ("stream_options", "generationConfig", "thinkingConfig"):
         return  # every stream has usage anyway, and the others are added last
-    if name in _NEUTRAL and want(value, name, _NEUTRAL[name][0]) in _NEUTRAL[name][1]:
+    if name in _NEUTRAL and require(value, name, _NEUTRAL[name][0]) in _NEUTRAL[name][1]:
         return
     if name in _SCALARS:
-        config[_SCALARS[name][0]] = want(value, name, _SCALARS[name][1])
+        config[_SCALARS[name][0]] = require(value, name, _SCALARS[name][1])
     elif name == "stop":
         config["stopSequences"] = strings(value, name)
     elif name == "logprobs":
@@ -142,13 +144,13 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
     elif name == "reasoning_effort":
         config["thinkingConfig"] = _thinking(value)
     elif name == "response_format":
-        config |= _format(want(value, name, dict), drop)
+        config |= _format(require(value, name, dict), drop)
     elif name == "tools":
         body |= _tools(value, drop)
     elif name == "tool_choice":
         body["toolConfig"] = body.get("toolConfig", {}) | {"functionCallingConfig": _choice(value)}
     elif name == "toolConfig":
-        body[name] = body.get(name, {}) | want(value, name, dict)
+        body[name] = body.get(name, {}) | require(value, name, dict)
     elif name in _TOP:
         body[name] = value
     elif name != name.lower():  # camel case: the vendor's own
@@ -179,7 +181,7 @@ def _tools(value: object, drop: Drop) -> JSON:
     functions, own = [], []
     for tool in objects(value, "tools"):
         if tool.get("type") == "function":
-            function = want(tool.get("function"), "tools[].function", dict)
+            function = require(tool.get("function"), "tools[].function", dict)
             functions.append(_function(function))
             if function.get("strict"):  # the vendor does not promise to keep to the schema
                 hint("strict", drop)
@@ -193,11 +195,11 @@ def _tools(value: object, drop: Drop) -> JSON:
 
 def _function(function: JSON) -> JSON:
     place = "tools[].function"
-    declared = {"name": want(function.get("name"), f"{place}.name", str)}
+    declared = {"name": require(function.get("name"), f"{place}.name", str)}
     if (description := function.get("description")) is not None:
-        declared["description"] = want(description, f"{place}.description", str)
+        declared["description"] = require(description, f"{place}.description", str)
     if (schema := function.get("parameters")) is not None:
-        declared["parametersJsonSchema"] = want(schema, f"{place}.parameters", dict)
+        declared["parametersJsonSchema"] = require(schema, f"{place}.parameters", dict)
     return declared
 
 
@@ -206,8 +208,8 @@ def _choice(value: object) -> JSON:
         return {"mode": _MODES[value]}
     if not isinstance(value, dict) or value.get("type") != "function":
         raise must_be("tool_choice", "auto, none, required or a function")
-    function = want(value.get("function"), "tool_choice.function", dict)
-    name = want(function.get("name"), "tool_choice.function.name", str)
+    function = require(value.get("function"), "tool_choice.function", dict)
+    name = require(function.get("name"), "tool_choice.function.name", str)
     return {"mode": "ANY", "allowedFunctionNames": [name]}
 
 
@@ -257,13 +259,13 @@ class _Conversation:
         if "cache_control" in part:
             hint("cache_control", self._drop)
         if kind in ("text", "refusal"):
-            return {"text": want(part.get(kind), f"{place}.{kind}", str)}
+            return {"text": require(part.get(kind), f"{place}.{kind}", str)}
         if kind not in ("image_url", "file", "input_audio"):
             raise RequestError(
                 f"{place}: a part of type {shown(kind)} cannot be sent to this model",
                 param=f"{place}.type",
             )
-        inner = want(part.get(kind), f"{place}.{kind}", dict)
+        inner = require(part.get(kind), f"{place}.{kind}", dict)
         if kind == "image_url":
             if inner.get("detail") not in (None, "auto"):
                 unsupported("detail", NAME, self._drop)
@@ -274,7 +276,9 @@ class _Conversation:
                 hint("filename", self._drop)
             name = "file_url" if inner.get("file_url") is not None else "file_data"
             return _media(inner, name, place)
-        sound, form = (want(inner.get(name), f"{place}.{name}", str) for name in ("data", "format"))
+        sound, form = (
+            require(inner.get(name), f"{place}.{name}", str) for name in ("data", "format")
+        )
         return {"inlineData": {"mimeType": f"audio/{form}", "data": sound}}
 
     def _words(self, message: JSON, place: str) -> list[JSON]:
@@ -284,7 +288,7 @@ class _Conversation:
         """
         parts = self._parts(message.get("content") or [], place)
         if message.get("refusal") is not None:
-            parts.append({"text": want(message["refusal"], f"{place}.refusal", str)})
+            parts.append({"text": require(message["refusal"], f"{place}.refusal", str)})
         thoughts, signatures = [], []
         place = f"{place}.reasoning_details"
         for detail in objects(message.get("reasoning_details") or [], place):
@@ -292,10 +296,10 @@ class _Conversation:
             if detail.get("format") != FORMAT:
                 continue
             if kind == "reasoning.encrypted":
-                signatures.append({"thoughtSignature": want(detail.get("data"), place, str)})
+                signatures.append({"thoughtSignature": require(detail.get("data"), place, str)})
             elif kind == "reasoning.text":
-                signature = want(detail.get("signature"), place, str)
-                said = want(detail.get("text", ""), place, str)
+                signature = require(detail.get("signature"), place, str)
+                said = require(detail.get("text", ""), place, str)
                 thoughts.append({"text": said, "thought": True, "thoughtSignature": signature})
         ends = [{"text": ""} | signature for signature in signatures[:-1]]
         last = [(parts.pop() if parts else {"text": ""}) | signatures[-1]] if signatures else []
@@ -310,9 +314,9 @@ class _Conversation:
                     f"{where}: only calls of functions can be sent to this model",
                     param=f"{where}.type",
                 )
-            function = want(call.get("function"), f"{where}.function", dict)
-            name = want(function.get("name"), f"{where}.function.name", str)
-            ident = want(call.get("id", ""), f"{where}.id", str)
+            function = require(call.get("function"), f"{where}.function", dict)
+            name = require(function.get("name"), f"{where}.function.name", str)
+            ident = require(call.get("id", ""), f"{where}.id", str)
             self._names[ident] = name
             arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
             sent = _named(name, ident) | {"args": arguments}
@@ -320,13 +324,13 @@ class _Conversation:
         return parts
 
     def _result(self, message: JSON, place: str) -> None:
-        ident = want(message.get("tool_call_id"), f"{place}.tool_call_id", str)
+        ident = require(message.get("tool_call_id"), f"{place}.tool_call_id", str)
         name = self._names.get(ident) or message.get("name")
         if not isinstance(name, str) or not name:
             raise must_be(f"{place}.tool_call_id", "the id of an earlier call")
         parts = self._parts(message["content"], place)
         words = "".join(part["text"] for part in parts if "text" in part)
-        failed = want(message.get("is_error", False), f"{place}.is_error", bool)
+        failed = require(message.get("is_error", False), f"{place}.is_error", bool)
         result = {"error": words} if failed else _json_object(words)
         response = {"result": words} if result is None else result
         media = [part for part in parts if "text" not in part]
@@ -363,16 +367,16 @@ def _signature(call: JSON, place: str) -> JSON:
     """Return a call's signature, which is where Google's OpenAI-compatible API puts it."""
     value: object = call
     for name in ("extra_content", "google", "thought_signature"):
-        value = want(value, place, dict).get(name)
+        value = require(value, place, dict).get(name)
         if value is None:
             return {}
-    return {"thoughtSignature": want(value, place, str)}
+    return {"thoughtSignature": require(value, place, str)}
 
 
 def _media(holder: JSON, name: str, place: str) -> JSON:
     """Return a data: URI inline, another URL by reference, with the type of its suffix."""
     place = f"{place}.{name}"
-    url = want(holder.get(name), place, str)
+    url = require(holder.get(name), place, str)
     if inline := data_uri(url):
         return {"inlineData": {"mimeType": inline[0], "data": inline[1]}}
     scheme, _, rest = url.partition("://")

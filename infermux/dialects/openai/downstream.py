@@ -7,7 +7,7 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, strict_json
 from ...protocol.sse import Event, comment
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
-from .. import packed, want, without
+from .. import packed, require, without
 from . import NAME
 
 
@@ -16,10 +16,10 @@ def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, boo
     value = body.value
     for name, kind in (("stream", bool), ("stream_options", dict)):
         if value.get(name) is not None:
-            want(value[name], name, kind)
+            require(value[name], name, kind)
     request = InferRequest(
-        model=want(value.get("model"), "model", str),
-        messages=want(value.get("messages"), "messages", list) if op == CHAT else (),
+        model=require(value.get("model"), "model", str),
+        messages=require(value.get("messages"), "messages", list) if op == CHAT else (),
         params=without(value, "model", "messages", "stream", "stream_options"),
         op=op,
         native=Native(NAME, body),
