@@ -298,6 +298,16 @@ def test_an_error_body_of_any_shape_is_an_error(data: bytes) -> None:
     assert isinstance(wire.decode_error(500, {}, data), errors.ProviderUnavailable)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b'{"message":"no route"}', b'{"detail":"no route"}', b'{"error":"no route"}'],
+)
+def test_the_message_of_a_gateways_error_is_read(data: bytes) -> None:
+    error = wire.decode_error(404, {}, data)
+    assert isinstance(error, errors.ProviderModelNotFound)
+    assert error.message == "no route"
+
+
 def _hurt(value: Any) -> Iterator[Any]:
     """Yield copies of *value* in each of which one place holds something odd, or nothing."""
     yield from ODD
@@ -535,6 +545,23 @@ def test_pictures_and_documents() -> None:
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "ü"}},
         {"type": "document", "source": {"type": "url", "url": "https://a.example/c.pdf"}},
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "media", "data"),
+    [
+        ("DATA:image/png;BASE64,AAAA", "image/png", "AAAA"),
+        ("data:image/png,%00", "image/png", "AA=="),
+        ("data:;base64,AAAA", "text/plain", "AAAA"),
+    ],
+)
+def test_a_data_uri_is_read_in_every_spelling(url: str, media: str, data: str) -> None:
+    body = sent([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+    assert body["messages"][0]["content"][0]["source"] == {
+        "type": "base64",
+        "media_type": media,
+        "data": data,
+    }
 
 
 def test_parameters_that_both_have() -> None:
