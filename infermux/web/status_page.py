@@ -18,7 +18,7 @@ from flask import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import printable
-from ..ledger import LEASE, Ledger, LedgerUnavailable, Total
+from ..ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total
 from ..ledger.reports import summed
 from ..planning import Plan, replayed
 from ..pricing import PICO, usd
@@ -28,7 +28,7 @@ from ..server import status
 HOURS = 24
 MAX_CALLS = 50  # that are listed
 MAX_ROWS = 12  # of a table; the others are summed in one more
-SETTLED_SECONDS = int(LEASE)  # after its end, an hour gets no more calls
+SETTLED_SECONDS = int(LEASE_SECONDS)  # after its end, an hour gets no more calls
 _HOUR = 3600
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; "

@@ -103,7 +103,7 @@ def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLiteLedger) -> 
 
 def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLiteLedger) -> None:
     with pytest.raises(
-        BudgetExceeded, match=r"per day has 0.000000001 USD left.* afresh at 2026-11-24T00:00:00Z"
+        BudgetExceeded, match=r"per day has 0.000000001 USD left.* resets at 2026-11-24T00:00:00Z"
     ) as error:
         ledger.reserve(DAILY, 2_000_000, call_id="a", at=NOON)
     assert error.value.retry_after == DAY / 2
