@@ -114,11 +114,14 @@ class GroupCommit:
             self._wake_next()
 
     def _wake_next(self) -> None:
-        with suppress(IndexError):
-            self._waiting[0].wake.put(None)
+        if self._waiting:
+            with suppress(IndexError):
+                self._waiting[0].wake.put(None)
 
     def _write_waiting(self) -> None:
-        jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_JOBS))]
+        jobs: list[Job] = []
+        while self._waiting and len(jobs) < MAX_JOBS:
+            jobs.append(self._waiting.popleft())
         try:
             if jobs:
                 self._commit(jobs)

@@ -189,13 +189,14 @@ def settle(sql: Cursor, record: Record, hold: Hold | None, known_plans: set[str]
         if len(known_plans) < MAX_PLANS:
             known_plans.add(digest)
     for attempt in record.attempts:
-        sql.execute(WRITE_ATTEMPT, attempt)
-    if hold is not None and sql.execute(_RELEASE, (*_key(hold), hold.pico)).rowcount:
-        sql.execute(_SPEND, (call.cost or 0, hold.pico, *_key(hold)[:2]))
-        return True
+        sql.execute(WRITE_ATTEMPT, tuple(attempt))  # sqlite3 binds subclasses more slowly
     period, pico, at, caller = "", 0, call.at_ns / 1e9, call.caller
-    if hold is not None:  # its lease has expired, or it was topped up since
-        at, caller = hold.at, hold.budget.caller
+    if hold is not None:
+        at, (caller, key, id) = hold.at, _key(hold)
+        if sql.execute(_RELEASE, (caller, key, id, hold.pico)).rowcount:
+            sql.execute(_SPEND, (call.cost or 0, hold.pico, caller, key))
+            return True
+        # its lease has expired, or it was topped up since
     if released := sql.execute(_RELEASE_ANY, (caller, call.id)).fetchall():
         [(period, pico, at_ms)] = released
         at = at_ms / 1000

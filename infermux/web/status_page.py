@@ -18,8 +18,7 @@ from flask import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import printable
-from ..ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total
-from ..ledger.reports import summed
+from ..ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total, summed
 from ..planning import Plan, replayed
 from ..pricing import PICO, usd
 from ..routing.router import Router
@@ -126,7 +125,7 @@ def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
     for total in totals:
         groups.setdefault(tuple(total.key[part] for part in parts), []).append(total)
     return sorted(
-        (summed(group)._replace(key=key) for key, group in groups.items()),
+        (summed(group, key) for key, group in groups.items()),
         key=lambda total: (-total.cost, -total.calls, total.key),
     )
 
