@@ -142,7 +142,7 @@ class CallRow(NamedTuple):
     first_token_ms: int | None
     attempts: int
     unpriced: int  # attempts that were billed without a known price
-    plan: str = ""  # the plan and its reasons, as `planning.replay.kept` writes them
+    plan: str = ""  # the plan and its reasons, as `planning.kept` writes them
 
 
 class Record(NamedTuple):
