@@ -1,4 +1,4 @@
-"""Ledgers with calls in them, for the tests of what is told of them."""
+"""Ledgers with calls in them, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def call(
 
 
 def keep(path: Path, *calls: Call) -> Path:
-    """Write calls down, as a service does."""
+    """Write calls into a ledger, as a service does."""
     with closing(SQLiteLedger(path)) as ledger:
         assert ledger.problem() is None
         for each in calls:
@@ -75,7 +75,7 @@ def keep(path: Path, *calls: Call) -> Path:
 
 
 def large(path: Path, count: int, seed: int = 5) -> list[Record]:
-    """Write *count* calls of 40 days down in one go, and return them."""
+    """Write *count* calls over 40 days in one transaction, and return them."""
     chance, made = random.Random(seed), []
     for n in range(count):
         at, id = int(NOON) * 10**9 - round(chance.random() * 40 * DAY * 1e9), f"{n:032x}"

@@ -1,6 +1,4 @@
-"""Budgets: what is admitted, what is counted, and that neither races nor crashes make a cent appear
-or vanish.
-"""
+"""Budgets: admission and counting stay exact, also when threads race or processes crash."""
 
 from __future__ import annotations
 

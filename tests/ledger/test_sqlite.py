@@ -1,4 +1,4 @@
-"""The ledger's file: what is kept, what reports say, and what it survives."""
+"""The ledger's file: records, queries, migrations, damage and failures."""
 
 from __future__ import annotations
 
