@@ -1,4 +1,4 @@
-"""Ledgers with calls in them, for the tests of what is told of them."""
+"""Ledgers with calls in them, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from infermux.errors import InferMuxError
-from infermux.ledger import AttemptRow, CallRow, Record, queries
+from infermux.ledger import AttemptRow, CallRow, Record, schema
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
@@ -66,7 +66,7 @@ def call(
 
 
 def keep(path: Path, *calls: Call) -> Path:
-    """Write calls down, as a service does."""
+    """Write calls into a ledger, as a service does."""
     with closing(SQLiteLedger(path)) as ledger:
         assert ledger.problem() is None
         for each in calls:
@@ -75,7 +75,7 @@ def keep(path: Path, *calls: Call) -> Path:
 
 
 def large(path: Path, count: int, seed: int = 5) -> list[Record]:
-    """Write *count* calls of 40 days down in one go, and return them."""
+    """Write *count* calls over 40 days in one transaction, and return them."""
     chance, made = random.Random(seed), []
     for n in range(count):
         at, id = int(NOON) * 10**9 - round(chance.random() * 40 * DAY * 1e9), f"{n:032x}"
@@ -88,9 +88,9 @@ def large(path: Path, count: int, seed: int = 5) -> list[Record]:
     with closing(SQLiteLedger(path)) as ledger:
         assert ledger.rows() == []
     with closing(sqlite3.connect(path)) as sql, sql:
-        sql.executemany(queries.WRITE_CALL, [each.call for each in made])
+        sql.executemany(schema.WRITE_CALL, [each.call for each in made])
         sql.executemany(
-            queries.WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts]
+            schema.WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts]
         )
     return made
 

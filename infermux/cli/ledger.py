@@ -70,7 +70,7 @@ def ledger_options(command: Command) -> Command:
 @click.option("--month", metavar="MONTH", help="A UTC month: 2026-11, this or last.")
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 @click.option(
-    "--limit", type=click.IntRange(1), default=reports.ROWS, show_default=True, help="Rows at most."
+    "--limit", type=click.IntRange(1), default=reports.DEFAULT_ROWS, show_default=True, help="Rows at most."
 )
 @click.option("--json", "form", flag_value="json", help="Print what GET /costs answers.")
 @click.option("--csv", "form", flag_value="csv", help="Print rows for a spreadsheet.")

@@ -1,14 +1,14 @@
-"""What calls cost, and what callers may spend: the values and the interface of every ledger; money
-is in whole pico-USD.
+"""The ledger: the record of every call, its cost, and what callers may spend.
 
-A budget is reserved before a call and settled after it. Its period is that of the reservation, by
-the UTC clock that is passed in; a period's sum is kept under the period's name, so that a clock
-that steps can neither reset it twice nor make it negative.
+This module has the values and the interface of a ledger; money is in whole pico-USD. A budget is
+reserved before a call and settled after it. The time of the reservation decides the period, and
+sums are kept by the period's name, so a clock that steps cannot reset a budget twice.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -18,30 +18,31 @@ from ..errors import BudgetExceeded, Unavailable
 from ..pricing import usd
 
 PERIODS = ("day", "month", "total")
-LEASE = 900.0  # seconds after which the hold of a worker that was killed is free again
-MAX_ROWS = 10_000  # that one question returns
+LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
+MAX_ROWS = 10_000  # calls that one query returns
 MAX_PICO = (
     10**17
-)  # of one attempt, 100,000 dollars: nothing that a vendor claims can overflow a sum
-MAX_TOKENS = 10**12  # of one class in one attempt, for the same reason
+)  # of one attempt, 100,000 dollars: whatever a vendor reports, sums do not overflow
+MAX_TOKENS = 10**12  # of one kind in one attempt, for the same reason
 _DAY = 86_400  # seconds
 _EPOCH = date(1970, 1, 1)
 
 
 class LedgerUnavailable(Unavailable):
-    """The ledger cannot be read or written; `reason` is for logs and health, never for a caller."""
+    """The ledger cannot be read or written; `reason` is for logs and health checks only."""
 
     code = "ledger_unavailable"
 
     def __init__(self, reason: str) -> None:
-        super().__init__("the record of costs is not available")
+        super().__init__("the ledger is unavailable")
         self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a caller may spend in a UTC day, a UTC month or in total, and what happens then: reject,
-    warn or a cheaper model.
+    """What a caller may spend per UTC day, per UTC month or in total.
+
+    *then* is what happens when it is spent: "reject", "warn", or the name of a cheaper model.
     """
 
     caller: str
@@ -55,34 +56,34 @@ class Budget:
 
     def key(self, at: float) -> str:
         """Return the name of the period at *at*: 2026-11-23, 2026-11 or total."""
-        return keys(at)[PERIODS.index(self.period)]
+        return period_names(at)[PERIODS.index(self.period)]
 
     def start(self, at: float) -> float:
-        """Return when the period at *at* began, in seconds since 1970; 0 for a total."""
+        """Return the start of the period at *at*, in seconds since 1970; 0 for a total."""
         day = int(at // _DAY)
         if self.period == "month":
             return (day + 1 - (_EPOCH + timedelta(day)).day) * float(_DAY)
         return day * float(_DAY) if self.period == "day" else 0.0
 
     def resets(self, at: float) -> float | None:
-        """Return when the next period begins, in seconds since 1970; None: never."""
+        """Return the start of the next period, in seconds since 1970; None for a total."""
         if self.period == "total":
             return None
         return self.start(self.start(at) + (32 if self.period == "month" else 1) * _DAY)
 
 
 class Hold(NamedTuple):
-    """An amount that is reserved for a call."""
+    """An amount of a budget, reserved for a call."""
 
     call_id: str
     budget: Budget
     pico: int
-    at: float  # when it was reserved, in seconds since 1970: this decides the period
-    over: bool = False  # the budget has no room for it, but warns only, or the call is let through
+    at: float  # when it was reserved, in seconds since 1970; decides the period
+    over: bool = False  # it exceeds the budget, which only warns or has admitted the call anyway
 
 
 class Spent(NamedTuple):
-    """What a period's budget has paid, and what is reserved beside that."""
+    """What was spent of a budget in a period, and what is reserved besides."""
 
     spent: int
     held: int
@@ -91,7 +92,7 @@ class Spent(NamedTuple):
 class AttemptRow(NamedTuple):
     """One request to one target; times are milliseconds after the start of the call."""
 
-    at_ns: int  # the start of the call, and its id: both rows of a call have the same
+    at_ns: int  # the start of the call
     call_id: str
     n: int
     provider: str
@@ -106,14 +107,14 @@ class AttemptRow(NamedTuple):
     cache_write_tokens: int | None
     cache_write_1h_tokens: int | None
     reasoning_tokens: int | None
-    cost: int | None  # None: it was not billed, or has no price
-    unpriced: int  # 1 if it was billed and has no price
+    cost: int | None  # None: not billed, or billed without a known price
+    unpriced: int  # 1: billed without a known price
     error_code: str
     final: int  # 1 for the last attempt of its call
 
 
 class CallRow(NamedTuple):
-    """One call; tokens and cost are the sums over its attempts."""
+    """One call; its tokens and cost are the sums over its attempts."""
 
     at_ns: int
     id: str
@@ -134,26 +135,28 @@ class CallRow(NamedTuple):
     cache_write_tokens: int | None
     cache_write_1h_tokens: int | None
     reasoning_tokens: int | None
-    cost: int | None  # None: what was billed has no price; 0: nothing was billed, or it is free
+    cost: int | None  # None: unpriced; 0: free, or nothing was billed
     cost_source: str
     estimated: int
     latency_ms: int
     first_token_ms: int | None
     attempts: int
-    unpriced: int  # attempts that were billed and have no price
-    plan: str = ""  # which targets were to be tried, and why, as `replay.kept` writes it
+    unpriced: int  # attempts that were billed without a known price
+    plan: str = ""  # the plan and its reasons, as `planning.kept` writes them
 
 
 class Record(NamedTuple):
-    """What a ledger keeps of a call: never a word of its content."""
+    """What a ledger keeps of a call; it never includes the content."""
 
     call: CallRow
     attempts: tuple[AttemptRow, ...]
 
 
 class Total(NamedTuple):
-    """The sums over a group of calls; per model or provider a call counts where it ended, and costs
-    where it cost.
+    """The sums over a group of calls.
+
+    Grouped by model or provider, a call counts for its last attempt, but each attempt's tokens and
+    cost count for that attempt's own model.
     """
 
     key: tuple[str, ...]
@@ -167,13 +170,17 @@ class Total(NamedTuple):
     reasoning_tokens: int
     cost: int
     unpriced: int
-    estimated: int  # calls whose tokens, in part or whole, are an estimate
+    estimated: int  # calls with estimated tokens
+
+
+def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
+    """Return the sum of *totals* under *key*; all zeros for no totals."""
+    zero = Total(key, *[0] * (len(Total._fields) - 1))
+    return Total(key, *map(sum, zip(*[total[1:] for total in (zero, *totals)], strict=True)))
 
 
 class Ledger(ABC):
-    """Keeps what calls cost; every method may be called from any thread, and raises
-    LedgerUnavailable.
-    """
+    """Keeps calls, costs and budgets. Methods are thread-safe and raise LedgerUnavailable."""
 
     @abstractmethod
     def reserve(
@@ -183,31 +190,29 @@ class Ledger(ABC):
         *,
         call_id: str,
         at: float,
-        lease: float = LEASE,
+        lease: float = LEASE_SECONDS,
         over: bool = False,
     ) -> Hold:
-        """Hold *pico* of the budget for *lease* seconds, or raise BudgetExceeded unless it only
-        warns or *over* lets it through.
+        """Hold *pico* of the budget for *lease* seconds.
+
+        Raises BudgetExceeded, unless the budget only warns or *over* admits the call anyway.
         """
 
     @abstractmethod
-    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE) -> Hold:
-        """Add *more* pico-USD to a hold and renew its lease; if BudgetExceeded is raised, it holds
-        what it held.
-        """
+    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
+        """Add *more* pico-USD to a hold and renew its lease; BudgetExceeded leaves it as it is."""
 
     @abstractmethod
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Write the call and its attempts, and turn the hold into spending, all or nothing; False
-        if that was done before.
+        """Write a call, release its hold and add its cost to the budget; all of it or nothing.
 
-        The cost counts in the hold's period; without a hold, in each period of the caller that a
-        budget has asked about.
+        Return False if the call was written before. The cost counts in the hold's period, or
+        without a hold in every period of the caller that the ledger keeps a sum for.
         """
 
     @abstractmethod
     def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what the period at *at* has spent and holds."""
+        """Return what is spent and held in the period at *at*."""
 
     @abstractmethod
     def rows(
@@ -221,17 +226,17 @@ class Ledger(ABC):
         ended: float | None = None,
         limit: int = 50,
     ) -> list[Record]:
-        """Return calls, the newest first; *model* as requested, as tried or as served; *status*
-        "ok", "error", a number or "4xx".
+        """Return calls, newest first.
 
-        *since* and *until* are about the start of a call; *ended*: only those that ended at that
-        time or later.
+        *model* is the requested, tried or served one; *status* is "ok", "error", a number or "4xx".
+        *since* and *until* bound the start of a call; *ended* is the earliest end.
         """
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, or None; raise RequestError where that is too
-        short, or true of several.
+        """Return the call whose id begins with *id*, or None.
+
+        Raises RequestError if *id* is too short or matches several calls.
         """
 
     @abstractmethod
@@ -242,43 +247,41 @@ class Ledger(ABC):
         until: float | None = None,
         caller: str | None = None,
     ) -> list[Total]:
-        """Return sums by model, served, provider, attempt_error, caller, tag, tag:NAME, error, day
-        or hour, or several of them.
+        """Return sums grouped by one or more dimensions; raise RequestError for an unknown one.
 
-        By time, or else the most expensive first. By tag, a call counts under each of its tags.
-        Raises RequestError.
+        Dimensions: model, served, provider, attempt_error, caller, tag, tag:NAME, error, day, hour.
+        Ordered by time if that comes first, else most expensive first. By tag, a call counts for
+        each of its tags.
         """
 
     @abstractmethod
     def problem(self) -> str | None:
-        """Return None, or why the ledger cannot be written."""
+        """Return why the ledger cannot be written, or None if it can."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is held open; a call that still settles opens it again."""
+        """Close files and connections; a later settlement opens them again."""
 
 
-def keys(at: float) -> tuple[str, str, str]:
+def period_names(at: float) -> tuple[str, str, str]:
     """Return the names of the day, the month and the total at *at*, in seconds since 1970."""
-    return _keys(int(at // _DAY))
+    return _period_names(int(at // _DAY))
 
 
 @lru_cache(maxsize=64)
-def _keys(day: int) -> tuple[str, str, str]:
+def _period_names(day: int) -> tuple[str, str, str]:
     name = (_EPOCH + timedelta(day)).isoformat()
     return name, name[:7], "total"
 
 
 def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
-    """Return the error of a budget that has *left* pico-USD for a call that may cost *pico*."""
+    """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
     reset = budget.resets(at)
-    ends = (
-        ""
-        if reset is None
-        else f"; it starts afresh at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
+    message = (
+        f"the budget of {limit} USD {'in total' if reset is None else f'per {budget.period}'} has "
+        f"{rest} USD left, and this call may cost {most} USD"
     )
-    per = "in total" if reset is None else f"per {budget.period}"
-    return BudgetExceeded(
-        f"the budget of {usd(budget.limit_pico)} USD {per} has {usd(max(0, left))} USD left, and this call may cost {usd(pico)} USD{ends}",
-        retry_after=None if reset is None else reset - at,
-    )
+    if reset is not None:
+        message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return BudgetExceeded(message, retry_after=None if reset is None else reset - at)

@@ -1,9 +1,8 @@
-"""A vendor's bill beside the ledger: what its exported costs or usage say of each day and model,
-and where we differ.
+"""Compares the ledger with a vendor's exported bill, by day and model.
 
-Read are OpenAI's costs and usage exports, Anthropic's costs and usage exports, and any table of
-date, model and dollars. An export of usage alone holds tokens: they are priced by the shipped
-table, so that it still tells which calls one side misses.
+It reads OpenAI's and Anthropic's exports of costs and of usage, and any table of date, model and
+dollars. An export of usage has tokens without dollars: they are priced by the shipped table, so the
+comparison still finds calls that one side misses.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ _DOLLARS = (
     "amount",
 )
 _CURRENCIES = ("amount_currency", "currency")
-# what OpenAI counts, and what Anthropic counts: the parts that make up the input, those read from a
-# cache, those written to one
+# columns of tokens: the parts that add up to the input, those read from a cache, those written to
+# one, and the output
 _OPENAI = (("input_tokens",), ("input_cached_tokens",), (), "output_tokens")
 _ANTHROPIC_INPUT = (
     "usage_input_tokens_no_cache",
@@ -61,32 +60,32 @@ _AMOUNT = re.compile(
     r"-?\$?(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(\.\d{1,40})?([eE]-\d{1,2})?", re.ASCII
 )
 _DATE = re.compile(r"-(?:\d{4}-\d\d-\d\d|\d{8})\Z", re.ASCII)
-_PREFIX = re.compile(r"\A[a-z ]+ \| ")  # of a line item: "priority | gpt-…"
+_PREFIX = re.compile(r"\A[a-z ]+ \| ")  # of a line item such as "priority | gpt-…"
 
 
 @dataclass
 class Bill:
-    """What a vendor's export says; `unread` names the lines that could not be read."""
+    """The costs in a vendor's export; `unread` has a message for each line that was not read."""
 
-    vendor: str = ""  # whose columns they are, if that is known
-    usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens that have no price
+    vendor: str = ""  # whose columns these are, if known
+    usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
-    priced: bool = True  # the export has dollars of its own
+    priced: bool = True  # the export itself has dollars
 
     @property
     def has_models(self) -> bool:
-        """Whether anything in it is told by model."""
+        """Whether any line names a model."""
         return any(model for _, model in self.usd)
 
     @property
     def days(self) -> tuple[date, date]:
-        """The first day and the last."""
+        """The first and the last day."""
         found = sorted(day for day, _ in self.usd)
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 
 
 class Compared(NamedTuple):
-    """A day and a model on both sides, in pico-USD; None: not there, or without a price."""
+    """A day and model on both sides, in pico-USD; None: absent or unpriced."""
 
     day: str
     model: str
@@ -97,21 +96,19 @@ class Compared(NamedTuple):
 
     @property
     def difference(self) -> int:
-        """How much more we count than the vendor."""
+        """The ledger's figure less the vendor's."""
         return (self.ours or 0) - (self.theirs or 0)
 
 
 class Tolerance(NamedTuple):
-    """A difference that is none: so many percent of the vendor's figure, or so many pico-USD."""
+    """The accepted difference: a percentage of the vendor's figure, or an amount if it is more."""
 
     percent: Fraction = Fraction(1)
     pico: int = PICO // 100
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Tolerance:
-        """Return what "1%" and "0.05" say; what is not said is 0, but without a word it is 1 % or a
-        cent.
-        """
+        """Parse texts such as "1%" and "0.05"; by default 1 % or one cent."""
         found = {"%": Fraction(0), "": Fraction(0)} if (texts := list(texts)) else {}
         for text in texts:
             number = text.removesuffix("%").strip()
@@ -124,17 +121,14 @@ class Tolerance(NamedTuple):
         return cls(found["%"], round(found[""] * PICO)) if found else cls()
 
     def covers(self, ours: int, theirs: int) -> bool:
-        """Whether both figures count as equal."""
+        """Whether the figures differ by no more than this."""
         return abs(ours - theirs) <= max(Fraction(self.pico), self.percent * abs(theirs) / 100)
 
 
 def read(data: bytes) -> Bill:
-    """Return what an export says; raise RequestError where its columns say neither when nor how
-    much.
-    """
-    text = data.decode(
-        "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace"
-    ).replace("\0", "\ufffd")
+    """Return the costs in an export; raise RequestError if its columns are unknown."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = data.decode(encoding, "replace").replace("\0", "\ufffd")
     first = text.split("\n", 1)[0]
     rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=first.count))
     try:
@@ -151,14 +145,12 @@ def read(data: bytes) -> Bill:
 
 
 def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Compared]:
-    """Return every day and model of either side; *ours* are totals by day and served model, in that
-    order.
-    """
+    """Return every day and model of either side; *ours* are totals by day and served model."""
     mine: dict[Key, int] = {}
     unpriced: dict[Key, int] = {}
     for total in ours:
         key = (total.key[0], model_key(total.key[1]) if bill.has_models else "")
-        if total.cost or total.unpriced:  # what cost nothing is on no bill
+        if total.cost or total.unpriced:  # free calls are on no bill
             mine[key] = mine.get(key, 0) + total.cost
             unpriced[key] = unpriced.get(key, 0) + total.unpriced
     return [
@@ -168,14 +160,15 @@ def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Com
 
 
 def summed(rows: Sequence[Compared], tolerance: Tolerance) -> Compared:
-    """Return the sum of all days and models."""
+    """Return the sum over all days and models."""
     ours, theirs = sum(row.ours or 0 for row in rows), sum(row.theirs or 0 for row in rows)
     return Compared("TOTAL", "", ours, theirs, tolerance.covers(ours, theirs))
 
 
 def model_key(name: str) -> str:
-    """Return the name under which both sides know a model: "Claude Haiku 4.5" and
-    "claude-haiku-4-5-20251001" are one.
+    """Return one name for the spellings of a model.
+
+    "Claude Haiku 4.5" and "claude-haiku-4-5-20251001" are the same.
     """
     key = re.sub(r"\s+", "-", name.strip().lower()).removeprefix("models/")
     key = _DATE.sub("", key)
@@ -183,12 +176,12 @@ def model_key(name: str) -> str:
 
 
 class _Columns(NamedTuple):
-    """Which column says what."""
+    """The names of the columns to read."""
 
     vendor: str
     day: str
     model: str
-    usd: str  # empty: there are only tokens
+    usd: str  # empty: the export has only tokens
     currency: str
 
     @classmethod
@@ -200,28 +193,27 @@ class _Columns(NamedTuple):
         vendor = ""
         if day == "usage_date_utc":
             vendor = "anthropic"
-        elif {"cost_in_major", "num_model_requests"} & {*head} or {
-            "start_time",
-            "amount_value",
-        } <= {*head}:
+        elif {"cost_in_major", "num_model_requests"} & {*head} or (
+            {"start_time", "amount_value"} <= {*head}
+        ):
             vendor = "openai"
         if not day or not (usd or (vendor and model and {_OPENAI[3], _ANTHROPIC[3]} & {*head})):
             raise RequestError(
-                f"its columns are not those of a bill that is known: {shown(', '.join(head))}; needed are date, model and "
-                "usd, or an export of OpenAI's or Anthropic's",
+                f"the columns {shown(', '.join(head))} are not those of a known bill; use a table "
+                "of date, model and usd, or an export from OpenAI or Anthropic",
                 param="reconcile",
             )
         return cls(vendor, day, model, usd, currency)
 
 
 def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> None:
-    """Add a line to the bill, or name it among the unread ones."""
-    if not any(value.strip() for value in row.values()) or (
-        columns.usd and not row.get(columns.usd, "").strip()
-    ):
+    """Add a line to the bill, or to its unread lines."""
+    if not any(value.strip() for value in row.values()):
+        return
+    if columns.usd and not row.get(columns.usd, "").strip():
         if columns.model and row.get(columns.model, "").strip():
             bill.unread.append(f"line {number}: the amount is missing")
-        return  # an empty line, or a day without any cost
+        return  # a day without any cost
     try:
         key = (_day(row.get(columns.day, "").strip()), _model(columns, row.get(columns.model, "")))
         amount = _amount(row, columns) if columns.usd else _priced(columns.vendor, key, row)
@@ -240,14 +232,12 @@ def _day(text: str) -> str:
     except (ValueError, OverflowError):
         found = datetime.min
     if not 1970 <= found.year < 2200:
-        raise ValueError(f"the date is not such as 2026-11-01: {shown(text)}")
+        raise ValueError(f"the date must be such as 2026-11-01, not {shown(text)}")
     return f"{found:%Y-%m-%d}"
 
 
 def _model(columns: _Columns, text: str) -> str:
-    """Return the model; a line item also says which of its tokens are meant, and at times how fast
-    or of what kind.
-    """
+    """Return the model; a line item also names the kind of its tokens, and sometimes a tier."""
     if columns.model == "line_item":
         head, comma, _ = _PREFIX.sub("", text).partition(",")
         text = head.split(" ", 1)[0] if comma else head
@@ -255,20 +245,20 @@ def _model(columns: _Columns, text: str) -> str:
 
 
 def _amount(row: Mapping[str, str], columns: _Columns) -> Fraction:
-    text, currency = (
-        row[columns.usd].strip(),
-        row.get(columns.currency, "").strip().lower() or "usd",
-    )
-    if currency != "usd":
-        raise ValueError(f"the currency is not usd: {shown(currency)}")
+    text = row[columns.usd].strip()
+    currency = row.get(columns.currency, "").strip().lower()
+    if currency not in ("", "usd"):
+        raise ValueError(f"the currency must be usd, not {shown(currency)}")
     if not _AMOUNT.fullmatch(text):
-        raise ValueError(f"the amount is no number: {shown(text)}")
+        raise ValueError(f"the amount is not a number: {shown(text)}")
     return Fraction(Decimal(text.replace(",", "").replace("$", "")))
 
 
 def _priced(vendor: str, key: Key, row: Mapping[str, str]) -> Fraction | None:
-    """Return what a line's tokens cost; as a sum over many requests they say nothing of the size of
-    any, but Anthropic does.
+    """Return what a line's tokens cost, or None if the model has no price.
+
+    They are sums over many requests, so no size tier applies, unless Anthropic's context_window
+    says that all requests were long.
     """
     whole, cached, written, out = _ANTHROPIC if vendor == "anthropic" else _OPENAI
     usage = Usage(
@@ -287,11 +277,13 @@ def _priced(vendor: str, key: Key, row: Mapping[str, str]) -> Fraction | None:
 
 
 def _count(row: Mapping[str, str], *names: str) -> int:
-    texts = [row.get(name, "").strip().replace(",", "") or "0" for name in names]
-    wrong = next((text for text in texts if not re.fullmatch(r"\d{1,15}", text, re.ASCII)), None)
-    if wrong is not None:
-        raise ValueError(f"a number of tokens is no number: {shown(wrong)}")
-    return sum(map(int, texts))
+    total = 0
+    for name in names:
+        text = row.get(name, "").strip().replace(",", "") or "0"
+        if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
+            raise ValueError(f"the number of tokens is not a number: {shown(text)}")
+        total += int(text)
+    return total
 
 
 def _compared(
@@ -310,9 +302,6 @@ def _compared(
         notes.append("no price for the vendor's tokens")
     elif ours is None:
         notes.append("only theirs")
-    agrees = (
-        tolerance.covers(ours or 0, theirs or 0)
-        and not unpriced
-        and not (key in bill and exact is None)
-    )
+    unknown = unpriced or (key in bill and exact is None)
+    agrees = not unknown and tolerance.covers(ours or 0, theirs or 0)
     return Compared(*key, ours, theirs, agrees, ", ".join(notes))

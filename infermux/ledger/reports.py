@@ -1,5 +1,6 @@
-"""What operators ask of the ledger: costs by anything and over time, and recent calls. Money is
-exact decimal text.
+"""Reports for operators: costs by dimension or over time, and recent calls as JSON.
+
+Money is exact decimal text.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from typing import NamedTuple
 from ..errors import RequestError, shown
 from ..pricing import usd
 from ..types import JSON
-from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total
+from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total, summed
 
-ROWS = 1000  # of a report, unless more are asked for
+DEFAULT_ROWS = 1000  # of a report
+MAX_DIMENSIONS = 4
 STEPS = {"day": 86_400, "hour": 3_600}  # seconds
-_LOOK_BACK = {"day": 30, "hour": 48}  # steps of a series that is given no beginning
+_LOOK_BACK = {"day": 30, "hour": 48}  # steps of a series without a start
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
-_MOST_DIMENSIONS = 4
 
 
 class Period(NamedTuple):
-    """From a moment, and up to another, in seconds since 1970; None: without end."""
+    """A half-open period of time, in seconds since 1970; None: unbounded."""
 
     since: float | None = None
     until: float | None = None
 
 
 class Costs(NamedTuple):
-    """The sums over groups of calls, and over all of them: by tag a call may be in several groups."""
+    """The sums over groups of calls, and over all calls; by tag a call may be in several groups."""
 
     by: tuple[str, ...]
     period: Period
@@ -43,7 +44,7 @@ class Costs(NamedTuple):
     more: int  # rows beyond the limit
 
     def to_dict(self) -> JSON:
-        """Return what GET /costs answers."""
+        """Return the body of GET /costs."""
         return {
             "by": list(self.by),
             "since": iso(self.period.since),
@@ -55,19 +56,17 @@ class Costs(NamedTuple):
         }
 
 
-# -- what is asked ---------------------------------------------------------------------------------
+# -- parameters ------------------------------------------------------------------------------------
 
 
 def dimensions(given: Iterable[str]) -> tuple[str, ...]:
-    """Return what to group by, of lists with commas; the ledger says which of them it does not
-    know.
-    """
+    """Return the dimensions in comma-separated lists; the ledger rejects unknown ones."""
     names = tuple(
         dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip())
     )
-    if len(names) > _MOST_DIMENSIONS:
+    if len(names) > MAX_DIMENSIONS:
         raise RequestError(
-            f"costs are grouped by at most {_MOST_DIMENSIONS} things at once", param="by"
+            f"costs can be grouped by at most {MAX_DIMENSIONS} dimensions", param="by"
         )
     return names or ("model",)
 
@@ -75,7 +74,7 @@ def dimensions(given: Iterable[str]) -> tuple[str, ...]:
 def period(
     now: float, *, since: str | None = None, until: str | None = None, month: str | None = None
 ) -> Period:
-    """Return the time that is meant; raise RequestError naming the parameter."""
+    """Return the period that the parameters describe; raise RequestError naming the wrong one."""
     if month:
         if since or until:
             raise RequestError("give a month, or since and until", param="month")
@@ -89,15 +88,13 @@ def period(
     return found
 
 
-def limited(text: str | None, default: int = ROWS) -> int:
-    """Return a limit that can be kept, however much is asked for; raise RequestError for what is no
-    number of rows.
-    """
+def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
+    """Return the limit in *text*, at most MAX_ROWS; raise RequestError if it is not a number."""
     try:
         number = float(text) if text else float(default)
     except ValueError:
         number = math.nan
-    if not number >= 1:  # also what is no number
+    if not number >= 1:  # also true of NaN
         raise RequestError(f"limit must be a number of 1 or more, not {shown(text)}", param="limit")
     return int(min(number, MAX_ROWS))
 
@@ -118,7 +115,7 @@ def _month(text: str, today: date) -> Period:
 
 
 def _moment(text: str, now: float, name: str) -> float:
-    """Return the moment that is meant by a UTC date or time, or by how long ago it was."""
+    """Return the time that *text* says: a date or time, UTC by default, or an age such as 7d."""
     if match := _AGO.fullmatch(text):
         return now - int(match[1]) * _UNITS[match[2]]
     if text in ("today", "yesterday"):
@@ -127,7 +124,8 @@ def _moment(text: str, now: float, name: str) -> float:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise RequestError(
-            f'{name} must be such as "2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m", not {shown(text)}',
+            f'{name} must be such as "2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m", '
+            f"not {shown(text)}",
             param=name,
         ) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
@@ -137,7 +135,7 @@ def _midnight(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
-# -- what is answered ------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 def costs(
@@ -146,9 +144,9 @@ def costs(
     span: Period,
     *,
     caller: str | None = None,
-    limit: int = ROWS,
+    limit: int = DEFAULT_ROWS,
 ) -> Costs:
-    """Return the costs by something: by time, or else the most expensive first; raise RequestError."""
+    """Return the costs grouped by dimensions: by time, else most expensive first."""
     rows = ledger.totals(*by, since=span.since, until=span.until, caller=caller)
     [total] = ledger.totals(since=span.since, until=span.until, caller=caller)
     return Costs(by, span, caller, rows[:limit], total, max(0, len(rows) - limit))
@@ -161,11 +159,9 @@ def series(
     now: float,
     *,
     caller: str | None = None,
-    limit: int = ROWS,
+    limit: int = DEFAULT_ROWS,
 ) -> JSON:
-    """Return the costs of each day or hour, also of those without a call; of too many the last
-    ones.
-    """
+    """Return the costs of each day or hour, empty ones too; at most the last *limit*."""
     if step not in STEPS:
         raise RequestError(f'by must be "day" or "hour", not {shown(step)}', param="by")
     size = STEPS[step]
@@ -176,7 +172,7 @@ def series(
     totals = ledger.totals(step, since=since, until=until, caller=caller)
     found = {row.key[0]: row for row in totals}
     names = [_name(step, number * size) for number in range(int(since // size), last)]
-    rows = [{step: name} | figures(found.get(name, _nothing(name))) for name in names]
+    rows = [{step: name} | figures(found.get(name, summed(()))) for name in names]
     return {
         "by": step,
         "since": iso(since),
@@ -187,21 +183,8 @@ def series(
     }
 
 
-def summed(totals: Iterable[Total]) -> Total:
-    """Return the sum of groups that share no call."""
-    return Total(
-        (),
-        *[
-            sum(column)
-            for column in zip(*[total[1:] for total in [_nothing(""), *totals]], strict=True)
-        ],
-    )
-
-
 def figures(total: Total) -> JSON:
-    """Return the sums of a group by name; its cost is null where nothing of what was billed has a
-    price.
-    """
+    """Return the sums of a group as JSON; the cost is null if all of it is unpriced."""
     named = total._asdict()
     del named["key"], named["cost"]
     cost = amount(total)
@@ -209,12 +192,12 @@ def figures(total: Total) -> JSON:
 
 
 def amount(total: Total) -> int | None:
-    """Return what a group costs as far as that is known, or None: unpriced is not free."""
+    """Return the known cost of a group in pico-USD, or None if all of it is unpriced."""
     return None if total.unpriced and not total.cost else total.cost
 
 
 def call_dict(record: Record) -> JSON:
-    """Return a call and its attempts as a log line says them; nothing of its content is known."""
+    """Return a call and its attempts as JSON, with the field names of the call log."""
     call = record.call
     return {
         "time": iso(call.at_ns / 1e9),
@@ -268,7 +251,7 @@ def _used(row: CallRow | AttemptRow) -> JSON:
 
 
 def iso(seconds: float | None) -> str | None:
-    """Return a moment in UTC, to the millisecond where it has any."""
+    """Return a time in UTC, with milliseconds if there are any."""
     if seconds is None:
         return None
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))
@@ -278,10 +261,6 @@ def iso(seconds: float | None) -> str | None:
 
 
 def _name(step: str, seconds: int) -> str:
-    """Return what the ledger calls the step that begins at *seconds*."""
+    """Return the ledger's name of the day or hour that begins at *seconds*."""
     at = datetime.fromtimestamp(seconds, UTC)
     return f"{at:%Y-%m-%d}" if step == "day" else f"{at:%Y-%m-%dT%H:00Z}"
-
-
-def _nothing(name: str) -> Total:
-    return Total((name,), *[0] * (len(Total._fields) - 1))

@@ -1,10 +1,8 @@
-"""What a call costs: the shipped table of prices, the way from a model id to its price, and exact
-pico-USD.
+"""Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
 
-Figures are USD per million tokens, sums are rational numbers, results whole pico-USD. A shipped
-figure has at most 6 decimals, also after a service factor, which makes whole pico-USD per token;
-only a user's own finer figure ever rounds: half to even, once, at the end. Ambient decimal contexts
-play no part: a host application may set one. No price is None, for unknown is not free.
+Figures are USD per million tokens. Sums are rational numbers and results whole pico-USD; only a
+user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. The host
+application's decimal context is not used. An unknown price is None, because unknown is not free.
 """
 
 from __future__ import annotations
@@ -24,14 +22,6 @@ from typing import Any, NamedTuple, Self
 from ..types import Usage
 from .tariff import ENTRY, TERMS, Peak, Scheduled, Service, Tariff, Tier, check_keys, terms
 
-PICO = 10**12  # pico-USD in a dollar
-MAX_ID = 200  # characters of a model id that is looked up at all
-_PER_TOKEN = PICO // 10**6  # pico-USD per token for each USD per million
-_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # our own, and wide enough for every float
-_ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
-_PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
-_DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
-_GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
 __all__ = [
     "PICO",
     "Charge",
@@ -48,17 +38,24 @@ __all__ = [
     "usd",
     "usd_float",
 ]
-_RESOLD = {
-    "openai": "openai",
-    "anthropic": "anthropic",
-    "google": "google",
-    "x-ai": "xai",
-}  # OpenRouter passes these prices on
+
+PICO = 10**12  # pico-USD in a dollar
+MAX_ID = 200  # characters of a model id that is looked up
+_PER_TOKEN = PICO // 10**6  # pico-USD per token for each USD per million
+_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # wide enough for every float
+_ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
+_PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
+_DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
+_GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
+# vendors whose prices OpenRouter passes on, by its name for them
+_RESOLD = {"openai": "openai", "anthropic": "anthropic", "google": "google", "x-ai": "xai"}
+_Units = tuple[int, int, int, int, int]  # pico-USD per token, or tokens, of each class
 
 
 class Charge(NamedTuple):
-    """What a call cost in pico-USD, and who said so: vendor, served, requested, override or
-    unpriced.
+    """The cost of a call in pico-USD, and its source.
+
+    The source is vendor, served, requested, override or unpriced.
     """
 
     pico: int | None
@@ -67,7 +64,7 @@ class Charge(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The price of a model at a provider, with what changes it: size, hour, date and service tier."""
+    """The price of a model at a provider, by request size, hour, date and service tier."""
 
     provider: str
     id: str
@@ -76,53 +73,41 @@ class Price:
     tiers: tuple[Tier, ...] = ()  # by rising `over`
     peak: Peak | None = None
     next: tuple[Scheduled, ...] = ()  # by rising `start`
-    since: date | None = None  # these rates are not known to hold before this UTC day
+    since: date | None = None  # the price is unknown before this UTC day
     service: tuple[Service, ...] = ()
-    request_per_1k_max: Decimal | None = (
-        None  # USD per 1,000 requests; for information: the vendor reports its own cost
-    )
+    # USD per 1,000 requests; for information only, as the vendor reports its own cost
+    request_per_1k_max: Decimal | None = None
     max_input: int | None = None
     max_output: int | None = None
     src: str = ""
     note: str = ""
-    units: tuple[int, int, int, int, int] | None = field(
-        init=False, compare=False, repr=False
-    )  # see _units
+    units: _Units | None = field(init=False, compare=False, repr=False)  # see `_units`
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self,
-            "units",
-            None if self.tiers or self.peak or self.next or self.since else _units(self.rates),
-        )
+        varies = self.tiers or self.peak or self.next or self.since
+        object.__setattr__(self, "units", None if varies else _units(self.rates))
 
     @classmethod
     def from_entry(cls, vendor: str, entry: Mapping[str, Any]) -> Self:
-        """Return the price that an entry of the table states."""
+        """Return the price in an entry of the shipped table."""
         place = f"price of {vendor}/{entry.get('id')}"
         check_keys(entry, ENTRY, place)
-        names = {
-            "provider": vendor,
-            "id": entry["id"],
-            "aliases": tuple(entry.get("aliases", ())),
-            "src": entry.get("src", ""),
-        }
-        return cls(**names, **terms(entry, place))
+        aliases, src = tuple(entry.get("aliases", ())), entry.get("src", "")
+        return cls(vendor, entry["id"], aliases=aliases, src=src, **terms(entry, place))
 
     @classmethod
     def of(
         cls, stated: Mapping[str, Any], *, provider: str = "", id: str = "", place: str = "price"
     ) -> Self:
-        """Return a user's own price, such as {"input": "0", "output": "0"}; *place* is its name in
-        an error.
+        """Return a user's own price, such as {"input": "0", "output": "0"}.
+
+        *place* names it in an error.
         """
         check_keys(stated, TERMS, place)
-        return cls(provider=provider, id=id, **terms(stated, place))
+        return cls(provider, id, **terms(stated, place))
 
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
-        """Return the rates of *tokens* input tokens at the UTC moment *at*, before the service's
-        factor; a tier comes last.
-        """
+        """Return the rates for *tokens* input tokens at the UTC time *at*, before any factor."""
         over = [change.rates for change in self.next if change.start <= at.date()][-1:]
         over += [self.peak.rates] if self.peak and self.peak.covers(at) else []
         over += [service.rates, *[tier.rates for tier in self.tiers if tokens > tier.over][-1:]]
@@ -136,20 +121,18 @@ def cost(
     at: datetime | None = None,
     service_tier: str | None = None,
 ) -> int | None:
-    """Return pico-USD, or None if the price, its day, or both token counts are unknown.
+    """Return the cost in pico-USD, or None if the price or both token counts are unknown.
 
-    *at* is now unless given, a naive one is UTC. The tier that the vendor says it billed wins over
-    *service_tier*, the one asked for; a tier without a price of its own costs the standard rates.
-    If one count of the two is unknown, it adds nothing.
+    *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
+    *service_tier*, the requested one; a tier that is not listed costs the standard rates. A count
+    that is unknown beside one that is known costs nothing.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
     if price.units is not None and (
         not price.service or not _service(price, usage.service_tier or service_tier).sets
     ):
-        return int(
-            sum(map(mul, _Counts.of(usage).classes, price.units))
-        )  # nearly every call: whole pico-USD per token
+        return int(sum(map(mul, _Counts.of(usage).classes, price.units)))  # nearly every call
     moment = _utc(at or datetime.now(UTC))
     if price.since is not None and moment.date() < price.since:
         return None
@@ -169,41 +152,39 @@ def charge(
     at: datetime | None = None,
     service_tier: str | None = None,
 ) -> Charge:
-    """Return what the vendor says the call cost, else the price of the served model, else of the
-    requested one.
+    """Return the cost that the vendor reports, else by the served, else by the requested model.
 
-    *overrides* are a user's own prices by model id (as written, or in lower case); each goes before
-    the shipped price of the same id, and is found under a dated or prefixed id too unless the table
-    lists that one itself.
+    *overrides* are a user's own prices by model id, as written or in lower case. Each replaces the
+    shipped price of its id, and also applies to dated or prefixed forms of the id unless the table
+    lists them.
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:
-        return Charge(
-            int(_EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))), "vendor"
-        )
+        pico = _EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))
+        return Charge(int(pico), "vendor")
     for model, source in ((served, "served"), (requested, "requested")):
         own = _override(provider, model, overrides) if model and overrides else None
         price = own or (find(provider, model) if model else None)
         if price is not None:
-            pico = cost(usage, price, at=at, service_tier=service_tier)
-            return Charge(pico, "unpriced" if pico is None else "override" if own else source)
+            amount = cost(usage, price, at=at, service_tier=service_tier)
+            return Charge(amount, "unpriced" if amount is None else "override" if own else source)
     return Charge(None, "unpriced")
 
 
 def find(provider: str, model: str) -> Price | None:
-    """Return the shipped price of a model id, never of one that merely looks like it."""
+    """Return the shipped price of a model id; similar ids do not match."""
     if len(model) > MAX_ID or len(provider) > MAX_ID:
         return None
     return _find(provider, model)
 
 
 def entries() -> Iterator[Price]:
-    """Yield the shipped prices by provider and id."""
+    """Yield the shipped prices, ordered by provider and id."""
     return iter(_table().prices)
 
 
 def table_date() -> date:
-    """Return the day as of which the shipped prices hold."""
+    """Return the date of the shipped prices."""
     return _table().day
 
 
@@ -221,7 +202,7 @@ def usd_float(pico: int | None) -> float | None:
 
 
 class _Counts(NamedTuple):
-    input: int  # all of it, which chooses the tier
+    input: int  # including cached and written tokens; selects the size tier
     output: int
     cached: int
     write: int
@@ -229,25 +210,21 @@ class _Counts(NamedTuple):
 
     @classmethod
     def of(cls, usage: Usage) -> _Counts:
-        """Return *usage* with no count below 0 and no part above its whole."""
-        all_in, out, cached, write, write_1h = [
-            max(0, count or 0)
-            for count in (
-                usage.input_tokens,
-                usage.output_tokens,
-                usage.cached_input_tokens,
-                usage.cache_write_tokens,
-                usage.cache_write_1h_tokens,
-            )
-        ]
+        """Return the counts of *usage*, none negative and no part larger than its whole."""
+        counts = (
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.cache_write_tokens,
+            usage.cache_write_1h_tokens,
+        )
+        all_in, out, cached, write, write_1h = [max(0, count or 0) for count in counts]
         write = max(write, write_1h)
         return cls(max(all_in, cached + write), out, cached, write, write_1h)
 
     @property
-    def classes(self) -> tuple[int, int, int, int, int]:
-        """The tokens of each class, which are disjoint: fresh, cached, written, written for an
-        hour, output.
-        """
+    def classes(self) -> _Units:
+        """Disjoint counts: uncached input, cached, written, written for an hour, output."""
         return (
             self.input - self.cached - self.write,
             self.cached,
@@ -258,29 +235,27 @@ class _Counts(NamedTuple):
 
 
 def _sum(counts: _Counts, rates: Tariff, factor: Decimal) -> int:
-    """Return pico-USD after the formula of the specification's section "Normalised usage"."""
-    terms = zip(counts.classes, _by_class(rates), strict=True)
-    return round(
-        sum((Fraction(rate) * tokens for tokens, rate in terms if tokens), Fraction())
-        * Fraction(factor)
-        * _PER_TOKEN
-    )
+    total = Fraction()
+    for tokens, rate in zip(counts.classes, _by_class(rates), strict=True):
+        total += Fraction(rate) * tokens
+    return round(total * Fraction(factor) * _PER_TOKEN)
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    p_in = rates.input or Decimal(0)
-    p_write = p_in if rates.cache_write is None else rates.cache_write
+    """Return the rate of each of `_Counts.classes`; one that is not listed has a fallback."""
+    fresh = rates.input or Decimal(0)
+    write = fresh if rates.cache_write is None else rates.cache_write
     return (
-        p_in,
-        p_in if rates.cached_input is None else rates.cached_input,
-        p_write,
-        p_write if rates.cache_write_1h is None else rates.cache_write_1h,
+        fresh,
+        fresh if rates.cached_input is None else rates.cached_input,
+        write,
+        write if rates.cache_write_1h is None else rates.cache_write_1h,
         rates.output or Decimal(0),
     )
 
 
-def _units(rates: Tariff) -> tuple[int, int, int, int, int] | None:
-    """Return pico-USD per token of each class where they are whole numbers, and output has a price."""
+def _units(rates: Tariff) -> _Units | None:
+    """Return pico-USD per token of each class, or None if one is unknown or not a whole number."""
     units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
     if rates.output is None or any(unit.denominator != 1 for unit in units):
         return None
@@ -305,7 +280,7 @@ class _Table(NamedTuple):
 
 @cache
 def _table() -> _Table:
-    """Read the shipped table, at the first question and not at import."""
+    """Read the shipped table, on first use."""
     from importlib.resources import files  # here, because it doubles the time to import this module
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))
@@ -328,11 +303,8 @@ def _table() -> _Table:
 @lru_cache(maxsize=4096)
 def _find(provider: str, model: str) -> Price | None:
     if provider == "openrouter" and ":" in model:
-        return (
-            Price(provider, model, Tariff(Decimal(0), Decimal(0)))
-            if model.lower().endswith(":free")
-            else None
-        )
+        free = Price(provider, model, Tariff(Decimal(0), Decimal(0)))
+        return free if model.lower().endswith(":free") else None
     rows = _table().rows.get(provider, {})
     price = next((rows[name] for name in _names(provider, model) if name in rows), None)
     if price is None and provider == "openrouter":
@@ -343,18 +315,16 @@ def _find(provider: str, model: str) -> Price | None:
 
 
 def _names(provider: str, model: str) -> Iterator[str]:
-    """Yield the ids that a model may be listed under, the most exact first."""
+    """Yield the ids that a model may be listed under, most exact first."""
     name = model.lower()
     yield name
-    name = (
-        _ARN.sub("", name, count=1)
-        if provider == "bedrock"
-        else name.removeprefix(_PREFIX.get(provider, ""))
-    )
+    if provider == "bedrock":
+        name = _ARN.sub("", name, count=1)
+    name = name.removeprefix(_PREFIX.get(provider, ""))
     yield name
     if name.startswith("ft:"):
         yield ":".join(name.split(":")[:2])
-        return  # the price of the base would be too low
+        return  # a fine-tuned model costs more than its base
     yield (_GOOGLE_DATE if provider == "google" else _DATE).sub("", name, count=1)
 
 

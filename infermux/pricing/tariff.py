@@ -1,5 +1,6 @@
-"""What a price is made of, and how it is read from a table, strictly: figures are USD per million
-tokens, as exact decimals.
+"""The parts of a price, and their strict reading from a table.
+
+Figures are USD per million tokens, as exact decimals.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 from ..errors import ConfigError, close_to, shown
 
-_DIGITS = 30  # of a figure, before or after the point: 1e999999 would take all memory
+_MAX_DIGITS = 30  # of a figure, before or after the point: 1e999999 would exhaust memory
 _WEEKDAYS = {
     "mon-fri": frozenset(range(5)),
     "sat-sun": frozenset((5, 6)),
@@ -24,7 +25,7 @@ _HOURS = re.compile(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", re.ASCII)
 
 
 class Tariff(NamedTuple):
-    """USD per million tokens; None is a figure that is not known."""
+    """USD per million tokens of each kind; None if not listed."""
 
     input: Decimal | None = None
     output: Decimal | None = None
@@ -36,31 +37,30 @@ class Tariff(NamedTuple):
     reasoning: Decimal | None = None
 
     def under(self, other: Tariff) -> Tariff:
-        """Return these rates with what *other* names put over them."""
-        return Tariff(
-            *(mine if theirs is None else theirs for mine, theirs in zip(self, other, strict=True))
-        )
+        """Return these rates, replaced by those that *other* lists."""
+        pairs = zip(self, other, strict=True)
+        return Tariff(*(mine if theirs is None else theirs for mine, theirs in pairs))
 
 
 _STANDARD = Tariff()
 
 
 class Tier(NamedTuple):
-    """Tariff of a whole request that has more than `over` input tokens."""
+    """The rates of whole requests with more than `over` input tokens."""
 
     over: int
     rates: Tariff
 
 
 class Scheduled(NamedTuple):
-    """Tariff from the start of a UTC day."""
+    """The rates from the start of a UTC day."""
 
     start: date
     rates: Tariff
 
 
 class Service(NamedTuple):
-    """What a service tier does to the price: its own rates, or a factor on all of them."""
+    """A service tier: its own rates, or a factor on all rates."""
 
     name: str
     rates: Tariff = Tariff()
@@ -68,70 +68,53 @@ class Service(NamedTuple):
 
     @property
     def sets(self) -> bool:
-        """Whether it changes anything."""
+        """Whether it changes the price."""
         return self.factor != 1 or self.rates != _STANDARD
 
 
 class Peak(NamedTuple):
-    """Tariff of certain UTC hours (minutes of the day, start included, end excluded) and weekdays
-    (Monday is 0).
-    """
+    """The rates of certain UTC hours and weekdays."""
 
-    hours: tuple[tuple[int, int], ...]
-    days: frozenset[int]
+    hours: tuple[tuple[int, int], ...]  # minutes of the day, from and before
+    days: frozenset[int]  # Monday is 0
     rates: Tariff
 
     def covers(self, at: datetime) -> bool:
-        """Whether the UTC moment *at* is in these hours."""
+        """Whether the UTC time *at* is in these hours."""
         minute = at.hour * 60 + at.minute
         return at.weekday() in self.days and any(start <= minute < end for start, end in self.hours)
 
 
 _OVERLAY = frozenset(Tariff._fields)
-TERMS = _OVERLAY | {
-    "tiers",
-    "peak",
-    "next",
-    "since",
-    "service",
-    "request_per_1k_max",
-    "max_input",
-    "max_output",
-    "note",
-}
-ENTRY = TERMS | {"id", "aliases", "src"}
 
 
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the fields of a Price that say what it costs, each checked."""
+    """Return the checked fields of a Price, without those that name it."""
     if "input" not in entry:
-        _fail(place, 'has no "input"; write "0" for a model that is free')
+        _fail(place, 'has no "input"; write "0" for a free model')
     found: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
-    found |= {
-        key: read(entry[key], f"{place}.{key}") for key, read in _READ.items() if key in entry
-    }
+    for key, read in _READ.items():
+        if key in entry:
+            found[key] = read(entry[key], f"{place}.{key}")
     return found
 
 
 def _rates(entry: Mapping[str, Any], place: str) -> Tariff:
-    return Tariff(
-        **{key: _figure(entry[key], f"{place}.{key}") for key in Tariff._fields if key in entry}
-    )
+    listed = [key for key in Tariff._fields if key in entry]
+    return Tariff(**{key: _figure(entry[key], f"{place}.{key}") for key in listed})
 
 
 def _figure(value: object, place: str) -> Decimal:
-    """Return a decimal string, or a number as it is written, exactly."""
+    """Return a decimal string or a number as the exact decimal that is written."""
     try:
         figure = Decimal(value if isinstance(value, str) else repr(value))
     except InvalidOperation:
         _fail(place, f'must be a decimal string such as "0.15", not {shown(value)}')
     if not figure.is_finite() or figure.is_signed():
         _fail(place, f"must be a finite amount of 0 or more, not {shown(value)}")
-    if abs(cast(int, figure.as_tuple().exponent)) > _DIGITS or figure.adjusted() > _DIGITS:
-        _fail(
-            place,
-            f"must have at most {_DIGITS} digits before and after the point, not {shown(value)}",
-        )
+    if abs(cast(int, figure.as_tuple().exponent)) > _MAX_DIGITS or figure.adjusted() > _MAX_DIGITS:
+        limit = f"at most {_MAX_DIGITS} digits before and after the point"
+        _fail(place, f"must have {limit}, not {shown(value)}")
     return figure
 
 
@@ -151,7 +134,7 @@ def _day(value: object, place: str) -> date:
 def _changes(
     value: object, key: str, read: Callable[[object, str], Any], place: str
 ) -> list[tuple[Any, Tariff]]:
-    """Return a list of overlays by rising *key*, which each must have."""
+    """Return a list of changed rates, ordered by *key*, which each must have."""
     if not isinstance(value, list):
         _fail(place, f"must be a list, not {shown(value)}")
     changes = []
@@ -211,10 +194,12 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "max_input": _whole,
     "max_output": _whole,
 }
+TERMS = _OVERLAY | {*_READ, "note"}  # the keys of a user's own price
+ENTRY = TERMS | {"id", "aliases", "src"}  # those of an entry of the shipped table
 
 
 def check_keys(entry: object, known: Collection[str], place: str) -> None:
-    """Raise ConfigError for what is no table, or has a key that is not known."""
+    """Raise ConfigError if *entry* is not a table, or has an unknown key."""
     if not isinstance(entry, Mapping):
         _fail(place, f'must be a table such as {{"input": "0", "output": "0"}}, not {shown(entry)}')
     for key in entry:

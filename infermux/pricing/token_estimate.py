@@ -1,11 +1,9 @@
-"""How many tokens a text has, where no vendor has said: an estimate that knows scripts but no
-vocabulary.
+"""Estimates the number of tokens of a text when no vendor reports it, without a vocabulary.
 
-One pass splits a text into runs of one kind of character; each kind has a fitted weight per run and
-per character. They were fitted to OpenAI's o200k vocabulary on 81 texts of 27 corpora (languages,
-code, JSON, logs, base64, emoji) and 744 pieces of the files and translations of a Linux system:
-median error 3 % and 95th percentile 17 % on the 81, 7 % and 23 % on the pieces. Five-fold over the
-81 alone: 4 % and 21 %; leaving out one corpus at a time: 6 % and 29 %. Other vocabularies were not
+One pass splits a text into runs of one kind of character; each kind has a weight per run and per
+character, fitted to OpenAI's o200k vocabulary. On 81 texts of 27 corpora (languages, code, JSON,
+logs, base64, emoji) the median error is 3 % and the 95th percentile 17 % (five-fold: 4 % and 21 %);
+on 744 pieces of a Linux system's files and translations 7 % and 23 %. Other vocabularies were not
 measured.
 """
 
@@ -16,33 +14,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 PER_MESSAGE = 4  # role and separators; 3, and 3 to open the answer, in OpenAI's cookbook
-PER_IMAGE = (
-    765  # a 1024 x 1024 image in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
-)
-_WHOLE = 2**18  # characters that are read in full; of a longer text, evenly spaced pieces
+PER_IMAGE = 765  # 1024 x 1024 in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
+_WHOLE = 2**18  # characters that are read in full; of longer texts evenly spaced pieces are read
 _PIECES, _PIECE = 64, 2**12
-_FOUND = 2**10  # estimates that are kept
-_found: dict[int, int] = {}
+_MAX_CACHED = 2**10  # estimates
+_cache: dict[int, int] = {}  # by the hash of the text
 
-# The order matters. Every run is bounded, so that no look-ahead is long and one endless run is not
-# one token.
+# The order matters. Every run is bounded, so that no look-ahead is long and an endless run is more
+# than one token.
 _KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tokens per character
     (r"[\u0300-\u036f]", 0, 1.58),  # combining accents
+    # accented words
     (
         r" ?[A-Za-z]{0,16}[\u00c0-\u024f\u1e00-\u1eff][A-Za-z\u00c0-\u024f\u1e00-\u1eff]{0,16}",
         0,
         0.333,
-    ),  # accented words
+    ),
     (r" [A-Z]?[a-z]{1,16}", 0, 0.162),  # words in prose
     (r"[A-Z]?[a-z]{1,16}", 1.03, 0),  # words in code, base64
     (r"[A-Z]{1,8}(?![a-z])|[A-Z]", 1.65, 0),
-    (r"[0-9]{1,3}| (?=[0-9])", 1, 0),  # as the vocabulary has it, exactly
+    (r"[0-9]{1,3}| (?=[0-9])", 1, 0),  # exactly as in the vocabulary
     (r"[\u0400-\u052f]{1,16}", 1.78, 0),  # Cyrillic words
-    (
-        r"[\u0370-\u03ff\u0530-\u0eff\u10a0-\u10ff\u1f00-\u1fff]",
-        0,
-        0.375,
-    ),  # Greek, Armenian to Lao, Georgian
+    # Greek, Armenian to Lao, Georgian
+    (r"[\u0370-\u03ff\u0530-\u0eff\u10a0-\u10ff\u1f00-\u1fff]", 0, 0.375),
     (r"[\uac00-\ud7a3]", 0, 0.73),  # Hangul
     (r"[\u3040-\u30ff\u3400-\u9fff]", 0, 0.835),  # kana and Han
     (r"\s{2,64}|[\n\t]", 1.39, 0),
@@ -53,7 +47,7 @@ _KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tok
 
 
 class _Scanner(NamedTuple):
-    """Finds runs, and knows what each kind of them weighs."""
+    """A pattern of runs, and the weights of their kinds."""
 
     runs: re.Pattern[str]
     per_run: tuple[float, ...]
@@ -61,7 +55,7 @@ class _Scanner(NamedTuple):
 
     @classmethod
     def of(cls, kinds: Sequence[tuple[str, float, float]]) -> Self:
-        """Return a scanner for *kinds*; a match's number of a group is that of its kind, from 1 on."""
+        """Return a scanner for *kinds*, which are groups of its pattern, counted from 1."""
         return cls(
             re.compile("|".join(f"({pattern})" for pattern, _, _ in kinds)),
             (0.0, *(weight for _, weight, _ in kinds)),
@@ -70,24 +64,21 @@ class _Scanner(NamedTuple):
 
 
 _ANY = _Scanner.of(_KINDS)
-_ASCII = _Scanner.of(
-    [kind for kind in _KINDS if "\\u" not in kind[0]]
-)  # the same for ASCII, in half of the time
+_ASCII = _Scanner.of([kind for kind in _KINDS if "\\u" not in kind[0]])  # twice as fast
 
 
 def estimate(text: str) -> int:
-    """Return about how many tokens *text* has, 0 only if it is empty; the time it takes is linear,
-    then bounded.
+    """Return about how many tokens *text* has, 0 only if it is empty; the time is bounded.
 
-    A conversation comes again with every turn of it, so what was found is kept: under the text's
-    hash, never the text.
+    Each turn of a conversation repeats the earlier ones, so estimates are cached: by the hash of
+    the text, never the text itself.
     """
     key = hash(text)
-    found = _found.get(key)
+    found = _cache.get(key)
     if found is None:
-        if len(_found) >= _FOUND:
-            _found.clear()
-        found = _found[key] = _estimate(text)
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        found = _cache[key] = _estimate(text)
     return found
 
 
@@ -103,10 +94,9 @@ def _estimate(text: str) -> int:
 
 
 def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Return about how many input tokens OpenAI-shaped chat messages have: text, tool calls, a flat
-    figure per image.
+    """Return about how many input tokens chat messages in OpenAI's format have.
 
-    Sound, files and the definitions of tools are not counted.
+    Counted are text, tool calls and a flat figure per image; not audio, files or tool definitions.
     """
     return sum(PER_MESSAGE + _message(message) for message in messages)
 
@@ -124,15 +114,12 @@ def _message(message: Mapping[str, Any]) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     calls = message.get("tool_calls")
-    return sum(map(_part, parts)) + sum(
-        map(estimate, _call_texts(calls if isinstance(calls, list) else []))
-    )
+    texts = _call_texts(calls if isinstance(calls, list) else [])
+    return sum(map(_part, parts)) + sum(map(estimate, texts))
 
 
 def _part(part: object) -> int:
-    """Return the tokens of a content part; one of a kind that is not known counts by its text, if
-    any.
-    """
+    """Return the tokens of a content part; one of an unknown type counts by its text, if any."""
     if isinstance(part, str):
         return estimate(part)
     if not isinstance(part, Mapping):
@@ -147,10 +134,7 @@ def _call_texts(calls: Iterable[object]) -> Iterable[str]:
     """Yield the names and arguments of tool calls."""
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
-        for value in (
-            (function.get("name"), function.get("arguments"))
-            if isinstance(function, Mapping)
-            else ()
-        ):
-            if value is not None:
-                yield str(value)
+        if isinstance(function, Mapping):
+            for name in ("name", "arguments"):
+                if function.get(name) is not None:
+                    yield str(function[name])

@@ -18,8 +18,7 @@ from flask import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import printable
-from ..ledger import LEASE, Ledger, LedgerUnavailable, Total
-from ..ledger.reports import summed
+from ..ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total, summed
 from ..planning import Plan, replayed
 from ..pricing import PICO, usd
 from ..routing.router import Router
@@ -28,7 +27,7 @@ from ..server import status
 HOURS = 24
 MAX_CALLS = 50  # that are listed
 MAX_ROWS = 12  # of a table; the others are summed in one more
-SETTLED_SECONDS = int(LEASE)  # after its end, an hour gets no more calls
+SETTLED_SECONDS = int(LEASE_SECONDS)  # after its end, an hour gets no more calls
 _HOUR = 3600
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; "
@@ -126,7 +125,7 @@ def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
     for total in totals:
         groups.setdefault(tuple(total.key[part] for part in parts), []).append(total)
     return sorted(
-        (summed(group)._replace(key=key) for key, group in groups.items()),
+        (summed(group, key) for key, group in groups.items()),
         key=lambda total: (-total.cost, -total.calls, total.key),
     )
 

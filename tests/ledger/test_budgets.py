@@ -1,6 +1,4 @@
-"""Budgets: what is admitted, what is counted, and that neither races nor crashes make a cent appear
-or vanish.
-"""
+"""Budgets: admission and counting stay exact, also when threads race or processes crash."""
 
 from __future__ import annotations
 
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import eventually
 
 from infermux.errors import BudgetExceeded
 from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record
@@ -103,7 +102,7 @@ def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLiteLedger) -> 
 
 def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLiteLedger) -> None:
     with pytest.raises(
-        BudgetExceeded, match=r"per day has 0.000000001 USD left.* afresh at 2026-11-24T00:00:00Z"
+        BudgetExceeded, match=r"per day has 0.000000001 USD left.* resets at 2026-11-24T00:00:00Z"
     ) as error:
         ledger.reserve(DAILY, 2_000_000, call_id="a", at=NOON)
     assert error.value.retry_after == DAY / 2
@@ -351,10 +350,9 @@ def test_many_threads_of_many_processes_never_overspend(
 def test_calls_that_are_settled_together_are_all_there_once_and_paid(
     ledger: SQLiteLedger, kind: str, callers: int
 ) -> None:
-    """More threads than there are gates. If not "plain", two settle each call; if "several", some
-    have two attempts.
+    """More threads than one transaction takes jobs; one caller has a budget, the others have none.
 
-    A caller with a budget pays, among those without, and if all others are somebody without.
+    Unless "plain", two threads settle each call; if "several", some calls have two attempts.
     """
     threads, rounds, failures = 160, 5, []
     watched, first = Budget("c0", 10**9, "month"), [0] * threads
@@ -431,6 +429,46 @@ def test_those_who_wait_for_a_writer_that_does_not_end_are_told(tmp_path: Path) 
         assert refused
         assert len(written) + len(refused) == 1 + 3 * 21
         assert sorted(row.call.id for row in ledger.rows(limit=100)) == sorted(written)
+
+
+class Interrupting:
+    """A record that ends the thread that writes it."""
+
+    @property
+    def call(self) -> None:
+        raise SystemExit
+
+
+def test_an_interrupted_write_is_reported_to_the_calls_that_it_would_have_written(
+    tmp_path: Path,
+) -> None:
+    with (
+        closing(SQLiteLedger(tmp_path / "l.db")) as ledger,
+        closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as other,
+    ):
+        ledger.settle(settled("first", 1))
+        other.execute("BEGIN IMMEDIATE")
+        outcomes: dict[int, str] = {}
+
+        def run(n: int, record: Any) -> None:
+            try:
+                outcomes[n] = str(ledger.settle(record))
+            except LedgerUnavailable as error:
+                outcomes[n] = error.reason
+            except SystemExit:
+                outcomes[n] = "ended"
+
+        crew, group = [], ledger._process.group
+        for n, each in enumerate([settled("a", 1), Interrupting(), settled("b", 1)]):
+            crew.append(threading.Thread(target=run, args=(n, each)))
+            crew[-1].start()
+            eventually(lambda: group._writing.locked() and len(group._waiting) == len(crew) - 1)
+        other.execute("ROLLBACK")
+        for thread in crew:
+            thread.join(60)
+        assert outcomes == {0: "True", 1: "ended", 2: "the write was interrupted"}
+        ledger.settle(settled("last", 1))
+        assert {row.call.id for row in ledger.rows()} == {"first", "a", "last"}
 
 
 # -- crashes ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is told of a ledger: for which time, by what, and that every sum is exact."""
+"""Reports of a ledger: periods, dimensions, and exact sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger's file: what is kept, what reports say, and what it survives."""
+"""The ledger's file: records, queries, migrations, damage and failures."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_call_is_found_by_its_id_or_the_beginning_of_it(ledger: SQLiteLedger) 
     assert ledger.call("abcdef01") == record(calls[0])
     assert ledger.call("abcdee") == record(calls[2])
     assert ledger.call("abcdef03") is None and ledger.call("zzzzzz") is None
-    with pytest.raises(RequestError, match="several calls"):
+    with pytest.raises(RequestError, match="several call ids"):
         ledger.call("abcdef")
 
 
@@ -436,7 +436,7 @@ def test_a_fork_opens_its_own_connection(ledger: SQLiteLedger) -> None:
         code = 1
         try:
             put(ledger, call("child"))
-            code = 0 if ledger._here().shared.connection.pid == os.getpid() else 2
+            code = 0 if ledger._here().writer.connection.pid == os.getpid() else 2
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
@@ -444,43 +444,40 @@ def test_a_fork_opens_its_own_connection(ledger: SQLiteLedger) -> None:
     assert {each.call.id for each in ledger.rows()} == {"parent", "child", "later"}
 
 
+# The statements of earlier schemas, as those versions ran them.
 VERSION_1 = """
     CREATE TABLE calls (
-        at_ns INTEGER NOT NULL, id TEXT NOT NULL, trace_id TEXT NOT NULL, caller TEXT NOT NULL, tags TEXT NOT NULL, door TEXT NOT NULL,
-        requested TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL, provider TEXT NOT NULL, strategy TEXT NOT NULL,
-        status TEXT NOT NULL, error_code TEXT NOT NULL, input_tokens INTEGER, output_tokens INTEGER, cached_input_tokens INTEGER,
-        cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER, reasoning_tokens INTEGER, cost INTEGER, cost_source TEXT NOT NULL,
-        estimated INTEGER NOT NULL, latency_ms INTEGER NOT NULL, first_token_ms INTEGER, attempts INTEGER NOT NULL,
-        PRIMARY KEY (at_ns, id)) STRICT, WITHOUT ROWID;
+        at_ns INTEGER NOT NULL, id TEXT NOT NULL, trace_id TEXT NOT NULL, caller TEXT NOT NULL,
+        tags TEXT NOT NULL, door TEXT NOT NULL, requested TEXT NOT NULL, model TEXT NOT NULL,
+        served TEXT NOT NULL, provider TEXT NOT NULL, strategy TEXT NOT NULL, status TEXT NOT NULL,
+        error_code TEXT NOT NULL, input_tokens INTEGER, output_tokens INTEGER,
+        cached_input_tokens INTEGER, cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER,
+        reasoning_tokens INTEGER, cost INTEGER, cost_source TEXT NOT NULL,
+        estimated INTEGER NOT NULL, latency_ms INTEGER NOT NULL, first_token_ms INTEGER,
+        attempts INTEGER NOT NULL, PRIMARY KEY (at_ns, id)) STRICT, WITHOUT ROWID;
     CREATE TABLE attempts (
-        at_ns INTEGER NOT NULL, call_id TEXT NOT NULL, n INTEGER NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
-        served TEXT NOT NULL, started_ms INTEGER NOT NULL, first_ms INTEGER, ended_ms INTEGER, input_tokens INTEGER,
-        output_tokens INTEGER, cached_input_tokens INTEGER, cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER,
-        reasoning_tokens INTEGER, cost INTEGER, error_code TEXT NOT NULL, final INTEGER NOT NULL,
+        at_ns INTEGER NOT NULL, call_id TEXT NOT NULL, n INTEGER NOT NULL, provider TEXT NOT NULL,
+        model TEXT NOT NULL, served TEXT NOT NULL, started_ms INTEGER NOT NULL, first_ms INTEGER,
+        ended_ms INTEGER, input_tokens INTEGER, output_tokens INTEGER, cached_input_tokens INTEGER,
+        cache_write_tokens INTEGER, cache_write_1h_tokens INTEGER, reasoning_tokens INTEGER,
+        cost INTEGER, error_code TEXT NOT NULL, final INTEGER NOT NULL,
         PRIMARY KEY (at_ns, call_id, n)) STRICT, WITHOUT ROWID;
     CREATE TABLE budgets (
         caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL, held INTEGER NOT NULL,
         PRIMARY KEY (caller, period)) STRICT, WITHOUT ROWID;
     CREATE TABLE holds (
-        call_id TEXT PRIMARY KEY, caller TEXT NOT NULL, period TEXT NOT NULL, pico INTEGER NOT NULL, at_ms INTEGER NOT NULL,
-        expires_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+        call_id TEXT PRIMARY KEY, caller TEXT NOT NULL, period TEXT NOT NULL, pico INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO budgets VALUES ('web', 'total', 900, 0);
     PRAGMA application_id = 1229804888;
     PRAGMA user_version = 1;
 """
-
-
-VERSION_2 = (
-    VERSION_1
-    + """
+VERSION_2 = f"""{VERSION_1}
     ALTER TABLE calls ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE attempts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
     PRAGMA user_version = 2;
 """
-)
-VERSION_3 = (
-    VERSION_2
-    + """
+VERSION_3 = f"""{VERSION_2}
     CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID;
     ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT '';
     INSERT INTO budgets VALUES ('app', '2026-11', 30, 17);
@@ -488,12 +485,23 @@ VERSION_3 = (
     INSERT INTO holds VALUES ('b', 'app', '2026-11', 10, 0, 9000000000000);
     PRAGMA user_version = 3;
 """
-)
-NEWER = {
-    VERSION_1: {"unpriced", "plan"},
-    VERSION_2: {"plan"},
-    VERSION_3: set[str](),
-}  # the columns that a version has not
+VERSION_4 = f"""{VERSION_3}
+    ALTER TABLE budgets RENAME TO apart;
+    CREATE TABLE budgets (
+        caller TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL DEFAULT 0,
+        held INTEGER NOT NULL, call_id TEXT NOT NULL DEFAULT '', at_ms INTEGER NOT NULL DEFAULT 0,
+        expires_ms INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (caller, period, call_id)) STRICT, WITHOUT ROWID;
+    INSERT INTO budgets (caller, period, spent, held)
+        SELECT caller, period, spent, held FROM apart;
+    INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
+        SELECT caller, period, call_id, pico, at_ms, expires_ms FROM holds;
+    DROP TABLE apart;
+    DROP TABLE holds;
+    PRAGMA user_version = 4;
+"""  # that of InferMux 0.1
+OLD = {"1": VERSION_1, "2": VERSION_2, "3": VERSION_3, "4": VERSION_4}
+MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
@@ -504,14 +512,18 @@ def old_file(path: Path, version: str, *records: Record) -> None:
                 ("calls", whole._asdict()),
                 *[("attempts", each._asdict()) for each in attempts],
             ]:
-                row = {name: value for name, value in columns.items() if name not in NEWER[version]}
+                row = {
+                    {"api": "door"}.get(name, name): value
+                    for name, value in columns.items()
+                    if name not in MISSING.get(version, ())
+                }
                 sql.execute(
                     f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})",
                     tuple(row.values()),
                 )
 
 
-@pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
+@pytest.mark.parametrize("version", OLD.values(), ids=OLD)
 def test_a_file_of_an_older_version_is_migrated_with_its_rows(
     ledger: SQLiteLedger, path: Path, version: str
 ) -> None:
@@ -528,18 +540,53 @@ def test_a_file_of_an_older_version_is_migrated_with_its_rows(
     ]
     old_file(path, version, *kept)
     assert ledger.rows() == kept[2:] + kept[:1] + kept[1:2]
+    assert {each.call.api for each in ledger.rows()} == {"openai"}
     new = planned("new-call", (A, B))
     assert ledger.settle(record(new)) and ledger.call("new-call") == record(new)
     assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
     with closing(sqlite3.connect(path)) as sql:
-        assert sql.execute("PRAGMA user_version").fetchone() == (4,)
+        assert sql.execute("PRAGMA user_version").fetchone() == (5,)
 
 
-def test_what_calls_hold_is_held_after_a_migration_too(ledger: SQLiteLedger, path: Path) -> None:
-    """Calls are in flight while a new version begins: one of them is settled later, the lease of
-    the other frees what it held.
-    """
-    old_file(path, VERSION_3)
+def open_and_settle(path: Path, worker: int, ready: Any, results: Any) -> None:
+    with closing(SQLiteLedger(path, busy=60)) as ledger:
+        ready.wait(60)
+        written = sum(ledger.settle(record(call(f"{worker}.{n}"))) for n in range(10))
+        results.put((worker, written, len(ledger.rows(limit=1000)), ledger.problem()))
+
+
+@pytest.mark.parametrize("version", OLD.values(), ids=OLD)
+def test_workers_that_start_at_once_migrate_an_old_file_once(
+    path: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(HOME)
+    old_file(path, version, *[record(call(f"old{n}")) for n in range(500)])
+    results, ready = fresh.Queue(), fresh.Barrier(4)
+    crew = [fresh.Process(target=open_and_settle, args=(path, n, ready, results)) for n in range(4)]
+    for each in crew:
+        each.start()
+    found = sorted(results.get(timeout=60) for _ in crew)
+    for each in crew:
+        each.join()
+    assert [(worker, written, problem) for worker, written, _, problem in found] == [
+        (n, 10, None) for n in range(4)
+    ]
+    assert all(510 <= seen <= 540 for _, _, seen, _ in found)
+    with closing(SQLiteLedger(path)) as ledger:
+        ids = {each.call.id for each in ledger.rows(limit=1000)}
+        assert ids == {f"old{n}" for n in range(500)} | {
+            f"{worker}.{n}" for worker in range(4) for n in range(10)
+        }
+        assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
+    assert moved(path) == []
+
+
+@pytest.mark.parametrize("version", [VERSION_3, VERSION_4], ids=["3", "4"])
+def test_what_calls_hold_is_held_after_a_migration_too(
+    ledger: SQLiteLedger, path: Path, version: str
+) -> None:
+    """Two calls are in flight during an upgrade: one is settled later, the other's hold expires."""
+    old_file(path, version)
     budget = Budget("app", 100, "month")
     assert ledger.spent(budget, NOON) == (30, 17)
     with pytest.raises(BudgetExceeded):
@@ -563,7 +610,7 @@ def test_a_file_of_a_newer_version_or_another_program_is_left_alone(path: Path) 
     ledger = SQLiteLedger(path)
     with pytest.raises(LedgerUnavailable) as error:
         put(ledger, call())
-    assert "another program's file" in error.value.reason
+    assert "belongs to another program" in error.value.reason
     assert str(path) not in str(error.value)
     assert path.read_bytes() == whole
     with closing(sqlite3.connect(path)) as sql:

@@ -87,7 +87,7 @@ def test_a_spent_budget_is_402_with_its_reset_and_nobody_retries(tmp_path, vendo
         answer = ask(client)
     assert (answer.status_code, answer.json["error"]["code"]) == (402, "budget_exceeded")
     assert (
-        "afresh at" in answer.json["error"]["message"]
+        "resets at" in answer.json["error"]["message"]
         and answer.headers["x-should-retry"] == "false"
     )
     assert len(vendor.requests) == before, "a refused call must not reach the vendor"
