@@ -37,6 +37,7 @@ class Route(NamedTuple):
     then: tuple[Target | Route, ...] = ()
     weights: tuple[float, ...] = ()  # of the entries, in order; empty: all equal
     on_unsupported: str = ""  # "error" or "drop"; empty: as the router does
+    fallback_on: tuple[str, ...] = ("context",)  # rejections after which the next target is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,20 @@ HEARTBEAT = Chunk()
 class Deadline:
     """The time left for a whole call, over all attempts and waits, by the monotonic clock."""
 
-    __slots__ = ("_clock", "_end")
+    __slots__ = ("_clock", "_end", "by_client")
 
-    def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, *, clock: Clock = time.monotonic, by_client: bool = False
+    ) -> None:
         self._clock = clock
         self._end = clock() + seconds
+        self.by_client = by_client  # the client's own patience, which no provider is to blame for
+
+    def share(self, part: float, limit: Deadline) -> Deadline:
+        """Return *part* of the time left here or in *limit*, whichever is less."""
+        own, other = self.remaining(), limit.remaining()
+        by_client = self.by_client and own <= other
+        return Deadline(min(own, other) * part, clock=self._clock, by_client=by_client)
 
     def remaining(self) -> float:
         """Return the seconds left, at least 0."""

@@ -54,7 +54,7 @@ class Plan:
     strategy: str
     targets: tuple[Target, ...]
     dropped: Mapping[Target, str] = field(default_factory=dict)
-    forced: bool = False  # every target was refused, and this is the least bad one
+    forced: bool = False  # every target was refused: they are tried all the same
     seed: int = field(default=0, compare=False)
     retry_in: float | None = None  # seconds until a refused target may be called again
     route: Route | None = field(default=None, compare=False)
@@ -64,7 +64,8 @@ class Plan:
 def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     """Return which targets to try, in order, and which not.
 
-    When every one of several targets is refused, the least bad one is tried rather than none.
+    Where every target is refused, they are tried all the same, the least bad one first: a circuit
+    breaker must not make a vendor less available than it is.
     """
     draws = takes_turns(route)
     if not draws and not snapshot.unfit and not snapshot.refused:
@@ -74,9 +75,9 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     fit = [target for target in ordered if target not in snapshot.unfit]
     waits = {target: snapshot.refused[target][1] for target in fit if target in snapshot.refused}
     targets = [target for target in fit if target not in waits]
-    forced = not targets and len(fit) > 1
+    forced = not targets and bool(fit)
     if forced:
-        targets = [min(waits, key=waits.__getitem__)]
+        targets = sorted(waits, key=waits.__getitem__)
     wait = min(waits.values(), default=math.inf)
     return Plan(
         route.name,

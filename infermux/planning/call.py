@@ -85,6 +85,10 @@ class Call:
             return cls(request, caller, api, tags=tags)
         return cls(request, caller, api, trace.trace_id, trace.parent_id, tags)
 
+    def has_tried(self, target: Target) -> bool:
+        """Return whether *target* was asked already."""
+        return any(attempt.target == target for attempt in self.attempts)
+
     @property
     def input_size(self) -> int:
         """The estimated tokens of the messages."""

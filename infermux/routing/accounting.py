@@ -37,6 +37,7 @@ INPUT_MARGIN = 1.25  # the estimate of the input is off by so much at its 95th p
 ANSWER_OVERHEAD = 3  # tokens that open every answer (OpenAI's cookbook)
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 UNBOUNDED_OUTPUT = 4096  # tokens held where neither request nor price table bounds the answer
+HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row
@@ -55,14 +56,15 @@ class Accounting:
         targets: TargetPool,
         ledger: Ledger | None = None,
         *,
-        hold_seconds: float = 0.0,
+        deadline: float = 0.0,
         content: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = ledger
         self.lost = 0  # calls that could not be recorded; approximate, for display only
         self._targets = targets
-        self._hold_seconds = hold_seconds  # after which the hold of a killed worker expires
+        # A hold outlasts its call, and expires if its worker was killed.
+        self._hold_seconds = deadline + _stream_seconds(targets) + HOLD_MARGIN
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
         self._logged_at = -LOG_SECONDS
@@ -199,6 +201,12 @@ def max_output(request: InferRequest, price: Price) -> int:
     limits = [count for name in OUTPUT_LIMITS if (count := _positive(request.params.get(name)))]
     choices = _positive(request.params.get("n")) or 1
     return max(limits, default=price.max_output or UNBOUNDED_OUTPUT) * choices
+
+
+def _stream_seconds(targets: TargetPool) -> float:
+    """Return the longest that a stream may last after its first content."""
+    limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
+    return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
 
 
 def _positive(value: object) -> int:

@@ -122,12 +122,21 @@ class CircuitBreaker:
                 until = self._clock() + min(seconds, MAX_COOL_DOWN)
                 self._cool_until = max(self._cool_until, until)
 
+    def cooling(self) -> float:
+        """Return the seconds until the cool-down ends."""
+        return max(0.0, self._cool_until - self._clock())
+
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
         if not self._is_open and self._cool_until == -math.inf:
             return None  # nearly always
         with self._lock:
             return self._refusal(self._clock())
+
+    @property
+    def forced_open(self) -> bool:
+        """Whether an operator has opened the circuit."""
+        return self._forced_open
 
     @property
     def changes(self) -> int:

@@ -20,7 +20,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -28,13 +28,15 @@ from ..admission import Admission
 from ..admission.keys import Keyring
 from ..errors import (
     BudgetExceeded,
+    ContentFiltered,
     InferMuxError,
     ModelNotAllowed,
     NoHealthyProvider,
+    ProviderContextTooLong,
     ProviderError,
     ProviderRateLimited,
+    ProviderRejected,
     ProviderTimeout,
-    StreamIncomplete,
     Unavailable,
     UnsupportedParameter,
     shown,
@@ -46,39 +48,46 @@ from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse, TraceSpan
 from ..providers.base import RegisteredProvider, validated
-from ..providers.foreign import Foreign, close
+from ..providers.foreign import Foreign
 from ..telemetry.spans import parse, spans
 from ..types import (
     ANONYMOUS,
-    HEARTBEAT,
     NOTHING,
     Caller,
-    Chunk,
     Deadline,
     Route,
     Target,
     TraceContext,
 )
 from .accounting import Accounting
-from .stream import Stream
+from .stream import Stream, open_chunks
 from .targets import TargetPermit, TargetPool
 
 TAGS = ("project", "env")  # that a request may set for itself, for reports
-STREAM_SECONDS = 660.0  # beyond the deadline, for which a stream's hold lasts
-BACKOFF = 0.05  # seconds: the first wait is drawn up to this, each further one up to twice that
-THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
+CALL_SECONDS = 600.0  # for a call whose client and configuration name no deadline, as the SDKs
+FAILOVER_SECONDS = 60.0  # the default deadline while another target waits
+SHARE = 0.5  # of the remaining time, for an attempt while another target waits
+BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the official SDKs)
 MAX_BACKOFF = 8.0
-SHARE = 0.5  # of the remaining time, for an attempt while another target waits behind it
+FAILOVER_BACKOFF = 0.05  # the same where another target was tried meanwhile
+THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
 # what a configuration decides about a router
 _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
     *("keyring", "accounting", "observers"),
 )
+# what a vendor rejects, by the names of [models.NAME] fallback_on
+REJECTIONS: dict[str, type[ProviderError]] = {
+    "context": ProviderContextTooLong,
+    "content_filter": ContentFiltered,
+    "rejected": ProviderRejected,
+}
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
 Sleep = Callable[[float], None]
 Answer = TypeVar("Answer")
+Queue = deque[tuple[Target, float]]  # targets, and the monotonic second before which to wait
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
 
@@ -98,7 +107,7 @@ class Router:
         reporter: Reports | None = None,
         *,
         attempts: int = 3,
-        deadline: float = 60.0,
+        deadline: float | None = None,
         on_unsupported: str = "error",
         observers: Iterable[Observer] = (),
         targets: TargetPool | None = None,
@@ -113,13 +122,14 @@ class Router:
         self.registry = registry
         self.reporter = reporter
         self.attempts = attempts  # upstream requests per call
-        self.deadline = deadline  # seconds per call, over all attempts and waits
+        # seconds per call, over all attempts and waits; None: the client's own patience
+        self.deadline = deadline
         self.on_unsupported = on_unsupported  # "drop": parameters that a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
-            self.targets, ledger, hold_seconds=deadline + STREAM_SECONDS, content=content
+            self.targets, ledger, deadline=deadline or CALL_SECONDS, content=content
         )
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
@@ -200,11 +210,10 @@ class Router:
     def open(self, call: Call) -> Stream:
         """Return the stream of a call that has begun; raise InferMuxError."""
         try:
-            first, rest, permit = self._run(call, self._send_streamed, streamed=True)
+            return self._run(call, self._send_streamed, streamed=True)
         except BaseException as error:
             self.finish(call, error)
             raise
-        return Stream(call, first, rest, permit, self.accounting, self.finish)
 
     # -- the plan ----------------------------------------------------------------------------------
 
@@ -276,8 +285,7 @@ class Router:
         if self.ledger is None and _has_hard_budget(call.caller):
             raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
         self.admission.admit(call, streamed=streamed)
-        patience = self.deadline if call.patience is None else min(self.deadline, call.patience)
-        deadline = Deadline(patience)
+        deadline = self._deadline(call)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
         try:
             return self._first_success(call, deadline, send)
@@ -289,6 +297,12 @@ class Router:
             call.plan = self._planned(call, self.registry.route(cheaper))
             return self._first_success(call, deadline, send)
 
+    def _deadline(self, call: Call) -> Deadline:
+        """Return the time of a call: the client's own patience or the configuration's deadline."""
+        limits = [limit for limit in (call.patience, self.deadline) if limit is not None]
+        seconds = min(limits, default=CALL_SECONDS)
+        return Deadline(seconds, by_client=seconds == call.patience)
+
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
 
@@ -296,40 +310,55 @@ class Router:
         behind the others, with a wait. Attempts and deadline are totals.
         """
         assert call.plan is not None
-        queue = deque((target, 0.0) for target in call.plan.targets)
+        failover = Deadline(FAILOVER_SECONDS)  # of the attempts behind which another target waits
+        queue: Queue = deque((target, 0.0) for target in call.plan.targets)
         last: InferMuxError | None = None
         while queue and len(call.attempts) < self.attempts:
             target, not_before = queue.popleft()
-            waited = max(0.0, not_before - time.monotonic())
-            if waited:
-                self._sleep(min(waited, deadline.remaining()))
-            if deadline.expired:
-                raise last or ProviderTimeout("no provider answered in time")
-            # a target that hangs must leave enough time for the one behind it
-            share = Deadline(deadline.remaining() * SHARE) if queue else deadline
             try:
+                waited = self._wait(call, target, not_before, deadline)
+                others = any(not call.has_tried(other) for other, _ in queue)
+                share = deadline.share(SHARE, failover) if others else deadline
                 return self._try(call, target, waited, share, send)
             except (UnsupportedParameter, Unavailable, BudgetExceeded) as error:
-                last = last or error  # nothing was sent: another target may be able to
+                if last is None or isinstance(last, UnsupportedParameter):
+                    last = error  # nothing was sent: another target may be able to answer
             except ProviderError as error:
                 last = error
                 if not error.failover:
-                    raise
-                again = self._retry_at(call, target, error, deadline)
-                if again is not None:
+                    queue = self._after_rejection(call, target, error, queue)
+                elif (again := self._retry_at(call, target, error, deadline)) is not None:
                     queue.append((target, again))
         raise last or NoHealthyProvider(
             "no provider for this model can answer now", retry_after=call.plan.retry_in
         )
 
+    def _wait(self, call: Call, target: Target, not_before: float, deadline: Deadline) -> float:
+        """Wait for a retry, or for the end of a cool-down; return the seconds waited.
+
+        Raise ProviderRateLimited where a cool-down is too long, ProviderTimeout without time.
+        """
+        wait = max(0.0, not_before - time.monotonic())
+        if _is_forced(call, target):
+            cooling = self.targets.breaker(target).cooling()
+            if cooling >= deadline.remaining():
+                raise ProviderRateLimited(
+                    "the provider limits our rate; retry later", retry_after=cooling
+                )
+            wait = max(wait, cooling)
+        if wait:
+            self._sleep(min(wait, deadline.remaining()))
+        if deadline.expired:
+            last = call.attempts[-1].error if call.attempts else None
+            raise last or ProviderTimeout("no provider answered in time")
+        return wait
+
     def _try(
         self, call: Call, target: Target, waited: float, deadline: Deadline, send: Send[Answer]
     ) -> Answer:
         """Send one request; record how it went, also at the target's circuit breaker."""
-        tried = any(attempt.target == target for attempt in call.attempts)
         self.accounting.reserve(call, target)
-        forced = tried or (call.plan is not None and call.plan.forced)
-        permit = self.targets.acquire(target, force=forced)
+        permit = self.targets.acquire(target, force=_is_forced(call, target))
         attempt = Attempt(target, time.monotonic(), waited=waited)
         call.attempts.append(attempt)
         try:
@@ -337,10 +366,23 @@ class Router:
         except BaseException as error:
             attempt.ended = time.monotonic()
             attempt.error = error if isinstance(error, InferMuxError) else None
-            permit.end(error)
+            # that the client does not wait longer says nothing about the provider
+            permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, UnsupportedParameter):
                 call.attempts.pop()
             raise
+
+    def _after_rejection(
+        self, call: Call, target: Target, error: ProviderError, queue: Queue
+    ) -> Queue:
+        """Return the targets that may still answer; raise *error* where the name names no fallback."""
+        kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
+        route = call.plan.route if call.plan else None
+        if route is None or kind not in route.fallback_on:
+            raise error
+        if kind == "context":
+            queue = deque(each for each in queue if self.targets.takes_more(each[0], target))
+        return queue
 
     def _retry_at(
         self, call: Call, target: Target, error: ProviderError, deadline: Deadline
@@ -351,7 +393,9 @@ class Router:
         wait = error.retry_after
         if wait is None:
             times = sum(attempt.target == target for attempt in call.attempts)
-            base = THROTTLED_BACKOFF if isinstance(error, ProviderRateLimited) else BACKOFF
+            base = BACKOFF if _is_lone(call) else FAILOVER_BACKOFF
+            if isinstance(error, ProviderRateLimited):
+                base = THROTTLED_BACKOFF
             wait = self._rng.uniform(0, min(MAX_BACKOFF, base * 2 ** (times - 1)))
         if wait >= deadline.remaining() or not self.targets.retry_budget(target.provider).spend():
             return None
@@ -378,25 +422,10 @@ class Router:
         attempt: Attempt,
         deadline: Deadline,
         permit: TargetPermit,
-    ) -> tuple[list[Chunk], Iterator[Chunk], TargetPermit]:
-        """Return the chunks up to the first content, and the rest; until then it can fail over."""
-        chunks: Iterator[Chunk] = iter(())
-        first: list[Chunk] = []
-        try:
-            with Foreign(provider.name):
-                chunks = iter(provider.stream(for_target(call.request, attempt.target), deadline))
-                for chunk in chunks:
-                    if chunk is not HEARTBEAT:
-                        first.append(chunk)
-                        attempt.served = chunk.model or attempt.served
-                    if chunk.has_content:
-                        attempt.first_chunk = time.monotonic()
-                        permit.started(attempt.seconds)
-                        return first, chunks, permit
-            raise StreamIncomplete("the provider's stream ended before its first content")
-        except BaseException:
-            close(chunks, provider.name)
-            raise
+    ) -> Stream:
+        chunks = open_chunks(provider, for_target(call.request, attempt.target), deadline, attempt)
+        permit.started(attempt.seconds)
+        return Stream(call, *chunks, permit, self.accounting, self.finish)
 
     # -- the record --------------------------------------------------------------------------------
 
@@ -430,6 +459,15 @@ class Router:
             release = getattr(provider.provider, "close", None)
             if release is not None:
                 release()
+
+
+def _is_lone(call: Call) -> bool:
+    return call.plan is not None and len(call.plan.targets) == 1
+
+
+def _is_forced(call: Call, target: Target) -> bool:
+    """Return whether a circuit may not refuse the attempt: no other target could answer instead."""
+    return _is_lone(call) or call.plan is None or call.plan.forced or call.has_tried(target)
 
 
 def _has_hard_budget(caller: Caller) -> bool:

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import InferMuxError, StreamIncomplete
-from ..planning.call import Call, StreamAccumulator
-from ..protocol import InferResponse
+from ..planning.call import Attempt, Call, StreamAccumulator
+from ..protocol import InferRequest, InferResponse
+from ..providers.base import RegisteredProvider
 from ..providers.foreign import Foreign, close, failed
-from ..types import HEARTBEAT, Chunk
+from ..types import HEARTBEAT, Chunk, Deadline
 from .accounting import Accounting
 from .targets import TargetPermit
 
@@ -113,6 +114,28 @@ class Stream:
             self._accounting.charge_stream(call, attempt, self._answer)
         finally:
             self._finish(call, error)
+
+
+def open_chunks(
+    provider: RegisteredProvider, request: InferRequest, deadline: Deadline, attempt: Attempt
+) -> tuple[list[Chunk], Iterator[Chunk]]:
+    """Return the chunks up to the first content, and the rest; until then a call can fail over."""
+    chunks: Iterator[Chunk] = iter(())
+    first: list[Chunk] = []
+    try:
+        with Foreign(provider.name):
+            chunks = iter(provider.stream(request, deadline))
+            for chunk in chunks:
+                if chunk is not HEARTBEAT:
+                    first.append(chunk)
+                    attempt.served = chunk.model or attempt.served
+                if chunk.has_content:
+                    attempt.first_chunk = time.monotonic()
+                    return first, chunks
+        raise StreamIncomplete("the provider's stream ended before its first content")
+    except BaseException:
+        close(chunks, provider.name)
+        raise
 
 
 class _Drain:

@@ -58,8 +58,17 @@ class TargetPermit:
         """Record the first content after *seconds*."""
         self._permit.started(seconds)
 
-    def end(self, error: BaseException | None, seconds: float | None = None) -> None:
-        """End with success or *error*; only the provider's own failures count against it."""
+    def end(
+        self,
+        error: BaseException | None,
+        seconds: float | None = None,
+        *,
+        neutral: bool = False,
+    ) -> None:
+        """End with success or *error*; only the provider's own failures count against it.
+
+        *neutral*: the client's patience ended the attempt.
+        """
         if self._ended:
             return
         self._ended = True
@@ -72,6 +81,8 @@ class TargetPermit:
             self._permit.neutral()
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
             self._breaker.cool_down(error.retry_after or default)
+        elif neutral:
+            self._permit.neutral()
         elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):
             self._permit.failed()
         else:
@@ -134,12 +145,26 @@ class TargetPool:
         if found is None:
             with self._lock:
                 if len(self._breakers) >= MAX_TARGETS:
-                    idle = (each for each, found in self._breakers.items() if not found.in_flight)
-                    del self._breakers[next(idle, next(iter(self._breakers)))]
+                    self._evict()
                 found = self._breakers.setdefault(target, self._new_breaker())
                 if target in self.forced_open or target.provider in self.forced_open:
                     found.open()
         return found
+
+    def _evict(self) -> None:
+        """Forget the oldest idle target that only callers have named; never a configured one."""
+        kept = set(self.registry.targets())
+        others = [each for each in self._breakers if each not in kept]
+        idle = (each for each in others if not self._breakers[each].in_flight)
+        if others:
+            del self._breakers[next(idle, others[0])]
+
+    def takes_more(self, target: Target, than: Target) -> bool:
+        """Return whether *target* is another model, and may take more input than the other."""
+        if target.model == than.model:
+            return False
+        limits = [price.max_input if price else None for price in map(self.price, (target, than))]
+        return limits[0] is None or limits[1] is None or limits[0] > limits[1]
 
     def breakers(self) -> dict[Target, CircuitBreaker]:
         """Return the breaker of every target that has been called."""
@@ -181,14 +206,17 @@ class TargetPool:
         is the number of input tokens, where it is known without the text.
         """
         targets, ordered = tuple(flat(route)), takes_turns(route)
-        refused = {}
+        refused, unfit = {}, self._unfit(targets, request, size)
         for target in targets:
             breaker = self._breakers.get(target)
             reason = breaker.refusal() if breaker is not None else None
-            if breaker is not None and reason:
+            if breaker is None or not reason:
+                continue
+            if breaker.forced_open:  # by an operator, whom no plan overrules
+                unfit.setdefault(target, reason)
+            else:
                 wait = breaker.snapshot().retry_in
                 refused[target] = (reason, math.inf if wait is None else wait)
-        unfit = self._unfit(targets, request, size)
         if priced:  # a hard budget cannot be kept where the price is not known
             unfit |= {
                 target: "unpriced, and the key has a hard budget"
