@@ -160,7 +160,7 @@ def kept(plan: Plan | None) -> str:
     if plan is None or plan.route is None or len(plan.model) > MAX_NAME:
         return ""
     first, strategies = _first_line(plan.route)
-    if strategies == _PRIORITY and not plan.dropped:
+    if strategies == _PRIORITY and not plan.dropped and not plan.forced:
         return first
     data = outcome(plan) | {"snapshot": _snapshot(plan.snapshot or Snapshot(), strategies)}
     if strategies & _DRAWS:

@@ -341,7 +341,7 @@ class Router:
         wait = max(0.0, not_before - time.monotonic())
         if _is_forced(call, target):
             cooling = self.targets.breaker(target).cooling()
-            if cooling >= deadline.remaining():
+            if cooling and cooling >= deadline.remaining():
                 raise ProviderRateLimited(
                     "the provider limits our rate; retry later", retry_after=cooling
                 )
@@ -375,7 +375,7 @@ class Router:
     def _after_rejection(
         self, call: Call, target: Target, error: ProviderError, queue: Queue
     ) -> Queue:
-        """Return the targets that may still answer; raise *error* where the name names no fallback."""
+        """Return the targets that may still answer; raise *error* if the name has no such fallback."""
         kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
         route = call.plan.route if call.plan else None
         if route is None or kind not in route.fallback_on:

@@ -265,9 +265,7 @@ def test_a_callers_budget_counts_as_it_would(tmp_path: Path, then: str) -> None:
         call = router.begin(InferRequest("x", SAY), caller=caller)
         router.answer(call)
         assert call.plan == found.plan and call.provider == "c"  # a is too dear, b is down
-        router.ledger.reserve(
-            budget, 8 * PICO // 1000, call_id="other", at=call.start_ns / 1e9
-        )  # type: ignore[union-attr]
+        router.ledger.reserve(budget, 8 * PICO // 1000, call_id="other", at=call.start_ns / 1e9)  # type: ignore[union-attr]
         found = said(router, messages=SAY, caller="web")
         again = router.begin(InferRequest("x", SAY), caller=caller)
         with suppress(InferMuxError):
@@ -383,7 +381,9 @@ def test_explain_asks_a_running_service(file: Path) -> None:
             ]
         (file / "infermux.toml").write_text(FILE + '[server]\nadmin = "env:ADMIN"\n')
         assert (
-            run_explain("fast", "--server", f"127.0.0.1:{front.port}/", env={"ADMIN": ADMIN}).exit_code
+            run_explain(
+                "fast", "--server", f"127.0.0.1:{front.port}/", env={"ADMIN": ADMIN}
+            ).exit_code
             == 0
         )
         refused = run_explain("fast", "--server", url, "--key", "wrong")
