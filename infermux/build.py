@@ -94,7 +94,7 @@ def _router(config: Config, serving: bool) -> Router:
         registry,
         _reporter(config),
         attempts=rules.attempts,
-        deadline=rules.deadline,
+        deadline=rules.deadline or None,
         on_unsupported=rules.on_unsupported,
         targets=targets,
         admission=_admission(config, serving),
@@ -119,6 +119,7 @@ def _define(registry: Registry, config: Config) -> None:
             then=model.then,
             weights=model.weights,
             on_unsupported=model.on_unsupported,
+            fallback_on=model.fallback_on,
         )
     places = [(f"[models] {name}", name) for name in registry.names]
     for key in config.keys or ():

@@ -28,6 +28,7 @@ from .faults import AFTER, BEFORE, FAULTS, HEALTHY, Fault
 from .vendor import FaultyVendor
 
 DEADLINE = 5.0  # seconds: the most that a call may take here
+NORMAL_DEADLINE = 60.0  # seconds, of a configuration that names none
 GRACE = 1.0  # seconds beyond its deadline that a busy machine may need
 LEAST = 0.5  # seconds: no time-out is scaled to less
 WORKERS = 8  # calls at a time: most of them only wait
@@ -95,7 +96,7 @@ def run(
     trials = _trials(FAULTS if faults is None else faults)
     if not config.providers:
         raise ConfigError("no provider is configured that could fail")
-    alone = _isolated(config, min(config.reliability.deadline, deadline or DEADLINE))
+    alone = _isolated(config, min(config.reliability.deadline or DEADLINE, deadline or DEADLINE))
     rows = []
     with FaultyVendor() as healthy, ThreadPoolExecutor(WORKERS) as pool:
         for case in _cases(_pointed(alone, healthy)):
@@ -175,7 +176,7 @@ def _isolated(config: Config, limit: float) -> Config:
         config, keys=None, ledger=None, trace=Trace(), path=config.path or "the environment"
     )  # with a path: no plug-ins
     served = _served(quiet)
-    factor = limit / config.reliability.deadline
+    factor = limit / (config.reliability.deadline or NORMAL_DEADLINE)
     providers = tuple(
         replace(
             each
@@ -329,7 +330,7 @@ def _complaint(
     config: Config, case: Case, trial: _Trial, got: _Got, outcome: str, sent: int
 ) -> str:
     """Return what is wrong with a call, or nothing."""
-    most, limit = config.reliability.attempts, config.reliability.deadline
+    most, limit = config.reliability.attempts, config.reliability.deadline or DEADLINE
     if outcome == WRONG:
         return "what the client has is not the whole answer, and nobody told it"
     if got.error is not None and not isinstance(got.error, InferMuxError):

@@ -119,6 +119,11 @@ class ProviderConfig:
     options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
 
 
+def _fallbacks(value: object, place: str) -> tuple[str, ...]:
+    known = one_of("context", "content_filter", "rejected")
+    return tuple(known(each, place) for each in texts(value, place))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A model alias: its targets, and the strategy that orders them."""
@@ -129,6 +134,8 @@ class ModelConfig:
     then: tuple[str, ...] = reads(target_names, ())  # after every target has failed
     weights: Mapping[str, float] = reads(weights, {})
     on_unsupported: str = reads(one_of("error", "drop"), "")
+    # rejections by a vendor after which the next target is tried
+    fallback_on: tuple[str, ...] = reads(_fallbacks, ("context",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,9 @@ class Reliability:
     """Retries, failover and circuit breaking."""
 
     attempts: int = reads(whole, 3)  # upstream requests per call, over all targets
-    deadline: float = reads(seconds, 60.0)  # seconds per call, over all attempts and waits
+    # seconds per call, over all attempts and waits; 0, the default: as long as the client waits
+    # (the SDKs: 600), and 60 while another target waits
+    deadline: float = reads(seconds, 0.0)
     breaker: Breaker = reads(table(Breaker), Breaker())
     # for a parameter that a vendor's format cannot express
     on_unsupported: str = reads(one_of("error", "drop"), "error")

@@ -28,6 +28,7 @@ _READS = {
     "cheapest": ("cost",),
 }
 _DRAWS = {"weighted", "least_latency"}
+FALLBACK_ON = Route._field_defaults["fallback_on"]
 _PRIORITY = frozenset({"priority"})
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any model name can be stored
 _UNUSED = random.Random(0)  # where no strategy draws; seeding one costs more than planning
@@ -247,6 +248,7 @@ def _route_json(route: Route) -> JSON:
         "then": [*map(_entry_json, route.then)],
         "weights": route.weights,
         "on_unsupported": route.on_unsupported,
+        "fallback_on": () if route.fallback_on == FALLBACK_ON else route.fallback_on,
     }
     return {name: value for name, value in data.items() if value or name in ("name", "entries")}
 
@@ -263,6 +265,7 @@ def _route(data: Mapping[str, Any]) -> Route:
         tuple(map(_entry, data.get("then", ()))),
         tuple(data.get("weights", ())),
         data.get("on_unsupported", ""),
+        tuple(data.get("fallback_on", FALLBACK_ON)),
     )
 
 

@@ -20,6 +20,7 @@ class _Name(NamedTuple):
     then: tuple[str, ...]
     weights: dict[str, float]
     on_unsupported: str
+    fallback_on: tuple[str, ...]
 
 
 class Registry:
@@ -80,11 +81,17 @@ class Registry:
         then: Iterable[str] = (),
         weights: Mapping[str, float] | None = None,
         on_unsupported: str = "",
+        fallback_on: Iterable[str] = ("context",),
     ) -> None:
         """Define a model name; each target is PROVIDER/MODEL, a model, a provider or a name."""
         self._changed()
         self._names[name] = _Name(
-            tuple(targets), strategy, tuple(then), dict(weights or {}), on_unsupported
+            tuple(targets),
+            strategy,
+            tuple(then),
+            dict(weights or {}),
+            on_unsupported,
+            tuple(fallback_on),
         )
 
     @property
@@ -115,7 +122,12 @@ class Registry:
             raise ModelNotFound(
                 f"{shown(route.name)} has no target at provider {provider!r}", param="provider"
             )
-        return Route(route.name, tuple(targets), on_unsupported=route.on_unsupported)
+        return Route(
+            route.name,
+            tuple(targets),
+            on_unsupported=route.on_unsupported,
+            fallback_on=route.fallback_on,
+        )
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
         """Return each target of *model*, once; raise ModelNotFound."""
@@ -140,6 +152,7 @@ class Registry:
             tuple(entry for target in own.then for entry in self._entry(target, inside)),
             weights if own.weights else (),
             own.on_unsupported,
+            own.fallback_on,
         )
         if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
             raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")

@@ -34,7 +34,7 @@ def test_an_empty_environment_is_all_defaults() -> None:
         found.reliability.deadline,
         found.server.workers,
         found.server.threads,
-    ) == (3, 60.0, 2, 1536)
+    ) == (3, 0.0, 2, 1536)
     assert (found.trace.tokentrace, found.trace.threads, found.trace.queue) == ("", 2, 1000)
 
 
