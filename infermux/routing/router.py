@@ -45,8 +45,7 @@ from ..planning.call import Attempt, Call, for_target
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse, TraceSpan
-from ..providers.base import RegisteredProvider, validated
-from ..providers.foreign import Foreign, close
+from ..providers.base import ProviderGuard, RegisteredProvider, close_stream, validated
 from ..telemetry.spans import parse, spans
 from ..types import (
     ANONYMOUS,
@@ -365,7 +364,7 @@ class Router:
         deadline: Deadline,
         permit: TargetPermit,
     ) -> InferResponse:
-        with Foreign(provider.name):
+        with ProviderGuard(provider.name):
             response = validated(provider.infer(for_target(call.request, attempt.target), deadline))
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)
@@ -383,7 +382,7 @@ class Router:
         chunks: Iterator[Chunk] = iter(())
         first: list[Chunk] = []
         try:
-            with Foreign(provider.name):
+            with ProviderGuard(provider.name):
                 chunks = iter(provider.stream(for_target(call.request, attempt.target), deadline))
                 for chunk in chunks:
                     if chunk is not HEARTBEAT:
@@ -395,7 +394,7 @@ class Router:
                         return first, chunks, permit
             raise StreamIncomplete("the provider's stream ended before its first content")
         except BaseException:
-            close(chunks, provider.name)
+            close_stream(chunks, provider.name)
             raise
 
     # -- the record --------------------------------------------------------------------------------
