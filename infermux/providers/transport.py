@@ -38,7 +38,7 @@ class Exchange:
         self.timeouts = timeouts
         self.max_silence = timeouts.first_byte  # seconds without a byte
         self.needs_new_connection = False
-        self.connected = False  # a connection was made for this request
+        self.connected = False  # a connection was made for this request, or tried
         self.received = False  # at least one byte of a response has come
         self.reader: DeadlineReader | None = None
         self.response: http.client.HTTPResponse | None = None
@@ -139,14 +139,16 @@ class _Response(http.client.HTTPResponse):
 class _Connection(HTTPConnection):
     """A connection that serves the exchange of the thread that uses it."""
 
+    _unsent: list[bytes] | None = None
+
     @property
     def is_connected(self) -> bool:
         """Whether a kept connection can serve; if not, urllib3 connects it again."""
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
-        super().connect()
         _current.exchange.connected = True
+        super().connect()
 
     def request(
         self,
@@ -161,10 +163,22 @@ class _Connection(HTTPConnection):
             self.connect()
         exchange = _current.exchange
         self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
+        self._unsent = parts = []
         try:
             super().request(method, url, body, headers, **options)
+            self._unsent = None
+            small = sum(map(len, parts)) <= READ_SIZE
+            for data in [b"".join(parts)] if small else parts:
+                super().send(data)
         except TimeoutError as error:  # as a TimeoutError it would count as a broken connection
             raise ReadTimeoutError(None, url, "not sent in time") from error  # type: ignore[arg-type]
+
+    def send(self, data: Any) -> None:
+        """Send *data*, or keep it to go out in one packet with the rest of its request."""
+        if self._unsent is None:
+            super().send(data)
+        else:
+            self._unsent.append(data)
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:  # type: ignore[override]
         """Return the response that http.client reads, over a reader with a deadline."""
@@ -218,6 +232,12 @@ class Adapter(requests.adapters.HTTPAdapter):
         if self._pool is None:
             self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        if proxies:
+            return super().request_url(request, proxies)
+        url = request.url or ""
+        return url[url.find("/", len("https://")) :]  # requests splits it four times for the same
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> Any:
         return Answer(resp.status, resp.headers, resp, req)

@@ -287,6 +287,19 @@ def test_events_that_came_together_wait_for_no_other(vendor: Make, provider: Mak
 
 
 @WAYS
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_interim_answers_are_passed_over(
+    vendor: Make, provider: Make, ask: Any, status: int
+) -> None:
+    early = b"HTTP/1.1 %d Interim\r\nLink: </style.css>\r\n\r\n" % status
+    at = vendor(answers(early + early + OK))
+    mine = provider(at)
+    check_good(ask(mine))
+    check_good(ask(mine))
+    assert at.connections == 1
+
+
+@WAYS
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_compressed_answer_is_read(vendor: Make, provider: Make, ask: Any, encoding: str) -> None:
     packed = gzip.compress(BODY) if encoding == "gzip" else zlib.compress(BODY)
@@ -387,7 +400,7 @@ def test_a_certificate_that_nobody_signed_is_not_trusted(
     error = failure(ask, provider(at))
     assert isinstance(error, ProviderUnavailable)
     assert not error.retryable
-    assert at.requests == []
+    assert (at.connections, at.requests) == (1, [])
 
 
 @WAYS
@@ -963,6 +976,52 @@ def test_a_proxy_is_used_where_it_is_configured(vendor: Make, provider: Make, as
     assert proxy.requests[0].line == "POST http://vendor.invalid/v1/chat/completions HTTP/1.1"
 
 
+def tunnel(then: Script, tls: ssl.SSLContext | None = None) -> Script:
+    """A proxy that opens a tunnel and is itself what stands at its other end."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        if tls is None:
+            then(peer)
+        else:
+            with tls.wrap_socket(peer.sock, server_side=True) as inside:
+                then(Peer(peer.vendor, inside, peer.number))
+
+    return script
+
+
+@WAYS
+def test_tls_goes_through_a_tunnel(
+    vendor: Make, provider: Make, tls: ssl.SSLContext, certificate: Path, ask: Any
+) -> None:
+    proxy = vendor(tunnel(answers(OK), tls))
+    at = {"proxy": f"http://127.0.0.1:{proxy.port}", "ca": str(certificate)}
+    mine = provider("https://127.0.0.1:4711/v1", **at)
+    check_good(ask(mine))
+    check_good(ask(mine))
+    assert proxy.connections == 1
+    assert [sent.line.split()[:2] for sent in proxy.requests] == [
+        ["CONNECT", "127.0.0.1:4711"],
+        ["POST", "/v1/chat/completions"],
+        ["POST", "/v1/chat/completions"],
+    ]
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "script",
+    [drips(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 5000), tunnel(Peer.gone)],
+    ids=["dripped head", "no handshake"],
+)
+def test_a_slow_tunnel_holds_nobody_beyond_the_deadline(
+    vendor: Make, provider: Make, ask: Any, script: Script
+) -> None:
+    proxy = f"http://127.0.0.1:{vendor(script).port}"
+    error = failure(ask, provider("https://127.0.0.1:4711/v1", proxy=proxy), 0.4)
+    assert isinstance(error, ProviderTimeout | ProviderUnavailable)
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 
@@ -1387,6 +1446,20 @@ def test_a_compressed_stream_is_passed_on_without_waiting(
     assert [next(chunks).text for _ in range(5000)] == ["one"] * 5000
     assert time.monotonic() - begun < 2.5
     chunks.close()
+
+
+@SILENT
+def test_a_compressed_stream_shows_signs_of_life_too(
+    vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
+) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [
+        packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH)
+        for part in (delta("one"), delta("two", "stop") + DONE)
+    ]
+    head = head[:-2] + b"Content-Encoding: gzip\r\n\r\n"
+    at = vendor(paced(*pieces, packer.flush(), pause=0.5, head=head, chunked=chunked))
+    assert beats(monkeypatch, provider(at))[:3] == ["one", "beat", "two"]
 
 
 # -- recorded traffic, over a socket ---------------------------------------------------------------
