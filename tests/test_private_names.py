@@ -74,6 +74,12 @@ TABLE = [
         "tells whether a body can be read in one go",
     ),
     Name(
+        "urllib3",
+        "urllib3.response.HTTPResponse.chunked",
+        "providers/chunked.py",
+        "tells how a body is framed",
+    ),
+    Name(
         "werkzeug",
         "werkzeug.wrappers.Response._on_close",
         "web/__init__.py",

@@ -107,29 +107,24 @@ def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
 # -- the guard around a provider's code ------------------------------------------------------------
 
 
+_TEXTS = ("model", "provider", "content", "finish_reason", "reasoning", "refusal")
+_COUNTS = ("tokens_in", "tokens_out", "latency_ms")
+
+
 def validated(response: object) -> InferResponse:
     """Return the result of a provider's infer; raise TypeError if a field has a wrong type."""
     if not isinstance(response, InferResponse):
         raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
-    texts = (
-        response.model,
-        response.provider,
-        response.content,
-        response.finish_reason,
-        response.reasoning,
-        response.refusal,
-    )
-    numbers = (response.tokens_in, response.tokens_out, response.latency_ms)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError("a text of the InferResponse is not a str")
-    for number in numbers:
-        if type(number) is not int:
-            raise TypeError("a number of the InferResponse is not an int")
-    if not isinstance(response.usage, Usage | None) or not isinstance(
-        response.cost_usd, int | float | None
-    ):
-        raise TypeError("usage or cost_usd of the InferResponse has a wrong type")
+    for name in _TEXTS:
+        if not isinstance(getattr(response, name), str):
+            raise TypeError(f"{name} of the InferResponse is not a str")
+    for name in _COUNTS:
+        if type(getattr(response, name)) is not int:
+            raise TypeError(f"{name} of the InferResponse is not an int")
+    if not isinstance(response.usage, Usage | None):
+        raise TypeError("usage of the InferResponse is not a Usage")
+    if not isinstance(response.cost_usd, int | float | None):
+        raise TypeError("cost_usd of the InferResponse is not a number")
     return response
 
 

@@ -28,8 +28,8 @@ class Sized:
     def __init__(self, length: int | None) -> None:
         self._left = length
         self.done = length == 0
-        self.rest = b""  # what came behind the body
-        self.error: Exception | None = None
+        self.rest = b""  # bytes behind the body
+        self.error = None
 
     def feed(self, data: bytes) -> bytes:
         """Return what of *data* belongs to the body."""
@@ -39,12 +39,6 @@ class Sized:
         self._left -= len(data)
         self.done = not self._left
         return data
-
-    def end(self) -> None:
-        """End the body with the connection; raise IncompleteRead if bytes are missing."""
-        if self._left is not None:
-            raise http.client.IncompleteRead(b"", self._left)
-        self.done = True
 
 
 class Chunked:
@@ -102,16 +96,9 @@ class Chunked:
         else:
             self.error = http.client.HTTPException("malformed chunk size")
 
-    def end(self) -> None:
-        """Raise IncompleteRead: the connection has ended before the last chunk."""
-        raise http.client.IncompleteRead(b"")
-
 
 def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | None]:
-    """Yield the body as it comes, and None whenever nothing came for *seconds*.
-
-    At the end the connection goes back to its pool.
-    """
+    """Yield a body as it comes, None after *seconds* without a byte; then free its connection."""
     reader, response = exchange.reader, exchange.response
     frame = Chunked() if raw.chunked else Sized(raw.length_remaining)
     while not frame.done:
@@ -122,8 +109,10 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
             yield frame.feed(data)
             if frame.error is not None:  # only now: what came before is good
                 raise frame.error
+        elif raw.chunked or raw.length_remaining is not None:
+            raise http.client.IncompleteRead(b"")
         else:
-            frame.end()
+            break  # the body ends with its connection
     if not frame.rest:  # otherwise the two sides disagree about where the body ends
         response.close()  # type: ignore[union-attr]
         raw.release_conn()

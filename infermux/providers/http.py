@@ -11,10 +11,12 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import requests
 import urllib3.exceptions
+from requests import PreparedRequest
 
 from ..config.schema import Secret
 from ..config.settings import Timeouts
@@ -34,12 +36,10 @@ from .base import Provider
 from .chunked import decoded, pieces
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
-__all__ = ["FOREIGN", "HTTPProvider", "Timeouts", "mapped"]
-
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
-MAX_STREAM = 4  # times as much in all the events of a stream
+MAX_STREAM = 4  # times as much in one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
-DRAIN_SECONDS = 0.02  # the longest wait for the end of a finished stream, to keep its connection
+DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its connection
 
 
 class HTTPProvider(Provider):
@@ -81,11 +81,10 @@ class HTTPProvider(Provider):
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
         self._pattern = re.compile(pattern) if pattern else None
-        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
-        self._verify: bool | str = ca or True
+        proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
         self._max_response = max_response
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
-        self._guard = _Guard(self)
 
     def serves(self, model: str) -> bool:
         """Whether *model* looks like one of this vendor's own."""
@@ -96,7 +95,7 @@ class HTTPProvider(Provider):
         """Return the answer; raise ProviderError."""
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
-        with self._guard:
+        with self._guarded():
             data = self._read(self._send(prepared, Exchange(deadline, self.timeouts)))
             return self.dialect.decode_response(data, request)
 
@@ -109,7 +108,7 @@ class HTTPProvider(Provider):
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
         exchange = Exchange(deadline, self.timeouts)
-        with self._guard:
+        with self._guarded():
             answer = self._send(prepared, exchange)
             try:
                 body = self._body(answer, exchange)
@@ -142,7 +141,7 @@ class HTTPProvider(Provider):
             return request
         return replace(request, provider=self.name, model=model)
 
-    def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
+    def _prepared(self, request: InferRequest, *, stream: bool) -> PreparedRequest:
         path = self.dialect.path(request, stream=stream)
         try:
             body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
@@ -154,7 +153,7 @@ class HTTPProvider(Provider):
             "Content-Length": str(len(body)),
             "Accept-Encoding": "identity" if stream else "gzip, deflate",
         }
-        prepared = requests.PreparedRequest()
+        prepared = PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
         prepared.url = self._base_url + path
         if self._query:
@@ -162,12 +161,12 @@ class HTTPProvider(Provider):
         prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
         return prepared
 
-    def _send(self, prepared: requests.PreparedRequest, exchange: Exchange) -> Answer:
+    def _send(self, prepared: PreparedRequest, exchange: Exchange) -> Answer:
         """Return a good answer, its head read; raise the error that another one stands for."""
         process = os.getpid()
-        adapter = self._adapters.get(process) or self._adapters.setdefault(process, Adapter())
+        adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
-            answer = adapter.post(prepared, exchange, verify=self._verify, proxies=self._proxies)
+            answer = adapter.post(prepared, exchange)
         except ValueError as error:
             if isinstance(error, FOREIGN):
                 raise
@@ -183,8 +182,7 @@ class HTTPProvider(Provider):
         raw = answer.raw
         length = raw.length_remaining
         if length is not None and length <= self._max_response and _is_plain(answer):
-            whole: bytes = raw.read(decode_content=False)  # the usual answer, in one go
-            return whole
+            return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
         while piece := raw.read1(READ_SIZE, decode_content=True):
             data += piece
@@ -196,8 +194,7 @@ class HTTPProvider(Provider):
     def _body(self, answer: Answer, exchange: Exchange) -> Iterator[bytes | None]:
         """Return the body as it comes, with a None for each long silence."""
         if exchange.reader is None:  # a test double for requests has no socket
-            plain: Iterator[bytes] = answer.raw.stream(READ_SIZE, decode_content=True)
-            return plain
+            return iter(answer.raw.stream(READ_SIZE, decode_content=True))
         body = pieces(exchange, answer.raw, HEARTBEAT_SECONDS)
         return body if _is_plain(answer) else decoded(body, answer.headers["content-encoding"])
 
@@ -225,6 +222,19 @@ class HTTPProvider(Provider):
                 yield None
                 last = time.monotonic()
         yield from parser.end()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn exceptions of libraries and dialects into ours, and redact ours."""
+        try:
+            yield
+        except ProviderError as error:
+            self.redact(error)
+            raise
+        except FOREIGN as error:
+            raise mapped(error) from error
+        except _NONSENSE as error:
+            raise ProviderUnavailable("the provider's answer could not be understood") from error
 
     def redact(self, error: ProviderError) -> None:
         """Remove keys and addresses from a message that may hold the vendor's own words."""
@@ -272,38 +282,15 @@ _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, Timeo
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
-class _Guard:
-    """Turns exceptions of libraries and dialects into ours, and redacts ours."""
-
-    __slots__ = ("_provider",)
-
-    def __init__(self, provider: HTTPProvider) -> None:
-        self._provider = provider
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        if isinstance(error, ProviderError):
-            self._provider.redact(error)
-        elif isinstance(error, FOREIGN):
-            raise mapped(error) from error
-        elif isinstance(error, _NONSENSE):
-            raise ProviderUnavailable("the provider's answer could not be understood") from error
-
-
 def mapped(error: BaseException) -> ProviderError:
     """Return our error for one of a library, without its words."""
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # for urllib3 a kind of timeout
-        return ProviderUnavailable("no connection to the provider")
-    if isinstance(error, _TIMEOUTS):
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # there a kind of timeout
+    if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS):
         failed = ProviderUnavailable("no trusted connection to the provider")
         failed.retryable = False  # a certificate does not heal within a call
         return failed
-    if isinstance(error, requests.exceptions.ConnectionError):
+    if refused or isinstance(error, requests.exceptions.ConnectionError):
         return ProviderUnavailable("no connection to the provider")
     return ProviderUnavailable("the connection to the provider broke")

@@ -1,8 +1,7 @@
 """Connections to vendors: requests' adapter over urllib3's pools, bounded by a call's deadline.
 
-A library's timeout bounds each wait for a byte, so that a vendor which sends byte by byte could
-hold a thread for ever. Here every read also ends with the deadline: http.client gets a reader of
-ours where it would make a file of the socket.
+The timeout of a library bounds each wait for a byte, so a vendor that drips bytes could hold a
+thread for ever. Here http.client reads from an object that ends every read by the deadline.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ import socket
 import struct
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import requests.adapters
+from requests import PreparedRequest
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ConnectionError as ConnectionFailed
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ReadTimeoutError
@@ -68,8 +69,8 @@ class DeadlineReader(io.RawIOBase):
         self._exchange = exchange
         self._patience: float | None = None
         self._silence = 0.0
-        # With a timeout of Python's own each read is two system calls, and between them another
-        # thread takes the interpreter's lock: the kernel bounds the reads of a blocking socket.
+        # A timeout of Python's own makes each read two system calls, and gives up the interpreter's
+        # lock between them: with 1,000 threads that delays events, so the kernel keeps the time.
         self._by_kernel = type(sock) is socket.socket and sock.gettimeout() is None
         self._bound = 0.0  # seconds, as the kernel has it
         self.buffered = io.BufferedReader(self, READ_SIZE)
@@ -132,14 +133,12 @@ class _Response(http.client.HTTPResponse):
         """Read the head; http.client passes over 100, but over no other interim response."""
         super().begin()
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
-            self.headers = None  # type: ignore[assignment]  # as before the first head
+            self.headers = None  # type: ignore[assignment]
             super().begin()
 
 
 class _Connection(HTTPConnection):
     """A connection that serves the exchange of the thread that uses it."""
-
-    _unsent: list[bytes] | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -163,24 +162,15 @@ class _Connection(HTTPConnection):
             self.connect()
         exchange = _current.exchange
         self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
-        self._unsent = parts = []
         try:
             super().request(method, url, body, headers, **options)
-            self._unsent = None
-            small = sum(map(len, parts)) <= READ_SIZE
-            for data in [b"".join(parts)] if small else parts:
-                super().send(data)
-        except TimeoutError as error:  # as a TimeoutError it would count as a broken connection
-            raise ReadTimeoutError(None, url, "not sent in time") from error  # type: ignore[arg-type]
+        except TimeoutError as error:  # urllib3 would take it for a broken connection
+            pool: Any = None
+            raise ReadTimeoutError(pool, url, "not sent in time") from error
 
-    def send(self, data: Any) -> None:
-        """Send *data*, or keep it to go out in one packet with the rest of its request."""
-        if self._unsent is None:
-            super().send(data)
-        else:
-            self._unsent.append(data)
-
-    def response_class(self, sock: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:  # type: ignore[override]
+    def response_class(  # type: ignore[override]
+        self, sock: Any, *args: Any, **options: Any
+    ) -> http.client.HTTPResponse:
         """Return the response that http.client reads, over a reader with a deadline."""
         exchange = _current.exchange
         exchange.reader = reader = DeadlineReader(sock, exchange)
@@ -209,15 +199,16 @@ class Answer(NamedTuple):
     status_code: int
     headers: Mapping[str, str]  # in any case
     raw: Any  # urllib3's response
-    request: requests.PreparedRequest
+    request: PreparedRequest
 
 
-class Adapter(requests.adapters.HTTPAdapter):
+class Adapter(HTTPAdapter):
     """The connections of one process to one provider."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, verify: bool | str, proxies: dict[str, str]) -> None:
         super().__init__(pool_maxsize=MAX_IDLE_CONNECTIONS)
         self.poolmanager.pool_classes_by_scheme = _POOLS
+        self._verify, self._proxies = verify, proxies
         self._pool: Any = None
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
@@ -233,48 +224,35 @@ class Adapter(requests.adapters.HTTPAdapter):
             self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return self._pool
 
-    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:
         if proxies:
             return super().request_url(request, proxies)
         url = request.url or ""
         return url[url.find("/", len("https://")) :]  # requests splits it four times for the same
 
-    def build_response(self, req: requests.PreparedRequest, resp: Any) -> Any:
+    def build_response(self, req: PreparedRequest, resp: Any) -> Any:
         return Answer(resp.status, resp.headers, resp, req)
 
-    def post(
-        self,
-        request: requests.PreparedRequest,
-        exchange: Exchange,
-        *,
-        verify: bool | str,
-        proxies: dict[str, str],
-    ) -> Answer:
+    def post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         """Return the answer, its head read; a kept connection that has died is replaced once."""
         try:
-            return self._post(request, exchange, verify, proxies)
-        except requests.exceptions.ConnectionError:
+            return self._post(request, exchange)
+        except ConnectionFailed:
             if not exchange.stale:
                 raise
             exchange.needs_new_connection = True
-            return self._post(request, exchange, verify, proxies)
+            return self._post(request, exchange)
 
-    def _post(
-        self,
-        request: requests.PreparedRequest,
-        exchange: Exchange,
-        verify: bool | str,
-        proxies: dict[str, str],
-    ) -> Answer:
+    def _post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         if exchange.deadline.expired:
             raise ProviderTimeout("no time is left to ask the provider")
-        connect = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.connect))
+        limits = (max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.connect)), None)
         _current.exchange = exchange
         try:
-            answer: Any = self.send(  # no timeout of reads: the reader has its own
-                request, stream=True, timeout=(connect, None), verify=verify, proxies=proxies
+            answer = self.send(
+                request, stream=True, timeout=limits, verify=self._verify, proxies=self._proxies
             )
-            return answer  # type: ignore[no-any-return]
+            return cast(Answer, answer)  # as build_response made it
         except BaseException:
             exchange.close()  # urllib3 forgets the socket of a response whose head it refuses
             raise

@@ -1239,6 +1239,23 @@ def test_a_kept_connection_that_is_silent_is_not_tried_again(
     assert len(at.requests) == 2
 
 
+def test_a_kept_connection_that_takes_no_more_is_not_tried_again(
+    vendor: Make, provider: Make
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(OK)
+        peer.vendor.stopped.wait(SOON)
+
+    at = vendor(script)
+    mine = provider(at, timeouts=Timeouts(first_byte=0.3))
+    check_good(infer(mine))
+    big = replace(HI, messages=[{"role": "user", "content": "x" * 20_000_000}])
+    with pytest.raises(ProviderTimeout):
+        mine.infer(big, Deadline(10))
+    assert at.connections == 1
+
+
 def test_a_connection_that_was_closed_long_ago_is_noticed(vendor: Make, provider: Make) -> None:
     closed = threading.Event()
 
