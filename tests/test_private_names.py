@@ -79,18 +79,11 @@ TABLE = [
         "providers/chunked.py",
         "tells how a body is framed",
     ),
-    Name(
-        "werkzeug",
-        "werkzeug.wrappers.Response._on_close",
-        "web/__init__.py",
-        "gives up the shortcut for whole answers if something waits for their end",
-    ),
 ]
 # How to make an object whose attributes are set when it is made.
 MADE: dict[str, Callable[[type], Any]] = {
     "urllib3.poolmanager.PoolManager": lambda kind: kind(),
     "urllib3.response.HTTPResponse": lambda kind: kind(),
-    "werkzeug.wrappers.Response": lambda kind: kind(),
 }
 # Names with an underscore that their libraries document.
 DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_exit", "_get_current_object"}
