@@ -333,10 +333,9 @@ def _echo_delay(config: ProviderConfig) -> float:
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
     """Return an HTTP provider; the models and prices of a preset are only its own vendor's."""
-    from .providers.http import HTTPProvider, Timeouts  # loads requests
+    from .providers.http import HTTPProvider  # loads requests
 
     own = _is_vendor(config)
-    wait = config.timeout
     if config.ca and not Path(config.ca).exists():
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
     return HTTPProvider(
@@ -347,7 +346,7 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         api_key=config.api_key,
         models=config.models or (preset.models if own else ()),
         vendor=(preset.vendor or config.type) if own else "",
-        timeouts=Timeouts(wait.connect, wait.first_byte, wait.idle, wait.total),
+        timeouts=config.timeout,
         proxy=config.proxy or None,
         ca=config.ca or None,
         lacks=config.lacks,

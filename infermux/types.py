@@ -81,7 +81,6 @@ class Chunk(NamedTuple):
     function_call: Mapping[str, str] = NOTHING  # OpenAI's older form of a tool call
     dialect: str = ""  # of the native event
     usage_only: bool = False  # not for clients that did not ask for usage
-    more: bool = False  # the next one is there already: both can go on in one packet
 
     @property
     def has_content(self) -> bool:

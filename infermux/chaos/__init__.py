@@ -18,7 +18,7 @@ from typing import NamedTuple
 from .. import build
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
-from ..config.settings import Trace, Wait
+from ..config.settings import Timeouts, Trace
 from ..errors import ConfigError, InferMuxError
 from ..planning.call import Call
 from ..protocol import InferRequest
@@ -217,14 +217,14 @@ def _served(config: Config) -> dict[str, tuple[str, ...]]:
         return {name: tuple(models) for name, models in found.items()}
 
 
-def _scaled(wait: Wait, factor: float, limit: float) -> Wait:
+def _scaled(wait: Timeouts, factor: float, limit: float) -> Timeouts:
     """Return the time-outs in the proportion to a deadline that they had; a stream's total ends
     with it.
     """
     first, idle, total = (
         max(min(LEAST, each), each * factor) for each in (wait.first_byte, wait.idle, wait.total)
     )
-    return Wait(min(wait.connect, limit), first, idle, min(total, limit))
+    return Timeouts(min(wait.connect, limit), first, idle, min(total, limit))
 
 
 def _pointed(

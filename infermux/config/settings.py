@@ -90,7 +90,7 @@ def _or_empty(reader: Reader) -> Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Timeouts:
     """How long a provider is waited for, in seconds; each is also cut to what is left of the call's
     deadline.
     """
@@ -110,7 +110,7 @@ class ProviderConfig:
     base_url: str = reads(url, "")
     api_key: Secret | None = reads(_secret, None)
     models: tuple[str, ...] = reads(texts, ())
-    timeout: Wait = reads(table(Wait), Wait())
+    timeout: Timeouts = reads(table(Timeouts), Timeouts())
     prices: Mapping[str, Any] = reads(any_table, {})  # by model; pricing reads them
     proxy: str = reads(url, "")
     ca: str = reads(text, "")  # path of a CA bundle

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, ModelNotFound, close_to, shown
-from ..providers.base import RegisteredProvider, member
+from ..providers.base import RegisteredProvider
 from ..types import JSON, Route, Target
 
 AUTO = ("", "auto")
@@ -36,7 +36,7 @@ class Registry:
 
     def register(self, provider: Any) -> None:
         """Add an object with name, models and infer; raise ConfigError if it is not one."""
-        new = member(provider)
+        new = RegisteredProvider.of(provider)
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")
         self._members[new.name] = new

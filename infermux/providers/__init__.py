@@ -1,4 +1,4 @@
-"""Providers: the vendors that are known by name, one row each, and the door for plug-ins."""
+"""Providers: the presets of known vendors, one row each, and the types that plug-ins add."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-GROUP = "infermux.providers"  # the entry-point group of provider types that other packages bring
+GROUP = "infermux.providers"  # the entry-point group of plug-ins
 
 
 class Preset(NamedTuple):
-    """A vendor: where it is, what it speaks, which variables hold its key, and the models that are
-    its own.
-    """
+    """A vendor: its address, its dialect, the variables of its key, and its own models."""
 
     base_url: str
     keys: tuple[str, ...]
-    models: tuple[str, ...] = ()  # the first one answers for the vendor's name
-    pattern: str = ""  # ids that only this vendor has
+    models: tuple[str, ...] = ()  # the first one is the default
+    pattern: str = ""  # of model ids that only this vendor has
     dialect: str = "openai"
-    path: str = ""  # what an address without a path is completed with
-    vendor: str = ""  # in the price table, where it is not the preset's own name
-    address: str = ""  # the variable that holds the address, where it is not <NAME>_BASE_URL
+    path: str = ""  # appended to an address without one
+    vendor: str = ""  # in the price table; empty: the preset's name
+    address: str = ""  # the variable that holds it; empty: <NAME>_BASE_URL
 
 
 PRESETS: dict[str, Preset] = {
@@ -29,7 +27,8 @@ PRESETS: dict[str, Preset] = {
         "https://api.openai.com/v1",
         ("OPENAI_API_KEY",),
         ("gpt-6-luna", "gpt-6.1-terra", "gpt-6.1-sol"),
-        r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|omni-moderation|davinci-|babbage-",
+        r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|omni-moderation|davinci-"
+        r"|babbage-",
     ),
     "anthropic": Preset(
         "https://api.anthropic.com/v1",
@@ -178,12 +177,10 @@ PRESETS: dict[str, Preset] = {
 
 def plugin(type: str) -> Callable[[Any], Any] | None:
     """Return the callable that an installed package registers for a provider type, or None."""
-    for entry in importlib.metadata.entry_points(group=GROUP, name=type):
-        found: Callable[[Any], Any] = entry.load()
-        return found
-    return None
+    entries = importlib.metadata.entry_points(group=GROUP, name=type)
+    return next((entry.load() for entry in entries), None)
 
 
 def plugins() -> list[str]:
-    """Return the provider types that installed packages bring."""
+    """Return the provider types that installed packages register."""
     return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})

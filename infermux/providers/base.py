@@ -1,4 +1,4 @@
-"""What a provider is: a name, models, and an answer to a request."""
+"""What a provider is, and the guard around its code, which may be anybody's."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 from ..dialects import whole
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, InferMuxError, ProviderUnavailable, shown
 from ..protocol import InferRequest, InferResponse
 from ..types import Chunk, Deadline, Usage
 
+Infer = Callable[[InferRequest, Deadline], InferResponse]
 log = logging.getLogger("infermux")
 
 
 class Provider(ABC):
-    """A vendor, or anything else that answers; `name`, `models` and `infer` are all that one needs."""
+    """A vendor, or anything else that answers; it needs only `name`, `models` and `infer`."""
 
     name: str
     models: Sequence[str]
 
     @abstractmethod
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
-        """Return the answer; raise ProviderError (or one of its kinds) where there is none."""
+        """Return the answer; raise ProviderError (or a subclass) if there is none."""
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        """Yield the answer as it comes; a provider that cannot stream gives all of it at once."""
-        yield from whole(validated(self.infer(request, deadline)))
+        """Yield the answer as it comes; by default all of it at once."""
+        return _at_once(self.infer, request, deadline)
 
     def serves(self, model: str) -> bool:
-        """Whether *model* can be asked for without being listed."""
+        """Whether *model* can be requested although `models` does not list it."""
         return False
 
     def close(self) -> None:
@@ -39,109 +41,122 @@ class Provider(ABC):
 
 
 class RegisteredProvider(NamedTuple):
-    """A registered provider, its two ways to be asked, and how it knows models that it does not
-    list.
-    """
+    """A provider as the registry keeps it, with defaults for what it does not define."""
 
     provider: Any
     name: str
     models: tuple[str, ...]
-    infer: Callable[[InferRequest, Deadline], InferResponse]
+    infer: Infer
     stream: Callable[[InferRequest, Deadline], Iterator[Chunk]]
     serves: Callable[[str], bool]
     vendor: str  # whose prices apply
     any_model: bool  # whether PROVIDER/MODEL may name a model that is not listed
 
-
-def member(provider: Any) -> RegisteredProvider:
-    """Return *provider* as the registry keeps it; raise ConfigError naming what an object lacks to
-    be one.
-    """
-    for name in ("name", "models", "infer"):
-        if not hasattr(provider, name):
-            raise ConfigError(f"{type(provider).__name__} is not a provider: it has no {name!r}")
-    name = provider.name() if callable(provider.name) else provider.name
-    models = provider.models() if callable(provider.models) else provider.models
-    models = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else None
-    if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
-        raise ConfigError(
-            f"a provider's name must be printable text without '/', not {shown(name)}"
+    @classmethod
+    def of(cls, provider: Any) -> Self:
+        """Return *provider* as the registry keeps it; raise ConfigError for what it lacks."""
+        for name in ("name", "models", "infer"):
+            if not hasattr(provider, name):
+                raise ConfigError(
+                    f"{type(provider).__name__} is not a provider: it has no {name!r}"
+                )
+        name = provider.name() if callable(provider.name) else provider.name
+        if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
+            raise ConfigError(
+                f"a provider's name must be printable text without '/', not {shown(name)}"
+            )
+        models = provider.models() if callable(provider.models) else provider.models
+        listed: list[Any] = list(models) if isinstance(models, Iterable) else [None]
+        if isinstance(models, str) or not all(isinstance(each, str) and each for each in listed):
+            raise ConfigError(f"the models of provider {name!r} must be a list of names")
+        if not callable(provider.infer):
+            raise ConfigError(f"infer of provider {name!r} is not callable")
+        infer = _with_deadline(provider.infer)
+        return cls(
+            provider,
+            name,
+            tuple(listed),
+            infer,
+            getattr(provider, "stream", None) or partial(_at_once, infer),
+            partial(_serves, getattr(provider, "serves", None)),
+            getattr(provider, "vendor", name),
+            getattr(provider, "any_model", False),
         )
-    if models is None or not all(isinstance(model, str) and model for model in models):
-        raise ConfigError(f"the models of provider {name!r} must be a list of names")
-    if not callable(provider.infer):
-        raise ConfigError(f"infer of provider {name!r} cannot be called")
-    infer = _taking_deadline(provider.infer)
-    stream = getattr(provider, "stream", None) or _streamed(infer)
-    return RegisteredProvider(
-        provider,
-        name,
-        tuple(models),
-        infer,
-        stream,
-        _guessing(getattr(provider, "serves", None)),
-        getattr(provider, "vendor", name),
-        getattr(provider, "any_model", False),
-    )
 
 
-def validated(response: object) -> InferResponse:
-    """Return what a provider's infer gave if every field of it is of its type: it may be anybody's
-    code.
-    """
-    if not isinstance(response, InferResponse):
-        raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
-    texts = (
-        response.model,
-        response.provider,
-        response.content,
-        response.finish_reason,
-        response.reasoning,
-        response.refusal,
-    )
-    numbers = (response.tokens_in, response.tokens_out, response.latency_ms)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError("a text of the InferResponse is not a str")
-    for number in numbers:
-        if type(number) is not int:
-            raise TypeError("a number of the InferResponse is not an int")
-    if not isinstance(response.usage, Usage | None) or not isinstance(
-        response.cost_usd, int | float | None
-    ):
-        raise TypeError("usage or cost_usd of the InferResponse is not of its type")
-    return response
+def _at_once(infer: Infer, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
+    yield from whole(validated(infer(request, deadline)))
 
 
-def _guessing(serves: Callable[[str], bool] | None) -> Callable[[str], bool]:
-    """Return a way to ask whether a model is served; a provider whose own way fails serves what it
-    lists.
-    """
-
-    def ask(model: str) -> bool:
-        try:
-            return bool(serves is not None and serves(model))
-        except Exception:  # somebody's own code
-            log.exception("a provider could not say whether it serves a model")
-            return False
-
-    return ask
+def _serves(serves: Callable[[str], bool] | None, model: str) -> bool:
+    try:
+        return bool(serves is not None and serves(model))
+    except Exception:  # a provider's own code
+        log.exception("a provider could not say whether it serves a model")
+        return False
 
 
-def _taking_deadline(
-    infer: Callable[..., InferResponse],
-) -> Callable[[InferRequest, Deadline], InferResponse]:
+def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
     try:
         inspect.signature(infer).bind(None, None)
-    except TypeError:  # somebody's own infer(request): it does without the deadline
+    except TypeError:  # the provider's own infer(request) ignores the deadline
         return lambda request, deadline: infer(request)
     return infer
 
 
-def _streamed(
-    infer: Callable[[InferRequest, Deadline], InferResponse],
-) -> Callable[[InferRequest, Deadline], Iterator[Chunk]]:
-    def stream(request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        yield from whole(validated(infer(request, deadline)))
+# -- the guard around a provider's code ------------------------------------------------------------
 
-    return stream
+
+_TEXTS = ("model", "provider", "content", "finish_reason", "reasoning", "refusal")
+_COUNTS = ("tokens_in", "tokens_out", "latency_ms")
+
+
+def validated(response: object) -> InferResponse:
+    """Return the result of a provider's infer; raise TypeError if a field has a wrong type."""
+    if not isinstance(response, InferResponse):
+        raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
+    for name in _TEXTS:
+        if not isinstance(getattr(response, name), str):
+            raise TypeError(f"{name} of the InferResponse is not a str")
+    for name in _COUNTS:
+        if type(getattr(response, name)) is not int:
+            raise TypeError(f"{name} of the InferResponse is not an int")
+    if not isinstance(response.usage, Usage | None):
+        raise TypeError("usage of the InferResponse is not a Usage")
+    if not isinstance(response.cost_usd, int | float | None):
+        raise TypeError("cost_usd of the InferResponse is not a number")
+    return response
+
+
+class ProviderGuard:
+    """Turns an exception of a provider's code that is not ours into ProviderUnavailable."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InferMuxError):
+            raise provider_failed(self._name, error) from error
+
+
+def provider_failed(name: str, error: Exception) -> ProviderUnavailable:
+    """Log an exception of a provider's code; return the error that stands for it."""
+    log.error("provider %r raised %s", name, type(error).__name__, exc_info=error)
+    ours = ProviderUnavailable(f"provider {name!r} failed")
+    ours.retryable = False  # the same code would fail the same way
+    return ours
+
+
+def close_stream(chunks: Any, name: str) -> None:
+    """Close a provider's stream; log a failure, which must not hide an earlier one."""
+    try:
+        release = getattr(chunks, "close", None)
+        if release is not None:
+            release()
+    except Exception as error:  # a provider's own code
+        log.error("the stream of provider %r could not be closed", name, exc_info=error)

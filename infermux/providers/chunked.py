@@ -1,19 +1,23 @@
-"""The body of a stream, piece by piece as it comes: framed in chunks, by a length, or by the end of
-the connection.
+"""The body of a stream, piece by piece as it comes: in chunks, by a length, or until the end.
 
 RFC 9112, sections 6 and 7. http.client and urllib3 ask the socket and themselves a dozen times for
-each event of a stream; here it is once, for whatever has come.
+each event of a stream; here it is once, for all that has come.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from .wire import LONGEST_LINE, MOST_FIELDS, Exchange
+import urllib3
 
+from .transport import READ_SIZE, Exchange
+
+MAX_LINE = 65536  # bytes of a chunk's size or of a trailer, as in http.client
+MAX_TRAILERS = 100
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 
@@ -24,8 +28,8 @@ class Sized:
     def __init__(self, length: int | None) -> None:
         self._left = length
         self.done = length == 0
-        self.rest = b""  # what came behind the body
-        self.broken: Exception | None = None
+        self.rest = b""  # bytes behind the body
+        self.error = None
 
     def feed(self, data: bytes) -> bytes:
         """Return what of *data* belongs to the body."""
@@ -36,28 +40,22 @@ class Sized:
         self.done = not self._left
         return data
 
-    def end(self) -> None:
-        """Take note that the connection has ended; raise IncompleteRead if the body had not."""
-        if self._left is not None:
-            raise http.client.IncompleteRead(b"", self._left)
-        self.done = True
-
 
 class Chunked:
-    """A body in chunks; extensions and trailers are passed over."""
+    """A body in chunks; extensions and trailers are skipped."""
 
     def __init__(self) -> None:
         self.done = False
-        self.rest = b""  # bytes that are not understood yet, or came behind the body
-        self.broken: Exception | None = None  # what is wrong, once that is known
+        self.rest = b""  # bytes that are not parsed yet, or came behind the body
+        self.error: Exception | None = None  # once the chunks are malformed
         self._left = 0  # of the present chunk
         self._gap = False  # whether the line end behind a chunk is due
         self._trailers = 0  # lines behind the last chunk, from 1 on
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the chunks in *data* hold, up to what is no chunk."""
+        """Return what the chunks in *data* hold, up to the first malformed one."""
         data, at, found = self.rest + data if self.rest else data, 0, []
-        while not self.done and self.broken is None:
+        while not self.done and self.error is None:
             if self._left:
                 piece = data[at : at + self._left]
                 at += len(piece)
@@ -74,8 +72,8 @@ class Chunked:
                 continue
             end = data.find(b"\n", at)
             if end < 0:
-                if len(data) - at > LONGEST_LINE:
-                    self.broken = http.client.LineTooLong("chunk size")
+                if len(data) - at > MAX_LINE:
+                    self.error = http.client.LineTooLong("chunk size")
                 break
             self._line(data[at:end].strip())
             at = end + 1
@@ -85,43 +83,71 @@ class Chunked:
     def _line(self, line: bytes) -> None:
         if self._gap:
             if line:
-                self.broken = http.client.HTTPException("a chunk is longer than it says")
+                self.error = http.client.HTTPException("a chunk is longer than its size")
             self._gap = False
         elif self._trailers:
             self._trailers += 1
             self.done = not line
-            if self._trailers > MOST_FIELDS:
-                self.broken = http.client.HTTPException("too many trailers")
+            if self._trailers > MAX_TRAILERS:
+                self.error = http.client.HTTPException("too many trailers")
         elif _SIZE.fullmatch(size := line.partition(b";")[0].rstrip()):
             self._left = int(size, 16)
             self._trailers = int(not self._left)
         else:
-            self.broken = http.client.HTTPException("no size of a chunk")
-
-    def end(self) -> None:
-        """Take note that the connection has ended; raise IncompleteRead, for the last chunk has not
-        come.
-        """
-        raise http.client.IncompleteRead(b"")
+            self.error = http.client.HTTPException("malformed chunk size")
 
 
 def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | None]:
-    """Yield the body as it comes, and None wherever nothing came for *seconds*; whole, it gives its
-    connection back.
-    """
-    answer: Any = exchange.answer
-    frame = Chunked() if answer.chunked else Sized(answer.length)
-    wire = exchange.wire
+    """Yield a body as it comes, None after *seconds* without a byte; then free its connection."""
+    reader, response = exchange.reader, exchange.response
+    frame = Chunked() if raw.chunked else Sized(raw.length_remaining)
     while not frame.done:
-        data = b"" if wire is None else wire.receive(seconds)
+        data = reader.receive(seconds)  # type: ignore[union-attr]  # a response has a reader
         if data is None:
             yield None
         elif data:
             yield frame.feed(data)
-            if frame.broken is not None:  # only now: what came before it is good
-                raise frame.broken
+            if frame.error is not None:  # only now: what came before is good
+                raise frame.error
+        elif raw.chunked or raw.length_remaining is not None:
+            raise http.client.IncompleteRead(b"")
         else:
-            frame.end()
-    if not frame.rest:  # else somebody does not know where answers end
-        answer.close()
+            break  # the body ends with its connection
+    if not frame.rest:  # otherwise the two sides disagree about where the body ends
+        response.close()  # type: ignore[union-attr]
         raw.release_conn()
+
+
+class _Silent(Exception):
+    """Nothing came for a while."""
+
+
+class _File(io.RawIOBase):
+    """Pieces of a body as a file."""
+
+    def __init__(self, body: Iterator[bytes | None]) -> None:
+        self._body = body
+
+    def read1(self, size: int = -1) -> bytes:
+        for data in self._body:
+            if data is None:
+                raise _Silent
+            if data:
+                return data
+        return b""
+
+
+def decoded(body: Iterator[bytes | None], encoding: str) -> Iterator[bytes | None]:
+    """Yield the pieces of a compressed *body* decompressed, None as it comes."""
+    headers = {"content-encoding": encoding}
+    file: Any = _File(body)
+    response = urllib3.HTTPResponse(file, headers, preload_content=False)
+    while True:
+        try:
+            data = response.read1(READ_SIZE, decode_content=True)
+        except _Silent:
+            yield None
+            continue
+        if not data:
+            return
+        yield data

@@ -1,4 +1,4 @@
-"""A provider that answers with the question: for a first try, and for tests without a vendor."""
+"""A provider that repeats the request: for a first try, and for tests without a vendor."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
 
-PRICE = 0.00001  # dollars a token, input and output alike: made up
+PRICE = 0.00001  # made up: dollars per token, input and output alike
 
 
 class EchoProvider(Provider):
-    """Says "echo: " and the last message's text, after *delay* seconds."""
+    """Answers "echo: " and the last message's text, after *delay* seconds."""
 
     def __init__(
         self,

@@ -1,9 +1,4 @@
-"""A provider behind HTTP: all transport, and no wire format, stands here.
-
-The only door to requests and urllib3. Every read of a socket, of a header as of a body, is bounded
-by what is left of the call's deadline: a vendor that drips bytes cannot hold a thread longer than
-one that is silent.
-"""
+"""A provider behind HTTP: an address that speaks a dialect."""
 
 from __future__ import annotations
 
@@ -16,12 +11,15 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import requests
 import urllib3.exceptions
+from requests import PreparedRequest
 
 from ..config.schema import Secret
+from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..errors import (
     ProviderError,
@@ -35,22 +33,19 @@ from ..protocol import InferRequest, InferResponse
 from ..protocol.sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import Provider
-from .chunked import pieces
-from .pool import Adapter
-from .wire import Exchange, Timeouts, current
+from .chunked import decoded, pieces
+from .transport import READ_SIZE, Adapter, Answer, Exchange
 
-__all__ = ["FOREIGN", "HTTPProvider", "Timeouts", "mapped"]
-
-MAX_RESPONSE = (
-    32 * 1024 * 1024
-)  # decoded bytes of one answer, or of one stream's events read at a time
-HEARTBEAT_SECONDS = 10.0  # how long a stream may be silent before a sign of life goes to the client
-DRAIN_SECONDS = 0.02  # how long the end of a finished stream is waited for, to keep its connection
-_READ = 65536
+MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
+MAX_STREAM = 4  # times as much in one stream
+HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
+DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its connection
 
 
 class HTTPProvider(Provider):
     """An address that speaks a dialect."""
+
+    any_model = True  # a vendor has more models than anybody lists
 
     def __init__(
         self,
@@ -71,11 +66,9 @@ class HTTPProvider(Provider):
     ) -> None:
         self.name = name
         self.vendor = vendor or name  # in the price table
-        self.lacks = (
-            lacks or {}
-        )  # by model: what it cannot do, of tools, images, structured output, embeddings
+        self.lacks = lacks or {}  # by model: tools, images, structured output, embeddings
         self.models = tuple(models)
-        self.dialect = _dialect(dialect) if isinstance(dialect, str) else dialect
+        self.dialect = load_dialect(dialect) if isinstance(dialect, str) else dialect
         self.timeouts = timeouts
         address, _, self._query = base_url.partition("?")
         self._base_url = address.rstrip("/")
@@ -88,78 +81,53 @@ class HTTPProvider(Provider):
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
         self._pattern = re.compile(pattern) if pattern else None
-        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
-        self._verify: bool | str = ca or True
+        proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
         self._max_response = max_response
-        self._adapters: dict[int, Adapter] = {}
-
-    any_model = (
-        True  # a vendor has more models than anybody lists: PROVIDER/MODEL asks for each of them
-    )
+        self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
 
     def serves(self, model: str) -> bool:
         """Whether *model* looks like one of this vendor's own."""
-        return (
-            self._pattern is not None
-            and len(model) < 200
-            and self._pattern.match(model) is not None
-        )
+        pattern = self._pattern
+        return pattern is not None and len(model) < 200 and pattern.match(model) is not None
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the answer; raise ProviderError."""
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
-        with _foreign(self):
+        with self._guarded():
             data = self._read(self._send(prepared, Exchange(deadline, self.timeouts)))
-        with _sense(self):
             return self.dialect.decode_response(data, request)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        """Yield the chunks as they come; raise ProviderError, also in the middle.
+        """Yield the chunks as they come; raise ProviderError, also after some of them.
 
-        Up to the first content the call's deadline holds; from there on the stream has a total and
+        The call's deadline ends with the first content; from there on the stream has a total and
         an idle limit of its own.
         """
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
         exchange = Exchange(deadline, self.timeouts)
-        with _foreign(self), _sense(self):
-            response = self._send(prepared, exchange)
+        with self._guarded():
+            answer = self._send(prepared, exchange)
             try:
-                body = self._pieces(response, exchange)
-                chunks = self._chunks(response, body, exchange, request)
+                body = self._body(answer, exchange)
+                chunks = self._chunks(answer, body, request)
                 for chunk in chunks:
                     if chunk.has_content:
-                        exchange.limit, exchange.deadline = (
-                            self.timeouts.idle,
-                            Deadline(self.timeouts.total),
-                        )
+                        exchange.deadline = Deadline(self.timeouts.total)
+                        exchange.max_silence = self.timeouts.idle
                         yield chunk
                         break
                     yield chunk
-                for chunk in chunks:
-                    yield chunk._replace(more=True) if exchange.more else chunk
-                if exchange.live:
-                    exchange.limit = DRAIN_SECONDS
-                    with contextlib.suppress(
-                        *FOREIGN
-                    ):  # the end of the body, so that its connection can serve again
+                yield from chunks
+                if exchange.unread:  # read the end of the body: its connection can serve again
+                    exchange.deadline = Deadline(DRAIN_SECONDS)
+                    with contextlib.suppress(*FOREIGN):
                         for _ in body:
                             pass
             finally:
-                # a stream that was left in the middle must stop costing money at once
-                response.raw.close()
-
-    def _chunks(
-        self,
-        response: requests.Response,
-        body: Iterator[bytes | None],
-        exchange: Exchange,
-        request: InferRequest,
-    ) -> Iterator[Chunk]:
-        if "event-stream" in response.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(body, exchange), request)
-        return self.dialect.decode_whole(self._read(response), request)
+                answer.raw.close()  # a stream that was left early must stop costing money at once
 
     def close(self) -> None:
         """Close this process's idle connections."""
@@ -169,135 +137,107 @@ class HTTPProvider(Provider):
 
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
-        return (
-            request
-            if (request.provider, request.model) == (self.name, model)
-            else replace(request, provider=self.name, model=model)
-        )
+        if (request.provider, request.model) == (self.name, model):
+            return request
+        return replace(request, provider=self.name, model=model)
 
-    def _send(self, prepared: requests.PreparedRequest, exchange: Exchange) -> requests.Response:
-        try:
-            response = self._post(prepared, exchange)
-        except requests.exceptions.ConnectionError:
-            if not exchange.stale:
-                raise
-            exchange.fresh = (
-                True  # the vendor had hung up on a kept connection before it saw the request
-            )
-            response = self._post(prepared, exchange)
-        if not 200 <= response.status_code < 300:
-            data = b"" if 300 <= response.status_code < 400 else self._read(response)
-            response.raw.close()
-            error = self.dialect.decode_error(response.status_code, response.headers, data)
-            self.redact(error)
-            raise error
-        return response
-
-    def _prepared(self, request: InferRequest, *, stream: bool) -> requests.PreparedRequest:
-        url = self._url(self.dialect.path(request, stream=stream))
+    def _prepared(self, request: InferRequest, *, stream: bool) -> PreparedRequest:
+        path = self.dialect.path(request, stream=stream)
         try:
             body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
         except (ValueError, TypeError) as error:
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
-        prepared = requests.PreparedRequest()
+        headers = {
+            **self._headers,
+            **self.dialect.headers(request),
+            "Content-Length": str(len(body)),
+            "Accept-Encoding": "identity" if stream else "gzip, deflate",
+        }
+        prepared = PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = "POST", body, {}
-        prepared.url = url
-        headers = (
-            self._headers
-            | self.dialect.headers(request)
-            | {
-                "Content-Length": str(len(body)),
-                "Accept-Encoding": "identity" if stream else "gzip, deflate",
-            }
-        )
-        prepared.headers = cast(
-            Any, headers
-        )  # sent as it is: a case-insensitive copy would cost more than the call's JSON
+        prepared.url = self._base_url + path
+        if self._query:
+            prepared.url += ("&" if "?" in path else "?") + self._query
+        prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
         return prepared
 
-    def _url(self, path: str) -> str:
-        return (
-            f"{self._base_url}{path}{'&' if '?' in path else '?'}{self._query}"
-            if self._query
-            else self._base_url + path
-        )
-
-    def _post(self, prepared: requests.PreparedRequest, exchange: Exchange) -> requests.Response:
-        adapter = self._adapters.get(os.getpid()) or self._adapters.setdefault(
-            os.getpid(), Adapter()
-        )
-        current.exchange = exchange
+    def _send(self, prepared: PreparedRequest, exchange: Exchange) -> Answer:
+        """Return a good answer, its head read; raise the error that another one stands for."""
+        process = os.getpid()
+        adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
-            return adapter.send(
-                prepared,
-                stream=True,
-                timeout=exchange.timeouts(),
-                verify=self._verify,
-                proxies=self._proxies,
-            )
-        except BaseException as error:
-            exchange.close()  # urllib3 forgets the socket under an answer whose head it refuses
-            if isinstance(error, ValueError) and not isinstance(error, FOREIGN):
-                raise ProviderUnavailable("no connection to the provider") from error
-            raise
-        finally:
-            current.exchange = None
+            answer = adapter.post(prepared, exchange)
+        except ValueError as error:
+            if isinstance(error, FOREIGN):
+                raise
+            raise ProviderUnavailable("no connection to the provider") from error
+        if not 200 <= answer.status_code < 300:
+            data = b"" if 300 <= answer.status_code < 400 else self._read(answer)
+            answer.raw.close()
+            raise self.dialect.decode_error(answer.status_code, answer.headers, data)
+        return answer
 
-    def _read(self, response: requests.Response) -> bytes:
-        """Return the whole body, decoded and bounded."""
-        length = response.raw.length_remaining
-        if (
-            length is not None
-            and length <= self._max_response
-            and "content-encoding" not in response.headers
-        ):
-            whole: bytes = response.raw.read(decode_content=False)  # the usual answer, in one go
-            return whole
+    def _read(self, answer: Answer) -> bytes:
+        """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
+        raw = answer.raw
+        length = raw.length_remaining
+        if length is not None and length <= self._max_response and _is_plain(answer):
+            return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
-        while piece := response.raw.read1(_READ, decode_content=True):
+        while piece := raw.read1(READ_SIZE, decode_content=True):
             data += piece
             if len(data) > self._max_response:
-                response.raw.close()
-                raise ProviderUnavailable("the provider's answer is longer than this service takes")
+                raw.close()
+                raise ProviderUnavailable("the provider's answer exceeds the size limit")
         return bytes(data)
 
-    def _pieces(self, response: requests.Response, exchange: Exchange) -> Iterator[bytes | None]:
-        """Return the body as it comes, and None wherever nothing came for a while."""
-        if exchange.wire is not None and "content-encoding" not in response.headers:
-            return pieces(exchange, response.raw, HEARTBEAT_SECONDS)
-        exchange.chunked = "transfer-encoding" in response.headers
-        return _decoded(response.raw, exchange)
+    def _body(self, answer: Answer, exchange: Exchange) -> Iterator[bytes | None]:
+        """Return the body as it comes, with a None for each long silence."""
+        if exchange.reader is None:  # a test double for requests has no socket
+            return iter(answer.raw.stream(READ_SIZE, decode_content=True))
+        body = pieces(exchange, answer.raw, HEARTBEAT_SECONDS)
+        return body if _is_plain(answer) else decoded(body, answer.headers["content-encoding"])
 
-    def _events(self, body: Iterator[bytes | None], exchange: Exchange) -> Iterator[Event | None]:
-        """Yield the events of a body, and None wherever nothing worth passing on came for a while."""
+    def _chunks(
+        self, answer: Answer, body: Iterator[bytes | None], request: InferRequest
+    ) -> Iterator[Chunk]:
+        if "event-stream" in answer.headers.get("content-type", "").lower():
+            return self.dialect.decode_events(self._events(body), request)
+        return self.dialect.decode_whole(self._read(answer), request)
+
+    def _events(self, body: Iterator[bytes | None]) -> Iterator[Event | None]:
+        """Yield the events of a body, and None when none has come for a while."""
         parser, size, last = Parser(), 0, time.monotonic()
         for data in body:
             if data is None:
                 yield None
                 continue
             size += len(data)
-            if size > self._max_response * 4:
+            if size > self._max_response * MAX_STREAM:
                 raise ValueError("a stream without end")
-            events = parser.feed(data)
-            if events:
-                latest = events.pop()
-                if events:
-                    exchange.more = True
-                    yield from events
-                    exchange.more = False
-                yield latest
+            if events := parser.feed(data):
+                yield from events
                 last = time.monotonic()
-            elif (
-                time.monotonic() - last > HEARTBEAT_SECONDS
-            ):  # comments only, or one event in many small pieces
+            elif time.monotonic() - last > HEARTBEAT_SECONDS:  # only comments, or a dripped event
                 yield None
                 last = time.monotonic()
         yield from parser.end()
 
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn exceptions of libraries and dialects into ours, and redact ours."""
+        try:
+            yield
+        except ProviderError as error:
+            self.redact(error)
+            raise
+        except FOREIGN as error:
+            raise mapped(error) from error
+        except _NONSENSE as error:
+            raise ProviderUnavailable("the provider's answer could not be understood") from error
+
     def redact(self, error: ProviderError) -> None:
-        """Take keys and addresses out of the vendor's own words, which only the caller's own
-        mistakes keep.
-        """
+        """Remove keys and addresses from a message that may hold the vendor's own words."""
         if isinstance(error, ProviderRejected | ProviderModelNotFound):
             error.message = self._redacted(error.message)
             error.args = (error.message,)
@@ -311,24 +251,6 @@ class HTTPProvider(Provider):
         return _SECRETS.sub("[redacted]", message)[:600]
 
 
-def _decoded(raw: Any, exchange: Exchange) -> Iterator[bytes | None]:
-    """Yield a body that is compressed although nobody asked for that, or that has no socket under
-    it.
-    """
-    data = b""
-    while True:
-        full = (
-            len(data) >= _READ
-        )  # then a decoder may hold more, for which the socket need not be asked
-        if not full and raw.length_remaining != 0 and exchange.silent(HEARTBEAT_SECONDS):
-            yield None
-            continue
-        data = raw.read1(_READ, decode_content=True)
-        if not data:
-            return
-        yield data
-
-
 _SECRETS = re.compile(
     r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|[\w-]*\*{3,}[\w-]*"
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
@@ -336,51 +258,17 @@ _SECRETS = re.compile(
 )
 
 
-def _dialect(name: str) -> Dialect:
-    return cast(
-        Dialect,
-        importlib.import_module(
-            f"infermux.dialects.{name}" if name == "azure" else f"infermux.dialects.{name}.upstream"
-        ),
-    )
+def load_dialect(name: str) -> Dialect:
+    """Return the vendor's side of a dialect: its package's `upstream`, or a module of its own."""
+    module = name if name == "azure" else f"{name}.upstream"
+    return cast(Dialect, importlib.import_module(f"infermux.dialects.{module}"))
 
 
-# -- one place for every foreign exception ---------------------------------------------------------
+def _is_plain(answer: Answer) -> bool:
+    return "content-encoding" not in answer.headers
 
 
-class _Guard:
-    """Guards what is done for one provider."""
-
-    __slots__ = ("_provider",)
-
-    def __init__(self, provider: HTTPProvider) -> None:
-        self._provider = provider
-
-    def __enter__(self) -> None:
-        pass
-
-
-class _foreign(_Guard):
-    """Turns what requests, urllib3, ssl and sockets raise into our own errors, without a word of
-    theirs.
-    """
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FOREIGN):
-            raise mapped(error) from error
-
-
-class _sense(_Guard):
-    """Turns what a dialect raises over an answer that makes no sense into an error of the provider;
-    others lose what is secret.
-    """
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ProviderError):
-            self._provider.redact(error)
-        elif isinstance(error, _NONSENSE) and not isinstance(error, FOREIGN):
-            raise ProviderUnavailable("the provider's answer could not be understood") from error
-
+# -- one place for every exception of a library ----------------------------------------------------
 
 FOREIGN = (
     requests.exceptions.RequestException,
@@ -395,15 +283,14 @@ _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
 def mapped(error: BaseException) -> ProviderError:
-    """Return our error for a foreign one."""
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # to urllib3 a kind of timeout
-        return ProviderUnavailable("no connection to the provider")
-    if isinstance(error, _TIMEOUTS):
+    """Return our error for one of a library, without its words."""
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # there a kind of timeout
+    if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS):
         failed = ProviderUnavailable("no trusted connection to the provider")
         failed.retryable = False  # a certificate does not heal within a call
         return failed
-    if isinstance(error, requests.exceptions.ConnectionError):
+    if refused or isinstance(error, requests.exceptions.ConnectionError):
         return ProviderUnavailable("no connection to the provider")
     return ProviderUnavailable("the connection to the provider broke")

@@ -47,8 +47,7 @@ from ..planning.call import Attempt, Call, for_target
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse, TraceSpan
-from ..providers.base import RegisteredProvider, validated
-from ..providers.foreign import Foreign
+from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import parse, spans
 from ..types import (
     ANONYMOUS,
@@ -409,7 +408,7 @@ class Router:
         deadline: Deadline,
         permit: TargetPermit,
     ) -> InferResponse:
-        with Foreign(provider.name):
+        with ProviderGuard(provider.name):
             response = validated(provider.infer(for_target(call.request, attempt.target), deadline))
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)

@@ -17,8 +17,7 @@ from typing import Any
 from ..errors import InferMuxError, StreamIncomplete
 from ..planning.call import Attempt, Call, StreamAccumulator
 from ..protocol import InferRequest, InferResponse
-from ..providers.base import RegisteredProvider
-from ..providers.foreign import Foreign, close, failed
+from ..providers.base import ProviderGuard, RegisteredProvider, close_stream, provider_failed
 from ..types import HEARTBEAT, Chunk, Deadline
 from .accounting import Accounting
 from .targets import TargetPermit
@@ -66,7 +65,7 @@ class Stream:
             self._settle(error)
             raise
         except Exception as error:  # inline, since the guard costs two calls per event
-            ours = failed(self.call.provider, error)
+            ours = provider_failed(self.call.provider, error)
             self._settle(ours)
             raise ours from error
         return chunk
@@ -84,7 +83,7 @@ class Stream:
         """End the stream: close the provider's connection and record what was used."""
         if self.call.ended is None:
             while self._first:  # chunks that came before the first read are billed too
-                with Foreign(self.call.provider):
+                with ProviderGuard(self.call.provider):
                     self._answer.add(self._first.popleft())
             self._settle(None)
 
@@ -109,7 +108,7 @@ class Stream:
             return
         attempt.ended, attempt.error = time.monotonic(), error
         try:
-            close(self._rest, call.provider)
+            close_stream(self._rest, call.provider)
             self._permit.end(error)
             self._accounting.charge_stream(call, attempt, self._answer)
         finally:
@@ -123,7 +122,7 @@ def open_chunks(
     chunks: Iterator[Chunk] = iter(())
     first: list[Chunk] = []
     try:
-        with Foreign(provider.name):
+        with ProviderGuard(provider.name):
             chunks = iter(provider.stream(request, deadline))
             for chunk in chunks:
                 if chunk is not HEARTBEAT:
@@ -134,7 +133,7 @@ def open_chunks(
                     return first, chunks
         raise StreamIncomplete("the provider's stream ended before its first content")
     except BaseException:
-        close(chunks, provider.name)
+        close_stream(chunks, provider.name)
         raise
 
 

@@ -45,19 +45,17 @@ def sse_response(stream: Stream, encoder: Encoder) -> Response:
 
 
 def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
-    held = b""  # events that arrived together are sent together
     try:
         for chunk in stream:
-            held += encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
-            if held and not chunk.more:
-                data, held = held, b""
+            data = encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
+            if data:
                 yield data
-        yield held + encoder.end(summary(stream.call), stream.call.usage)
+        yield encoder.end(summary(stream.call), stream.call.usage)
     except InferMuxError as error:
-        yield held + encoder.error(error)
+        yield encoder.error(error)
     except Exception:  # a bug must not look like the end of the stream
         log.exception("a stream failed unexpectedly")
-        yield held + encoder.error(InferMuxError("internal error"))
+        yield encoder.error(InferMuxError("internal error"))
 
 
 def summary(call: Call) -> JSON:

@@ -17,7 +17,7 @@ from infermux import Router, chaos, errors
 from infermux.chaos import Row
 from infermux.chaos.faults import FAULTS
 from infermux.config import Config, ProviderConfig, Secret
-from infermux.config.settings import LedgerConfig, ModelConfig, Reliability, Trace, Wait
+from infermux.config.settings import LedgerConfig, ModelConfig, Reliability, Timeouts, Trace
 from infermux.dialects.openai import upstream as openai
 from infermux.errors import ConfigError, ProviderError, StreamIncomplete
 
@@ -196,7 +196,7 @@ def test_names_that_go_the_same_way_are_tried_once() -> None:
 
 
 def test_time_outs_keep_their_proportion_to_the_deadline() -> None:
-    wait = Wait(connect=5, first_byte=6, idle=30, total=600)
+    wait = Timeouts(connect=5, first_byte=6, idle=30, total=600)
     hasty = dataclasses.replace(OPENAI, timeout=wait)
     rows = chaos.run(
         Config((hasty,), reliability=Reliability(deadline=60.0, attempts=1)), faults=["stall"]

@@ -134,8 +134,8 @@ def test_providers_read_as_written(full):
     assert [each.name for each in full.providers] == ["openai", "anthropic", "local"]
     openai, anthropic, local = full.providers
     assert [each.type for each in full.providers] == ["openai", "anthropic", "openai"]
-    assert openai.timeout == settings.Wait(connect=3.0, first_byte=20.0, idle=30.0, total=120.0)
-    assert anthropic.timeout == local.timeout == settings.Wait(5.0, 60.0, 30.0, 600.0)
+    assert openai.timeout == settings.Timeouts(connect=3.0, first_byte=20.0, idle=30.0, total=120.0)
+    assert anthropic.timeout == local.timeout == settings.Timeouts(5.0, 60.0, 30.0, 600.0)
     assert [each.api_key and each.api_key.reveal() for each in full.providers] == [
         SECRET,
         "sk-dummy",
@@ -262,7 +262,7 @@ def test_a_line_changes_one_thing(line, path, expected):
             "lacks",
             {"m": ("tools", "structured output")},
         ),
-        ("timeout = { idle = 1.5 }", "timeout", settings.Wait(idle=1.5)),
+        ("timeout = { idle = 1.5 }", "timeout", settings.Timeouts(idle=1.5)),
         ('options = { anything = { at = ["all"] } }', "options", {"anything": {"at": ["all"]}}),
         ("models = []", "models", ()),
     ],
@@ -303,7 +303,7 @@ def test_the_example_shows_every_section_and_key():
     text = EXAMPLE.read_text(encoding="utf-8")
     kinds = (
         settings.ProviderConfig,
-        settings.Wait,
+        settings.Timeouts,
         settings.ModelConfig,
         settings.Reliability,
         settings.Breaker,
@@ -1022,7 +1022,7 @@ def test_a_scalar_of_the_environment_wins(variable, value, path, expected):
     [
         ("BASE_URL", "http://other/v1", "base_url", "http://other/v1"),
         ("MODELS", "x, y", "models", ("x", "y")),
-        ("TIMEOUT__IDLE", "3", "timeout", settings.Wait(idle=3.0)),
+        ("TIMEOUT__IDLE", "3", "timeout", settings.Timeouts(idle=3.0)),
         ("CONCURRENCY", "9", "concurrency", 9),
         ("PROXY", "http://p:1", "proxy", "http://p:1"),
     ],

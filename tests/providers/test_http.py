@@ -266,9 +266,7 @@ def test_a_chunk_is_passed_on_as_soon_as_it_is_there(vendor: Make, provider: Mak
     assert [chunk.text for chunk in chunks if chunk.text] == ["two"]
 
 
-def test_events_that_came_together_say_so_and_wait_for_no_other(
-    vendor: Make, provider: Make
-) -> None:
+def test_events_that_came_together_wait_for_no_other(vendor: Make, provider: Make) -> None:
     go = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -283,13 +281,22 @@ def test_events_that_came_together_say_so_and_wait_for_no_other(
 
     chunks = provider(vendor(script)).stream(HI, Deadline(10))
     seen = [next(chunks) for _ in range(3)]
-    assert [(chunk.text, chunk.more) for chunk in seen] == [
-        ("one", False),
-        ("two", True),
-        ("three", False),
-    ]
+    assert [chunk.text for chunk in seen] == ["one", "two", "three"]
     go.set()
     assert [chunk.text for chunk in chunks if chunk.text] == ["four"]
+
+
+@WAYS
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_interim_answers_are_passed_over(
+    vendor: Make, provider: Make, ask: Any, status: int
+) -> None:
+    early = b"HTTP/1.1 %d Interim\r\nLink: </style.css>\r\n\r\n" % status
+    at = vendor(answers(early + early + OK))
+    mine = provider(at)
+    check_good(ask(mine))
+    check_good(ask(mine))
+    assert at.connections == 1
 
 
 @WAYS
@@ -393,7 +400,7 @@ def test_a_certificate_that_nobody_signed_is_not_trusted(
     error = failure(ask, provider(at))
     assert isinstance(error, ProviderUnavailable)
     assert not error.retryable
-    assert at.requests == []
+    assert (at.connections, at.requests) == (1, [])
 
 
 @WAYS
@@ -969,6 +976,52 @@ def test_a_proxy_is_used_where_it_is_configured(vendor: Make, provider: Make, as
     assert proxy.requests[0].line == "POST http://vendor.invalid/v1/chat/completions HTTP/1.1"
 
 
+def tunnel(then: Script, tls: ssl.SSLContext | None = None) -> Script:
+    """A proxy that opens a tunnel and is itself what stands at its other end."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        if tls is None:
+            then(peer)
+        else:
+            with tls.wrap_socket(peer.sock, server_side=True) as inside:
+                then(Peer(peer.vendor, inside, peer.number))
+
+    return script
+
+
+@WAYS
+def test_tls_goes_through_a_tunnel(
+    vendor: Make, provider: Make, tls: ssl.SSLContext, certificate: Path, ask: Any
+) -> None:
+    proxy = vendor(tunnel(answers(OK), tls))
+    at = {"proxy": f"http://127.0.0.1:{proxy.port}", "ca": str(certificate)}
+    mine = provider("https://127.0.0.1:4711/v1", **at)
+    check_good(ask(mine))
+    check_good(ask(mine))
+    assert proxy.connections == 1
+    assert [sent.line.split()[:2] for sent in proxy.requests] == [
+        ["CONNECT", "127.0.0.1:4711"],
+        ["POST", "/v1/chat/completions"],
+        ["POST", "/v1/chat/completions"],
+    ]
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "script",
+    [drips(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 5000), tunnel(Peer.gone)],
+    ids=["dripped head", "no handshake"],
+)
+def test_a_slow_tunnel_holds_nobody_beyond_the_deadline(
+    vendor: Make, provider: Make, ask: Any, script: Script
+) -> None:
+    proxy = f"http://127.0.0.1:{vendor(script).port}"
+    error = failure(ask, provider("https://127.0.0.1:4711/v1", proxy=proxy), 0.4)
+    assert isinstance(error, ProviderTimeout | ProviderUnavailable)
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 
@@ -1186,6 +1239,23 @@ def test_a_kept_connection_that_is_silent_is_not_tried_again(
     assert len(at.requests) == 2
 
 
+def test_a_kept_connection_that_takes_no_more_is_not_tried_again(
+    vendor: Make, provider: Make
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(OK)
+        peer.vendor.stopped.wait(SOON)
+
+    at = vendor(script)
+    mine = provider(at, timeouts=Timeouts(first_byte=0.3))
+    check_good(infer(mine))
+    big = replace(HI, messages=[{"role": "user", "content": "x" * 20_000_000}])
+    with pytest.raises(ProviderTimeout):
+        mine.infer(big, Deadline(10))
+    assert at.connections == 1
+
+
 def test_a_connection_that_was_closed_long_ago_is_noticed(vendor: Make, provider: Make) -> None:
     closed = threading.Event()
 
@@ -1393,6 +1463,20 @@ def test_a_compressed_stream_is_passed_on_without_waiting(
     assert [next(chunks).text for _ in range(5000)] == ["one"] * 5000
     assert time.monotonic() - begun < 2.5
     chunks.close()
+
+
+@SILENT
+def test_a_compressed_stream_shows_signs_of_life_too(
+    vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
+) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [
+        packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH)
+        for part in (delta("one"), delta("two", "stop") + DONE)
+    ]
+    head = head[:-2] + b"Content-Encoding: gzip\r\n\r\n"
+    at = vendor(paced(*pieces, packer.flush(), pause=0.5, head=head, chunked=chunked))
+    assert beats(monkeypatch, provider(at))[:3] == ["one", "beat", "two"]
 
 
 # -- recorded traffic, over a socket ---------------------------------------------------------------

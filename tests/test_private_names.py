@@ -1,0 +1,199 @@
+"""Every private or undocumented name of a library that the package touches, each with its reason.
+
+A name that a version within our bounds lacks fails here first; CI runs this with the lowest and the
+newest versions.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import infermux
+
+ROOT = Path(infermux.__file__).parent
+MAX_NAMES = 15
+
+
+class Name(NamedTuple):
+    """A name of a library, the module of ours that uses it, and why."""
+
+    distribution: str  # or "python"
+    place: str
+    used_in: str
+    reason: str
+
+
+TABLE = [
+    Name(
+        "python",
+        "http.client.HTTPConnection.response_class",
+        "providers/transport.py",
+        "hangs in the reader that bounds every read by the call's deadline",
+    ),
+    Name(
+        "python",
+        "http.client.HTTPResponse.begin",
+        "providers/transport.py",
+        "passes over interim responses other than 100, such as 103",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.connection.HTTPConnection.is_connected",
+        "providers/transport.py",
+        "refuses kept connections to a request that found one dead",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.connection.HTTPConnection.is_closed",
+        "providers/transport.py",
+        "connects before sending, which has another time limit",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.connectionpool.HTTPConnectionPool.ConnectionCls",
+        "providers/transport.py",
+        "makes pools of our connections",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.poolmanager.PoolManager.pool_classes_by_scheme",
+        "providers/transport.py",
+        "makes the pool manager use our pools",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.response.HTTPResponse.length_remaining",
+        "providers/http.py",
+        "tells whether a body can be read in one go",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.response.HTTPResponse.chunked",
+        "providers/chunked.py",
+        "tells how a body is framed",
+    ),
+]
+# How to make an object whose attributes are set when it is made.
+MADE: dict[str, Callable[[type], Any]] = {
+    "urllib3.poolmanager.PoolManager": lambda kind: kind(),
+    "urllib3.response.HTTPResponse": lambda kind: kind(),
+}
+# Names with an underscore that their libraries document.
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_exit", "_get_current_object"}
+
+
+def found(place: str) -> Any:
+    """Return what stands at a dotted place; raise AttributeError if there is nothing."""
+    parts = place.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for at in range(end, len(parts)):
+            if not hasattr(value, parts[at]) and (make := MADE.get(".".join(parts[:at]))):
+                value = make(value)
+            value = getattr(value, parts[at])
+        return value
+    raise AttributeError(place)
+
+
+EACH = pytest.mark.parametrize("name", TABLE, ids=lambda name: name.place)
+
+
+@EACH
+def test_the_name_exists_in_the_installed_version(name: Name) -> None:
+    found(name.place)
+
+
+@EACH
+def test_the_name_is_used_where_the_table_says(name: Name) -> None:
+    assert name.place.rpartition(".")[2] in (ROOT / name.used_in).read_text("utf-8")
+    owner = packages_distributions().get(name.place.partition(".")[0], ["python"])
+    assert name.distribution.lower() in {each.lower() for each in owner}
+    assert name.reason
+
+
+def test_there_are_few_of_them() -> None:
+    assert len(TABLE) <= MAX_NAMES
+    assert len({(name.place, name.used_in) for name in TABLE}) == len(TABLE)
+
+
+# -- those that the table lacks --------------------------------------------------------------------
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def ours(tree: ast.AST) -> Iterator[str]:
+    """Yield the names that a module defines: functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def touched(tree: ast.AST) -> Iterator[str]:
+    """Yield the private names that a module reads, passes to getattr, or imports from a library."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            yield from (
+                str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant)
+            )
+
+
+def missing(text: str, listed: set[str], known: set[str]) -> list[str]:
+    """Return the private names in a module that are neither *listed* nor *known* to be ours."""
+    names = {name for name in touched(ast.parse(text)) if is_private(name)}
+    return sorted(names - listed - known - DOCUMENTED)
+
+
+FILES = {str(file.relative_to(ROOT)): file.read_text("utf-8") for file in ROOT.rglob("*.py")}
+OURS = {file: set(ours(ast.parse(text))) for file, text in FILES.items()}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_private_name_is_missing_in_the_table(file: str) -> None:
+    listed = {name.place.rpartition(".")[2] for name in TABLE if name.used_in == file}
+    package = file.rpartition("/")[0]
+    near = [names for other, names in OURS.items() if other.rpartition("/")[0] == package]
+    assert missing(FILES[file], listed, set[str]().union(*near)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("fields._container", ["_container"]),
+        ("getattr(sock, '_sock')", ["_sock"]),
+        ("from socket import _socket", ["_socket"]),
+        ("class A:\n    _mine = 1\n    def f(self): return self._mine", []),
+        ("class A:\n    def f(self): self._x = 1; return self._x", []),
+        ("a.b.__dict__", []),
+        ("row._asdict()", []),
+        ("from . import _private", []),
+    ],
+)
+def test_a_private_name_is_found(text: str, names: list[str]) -> None:
+    assert missing(text, set(), set(ours(ast.parse(text)))) == names
+
+
+def test_a_place_that_is_gone_is_noticed() -> None:
+    with pytest.raises(AttributeError):
+        found("http.client.HTTPConnection.no_such_name")
+    with pytest.raises(AttributeError):
+        found("no_such_package.name")
