@@ -28,6 +28,9 @@ class Target(NamedTuple):
         return cls(provider, model)
 
 
+FALLBACK_ON = ("context",)  # rejections after which the next target is tried, by default
+
+
 class Route(NamedTuple):
     """What a name stands for: its entries, how one is chosen, and the fallbacks (`then`)."""
 
@@ -37,7 +40,7 @@ class Route(NamedTuple):
     then: tuple[Target | Route, ...] = ()
     weights: tuple[float, ...] = ()  # of the entries, in order; empty: all equal
     on_unsupported: str = ""  # "error" or "drop"; empty: as the router does
-    fallback_on: tuple[str, ...] = ("context",)  # rejections after which the next target is tried
+    fallback_on: tuple[str, ...] = FALLBACK_ON
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from ..errors import ConfigError, shown
+from ..types import FALLBACK_ON
 from .schema import (
     Reader,
     Secret,
@@ -135,7 +136,7 @@ class ModelConfig:
     weights: Mapping[str, float] = reads(weights, {})
     on_unsupported: str = reads(one_of("error", "drop"), "")
     # rejections by a vendor after which the next target is tried
-    fallback_on: tuple[str, ...] = reads(_fallbacks, ("context",))
+    fallback_on: tuple[str, ...] = reads(_fallbacks, FALLBACK_ON)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..types import JSON, Route, Target
+from ..types import FALLBACK_ON, JSON, Route, Target
 from .strategies import STRATEGIES, State
 
 MAX_NAME = 200  # characters of a name whose plans are kept: the ledger cuts longer ones
@@ -28,7 +28,6 @@ _READS = {
     "cheapest": ("cost",),
 }
 _DRAWS = {"weighted", "least_latency"}
-FALLBACK_ON = Route._field_defaults["fallback_on"]
 _PRIORITY = frozenset({"priority"})
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any model name can be stored
 _UNUSED = random.Random(0)  # where no strategy draws; seeding one costs more than planning

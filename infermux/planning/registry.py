@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
-from ..types import JSON, Route, Target
+from ..types import FALLBACK_ON, JSON, Route, Target
 
 AUTO = ("", "auto")
 MAX_DEPTH = 20  # of names inside names
@@ -81,7 +81,7 @@ class Registry:
         then: Iterable[str] = (),
         weights: Mapping[str, float] | None = None,
         on_unsupported: str = "",
-        fallback_on: Iterable[str] = ("context",),
+        fallback_on: Iterable[str] = FALLBACK_ON,
     ) -> None:
         """Define a model name; each target is PROVIDER/MODEL, a model, a provider or a name."""
         self._changed()
