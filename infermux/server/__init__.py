@@ -1,7 +1,7 @@
-"""gunicorn's settings for this service: what gunicorn.conf.py and `infermux serve` share.
+"""gunicorn's settings and hooks, for gunicorn.conf.py and `infermux serve`.
 
-Names are gunicorn's own. A call to a model holds its thread for up to a minute and waits for nearly
-all of it, so there are many threads; they wait outside the interpreter's lock.
+The names are gunicorn's own. A call to a model holds its thread for up to a minute, nearly all of
+which it waits for the provider, so there are many threads.
 """
 
 from __future__ import annotations
@@ -26,44 +26,40 @@ from ..config.settings import Config, Server
 from ..errors import ConfigError
 from ..pricing.compare import stale
 from ..routing import stream
-from ..telemetry import call_log as calllog
-from ..telemetry import shared_memory as board
-from ..telemetry.tokentrace import flush_all
+from ..telemetry import call_log, shared_memory
+from ..telemetry.exporter import flush_all
 from . import status
 
 log = logging.getLogger("infermux")
 
 WORKER = "infermux.server.worker.Worker"
-FILES = 65536  # descriptors of a process, as far as the system allows: each call has several
-SOCKET_SECONDS = 10  # a client that neither sends nor reads for so long loses its connection
-GARBAGE = 10_000  # objects made since the last search for garbage, until the next
-# each thread that waits for the lock wakes so often: at Python's own 5 ms, and now and then
+MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
+CLIENT_SECONDS = 10  # after which a client that neither sends nor reads is disconnected
+GC_THRESHOLD = 10_000  # new objects between two garbage collections
+# a waiting thread asks for the interpreter so often; at 20 ms, a thousand do little else
 SWITCH_SECONDS = 0.1
-# at 20 ms, the wakings of a thousand leave no time for anything else
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def load() -> dict[str, Any]:
-    """Read the configuration and return gunicorn's settings; a broken file stops the start, but
-    never a service that runs.
+    """Read the configuration, and return gunicorn's settings.
 
-    gunicorn runs this in its master, at the start and at each HUP; the workers that it forks
-    inherit what was read.
+    gunicorn calls this in its master, at the start and at each HUP; workers inherit what was read.
+    A configuration that is broken prevents a start, but at a HUP the old one stays.
     """
-    board.share()
+    shared_memory.share()
     before, build.pinned = build.pinned, None
     try:
         config = build.settings()
-        checked = (
-            build.router if before is None else build.check
-        )  # the first start is checked once it is one: on_starting
-        checked(config)  # whatever is wrong with it is found here, before a worker is told to go
+        # a reload is checked before any worker stops, the first start once it is one: on_starting
+        (build.router if before is None else build.check)(config)
     except ConfigError as error:
         if before is None:
             sys.exit(f"infermux: {error.message}")
-        log.error("the configuration is not reloaded, the old one stays: %s", error.message)
+        log.error("the configuration was not reloaded; the old one stays: %s", error.message)
         config = before
     build.pinned = config
-    calllog.configure(config.server.log_level, config.server.log_format)
+    call_log.configure(config.server.log_level, config.server.log_format)
     return options(config.server)
 
 
@@ -74,16 +70,14 @@ def options(server: Server) -> dict[str, Any]:
         "worker_class": WORKER,
         "workers": server.workers,
         "threads": server.threads,
-        "worker_connections": 4
-        * server.threads,  # what exceeds the threads is room for idle kept-alive connections
+        "worker_connections": 4 * server.threads,  # with room for idle kept-alive ones
         "keepalive": 30,
         "graceful_timeout": server.graceful,
         "accesslog": None,
         "errorlog": "-",
         "proc_name": "infermux",
-        "loglevel": "info"
-        if server.log_level == "warning"
-        else server.log_level,  # a start is worth its three lines
+        # the three lines of a start are welcome
+        "loglevel": "info" if server.log_level == "warning" else server.log_level,
         "control_socket_disable": True,
         "on_starting": on_starting,
         "when_ready": when_ready,
@@ -95,101 +89,92 @@ def options(server: Server) -> dict[str, Any]:
 
 
 def on_starting(server: Any) -> None:
-    """Refuse to start where no call could be written down; a service that runs already goes on
-    without, and says so.
-    """
+    """Check the ledger and the rate limits before the start, and load what workers will share."""
     try:
         build.check(build.settings())
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
     os.register_at_fork(
-        before=lambda: _hold_back(signal.SIG_BLOCK),
-        after_in_parent=lambda: _hold_back(signal.SIG_UNBLOCK),
+        before=lambda: _mask_stop_signals(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stop_signals(signal.SIG_UNBLOCK),
     )
-    importlib.import_module("infermux.app")  # what is there before the fork, all workers share
-    gc.collect()
-    gc.freeze()
+    importlib.import_module("infermux.app")
+    _freeze()
     if warning := stale(time.time()):
         server.log.warning("%s", warning)
 
 
 def when_ready(server: Any) -> None:
-    """Bound what a client can hold up: accepted connections inherit these from the listener."""
-    timeout = struct.pack("ll", SOCKET_SECONDS, 0)
+    """Set the timeouts of clients; accepted connections inherit them from the listener."""
+    timeout = struct.pack("ll", CLIENT_SECONDS, 0)
     for listener in server.LISTENERS:
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # a Unix socket has no TCP options, and needs none
-            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SOCKET_SECONDS)
-            # a send that gets rid of one byte in its ten seconds may try again: this ends a reader
-            # that stands still for once and all
-            listener.sock.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SOCKET_SECONDS * 1000
-            )
+        with contextlib.suppress(OSError, AttributeError):  # a Unix socket has no TCP options
+            set_option = listener.sock.setsockopt
+            set_option(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            set_option(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+            set_option(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
+            # SO_SNDTIMEO starts anew with each byte sent; this ends a reader that has stopped
+            set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
 
 
 def on_reload(server: Any) -> None:
-    """Renew what --preload has loaded: without it, each new worker makes its own."""
+    """Renew the application of --preload; otherwise each new worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
         app = server.app.wsgi()
-        if getattr(app, "import_name", "") == "infermux":  # a host's own app has its own limits
+        if getattr(app, "import_name", "") == "infermux":  # another app has its own limits
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
 
 
 def _renew(config: Config) -> None:
-    """Give the routers that serve in this process, a master's that has loaded its application, the
-    state of *config*.
-    """
+    """Give the routers that the master has made a new configuration."""
     for old in list(build.routers):
         new = build.router(config, serving=True)
         build.routers.discard(new)
-        status.watch(new)  # else nobody counts until somebody asks
         old.take_over(new)
+        status.monitor(old)  # else its calls are not counted before /metrics is read
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Hand the interpreter's lock around less often, and know how many threads there really are, in
-    each worker.
-    """
+    """Prepare a worker's process for many threads."""
     sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
-        build.pinned = replace(
-            build.pinned, server=replace(build.pinned.server, threads=worker.cfg.threads)
-        )
-        build.resize(build.pinned)  # under --preload the application was made before this was known
+        # --threads may differ from the file, and --preload has made routers before it was known
+        threads = replace(build.pinned.server, threads=worker.cfg.threads)
+        build.pinned = replace(build.pinned, server=threads)
+        build.resize(build.pinned)
     status.start()
 
 
 def post_worker_init(worker: Any) -> None:
-    """Leave what was loaded out of the search for garbage, and search less often: a thousand calls
-    in flight are no garbage.
-    """
+    """Collect garbage less often: a thousand calls in flight are no garbage."""
+    _freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 50)
+    _mask_stop_signals(signal.SIG_UNBLOCK)
+
+
+def _freeze() -> None:
+    """Exclude what is loaded from garbage collection; it also stays shared after a fork."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GARBAGE, 20, 50)
-    _hold_back(signal.SIG_UNBLOCK)
 
 
-def _hold_back(how: int) -> None:
-    """Block, or let through, what ends a worker.
+def _mask_stop_signals(how: int) -> None:
+    """Block or unblock the signals that stop a worker.
 
-    A worker that has just been forked still has its master's handlers: a SIGTERM that came then
-    would be lost, and the service would wait for it until graceful_timeout.
+    Until a new worker has its own handlers, a SIGTERM would run its master's and be lost.
     """
-    signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+    signal.pthread_sigmask(how, STOP_SIGNALS)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send the spans that are still queued."""
+    """Send the queued spans."""
     flush_all()
     status.stop()
     atexit.unregister(flush_all)  # else a TokenTrace that hangs is waited for twice

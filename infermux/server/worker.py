@@ -1,10 +1,10 @@
-"""gunicorn's thread worker with five changes, each of which a test shows.
+"""gunicorn's thread worker with five changes.
 
-1. What it answers and logs about a request that it refuses repeats nothing of that request.
-2. Without a free file descriptor it waits, and goes on afterwards.
+1. Answers to, and logs of, refused requests repeat nothing of them.
+2. A worker survives a lack of file descriptors.
 3. A burst of requests starts a few at a time, so that each soon waits for its provider.
-4. Requests that start with GET, such as health checks, do not wait behind such a burst.
-5. A thread answers further requests of its client, without going through the main loop.
+4. GET requests, such as health checks, do not wait behind such a burst.
+5. A thread answers its client's further requests without going through the main loop.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
 from ..types import LogThrottle
 
-KEEP_THREAD_MS = 10  # how long a thread waits for the next request of its client
+KEEP_THREAD_MS = 10  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
-TURN_SECONDS = 0.001  # from one such start to the next; longer while the interpreter is busy
-ACCEPTS_PER_TURN = 256  # connections to accept at a time while requests wait
-NO_DESCRIPTOR_SECONDS = 0.1  # how long a worker without a free descriptor pauses
+TURN_SECONDS = 0.001  # between such starts, or more while the interpreter is busy
+ACCEPTS_PER_TURN = 256  # during a burst
+PAUSE_SECONDS = 0.1  # without a free descriptor
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-STATUSES = {  # of what gunicorn refuses, by the name of its exception; others are 400
+STATUSES = {  # by the name of gunicorn's exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
     "ExpectationFailed": 417,
@@ -45,11 +45,11 @@ STATUSES = {  # of what gunicorn refuses, by the name of its exception; others a
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The worker class of the service."""
+    """The worker class of a service."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log: Any = copy.copy(self.log)  # the master's own log is left alone
+        self.log: Any = copy.copy(self.log)  # the master keeps its own
         self.log.exception = self._log_exception
         self._complaint = LogThrottle()
         self._waiting: deque[Any] = deque()  # connections whose request has not started
@@ -61,10 +61,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         super().init_process()
 
-    # -- the main loop -----------------------------------------------------------------------------
-
     def accept(self, listener: Any) -> None:
-        """Accept a connection, or many during a burst: there may be a health check among them."""
+        """Accept a connection, or many during a burst: one may be a health check."""
         try:
             super().accept(listener)
             for _ in range(ACCEPTS_PER_TURN if self._waiting else 0):
@@ -77,10 +75,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 raise
             if self._complaint.due():
                 self.log.error("cannot accept connections: %s", os.strerror(error.errno))
-            time.sleep(NO_DESCRIPTOR_SECONDS)
+            time.sleep(PAUSE_SECONDS)
 
     def enqueue_req(self, conn: Any) -> None:
-        """Queue a request to be started; during a burst a GET starts at once."""
+        """Queue a request; during a burst a GET starts at once."""
         self._active += 1
         if self._waiting and _is_get(conn.sock):
             super().enqueue_req(conn)
@@ -88,7 +86,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._waiting.append(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Handle events, then start some of the requests that wait."""
+        """Handle events, then start some of the queued requests."""
         burst = bool(self._waiting)
         super().wait_for_and_dispatch_events(TURN_SECONDS if burst else timeout)
         now = time.monotonic()
@@ -103,18 +101,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._active -= 1
         super().finish_request(conn, fs)
 
-    # -- a thread ----------------------------------------------------------------------------------
-
     def handle(self, conn: Any) -> Any:
-        """Answer the requests of a client for as long as the next one follows at once.
+        """Answer a client's requests while the next one follows at once.
 
-        The way through the main loop and back would cost a tenth of a call.
+        The way through the main loop would cost a tenth of a call.
         """
         kept = super().handle(conn)
         while kept is True and self._next_follows(conn):
             kept = super().handle(conn)
         if not kept:
-            # closing waits up to two seconds for the client's side: not in the main loop
+            # not in the main loop, which would wait two seconds for a client's FIN
             with contextlib.suppress(OSError):
                 conn.close(graceful=True)
             conn.close = _already_closed
@@ -125,7 +121,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if conn.parser.unreader.buf.getvalue():
             return True  # it has been read together with the last one
         if not self.alive or self.cfg.is_ssl or 2 * self._active > self.cfg.threads:
-            return False  # TLS may have read it already, which poll() does not see
+            return False  # poll() does not see what TLS has read
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         return bool(poll.poll(KEEP_THREAD_MS))
@@ -134,24 +130,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Answer a request that gunicorn refuses, or that failed."""
         name = type(exc).__name__
         if isinstance(exc, OSError) or (req is not None and "Chunk" in name):
-            return  # the client has left, or its broken body has been answered by the application
+            return  # the client has left, or the application has answered
         refused = isinstance(exc, ParseException) and (req is None or name in STATUSES)
         status = STATUSES.get(name, 400) if refused else 500
         if status == 500:
             self.log.exception("error handling a request")
         else:
-            client_ip = addr[0] if addr else "a Unix socket"
-            self.log.warning("refused a request from %s: %s", client_ip, name)
+            sender = addr[0] if addr else "a Unix socket"
+            self.log.warning("refused a request from %s: %s", sender, name)
         with contextlib.suppress(OSError):
             client.sendall(refusal(status))
 
     def _log_exception(self, message: str, *args: object, **_: object) -> None:
-        """Log where the current exception was raised, but not its text, which may quote a request.
-
-        A client that is slow or gone is no error.
-        """
+        """Log where an exception was raised, but not its text, which may quote a request."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):
+        if isinstance(error, OSError):  # a client that is slow or gone
             self.log.debug("%s: %s", message, os.strerror(error.errno or 0))
             return
         frames = "".join(traceback.format_tb(error.__traceback__)) if error else ""
@@ -159,15 +152,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _is_get(sock: socket.socket) -> bool:
-    """Whether a request that has arrived is a GET, which costs next to nothing here."""
+    """Whether a GET has arrived, which costs next to nothing here."""
     try:
         return sock.recv(5, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"GET /"
-    except (OSError, ValueError):  # nothing has arrived, or TLS, where peeking is an error
+    except (OSError, ValueError):  # nothing has arrived, or TLS, which cannot peek
         return False
 
 
 def _already_closed(graceful: bool = False) -> None:
-    """Replace the close() of a connection that is closed."""
+    """Do nothing; it replaces the close() of a closed connection."""
 
 
 def refusal(status: int) -> bytes:

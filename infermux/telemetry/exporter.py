@@ -17,6 +17,9 @@ FLUSH_SECONDS = 3.0
 LINGER_SECONDS = 0.02  # how long items are gathered: waking a thread costs more than sending one
 _exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()  # type: ignore[type-arg]  # of any items
 
+_dropped = 0  # by all of them
+_dropping = threading.Lock()
+
 Item = TypeVar("Item")
 Send = Callable[[list[Item]], int]  # returns how many were not accepted
 
@@ -119,9 +122,11 @@ class Exporter(Generic[Item]):
         return items
 
     def _drop(self, count: int) -> None:
-        with self._lock:
+        global _dropped
+        with _dropping:
             first = not self.dropped
             self.dropped += count
+            _dropped += count
         if first:
             log.warning("%s: they are dropped and counted", self._complaint)
 
@@ -135,11 +140,13 @@ def flush_all(seconds: float = FLUSH_SECONDS) -> None:
 
 def dropped() -> int:
     """Return how many items all exporters of this process have dropped."""
-    return sum(exporter.dropped for exporter in list(_exporters))
+    return _dropped
 
 
 def _after_fork() -> None:
-    """Forget the threads and locks of the parent, which a child does not have."""
+    """Forget the threads, locks and counts of the parent, which are not the child's."""
+    global _dropped, _dropping
+    _dropped, _dropping = 0, threading.Lock()
     for exporter in list(_exporters):
         exporter._reset()
 

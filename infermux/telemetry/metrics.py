@@ -1,8 +1,7 @@
-"""Twelve families for Prometheus: counted call by call on the board that all workers share, and
-written in its text format 0.0.4.
+"""Prometheus metrics: calls are counted in shared memory, and written in text format 0.0.4.
 
-A label's value is never a caller's own: a provider or model that the configuration does not name
-counts as "other".
+A provider or model that the configuration does not name has the label "other", so that callers
+cannot make new series.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
-_MOST = 10**17
+_MAX_COUNT = 10**17  # of one attempt: the sum of many fits a cell
 _TARGET = ("provider", "model")
 _CODES = {
     kind.code
@@ -34,7 +33,7 @@ _CODES = {
 
 
 class Family(NamedTuple):
-    """A metric: what it is, and how its cells become a value."""
+    """A metric, and how its cells become a value."""
 
     kind: str
     labels: tuple[str, ...]
@@ -44,58 +43,42 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "requests_total": Family(
-        "counter",
-        (*_TARGET, "status"),
-        "Calls that ended, by the HTTP status of what came of them.",
-    ),
+    "requests_total": Family("counter", (*_TARGET, "status"), "Calls that ended, by HTTP status."),
     "latency_seconds": Family(
         "histogram", _TARGET, "Seconds from the start of a call to its end.", _NANO, SECONDS
     ),
     "ttft_seconds": Family(
-        "histogram",
-        _TARGET,
-        "Seconds from the start of a streamed call to its first content.",
-        _NANO,
-        SECONDS,
+        "histogram", _TARGET, "Seconds from the start of a stream to its content.", _NANO, SECONDS
     ),
     "overhead_seconds": Family(
-        "histogram",
-        (),
-        "Seconds of a call that were spent here: neither at a provider nor waiting.",
-        _NANO,
-        OWN_SECONDS,
+        "histogram", (), "Seconds of a call outside providers and waits.", _NANO, OWN_SECONDS
     ),
     "tokens_total": Family(
         "counter",
         (*_TARGET, "kind"),
-        "Tokens; input has cached_input and cache_write in it, output has reasoning.",
+        "Tokens; input includes cached_input and cache_write, output includes reasoning.",
     ),
     "cost_usd_total": Family("counter", _TARGET, "Dollars, where the price is known.", PICO),
     "attempts_total": Family(
-        "counter", (*_TARGET, "outcome"), "Requests to providers: ok, or the code of the error."
+        "counter", (*_TARGET, "outcome"), "Requests to providers, by ok or the error code."
     ),
     "circuit_state": Family(
-        "gauge", _TARGET, "0 closed, 1 half open, 2 open; of several workers the worst."
+        "gauge", _TARGET, "0 closed, 1 half open, 2 open; the worst of all workers."
     ),
     "streams_open": Family("gauge", (), "Streams that are open or being opened."),
-    "unpriced_total": Family(
-        "counter",
-        _TARGET,
-        "Requests to providers that were answered, and whose price is not known.",
-    ),
+    "unpriced_total": Family("counter", _TARGET, "Answered requests whose price is unknown."),
     "streams_incomplete_total": Family(
         "counter", _TARGET, "Streams that broke after their first content."
     ),
-    "spans_dropped_total": Family("counter", (), "Spans that did not arrive."),
+    "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
 }
 
 
 class Metrics:
-    """Counts calls on *board*, with the names that *registry* has as labels."""
+    """Counts calls in *memory*; the names of *registry* are the labels."""
 
-    def __init__(self, board: SharedMemory, registry: Registry) -> None:
-        self._board = board
+    def __init__(self, memory: SharedMemory, registry: Registry) -> None:
+        self._memory = memory
         self._registry = registry
         self._targets: frozenset[Target] = frozenset()
         self._models: frozenset[str] = frozenset()
@@ -105,37 +88,31 @@ class Metrics:
         """Count a call that has ended."""
         attempts, error, seconds = call.attempts, call.error, call.seconds
         last = attempts[-1] if attempts else None
-        stripe, target = (
-            self._board.mine,
-            self.labels(*(last.target if last is not None else (call.provider, call.model))),
-        )
+        target = self.labels(*(last.target if last is not None else (call.provider, call.model)))
+        slot = self._memory.own
         status = (
             "200" if error is None else str(error.status) if 400 <= error.status < 600 else OTHER
         )
         own = seconds
         for attempt in attempts:
             own -= attempt.seconds + attempt.waited
-        with stripe.lock:
-            stripe.add(("requests_total", *target, status))
-            _observe(stripe, ("latency_seconds", *target), SECONDS, seconds)
-            _observe(stripe, ("overhead_seconds",), OWN_SECONDS, max(0.0, own))
+        with slot.lock:
+            slot.add(("requests_total", *target, status))
+            _observe(slot, ("latency_seconds", *target), SECONDS, seconds)
+            _observe(slot, ("overhead_seconds",), OWN_SECONDS, max(0.0, own))
             if last is not None and last.first_chunk is not None:
-                _observe(
-                    stripe, ("ttft_seconds", *target), SECONDS, last.first_chunk - call.started
-                )
+                _observe(slot, ("ttft_seconds", *target), SECONDS, last.first_chunk - call.started)
                 if error is not None:
-                    stripe.add(("streams_incomplete_total", *target))
+                    slot.add(("streams_incomplete_total", *target))
             for attempt in attempts:
                 _attempted(
-                    stripe, target if attempt is last else self.labels(*attempt.target), attempt
+                    slot, target if attempt is last else self.labels(*attempt.target), attempt
                 )
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
-        """Return the labels for a target, or for what was asked for: only what the configuration
-        names, so that they are few.
-        """
+        """Return the labels of a target, or of what a call without attempts asked for."""
         changes = self._registry.changes
-        if changes != self._changes:  # a host may register more at any time
+        if changes != self._changes:  # an application may register more at any time
             self._targets = frozenset(self._registry.targets())
             self._models = frozenset(
                 (*self._registry.names, *(target.model for target in self._targets))
@@ -150,15 +127,15 @@ class Metrics:
         )
 
 
-def _observe(stripe: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:
-    at = stripe.at(key, len(bounds) + 2)
-    stripe.cells[at + bisect_left(bounds, seconds)] += 1
-    stripe.cells[at + len(bounds) + 1] += int(seconds * _NANO)
+def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:
+    at = slot.at(key, len(bounds) + 2)
+    slot.cells[at + bisect_left(bounds, seconds)] += 1
+    slot.cells[at + len(bounds) + 1] += int(seconds * _NANO)
 
 
-def _attempted(stripe: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> None:
+def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> None:
     code = None if attempt.error is None else attempt.error.code
-    stripe.add(
+    slot.add(
         ("attempts_total", *target, "ok" if code is None else code if code in _CODES else OTHER)
     )
     usage = attempt.usage
@@ -172,25 +149,23 @@ def _attempted(stripe: WorkerSlot, target: tuple[str, str], attempt: Attempt) ->
         ("reasoning", usage.reasoning_tokens),
     ):
         if count:
-            stripe.add(("tokens_total", *target, kind), _bounded(count))
+            slot.add(("tokens_total", *target, kind), _bounded(count))
     if attempt.cost is None:
-        stripe.add(("unpriced_total", *target))
+        slot.add(("unpriced_total", *target))
     else:
-        stripe.add(("cost_usd_total", *target), _bounded(attempt.cost))
+        slot.add(("cost_usd_total", *target), _bounded(attempt.cost))
 
 
 def _bounded(count: int) -> int:
-    """Return what a vendor claims as far as a sum of many takes it."""
-    return count if 0 <= count <= _MOST else max(0, min(count, _MOST))
+    """Return a vendor's figure within the bounds of a cell."""
+    return count if 0 <= count <= _MAX_COUNT else max(0, min(count, _MAX_COUNT))
 
 
 # -- the text --------------------------------------------------------------------------------------
 
 
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
-    """Return every family with its samples; one without labels has a sample even when nothing was
-    counted.
-    """
+    """Return every family with its samples; one without labels always has a sample."""
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
     for (name, *values), cells in sorted(
         [*counts.items(), *((key, (value,)) for key, value in gauges.items())]
@@ -240,14 +215,12 @@ def _braced(pairs: list[str]) -> str:
 
 
 def _decimal(count: int, unit: int) -> str:
-    """Return *count* / *unit*, a power of ten, to the last digit."""
+    """Return *count* / *unit*, which is a power of ten, exactly."""
     whole, rest = divmod(count, unit)
     return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
 
 
 def _escaped(value: str) -> str:
-    """Return a label's value as the format has it; a lone half of a character has no place in
-    UTF-8.
-    """
+    """Return a label's value in the text format; lone surrogates become question marks."""
     whole = value.encode("utf-8", "replace").decode()
     return whole.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

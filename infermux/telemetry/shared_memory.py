@@ -1,9 +1,8 @@
-"""What the workers of a host share: counts that outlive a worker, a note of each worker, and orders
-to all of them.
+"""Memory that the workers of a service share: counters, each worker's status, operator commands.
 
-It is a map of memory, made before the workers are forked and divided into stripes. A process writes
-to one stripe, which is its own while it holds a lock that the kernel takes back at its death;
-whoever gets the stripe next goes on from its counts. Readers add up.
+It is mapped before the workers are forked, and divided into slots. A worker writes to one slot,
+which it owns by a lock that the kernel releases at the worker's death; its successor continues
+the counters. Readers add up all slots.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 log = logging.getLogger("infermux")
-STRIPES = 128  # workers at a time, those included that finish their last calls after a HUP
-Key = tuple[str, ...]
+SLOTS = 128  # workers at a time, with those that finish their last calls after a HUP
+Key = tuple[str, ...]  # of a series: the metric and the values of its labels
 
-_WORD = 8  # bytes; memory that nobody has written to is not there at all
-_TEXT = 384 * 1024  # of a stripe's catalogue: a line of JSON for each series, its width and its key
-_NOTE = 512 * 1024
+_WORD = 8  # bytes; pages that are never written to take no memory
+_CATALOGUE = 384 * 1024  # of a slot: one line of JSON per series, with its width and key
+_STATUS = 512 * 1024
 _CELLS = 16 * 1024  # words
-_SPILL = 64  # the last of them: where counts go that have no room, and nobody reads
-_HEAD = 8  # words: of a stripe as below, of the board its last order's number and their length
-_TEXT_END, _NOTE_END, _NOTE_SUM, _SEEN = range(4)
-_STRIPE = (_HEAD + _CELLS) * _WORD + _TEXT + _NOTE
-_ORDERS = 128 * 1024  # bytes
-_FRONT = _HEAD * _WORD + _ORDERS
+_OVERFLOW = 64  # the last cells, for counts that have no room; nobody reads them
+_HEAD = 8  # words: of a slot as in the next line; of the whole, the last command and their size
+_CATALOGUE_END, _STATUS_END, _STATUS_SUM, _ACKNOWLEDGED = range(4)
+_SLOT = (_HEAD + _CELLS) * _WORD + _CATALOGUE + _STATUS
+_COMMANDS = 128 * 1024  # bytes
+_FRONT = _HEAD * _WORD + _COMMANDS
 
-_boards: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
+_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
 
 
 class Command(NamedTuple):
-    """What an operator wants of a provider's circuits, or of one model's; each worker does it once."""
+    """What an operator wants of a provider's circuits, or of one model's."""
 
     number: int
     action: str
@@ -51,128 +50,125 @@ class Command(NamedTuple):
 
 
 class WorkerSlot:
-    """The part of one process: `cells` and `add` are for whoever holds `lock`."""
+    """The part of one worker; hold `lock` while you count."""
 
     def __init__(self, memory: memoryview) -> None:
         words = memory[: (_HEAD + _CELLS) * _WORD].cast("q")
         self._head, self.cells = words[:_HEAD], words[_HEAD:]
         texts = memory[(_HEAD + _CELLS) * _WORD :]
-        self._text, self._note = texts[:_TEXT], texts[_TEXT:]
+        self._catalogue, self._status = texts[:_CATALOGUE], texts[_CATALOGUE:]
         self.lock = threading.Lock()
         self._at: dict[Key, int] = {}
         self._next = 0
+        self._inherited: dict[Key, int] = {}
 
-    def resume(self) -> None:
-        """Go on from the counts of whoever had the stripe before; what was so at the moment of a
-        death is not so any more.
-        """
+    def take_over(self) -> None:
+        """Continue the counters of the slot's last owner; its status is void."""
         for key, at, width in self.series():
             self._at[key], self._next = at, at + width
-        self.write(b"")
-        self.seen = 0
+        self.write_status(b"")
+        self.acknowledged = 0
 
     def at(self, key: Key, width: int = 1) -> int:
-        """Return the first of the *width* cells of a series; a new one begins with zeros."""
+        """Return the first of the *width* cells of a series; new ones are 0."""
         found = self._at.get(key)
         return self._new(key, width) if found is None else found
 
     def add(self, key: Key, count: int = 1) -> None:
-        """Count."""
+        """Add *count* to a series of one cell."""
         at = self._at.get(key)
         self.cells[self._new(key, 1) if at is None else at] += count
 
+    def set(self, key: Key, count: int) -> None:
+        """Set this worker's share of a series to *count*."""
+        at = self.at(key)
+        self.cells[at] = self._inherited.setdefault(key, self.cells[at]) + count
+
     def _new(self, key: Key, width: int) -> int:
-        line, end, at = (
-            json.dumps([width, *key]).encode() + b"\n",
-            self._head[_TEXT_END],
-            self._next,
-        )
-        if end + len(line) > _TEXT or at + width > _CELLS - _SPILL:
-            return _CELLS - _SPILL
-        self._text[end : end + len(line)] = line
+        line, end = json.dumps([width, *key]).encode() + b"\n", self._head[_CATALOGUE_END]
+        at = self._next
+        if end + len(line) > _CATALOGUE or at + width > _CELLS - _OVERFLOW:
+            return _CELLS - _OVERFLOW
+        self._catalogue[end : end + len(line)] = line
         self._at[key], self._next = at, at + width
-        self._head[_TEXT_END] = end + len(line)  # last: until now nobody sees it
+        self._head[_CATALOGUE_END] = end + len(line)  # last: readers stop here
         return at
 
     def series(self) -> Iterator[tuple[Key, int, int]]:
-        """Yield each series, its first cell and how many it has."""
+        """Yield each series with its first cell and their number."""
         at = 0
-        for line in bytes(self._text[: self._head[_TEXT_END]]).splitlines():
+        for line in bytes(self._catalogue[: self._head[_CATALOGUE_END]]).splitlines():
             width, *key = json.loads(line)
             yield tuple(key), at, width
             at += width
 
-    def write(self, note: bytes) -> None:
-        """Leave a note for the others in place of the last one; one that is too long is not left."""
-        if len(note) <= _NOTE:
-            self._note[: len(note)] = note
-            self._head[_NOTE_SUM], self._head[_NOTE_END] = zlib.crc32(note), len(note)
+    def write_status(self, status: bytes) -> None:
+        """Replace the worker's status; one that is too long is ignored."""
+        if len(status) <= _STATUS:
+            self._status[: len(status)] = status
+            self._head[_STATUS_SUM], self._head[_STATUS_END] = zlib.crc32(status), len(status)
 
-    def read(self) -> bytes:
-        """Return the note, whole; nothing where there is none."""
+    def read_status(self) -> bytes:
+        """Return the worker's status, complete, or nothing."""
         for _ in range(50):
-            note = bytes(self._note[: self._head[_NOTE_END]])
-            if zlib.crc32(note) == self._head[_NOTE_SUM]:
-                return note
+            status = bytes(self._status[: self._head[_STATUS_END]])
+            if zlib.crc32(status) == self._head[_STATUS_SUM]:
+                return status
             time.sleep(0.001)  # it is just being written
         return b""
 
     @property
-    def seen(self) -> int:
-        """The number of the last order that the process has carried out."""
-        return self._head[_SEEN]
+    def acknowledged(self) -> int:
+        """The number of the last command that the worker has carried out."""
+        return self._head[_ACKNOWLEDGED]
 
-    @seen.setter
-    def seen(self, number: int) -> None:
-        self._head[_SEEN] = number
+    @acknowledged.setter
+    def acknowledged(self, number: int) -> None:
+        self._head[_ACKNOWLEDGED] = number
 
 
 class SharedMemory:
-    """The whole of it; a process that inherits it by a fork gets a stripe of its own as soon as it
-    needs one.
-    """
+    """All slots, and the commands; a process that is forked later gets a slot of its own."""
 
     def __init__(self) -> None:
-        self._fd = _memory(_FRONT + STRIPES * _STRIPE)
+        size = _FRONT + SLOTS * _SLOT
+        self._fd = _anonymous_file(size)
         weakref.finalize(self, os.close, self._fd)
-        self._memory = memoryview(mmap.mmap(self._fd, _FRONT + STRIPES * _STRIPE))
+        self._memory = memoryview(mmap.mmap(self._fd, size))
         self._head = self._memory[: _HEAD * _WORD].cast("q")
-        self._forget()
-        _boards.add(self)
+        self._commands = self._memory[_HEAD * _WORD : _FRONT]
+        self._reset()
+        _memories.add(self)
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._mine: WorkerSlot | None = None
+        self._own: WorkerSlot | None = None
         self._number = -1
 
     @property
-    def mine(self) -> WorkerSlot:
-        """The stripe of this process."""
-        return self._mine or self._claim()
+    def own(self) -> WorkerSlot:
+        """The slot of this process."""
+        return self._own or self._claim()
 
     def _claim(self) -> WorkerSlot:
         with self._lock:
-            if self._mine is None:
-                self._number = next(
-                    (number for number in range(STRIPES) if self._lockable(number)), -1
-                )
+            if self._own is None:
+                self._number = next(filter(self._lock_slot, range(SLOTS)), -1)
                 if self._number < 0:
-                    log.error(
-                        "there are more workers than metrics have room for: what this one counts is not seen"
-                    )
-                made = WorkerSlot(
-                    memoryview(bytearray(_STRIPE)) if self._number < 0 else self._part(self._number)
-                )
-                made.resume()
-                self._mine = made
-            return self._mine
+                    log.error("too many workers: this one's metrics are not reported")
+                    self._own = WorkerSlot(memoryview(bytearray(_SLOT)))
+                else:
+                    slot = self._slot(self._number)
+                    slot.take_over()
+                    self._own = slot
+            return self._own
 
-    def _part(self, number: int) -> memoryview:
-        start = _FRONT + number * _STRIPE
-        return self._memory[start : start + _STRIPE]
+    def _slot(self, number: int) -> WorkerSlot:
+        start = _FRONT + number * _SLOT
+        return WorkerSlot(self._memory[start : start + _SLOT])
 
-    def _lockable(self, number: int) -> bool:
-        """Whether nobody has that stripe, and if so, take it."""
+    def _lock_slot(self, number: int) -> bool:
+        """Lock a slot, unless another process owns it; return whether that succeeded."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
         except OSError:
@@ -180,67 +176,68 @@ class SharedMemory:
         return True
 
     def others(self) -> list[WorkerSlot]:
-        """Return the stripes of the other processes that live."""
+        """Return the slots of the other live workers."""
         found = []
-        with self._lock:  # a lock of this process would not keep another thread of it out
-            for number in range(STRIPES):
+        with self._lock:  # the kernel's locks do not exclude threads of the same process
+            for number in range(SLOTS):
                 if number == self._number:
                     continue
-                if not self._lockable(number):
-                    found.append(WorkerSlot(self._part(number)))
-                else:
+                if self._lock_slot(number):
                     fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, 1 + number)
+                else:
+                    found.append(self._slot(number))
         return found
 
     def counts(self) -> dict[Key, list[int]]:
-        """Return each series, added up over all processes that there are or were."""
+        """Return each series, added up over all workers, past and present."""
         sums: dict[Key, list[int]] = {}
-        for stripe in map(WorkerSlot, map(self._part, range(STRIPES))):
-            for key, at, width in stripe.series():
-                cells, before = stripe.cells[at : at + width].tolist(), sums.get(key, ())
-                sums[key] = [
-                    count + old for count, old in itertools.zip_longest(cells, before, fillvalue=0)
-                ]
+        for slot in map(self._slot, range(SLOTS)):
+            for key, at, width in slot.series():
+                pairs = itertools.zip_longest(
+                    slot.cells[at : at + width].tolist(), sums.get(key, ()), fillvalue=0
+                )
+                sums[key] = [count + before for count, before in pairs]
         return sums
 
-    # -- orders ------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------------------
 
     @property
-    def last(self) -> int:
-        """The number of the last order."""
+    def last_command(self) -> int:
+        """The number of the last command."""
         return self._head[0]
 
-    def order(self, action: str, provider: str, model: str | None = None) -> int:
-        """Give an order to every process; return its number. What it makes void is forgotten, the
-        rest stands for those yet to come.
+    def command(self, action: str, provider: str, model: str | None = None) -> int:
+        """Give a command to every worker, now and later; return its number.
+
+        Earlier commands for the same circuits are void.
         """
-        with self._alone():
-            new = Command(self.last + 1, action, provider, model)
+        with self._locked():
+            new = Command(self.last_command + 1, action, provider, model)
             kept = [
                 each
-                for each in self._read()
+                for each in self._read_commands()
                 if each.provider != provider or (model is not None and each.model != model)
             ] + [new]
-            while len(data := json.dumps(kept).encode()) > _ORDERS:
+            while len(data := json.dumps(kept).encode()) > _COMMANDS:
                 kept.pop(0)
-            self._memory[_HEAD * _WORD : _HEAD * _WORD + len(data)] = data
+            self._commands[: len(data)] = data
             self._head[1], self._head[0] = len(data), new.number
             return new.number
 
-    def orders(self, since: int) -> list[Command]:
-        """Return the orders after number *since* that stand."""
-        with self._alone():
-            return [order for order in self._read() if order.number > since]
+    def commands(self, since: int) -> list[Command]:
+        """Return the valid commands after number *since*."""
+        with self._locked():
+            return [command for command in self._read_commands() if command.number > since]
 
-    def _read(self) -> list[Command]:
-        data = bytes(self._memory[_HEAD * _WORD : _HEAD * _WORD + self._head[1]])
+    def _read_commands(self) -> list[Command]:
         try:
-            return [Command(*each) for each in json.loads(data or b"[]")]
-        except ValueError:  # of a worker that was killed while it wrote
+            data = json.loads(bytes(self._commands[: self._head[1]]) or b"[]")
+        except ValueError:  # a worker was killed while it wrote
             return []
+        return [Command(*each) for each in data]
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with self._lock:
             fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, 0)
             try:
@@ -249,17 +246,17 @@ class SharedMemory:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, 0)
 
 
-shared: SharedMemory | None = None  # what the master of a service has made for its workers
+shared: SharedMemory | None = None  # of a service, made by its master for the workers
 
 
 def share() -> None:
-    """Make the board of a service, unless it has one: it stays for as long as the master does."""
+    """Make the memory of a service, once: it lasts as long as the master."""
     global shared
     shared = shared or SharedMemory()
 
 
-def _memory(size: int) -> int:
-    """Return the descriptor of memory without a name."""
+def _anonymous_file(size: int) -> int:
+    """Return the descriptor of a file without a name, in memory if possible."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("infermux")
     else:
@@ -270,9 +267,9 @@ def _memory(size: int) -> int:
 
 
 def _after_fork() -> None:
-    """A child has no stripe yet, and nobody in it holds a lock."""
-    for board in list(_boards):
-        board._forget()
+    """Forget what a child does not own: the slot, and any lock of the parent's threads."""
+    for memory in list(_memories):
+        memory._reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -32,7 +32,7 @@ def ops_blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
 
     Without an *admin* key only health, readiness and metrics are available.
     """
-    status.watch(router)
+    status.monitor(router)
 
     def admin_only(view: View) -> View:
         return auth.admin_only(admin, view)
@@ -83,7 +83,7 @@ def readiness(api: Api) -> Response:
 def metrics(api: Api) -> Response:
     """Return the counters of all workers in Prometheus's text format."""
     headers = {"X-Content-Type-Options": "nosniff"}
-    return Response(status.watch(api.router).text(), headers=headers, content_type=CONTENT_TYPE)
+    return Response(status.metrics_text(api.router), headers=headers, content_type=CONTENT_TYPE)
 
 
 def explain(api: Api) -> Response:
@@ -151,7 +151,7 @@ def circuit(api: Api, action: str, name: str) -> Response:
     registry.member(name)
     chosen = {target.model for target in registry.resolve(model, name)} if model else {None}
     for each in chosen:
-        workers, done = status.order(api.router, action, name, each)
+        workers, done = status.command(api.router, action, name, each)
     found = [
         target._asdict()
         for target in status.targets(api.router)

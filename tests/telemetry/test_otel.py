@@ -149,7 +149,7 @@ def test_a_call_is_a_span_in_the_conventions_words(args: tuple[str, ...]) -> Non
             "gen_ai.request.temperature": 0.5,
             "gen_ai.usage.input_tokens": 3,
             "gen_ai.usage.output_tokens": 2,
-            "infermux.routing.attempts": 1,
+            "infermux.attempts": 1,
             "infermux.provider": "openai",
             "infermux.strategy": "priority",
             "infermux.api": "openai",
@@ -200,7 +200,7 @@ def test_each_attempt_of_a_call_that_failed_over_is_a_child_and_both_receivers_k
     assert (
         call["error"],
         call["attrs"]["gen_ai.response.model"],
-        call["attrs"]["infermux.routing.attempts"],
+        call["attrs"]["infermux.attempts"],
     ) == (False, "m-0613", 2)
     assert not any(
         secret in repr(spans)

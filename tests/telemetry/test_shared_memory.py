@@ -1,6 +1,4 @@
-"""What workers share: their counts outlive them, their notes do not, and an order reaches each of
-them.
-"""
+"""What workers share: counters outlive them, statuses do not, and a command reaches each of them."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ def forked(script: str) -> None:
     """
     head = """
         import os, signal
-        from infermux.telemetry.shared_memory import STRIPES, SharedMemory
-        board, children = SharedMemory(), set()
+        from infermux.telemetry.shared_memory import SLOTS, SharedMemory
+        memory, children = SharedMemory(), set()
 
         def child(work):
             told, tell = os.pipe()
@@ -50,8 +48,8 @@ def forked(script: str) -> None:
             os.waitpid(pid, 0)
 
         def count(number=1):
-            with board.mine.lock:
-                board.mine.add(("n",), number)
+            with memory.own.lock:
+                memory.own.add(("n",), number)
 
     """
     tail = """
@@ -77,13 +75,13 @@ def forked(script: str) -> None:
 
 
 def test_counts_are_exact_whoever_counts() -> None:
-    board = SharedMemory()
+    memory = SharedMemory()
 
     def work() -> None:
         for _ in range(200):
-            with board.mine.lock:
-                board.mine.add(PAIR)
-                board.mine.cells[board.mine.at(("histogram",), 3) + 2] += 5
+            with memory.own.lock:
+                memory.own.add(PAIR)
+                memory.own.cells[memory.own.at(("histogram",), 3) + 2] += 5
 
     threads = [threading.Thread(target=work) for _ in range(256)]
     before = sys.getswitchinterval()
@@ -95,7 +93,7 @@ def test_counts_are_exact_whoever_counts() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(before)
-    assert board.counts() == {PAIR: [51_200], ("histogram",): [0, 0, 256_000]}
+    assert memory.counts() == {PAIR: [51_200], ("histogram",): [0, 0, 256_000]}
 
 
 def test_processes_are_added_up() -> None:
@@ -103,72 +101,72 @@ def test_processes_are_added_up() -> None:
         count(1)
         for number in (10, 100):
             child(lambda: count(number))
-        assert board.counts() == {("n",): [111]}, board.counts()
-        assert len(board.others()) == 2
+        assert memory.counts() == {("n",): [111]}, memory.counts()
+        assert len(memory.others()) == 2
     """)
 
 
 def test_counts_outlive_a_process_and_its_successor_goes_on_from_them() -> None:
     forked("""
-        for number in range(STRIPES + 1):
+        for number in range(SLOTS + 1):
             def work():
-                with board.mine.lock:       # in another order than the one before
+                with memory.own.lock:       # in another order than the one before
                     for key in (("a",), ("b",), ("histogram",))[::-1 if number % 2 else 1]:
-                        board.mine.cells[board.mine.at(key, len(key[0])) + len(key[0]) - 1] += 1
+                        memory.own.cells[memory.own.at(key, len(key[0])) + len(key[0]) - 1] += 1
             kill(child(work))
-        times = STRIPES + 1
-        assert board.counts() == {("a",): [times], ("b",): [times], ("histogram",): [0] * 8 + [times]}, board.counts()
-        assert board.others() == []
+        times = SLOTS + 1
+        assert memory.counts() == {("a",): [times], ("b",): [times], ("histogram",): [0] * 8 + [times]}, memory.counts()
+        assert memory.others() == []
     """)
 
 
 def test_a_process_more_than_there_is_room_for_works_all_the_same() -> None:
     forked("""
-        for _ in range(STRIPES):
+        for _ in range(SLOTS):
             child(count)
         count()
-        assert board.counts() == {("n",): [STRIPES]}, board.counts()
+        assert memory.counts() == {("n",): [SLOTS]}, memory.counts()
     """)
 
 
-def test_a_note_is_there_as_long_as_who_wrote_it() -> None:
+def test_a_status_is_there_as_long_as_its_worker() -> None:
     forked("""
-        pid = child(lambda: (board.mine.write(b"a longer note"), board.mine.write(b"note")))
-        assert [stripe.read() for stripe in board.others()] == [b"note"]
+        pid = child(lambda: (memory.own.write_status(b"a longer status"), memory.own.write_status(b"status")))
+        assert [slot.read_status() for slot in memory.others()] == [b"status"]
         kill(pid)
-        assert board.others() == []
-        child(lambda: board.mine)           # takes that stripe
-        assert [stripe.read() for stripe in board.others()] == [b""]
+        assert memory.others() == []
+        child(lambda: memory.own)           # takes that slot
+        assert [slot.read_status() for slot in memory.others()] == [b""]
     """)
 
 
-def test_looking_for_others_takes_no_stripe_from_anybody() -> None:
+def test_reading_the_others_takes_no_slot() -> None:
     forked("""
         count()
-        child(lambda: (count(), board.others()))
+        child(lambda: (count(), memory.others()))
         for _ in range(3):
-            assert len(board.others()) == 1
+            assert len(memory.others()) == 1
         child(count)                        # must find neither of the two free
-        assert board.counts() == {("n",): [3]} and len(board.others()) == 2
+        assert memory.counts() == {("n",): [3]} and len(memory.others()) == 2
     """)
 
 
-def test_an_order_reaches_every_process_and_those_yet_to_come() -> None:
+def test_a_command_reaches_every_process_and_later_ones() -> None:
     forked("""
-        number = board.order("open", "a")
-        def obey():
-            assert [order[1:] for order in board.orders(0)] == [("open", "a", None)]
-            board.mine.seen = board.last
-        child(obey)
-        child(obey)
-        assert [stripe.seen for stripe in board.others()] == [number, number]
-        kill(child(lambda: board.order("close", "a", "m")))
-        assert [order[1:] for order in board.orders(number)] == [("close", "a", "m")]
+        number = memory.command("open", "a")
+        def work():
+            assert [command[1:] for command in memory.commands(0)] == [("open", "a", None)]
+            memory.own.acknowledged = memory.last_command
+        child(work)
+        child(work)
+        assert [slot.acknowledged for slot in memory.others()] == [number, number]
+        kill(child(lambda: memory.command("close", "a", "m")))
+        assert [command[1:] for command in memory.commands(number)] == [("close", "a", "m")]
     """)
 
 
-def test_an_order_makes_void_what_it_covers() -> None:
-    board = SharedMemory()
+def test_a_command_makes_void_what_it_covers() -> None:
+    memory = SharedMemory()
     for action, provider, model in [
         ("open", "a", "m"),
         ("open", "b", "m"),
@@ -176,32 +174,36 @@ def test_an_order_makes_void_what_it_covers() -> None:
         ("close", "a", "n"),
         ("open", "a", "n"),
     ]:
-        board.order(action, provider, model)
-    assert [order[1:] for order in board.orders(0)] == [
+        memory.command(action, provider, model)
+    assert [command[1:] for command in memory.commands(0)] == [
         ("open", "b", "m"),
         ("open", "a", None),
         ("open", "a", "n"),
     ]
-    assert [order.number for order in board.orders(4)] == [5] and board.last == 5
+    assert [command.number for command in memory.commands(4)] == [5] and memory.last_command == 5
 
 
-def test_orders_without_end_leave_the_last_ones() -> None:
-    board = SharedMemory()
+def test_too_many_commands_leave_the_last_ones() -> None:
+    memory = SharedMemory()
     for number in range(1500):
-        board.order("open", "a", f"{'é' * 190}{number}")
-    kept = board.orders(0)
-    assert 50 < len(kept) < 1500 and kept[-1].model == f"{'é' * 190}1499" and board.last == 1500
+        memory.command("open", "a", f"{'é' * 190}{number}")
+    kept = memory.commands(0)
+    assert (
+        50 < len(kept) < 1500
+        and kept[-1].model == f"{'é' * 190}1499"
+        and memory.last_command == 1500
+    )
 
 
 def test_series_without_end_leave_the_first_ones_right() -> None:
-    board = SharedMemory()
-    stripe = board.mine
-    with stripe.lock:
+    memory = SharedMemory()
+    slot = memory.own
+    with slot.lock:
         for number in range(20_000):
-            stripe.add((f"series {number}",))
-            stripe.cells[stripe.at((f"histogram {number}",), 16) + 15] += 1
-        stripe.add(("series 0",))
-    counts = board.counts()
+            slot.add((f"series {number}",))
+            slot.cells[slot.at((f"histogram {number}",), 16) + 15] += 1
+        slot.add(("series 0",))
+    counts = memory.counts()
     assert (
         counts["series 0",] == [2]
         and counts["series 100",] == [1]
@@ -211,31 +213,31 @@ def test_series_without_end_leave_the_first_ones_right() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 512 * 1024])
-def test_a_note_comes_back_as_it_was_written(size: int) -> None:
-    stripe, note = SharedMemory().mine, os.urandom(size)
-    stripe.write(b"before")
-    stripe.write(note)
-    assert stripe.read() == note
+def test_a_status_comes_back_as_it_was_written(size: int) -> None:
+    slot, status = SharedMemory().own, os.urandom(size)
+    slot.write_status(b"before")
+    slot.write_status(status)
+    assert slot.read_status() == status
 
 
-def test_a_note_that_is_too_long_leaves_the_last_one() -> None:
-    stripe = SharedMemory().mine
-    stripe.write(b"before")
-    stripe.write(bytes(512 * 1024 + 1))
-    assert stripe.read() == b"before"
+def test_a_status_that_is_too_long_leaves_the_last_one() -> None:
+    slot = SharedMemory().own
+    slot.write_status(b"before")
+    slot.write_status(bytes(512 * 1024 + 1))
+    assert slot.read_status() == b"before"
 
 
-def test_a_note_that_was_cut_short_is_none() -> None:
-    stripe = SharedMemory().mine
-    stripe.write(b"a note")
-    stripe._head[1] -= 1  # as a process that is killed in between leaves it
-    assert stripe.read() == b""
+def test_a_status_that_was_cut_short_is_none() -> None:
+    slot = SharedMemory().own
+    slot.write_status(b"a status")
+    slot._head[1] -= 1  # as a process that is killed in between leaves it
+    assert slot.read_status() == b""
 
 
-def test_nothing_is_left_of_a_board() -> None:
+def test_no_descriptor_is_left_of_a_memory() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        board = SharedMemory()
-        board.mine.write(b"x")
-    del board
+        memory = SharedMemory()
+        memory.own.write_status(b"x")
+    del memory
     assert len(os.listdir("/proc/self/fd")) == before
