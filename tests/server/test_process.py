@@ -156,7 +156,7 @@ def test_a_full_disk_costs_records_and_never_an_answer(stand: Stand) -> None:
         assert [stand.ask().status for _ in range(5)] == [200] * 5
         is_refused(stand.ask("hard"))
         assert len(stand.vendor.seen) == seen + 5
-        assert stand.complaints("calls are not written down") == 1
+        assert stand.complaints("calls could not be recorded") == 1
         assert service.ask("/readyz").status == 503
         resource.prlimit(
             worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -247,7 +247,7 @@ def test_a_worker_that_finds_no_ledger_serves_all_the_same(stand: Stand) -> None
         )
         assert [stand.ask(key).status for key in ("free", "rated")] == [200, 200]
         assert "Traceback" not in service.log
-        assert 1 <= stand.complaints("calls are not written down") <= 2  # one for each worker
+        assert 1 <= stand.complaints("calls could not be recorded") <= 2  # one for each worker
 
 
 # -- clocks ----------------------------------------------------------------------------------------

@@ -125,11 +125,11 @@ def test_a_call_is_a_span_in_the_conventions_words(args: tuple[str, ...]) -> Non
             resource["deployment.environment.name"] == "test" for resource in collector.resources
         )
     own = {
-        name: span["attrs"].pop(name) for name in ("infermux.cost_usd", "infermux.planning.call.id")
+        name: span["attrs"].pop(name) for name in ("infermux.cost_usd", "infermux.call.id")
     }
     assert own == {
         "infermux.cost_usd": float(answer.headers["X-Infermux-Cost"]),
-        "infermux.planning.call.id": answer.headers["X-Request-Id"],
+        "infermux.call.id": answer.headers["X-Request-Id"],
     }
     assert span.pop("id") != PARENT
     assert span == {
