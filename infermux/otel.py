@@ -1,8 +1,7 @@
-"""Spans to an OpenTelemetry collector, by the official SDK's exporter and the semantic conventions
-for generative AI.
+"""Exports spans to an OpenTelemetry collector, by the semantic conventions for generative AI.
 
-An extra, infermux[otel]: only a configuration that names a collector loads this file. The spans are
-those that TokenTrace gets: the call's, and one for each attempt where there was more than one.
+It needs the extra infermux[otel], and is loaded if [trace].otlp is set. The spans are those that
+TokenTrace gets: the call's, and one for each of several attempts.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from .planning.call import Attempt, Call
 from .pricing import usd_float
 from .protocol import text_of
 from .telemetry.exporter import Exporter, Send
-from .telemetry.spans import LONGEST, failure, moment
+from .telemetry.spans import MAX_CONTENT, failure, moment
 from .types import Usage
 
 PATH = "/v1/traces"
-TIMEOUT = 3.0  # seconds for one batch, the exporter's own retries included
-BATCH = 512
-LINGER = 0.1  # seconds that spans are gathered: a batch costs a request, however many are in it
+TIMEOUT_SECONDS = 3.0  # for one batch, with the SDK's retries
+MAX_BATCH = 512
+LINGER_SECONDS = 0.1  # how long spans are gathered: each batch costs a request
 PROVIDERS = {
     "gemini": "gcp.gemini",
     "azure": "azure.ai.openai",
     "mistral": "mistral_ai",
     "xai": "x_ai",
-}  # others as we call them
+}  # others have the conventions' names
 OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("infermux")
@@ -45,17 +44,17 @@ _OK = Status()
 
 
 class OTLP(Exporter[ReadableSpan]):
-    """An observer that exports the spans of each call in batches, from a thread of its own."""
+    """An observer that exports the spans of calls in batches, in the background."""
 
     def __init__(
         self, url: str, *, size: int = 1000, vendors: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(
-            "the OpenTelemetry collector does not take spans",
+            "the OpenTelemetry collector does not accept spans",
             threads=1,
             size=size,
-            batch=BATCH,
-            linger=LINGER,
+            batch=MAX_BATCH,
+            linger=LINGER_SECONDS,
         )
         self._url = url if url.endswith(PATH) else url.rstrip("/") + PATH
         self._vendors = {
@@ -90,12 +89,10 @@ class OTLP(Exporter[ReadableSpan]):
                 )
 
     def sender(self) -> Send[ReadableSpan]:
-        """Return what exports a batch: the official exporter, over a session that no environment
-        and no redirect leads elsewhere.
-        """
+        """Return the function that exports a batch, without proxies of the environment."""
         session = requests.Session()
         session.trust_env, session.max_redirects = False, 0
-        exporter = OTLPSpanExporter(endpoint=self._url, timeout=TIMEOUT, session=session)
+        exporter = OTLPSpanExporter(endpoint=self._url, timeout=TIMEOUT_SECONDS, session=session)
         return lambda spans: 0 if exporter.export(spans) is SpanExportResult.SUCCESS else len(spans)
 
     def _span(
@@ -109,13 +106,13 @@ class OTLP(Exporter[ReadableSpan]):
     ) -> ReadableSpan:
         operation = OPERATIONS.get(call.request.op, call.request.op)
         model = more.get("gen_ai.request.model", "")
-        told = {
+        known = {
             "gen_ai.operation.name": operation,
             **more,
             "error.type": error.code if error else None,
         }
         attributes = {
-            name: value for name, value in told.items() if value is not None and value != ""
+            name: value for name, value in known.items() if value is not None and value != ""
         }
         return ReadableSpan(
             f"{operation} {model}" if model and call.plan else operation,
@@ -132,7 +129,7 @@ class OTLP(Exporter[ReadableSpan]):
 
     def _of_call(self, call: Call) -> dict[str, Any]:
         params = call.request.params if isinstance(call.request.params, Mapping) else {}
-        most: Any = params.get("max_completion_tokens", params.get("max_tokens"))
+        limit: Any = params.get("max_completion_tokens", params.get("max_tokens"))
         temperature: Any = params.get("temperature")
         return {
             "gen_ai.provider.name": self._vendors.get(call.provider, _text(call.provider)),
@@ -141,7 +138,9 @@ class OTLP(Exporter[ReadableSpan]):
             "gen_ai.response.finish_reasons": (_text(call.finish_reason),)
             if call.finish_reason
             else None,
-            "gen_ai.request.max_tokens": most if type(most) is int and 0 <= most < 2**63 else None,
+            "gen_ai.request.max_tokens": limit
+            if type(limit) is int and 0 <= limit < 2**63
+            else None,
             "gen_ai.request.temperature": float(temperature)
             if type(temperature) in (int, float) and abs(temperature) < 1e9
             else None,
@@ -173,7 +172,7 @@ class OTLP(Exporter[ReadableSpan]):
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return messages in the conventions' form, their text alone."""
+    """Return the text of messages as JSON in the conventions' form."""
     parts = [
         {
             "role": str(each.get("role")),
@@ -181,7 +180,7 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
         }
         for each in messages
     ]
-    return json.dumps(parts)[:LONGEST]
+    return json.dumps(parts)[:MAX_CONTENT]
 
 
 def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
@@ -197,19 +196,15 @@ def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
 
 
 def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContext:
-    """Return a span's identity: of our 128 bits OpenTelemetry has room for the first 64."""
+    """Return a span's identity; OpenTelemetry has room for 64 of our span id's 128 bits."""
     return SpanContext(int(trace_id, 16), int(span_id[:16], 16), remote, _SAMPLED)
 
 
 def _text(value: object) -> str:
-    """Return a name from outside as a collector takes it: short, and without half a character that
-    would spoil its whole batch.
-    """
+    """Return a caller's text, short and without lone surrogates, which no collector accepts."""
     return value[:200].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """The exporter logs each failure; ours are counted, and told once. An application's own
-    exporter goes on as it likes.
-    """
+    """Whether a record of the SDK is not about our exporter, whose failures are logged once."""
     return not (record.threadName or "").startswith("infermux-")

@@ -1,7 +1,6 @@
 """gunicorn's settings and hooks, for gunicorn.conf.py and `infermux serve`.
 
-The names are gunicorn's own. A call to a model holds its thread for up to a minute, nearly all of
-which it waits for the provider, so there are many threads.
+A call holds its thread for up to a minute, and mostly waits: so there are many threads.
 """
 
 from __future__ import annotations
@@ -32,26 +31,23 @@ from . import status
 
 log = logging.getLogger("infermux")
 
-WORKER = "infermux.server.worker.Worker"
 MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
 CLIENT_SECONDS = 10  # after which a client that neither sends nor reads is disconnected
-GC_THRESHOLD = 10_000  # new objects between two garbage collections
-# a waiting thread asks for the interpreter so often; at 20 ms, a thousand do little else
-SWITCH_SECONDS = 0.1
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+GC_THRESHOLD = 10_000  # new objects between garbage collections
+SWITCH_SECONDS = 0.1  # a thread waits so long for the interpreter; at 20 ms, 1,000 do little else
 
 
 def load() -> dict[str, Any]:
     """Read the configuration, and return gunicorn's settings.
 
-    gunicorn calls this in its master, at the start and at each HUP; workers inherit what was read.
-    A configuration that is broken prevents a start, but at a HUP the old one stays.
+    gunicorn's master calls this at the start and at each HUP; workers inherit the configuration.
+    An invalid one prevents a start; at a HUP the old one stays.
     """
     shared_memory.share()
     before, build.pinned = build.pinned, None
     try:
         config = build.settings()
-        # a reload is checked before any worker stops, the first start once it is one: on_starting
+        # a reload is checked before workers stop, a start in on_starting
         (build.router if before is None else build.check)(config)
     except ConfigError as error:
         if before is None:
@@ -67,7 +63,7 @@ def options(server: Server) -> dict[str, Any]:
     """Return gunicorn's settings for *server*."""
     return {
         "bind": ":8600",
-        "worker_class": WORKER,
+        "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
         "worker_connections": 4 * server.threads,  # with room for idle kept-alive ones
@@ -76,8 +72,7 @@ def options(server: Server) -> dict[str, Any]:
         "accesslog": None,
         "errorlog": "-",
         "proc_name": "infermux",
-        # the three lines of a start are welcome
-        "loglevel": "info" if server.log_level == "warning" else server.log_level,
+        "loglevel": server.log_level.replace("warning", "info"),  # with the lines of a start
         "control_socket_disable": True,
         "on_starting": on_starting,
         "when_ready": when_ready,
@@ -89,7 +84,7 @@ def options(server: Server) -> dict[str, Any]:
 
 
 def on_starting(server: Any) -> None:
-    """Check the ledger and the rate limits before the start, and load what workers will share."""
+    """Check the ledger and the rate limits, and load what workers will share."""
     try:
         build.check(build.settings())
     except ConfigError as error:
@@ -109,31 +104,31 @@ def when_ready(server: Any) -> None:
     """Set the timeouts of clients; accepted connections inherit them from the listener."""
     timeout = struct.pack("ll", CLIENT_SECONDS, 0)
     for listener in server.LISTENERS:
-        with contextlib.suppress(OSError, AttributeError):  # a Unix socket has no TCP options
+        with contextlib.suppress(OSError, AttributeError):  # a Unix socket has none
             set_option = listener.sock.setsockopt
             set_option(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             set_option(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
             set_option(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
-            # SO_SNDTIMEO starts anew with each byte sent; this ends a reader that has stopped
+            # each byte sent restarts SO_SNDTIMEO; this ends a client that has stopped reading
             set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
 
 
 def on_reload(server: Any) -> None:
-    """Renew the application of --preload; otherwise each new worker makes its own."""
+    """Renew the application of --preload; without it, each worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
         app = server.app.wsgi()
-        if getattr(app, "import_name", "") == "infermux":  # another app has its own limits
+        if getattr(app, "import_name", "") == "infermux":  # not a host application
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
 
 
 def _renew(config: Config) -> None:
-    """Give the routers that the master has made a new configuration."""
+    """Give the master's routers a new configuration."""
     for old in list(build.routers):
         new = build.router(config, serving=True)
         build.routers.discard(new)
         old.take_over(new)
-        status.monitor(old)  # else its calls are not counted before /metrics is read
+        status.monitor(old)  # its new observers lack it
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -145,7 +140,7 @@ def post_fork(server: Any, worker: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
-        # --threads may differ from the file, and --preload has made routers before it was known
+        # --threads overrides the file, perhaps after --preload has made routers
         threads = replace(build.pinned.server, threads=worker.cfg.threads)
         build.pinned = replace(build.pinned, server=threads)
         build.resize(build.pinned)
@@ -153,14 +148,14 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Collect garbage less often: a thousand calls in flight are no garbage."""
+    """Collect garbage less often: calls in flight are no garbage."""
     _freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     _mask_stop_signals(signal.SIG_UNBLOCK)
 
 
 def _freeze() -> None:
-    """Exclude what is loaded from garbage collection; it also stays shared after a fork."""
+    """Exclude what is loaded from garbage collection, so that it stays shared after a fork."""
     gc.collect()
     gc.freeze()
 
@@ -168,13 +163,13 @@ def _freeze() -> None:
 def _mask_stop_signals(how: int) -> None:
     """Block or unblock the signals that stop a worker.
 
-    Until a new worker has its own handlers, a SIGTERM would run its master's and be lost.
+    A new worker has its master's handlers at first: a SIGTERM would be lost.
     """
-    signal.pthread_sigmask(how, STOP_SIGNALS)
+    signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Send the queued spans."""
     flush_all()
     status.stop()
-    atexit.unregister(flush_all)  # else a TokenTrace that hangs is waited for twice
+    atexit.unregister(flush_all)  # once is enough

@@ -28,9 +28,8 @@ RETRY_SECONDS = 10.0  # after a report that failed
 COMMAND_SECONDS = 3.0  # how long an operator waits for all workers
 MAX_UNNAMED_TARGETS = 100  # that are not configured: callers can name any number
 _SEVERITY = {"closed": 0, "half_open": 1, "open": 2}
-_lock = threading.Lock()
+_lock = threading.RLock()  # of monitors, and of applying commands in their order
 _monitors: weakref.WeakKeyDictionary[Router, Monitor] = weakref.WeakKeyDictionary()
-_reporter: StatusReporter | None = None  # of this worker
 
 
 class TargetStatus(NamedTuple):
@@ -55,7 +54,6 @@ class Monitor:
     def __init__(self, router: Router) -> None:
         self.memory = shared_memory.shared or SharedMemory()
         self.metrics = metrics.Metrics(self.memory, router.registry)
-        self._lock = threading.Lock()
         self._applied = 0  # the number of the last command
 
     def __call__(self, call: Call) -> None:
@@ -63,8 +61,8 @@ class Monitor:
 
     def apply_commands(self, router: Router) -> None:
         """Apply the commands since the last time."""
-        if self.memory.last_command != self._applied:
-            with self._lock:
+        with _lock:
+            if self.memory.last_command != self._applied:
                 for each in self.memory.commands(self._applied):
                     _apply(router, each)
                     self._applied = each.number
@@ -114,8 +112,7 @@ def command(router: Router, action: str, provider: str, model: str | None) -> tu
     number = own.memory.command(action, provider, model)
     end = time.monotonic() + COMMAND_SECONDS
     own.apply_commands(router)
-    if _reporter is not None:
-        _reporter.report()  # another worker may be asked for the status next
+    _report()  # another worker may be asked for the status next
     while True:
         others = own.memory.others()
         done = sum(slot.acknowledged >= number for slot in others)
@@ -142,7 +139,7 @@ def _apply(router: Router, command: Command) -> None:
 
 
 def _breakers(router: Router) -> dict[Target, CircuitBreaker]:
-    """Return the circuit breakers of this process, bounded: a status must fit its slot."""
+    """Return the circuit breakers of this process; a status of too many would not fit."""
     breakers = router.targets.breakers()
     if len(breakers) > MAX_UNNAMED_TARGETS:
         named = set(router.registry.targets())
@@ -208,53 +205,45 @@ def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
 
 
 def start() -> None:
-    """Start this worker's reporter, if the service has shared memory."""
-    global _reporter
+    """Start to report, in a worker of a service."""
     if shared_memory.shared is not None:
-        _reporter = StatusReporter(shared_memory.shared)
-        _reporter.report()  # before the first call is admitted
-        threading.Thread(target=_reporter.run, name="infermux-status", daemon=True).start()
+        _report()  # before the first call is admitted
+        threading.Thread(target=_keep_reporting, name="infermux-status", daemon=True).start()
 
 
 def stop() -> None:
-    """Count the last dropped spans of a worker that ends."""
+    """Count the last dropped spans of a worker."""
     if shared_memory.shared is not None:
         _count_dropped_spans(shared_memory.shared)
 
 
-class StatusReporter:
-    """Applies commands and publishes the status of a worker."""
+def _keep_reporting() -> None:
+    while True:
+        try:
+            _report()
+        except Exception:  # the next report may succeed
+            log.exception("cannot publish the status of this worker")
+            time.sleep(RETRY_SECONDS)
+        time.sleep(REPORT_SECONDS)
 
-    def __init__(self, memory: SharedMemory) -> None:
-        self._memory = memory
-        self._lock = threading.Lock()
 
-    def report(self) -> None:
-        """Do both once."""
-        _count_dropped_spans(self._memory)
-        with self._lock:
-            number = self._memory.last_command
-            with _lock:
-                monitors = list(_monitors.items())
-            breakers: dict[Target, CircuitBreaker] = {}
-            for router, each in monitors:
-                each.apply_commands(router)
-                breakers |= _breakers(router)
-            status = {
-                "at": time.monotonic(),
-                "streams": sum(router.admission.streams for router, _ in monitors),
-                "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],
-            }
-            self._memory.own.write_status(json.dumps(status).encode())
-            if monitors:  # a worker that is still loading has applied nothing
-                self._memory.own.acknowledged = number  # last: the status may be read next
-
-    def run(self) -> None:
-        """Report until the process exits."""
-        while True:
-            try:
-                self.report()
-            except Exception:  # the next report may succeed
-                log.exception("cannot publish the status of this worker")
-                time.sleep(RETRY_SECONDS)
-            time.sleep(REPORT_SECONDS)
+def _report() -> None:
+    """Apply commands, and publish the status of this worker."""
+    memory = shared_memory.shared
+    if memory is None:
+        return
+    _count_dropped_spans(memory)
+    with _lock:
+        number = memory.last_command
+        breakers: dict[Target, CircuitBreaker] = {}
+        for router, each in _monitors.items():
+            each.apply_commands(router)
+            breakers |= _breakers(router)
+        status = {
+            "at": time.monotonic(),
+            "streams": sum(router.admission.streams for router in _monitors),
+            "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],
+        }
+        memory.own.write_status(json.dumps(status).encode())
+        if _monitors:  # a worker that is still loading has applied nothing
+            memory.own.acknowledged = number  # last: the status may be read next

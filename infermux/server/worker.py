@@ -57,7 +57,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._active = 0  # connections that have a thread or wait for one
 
     def init_process(self) -> None:
-        """Store the settings as plain attributes: gunicorn looks up two dozen for each request."""
+        """Make the settings plain attributes: each request looks up two dozen."""
         self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         super().init_process()
 
@@ -97,7 +97,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             super().enqueue_req(self._waiting.popleft())
 
     def finish_request(self, conn: Any, fs: Any) -> None:
-        """Take back a connection from its thread."""
+        """Take a connection back from its thread."""
         self._active -= 1
         super().finish_request(conn, fs)
 
@@ -113,7 +113,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             # not in the main loop, which would wait two seconds for a client's FIN
             with contextlib.suppress(OSError):
                 conn.close(graceful=True)
-            conn.close = _already_closed
+            conn.close = lambda graceful=False: None  # the main loop calls it again
         return kept
 
     def _next_follows(self, conn: Any) -> bool:
@@ -157,10 +157,6 @@ def _is_get(sock: socket.socket) -> bool:
         return sock.recv(5, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"GET /"
     except (OSError, ValueError):  # nothing has arrived, or TLS, which cannot peek
         return False
-
-
-def _already_closed(graceful: bool = False) -> None:
-    """Do nothing; it replaces the close() of a closed connection."""
 
 
 def refusal(status: int) -> bytes:

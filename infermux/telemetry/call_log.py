@@ -1,8 +1,6 @@
-"""The log: a line for each call that is worth one, in JSON or to be read, and nothing of what was
-said in it.
+"""The log: one line per call, as JSON or text, without anything of its messages.
 
-A line is written at once and ends where it ends: whatever a caller can choose in it is escaped and
-cut.
+Text that a caller can choose is escaped and shortened, so that it stays in its line.
 """
 
 from __future__ import annotations
@@ -19,18 +17,17 @@ from ..errors import printable
 from ..planning.call import Attempt, Call
 
 JSON_LINES = "json"
-_PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # what stands in a line to be read without quotes
-_CUT = 200  # characters of a name: the line stays below what a pipe takes at once
+MAX_TEXT = 200  # characters of a value: a pipe takes a short line as a whole
+_PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # needs no quotes
 _ours = logging.getLogger("infermux")
 _calls = logging.getLogger("infermux.calls")
-_calls.addHandler(
-    logging.NullHandler()
-)  # at a shell, and in an application that configures no logging, nobody waits for lines
+_calls.addHandler(logging.NullHandler())  # no lines unless logging is configured
 
 
 class CallLog:
-    """An observer that logs calls from a level upwards: those that failed are warnings, with
-    `debug` come the attempts.
+    """An observer that logs calls from *level* on: failed ones are warnings.
+
+    At level debug a line includes the call's attempts.
     """
 
     def __init__(self, level: str, format: str) -> None:
@@ -40,13 +37,12 @@ class CallLog:
     def __call__(self, call: Call) -> None:
         level = logging.INFO if call.error is None else logging.WARNING
         if level >= self._level and _calls.isEnabledFor(level):
-            _calls.log(
-                level, "%s", self._write(fields(call, level, tried=self._level <= logging.DEBUG))
-            )
+            line = fields(call, level, tried=self._level <= logging.DEBUG)
+            _calls.log(level, "%s", self._write(line))
 
 
 def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dict[str, Any]:
-    """Return what a line says of a finished call, and with *tried* of each attempt."""
+    """Return the fields of a finished call's line; *tried* adds its attempts."""
     (tokens_in, tokens_out), wanted = call.tokens, call.request.model
     first = call.attempts[-1].first_chunk if call.attempts else None
     found: dict[str, Any] = {
@@ -91,67 +87,54 @@ def _head(seconds: float, level: int) -> dict[str, Any]:
 
 
 def encoded(line: dict[str, Any]) -> str:
-    """Return a line as JSON in ASCII: no terminal and no reader of lines sees anything of a name
-    but its letters.
-    """
-    return _ENCODER.encode(_cut(line))
+    """Return a line as JSON in ASCII."""
+    return _ENCODER.encode(_shortened(line))
 
 
 def readable(line: dict[str, Any]) -> str:
-    """Return a line as name=value, without what is not known; the time and the level need no name."""
-    time, level, *rest = (
-        (name, value) for name, value in line.items() if value is not None and value != ""
-    )
-    return " ".join(
-        [time[1], level[1].upper(), *(f"{name}={_value(value)}" for name, value in rest)]
-    )
+    """Return a line as time, level and name=value pairs, without unknown values."""
+    known = {name: value for name, value in line.items() if value is not None and value != ""}
+    time, level = known.pop("time"), known.pop("level").upper()
+    return " ".join([time, level, *(f"{name}={_value(value)}" for name, value in known.items())])
 
 
 def _value(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str) and _PLAIN.fullmatch(value[: _CUT + 1]) and len(value) <= _CUT
-        else encoded(value)
-    )
+    plain = isinstance(value, str) and len(value) <= MAX_TEXT and _PLAIN.fullmatch(value)
+    return value if plain else encoded(value)
 
 
-def _cut(value: Any) -> Any:
+def _shortened(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _cut(item) for name, item in value.items()}
+        return {name: _shortened(item) for name, item in value.items()}
     if isinstance(value, str):
-        return value if len(value) <= _CUT else value[:_CUT] + "…"
-    return [_cut(item) for item in value] if isinstance(value, list) else value
+        return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "…"
+    return [_shortened(item) for item in value] if isinstance(value, list) else value
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
-# -- where lines go --------------------------------------------------------------------------------
-
-
 def configure(level: str, format: str) -> None:
-    """Let this process, and those that it forks, write what InferMux logs to standard error: each
-    line once.
-    """
+    """Write InferMux's log to standard error, in this process and those that it forks."""
     _ours.handlers[:] = [_Lines(format)]
     _ours.propagate = False
     _ours.setLevel(level.upper())
 
 
 class _Lines(logging.Handler):
-    """Writes a line with one system call, so that the lines of several processes do not mix."""
+    """Writes a line by one system call: the lines of several processes do not mix."""
 
     def __init__(self, format: str) -> None:
         super().__init__()
         self.setFormatter(_Formatter(format))
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # a log that cannot be written must not cost a call
+        with contextlib.suppress(Exception):  # a broken log must not fail a call
             os.write(2, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
 
 
 class _Formatter(logging.Formatter):
-    """A call's line as it is; what else there is to say in the same form."""
+    """Passes the line of a call, and renders other messages like it."""
 
     def __init__(self, format: str) -> None:
         super().__init__()
@@ -161,13 +144,10 @@ class _Formatter(logging.Formatter):
         message = record.getMessage()
         if record.name == _calls.name:
             return message
-        head, trace = (
-            _head(record.created, record.levelno),
-            self.formatException(record.exc_info) if record.exc_info else "",
-        )
+        head = _head(record.created, record.levelno)
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
         if self._json:
-            return _ENCODER.encode(
-                {**head, "message": message} | ({"traceback": trace} if trace else {})
-            )
+            more = {"traceback": trace} if trace else {}
+            return _ENCODER.encode({**head, "message": message, **more})
         first = " ".join([head["time"], record.levelname, *message.splitlines()])
         return "\n  ".join(map(printable, [first, *trace.splitlines()]))

@@ -7,7 +7,7 @@ cannot make new series.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -161,9 +161,6 @@ def _bounded(count: int) -> int:
     return count if 0 <= count <= _MAX_COUNT else max(0, min(count, _MAX_COUNT))
 
 
-# -- the text --------------------------------------------------------------------------------------
-
-
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
     """Return every family with its samples; one without labels always has a sample."""
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
@@ -178,7 +175,7 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
         found = samples[name] or (
             [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
         )
-        write = _histogram if family.bounds else _plain
+        write = _histogram if family.bounds else _single
         for labels, cells in found:
             pairs = [
                 f'{label}="{_escaped(value)}"'
@@ -188,10 +185,7 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
     return ("\n".join(lines) + "\n").encode()
 
 
-Write = Callable[[str, Family, list[str], Sequence[int]], list[str]]
-
-
-def _plain(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
+def _single(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
     value = f"{cells[0]}" if family.unit == 1 else _decimal(cells[0], family.unit)
     return [f"{name}{_braced(pairs)} {value}"]
 

@@ -199,8 +199,6 @@ class SharedMemory:
                 sums[key] = [count + before for count, before in pairs]
         return sums
 
-    # -- commands ----------------------------------------------------------------------------------
-
     @property
     def last_command(self) -> int:
         """The number of the last command."""

@@ -12,42 +12,29 @@ from ..pricing import usd_float
 from ..protocol import TraceSpan, new_id
 from ..types import TraceContext, Usage
 
-KNOWN_FLAGS = 0b11  # sampled, and random (level 2); others must be sent as zero
 OPERATION = "infermux.infer"
 ATTEMPT = "infermux.attempt"
-LONGEST = 65536  # characters of a prompt or an answer that a span holds
+MAX_CONTENT = 65536  # characters of a prompt or an answer in a span
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 
 def parse(header: str | None) -> TraceContext | None:
-    """Return what a traceparent header says, or None for one that is not valid: then a new trace
-    starts.
-    """
+    """Return the context of a traceparent header, or None if it is invalid or absent."""
     found = _HEADER.fullmatch((header or "").strip(" \t"))
     if not found:
         return None
     version, trace_id, parent_id, flags, more = found.groups()
-    if (
-        version == "ff"
-        or (version == "00" and more)
-        or not int(trace_id, 16)
-        or not int(parent_id, 16)
-    ):
+    if version == "ff" or (version == "00" and more):
+        return None
+    if not int(trace_id, 16) or not int(parent_id, 16):
         return None
     return TraceContext(trace_id, parent_id, flags)
 
 
-def format(context: TraceContext) -> str:
-    """Return the traceparent header of *context*, version 00."""
-    return f"00-{context.trace_id}-{context.parent_id}-{int(context.flags, 16) & KNOWN_FLAGS:02x}"
-
-
 def spans(call: Call) -> list[TraceSpan]:
-    """Return the spans of a finished call: its own, and where there was more than one attempt, a
-    child for each of them.
+    """Return the spans of a finished call: its own, and a child for each of several attempts.
 
-    A child of a call that went well at once would repeat its parent, and a span costs as much as a
-    small request.
+    The child of a single attempt would repeat its parent, and a span costs a small request.
     """
     tokens_in, tokens_out = call.tokens
     attrs = {
@@ -56,10 +43,10 @@ def spans(call: Call) -> list[TraceSpan]:
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
     }
-    if call.answer is not None:  # only where it is switched on
+    if call.answer is not None:  # only if [trace].content is set
         attrs |= {
-            "prompt": json.dumps(call.request.messages, default=str)[:LONGEST],
-            "completion": call.answer[:LONGEST],
+            "prompt": json.dumps(call.request.messages, default=str)[:MAX_CONTENT],
+            "completion": call.answer[:MAX_CONTENT],
         }
     own = TraceSpan(
         call.trace_id,
@@ -71,11 +58,9 @@ def spans(call: Call) -> list[TraceSpan]:
         call.parent_id,
         _rest(attrs, call.cost, call.latency_ms, call.finish_reason, call.error),
     )
-    return (
-        [own, *(_child(call, attempt) for attempt in call.attempts)]
-        if len(call.attempts) > 1
-        else [own]
-    )
+    if len(call.attempts) <= 1:
+        return [own]
+    return [own, *(_child(call, attempt) for attempt in call.attempts)]
 
 
 def _child(call: Call, attempt: Attempt) -> TraceSpan:
@@ -102,12 +87,12 @@ def _child(call: Call, attempt: Attempt) -> TraceSpan:
 
 
 def moment(call: Call, monotonic: float) -> int:
-    """Return a moment of the call in nanoseconds of wall-clock time."""
+    """Return a moment of the call in wall-clock nanoseconds."""
     return call.start_ns + int((monotonic - call.started) * 1e9)
 
 
 def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
-    """Return why an attempt failed: the last one failed with its call."""
+    """Return the error of an attempt; the last attempt shares its call's."""
     return attempt.error or (call.error if attempt is call.attempts[-1] else None)
 
 
@@ -118,7 +103,7 @@ def _rest(
     finish_reason: str,
     error: InferMuxError | None,
 ) -> dict[str, Any]:
-    if cost is not None:  # an unknown price is left out: 0 would be a lie
+    if cost is not None:  # an unknown price is not 0
         attrs["cost_usd"] = usd_float(cost)
     attrs["latency_ms"] = latency_ms
     attrs["finish_reason"] = finish_reason

@@ -287,7 +287,7 @@ assert export.flush(20) and export.dropped == 5, export.dropped
         assert found.returncode == 0, found.stderr
         assert (
             found.stderr.count("\n") == 1
-            and "does not take spans" in found.stderr
+            and "does not accept spans" in found.stderr
             and "127.0.0.1" not in found.stderr
         )
         assert other.paths == []
