@@ -184,15 +184,12 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
-    known = (
-        {
-            "gen_ai.usage.input_tokens": usage.input_tokens,
-            "gen_ai.usage.output_tokens": usage.output_tokens,
-        }
-        if usage
-        else {}
-    )
-    return {**known, "infermux.cost_usd": usd_float(cost)}
+    usage = usage or Usage()
+    return {
+        "gen_ai.usage.input_tokens": usage.input_tokens,
+        "gen_ai.usage.output_tokens": usage.output_tokens,
+        "infermux.cost_usd": usd_float(cost),
+    }
 
 
 def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContext:

@@ -4,7 +4,7 @@
 2. A worker survives a lack of file descriptors.
 3. A burst of requests starts a few at a time, so that each soon waits for its provider.
 4. GET requests, such as health checks, do not wait behind such a burst.
-5. A thread answers its client's further requests without going through the main loop.
+5. A thread answers its client's further requests without the main loop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..types import LogThrottle
 
 KEEP_THREAD_MS = 10  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
-TURN_SECONDS = 0.001  # between such starts, or more while the interpreter is busy
+TURN_SECONDS = 0.001  # between such starts, at least
 ACCEPTS_PER_TURN = 256  # during a burst
 PAUSE_SECONDS = 0.1  # without a free descriptor
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
