@@ -27,7 +27,14 @@ from support import PATIENCE, Answer, Service, TokenTrace, ask, eventually
 
 KEY = "imx-load-test"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
-QUICK = 2.0  # seconds: generous for what should take 10 ms, and far from what a vendor here takes
+BOTH_WAYS = pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param((), id="plain"),
+        pytest.param(("--preload",), id="preload", marks=pytest.mark.slow),
+    ],
+)
+QUICK = 10.0  # seconds: half of the deadline, at which calls that are held end by themselves
 
 
 def completion(asked: Any, text: str) -> bytes:
@@ -244,7 +251,9 @@ def test_a_crowd_is_answered_or_refused_and_never_left_alone(gated: Gated, writt
     with Service(env=written(gated, threads=24)) as service, ThreadPoolExecutor(300) as pool:
         coming = [
             pool.submit(
-                timed, lambda n=n: service.ask("/infer", said("vendor/half", f"text {n}")), 20
+                timed,
+                lambda n=n: service.ask("/infer", said("vendor/half", f"text {n}")),
+                PATIENCE,
             )
             for n in range(300)
         ]
@@ -303,20 +312,23 @@ def test_clients_that_send_half_a_request_keep_nobody_else_from_beginning(
                 socket.create_connection(("127.0.0.1", service.port), PATIENCE)
             )
             sock.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        assert timed(lambda: service.ask("/infer", said("echo-v1")), 8).status == 200
+        assert timed(lambda: service.ask("/infer", said("echo-v1"))).status == 200
 
 
 def test_clients_that_do_not_close_their_side_keep_nobody_waiting(
     gated: Gated, written: Write
 ) -> None:
+    """gunicorn by itself waits two seconds for each of them, in its main loop: twenty in all."""
     with Service(env=written(gated, threads=64)) as service, contextlib.ExitStack() as stack:
+        started = time.monotonic()
         for _ in range(10):
             sock = stack.enter_context(
                 socket.create_connection(("127.0.0.1", service.port), PATIENCE)
             )
             sock.sendall(b"GET /providers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert sock.recv(12) == b"HTTP/1.1 200"
-            assert timed(lambda: service.ask("/healthz")).status == 200
+            assert service.ask("/healthz").status == 200
+        assert time.monotonic() - started < QUICK
 
 
 FULL = 7  # calls that 8 threads take: one is left for saying no
@@ -361,11 +373,7 @@ def test_with_every_slot_taken_health_answers_and_the_rest_is_shed(
         assert [span["status"] for span in spans].count("error") == len(paths)
 
 
-@pytest.mark.parametrize(
-    "args",
-    [(), ("--preload",)],
-    ids=["plain", "preload"],
-)
+@BOTH_WAYS
 def test_the_threads_of_the_command_line_are_the_ones_that_count(
     gated: Gated, written: Write, args: tuple[str, ...]
 ) -> None:
@@ -389,7 +397,7 @@ class Crowd:
 
     def __init__(self, service: Service, body: Any, clients: int = 4) -> None:
         self.service, self.body, self.clients = service, body, clients
-        self.told: list[tuple[float, int]] = []  # when, and the status; 0: no answer
+        self.told: list[int] = []  # statuses; 0: no answer
         self._stop = threading.Event()
 
     def __enter__(self) -> Crowd:
@@ -409,7 +417,7 @@ class Crowd:
                 status = self.service.ask("/infer", self.body).status
             except (OSError, http.client.HTTPException):
                 status = 0
-            self.told.append((time.monotonic(), status))
+            self.told.append(status)
 
     def wait(self, more: int = 40) -> None:
         """Wait for *more* answers."""
@@ -418,7 +426,7 @@ class Crowd:
 
     @property
     def statuses(self) -> Counter[int]:
-        return Counter(status for _, status in self.told)
+        return Counter(self.told)
 
 
 def workers(service: Service) -> list[int]:
@@ -427,25 +435,25 @@ def workers(service: Service) -> list[int]:
 
 
 def test_a_worker_that_is_killed_is_replaced(gated: Gated, written: Write) -> None:
-    """At most the calls that it had in flight are lost, and none 3 s later."""
+    """At most the calls that it had in flight are lost, and none once it is replaced."""
     with (
         Service(env=written(gated, workers=2)) as service,
         Crowd(service, said("echo-v1")) as crowd,
     ):
         crowd.wait()
-        killed = time.monotonic()
         victim = workers(service)[0]
         os.kill(victim, signal.SIGKILL)
         eventually(
             lambda: victim not in workers(service) and len(workers(service)) == 2, "a new worker"
         )
-        eventually(lambda: time.monotonic() > killed + 3.2, "three seconds")
         crowd.wait()
+        replaced = len(crowd.told)
+        crowd.wait(80)
     assert set(crowd.statuses) <= {0, 200} and crowd.statuses[0] <= 8, crowd.statuses
-    assert [status for when, status in crowd.told if when > killed + 3 and status != 200] == []
+    assert set(crowd.told[replaced:]) == {200}
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, ...]) -> None:
     """Calls in flight end, new ones meet the new configuration; clients that keep asking notice
     nothing.
@@ -464,7 +472,7 @@ def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, .
         before = workers(service)
         written(gated, '[models]\nnew = "echo"', workers=2)
         service.process.send_signal(signal.SIGHUP)
-        eventually(lambda: service.ask("/infer", said("new")).status == 200, "the new name", 5)
+        eventually(lambda: service.ask("/infer", said("new")).status == 200, "the new name")
         gated.admission.set()
         assert [each.result().status for each in held] == [200] * 3
         eventually(lambda: not set(before) & set(workers(service)), "new workers")
@@ -473,7 +481,7 @@ def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, .
     assert set(crowd.statuses) == {200}, crowd.statuses
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
     gated: Gated, written: Write, args: tuple[str, ...]
 ) -> None:
@@ -520,7 +528,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_a_broken_file_changes_nothing_and_the_log_says_so(
     gated: Gated, written: Write, args: tuple[str, ...]
 ) -> None:
@@ -555,7 +563,7 @@ def test_a_file_that_is_gone_changes_nothing_either(gated: Gated, written: Write
         assert service.ask("/infer", said("old")).status == 200
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_workers_that_retire_lose_no_call_and_no_span(
     gated: Gated, written: Write, tokentrace: TokenTrace, args: tuple[str, ...]
 ) -> None:
@@ -572,7 +580,7 @@ def test_workers_that_retire_lose_no_call_and_no_span(
 # -- ends ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_sigterm_under_load_loses_no_span_of_an_answer(
     gated: Gated, written: Write, tokentrace: TokenTrace, args: tuple[str, ...]
 ) -> None:
@@ -614,7 +622,7 @@ def test_sigterm_under_load_loses_no_span_of_an_answer(
 # -- limits over workers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_a_keys_rate_is_exact_over_two_workers(
     gated: Gated, written: Write, args: tuple[str, ...]
 ) -> None:
@@ -638,7 +646,7 @@ def test_a_keys_rate_is_exact_over_two_workers(
         assert ask(service.port, "/infer", said("echo-v1")).status == 401
 
 
-@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["plain", "preload"])
+@BOTH_WAYS
 def test_a_budget_is_never_overspent_by_two_workers(
     gated: Gated, written: Write, tmp_path: Path, args: tuple[str, ...]
 ) -> None:

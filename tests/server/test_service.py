@@ -533,7 +533,8 @@ def test_a_wrong_variable_stops_the_start_in_one_line_that_names_it(variable, va
 HOST = """
 import socket, struct, sys, os
 from flask import request
-from infermux import create_app, tokentrace
+from infermux import create_app
+from infermux.telemetry import tokentrace
 app = create_app()
 
 @app.get("/about")
@@ -638,10 +639,16 @@ def test_requests_that_come_together_are_answered_one_after_the_other(service):
 # -- spans -----------------------------------------------------------------------------------------
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-WAYS = {"workers": [], "--preload": ["--preload"]}
+BOTH_WAYS = pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param([], id="workers"),
+        pytest.param(["--preload"], id="--preload", marks=pytest.mark.slow),
+    ],
+)
 
 
-@pytest.mark.parametrize("args", WAYS.values(), ids=WAYS)
+@BOTH_WAYS
 def test_every_call_has_one_valid_span(tokentrace, args):
     with Service(*args, env={"INFERMUX_TRACE__TOKENTRACE": tokentrace.url}) as service:
         with ThreadPoolExecutor(8) as pool:
@@ -665,7 +672,7 @@ def test_every_call_has_one_valid_span(tokentrace, args):
     assert len({span["trace_id"] for span in spans}) == 42
 
 
-@pytest.mark.parametrize("args", WAYS.values(), ids=WAYS)
+@BOTH_WAYS
 def test_every_refused_call_has_a_valid_span_or_none(tokentrace, args):
     """What a caller sends in the wrong type must not reach TokenTrace in the wrong type."""
     with Service(*args, env={"INFERMUX_TRACE__TOKENTRACE": tokentrace.url}) as service:
@@ -692,7 +699,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode != "hang")) for mode in MODES]
+)
 def test_a_tokentrace_in_trouble_costs_spans_and_never_a_request(inside, mode):
     with (
         TokenTrace() as other,
@@ -747,7 +756,7 @@ def in_flight(service: Service, vendor: Vendor, count: int, pool: ThreadPoolExec
     return coming
 
 
-@pytest.mark.parametrize("args", WAYS.values(), ids=WAYS)
+@BOTH_WAYS
 def test_sigterm_lets_calls_end_and_loses_no_span(tokentrace, args):
     gate = threading.Event()
     with (
@@ -804,7 +813,7 @@ def test_serve_runs_the_same_gunicorn_from_anywhere(tokentrace, tmp_path):
     ]
     with Service(command=command, cwd=tmp_path) as service:
         assert service.ask("/infer", HELLO).json == ECHO
-        assert "gthread" in service.log and service.log.count("Booting worker") == 1
+        assert "infermux.server.worker" in service.log and service.log.count("Booting worker") == 1
         assert "GET /providers" not in service.log
         is_error(service.ask("/infer", b"{"), 400, "invalid_request")
         assert len(tokentrace.wait(1)) == 1

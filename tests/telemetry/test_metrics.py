@@ -232,11 +232,11 @@ def test_names_that_callers_make_up_add_no_series() -> None:
     for model in ("any-0", "nobody's"):
         attempt(router, ask(model))
     before = set(scrape(client))
-    for number in range(10_000):
+    for number in range(1000):
         router.infer(ask(f"any-{number}"))
     found = scrape(client)
     assert set(found) == before
-    assert found.value("requests_total", provider="vendor", model="other", status="200") == 10_001
+    assert found.value("requests_total", provider="vendor", model="other", status="200") == 1001
 
 
 def test_what_was_asked_for_in_vain_has_the_labels_that_are_known_of_it() -> None:
@@ -377,6 +377,7 @@ def test_every_worker_tells_of_all_calls_whatever_becomes_of_workers(tmp_path: A
         assert Scrape(service.ask("/metrics").data.decode()).kinds == FAMILIES
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_preloaded_application_share_their_counts(tmp_path: Any) -> None:
     with Service(
         "-w",

@@ -124,9 +124,7 @@ def test_a_call_is_a_span_in_the_conventions_words(args: tuple[str, ...]) -> Non
         assert all(
             resource["deployment.environment.name"] == "test" for resource in collector.resources
         )
-    own = {
-        name: span["attrs"].pop(name) for name in ("infermux.cost_usd", "infermux.call.id")
-    }
+    own = {name: span["attrs"].pop(name) for name in ("infermux.cost_usd", "infermux.call.id")}
     assert own == {
         "infermux.cost_usd": float(answer.headers["X-Infermux-Cost"]),
         "infermux.call.id": answer.headers["X-Request-Id"],
@@ -272,7 +270,10 @@ for _ in range(2):
         assert len({span["id"] for span in collector.spans}) == len(collector.spans) == 3
 
 
-@pytest.mark.parametrize("status", [0, 307, 400, 503])
+@pytest.mark.parametrize(
+    "status",
+    [307, 400, *(pytest.param(each, marks=pytest.mark.slow) for each in (0, 503))],
+)
 def test_a_collector_in_trouble_costs_spans_and_one_line(status: int) -> None:
     with Collector() as other, Collector(status, target=f"{other.url}/v1/traces") as collector:
         code = """
@@ -293,6 +294,7 @@ assert export.flush(20) and export.dropped == 5, export.dropped
         assert other.paths == []
 
 
+@pytest.mark.slow
 def test_a_service_whose_collector_hangs_answers_and_ends_in_time() -> None:
     with (
         Collector(0) as collector,

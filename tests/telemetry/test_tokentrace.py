@@ -173,7 +173,9 @@ TROUBLE = {
 }
 
 
-@pytest.mark.parametrize("mode", TROUBLE)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode == "slow")) for mode in TROUBLE]
+)
 def test_what_is_not_taken_is_counted_once_and_not_sent_again(mode):
     with (
         TokenTrace() as other,
