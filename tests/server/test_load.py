@@ -540,11 +540,14 @@ def test_a_broken_file_changes_nothing_and_the_log_says_so(
             file.write_text(text, encoding="utf-8")
             service.process.send_signal(signal.SIGHUP)
             eventually(
-                lambda: not set(before) & set(workers(service)) and workers(service), "new workers"
+                lambda: not set(before) & set(workers(service)) and workers(service),
+                "new workers",  # noqa: B023
             )
             said_so = eventually(
                 lambda: [
-                    line for line in service.log[size:].splitlines() if "not reloaded" in line
+                    line
+                    for line in service.log[size:].splitlines()
+                    if "not reloaded" in line  # noqa: B023
                 ],
                 "a line",
             )

@@ -700,7 +700,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(
-    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode != "hang")) for mode in MODES]
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode != "reset")) for mode in MODES]
 )
 def test_a_tokentrace_in_trouble_costs_spans_and_never_a_request(inside, mode):
     with (
