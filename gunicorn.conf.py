@@ -1,4 +1,4 @@
-"""gunicorn finds this file by itself; the settings are the package's own, so that an installed service has the same."""
+"""The settings that gunicorn finds by itself; an installed service has the same."""
 
 from infermux.server import load
 

@@ -1,4 +1,4 @@
-"""gunicorn wsgi:app"""
+"""The application of `gunicorn wsgi:app`."""
 
 from infermux import create_app
 

@@ -540,14 +540,14 @@ def test_a_broken_file_changes_nothing_and_the_log_says_so(
             file.write_text(text, encoding="utf-8")
             service.process.send_signal(signal.SIGHUP)
             eventually(
-                lambda: not set(before) & set(workers(service)) and workers(service),
-                "new workers",  # noqa: B023
+                lambda: not set(before) & set(workers(service)) and workers(service),  # noqa: B023
+                "new workers",
             )
             said_so = eventually(
                 lambda: [
                     line
-                    for line in service.log[size:].splitlines()
-                    if "not reloaded" in line  # noqa: B023
+                    for line in service.log[size:].splitlines()  # noqa: B023
+                    if "not reloaded" in line
                 ],
                 "a line",
             )
