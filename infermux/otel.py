@@ -44,7 +44,7 @@ _OK = Status()
 
 
 class OTLP(Exporter[ReadableSpan]):
-    """An observer that exports the spans of calls in batches, in the background."""
+    """An observer that exports spans in batches, in the background."""
 
     def __init__(
         self, url: str, *, size: int = 1000, vendors: Mapping[str, str] | None = None
@@ -172,7 +172,7 @@ class OTLP(Exporter[ReadableSpan]):
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of messages as JSON in the conventions' form."""
+    """Return the text of messages as JSON, by the conventions."""
     parts = [
         {
             "role": str(each.get("role")),

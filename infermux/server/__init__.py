@@ -34,7 +34,7 @@ log = logging.getLogger("infermux")
 MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
 CLIENT_SECONDS = 10  # after which a client that neither sends nor reads is disconnected
 GC_THRESHOLD = 10_000  # new objects between garbage collections
-SWITCH_SECONDS = 0.1  # a thread waits so long for the interpreter; at 20 ms, 1,000 do little else
+SWITCH_SECONDS = 0.1  # until a thread asks for the interpreter; at 20 ms, 1,000 do little else
 
 
 def load() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..types import LogThrottle
 KEEP_THREAD_MS = 10  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
 TURN_SECONDS = 0.001  # between such starts, at least
-ACCEPTS_PER_TURN = 256  # during a burst
+ACCEPTS_PER_TURN = 256  # in a burst
 PAUSE_SECONDS = 0.1  # without a free descriptor
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 STATUSES = {  # by the name of gunicorn's exception; others are 400
