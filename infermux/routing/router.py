@@ -28,14 +28,11 @@ from ..admission import Admission
 from ..admission.keys import Keyring
 from ..errors import (
     BudgetExceeded,
-    ContentFiltered,
     InferMuxError,
     ModelNotAllowed,
     NoHealthyProvider,
-    ProviderContextTooLong,
     ProviderError,
     ProviderRateLimited,
-    ProviderRejected,
     ProviderTimeout,
     Unavailable,
     UnsupportedParameter,
@@ -75,12 +72,6 @@ _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
     *("keyring", "accounting", "observers"),
 )
-# what a vendor rejects, by the names of [models.NAME] fallback_on
-REJECTIONS: dict[str, type[ProviderError]] = {
-    "context": ProviderContextTooLong,
-    "content_filter": ContentFiltered,
-    "rejected": ProviderRejected,
-}
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
@@ -325,7 +316,8 @@ class Router:
             except ProviderError as error:
                 last = error
                 if not error.failover:
-                    queue = self._after_rejection(call, target, error, queue)
+                    follow = self.targets.may_follow
+                    queue = deque(q for q in queue if follow(q[0], target, error, call.plan.route))
                 elif (again := self._retry_at(call, target, error, deadline)) is not None:
                     queue.append((target, again))
         raise last or NoHealthyProvider(
@@ -370,18 +362,6 @@ class Router:
             if isinstance(error, UnsupportedParameter):
                 call.attempts.pop()
             raise
-
-    def _after_rejection(
-        self, call: Call, target: Target, error: ProviderError, queue: Queue
-    ) -> Queue:
-        """Return the targets that may still answer; raise *error* if the name has no such fallback."""
-        kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
-        route = call.plan.route if call.plan else None
-        if route is None or kind not in route.fallback_on:
-            raise error
-        if kind == "context":
-            queue = deque(each for each in queue if self.targets.takes_more(each[0], target))
-        return queue
 
     def _retry_at(
         self, call: Call, target: Target, error: ProviderError, deadline: Deadline

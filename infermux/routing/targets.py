@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
+    ContentFiltered,
     NoHealthyProvider,
     Overloaded,
+    ProviderContextTooLong,
+    ProviderError,
     ProviderRateLimited,
+    ProviderRejected,
     ProviderTimeout,
     ProviderUnavailable,
     QuotaExhausted,
@@ -33,6 +37,12 @@ COOL_SECONDS = 1.0  # after a rate limit that names no time
 QUOTA_SECONDS = 60.0  # after an account ran out of credit
 LONG_REQUEST = 8000  # characters, above which a request may exceed a model's context
 TYPICAL_OUTPUT = 500  # tokens of an unbounded answer, for comparing prices
+# rejections, by their names in [models.NAME] fallback_on
+REJECTIONS: dict[str, type[ProviderError]] = {
+    "context": ProviderContextTooLong,
+    "content_filter": ContentFiltered,
+    "rejected": ProviderRejected,
+}
 _NOTHING_KNOWN = Snapshot()
 
 
@@ -159,7 +169,16 @@ class TargetPool:
         if others:
             del self._breakers[next(idle, others[0])]
 
-    def takes_more(self, target: Target, than: Target) -> bool:
+    def may_follow(
+        self, target: Target, failed: Target, error: ProviderError, route: Route | None
+    ) -> bool:
+        """Return whether *target* may answer what *failed* has rejected, by `fallback_on`."""
+        kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
+        if route is None or kind not in route.fallback_on:
+            return False
+        return kind != "context" or self._takes_more(target, failed)
+
+    def _takes_more(self, target: Target, than: Target) -> bool:
         """Return whether *target* is another model, and may take more input than the other."""
         if target.model == than.model:
             return False
