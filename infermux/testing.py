@@ -1,6 +1,6 @@
-"""A vendor that fails as asked, and its pytest fixture: the public face of `infermux.chaos`.
+"""Public API for tests: a vendor that fails on purpose, its faults and a pytest fixture.
 
-Use it as a plug-in: `pytest_plugins = ["infermux.testing"]` gives the fixture `faulty_vendor`.
+With `pytest_plugins = ["infermux.testing"]` the fixture is `faulty_vendor`.
 """
 
 import sys

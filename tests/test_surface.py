@@ -50,7 +50,10 @@ from support import (
 
 from infermux.testing import FaultyVendor
 
-RENAMED: dict[str, str] = {"door": "api"}  # names that were changed on purpose go here: {"door": "api"}
+RENAMED: dict[str, str] = {
+    "door": "api",
+    "WHAT CAME OF IT": "OUTCOME",
+}  # names that were changed on purpose go here: {"door": "api"}
 DOOR = RENAMED.get("door", "door")
 KEPT = ROOT / "tests" / "data" / "surface.json"
 FULL = ROOT / "tests" / "data" / "surface.toml"

@@ -1,9 +1,7 @@
-"""The lines of a batch: what is asked in OpenAI's batch form or MIST's, and what is answered in
-OpenAI's.
+"""The lines of a batch: requests in OpenAI's batch format or MIST's, results in OpenAI's.
 
-The id of a result says which line it answers, what that line was (a digest) and what it cost in
-pico-USD, so that the file of results is all that a run needs in order to go on with one that was
-interrupted.
+The id of a result holds the number of its line, a digest of that line and the cost in pico-USD, so
+a run can continue an interrupted one from the file of results alone.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
-from ..dialects.openai import downstream as wire
+from ..dialects.openai.downstream import decode_request, encode_answer
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
 from ..protocol import CHAT, INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
@@ -24,7 +22,7 @@ from ..protocol.strict_json import Document
 
 MAX_LINE = 32 * 1024 * 1024  # bytes
 MAX_ID = 512  # characters of a custom_id
-RECENT = 2**20  # places in which custom_ids are remembered: constant memory for any number of lines
+RECENT_IDS = 2**20  # how many custom_ids are remembered, at most
 OPS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": "completions",
@@ -41,7 +39,7 @@ Encode = Callable[[Call, InferResponse], bytes]
 
 
 class Line(NamedTuple):
-    """One line that asks for something, or why it does not."""
+    """A line of the input: a request, or why it cannot be read."""
 
     number: int  # from 1
     size: int  # bytes in the file
@@ -51,72 +49,69 @@ class Line(NamedTuple):
 
 
 class Recent:
-    """The custom_ids of about the last million lines, as digests."""
+    """The custom_ids of about the last million lines, as hashes, in constant memory."""
 
     def __init__(self) -> None:
-        self._places = array("q", bytes(8 * RECENT))
+        self._hashes = array("q", bytes(8 * RECENT_IDS))
 
     def add(self, custom_id: bytes) -> bool:
         """Remember an id; return whether it was known."""
-        mark = hash(custom_id)
-        known = self._places[mark % RECENT] == mark
-        self._places[mark % RECENT] = mark
+        value = hash(custom_id)
+        known = self._hashes[value % RECENT_IDS] == value
+        self._hashes[value % RECENT_IDS] = value
         return known
 
 
 class Done:
-    """Which lines a file of results answers, a bit for each, and what they cost."""
+    """Which lines a file of results answers, as a bit for each, and what they cost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.cost = 0  # pico-USD
-        self.unpriced = 0
-        self.end = 0  # where the file's last whole line ends
+        self.end = 0  # where the last complete line of the file ends
         self._bits = bytearray()
-        self._sum = 0  # of the digests, in any order
+        self._digests = 0  # all digests XORed, as their order does not matter
 
     def __contains__(self, number: int) -> bool:
-        place = number >> 3
-        return place < len(self._bits) and bool(self._bits[place] >> (number & 7) & 1)
+        byte, bit = divmod(number, 8)
+        return byte < len(self._bits) and bool(self._bits[byte] >> bit & 1)
 
     def add(self, number: int, digest: str, cost: bytes) -> None:
-        """Note a result."""
+        """Record a result."""
         if number in self:
             return
-        self._bits.extend(bytes(max(0, (number >> 3) + 1 - len(self._bits))))
-        self._bits[number >> 3] |= 1 << (number & 7)
+        byte, bit = divmod(number, 8)
+        self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))
+        self._bits[byte] |= 1 << bit
         self.count += 1
-        self._sum ^= int(digest, 16)
-        if cost == b"unpriced":
-            self.unpriced += 1
-        else:
+        self._digests ^= int(digest, 16)
+        if cost != b"unpriced":
             self.cost += int(cost)
 
     def check(self, source: BinaryIO) -> int:
-        """Return how many bytes of *source* are answered already; raise RequestError if it is not
-        what the results are of.
+        """Return how many bytes of *source* are answered already.
+
+        Raise RequestError if the results are of other lines than those of *source*.
         """
-        size, left = 0, self._sum
+        size, left = 0, self._digests
         for number, data, length in _raw(source) if self.count else ():
             if number in self:
                 size += length
                 left ^= int(_digest(number, data), 16)
         if left:
             raise RequestError(
-                "these results are of another input: lines that have one are not what they were, or are missing"
+                "these results belong to another input: lines with a result are changed or gone"
             )
         return size
 
 
 def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> Done:
-    """Return what a file of results holds; with *keep*, copy those that are no failures there, and
-    count no others.
-    """
+    """Read a file of results; with *keep*, copy the successful ones there and ignore the others."""
     done = Done()
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
         if not data.endswith(b"\n") and (found or data.startswith(_START[: len(data)])):
-            break  # cut off in the middle: that line is asked again
+            break  # an incomplete last result: its line is sent again
         if found is None or not data.endswith(b"\n"):
             raise RequestError(f"its line {number} is not a result of infermux batch")
         done.end += len(data)
@@ -130,17 +125,15 @@ def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> 
     return done
 
 
-def lines(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
-    """Yield the lines of a file that have no result yet; empty ones say nothing."""
+def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
+    """Yield the lines of a file that have no result yet, except empty ones."""
     for number, data, size in _raw(source):
         if number not in done and data.strip():
             yield _line(number, data, size, recent)
 
 
 def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """Yield number, text and length of each line; of one that is too long, only so much as shows
-    it.
-    """
+    """Yield number, text and length of each line; the text of one that is too long is cut."""
     number = 0
     while data := source.readline(MAX_LINE + 2):
         number, size, rest = number + 1, len(data), data
@@ -156,22 +149,19 @@ def _digest(number: int, data: bytes) -> str:
 
 
 def _line(number: int, data: bytes, size: int, recent: Recent) -> Line:
-    name, asked = f"line-{number}", _read(data)
+    custom_id, asked, problem = f"line-{number}", _read(data), ""
     if isinstance(asked, Document):
-        told = asked.value.get(
-            "custom_id", asked.value.get("id") if "payload" in asked.value else None
-        )
-        if told is not None and not (isinstance(told, str) and 0 < len(told) <= MAX_ID):
-            asked = ProtocolError(
-                f"custom_id must be a string of 1 to {MAX_ID} characters", param="custom_id"
-            )
+        value = asked.value
+        given = value.get("custom_id", value.get("id") if "payload" in value else None)
+        if given is not None and not (isinstance(given, str) and 0 < len(given) <= MAX_ID):
+            problem = f"custom_id must be a string of 1 to {MAX_ID} characters"
         else:
-            name = told or name
-            if recent.add(strict_json.encode(name)):
-                asked = ProtocolError(
-                    f"an earlier line has the custom_id {shown(name)} too", param="custom_id"
-                )
-    return Line(number, size, _digest(number, data), name, asked)
+            custom_id = given or custom_id
+            if recent.add(strict_json.encode(custom_id)):
+                problem = f"an earlier line has the same custom_id {shown(custom_id)}"
+        if problem:
+            asked = ProtocolError(problem, param="custom_id")
+    return Line(number, size, _digest(number, data), custom_id, asked)
 
 
 def _read(data: bytes) -> Document | InferMuxError:
@@ -184,10 +174,9 @@ def _read(data: bytes) -> Document | InferMuxError:
 
 
 def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
-    """Return the request of a line, for *model* if that is given, and how to say the answer.
+    """Return the request of a line, for *model* if that is given, and the encoder of its answer.
 
-    Raise ProtocolError for what is not a line of a batch, and RequestError for what its door would
-    refuse.
+    Raise ProtocolError if it is no batch line, and RequestError where the endpoint would.
     """
     value = asked.value
     if "url" in value or "body" in value:
@@ -203,9 +192,11 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
         )
     if model and isinstance(value, dict):
         value = value | {"model": model}
-    return InferRequest.from_dict(value), lambda call, response: strict_json.encode(
-        response.to_dict()
-    )
+    return InferRequest.from_dict(value), _mist_answer
+
+
+def _mist_answer(call: Call, response: InferResponse) -> bytes:
+    return strict_json.encode(response.to_dict())
 
 
 def _openai(asked: Document, model: str) -> InferRequest:
@@ -220,14 +211,14 @@ def _openai(asked: Document, model: str) -> InferRequest:
     body = strict_json.document(asked.raw("body"))
     if model:
         body = strict_json.document(body.replaced({"model": model}))
-    request, streamed = wire.decode_request(body, op=op)
+    request, streamed = decode_request(body, op=op)
     if streamed:
-        raise RequestError("a line of a batch is not streamed", param="stream")
+        raise RequestError("a batch line cannot be streamed", param="stream")
     return request
 
 
 def _openai_answer(call: Call, response: InferResponse) -> bytes:
-    return wire.encode_answer(
+    return encode_answer(
         response,
         call.request,
         model=call.model,
@@ -237,12 +228,9 @@ def _openai_answer(call: Call, response: InferResponse) -> bytes:
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
-    """Return the result of a line that was asked: an answer, or an error with its status; *cost* is
-    None if it has no price.
-    """
-    flat = (
-        body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
-    )  # in JSON these are only layout
+    """Return the result of a line that was sent: an answer or an error; *cost* None: unpriced."""
+    # in JSON a line end can only be layout
+    flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
     return b'%b"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
         _head(line, cost),
         status,
@@ -252,13 +240,13 @@ def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None)
 
 
 def refused(line: Line, error: InferMuxError) -> bytes:
-    """Return the result of a line that could not be asked."""
-    said = {
+    """Return the result of a line that could not be sent."""
+    reason = {
         "code": error.code,
         "message": f"line {line.number}: {error.message}",
         "param": error.param,
     }
-    return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(said))
+    return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(reason))
 
 
 def _head(line: Line, cost: int | None) -> bytes:
@@ -267,7 +255,7 @@ def _head(line: Line, cost: int | None) -> bytes:
 
 
 def size_of(source: BinaryIO) -> int | None:
-    """Return the length of a file that can be read twice, or None."""
+    """Return the length of a file, or None for a pipe."""
     try:
         return os.fstat(source.fileno()).st_size if source.seekable() else None
     except OSError:

@@ -1,9 +1,8 @@
-"""Proof of a configuration: every fault that a vendor can have, against the router that it builds,
-and what a client gets.
+"""Chaos tests of a configuration: what a client gets when a vendor fails, for every fault.
 
-Of each model name the provider that is asked first fails, all others are well, and none of them is
-a real one. Strategies are set to priority, so that it is no matter of luck which comes first; times
-are scaled to a short deadline, so that their proportions stay.
+For each model name the first provider fails and all others are healthy; all of them are
+`FaultyVendor`s on loopback. Every strategy is set to priority, so that the first provider is known,
+and all times are scaled to a short deadline.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from .. import build
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
-from ..config.settings import Timeouts, Trace
+from ..config.settings import Reliability, Timeouts, Trace
 from ..errors import ConfigError, InferMuxError
 from ..planning.call import Call
 from ..protocol import InferRequest
@@ -27,21 +26,19 @@ from ..routing.router import Router
 from .faults import AFTER, BEFORE, FAULTS, HEALTHY, Fault
 from .vendor import FaultyVendor
 
-DEADLINE = 5.0  # seconds: the most that a call may take here
-NORMAL_DEADLINE = 60.0  # seconds, of a configuration that names none
+DEADLINE = 5.0  # seconds that a call may take, at most
+NORMAL_DEADLINE = 60.0  # seconds, to scale the times of a configuration without a deadline
 GRACE = 1.0  # seconds beyond its deadline that a busy machine may need
-LEAST = 0.5  # seconds: no time-out is scaled to less
-WORKERS = 8  # calls at a time: most of them only wait
-WELL = "healthy"  # the row of a vendor without a fault
-ANSWER, TOLD, WRONG = "answer", "cut, told", "SILENTLY WRONG"
-_STAND_IN = (
-    "vllm"  # a type without models and prices of its own, for a provider that is not behind HTTP
-)
+MIN_TIMEOUT = 0.5  # seconds: no timeout is scaled to less
+WORKERS = 8  # calls at a time; most of them only wait
+HEALTHY_ROW = "healthy"  # the name of the row without a fault
+ANSWER, CUT, WRONG = "answer", "cut, told", "SILENTLY WRONG"
+_STAND_IN = "vllm"  # a type without models and prices, instead of one that is not HTTP
 _MESSAGES = [{"role": "user", "content": "What does the quick brown fox do?"}]
 
 
 class Row(NamedTuple):
-    """What a client got from one call."""
+    """What a client got from a call."""
 
     fault: str
     when: str  # "before" the first token of a stream, or "after" it
@@ -51,12 +48,17 @@ class Row(NamedTuple):
     seconds: float
     failover: str  # "fired", "not needed", "none configured", "too late" or "did not fire"
     ok: bool
-    model: str = ""  # the names whose calls go this way
+    model: str = ""  # the model names with these providers
     note: str = ""  # why it is not ok
+
+    @property
+    def silently_wrong(self) -> bool:
+        """Whether the client got a wrong answer without an error."""
+        return self.outcome == WRONG
 
 
 class Case(NamedTuple):
-    """A way through the providers, in their order, and the names that lead there."""
+    """Providers in their order, and the model names that lead to them."""
 
     names: tuple[str, ...]
     providers: tuple[str, ...]
@@ -72,12 +74,45 @@ class _Trial(NamedTuple):
         return FAULTS.get(self.name, HEALTHY)
 
 
-class _Got(NamedTuple):
-    text: str
+class _Result(NamedTuple):
+    """What happened in one call."""
+
+    case: Case
+    trial: _Trial
+    outcome: str
     error: Exception | None
-    begun: bool  # whether a stream had begun when it came to this
     seconds: float
     call: Call
+    sent: int  # requests that the faulty vendor received
+
+    @property
+    def failover(self) -> str:
+        if any(each.target.provider != self.case.providers[0] for each in self.call.attempts):
+            return "fired"
+        if self.outcome == ANSWER or not self.trial.fault.failover:
+            return "not needed"
+        if len(self.case.providers) == 1:
+            return "none configured"
+        return "too late" if self.trial.when == AFTER else "did not fire"
+
+    def problem(self, limits: Reliability) -> str:
+        """Return what is wrong with the call, or nothing."""
+        fault, when, providers = self.trial.fault, self.trial.when, self.case.providers
+        deadline = limits.deadline or DEADLINE
+        if self.outcome == WRONG:
+            return "the client got a truncated answer without an error"
+        if self.error is not None and not isinstance(self.error, InferMuxError):
+            return "the exception is not an InferMux error"
+        if fault is HEALTHY and self.outcome != ANSWER:
+            return "no answer although every vendor is healthy"
+        if max(self.sent, len(self.call.attempts)) > limits.attempts:
+            return f"more than {limits.attempts} requests"
+        if self.seconds > deadline * (2 if when == AFTER else 1) + GRACE:
+            return f"longer than the deadline of {deadline:g} s"
+        could_fail_over = when == BEFORE and fault.failover and len(providers) > 1
+        if could_fail_over and self.outcome != ANSWER:
+            return f"{providers[1]} could have answered"
+        return ""
 
 
 def run(
@@ -87,15 +122,14 @@ def run(
     deadline: float | None = None,
     report: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Return a row for each call, in order, as *report* gets them while they come; raise
-    ConfigError.
+    """Return a row for each call, and pass each to *report* as it ends; raise ConfigError.
 
-    No address and no key of the configuration is used. *deadline* is in seconds per call, and never
-    more than the configuration's.
+    No address and no key of the configuration is used. *deadline* is in seconds per call, at most
+    the configuration's.
     """
     trials = _trials(FAULTS if faults is None else faults)
     if not config.providers:
-        raise ConfigError("no provider is configured that could fail")
+        raise ConfigError("no provider is configured")
     alone = _isolated(config, min(config.reliability.deadline or DEADLINE, deadline or DEADLINE))
     rows = []
     with FaultyVendor() as healthy, ThreadPoolExecutor(WORKERS) as pool:
@@ -108,107 +142,59 @@ def run(
 
 
 def verdict(rows: Sequence[Row]) -> int:
-    """Return the exit code: 0 if there is a row, and every one is as it should be."""
+    """Return the exit code: 0 if there are rows and all of them are ok."""
     return 0 if rows and all(row.ok for row in rows) else 1
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as aligned text, by model, and a line that sums them up."""
-    head = ("FAULT", "WHEN", "ASKED", "CLIENT GOT", "ATTEMPTS", "SECONDS", "FAILOVER", "")
-    cells = [
-        (
-            row.fault,
-            row.when,
-            "stream" if row.streamed else "answer",
-            row.outcome,
-            str(row.attempts),
-            f"{row.seconds:.2f}",
-            row.failover,
-            "ok" if row.ok else f"NOT OK: {row.note}",
-        )
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    lines = [_line(head, widths)]
-    for number, (row, each) in enumerate(zip(rows, cells, strict=True)):
-        if row.model and (number == 0 or row.model != rows[number - 1].model):
-            lines.append(f"-- {row.model}")
-        lines.append(_line(each, widths))
-    bad, wrong = sum(not row.ok for row in rows), sum(row.outcome == WRONG for row in rows)
-    return "\n".join(
-        [
-            *lines,
-            f"{len(rows)} calls: {len(rows) - bad} as they should be, {bad} not, {wrong} of them silently wrong",
-        ]
-    )
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(
-        cell.rjust(width) if number in (4, 5) else cell.ljust(width)
-        for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ).rstrip()
-
-
 def _trials(faults: Iterable[str]) -> list[_Trial]:
-    """Return what is tried: first that a healthy vendor is understood, then each fault in every way
-    that it has.
-    """
-    trials = [_Trial(WELL, BEFORE, streamed) for streamed in (False, True)]
+    """Return the trials: a healthy vendor first, then each fault in each of its ways."""
+    trials = [_Trial(HEALTHY_ROW, BEFORE, streamed) for streamed in (False, True)]
     for name in faults:
         if name not in FAULTS:
             raise ConfigError(f"there is no fault {name!r}{suggestion(name, FAULTS)}")
         fault = FAULTS[name]
-        trials += [_Trial(name, BEFORE, False)] * fault.plain + [
-            _Trial(name, when, True) for when in fault.stream
-        ]
+        trials += [_Trial(name, BEFORE, False)] * fault.plain
+        trials += [_Trial(name, when, True) for when in fault.stream]
     return trials
 
 
-# -- the configuration, away from the world --------------------------------------------------------
+# -- the configuration, isolated -------------------------------------------------------------------
 
 
 def _isolated(config: Config, limit: float) -> Config:
-    """Return the configuration without keys, proxies, ledger and traces, its times scaled, its
-    providers behind HTTP.
+    """Return the configuration without keys, proxies, ledger and traces, and with scaled times.
+
+    All of its providers are behind HTTP.
     """
-    quiet = replace(
-        config, keys=None, ledger=None, trace=Trace(), path=config.path or "the environment"
-    )  # with a path: no plug-ins
+    path = config.path or "the environment"  # with a path plug-ins are not loaded
+    quiet = replace(config, keys=None, ledger=None, trace=Trace(), path=path)
     served = _served(quiet)
     factor = limit / (config.reliability.deadline or NORMAL_DEADLINE)
-    providers = tuple(
-        replace(
-            each
-            if _is_preset(each)
-            else replace(
-                each,
-                type=each.type if each.type in PRESETS else _STAND_IN,
-                models=served[each.name],
-            ),
+
+    def isolated(each: ProviderConfig) -> ProviderConfig:
+        preset = each.type in PRESETS and (each.name == each.type or each.base_url)
+        if not preset:  # its models would change with its address
+            kind = each.type if each.type in PRESETS else _STAND_IN
+            each = replace(each, type=kind, models=served[each.name])
+        return replace(
+            each,
             api_key=Secret("chaos") if each.api_key else None,
             timeout=_scaled(each.timeout, factor, limit),
             proxy="",
             ca="",
             base_url="",
         )
-        for each in config.providers
-    )
+
     return replace(
         quiet,
-        providers=providers,
+        providers=tuple(map(isolated, config.providers)),
         models=tuple(replace(each, strategy="priority", weights={}) for each in config.models),
         reliability=replace(config.reliability, deadline=limit),
     )
 
 
-def _is_preset(provider: ProviderConfig) -> bool:
-    """Whether another address leaves a provider its models."""
-    return provider.type in PRESETS and (provider.name == provider.type or bool(provider.base_url))
-
-
 def _served(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the models that each provider lists, and those that a name leads to there."""
+    """Return the models of each provider: those that it lists, and those of the model names."""
     with closing(build.router(config)) as router:
         found = {each.name: dict.fromkeys(each.models) for each in router.registry}
         for name in router.registry.names:
@@ -217,22 +203,20 @@ def _served(config: Config) -> dict[str, tuple[str, ...]]:
         return {name: tuple(models) for name, models in found.items()}
 
 
-def _scaled(wait: Timeouts, factor: float, limit: float) -> Timeouts:
-    """Return the time-outs in the proportion to a deadline that they had; a stream's total ends
-    with it.
-    """
-    first, idle, total = (
-        max(min(LEAST, each), each * factor) for each in (wait.first_byte, wait.idle, wait.total)
-    )
-    return Timeouts(min(wait.connect, limit), first, idle, min(total, limit))
+def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
+    """Return the timeouts scaled by *factor*; a stream's total is at most the deadline."""
+
+    def scaled(seconds: float) -> float:
+        return max(min(MIN_TIMEOUT, seconds), seconds * factor)
+
+    total = min(scaled(given.total), limit)
+    return Timeouts(min(given.connect, limit), scaled(given.first_byte), scaled(given.idle), total)
 
 
 def _pointed(
     config: Config, healthy: FaultyVendor, first: str = "", faulty: FaultyVendor | None = None
 ) -> Router:
-    """Return a fresh router whose provider *first* is at the faulty vendor, and every other at the
-    healthy one.
-    """
+    """Return a new router with provider *first* at the faulty vendor, the others at *healthy*."""
     providers = []
     for each in config.providers:
         vendor = faulty if faulty is not None and each.name == first else healthy
@@ -241,111 +225,68 @@ def _pointed(
 
 
 def _cases(router: Router) -> list[Case]:
-    """Return the ways through the providers that the names lead; without names, that of the first
-    provider's first model.
-    """
+    """Return the model names by their providers; without names, the first model of all."""
     with closing(router):
-        [first, *_] = router.registry
-        names = router.registry.names or (
-            first.models[0] if first.models else f"{first.name}/chaos",
-        )
-        ways: dict[tuple[str, ...], list[str]] = {}
-        for name in names:
-            ways.setdefault(
-                tuple(dict.fromkeys(target.provider for target in router.registry.resolve(name))),
-                [],
-            ).append(name)
-    return [Case(tuple(names), way) for way, names in ways.items()]
+        registry = router.registry
+        [first, *_] = registry
+        default = first.models[0] if first.models else f"{first.name}/chaos"
+        cases: dict[tuple[str, ...], list[str]] = {}
+        for name in registry.names or (default,):
+            providers = dict.fromkeys(target.provider for target in registry.resolve(name))
+            cases.setdefault(tuple(providers), []).append(name)
+    return [Case(tuple(names), providers) for providers, names in cases.items()]
 
 
 # -- one call --------------------------------------------------------------------------------------
 
 
 def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Row:
-    first = case.providers[0]
-    with FaultyVendor(None if trial.name == WELL else trial.name, when=trial.when) as vendor:
-        with closing(_pointed(config, healthy, first, vendor)) as router:
-            got = _asked(router, InferRequest(case.names[0], _MESSAGES), streamed=trial.streamed)
-        right, sent = (
-            vendor.text if got.call.provider == first else healthy.text,
-            len(vendor.requests),
-        )
-    outcome = _outcome(got, right)
-    failover = _failover(case, trial, got, outcome)
-    note = _complaint(config, case, trial, got, outcome, sent)
+    fault = None if trial.fault is HEALTHY else trial.name
+    with FaultyVendor(fault, when=trial.when) as vendor:
+        got = _called(config, case, trial, healthy, vendor)
+    note = got.problem(config.reliability)
     return Row(
         trial.name,
         trial.when,
         trial.streamed,
-        outcome,
+        got.outcome,
         len(got.call.attempts),
         got.seconds,
-        failover,
+        got.failover,
         not note,
         ", ".join(case.names),
         note,
     )
 
 
-def _asked(router: Router, request: InferRequest, *, streamed: bool) -> _Got:
-    """Ask as a client would; whatever is raised is an outcome."""
+def _called(
+    config: Config, case: Case, trial: _Trial, healthy: FaultyVendor, faulty: FaultyVendor
+) -> _Result:
+    """Call as a client would; every exception is a result."""
+    first, request = case.providers[0], InferRequest(case.names[0], _MESSAGES)
     calls: list[Call] = []
-    router.observers.append(calls.append)
-    text, error, begun, started = "", None, False, time.monotonic()
-    try:
-        if streamed:
-            stream = router.stream(request)
-            begun = True
-            with closing(stream):
-                for chunk in stream:
-                    text += chunk.text
-        else:
-            text = router.infer(request).content
-    except Exception as raised:  # what is no error of ours is a finding, not an end
-        error = raised
-    return _Got(
-        text, error, begun, time.monotonic() - started, calls[-1] if calls else Call(request)
-    )
-
-
-def _outcome(got: _Got, right: str) -> str:
-    if got.error is None:
-        return ANSWER if got.text == right else WRONG
-    if got.begun:
-        return TOLD
-    return f"error {got.error.code if isinstance(got.error, InferMuxError) else type(got.error).__name__}"
-
-
-def _failover(case: Case, trial: _Trial, got: _Got, outcome: str) -> str:
-    if any(attempt.target.provider != case.providers[0] for attempt in got.call.attempts):
-        return "fired"
-    if outcome == ANSWER or not trial.fault.failover:
-        return "not needed"
-    if len(case.providers) == 1:
-        return "none configured"
-    return "too late" if trial.when == AFTER else "did not fire"
-
-
-def _complaint(
-    config: Config, case: Case, trial: _Trial, got: _Got, outcome: str, sent: int
-) -> str:
-    """Return what is wrong with a call, or nothing."""
-    most, limit = config.reliability.attempts, config.reliability.deadline or DEADLINE
-    if outcome == WRONG:
-        return "what the client has is not the whole answer, and nobody told it"
-    if got.error is not None and not isinstance(got.error, InferMuxError):
-        return "this is no error of InferMux's own"
-    if trial.name == WELL and outcome != ANSWER:
-        return "it does not answer even while every vendor is well"
-    if sent > most or len(got.call.attempts) > most:
-        return f"more than {most} requests"
-    if got.seconds > limit * (2 if trial.when == AFTER else 1) + GRACE:
-        return f"longer than the deadline of {limit:g} s"
-    if (
-        trial.when == BEFORE
-        and trial.fault.failover
-        and len(case.providers) > 1
-        and outcome != ANSWER
-    ):
-        return f"{case.providers[1]} could have answered"
-    return ""
+    text, error, begun = "", None, False
+    with closing(_pointed(config, healthy, first, faulty)) as router:
+        router.observers.append(calls.append)
+        started = time.monotonic()
+        try:
+            if trial.streamed:
+                with closing(router.stream(request)) as stream:
+                    begun = True
+                    for chunk in stream:
+                        text += chunk.text
+            else:
+                text = router.infer(request).content
+        except Exception as raised:  # one that is not ours is a finding
+            error = raised
+        seconds = time.monotonic() - started
+    call = calls[-1] if calls else Call(request)
+    if error is None:
+        right = (faulty if call.provider == first else healthy).text
+        outcome = ANSWER if text == right else WRONG
+    elif begun:
+        outcome = CUT
+    else:
+        name = error.code if isinstance(error, InferMuxError) else type(error).__name__
+        outcome = f"error {name}"
+    return _Result(case, trial, outcome, error, seconds, call, len(faulty.requests))

@@ -1,24 +1,28 @@
-"""A vendor that fails on purpose, for tests: FaultyVendor speaks the chats of OpenAI, Anthropic and
-Gemini on a loopback socket.
+"""FaultyVendor: a vendor on loopback that fails on purpose.
 
-As a pytest plug-in (`pytest_plugins = ["infermux.testing"]`) it brings the fixture `faulty_vendor`.
+It speaks the chat APIs of OpenAI, Anthropic and Gemini. As a pytest plug-in,
+`pytest_plugins = ["infermux.testing"]`, it provides the fixture `faulty_vendor`.
 PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
 
-from .faults import AFTER, BEFORE, FAULTS, HEALTHY, WORDS, Fault, Peer, message, pieces, read
+from .faults import AFTER, BEFORE, FAULTS, HEALTHY, Answer, Fault, Peer, encode, message, sse
 
 __all__ = ["AFTER", "BEFORE", "FAULTS", "Fault", "FaultyVendor", "Seen"]
 
+TOKENS_IN = 7  # of every prompt
 _PATHS = {
     "openai": "/v1",
     "anthropic": "/v1",
@@ -28,49 +32,43 @@ _PATHS = {
 
 
 class Seen(NamedTuple):
-    """One request as the vendor saw it, without its prompt and its key."""
+    """A request that the vendor received, without prompt and key."""
 
     path: str
-    dialect: str  # "openai", "anthropic", "gemini"; empty for a path of none of them
+    dialect: str  # "openai", "anthropic" or "gemini"; "" for an unknown path
     model: str
     streamed: bool
-    fault: str  # empty: it was answered
+    fault: str  # "": it got the right answer
 
 
 class FaultyVendor:
-    """A vendor on loopback that answers, or fails in the way that is set; leave it, and nothing of
-    it is left.
+    """A vendor on loopback that answers, or fails in the way that is set.
 
-    `with FaultyVendor("stall") as vendor:` gives its address as `vendor.url("openai")` and its
-    right answer as `vendor.text`.
+    `with FaultyVendor("stall") as vendor:` starts it, and ends all its connections and threads when
+    it is left. Its address is `vendor.url("openai")`, its right answer `vendor.text`.
     """
 
     def __init__(
         self, fault: str | None = None, *, when: str = BEFORE, text: str | None = None
     ) -> None:
-        self.text = (
-            f"The quick brown fox jumps over the lazy dog, and says {secrets.token_hex(8)}"
-            if text is None
-            else text
-        )
+        unique = f"The quick brown fox jumps over the lazy dog, and says {secrets.token_hex(8)}"
+        self.text = unique if text is None else text
         if len(self.text) < 2:
-            raise ValueError(
-                "the text must have at least two characters, so that a stream of it can be cut"
-            )
+            raise ValueError("the text needs two characters, so that its stream can be cut")
         self.connections = 0
-        self._lock = threading.Lock()  # over what follows; never held while anything is sent
+        self._lock = threading.Lock()  # for what follows; never held while sending
         self._fault, self._when, self._left = "", BEFORE, -1
         self._requests: list[Seen] = []
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
-        self._door = _bound(0)
-        self.port: int = self._door.getsockname()[1]
+        self._listener = _bound(0)
+        self.port: int = self._listener.getsockname()[1]
         self._acceptor: threading.Thread | None = None
         try:
             self.when, self.fault = when, fault
         except ValueError:
-            self._door.close()
+            self._listener.close()
             raise
 
     def __enter__(self) -> Self:
@@ -87,7 +85,7 @@ class FaultyVendor:
 
     @property
     def fault(self) -> str | None:
-        """The fault that requests meet, a name of FAULTS; None: they are answered."""
+        """The name of the fault that requests get, of those in FAULTS; None: the right answer."""
         return self._fault or None
 
     @fault.setter
@@ -103,33 +101,27 @@ class FaultyVendor:
 
     @property
     def when(self) -> str:
-        """Whether a stream fails "before" its first token or "after" it, where the fault knows
-        both.
-        """
+        """Whether a stream fails "before" or "after" its first token, if the fault can do both."""
         return self._when
 
     @when.setter
     def when(self, when: str) -> None:
         if when not in (BEFORE, AFTER):
-            raise ValueError(
-                f"a stream fails {BEFORE!r} or {AFTER!r} its first token, not {when!r}"
-            )
+            raise ValueError(f"when must be {BEFORE!r} or {AFTER!r}, not {when!r}")
         self._when = when
 
     def fail_times(self, times: int, fault: str | None = None) -> None:
-        """Let the next *times* requests meet the fault (or *fault*, from now on), and answer those
-        that follow.
-        """
+        """Fail the next *times* requests, with *fault* if it is given; answer later ones."""
         if fault is not None:
             self.fault = fault
         if self.fault in (None, "refused"):
-            raise ValueError("set a fault whose requests arrive, so that they can be counted")
+            raise ValueError("set a fault other than 'refused' first: its requests are counted")
         with self._lock:
             self._left = times
 
     @property
     def requests(self) -> list[Seen]:
-        """What was asked so far, in order."""
+        """The requests so far, in order."""
         with self._lock:
             return list(self._requests)
 
@@ -138,23 +130,21 @@ class FaultyVendor:
         if not self._stopped.is_set():
             self._stopped.set()
             self._refuse()
-            self._door.close()
+            self._listener.close()
             for thread in self._threads:
                 thread.join()
 
-    # -- the door ----------------------------------------------------------------------------------
+    # -- connections -------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        self._door.listen(128)
-        self._acceptor = threading.Thread(target=self._accept, args=(self._door,), daemon=True)
+        self._listener.listen(128)
+        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
         self._acceptor.start()
 
     def _refuse(self) -> None:
-        """Stop listening without giving the port away: a socket that is bound and does not listen
-        refuses connections.
-        """
+        """Stop listening and keep the port: a bound socket that does not listen refuses."""
         if self._acceptor is not None:
-            old, self._door = self._door, _bound(self.port)
+            old, self._listener = self._listener, _bound(self.port)
             _shut(old)
             self._acceptor.join()
             self._acceptor = None
@@ -164,10 +154,10 @@ class FaultyVendor:
         for sock in socks:
             _shut(sock)
 
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = door.accept()
+                sock, _ = listener.accept()
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -180,10 +170,8 @@ class FaultyVendor:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            with (
-                sock,
-                contextlib.suppress(OSError, ValueError),
-            ):  # whoever asked has gone, or does not speak HTTP
+            # the client is gone, or does not speak HTTP
+            with sock, contextlib.suppress(OSError, ValueError):
                 peer = Peer(sock, self._stopped)
                 while (request := peer.request()) and self._answered(peer, *request):
                     pass
@@ -191,28 +179,25 @@ class FaultyVendor:
             with self._lock:
                 self._socks.discard(sock)
 
-    def _answered(self, peer: Peer, path: str, body: bytes) -> bool:
-        """Answer one request; return whether the connection can go on."""
+    def _answered(self, peer: Peer, path: str, body: bytes) -> bool | None:
+        """Answer a request; return whether the connection can take another one."""
         dialect, model, streamed = read(path, body)
         with self._lock:
-            name, after = self._due(streamed) if dialect else "", self._when == AFTER
+            name = self._due(streamed) if dialect else ""
+            after = streamed and self._when == AFTER
             self._requests.append(Seen(path.partition("?")[0], dialect, model, streamed, name))
         if not dialect:
-            peer.send(message(404, b'{"error":{"message":"there is no such path"}}'))
+            peer.send(message(404, b'{"error":{"message":"not found"}}'))
             return True
         fault = FAULTS.get(name, HEALTHY)
-        answer = WORDS[dialect](model, pieces(self.text))
-        return fault.act(
-            peer,
-            answer._replace(streamed=streamed, after=streamed and after and AFTER in fault.stream),
-        )
+        answer = _ANSWERS[dialect](model, pieces(self.text))
+        after = after and AFTER in fault.stream
+        return fault.act(peer, answer._replace(streamed=streamed, after=after))
 
     def _due(self, streamed: bool) -> str:
-        """Return the fault that a request meets now, and count it."""
-        suits = self._fault and (
-            FAULTS[self._fault].stream if streamed else FAULTS[self._fault].plain
-        )
-        if not suits or self._left == 0:
+        """Return the fault of this request, and count it."""
+        fault = FAULTS.get(self._fault)
+        if fault is None or self._left == 0 or not (fault.stream if streamed else fault.plain):
             return ""
         self._left = max(-1, self._left - 1)
         return self._fault
@@ -221,9 +206,8 @@ class FaultyVendor:
 def _bound(port: int) -> socket.socket:
     sock = socket.socket()
     try:
-        sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
-        )  # so that its successor can be bound before it is closed
+        # its successor is bound before it is closed
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("127.0.0.1", port))
     except OSError:
         sock.close()
@@ -236,13 +220,115 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-if (
-    "pytest" in sys.modules
-):  # only a test run needs the fixture, and whoever runs no tests may not have pytest
+# -- right answers ---------------------------------------------------------------------------------
+
+
+def read(path: str, body: bytes) -> tuple[str, str, bool]:
+    """Return the dialect, "" for an unknown path, the model, and whether a stream is wanted."""
+    bare = path.partition("?")[0]
+    if found := re.search(r"/models/([^/]+):(g|streamG)enerateContent$", bare):
+        return "gemini", unquote(found[1]), found[2] != "g"
+    dialect = "anthropic" if bare.endswith("/messages") else ""
+    dialect = "openai" if bare.endswith("/chat/completions") else dialect
+    data = json.loads(body) if dialect else {}
+    if not isinstance(data, dict):
+        return "", "", False
+    return dialect, str(data.get("model", "")), data.get("stream") is True
+
+
+def pieces(text: str) -> list[str]:
+    """Return the tokens of a text: its words, or the characters of a single word."""
+    words = re.findall(r"\s*\S+\s*", text)
+    return words if len(words) > 1 else list(text)
+
+
+def _openai(model: str, words: list[str]) -> Answer:
+    usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": len(words)}
+    usage["total_tokens"] = TOKENS_IN + len(words)
+    base = {"id": "chatcmpl-faulty", "created": 0, "model": model}
+    said = {"role": "assistant", "content": "".join(words)}
+    choices = [{"index": 0, "message": said, "finish_reason": "stop"}]
+    whole = base | {"object": "chat.completion", "usage": usage, "choices": choices}
+
+    def event(delta: Mapping[str, str], reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return sse(base | {"object": "chat.completion.chunk", "choices": [choice]} | more)
+
+    return Answer(
+        "openai",
+        encode(whole),
+        event({"role": "assistant", "content": ""}),
+        tuple(event({"content": word}) for word in words),
+        event({}, "stop", usage=usage) + b"data: [DONE]\n\n",
+    )
+
+
+def _anthropic(model: str, words: list[str]) -> Answer:
+    def event(name: str, **members: Any) -> bytes:
+        return sse({"type": name} | members, name)
+
+    base: dict[str, Any] = {
+        "id": "msg_faulty",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": TOKENS_IN, "output_tokens": 1},
+    }
+    usage, delta = {"output_tokens": len(words)}, {"stop_reason": "end_turn", "stop_sequence": None}
+    whole = base | {
+        "content": [{"type": "text", "text": "".join(words)}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": TOKENS_IN} | usage,
+    }
+    block = {"type": "text", "text": ""}
+    return Answer(
+        "anthropic",
+        encode(whole),
+        event("message_start", message=base)
+        + event("content_block_start", index=0, content_block=block)
+        + event("ping"),
+        tuple(
+            event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+            for word in words
+        ),
+        event("content_block_stop", index=0)
+        + event("message_delta", delta=delta, usage=usage)
+        + event("message_stop"),
+    )
+
+
+def _gemini(model: str, words: list[str]) -> Answer:
+    usage = {
+        "promptTokenCount": TOKENS_IN,
+        "candidatesTokenCount": len(words),
+        "totalTokenCount": TOKENS_IN + len(words),
+    }
+    end = {"finishReason": "STOP"}
+
+    def body(text: str, last: Mapping[str, str], **more: Any) -> dict[str, Any]:
+        candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "index": 0, **last}
+        return {"candidates": [candidate], "modelVersion": model, "responseId": "faulty", **more}
+
+    return Answer(
+        "gemini",
+        encode(body("".join(words), end, usageMetadata=usage)),
+        b"",
+        tuple(sse(body(word, {})) for word in words),
+        sse(body("", end, usageMetadata=usage)),
+    )
+
+
+_ANSWERS = {"openai": _openai, "anthropic": _anthropic, "gemini": _gemini}
+
+
+if "pytest" in sys.modules:  # only a test run needs the fixture, or surely has pytest
     import pytest
 
     @pytest.fixture
     def faulty_vendor() -> Iterator[FaultyVendor]:
-        """A vendor that answers until its `fault` is set."""
+        """A vendor that gives right answers until its `fault` is set."""
         with FaultyVendor() as vendor:
             yield vendor

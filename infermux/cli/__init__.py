@@ -1,46 +1,68 @@
-"""What the commands of the command line share; each module here holds a few of them, and is loaded
-when one of its own is called.
+"""The command line: what its commands share, which are errors, options, the router and output.
+
+Each module holds a few commands; `main` loads it when one of them is called.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
 from .. import build
-from ..errors import InferMuxError
+from ..errors import InferMuxError, printable
+from ..ledger import LedgerUnavailable
 from ..routing.router import Router
 
-Value = TypeVar("Value")
+_BAR = 24  # characters of the longest bar
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes text that begins so for a formula
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+
+config_option = click.option(
+    "--config",
+    "-c",
+    metavar="FILE",
+    help="The configuration.  [default: infermux.toml, or the environment]",
+)
+
+
+def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds --json."""
+    return click.option("--json", "as_json", is_flag=True, help=help)
 
 
 class OneLine(click.ClickException):
-    """An error that is one line and exit code 1."""
+    """An error that is one line on standard error and exit code 1."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"infermux: {' '.join(self.message.split())}", err=True)
 
 
-def checked(ask: Callable[[], Value]) -> Value:
-    """Return what *ask* gives; an error of ours becomes one line."""
-    try:
-        return ask()
-    except InferMuxError as error:
-        raise OneLine(error.message) from None
+class Command(click.Command):
+    """A command whose InferMux errors are one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LedgerUnavailable as error:
+            raise OneLine(error.reason) from None  # who runs commands is an operator
+        except InferMuxError as error:
+            raise OneLine(error.message) from None
 
 
 def the_router() -> Router:
-    """Return the router of the Flask app whose command this is, or the one that the environment
-    configures.
-    """
+    """Return the Flask app's router under `flask`, else the one that the environment configures."""
     flask = sys.modules.get("flask")
     if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
         found: Router = flask.current_app.extensions["infermux"]
         return found
-    return checked(build.load)
+    return build.load()
 
 
 def the_prompt(text: str | None, prompt: str | None) -> str:
@@ -52,9 +74,53 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
         return given
     if given is None and sys.stdin.isatty():
         raise click.UsageError(
-            "a prompt is missing: give it as the argument, with --prompt, or on standard input"
+            "missing prompt: give it as the argument, with --prompt, or on standard input"
         )
     read = sys.stdin.read().rstrip("\n")
     if not read:
         raise click.UsageError("standard input holds no prompt")
     return read
+
+
+# -- output: names come from callers and vendors, so what a terminal could obey is escaped ---------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Return aligned columns; those whose numbers are in *right* are right-aligned."""
+    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def json_text(value: object) -> str:
+    """Return *value* as JSON in ASCII."""
+    return json.dumps(value, allow_nan=False)
+
+
+def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as CSV in which no text can be taken for a formula."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(
+        [[_cell(value) for value in row] for row in (head, *rows)]
+    )
+    return out.getvalue()
+
+
+def bar(part: int, whole: int) -> str:
+    """Return a bar whose length shows the share of *part* in *whole*."""
+    letter = "\u2588" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    return letter * (0 if whole <= 0 else max(int(part > 0), round(_BAR * part / whole)))
+
+
+def _cell(value: object) -> object:
+    """Return a value without line ends, quoted if a spreadsheet would compute it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text

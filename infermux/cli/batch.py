@@ -1,4 +1,4 @@
-"""infermux batch: many lines from one file into another."""
+"""The command batch: many requests from one file, their results in another."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Literal
 
 import click
 
 from .. import build
-from ..batch import Batch
-from ..batch import lines as batchlines
-from ..batch.lines import Done, Recent
+from ..batch import Batch, lines
 from ..errors import RequestError
 from ..pricing import PICO, usd
-from . import OneLine, checked
+from . import Command, OneLine, config_option
 
-BUDGET, INTERRUPTED = 3, 130  # exit codes
-WIDTH = 20  # of the bar
-_REASONS = {
-    "interrupted": "stopped; the same command goes on from here",
-    "budget": "the budget has no room for the next line; the same command with more --budget goes on from here",
+_BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
+_SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
+_STOPPED = {
+    "interrupted": "stopped; run the same command to continue",
+    "budget": "the remaining budget does not cover the next line; "
+    "run the same command with a larger --budget to continue",
 }
 
 
-def dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return an amount as pico-USD, so that no digit is lost."""
+def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return an amount as exact pico-USD."""
+    if value is None:
+        return None
     try:
-        amount = Decimal(value or "NaN")
+        amount = Decimal(value)
     except InvalidOperation:
         amount = Decimal(0)
-    if value is not None and not (amount.is_finite() and 0 < amount < 10**9):
+    if not (amount.is_finite() and 0 < amount < 10**9):
         raise click.BadParameter(f"{value!r} is not an amount of dollars above 0, such as 2.50")
-    return None if value is None else int(amount * PICO)
+    return int(amount * PICO)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN.jsonl", type=click.Path(allow_dash=True))
 @click.option(
     "--output",
@@ -53,35 +53,29 @@ def dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     required=True,
     metavar="OUT.jsonl",
     type=click.Path(allow_dash=True),
-    help="Where results go, each when it is there; lines that have one in it are skipped.",
+    help="The file for results; lines that have a result in it are skipped.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1024),
     default=32,
     show_default=True,
-    help="Lines at a time.",
+    help="How many lines are in flight at once.",
 )
-@click.option("--model", "-m", default="", help="Ask this model instead of the one in each line.")
+@click.option("--model", "-m", default="", help="Use this model instead of the one in each line.")
 @click.option(
     "--budget",
-    callback=dollars,
+    callback=_dollars,
     metavar="USD",
-    help="Stop before all results in OUT.jsonl could cost more than this.",
+    help="Stop before the results in OUT.jsonl could cost more than this in all.",
 )
 @click.option(
     "--retry-failed",
     is_flag=True,
-    help="Take failed results out of OUT.jsonl, and ask those lines again.",
+    help="Remove failed results from OUT.jsonl, and try those lines again.",
 )
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    metavar="FILE",
-    help="The configuration.  [default: infermux.toml, or the environment]",
-)
-@click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
+@config_option
+@click.option("--quiet", "-q", is_flag=True, help="Print no progress and no summary.")
 def batch(
     source: str,
     output: str,
@@ -89,21 +83,20 @@ def batch(
     model: str,
     budget: int | None,
     retry_failed: bool,
-    path: str | None,
+    config: str | None,
     quiet: bool,
 ) -> None:
-    """Answer every line of a file: OpenAI's batch lines, or MIST's infer.request; - is standard
-    input or output.
+    """Answer every line of a file: OpenAI batch lines or MIST infer.request lines.
 
-    The same command goes on where an earlier one was stopped. A line that fails has its error as
-    its result.
+    IN.jsonl and OUT.jsonl may be -, standard input and output. The same command continues an
+    earlier run. The result of a failed line is its error.
 
-    Exit code 0: every line has a result; 1: it cannot go on; 3: the budget is reached; 130: stopped
-    by Ctrl-C, after the lines in flight have ended (a second Ctrl-C does not wait for them).
+    Exit code 0: every line has a result; 1: the run failed; 3: the budget is reached; 130: stopped
+    by Ctrl-C after the lines in flight ended (a second Ctrl-C stops at once).
 
     Example: infermux batch questions.jsonl -o answers.jsonl --model gpt-5-mini --budget 2.50
     """
-    router = checked(lambda: build.router(build.settings(path=path)))
+    router = build.router(build.settings(path=config))
     try:
         with ExitStack() as stack:
             files = Files(stack, source, output, retry_failed=retry_failed)
@@ -116,50 +109,45 @@ def batch(
                 concurrency=concurrency,
             )
             view = View(run, files, quiet=quiet)
-            with view.watching():
-                checked(
-                    lambda: run.run(
-                        batchlines.lines(files.source, files.done, files.recent), view.tick
-                    )
-                )
+            asked = lines.unanswered(files.source, files.done, files.recent)
+            with view.progress(asked) as tick:
+                run.run(asked, tick)
     except OSError as error:
         raise OneLine(f"{error.filename or output}: {error.strerror}") from None
     finally:
         router.close()
-    view.end()
+    view.summarize()
     if run.stopped:
-        sys.exit(BUDGET if run.stopped == "budget" else INTERRUPTED)
+        sys.exit(_BUDGET_REACHED if run.stopped == "budget" else _INTERRUPTED)
 
 
 class Files:
-    """What a run reads and writes, and what is there already."""
+    """The input and the output of a run, and the results that exist already."""
 
     def __init__(self, stack: ExitStack, source: str, output: str, *, retry_failed: bool) -> None:
-        self.recent, self.done, self.skipped = Recent(), Done(), 0
-        if Path(output).is_file() and Path(source).exists() and os.path.samefile(source, output):
+        self.recent, self.done, self.skipped = lines.Recent(), lines.Done(), 0
+        if os.path.isfile(output) and os.path.exists(source) and os.path.samefile(source, output):
             raise click.UsageError("IN.jsonl and OUT.jsonl are the same file")
-        self.source = _stdin() if source == "-" else _file(source, "rb")
-        self.size = batchlines.size_of(self.source)
-        if (
-            self.size is not None
-        ):  # else a thread may be reading it for ever, and closing would wait for that
+        self.source = _stdin() if source == "-" else _open(source, "rb")
+        self.size = lines.size_of(self.source)
+        if self.size is not None:  # closing a pipe would wait for the thread that reads it
             stack.enter_context(self.source)
         if output == "-":
             self.output: BinaryIO = sys.stdout.buffer
-        elif Path(output).exists() and not Path(output).is_file():
-            self.output = stack.enter_context(_file(output, "wb"))  # a pipe, or nowhere
+        elif os.path.exists(output) and not os.path.isfile(output):
+            self.output = stack.enter_context(_open(output, "wb"))  # a pipe or a device
         else:
             self.output = stack.enter_context(_locked(output))
-            self._go_on(output, stack, retry_failed)
+            self._resume(output, stack, retry_failed)
 
-    def _go_on(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
-        """Read what has been answered; see that it answers this input."""
-        if retry_failed:
-            self.output = stack.enter_context(_without_failures(output, self.output))
+    def _resume(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
+        """Read the existing results, and check that they belong to this input."""
         try:
-            self.done = batchlines.results(self.output, self.recent)
+            if retry_failed:
+                self.output = stack.enter_context(_without_failures(output, self.output))
+            self.done = lines.results(self.output, self.recent)
             if self.done.count and self.size is None:
-                raise RequestError("a run goes on only with an input that is a file")
+                raise RequestError("only a run whose input is a file can continue")
             start = self.source.tell() if self.done.count else 0
             self.skipped = self.done.check(self.source)
         except RequestError as error:
@@ -168,18 +156,19 @@ class Files:
             ) from None
         if self.done.count:
             self.source.seek(start)
-        self.output.truncate(self.done.end)  # a result that was cut off
+        self.output.truncate(self.done.end)  # drops an incomplete last result
         self.output.seek(0, os.SEEK_END)
 
     def write(self, result: bytes) -> None:
-        """Add a result; it survives the end of this process from here on."""
+        """Append a result; from here on it survives the end of this process."""
         self.output.write(result)
         self.output.flush()
 
 
 def _stdin() -> BinaryIO:
-    """Return standard input with a buffer of its own: Python aborts at its end if a thread is
-    reading with the shared one.
+    """Return standard input with its own buffer.
+
+    Python aborts at exit if a thread is reading with the shared one.
     """
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
@@ -187,12 +176,12 @@ def _stdin() -> BinaryIO:
         return sys.stdin.buffer
 
 
-def _file(path: str, mode: Literal["rb", "wb", "a+b"]) -> BinaryIO:
+def _open(path: str, mode: Literal["rb", "wb", "a+b"]) -> BinaryIO:
     return open(path, mode)
 
 
 def _locked(path: str) -> BinaryIO:
-    file = _file(path, "a+b")
+    file = _open(path, "a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,62 +192,81 @@ def _locked(path: str) -> BinaryIO:
 
 
 def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
-    """Return the file of results with the failed ones taken out, all or nothing."""
+    """Remove the failed results from the file, all or none of them; return the new file."""
     real = os.path.realpath(path)
+    part = f"{real}.part"
     try:
-        with open(f"{real}.part", "wb") as kept:
-            batchlines.results(file, Recent(), keep=kept)
-        shutil.copymode(real, f"{real}.part")
-        os.replace(f"{real}.part", real)
-    except RequestError as error:
-        os.unlink(f"{real}.part")
-        raise OneLine(f"{path}: {error.message}") from None
+        with open(part, "wb") as kept:
+            lines.results(file, lines.Recent(), keep=kept)
+        shutil.copymode(real, part)
+        os.replace(part, real)
+    except RequestError:
+        os.unlink(part)
+        raise
     return _locked(path)
 
 
 class View:
-    """What a run shows on standard error."""
+    """What a run shows on standard error, and how signals stop it."""
 
     def __init__(self, run: Batch, files: Files, *, quiet: bool) -> None:
         self._run, self._files, self._quiet = run, files, quiet
-        self._bar = not quiet and sys.stderr.isatty()
+        self._has_bar = not quiet and sys.stderr.isatty()
         self._started = time.monotonic()
         self._signals: list[int] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Turn the first Ctrl-C or SIGTERM into a clean stop; the second ends the process."""
-        before = {
+    def progress(self, asked: Iterator[lines.Line]) -> Iterator[Callable[[], None]]:
+        """Yield what updates the progress; the first Ctrl-C or SIGTERM meanwhile stops the run."""
+        handlers = {
             number: signal.signal(number, self._signalled)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            yield
+            if not self._has_bar:
+                yield self._obey
+                return
+            size = self._files.size
+            with click.progressbar(
+                asked,  # of unknown length, if the input is a pipe
+                length=size and size - self._files.skipped,
+                show_percent=bool(size),
+                bar_template="[%(bar)s]  %(info)s" if size else "%(info)s",
+                empty_char=".",
+                width=0,  # what the terminal leaves
+                update_min_steps=0,
+                item_show_func=lambda _: self._counts(),
+                file=sys.stderr,
+            ) as bar:
+                drawn = 0
+
+                def tick() -> None:
+                    nonlocal drawn
+                    self._obey()
+                    before, drawn = drawn, self._run.tally.bytes
+                    bar.update(drawn - before)
+
+                yield tick
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if self._bar:
-                click.echo("\r\x1b[K", nl=False, err=True)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
         if len(self._signals) > 1:
-            os._exit(INTERRUPTED)  # every result that is there has been written
+            if self._has_bar:
+                os.write(2, _SHOW_CURSOR)
+            os._exit(_INTERRUPTED)  # every result so far is in the file
 
-    def tick(self) -> None:
-        """Show how far the run is; stop it if somebody asked for that."""
+    def _obey(self) -> None:
+        """Stop the run if a signal asked for that."""
         if self._signals and not self._run.stopped:
             self._run.stop()
             if not self._quiet:
-                click.echo(
-                    "\nstopping when the lines in flight have ended; once more to stop now",
-                    err=True,
-                )
-        if self._bar:
-            click.echo(f"\r{self._progress()}\x1b[K", nl=False, err=True)
+                click.echo("\nfinishing lines in flight; press Ctrl-C again to stop now", err=True)
 
-    def _progress(self) -> str:
-        tally, size = self._run.tally, self._files.size
+    def _counts(self) -> str:
+        tally = self._run.tally
         seconds = max(time.monotonic() - self._started, 0.001)
         parts = [
             f"{tally.lines:,} lines",
@@ -266,31 +274,22 @@ class View:
             *([f"{tally.failed:,} failed"] if tally.failed else []),
             f"${(self._files.done.cost + tally.cost) / PICO:,.4f}",
         ]
-        whole = 0 if size is None else size - self._files.skipped
-        if whole > 0:
-            share = min(1.0, tally.bytes / whole)
-            left = _clock(seconds * (1 - share) / share) if share else "?"
-            full = int(share * WIDTH)
-            parts = [f"[{'#' * full}{'.' * (WIDTH - full)}] {share:4.0%}", *parts, f"{left} left"]
-        return "  ".join(parts)[: shutil.get_terminal_size().columns - 1]
+        return "  ".join(parts)
 
-    def end(self) -> None:
-        """Say what came of the run."""
+    def summarize(self) -> None:
+        """Print the outcome of the run."""
         tally, done = self._run.tally, self._files.done
         if not self._quiet:
+            unpriced = f" and {tally.unpriced:,} unpriced" if tally.unpriced else ""
             parts = [
-                f"{tally.lines:,} line{'s' * (tally.lines != 1)}: {tally.ok:,} ok, {tally.failed:,} failed",
+                f"{tally.lines:,} line{'s' * (tally.lines != 1)}: "
+                f"{tally.ok:,} ok, {tally.failed:,} failed",
                 f"{tally.tokens_in:,} tokens in, {tally.tokens_out:,} out",
-                f"${usd(tally.cost)}"
-                + (f" and {tally.unpriced:,} unpriced" if tally.unpriced else ""),
-                _clock(time.monotonic() - self._started),
+                f"${usd(tally.cost)}{unpriced}",
+                str(timedelta(seconds=round(time.monotonic() - self._started))),
             ]
             if done.count:
-                parts.append(f"with the {done.count:,} before ${usd(done.cost + tally.cost)}")
+                parts.append(f"${usd(done.cost + tally.cost)} with {done.count:,} earlier results")
             click.echo("; ".join(parts), err=True)
         if self._run.stopped:
-            click.echo(f"infermux: {_REASONS[self._run.stopped]}", err=True)
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(min(seconds, 10**8))))
+            click.echo(f"infermux: {_STOPPED[self._run.stopped]}", err=True)

@@ -1,59 +1,41 @@
-"""Commands that read the ledger: costs and logs."""
+"""Commands that read the ledger: costs, also beside a vendor's bill, and logs."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from typing import Any, TypeVar
+from contextlib import closing, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import click
 
 from .. import build
 from ..config.settings import LedgerConfig
-from ..errors import RequestError
-from ..ledger import MAX_ROWS, Ledger, LedgerUnavailable, Record, Total, reports
+from ..errors import RequestError, printable, shown
+from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
+from ..ledger.reconcile import Bill, Compared
 from ..pricing import usd
-from . import OneLine, checked
-from .output import bar, csv_text, json_text, printable, table
+from . import Command, OneLine, bar, config_option, csv_text, json_option, json_text, table
 
-Value = TypeVar("Value")
-Command = Callable[..., Any]
-_MAGIC = b"SQLite format 3\0"
-_POLL = 0.5  # seconds between two looks at the ledger
-_OVERLAP = 10.0  # seconds that a call may need from its end to the ledger
-_LONGEST = 3600.0  # seconds that a call may take, for one to be followed
-_COUNTS = (
-    "calls",
-    "attempts",
-    "errors",
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "unpriced",
-    "estimated",
-)
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_POLL_SECONDS = 0.5  # between two reads of the ledger
+_WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
+_CALL_SECONDS = 3600.0  # a call that takes longer is not followed
+_COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
 
 
-def ledger_options(command: Command) -> Command:
-    """Give *command* what all that read the ledger share."""
-    config = click.option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="The configuration.  [default: infermux.toml, or the environment]",
+def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a ledger."""
+    path = click.option(
+        "--ledger", "path", metavar="PATH", help="The ledger.  [default: the configuration's]"
     )
-    return config(
-        click.option(
-            "--ledger", "path", metavar="PATH", help="The ledger.  [default: the configuration's]"
-        )(command)
-    )
+    return config_option(path(command))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--by",
     multiple=True,
@@ -64,13 +46,17 @@ def ledger_options(command: Command) -> Command:
 @click.option(
     "--since",
     metavar="WHEN",
-    help="From a UTC date or time, or so long ago: 2026-11-01, 7d, 24h, 30m.",
+    help="From a UTC date or time, or a time ago: 2026-11-01, 7d, 24h, 30m.",
 )
 @click.option("--until", metavar="WHEN", help="Up to, not including.")
 @click.option("--month", metavar="MONTH", help="A UTC month: 2026-11, this or last.")
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 @click.option(
-    "--limit", type=click.IntRange(1), default=reports.DEFAULT_ROWS, show_default=True, help="Rows at most."
+    "--limit",
+    type=click.IntRange(1),
+    default=reports.DEFAULT_ROWS,
+    show_default=True,
+    help="The maximum number of rows.",
 )
 @click.option("--json", "form", flag_value="json", help="Print what GET /costs answers.")
 @click.option("--csv", "form", flag_value="csv", help="Print rows for a spreadsheet.")
@@ -86,13 +72,13 @@ def ledger_options(command: Command) -> Command:
     "providers",
     multiple=True,
     metavar="NAME",
-    help="With --reconcile: only calls to this one; may be repeated.",
+    help="With --reconcile: only calls to this provider; may be repeated.",
 )
 @click.option(
     "--tolerance",
     multiple=True,
     metavar="N% or USD",
-    help="With --reconcile: a difference that is none.  [default: 1% or 0.01]",
+    help="With --reconcile: the largest difference to accept.  [default: 1% or 0.01]",
 )
 @ledger_options
 def costs(
@@ -108,39 +94,24 @@ def costs(
     tolerance: tuple[str, ...],
     **where: str | None,
 ) -> None:
-    """Say what calls have cost, by model or by anything else that is known of them.
+    """Show what calls cost, by model or any other dimension.
 
-    What has no price is counted as unpriced and never as 0; ~ tells how many calls rest on
-    estimated tokens. With --reconcile the exit code is 1 where a day's cost of a model is not what
-    the vendor bills.
+    A call without a price counts as unpriced, never as 0; ~ marks how many calls have estimated
+    tokens. With --reconcile the exit code is 1 if the cost of a model on a day differs from the
+    vendor's bill.
 
     Example: infermux costs --by day,model --since 7d
     """
     if bill is None and (providers or tolerance):
         raise click.UsageError("--provider and --tolerance go with --reconcile")
-    span = _used_rightly(lambda: reports.period(time.time(), since=since, until=until, month=month))
-    with closing(the_ledger(**where)) as ledger:
-        if bill is not None:
-            from .reconcile import reconcile
-
-            sys.exit(
-                read(
-                    lambda: reconcile(
-                        ledger,
-                        bill,
-                        span,
-                        caller=caller,
-                        providers=providers,
-                        tolerance=tolerance,
-                        form=form,
-                    )
-                )
-            )
-        found = read(
-            lambda: reports.costs(
+    with _usage_errors():
+        span = reports.period(time.time(), since=since, until=until, month=month)
+        with closing(the_ledger(**where)) as ledger:
+            if bill is not None:
+                sys.exit(_reconcile(ledger, bill, span, caller, providers, tolerance, form))
+            found = reports.costs(
                 ledger, reports.dimensions(by), span, caller=caller, limit=min(limit, MAX_ROWS)
             )
-        )
     if form == "json":
         click.echo(json_text(found.to_dict()))
     elif form == "csv":
@@ -149,7 +120,7 @@ def costs(
         click.echo(_costs_table(found, bars=sys.stdout.isatty()))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "-n",
     "count",
@@ -158,203 +129,255 @@ def costs(
     show_default=True,
     help="How many of the last calls.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with each call that ends, until Ctrl-C.")
-@click.option("--model", metavar="NAME", help="Only this model, as asked for, tried or served.")
+@click.option("--follow", "-f", is_flag=True, help="Also print each call that ends, until Ctrl-C.")
+@click.option("--model", metavar="NAME", help="Only this model: as requested, tried or served.")
 @click.option(
-    "--status", metavar="STATUS", help="Only these: ok, error, a status such as 429, or 4xx."
+    "--status", metavar="STATUS", help="Only this status: ok, error, a number such as 429, or 4xx."
 )
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 @click.option(
-    "--since", metavar="WHEN", help="Only calls that began then or later: 2026-11-01, 7d, 24h, 30m."
+    "--since",
+    metavar="WHEN",
+    help="Only calls that started then or later: 2026-11-01, 7d, 24h, 30m.",
 )
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print a JSON object per line, with the call's attempts.",
-)
+@json_option("Print a JSON object per line, with the call's attempts.")
 @ledger_options
 def logs(
     count: int,
     follow: bool,
-    model: str | None,
-    status: str | None,
-    caller: str | None,
     since: str | None,
     as_json: bool,
-    **where: str | None,
+    config: str | None,
+    path: str | None,
+    **filters: str | None,
 ) -> None:
-    """Print the last calls, the newest at the end: never a word of what was asked or answered.
+    """Print the last calls, the newest last, without prompts and answers.
 
     Example: infermux logs -n 50 --status error
     """
-    span = _used_rightly(lambda: reports.period(time.time(), since=since))
-    filters: dict[str, Any] = {"model": model, "status": status, "caller": caller}
     show = _json_line if as_json else _line
-    with closing(the_ledger(**where)) as ledger:
-        try:
-            for record in _records(ledger, count, span.since, filters, follow=follow):
-                click.echo(show(record))
-        except KeyboardInterrupt:
-            return
+    with _usage_errors():
+        start = reports.period(time.time(), since=since).since
+        with closing(the_ledger(config, path)) as ledger:
+            try:
+                for record in _records(ledger, count, start, filters, follow=follow):
+                    click.echo(show(record))
+            except KeyboardInterrupt:
+                return
 
 
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
 ) -> Iterator[Record]:
-    """Yield the last calls, and to *follow* each that ends: told by its end, for a long call comes
-    after later ones that were short.
-    """
+    """Yield the last calls, and to *follow* each that ends, in the order of their ends."""
 
-    def fresh(ended: float) -> list[Record]:
-        since = ended - _OVERLAP
-        return read(
-            lambda: ledger.rows(**filters, since=since - _LONGEST, ended=since, limit=MAX_ROWS)
-        )
+    def ended_since(time: float) -> list[Record]:
+        # a call is found by its start, so a long one is looked for far back
+        since = time - _WRITE_SECONDS
+        return ledger.rows(**filters, since=since - _CALL_SECONDS, ended=since, limit=MAX_ROWS)
 
     looked = time.time()
-    seen = {record.call[:2] for record in fresh(looked)} if follow else set()
-    last = read(lambda: ledger.rows(**filters, since=since, limit=count))
+    seen = {record.call[:2] for record in ended_since(looked)} if follow else set()
+    last = ledger.rows(**filters, since=since, limit=count)
     yield from reversed(last)
     seen.update(record.call[:2] for record in last)
     while follow:
-        time.sleep(_POLL)
-        now, found = time.time(), fresh(looked)
+        time.sleep(_POLL_SECONDS)
+        now, found = time.time(), ended_since(looked)
         yield from [record for record in reversed(found) if record.call[:2] not in seen]
         seen, looked = {record.call[:2] for record in found}, now
 
 
-# -- the ledger ------------------------------------------------------------------------------------
-
-
 def the_ledger(config: str | None, path: str | None) -> Ledger:
-    """Return the ledger at *path*, else the configured one; who reads makes none, and touches no
-    file that is none.
-    """
+    """Return the ledger at *path*, else the configured one; never create or replace a file."""
     if path is None:
-        settings = checked(lambda: build.settings(path=config))
+        settings = build.settings(path=config)
         path = (settings.ledger or LedgerConfig()).path
         if not path:
-            raise OneLine("the configuration keeps no ledger: [ledger].path is empty")
+            raise OneLine("the configuration has no ledger: [ledger].path is empty")
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_MAGIC))
+            start = file.read(len(_SQLITE_MAGIC))
     except FileNotFoundError:
         raise OneLine(
-            f"there is no ledger {path}: run this where the service runs, or name its ledger with --ledger PATH"
+            f"there is no ledger {path}: run this in the service's directory, or give --ledger PATH"
         ) from None
     except OSError as error:
         raise OneLine(f"the ledger {path} cannot be read: {error.strerror}") from None
-    if start not in (b"", _MAGIC):
+    if start not in (b"", _SQLITE_MAGIC):
         raise OneLine(f"{path} is not a ledger")
     from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
 
     return SQLiteLedger(path)
 
 
-def read(ask: Callable[[], Value]) -> Value:
-    """Return what the ledger says; why it cannot say it is for operators, who are the ones that ask
-    here.
-    """
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn a RequestError into wrong usage of the option of the same name."""
     try:
-        return _used_rightly(ask)
-    except LedgerUnavailable as error:
-        raise OneLine(error.reason) from None
-
-
-def _used_rightly(ask: Callable[[], Value]) -> Value:
-    try:
-        return ask()
+        yield
     except RequestError as error:
         raise click.BadParameter(error.message, param_hint=f"--{error.param}") from None
 
 
-# -- lines -----------------------------------------------------------------------------------------
+# -- costs and logs as text ------------------------------------------------------------------------
 
 
 def _costs_table(found: reports.Costs, *, bars: bool) -> str:
-    """Return the groups and their sum as text, with a bar for each group."""
-    totals = [*found.rows, found.total]
-    money = _aligned([reports.amount(total) for total in totals])
-    most = max((row.cost for row in found.rows), default=0)
+    """Return the groups and their total as text, with a bar for each group."""
+    money = _aligned([reports.amount(total) for total in (*found.rows, found.total)])
+    highest = max((row.cost for row in found.rows), default=0)
     rows = [
-        [
-            *[name or "(none)" for name in row.key],
-            *_sums(row),
-            cost,
-            _note(row),
-            *([bar(row.cost, most)] if bars else []),
-        ]
+        [*(name or "(none)" for name in row.key), *_sums(row, cost), bar(row.cost, highest) * bars]
         for row, cost in zip(found.rows, money, strict=False)
     ]
-    first = ["TOTAL", *[""] * (len(found.by) - 1)]
-    rows.append(
-        [*first, *_sums(found.total), money[-1], _note(found.total), *([""] if bars else [])]
-    )
-    head = [
-        *[name.upper() for name in found.by],
-        "CALLS",
-        "ERRORS",
-        "INPUT",
-        "OUTPUT",
-        "COST USD",
-        "",
-        *([""] if bars else []),
-    ]
     width = len(found.by)
-    lines = table(head, rows, right=range(width, width + 5))
-    return lines + (f"\n{found.more} more rows: see --limit" if found.more else "")
+    rows.append(["TOTAL", *[""] * (width - 1), *_sums(found.total, money[-1]), ""])
+    names = [name.upper() for name in found.by]
+    head = [*names, "CALLS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "", ""]
+    text = table(head, rows, right=range(width, width + 5))
+    return text + (f"\n{found.more} more rows: see --limit" if found.more else "")
 
 
-def _sums(total: Total) -> list[str]:
-    return [
-        f"{count:,}"
-        for count in (total.calls, total.errors, total.input_tokens, total.output_tokens)
-    ]
-
-
-def _note(total: Total) -> str:
-    """Return what must be known to read a cost rightly."""
-    notes = [f"{total.unpriced:,} unpriced"] if total.unpriced else []
-    return ", ".join([*notes, *([f"~{total.estimated:,} estimated"] if total.estimated else [])])
+def _sums(total: Total, cost: str) -> list[str]:
+    """Return the counts of a row, its cost, and what qualifies the cost."""
+    counts = (total.calls, total.errors, total.input_tokens, total.output_tokens)
+    notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
+    notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
+    return [*(f"{count:,}" for count in counts), cost, ", ".join(notes)]
 
 
 def _aligned(amounts: Sequence[int | None]) -> list[str]:
-    """Return exact dollars whose points stand below each other where they end flush."""
+    """Return exact dollars, padded so that right-aligned decimal points line up."""
     texts = [usd(pico) for pico in amounts]
-    digits = max((len(text.partition(".")[2]) for text in texts), default=0)
+    tails = [0 if text == "unpriced" else len(text) - len(text.partition(".")[0]) for text in texts]
     return [
-        text
-        if text == "unpriced"
-        else text + " " * (digits - len(text.partition(".")[2]) + (digits > 0 and "." not in text))
-        for text in texts
+        text if text == "unpriced" else text + " " * (max(tails) - tail)
+        for text, tail in zip(texts, tails, strict=True)
     ]
 
 
 def _costs_csv(found: reports.Costs) -> str:
-    return csv_text(
-        [*found.by, "cost_usd", *_COUNTS],
-        [
-            [*row.key, usd(reports.amount(row)), *[getattr(row, name) for name in _COUNTS]]
-            for row in found.rows
-        ],
-    )
+    rows = [
+        [*row.key, usd(reports.amount(row)), *(getattr(row, name) for name in _COUNTS)]
+        for row in found.rows
+    ]
+    return csv_text([*found.by, "cost_usd", *_COUNTS], rows)
 
 
 def _line(record: Record) -> str:
     call = record.call
-    reached = f"{call.provider}/{call.served}" if record.attempts else "-"
-    tokens = f"{'-' if call.input_tokens is None else call.input_tokens} in {'-' if call.output_tokens is None else call.output_tokens} out"
-    cost = usd(call.cost) + (
-        f" + {call.unpriced} unpriced" if call.unpriced and call.cost is not None else ""
-    )
-    error = f"  {call.error_code}" if call.error_code else ""
+    target = f"{call.provider}/{call.served}" if record.attempts else "-"
+    tokens = [
+        "-" if count is None else str(count) for count in (call.input_tokens, call.output_tokens)
+    ]
+    cost = ("~" if call.estimated else "") + usd(call.cost)
+    if call.unpriced and call.cost is not None:
+        cost += f" + {call.unpriced} unpriced"
     when = (reports.iso(call.at_ns // 10**9) or "").rstrip("Z").replace("T", " ")
+    error = f"  {call.error_code}" if call.error_code else ""
     return printable(
-        f"{when}  {call.status:<3}  {call.caller or '-':<10}  {call.requested} -> {reached}  {tokens}  "
-        f"{'~' if call.estimated else ''}{cost} USD  {call.latency_ms} ms  x{call.attempts}  {call.id}{error}"
+        f"{when}  {call.status:<3}  {call.caller or '-':<10}  {call.requested} -> {target}  "
+        f"{tokens[0]} in {tokens[1]} out  {cost} USD  {call.latency_ms} ms  x{call.attempts}  "
+        f"{call.id}{error}"
     )
 
 
 def _json_line(record: Record) -> str:
     return json_text(reports.call_dict(record))
+
+
+# -- costs --reconcile -----------------------------------------------------------------------------
+
+
+def _reconcile(
+    ledger: Ledger,
+    path: str,
+    span: reports.Period,
+    caller: str | None,
+    providers: tuple[str, ...],
+    tolerance: tuple[str, ...],
+    form: str | None,
+) -> int:
+    """Print the comparison; return 1 if both sides differ or a line of the bill was not read."""
+    allowed = reconcile.Tolerance.of(tolerance)
+    try:
+        bill = reconcile.read(Path(path).read_bytes())
+    except OSError as error:
+        raise OneLine(f"the bill {path} cannot be read: {error.strerror}") from None
+    for problem in bill.unread:
+        click.echo(f"infermux: {path}: {problem}", err=True)
+    bill.usd = {  # the days that are asked for
+        key: amount
+        for key, amount in bill.usd.items()
+        if (span.since is None or _midnight(date.fromisoformat(key[0])) >= span.since)
+        and (span.until is None or _midnight(date.fromisoformat(key[0])) < span.until)
+    }
+    if not bill.usd:
+        raise OneLine(f"{path}: no line of it can be compared")
+    rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
+    total = reconcile.summed(rows, allowed)
+    click.echo(_comparison(rows, total, bill, form))
+    return int(bool(bill.unread) or not all(row.agrees for row in [*rows, total]))
+
+
+def _ours(
+    ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
+) -> list[Total]:
+    """Return our totals by day, served model and provider for the time and vendor of the bill."""
+    first, last = bill.days
+    since = _midnight(first) if span.since is None else span.since
+    until = _midnight(last + timedelta(1)) if span.until is None else span.until
+    totals = ledger.totals("day", "served", "provider", since=since, until=until, caller=caller)
+    known = {total.key[2] for total in totals}
+    if not providers and bill.vendor in known:
+        providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic
+    if missing := [name for name in providers if name not in known]:
+        click.echo(
+            f"infermux: the ledger has no calls to {shown(missing[0])} in that time", err=True
+        )
+    return [total for total in totals if not providers or total.key[2] in providers]
+
+
+def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
+    """Return the comparison as a table, JSON or CSV."""
+    if form == "json":
+        vendor, found = bill.vendor or None, [_compared(row) for row in rows]
+        return json_text(
+            {"vendor": vendor, "rows": found, "total": _compared(total), "unread": bill.unread}
+        )
+    cells = [
+        [
+            row.day,
+            row.model,
+            *("" if pico is None else usd(pico) for pico in (row.ours, row.theirs, row.difference)),
+            "ok" if row.agrees else "DIFFERS",
+            row.note,
+        ]
+        for row in [*rows, total]
+    ]
+    if form == "csv":
+        head = ["day", "model", "ours_usd", "theirs_usd", "difference_usd", "verdict", "note"]
+        return csv_text(head, cells[:-1]).rstrip("\n")
+    differ = sum(not row.agrees for row in rows)
+    text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
+    text += f"\n{len(rows)} days and models: {len(rows) - differ} agree, {differ} differ"
+    if not bill.priced:
+        text += "\nthe export holds tokens and no dollars: they are priced by the shipped table"
+    return text
+
+
+def _compared(row: Compared) -> dict[str, Any]:
+    return {
+        "day": row.day,
+        "model": row.model,
+        "ours_usd": None if row.ours is None else usd(row.ours),
+        "theirs_usd": None if row.theirs is None else usd(row.theirs),
+        "difference_usd": usd(row.difference),
+        "agrees": row.agrees,
+        "note": row.note,
+    }
+
+
+def _midnight(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()

@@ -1,10 +1,10 @@
-"""infermux prices: what is shipped, and whether it still holds."""
+"""The command prices: the shipped table, and a comparison with public ones."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,15 +12,12 @@ from pathlib import Path
 import click
 
 from .. import build
-from ..errors import ConfigError, InferMuxError, close_to, shown
-from ..pricing import Peak, Price, Tariff, entries, find, table_date
-from ..pricing import compare as pricecheck
+from ..errors import ConfigError, InferMuxError, close_to, printable, shown
+from ..pricing import Peak, Price, Tariff, compare, entries, find, table_date
 from ..types import JSON
-from . import OneLine
-from .output import json_text, printable, table
+from . import Command, OneLine, json_option, json_text, table
 
-_WITNESSES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
-_OWN = "the configuration"
+_SOURCES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
 _DAYS = {
     frozenset(range(5)): "Monday to Friday",
     frozenset((5, 6)): "Saturday and Sunday",
@@ -28,48 +25,42 @@ _DAYS = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("names", nargs=-1, metavar="[MODEL | FILE]...")
-@click.option("--provider", metavar="NAME", help="Only this one's.")
+@click.option("--provider", metavar="NAME", help="Only this provider's.")
 @click.option(
     "--check",
     is_flag=True,
-    help="Compare with public tables: each FILE is litellm's JSON of model prices, or genai-prices'.",
+    help="Compare with public tables: each FILE is litellm's or genai-prices' JSON of prices.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option("Print JSON.")
 @click.option(
     "--config",
     "-c",
     metavar="FILE",
-    help="Where own prices stand.  [default: infermux.toml, if there is one that is good]",
+    help="The configuration with your own prices.  "
+    "[default: infermux.toml, if there is one that is good]",
 )
 def prices(
     names: tuple[str, ...], provider: str | None, check: bool, as_json: bool, config: str | None
 ) -> None:
-    """Print the price of MODEL, or of PROVIDER/MODEL, with its source and date; without one, the
-    table.
+    """Print the price of MODEL or PROVIDER/MODEL, with its source and date, or the whole table.
 
-    With --check the exit code is 1 where a figure differs.
+    With --check the exit code is 1 if a figure differs.
 
     Example: infermux prices gpt-5.4
     """
     now = time.time()
-    if warning := pricecheck.stale(now):
+    if warning := compare.stale(now):
         click.echo(f"infermux: {warning}", err=True)
     if check:
         sys.exit(_checked(names, datetime.fromtimestamp(now, UTC).date(), as_json=as_json))
     own = _own(config)
-    found = (
-        [price for name in names for price in _named(name, provider, own)]
-        if names
-        else _listed(provider, own)
-    )
+    named = [price for name in names for price in _named(name, provider, own)]
+    found = named if names else _listed(provider, own)
     if as_json:
-        click.echo(
-            json_text(
-                {"as_of": table_date().isoformat(), "prices": [_dict(price) for price in found]}
-            )
-        )
+        rows = [_dict(price) for price in found]
+        click.echo(json_text({"as_of": table_date().isoformat(), "prices": rows}))
     elif names:
         click.echo("\n\n".join(_entry(price) for price in found))
     else:
@@ -77,126 +68,110 @@ def prices(
 
 
 def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
-    """Print what differs in each file; return the exit code."""
+    """Print the differences of each file; return the exit code."""
     if not files:
         raise click.UsageError(
-            "--check needs a FILE: litellm's model_prices_and_context_window.json, or the data.json of genai-prices"
+            "--check needs a FILE: litellm's model_prices_and_context_window.json, "
+            "or the data.json of genai-prices"
         )
     differing = False
     for file in files:
         try:
-            found = pricecheck.check(Path(file).read_bytes(), today)
+            found = compare.check(Path(file).read_bytes(), today)
         except OSError as error:
             raise OneLine(f"{file} cannot be read: {error.strerror}") from None
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
         differing = differing or bool(found.differences)
-        if as_json:
-            rows = [
-                each._asdict() | {"ours": _text(each.ours), "theirs": _text(each.theirs)}
-                for each in found.differences
-            ]
-            click.echo(json_text({"file": file} | found._asdict() | {"differences": rows}))
-            continue
-        if found.differences:
-            click.echo(
-                table(
-                    ["MODEL", "FIGURE", "SHIPPED", "THERE"],
-                    [
-                        [each.model, each.figure, _text(each.ours) or "-", _text(each.theirs) or ""]
-                        for each in found.differences
-                    ],
-                    right=(2, 3),
-                )
-            )
-        click.echo(
-            printable(
-                f"{file} ({found.source}): {found.compared} models compared with the table of {table_date()}, "
-                f"{len(found.differences)} figures differ; {len(found.unknown)} models are only there (--json names them)"
-            )
-        )
+        click.echo(_check_json(file, found) if as_json else _check_text(file, found))
     return int(differing)
+
+
+def _check_json(file: str, found: compare.Check) -> str:
+    rows = [
+        each._asdict() | {"ours": _text(each.ours), "theirs": _text(each.theirs)}
+        for each in found.differences
+    ]
+    return json_text({"file": file} | found._asdict() | {"differences": rows})
+
+
+def _check_text(file: str, found: compare.Check) -> str:
+    rows = [
+        [each.model, each.figure, _text(each.ours) or "-", _text(each.theirs) or ""]
+        for each in found.differences
+    ]
+    differences = table(["MODEL", "FIGURE", "SHIPPED", "THERE"], rows, right=(2, 3)) + "\n"
+    return differences * bool(rows) + printable(
+        f"{file} ({found.source}): {found.compared} models compared with the table of "
+        f"{table_date()}, {len(rows)} figures differ; {len(found.unknown)} models are only in the "
+        "file (--json names them)"
+    )
 
 
 # -- which prices ----------------------------------------------------------------------------------
 
 
 def _own(config: str | None) -> list[Price]:
-    """Return the configuration's own prices; a configuration that is not asked for may be broken."""
+    """Return the configuration's own prices; only a configuration that is named must be valid."""
     try:
-        settings = build.settings(path=config)
-        return [
-            price for listed in build.own_prices(settings).values() for price in listed.values()
-        ]
-    except InferMuxError as error:
+        listed = build.own_prices(build.settings(path=config)).values()
+    except InferMuxError:
         if config is None:
             return []
-        raise OneLine(error.message) from None
+        raise
+    return [price for prices in listed for price in prices.values()]
 
 
 def _listed(provider: str | None, own: list[Price]) -> list[Price]:
     every = [*own, *entries()]
-    if provider is not None and provider not in (names := {price.provider for price in every}):
-        raise OneLine(
-            f"no prices of a provider {shown(provider)} are known{close_to(provider, names) or _there_are(names)}"
-        )
+    names = {price.provider for price in every}
+    if provider is not None and provider not in names:
+        hint = close_to(provider, names) or f"; there are {', '.join(sorted(names))}"
+        raise OneLine(f"no prices are known for provider {shown(provider)}{hint}")
     return [price for price in every if provider in (None, price.provider)]
 
 
-def _there_are(names: Iterable[str]) -> str:
-    return f"; there are {', '.join(sorted(names))}"
-
-
 def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
-    """Return the prices that a name leads to, at each vendor as a call would find them."""
-    vendors = dict.fromkeys(price.provider for price in entries())
+    """Return the prices of a model at each vendor, found as a call would find them."""
     first, slash, rest = name.partition("/")
-    found = list(_found(name, [provider] if provider else vendors, own))
+    vendors = [provider] if provider else [price.provider for price in entries()]
+    found = _found(name, vendors, own)
     if not found and slash and provider in (None, first):
-        found = list(_found(rest, [first], own))
+        found = _found(rest, [first], own)
     if not found:
-        every = [*pricecheck.known(), *(price.id for price in own)]
-        raise OneLine(
-            f"no price is known for {shown(name)}{close_to(name.rpartition('/')[2], every)}"
-        )
+        known = [*compare.known(), *(price.id for price in own)]
+        hint = close_to(name.rpartition("/")[2], known)
+        raise OneLine(f"no price is known for {shown(name)}{hint}")
     return found
 
 
-def _found(name: str, providers: Iterable[str], own: list[Price]) -> Iterator[Price]:
-    seen = set()
-    asked = list(providers)
-    yield from (
-        price for price in own if price.id == name and (len(asked) > 1 or price.provider in asked)
-    )
-    for provider in asked:
-        price = find(provider, name)
-        if price is not None and (price.provider, price.id) not in seen:
-            seen.add((price.provider, price.id))
-            yield price
+def _found(name: str, vendors: list[str], own: list[Price]) -> list[Price]:
+    listed = [find(vendor, name) for vendor in dict.fromkeys(vendors)]
+    return [
+        *(
+            price
+            for price in own
+            if price.id == name and (len(vendors) > 1 or price.provider in vendors)
+        ),
+        *{(price.provider, price.id): price for price in listed if price is not None}.values(),
+    ]
 
 
-# -- how they look ---------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------
 
 
 def _table(found: list[Price]) -> str:
-    rows = [
-        [
-            price.provider,
-            price.id,
-            *[_text(figure) or "" for figure in price.rates[:4]],
-            ", ".join(
-                name
-                for name, has in (
-                    ("tiers", price.tiers),
-                    ("peak hours", price.peak),
-                    ("scheduled", price.next),
-                    ("service tiers", price.service),
-                )
-                if has
-            ),
-        ]
-        for price in found
-    ]
+    rows = []
+    for price in found:
+        terms = {
+            "tiers": price.tiers,
+            "peak hours": price.peak,
+            "scheduled": price.next,
+            "service tiers": price.service,
+        }
+        figures = [_text(figure) or "" for figure in price.rates[:4]]
+        notes = ", ".join(name for name, value in terms.items() if value)
+        rows.append([price.provider, price.id, *figures, notes])
     head = ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE WRITE", ""]
     return (
         table(head, rows, right=(2, 3, 4, 5))
@@ -205,32 +180,30 @@ def _table(found: list[Price]) -> str:
 
 
 def _entry(price: Price) -> str:
-    """Return a price with all that changes it, as text."""
+    """Return a price with everything that changes it, as text."""
     names = f"  ({', '.join(price.aliases)})" if price.aliases else ""
-    lines = [
-        f"{price.provider}/{price.id}{names}",
-        f"  USD per million tokens: {_rates(price.rates)}",
-    ]
-    lines += [f"  over {tier.over} input tokens: {_rates(tier.rates)}" for tier in price.tiers]
-    lines += [f"  {_hours(price.peak)}: {_rates(price.peak.rates)}"] if price.peak else []
-    lines += [f"  from {change.start}: {_rates(change.rates)}" for change in price.next]
+    lines = [f"USD per million tokens: {_rates(price.rates)}"]
+    lines += [f"over {tier.over} input tokens: {_rates(tier.rates)}" for tier in price.tiers]
+    if price.peak:
+        lines.append(f"{_hours(price.peak)}: {_rates(price.peak.rates)}")
+    lines += [f"from {change.start}: {_rates(change.rates)}" for change in price.next]
     lines += [
-        f"  service tier {each.name}: {_rates(each.rates) or f'times {each.factor}'}"
+        f"service tier {each.name}: {_rates(each.rates) or f'times {each.factor}'}"
         for each in price.service
     ]
-    lines += [f"  not known to hold before {price.since}"] if price.since else []
-    lines += (
-        [f"  at most {price.max_input or '?'} tokens in, {price.max_output or '?'} out"]
-        if price.max_input or price.max_output
-        else []
-    )
-    lines += [f"  {price.note}"] if price.note else []
-    source = (
-        f"{', '.join(_WITNESSES.get(letter, letter) for letter in price.src)}; table of {table_date()}"
-        if price.src
-        else _OWN
-    )
-    return "\n".join(printable(line) for line in [*lines, f"  source: {source}"])
+    if price.since:
+        lines.append(f"not known to hold before {price.since}")
+    if price.max_input or price.max_output:
+        lines.append(f"at most {price.max_input or '?'} tokens in, {price.max_output or '?'} out")
+    if price.note:
+        lines.append(price.note)
+    date = f"; table of {table_date()}" if price.src else ""
+    lines.append(f"source: {', '.join(_sources(price))}{date}")
+    return "\n  ".join(map(printable, [f"{price.provider}/{price.id}{names}", *lines]))
+
+
+def _sources(price: Price) -> list[str]:
+    return [_SOURCES.get(letter, letter) for letter in price.src] or ["the configuration"]
 
 
 def _rates(rates: Tariff) -> str:
@@ -269,7 +242,7 @@ def _dict(price: Price) -> JSON:
         "max_input": price.max_input,
         "max_output": price.max_output,
         "note": price.note,
-        "sources": [_WITNESSES.get(letter, letter) for letter in price.src] or [_OWN],
+        "sources": _sources(price),
     }
 
 

@@ -272,7 +272,8 @@ class Router:
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         if (route.on_unsupported or self.on_unsupported) == "drop":
             call.request = replace(call.request, dropped=[])
-        if self.ledger is None and _has_hard_budget(call.caller):
+        budget = call.caller.budget
+        if self.ledger is None and isinstance(budget, Budget) and budget.then != "warn":
             raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
         self.admission.admit(call, streamed=streamed)
         deadline = self._deadline(call)
@@ -450,7 +451,8 @@ def _is_forced(call: Call, target: Target) -> bool:
 
 
 def _has_hard_budget(caller: Caller) -> bool:
-    return isinstance(caller.budget, Budget) and caller.budget.then != "warn"
+    # of a batch, the budget is not a ledger.Budget
+    return getattr(caller.budget, "then", "warn") != "warn"
 
 
 __all__ = ["Observer", "Reports", "Router", "Stream"]

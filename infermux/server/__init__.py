@@ -173,3 +173,18 @@ def worker_exit(server: Any, worker: Any) -> None:
     flush_all()
     status.stop()
     atexit.unregister(flush_all)  # once is enough
+
+
+def run(bind: str) -> None:
+    """Run the service at *bind* until it is stopped, as `gunicorn wsgi:app` would."""
+    from gunicorn.app.base import BaseApplication
+
+    class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+        def load_config(self) -> None:
+            for name, value in {**load(), "bind": bind}.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            return importlib.import_module("infermux.app").create_app()
+
+    Service().run()

@@ -401,7 +401,7 @@ def test_lines_that_were_added_are_asked_and_no_others(tmp_path, vendor):
     batch(written(tmp_path, *questions(3)), *args)
     done = batch(written(tmp_path, *questions(5)), *args)
     assert asked(vendor) == {f"q{n}": 1 for n in range(5)} == dict.fromkeys(results(tmp_path), 1)
-    assert "2 lines: 2 ok" in done.stderr and "3 before" in done.stderr
+    assert "2 lines: 2 ok" in done.stderr and "with 3 earlier results" in done.stderr
 
 
 FOREIGN = {
@@ -431,7 +431,7 @@ def test_going_on_needs_an_input_that_can_be_read_twice(tmp_path):
     source = written(tmp_path, line("a"))
     batch(source)
     done = batch("-", "-o", str(tmp_path / "out.jsonl"), given=source.read_bytes())
-    assert done.exit_code == 1 and "input that is a file" in done.stderr
+    assert done.exit_code == 1 and "whose input is a file" in done.stderr
 
 
 def test_failed_lines_are_asked_again_where_that_is_wished(tmp_path):
@@ -472,12 +472,13 @@ def test_a_first_signal_lets_lines_in_flight_end(number, tmp_path):
             process.send_signal(number)
             assert (
                 process.stderr is not None
-                and b"stopping" in process.stderr.readline() + process.stderr.readline()
+                and b"finishing lines in flight"
+                in process.stderr.readline() + process.stderr.readline()
             )
             gate.set()
             said = process.stderr.read()
             assert process.wait(PATIENCE) == 130
-        assert b"3 lines: 3 ok" in said and b"the same command goes on" in said
+        assert b"3 lines: 3 ok" in said and b"run the same command to continue" in said
         assert len(vendor.seen) == 3 == len(results(tmp_path))
         assert batch(source, *args).exit_code == 0
         assert (
@@ -495,7 +496,8 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
         process.send_signal(signal.SIGINT)
         assert (
             process.stderr is not None
-            and b"stopping" in process.stderr.readline() + process.stderr.readline()
+            and b"finishing lines in flight"
+            in process.stderr.readline() + process.stderr.readline()
         )
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
@@ -533,7 +535,7 @@ def test_the_budget_is_never_passed_and_a_larger_one_goes_on(tmp_path, vendor):
     source = written(tmp_path, *questions(60, max_tokens=50))
     first = batch(source, *args, "--budget", "0.1")
     sent = len(vendor.seen)
-    assert first.exit_code == 3 and "no room" in first.stderr
+    assert first.exit_code == 3 and "does not cover the next line" in first.stderr
     assert (
         20 <= sent == len(results(tmp_path)) <= 25
     )  # until 0.05 is left, whatever eight lines at once may cost
@@ -566,7 +568,7 @@ def test_a_budget_needs_prices(tmp_path, vendor):
     )
     assert (done.exit_code, vendor.seen, finished(tmp_path)) == (1, [], set())
     assert re.fullmatch(
-        r"infermux: line \d: the price of 'openai/m' is not known[^\n]*\[providers.openai\][^\n]*\n",
+        r"infermux: line \d: the price of 'openai/m' is unknown[^\n]*\[providers.openai\][^\n]*\n",
         done.stderr,
     )
 
@@ -627,16 +629,17 @@ def test_a_terminal_sees_how_far_it_is(tmp_path):
         ) as process:
             os.close(theirs)
             seen = b""
-            while b"50%" not in seen:  # two of four lines; the third is held back
+            while b"2 lines" not in seen:  # the third is held back
                 seen += os.read(ours, 4096)
             gate.set()
             assert process.wait(PATIENCE) == 0
         seen += os.read(ours, 65536)
         os.close(ours)
     assert re.search(
-        rb"\r\[#{10}\.{10}\]  50%  2 lines  [\d.]+/s  1 failed  \$0\.0020  \d:\d\d:\d\d left\x1b\[K",
+        rb"\[#+\.+\]   (?:49|50)%  (?:\d\d:\d\d:\d\d  )?2 lines  [\d.]+/s  1 failed  \$0\.0020",
         seen,
     )
+    assert b"]  100%" in seen
     assert seen.endswith(b"\r\n") and b"4 lines: 3 ok, 1 failed" in seen
 
 

@@ -23,8 +23,7 @@ from click.testing import CliRunner, Result
 from support import HELLO, PATIENCE, Service, environment, eventually, run, script
 
 from infermux.cli.main import main
-from infermux.cli.output import printable
-from infermux.errors import BudgetExceeded, ProviderRateLimited, ProviderTimeout
+from infermux.errors import BudgetExceeded, ProviderRateLimited, ProviderTimeout, printable
 from infermux.planning.call import Attempt
 from infermux.types import Target, Usage
 

@@ -40,7 +40,9 @@ def test_a_good_file_is_one_line_and_0(tmp_path):
     (tmp_path / "x.toml").write_text(KEYED)
     answer = validate(tmp_path, "-c", "x.toml")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert re.fullmatch(r"x\.toml: good: 2 providers, 1 names?, 2 keys\n", answer.stdout)
+    assert re.fullmatch(
+        r"x\.toml: 2 providers, 1 name, 2 keys: configuration is valid\n", answer.stdout
+    )
     quiet = validate(tmp_path, "-q", "--config", "x.toml")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
@@ -48,17 +50,17 @@ def test_a_good_file_is_one_line_and_0(tmp_path):
 def test_the_file_is_found_as_the_service_finds_it(tmp_path):
     (tmp_path / "infermux.toml").write_text(GOOD)
     (tmp_path / "other.toml").write_text(KEYED)
-    assert validate(tmp_path).stdout.startswith("infermux.toml: good: 2 providers, ")
-    assert validate(tmp_path, INFERMUX_CONFIG="other.toml").stdout.startswith("other.toml: good: ")
+    assert validate(tmp_path).stdout.startswith("infermux.toml: 2 providers, ")
+    assert validate(tmp_path, INFERMUX_CONFIG="other.toml").stdout.startswith("other.toml: ")
     assert validate(
         tmp_path, "-c", "infermux.toml", INFERMUX_CONFIG="other.toml"
-    ).stdout.startswith("infermux.toml: good: ")
+    ).stdout.startswith("infermux.toml: ")
 
 
 def test_without_a_file_the_environment_is_checked(tmp_path):
     answer = validate(tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "") and answer.stdout.startswith(
-        "the environment: good: 2 providers, "
+        "the environment: 2 providers, "
     )
 
 

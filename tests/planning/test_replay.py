@@ -328,7 +328,7 @@ def test_no_ledger_is_one_line_and_none_is_made(path: Path) -> None:
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and not path.exists()
 
 
-@pytest.mark.parametrize(("text", "word"), [("", "no plan was kept"), ("n" * 40, "cannot be read")])
+@pytest.mark.parametrize(("text", "word"), [("", "no recorded plan"), ("n" * 40, "cannot be read")])
 def test_a_call_without_a_plan_is_one_line(path: Path, text: str, word: str) -> None:
     with closing(three(path, "priority")) as router:
         id = called(router)

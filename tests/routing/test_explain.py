@@ -356,7 +356,7 @@ def test_what_cannot_be_explained_is_one_line(file: Path, args: tuple[str, ...],
 
 def test_nothing_to_try_is_exit_code_1(file: Path) -> None:
     result = run_explain("small", "--tools")
-    assert result.exit_code == 1 and "nothing can be tried" in result.stdout
+    assert result.exit_code == 1 and "no target can be tried" in result.stdout
 
 
 def mounted(router: Router) -> Flask:

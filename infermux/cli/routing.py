@@ -1,0 +1,419 @@
+"""Commands about routing: explain and replay a decision, and the status of a service's targets."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import click
+
+from .. import build
+from ..errors import InferMuxError, printable
+from ..ledger import AttemptRow, Record
+from ..ledger.reports import iso
+from ..planning import Plan, Replay, outcome, replayed
+from ..pricing import usd, usd_float
+from ..protocol import InferRequest, strict_json
+from ..routing import explain as explaining
+from ..types import JSON
+from . import Command, OneLine, config_option, json_option, json_text, table, the_prompt
+from .ledger import ledger_options, the_ledger
+
+_TIMEOUT = 10.0  # seconds for a service to answer
+_MAX_ANSWER = 16 * 2**20  # bytes
+_MAX_NAME = 32  # characters of a target in the table of status, so that a line has 80
+
+
+def service_options(server: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that adds the options for a running service, by default at *server*."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        key = click.option(
+            "--key",
+            envvar="INFERMUX_ADMIN_KEY",
+            metavar="KEY",
+            help="The admin key of the service; better set the variable INFERMUX_ADMIN_KEY, which "
+            "other users do not see.  [default: [server].admin of the configuration]",
+        )
+        url = click.option(
+            "--server",
+            metavar="URL",
+            default=server,
+            show_default=server is not None,
+            help="Ask the service that runs at this address.",
+        )
+        return url(key(command))
+
+    return add
+
+
+# -- explain ---------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.option("--tokens", type=click.IntRange(0), metavar="N", help="Input tokens.  [default: 0]")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The most output tokens, for the estimated cost.  [default: 500]",
+)
+@click.option("--tools", is_flag=True, help="The request has tools.")
+@click.option("--image", is_flag=True, help="The request has an image.")
+@click.option("--structured", is_flag=True, help="The request asks for structured output.")
+@click.option("--caller", metavar="NAME", help="The caller, whose models and budget apply.")
+@click.option("--provider", metavar="NAME", help="Use only this provider.")
+@config_option
+@json_option("Print what POST /explain answers.")
+@service_options()
+def explain(
+    model: str,
+    tokens: int | None,
+    max_tokens: int | None,
+    as_json: bool,
+    config: str | None,
+    server: str | None,
+    key: str | None,
+    **about: str | bool | None,
+) -> None:
+    """Show where a call for MODEL would go now, and why. Nothing is sent.
+
+    Without --server there have been no calls yet: every circuit is closed and no latency is known.
+    Exit code 1 if no target would be tried.
+
+    Example: infermux explain fast --tokens 20000 --tools
+    """
+    body: JSON = {
+        "model": model,
+        "tokens": tokens or 0,
+        "params": {"max_tokens": max_tokens} if max_tokens else {},
+        **{name: value for name, value in about.items() if value},
+    }
+    if server is not None:
+        found = _ask(server, "/explain", body, key=_admin_key(key, config))
+    else:
+        with closing(build.router(build.settings(path=config))) as router:
+            found = explaining.explain(router, explaining.question(body)).to_dict()
+    click.echo(json_text(found) if as_json else _explanation(found))
+    sys.exit(1 if found["refused"] else 0)
+
+
+def _explanation(found: JSON) -> str:
+    tokens, retry = found["tokens"], found["retry_in"]
+    caller = f", by {found['caller']}" if found["caller"] else ""
+    lines = [
+        f"{found['model']}: {found['strategy']}, "
+        f"for {tokens['input']:,} tokens in and {tokens['output']:,} out{caller}"
+    ]
+    if found["override"]:
+        lines.append(
+            "the remaining budget does not cover the requested model: this is its cheaper fallback"
+        )
+    rows = [[str(number), *_row(target)] for number, target in enumerate(found["targets"], 1)]
+    rows += [["-", *_row(target)] for target in found["dropped"]]
+    head = ("", "TARGET", "STATE", "LATENCY", "COST USD", "")
+    lines = [*map(printable, lines), table(head, rows, right=[3])]
+    if found["forced"]:
+        lines.append("every circuit is open: the target that recovers first is tried anyway")
+    if found["refused"] == "no_healthy_providers":
+        lines.append("no target can be tried" + (f"; retry in {retry:.0f} s" if retry else ""))
+    elif found["refused"]:
+        lines.append(
+            f"the call is refused: the caller's budget has {found['budget_left_usd']} USD left"
+        )
+    return "\n".join(lines)
+
+
+def _row(target: JSON) -> list[str]:
+    cost, latency = target["cost_usd"], target["latency"]
+    note = "over the remaining budget" if target.get("over_budget") else ""
+    return [
+        f"{target['provider']}/{target['model']}",
+        target["state"],
+        "-" if latency is None else f"{latency * 1000:.0f} ms",
+        "unpriced" if cost is None else "<0.000001" if 0 < cost < 1e-6 else f"{cost:.6f}",
+        f"dropped: {target['dropped']}" if "dropped" in target else note,
+    ]
+
+
+# -- replay ----------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("call_id")
+@click.argument("text", required=False, metavar="[PROMPT]")
+@json_option("Print everything as JSON.")
+@click.option(
+    "--send", is_flag=True, help="Call again: the same model and targets in the same order."
+)
+@click.option(
+    "--prompt", help="With --send: the prompt, instead of the argument; - reads standard input."
+)
+@ledger_options
+def replay(
+    call_id: str,
+    text: str | None,
+    as_json: bool,
+    send: bool,
+    prompt: str | None,
+    config: str | None,
+    path: str | None,
+) -> None:
+    """Re-derive the routing decision of an earlier call from its recorded state, and compare.
+
+    CALL_ID is the X-Request-Id of an answer, or at least its first six characters. Nothing is sent
+    unless you give --send, which needs the prompt (as the argument, --prompt, or standard input):
+    the ledger keeps no content. Exit code 1 if the decision is different now, or if there is no
+    such call.
+
+    Example: infermux replay 3f2a9c1d
+    """
+    if not send and (text is not None or prompt is not None):
+        raise click.UsageError("a prompt goes with --send")
+    with closing(the_ledger(config, path)) as ledger:
+        record = ledger.call(id := call_id.removeprefix("chatcmpl-"))
+    if record is None:
+        raise OneLine(f"there is no call {id[:40]!r} in the ledger")
+    call, decision = record.call, _decision(record)
+    if not as_json:
+        click.echo(_replay_text(record, decision))
+    sent = _sent(decision.kept, the_prompt(text, prompt), config) if send else {}
+    if as_json:
+        click.echo(json_text(_replay_json(record, decision) | ({"sent": sent} if sent else {})))
+    elif sent:
+        then = {
+            "id": call.id,
+            "provider": call.provider,
+            "model": call.served,
+            "cost_usd": usd_float(call.cost),
+            "latency_ms": call.latency_ms,
+        }
+        click.echo(f"then  {_outcome(then)}\nnow   {_outcome(sent)}", err=True)
+        click.echo(sent["content"])
+    sys.exit(1 if decision.differences else 0)
+
+
+def _decision(record: Record) -> Replay:
+    if not record.call.plan:
+        raise OneLine(
+            "this call has no recorded plan: it was refused before planning, or an older InferMux "
+            "recorded it"
+        )
+    try:
+        return replayed(record.call.plan)
+    except ValueError as error:
+        raise OneLine(f"the plan of this call cannot be read: {error}") from None
+
+
+def _replay_text(record: Record, decision: Replay) -> str:
+    call, plan = record.call, decision.plan
+    head = [call.id, iso(call.at_ns // 10**9) or "", call.requested, call.caller or "-"]
+    rows = [
+        [
+            str(number),
+            str(target),
+            _tried([each for each in record.attempts if (each.provider, each.model) == target]),
+        ]
+        for number, target in enumerate(plan.targets, 1)
+    ]
+    rows += [["-", str(target), f"dropped: {why}"] for target, why in plan.dropped.items()]
+    verdict = ["identical: the recorded state leads to the same decision"]
+    if decision.differences:
+        verdict = ["not identical: the recorded state leads to a different decision now"] + [
+            printable(f"{name} was {json_text(then)} and is {json_text(now)}")
+            for name, (then, now) in decision.differences.items()
+        ]
+    return "\n".join(
+        [
+            printable("  ".join([*head, f"{call.status} {call.error_code}"]).rstrip()),
+            printable(f"{plan.model}: {plan.strategy}"),
+            table(["", "TARGET", "OUTCOME"], rows),
+            *verdict,
+        ]
+    )
+
+
+def _tried(attempts: Sequence[AttemptRow]) -> str:
+    """Return the outcome of each attempt at a target."""
+    outcomes = []
+    for each in attempts:
+        cost = ", unpriced" if each.unpriced else ""
+        if each.cost is not None:
+            cost = f", {usd(each.cost)} USD"
+        spent = (each.ended_ms or each.started_ms) - each.started_ms
+        outcomes.append(f"{each.error_code or 'ok'} after {spent} ms{cost}")
+    return "; ".join(outcomes) or "not tried"
+
+
+def _replay_json(record: Record, decision: Replay) -> JSON:
+    call, differences = record.call, decision.differences
+    attempts = [
+        {
+            "provider": each.provider,
+            "model": each.model,
+            "status": each.error_code or "ok",
+            "latency_ms": None if each.ended_ms is None else each.ended_ms - each.started_ms,
+            "cost_usd": usd_float(each.cost),
+        }
+        for each in record.attempts
+    ]
+    return {
+        "id": call.id,
+        "at": iso(call.at_ns // 10**9),
+        "requested": call.requested,
+        "caller": call.caller,
+        "status": call.status,
+        "error": call.error_code or None,
+        "identical": not differences,
+        "model": decision.plan.model,
+        "strategy": decision.plan.strategy,
+        "seed": decision.plan.seed,
+        **outcome(decision.plan),
+        "attempts": attempts,
+        "differences": {
+            name: {"then": then, "now": now} for name, (then, now) in differences.items()
+        },
+    }
+
+
+def _sent(plan: Plan, prompt: str, config: str | None) -> JSON:
+    """Make the call again with *prompt*, and return its outcome."""
+    if not plan.targets:
+        raise OneLine("the recorded plan has no target to send to")
+    with closing(build.router(build.settings(path=config))) as router:
+        call = router.begin(
+            InferRequest(plan.model, [{"role": "user", "content": prompt}]), api="replay"
+        )
+        call.plan = plan
+        content = router.answer(call).content
+    return {
+        "id": call.id,
+        "provider": call.provider,
+        "model": call.model,
+        "cost_usd": call.cost_usd,
+        "latency_ms": call.latency_ms,
+        "content": content,
+    }
+
+
+def _outcome(call: JSON) -> str:
+    cost = call["cost_usd"]
+    price = "unpriced" if cost is None else f"{cost:.12f}".rstrip("0").rstrip(".") + " USD"
+    target = f"{call['provider']}/{call['model']}"
+    return printable(f"{target}  {price}  {call['latency_ms']} ms  {call['id']}")
+
+
+# -- status ----------------------------------------------------------------------------------------
+
+
+class StatusUnknown(OneLine):
+    """The service could not be asked; exit code 2."""
+
+    exit_code = 2
+
+
+@click.command(cls=Command)
+@service_options("http://127.0.0.1:8600")
+@config_option
+@json_option("Print what the service answers, as JSON.")
+def status(server: str, key: str | None, config: str | None, as_json: bool) -> None:
+    """Show the state of each target of a running service, over all of its workers.
+
+    Exit code 0 if every circuit is closed, 1 if one is not, 2 if the service cannot be asked.
+
+    Example: infermux status --server http://127.0.0.1:8600
+    """
+    try:
+        found = _ask(server, "/status/targets", key=_admin_key(key, config))
+        text = json_text(found) if as_json else _status(found["targets"])
+        closed = all(target["state"] == "closed" for target in found["targets"])
+    except (OneLine, InferMuxError) as error:
+        raise StatusUnknown(error.message) from None
+    except (LookupError, TypeError, ValueError):
+        raise StatusUnknown(f"the server at {server} is not InferMux") from None
+    click.echo(text)
+    sys.exit(0 if closed else 1)
+
+
+def _status(targets: list[JSON]) -> str:
+    """Return a line for each target, and below it why it is refused calls."""
+    columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
+    text = table(columns, [_cells(target) for target in targets], right=(2, 3, 4, 5, 6))
+    head, *lines = text.splitlines()
+    for target, line in zip(targets, lines, strict=True):
+        reason = f"\n  {printable(target['reason'])}" if target["reason"] else ""
+        head += f"\n{line}{reason}"
+    return head
+
+
+def _cells(target: JSON) -> tuple[str, ...]:
+    name = f"{target['provider']}/{target['model']}"
+    wait, rate = target["retry_in"], target["error_rate"]
+    return (
+        name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…",
+        target["state"].replace("_", " "),
+        "-" if wait == 0 else "?" if wait is None else f"{wait:.0f} s",
+        "-" if rate is None else f"{rate:.0%}",
+        *map(_seconds, (target["p50"], target["p95"])),
+        f"{target['per_minute']:.1f}",
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+# -- the client of a running service ---------------------------------------------------------------
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key would go with it."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+
+def _ask(server: str, path: str, body: object = None, *, key: str) -> Any:
+    """Return what the service at *server* answers to a GET, or with a body to a POST."""
+    url = (server if "://" in server else f"http://{server}").rstrip("/") + path
+    if not url.startswith(("http://", "https://")):
+        raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        data = None if body is None else strict_json.encode(body)
+        request = urllib.request.Request(url, data, headers)
+        with _OPENER.open(request, timeout=_TIMEOUT) as answer:
+            return strict_json.loads(answer.read(_MAX_ANSWER))
+    except urllib.error.HTTPError as error:
+        raise OneLine(f"the service at {server} answers {error.code}: {_reason(error)}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise OneLine(f"no service answers at {server}: {reason}") from None
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """Return the message of an error that InferMux answered."""
+    try:
+        with error:
+            return str(strict_json.loads(error.read(_MAX_ANSWER))["error"]["message"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return "(no error message)"
+
+
+def _admin_key(given: str | None, config: str | None) -> str:
+    """Return the admin key: as given, else the configured one."""
+    if given is not None:
+        return given
+    admin = build.settings(path=config).server.admin
+    return admin.reveal() if admin is not None else ""

@@ -1,0 +1,200 @@
+"""Commands for running the service: serve, validate, keys and chaos."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .. import build
+from ..errors import InferMuxError
+from . import Command, config_option, table
+
+if TYPE_CHECKING:
+    from ..chaos import Row
+
+
+@click.command(cls=Command)
+@click.option(
+    "--addr", "-b", default=":8600", show_default=True, help="Address to listen on, HOST:PORT."
+)
+@click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(),
+    help="The configuration file.  [default: ./infermux.toml, if there is one]",
+)
+@click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: 2]")
+@click.option("--threads", type=click.IntRange(1), help="Threads in each worker.  [default: 1536]")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="warning: a line for each failed call; info: for every call; "
+    "debug: with its attempts.  [default: warning]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="The format of log lines.  [default: text]",
+)
+def serve(addr: str, config: str | None, **given: str | int | None) -> None:
+    """Run the service: gunicorn with InferMux's settings.
+
+    Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
+    """
+    from ..config import override  # for every process of the service
+
+    for name, value in given.items():
+        if value is not None:
+            override(f"{'TRACE' if name == 'tokentrace' else 'SERVER'}__{name.upper()}", str(value))
+    if config:
+        override("CONFIG", config)
+    build.router(build.settings())  # an error here is one line, before gunicorn starts
+    from .. import server  # loads requests
+
+    server.run(addr)
+
+
+@click.command(cls=Command)
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(),
+    help="The file.  [default: INFERMUX_CONFIG, else ./infermux.toml]",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
+def validate(config: str | None, quiet: bool) -> None:
+    """Check the configuration, and everything that it refers to.
+
+    Exit code 0: valid; 1: no such file; 2: not TOML; 3: an invalid setting.
+
+    Example: infermux validate -c infermux.toml
+    """
+    from ..config import Missing, NotTOML
+
+    try:
+        settings = build.settings(path=config)
+        router = build.router(settings)
+    except InferMuxError as error:
+        click.echo(f"infermux: {' '.join(error.message.split())}", err=True)
+        sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
+    from ..pricing.compare import stale
+
+    if warning := stale(time.time()):
+        click.echo(f"infermux: {warning}", err=True)
+    if not quiet:
+        counts = [
+            _counted(len(router.registry), "provider"),
+            _counted(len(router.registry.names), "name"),
+            "no keys" if settings.keys is None else _counted(len(settings.keys), "key"),
+        ]
+        place = settings.path or "the environment"
+        click.echo(f"{place}: {', '.join(counts)}: configuration is valid")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+@click.group()
+def keys() -> None:
+    """Create API keys.
+
+    Example: infermux keys new web
+    """
+
+
+@keys.command("new")
+@click.argument("name")
+def new_key(name: str) -> None:
+    """Create an API key for NAME: print it once, with the lines for infermux.toml.
+
+    The configuration holds only the hash of the key.
+
+    Example: infermux keys new web
+    """
+    from ..admission.keys import hashed, new_key
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
+    key = new_key()
+    click.echo("The key; it is not shown again, so give it to the caller now:", err=True)
+    click.echo(key)
+    click.echo("\nFor infermux.toml:\n", err=True)
+    click.echo(f'[keys.{name}]\nhash = "{hashed(key)}"')
+
+
+# -- chaos -----------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@config_option
+@click.option(
+    "--fault",
+    "-f",
+    "faults",
+    multiple=True,
+    metavar="NAME",
+    help="Only this fault; may be repeated.  [default: all]",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, 60, min_open=True),
+    help="Seconds per call, at most the configuration's.  [default: 5]",
+)
+def chaos(config: str | None, faults: tuple[str, ...], deadline: float | None) -> None:
+    """Test the configuration against failing vendors, and print what a client gets.
+
+    Exit code 1 if an answer was silently wrong, or if failover did not happen where it could have.
+    No real vendor is called.
+
+    Example: infermux chaos --fault stall --fault stream_cut
+    """
+    from .. import chaos as trial  # loads requests
+
+    rows = trial.run(
+        build.settings(path=config),
+        faults=faults or None,
+        deadline=deadline,
+        report=lambda row: click.echo("." if row.ok else "!", nl=False, err=True),
+    )
+    click.echo(err=True)
+    click.echo(chaos_table(rows))
+    sys.exit(trial.verdict(rows))
+
+
+def chaos_table(rows: list[Row]) -> str:
+    """Return the rows as aligned text, grouped by model, and a summary."""
+    head = ("FAULT", "WHEN", "ASKED", "CLIENT GOT", "ATTEMPTS", "SECONDS", "FAILOVER", "")
+    cells = [
+        (
+            row.fault,
+            row.when,
+            "stream" if row.streamed else "answer",
+            row.outcome,
+            str(row.attempts),
+            f"{row.seconds:.2f}",
+            row.failover,
+            "ok" if row.ok else f"NOT OK: {row.note}",
+        )
+        for row in rows
+    ]
+    first, *rest = table(head, cells, right=(4, 5)).splitlines()
+    lines, model = [first], ""
+    for row, line in zip(rows, rest, strict=True):
+        if row.model != model:
+            model = row.model
+            lines.append(f"-- {model}")
+        lines.append(line)
+    failed, wrong = sum(not row.ok for row in rows), sum(row.silently_wrong for row in rows)
+    lines.append(
+        f"{len(rows)} calls: {len(rows) - failed} passed, {failed} failed, {wrong} silently wrong"
+    )
+    return "\n".join(lines)
