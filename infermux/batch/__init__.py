@@ -119,7 +119,7 @@ class Batch:
         self.error = self.error or error
         self.stop("failed")
 
-    # -- in the threads ----------------------------------------------------------------------------
+    # -- in the threads --
 
     def _work(self, asked: Iterator[Line]) -> None:
         try:
@@ -209,7 +209,7 @@ class Batch:
             isinstance(error, ProviderRateLimited) and not isinstance(error, QuotaExhausted)
         )
 
-    # -- results and money -------------------------------------------------------------------------
+    # -- results and money --
 
     def _put(self, line: Line, result: bytes, *, ok: bool) -> None:
         with self._writing:  # results do not mix

@@ -158,7 +158,7 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
     return trials
 
 
-# -- the configuration, isolated -------------------------------------------------------------------
+# -- the configuration, isolated --
 
 
 def _isolated(config: Config, limit: float) -> Config:
@@ -237,7 +237,7 @@ def _cases(router: Router) -> list[Case]:
     return [Case(tuple(names), providers) for providers, names in cases.items()]
 
 
-# -- one call --------------------------------------------------------------------------------------
+# -- one call --
 
 
 def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Row:

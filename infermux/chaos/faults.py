@@ -137,7 +137,7 @@ class Peer:
         self._sock.close()
 
 
-# -- HTTP and JSON ---------------------------------------------------------------------------------
+# -- HTTP and JSON --
 
 
 def encode(value: Any) -> bytes:
@@ -184,7 +184,7 @@ def _chunks(*pieces: bytes, last: bool = False) -> bytes:
     return b"".join(chunks) + b"0\r\n\r\n" * last
 
 
-# -- faults ----------------------------------------------------------------------------------------
+# -- faults --
 
 
 def _sends(text: Callable[[Answer], bytes]) -> Act:

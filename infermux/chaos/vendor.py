@@ -134,7 +134,7 @@ class FaultyVendor:
             for thread in self._threads:
                 thread.join()
 
-    # -- connections -------------------------------------------------------------------------------
+    # -- connections --
 
     def _listen(self) -> None:
         self._listener.listen(128)
@@ -220,7 +220,7 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-# -- right answers ---------------------------------------------------------------------------------
+# -- right answers --
 
 
 def read(path: str, body: bytes) -> tuple[str, str, bool]:

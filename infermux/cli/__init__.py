@@ -82,7 +82,7 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
     return read
 
 
-# -- output: names come from callers and vendors, so what a terminal could obey is escaped ---------
+# -- output: names come from callers and vendors, so what a terminal could obey is escaped --
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

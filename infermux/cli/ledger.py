@@ -220,7 +220,7 @@ def _usage_errors() -> Iterator[None]:
         raise click.BadParameter(error.message, param_hint=f"--{error.param}") from None
 
 
-# -- costs and logs as text ------------------------------------------------------------------------
+# -- costs and logs as text --
 
 
 def _costs_table(found: reports.Costs, *, bars: bool) -> str:
@@ -287,7 +287,7 @@ def _json_line(record: Record) -> str:
     return json_text(reports.call_dict(record))
 
 
-# -- costs --reconcile -----------------------------------------------------------------------------
+# -- costs --reconcile --
 
 
 def _reconcile(

@@ -108,7 +108,7 @@ def _check_text(file: str, found: compare.Check) -> str:
     )
 
 
-# -- which prices ----------------------------------------------------------------------------------
+# -- which prices --
 
 
 def _own(config: str | None) -> list[Price]:
@@ -157,7 +157,7 @@ def _found(name: str, vendors: list[str], own: list[Price]) -> list[Price]:
     ]
 
 
-# -- output ----------------------------------------------------------------------------------------
+# -- output --
 
 
 def _table(found: list[Price]) -> str:

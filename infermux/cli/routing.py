@@ -52,7 +52,7 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
     return add
 
 
-# -- explain ---------------------------------------------------------------------------------------
+# -- explain --
 
 
 @click.command(cls=Command)
@@ -142,7 +142,7 @@ def _row(target: JSON) -> list[str]:
     ]
 
 
-# -- replay ----------------------------------------------------------------------------------------
+# -- replay --
 
 
 @click.command(cls=Command)
@@ -309,7 +309,7 @@ def _outcome(call: JSON) -> str:
     return printable(f"{target}  {price}  {call['latency_ms']} ms  {call['id']}")
 
 
-# -- status ----------------------------------------------------------------------------------------
+# -- status --
 
 
 class StatusUnknown(OneLine):
@@ -369,7 +369,7 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
-# -- the client of a running service ---------------------------------------------------------------
+# -- the client of a running service --
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -100,7 +100,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-# -- keys ------------------------------------------------------------------------------------------
+# -- keys --
 
 
 @click.group()
@@ -131,7 +131,7 @@ def new_key(name: str) -> None:
     click.echo(f'[keys.{name}]\nhash = "{hashed(key)}"')
 
 
-# -- chaos -----------------------------------------------------------------------------------------
+# -- chaos --
 
 
 @click.command(cls=Command)

@@ -113,7 +113,7 @@ def override(name: str, value: str) -> None:
     os.environ[PREFIX + name] = value
 
 
-# -- the file --------------------------------------------------------------------------------------
+# -- the file --
 
 
 def _from_file(file: str, environment: _Environment) -> Config:
@@ -249,7 +249,7 @@ def _check_cycles(models: list[ModelConfig]) -> None:
         raise ConfigError(f"[models] {cycle[0]} is circular: {' -> '.join(cycle)}") from None
 
 
-# -- the environment -------------------------------------------------------------------------------
+# -- the environment --
 
 
 def _local(variable: str, value: str) -> str:

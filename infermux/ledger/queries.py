@@ -16,7 +16,7 @@ from .schema import DIGEST_LENGTH, ns
 MIN_ID_LENGTH = 6  # characters that may stand for a whole id
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 
-# -- calls -----------------------------------------------------------------------------------------
+# -- calls --
 
 ATTEMPTS = f"""SELECT {", ".join(AttemptRow._fields)} FROM attempts
     WHERE at_ns = ? AND call_id = ? ORDER BY n"""
@@ -84,7 +84,7 @@ def call(id: str) -> tuple[str, list[str | int]]:
     return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
 
 
-# -- reports ---------------------------------------------------------------------------------------
+# -- reports --
 
 _OF_CALL = {
     "caller": "c.caller",

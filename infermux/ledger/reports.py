@@ -56,7 +56,7 @@ class Costs(NamedTuple):
         }
 
 
-# -- parameters ------------------------------------------------------------------------------------
+# -- parameters --
 
 
 def dimensions(given: Iterable[str]) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def _midnight(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
-# -- reports ---------------------------------------------------------------------------------------
+# -- reports --
 
 
 def costs(

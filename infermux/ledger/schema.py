@@ -78,7 +78,7 @@ RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)
     ON CONFLICT DO NOTHING"""
 
-# -- budgets ---------------------------------------------------------------------------------------
+# -- budgets --
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
@@ -161,7 +161,7 @@ def _key(hold: Hold) -> tuple[str, str, str]:
     return hold.budget.caller, hold.budget.key(hold.at), hold.call_id
 
 
-# -- calls -----------------------------------------------------------------------------------------
+# -- calls --
 
 
 def _insert(table: str, names: Sequence[str]) -> str:
@@ -209,7 +209,7 @@ def _digest(line: str) -> str:
     return blake2b(line.encode(), digest_size=DIGEST_LENGTH // 2).hexdigest() if line else ""
 
 
-# -- times -----------------------------------------------------------------------------------------
+# -- times --
 
 
 def span(budget: Budget, at: float) -> tuple[int, int]:

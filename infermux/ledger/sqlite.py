@@ -67,7 +67,7 @@ class SQLiteLedger(Ledger):
         self._process = _Process(self._commit)
         self._failure: str | None = None
 
-    # -- budgets -----------------------------------------------------------------------------------
+    # -- budgets --
 
     def reserve(
         self,
@@ -130,7 +130,7 @@ class SQLiteLedger(Ledger):
         begun = (budget.caller, *schema.span(budget, at))
         return Spent(self._read(schema.COST_SO_FAR, begun)[0][0], 0)
 
-    # -- reports -----------------------------------------------------------------------------------
+    # -- reports --
 
     def rows(
         self,
@@ -181,7 +181,7 @@ class SQLiteLedger(Ledger):
         query, values = queries.totals(by, since=since, until=until, caller=caller)
         return queries.merged(by, self._read(query, values))
 
-    # -- the file ----------------------------------------------------------------------------------
+    # -- the file --
 
     def problem(self) -> str | None:
         """Return why the ledger cannot be written, or None if it can.

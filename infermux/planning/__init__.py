@@ -139,7 +139,7 @@ def takes_turns(route: Route) -> bool:
     )
 
 
-# -- plans as text ---------------------------------------------------------------------------------
+# -- plans as text --
 
 
 class Replay(NamedTuple):

@@ -104,7 +104,7 @@ def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
     return infer
 
 
-# -- the guard around a provider's code ------------------------------------------------------------
+# -- the guard around a provider's code --
 
 
 _TEXTS = ("model", "provider", "content", "finish_reason", "reasoning", "refusal")

@@ -268,7 +268,7 @@ def _is_plain(answer: Answer) -> bool:
     return "content-encoding" not in answer.headers
 
 
-# -- one place for every exception of a library ----------------------------------------------------
+# -- one place for every exception of a library --
 
 FOREIGN = (
     requests.exceptions.RequestException,

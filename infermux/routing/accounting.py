@@ -69,7 +69,7 @@ class Accounting:
         self._clock = clock
         self._logged_at = -LOG_SECONDS
 
-    # -- before and after a call -------------------------------------------------------------------
+    # -- before and after a call --
 
     def reserve(self, call: Call, target: Target) -> None:
         """Hold the most that *call* may cost at *target*.
@@ -127,7 +127,7 @@ class Accounting:
             self._logged_at = now
             log.error("%d calls could not be recorded: %s", self.lost, error.reason)
 
-    # -- what an answer cost -----------------------------------------------------------------------
+    # -- what an answer cost --
 
     def charge_response(
         self, call: Call, attempt: Attempt, response: InferResponse
@@ -222,7 +222,7 @@ def _estimated(request: InferRequest, text: str) -> Usage:
     return Usage(estimate_messages(request.messages), estimate(text), estimated=True)
 
 
-# -- rows of the ledger ----------------------------------------------------------------------------
+# -- rows of the ledger --
 
 
 def record(call: Call) -> Record:

@@ -179,7 +179,7 @@ class CircuitBreaker:
             requests * 60 / self._window_seconds,
         )
 
-    # -- operators ---------------------------------------------------------------------------------
+    # -- operators --
 
     def open(self) -> None:
         """Force the circuit open until close() or reset(), for forced calls too."""
@@ -201,7 +201,7 @@ class CircuitBreaker:
             self._window = _Window(self._window_seconds / _PARTS)
             self._latency = _Latency(self._window_seconds)
 
-    # -- under the lock ----------------------------------------------------------------------------
+    # -- under the lock --
 
     def _wait(self, now: float) -> float:
         """Return the seconds until a call would be admitted: 0 is now, infinity is unknown."""

@@ -136,7 +136,7 @@ class Router:
         """The ledger, if there is one."""
         return self.accounting.ledger
 
-    # -- calls -------------------------------------------------------------------------------------
+    # -- calls --
 
     def infer(
         self,
@@ -205,7 +205,7 @@ class Router:
             self.finish(call, error)
             raise
 
-    # -- the plan ----------------------------------------------------------------------------------
+    # -- the plan --
 
     def plan(
         self,
@@ -264,7 +264,7 @@ class Router:
             )
         return plan
 
-    # -- attempts ----------------------------------------------------------------------------------
+    # -- attempts --
 
     def _run(self, call: Call, send: Send[Answer], *, streamed: bool) -> Answer:
         """Admit the call, plan it, and try its targets."""
@@ -407,7 +407,7 @@ class Router:
         permit.started(attempt.seconds)
         return Stream(call, *chunks, permit, self.accounting, self.finish)
 
-    # -- the record --------------------------------------------------------------------------------
+    # -- the record --
 
     def finish(self, call: Call, error: BaseException | None) -> None:
         """Close the record of a call, once, and report it."""

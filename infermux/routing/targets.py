@@ -208,7 +208,7 @@ class TargetPool:
             )
         return TargetPermit(breaker, permit, limiter, self.retry_budget(target.provider))
 
-    # -- for planning ------------------------------------------------------------------------------
+    # -- for planning --
 
     def snapshot(
         self,

@@ -61,7 +61,7 @@ def request_key() -> str:
     return header.get("HTTP_X_API_KEY", "")
 
 
-# -- operators -------------------------------------------------------------------------------------
+# -- operators --
 
 
 def admin_only(admin: Admin, view: View) -> View:

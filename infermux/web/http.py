@@ -47,7 +47,7 @@ class Api(NamedTuple):
     identify: Identify | None = None  # the mounting app's own way to say who calls
 
 
-# -- requests --------------------------------------------------------------------------------------
+# -- requests --
 
 
 def current_request() -> Request:
@@ -116,7 +116,7 @@ def _read_timeout(text: str) -> float | None:
     return (float(text) or None) if is_number else None
 
 
-# -- responses -------------------------------------------------------------------------------------
+# -- responses --
 
 
 class BytesResponse(Response):

@@ -92,7 +92,7 @@ def explain(api: Api) -> Response:
     return json_response(explaining.explain(api.router, question).to_dict())
 
 
-# -- costs -----------------------------------------------------------------------------------------
+# -- costs --
 
 
 def costs(api: Api) -> Response:
@@ -137,7 +137,7 @@ def _ledger(api: Api) -> Iterator[Ledger]:
         raise
 
 
-# -- circuits --------------------------------------------------------------------------------------
+# -- circuits --
 
 
 def targets(api: Api) -> Response:

@@ -135,7 +135,7 @@ def _top(totals: list[Total]) -> tuple[list[Total], int, Total]:
     return totals[:MAX_ROWS], len(totals[MAX_ROWS:]), summed(totals[MAX_ROWS:])
 
 
-# -- template filters ------------------------------------------------------------------------------
+# -- template filters --
 
 
 def money(pico: int | None, unpriced: int = 0) -> str:
