@@ -85,6 +85,16 @@ class Call:
             return cls(request, caller, api, tags=tags)
         return cls(request, caller, api, trace.trace_id, trace.parent_id, tags)
 
+    @property
+    def has_one_target(self) -> bool:
+        """Whether the plan has a single target."""
+        return self.plan is not None and len(self.plan.targets) == 1
+
+    def must_try(self, target: Target) -> bool:
+        """Return whether a circuit may not refuse *target*: no other could answer instead."""
+        forced = self.plan is None or self.plan.forced or self.has_one_target
+        return forced or self.has_tried(target)
+
     def has_tried(self, target: Target) -> bool:
         """Return whether *target* was asked already."""
         return any(attempt.target == target for attempt in self.attempts)

@@ -68,10 +68,18 @@ MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same where another target was tried meanwhile
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
 # what a configuration decides about a router
-_PARTS = (
-    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
-    *("keyring", "accounting", "observers"),
-)
+_PARTS = [
+    "registry",
+    "reporter",
+    "attempts",
+    "deadline",
+    "on_unsupported",
+    "targets",
+    "admission",
+    "keyring",
+    "accounting",
+    "observers",
+]
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
@@ -331,7 +339,7 @@ class Router:
         Raise ProviderRateLimited where a cool-down is too long, ProviderTimeout without time.
         """
         wait = max(0.0, not_before - time.monotonic())
-        if _is_forced(call, target):
+        if call.must_try(target):
             cooling = self.targets.breaker(target).cooling()
             if cooling and cooling >= deadline.remaining():
                 raise ProviderRateLimited(
@@ -350,7 +358,7 @@ class Router:
     ) -> Answer:
         """Send one request; record how it went, also at the target's circuit breaker."""
         self.accounting.reserve(call, target)
-        permit = self.targets.acquire(target, force=_is_forced(call, target))
+        permit = self.targets.acquire(target, force=call.must_try(target))
         attempt = Attempt(target, time.monotonic(), waited=waited)
         call.attempts.append(attempt)
         try:
@@ -373,7 +381,7 @@ class Router:
         wait = error.retry_after
         if wait is None:
             times = sum(attempt.target == target for attempt in call.attempts)
-            base = BACKOFF if _is_lone(call) else FAILOVER_BACKOFF
+            base = BACKOFF if call.has_one_target else FAILOVER_BACKOFF
             if isinstance(error, ProviderRateLimited):
                 base = THROTTLED_BACKOFF
             wait = self._rng.uniform(0, min(MAX_BACKOFF, base * 2 ** (times - 1)))
@@ -441,18 +449,6 @@ class Router:
                 release()
 
 
-def _is_lone(call: Call) -> bool:
-    return call.plan is not None and len(call.plan.targets) == 1
-
-
-def _is_forced(call: Call, target: Target) -> bool:
-    """Return whether a circuit may not refuse the attempt: no other target could answer instead."""
-    return _is_lone(call) or call.plan is None or call.plan.forced or call.has_tried(target)
-
-
 def _has_hard_budget(caller: Caller) -> bool:
     # of a batch, the budget is not a ledger.Budget
     return getattr(caller.budget, "then", "warn") != "warn"
-
-
-__all__ = ["Observer", "Reports", "Router", "Stream"]

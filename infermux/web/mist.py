@@ -14,7 +14,8 @@ from ..protocol import (
     strict_json,
 )
 from ..protocol.sse import Event, comment
-from ..routing.router import Router, Stream
+from ..routing.router import Router
+from ..routing.stream import Stream
 from ..types import JSON, Chunk, Usage
 from . import EndpointBlueprint, endpoints
 from .auth import admitted, authenticated

@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 
 from ..errors import InferMuxError
 from ..planning.call import Call
-from ..routing.router import Stream
+from ..routing.stream import Stream
 from ..types import HEARTBEAT, JSON, Chunk, Usage
 from .http import BytesResponse, call_headers
 

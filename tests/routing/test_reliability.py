@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from faulty import Vendor, answer, answers
-from support import eventually
 
 from infermux import (
     Chunk,

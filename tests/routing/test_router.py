@@ -37,7 +37,7 @@ from infermux.errors import (
 )
 from infermux.ledger import Budget, LedgerUnavailable
 from infermux.planning.call import Call
-from infermux.routing.router import Stream
+from infermux.routing.stream import Stream
 from infermux.types import HEARTBEAT, TraceContext
 
 HELLO = InferRequest("m", [{"role": "user", "content": "my prompt"}])
