@@ -25,9 +25,10 @@ from .pricing import PICO, Price
 from .providers import PRESETS, Preset, plugin, plugins
 from .providers.echo import EchoProvider
 from .routing.circuit_breaker import CircuitBreaker
-from .routing.router import Observer, Reports, Router
+from .routing.router import Observer, Router
 from .routing.targets import TargetPool
 from .telemetry.call_log import CallLog
+from .telemetry.spans import SpanReporter
 from .telemetry.tokentrace import Reporter
 from .types import Caller
 
@@ -264,7 +265,7 @@ def _otlp(config: Config) -> Observer:
     return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
 
 
-def _reporter(config: Config) -> Reports | None:
+def _reporter(config: Config) -> SpanReporter | None:
     if not config.trace.tokentrace:
         return None
     return Reporter(

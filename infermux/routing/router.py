@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ..admission import Admission
 from ..admission.keys import Keyring
@@ -43,9 +43,9 @@ from ..planning import Plan, plan, takes_turns
 from ..planning.call import Attempt, Call, for_target
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
-from ..protocol import InferRequest, InferResponse, TraceSpan
+from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
-from ..telemetry.spans import parse, spans
+from ..telemetry.spans import SpanReporter, parse, spans
 from ..types import (
     ANONYMOUS,
     NOTHING,
@@ -89,20 +89,13 @@ Queue = deque[tuple[Target, float]]  # targets, and the monotonic second before 
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
 
-class Reports(Protocol):
-    """A receiver of spans."""
-
-    def report(self, span: TraceSpan) -> None:
-        """Take one span; never block, never raise."""
-
-
 class Router:
     """Sends requests to the providers of a registry, and reports each call."""
 
     def __init__(
         self,
         registry: Registry,
-        reporter: Reports | None = None,
+        reporter: SpanReporter | None = None,
         *,
         attempts: int = 3,
         deadline: float | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import InferMuxError
 from ..planning.call import Attempt, Call
@@ -16,6 +16,13 @@ OPERATION = "infermux.infer"
 ATTEMPT = "infermux.attempt"
 MAX_CONTENT = 65536  # characters of a prompt or an answer in a span
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+
+
+class SpanReporter(Protocol):
+    """A receiver of spans."""
+
+    def report(self, span: TraceSpan) -> None:
+        """Take one span; never block, never raise."""
 
 
 def parse(header: str | None) -> TraceContext | None:
