@@ -45,24 +45,6 @@ TABLE = [
     ),
     Name(
         "urllib3",
-        "urllib3.connection.HTTPConnection.is_connected",
-        "providers/transport.py",
-        "refuses kept connections to a request that found one dead",
-    ),
-    Name(
-        "urllib3",
-        "urllib3.connection.HTTPConnection.is_closed",
-        "providers/transport.py",
-        "connects before sending, which has another time limit",
-    ),
-    Name(
-        "urllib3",
-        "urllib3.connectionpool.HTTPConnectionPool.ConnectionCls",
-        "providers/transport.py",
-        "makes pools of our connections",
-    ),
-    Name(
-        "urllib3",
         "urllib3.poolmanager.PoolManager.pool_classes_by_scheme",
         "providers/transport.py",
         "makes the pool manager use our pools",
@@ -79,9 +61,66 @@ TABLE = [
         "providers/chunked.py",
         "tells how a body is framed",
     ),
+    Name(
+        "gunicorn",
+        "gunicorn.workers.gthread.ThreadWorker.accept",
+        "server/worker.py",
+        "survives a lack of descriptors, and accepts a burst at once",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.workers.gthread.ThreadWorker.enqueue_req",
+        "server/worker.py",
+        "queues requests, so that a burst can be paced",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.workers.gthread.ThreadWorker.wait_for_and_dispatch_events",
+        "server/worker.py",
+        "starts queued requests in turn",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.workers.gthread.ThreadWorker.finish_request",
+        "server/worker.py",
+        "counts the connections that have a thread",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.workers.gthread.ThreadWorker.handle",
+        "server/worker.py",
+        "answers a kept connection's next request in the same thread",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.http.unreader.Unreader.buf",
+        "server/worker.py",
+        "sees a request that was read together with the last one",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.config.Config.settings",
+        "server/worker.py",
+        "looks settings up once: 8 % of a call",
+    ),
+    Name(
+        "gunicorn",
+        "gunicorn.arbiter.Arbiter.LISTENERS",
+        "server/__init__.py",
+        "bounds how long a client can hold a socket",
+    ),
+    Name(
+        "python",
+        "http.client.HTTPConnection.sock",
+        "telemetry/tokentrace.py",
+        "finds out that TokenTrace has closed a kept connection",
+    ),
 ]
 # How to make an object whose attributes are set when it is made.
 MADE: dict[str, Callable[[type], Any]] = {
+    "gunicorn.config.Config": lambda kind: kind(),
+    "gunicorn.http.unreader.Unreader": lambda kind: kind(),
+    "http.client.HTTPConnection": lambda kind: kind("localhost"),
     "urllib3.poolmanager.PoolManager": lambda kind: kind(),
     "urllib3.response.HTTPResponse": lambda kind: kind(),
 }
