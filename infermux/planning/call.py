@@ -147,7 +147,6 @@ class Call:
 
 
 def _name(value: object) -> str:
-    """Return a caller's value as a record keeps it."""
     return value[:200] if isinstance(value, str) else ""
 
 
@@ -211,12 +210,6 @@ class StreamAccumulator:
         for name, value in detail.items():
             joined = name in ("text", "signature", "data", "summary") and value
             last[name] = last.get(name, "") + value if joined else value
-
-    @property
-    def length(self) -> int:
-        """Characters of output so far."""
-        calls = sum(len(call["function"]["arguments"]) for call in self._calls.values())
-        return calls + sum(map(len, (*self._text, *self._reasoning, *self._refusal)))
 
     @property
     def text(self) -> str:
