@@ -87,7 +87,7 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Return aligned columns; those whose numbers are in *right* are right-aligned."""
-    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    lines = [[*map(printable, row)] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -106,9 +106,7 @@ def json_text(value: object) -> str:
 def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows as CSV in which no text can be taken for a formula."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(
-        [[_cell(value) for value in row] for row in (head, *rows)]
-    )
+    csv.writer(out, lineterminator="\n").writerows([*map(_cell, row)] for row in (head, *rows))
     return out.getvalue()
 
 
@@ -119,7 +117,6 @@ def bar(part: int, whole: int) -> str:
 
 
 def _cell(value: object) -> object:
-    """Return a value without line ends, quoted if a spreadsheet would compute it."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _SQLITE_MAGIC = b"SQLite format 3\0"
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
+_CELLS = {None: "", True: "ok", False: "DIFFERS"}
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
 
 
@@ -224,7 +225,6 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _costs_table(found: reports.Costs, *, bars: bool) -> str:
-    """Return the groups and their total as text, with a bar for each group."""
     money = _aligned([reports.amount(total) for total in (*found.rows, found.total)])
     highest = max((row.cost for row in found.rows), default=0)
     rows = [
@@ -250,9 +250,9 @@ def _sums(total: Total, cost: str) -> list[str]:
 def _aligned(amounts: Sequence[int | None]) -> list[str]:
     """Return exact dollars, padded so that right-aligned decimal points line up."""
     texts = [usd(pico) for pico in amounts]
-    tails = [0 if text == "unpriced" else len(text) - len(text.partition(".")[0]) for text in texts]
+    tails = [len("".join(text.partition(".")[1:])) for text in texts]
     return [
-        text if text == "unpriced" else text + " " * (max(tails) - tail)
+        text + " " * (max(tails) - tail) * (text != "unpriced")
         for text, tail in zip(texts, tails, strict=True)
     ]
 
@@ -268,9 +268,7 @@ def _costs_csv(found: reports.Costs) -> str:
 def _line(record: Record) -> str:
     call = record.call
     target = f"{call.provider}/{call.served}" if record.attempts else "-"
-    tokens = [
-        "-" if count is None else str(count) for count in (call.input_tokens, call.output_tokens)
-    ]
+    tokens = ["-" if n is None else str(n) for n in (call.input_tokens, call.output_tokens)]
     cost = ("~" if call.estimated else "") + usd(call.cost)
     if call.unpriced and call.cost is not None:
         cost += f" + {call.unpriced} unpriced"
@@ -307,11 +305,10 @@ def _reconcile(
         raise OneLine(f"the bill {path} cannot be read: {error.strerror}") from None
     for problem in bill.unread:
         click.echo(f"infermux: {path}: {problem}", err=True)
-    bill.usd = {  # the days that are asked for
-        key: amount
-        for key, amount in bill.usd.items()
-        if (span.since is None or _midnight(date.fromisoformat(key[0])) >= span.since)
-        and (span.until is None or _midnight(date.fromisoformat(key[0])) < span.until)
+    bill.usd = {
+        (day, model): amount
+        for (day, model), amount in bill.usd.items()
+        if span.covers(reports.midnight(date.fromisoformat(day)))
     }
     if not bill.usd:
         raise OneLine(f"{path}: no line of it can be compared")
@@ -324,10 +321,10 @@ def _reconcile(
 def _ours(
     ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
 ) -> list[Total]:
-    """Return our totals by day, served model and provider for the time and vendor of the bill."""
+    """Return our totals by day, served model and provider, as far as the bill goes."""
     first, last = bill.days
-    since = _midnight(first) if span.since is None else span.since
-    until = _midnight(last + timedelta(1)) if span.until is None else span.until
+    since = reports.midnight(first) if span.since is None else span.since
+    until = reports.midnight(last + timedelta(1)) if span.until is None else span.until
     totals = ledger.totals("day", "served", "provider", since=since, until=until, caller=caller)
     known = {total.key[2] for total in totals}
     if not providers and bill.vendor in known:
@@ -340,24 +337,13 @@ def _ours(
 
 
 def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
-    """Return the comparison as a table, JSON or CSV."""
+    found = [_compared(row) for row in (*rows, total)]
     if form == "json":
-        vendor, found = bill.vendor or None, [_compared(row) for row in rows]
-        return json_text(
-            {"vendor": vendor, "rows": found, "total": _compared(total), "unread": bill.unread}
-        )
-    cells = [
-        [
-            row.day,
-            row.model,
-            *("" if pico is None else usd(pico) for pico in (row.ours, row.theirs, row.difference)),
-            "ok" if row.agrees else "DIFFERS",
-            row.note,
-        ]
-        for row in [*rows, total]
-    ]
+        sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
+        return json_text(sides | {"unread": bill.unread})
+    cells = [[_CELLS.get(value, value) for value in row.values()] for row in found]
     if form == "csv":
-        head = ["day", "model", "ours_usd", "theirs_usd", "difference_usd", "verdict", "note"]
+        head = [name.replace("agrees", "verdict") for name in found[-1]]
         return csv_text(head, cells[:-1]).rstrip("\n")
     differ = sum(not row.agrees for row in rows)
     text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
@@ -368,16 +354,11 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
 
 
 def _compared(row: Compared) -> dict[str, Any]:
+    sums = {"ours": row.ours, "theirs": row.theirs, "difference": row.difference}
     return {
         "day": row.day,
         "model": row.model,
-        "ours_usd": None if row.ours is None else usd(row.ours),
-        "theirs_usd": None if row.theirs is None else usd(row.theirs),
-        "difference_usd": usd(row.difference),
+        **{f"{name}_usd": None if pico is None else usd(pico) for name, pico in sums.items()},
         "agrees": row.agrees,
         "note": row.note,
     }
-
-
-def _midnight(day: date) -> float:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()

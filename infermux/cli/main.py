@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import closing
+from typing import cast
 
 import click
 
@@ -40,8 +41,7 @@ class Group(click.Group):
         if cmd_name not in _MODULES:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"infermux.cli.{_MODULES[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return cast(click.Command, getattr(module, cmd_name))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,7 +121,6 @@ def providers(as_json: bool) -> None:
 
 
 def _streamed(router: Router, request: InferRequest) -> InferResponse:
-    """Print a stream as it arrives, and return the whole response."""
     with closing(router.stream(request)) as stream:
         try:
             for chunk in stream:

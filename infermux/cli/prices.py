@@ -74,7 +74,7 @@ def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
             "--check needs a FILE: litellm's model_prices_and_context_window.json, "
             "or the data.json of genai-prices"
         )
-    differing = False
+    code = 0
     for file in files:
         try:
             found = compare.check(Path(file).read_bytes(), today)
@@ -82,9 +82,9 @@ def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
             raise OneLine(f"{file} cannot be read: {error.strerror}") from None
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
-        differing = differing or bool(found.differences)
+        code |= bool(found.differences)
         click.echo(_check_json(file, found) if as_json else _check_text(file, found))
-    return int(differing)
+    return code
 
 
 def _check_json(file: str, found: compare.Check) -> str:
@@ -147,14 +147,9 @@ def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
 
 def _found(name: str, vendors: list[str], own: list[Price]) -> list[Price]:
     listed = [find(vendor, name) for vendor in dict.fromkeys(vendors)]
-    return [
-        *(
-            price
-            for price in own
-            if price.id == name and (len(vendors) > 1 or price.provider in vendors)
-        ),
-        *{(price.provider, price.id): price for price in listed if price is not None}.values(),
-    ]
+    anywhere = len(vendors) > 1
+    mine = [each for each in own if each.id == name and (anywhere or each.provider in vendors)]
+    return mine + [*{(each.provider, each.id): each for each in listed if each}.values()]
 
 
 # -- output --
@@ -180,7 +175,6 @@ def _table(found: list[Price]) -> str:
 
 
 def _entry(price: Price) -> str:
-    """Return a price with everything that changes it, as text."""
     names = f"  ({', '.join(price.aliases)})" if price.aliases else ""
     lines = [f"USD per million tokens: {_rates(price.rates)}"]
     lines += [f"over {tier.over} input tokens: {_rates(tier.rates)}" for tier in price.tiers]
@@ -208,36 +202,30 @@ def _sources(price: Price) -> list[str]:
 
 def _rates(rates: Tariff) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {_text(figure)}"
-        for name, figure in rates._asdict().items()
-        if figure is not None
+        f"{name.replace('_', ' ')} {figure}" for name, figure in _figures(rates).items()
     )
 
 
 def _hours(peak: Peak) -> str:
-    spans = ", ".join(
-        f"{start // 60:02}:{start % 60:02}-{end // 60:02}:{end % 60:02}"
-        for start, end in peak.hours
-    )
+    times = ["-".join(f"{at // 60:02}:{at % 60:02}" for at in span) for span in peak.hours]
+    spans = ", ".join(times)
     return f"{spans} UTC, {_DAYS[peak.days]}"
 
 
 def _dict(price: Price) -> JSON:
     """Return a price in the table's own schema."""
-    entry: JSON = {
-        "provider": price.provider,
-        "id": price.id,
-        "aliases": list(price.aliases),
-    } | _figures(price.rates)
-    entry["tiers"] = [{"over": tier.over} | _figures(tier.rates) for tier in price.tiers]
-    entry["next"] = [
-        {"from": change.start.isoformat()} | _figures(change.rates) for change in price.next
-    ]
-    entry["peak"] = price.peak and {"when": _hours(price.peak)} | _figures(price.peak.rates)
-    entry["service"] = {
-        each.name: _figures(each.rates) or _text(each.factor) for each in price.service
-    }
-    return entry | {
+    names = {"provider": price.provider, "id": price.id, "aliases": list(price.aliases)}
+    return {
+        **names,
+        **_figures(price.rates),
+        "tiers": [{"over": tier.over} | _figures(tier.rates) for tier in price.tiers],
+        "next": [
+            {"from": change.start.isoformat()} | _figures(change.rates) for change in price.next
+        ],
+        "peak": price.peak and {"when": _hours(price.peak)} | _figures(price.peak.rates),
+        "service": {
+            each.name: _figures(each.rates) or _text(each.factor) for each in price.service
+        },
         "since": price.since and price.since.isoformat(),
         "max_input": price.max_input,
         "max_output": price.max_output,
