@@ -40,7 +40,7 @@ log = logging.getLogger("infermux")
 
 
 class _HardBudget(NamedTuple):
-    """The budget of a caller for planning: targets without a known price are not tried."""
+    """A budget under which targets without a known price are not tried."""
 
     then: str = "reject"
 
@@ -176,7 +176,7 @@ class Batch:
     def _ask(
         self, request: InferRequest, encode: Encode, calls: list[Call]
     ) -> tuple[int, str, bytes] | None:
-        """Return status, id and body, waiting for the vendor if need be; None after a stop."""
+        """Return status, id and body, after waiting if need be; None after a stop."""
         until = time.monotonic() + MAX_WAIT
         while True:
             call = self._router.begin(request, caller=self._caller, api="batch")
@@ -226,7 +226,7 @@ class Batch:
             self.tally.bytes += line.size
 
     def _settle(self, calls: list[Call], worst: int) -> None:
-        """Count the cost of a line's calls; unpriced ones use their worst case of the budget."""
+        """Count the cost of a line's calls; an unpriced one uses up the worst case."""
         cost, unpriced = _cost(calls)
         with self._state:
             self._held -= worst
@@ -241,7 +241,7 @@ class Batch:
             self._state.notify_all()
 
     def _hold(self, worst: int) -> bool:
-        """Hold *worst* of the budget as soon as it has room; stop the run if it never will."""
+        """Hold *worst* as soon as the budget has room; stop the run if it never will."""
         if self._budget is None:
             return True
         with self._state:
@@ -278,7 +278,7 @@ class Batch:
 
 
 def _cost(calls: list[Call]) -> tuple[int, int]:
-    """Return the pico-USD of the billed attempts, and how many of those are unpriced."""
+    """Return the pico-USD of the billed attempts, and how many are unpriced."""
     billed = [
         attempt.cost for call in calls for attempt in call.attempts if attempt.usage is not None
     ]

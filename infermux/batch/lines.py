@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Recent:
-    """The custom_ids of about the last million lines, as hashes, in constant memory."""
+    """The last million custom_ids or so, as hashes, in constant memory."""
 
     def __init__(self) -> None:
         self._hashes = array("q", bytes(8 * RECENT_IDS))
@@ -106,7 +106,7 @@ class Done:
 
 
 def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> Done:
-    """Read a file of results; with *keep*, copy the successful ones there and ignore the others."""
+    """Read a file of results; with *keep*, only the successful ones, and copy them there."""
     done = Done()
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
@@ -133,7 +133,7 @@ def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
 
 
 def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """Yield number, text and length of each line; the text of one that is too long is cut."""
+    """Yield number, text (cut if too long) and length of each line."""
     number = 0
     while data := source.readline(MAX_LINE + 2):
         number, size, rest = number + 1, len(data), data

@@ -8,7 +8,7 @@ and all times are scaled to a short deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -75,8 +75,6 @@ class _Trial(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What happened in one call."""
-
     case: Case
     trial: _Trial
     outcome: str
@@ -96,7 +94,6 @@ class _Result(NamedTuple):
         return "too late" if self.trial.when == AFTER else "did not fire"
 
     def problem(self, limits: Reliability) -> str:
-        """Return what is wrong with the call, or nothing."""
         fault, when, providers = self.trial.fault, self.trial.when, self.case.providers
         deadline = limits.deadline or DEADLINE
         if self.outcome == WRONG:
@@ -109,8 +106,8 @@ class _Result(NamedTuple):
             return f"more than {limits.attempts} requests"
         if self.seconds > deadline * (2 if when == AFTER else 1) + GRACE:
             return f"longer than the deadline of {deadline:g} s"
-        could_fail_over = when == BEFORE and fault.failover and len(providers) > 1
-        if could_fail_over and self.outcome != ANSWER:
+        may_fail_over = when == BEFORE and fault.failover and len(providers) > 1
+        if may_fail_over and self.outcome != ANSWER:
             return f"{providers[1]} could have answered"
         return ""
 
@@ -143,11 +140,10 @@ def run(
 
 def verdict(rows: Sequence[Row]) -> int:
     """Return the exit code: 0 if there are rows and all of them are ok."""
-    return 0 if rows and all(row.ok for row in rows) else 1
+    return int(not rows or not all(row.ok for row in rows))
 
 
 def _trials(faults: Iterable[str]) -> list[_Trial]:
-    """Return the trials: a healthy vendor first, then each fault in each of its ways."""
     trials = [_Trial(HEALTHY_ROW, BEFORE, streamed) for streamed in (False, True)]
     for name in faults:
         if name not in FAULTS:
@@ -162,10 +158,7 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
 
 
 def _isolated(config: Config, limit: float) -> Config:
-    """Return the configuration without keys, proxies, ledger and traces, and with scaled times.
-
-    All of its providers are behind HTTP.
-    """
+    """Return the configuration without secrets and services, all HTTP, with scaled times."""
     path = config.path or "the environment"  # with a path plug-ins are not loaded
     quiet = replace(config, keys=None, ledger=None, trace=Trace(), path=path)
     served = _served(quiet)
@@ -194,7 +187,6 @@ def _isolated(config: Config, limit: float) -> Config:
 
 
 def _served(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the models of each provider: those that it lists, and those of the model names."""
     with closing(build.router(config)) as router:
         found = {each.name: dict.fromkeys(each.models) for each in router.registry}
         for name in router.registry.names:
@@ -204,7 +196,6 @@ def _served(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
-    """Return the timeouts scaled by *factor*; a stream's total is at most the deadline."""
 
     def scaled(seconds: float) -> float:
         return max(min(MIN_TIMEOUT, seconds), seconds * factor)
@@ -214,18 +205,18 @@ def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
 
 
 def _pointed(
-    config: Config, healthy: FaultyVendor, first: str = "", faulty: FaultyVendor | None = None
+    config: Config, healthy: FaultyVendor, faulty: Mapping[str, FaultyVendor] = {}
 ) -> Router:
-    """Return a new router with provider *first* at the faulty vendor, the others at *healthy*."""
-    providers = []
-    for each in config.providers:
-        vendor = faulty if faulty is not None and each.name == first else healthy
-        providers.append(replace(each, base_url=vendor.url(PRESETS[each.type].dialect)))
-    return build.router(replace(config, providers=tuple(providers)))
+    """Return a new router whose providers are the vendor *healthy*, or those in *faulty*."""
+
+    def pointed(each: ProviderConfig) -> ProviderConfig:
+        vendor = faulty.get(each.name, healthy)
+        return replace(each, base_url=vendor.url(PRESETS[each.type].dialect))
+
+    return build.router(replace(config, providers=tuple(map(pointed, config.providers))))
 
 
 def _cases(router: Router) -> list[Case]:
-    """Return the model names by their providers; without names, the first model of all."""
     with closing(router):
         registry = router.registry
         [first, *_] = registry
@@ -246,9 +237,7 @@ def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Ro
         got = _called(config, case, trial, healthy, vendor)
     note = got.problem(config.reliability)
     return Row(
-        trial.name,
-        trial.when,
-        trial.streamed,
+        *trial,
         got.outcome,
         len(got.call.attempts),
         got.seconds,
@@ -262,11 +251,10 @@ def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Ro
 def _called(
     config: Config, case: Case, trial: _Trial, healthy: FaultyVendor, faulty: FaultyVendor
 ) -> _Result:
-    """Call as a client would; every exception is a result."""
     first, request = case.providers[0], InferRequest(case.names[0], _MESSAGES)
     calls: list[Call] = []
     text, error, begun = "", None, False
-    with closing(_pointed(config, healthy, first, faulty)) as router:
+    with closing(_pointed(config, healthy, {first: faulty})) as router:
         router.observers.append(calls.append)
         started = time.monotonic()
         try:

@@ -33,7 +33,6 @@ _STOPPED = {
 
 
 def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return an amount as exact pico-USD."""
     if value is None:
         return None
     try:
@@ -141,7 +140,7 @@ class Files:
             self._resume(output, stack, retry_failed)
 
     def _resume(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
-        """Read the existing results, and check that they belong to this input."""
+        """Read the results of an earlier run, and check that they are of this input."""
         try:
             if retry_failed:
                 self.output = stack.enter_context(_without_failures(output, self.output))
@@ -160,7 +159,7 @@ class Files:
         self.output.seek(0, os.SEEK_END)
 
     def write(self, result: bytes) -> None:
-        """Append a result; from here on it survives the end of this process."""
+        """Append a result, for good."""
         self.output.write(result)
         self.output.flush()
 
@@ -192,7 +191,7 @@ def _locked(path: str) -> BinaryIO:
 
 
 def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
-    """Remove the failed results from the file, all or none of them; return the new file."""
+    """Remove the failed results, all or none of them; return the new file."""
     real = os.path.realpath(path)
     part = f"{real}.part"
     try:
@@ -259,7 +258,6 @@ class View:
             os._exit(_INTERRUPTED)  # every result so far is in the file
 
     def _obey(self) -> None:
-        """Stop the run if a signal asked for that."""
         if self._signals and not self._run.stopped:
             self._run.stop()
             if not self._quiet:

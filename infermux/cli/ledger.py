@@ -170,7 +170,7 @@ def logs(
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
 ) -> Iterator[Record]:
-    """Yield the last calls, and to *follow* each that ends, in the order of their ends."""
+    """Yield the last calls, and to *follow* each that ends."""
 
     def ended_since(time: float) -> list[Record]:
         # a call is found by its start, so a long one is looked for far back
@@ -214,7 +214,7 @@ def the_ledger(config: str | None, path: str | None) -> Ledger:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn a RequestError into wrong usage of the option of the same name."""
+    """Turn a RequestError into wrong usage of its option."""
     try:
         yield
     except RequestError as error:
@@ -240,7 +240,6 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
 
 
 def _sums(total: Total, cost: str) -> list[str]:
-    """Return the counts of a row, its cost, and what qualifies the cost."""
     counts = (total.calls, total.errors, total.input_tokens, total.output_tokens)
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
@@ -297,7 +296,7 @@ def _reconcile(
     tolerance: tuple[str, ...],
     form: str | None,
 ) -> int:
-    """Print the comparison; return 1 if both sides differ or a line of the bill was not read."""
+    """Print the comparison; return the exit code."""
     allowed = reconcile.Tolerance.of(tolerance)
     try:
         bill = reconcile.read(Path(path).read_bytes())

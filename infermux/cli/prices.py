@@ -68,7 +68,6 @@ def prices(
 
 
 def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
-    """Print the differences of each file; return the exit code."""
     if not files:
         raise click.UsageError(
             "--check needs a FILE: litellm's model_prices_and_context_window.json, "
@@ -112,7 +111,7 @@ def _check_text(file: str, found: compare.Check) -> str:
 
 
 def _own(config: str | None) -> list[Price]:
-    """Return the configuration's own prices; only a configuration that is named must be valid."""
+    """Return the configuration's own prices; one that is not named may be invalid."""
     try:
         listed = build.own_prices(build.settings(path=config)).values()
     except InferMuxError:
@@ -132,7 +131,7 @@ def _listed(provider: str | None, own: list[Price]) -> list[Price]:
 
 
 def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
-    """Return the prices of a model at each vendor, found as a call would find them."""
+    """Return the prices of a model at each vendor, found as for a call."""
     first, slash, rest = name.partition("/")
     vendors = [provider] if provider else [price.provider for price in entries()]
     found = _found(name, vendors, own)
@@ -213,7 +212,6 @@ def _hours(peak: Peak) -> str:
 
 
 def _dict(price: Price) -> JSON:
-    """Return a price in the table's own schema."""
     names = {"provider": price.provider, "id": price.id, "aliases": list(price.aliases)}
     return {
         **names,

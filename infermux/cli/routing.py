@@ -225,7 +225,6 @@ def _replay_text(record: Record, decision: Replay) -> str:
 
 
 def _tried(record: Record, target: Target) -> str:
-    """Return the outcome of each attempt at a target."""
     outcomes = []
     for each in record.attempts:
         if (each.provider, each.model) == target:
@@ -324,7 +323,6 @@ def status(server: str, key: str | None, config: str | None, as_json: bool) -> N
 
 
 def _status(targets: list[JSON]) -> str:
-    """Return a line for each target, and below it why it is refused calls."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
     text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()
@@ -364,7 +362,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 
 def _ask(server: str, path: str, body: object = None, *, key: str) -> Any:
-    """Return what the service at *server* answers to a GET, or with a body to a POST."""
+    """Return what the service at *server* answers; with a body, to a POST."""
     url = (server if "://" in server else f"http://{server}").rstrip("/") + path
     if not url.startswith(("http://", "https://")):
         raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")

@@ -176,8 +176,6 @@ def model_key(name: str) -> str:
 
 
 class _Columns(NamedTuple):
-    """The names of the columns to read."""
-
     vendor: str
     day: str
     model: str
@@ -207,7 +205,6 @@ class _Columns(NamedTuple):
 
 
 def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> None:
-    """Add a line to the bill, or to its unread lines."""
     if not any(value.strip() for value in row.values()):
         return
     if columns.usd and not row.get(columns.usd, "").strip():
@@ -237,7 +234,7 @@ def _day(text: str) -> str:
 
 
 def _model(columns: _Columns, text: str) -> str:
-    """Return the model; a line item also names the kind of its tokens, and sometimes a tier."""
+    """Return the model; a line item also names the kind of its tokens."""
     if columns.model == "line_item":
         head, comma, _ = _PREFIX.sub("", text).partition(",")
         text = head.split(" ", 1)[0] if comma else head

@@ -50,7 +50,7 @@ class Period(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """The sums over groups of calls, and over all calls; by tag a call may be in several groups."""
+    """The sums over groups of calls and over all; by tag a call may be in several groups."""
 
     by: tuple[str, ...]
     period: Period
@@ -161,7 +161,7 @@ def costs(
     caller: str | None = None,
     limit: int = DEFAULT_ROWS,
 ) -> Costs:
-    """Return the costs grouped by dimensions: by time, else most expensive first."""
+    """Return the costs by dimensions: by time, else most expensive first."""
     rows = ledger.totals(*by, since=span.since, until=span.until, caller=caller)
     [total] = ledger.totals(since=span.since, until=span.until, caller=caller)
     return Costs(by, span, caller, rows[:limit], total, max(0, len(rows) - limit))

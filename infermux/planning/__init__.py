@@ -289,7 +289,6 @@ def outcome(plan: Plan) -> JSON:
 
 @lru_cache(maxsize=1024)
 def _first_line(route: Route) -> tuple[str, frozenset[str]]:
-    """Return the line of every call through a route, and the strategies in the route."""
     targets = [*map(str, plan(route, Snapshot(), 0).targets)]
     text = _ENCODE({"route": _entry_json(route), "targets": targets})
     return text, frozenset(_strategies(route))

@@ -36,7 +36,7 @@ class Attempt:
 
     @property
     def latency_ms(self) -> int:
-        """The duration in whole milliseconds."""
+        """The same in whole milliseconds."""
         return round(self.seconds * 1000)
 
 
@@ -118,7 +118,7 @@ class Call:
 
     @property
     def latency_ms(self) -> int:
-        """The duration in whole milliseconds."""
+        """The same in whole milliseconds."""
         return round(self.seconds * 1000)
 
     @property

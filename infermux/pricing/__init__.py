@@ -242,7 +242,7 @@ def _sum(counts: _Counts, rates: Tariff, factor: Decimal) -> int:
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    """Return the rate of each of `_Counts.classes`; one that is not listed has a fallback."""
+    """Return the rate of each of `_Counts.classes`, or what stands in for it."""
     fresh = rates.input or Decimal(0)
     write = fresh if rates.cache_write is None else rates.cache_write
     return (
@@ -255,7 +255,7 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    """Return pico-USD per token of each class, or None if one is unknown or not a whole number."""
+    """Return pico-USD per token of each class; None: one is unknown or a fraction."""
     units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
     if rates.output is None or any(unit.denominator != 1 for unit in units):
         return None
@@ -280,7 +280,6 @@ class _Table(NamedTuple):
 
 @cache
 def _table() -> _Table:
-    """Read the shipped table, on first use."""
     from importlib.resources import files  # here, because it doubles the time to import this module
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))

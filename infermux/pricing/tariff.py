@@ -105,7 +105,7 @@ def _rates(entry: Mapping[str, Any], place: str) -> Tariff:
 
 
 def _figure(value: object, place: str) -> Decimal:
-    """Return a decimal string or a number as the exact decimal that is written."""
+    """Return the exact decimal that is written."""
     try:
         figure = Decimal(value if isinstance(value, str) else repr(value))
     except InvalidOperation:
@@ -134,7 +134,7 @@ def _day(value: object, place: str) -> date:
 def _changes(
     value: object, key: str, read: Callable[[object, str], Any], place: str
 ) -> list[tuple[Any, Tariff]]:
-    """Return a list of changed rates, ordered by *key*, which each must have."""
+    """Return changed rates, ordered by *key*, which each must have."""
     if not isinstance(value, list):
         _fail(place, f"must be a list, not {shown(value)}")
     changes = []

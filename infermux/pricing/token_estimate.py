@@ -55,7 +55,6 @@ class _Scanner(NamedTuple):
 
     @classmethod
     def of(cls, kinds: Sequence[tuple[str, float, float]]) -> Self:
-        """Return a scanner for *kinds*, which are groups of its pattern, counted from 1."""
         return cls(
             re.compile("|".join(f"({pattern})" for pattern, _, _ in kinds)),
             (0.0, *(weight for _, weight, _ in kinds)),
@@ -119,7 +118,7 @@ def _message(message: Mapping[str, Any]) -> int:
 
 
 def _part(part: object) -> int:
-    """Return the tokens of a content part; one of an unknown type counts by its text, if any."""
+    """Return the tokens of a content part; one of an unknown type counts by its text."""
     if isinstance(part, str):
         return estimate(part)
     if not isinstance(part, Mapping):
@@ -131,7 +130,6 @@ def _part(part: object) -> int:
 
 
 def _call_texts(calls: Iterable[object]) -> Iterable[str]:
-    """Yield the names and arguments of tool calls."""
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):

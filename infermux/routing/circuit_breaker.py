@@ -40,10 +40,7 @@ class BreakerState(NamedTuple):
 
 
 class Permit:
-    """The permission for one call; the first of succeeded, failed and neutral ends it.
-
-    As a context manager it ends neutral.
-    """
+    """The permission for one call; the first of succeeded, failed and neutral (`with`) ends it."""
 
     __slots__ = ("_breaker", "_ended", "_generation", "_started")
 
@@ -76,7 +73,7 @@ class Permit:
 
 
 class CircuitBreaker:
-    """The breaker of one target; every method may be called from any thread."""
+    """The breaker of one target; its methods are thread-safe."""
 
     def __init__(
         self,
@@ -100,10 +97,7 @@ class CircuitBreaker:
         self._in_row = self._trips = self._in_flight = 0
 
     def admit(self, *, force: bool = False) -> Permit | None:
-        """Return the permission for one call, or None; *force* ignores all but a forced-open one.
-
-        Force a call where every target is unavailable.
-        """
+        """Return the permission for one call, or None; *force*: unless an operator opened it."""
         with self._lock:
             permit = Permit(self, self._generation)
             if self._is_open or self._cool_until > -math.inf:
@@ -204,7 +198,7 @@ class CircuitBreaker:
     # -- under the lock --
 
     def _wait(self, now: float) -> float:
-        """Return the seconds until a call would be admitted: 0 is now, infinity is unknown."""
+        """Return the seconds until a call would be admitted; infinity: unknown."""
         if self._forced_open or self._probe is not None:
             return math.inf
         return max(self._open_until - now, self._cool_until - now, 0.0)
@@ -242,11 +236,11 @@ class CircuitBreaker:
                 self._probe = None
             if seconds is not None and not permit._started:
                 self._latency.add(now, seconds)
-            counts = failed is not None and permit._generation == self._generation
-            self._window.add(now, counts=counts, failed=bool(failed))
-            if counts and failed:
+            result = failed if permit._generation == self._generation else None
+            self._window.add(now, result)
+            if result:
                 self._fail(now, probed)
-            elif counts:
+            elif result is not None:
                 self._in_row = self._trips = 0
                 if self._is_open:
                     self._turn(is_open=False)
@@ -256,17 +250,13 @@ class CircuitBreaker:
             return
         self._in_row += 1
         _, calls, failures = self._window.totals
-        if (
-            probed
-            or self._in_row >= self._failures
-            or (calls >= MIN_CALLS and failures * 2 >= calls)
-        ):
+        half = calls >= MIN_CALLS and failures * 2 >= calls
+        if probed or half or self._in_row >= self._failures:
             self._turn(is_open=True)
             self._open_until = now + self._open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
-        """Change the state of the circuit."""
         self._is_open, self._forced_open, self._probe = is_open, False, None
         self._generation += 1
         if not is_open:
@@ -306,7 +296,7 @@ class _Latency:
 
 
 class _Window:
-    """Counts in a sliding window of 60 parts: requests, calls that count, failures among them."""
+    """Counts in a sliding window: requests, calls that count, failures among them."""
 
     __slots__ = ("_part", "_parts", "totals")
 
@@ -315,8 +305,8 @@ class _Window:
         self._parts: deque[list[int]] = deque()  # number, requests, calls, failures
         self.totals = [0, 0, 0]
 
-    def add(self, now: float, *, counts: bool, failed: bool) -> None:
-        """Count one request that ended at the moment *now*."""
+    def add(self, now: float, failed: bool | None) -> None:
+        """Count one request that ended at the moment *now*; None: only as a request."""
         parts, number = self._parts, int(now // self._part)
         if not parts or parts[-1][0] < number:
             self.slide(now)
@@ -324,7 +314,7 @@ class _Window:
         last, totals = parts[-1], self.totals
         last[1] += 1
         totals[0] += 1
-        if counts:
+        if failed is not None:
             last[2] += 1
             totals[1] += 1
             last[3] += failed
@@ -345,5 +335,4 @@ class _Window:
 
 
 def _percentile(ordered: list[float], percent: int) -> float | None:
-    """Return the nearest-rank percentile, or None without samples."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None

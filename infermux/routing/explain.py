@@ -121,7 +121,6 @@ def explain(router: Router, asked: Question) -> Explanation:
 
 
 def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
-    """Return the request with the tools, image or response format that the short form names."""
     params, messages = dict(request.params), list(request.messages)
     if short.get("tools"):
         params["tools"] = [{}]
@@ -143,7 +142,7 @@ def _caller(router: Router, name: str) -> Caller:
 
 
 def _budget_left(router: Router, caller: Caller) -> int | None:
-    """Return what a hard budget has left in pico-USD; None where the caller has none."""
+    """Return what a hard budget has left in pico-USD."""
     budget = caller.budget
     if router.ledger is None or not isinstance(budget, Budget) or budget.then == "warn":
         return None
@@ -152,14 +151,13 @@ def _budget_left(router: Router, caller: Caller) -> int | None:
 
 
 def _state(router: Router, target: Target, cost: int | None) -> JSON:
-    """Return the state, latency (seconds) and estimated cost of a target."""
     breaker = router.targets.breakers().get(target)
-    state = None if breaker is None else breaker.snapshot()
+    state = breaker and breaker.snapshot()
     return {
         "provider": target.provider,
         "model": target.model,
-        "state": "closed" if state is None else state.state,
-        "retry_in": state.retry_in if state is not None and state.reason else None,
+        "state": state.state if state else "closed",
+        "retry_in": state.retry_in if state and state.reason else None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
         "cost_usd": usd_float(cost),

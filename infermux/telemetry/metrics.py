@@ -157,7 +157,6 @@ def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> N
 
 
 def _bounded(count: int) -> int:
-    """Return a vendor's figure within the bounds of a cell."""
     return count if 0 <= count <= _MAX_COUNT else max(0, min(count, _MAX_COUNT))
 
 
@@ -209,12 +208,10 @@ def _braced(pairs: list[str]) -> str:
 
 
 def _decimal(count: int, unit: int) -> str:
-    """Return *count* / *unit*, which is a power of ten, exactly."""
     whole, rest = divmod(count, unit)
     return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
 
 
 def _escaped(value: str) -> str:
-    """Return a label's value in the text format; lone surrogates become question marks."""
     whole = value.encode("utf-8", "replace").decode()
     return whole.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

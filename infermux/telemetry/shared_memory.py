@@ -168,7 +168,7 @@ class SharedMemory:
         return WorkerSlot(self._memory[start : start + _SLOT])
 
     def _lock_slot(self, number: int) -> bool:
-        """Lock a slot, unless another process owns it; return whether that succeeded."""
+        """Lock a slot; return False if another process owns it."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
         except OSError:
@@ -265,7 +265,7 @@ def _anonymous_file(size: int) -> int:
 
 
 def _after_fork() -> None:
-    """Forget what a child does not own: the slot, and any lock of the parent's threads."""
+    """Forget the parent's slot and locks."""
     for memory in list(_memories):
         memory._reset()
 
