@@ -161,7 +161,7 @@ def check(config: Config) -> None:
     routers.discard(made)
     if rates is not None:
         rates.check()
-    problem = made.ledger and made.ledger.problem()
+    problem = made.ledger.problem() if made.ledger is not None else None
     made.close()
     if problem:
         raise ConfigError(

@@ -186,13 +186,12 @@ class Batch:
             except InferMuxError as error:
                 failure = error
                 wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
-                wait_on = self._may_recover(error, request) and (
-                    bool(self.stopped) or time.monotonic() + wait < until
-                )
+                in_time = bool(self.stopped) or time.monotonic() + wait < until
+                again = in_time and self._may_recover(error, request)
             except Exception:
                 log.exception("a line of a batch could not be answered")
-                failure, wait_on = InferMuxError("internal error"), False
-            if not wait_on:
+                failure, again = InferMuxError("internal error"), False
+            if not again:
                 return failure.status, call.id, strict_json.encode(encode_error(failure))
             if self._halt.wait(wait):
                 return None
@@ -231,13 +230,11 @@ class Batch:
         with self._state:
             self._held -= worst
             self._spent += cost + (worst if unpriced else 0)
-            tally = self.tally
-            tally.cost += cost
-            tally.unpriced += unpriced
+            self.tally.cost += cost
+            self.tally.unpriced += unpriced
             for call in calls:
-                tokens_in, tokens_out = call.tokens
-                tally.tokens_in += tokens_in
-                tally.tokens_out += tokens_out
+                self.tally.tokens_in += call.tokens[0]
+                self.tally.tokens_out += call.tokens[1]
             self._state.notify_all()
 
     def _hold(self, worst: int) -> bool:
@@ -279,7 +276,5 @@ class Batch:
 
 def _cost(calls: list[Call]) -> tuple[int, int]:
     """Return the pico-USD of the billed attempts, and how many are unpriced."""
-    billed = [
-        attempt.cost for call in calls for attempt in call.attempts if attempt.usage is not None
-    ]
-    return sum(cost for cost in billed if cost is not None), billed.count(None)
+    billed = [each.cost for call in calls for each in call.attempts if each.usage is not None]
+    return sum(filter(None, billed)), billed.count(None)

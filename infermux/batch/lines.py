@@ -143,9 +143,7 @@ def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _digest(number: int, data: bytes) -> str:
-    digest = blake2b(b"%d:" % number, digest_size=8)
-    digest.update(data)
-    return digest.hexdigest()
+    return blake2b(b"%d:%b" % (number, data), digest_size=8).hexdigest()
 
 
 def _line(number: int, data: bytes, size: int, recent: Recent) -> Line:
@@ -218,34 +216,23 @@ def _openai(asked: Document, model: str) -> InferRequest:
 
 
 def _openai_answer(call: Call, response: InferResponse) -> bytes:
-    return encode_answer(
-        response,
-        call.request,
-        model=call.model,
-        ident=f"chatcmpl-{call.id}",
-        created=int(time.time()),
-    )
+    ident, now = f"chatcmpl-{call.id}", int(time.time())
+    return encode_answer(response, call.request, model=call.model, ident=ident, created=now)
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
     """Return the result of a line that was sent: an answer or an error; *cost* None: unpriced."""
     # in JSON a line end can only be layout
     flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
-    return b'%b"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
-        _head(line, cost),
-        status,
-        ident.encode(),
-        flat,
-    )
+    head, id = _head(line, cost), ident.encode()
+    answer = b'{"status_code":%d,"request_id":"%b","body":%b}' % (status, id, flat)
+    return b'%b"response":%b,"error":null}\n' % (head, answer)
 
 
 def refused(line: Line, error: InferMuxError) -> bytes:
     """Return the result of a line that could not be sent."""
-    reason = {
-        "code": error.code,
-        "message": f"line {line.number}: {error.message}",
-        "param": error.param,
-    }
+    message = f"line {line.number}: {error.message}"
+    reason = {"code": error.code, "message": message, "param": error.param}
     return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(reason))
 
 

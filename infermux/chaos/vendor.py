@@ -242,8 +242,8 @@ def pieces(text: str) -> list[str]:
 
 
 def _openai(model: str, words: list[str]) -> Answer:
-    usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": len(words)}
-    usage["total_tokens"] = TOKENS_IN + len(words)
+    total = TOKENS_IN + len(words)
+    usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": len(words), "total_tokens": total}
     base = {"id": "chatcmpl-faulty", "created": 0, "model": model}
     said = {"role": "assistant", "content": "".join(words)}
     choices = [{"index": 0, "message": said, "finish_reason": "stop"}]

@@ -217,10 +217,8 @@ class View:
     @contextmanager
     def progress(self, asked: Iterator[lines.Line]) -> Iterator[Callable[[], None]]:
         """Yield what updates the progress; the first Ctrl-C or SIGTERM meanwhile stops the run."""
-        handlers = {
-            number: signal.signal(number, self._signalled)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self._signalled) for number in signals}
         try:
             if not self._has_bar:
                 yield self._obey
@@ -266,13 +264,9 @@ class View:
     def _counts(self) -> str:
         tally = self._run.tally
         seconds = max(time.monotonic() - self._started, 0.001)
-        parts = [
-            f"{tally.lines:,} lines",
-            f"{tally.lines / seconds:,.1f}/s",
-            *([f"{tally.failed:,} failed"] if tally.failed else []),
-            f"${(self._files.done.cost + tally.cost) / PICO:,.4f}",
-        ]
-        return "  ".join(parts)
+        failed = f"  {tally.failed:,} failed" if tally.failed else ""
+        dollars = (self._files.done.cost + tally.cost) / PICO
+        return f"{tally.lines:,} lines  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
 
     def summarize(self) -> None:
         """Print the outcome of the run."""

@@ -13,7 +13,8 @@ import click
 
 from .. import build
 from ..errors import ConfigError, InferMuxError, close_to, printable, shown
-from ..pricing import Peak, Price, Tariff, compare, entries, find, table_date
+from ..pricing import Price, compare, entries, find, table_date
+from ..pricing.tariff import Peak, Tariff
 from ..types import JSON
 from . import Command, OneLine, json_option, json_text, table
 

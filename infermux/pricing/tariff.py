@@ -42,9 +42,6 @@ class Tariff(NamedTuple):
         return Tariff(*(mine if theirs is None else theirs for mine, theirs in pairs))
 
 
-_STANDARD = Tariff()
-
-
 class Tier(NamedTuple):
     """The rates of whole requests with more than `over` input tokens."""
 
@@ -69,7 +66,10 @@ class Service(NamedTuple):
     @property
     def sets(self) -> bool:
         """Whether it changes the price."""
-        return self.factor != 1 or self.rates != _STANDARD
+        return self.factor != 1 or self.rates != Tariff()
+
+
+STANDARD = Service("")
 
 
 class Peak(NamedTuple):
@@ -161,11 +161,8 @@ def _peak(value: Mapping[str, Any], place: str) -> Peak:
 
 def _span(text: object, place: str) -> tuple[int, int]:
     match = _HOURS.fullmatch(text) if isinstance(text, str) else None
-    start, end = (
-        (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4]))
-        if match
-        else (0, 0)
-    )
+    hour, minute, end_hour, end_minute = map(int, match.groups()) if match else (0, 0, 0, 0)
+    start, end = hour * 60 + minute, end_hour * 60 + end_minute
     if not start < end <= 24 * 60:
         _fail(place, f'must be hours of one UTC day such as "01:00-04:00", not {shown(text)}')
     return start, end

@@ -25,7 +25,7 @@ OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
 _MAX_COUNT = 10**17  # of one attempt: the sum of many fits a cell
 _TARGET = ("provider", "model")
-_CODES = {
+_OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, errors.InferMuxError)
@@ -120,11 +120,9 @@ class Metrics:
             self._changes = changes
         if (provider, model) in self._targets:
             return provider, model
-        return (
-            (provider, OTHER)
-            if provider in self._registry
-            else (OTHER, model if model in self._models else OTHER)
-        )
+        if provider in self._registry:
+            return provider, OTHER
+        return OTHER, model if model in self._models else OTHER
 
 
 def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:
@@ -134,10 +132,8 @@ def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: flo
 
 
 def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> None:
-    code = None if attempt.error is None else attempt.error.code
-    slot.add(
-        ("attempts_total", *target, "ok" if code is None else code if code in _CODES else OTHER)
-    )
+    outcome = "ok" if attempt.error is None else attempt.error.code
+    slot.add(("attempts_total", *target, outcome if outcome in _OUTCOMES else OTHER))
     usage = attempt.usage
     if usage is None:
         return
@@ -163,9 +159,8 @@ def _bounded(count: int) -> int:
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
     """Return every family with its samples; one without labels always has a sample."""
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
-    for (name, *values), cells in sorted(
-        [*counts.items(), *((key, (value,)) for key, value in gauges.items())]
-    ):
+    known = {**counts, **{key: (value,) for key, value in gauges.items()}}
+    for (name, *values), cells in sorted(known.items()):
         if name in FAMILIES and len(values) == len(FAMILIES[name].labels):
             samples[name].append((tuple(values), cells))
     lines = []

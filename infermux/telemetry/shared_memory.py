@@ -214,7 +214,7 @@ class SharedMemory:
             kept = [
                 each
                 for each in self._read_commands()
-                if each.provider != provider or (model is not None and each.model != model)
+                if each.provider != provider or model not in (None, each.model)
             ] + [new]
             while len(data := json.dumps(kept).encode()) > _COMMANDS:
                 kept.pop(0)
@@ -254,7 +254,6 @@ def share() -> None:
 
 
 def _anonymous_file(size: int) -> int:
-    """Return the descriptor of a file without a name, in memory if possible."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("infermux")
     else:

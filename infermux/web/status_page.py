@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -120,9 +121,9 @@ def _tables(hours: dict[int, Hour]) -> dict[str, Any]:
 
 def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
     """Return the sums by these parts of the totals' keys, the most expensive first."""
-    groups: dict[tuple[str, ...], list[Total]] = {}
+    groups = defaultdict[tuple[str, ...], list[Total]](list)
     for total in totals:
-        groups.setdefault(tuple(total.key[part] for part in parts), []).append(total)
+        groups[tuple(total.key[part] for part in parts)].append(total)
     return sorted(
         (summed(group, key) for key, group in groups.items()),
         key=lambda total: (-total.cost, -total.calls, total.key),
@@ -186,12 +187,5 @@ _PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_PAGES.filters.update(
-    name=printable,
-    money=money,
-    duration=duration,
-    count=count,
-    share=share,
-    moment=moment,
-    usd=usd,
-)
+_PAGES.filters["name"] = printable
+_PAGES.filters |= {each.__name__: each for each in (money, duration, count, share, moment, usd)}
