@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import http.client
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -351,42 +350,35 @@ def _seconds(value: float | None) -> str:
 # -- the client of a running service --
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key would go with it."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+_CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
 
 def _ask(server: str, path: str, body: object = None, *, key: str) -> Any:
-    """Return what the service at *server* answers; with a body, to a POST."""
-    url = (server if "://" in server else f"http://{server}").rstrip("/") + path
-    if not url.startswith(("http://", "https://")):
-        raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")
+    """Return what the service at *server* answers; with a body, to a POST.
+
+    No proxy is used and no redirect is followed, as the key would go with it.
+    """
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     try:
+        url = urlsplit((server if "://" in server else f"http://{server}").rstrip("/") + path)
+        if url.scheme not in _CONNECTIONS:
+            raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")
         data = None if body is None else strict_json.encode(body)
-        request = urllib.request.Request(url, data, headers)
-        with _OPENER.open(request, timeout=_TIMEOUT) as answer:
-            return strict_json.loads(answer.read(_MAX_ANSWER))
-    except urllib.error.HTTPError as error:
-        raise OneLine(f"the service at {server} answers {error.code}: {_reason(error)}") from None
+        with closing(_CONNECTIONS[url.scheme](url.netloc, timeout=_TIMEOUT)) as connection:
+            connection.request("POST" if data else "GET", url.path, data, headers)
+            answer = connection.getresponse()
+            text = answer.read(_MAX_ANSWER)
+        if answer.status == 200:
+            return strict_json.loads(text)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise OneLine(f"no service answers at {server}: {reason}") from None
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
+        raise OneLine(f"no service answers at {server}: {error}") from None
     try:
-        with error:
-            return str(strict_json.loads(error.read(_MAX_ANSWER))["error"]["message"])
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return "(no error message)"
+        reason = strict_json.loads(text)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        reason = "(no error message)"
+    raise OneLine(f"the service at {server} answers {answer.status}: {reason}")
 
 
 def _admin_key(given: str | None, config: str | None) -> str:

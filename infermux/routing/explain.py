@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..dialects import require
 from ..dialects.openai.downstream import decode_request
 from ..errors import RequestError, close_to, shown
 from ..ledger import Budget
@@ -23,7 +24,6 @@ _MIST_REQUEST = {"model", "provider", "messages", "params", "meta"}
 _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
 _TYPES = {"tokens": int, "caller": str, "image": bool, "structured": bool}
-_TYPE_NAMES = {int: "a whole number", str: "text", bool: "true or false"}
 
 
 class Question(NamedTuple):
@@ -68,9 +68,7 @@ def question(data: Mapping[str, Any]) -> Question:
     if type(rest.get("tools")) is bool:
         short["tools"] = rest.pop("tools")
     for name, value in short.items():
-        wanted = _TYPES.get(name, bool)
-        if type(value) is not wanted:
-            raise RequestError(f"{name} must be {_TYPE_NAMES[wanted]}", param=name)
+        require(value, name, _TYPES.get(name, bool))
     size = short.get("tokens")
     if size is not None and not 0 <= size <= MAX_TOKENS:
         raise RequestError(f"tokens must be from 0 to {MAX_TOKENS}", param="tokens")

@@ -7,7 +7,7 @@ cannot make new series.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -169,37 +169,28 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
         found = samples[name] or (
             [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
         )
-        write = _histogram if family.bounds else _single
         for labels, cells in found:
             pairs = [
                 f'{label}="{_escaped(value)}"'
                 for label, value in zip(family.labels, labels, strict=True)
             ]
-            lines += write(f"infermux_{name}", family, pairs, cells)
+            for suffix, bucket, value in _values(family, cells):
+                inside = ",".join([*pairs, *bucket])
+                braced = f"{{{inside}}}" if inside else ""
+                lines.append(f"infermux_{name}{suffix}{braced} {value}")
     return ("\n".join(lines) + "\n").encode()
 
 
-def _single(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
-    value = f"{cells[0]}" if family.unit == 1 else _decimal(cells[0], family.unit)
-    return [f"{name}{_braced(pairs)} {value}"]
-
-
-def _histogram(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
+def _values(family: Family, cells: Sequence[int]) -> Iterator[tuple[str, list[str], str]]:
+    """Yield the name's suffix, the label of a bucket and the value of each line of a sample."""
+    if not family.bounds:
+        yield "", [], _decimal(cells[0], family.unit)
+        return
     below = list(accumulate(cells[:-1]))
-    bounds = [f'le="{bound}"' for bound in (*family.bounds, "+Inf")]
-    lines = [
-        f"{name}_bucket{_braced([*pairs, bound])} {count}"
-        for bound, count in zip(bounds, below, strict=True)
-    ]
-    return [
-        *lines,
-        f"{name}_sum{_braced(pairs)} {_decimal(cells[-1], family.unit)}",
-        f"{name}_count{_braced(pairs)} {below[-1]}",
-    ]
-
-
-def _braced(pairs: list[str]) -> str:
-    return "{" + ",".join(pairs) + "}" if pairs else ""
+    for bound, count in zip((*family.bounds, "+Inf"), below, strict=True):
+        yield "_bucket", [f'le="{bound}"'], str(count)
+    yield "_sum", [], _decimal(cells[-1], family.unit)
+    yield "_count", [], str(below[-1])
 
 
 def _decimal(count: int, unit: int) -> str:
