@@ -252,7 +252,7 @@ def _reporter(config: Config) -> SpanReporter | None:
 
 
 def _is_vendor(config: ProviderConfig) -> bool:
-    """Whether an entry is the preset's vendor, not another server with its format."""
+    """Whether it is the preset's vendor, not another server with its format."""
     return config.name == config.type or not config.base_url
 
 

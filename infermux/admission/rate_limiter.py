@@ -85,8 +85,8 @@ class RateLimiter:
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Add *tokens* used beyond the estimate, or return (below 0) those that were not used.
 
-        *since* is the call's start, monotonic. Added tokens count from now on. Returned ones are
-        taken from the buckets since then; later buckets would outlive the estimate.
+        Added ones count from now on. Returned ones are taken from the buckets since the call's
+        start, *since*: later buckets would outlive the estimate.
         """
         opened = self._opened()
         if opened is None:
@@ -227,7 +227,7 @@ class _Table:
 
 
 def _advance(words: memoryview, at: int, second: int) -> None:
-    """Clear the buckets older than 60 seconds and sum the rest, which also repairs a torn sum."""
+    """Clear the buckets older than 60 seconds; sum the rest, which repairs a torn sum."""
     passed = second - words[at + _SECOND]
     for gone in range(second - min(passed, _SPAN) + 1, second + 1) if passed > 0 else range(_SPAN):
         words[at + _REQUEST_BUCKETS + gone % _SPAN] = words[at + _TOKEN_BUCKETS + gone % _SPAN] = 0

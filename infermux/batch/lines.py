@@ -63,7 +63,7 @@ class Recent:
 
 
 class Done:
-    """Which lines a file of results answers, as a bit for each, and what they cost."""
+    """Which lines a file of results answers (a bit for each), and what they cost."""
 
     def __init__(self) -> None:
         self.count = 0

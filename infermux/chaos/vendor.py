@@ -223,7 +223,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def read(path: str, body: bytes) -> tuple[str, str, bool]:
-    """Return the dialect, "" for an unknown path, the model, and whether a stream is wanted."""
+    """Return the dialect ("": unknown path), the model, and whether it asks for a stream."""
     bare = path.partition("?")[0]
     if found := re.search(r"/models/([^/]+):(g|streamG)enerateContent$", bare):
         return "gemini", unquote(found[1]), found[2] != "g"

@@ -94,10 +94,7 @@ def period(
         if since or until:
             raise RequestError("give a month, or since and until", param="month")
         return _month(month, datetime.fromtimestamp(now, UTC).date())
-    found = Period(
-        _moment(since, now, "since") if since else None,
-        _moment(until, now, "until") if until else None,
-    )
+    found = Period(_moment(since, now, "since"), _moment(until, now, "until"))
     if found.since is not None and found.until is not None and found.since >= found.until:
         raise RequestError("since must be before until", param="since")
     return found
@@ -129,7 +126,9 @@ def _month(text: str, today: date) -> Period:
     return Period(midnight(first), midnight((first + timedelta(31)).replace(day=1)))
 
 
-def _moment(text: str, now: float, name: str) -> float:
+def _moment(text: str | None, now: float, name: str) -> float | None:
+    if not text:
+        return None
     if match := _AGO.fullmatch(text):
         return now - int(match[1]) * _UNITS[match[2]]
     if text in ("today", "yesterday"):

@@ -1,8 +1,8 @@
 """Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
 
 Figures are USD per million tokens. Sums are rational numbers and results whole pico-USD; only a
-user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. The host
-application's decimal context is not used. An unknown price is None, because unknown is not free.
+user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. An unknown
+price is None, because unknown is not free.
 """
 
 from __future__ import annotations
@@ -49,13 +49,10 @@ _Units = tuple[int, int, int, int, int]
 
 
 class Charge(NamedTuple):
-    """The cost of a call in pico-USD, and its source.
-
-    The source is vendor, served, requested, override or unpriced.
-    """
+    """The cost of a call in pico-USD, and its source."""
 
     pico: int | None
-    source: str
+    source: str  # vendor, served, requested, override or unpriced
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +151,8 @@ def charge(
 ) -> Charge:
     """Return the cost that the vendor reports, else by the served, else by the requested model.
 
-    *overrides* are a user's own prices by model id, as written or in lower case. Each replaces the
-    shipped price of its id, and also applies to dated or prefixed forms of the id unless the table
-    lists them.
+    *overrides* are a user's own prices by model id. Each replaces the shipped price of its id, and
+    also applies to dated or prefixed forms of the id unless the table lists them.
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:

@@ -139,12 +139,12 @@ class CircuitBreaker:
 
     @property
     def in_flight(self) -> int:
-        """The number of calls that were admitted and have not ended."""
+        """The number of admitted calls that have not ended."""
         return self._in_flight
 
     @property
     def latency(self) -> float | None:
-        """The average seconds to the first content, or None without a sample in the window."""
+        """The average seconds to the first content; None: no sample in the window."""
         with self._lock:
             return self._latency.at(self._clock())
 
@@ -152,8 +152,7 @@ class CircuitBreaker:
         """Return the state as of now."""
         with self._lock:
             now = self._clock()
-            self._window.slide(now)
-            requests, calls, failures = self._window.totals
+            requests, calls, failures = self._window.totals(now)
             wait = self._wait(now)
             state = "open" if now < self._open_until else "half_open"
             reason, latency, in_flight = self._refusal(now), self._latency.at(now), self._in_flight
@@ -249,7 +248,7 @@ class CircuitBreaker:
         if self._is_open and not probed:  # a forced call adds nothing
             return
         self._in_row += 1
-        _, calls, failures = self._window.totals
+        _, calls, failures = self._window.totals(now)
         half = calls >= MIN_CALLS and failures * 2 >= calls
         if probed or half or self._in_row >= self._failures:
             self._turn(is_open=True)
@@ -298,40 +297,38 @@ class _Latency:
 class _Window:
     """Counts in a sliding window: requests, calls that count, failures among them."""
 
-    __slots__ = ("_part", "_parts", "totals")
+    __slots__ = ("_part", "_parts")
 
     def __init__(self, part: float) -> None:
         self._part = part  # seconds
         self._parts: deque[list[int]] = deque()  # number, requests, calls, failures
-        self.totals = [0, 0, 0]
 
     def add(self, now: float, failed: bool | None) -> None:
         """Count one request that ended at the moment *now*; None: only as a request."""
         parts, number = self._parts, int(now // self._part)
         if not parts or parts[-1][0] < number:
-            self.slide(now)
+            self._slide(now)
             parts.append([number, 0, 0, 0])
-        last, totals = parts[-1], self.totals
+        last = parts[-1]
         last[1] += 1
-        totals[0] += 1
         if failed is not None:
             last[2] += 1
-            totals[1] += 1
             last[3] += failed
-            totals[2] += failed
 
-    def slide(self, now: float) -> None:
-        """Drop the parts older than the window."""
+    def totals(self, now: float) -> list[int]:
+        """Return the three counts as of the moment *now*."""
+        self._slide(now)
+        return [sum(counts) for counts in zip(*self._parts, strict=True)][1:] or [0, 0, 0]
+
+    def _slide(self, now: float) -> None:
         oldest = int(now // self._part) - _PARTS
         while self._parts and self._parts[0][0] <= oldest:
-            gone = self._parts.popleft()
-            self.totals = [a - b for a, b in zip(self.totals, gone[1:], strict=True)]
+            self._parts.popleft()
 
     def forget(self) -> None:
         """Keep the requests, forget their results."""
         for part in self._parts:
             part[2] = part[3] = 0
-        self.totals[1] = self.totals[2] = 0
 
 
 def _percentile(ordered: list[float], percent: int) -> float | None:
