@@ -90,23 +90,25 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._window = _Window(window / _PARTS)
         self._latency = _Latency(window)
-        self._is_open = self._forced_open = False
+        self._is_open = False
+        self.forced_open = False  # by an operator
         self._open_until = self._cool_until = -math.inf
         self._probe: Permit | None = None
-        self._generation = 0  # of the circuit's state: it counts the changes
-        self._in_row = self._trips = self._in_flight = 0
+        self.changes = 0  # of the circuit's state
+        self.in_flight = 0  # calls
+        self._in_row = self._trips = 0
 
     def admit(self, *, force: bool = False) -> Permit | None:
         """Return the permission for one call, or None; *force*: unless an operator opened it."""
         with self._lock:
-            permit = Permit(self, self._generation)
+            permit = Permit(self, self.changes)
             if self._is_open or self._cool_until > -math.inf:
                 refused = self._wait(self._clock()) > 0
-                if refused and (self._forced_open or not force):
+                if refused and (self.forced_open or not force):
                     return None
                 if self._is_open and not refused:
                     self._probe = permit
-            self._in_flight += 1
+            self.in_flight += 1
             return permit
 
     def cool_down(self, seconds: float) -> None:
@@ -128,21 +130,6 @@ class CircuitBreaker:
             return self._refusal(self._clock())
 
     @property
-    def forced_open(self) -> bool:
-        """Whether an operator has opened the circuit."""
-        return self._forced_open
-
-    @property
-    def changes(self) -> int:
-        """The number of state changes of the circuit."""
-        return self._generation
-
-    @property
-    def in_flight(self) -> int:
-        """The number of admitted calls that have not ended."""
-        return self._in_flight
-
-    @property
     def latency(self) -> float | None:
         """The average seconds to the first content; None: no sample in the window."""
         with self._lock:
@@ -155,7 +142,7 @@ class CircuitBreaker:
             requests, calls, failures = self._window.totals(now)
             wait = self._wait(now)
             state = "open" if now < self._open_until else "half_open"
-            reason, latency, in_flight = self._refusal(now), self._latency.at(now), self._in_flight
+            reason, latency, in_flight = self._refusal(now), self._latency.at(now), self.in_flight
             samples = list(self._latency.samples)
         samples.sort()
         return BreakerState(
@@ -178,7 +165,7 @@ class CircuitBreaker:
         """Force the circuit open until close() or reset(), for forced calls too."""
         with self._lock:
             self._turn(is_open=True)
-            self._forced_open, self._open_until = True, math.inf
+            self.forced_open, self._open_until = True, math.inf
 
     def close(self) -> None:
         """Close the circuit and end the cool-down."""
@@ -198,7 +185,7 @@ class CircuitBreaker:
 
     def _wait(self, now: float) -> float:
         """Return the seconds until a call would be admitted; infinity: unknown."""
-        if self._forced_open or self._probe is not None:
+        if self.forced_open or self._probe is not None:
             return math.inf
         return max(self._open_until - now, self._cool_until - now, 0.0)
 
@@ -206,7 +193,7 @@ class CircuitBreaker:
         wait = self._wait(now)
         if not wait:
             return None
-        if self._forced_open:
+        if self.forced_open:
             return "circuit forced open"
         if wait == math.inf:
             return "circuit half open, its probe is under way"
@@ -219,9 +206,9 @@ class CircuitBreaker:
                 return
             permit._started = True
             self._latency.add(self._clock(), seconds)
-            if self._is_open and permit._generation == self._generation:
+            if self._is_open and permit._generation == self.changes:
                 self._turn(is_open=False)
-                permit._generation = self._generation
+                permit._generation = self.changes
 
     def _end(self, permit: Permit, *, failed: bool | None, seconds: float | None = None) -> None:
         with self._lock:
@@ -229,13 +216,13 @@ class CircuitBreaker:
                 return
             permit._ended = True
             now = self._clock()
-            self._in_flight -= 1
+            self.in_flight -= 1
             probed = self._probe is permit
             if probed:
                 self._probe = None
             if seconds is not None and not permit._started:
                 self._latency.add(now, seconds)
-            result = failed if permit._generation == self._generation else None
+            result = failed if permit._generation == self.changes else None
             self._window.add(now, result)
             if result:
                 self._fail(now, probed)
@@ -256,8 +243,8 @@ class CircuitBreaker:
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
-        self._is_open, self._forced_open, self._probe = is_open, False, None
-        self._generation += 1
+        self._is_open, self.forced_open, self._probe = is_open, False, None
+        self.changes += 1
         if not is_open:
             self._open_until, self._in_row = -math.inf, 0
             # else the failures that opened it would open it again at the next one
