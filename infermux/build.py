@@ -185,29 +185,24 @@ def _keyring(config: Config) -> Keyring | None:
 
 def _caller(key: KeyConfig) -> Caller:
     limits = key.models or None, key.rpm or None, key.tpm or None
-    return Caller(key.name, *limits, _budget(key), may_tag=key.tags)
+    own = key.budget
+    budget = own and Budget(key.name, int(Decimal(own.usd) * PICO), own.per, own.then)
+    return Caller(key.name, *limits, budget, may_tag=key.tags)
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger: a service has one by default, others where a budget or [ledger] asks."""
     budgets = [key.name for key in config.keys or () if key.budget]
-    if config.ledger is not None and not config.ledger.path:
-        if budgets:
-            raise ConfigError(
-                f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
-            )
-        return None
-    if config.ledger is None and not budgets and not serving:
+    path = (config.ledger or LedgerConfig()).path
+    if budgets and not path:
+        raise ConfigError(
+            f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
+        )
+    if not path or not (config.ledger or budgets or serving):
         return None
     from .ledger.sqlite import SQLiteLedger  # loads sqlite3
 
-    return SQLiteLedger((config.ledger or LedgerConfig()).path)
-
-
-def _budget(key: KeyConfig) -> Budget | None:
-    if key.budget is None:
-        return None
-    return Budget(key.name, int(Decimal(key.budget.usd) * PICO), key.budget.per, key.budget.then)
+    return SQLiteLedger(path)
 
 
 def own_prices(config: Config) -> dict[str, dict[str, Price]]:

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 from .. import pricing
@@ -58,29 +59,23 @@ class Tally:
         return self.ok + self.failed
 
 
+@dataclass(eq=False)
 class Batch:
     """One run over the lines of a batch, by threads that each hold one line at a time."""
 
-    def __init__(
-        self,
-        router: Router,
-        write: Callable[[bytes], object],
-        *,
-        model: str,
-        budget: int | None,
-        spent: int,
-        concurrency: int,
-    ) -> None:
+    router: Router
+    write: Callable[[bytes], object]
+    _: KW_ONLY
+    model: str  # for every line, if given
+    budget: int | None  # pico-USD, including what earlier runs *spent*
+    spent: int
+    concurrency: int
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
         self.stopped = ""  # why the run stopped early: "interrupted", "budget" or "failed"
         self.error: BaseException | None = None
-        self._router = router
-        self._write = write
-        self._model = model  # for every line, if given
-        self._budget = budget  # pico-USD, including what earlier runs *spent*
-        self._spent = spent
-        self._concurrency = concurrency
-        self._caller = ANONYMOUS if budget is None else Caller(budget=_HardBudget())
+        self._caller = ANONYMOUS if self.budget is None else Caller(budget=_HardBudget())
         self._held = 0  # pico-USD that lines in flight may cost at most
         self._busy = self._threads = 0
         self._reading = threading.Lock()
@@ -93,8 +88,8 @@ class Batch:
 
         After a stop the lines in flight still get their results.
         """
-        self._threads = self._concurrency
-        for _ in range(self._concurrency):  # daemons: one may wait for endless input at exit
+        self._threads = self.concurrency
+        for _ in range(self.concurrency):  # daemons: one may wait for endless input at exit
             threading.Thread(target=self._work, args=(asked,), daemon=True).start()
         while not self._over():
             tick()
@@ -151,7 +146,7 @@ class Batch:
         try:
             if isinstance(line.asked, InferMuxError):
                 raise line.asked
-            request, encode = lines.decode(line.asked, self._model)
+            request, encode = lines.decode(line.asked, self.model)
             request.check()
         except RequestError as error:
             if error is line.asked or isinstance(error, ProtocolError):
@@ -161,7 +156,7 @@ class Batch:
                 result = lines.answered(line, error.status, new_id(), body, 0)
             self._put(line, result, ok=False)
             return
-        worst = 0 if self._budget is None else self._worst(line, request)
+        worst = 0 if self.budget is None else self._worst(line, request)
         if self._hold(worst):
             calls: list[Call] = []
             try:
@@ -179,10 +174,10 @@ class Batch:
         """Return status, id and body, after waiting if need be; None after a stop."""
         until = time.monotonic() + MAX_WAIT
         while True:
-            call = self._router.begin(request, caller=self._caller, api="batch")
+            call = self.router.begin(request, caller=self._caller, api="batch")
             calls.append(call)
             try:
-                return 200, call.id, encode(call, self._router.answer(call))
+                return 200, call.id, encode(call, self.router.answer(call))
             except InferMuxError as error:
                 failure = error
                 wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
@@ -197,12 +192,11 @@ class Batch:
                 return None
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
-        """Whether a later try may succeed: a vendor throttles, or every circuit is open now."""
+        """Whether a vendor throttles, or every circuit is open now."""
         if isinstance(error, NoHealthyProvider):
-            route = self._router.registry.route(request.model, request.provider)
-            unfit = self._router.targets.snapshot(
-                route, request, 0, priced=self._budget is not None
-            ).unfit
+            route = self.router.registry.route(request.model, request.provider)
+            priced = self.budget is not None
+            unfit = self.router.targets.snapshot(route, request, 0, priced=priced).unfit
             return not all(target in unfit for target in flat(route))
         return isinstance(error, Unavailable) or (
             isinstance(error, ProviderRateLimited) and not isinstance(error, QuotaExhausted)
@@ -215,7 +209,7 @@ class Batch:
             if self.error is not None:  # nothing may follow a result that was cut off
                 return
             try:
-                self._write(result)
+                self.write(result)
             except OSError as error:
                 self._fail(error)
                 return
@@ -229,7 +223,7 @@ class Batch:
         cost, unpriced = _cost(calls)
         with self._state:
             self._held -= worst
-            self._spent += cost + (worst if unpriced else 0)
+            self.spent += cost + (worst if unpriced else 0)
             self.tally.cost += cost
             self.tally.unpriced += unpriced
             for call in calls:
@@ -239,29 +233,24 @@ class Batch:
 
     def _hold(self, worst: int) -> bool:
         """Hold *worst* as soon as the budget has room; stop the run if it never will."""
-        if self._budget is None:
+        if self.budget is None:
             return True
         with self._state:
-            while (
-                not self.stopped and self._held and self._spent + self._held + worst > self._budget
-            ):
+            while not self.stopped and self._held and self.spent + self._held + worst > self.budget:
                 self._state.wait()
-            if not self.stopped and self._spent + worst > self._budget:
+            if not self.stopped and self.spent + worst > self.budget:
                 self.stop("budget")
             if not self.stopped:
                 self._held += worst
             return not self.stopped
 
     def _worst(self, line: Line, request: InferRequest) -> int:
-        """Return the most pico-USD that a request may cost at any of its targets.
-
-        Raise RequestError if no target has a price.
-        """
+        """Return the most pico-USD that a request may cost; raise RequestError if unknown."""
         try:
-            targets = self._router.registry.resolve(request.model, request.provider)
+            targets = self.router.registry.resolve(request.model, request.provider)
         except ModelNotFound:  # the call itself will fail, and cost nothing
             return 0
-        known = [price for price in map(self._router.targets.price, targets) if price is not None]
+        known = [price for price in map(self.router.targets.price, targets) if price is not None]
         if not known:
             raise RequestError(
                 f"line {line.number}: the price of {shown(request.model)} is unknown, and a budget "

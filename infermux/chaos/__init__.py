@@ -1,8 +1,7 @@
 """Chaos tests of a configuration: what a client gets when a vendor fails, for every fault.
 
 For each model name the first provider fails and all others are healthy; all of them are
-`FaultyVendor`s on loopback. Every strategy is set to priority, so that the first provider is known,
-and all times are scaled to a short deadline.
+`FaultyVendor`s on loopback. Every strategy is priority, and times are scaled to a short deadline.
 """
 
 from __future__ import annotations

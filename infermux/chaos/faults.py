@@ -168,7 +168,6 @@ def error(dialect: str, status: int, wait: int = 0) -> dict[str, Any]:
 
 
 def _head(status: int, kind: str, size: int | None = None, **headers: str) -> bytes:
-    """Return a head; without a size the body is chunked."""
     phrase = "Overloaded" if status == 529 else http.HTTPStatus(status).phrase
     length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
     more = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,7 +42,7 @@ class OneLine(click.ClickException):
     """An error that is one line on standard error and exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"infermux: {' '.join(self.message.split())}", err=True)
+        warn(" ".join(self.message.split()))
 
 
 class Command(click.Command):
@@ -54,6 +55,19 @@ class Command(click.Command):
             raise OneLine(error.reason) from None  # who runs commands is an operator
         except InferMuxError as error:
             raise OneLine(error.message) from None
+
+
+def warn(text: str) -> None:
+    """Print a line on standard error."""
+    click.echo(f"infermux: {text}", err=True)
+
+
+def contents(path: str, what: str) -> bytes:
+    """Return the bytes of a file; *what* names it in an error."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise OneLine(f"{what} cannot be read: {error.strerror}") from None
 
 
 def the_router() -> Router:

@@ -21,7 +21,7 @@ from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError
 from ..pricing import PICO, usd
-from . import Command, OneLine, config_option
+from . import Command, OneLine, config_option, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -284,4 +284,4 @@ class View:
                 parts.append(f"${usd(done.cost + tally.cost)} with {done.count:,} earlier results")
             click.echo("; ".join(parts), err=True)
         if self._run.stopped:
-            click.echo(f"infermux: {_STOPPED[self._run.stopped]}", err=True)
+            warn(_STOPPED[self._run.stopped])

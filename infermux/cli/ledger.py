@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +17,18 @@ from ..errors import RequestError, printable, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
 from ..ledger.reconcile import Bill, Compared
 from ..pricing import usd
-from . import Command, OneLine, bar, config_option, csv_text, json_option, json_text, table
+from . import (
+    Command,
+    OneLine,
+    bar,
+    config_option,
+    contents,
+    csv_text,
+    json_option,
+    json_text,
+    table,
+    warn,
+)
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _POLL_SECONDS = 0.5  # between two reads of the ledger
@@ -298,12 +308,9 @@ def _reconcile(
 ) -> int:
     """Print the comparison; return the exit code."""
     allowed = reconcile.Tolerance.of(tolerance)
-    try:
-        bill = reconcile.read(Path(path).read_bytes())
-    except OSError as error:
-        raise OneLine(f"the bill {path} cannot be read: {error.strerror}") from None
+    bill = reconcile.read(contents(path, f"the bill {path}"))
     for problem in bill.unread:
-        click.echo(f"infermux: {path}: {problem}", err=True)
+        warn(f"{path}: {problem}")
     bill.usd = {
         (day, model): amount
         for (day, model), amount in bill.usd.items()
@@ -329,9 +336,7 @@ def _ours(
     if not providers and bill.vendor in known:
         providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic
     if missing := [name for name in providers if name not in known]:
-        click.echo(
-            f"infermux: the ledger has no calls to {shown(missing[0])} in that time", err=True
-        )
+        warn(f"the ledger has no calls to {shown(missing[0])} in that time")
     return [total for total in totals if not providers or total.key[2] in providers]
 
 

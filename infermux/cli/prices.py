@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import click
 
@@ -16,7 +15,7 @@ from ..errors import ConfigError, InferMuxError, close_to, printable, shown
 from ..pricing import Price, compare, entries, find, table_date
 from ..pricing.tariff import Peak, Tariff
 from ..types import JSON
-from . import Command, OneLine, json_option, json_text, table
+from . import Command, OneLine, contents, json_option, json_text, table, warn
 
 _SOURCES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
 _DAYS = {
@@ -53,7 +52,7 @@ def prices(
     """
     now = time.time()
     if warning := compare.stale(now):
-        click.echo(f"infermux: {warning}", err=True)
+        warn(warning)
     if check:
         sys.exit(_checked(names, datetime.fromtimestamp(now, UTC).date(), as_json=as_json))
     own = _own(config)
@@ -77,9 +76,7 @@ def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
     code = 0
     for file in files:
         try:
-            found = compare.check(Path(file).read_bytes(), today)
-        except OSError as error:
-            raise OneLine(f"{file} cannot be read: {error.strerror}") from None
+            found = compare.check(contents(file, file), today)
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
         code |= bool(found.differences)
@@ -132,7 +129,6 @@ def _listed(provider: str | None, own: list[Price]) -> list[Price]:
 
 
 def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
-    """Return the prices of a model at each vendor, found as for a call."""
     first, slash, rest = name.partition("/")
     vendors = [provider] if provider else [price.provider for price in entries()]
     found = _found(name, vendors, own)

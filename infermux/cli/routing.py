@@ -121,9 +121,8 @@ def _explanation(found: JSON) -> str:
     if found["refused"] == "no_healthy_providers":
         lines.append("no target can be tried" + (f"; retry in {retry:.0f} s" if retry else ""))
     elif found["refused"]:
-        lines.append(
-            f"the call is refused: the caller's budget has {found['budget_left_usd']} USD left"
-        )
+        left = found["budget_left_usd"]
+        lines.append(f"the call is refused: the caller's budget has {left} USD left")
     return "\n".join(lines)
 
 

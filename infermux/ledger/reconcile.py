@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..errors import RequestError, shown
 from ..pricing import PICO, cost, find
+from ..protocol import must_be
 from ..types import Usage
 from . import Total
 
@@ -97,10 +98,7 @@ class Tolerance(NamedTuple):
         for text in texts:
             number = text.removesuffix("%").strip()
             if not re.fullmatch(r"\d{1,9}(\.\d{1,12})?", number, re.ASCII):
-                raise RequestError(
-                    f'tolerance must be such as "1%" or "0.05", not {shown(text)}',
-                    param="tolerance",
-                )
+                raise must_be("tolerance", f'such as "1%" or "0.05", not {shown(text)}')
             found["%" if text.endswith("%") else ""] = Fraction(number)
         return cls(found["%"], round(found[""] * PICO)) if found else cls()
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..errors import RequestError, shown
 from ..pricing import usd
+from ..protocol import must_be
 from ..types import JSON
 from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total, summed
 
@@ -96,7 +97,7 @@ def period(
         return _month(month, datetime.fromtimestamp(now, UTC).date())
     found = Period(_moment(since, now, "since"), _moment(until, now, "until"))
     if found.since is not None and found.until is not None and found.since >= found.until:
-        raise RequestError("since must be before until", param="since")
+        raise must_be("since", "before until")
     return found
 
 
@@ -107,7 +108,7 @@ def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
     except ValueError:
         number = math.nan
     if not number >= 1:  # also true of NaN
-        raise RequestError(f"limit must be a number of 1 or more, not {shown(text)}", param="limit")
+        raise must_be("limit", f"a number of 1 or more, not {shown(text)}")
     return int(min(number, MAX_ROWS))
 
 
@@ -118,10 +119,7 @@ def _month(text: str, today: date) -> Period:
     elif text != "this":
         match = _MONTH.fullmatch(text)
         if not match or not 1970 <= int(match[1]) < 2200:
-            raise RequestError(
-                f'month must be such as "2026-11", "this" or "last", not {shown(text)}',
-                param="month",
-            )
+            raise must_be("month", f'such as "2026-11", "this" or "last", not {shown(text)}')
         first = date(int(match[1]), int(match[2]), 1)
     return Period(midnight(first), midnight((first + timedelta(31)).replace(day=1)))
 
@@ -136,11 +134,8 @@ def _moment(text: str | None, now: float, name: str) -> float | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise RequestError(
-            f'{name} must be such as "2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m", '
-            f"not {shown(text)}",
-            param=name,
-        ) from None
+        forms = '"2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m"'
+        raise must_be(name, f"such as {forms}, not {shown(text)}") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
@@ -177,7 +172,7 @@ def series(
 ) -> JSON:
     """Return the costs of each day or hour, empty ones too; at most the last *limit*."""
     if step not in STEPS:
-        raise RequestError(f'by must be "day" or "hour", not {shown(step)}', param="by")
+        raise must_be("by", f'"day" or "hour", not {shown(step)}')
     size = STEPS[step]
     until = min(max(now, 0.0) if span.until is None else span.until, 9e9)  # 9e9 is the year 2255
     last = math.ceil(until / size)
@@ -228,7 +223,6 @@ def call_dict(record: Record) -> JSON:
 
 
 def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
-    """Return these fields of a row, and its cost in both units."""
     money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
     return {name: money[name] if name in money else getattr(row, name) for name in names}
 

@@ -1,10 +1,10 @@
 """Planning: pure decisions about a call, and the one record of it.
 
-`plan` orders the targets of a route by its strategy and leaves out those that cannot be called. A
-strategy decides from what is known (`State`) and a seed alone.
-Serving executes the plan, `explain` prints it, and `replayed` derives it again from the text that a
-ledger keeps (`kept`): one line that is the same for every call through a route, and a second one
-with the seed, the state and what was left out, where they mattered.
+`plan` orders the targets of a route by its strategy, from what is known (`State`) and a seed alone,
+and leaves out those that cannot be called. Serving executes the plan, `explain` prints it, and
+`replayed` derives it again from the text that a ledger keeps (`kept`): one line that every call
+through a route shares, and a second one with the seed, the state and what was left out, where they
+mattered.
 """
 
 from __future__ import annotations

@@ -280,7 +280,6 @@ def _find(provider: str, model: str) -> Price | None:
 
 
 def _names(provider: str, model: str) -> Iterator[str]:
-    """Yield the ids that a model may be listed under, most exact first."""
     name = model.lower()
     yield name
     if provider == "bedrock":

@@ -133,7 +133,6 @@ def _differences(price: Price, foreign: _Foreign, today: date) -> Iterator[Diffe
 
 
 def _fallback(rates: Tariff, name: str) -> Decimal | None:
-    """Return what applies if the rate called *name* is not listed."""
     if name == "output":
         return None
     hour = name == "cache_write_1h" and rates.cache_write is not None
@@ -202,10 +201,9 @@ def _has_begun(constraint: Mapping[str, Any] | None, today: date) -> bool:
 
 
 def _figure(value: object, times: int = 1) -> Decimal:
-    """Return a figure without the error of binary fractions."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError(f"{shown(value)} is not a price")
-    return round(Decimal(value) * times, 12).normalize()
+    return round(Decimal(value) * times, 12).normalize()  # without the error of binary fractions
 
 
 def _refuse(constant: str) -> NoReturn:

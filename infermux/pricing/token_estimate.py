@@ -9,7 +9,7 @@ system's files 7 % and 23 %. Other vocabularies were not measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 PER_MESSAGE = 4  # role and separators; 3, and 3 to open the answer, in OpenAI's cookbook
@@ -106,11 +106,14 @@ def _weigh(text: str) -> float:
 
 
 def _message(message: Mapping[str, Any]) -> int:
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [content]
-    calls = message.get("tool_calls")
-    texts = _call_texts(calls if isinstance(calls, list) else [])
-    return sum(map(_part, parts)) + sum(map(estimate, texts))
+    content, calls = message.get("content"), message.get("tool_calls")
+    total = sum(map(_part, content if isinstance(content, list) else [content]))
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            texts = (function.get("name"), function.get("arguments"))
+            total += sum(estimate(str(text)) for text in texts if text is not None)
+    return total
 
 
 def _part(part: object) -> int:
@@ -123,12 +126,3 @@ def _part(part: object) -> int:
         return PER_IMAGE
     text = part.get("text", part.get("refusal"))
     return estimate(text) if isinstance(text, str) else 0
-
-
-def _call_texts(calls: Iterable[object]) -> Iterable[str]:
-    for call in calls:
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if isinstance(function, Mapping):
-            for name in ("name", "arguments"):
-                if function.get(name) is not None:
-                    yield str(function[name])

@@ -13,7 +13,7 @@ from ..errors import RequestError, close_to, shown
 from ..ledger import Budget
 from ..planning import Plan
 from ..pricing import usd_float
-from ..protocol import InferRequest
+from ..protocol import InferRequest, must_be
 from ..protocol.strict_json import Document
 from ..types import JSON, Caller, Target
 from .router import Router
@@ -71,7 +71,7 @@ def question(data: Mapping[str, Any]) -> Question:
         require(value, name, _TYPES.get(name, bool))
     size = short.get("tokens")
     if size is not None and not 0 <= size <= MAX_TOKENS:
-        raise RequestError(f"tokens must be from 0 to {MAX_TOKENS}", param="tokens")
+        raise must_be("tokens", f"from 0 to {MAX_TOKENS}")
     rest["messages"] = rest.get("messages") or [_EMPTY]
     if rest.keys() <= _MIST_REQUEST:
         request = InferRequest.from_dict(rest)
@@ -140,7 +140,6 @@ def _caller(router: Router, name: str) -> Caller:
 
 
 def _budget_left(router: Router, caller: Caller) -> int | None:
-    """Return what a hard budget has left in pico-USD."""
     budget = caller.budget
     if router.ledger is None or not isinstance(budget, Budget) or budget.then == "warn":
         return None

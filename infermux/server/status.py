@@ -190,7 +190,6 @@ def _others(memory: SharedMemory) -> list[dict[str, Any]]:
 
 
 def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
-    """Return the states in a worker's status, as of now."""
     age = time.monotonic() - status["at"]
     states = {}
     for provider, model, *values in status["targets"]:

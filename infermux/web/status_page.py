@@ -120,7 +120,6 @@ def _tables(hours: dict[int, Hour]) -> dict[str, Any]:
 
 
 def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
-    """Return the sums by these parts of the totals' keys, the most expensive first."""
     groups = defaultdict[tuple[str, ...], list[Total]](list)
     for total in totals:
         groups[tuple(total.key[part] for part in parts)].append(total)
