@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from ..types import Clock
@@ -39,15 +40,14 @@ class BreakerState(NamedTuple):
     per_minute: float  # requests that ended in the window, neutral ones included
 
 
+@dataclass(slots=True, eq=False)
 class Permit:
     """The permission for one call; the first of succeeded, failed and neutral (`with`) ends it."""
 
-    __slots__ = ("_breaker", "_ended", "_generation", "_started")
-
-    def __init__(self, breaker: CircuitBreaker, generation: int) -> None:
-        self._breaker = breaker
-        self._generation = generation
-        self._started = self._ended = False
+    _breaker: CircuitBreaker
+    _changes: int  # of the circuit, so far
+    _started: bool = False
+    _ended: bool = False
 
     def started(self, seconds: float) -> None:
         """Record the first content after *seconds*; a probe that streams has then succeeded."""
@@ -72,24 +72,19 @@ class Permit:
         self.neutral()
 
 
+@dataclass(eq=False, kw_only=True)
 class CircuitBreaker:
     """The breaker of one target; its methods are thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        failures: int = 5,
-        window: float = 60.0,
-        open_seconds: float = 30.0,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self._failures = failures  # in a row
-        self._window_seconds = window
-        self._open_seconds = open_seconds
-        self._clock = clock
+    failures: int = 5  # in a row
+    window: float = 60.0  # seconds
+    open_seconds: float = 30.0
+    clock: Clock = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._window = _Window(window / _PARTS)
-        self._latency = _Latency(window)
+        self._window = _Window(self.window / _PARTS)
+        self._latency = _Latency(self.window)
         self._is_open = False
         self.forced_open = False  # by an operator
         self._open_until = self._cool_until = -math.inf
@@ -103,7 +98,7 @@ class CircuitBreaker:
         with self._lock:
             permit = Permit(self, self.changes)
             if self._is_open or self._cool_until > -math.inf:
-                refused = self._wait(self._clock()) > 0
+                refused = self._wait(self.clock()) > 0
                 if refused and (self.forced_open or not force):
                     return None
                 if self._is_open and not refused:
@@ -115,30 +110,30 @@ class CircuitBreaker:
         """Refuse calls for *seconds*, a vendor's Retry-After; never shorten a cool-down."""
         if seconds > 0:
             with self._lock:
-                until = self._clock() + min(seconds, MAX_COOL_DOWN)
+                until = self.clock() + min(seconds, MAX_COOL_DOWN)
                 self._cool_until = max(self._cool_until, until)
 
     def cooling(self) -> float:
         """Return the seconds until the cool-down ends."""
-        return max(0.0, self._cool_until - self._clock())
+        return max(0.0, self._cool_until - self.clock())
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
         if not self._is_open and self._cool_until == -math.inf:
             return None  # nearly always
         with self._lock:
-            return self._refusal(self._clock())
+            return self._refusal(self.clock())
 
     @property
     def latency(self) -> float | None:
         """The average seconds to the first content; None: no sample in the window."""
         with self._lock:
-            return self._latency.at(self._clock())
+            return self._latency.at(self.clock())
 
     def snapshot(self) -> BreakerState:
         """Return the state as of now."""
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             requests, calls, failures = self._window.totals(now)
             wait = self._wait(now)
             state = "open" if now < self._open_until else "half_open"
@@ -156,7 +151,7 @@ class CircuitBreaker:
             failures / calls if calls else None,
             _percentile(samples, 50),
             _percentile(samples, 95),
-            requests * 60 / self._window_seconds,
+            requests * 60 / self.window,
         )
 
     # -- operators --
@@ -178,8 +173,8 @@ class CircuitBreaker:
         with self._lock:
             self._turn(is_open=False)
             self._cool_until, self._trips = -math.inf, 0
-            self._window = _Window(self._window_seconds / _PARTS)
-            self._latency = _Latency(self._window_seconds)
+            self._window = _Window(self.window / _PARTS)
+            self._latency = _Latency(self.window)
 
     # -- under the lock --
 
@@ -205,24 +200,24 @@ class CircuitBreaker:
             if permit._started or permit._ended:
                 return
             permit._started = True
-            self._latency.add(self._clock(), seconds)
-            if self._is_open and permit._generation == self.changes:
+            self._latency.add(self.clock(), seconds)
+            if self._is_open and permit._changes == self.changes:
                 self._turn(is_open=False)
-                permit._generation = self.changes
+                permit._changes = self.changes
 
     def _end(self, permit: Permit, *, failed: bool | None, seconds: float | None = None) -> None:
         with self._lock:
             if permit._ended:
                 return
             permit._ended = True
-            now = self._clock()
+            now = self.clock()
             self.in_flight -= 1
             probed = self._probe is permit
             if probed:
                 self._probe = None
             if seconds is not None and not permit._started:
                 self._latency.add(now, seconds)
-            result = failed if permit._generation == self.changes else None
+            result = failed if permit._changes == self.changes else None
             self._window.add(now, result)
             if result:
                 self._fail(now, probed)
@@ -237,9 +232,9 @@ class CircuitBreaker:
         self._in_row += 1
         _, calls, failures = self._window.totals(now)
         half = calls >= MIN_CALLS and failures * 2 >= calls
-        if probed or half or self._in_row >= self._failures:
+        if probed or half or self._in_row >= self.failures:
             self._turn(is_open=True)
-            self._open_until = now + self._open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
+            self._open_until = now + self.open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
@@ -281,14 +276,12 @@ class _Latency:
         return None if idle > self._window else self._value * math.exp(-idle / DECAY)
 
 
+@dataclass(slots=True)
 class _Window:
     """Counts in a sliding window: requests, calls that count, failures among them."""
 
-    __slots__ = ("_part", "_parts")
-
-    def __init__(self, part: float) -> None:
-        self._part = part  # seconds
-        self._parts: deque[list[int]] = deque()  # number, requests, calls, failures
+    _part: float  # seconds
+    _parts: deque[list[int]] = field(default_factory=deque)  # number, and the counts
 
     def add(self, now: float, failed: bool | None) -> None:
         """Count one request that ended at the moment *now*; None: only as a request."""
