@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping
+from dataclasses import fields
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -79,17 +80,13 @@ def _router(config: Config, serving: bool) -> Router:
             registry.register(EchoProvider())
     _define(registry, config)
     prices = own_prices(config)
-    breaker, rules = config.reliability.breaker, config.reliability
+    rules = config.reliability
+    failures, window, seconds = rules.breaker.failures, rules.breaker.window, rules.breaker.open
     targets = TargetPool(
         registry,
         overrides=prices,
         concurrency=_concurrency(config, serving),
-        breaker=partial(
-            CircuitBreaker,
-            failures=breaker.failures,
-            window=breaker.window,
-            open_seconds=breaker.open,
-        ),
+        breaker=partial(CircuitBreaker, failures=failures, window=window, open_seconds=seconds),
     )
     made = Router(
         registry,
@@ -98,7 +95,7 @@ def _router(config: Config, serving: bool) -> Router:
         deadline=rules.deadline or None,
         on_unsupported=rules.on_unsupported,
         targets=targets,
-        admission=_admission(config, serving),
+        admission=Admission(**(_room(config) if serving else {}), rates=_rates(config)),
         prices=prices,
         keyring=_keyring(config),
         ledger=_ledger(config, serving),
@@ -111,17 +108,9 @@ def _router(config: Config, serving: bool) -> Router:
 
 
 def _define(registry: Registry, config: Config) -> None:
-    """Define the names of [models], and check that every name in the file can be resolved."""
+    """Define the names of [models]; every name in the file must lead to a target."""
     for model in config.models:
-        registry.define(
-            model.name,
-            model.targets,
-            strategy=model.strategy,
-            then=model.then,
-            weights=model.weights,
-            on_unsupported=model.on_unsupported,
-            fallback_on=model.fallback_on,
-        )
+        registry.define(**{each.name: getattr(model, each.name) for each in fields(model)})
     places = [(f"[models] {name}", name) for name in registry.names]
     for key in config.keys or ():
         places += [(f"[keys.{key.name}].models", name) for name in key.models]
@@ -141,20 +130,16 @@ def _concurrency(config: Config, serving: bool) -> dict[str, int]:
     return {name: limit for name, limit in limits.items() if limit}
 
 
-def _admission(config: Config, serving: bool) -> Admission:
-    return Admission(**(_room(config) if serving else {}), rates=_rates(config))
-
-
 def _rates(config: Config) -> RateLimiter | None:
     keyring = _keyring(config)
     if keyring is None or not keyring.limited:
         return None
-    beside = Path((config.ledger and config.ledger.path) or LedgerConfig().path)
-    return RateLimiter(beside.with_suffix(".rates"))
+    beside = (config.ledger and config.ledger.path) or LedgerConfig().path
+    return RateLimiter(Path(beside).with_suffix(".rates"))
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return the limits of calls and streams of a process; some threads stay free for health."""
+    """Return the limits of calls and streams; some threads stay free for health checks."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     return {"calls": calls, "streams": max(1, min(int(threads * config.server.streams), calls - 1))}
@@ -188,47 +173,36 @@ def check(config: Config) -> None:
 def _keyring(config: Config) -> Keyring | None:
     if config.keys is None:
         return None
-    for number, key in enumerate(config.keys):
-        for other in config.keys[:number]:
-            if other.hash == key.hash:
-                raise ConfigError(
-                    f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other.name}]; "
-                    "the two callers cannot be told apart"
-                )
+    names: dict[str, str] = {}
+    for key in config.keys:
+        if (other := names.setdefault(key.hash, key.name)) != key.name:
+            raise ConfigError(
+                f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
+                "the two callers cannot be told apart"
+            )
     return Keyring((key.hash, _caller(key)) for key in config.keys)
 
 
 def _caller(key: KeyConfig) -> Caller:
-    return Caller(
-        key.name,
-        key.models or None,
-        key.rpm or None,
-        key.tpm or None,
-        _budget(key),
-        may_tag=key.tags,
-    )
+    limits = key.models or None, key.rpm or None, key.tpm or None
+    own = key.budget
+    budget = own and Budget(key.name, int(Decimal(own.usd) * PICO), own.per, own.then)
+    return Caller(key.name, *limits, budget, may_tag=key.tags)
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger: a service has one by default, others where a budget or [ledger] asks."""
     budgets = [key.name for key in config.keys or () if key.budget]
-    if config.ledger is not None and not config.ledger.path:
-        if budgets:
-            raise ConfigError(
-                f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
-            )
-        return None
-    if config.ledger is None and not budgets and not serving:
+    path = (config.ledger or LedgerConfig()).path
+    if budgets and not path:
+        raise ConfigError(
+            f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
+        )
+    if not path or not (config.ledger or budgets or serving):
         return None
     from .ledger.sqlite import SQLiteLedger  # loads sqlite3
 
-    return SQLiteLedger((config.ledger or LedgerConfig()).path)
-
-
-def _budget(key: KeyConfig) -> Budget | None:
-    if key.budget is None:
-        return None
-    return Budget(key.name, int(Decimal(key.budget.usd) * PICO), key.budget.per, key.budget.then)
+    return SQLiteLedger(path)
 
 
 def own_prices(config: Config) -> dict[str, dict[str, Price]]:
@@ -245,7 +219,6 @@ def _prices(config: ProviderConfig) -> dict[str, Price]:
 
 
 def _observers(config: Config, serving: bool) -> list[Observer]:
-    """Return the observers of calls, beside the TokenTrace reporter."""
     observers: list[Observer] = []
     if serving and config.server.log_level != "error":
         observers.append(CallLog(config.server.log_level, config.server.log_format))
@@ -274,7 +247,7 @@ def _reporter(config: Config) -> SpanReporter | None:
 
 
 def _is_vendor(config: ProviderConfig) -> bool:
-    """Return whether an entry is the preset's vendor, not another server with its format."""
+    """Whether it is the preset's vendor, not another server with its format."""
     return config.name == config.type or not config.base_url
 
 
@@ -287,7 +260,6 @@ def _address(config: ProviderConfig, preset: Preset) -> str:
 
 
 def _add_plugin(registry: Registry, name: str) -> None:
-    """Register an installed plug-in under its type; one that needs configuration is skipped."""
     try:
         registry.register(provider(ProviderConfig(name, name)))
     except Exception as error:
@@ -303,11 +275,8 @@ def provider(config: ProviderConfig) -> Any:
         return EchoProvider(config.name, config.models or ("echo-v1",), _echo_delay(config))
     make = plugin(config.type)
     if make is None:
-        known = [*PRESETS, ECHO, *plugins()]
-        raise ConfigError(
-            f"provider {config.name!r}: there is no type {config.type!r}"
-            f"{close_to(config.type, known)}"
-        )
+        hint = close_to(config.type, [*PRESETS, ECHO, *plugins()])
+        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{hint}")
     try:
         return make(config)
     except ConfigError:
@@ -321,7 +290,6 @@ def provider(config: ProviderConfig) -> Any:
 
 
 def _echo_delay(config: ProviderConfig) -> float:
-    """Return the seconds that echo waits before it answers."""
     place = f"[providers.{config.name}].options"
     for name in config.options:
         if name != "delay":
@@ -333,7 +301,6 @@ def _echo_delay(config: ProviderConfig) -> float:
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
-    """Return an HTTP provider; the models and prices of a preset are only its own vendor's."""
     from .providers.http import HTTPProvider  # loads requests
 
     own = _is_vendor(config)

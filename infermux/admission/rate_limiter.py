@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..types import Clock
+from ..types import Clock, LogThrottle
 
 RECORDS = 4096  # callers for which the file has room
 
@@ -36,7 +36,6 @@ _SIZE = (_HEAD + RECORDS * _RECORD) * _WORD  # bytes of the file: 4.2 MB
 _PROBES = 64  # records in which a caller's may be found
 _POLL_SECONDS = 2e-5  # between two tries for the lock, which another process holds for 5 µs
 _MAX_TOKENS = 2**40  # of one call: no sum of a minute overflows
-_LOG_SECONDS = 60.0  # between two log lines about a file that cannot be opened
 log = logging.getLogger("infermux")
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -44,16 +43,16 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 class RateLimiter:
     """Limits each caller's requests and tokens in any 60 consecutive seconds.
 
-    The file is opened on first use in each process, because a lock or a map cannot be inherited
-    through a fork. A refused request does not count. A process that cannot open the file admits all
-    calls and logs that; `check` finds it out at the start.
+    The file is opened on first use in each process, as a lock cannot be inherited through a fork. A
+    refused request does not count. A process that cannot open the file admits all calls and logs
+    that.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.monotonic) -> None:
         self.path = Path(path)
         self._clock = clock  # of the whole host, as CLOCK_MONOTONIC is
         self._tables: dict[int, _Table] = {}  # by process id; only this process's own is ever used
-        self._logged_at = -math.inf
+        self._log = LogThrottle()
 
     def take(
         self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
@@ -86,8 +85,8 @@ class RateLimiter:
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Add *tokens* used beyond the estimate, or return (below 0) those that were not used.
 
-        *since* is the call's start, monotonic. Added tokens count from now on. Returned ones are
-        taken from the buckets since then; later buckets would outlive the estimate.
+        Added ones count from now on. Returned ones are taken from the buckets since the call's
+        start, *since*: later buckets would outlive the estimate.
         """
         opened = self._opened()
         if opened is None:
@@ -97,15 +96,13 @@ class RateLimiter:
             at = table.record(caller, second)
             if tokens >= 0:
                 _add(table.words, at, second, min(tokens, _MAX_TOKENS))
-                return
-            if int(since) <= second - _SPAN:  # the estimate no longer counts
-                return
-            for then in range(int(since), second + 1):
-                part = min(table.words[at + _TOKEN_BUCKETS + then % _SPAN], -tokens)
-                _add(table.words, at, then, -part)
-                tokens += part
-                if not tokens:
-                    return
+            elif int(since) > second - _SPAN:  # else the estimate no longer counts
+                for then in range(int(since), second + 1):
+                    part = min(table.words[at + _TOKEN_BUCKETS + then % _SPAN], -tokens)
+                    _add(table.words, at, then, -part)
+                    tokens += part
+                    if not tokens:
+                        break
 
     def used(self, caller: str) -> tuple[int, int]:
         """Return the requests and tokens that count for *caller* now."""
@@ -119,16 +116,14 @@ class RateLimiter:
 
     def close(self) -> None:
         """Close the file in this process."""
-        table = self._tables.pop(os.getpid(), None)
-        if table is not None:
+        if table := self._tables.pop(os.getpid(), None):
             table.close()
 
     def _opened(self) -> _Table | None:
         try:
             return self._table()
         except ConfigError as error:
-            if time.monotonic() - self._logged_at >= _LOG_SECONDS:
-                self._logged_at = time.monotonic()
+            if self._log.due():
                 log.error("rate limits are off: %s", error.message)
             return None
 
@@ -141,8 +136,7 @@ class RateLimiter:
             if table is not mine:  # another thread was faster
                 mine.close()
             for other in self._tables.keys() - {pid}:  # inherited: it would keep the parent's lock
-                inherited = self._tables.pop(other, None)
-                if inherited is not None:
+                if inherited := self._tables.pop(other, None):
                     inherited.close()
         return table
 
@@ -164,16 +158,19 @@ class _Table:
         self._lock = threading.Lock()
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                _flock(self._fd, fcntl.LOCK_EX)
+                _prepare(self._fd, path)
+                self._map = mmap.mmap(self._fd, _SIZE)
+                _flock(self._fd, fcntl.LOCK_UN)
+            except BaseException:
+                os.close(self._fd)
+                raise
         except OSError as error:
-            raise _unusable(path, error) from None
-        try:
-            _flock(self._fd, fcntl.LOCK_EX)
-            _prepare(self._fd, path)
-            self._map = mmap.mmap(self._fd, _SIZE)
-            _flock(self._fd, fcntl.LOCK_UN)
-        except (OSError, ConfigError) as error:
-            os.close(self._fd)
-            raise _unusable(path, error) from None
+            raise ConfigError(
+                f"the rate-limit file {path} cannot be used: {error.strerror}; "
+                "make it writable for this user"
+            ) from None
         self.words = memoryview(self._map).cast("q")
 
     def __enter__(self) -> _Table:
@@ -197,7 +194,10 @@ class _Table:
 
     def record(self, caller: str, second: int) -> int:
         """Return the index of the record of *caller*, as of *second*; call it under the lock."""
-        digest, at = self._known.get(caller) or (_digest(caller), _HEAD)
+        digest, at = self._known.get(caller) or (
+            sha256(caller.encode("utf-8", "surrogatepass")).digest(),
+            _HEAD,
+        )
         if self._map[at * _WORD : at * _WORD + len(digest)] != digest:
             at = self._find(digest)
             if len(self._known) >= RECORDS:
@@ -226,12 +226,8 @@ class _Table:
         return idlest
 
 
-def _digest(caller: str) -> bytes:
-    return sha256(caller.encode("utf-8", "surrogatepass")).digest()
-
-
 def _advance(words: memoryview, at: int, second: int) -> None:
-    """Clear the buckets older than 60 seconds and sum the rest, which also repairs a torn sum."""
+    """Clear the buckets older than 60 seconds; sum the rest, which repairs a torn sum."""
     passed = second - words[at + _SECOND]
     for gone in range(second - min(passed, _SPAN) + 1, second + 1) if passed > 0 else range(_SPAN):
         words[at + _REQUEST_BUCKETS + gone % _SPAN] = words[at + _TOKEN_BUCKETS + gone % _SPAN] = 0
@@ -246,7 +242,7 @@ def _add(words: memoryview, at: int, second: int, tokens: int) -> None:
 
 
 def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int | None) -> float:
-    """Return the seconds until *wanted* more fit under *limit*, if nothing else comes."""
+    """Return the seconds until *wanted* more fit under *limit*."""
     if limit is None:
         return 0.0
     if wanted > limit:
@@ -262,7 +258,7 @@ def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int |
 
 
 def _prepare(fd: int, path: Path) -> None:
-    """Initialize the file, under its lock. It never shrinks: that would kill who has it mapped."""
+    """Initialize the file under its lock; never shrink it: that would kill who maps it."""
     head = os.pread(fd, _HEAD * _WORD, 0)
     if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
         raise ConfigError(f"{path} is not an InferMux rate-limit file")
@@ -290,12 +286,3 @@ def _flock(fd: int, operation: int) -> None:
         if ctypes.get_errno() not in (errno.EWOULDBLOCK, errno.EINTR):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         time.sleep(_POLL_SECONDS)
-
-
-def _unusable(path: Path, error: Exception) -> ConfigError:
-    if isinstance(error, ConfigError):
-        return error
-    reason = error.strerror if isinstance(error, OSError) else error
-    return ConfigError(
-        f"the rate-limit file {path} cannot be used: {reason}; make it writable for this user"
-    )

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 from .. import pricing
@@ -40,7 +41,7 @@ log = logging.getLogger("infermux")
 
 
 class _HardBudget(NamedTuple):
-    """The budget of a caller for planning: targets without a known price are not tried."""
+    """A budget under which targets without a known price are not tried."""
 
     then: str = "reject"
 
@@ -58,29 +59,23 @@ class Tally:
         return self.ok + self.failed
 
 
+@dataclass(eq=False)
 class Batch:
     """One run over the lines of a batch, by threads that each hold one line at a time."""
 
-    def __init__(
-        self,
-        router: Router,
-        write: Callable[[bytes], object],
-        *,
-        model: str,
-        budget: int | None,
-        spent: int,
-        concurrency: int,
-    ) -> None:
+    router: Router
+    write: Callable[[bytes], object]
+    _: KW_ONLY
+    model: str  # for every line, if given
+    budget: int | None  # pico-USD, including what earlier runs *spent*
+    spent: int
+    concurrency: int
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
         self.stopped = ""  # why the run stopped early: "interrupted", "budget" or "failed"
         self.error: BaseException | None = None
-        self._router = router
-        self._write = write
-        self._model = model  # for every line, if given
-        self._budget = budget  # pico-USD, including what earlier runs *spent*
-        self._spent = spent
-        self._concurrency = concurrency
-        self._caller = ANONYMOUS if budget is None else Caller(budget=_HardBudget())
+        self._caller = ANONYMOUS if self.budget is None else Caller(budget=_HardBudget())
         self._held = 0  # pico-USD that lines in flight may cost at most
         self._busy = self._threads = 0
         self._reading = threading.Lock()
@@ -93,8 +88,8 @@ class Batch:
 
         After a stop the lines in flight still get their results.
         """
-        self._threads = self._concurrency
-        for _ in range(self._concurrency):  # daemons: one may wait for endless input at exit
+        self._threads = self.concurrency
+        for _ in range(self.concurrency):  # daemons: one may wait for endless input at exit
             threading.Thread(target=self._work, args=(asked,), daemon=True).start()
         while not self._over():
             tick()
@@ -151,7 +146,7 @@ class Batch:
         try:
             if isinstance(line.asked, InferMuxError):
                 raise line.asked
-            request, encode = lines.decode(line.asked, self._model)
+            request, encode = lines.decode(line.asked, self.model)
             request.check()
         except RequestError as error:
             if error is line.asked or isinstance(error, ProtocolError):
@@ -161,7 +156,7 @@ class Batch:
                 result = lines.answered(line, error.status, new_id(), body, 0)
             self._put(line, result, ok=False)
             return
-        worst = 0 if self._budget is None else self._worst(line, request)
+        worst = 0 if self.budget is None else self._worst(line, request)
         if self._hold(worst):
             calls: list[Call] = []
             try:
@@ -176,34 +171,32 @@ class Batch:
     def _ask(
         self, request: InferRequest, encode: Encode, calls: list[Call]
     ) -> tuple[int, str, bytes] | None:
-        """Return status, id and body, waiting for the vendor if need be; None after a stop."""
+        """Return status, id and body, after waiting if need be; None after a stop."""
         until = time.monotonic() + MAX_WAIT
         while True:
-            call = self._router.begin(request, caller=self._caller, api="batch")
+            call = self.router.begin(request, caller=self._caller, api="batch")
             calls.append(call)
             try:
-                return 200, call.id, encode(call, self._router.answer(call))
+                return 200, call.id, encode(call, self.router.answer(call))
             except InferMuxError as error:
                 failure = error
                 wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
-                wait_on = self._may_recover(error, request) and (
-                    bool(self.stopped) or time.monotonic() + wait < until
-                )
+                in_time = bool(self.stopped) or time.monotonic() + wait < until
+                again = in_time and self._may_recover(error, request)
             except Exception:
                 log.exception("a line of a batch could not be answered")
-                failure, wait_on = InferMuxError("internal error"), False
-            if not wait_on:
+                failure, again = InferMuxError("internal error"), False
+            if not again:
                 return failure.status, call.id, strict_json.encode(encode_error(failure))
             if self._halt.wait(wait):
                 return None
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
-        """Whether a later try may succeed: a vendor throttles, or every circuit is open now."""
+        """Whether a vendor throttles, or every circuit is open now."""
         if isinstance(error, NoHealthyProvider):
-            route = self._router.registry.route(request.model, request.provider)
-            unfit = self._router.targets.snapshot(
-                route, request, 0, priced=self._budget is not None
-            ).unfit
+            route = self.router.registry.route(request.model, request.provider)
+            priced = self.budget is not None
+            unfit = self.router.targets.snapshot(route, request, 0, priced=priced).unfit
             return not all(target in unfit for target in flat(route))
         return isinstance(error, Unavailable) or (
             isinstance(error, ProviderRateLimited) and not isinstance(error, QuotaExhausted)
@@ -216,7 +209,7 @@ class Batch:
             if self.error is not None:  # nothing may follow a result that was cut off
                 return
             try:
-                self._write(result)
+                self.write(result)
             except OSError as error:
                 self._fail(error)
                 return
@@ -226,45 +219,38 @@ class Batch:
             self.tally.bytes += line.size
 
     def _settle(self, calls: list[Call], worst: int) -> None:
-        """Count the cost of a line's calls; unpriced ones use their worst case of the budget."""
+        """Count the cost of a line's calls; an unpriced one uses up the worst case."""
         cost, unpriced = _cost(calls)
         with self._state:
             self._held -= worst
-            self._spent += cost + (worst if unpriced else 0)
-            tally = self.tally
-            tally.cost += cost
-            tally.unpriced += unpriced
+            self.spent += cost + (worst if unpriced else 0)
+            self.tally.cost += cost
+            self.tally.unpriced += unpriced
             for call in calls:
-                tokens_in, tokens_out = call.tokens
-                tally.tokens_in += tokens_in
-                tally.tokens_out += tokens_out
+                self.tally.tokens_in += call.tokens[0]
+                self.tally.tokens_out += call.tokens[1]
             self._state.notify_all()
 
     def _hold(self, worst: int) -> bool:
-        """Hold *worst* of the budget as soon as it has room; stop the run if it never will."""
-        if self._budget is None:
+        """Hold *worst* as soon as the budget has room; stop the run if it never will."""
+        if self.budget is None:
             return True
         with self._state:
-            while (
-                not self.stopped and self._held and self._spent + self._held + worst > self._budget
-            ):
+            while not self.stopped and self._held and self.spent + self._held + worst > self.budget:
                 self._state.wait()
-            if not self.stopped and self._spent + worst > self._budget:
+            if not self.stopped and self.spent + worst > self.budget:
                 self.stop("budget")
             if not self.stopped:
                 self._held += worst
             return not self.stopped
 
     def _worst(self, line: Line, request: InferRequest) -> int:
-        """Return the most pico-USD that a request may cost at any of its targets.
-
-        Raise RequestError if no target has a price.
-        """
+        """Return the most pico-USD that a request may cost; raise RequestError if unknown."""
         try:
-            targets = self._router.registry.resolve(request.model, request.provider)
+            targets = self.router.registry.resolve(request.model, request.provider)
         except ModelNotFound:  # the call itself will fail, and cost nothing
             return 0
-        known = [price for price in map(self._router.targets.price, targets) if price is not None]
+        known = [price for price in map(self.router.targets.price, targets) if price is not None]
         if not known:
             raise RequestError(
                 f"line {line.number}: the price of {shown(request.model)} is unknown, and a budget "
@@ -278,8 +264,6 @@ class Batch:
 
 
 def _cost(calls: list[Call]) -> tuple[int, int]:
-    """Return the pico-USD of the billed attempts, and how many of those are unpriced."""
-    billed = [
-        attempt.cost for call in calls for attempt in call.attempts if attempt.usage is not None
-    ]
-    return sum(cost for cost in billed if cost is not None), billed.count(None)
+    """Return the pico-USD of the billed attempts, and how many are unpriced."""
+    billed = [each.cost for call in calls for each in call.attempts if each.usage is not None]
+    return sum(filter(None, billed)), billed.count(None)

@@ -15,20 +15,16 @@ from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
 from ..dialects.openai.downstream import decode_request, encode_answer
+from ..dialects.openai.upstream import PATHS
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
-from ..protocol import CHAT, INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
+from ..protocol import INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
 from ..protocol.strict_json import Document
 
 MAX_LINE = 32 * 1024 * 1024  # bytes
 MAX_ID = 512  # characters of a custom_id
 RECENT_IDS = 2**20  # how many custom_ids are remembered, at most
-OPS = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/responses": "responses",
-}
+OPS = {f"/v1{path}": op for op, path in PATHS.items()}
 _START = b'{"id":"batch_req_'
 _RESULT = re.compile(
     _START + rb'(\d{1,15})_([0-9a-f]{16})_(\d{1,30}|unpriced)","custom_id":("(?:[^"\\]|\\.)*+"),'
@@ -49,7 +45,7 @@ class Line(NamedTuple):
 
 
 class Recent:
-    """The custom_ids of about the last million lines, as hashes, in constant memory."""
+    """The last million custom_ids or so, as hashes, in constant memory."""
 
     def __init__(self) -> None:
         self._hashes = array("q", bytes(8 * RECENT_IDS))
@@ -63,7 +59,7 @@ class Recent:
 
 
 class Done:
-    """Which lines a file of results answers, as a bit for each, and what they cost."""
+    """Which lines a file of results answers (a bit for each), and what they cost."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -106,7 +102,7 @@ class Done:
 
 
 def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> Done:
-    """Read a file of results; with *keep*, copy the successful ones there and ignore the others."""
+    """Read a file of results; with *keep*, only the successful ones, and copy them there."""
     done = Done()
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
@@ -133,7 +129,7 @@ def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
 
 
 def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """Yield number, text and length of each line; the text of one that is too long is cut."""
+    """Yield number, text (cut if too long) and length of each line."""
     number = 0
     while data := source.readline(MAX_LINE + 2):
         number, size, rest = number + 1, len(data), data
@@ -143,9 +139,7 @@ def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _digest(number: int, data: bytes) -> str:
-    digest = blake2b(b"%d:" % number, digest_size=8)
-    digest.update(data)
-    return digest.hexdigest()
+    return blake2b(b"%d:%b" % (number, data), digest_size=8).hexdigest()
 
 
 def _line(number: int, data: bytes, size: int, recent: Recent) -> Line:
@@ -218,34 +212,23 @@ def _openai(asked: Document, model: str) -> InferRequest:
 
 
 def _openai_answer(call: Call, response: InferResponse) -> bytes:
-    return encode_answer(
-        response,
-        call.request,
-        model=call.model,
-        ident=f"chatcmpl-{call.id}",
-        created=int(time.time()),
-    )
+    ident, now = f"chatcmpl-{call.id}", int(time.time())
+    return encode_answer(response, call.request, model=call.model, ident=ident, created=now)
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
     """Return the result of a line that was sent: an answer or an error; *cost* None: unpriced."""
     # in JSON a line end can only be layout
     flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
-    return b'%b"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
-        _head(line, cost),
-        status,
-        ident.encode(),
-        flat,
-    )
+    head, id = _head(line, cost), ident.encode()
+    answer = b'{"status_code":%d,"request_id":"%b","body":%b}' % (status, id, flat)
+    return b'%b"response":%b,"error":null}\n' % (head, answer)
 
 
 def refused(line: Line, error: InferMuxError) -> bytes:
     """Return the result of a line that could not be sent."""
-    reason = {
-        "code": error.code,
-        "message": f"line {line.number}: {error.message}",
-        "param": error.param,
-    }
+    message = f"line {line.number}: {error.message}"
+    reason = {"code": error.code, "message": message, "param": error.param}
     return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(reason))
 
 

@@ -9,7 +9,7 @@ and all times are scaled to a short deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -77,8 +77,6 @@ class _Trial(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What happened in one call."""
-
     case: Case
     trial: _Trial
     outcome: str
@@ -153,11 +151,10 @@ def run(
 
 def verdict(rows: Sequence[Row]) -> int:
     """Return the exit code: 0 if there are rows and all of them are ok."""
-    return 0 if rows and all(row.ok for row in rows) else 1
+    return int(not rows or not all(row.ok for row in rows))
 
 
 def _trials(faults: Iterable[str]) -> list[_Trial]:
-    """Return the trials: a healthy vendor first, then each fault in each of its ways."""
     trials = [_Trial(HEALTHY_ROW, BEFORE, streamed) for streamed in (False, True)]
     for name in faults:
         if name not in FAULTS:
@@ -172,10 +169,7 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
 
 
 def _isolated(config: Config, limit: float) -> Config:
-    """Return the configuration without keys, proxies, ledger and traces, and with scaled times.
-
-    All of its providers are behind HTTP.
-    """
+    """Return the configuration without secrets and services, all HTTP, with scaled times."""
     path = config.path or "the environment"  # with a path plug-ins are not loaded
     quiet = replace(config, keys=None, ledger=None, trace=Trace(), path=path)
     served = _served(quiet)
@@ -204,7 +198,6 @@ def _isolated(config: Config, limit: float) -> Config:
 
 
 def _served(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the models of each provider: those that it lists, and those of the model names."""
     with closing(build.router(config)) as router:
         found = {each.name: dict.fromkeys(each.models) for each in router.registry}
         for name in router.registry.names:
@@ -214,7 +207,6 @@ def _served(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
-    """Return the timeouts scaled by *factor*; a stream's total is at most the deadline."""
 
     def scaled(seconds: float) -> float:
         return max(min(MIN_TIMEOUT, seconds), seconds * factor)
@@ -224,18 +216,18 @@ def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
 
 
 def _pointed(
-    config: Config, healthy: FaultyVendor, first: str = "", faulty: FaultyVendor | None = None
+    config: Config, healthy: FaultyVendor, faulty: Mapping[str, FaultyVendor] = {}
 ) -> Router:
-    """Return a new router with provider *first* at the faulty vendor, the others at *healthy*."""
-    providers = []
-    for each in config.providers:
-        vendor = faulty if faulty is not None and each.name == first else healthy
-        providers.append(replace(each, base_url=vendor.url(PRESETS[each.type].dialect)))
-    return build.router(replace(config, providers=tuple(providers)))
+    """Return a new router whose providers are the vendor *healthy*, or those in *faulty*."""
+
+    def pointed(each: ProviderConfig) -> ProviderConfig:
+        vendor = faulty.get(each.name, healthy)
+        return replace(each, base_url=vendor.url(PRESETS[each.type].dialect))
+
+    return build.router(replace(config, providers=tuple(map(pointed, config.providers))))
 
 
 def _cases(router: Router) -> list[Case]:
-    """Return the model names by their providers; without names, the first model of all."""
     with closing(router):
         registry = router.registry
         [first, *_] = registry
@@ -256,9 +248,7 @@ def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Ro
         got = _called(config, case, trial, healthy, vendor)
     note = got.problem(config.reliability)
     return Row(
-        trial.name,
-        trial.when,
-        trial.streamed,
+        *trial,
         got.outcome,
         len(got.call.attempts),
         got.seconds,
@@ -277,7 +267,7 @@ def _called(
     request = InferRequest(case.names[0], _MESSAGES, params=trial.fault.params)
     calls: list[Call] = []
     text, error, begun = "", None, False
-    with closing(_pointed(config, healthy, first, faulty)) as router:
+    with closing(_pointed(config, healthy, {first: faulty})) as router:
         router.observers.append(calls.append)
         started = time.monotonic()
         try:

@@ -96,19 +96,22 @@ class Peer:
     def request(self) -> tuple[str, bytes] | None:
         """Return path and body of the next request, or None if the client has hung up."""
         while b"\r\n\r\n" not in self._rest:
-            if not (data := self._sock.recv(65536)):
+            if not self._receive():
                 return None
-            self._rest += data
-        head, _, rest = self._rest.partition(b"\r\n\r\n")
+        head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         found = re.search(rb"(?im)^content-length: *(\d+)\s*$", head)
         size = int(found[1]) if found else 0
-        while len(rest) < size:
-            if not (data := self._sock.recv(65536)):
+        while len(self._rest) < size:
+            if not self._receive():
                 return None
-            rest += data
-        self._rest = rest[size:]
+        body, self._rest = self._rest[:size], self._rest[size:]
         _, path, _ = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
-        return path, rest[:size]
+        return path, body
+
+    def _receive(self) -> bytes:
+        data = self._sock.recv(65536)
+        self._rest += data
+        return data
 
     def send(self, *data: bytes) -> None:
         """Send bytes."""
@@ -169,7 +172,6 @@ def error(dialect: str, status: int, wait: int = 0) -> dict[str, Any]:
 
 
 def _head(status: int, kind: str, size: int | None = None, **headers: str) -> bytes:
-    """Return the head of an answer; without a size its body is chunked."""
     phrase = "Overloaded" if status == 529 else http.HTTPStatus(status).phrase
     length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
     more = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -183,7 +185,7 @@ def message(status: int, body: bytes, kind: str = _JSON, **headers: str) -> byte
 
 
 def _chunks(*pieces: bytes, last: bool = False) -> bytes:
-    """Return pieces as the chunks of a body (RFC 9112, 7.1), and with *last* its end."""
+    """Return pieces as chunks (RFC 9112, 7.1), and with *last* the end of the body."""
     chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
     return b"".join(chunks) + b"0\r\n\r\n" * last
 
@@ -192,7 +194,6 @@ def _chunks(*pieces: bytes, last: bool = False) -> bytes:
 
 
 def _sends(text: Callable[[Answer], bytes]) -> Act:
-    """Return what answers with a *text*."""
 
     def act(peer: Peer, answer: Answer) -> bool:
         peer.send(text(answer))
@@ -248,7 +249,7 @@ def _slow_body(peer: Peer, answer: Answer) -> bool:
 
 
 def _cut(head: Callable[[Answer], bytes]) -> Act:
-    """Return what sends a part of the body whose whole length *head* announces."""
+    """Send a part of the body whose whole length *head* announces."""
 
     def act(peer: Peer, answer: Answer) -> None:
         part = answer.begun if answer.streamed else answer.whole[: len(answer.whole) // 2]
@@ -265,7 +266,7 @@ def _garbage(peer: Peer, answer: Answer) -> None:
 
 
 def _floods(coder: Callable[[], Callable[[bytes], bytes]], **headers: str) -> Act:
-    """Return what sends HUGE encoded blocks of a MiB."""
+    """Send HUGE encoded blocks of a MiB."""
 
     def act(peer: Peer, answer: Answer) -> bool:
         encoded = coder()
@@ -305,7 +306,6 @@ def _healthy(answer: Answer) -> bytes:
 
 
 def _in_stream(description: str, act: Act) -> Fault:
-    """Return a fault that only a stream can have, once it has begun."""
 
     def begin(peer: Peer, answer: Answer) -> bool | None:
         peer.begin(answer)

@@ -142,7 +142,7 @@ class FaultyVendor:
         self._acceptor.start()
 
     def _refuse(self) -> None:
-        """Stop listening and keep the port: a bound socket that does not listen refuses."""
+        """Stop listening, but keep the port: a bound socket that does not listen refuses."""
         if self._acceptor is not None:
             old, self._listener = self._listener, _bound(self.port)
             _shut(old)
@@ -180,7 +180,7 @@ class FaultyVendor:
                 self._socks.discard(sock)
 
     def _answered(self, peer: Peer, path: str, body: bytes) -> bool | None:
-        """Answer a request; return whether the connection can take another one."""
+        """Answer a request; return whether the connection stays open."""
         dialect, model, streamed = read(path, body)
         with self._lock:
             name = self._due(streamed) if dialect else ""
@@ -195,7 +195,6 @@ class FaultyVendor:
         return fault.act(peer, answer._replace(streamed=streamed, after=after))
 
     def _due(self, streamed: bool) -> str:
-        """Return the fault of this request, and count it."""
         fault = FAULTS.get(self._fault)
         if fault is None or self._left == 0 or not (fault.stream if streamed else fault.plain):
             return ""
@@ -224,7 +223,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def read(path: str, body: bytes) -> tuple[str, str, bool]:
-    """Return the dialect, "" for an unknown path, the model, and whether a stream is wanted."""
+    """Return the dialect ("": unknown path), the model, and whether it asks for a stream."""
     bare = path.partition("?")[0]
     if found := re.search(r"/models/([^/]+):(g|streamG)enerateContent$", bare):
         return "gemini", unquote(found[1]), found[2] != "g"
@@ -243,8 +242,8 @@ def pieces(text: str) -> list[str]:
 
 
 def _openai(model: str, words: list[str]) -> Answer:
-    usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": len(words)}
-    usage["total_tokens"] = TOKENS_IN + len(words)
+    total = TOKENS_IN + len(words)
+    usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": len(words), "total_tokens": total}
     base = {"id": "chatcmpl-faulty", "created": 0, "model": model}
     said = {"role": "assistant", "content": "".join(words)}
     choices = [{"index": 0, "message": said, "finish_reason": "stop"}]

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,7 +42,7 @@ class OneLine(click.ClickException):
     """An error that is one line on standard error and exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"infermux: {' '.join(self.message.split())}", err=True)
+        warn(" ".join(self.message.split()))
 
 
 class Command(click.Command):
@@ -54,6 +55,19 @@ class Command(click.Command):
             raise OneLine(error.reason) from None  # who runs commands is an operator
         except InferMuxError as error:
             raise OneLine(error.message) from None
+
+
+def warn(text: str) -> None:
+    """Print a line on standard error."""
+    click.echo(f"infermux: {text}", err=True)
+
+
+def contents(path: str, what: str) -> bytes:
+    """Return the bytes of a file; *what* names it in an error."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise OneLine(f"{what} cannot be read: {error.strerror}") from None
 
 
 def the_router() -> Router:
@@ -87,7 +101,7 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Return aligned columns; those whose numbers are in *right* are right-aligned."""
-    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    lines = [[*map(printable, row)] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -106,9 +120,7 @@ def json_text(value: object) -> str:
 def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows as CSV in which no text can be taken for a formula."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(
-        [[_cell(value) for value in row] for row in (head, *rows)]
-    )
+    csv.writer(out, lineterminator="\n").writerows([*map(_cell, row)] for row in (head, *rows))
     return out.getvalue()
 
 
@@ -119,7 +131,6 @@ def bar(part: int, whole: int) -> str:
 
 
 def _cell(value: object) -> object:
-    """Return a value without line ends, quoted if a spreadsheet would compute it."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -21,7 +21,7 @@ from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError
 from ..pricing import PICO, usd
-from . import Command, OneLine, config_option
+from . import Command, OneLine, config_option, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -33,7 +33,6 @@ _STOPPED = {
 
 
 def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return an amount as exact pico-USD."""
     if value is None:
         return None
     try:
@@ -141,7 +140,7 @@ class Files:
             self._resume(output, stack, retry_failed)
 
     def _resume(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
-        """Read the existing results, and check that they belong to this input."""
+        """Read the results of an earlier run, and check that they are of this input."""
         try:
             if retry_failed:
                 self.output = stack.enter_context(_without_failures(output, self.output))
@@ -160,7 +159,7 @@ class Files:
         self.output.seek(0, os.SEEK_END)
 
     def write(self, result: bytes) -> None:
-        """Append a result; from here on it survives the end of this process."""
+        """Append a result, for good."""
         self.output.write(result)
         self.output.flush()
 
@@ -192,7 +191,7 @@ def _locked(path: str) -> BinaryIO:
 
 
 def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
-    """Remove the failed results from the file, all or none of them; return the new file."""
+    """Remove the failed results, all or none of them; return the new file."""
     real = os.path.realpath(path)
     part = f"{real}.part"
     try:
@@ -218,10 +217,8 @@ class View:
     @contextmanager
     def progress(self, asked: Iterator[lines.Line]) -> Iterator[Callable[[], None]]:
         """Yield what updates the progress; the first Ctrl-C or SIGTERM meanwhile stops the run."""
-        handlers = {
-            number: signal.signal(number, self._signalled)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self._signalled) for number in signals}
         try:
             if not self._has_bar:
                 yield self._obey
@@ -259,7 +256,6 @@ class View:
             os._exit(_INTERRUPTED)  # every result so far is in the file
 
     def _obey(self) -> None:
-        """Stop the run if a signal asked for that."""
         if self._signals and not self._run.stopped:
             self._run.stop()
             if not self._quiet:
@@ -268,13 +264,9 @@ class View:
     def _counts(self) -> str:
         tally = self._run.tally
         seconds = max(time.monotonic() - self._started, 0.001)
-        parts = [
-            f"{tally.lines:,} lines",
-            f"{tally.lines / seconds:,.1f}/s",
-            *([f"{tally.failed:,} failed"] if tally.failed else []),
-            f"${(self._files.done.cost + tally.cost) / PICO:,.4f}",
-        ]
-        return "  ".join(parts)
+        failed = f"  {tally.failed:,} failed" if tally.failed else ""
+        dollars = (self._files.done.cost + tally.cost) / PICO
+        return f"{tally.lines:,} lines  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
 
     def summarize(self) -> None:
         """Print the outcome of the run."""
@@ -292,4 +284,4 @@ class View:
                 parts.append(f"${usd(done.cost + tally.cost)} with {done.count:,} earlier results")
             click.echo("; ".join(parts), err=True)
         if self._run.stopped:
-            click.echo(f"infermux: {_STOPPED[self._run.stopped]}", err=True)
+            warn(_STOPPED[self._run.stopped])

@@ -6,8 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import date, timedelta
 from typing import Any
 
 import click
@@ -18,12 +17,24 @@ from ..errors import RequestError, printable, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
 from ..ledger.reconcile import Bill, Compared
 from ..pricing import usd
-from . import Command, OneLine, bar, config_option, csv_text, json_option, json_text, table
+from . import (
+    Command,
+    OneLine,
+    bar,
+    config_option,
+    contents,
+    csv_text,
+    json_option,
+    json_text,
+    table,
+    warn,
+)
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
+_CELLS = {None: "", True: "ok", False: "DIFFERS"}
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
 
 
@@ -169,7 +180,7 @@ def logs(
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
 ) -> Iterator[Record]:
-    """Yield the last calls, and to *follow* each that ends, in the order of their ends."""
+    """Yield the last calls, and to *follow* each that ends."""
 
     def ended_since(time: float) -> list[Record]:
         # a call is found by its start, so a long one is looked for far back
@@ -213,7 +224,7 @@ def the_ledger(config: str | None, path: str | None) -> Ledger:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn a RequestError into wrong usage of the option of the same name."""
+    """Turn a RequestError into wrong usage of its option."""
     try:
         yield
     except RequestError as error:
@@ -224,7 +235,6 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _costs_table(found: reports.Costs, *, bars: bool) -> str:
-    """Return the groups and their total as text, with a bar for each group."""
     money = _aligned([reports.amount(total) for total in (*found.rows, found.total)])
     highest = max((row.cost for row in found.rows), default=0)
     rows = [
@@ -240,7 +250,6 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
 
 
 def _sums(total: Total, cost: str) -> list[str]:
-    """Return the counts of a row, its cost, and what qualifies the cost."""
     counts = (total.calls, total.errors, total.input_tokens, total.output_tokens)
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
@@ -250,9 +259,9 @@ def _sums(total: Total, cost: str) -> list[str]:
 def _aligned(amounts: Sequence[int | None]) -> list[str]:
     """Return exact dollars, padded so that right-aligned decimal points line up."""
     texts = [usd(pico) for pico in amounts]
-    tails = [0 if text == "unpriced" else len(text) - len(text.partition(".")[0]) for text in texts]
+    tails = [len("".join(text.partition(".")[1:])) for text in texts]
     return [
-        text if text == "unpriced" else text + " " * (max(tails) - tail)
+        text + " " * (max(tails) - tail) * (text != "unpriced")
         for text, tail in zip(texts, tails, strict=True)
     ]
 
@@ -268,9 +277,7 @@ def _costs_csv(found: reports.Costs) -> str:
 def _line(record: Record) -> str:
     call = record.call
     target = f"{call.provider}/{call.served}" if record.attempts else "-"
-    tokens = [
-        "-" if count is None else str(count) for count in (call.input_tokens, call.output_tokens)
-    ]
+    tokens = ["-" if n is None else str(n) for n in (call.input_tokens, call.output_tokens)]
     cost = ("~" if call.estimated else "") + usd(call.cost)
     if call.unpriced and call.cost is not None:
         cost += f" + {call.unpriced} unpriced"
@@ -299,19 +306,15 @@ def _reconcile(
     tolerance: tuple[str, ...],
     form: str | None,
 ) -> int:
-    """Print the comparison; return 1 if both sides differ or a line of the bill was not read."""
+    """Print the comparison; return the exit code."""
     allowed = reconcile.Tolerance.of(tolerance)
-    try:
-        bill = reconcile.read(Path(path).read_bytes())
-    except OSError as error:
-        raise OneLine(f"the bill {path} cannot be read: {error.strerror}") from None
+    bill = reconcile.read(contents(path, f"the bill {path}"))
     for problem in bill.unread:
-        click.echo(f"infermux: {path}: {problem}", err=True)
-    bill.usd = {  # the days that are asked for
-        key: amount
-        for key, amount in bill.usd.items()
-        if (span.since is None or _midnight(date.fromisoformat(key[0])) >= span.since)
-        and (span.until is None or _midnight(date.fromisoformat(key[0])) < span.until)
+        warn(f"{path}: {problem}")
+    bill.usd = {
+        (day, model): amount
+        for (day, model), amount in bill.usd.items()
+        if span.covers(reports.midnight(date.fromisoformat(day)))
     }
     if not bill.usd:
         raise OneLine(f"{path}: no line of it can be compared")
@@ -324,40 +327,27 @@ def _reconcile(
 def _ours(
     ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
 ) -> list[Total]:
-    """Return our totals by day, served model and provider for the time and vendor of the bill."""
+    """Return our totals by day, served model and provider, as far as the bill goes."""
     first, last = bill.days
-    since = _midnight(first) if span.since is None else span.since
-    until = _midnight(last + timedelta(1)) if span.until is None else span.until
+    since = reports.midnight(first) if span.since is None else span.since
+    until = reports.midnight(last + timedelta(1)) if span.until is None else span.until
     totals = ledger.totals("day", "served", "provider", since=since, until=until, caller=caller)
     known = {total.key[2] for total in totals}
     if not providers and bill.vendor in known:
         providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic
     if missing := [name for name in providers if name not in known]:
-        click.echo(
-            f"infermux: the ledger has no calls to {shown(missing[0])} in that time", err=True
-        )
+        warn(f"the ledger has no calls to {shown(missing[0])} in that time")
     return [total for total in totals if not providers or total.key[2] in providers]
 
 
 def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
-    """Return the comparison as a table, JSON or CSV."""
+    found = [_compared(row) for row in (*rows, total)]
     if form == "json":
-        vendor, found = bill.vendor or None, [_compared(row) for row in rows]
-        return json_text(
-            {"vendor": vendor, "rows": found, "total": _compared(total), "unread": bill.unread}
-        )
-    cells = [
-        [
-            row.day,
-            row.model,
-            *("" if pico is None else usd(pico) for pico in (row.ours, row.theirs, row.difference)),
-            "ok" if row.agrees else "DIFFERS",
-            row.note,
-        ]
-        for row in [*rows, total]
-    ]
+        sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
+        return json_text(sides | {"unread": bill.unread})
+    cells = [[_CELLS.get(value, value) for value in row.values()] for row in found]
     if form == "csv":
-        head = ["day", "model", "ours_usd", "theirs_usd", "difference_usd", "verdict", "note"]
+        head = [name.replace("agrees", "verdict") for name in found[-1]]
         return csv_text(head, cells[:-1]).rstrip("\n")
     differ = sum(not row.agrees for row in rows)
     text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
@@ -368,16 +358,11 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
 
 
 def _compared(row: Compared) -> dict[str, Any]:
+    sums = {"ours": row.ours, "theirs": row.theirs, "difference": row.difference}
     return {
         "day": row.day,
         "model": row.model,
-        "ours_usd": None if row.ours is None else usd(row.ours),
-        "theirs_usd": None if row.theirs is None else usd(row.theirs),
-        "difference_usd": usd(row.difference),
+        **{f"{name}_usd": None if pico is None else usd(pico) for name, pico in sums.items()},
         "agrees": row.agrees,
         "note": row.note,
     }
-
-
-def _midnight(day: date) -> float:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from typing import cast
 
 import click
 
@@ -42,8 +43,7 @@ class Group(click.Group):
         if cmd_name not in _MODULES:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"infermux.cli.{_MODULES[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return cast(click.Command, getattr(module, cmd_name))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -157,7 +157,6 @@ _TOPICS: dict[str, tuple[str, Callable[[], str]]] = {
 
 
 def _streamed(router: Router, request: InferRequest) -> InferResponse:
-    """Print a stream as it arrives, and return the whole response."""
     with closing(router.stream(request)) as stream:
         try:
             for chunk in stream:

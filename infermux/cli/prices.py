@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import click
 
 from .. import build
 from ..errors import ConfigError, InferMuxError, close_to, printable, shown
-from ..pricing import Peak, Price, Tariff, compare, entries, find, table_date
+from ..pricing import Price, compare, entries, find, table_date
+from ..pricing.tariff import Peak, Tariff
 from ..types import JSON
-from . import Command, OneLine, json_option, json_text, table
+from . import Command, OneLine, contents, json_option, json_text, table, warn
 
 _SOURCES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
 _DAYS = {
@@ -52,7 +52,7 @@ def prices(
     """
     now = time.time()
     if warning := compare.stale(now):
-        click.echo(f"infermux: {warning}", err=True)
+        warn(warning)
     if check:
         sys.exit(_checked(names, datetime.fromtimestamp(now, UTC).date(), as_json=as_json))
     own = _own(config)
@@ -68,23 +68,20 @@ def prices(
 
 
 def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
-    """Print the differences of each file; return the exit code."""
     if not files:
         raise click.UsageError(
             "--check needs a FILE: litellm's model_prices_and_context_window.json, "
             "or the data.json of genai-prices"
         )
-    differing = False
+    code = 0
     for file in files:
         try:
-            found = compare.check(Path(file).read_bytes(), today)
-        except OSError as error:
-            raise OneLine(f"{file} cannot be read: {error.strerror}") from None
+            found = compare.check(contents(file, file), today)
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
-        differing = differing or bool(found.differences)
+        code |= bool(found.differences)
         click.echo(_check_json(file, found) if as_json else _check_text(file, found))
-    return int(differing)
+    return code
 
 
 def _check_json(file: str, found: compare.Check) -> str:
@@ -112,7 +109,7 @@ def _check_text(file: str, found: compare.Check) -> str:
 
 
 def _own(config: str | None) -> list[Price]:
-    """Return the configuration's own prices; only a configuration that is named must be valid."""
+    """Return the configuration's own prices; one that is not named may be invalid."""
     try:
         listed = build.own_prices(build.settings(path=config)).values()
     except InferMuxError:
@@ -132,7 +129,6 @@ def _listed(provider: str | None, own: list[Price]) -> list[Price]:
 
 
 def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
-    """Return the prices of a model at each vendor, found as a call would find them."""
     first, slash, rest = name.partition("/")
     vendors = [provider] if provider else [price.provider for price in entries()]
     found = _found(name, vendors, own)
@@ -147,14 +143,9 @@ def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
 
 def _found(name: str, vendors: list[str], own: list[Price]) -> list[Price]:
     listed = [find(vendor, name) for vendor in dict.fromkeys(vendors)]
-    return [
-        *(
-            price
-            for price in own
-            if price.id == name and (len(vendors) > 1 or price.provider in vendors)
-        ),
-        *{(price.provider, price.id): price for price in listed if price is not None}.values(),
-    ]
+    anywhere = len(vendors) > 1
+    mine = [each for each in own if each.id == name and (anywhere or each.provider in vendors)]
+    return mine + [*{(each.provider, each.id): each for each in listed if each}.values()]
 
 
 # -- output --
@@ -180,7 +171,6 @@ def _table(found: list[Price]) -> str:
 
 
 def _entry(price: Price) -> str:
-    """Return a price with everything that changes it, as text."""
     names = f"  ({', '.join(price.aliases)})" if price.aliases else ""
     lines = [f"USD per million tokens: {_rates(price.rates)}"]
     lines += [f"over {tier.over} input tokens: {_rates(tier.rates)}" for tier in price.tiers]
@@ -208,36 +198,29 @@ def _sources(price: Price) -> list[str]:
 
 def _rates(rates: Tariff) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {_text(figure)}"
-        for name, figure in rates._asdict().items()
-        if figure is not None
+        f"{name.replace('_', ' ')} {figure}" for name, figure in _figures(rates).items()
     )
 
 
 def _hours(peak: Peak) -> str:
-    spans = ", ".join(
-        f"{start // 60:02}:{start % 60:02}-{end // 60:02}:{end % 60:02}"
-        for start, end in peak.hours
-    )
+    times = ["-".join(f"{at // 60:02}:{at % 60:02}" for at in span) for span in peak.hours]
+    spans = ", ".join(times)
     return f"{spans} UTC, {_DAYS[peak.days]}"
 
 
 def _dict(price: Price) -> JSON:
-    """Return a price in the table's own schema."""
-    entry: JSON = {
-        "provider": price.provider,
-        "id": price.id,
-        "aliases": list(price.aliases),
-    } | _figures(price.rates)
-    entry["tiers"] = [{"over": tier.over} | _figures(tier.rates) for tier in price.tiers]
-    entry["next"] = [
-        {"from": change.start.isoformat()} | _figures(change.rates) for change in price.next
-    ]
-    entry["peak"] = price.peak and {"when": _hours(price.peak)} | _figures(price.peak.rates)
-    entry["service"] = {
-        each.name: _figures(each.rates) or _text(each.factor) for each in price.service
-    }
-    return entry | {
+    names = {"provider": price.provider, "id": price.id, "aliases": list(price.aliases)}
+    return {
+        **names,
+        **_figures(price.rates),
+        "tiers": [{"over": tier.over} | _figures(tier.rates) for tier in price.tiers],
+        "next": [
+            {"from": change.start.isoformat()} | _figures(change.rates) for change in price.next
+        ],
+        "peak": price.peak and {"when": _hours(price.peak)} | _figures(price.peak.rates),
+        "service": {
+            each.name: _figures(each.rates) or _text(each.factor) for each in price.service
+        },
         "since": price.since and price.since.isoformat(),
         "max_input": price.max_input,
         "max_output": price.max_output,

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import http.client
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from .. import build
 from ..errors import InferMuxError, printable
-from ..ledger import AttemptRow, Record
+from ..ledger import Record
 from ..ledger.reports import iso
 from ..planning import Plan, Replay, outcome, replayed
 from ..pricing import usd, usd_float
 from ..protocol import InferRequest, strict_json
 from ..routing import explain as explaining
-from ..types import JSON
+from ..types import JSON, Target
 from . import Command, OneLine, config_option, json_option, json_text, table, the_prompt
 from .ledger import ledger_options, the_ledger
 
@@ -29,27 +28,25 @@ _MAX_ANSWER = 16 * 2**20  # bytes
 _MAX_NAME = 32  # characters of a target in the table of status, so that a line has 80
 
 
+_key_option = click.option(
+    "--key",
+    envvar="INFERMUX_ADMIN_KEY",
+    metavar="KEY",
+    help="The admin key of the service; better set the variable INFERMUX_ADMIN_KEY, which "
+    "other users do not see.  [default: [server].admin of the configuration]",
+)
+
+
 def service_options(server: str | None = None) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that adds the options for a running service, by default at *server*."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        key = click.option(
-            "--key",
-            envvar="INFERMUX_ADMIN_KEY",
-            metavar="KEY",
-            help="The admin key of the service; better set the variable INFERMUX_ADMIN_KEY, which "
-            "other users do not see.  [default: [server].admin of the configuration]",
-        )
-        url = click.option(
-            "--server",
-            metavar="URL",
-            default=server,
-            show_default=server is not None,
-            help="Ask the service that runs at this address.",
-        )
-        return url(key(command))
-
-    return add
+    url = click.option(
+        "--server",
+        metavar="URL",
+        default=server,
+        show_default=server is not None,
+        help="Ask the service that runs at this address.",
+    )
+    return lambda command: url(_key_option(command))
 
 
 # -- explain --
@@ -107,26 +104,25 @@ def explain(
 def _explanation(found: JSON) -> str:
     tokens, retry = found["tokens"], found["retry_in"]
     caller = f", by {found['caller']}" if found["caller"] else ""
-    lines = [
+    head = (
         f"{found['model']}: {found['strategy']}, "
         f"for {tokens['input']:,} tokens in and {tokens['output']:,} out{caller}"
-    ]
+    )
+    lines = [printable(head)]
     if found["override"]:
         lines.append(
             "the remaining budget does not cover the requested model: this is its cheaper fallback"
         )
     rows = [[str(number), *_row(target)] for number, target in enumerate(found["targets"], 1)]
     rows += [["-", *_row(target)] for target in found["dropped"]]
-    head = ("", "TARGET", "STATE", "LATENCY", "COST USD", "")
-    lines = [*map(printable, lines), table(head, rows, right=[3])]
+    lines.append(table(["", "TARGET", "STATE", "LATENCY", "COST USD", ""], rows, right=[3]))
     if found["forced"]:
         lines.append("every circuit is open: the target that recovers first is tried anyway")
     if found["refused"] == "no_healthy_providers":
         lines.append("no target can be tried" + (f"; retry in {retry:.0f} s" if retry else ""))
     elif found["refused"]:
-        lines.append(
-            f"the call is refused: the caller's budget has {found['budget_left_usd']} USD left"
-        )
+        left = found["budget_left_usd"]
+        lines.append(f"the call is refused: the caller's budget has {left} USD left")
     return "\n".join(lines)
 
 
@@ -187,13 +183,7 @@ def replay(
     if as_json:
         click.echo(json_text(_replay_json(record, decision) | ({"sent": sent} if sent else {})))
     elif sent:
-        then = {
-            "id": call.id,
-            "provider": call.provider,
-            "model": call.served,
-            "cost_usd": usd_float(call.cost),
-            "latency_ms": call.latency_ms,
-        }
+        then = _figures(call.id, call.provider, call.served, call.cost, call.latency_ms)
         click.echo(f"then  {_outcome(then)}\nnow   {_outcome(sent)}", err=True)
         click.echo(sent["content"])
     sys.exit(1 if decision.differences else 0)
@@ -215,39 +205,30 @@ def _replay_text(record: Record, decision: Replay) -> str:
     call, plan = record.call, decision.plan
     head = [call.id, iso(call.at_ns // 10**9) or "", call.requested, call.caller or "-"]
     rows = [
-        [
-            str(number),
-            str(target),
-            _tried([each for each in record.attempts if (each.provider, each.model) == target]),
-        ]
+        [str(number), str(target), _tried(record, target)]
         for number, target in enumerate(plan.targets, 1)
     ]
     rows += [["-", str(target), f"dropped: {why}"] for target, why in plan.dropped.items()]
-    verdict = ["identical: the recorded state leads to the same decision"]
-    if decision.differences:
-        verdict = ["not identical: the recorded state leads to a different decision now"] + [
-            printable(f"{name} was {json_text(then)} and is {json_text(now)}")
-            for name, (then, now) in decision.differences.items()
-        ]
-    return "\n".join(
-        [
-            printable("  ".join([*head, f"{call.status} {call.error_code}"]).rstrip()),
-            printable(f"{plan.model}: {plan.strategy}"),
-            table(["", "TARGET", "OUTCOME"], rows),
-            *verdict,
-        ]
-    )
+    lines = [
+        printable("  ".join([*head, f"{call.status} {call.error_code}"]).rstrip()),
+        printable(f"{plan.model}: {plan.strategy}"),
+        table(["", "TARGET", "OUTCOME"], rows),
+        "not identical: the recorded state leads to a different decision now"
+        if decision.differences
+        else "identical: the recorded state leads to the same decision",
+    ]
+    for name, (then, now) in decision.differences.items():
+        lines.append(printable(f"{name} was {json_text(then)} and is {json_text(now)}"))
+    return "\n".join(lines)
 
 
-def _tried(attempts: Sequence[AttemptRow]) -> str:
-    """Return the outcome of each attempt at a target."""
+def _tried(record: Record, target: Target) -> str:
     outcomes = []
-    for each in attempts:
-        cost = ", unpriced" if each.unpriced else ""
-        if each.cost is not None:
-            cost = f", {usd(each.cost)} USD"
-        spent = (each.ended_ms or each.started_ms) - each.started_ms
-        outcomes.append(f"{each.error_code or 'ok'} after {spent} ms{cost}")
+    for each in record.attempts:
+        if (each.provider, each.model) == target:
+            cost = ", unpriced" * each.unpriced if each.cost is None else f", {usd(each.cost)} USD"
+            spent = (each.ended_ms or each.started_ms) - each.started_ms
+            outcomes.append(f"{each.error_code or 'ok'} after {spent} ms{cost}")
     return "; ".join(outcomes) or "not tried"
 
 
@@ -283,7 +264,6 @@ def _replay_json(record: Record, decision: Replay) -> JSON:
 
 
 def _sent(plan: Plan, prompt: str, config: str | None) -> JSON:
-    """Make the call again with *prompt*, and return its outcome."""
     if not plan.targets:
         raise OneLine("the recorded plan has no target to send to")
     with closing(build.router(build.settings(path=config))) as router:
@@ -292,14 +272,13 @@ def _sent(plan: Plan, prompt: str, config: str | None) -> JSON:
         )
         call.plan = plan
         content = router.answer(call).content
-    return {
-        "id": call.id,
-        "provider": call.provider,
-        "model": call.model,
-        "cost_usd": call.cost_usd,
-        "latency_ms": call.latency_ms,
-        "content": content,
-    }
+    found = _figures(call.id, call.provider, call.model, call.cost, call.latency_ms)
+    return found | {"content": content}
+
+
+def _figures(id: str, provider: str, model: str, cost: int | None, latency_ms: int) -> JSON:
+    found = {"id": id, "provider": provider, "model": model}
+    return found | {"cost_usd": usd_float(cost), "latency_ms": latency_ms}
 
 
 def _outcome(call: JSON) -> str:
@@ -342,13 +321,11 @@ def status(server: str, key: str | None, config: str | None, as_json: bool) -> N
 
 
 def _status(targets: list[JSON]) -> str:
-    """Return a line for each target, and below it why it is refused calls."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
-    text = table(columns, [_cells(target) for target in targets], right=(2, 3, 4, 5, 6))
+    text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()
     for target, line in zip(targets, lines, strict=True):
-        reason = f"\n  {printable(target['reason'])}" if target["reason"] else ""
-        head += f"\n{line}{reason}"
+        head += f"\n{line}" + (f"\n  {printable(target['reason'])}" if target["reason"] else "")
     return head
 
 
@@ -372,47 +349,38 @@ def _seconds(value: float | None) -> str:
 # -- the client of a running service --
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key would go with it."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+_CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
 
 def _ask(server: str, path: str, body: object = None, *, key: str) -> Any:
-    """Return what the service at *server* answers to a GET, or with a body to a POST."""
-    url = (server if "://" in server else f"http://{server}").rstrip("/") + path
-    if not url.startswith(("http://", "https://")):
-        raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")
+    """Return what the service at *server* answers; with a body, to a POST.
+
+    No proxy is used and no redirect is followed, as the key would go with it.
+    """
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     try:
+        url = urlsplit((server if "://" in server else f"http://{server}").rstrip("/") + path)
+        if url.scheme not in _CONNECTIONS:
+            raise OneLine(f"the address of a service is like http://localhost:8600, not {server}")
         data = None if body is None else strict_json.encode(body)
-        request = urllib.request.Request(url, data, headers)
-        with _OPENER.open(request, timeout=_TIMEOUT) as answer:
-            return strict_json.loads(answer.read(_MAX_ANSWER))
-    except urllib.error.HTTPError as error:
-        raise OneLine(f"the service at {server} answers {error.code}: {_reason(error)}") from None
+        with closing(_CONNECTIONS[url.scheme](url.netloc, timeout=_TIMEOUT)) as connection:
+            connection.request("POST" if data else "GET", url.path, data, headers)
+            answer = connection.getresponse()
+            text = answer.read(_MAX_ANSWER)
+        if answer.status == 200:
+            return strict_json.loads(text)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise OneLine(f"no service answers at {server}: {reason}") from None
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    """Return the message of an error that InferMux answered."""
+        raise OneLine(f"no service answers at {server}: {error}") from None
     try:
-        with error:
-            return str(strict_json.loads(error.read(_MAX_ANSWER))["error"]["message"])
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return "(no error message)"
+        reason = strict_json.loads(text)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        reason = "(no error message)"
+    raise OneLine(f"the service at {server} answers {answer.status}: {reason}")
 
 
 def _admin_key(given: str | None, config: str | None) -> str:
-    """Return the admin key: as given, else the configured one."""
     if given is not None:
         return given
     admin = build.settings(path=config).server.admin

@@ -12,7 +12,7 @@ import re
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -212,32 +212,18 @@ def answer(
     *,
     model: str | None = None,
     content: str = "",
-    finish_reason: str = "stop",
-    tool_calls: Sequence[JSON] = (),
-    reasoning: str = "",
-    refusal: str = "",
-    details: Sequence[JSON] = (),
-    id: str = "",
-    extra: JSON | None = None,
+    **fields: Any,
 ) -> InferResponse:
-    """Return an answer to *request*, with the token counts of *usage*."""
+    """Return an answer to *request*, with the token counts of *usage* and more of its *fields*."""
     return InferResponse(
         model or request.model,
         request.provider,
         content,
         (usage and usage.input_tokens) or 0,
         (usage and usage.output_tokens) or 0,
-        None,
-        0,
-        finish_reason,
-        tool_calls,
-        reasoning,
-        refusal,
-        details,
-        usage,
-        id,
-        native,
-        extra or {},
+        usage=usage,
+        native=native,
+        **fields,
     )
 
 

@@ -18,33 +18,18 @@ from typing import NamedTuple
 
 from ..errors import RequestError, shown
 from ..pricing import PICO, cost, find
+from ..protocol import must_be
 from ..types import Usage
 from . import Total
 
 Key = tuple[str, str]  # a UTC day, and a model
-_DAYS = (
-    "usage_date_utc",
-    "usage_date",
-    "date",
-    "day",
-    "start_time_iso",
-    "start_time",
-    "timestamp",
-    "starting_at",
+# names of columns, the first one that is there counts: days, models, dollars, currencies
+_NAMES = (
+    "usage_date_utc usage_date date day start_time_iso start_time timestamp starting_at",
+    "model model_version line_item model_id snapshot_id name",
+    "cost_usd usd amount_usd amount_value cost_in_major total_cost_usd total_cost cost amount",
+    "amount_currency currency",
 )
-_MODELS = ("model", "model_version", "line_item", "model_id", "snapshot_id", "name")
-_DOLLARS = (
-    "cost_usd",
-    "usd",
-    "amount_usd",
-    "amount_value",
-    "cost_in_major",
-    "total_cost_usd",
-    "total_cost",
-    "cost",
-    "amount",
-)
-_CURRENCIES = ("amount_currency", "currency")
 # columns of tokens: the parts that add up to the input, those read from a cache, those written to
 # one, and the output
 _OPENAI = (("input_tokens",), ("input_cached_tokens",), (), "output_tokens")
@@ -113,10 +98,7 @@ class Tolerance(NamedTuple):
         for text in texts:
             number = text.removesuffix("%").strip()
             if not re.fullmatch(r"\d{1,9}(\.\d{1,12})?", number, re.ASCII):
-                raise RequestError(
-                    f'tolerance must be such as "1%" or "0.05", not {shown(text)}',
-                    param="tolerance",
-                )
+                raise must_be("tolerance", f'such as "1%" or "0.05", not {shown(text)}')
             found["%" if text.endswith("%") else ""] = Fraction(number)
         return cls(found["%"], round(found[""] * PICO)) if found else cls()
 
@@ -146,16 +128,14 @@ def read(data: bytes) -> Bill:
 
 def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Compared]:
     """Return every day and model of either side; *ours* are totals by day and served model."""
-    mine: dict[Key, int] = {}
-    unpriced: dict[Key, int] = {}
+    mine: dict[Key, tuple[int, int]] = {}
     for total in ours:
-        key = (total.key[0], model_key(total.key[1]) if bill.has_models else "")
         if total.cost or total.unpriced:  # free calls are on no bill
-            mine[key] = mine.get(key, 0) + total.cost
-            unpriced[key] = unpriced.get(key, 0) + total.unpriced
+            key = (total.key[0], model_key(total.key[1]) if bill.has_models else "")
+            cost, unpriced = mine.get(key, (0, 0))
+            mine[key] = cost + total.cost, unpriced + total.unpriced
     return [
-        _compared(key, mine.get(key), unpriced.get(key, 0), bill.usd, tolerance)
-        for key in sorted({*mine, *bill.usd})
+        _compared(key, mine.get(key), bill.usd, tolerance) for key in sorted({*mine, *bill.usd})
     ]
 
 
@@ -176,8 +156,6 @@ def model_key(name: str) -> str:
 
 
 class _Columns(NamedTuple):
-    """The names of the columns to read."""
-
     vendor: str
     day: str
     model: str
@@ -187,8 +165,7 @@ class _Columns(NamedTuple):
     @classmethod
     def of(cls, head: Sequence[str]) -> _Columns:
         day, model, usd, currency = (
-            next((name for name in names if name in head), "")
-            for names in (_DAYS, _MODELS, _DOLLARS, _CURRENCIES)
+            next((name for name in names.split() if name in head), "") for names in _NAMES
         )
         vendor = ""
         if day == "usage_date_utc":
@@ -207,7 +184,6 @@ class _Columns(NamedTuple):
 
 
 def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> None:
-    """Add a line to the bill, or to its unread lines."""
     if not any(value.strip() for value in row.values()):
         return
     if columns.usd and not row.get(columns.usd, "").strip():
@@ -237,7 +213,7 @@ def _day(text: str) -> str:
 
 
 def _model(columns: _Columns, text: str) -> str:
-    """Return the model; a line item also names the kind of its tokens, and sometimes a tier."""
+    """Return the model; a line item also names the kind of its tokens."""
     if columns.model == "line_item":
         head, comma, _ = _PREFIX.sub("", text).partition(",")
         text = head.split(" ", 1)[0] if comma else head
@@ -288,12 +264,11 @@ def _count(row: Mapping[str, str], *names: str) -> int:
 
 def _compared(
     key: Key,
-    ours: int | None,
-    unpriced: int,
+    mine: tuple[int, int] | None,
     bill: Mapping[Key, Fraction | None],
     tolerance: Tolerance,
 ) -> Compared:
-    exact = bill.get(key)
+    (ours, unpriced), exact = mine or (None, 0), bill.get(key)
     theirs = None if exact is None else round(exact * PICO)
     notes = [f"{unpriced} unpriced"] if unpriced else []
     if key not in bill:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..errors import RequestError, shown
 from ..pricing import usd
+from ..protocol import must_be
 from ..types import JSON
 from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total, summed
 
@@ -24,6 +25,18 @@ _LOOK_BACK = {"day": 30, "hour": 48}  # steps of a series without a start
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_USED = (
+    "input_tokens output_tokens cached_input_tokens cache_write_tokens cache_write_1h_tokens "
+    "reasoning_tokens cost_usd cost_pico"
+)
+# the fields of a call and of an attempt that are shown, in this order
+_CALL = (
+    "id trace_id caller tags api requested model served provider strategy status error_code "
+    f"{_USED} cost_source estimated unpriced latency_ms first_token_ms"
+).split()
+_ATTEMPT = (
+    f"provider model served error_code {_USED} unpriced started_ms first_ms ended_ms"
+).split()
 
 
 class Period(NamedTuple):
@@ -32,9 +45,13 @@ class Period(NamedTuple):
     since: float | None = None
     until: float | None = None
 
+    def covers(self, at: float) -> bool:
+        """Whether the moment *at* is in the period."""
+        return (self.since or 0.0) <= at and (self.until is None or at < self.until)
+
 
 class Costs(NamedTuple):
-    """The sums over groups of calls, and over all calls; by tag a call may be in several groups."""
+    """The sums over groups of calls and over all; by tag a call may be in several groups."""
 
     by: tuple[str, ...]
     period: Period
@@ -61,9 +78,8 @@ class Costs(NamedTuple):
 
 def dimensions(given: Iterable[str]) -> tuple[str, ...]:
     """Return the dimensions in comma-separated lists; the ledger rejects unknown ones."""
-    names = tuple(
-        dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip())
-    )
+    stated = (name.strip() for text in given for name in text.split(","))
+    names = tuple(dict.fromkeys(filter(None, stated)))
     if len(names) > MAX_DIMENSIONS:
         raise RequestError(
             f"costs can be grouped by at most {MAX_DIMENSIONS} dimensions", param="by"
@@ -79,12 +95,9 @@ def period(
         if since or until:
             raise RequestError("give a month, or since and until", param="month")
         return _month(month, datetime.fromtimestamp(now, UTC).date())
-    found = Period(
-        _moment(since, now, "since") if since else None,
-        _moment(until, now, "until") if until else None,
-    )
+    found = Period(_moment(since, now, "since"), _moment(until, now, "until"))
     if found.since is not None and found.until is not None and found.since >= found.until:
-        raise RequestError("since must be before until", param="since")
+        raise must_be("since", "before until")
     return found
 
 
@@ -95,7 +108,7 @@ def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
     except ValueError:
         number = math.nan
     if not number >= 1:  # also true of NaN
-        raise RequestError(f"limit must be a number of 1 or more, not {shown(text)}", param="limit")
+        raise must_be("limit", f"a number of 1 or more, not {shown(text)}")
     return int(min(number, MAX_ROWS))
 
 
@@ -106,16 +119,14 @@ def _month(text: str, today: date) -> Period:
     elif text != "this":
         match = _MONTH.fullmatch(text)
         if not match or not 1970 <= int(match[1]) < 2200:
-            raise RequestError(
-                f'month must be such as "2026-11", "this" or "last", not {shown(text)}',
-                param="month",
-            )
+            raise must_be("month", f'such as "2026-11", "this" or "last", not {shown(text)}')
         first = date(int(match[1]), int(match[2]), 1)
-    return Period(_midnight(first), _midnight((first + timedelta(31)).replace(day=1)))
+    return Period(midnight(first), midnight((first + timedelta(31)).replace(day=1)))
 
 
-def _moment(text: str, now: float, name: str) -> float:
-    """Return the time that *text* says: a date or time, UTC by default, or an age such as 7d."""
+def _moment(text: str | None, now: float, name: str) -> float | None:
+    if not text:
+        return None
     if match := _AGO.fullmatch(text):
         return now - int(match[1]) * _UNITS[match[2]]
     if text in ("today", "yesterday"):
@@ -123,15 +134,13 @@ def _moment(text: str, now: float, name: str) -> float:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise RequestError(
-            f'{name} must be such as "2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m", '
-            f"not {shown(text)}",
-            param=name,
-        ) from None
+        forms = '"2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m"'
+        raise must_be(name, f"such as {forms}, not {shown(text)}") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-def _midnight(day: date) -> float:
+def midnight(day: date) -> float:
+    """Return the start of a UTC day, in seconds since 1970."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
@@ -146,7 +155,7 @@ def costs(
     caller: str | None = None,
     limit: int = DEFAULT_ROWS,
 ) -> Costs:
-    """Return the costs grouped by dimensions: by time, else most expensive first."""
+    """Return the costs by dimensions: by time, else most expensive first."""
     rows = ledger.totals(*by, since=span.since, until=span.until, caller=caller)
     [total] = ledger.totals(since=span.since, until=span.until, caller=caller)
     return Costs(by, span, caller, rows[:limit], total, max(0, len(rows) - limit))
@@ -163,7 +172,7 @@ def series(
 ) -> JSON:
     """Return the costs of each day or hour, empty ones too; at most the last *limit*."""
     if step not in STEPS:
-        raise RequestError(f'by must be "day" or "hour", not {shown(step)}', param="by")
+        raise must_be("by", f'"day" or "hour", not {shown(step)}')
     size = STEPS[step]
     until = min(max(now, 0.0) if span.until is None else span.until, 9e9)  # 9e9 is the year 2255
     last = math.ceil(until / size)
@@ -199,55 +208,23 @@ def amount(total: Total) -> int | None:
 def call_dict(record: Record) -> JSON:
     """Return a call and its attempts as JSON, with the field names of the call log."""
     call = record.call
-    return {
-        "time": iso(call.at_ns / 1e9),
-        "id": call.id,
-        "trace_id": call.trace_id,
-        "caller": call.caller,
-        "tags": json.loads(call.tags),
-        "api": call.api,
-        "requested": call.requested,
-        "model": call.model,
-        "served": call.served,
-        "provider": call.provider,
-        "strategy": call.strategy,
-        "status": call.status,
-        "error_code": call.error_code,
-        **_used(call),
-        "cost_source": call.cost_source,
-        "estimated": bool(call.estimated),
-        "unpriced": call.unpriced,
-        "latency_ms": call.latency_ms,
-        "first_token_ms": call.first_token_ms,
-        "attempts": [_attempt_dict(attempt) for attempt in record.attempts],
-    }
+    return (
+        {"time": iso(call.at_ns / 1e9)}
+        | _fields(call, _CALL)
+        | {
+            "tags": json.loads(call.tags),
+            "estimated": bool(call.estimated),
+            "attempts": [
+                _fields(attempt, _ATTEMPT) | {"unpriced": bool(attempt.unpriced)}
+                for attempt in record.attempts
+            ],
+        }
+    )
 
 
-def _attempt_dict(row: AttemptRow) -> JSON:
-    return {
-        "provider": row.provider,
-        "model": row.model,
-        "served": row.served,
-        "error_code": row.error_code,
-        **_used(row),
-        "unpriced": bool(row.unpriced),
-        "started_ms": row.started_ms,
-        "first_ms": row.first_ms,
-        "ended_ms": row.ended_ms,
-    }
-
-
-def _used(row: CallRow | AttemptRow) -> JSON:
-    return {
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "cached_input_tokens": row.cached_input_tokens,
-        "cache_write_tokens": row.cache_write_tokens,
-        "cache_write_1h_tokens": row.cache_write_1h_tokens,
-        "reasoning_tokens": row.reasoning_tokens,
-        "cost_usd": None if row.cost is None else usd(row.cost),
-        "cost_pico": row.cost,
-    }
+def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
+    money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
+    return {name: money[name] if name in money else getattr(row, name) for name in names}
 
 
 def iso(seconds: float | None) -> str | None:
@@ -261,6 +238,5 @@ def iso(seconds: float | None) -> str | None:
 
 
 def _name(step: str, seconds: int) -> str:
-    """Return the ledger's name of the day or hour that begins at *seconds*."""
     at = datetime.fromtimestamp(seconds, UTC)
     return f"{at:%Y-%m-%d}" if step == "day" else f"{at:%Y-%m-%dT%H:00Z}"

@@ -1,9 +1,10 @@
 """Planning: pure decisions about a call, and the one record of it.
 
-`plan` orders the targets of a route by its strategy and leaves out those that cannot be called.
-Serving executes the plan, `explain` prints it, and `replayed` derives it again from the text that a
-ledger keeps (`kept`): one line that is the same for every call through a route, and a second one
-with the seed, the state and what was left out, where they mattered.
+`plan` orders the targets of a route by its strategy, from what is known (`State`) and a seed alone,
+and leaves out those that cannot be called. Serving executes the plan, `explain` prints it, and
+`replayed` derives it again from the text that a ledger keeps (`kept`): one line that every call
+through a route shares, and a second one with the seed, the state and what was left out, where they
+mattered.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from statistics import median
 from typing import Any, NamedTuple
 
 from ..types import FALLBACK_ON, JSON, Route, Target
-from .strategies import STRATEGIES, State
 
 MAX_NAME = 200  # characters of a name whose plans are kept: the ledger cuts longer ones
 # what a strategy looks at, and which strategies draw at random
@@ -28,9 +29,25 @@ _READS = {
     "cheapest": ("cost",),
 }
 _DRAWS = {"weighted", "least_latency"}
+_TABLES = ("weights", "latency", "in_flight", "cost")  # of a State, by target
 _PRIORITY = frozenset({"priority"})
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any model name can be stored
 _UNUSED = random.Random(0)  # where no strategy draws; seeding one costs more than planning
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What strategies know at one moment.
+
+    Weights are 1 where none is given, latencies seconds to the first content, costs the estimate
+    for this call in pico-USD; the cursor is the number of earlier calls of the name.
+    """
+
+    weights: Mapping[Target, float] = field(default_factory=dict)
+    cursor: int = 0
+    latency: Mapping[Target, float | None] = field(default_factory=dict)
+    in_flight: Mapping[Target, int] = field(default_factory=dict)
+    cost: Mapping[Target, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +117,6 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
 
 @lru_cache(maxsize=1024)
 def _in_order(route: Route) -> Plan:
-    """Return the plan where every target can be called and the order is always the same."""
     ordered = dict.fromkeys(_ordered(route, Snapshot(), State(), _UNUSED))
     return Plan(route.name, route.strategy, tuple(ordered), route=route, snapshot=Snapshot())
 
@@ -136,9 +152,70 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
 @lru_cache(maxsize=1024)
 def takes_turns(route: Route) -> bool:
     """Return whether the order of the targets depends on more than the route."""
-    return route.strategy != "priority" or any(
-        takes_turns(entry) for entry in (*route.entries, *route.then) if isinstance(entry, Route)
-    )
+    return any(strategy != "priority" for strategy in _strategies(route))
+
+
+# -- strategies --
+
+Strategy = Callable[[Sequence[Target], State, random.Random], list[Target]]
+
+
+def priority(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """As declared."""
+    return list(targets)
+
+
+def weighted(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """Drawn without replacement in proportion to their weights; weight 0 comes last.
+
+    Sorting by exponential variates of rate `weight` is that draw: Efraimidis and Spirakis,
+    "Weighted random sampling with a reservoir" (2006).
+    """
+    rates = [state.weights.get(target, 1.0) for target in targets]
+    return _by([rng.expovariate(rate) if rate > 0 else math.inf for rate in rates], targets)
+
+
+def round_robin(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """Each call starts one target further than the one before."""
+    start = state.cursor % len(targets) if targets else 0
+    return [*targets[start:], *targets[:start]]
+
+
+def least_latency(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """The better of two random targets, then the others by latency × (calls in flight + 1).
+
+    Two choices keep many processes from sending their calls to the same target at once:
+    Mitzenmacher, "The power of two choices in randomized load balancing" (2001). A target without
+    samples counts as the median of the others.
+    """
+    if len(targets) < 2:
+        return list(targets)
+    latencies = [state.latency.get(target) for target in targets]
+    known = [latency for latency in latencies if latency is not None]
+    usual = median(known) if known else 1.0
+    scores = [
+        (usual if latency is None else latency) * (state.in_flight.get(target, 0) + 1)
+        for target, latency in zip(targets, latencies, strict=True)
+    ]
+    first = min(rng.sample(range(len(targets)), 2), key=scores.__getitem__)
+    scores[first] = -1.0
+    return _by(scores, targets)
+
+
+def cheapest(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """By estimated cost; unpriced targets come last."""
+    costs = [state.cost.get(target) for target in targets]
+    return _by([math.inf if cost is None else cost for cost in costs], targets)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.__name__: strategy
+    for strategy in (priority, weighted, round_robin, least_latency, cheapest)
+}
+
+
+def _by(scores: Sequence[float], targets: Sequence[Target]) -> list[Target]:
+    return [targets[at] for at in sorted(range(len(targets)), key=scores.__getitem__)]
 
 
 # -- plans as text --
@@ -183,7 +260,9 @@ def replayed(text: str) -> Replay:
             target: (why, math.inf if wait is None else wait)
             for target, (why, wait) in _by_target(known.get("shut", {})).items()
         }
-        state = State.from_dict(known.get("state", {}))
+        state = known.get("state", {})
+        tables = {name: _by_target(state.get(name, {})) for name in _TABLES}
+        state = State(cursor=state.get("cursor", 0), **tables)
         partial = tuple(map(Target.of, known.get("partial", ())))
         snapshot = Snapshot(state, _by_target(known.get("unfit", {})), refused, partial)
         then = Plan(
@@ -214,9 +293,8 @@ def outcome(plan: Plan) -> JSON:
 
 @lru_cache(maxsize=1024)
 def _first_line(route: Route) -> tuple[str, frozenset[str]]:
-    """Return the line that all calls through a route share, and the strategies in the route."""
     targets = [*map(str, plan(route, Snapshot(), 0).targets)]
-    text = _ENCODE({"route": _route_json(route), "targets": targets})
+    text = _ENCODE({"route": _entry_json(route), "targets": targets})
     return text, frozenset(_strategies(route))
 
 
@@ -228,7 +306,6 @@ def _strategies(route: Route) -> Iterator[str]:
 
 
 def _snapshot(known: Snapshot, strategies: frozenset[str]) -> JSON:
-    """Return the part of a snapshot that bears on the plan."""
     state = {
         name: value if name == "cursor" else _by_name(value)
         for each in strategies
@@ -244,21 +321,15 @@ def _snapshot(known: Snapshot, strategies: frozenset[str]) -> JSON:
     return {name: value for name, value in data.items() if value}
 
 
-def _route_json(route: Route) -> JSON:
-    data = {
-        "name": route.name,
-        "entries": [*map(_entry_json, route.entries)],
-        "strategy": route.strategy,
-        "then": [*map(_entry_json, route.then)],
-        "weights": route.weights,
-        "on_unsupported": route.on_unsupported,
-        "fallback_on": () if route.fallback_on == FALLBACK_ON else route.fallback_on,
-    }
-    return {name: value for name, value in data.items() if value or name in ("name", "entries")}
-
-
 def _entry_json(entry: Target | Route) -> JSON | str:
-    return _route_json(entry) if isinstance(entry, Route) else str(entry)
+    if isinstance(entry, Target):
+        return str(entry)
+    data = entry._asdict()
+    for name in ("entries", "then"):
+        data[name] = [*map(_entry_json, data[name])]
+    if entry.fallback_on == FALLBACK_ON:
+        del data["fallback_on"]
+    return {name: value for name, value in data.items() if value or name in ("name", "entries")}
 
 
 def _route(data: Mapping[str, Any]) -> Route:

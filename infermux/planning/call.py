@@ -37,7 +37,7 @@ class Attempt:
 
     @property
     def latency_ms(self) -> int:
-        """The duration in whole milliseconds."""
+        """The same in whole milliseconds."""
         return round(self.seconds * 1000)
 
 
@@ -127,7 +127,7 @@ class Call:
 
     @property
     def latency_ms(self) -> int:
-        """The duration in whole milliseconds."""
+        """The same in whole milliseconds."""
         return round(self.seconds * 1000)
 
     @property
@@ -156,7 +156,6 @@ class Call:
 
 
 def _name(value: object) -> str:
-    """Return a caller's value as a record keeps it."""
     return value[:200] if isinstance(value, str) else ""
 
 
@@ -220,12 +219,6 @@ class StreamAccumulator:
         for name, value in detail.items():
             joined = name in ("text", "signature", "data", "summary") and value
             last[name] = last.get(name, "") + value if joined else value
-
-    @property
-    def length(self) -> int:
-        """Characters of output so far."""
-        calls = sum(len(call["function"]["arguments"]) for call in self._calls.values())
-        return calls + sum(map(len, (*self._text, *self._reasoning, *self._refusal)))
 
     @property
     def text(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from ..config.settings import ModelConfig
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
 from ..types import FALLBACK_ON, JSON, Route, Target
@@ -14,21 +15,12 @@ MAX_DEPTH = 20  # of names inside names
 MAX_TARGETS = 256  # of a name
 
 
-class _Name(NamedTuple):
-    targets: tuple[str, ...]
-    strategy: str
-    then: tuple[str, ...]
-    weights: dict[str, float]
-    on_unsupported: str
-    fallback_on: tuple[str, ...]
-
-
 class Registry:
     """The providers of a router in the order of their registration, and its model names."""
 
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, RegisteredProvider] = {}
-        self._names: dict[str, _Name] = {}
+        self._names: dict[str, ModelConfig] = {}
         self._routes: dict[str, Route] = {}  # of the names, resolved
         self.changes = 0  # the number of providers and names added
         for provider in providers:
@@ -85,7 +77,8 @@ class Registry:
     ) -> None:
         """Define a model name; each target is PROVIDER/MODEL, a model, a provider or a name."""
         self._changed()
-        self._names[name] = _Name(
+        self._names[name] = ModelConfig(
+            name,
             tuple(targets),
             strategy,
             tuple(then),
@@ -176,7 +169,10 @@ class Registry:
             return (self._default(),)
         if slash and right and left in self._members and self._members[left].any_model:
             return (Target(left, right),)
-        hint = close_to(model, self._known()) or (close_to(left, self._members) if slash else "")
+        listed = [name for each in self for name in each.models]
+        hint = close_to(model, [*self._names, *self._members, *listed]) or (
+            close_to(left, self._members) if slash else ""
+        )
         raise ModelNotFound(f"no provider for model {shown(model)}{hint}", param="model")
 
     def _at(self, provider: RegisteredProvider, model: str) -> Target:
@@ -199,9 +195,6 @@ class Registry:
             if each.models:
                 return _first(each)
         raise ModelNotFound("no configured provider lists a model", param="model")
-
-    def _known(self) -> list[str]:
-        return [*self._names, *self._members, *(model for each in self for model in each.models)]
 
 
 def flat(route: Route) -> Iterator[Target]:

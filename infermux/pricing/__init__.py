@@ -1,8 +1,8 @@
 """Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
 
 Figures are USD per million tokens. Sums are rational numbers and results whole pico-USD; only a
-user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. The host
-application's decimal context is not used. An unknown price is None, because unknown is not free.
+user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. An unknown
+price is None, because unknown is not free.
 """
 
 from __future__ import annotations
@@ -20,24 +20,18 @@ from operator import mul
 from typing import Any, NamedTuple, Self
 
 from ..types import Usage
-from .tariff import ENTRY, TERMS, Peak, Scheduled, Service, Tariff, Tier, check_keys, terms
-
-__all__ = [
-    "PICO",
-    "Charge",
-    "Peak",
-    "Price",
-    "Service",
-    "Tariff",
-    "Tier",
-    "charge",
-    "cost",
-    "entries",
-    "find",
-    "table_date",
-    "usd",
-    "usd_float",
-]
+from .tariff import (
+    ENTRY,
+    STANDARD,
+    TERMS,
+    Peak,
+    Scheduled,
+    Service,
+    Tariff,
+    Tier,
+    check_keys,
+    terms,
+)
 
 PICO = 10**12  # pico-USD in a dollar
 MAX_ID = 200  # characters of a model id that is looked up
@@ -49,17 +43,16 @@ _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
 _GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
 # vendors whose prices OpenRouter passes on, by its name for them
 _RESOLD = {"openai": "openai", "anthropic": "anthropic", "google": "google", "x-ai": "xai"}
-_Units = tuple[int, int, int, int, int]  # pico-USD per token, or tokens, of each class
+# tokens, or pico-USD per token, of input that is uncached, cached, written to a cache, written for
+# an hour; and of output
+_Units = tuple[int, int, int, int, int]
 
 
 class Charge(NamedTuple):
-    """The cost of a call in pico-USD, and its source.
-
-    The source is vendor, served, requested, override or unpriced.
-    """
+    """The cost of a call in pico-USD, and its source."""
 
     pico: int | None
-    source: str
+    source: str  # vendor, served, requested, override or unpriced
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +122,21 @@ def cost(
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
-    if price.units is not None and (
-        not price.service or not _service(price, usage.service_tier or service_tier).sets
-    ):
-        return int(sum(map(mul, _Counts.of(usage).classes, price.units)))  # nearly every call
-    moment = _utc(at or datetime.now(UTC))
+    counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
+    if price.units is not None and (service is STANDARD or not service.sets):
+        return int(sum(map(mul, counts, price.units)))  # nearly every call
+    moment = at or datetime.now(UTC)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if price.since is not None and moment.date() < price.since:
         return None
-    counts = _Counts.of(usage)
-    service = _service(price, usage.service_tier or service_tier)
-    rates = price.rates_for(counts.input, at=moment, service=service)
-    return None if rates.output is None and counts.output else _sum(counts, rates, service.factor)
+    *of_input, output = counts
+    rates = price.rates_for(sum(of_input), at=moment, service=service)
+    if rates.output is None and output:
+        return None
+    total = sum(
+        Fraction(rate) * tokens for rate, tokens in zip(_by_class(rates), counts, strict=True)
+    )
+    return round(total * Fraction(service.factor) * _PER_TOKEN)
 
 
 def charge(
@@ -154,9 +151,8 @@ def charge(
 ) -> Charge:
     """Return the cost that the vendor reports, else by the served, else by the requested model.
 
-    *overrides* are a user's own prices by model id, as written or in lower case. Each replaces the
-    shipped price of its id, and also applies to dated or prefixed forms of the id unless the table
-    lists them.
+    *overrides* are a user's own prices by model id. Each replaces the shipped price of its id, and
+    also applies to dated or prefixed forms of the id unless the table lists them.
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:
@@ -201,48 +197,22 @@ def usd_float(pico: int | None) -> float | None:
     return None if pico is None else pico / PICO
 
 
-class _Counts(NamedTuple):
-    input: int  # including cached and written tokens; selects the size tier
-    output: int
-    cached: int
-    write: int
-    write_1h: int
-
-    @classmethod
-    def of(cls, usage: Usage) -> _Counts:
-        """Return the counts of *usage*, none negative and no part larger than its whole."""
-        counts = (
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.cached_input_tokens,
-            usage.cache_write_tokens,
-            usage.cache_write_1h_tokens,
-        )
-        all_in, out, cached, write, write_1h = [max(0, count or 0) for count in counts]
-        write = max(write, write_1h)
-        return cls(max(all_in, cached + write), out, cached, write, write_1h)
-
-    @property
-    def classes(self) -> _Units:
-        """Disjoint counts: uncached input, cached, written, written for an hour, output."""
-        return (
-            self.input - self.cached - self.write,
-            self.cached,
-            self.write - self.write_1h,
-            self.write_1h,
-            self.output,
-        )
-
-
-def _sum(counts: _Counts, rates: Tariff, factor: Decimal) -> int:
-    total = Fraction()
-    for tokens, rate in zip(counts.classes, _by_class(rates), strict=True):
-        total += Fraction(rate) * tokens
-    return round(total * Fraction(factor) * _PER_TOKEN)
+def _counts(usage: Usage) -> _Units:
+    """Return the counts of each class, none negative and no part larger than its whole."""
+    counts = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.cache_write_1h_tokens,
+    )
+    all_in, output, cached, write, write_1h = [max(0, count or 0) for count in counts]
+    write = max(write, write_1h)
+    return max(0, all_in - cached - write), cached, write - write_1h, write_1h, output
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    """Return the rate of each of `_Counts.classes`; one that is not listed has a fallback."""
+    """Return the rate of each class, or what stands in for it."""
     fresh = rates.input or Decimal(0)
     write = fresh if rates.cache_write is None else rates.cache_write
     return (
@@ -255,7 +225,7 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    """Return pico-USD per token of each class, or None if one is unknown or not a whole number."""
+    """Return pico-USD per token of each class; None: one is unknown or a fraction."""
     units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
     if rates.output is None or any(unit.denominator != 1 for unit in units):
         return None
@@ -265,11 +235,7 @@ def _units(rates: Tariff) -> _Units | None:
 
 def _service(price: Price, name: str | None) -> Service:
     wanted = (name or "").lower()
-    return next((service for service in price.service if service.name == wanted), Service(wanted))
-
-
-def _utc(at: datetime) -> datetime:
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    return next((each for each in price.service if each.name == wanted), STANDARD)
 
 
 class _Table(NamedTuple):
@@ -280,7 +246,6 @@ class _Table(NamedTuple):
 
 @cache
 def _table() -> _Table:
-    """Read the shipped table, on first use."""
     from importlib.resources import files  # here, because it doubles the time to import this module
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))
@@ -315,7 +280,6 @@ def _find(provider: str, model: str) -> Price | None:
 
 
 def _names(provider: str, model: str) -> Iterator[str]:
-    """Yield the ids that a model may be listed under, most exact first."""
     name = model.lower()
     yield name
     if provider == "bedrock":

@@ -15,7 +15,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ConfigError, shown
-from . import Price, Service, Tariff, Tier, entries, find, table_date
+from . import Price, entries, find, table_date
+from .tariff import STANDARD, Tariff, Tier
 
 MAX_AGE_DAYS = 90  # after which a warning says that the prices are old
 _MILLION = 10**6
@@ -49,7 +50,6 @@ _GENAI = {
 }
 _LITELLM_TIER = re.compile(r"(.+)_above_(\d+)k_tokens", re.ASCII)
 _MODES = ("chat", "completion", "responses", "embedding")
-_STANDARD = Service("")
 _Tiers = dict[int, dict[str, Decimal]]  # figures by the size above which they apply
 
 
@@ -120,7 +120,7 @@ def _differences(price: Price, foreign: _Foreign, today: date) -> Iterator[Diffe
     sizes = sorted({0, *(round(tier.over, -3) for tier in (*price.tiers, *theirs.tiers))})
     for size in sizes:
         here, there = (
-            side.rates_for(size + 1 if size else 0, at=moment, service=_STANDARD)
+            side.rates_for(size + 1 if size else 0, at=moment, service=STANDARD)
             for side in (replace(price, peak=None), theirs)
         )
         for name in _GENAI.values():
@@ -133,7 +133,6 @@ def _differences(price: Price, foreign: _Foreign, today: date) -> Iterator[Diffe
 
 
 def _fallback(rates: Tariff, name: str) -> Decimal | None:
-    """Return the rate that applies if the one called *name* is not listed."""
     if name == "output":
         return None
     hour = name == "cache_write_1h" and rates.cache_write is not None
@@ -185,10 +184,12 @@ def _genai(provider: Mapping[str, Any], today: date) -> Iterator[_Foreign]:
         tiers: _Tiers = {0: {}}
         for key, name in _GENAI.items():
             value = prices.get(key)
-            if value is not None:
-                tiers[0][name] = _figure(value["base"] if isinstance(value, dict) else value)
-                for tier in value["tiers"] if isinstance(value, dict) else ():
+            if isinstance(value, dict):
+                for tier in value["tiers"]:
                     tiers.setdefault(int(tier["start"]), {})[name] = _figure(tier["price"])
+                value = value["base"]
+            if value is not None:
+                tiers[0][name] = _figure(value)
         if "input" in tiers[0]:
             yield _Foreign(vendor or "", model["id"], tiers)
 
@@ -200,10 +201,9 @@ def _has_begun(constraint: Mapping[str, Any] | None, today: date) -> bool:
 
 
 def _figure(value: object, times: int = 1) -> Decimal:
-    """Return a figure, rounded to remove the error of binary fractions."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError(f"{shown(value)} is not a price")
-    return round(Decimal(value) * times, 12).normalize()
+    return round(Decimal(value) * times, 12).normalize()  # without the error of binary fractions
 
 
 def _refuse(constant: str) -> NoReturn:

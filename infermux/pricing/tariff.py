@@ -42,9 +42,6 @@ class Tariff(NamedTuple):
         return Tariff(*(mine if theirs is None else theirs for mine, theirs in pairs))
 
 
-_STANDARD = Tariff()
-
-
 class Tier(NamedTuple):
     """The rates of whole requests with more than `over` input tokens."""
 
@@ -69,7 +66,10 @@ class Service(NamedTuple):
     @property
     def sets(self) -> bool:
         """Whether it changes the price."""
-        return self.factor != 1 or self.rates != _STANDARD
+        return self.factor != 1 or self.rates != Tariff()
+
+
+STANDARD = Service("")
 
 
 class Peak(NamedTuple):
@@ -105,13 +105,12 @@ def _rates(entry: Mapping[str, Any], place: str) -> Tariff:
 
 
 def _figure(value: object, place: str) -> Decimal:
-    """Return a decimal string or a number as the exact decimal that is written."""
     try:
         figure = Decimal(value if isinstance(value, str) else repr(value))
     except InvalidOperation:
-        _fail(place, f'must be a decimal string such as "0.15", not {shown(value)}')
+        _wrong(place, 'a decimal string such as "0.15"', value)
     if not figure.is_finite() or figure.is_signed():
-        _fail(place, f"must be a finite amount of 0 or more, not {shown(value)}")
+        _wrong(place, "a finite amount of 0 or more", value)
     if abs(cast(int, figure.as_tuple().exponent)) > _MAX_DIGITS or figure.adjusted() > _MAX_DIGITS:
         limit = f"at most {_MAX_DIGITS} digits before and after the point"
         _fail(place, f"must have {limit}, not {shown(value)}")
@@ -119,8 +118,8 @@ def _figure(value: object, place: str) -> Decimal:
 
 
 def _whole(value: object, place: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        _fail(place, f"must be a whole number of tokens, not {shown(value)}")
+    if type(value) is not int or value < 0:
+        _wrong(place, "a whole number of tokens", value)
     return value
 
 
@@ -128,15 +127,14 @@ def _day(value: object, place: str) -> date:
     try:
         return value if type(value) is date else date.fromisoformat(cast(str, value))
     except (TypeError, ValueError):
-        _fail(place, f'must be a date such as "2026-12-01", not {shown(value)}')
+        _wrong(place, 'a date such as "2026-12-01"', value)
 
 
 def _changes(
     value: object, key: str, read: Callable[[object, str], Any], place: str
 ) -> list[tuple[Any, Tariff]]:
-    """Return a list of changed rates, ordered by *key*, which each must have."""
     if not isinstance(value, list):
-        _fail(place, f"must be a list, not {shown(value)}")
+        _wrong(place, "a list", value)
     changes = []
     for number, item in enumerate(value):
         at = f"{place}[{number}]"
@@ -149,11 +147,9 @@ def _peak(value: Mapping[str, Any], place: str) -> Peak:
     check_keys(value, _OVERLAY | {"utc", "days"}, place)
     hours, days = value.get("utc"), value.get("days", "mon-sun")
     if not isinstance(hours, list):
-        _fail(
-            f"{place}.utc", f'must be a list of hours such as ["01:00-04:00"], not {shown(hours)}'
-        )
+        _wrong(f"{place}.utc", 'a list of hours such as ["01:00-04:00"]', hours)
     if not isinstance(days, str) or days not in _WEEKDAYS:
-        _fail(f"{place}.days", f"must be one of {', '.join(_WEEKDAYS)}, not {shown(days)}")
+        _wrong(f"{place}.days", f"one of {', '.join(_WEEKDAYS)}", days)
     return Peak(
         tuple(_span(text, f"{place}.utc") for text in hours), _WEEKDAYS[days], _rates(value, place)
     )
@@ -161,19 +157,16 @@ def _peak(value: Mapping[str, Any], place: str) -> Peak:
 
 def _span(text: object, place: str) -> tuple[int, int]:
     match = _HOURS.fullmatch(text) if isinstance(text, str) else None
-    start, end = (
-        (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4]))
-        if match
-        else (0, 0)
-    )
+    hour, minute, end_hour, end_minute = map(int, match.groups()) if match else (0, 0, 0, 0)
+    start, end = hour * 60 + minute, end_hour * 60 + end_minute
     if not start < end <= 24 * 60:
-        _fail(place, f'must be hours of one UTC day such as "01:00-04:00", not {shown(text)}')
+        _wrong(place, 'hours of one UTC day such as "01:00-04:00"', text)
     return start, end
 
 
 def _services(value: Mapping[str, Any], place: str) -> tuple[Service, ...]:
     if not isinstance(value, Mapping):
-        _fail(place, f"must be a table of service tiers, not {shown(value)}")
+        _wrong(place, "a table of service tiers", value)
     return tuple(_offer(name.lower(), offer, f"{place}.{name}") for name, offer in value.items())
 
 
@@ -201,10 +194,14 @@ ENTRY = TERMS | {"id", "aliases", "src"}  # those of an entry of the shipped tab
 def check_keys(entry: object, known: Collection[str], place: str) -> None:
     """Raise ConfigError if *entry* is not a table, or has an unknown key."""
     if not isinstance(entry, Mapping):
-        _fail(place, f'must be a table such as {{"input": "0", "output": "0"}}, not {shown(entry)}')
+        _wrong(place, f'a table such as {"input": "0", "output": "0"}', entry)
     for key in entry:
         if key not in known:
             _fail(place, f"has an unknown key {shown(key)}{close_to(str(key), known)}")
+
+
+def _wrong(place: str, wanted: str, value: object) -> NoReturn:
+    _fail(place, f"must be {wanted}, not {shown(value)}")
 
 
 def _fail(place: str, what: str) -> NoReturn:

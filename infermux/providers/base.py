@@ -55,11 +55,10 @@ class RegisteredProvider(NamedTuple):
     @classmethod
     def of(cls, provider: Any) -> Self:
         """Return *provider* as the registry keeps it; raise ConfigError for what it lacks."""
-        for name in ("name", "models", "infer"):
-            if not hasattr(provider, name):
-                raise ConfigError(
-                    f"{type(provider).__name__} is not a provider: it has no {name!r}"
-                )
+        for lack in ("name", "models", "infer"):
+            if not hasattr(provider, lack):
+                kind = type(provider).__name__
+                raise ConfigError(f"{kind} is not a provider: it has no {lack!r}")
         name = provider.name() if callable(provider.name) else provider.name
         if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
             raise ConfigError(
@@ -107,24 +106,24 @@ def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
 # -- the guard around a provider's code --
 
 
-_TEXTS = ("model", "provider", "content", "finish_reason", "reasoning", "refusal")
-_COUNTS = ("tokens_in", "tokens_out", "latency_ms")
+_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("model", "provider", "content", "finish_reason", "reasoning", "refusal"), (str, "a str")
+    ),
+    **dict.fromkeys(("tokens_in", "tokens_out", "latency_ms"), (int, "an int")),
+    "usage": ((Usage, type(None)), "a Usage"),
+    "cost_usd": ((int, float, type(None)), "a number"),
+}
 
 
 def validated(response: object) -> InferResponse:
     """Return the result of a provider's infer; raise TypeError if a field has a wrong type."""
     if not isinstance(response, InferResponse):
         raise TypeError(f"infer returned {type(response).__name__}, not InferResponse")
-    for name in _TEXTS:
-        if not isinstance(getattr(response, name), str):
-            raise TypeError(f"{name} of the InferResponse is not a str")
-    for name in _COUNTS:
-        if type(getattr(response, name)) is not int:
-            raise TypeError(f"{name} of the InferResponse is not an int")
-    if not isinstance(response.usage, Usage | None):
-        raise TypeError("usage of the InferResponse is not a Usage")
-    if not isinstance(response.cost_usd, int | float | None):
-        raise TypeError("cost_usd of the InferResponse is not a number")
+    for name, (kind, what) in _FIELDS.items():
+        value = getattr(response, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} of the InferResponse is not {what}")
     return response
 
 
@@ -155,8 +154,7 @@ def provider_failed(name: str, error: Exception) -> ProviderUnavailable:
 def close_stream(chunks: Any, name: str) -> None:
     """Close a provider's stream; log a failure, which must not hide an earlier one."""
     try:
-        release = getattr(chunks, "close", None)
-        if release is not None:
-            release()
+        if hasattr(chunks, "close"):
+            chunks.close()
     except Exception as error:  # a provider's own code
         log.error("the stream of provider %r could not be closed", name, exc_info=error)

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from ..types import Clock
@@ -39,18 +40,14 @@ class BreakerState(NamedTuple):
     per_minute: float  # requests that ended in the window, neutral ones included
 
 
+@dataclass(slots=True, eq=False)
 class Permit:
-    """The permission for one call; the first of succeeded, failed and neutral ends it.
+    """The permission for one call; the first of succeeded, failed and neutral (`with`) ends it."""
 
-    As a context manager it ends neutral.
-    """
-
-    __slots__ = ("_breaker", "_ended", "_generation", "_started")
-
-    def __init__(self, breaker: CircuitBreaker, generation: int) -> None:
-        self._breaker = breaker
-        self._generation = generation
-        self._started = self._ended = False
+    _breaker: CircuitBreaker
+    _changes: int  # of the circuit, so far
+    _started: bool = False
+    _ended: bool = False
 
     def started(self, seconds: float) -> None:
         """Record the first content after *seconds*; a probe that streams has then succeeded."""
@@ -75,94 +72,72 @@ class Permit:
         self.neutral()
 
 
+@dataclass(eq=False, kw_only=True)
 class CircuitBreaker:
-    """The breaker of one target; every method may be called from any thread."""
+    """The breaker of one target; its methods are thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        failures: int = 5,
-        window: float = 60.0,
-        open_seconds: float = 30.0,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self._failures = failures  # in a row
-        self._window_seconds = window
-        self._open_seconds = open_seconds
-        self._clock = clock
+    failures: int = 5  # in a row
+    window: float = 60.0  # seconds
+    open_seconds: float = 30.0
+    clock: Clock = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._window = _Window(window / _PARTS)
-        self._latency = _Latency(window)
-        self._is_open = self._forced_open = False
+        self._window = _Window(self.window / _PARTS)
+        self._latency = _Latency(self.window)
+        self._is_open = False
+        self.forced_open = False  # by an operator
         self._open_until = self._cool_until = -math.inf
         self._probe: Permit | None = None
-        self._generation = 0  # of the circuit's state: it counts the changes
-        self._in_row = self._trips = self._in_flight = 0
+        self.changes = 0  # of the circuit's state
+        self.in_flight = 0  # calls
+        self._in_row = self._trips = 0
 
     def admit(self, *, force: bool = False) -> Permit | None:
-        """Return the permission for one call, or None; *force* ignores all but a forced-open one.
-
-        Force a call where every target is unavailable.
-        """
+        """Return the permission for one call, or None; *force*: unless an operator opened it."""
         with self._lock:
-            permit = Permit(self, self._generation)
+            permit = Permit(self, self.changes)
             if self._is_open or self._cool_until > -math.inf:
-                refused = self._wait(self._clock()) > 0
-                if refused and (self._forced_open or not force):
+                refused = self._wait(self.clock()) > 0
+                if refused and (self.forced_open or not force):
                     return None
                 if self._is_open and not refused:
                     self._probe = permit
-            self._in_flight += 1
+            self.in_flight += 1
             return permit
 
     def cool_down(self, seconds: float) -> None:
         """Refuse calls for *seconds*, a vendor's Retry-After; never shorten a cool-down."""
         if seconds > 0:
             with self._lock:
-                until = self._clock() + min(seconds, MAX_COOL_DOWN)
+                until = self.clock() + min(seconds, MAX_COOL_DOWN)
                 self._cool_until = max(self._cool_until, until)
 
     def cooling(self) -> float:
         """Return the seconds until the cool-down ends."""
-        return max(0.0, self._cool_until - self._clock())
+        return max(0.0, self._cool_until - self.clock())
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
         if not self._is_open and self._cool_until == -math.inf:
             return None  # nearly always
         with self._lock:
-            return self._refusal(self._clock())
-
-    @property
-    def forced_open(self) -> bool:
-        """Whether an operator has opened the circuit."""
-        return self._forced_open
-
-    @property
-    def changes(self) -> int:
-        """The number of state changes of the circuit."""
-        return self._generation
-
-    @property
-    def in_flight(self) -> int:
-        """The number of calls that were admitted and have not ended."""
-        return self._in_flight
+            return self._refusal(self.clock())
 
     @property
     def latency(self) -> float | None:
-        """The average seconds to the first content, or None without a sample in the window."""
+        """The average seconds to the first content; None: no sample in the window."""
         with self._lock:
-            return self._latency.at(self._clock())
+            return self._latency.at(self.clock())
 
     def snapshot(self) -> BreakerState:
         """Return the state as of now."""
         with self._lock:
-            now = self._clock()
-            self._window.slide(now)
-            requests, calls, failures = self._window.totals
+            now = self.clock()
+            requests, calls, failures = self._window.totals(now)
             wait = self._wait(now)
             state = "open" if now < self._open_until else "half_open"
-            reason, latency, in_flight = self._refusal(now), self._latency.at(now), self._in_flight
+            reason, latency, in_flight = self._refusal(now), self._latency.at(now), self.in_flight
             samples = list(self._latency.samples)
         samples.sort()
         return BreakerState(
@@ -176,7 +151,7 @@ class CircuitBreaker:
             failures / calls if calls else None,
             _percentile(samples, 50),
             _percentile(samples, 95),
-            requests * 60 / self._window_seconds,
+            requests * 60 / self.window,
         )
 
     # -- operators --
@@ -185,7 +160,7 @@ class CircuitBreaker:
         """Force the circuit open until close() or reset(), for forced calls too."""
         with self._lock:
             self._turn(is_open=True)
-            self._forced_open, self._open_until = True, math.inf
+            self.forced_open, self._open_until = True, math.inf
 
     def close(self) -> None:
         """Close the circuit and end the cool-down."""
@@ -198,14 +173,14 @@ class CircuitBreaker:
         with self._lock:
             self._turn(is_open=False)
             self._cool_until, self._trips = -math.inf, 0
-            self._window = _Window(self._window_seconds / _PARTS)
-            self._latency = _Latency(self._window_seconds)
+            self._window = _Window(self.window / _PARTS)
+            self._latency = _Latency(self.window)
 
     # -- under the lock --
 
     def _wait(self, now: float) -> float:
-        """Return the seconds until a call would be admitted: 0 is now, infinity is unknown."""
-        if self._forced_open or self._probe is not None:
+        """Return the seconds until a call would be admitted; infinity: unknown."""
+        if self.forced_open or self._probe is not None:
             return math.inf
         return max(self._open_until - now, self._cool_until - now, 0.0)
 
@@ -213,7 +188,7 @@ class CircuitBreaker:
         wait = self._wait(now)
         if not wait:
             return None
-        if self._forced_open:
+        if self.forced_open:
             return "circuit forced open"
         if wait == math.inf:
             return "circuit half open, its probe is under way"
@@ -225,28 +200,28 @@ class CircuitBreaker:
             if permit._started or permit._ended:
                 return
             permit._started = True
-            self._latency.add(self._clock(), seconds)
-            if self._is_open and permit._generation == self._generation:
+            self._latency.add(self.clock(), seconds)
+            if self._is_open and permit._changes == self.changes:
                 self._turn(is_open=False)
-                permit._generation = self._generation
+                permit._changes = self.changes
 
     def _end(self, permit: Permit, *, failed: bool | None, seconds: float | None = None) -> None:
         with self._lock:
             if permit._ended:
                 return
             permit._ended = True
-            now = self._clock()
-            self._in_flight -= 1
+            now = self.clock()
+            self.in_flight -= 1
             probed = self._probe is permit
             if probed:
                 self._probe = None
             if seconds is not None and not permit._started:
                 self._latency.add(now, seconds)
-            counts = failed is not None and permit._generation == self._generation
-            self._window.add(now, counts=counts, failed=bool(failed))
-            if counts and failed:
+            result = failed if permit._changes == self.changes else None
+            self._window.add(now, result)
+            if result:
                 self._fail(now, probed)
-            elif counts:
+            elif result is not None:
                 self._in_row = self._trips = 0
                 if self._is_open:
                     self._turn(is_open=False)
@@ -255,20 +230,16 @@ class CircuitBreaker:
         if self._is_open and not probed:  # a forced call adds nothing
             return
         self._in_row += 1
-        _, calls, failures = self._window.totals
-        if (
-            probed
-            or self._in_row >= self._failures
-            or (calls >= MIN_CALLS and failures * 2 >= calls)
-        ):
+        _, calls, failures = self._window.totals(now)
+        half = calls >= MIN_CALLS and failures * 2 >= calls
+        if probed or half or self._in_row >= self.failures:
             self._turn(is_open=True)
-            self._open_until = now + self._open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
+            self._open_until = now + self.open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
-        """Change the state of the circuit."""
-        self._is_open, self._forced_open, self._probe = is_open, False, None
-        self._generation += 1
+        self._is_open, self.forced_open, self._probe = is_open, False, None
+        self.changes += 1
         if not is_open:
             self._open_until, self._in_row = -math.inf, 0
             # else the failures that opened it would open it again at the next one
@@ -305,45 +276,40 @@ class _Latency:
         return None if idle > self._window else self._value * math.exp(-idle / DECAY)
 
 
+@dataclass(slots=True)
 class _Window:
-    """Counts in a sliding window of 60 parts: requests, calls that count, failures among them."""
+    """Counts in a sliding window: requests, calls that count, failures among them."""
 
-    __slots__ = ("_part", "_parts", "totals")
+    _part: float  # seconds
+    _parts: deque[list[int]] = field(default_factory=deque)  # number, and the counts
 
-    def __init__(self, part: float) -> None:
-        self._part = part  # seconds
-        self._parts: deque[list[int]] = deque()  # number, requests, calls, failures
-        self.totals = [0, 0, 0]
-
-    def add(self, now: float, *, counts: bool, failed: bool) -> None:
-        """Count one request that ended at the moment *now*."""
+    def add(self, now: float, failed: bool | None) -> None:
+        """Count one request that ended at the moment *now*; None: only as a request."""
         parts, number = self._parts, int(now // self._part)
         if not parts or parts[-1][0] < number:
-            self.slide(now)
+            self._slide(now)
             parts.append([number, 0, 0, 0])
-        last, totals = parts[-1], self.totals
+        last = parts[-1]
         last[1] += 1
-        totals[0] += 1
-        if counts:
+        if failed is not None:
             last[2] += 1
-            totals[1] += 1
             last[3] += failed
-            totals[2] += failed
 
-    def slide(self, now: float) -> None:
-        """Drop the parts older than the window."""
+    def totals(self, now: float) -> list[int]:
+        """Return the three counts as of the moment *now*."""
+        self._slide(now)
+        return [sum(counts) for counts in zip(*self._parts, strict=True)][1:] or [0, 0, 0]
+
+    def _slide(self, now: float) -> None:
         oldest = int(now // self._part) - _PARTS
         while self._parts and self._parts[0][0] <= oldest:
-            gone = self._parts.popleft()
-            self.totals = [a - b for a, b in zip(self.totals, gone[1:], strict=True)]
+            self._parts.popleft()
 
     def forget(self) -> None:
         """Keep the requests, forget their results."""
         for part in self._parts:
             part[2] = part[3] = 0
-        self.totals[1] = self.totals[2] = 0
 
 
 def _percentile(ordered: list[float], percent: int) -> float | None:
-    """Return the nearest-rank percentile, or None without samples."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None

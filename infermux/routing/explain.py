@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..dialects import require
 from ..dialects.openai.downstream import decode_request
 from ..errors import RequestError, close_to, shown
 from ..ledger import Budget
 from ..planning import Plan
 from ..pricing import usd_float
-from ..protocol import InferRequest
+from ..protocol import InferRequest, must_be
 from ..protocol.strict_json import Document
 from ..types import JSON, Caller, Target
 from .router import Router
@@ -23,7 +24,6 @@ _MIST_REQUEST = {"model", "provider", "messages", "params", "meta"}
 _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
 _TYPES = {"tokens": int, "caller": str, "image": bool, "structured": bool}
-_TYPE_NAMES = {int: "a whole number", str: "text", bool: "true or false"}
 
 
 class Question(NamedTuple):
@@ -68,12 +68,10 @@ def question(data: Mapping[str, Any]) -> Question:
     if type(rest.get("tools")) is bool:
         short["tools"] = rest.pop("tools")
     for name, value in short.items():
-        wanted = _TYPES.get(name, bool)
-        if type(value) is not wanted:
-            raise RequestError(f"{name} must be {_TYPE_NAMES[wanted]}", param=name)
+        require(value, name, _TYPES.get(name, bool))
     size = short.get("tokens")
     if size is not None and not 0 <= size <= MAX_TOKENS:
-        raise RequestError(f"tokens must be from 0 to {MAX_TOKENS}", param="tokens")
+        raise must_be("tokens", f"from 0 to {MAX_TOKENS}")
     rest["messages"] = rest.get("messages") or [_EMPTY]
     if rest.keys() <= _MIST_REQUEST:
         request = InferRequest.from_dict(rest)
@@ -121,7 +119,6 @@ def explain(router: Router, asked: Question) -> Explanation:
 
 
 def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
-    """Return the request with the tools, image or response format that the short form names."""
     params, messages = dict(request.params), list(request.messages)
     if short.get("tools"):
         params["tools"] = [{"type": "function", "function": {"name": "f"}}]
@@ -143,7 +140,6 @@ def _caller(router: Router, name: str) -> Caller:
 
 
 def _budget_left(router: Router, caller: Caller) -> int | None:
-    """Return what a hard budget has left in pico-USD; None where the caller has none."""
     budget = caller.budget
     if router.ledger is None or not isinstance(budget, Budget) or budget.then == "warn":
         return None
@@ -152,14 +148,13 @@ def _budget_left(router: Router, caller: Caller) -> int | None:
 
 
 def _state(router: Router, target: Target, cost: int | None) -> JSON:
-    """Return the state, latency (seconds) and estimated cost of a target."""
     breaker = router.targets.breakers().get(target)
-    state = None if breaker is None else breaker.snapshot()
+    state = breaker and breaker.snapshot()
     return {
         "provider": target.provider,
         "model": target.model,
-        "state": "closed" if state is None else state.state,
-        "retry_in": state.retry_in if state is not None and state.reason else None,
+        "state": state.state if state else "closed",
+        "retry_in": state.retry_in if state and state.reason else None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
         "cost_usd": usd_float(cost),

@@ -21,9 +21,8 @@ from ..errors import (
     QuotaExhausted,
     StreamIncomplete,
 )
-from ..planning import Snapshot, takes_turns
+from ..planning import Snapshot, State, takes_turns
 from ..planning.registry import Registry, flat
-from ..planning.strategies import State
 from ..pricing import Price, cost, find
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest

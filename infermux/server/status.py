@@ -139,7 +139,7 @@ def _apply(router: Router, command: Command) -> None:
 
 
 def _breakers(router: Router) -> dict[Target, CircuitBreaker]:
-    """Return the circuit breakers of this process; a status of too many would not fit."""
+    """Return this process's circuit breakers; a status of too many would not fit."""
     breakers = router.targets.breakers()
     if len(breakers) > MAX_UNNAMED_TARGETS:
         named = set(router.registry.targets())
@@ -150,7 +150,6 @@ def _breakers(router: Router) -> dict[Target, CircuitBreaker]:
 
 
 def _merged(target: Target, states: list[BreakerState], workers: int) -> TargetStatus:
-    """Return one status for the states of several workers."""
     refusing = [state for state in states if state.reason is not None]
     worst = max(
         refusing or states,
@@ -176,7 +175,6 @@ def _merged(target: Target, states: list[BreakerState], workers: int) -> TargetS
 
 
 def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
-    """Return the mean of the known values, weighted by calls."""
     known = [(value, max(1, calls)) for value, calls in values if value is not None]
     weight = sum(calls for _, calls in known)
     return sum(value * calls for value, calls in known) / weight if known else None
@@ -188,12 +186,10 @@ def _count_dropped_spans(memory: SharedMemory) -> None:
 
 
 def _others(memory: SharedMemory) -> list[dict[str, Any]]:
-    """Return the statuses of the other live workers."""
     return [json.loads(status) for slot in memory.others() if (status := slot.read_status())]
 
 
 def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
-    """Return the states in a worker's status, as they are by now."""
     age = time.monotonic() - status["at"]
     states = {}
     for provider, model, *values in status["targets"]:
@@ -228,7 +224,6 @@ def _keep_reporting() -> None:
 
 
 def _report() -> None:
-    """Apply commands, and publish the status of this worker."""
     memory = shared_memory.shared
     if memory is None:
         return

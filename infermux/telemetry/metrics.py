@@ -7,7 +7,7 @@ cannot make new series.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
 _MAX_COUNT = 10**17  # of one attempt: the sum of many fits a cell
 _TARGET = ("provider", "model")
-_CODES = {
+_OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, errors.InferMuxError)
@@ -120,11 +120,9 @@ class Metrics:
             self._changes = changes
         if (provider, model) in self._targets:
             return provider, model
-        return (
-            (provider, OTHER)
-            if provider in self._registry
-            else (OTHER, model if model in self._models else OTHER)
-        )
+        if provider in self._registry:
+            return provider, OTHER
+        return OTHER, model if model in self._models else OTHER
 
 
 def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:
@@ -134,10 +132,8 @@ def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: flo
 
 
 def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> None:
-    code = None if attempt.error is None else attempt.error.code
-    slot.add(
-        ("attempts_total", *target, "ok" if code is None else code if code in _CODES else OTHER)
-    )
+    outcome = "ok" if attempt.error is None else attempt.error.code
+    slot.add(("attempts_total", *target, outcome if outcome in _OUTCOMES else OTHER))
     usage = attempt.usage
     if usage is None:
         return
@@ -157,16 +153,14 @@ def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> N
 
 
 def _bounded(count: int) -> int:
-    """Return a vendor's figure within the bounds of a cell."""
     return count if 0 <= count <= _MAX_COUNT else max(0, min(count, _MAX_COUNT))
 
 
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
     """Return every family with its samples; one without labels always has a sample."""
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
-    for (name, *values), cells in sorted(
-        [*counts.items(), *((key, (value,)) for key, value in gauges.items())]
-    ):
+    known = {**counts, **{key: (value,) for key, value in gauges.items()}}
+    for (name, *values), cells in sorted(known.items()):
         if name in FAMILIES and len(values) == len(FAMILIES[name].labels):
             samples[name].append((tuple(values), cells))
     lines = []
@@ -175,46 +169,35 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
         found = samples[name] or (
             [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
         )
-        write = _histogram if family.bounds else _single
         for labels, cells in found:
             pairs = [
                 f'{label}="{_escaped(value)}"'
                 for label, value in zip(family.labels, labels, strict=True)
             ]
-            lines += write(f"infermux_{name}", family, pairs, cells)
+            for suffix, bucket, value in _values(family, cells):
+                inside = ",".join([*pairs, *bucket])
+                braced = f"{{{inside}}}" if inside else ""
+                lines.append(f"infermux_{name}{suffix}{braced} {value}")
     return ("\n".join(lines) + "\n").encode()
 
 
-def _single(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
-    value = f"{cells[0]}" if family.unit == 1 else _decimal(cells[0], family.unit)
-    return [f"{name}{_braced(pairs)} {value}"]
-
-
-def _histogram(name: str, family: Family, pairs: list[str], cells: Sequence[int]) -> list[str]:
+def _values(family: Family, cells: Sequence[int]) -> Iterator[tuple[str, list[str], str]]:
+    """Yield the name's suffix, the label of a bucket and the value of each line of a sample."""
+    if not family.bounds:
+        yield "", [], _decimal(cells[0], family.unit)
+        return
     below = list(accumulate(cells[:-1]))
-    bounds = [f'le="{bound}"' for bound in (*family.bounds, "+Inf")]
-    lines = [
-        f"{name}_bucket{_braced([*pairs, bound])} {count}"
-        for bound, count in zip(bounds, below, strict=True)
-    ]
-    return [
-        *lines,
-        f"{name}_sum{_braced(pairs)} {_decimal(cells[-1], family.unit)}",
-        f"{name}_count{_braced(pairs)} {below[-1]}",
-    ]
-
-
-def _braced(pairs: list[str]) -> str:
-    return "{" + ",".join(pairs) + "}" if pairs else ""
+    for bound, count in zip((*family.bounds, "+Inf"), below, strict=True):
+        yield "_bucket", [f'le="{bound}"'], str(count)
+    yield "_sum", [], _decimal(cells[-1], family.unit)
+    yield "_count", [], str(below[-1])
 
 
 def _decimal(count: int, unit: int) -> str:
-    """Return *count* / *unit*, which is a power of ten, exactly."""
     whole, rest = divmod(count, unit)
     return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
 
 
 def _escaped(value: str) -> str:
-    """Return a label's value in the text format; lone surrogates become question marks."""
     whole = value.encode("utf-8", "replace").decode()
     return whole.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -168,7 +168,7 @@ class SharedMemory:
         return WorkerSlot(self._memory[start : start + _SLOT])
 
     def _lock_slot(self, number: int) -> bool:
-        """Lock a slot, unless another process owns it; return whether that succeeded."""
+        """Lock a slot; return False if another process owns it."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
         except OSError:
@@ -214,7 +214,7 @@ class SharedMemory:
             kept = [
                 each
                 for each in self._read_commands()
-                if each.provider != provider or (model is not None and each.model != model)
+                if each.provider != provider or model not in (None, each.model)
             ] + [new]
             while len(data := json.dumps(kept).encode()) > _COMMANDS:
                 kept.pop(0)
@@ -254,7 +254,6 @@ def share() -> None:
 
 
 def _anonymous_file(size: int) -> int:
-    """Return the descriptor of a file without a name, in memory if possible."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("infermux")
     else:
@@ -265,7 +264,7 @@ def _anonymous_file(size: int) -> int:
 
 
 def _after_fork() -> None:
-    """Forget what a child does not own: the slot, and any lock of the parent's threads."""
+    """Forget the parent's slot and locks."""
     for memory in list(_memories):
         memory._reset()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -67,7 +68,7 @@ class StatusPage:
         return Response(text, headers={**_HEADERS, **policy})
 
     def _from_ledger(self, now: float) -> dict[str, Any]:
-        """Return the template's values that come from the ledger, or why there are none."""
+        """Return what the page shows of the ledger, or why there is nothing."""
         ledger = self._router.ledger
         if ledger is None:
             return {"ledger": "none"}
@@ -79,7 +80,7 @@ class StatusPage:
             return {"ledger": "unavailable"}
 
     def _hours(self, ledger: Ledger, now: int) -> dict[int, Hour]:
-        """Return the last hours by their start (Unix time), the current one included."""
+        """Return the last hours by their start, the current one included."""
         last = now - now % _HOUR
         found = {}
         for start in range(last - (HOURS - 1) * _HOUR, last + 1, _HOUR):
@@ -93,7 +94,7 @@ class StatusPage:
 
 
 def _plan(text: str) -> Plan | None:
-    """Return the plan stored with a call; None if there is none or another version wrote it."""
+    """Return the plan kept with a call; None if another version wrote it."""
     try:
         return replayed(text).kept if text else None
     except ValueError:
@@ -101,7 +102,6 @@ def _plan(text: str) -> Plan | None:
 
 
 def _tables(hours: dict[int, Hour]) -> dict[str, Any]:
-    """Return the values of the page's tables and charts."""
     calls = [total for hour in hours.values() for total in hour.calls]
     attempts = [total for hour in hours.values() for total in hour.attempts]
     failures = {total.key[0]: total.attempts for total in _grouped(attempts, 2)}
@@ -120,10 +120,9 @@ def _tables(hours: dict[int, Hour]) -> dict[str, Any]:
 
 
 def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
-    """Return the sums by these parts of the totals' keys, the most expensive first."""
-    groups: dict[tuple[str, ...], list[Total]] = {}
+    groups = defaultdict[tuple[str, ...], list[Total]](list)
     for total in totals:
-        groups.setdefault(tuple(total.key[part] for part in parts), []).append(total)
+        groups[tuple(total.key[part] for part in parts)].append(total)
     return sorted(
         (summed(group, key) for key, group in groups.items()),
         key=lambda total: (-total.cost, -total.calls, total.key),
@@ -131,7 +130,6 @@ def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
 
 
 def _top(totals: list[Total]) -> tuple[list[Total], int, Total]:
-    """Return the first rows of a table, the number of the others, and their sum."""
     return totals[:MAX_ROWS], len(totals[MAX_ROWS:]), summed(totals[MAX_ROWS:])
 
 
@@ -188,12 +186,5 @@ _PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_PAGES.filters.update(
-    name=printable,
-    money=money,
-    duration=duration,
-    count=count,
-    share=share,
-    moment=moment,
-    usd=usd,
-)
+_PAGES.filters["name"] = printable
+_PAGES.filters |= {each.__name__: each for each in (money, duration, count, share, moment, usd)}

@@ -47,7 +47,7 @@ def test_pieces_of_text_join_in_order() -> None:
         "no",
         "stop",
     )
-    assert (made.text, made.length) == ("Hellobecauseno", 14)
+    assert made.text == "Hellobecauseno"
 
 
 def test_tool_calls_join_by_index_however_they_are_interleaved() -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from infermux.planning import Snapshot, plan
-from infermux.planning.strategies import STRATEGIES, State
+from infermux.planning import STRATEGIES, Snapshot, State, plan
 from infermux.types import Route, Target
 
 A, B, C, D, E, F = (Target("p", name) for name in "abcdef")

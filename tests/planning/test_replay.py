@@ -21,8 +21,7 @@ from infermux.cli.main import main
 from infermux.errors import InferMuxError, ProviderUnavailable
 from infermux.ledger import Record
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planning import Plan, Replay, Snapshot, kept, plan, replayed
-from infermux.planning.strategies import STRATEGIES, State
+from infermux.planning import STRATEGIES, Plan, Replay, Snapshot, State, kept, plan, replayed
 from infermux.providers.echo import EchoProvider
 from infermux.types import Route, Target
 

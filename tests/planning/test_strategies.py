@@ -6,19 +6,24 @@ import itertools
 import json
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from infermux.planning.strategies import (
+from infermux.planning import (
     STRATEGIES,
+    Snapshot,
     State,
     cheapest,
+    kept,
     least_latency,
+    plan,
     priority,
+    replayed,
     round_robin,
     weighted,
 )
-from infermux.types import Target
+from infermux.types import Route, Target
 
 A, B, C, D = (
     Target("openai", "gpt-5"),
@@ -65,25 +70,31 @@ def test_every_target_comes_exactly_once(name: str, size: int, state: State) -> 
     assert given == ALL[:size]
 
 
+def written(name: str, seed: int = 0) -> str:
+    return kept(plan(Route("x", ALL, name), Snapshot(STATE), seed))
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_decision_can_be_replayed_from_what_was_written_down(name: str) -> None:
-    read = State.from_dict(json.loads(json.dumps(STATE.to_dict())))
-    assert read == STATE
     for seed in range(100):
-        assert STRATEGIES[name](ALL, read, random.Random(seed)) == STRATEGIES[name](
-            ALL, STATE, random.Random(seed)
-        )
+        read = replayed(written(name, seed))
+        assert read.plan.snapshot is not None
+        order = STRATEGIES[name](ALL, read.plan.snapshot.state, random.Random(seed))
+        assert order == STRATEGIES[name](ALL, STATE, random.Random(seed))
+        assert list(read.plan.targets) == order and read.differences == {}
 
 
 def test_what_is_written_down_names_targets_as_callers_do() -> None:
-    data = STATE.to_dict()
-    assert data["weights"] == {
+    def state(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(written(name).split("\n")[1])["snapshot"]["state"]
+        return found
+
+    assert state("weighted")["weights"] == {
         "openai/gpt-5": 5,
         "openrouter/meta/llama:free": 1.5,
         "local/llama3.2": 0,
     }
-    assert data["latency"]["openrouter/meta/llama:free"] is None
-    assert State.from_dict({}) == State()
+    assert state("least_latency")["latency"]["openrouter/meta/llama:free"] is None
 
 
 def test_priority_is_as_declared() -> None:

@@ -31,7 +31,7 @@ from infermux.cli.main import main
 from infermux.errors import InferMuxError, ModelNotAllowed, ProviderUnavailable, RequestError
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.planning.strategies import STRATEGIES
+from infermux.planning import STRATEGIES
 from infermux.pricing import PICO, Price
 from infermux.providers.echo import EchoProvider
 from infermux.routing.circuit_breaker import CircuitBreaker

@@ -43,8 +43,7 @@ from infermux.errors import (
     RequestError,
     UnsupportedParameter,
 )
-from infermux.planning import Snapshot, plan
-from infermux.planning.strategies import STRATEGIES, State
+from infermux.planning import STRATEGIES, Snapshot, State, plan
 from infermux.pricing import Price
 from infermux.routing.circuit_breaker import CircuitBreaker
 from infermux.routing.targets import TargetPool

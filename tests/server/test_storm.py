@@ -21,7 +21,7 @@ from infermux import HTTPProvider, InferRequest, Registry, Router
 from infermux.chaos.faults import FAULTS
 from infermux.chaos.vendor import FaultyVendor
 from infermux.errors import InferMuxError
-from infermux.planning.strategies import STRATEGIES
+from infermux.planning import STRATEGIES
 
 RUNS = (
     10_000

@@ -88,7 +88,7 @@ class Encoder:
         return event("message_start", {"message": message})
 
     def _drain(self, *, last: bool) -> bytes:
-        """Write waiting pieces: to the open block first, then block after complete block."""
+        """Write waiting pieces: of the open block first, then block after whole block."""
         written = []
         while self._waiting:
             self._waiting, now = [], self._waiting
@@ -104,7 +104,7 @@ class Encoder:
         return b"".join(written)
 
     def _may_open(self) -> bool:
-        """Whether another block may open: no call with incomplete arguments is open."""
+        """Whether another block may open: the arguments of an open call are whole."""
         return self._open is None or self._open[0] != "tool" or _complete(self._arguments)
 
     def _write(self, key: Key, piece: JSON) -> bytes:
@@ -176,7 +176,7 @@ def _data(native: bytes) -> bytes:
 
 
 def _spliced(native: bytes, more: JSON) -> bytes:
-    """Return the vendor's last event with our members added."""
+    """Return the vendor's last event with more members."""
     if not more:
         return native
     try:

@@ -7,7 +7,6 @@ traffic.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ...errors import ProviderError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
@@ -344,7 +343,7 @@ def _more_arguments(state: JSON, piece: str) -> Chunk:
 
 
 def _index(body: JSON) -> int:
-    value: Any = body["index"]
-    if isinstance(value, bool) or not isinstance(value, int):
+    value = body["index"]
+    if type(value) is not int:
         raise ValueError("the index of a block is not a number")
     return value
