@@ -97,6 +97,7 @@ class RequestError(InferMuxError):
     """The caller must change something before the request can be served."""
 
     status, code, type = 400, "invalid_request", "invalid_request_error"
+    elsewhere = False  # whether another target may be able to serve the request
 
 
 class ProtocolError(RequestError):
@@ -109,6 +110,7 @@ class UnsupportedParameter(RequestError):
     """The target's format cannot express a parameter of the request."""
 
     code = "unsupported_parameter"
+    elsewhere = True
 
 
 class AuthenticationError(RequestError):
@@ -121,6 +123,7 @@ class BudgetExceeded(RequestError):
     """The caller's budget is spent."""
 
     status, code, type = 402, "budget_exceeded", "insufficient_quota"
+    elsewhere = True
 
 
 class ModelNotAllowed(RequestError):
@@ -179,6 +182,7 @@ class Unavailable(InferMuxError):
     """The call cannot be served now; nothing was sent to a provider."""
 
     status, code, retry_after = 503, "unavailable", 1.0
+    elsewhere = True
 
 
 class NoHealthyProvider(Unavailable):

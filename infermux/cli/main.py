@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from contextlib import closing
 
 import click
 
-from ..errors import InferMuxError
+from ..dialects import parameters
+from ..errors import InferMuxError, close_to
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..routing.router import Router
 from . import Command, json_option, table, the_prompt, the_router
@@ -118,6 +120,40 @@ def providers(as_json: bool) -> None:
     else:
         rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
         click.echo(table(("PROVIDER", "MODELS"), rows))
+
+
+@main.command("help")
+@click.argument("topic", required=False)
+def help_(topic: str | None) -> None:
+    """Explain a topic, or list the topics.
+
+    Example: infermux help parameters
+    """
+    if topic is None:
+        click.echo(table(("TOPIC", ""), [(name, about) for name, (about, _) in _TOPICS.items()]))
+    elif topic in _TOPICS:
+        click.echo(_TOPICS[topic][1]())
+    else:
+        raise click.UsageError(f"there is no topic {topic!r}{close_to(topic, _TOPICS)}")
+
+
+def _parameters() -> str:
+    """Return the table of parameters, as the dialects have it."""
+    kinds = [f"{kind.upper():<10}  {parameters.EFFECTS[kind]}" for kind in parameters.Kind]
+    rows = [
+        (name, kind, ", ".join(parameters.formats(name)) or "-", why)
+        for kind, name, why in parameters.rows()
+    ]
+    text = table(("PARAMETER", "KIND", "FORMATS", "WHY"), rows)
+    return "\n".join([*kinds, "", text, "", parameters.REMARK])
+
+
+_TOPICS: dict[str, tuple[str, Callable[[], str]]] = {
+    "parameters": (
+        "Which parameters a target may go without",
+        _parameters,
+    ),
+}
 
 
 def _streamed(router: Router, request: InferRequest) -> InferResponse:

@@ -33,12 +33,12 @@ from ..errors import (
 from ..protocol import InferRequest, InferResponse, must_be, strict_json
 from ..protocol.sse import Event
 from ..types import JSON, Chunk, Usage
+from .parameters import Unsaid
 
 MAX_RETRY_AFTER_SECONDS = 86400.0  # a vendor that asks for more than a day is mistaken
 NO_TERMINATOR = "the provider's stream ended without its terminator"
 Headers = Mapping[str, str]
 Events = Iterable[Event | None]  # None: the provider is silent
-Drop = list[str] | None  # collects params that cannot be expressed; None: such a param is an error
 
 
 class Dialect(Protocol):
@@ -55,8 +55,11 @@ class Dialect(Protocol):
     def headers(self, request: InferRequest) -> dict[str, str]:
         """Return the protocol headers of a request."""
 
-    def encode_request(self, request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
-        """Return the body; add params that cannot be expressed to *drop*, or, if None, raise."""
+    def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
+        """Return the body; add what is left out to request.dropped, or raise RequestError."""
+
+    def unsaid(self, request: InferRequest, model: str) -> Unsaid:
+        """Return what of the request *model* cannot be told, without reading all of it."""
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         """Return the answer; raise ProviderError for an error, ValueError or alike for nonsense."""
@@ -79,21 +82,6 @@ def path_of(paths: Mapping[str, str], request: InferRequest, dialect: str) -> st
     if request.op not in paths:
         raise UnsupportedParameter(f"the {dialect} format has no {request.op}", param="model")
     return paths[request.op]
-
-
-def unsupported(name: str, dialect: str, drop: Drop) -> None:
-    """Add a parameter that cannot be expressed to *drop*; raise UnsupportedParameter if None."""
-    if drop is None:
-        raise UnsupportedParameter(
-            f"{name!r} cannot be expressed in the {dialect} format", param=name
-        )
-    hint(name, drop)
-
-
-def hint(name: str, drop: Drop) -> None:
-    """Add a parameter to *drop* that changes no answer: it is never an error."""
-    if drop is not None and name not in drop:
-        drop.append(name)
 
 
 _KINDS = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ class Snapshot:
     state: State = State()
     unfit: Mapping[Target, str] = field(default_factory=dict)  # cannot serve the request, and why
     refused: Mapping[Target, tuple[str, float]] = field(default_factory=dict)  # why, for how long
+    partial: Collection[Target] = ()  # would leave out a preference: tried after the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     breaker must not make a vendor less available than it is.
     """
     draws = takes_turns(route)
-    if not draws and not snapshot.unfit and not snapshot.refused:
+    if not (draws or snapshot.unfit or snapshot.refused or snapshot.partial):
         return _in_order(route)
     rng = random.Random(seed) if draws else _UNUSED
     ordered = list(dict.fromkeys(_ordered(route, snapshot, snapshot.state, rng)))
@@ -78,6 +79,7 @@ def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
     forced = not targets and bool(fit)
     if forced:
         targets = sorted(waits, key=waits.__getitem__)
+    targets.sort(key=snapshot.partial.__contains__)
     wait = min(waits.values(), default=math.inf)
     return Plan(
         route.name,
@@ -160,7 +162,8 @@ def kept(plan: Plan | None) -> str:
     if plan is None or plan.route is None or len(plan.model) > MAX_NAME:
         return ""
     first, strategies = _first_line(plan.route)
-    if strategies == _PRIORITY and not plan.dropped and not plan.forced:
+    partial = plan.snapshot is not None and plan.snapshot.partial
+    if strategies == _PRIORITY and not plan.dropped and not plan.forced and not partial:
         return first
     data = outcome(plan) | {"snapshot": _snapshot(plan.snapshot or Snapshot(), strategies)}
     if strategies & _DRAWS:
@@ -181,7 +184,8 @@ def replayed(text: str) -> Replay:
             for target, (why, wait) in _by_target(known.get("shut", {})).items()
         }
         state = State.from_dict(known.get("state", {}))
-        snapshot = Snapshot(state, _by_target(known.get("unfit", {})), refused)
+        partial = tuple(map(Target.of, known.get("partial", ())))
+        snapshot = Snapshot(state, _by_target(known.get("unfit", {})), refused, partial)
         then = Plan(
             route.name,
             route.strategy,
@@ -235,7 +239,8 @@ def _snapshot(known: Snapshot, strategies: frozenset[str]) -> JSON:
         str(target): (why, None if wait == math.inf else wait)
         for target, (why, wait) in known.refused.items()
     }
-    data = {"state": state, "unfit": _by_name(known.unfit), "shut": shut}
+    partial = [*map(str, known.partial)]
+    data = {"state": state, "unfit": _by_name(known.unfit), "shut": shut, "partial": partial}
     return {name: value for name, value in data.items() if value}
 
 

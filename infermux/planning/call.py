@@ -28,6 +28,7 @@ class Attempt:
     error: InferMuxError | None = None
     waited: float = 0.0  # seconds of backoff before it
     served: str = ""  # the model that the vendor says it used
+    dropped: list[str] = field(default_factory=list)  # the names of what its target was not told
 
     @property
     def seconds(self) -> float:
@@ -60,6 +61,7 @@ class Call:
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
     estimate: int | None = None  # tokens counted in the caller's rate limit before the call
     patience: float | None = None  # seconds that the client itself waits
+    lenient: bool = False  # whether preferences may be left out even for a single target
     ended: float | None = None
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -94,6 +96,13 @@ class Call:
         """Return whether a circuit may not refuse *target*: no other could answer instead."""
         forced = self.plan is None or self.plan.forced or self.has_one_target
         return forced or self.has_tried(target)
+
+    def sent(self, attempt: Attempt) -> InferRequest:
+        """Return the request as the attempt's target gets it."""
+        plan = self.plan
+        several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
+        lenient = self.lenient or several
+        return for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
 
     def has_tried(self, target: Target) -> bool:
         """Return whether *target* was asked already."""
@@ -244,8 +253,14 @@ class StreamAccumulator:
         )
 
 
-def for_target(request: InferRequest, target: Target) -> InferRequest:
-    """Return the request with the model and provider of *target*."""
+def for_target(
+    request: InferRequest,
+    target: Target,
+    dropped: list[str] | None = None,
+    *,
+    lenient: bool = False,
+) -> InferRequest:
+    """Return the request with the model and provider of *target*; *dropped* is its own list."""
     return InferRequest(
         target.model,
         request.messages,
@@ -255,5 +270,6 @@ def for_target(request: InferRequest, target: Target) -> InferRequest:
         request.native,
         request.op,
         request.headers,
-        request.dropped,
+        dropped,
+        lenient,
     )

@@ -139,8 +139,9 @@ class InferRequest:
     op: str = CHAT  # the operation: chat, completions, embeddings, responses, count_tokens
     # The client's protocol headers, for a vendor of the same dialect.
     headers: Mapping[str, str] = field(default_factory=dict)
-    # Collects the names of params that a target cannot express; None: such a param is an error.
-    dropped: list[str] | None = None
+    # Collects, for each attempt, the names of what is left out for its target.
+    dropped: list[str] | None = field(default=None, compare=False)
+    lenient: bool = False  # whether preferences that a target cannot express are left out
 
     @classmethod
     def from_dict(cls, data: object) -> Self:

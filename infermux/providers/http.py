@@ -21,6 +21,7 @@ from requests import PreparedRequest
 from ..config.schema import Secret
 from ..config.settings import Timeouts
 from ..dialects import Dialect
+from ..dialects.parameters import Unsaid
 from ..errors import (
     ProviderError,
     ProviderModelNotFound,
@@ -129,6 +130,10 @@ class HTTPProvider(Provider):
             finally:
                 answer.raw.close()  # a stream that was left early must stop costing money at once
 
+    def unsaid(self, request: InferRequest, model: str) -> Unsaid:
+        """Return what of the request the model cannot be told, for planning."""
+        return self.dialect.unsaid(request, model)
+
     def close(self) -> None:
         """Close this process's idle connections."""
         adapter = self._adapters.pop(os.getpid(), None)
@@ -144,7 +149,10 @@ class HTTPProvider(Provider):
     def _prepared(self, request: InferRequest, *, stream: bool) -> PreparedRequest:
         path = self.dialect.path(request, stream=stream)
         try:
-            body = self.dialect.encode_request(request, stream=stream, drop=request.dropped)
+            body = self.dialect.encode_request(request, stream=stream)
+        except RequestError as error:
+            error.elsewhere = True  # another target may have another format
+            raise
         except (ValueError, TypeError) as error:
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
         headers = {
@@ -259,9 +267,10 @@ _SECRETS = re.compile(
 
 
 def load_dialect(name: str) -> Dialect:
-    """Return the vendor's side of a dialect: its package's `upstream`, or a module of its own."""
-    module = name if name == "azure" else f"{name}.upstream"
-    return cast(Dialect, importlib.import_module(f"infermux.dialects.{module}"))
+    """Return the vendor's side of a dialect: its package's `upstream`, or a part of it."""
+    package = "openai" if name == "azure" else name
+    module = importlib.import_module(f"infermux.dialects.{package}.upstream")
+    return cast(Dialect, module.AZURE if name == "azure" else module)
 
 
 def _is_plain(answer: Answer) -> bool:

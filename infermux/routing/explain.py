@@ -124,9 +124,9 @@ def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
     """Return the request with the tools, image or response format that the short form names."""
     params, messages = dict(request.params), list(request.messages)
     if short.get("tools"):
-        params["tools"] = [{}]
+        params["tools"] = [{"type": "function", "function": {"name": "f"}}]
     if short.get("structured"):
-        params["response_format"] = {"type": "json_schema"}
+        params["response_format"] = {"type": "json_schema", "json_schema": {"name": "f"}}
     if short.get("image"):
         messages.append(_IMAGE)
     return replace(request, params=params, messages=messages, native=None)

@@ -21,7 +21,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TypeVar
 
 from ..admission import Admission
@@ -34,13 +33,13 @@ from ..errors import (
     ProviderError,
     ProviderRateLimited,
     ProviderTimeout,
+    RequestError,
     Unavailable,
-    UnsupportedParameter,
     shown,
 )
 from ..ledger import Budget, Ledger, LedgerUnavailable
 from ..planning import Plan, plan, takes_turns
-from ..planning.call import Attempt, Call, for_target
+from ..planning.call import Attempt, Call
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
@@ -115,7 +114,7 @@ class Router:
         self.attempts = attempts  # upstream requests per call
         # seconds per call, over all attempts and waits; None: the client's own patience
         self.deadline = deadline
-        self.on_unsupported = on_unsupported  # "drop": parameters that a target cannot express
+        self.on_unsupported = on_unsupported  # "drop": preferences that a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
@@ -248,8 +247,10 @@ class Router:
             cursor = self._cursors.get(route.name, -1) + 1
             if counts:
                 self._cursors[route.name] = cursor
+        priced = _has_hard_budget(caller)
+        strict = (route.on_unsupported or self.on_unsupported) != "drop"
         snapshot = self.targets.snapshot(
-            route, request, cursor, priced=_has_hard_budget(caller), size=size
+            route, request, cursor, priced=priced, size=size, strict=strict
         )
         rng = self._rng if counts else copy.copy(self._rng)
         return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)
@@ -271,8 +272,7 @@ class Router:
         """Admit the call, plan it, and try its targets."""
         call.request.check()
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
-        if (route.on_unsupported or self.on_unsupported) == "drop":
-            call.request = replace(call.request, dropped=[])
+        call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
         budget = call.caller.budget
         if self.ledger is None and isinstance(budget, Budget) and budget.then != "warn":
             raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
@@ -312,9 +312,11 @@ class Router:
                 others = any(not call.has_tried(other) for other, _ in queue)
                 share = deadline.share(SHARE, failover) if others else deadline
                 return self._try(call, target, waited, share, send)
-            except (UnsupportedParameter, Unavailable, BudgetExceeded) as error:
-                if last is None or isinstance(last, UnsupportedParameter):
-                    last = error  # nothing was sent: another target may be able to answer
+            except (RequestError, Unavailable) as error:  # nothing was sent
+                if not error.elsewhere:
+                    raise
+                if last is None or (last.status == 400 and isinstance(last, RequestError)):
+                    last = error
             except ProviderError as error:
                 last = error
                 if not error.failover:
@@ -361,7 +363,7 @@ class Router:
             attempt.error = error if isinstance(error, InferMuxError) else None
             # that the client does not wait longer says nothing about the provider
             permit.end(error, neutral=deadline.by_client and deadline.expired)
-            if isinstance(error, UnsupportedParameter):
+            if isinstance(error, RequestError) and error.elsewhere:
                 call.attempts.pop()
             raise
 
@@ -391,7 +393,7 @@ class Router:
         permit: TargetPermit,
     ) -> InferResponse:
         with ProviderGuard(provider.name):
-            response = validated(provider.infer(for_target(call.request, attempt.target), deadline))
+            response = validated(provider.infer(call.sent(attempt), deadline))
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)
         return self.accounting.charge_response(call, attempt, response)
@@ -404,7 +406,7 @@ class Router:
         deadline: Deadline,
         permit: TargetPermit,
     ) -> Stream:
-        chunks = open_chunks(provider, for_target(call.request, attempt.target), deadline, attempt)
+        chunks = open_chunks(provider, call.sent(attempt), deadline, attempt)
         permit.started(attempt.seconds)
         return Stream(call, *chunks, permit, self.accounting, self.finish)
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from ..admission import ConcurrencyLimiter
+from ..dialects.parameters import Unsaid
 from ..errors import (
     ContentFiltered,
     NoHealthyProvider,
@@ -44,6 +45,7 @@ REJECTIONS: dict[str, type[ProviderError]] = {
     "rejected": ProviderRejected,
 }
 _NOTHING_KNOWN = Snapshot()
+_ALL_SAID = Unsaid()
 
 
 class TargetPermit:
@@ -218,14 +220,18 @@ class TargetPool:
         *,
         priced: bool = False,
         size: int | None = None,
+        strict: bool = True,
     ) -> Snapshot:
         """Return what planning needs to know now.
 
         *cursor* counts the calls of the route so far. *priced*: leave out unpriced targets. *size*
-        is the number of input tokens, where it is known without the text.
+        is the number of input tokens, where it is known without the text. *strict*: prefer targets
+        that need not leave out a preference.
         """
         targets, ordered = tuple(flat(route)), takes_turns(route)
         refused, unfit = {}, self._unfit(targets, request, size)
+        unable, partial = self._unsaid(targets, request) if len(targets) > 1 else ({}, ())
+        unfit = unable | unfit
         for target in targets:
             breaker = self._breakers.get(target)
             reason = breaker.refusal() if breaker is not None else None
@@ -242,10 +248,12 @@ class TargetPool:
                 for target in targets
                 if self.price(target) is None
             }
-        if not (ordered or unfit or refused):
+        if not strict:
+            partial = ()
+        if not (ordered or unfit or refused or partial):
             return _NOTHING_KNOWN
         state = self._state(targets, request, cursor, size) if ordered else State()
-        return Snapshot(state, unfit, refused)
+        return Snapshot(state, unfit, refused, partial)
 
     def _state(
         self, targets: Iterable[Target], request: InferRequest, cursor: int, size: int | None
@@ -266,6 +274,23 @@ class TargetPool:
         """Return the price of *target*: the configuration's own, else the table's."""
         own = self.overrides.get(target.provider, {}).get(target.model)
         return own or find(self.registry.member(target.provider).vendor, target.model)
+
+    def _unsaid(
+        self, targets: Iterable[Target], request: InferRequest
+    ) -> tuple[dict[Target, str], tuple[Target, ...]]:
+        """Return the targets that cannot express the request, while another can, with the reason.
+
+        Behind them those that would leave out a preference, while another would not.
+        """
+        said = {}
+        for target in targets:
+            ask = getattr(self.registry.member(target.provider).provider, "unsaid", None)
+            said[target] = ask(request, target.model) if ask is not None else _ALL_SAID
+        unable = {target: found.meaning for target, found in said.items() if found.meaning}
+        if len(unable) == len(said):
+            return {}, ()
+        partial = [target for target, found in said.items() if found.preference]
+        return unable, tuple(partial) if len(partial) + len(unable) < len(said) else ()
 
     def _unfit(
         self, targets: Iterable[Target], request: InferRequest, size: int | None

@@ -208,10 +208,10 @@ def call_headers(call: Call) -> dict[str, str]:
             "X-Infermux-Model": header_value(call.model),
             "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}",
         }
+        if dropped := call.attempts[-1].dropped:
+            headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
     if call.override:
         headers["X-Infermux-Model-Override"] = header_value(call.override)
-    if call.request.dropped:
-        headers["X-Infermux-Dropped"] = header_value(", ".join(call.request.dropped))
     if call.ended is not None and call.usage is not None:
         tokens_in, tokens_out = call.tokens
         headers |= {

@@ -7,8 +7,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from infermux.dialects.anthropic import downstream
 from infermux.dialects.anthropic import upstream as wire
 from infermux.dialects.anthropic.requests import version_of
 from infermux.dialects.anthropic.stream import Encoder
+from infermux.dialects.parameters import Kind, kinds
 from infermux.errors import (
     InferMuxError,
     ProviderError,
@@ -390,10 +392,12 @@ def sent(
     model: str = "claude-sonnet-4-5",
     op: str = "chat",
     drop: list[str] | None = None,
+    lenient: bool = False,
     **params: Any,
 ) -> JSON:
     request = InferRequest(model=model, messages=messages, params=params, op=op)
-    body: JSON = json.loads(wire.encode_request(request, stream=False, drop=drop))
+    request = replace(request, dropped=drop, lenient=lenient)
+    body: JSON = json.loads(wire.encode_request(request, stream=False))
     return body
 
 
@@ -675,7 +679,7 @@ UNSUPPORTED: list[tuple[str, JSON]] = [
         ("frequency_penalty", 0.5),
         ("logit_bias", {"5": 1}),
         ("response_format", {"type": "json_object"}),
-        ("audio", {}),
+        ("audio", {"voice": "x"}),
         ("modalities", ["audio"]),
         ("prediction", {}),
         ("web_search_options", {}),
@@ -705,21 +709,42 @@ UNSUPPORTED += [
 ]
 
 
+def check_kind(name: str, ask: Callable[..., JSON]) -> None:
+    """A hint is always left out, a preference where that is allowed, a meaning never."""
+    kind = kinds().get(name, Kind.MEANING)
+    for lenient in (False, True):
+        drop: list[str] = []
+        if kind is Kind.HINT or (lenient and kind is Kind.PREFERENCE):
+            body = ask(drop=drop, lenient=lenient)
+            assert drop == [name] and name not in body
+        else:
+            with pytest.raises(UnsupportedParameter) as caught:
+                ask(drop=drop, lenient=lenient)
+            assert caught.value.param == name
+
+
 @pytest.mark.parametrize(("name", "params"), UNSUPPORTED)
-def test_what_cannot_be_said_is_refused_or_noted_by_name(name: str, params: JSON) -> None:
-    with pytest.raises(UnsupportedParameter) as caught:
-        sent(**params)
-    assert caught.value.param == name
-    drop: list[str] = []
-    body = sent(drop=drop, **params)
-    assert drop == [name]
-    assert name not in body or name == "tools"
+def test_what_cannot_be_said_goes_by_its_kind(name: str, params: JSON) -> None:
+    check_kind(name, partial(sent, **params))
 
 
 def test_newer_models_have_no_sampling() -> None:
+    """Whoever asks, and whatever is allowed: many clients send a temperature unasked."""
     assert "temperature" not in sent(model="claude-opus-4-7", temperature=1)
-    with pytest.raises(UnsupportedParameter):
-        sent(model="claude-opus-4-7", temperature=0.2)
+    drop: list[str] = []
+    params = {"temperature": 0.2, "top_p": 0.5, "top_k": 3}
+    body = sent(model="claude-opus-4-7", drop=drop, **params)
+    assert drop == sorted(params) and not params.keys() & body.keys()
+    own = strict_json.document(
+        json.dumps({"model": "x", "messages": HELLO, "max_tokens": 9} | params)
+    )
+    for model in ("claude-opus-4-7", "claude-sonnet-4-5"):
+        drop = []
+        request = InferRequest(model, HELLO, native=Native("anthropic", own), dropped=drop)
+        body = json.loads(wire.encode_request(request, stream=False))
+        left = {} if model.endswith("7") else params
+        assert body == {"model": model, "messages": HELLO, "max_tokens": 9} | left
+        assert drop == sorted(params.keys() - left)
 
 
 @pytest.mark.parametrize(
@@ -742,12 +767,7 @@ def test_newer_models_have_no_sampling() -> None:
 )
 def test_parts_that_cannot_be_said(name: str, part: JSON) -> None:
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "x"}]}]
-    with pytest.raises(UnsupportedParameter) as caught:
-        sent(messages)
-    assert caught.value.param == name
-    drop: list[str] = []
-    assert sent(messages, drop=drop)["messages"][0]["content"][-1] == {"type": "text", "text": "x"}
-    assert drop == [name]
+    check_kind(name, partial(sent, messages))
 
 
 def test_counting_takes_only_what_counts() -> None:
@@ -758,7 +778,7 @@ def test_counting_takes_only_what_counts() -> None:
     }
     with pytest.raises(UnsupportedParameter):
         sent(op="count_tokens", temperature=0.5)
-    assert sent(op="count_tokens", temperature=0.5, drop=[]) == {
+    assert sent(op="count_tokens", temperature=0.5, lenient=True) == {
         "model": "claude-sonnet-4-5",
         "messages": HELLO,
     }
@@ -1156,7 +1176,7 @@ def test_a_broken_body_is_refused_or_read_never_a_crash() -> None:
                 request = taken(bad)
                 request.check()
                 wire.encode_request(request, stream=True)
-                wire.encode_request(replace(request, native=None), stream=True, drop=[])
+                wire.encode_request(replace(request, native=None, lenient=True), stream=True)
             except RequestError:
                 refused += 1
     assert refused > 300

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import random
 import struct
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from infermux.dialects.gemini import upstream as gemini
 from infermux.dialects.gemini.requests import OWN_ID
+from infermux.dialects.parameters import Kind, kinds
 from infermux.errors import (
     ProviderAuthError,
     ProviderContextTooLong,
@@ -681,15 +683,19 @@ def sent(
     messages: list[dict[str, Any]] | None = None,
     op: str = "chat",
     drop: list[str] | None = None,
+    lenient: bool = False,
     **params: Any,
 ) -> dict[str, Any]:
     request = InferRequest(
-        model="models/m", messages=[HELLO] if messages is None else messages, params=params, op=op
+        model="models/m",
+        messages=[HELLO] if messages is None else messages,
+        params=params,
+        op=op,
+        dropped=drop,
+        lenient=lenient,
     )
     before = copy.deepcopy(request)
-    found: dict[str, Any] = strict_json.loads(
-        gemini.encode_request(request, stream=False, drop=drop)
-    )
+    found: dict[str, Any] = strict_json.loads(gemini.encode_request(request, stream=False))
     assert request == before  # nothing of the caller's is changed on the way
     return found
 
@@ -916,7 +922,6 @@ def test_parts(part, want):
             {"presence_penalty": 1, "frequency_penalty": -1.5},
             {"presencePenalty": 1, "frequencyPenalty": -1.5},
         ),
-        ({"logprobs": True, "top_logprobs": 2}, {"responseLogprobs": True, "logprobs": 2}),
         ({"reasoning_effort": "none"}, {"thinkingConfig": {"thinkingBudget": 0}}),
         (
             {"reasoning_effort": "medium"},
@@ -1044,7 +1049,10 @@ UNSUPPORTED = [
     ("verbosity", "low"),
     ("safety_identifier", "s"),
     ("prompt_cache_key", "k"),
-    ("functions", []),
+    ("functions", [{"name": "f"}]),
+    ("logprobs", True),
+    ("top_logprobs", 2),
+    ("reasoning_effort", "boundless"),
     ("whatever", 1),
     ("tools", [{"type": "web_search_20250305", "name": "web_search"}]),
     ("response_format", {"type": "grammar"}),
@@ -1052,20 +1060,29 @@ UNSUPPORTED = [
 ]
 
 
+def check_kind(name, ask):
+    """A hint is always left out, a preference where that is allowed, a meaning never."""
+    kind = kinds().get(name, Kind.MEANING)
+    for lenient in (False, True):
+        drop = []
+        if kind is Kind.HINT or (lenient and kind is Kind.PREFERENCE):
+            assert set(ask(drop=drop, lenient=lenient)) == {"contents"} and drop == [name]
+        else:
+            with pytest.raises(UnsupportedParameter) as caught:
+                ask(drop=drop, lenient=lenient)
+            assert caught.value.param == name
+
+
 @pytest.mark.parametrize(("name", "value"), UNSUPPORTED)
-def test_what_cannot_be_said_is_refused_or_noted_by_name(name, value):
-    with pytest.raises(UnsupportedParameter) as caught:
-        sent(**{name: value})
-    assert caught.value.param == name
-    drop: list[str] = []
-    assert set(sent(drop=drop, **{name: value})) == {"contents"} and drop == [name]
+def test_what_cannot_be_said_goes_by_its_kind(name, value):
+    check_kind(name, partial(sent, **{name: value}))
 
 
 @pytest.mark.parametrize(
     ("message", "name"),
     [
-        (HELLO | {"name": "bob"}, "messages[].name"),
-        (HELLO | {"audio": {"id": "a"}}, "messages[].audio"),
+        (HELLO | {"name": "bob"}, "messages.name"),
+        (HELLO | {"audio": {"id": "a"}}, "messages.audio"),
         (
             {
                 "role": "user",
@@ -1076,17 +1093,12 @@ def test_what_cannot_be_said_is_refused_or_noted_by_name(name, value):
                     }
                 ],
             },
-            "detail",
+            "image_url.detail",
         ),
     ],
 )
 def test_members_of_messages_that_cannot_be_said(message, name):
-    with pytest.raises(UnsupportedParameter) as caught:
-        sent([message])
-    assert caught.value.param == name
-    drop: list[str] = []
-    sent([message], drop=drop)
-    assert drop == [name]
+    check_kind(name, partial(sent, [message]))
 
 
 def test_hints_are_noted_but_never_refused():
@@ -1100,7 +1112,7 @@ def test_hints_are_noted_but_never_refused():
     assert sent([{"role": "user", "content": [part, file]}], tools=[tool], drop=drop) == sent(
         [{"role": "user", "content": [part, file]}], tools=[tool]
     )
-    assert drop == ["cache_control", "filename", "strict"]
+    assert drop == ["cache_control", "file.filename", "tools.strict"]
 
 
 def test_odd_urls_and_empty_contents_are_no_crash():
@@ -1166,8 +1178,8 @@ RICH = {
         "stop": ["a"],
         "seed": 1,
         "n": 1,
-        "logprobs": True,
-        "top_logprobs": 1,
+        "logprobs": False,
+        "top_logprobs": 0,
         "tools": [
             {
                 "type": "function",
@@ -1245,9 +1257,14 @@ def test_embedding_requests():
         with pytest.raises(RequestError) as caught:
             sent([], op="embeddings", input=odd)
         assert caught.value.param == "input"
+    drop: list[str] = []
+    assert sent([], op="embeddings", input="a", user="u", drop=drop) == {
+        "content": {"parts": [{"text": "a"}]}
+    }
+    assert drop == ["user"]
     with pytest.raises(UnsupportedParameter) as refused:
-        sent([], op="embeddings", input="a", user="u")
-    assert refused.value.param == "user"
+        sent([], op="embeddings", input="a", late_chunking=True)
+    assert refused.value.param == "late_chunking"
 
 
 def test_counting_takes_the_whole_request_along():

@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ...errors import RequestError
 from ...pricing import find
-from ...protocol import CHAT, InferRequest, must_be, strict_json
+from ...protocol import CHAT, InferRequest, strict_json
 from ...types import JSON
-from .. import (
-    Drop,
-    data_uri,
-    given,
-    items,
-    json_schema,
-    obj,
-    require,
-    strings,
-    text,
-    unsupported,
-    without,
-)
-from . import NAME
+from .. import data_uri, given, items, json_schema, obj, require, strings, text, without
+from ..openai import is_neutral
+from ..parameters import Drop, hint, unsupported
+from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that this vendor signed
 MIN_THINKING_BUDGET = 1024  # tokens
@@ -43,22 +33,14 @@ BUDGETS = {
     "max": 32768,
 }
 OFF = {"type": "disabled"}
+SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
+SAMPLING = frozenset(SAMPLING_DEFAULTS)
+# Params whose neutral value says something here.
+KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 # This vendor's own params, which keep their names.
-OWN = frozenset(
-    {
-        "thinking",
-        "output_config",
-        "cache_control",
-        "container",
-        "context_management",
-        "mcp_servers",
-        "speed",
-        "inference_geo",
-        "diagnostics",
-    }
-)
+OWN = frozenset(name for names in PARAMETERS.values() for name in names) - {"thread"}
 COUNTED = frozenset(
     {
         "tools",
@@ -88,24 +70,11 @@ KNOWN = (
         "stream_options",  # every stream has usage anyway
     }
 )
-
-
-# Values that ask for what the vendor does anyway.
-NEUTRAL: JSON = {
-    "n": 1,
-    "logprobs": False,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": {},
-    "store": False,
-    "modalities": ["text"],
-    "response_format": {"type": "text"},
-    "top_logprobs": 0,
-}
+EXPRESSED = KNOWN | {"citations", "file.filename", "is_error", "tools.strict"}
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what cannot be expressed, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
     system, turns = _turns(request.messages, drop)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     return body | {"messages": turns} | _params(request, drop)
@@ -151,7 +120,7 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
         with reading(f"messages[{number}]"):
             role, content = string(message, "role"), message.get("content")
             if message.get("name") and role != "tool":
-                unsupported("messages.name", NAME, drop)
+                hint("messages.name", drop)
             if role in ("system", "developer"):
                 system.append(content)
             elif role == "tool" and before == "tool":
@@ -189,7 +158,7 @@ def _block(part: JSON, drop: Drop) -> JSON | None:
         return {"type": "text", "text": string(part, "text"), **extra}
     if kind == "image_url":
         if part[kind].get("detail", "auto") != "auto":
-            unsupported("image_url.detail", NAME, drop)
+            hint("image_url.detail", drop)
         return {"type": "image", "source": _source(string(part[kind], "url")), **extra}
     if kind == "file" and (document := _document(part[kind])):
         return document | extra
@@ -296,7 +265,7 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     params = {
         name: value
         for name, value in request.params.items()
-        if value is not None and (name not in NEUTRAL or value != NEUTRAL[name])
+        if name in KEPT or not is_neutral(name, value)
     }
     known = KNOWN if request.op == CHAT else COUNTED
     unknown = sorted(params.keys() - known)
@@ -319,7 +288,9 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     if request.op == CHAT:
         budget = typed(thought, "budget_tokens", int) or 0
         body["max_tokens"] = _max_tokens(request.model, budget) if limit is None else limit
-    return body | _sampling(params, version, thinks=thought.get("type") != OFF["type"], drop=drop)
+    return body | _sampling(
+        params, request.model, thinks=thought.get("type") != OFF["type"], drop=drop
+    )
 
 
 def _tier(params: JSON, drop: Drop) -> JSON:
@@ -349,8 +320,9 @@ def _thinking(
     effort = typed(params, "reasoning_effort", str)
     if effort is None or effort == "none":
         return {"thinking": OFF} if effort else {}
-    if effort not in BUDGETS:
-        raise must_be("reasoning_effort", f"none or one of {', '.join(BUDGETS)}")
+    if effort not in BUDGETS:  # another vendor's
+        unsupported("reasoning_effort", NAME, drop)
+        return {}
     if version >= (4, 6):
         highest = "xhigh" if version > (4, 6) else "max"
         level = {"minimal": "low", "xhigh": highest}.get(effort, effort)
@@ -365,16 +337,24 @@ def _thinking(
     return {"thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
-def _sampling(params: JSON, version: tuple[int, int], *, thinks: bool, drop: Drop) -> JSON:
+def refused(params: Mapping[str, Any], model: str) -> list[str]:
+    """Return the names of params that the model takes none of: from 4.7 on it samples by itself."""
+    if SAMPLING.isdisjoint(params) or version_of(model) < (4, 7):
+        return []
+    return [name for name in sorted(SAMPLING) if params.get(name) not in SAMPLING_DEFAULTS[name]]
+
+
+def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:
     """Return the sampling params: none from generation 4.7 on, few while the model thinks."""
+    values = {name: typed(params, name, float) for name in sorted(SAMPLING)}
+    for name in refused(values, model):
+        hint(name, drop)
+    if version_of(model) >= (4, 7):
+        return {}
     body = {}
-    for name in ("temperature", "top_p", "top_k"):
-        value = typed(params, name, float)
-        if value is None or (value == 1 and name != "top_k" and version >= (4, 7)):
-            continue
+    for name, value in given(values).items():
         allowed = (name == "temperature" and value == 1) or (name == "top_p" and value >= 0.95)
-        refused = version >= (4, 7) or (thinks and not allowed)
-        if refused or (name == "temperature" and value > 1):
+        if (thinks and not allowed) or (name == "temperature" and value > 1):
             unsupported(name, NAME, drop)
         else:
             body[name] = value

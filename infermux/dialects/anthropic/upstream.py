@@ -15,7 +15,6 @@ from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
-    Drop,
     Events,
     Headers,
     answer,
@@ -24,6 +23,7 @@ from .. import (
     given,
     items,
     obj,
+    parameters,
     path_of,
     provider_error,
     retry_after,
@@ -33,8 +33,9 @@ from .. import (
     without,
     word,
 )
+from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import THINKING_FORMAT, reading, string, translated
+from .requests import THINKING_FORMAT, reading, refused, string, translated
 
 PATHS = {CHAT: "/messages", "count_tokens": "/messages/count_tokens"}
 VERSION = "2023-06-01"
@@ -79,17 +80,27 @@ def headers(request: InferRequest) -> dict[str, str]:
     }
 
 
-def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
-    """Return the body; the client's own if it is in this dialect, with our model."""
+def encode_request(request: InferRequest, *, stream: bool) -> bytes:
+    """Return the body; the client's own if it is in this dialect, with our model.
+
+    Whoever asks, what the model itself takes none of is left out.
+    """
     path(request, stream=stream)
-    own = request.body_in(NAME)
+    own, drop = request.body_in(NAME), Drop.of(request)
     if own is not None:
-        return _adapted(own, request, stream=stream).encode()
+        return _adapted(own, request, drop, stream=stream)
     body = translated(request, drop)
     return strict_json.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
 
 
-def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
+def unsaid(request: InferRequest, model: str) -> Unsaid:
+    """Return what of the request cannot be expressed: nothing if it is in this dialect."""
+    if request.body_in(NAME) is not None or request.op == "count_tokens":
+        return Unsaid()
+    return parameters.unsaid(request, model, path, translated)
+
+
+def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool) -> bytes:
     new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
     if request.op == CHAT and bool(body.value.get("stream")) != stream:
         new["stream"] = stream
@@ -98,7 +109,11 @@ def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
         kept = [own for turn in turns if (own := _own_blocks(turn)).get("content") or own == turn]
     if kept != turns:
         new["messages"] = kept
-    return body.replaced(new)
+    if out := refused(body.value, request.model):
+        for name in out:
+            hint(name, drop)
+        return strict_json.encode(without(body.value, *out) | new)
+    return body.replaced(new).encode()
 
 
 def _own_blocks(turn: JSON) -> JSON:

@@ -12,18 +12,10 @@ from typing import Any
 from ...errors import RequestError, shown
 from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import (
-    Drop,
-    data_uri,
-    given,
-    hint,
-    json_schema,
-    objects,
-    require,
-    strings,
-    unsupported,
-)
-from . import NAME
+from .. import data_uri, given, json_schema, objects, require, strings
+from ..openai import is_neutral
+from ..parameters import Drop, hint, unsupported
+from . import NAME, PARAMETERS
 
 FORMAT = "google-gemini-v1"  # of reasoning details that this vendor signed
 OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for calls without one
@@ -42,19 +34,34 @@ _SCALARS: dict[str, tuple[str, type]] = {
     "seed": ("seed", int),
     "max_completion_tokens": ("maxOutputTokens", int),
     "top_k": ("topK", int),
-    "top_logprobs": ("logprobs", int),
 }
-# Values that ask for what the vendor does anyway, and the types of others.
-_NEUTRAL: dict[str, tuple[type, list[Any]]] = {
-    "n": (int, [1]),
-    "parallel_tool_calls": (bool, [True]),
-    "modalities": (list, [["text"]]),
-    "store": (bool, [False]),
-    "service_tier": (str, ["auto", "default"]),
-    "logprobs": (bool, [False]),
+# The types of params that this format has only neutral values of.
+_TYPES: dict[str, type] = {
+    "n": int,
+    "parallel_tool_calls": bool,
+    "modalities": list,
+    "store": bool,
+    "service_tier": str,
+    "logprobs": bool,
+    "top_logprobs": int,
 }
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _EMBEDDING = ("outputDimensionality", "taskType", "title")
+EXPRESSED = (
+    _SCALARS.keys()
+    | _TOP
+    | {name for names in PARAMETERS.values() for name in names}
+    | {
+        "is_error",
+        "messages.annotations",
+        "reasoning_effort",
+        "response_format",
+        "stop",
+        "stream_options",
+        "tool_choice",
+        "tools",
+    }
+) - {"candidateCount"}
 _MEMBERS = frozenset(
     {
         "role",
@@ -105,7 +112,7 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what cannot be expressed, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
     talk = _Conversation(drop)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
@@ -133,16 +140,15 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
     """Add a parameter to the body or to its generationConfig."""
     if name in ("stream_options", "generationConfig", "thinkingConfig"):
         return  # every stream has usage anyway, and the others are added last
-    if name in _NEUTRAL and require(value, name, _NEUTRAL[name][0]) in _NEUTRAL[name][1]:
-        return
+    if name in _TYPES:
+        require(value, name, _TYPES[name])
     if name in _SCALARS:
         config[_SCALARS[name][0]] = require(value, name, _SCALARS[name][1])
     elif name == "stop":
         config["stopSequences"] = strings(value, name)
-    elif name == "logprobs":
-        config["responseLogprobs"] = True
     elif name == "reasoning_effort":
-        config["thinkingConfig"] = _thinking(value)
+        if effort := _thinking(require(value, name, str), drop):
+            config["thinkingConfig"] = effort
     elif name == "response_format":
         config |= _format(require(value, name, dict), drop)
     elif name == "tools":
@@ -155,13 +161,14 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         body[name] = value
     elif name != name.lower():  # camel case: the vendor's own
         config[name] = value
-    else:
+    elif not is_neutral(name, value):
         unsupported(name, NAME, drop)
 
 
-def _thinking(effort: object) -> JSON:
-    if not isinstance(effort, str) or effort not in BUDGETS:
-        raise must_be("reasoning_effort", f"one of {', '.join(BUDGETS)}")
+def _thinking(effort: str, drop: Drop) -> JSON:
+    if effort not in BUDGETS:  # another vendor's
+        unsupported("reasoning_effort", NAME, drop)
+        return {}
     budget = BUDGETS[effort]  # thoughts without a budget would be refused
     return {"thinkingBudget": budget} | ({"includeThoughts": True} if budget else {})
 
@@ -184,7 +191,7 @@ def _tools(value: object, drop: Drop) -> JSON:
             function = require(tool.get("function"), "tools[].function", dict)
             functions.append(_function(function))
             if function.get("strict"):  # the vendor does not promise to keep to the schema
-                hint("strict", drop)
+                hint("tools.strict", drop)
         elif "type" not in tool and "name" not in tool:  # the vendor's own: {"googleSearch": {}}
             own.append(tool)
         else:
@@ -245,7 +252,7 @@ class _Conversation:
         known = _MEMBERS | {"name"} if role == "tool" else _MEMBERS
         for name in given(message):
             if name not in known:
-                unsupported(f"messages[].{name}", NAME, self._drop)
+                unsupported(f"messages.{name}", NAME, self._drop)
 
     def _parts(self, content: object, place: str) -> list[JSON]:
         if isinstance(content, str):
@@ -268,12 +275,12 @@ class _Conversation:
         inner = require(part.get(kind), f"{place}.{kind}", dict)
         if kind == "image_url":
             if inner.get("detail") not in (None, "auto"):
-                unsupported("detail", NAME, self._drop)
+                hint("image_url.detail", self._drop)
             return _media(inner, "url", place)
         place = f"{place}.{kind}"
         if kind == "file":
             if inner.get("filename"):
-                hint("filename", self._drop)
+                hint("file.filename", self._drop)
             name = "file_url" if inner.get("file_url") is not None else "file_data"
             return _media(inner, name, place)
         sound, form = (

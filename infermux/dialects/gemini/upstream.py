@@ -17,7 +17,6 @@ from ...protocol.sse import Event
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
-    Drop,
     Events,
     Headers,
     answer,
@@ -26,6 +25,7 @@ from .. import (
     items,
     obj,
     packed,
+    parameters,
     path_of,
     provider_error,
     read_object,
@@ -36,6 +36,7 @@ from .. import (
     without,
     word,
 )
+from ..parameters import Drop, Unsaid
 from . import NAME
 from .requests import FORMAT, embedding, model_of, translated
 
@@ -100,18 +101,25 @@ def headers(request: InferRequest) -> dict[str, str]:
     return {}
 
 
-def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
+def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     """Return the body; the client's own if it is in this dialect: the model is in the path."""
     own = request.body_in(NAME)
     if own is not None:
         return own.text.encode()
-    body = (embedding if request.op == EMBEDDINGS else translated)(request, drop)
+    body = (embedding if request.op == EMBEDDINGS else translated)(request, Drop.of(request))
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
         body = {"generateContentRequest": {"model": f"models/{model_of(request)}"} | body}
     try:
         return strict_json.encode(body)
     except (ValueError, TypeError):
         raise RequestError("the request holds a value that is not valid JSON") from None
+
+
+def unsaid(request: InferRequest, model: str) -> Unsaid:
+    """Return what of the request cannot be expressed: nothing if it is in this dialect."""
+    if request.body_in(NAME) is not None or request.op == COUNT_TOKENS:
+        return Unsaid()
+    return parameters.unsaid(request, model, path, translated)
 
 
 # -- answers --

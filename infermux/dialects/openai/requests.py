@@ -1,18 +1,21 @@
 """Requests of other dialects as OpenAI's chat completions; InferMux's own form is nearly that.
 
-A parameter is passed on, or only a hint (left out and reported), or cannot be expressed.
+What a model itself takes none of is left out whatever the client's format is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ...protocol import InferRequest
 from ...types import JSON
-from .. import Drop, hint, obj, objects, text, unsupported, without
-from . import NAME
+from .. import obj, objects, text, without
+from ..parameters import Drop, hint, unsupported
+from . import NAME, is_neutral
 
-HINTS = frozenset({"cache_control", "context_management", "diagnostics", "is_error", "citations"})
+_LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
 PARAMS = frozenset(
     {
         "audio",
@@ -49,16 +52,56 @@ PARAMS = frozenset(
         "web_search_options",
     }
 )
+EXPRESSED = PARAMS | {
+    "file.filename",
+    "image_url.detail",
+    "messages.name",
+    "stream_options",
+    "tools.strict",
+}
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
 _COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
 # These refuse a tool turn without its reasoning.
 _KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
+# What OpenAI's models take none of, whoever asks.
+_SAMPLING = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+_TAKES_NONE = (
+    (re.compile(r"(ft:)?(gpt-[34]|chatgpt-)"), {"reasoning_effort", "verbosity"}),
+    (re.compile(r"(ft:)?(o\d|gpt-5(-(mini|nano|pro|codex)\b|-20|$))"), {*_SAMPLING, "prediction"}),
+    (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
+)
+_REFUSABLE = frozenset[str]().union(*(names for _, names in _TAKES_NONE))
+_NO_EFFORT_WITH_TOOLS = re.compile(r"(ft:)?gpt-(5\.([4-9]|\d\d)|[6-9]|\d\d)")  # but "none"
+# Efforts from the least to the most, and those of models that do not take them all.
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_SOME_EFFORTS = (
+    (re.compile(r"o\d"), _EFFORTS[2:5]),
+    (re.compile(r"gpt-5\.1"), ("none", *_EFFORTS[2:5])),
+    (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
+    (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
+)
+_MAX_USER = 64  # characters
+_DEEPSEEK_USER = re.compile(r"[\w-]+", re.ASCII)
+
+
+def refused(params: Mapping[str, Any], model: str) -> list[str]:
+    """Return the names of hints and preferences that the model itself takes none of."""
+    if _REFUSABLE.isdisjoint(params):
+        return []
+    found = {name for pattern, names in _TAKES_NONE if pattern.match(model) for name in names}
+    if params.get("tools") and params.get("reasoning_effort") != "none":
+        found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
+    return [
+        name
+        for name in params
+        if name in found and params[name] is not None and params[name] != _SAMPLING.get(name)
+    ]
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what cannot be expressed, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in request.params.items():
         if name == "tools":
@@ -66,13 +109,31 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
         elif name == "max_tokens" and _COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", value)
+        elif name == "reasoning_effort":
+            body[name] = _effort(value, request.model)
+        elif name == "user" and not _takes_user(value, request.model):
+            hint(name, drop)
         elif name in PARAMS:
             body[name] = value
-        elif name in HINTS:
-            hint(name, drop)
-        else:
+        elif not is_neutral(name, value):
             unsupported(name, NAME, drop)
     return body
+
+
+def _effort(effort: object, model: str) -> object:
+    """Return the model's effort that is nearest to one of another format."""
+    taken = next((efforts for pattern, efforts in _SOME_EFFORTS if pattern.match(model)), _EFFORTS)
+    if effort in taken or effort not in _EFFORTS:
+        return effort
+    place = _EFFORTS.index(effort)
+    return min(taken, key=lambda each: abs(_EFFORTS.index(each) - place))
+
+
+def _takes_user(user: object, model: str) -> bool:
+    """Return whether a user's name is one that vendors take."""
+    if not isinstance(user, str) or len(user) > _MAX_USER:
+        return False
+    return not model.startswith("deepseek") or _DEEPSEEK_USER.fullmatch(user) is not None
 
 
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
@@ -127,6 +188,6 @@ def _tool(tool: JSON, drop: Drop) -> JSON:
 
 
 def _hints(holder: JSON, drop: Drop) -> None:
-    for name in HINTS.intersection(holder):
+    for name in _LEFT_OUT.intersection(holder):
         if holder[name]:
             hint(name, drop)

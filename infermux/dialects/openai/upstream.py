@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from urllib.parse import quote
 
-from ...errors import ProviderError, ProviderUnavailable, StreamIncomplete
+from ...errors import (
+    ModelNotFound,
+    ProviderError,
+    ProviderUnavailable,
+    StreamIncomplete,
+    shown,
+)
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
-    Drop,
     Events,
     Headers,
     answer,
@@ -23,6 +30,7 @@ from .. import (
     error_object,
     items,
     obj,
+    parameters,
     path_of,
     provider_error,
     read_object,
@@ -32,8 +40,9 @@ from .. import (
     without,
     word,
 )
+from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import translated
+from .requests import refused, translated
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -56,11 +65,17 @@ def headers(request: InferRequest) -> dict[str, str]:
     return {}
 
 
-def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) -> bytes:
-    """Return the body; the client's own if it is in this dialect, with our model and usage."""
-    own = request.body_in(NAME)
+def encode_request(request: InferRequest, *, stream: bool) -> bytes:
+    """Return the body; the client's own if it is in this dialect, with our model and usage.
+
+    Whoever asks, what the model itself takes none of is left out.
+    """
+    own, drop = request.body_in(NAME), Drop.of(request)
+    out = refused(request.params, request.model)
+    for name in out:
+        hint(name, drop)
     if own is not None:
-        return _adapted(own, request, stream=stream).encode()
+        return _adapted(own, request, out, stream=stream)
     if request.native is not None:
         body = translated(request, drop)
     else:
@@ -68,16 +83,26 @@ def encode_request(request: InferRequest, *, stream: bool, drop: Drop = None) ->
         body = {"model": request.model, **messages, **request.params}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return strict_json.encode(body)
+    return strict_json.encode(without(body, *out) if out else body)
 
 
-def _adapted(body: Document, request: InferRequest, *, stream: bool) -> str:
+def unsaid(request: InferRequest, model: str) -> Unsaid:
+    """Return what of the request cannot be expressed: nothing if its form is this dialect's."""
+    native = request.native
+    if native is None or native.dialect == NAME or request.op == "count_tokens":
+        return Unsaid()
+    return parameters.unsaid(request, model, path, translated)
+
+
+def _adapted(body: Document, request: InferRequest, out: list[str], *, stream: bool) -> bytes:
     new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
     if stream and request.op in (CHAT, "completions"):
         options = obj(body.value.get("stream_options"))
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
-    return body.replaced(new)
+    if out:
+        return strict_json.encode(without(body.value, *out) | new)
+    return body.replaced(new).encode()
 
 
 # -- answers --
@@ -373,3 +398,20 @@ def _responses_chunk(body: JSON, native: bytes) -> Chunk:
         id=response.get("id"),
         dialect=NAME,
     )
+
+
+# -- Azure: the model names a deployment, and another header carries the key --
+
+
+def _deployment(request: InferRequest, *, stream: bool) -> str:
+    """Return the path below a base URL that carries api-version."""
+    if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted
+        raise ModelNotFound(f"no deployment is named {shown(request.model)}", param="model")
+    return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"
+
+
+def _api_key(key: str) -> dict[str, str]:
+    return {"api-key": key}
+
+
+AZURE = SimpleNamespace(**globals() | {"path": _deployment, "auth": _api_key})

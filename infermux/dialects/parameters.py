@@ -1,0 +1,136 @@
+"""Parameters: what becomes of one that a target's format or model cannot express.
+
+Each dialect's package has a table, PARAMETERS; `infermux help parameters` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from enum import StrEnum
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple
+
+from ..errors import RequestError, UnsupportedParameter, shown
+from ..protocol import CHAT, InferRequest
+from ..types import JSON
+
+
+class Kind(StrEnum):
+    """What becomes of a parameter that a target's format or model cannot express."""
+
+    HINT = "hint"
+    PREFERENCE = "preference"
+    MEANING = "meaning"
+
+
+EFFECTS = {
+    Kind.HINT: "Left out and named in X-Infermux-Dropped.",
+    Kind.PREFERENCE: "The same if the model name has several targets (those that can express it "
+    "are tried first) or if\n            the model takes no such parameter; "
+    "otherwise as on_unsupported says.",
+    Kind.MEANING: "Never left out. A target that cannot express it is not tried while another "
+    "target can; if none\n            can, the answer is 400.",
+}
+REMARK = "A parameter that is not listed is a meaning. Between equal formats all of them pass."
+
+# A dialect's table: names by kind, with the reason. A name in no table is a meaning.
+Parameters = Mapping[Kind, Mapping[str, str]]
+DIALECTS = ("openai", "anthropic", "gemini")  # those with a table
+
+
+class Drop:
+    """Collects the names of what a target is not told: hints, and preferences if *lenient*."""
+
+    __slots__ = ("lenient", "names", "preference")
+
+    def __init__(self, names: list[str] | None = None, *, lenient: bool = False) -> None:
+        self.names = [] if names is None else names
+        self.lenient = lenient
+        self.preference = False  # whether one is among the names
+
+    @classmethod
+    def of(cls, request: InferRequest) -> Drop:
+        """Return the collector of a request that is sent."""
+        return cls(request.dropped, lenient=request.lenient)
+
+
+class Unsaid(NamedTuple):
+    """What of a request a target cannot express."""
+
+    meaning: str = ""  # the reason why it must not be asked, or ""
+    preference: bool = False
+
+
+@cache
+def kinds() -> Mapping[str, Kind]:
+    """Return the kind of every parameter in the dialects' tables."""
+    return {name: kind for kind, name, _ in rows()}
+
+
+def rows() -> Iterator[tuple[Kind, str, str]]:
+    """Yield kind, name and reason of every parameter in the dialects' tables."""
+    tables = [import_module(f".{name}", __package__).PARAMETERS for name in DIALECTS]
+    for kind in Kind:
+        merged = {name: why for table in tables for name, why in table.get(kind, {}).items()}
+        yield from ((kind, name, merged[name]) for name in sorted(merged))
+
+
+def formats(parameter: str) -> list[str]:
+    """Return the dialects whose format can express a parameter."""
+    said = {name: import_module(f".{name}.requests", __package__).EXPRESSED for name in DIALECTS}
+    return [name for name in DIALECTS if parameter in said[name]]
+
+
+def unsupported(name: str, dialect: str, drop: Drop) -> None:
+    """Leave out what the format cannot express; raise UnsupportedParameter if its kind forbids."""
+    kind = kinds().get(name, Kind.MEANING)
+    if kind is Kind.MEANING or (kind is Kind.PREFERENCE and not drop.lenient):
+        raise UnsupportedParameter(
+            f"{shown(name)} cannot be expressed in the {dialect} format", param=name
+        )
+    drop.preference |= kind is Kind.PREFERENCE
+    hint(name, drop)
+
+
+def hint(name: str, drop: Drop) -> None:
+    """Leave out what changes no answer, or what the model takes none of: it is never an error."""
+    if name not in drop.names:
+        drop.names.append(name)
+
+
+def unsaid(
+    request: InferRequest,
+    model: str,
+    path: Callable[..., str],
+    translate: Callable[[InferRequest, Drop], object],
+) -> Unsaid:
+    """Return what of a request in another format cannot be said, by translating its parameters.
+
+    Messages are translated only where one is not plain: all formats have text, images and calls.
+    """
+    drop = Drop(lenient=True)
+    try:
+        if request.op != CHAT:
+            path(replace(request, model=model), stream=False)
+        else:
+            plain = all(map(_is_plain, request.messages))
+            messages = () if plain else request.messages
+            translate(replace(request, model=model, messages=messages), drop)
+    except RequestError as error:
+        return Unsaid(f"cannot express {shown(error.param or request.op)}")
+    return Unsaid("", drop.preference)
+
+
+def _is_plain(message: JSON) -> bool:
+    content, calls = message.get("content"), message.get("tool_calls")
+    return (
+        message.get("role") in ("user", "assistant", "tool", "system", "developer")
+        and not message.get("audio")
+        and (
+            not isinstance(content, list)
+            or all(part.get("type") in ("text", "image_url") for part in content)
+        )
+        and (not calls or all(call.get("type", "function") == "function" for call in calls))
+    )
