@@ -1,7 +1,8 @@
 """Chaos tests of a configuration: what a client gets when a vendor fails, for every fault.
 
 For each model name the first provider fails and all others are healthy; all of them are
-`FaultyVendor`s on loopback. Every strategy is set to priority, so that the first provider is known,
+`FaultyVendor`s on loopback. Requests with parameters that not every format can express are tried
+during an outage too. Every strategy is set to priority, so that the first provider is known,
 and all times are scaled to a short deadline.
 """
 
@@ -18,12 +19,12 @@ from .. import build
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
 from ..config.settings import Reliability, Timeouts, Trace
-from ..errors import ConfigError, InferMuxError
+from ..errors import ConfigError, InferMuxError, UnsupportedParameter
 from ..planning.call import Call
 from ..protocol import InferRequest
 from ..providers import PRESETS
 from ..routing.router import Router
-from .faults import AFTER, BEFORE, FAULTS, HEALTHY, Fault
+from .faults import AFTER, BEFORE, FAULTS, HEALTHY, MEANINGS, PREFERENCES, Fault
 from .vendor import FaultyVendor
 
 DEADLINE = 5.0  # seconds that a call may take, at most
@@ -34,6 +35,7 @@ WORKERS = 8  # calls at a time; most of them only wait
 HEALTHY_ROW = "healthy"  # the name of the row without a fault
 ANSWER, CUT, WRONG = "answer", "cut, told", "SILENTLY WRONG"
 _STAND_IN = "vllm"  # a type without models and prices, instead of one that is not HTTP
+_SAYS_ALL = ("openai", "azure")  # dialects that can express every fault's request
 _MESSAGES = [{"role": "user", "content": "What does the quick brown fox do?"}]
 
 
@@ -84,6 +86,12 @@ class _Result(NamedTuple):
     seconds: float
     call: Call
     sent: int  # requests that the faulty vendor received
+    able: tuple[str, ...]  # the providers that can express the request
+
+    @property
+    def others(self) -> list[str]:
+        """The providers that could answer instead of the first one."""
+        return [name for name in self.able if name != self.case.providers[0]]
 
     @property
     def failover(self) -> str:
@@ -91,13 +99,13 @@ class _Result(NamedTuple):
             return "fired"
         if self.outcome == ANSWER or not self.trial.fault.failover:
             return "not needed"
-        if len(self.case.providers) == 1:
+        if not self.others:
             return "none configured"
         return "too late" if self.trial.when == AFTER else "did not fire"
 
     def problem(self, limits: Reliability) -> str:
         """Return what is wrong with the call, or nothing."""
-        fault, when, providers = self.trial.fault, self.trial.when, self.case.providers
+        fault, when = self.trial.fault, self.trial.when
         deadline = limits.deadline or DEADLINE
         if self.outcome == WRONG:
             return "the client got a truncated answer without an error"
@@ -109,9 +117,11 @@ class _Result(NamedTuple):
             return f"more than {limits.attempts} requests"
         if self.seconds > deadline * (2 if when == AFTER else 1) + GRACE:
             return f"longer than the deadline of {deadline:g} s"
-        could_fail_over = when == BEFORE and fault.failover and len(providers) > 1
-        if could_fail_over and self.outcome != ANSWER:
-            return f"{providers[1]} could have answered"
+        if when == BEFORE and fault.failover and self.others and self.outcome != ANSWER:
+            return f"{self.others[0]} could have answered"
+        may_refuse = len(self.case.providers) == 1 and fault.params is PREFERENCES
+        if isinstance(self.error, UnsupportedParameter) and self.able and not may_refuse:
+            return f"400 although {self.able[0]} can express the request"
         return ""
 
 
@@ -263,7 +273,8 @@ def _called(
     config: Config, case: Case, trial: _Trial, healthy: FaultyVendor, faulty: FaultyVendor
 ) -> _Result:
     """Call as a client would; every exception is a result."""
-    first, request = case.providers[0], InferRequest(case.names[0], _MESSAGES)
+    first = case.providers[0]
+    request = InferRequest(case.names[0], _MESSAGES, params=trial.fault.params)
     calls: list[Call] = []
     text, error, begun = "", None, False
     with closing(_pointed(config, healthy, first, faulty)) as router:
@@ -289,4 +300,13 @@ def _called(
     else:
         name = error.code if isinstance(error, InferMuxError) else type(error).__name__
         outcome = f"error {name}"
-    return _Result(case, trial, outcome, error, seconds, call, len(faulty.requests))
+    able = _able(config, case, trial)
+    return _Result(case, trial, outcome, error, seconds, call, len(faulty.requests), able)
+
+
+def _able(config: Config, case: Case, trial: _Trial) -> tuple[str, ...]:
+    """Return the providers of a case that can express a trial's request."""
+    if trial.fault.params is not MEANINGS:
+        return case.providers
+    dialects = {each.name: PRESETS[each.type].dialect for each in config.providers}
+    return tuple(name for name in case.providers if dialects[name] in _SAYS_ALL)

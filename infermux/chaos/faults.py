@@ -73,6 +73,9 @@ class Answer(NamedTuple):
         return self.opening + b"".join(tokens)
 
 
+NOTHING: Mapping[str, Any] = {}
+
+
 class Fault(NamedTuple):
     """A way to fail."""
 
@@ -81,6 +84,7 @@ class Fault(NamedTuple):
     plain: bool = True  # whether an answer that is not streamed can have it
     stream: tuple[str, ...] = (BEFORE,)  # when a stream can have it
     failover: bool = True  # whether another vendor should be tried
+    params: Mapping[str, Any] = NOTHING  # of the request that meets it, in OpenAI's form
 
 
 class Peer:
@@ -326,6 +330,22 @@ _EMPTY = _sends(lambda answer: _head(200, _STREAM) + _chunks(last=True))
 _WHOLE = _sends(lambda answer: message(200, answer.whole))
 _BOMB, _FLOOD = _floods(_gzip, Content_Encoding="gzip"), _floods(lambda: bytes)
 
+HINTS: Mapping[str, Any] = {
+    "metadata": {"team": "a"},
+    "parallel_tool_calls": False,
+    "prompt_cache_key": "k",
+    "store": True,
+    "user": "u",
+    "verbosity": "low",
+}
+PREFERENCES: Mapping[str, Any] = {"frequency_penalty": 0.5, "logit_bias": {"5": 1}, "seed": 7}
+MEANINGS: Mapping[str, Any] = {"logprobs": True}
+
+
+def _outage(what: str, params: Mapping[str, Any]) -> Fault:
+    return Fault(f"status 503 for a request with {what}", _fails(503), params=params)
+
+
 FAULTS: dict[str, Fault] = {
     "refused": Fault("the connection is refused", _closed),
     "reset": Fault("the connection is reset after the request", _reset),
@@ -345,6 +365,9 @@ FAULTS: dict[str, Fault] = {
     "429": Fault("status 429 with a retry after a second", _fails(429, wait=1)),
     "429_long": Fault("status 429 with a retry after an hour", _fails(429, wait=3600)),
     **_statuses(500, 501, 502, 503, 529),
+    "503_hints": _outage("hints", HINTS),
+    "503_preferences": _outage("preferences", PREFERENCES),
+    "503_meanings": _outage("parameters that are never dropped", MEANINGS),
     "redirect": Fault("status 307 to another address", _ELSEWHERE),
     "gzip_bomb": Fault(f"a small body that unpacks to {HUGE} MiB", _BOMB, stream=_BOTH),
     "huge_body": Fault(f"a body of {HUGE} MiB", _FLOOD, stream=_BOTH),

@@ -383,3 +383,29 @@ def test_the_verdict_is_1_if_a_row_is_not_ok() -> None:
     good = Row("stall", "before", False, "answer", 2, 2.5, "fired", True, "fast")
     assert chaos.verdict([good, good._replace(ok=False)]) == 1
     assert chaos.verdict([good]) == 0
+
+
+# -- requests with parameters that not every format has --------------------------------------------
+
+KINDS = ("503_hints", "503_preferences", "503_meanings")
+
+
+@pytest.mark.parametrize(
+    ("providers", "outcomes"),
+    [
+        ((OPENAI, ANTHROPIC), ("answer", "answer", "error upstream_error")),
+        ((ANTHROPIC, OPENAI), ("answer", "answer", "answer")),
+        ((ANTHROPIC, GEMINI), ("answer", "answer", "error unsupported_parameter")),
+        ((ANTHROPIC,), ("error upstream_error",) + ("error unsupported_parameter",) * 2),
+        ((OPENAI,), ("error upstream_error",) * 3),
+    ],
+    ids=lambda each: "-".join(getattr(one, "name", "") for one in each),
+)
+def test_an_outage_ends_as_the_kinds_of_its_parameters_say(providers, outcomes) -> None:
+    """Hints and preferences never stop a fallback; a meaning ends in 400 only if none can say it."""
+    config = pair(*providers) if len(providers) == 2 else single(*providers)
+    rows = chaos.run(config, faults=KINDS)
+    check(rows)
+    for fault, outcome in zip(KINDS, outcomes, strict=True):
+        for streamed in (False, True):
+            assert found(rows, fault, streamed=streamed).outcome == outcome

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from support import HELLO, ROOT, Scripted, Service, TokenTrace, Vendor, nobody, run, script
 
 from infermux.cli.main import main
+from infermux.dialects import parameters
 
 VALUES = {
     "model": "echo-v1",
@@ -217,6 +218,19 @@ def test_every_help_shows_an_example(name, flag):
     result = CliRunner().invoke(main, [*name.split(), flag])
     assert result.exit_code == 0
     assert re.search(rf"Example: .*infermux {name}", result.stdout), result.stdout
+
+
+def test_help_lists_its_topics_and_prints_the_table_of_parameters():
+    """Each parameter of the tables has a row: its kind, and the formats that can express it."""
+    assert "parameters" in CliRunner().invoke(main, ["help"]).stdout
+    found = CliRunner().invoke(main, ["help", "parameters"])
+    assert found.exit_code == 0
+    rows = [re.split(r"  +", line) for line in found.stdout.splitlines()]
+    for kind, name, why in parameters.rows():
+        assert [name, str(kind), ", ".join(parameters.formats(name)) or "-", why] in rows
+    assert ["prompt_cache_key", "hint", "openai", "caching"] in rows
+    odd = CliRunner().invoke(main, ["help", "parametres"])
+    assert odd.exit_code == 2 and "did you mean 'parameters'?" in odd.stderr
 
 
 def test_version():

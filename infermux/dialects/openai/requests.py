@@ -11,7 +11,7 @@ from typing import Any
 
 from ...protocol import InferRequest
 from ...types import JSON
-from .. import obj, objects, text, without
+from .. import given, obj, objects, text, without
 from ..parameters import Drop, hint, unsupported
 from . import NAME, is_neutral
 
@@ -103,9 +103,9 @@ def refused(params: Mapping[str, Any], model: str) -> list[str]:
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
-    for name, value in request.params.items():
+    for name, value in given(request.params).items():
         if name == "tools":
-            tools = [] if value is None else objects(value, "tools")
+            tools = objects(value, "tools")
             body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
         elif name == "max_tokens" and _COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", value)
@@ -115,7 +115,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             hint(name, drop)
         elif name in PARAMS:
             body[name] = value
-        elif not is_neutral(name, value):
+        elif name != "stream_options" and not is_neutral(name, value):
             unsupported(name, NAME, drop)
     return body
 
