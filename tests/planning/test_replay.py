@@ -437,3 +437,14 @@ def test_the_time_of_a_call_is_told(path: Path) -> None:
         abs(time.time() - time.mktime(time.strptime(at, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone)
         < 100
     )
+
+
+def test_a_plan_that_puts_a_target_last_for_its_parameters_is_derived_again() -> None:
+    """A target that would leave out a preference comes after the others, also where forced."""
+    a, b, c = Target("a", "m"), Target("b", "m"), Target("c", "m")
+    route = Route("x", (a, b, c))
+    for refused in ({}, dict.fromkeys((a, b, c), ("circuit open", 1.0))):
+        made = plan(route, Snapshot(refused=refused, partial=(a,)), 7)
+        assert made.targets == (b, c, a) and not made.dropped
+        again = replayed(kept(made))
+        assert (again.kept, again.plan, again.differences) == (made, made, {})
