@@ -71,12 +71,6 @@ class Check(NamedTuple):
     unknown: list[str]  # models of our vendors that only their table has
 
 
-class _Foreign(NamedTuple):
-    vendor: str
-    id: str
-    tiers: _Tiers
-
-
 def stale(now: float) -> str | None:
     """Return a warning if the shipped prices are old at *now*, in seconds since 1970."""
     age = (datetime.fromtimestamp(now, UTC).date() - table_date()).days
@@ -93,13 +87,13 @@ def check(data: bytes, today: date) -> Check:
     source, listed = _read(data, today)
     compared, unknown = 0, []
     seen: dict[tuple[object, ...], Difference] = {}
-    for foreign in listed:
-        price = find(foreign.vendor, foreign.id)
+    for theirs in listed:
+        price = find(theirs.provider, theirs.id)
         if price is None:
-            unknown.append(f"{foreign.vendor}/{foreign.id}")
+            unknown.append(f"{theirs.provider}/{theirs.id}")
             continue
         compared += 1
-        for difference in _differences(price, foreign, today):
+        for difference in _differences(price, theirs, today):
             # once for all ids of one price
             seen.setdefault((price.provider, price.id, *difference[1:]), difference)
     return Check(source, compared, list(seen.values()), sorted(set(unknown)))
@@ -111,11 +105,9 @@ def known() -> Iterator[str]:
         yield from (price.id, *price.aliases)
 
 
-def _differences(price: Price, foreign: _Foreign, today: date) -> Iterator[Difference]:
+def _differences(price: Price, theirs: Price, today: date) -> Iterator[Difference]:
     """Yield the figures that differ, at each size where either price changes."""
     moment = datetime(today.year, today.month, today.day, tzinfo=UTC)
-    base, *tiers = [Tier(over, Tariff(**found)) for over, found in sorted(foreign.tiers.items())]
-    theirs = Price(foreign.vendor, foreign.id, base.rates, tiers=tuple(tiers))
     # to the nearest thousand: the tables differ in whether the size itself belongs to a tier
     sizes = sorted({0, *(round(tier.over, -3) for tier in (*price.tiers, *theirs.tiers))})
     for size in sizes:
@@ -129,7 +121,7 @@ def _differences(price: Price, foreign: _Foreign, today: date) -> Iterator[Diffe
                 continue
             if ours is not None or other not in (0, _fallback(here, name)):
                 figure = name + (f" over {size}" if size else "")
-                yield Difference(f"{foreign.vendor}/{foreign.id}", figure, ours, other)
+                yield Difference(f"{theirs.provider}/{theirs.id}", figure, ours, other)
 
 
 def _fallback(rates: Tariff, name: str) -> Decimal | None:
@@ -139,7 +131,7 @@ def _fallback(rates: Tariff, name: str) -> Decimal | None:
     return rates.cache_write if hour else rates.input
 
 
-def _read(data: bytes, today: date) -> tuple[str, list[_Foreign]]:
+def _read(data: bytes, today: date) -> tuple[str, list[Price]]:
     try:
         table = json.loads(data, parse_float=Decimal, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -159,7 +151,12 @@ def _any_has(key: str, entries: Iterable[object]) -> bool:
     return any(isinstance(entry, dict) and key in entry for entry in entries)
 
 
-def _litellm(id: str, entry: Mapping[str, Any]) -> Iterator[_Foreign]:
+def _price(vendor: str, id: str, tiers: _Tiers) -> Price:
+    base, *larger = [Tier(over, Tariff(**found)) for over, found in sorted(tiers.items())]
+    return Price(vendor, id, base.rates, tiers=tuple(larger))
+
+
+def _litellm(id: str, entry: Mapping[str, Any]) -> Iterator[Price]:
     provider = entry.get("litellm_provider", "")
     vendor, mode = _LITELLM_VENDORS.get(provider), entry.get("mode", "chat")
     if vendor is None or mode not in _MODES or "input_cost_per_token" not in entry:
@@ -171,10 +168,10 @@ def _litellm(id: str, entry: Mapping[str, Any]) -> Iterator[_Foreign]:
         if name and value is not None:
             over = int(match[2]) * 1000 if match else 0
             tiers.setdefault(over, {})[name] = _figure(value, _MILLION)
-    yield _Foreign(vendor, id.removeprefix(f"{provider}/"), tiers)
+    yield _price(vendor, id.removeprefix(f"{provider}/"), tiers)
 
 
-def _genai(provider: Mapping[str, Any], today: date) -> Iterator[_Foreign]:
+def _genai(provider: Mapping[str, Any], today: date) -> Iterator[Price]:
     vendor = _GENAI_VENDORS.get(provider["id"])
     for model in provider["models"] if vendor else ():
         prices = model["prices"]
@@ -191,7 +188,7 @@ def _genai(provider: Mapping[str, Any], today: date) -> Iterator[_Foreign]:
             if value is not None:
                 tiers[0][name] = _figure(value)
         if "input" in tiers[0]:
-            yield _Foreign(vendor or "", model["id"], tiers)
+            yield _price(vendor or "", model["id"], tiers)
 
 
 def _has_begun(constraint: Mapping[str, Any] | None, today: date) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 PER_MESSAGE = 4  # role and separators; 3, and 3 to open the answer, in OpenAI's cookbook
 PER_IMAGE = 765  # 1024 x 1024 in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
@@ -45,24 +45,17 @@ _KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tok
 )
 
 
-class _Scanner(NamedTuple):
-    """A pattern of runs, and the weights of their kinds."""
-
-    runs: re.Pattern[str]
-    per_run: tuple[float, ...]
-    per_character: tuple[float, ...]
-
-    @classmethod
-    def of(cls, kinds: Sequence[tuple[str, float, float]]) -> Self:
-        return cls(
-            re.compile("|".join(f"({pattern})" for pattern, _, _ in kinds)),
-            (0.0, *(weight for _, weight, _ in kinds)),
-            (0.0, *(weight for _, _, weight in kinds)),
-        )
+def _scanner(
+    kinds: Sequence[tuple[str, float, float]],
+) -> tuple[re.Pattern[str], tuple[float, ...], tuple[float, ...]]:
+    """Return a pattern whose groups are the kinds, and by group their weights."""
+    patterns, per_run, per_character = zip(*kinds, strict=True)
+    runs = re.compile("|".join(f"({pattern})" for pattern in patterns))
+    return runs, (0.0, *per_run), (0.0, *per_character)
 
 
-_ANY = _Scanner.of(_KINDS)
-_ASCII = _Scanner.of([kind for kind in _KINDS if "\\u" not in kind[0]])  # twice as fast
+_ANY = _scanner(_KINDS)
+_ASCII = _scanner([kind for kind in _KINDS if "\\u" not in kind[0]])  # twice as fast
 
 
 def estimate(text: str) -> int:

@@ -25,6 +25,10 @@ OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
 _MAX_COUNT = 10**17  # of one attempt: the sum of many fits a cell
 _TARGET = ("provider", "model")
+_TOKENS = [  # kinds, and the fields of Usage
+    (kind, f"{kind}_tokens")
+    for kind in ("input", "output", "cached_input", "cache_write", "reasoning")
+]
 _OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
@@ -137,14 +141,8 @@ def _attempted(slot: WorkerSlot, target: tuple[str, str], attempt: Attempt) -> N
     usage = attempt.usage
     if usage is None:
         return
-    for kind, count in (
-        ("input", usage.input_tokens),
-        ("output", usage.output_tokens),
-        ("cached_input", usage.cached_input_tokens),
-        ("cache_write", usage.cache_write_tokens),
-        ("reasoning", usage.reasoning_tokens),
-    ):
-        if count:
+    for kind, name in _TOKENS:
+        if count := getattr(usage, name):
             slot.add(("tokens_total", *target, kind), _bounded(count))
     if attempt.cost is None:
         slot.add(("unpriced_total", *target))

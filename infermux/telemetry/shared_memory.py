@@ -193,10 +193,9 @@ class SharedMemory:
         sums: dict[Key, list[int]] = {}
         for slot in map(self._slot, range(SLOTS)):
             for key, at, width in slot.series():
-                pairs = itertools.zip_longest(
-                    slot.cells[at : at + width].tolist(), sums.get(key, ()), fillvalue=0
-                )
-                sums[key] = [count + before for count, before in pairs]
+                cells = slot.cells[at : at + width].tolist()
+                pairs = itertools.zip_longest(cells, sums.get(key, ()), fillvalue=0)
+                sums[key] = [*map(sum, pairs)]
         return sums
 
     @property
