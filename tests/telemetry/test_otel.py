@@ -172,6 +172,7 @@ def test_each_attempt_of_a_call_that_failed_over_is_a_child_and_both_receivers_k
         file.write_text(
             f'[providers.gemini]\nbase_url = "{refused}/v1beta"\napi_key = "env:KEY"\n'
             f'[providers.mistral]\nbase_url = "{vendor.url}/v1"\napi_key = "env:KEY"\n'
+            'prices = { "m-0613" = { input = "1", output = "2" } }\n'
             f'[models]\nboth = ["gemini/g", "mistral/m"]\n[server]\nworkers = 1\nthreads = 8\n'
             f'[trace]\notlp = "{collector.url}/v1/traces"\ntokentrace = "{tokentrace.url}"\n'
         )
