@@ -15,7 +15,7 @@ from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
 from .routing.router import Router
-from .web import REFUSES, EndpointBlueprint
+from .web import METHODS, REFUSES, EndpointBlueprint
 from .web.anthropic import anthropic_blueprint
 from .web.http import Identify, error_response, plain_error, with_request_id
 from .web.mist import mist_blueprint
@@ -85,18 +85,17 @@ def _http_error(error: HTTPException) -> Response:
     if status == 404:
         answer = errors.NotFound("not found")
     elif status == 405:
-        answer = errors.MethodNotAllowed("method not allowed", allow=_allowed(request.path))
+        answer = errors.MethodNotAllowed("method not allowed", allow=_allowed())
     elif status < 500:
         answer = errors.RequestError(error.name.lower())
     answer.status = status
     return error_response(answer, plain_error)
 
 
-def _allowed(path: str) -> str:
-    """Return the methods of *path*, for Allow."""
-    rules = [rule for rule in current_app.url_map.iter_rules() if rule.rule == path]
-    wanted = [rule.methods or () for rule in rules if not rule.endpoint.endswith(REFUSES)]
-    return ", ".join(sorted({method for methods in wanted for method in methods}))
+def _allowed() -> str:
+    """Return the methods of the requested path, for Allow."""
+    match = current_app.url_map.bind_to_environ(request).match
+    return ", ".join(each for each in METHODS if not match(method=each)[0].endswith(REFUSES))
 
 
 def _bug(error: Exception) -> Response:

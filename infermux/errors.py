@@ -44,11 +44,11 @@ def shown(value: object) -> str:
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
 
-def close_to(name: str, known: Iterable[str]) -> str:
+def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
     from difflib import get_close_matches  # here: only an error needs it
 
-    found = get_close_matches(name[:SHOWN], list(known), n=3)
+    found = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 

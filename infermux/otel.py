@@ -1,7 +1,7 @@
 """Exports spans to an OpenTelemetry collector, by the semantic conventions for generative AI.
 
-It needs the extra infermux[otel], and is loaded if [trace].otlp is set. The spans are those that
-TokenTrace gets: the call's, and one for each of several attempts.
+It needs the extra infermux[otel], and is loaded if [trace].otlp is set. Each of several attempts
+has a span of its own, a child with no usage and no cost: those are the call's, and count once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from .errors import InferMuxError
 from .planning.call import Attempt, Call
-from .pricing import usd_float
 from .protocol import text_of
 from .telemetry.exporter import Exporter, Send
 from .telemetry.spans import MAX_CONTENT, failure, moment
@@ -66,7 +65,9 @@ class OTLP(Exporter[ReadableSpan]):
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_not_ours)
 
     def __call__(self, call: Call) -> None:
-        parent = _context(call.trace_id, call.parent_id, remote=True) if call.parent_id else None
+        parent = None
+        if call.parent_id:  # the last 16 digits, as mist-go has them in a traceparent
+            parent = _context(call.trace_id, call.parent_id[-16:], remote=True)
         own = _context(call.trace_id, call.span_id)
         self.put(
             self._span(
@@ -131,6 +132,7 @@ class OTLP(Exporter[ReadableSpan]):
         params = call.request.params if isinstance(call.request.params, Mapping) else {}
         limit: Any = params.get("max_completion_tokens", params.get("max_tokens"))
         temperature: Any = params.get("temperature")
+        usage = call.usage or Usage()
         return {
             "gen_ai.provider.name": self._vendors.get(call.provider, _text(call.provider)),
             "gen_ai.request.model": _text(call.request.model),
@@ -150,7 +152,9 @@ class OTLP(Exporter[ReadableSpan]):
             "gen_ai.output.messages": _messages([{"role": "assistant", "content": call.answer}])
             if call.answer is not None
             else None,
-            **_usage(call.usage, call.cost),
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "infermux.cost_usd": call.cost_usd,
             "infermux.call.id": call.id,
             "infermux.attempts": len(call.attempts),
             "infermux.provider": _text(call.provider),
@@ -165,7 +169,6 @@ class OTLP(Exporter[ReadableSpan]):
             "gen_ai.provider.name": self._vendors.get(provider, provider),
             "gen_ai.request.model": _text(model),
             "gen_ai.response.model": _text(attempt.served),
-            **_usage(attempt.usage, attempt.cost),
             "infermux.provider": provider,
             "infermux.waited_ms": round(attempt.waited * 1000) or None,
         }
@@ -181,15 +184,6 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
         for each in messages
     ]
     return json.dumps(parts)[:MAX_CONTENT]
-
-
-def _usage(usage: Usage | None, cost: int | None) -> dict[str, Any]:
-    usage = usage or Usage()
-    return {
-        "gen_ai.usage.input_tokens": usage.input_tokens,
-        "gen_ai.usage.output_tokens": usage.output_tokens,
-        "infermux.cost_usd": usd_float(cost),
-    }
 
 
 def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContext:

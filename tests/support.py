@@ -362,8 +362,9 @@ ATTRIBUTES = {
     "latency_ms": int,
     "finish_reason": str,
     "error": str,
-    "waited_ms": int,
+    "attempts": list,  # of calls that needed several
 }
+ATTEMPT = {"model": str, "ms": int, "provider": str, "status": str}  # "ok" or the error's code
 
 
 def read_span(body: bytes, skew: int = 0) -> dict[str, Any]:
@@ -397,9 +398,7 @@ def _check_span(span: dict[str, Any]) -> None:
         assert name not in span or (
             isinstance(span[name], str) and re.fullmatch(form, span[name]) and int(span[name], 16)
         ), name
-    assert span["operation"] == "infermux.infer" or (
-        span["operation"] == "infermux.attempt" and span["parent_id"]
-    )
+    assert span["operation"] == "infermux.infer"
     assert (
         type(span["start_ns"]) is int
         and type(span["end_ns"]) is int
@@ -411,10 +410,15 @@ def _check_span(span: dict[str, Any]) -> None:
 
 def _check_attributes(attrs: dict[str, Any], status: str) -> None:
     assert isinstance(attrs, dict) and set(attrs) <= set(ATTRIBUTES), f"attributes {attrs}"
+    assert list(attrs) == sorted(attrs), f"not in Go's order: {list(attrs)}"
+    for attempt in attrs.get("attempts", ()):
+        kinds_of = {name: type(value) for name, value in attempt.items()}
+        assert kinds_of == ATTEMPT and list(attempt) == list(ATTEMPT), f"attempt {attempt}"
+    assert "attempts" not in attrs or len(attrs["attempts"]) > 1
     for name, value in attrs.items():
         kinds = (int, float) if ATTRIBUTES[name] is float else (ATTRIBUTES[name],)
         assert type(value) in kinds, f"{name} is {value!r}"
-        assert isinstance(value, str) or (math.isfinite(value) and value >= 0), (
+        assert isinstance(value, str | list) or (math.isfinite(value) and value >= 0), (
             f"{name} is {value!r}"
         )
     assert ("error" in attrs) == (status == "error"), f"status {status}, attributes {attrs}"
@@ -447,7 +451,6 @@ class TokenTrace(Peer):
         self.mode, self.seconds, self.status, self.target = mode, seconds, status, target
         self.skew = 0
         self.spans: list[dict[str, Any]] = []
-        self.attempts: list[dict[str, Any]] = []  # spans of attempts, which only some calls have
         self.problems: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -485,9 +488,7 @@ class TokenTrace(Peer):
             if problem:
                 self.problems.append(problem)
             else:
-                (self.spans if span["operation"] == "infermux.infer" else self.attempts).append(
-                    span
-                )
+                self.spans.append(span)
 
     def wait(self, count: int) -> list[dict[str, Any]]:
         """Return the spans once there are *count*; every message was valid and none came twice."""
@@ -496,6 +497,17 @@ class TokenTrace(Peer):
             f"{count} spans ({len(self.spans)} came)",
         )
         return self.checked()
+
+    def stats(self) -> dict[str, float]:
+        """Return the figures of the real TokenTrace's /stats: sums over all spans."""
+        with self.lock:
+            attrs = [span["attrs"] for span in self.spans]
+            errors = sum(span["status"] == "error" for span in self.spans)
+        sums = {
+            name: sum(each.get(name, 0) for each in attrs)
+            for name in ("tokens_in", "tokens_out", "cost_usd")
+        }
+        return {"spans": len(attrs), "errors": errors, **sums}
 
     def checked(self) -> list[dict[str, Any]]:
         """Return the spans so far; every message was valid and none came twice."""

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
+from ..dialects import without
+from ..dialects.anthropic.requests import KNOWN
 from ..dialects.openai.downstream import decode_request, encode_answer
+from ..dialects.openai.requests import PARAMS
 from ..dialects.openai.upstream import PATHS
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
@@ -184,9 +187,9 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
         raise ProtocolError(
             "the line is neither OpenAI's (custom_id, method, url, body) nor an infer.request"
         )
-    if model and isinstance(value, dict):
-        value = value | {"model": model}
-    return InferRequest.from_dict(value), _mist_answer
+    if isinstance(value, dict):
+        value = without(value, "custom_id") | ({"model": model} if model else {})
+    return InferRequest.from_dict(value, PARAMS | KNOWN), _mist_answer
 
 
 def _mist_answer(call: Call, response: InferResponse) -> bytes:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple, Self
 
-from ..errors import ProtocolError, RequestError, shown
+from ..errors import ProtocolError, RequestError, close_to, shown
 from ..types import JSON, Usage
 from . import strict_json
 from .strict_json import Document
@@ -29,6 +30,8 @@ MAX_NAME = 512  # characters of a model or provider: names are keys of caches
 
 _MAY_BE_EMPTY = ("assistant", "function")  # roles of messages that need no content
 _FIELDS = frozenset({"model", "messages", "stream"})  # of a request: params may not repeat them
+_MEMBERS = _FIELDS | {"provider", "params", "meta"}
+_MAX_FOREIGN = 16  # names that resemble none: each is compared with all
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
 _FORBIDDEN = frozenset(
     {
@@ -42,6 +45,48 @@ _FORBIDDEN = frozenset(
         "extra_query",
     }
 )
+
+
+_MARK = int.from_bytes(os.urandom(16), "big") << 32  # of a number: no text holds it
+_PLAIN = (str, int)
+_ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
+
+
+def encode(value: object) -> bytes:
+    """Return JSON as Go's encoding/json writes it: a relay in Go keeps it, and its checksum."""
+    numbers: list[str] = []
+    text = strict_json.dumps(_marked(value, numbers))
+    for place, number in enumerate(numbers, _MARK):
+        text = text.replace(str(place), number)
+    for mark, escape in _ESCAPES:
+        if mark in text:
+            text = text.replace(mark, escape)
+    return text.encode("utf-8", "replace")
+
+
+def _marked(value: object, numbers: list[str]) -> object:
+    """Return *value* with a mark for each float that Go writes otherwise, which goes to *numbers*.
+
+    Python's encoder in C can be told nothing of floats, and its own in Python is slow.
+    """
+    if isinstance(value, dict):
+        return {
+            name: each if type(each) in _PLAIN else _marked(each, numbers)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_marked(each, numbers) for each in value]
+    if not isinstance(value, float):
+        return value
+    text = repr(value)
+    if 1e-6 <= abs(value or 1) < 1e21:
+        number = (f"{Decimal(text):f}" if "e" in text else text).removesuffix(".0")
+    else:
+        number = text.replace("e-0", "e-")
+    if number == text:
+        return value
+    numbers.append(number)
+    return _MARK + len(numbers) - 1
 
 
 def new_id() -> str:
@@ -74,7 +119,7 @@ class Message:
     @classmethod
     def wrap(cls, source: str, type: str, payload: object, *, checksum: bool = False) -> Self:
         """Return a new message around *payload*."""
-        data = strict_json.encode(payload)
+        data = encode(payload)
         return cls(source, type, data, checksum=zlib.crc32(data) if checksum else 0)
 
     @classmethod
@@ -110,7 +155,7 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """Return the message as JSON, its fields in mist-go's order."""
-        names = map(strict_json.encode, (self.version, self.id, self.source, self.type))
+        names = map(encode, (self.version, self.id, self.source, self.type))
         return (
             b'{"version":%s,"id":%s,"source":%s,"type":%s' % tuple(names)
             + b',"timestamp_ns":%d,"payload":%s' % (self.timestamp_ns, self.payload)
@@ -144,10 +189,15 @@ class InferRequest:
     lenient: bool = False  # whether preferences that a target cannot express are left out
 
     @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Return the request in an infer.request; raise RequestError naming an invalid field."""
+    def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
+        """Return the request in an infer.request; raise RequestError naming an invalid field.
+
+        *parameters* are those that may stand beside params.
+        """
         if not isinstance(data, dict):
             raise RequestError("an infer.request must be a JSON object")
+        if not data.keys() <= _MEMBERS:
+            data = _placed(data, parameters)
         model, provider = data.get("model"), data.get("provider")
         request = cls(
             model="" if model is None else model,
@@ -208,6 +258,35 @@ class InferRequest:
             | ({"params": dict(self.params)} if self.params else {})
             | ({"meta": dict(self.meta)} if self.meta else {})
         )
+
+
+def _placed(data: JSON, parameters: Collection[str]) -> JSON:
+    """Return an infer.request with each member where it belongs, whatever its case, as in Go.
+
+    A name like no other is a vendor's own parameter, unless it may stand for the model.
+    """
+    places = {each.lower(): each for each in (*parameters, *_MEMBERS)}
+    default = "" if "model" in map(str.lower, data) else "; did you mean 'model'?"
+    fields: JSON = {}
+    beside: JSON = {}
+    foreign = 0
+    for name, value in data.items():
+        place = places.get(name.lower(), name)
+        if name.lower() not in places:
+            foreign += 1
+            hint = close_to(name.lower(), places.values(), 0.7) or default
+            if hint or foreign > _MAX_FOREIGN:
+                raise RequestError(f"an infer.request has no {shown(name)}{hint}", param=name[:100])
+        where = fields if place in _MEMBERS else beside
+        if place in where:
+            raise RequestError(f"{shown(place)} is given twice", param=place[:100])
+        where[place] = value
+    params = fields.get("params")
+    for name in beside.keys() & (params if isinstance(params, dict) else ()):
+        raise RequestError(f"{shown(name)} is in params, too", param=name[:100])
+    if params is None or isinstance(params, dict):
+        fields["params"] = (params or {}) | beside
+    return fields
 
 
 def check_message(message: object, place: str) -> None:
@@ -334,7 +413,7 @@ class TraceSpan:
             "start_ns": self.start_ns,
             "end_ns": self.end_ns,
             "status": self.status,
-            "attrs": dict(self.attrs),
+            "attrs": dict(sorted(self.attrs.items())),
         }
 
 
@@ -348,7 +427,9 @@ def _text(data: JSON, name: str) -> str:
 
 
 def _integer(data: JSON, name: str, *, least: int, most: int) -> int:
-    value = data.get(name, 0)
+    value = data.get(name)
+    if value is None:
+        return 0
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ProtocolError(f"{name} must be an integer from {least} to {most}")
     return value

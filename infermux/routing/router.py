@@ -44,7 +44,7 @@ from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
-from ..telemetry.spans import SpanReporter, parse, spans
+from ..telemetry.spans import SpanReporter, of_meta, span
 from ..types import (
     ANONYMOUS,
     NOTHING,
@@ -169,13 +169,12 @@ class Router:
     ) -> Call:
         """Return the record of a call that starts now.
 
-        Without *trace*, meta.traceparent may name one. *tags* of the request, like meta.project
-        and meta.env, count where the caller may set them.
+        Without *trace*, meta may name one. *tags* of the request, like meta.project and meta.env,
+        count where the caller may set them.
         """
         meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
-        header = meta.get("traceparent") if trace is None else None
-        if isinstance(header, str):
-            trace = parse(header)
+        if trace is None and meta:
+            trace = of_meta(meta)
         own = NOTHING
         if caller.may_tag and (tags or meta):
             given = {name: tags.get(name) or meta.get(name) for name in TAGS}
@@ -431,8 +430,7 @@ class Router:
 
     def _report(self, call: Call) -> None:
         assert self.reporter is not None
-        for span in spans(call):
-            self.reporter.report(span)
+        self.reporter.report(span(call))
 
     def close(self) -> None:
         """Close the ledger and the providers."""

@@ -166,7 +166,8 @@ def refusal(status: int) -> bytes:
     message = f"the request head was refused: {phrase.lower()}"
     if status == 500:
         kind, message = InferMuxError, "internal error"
-    body = strict_json.encode({"error": {"message": message, "type": kind.type, "code": kind.code}})
+    error = {"message": message, "type": kind.type, "code": kind.code}
+    body = strict_json.encode({"error": error}) + b"\n"
     head = (
         f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
         f"X-Content-Type-Options: nosniff\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -1,21 +1,24 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context/), and the spans of a call."""
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/), and the span of a call."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..errors import InferMuxError
 from ..planning.call import Attempt, Call
-from ..pricing import usd_float
-from ..protocol import TraceSpan, new_id
-from ..types import TraceContext, Usage
+from ..protocol import TraceSpan
+from ..types import TraceContext
 
 OPERATION = "infermux.infer"
-ATTEMPT = "infermux.attempt"
 MAX_CONTENT = 65536  # characters of a prompt or an answer in a span
-_HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+# A parent has 16 digits by the standard, and 32 in MIST.
+_HEADER = re.compile(
+    r"([0-9a-f]{2})-([0-9a-f]{32})-((?:[0-9a-f]{16}){1,2})-([0-9a-f]{2})(-.*)?", re.DOTALL
+)
+_STATE = re.compile(r"\bmist=([0-9a-f]{32})\b")
 
 
 class SpanReporter(Protocol):
@@ -25,37 +28,54 @@ class SpanReporter(Protocol):
         """Take one span; never block, never raise."""
 
 
-def parse(header: str | None) -> TraceContext | None:
-    """Return the context of a traceparent header, or None if it is invalid or absent."""
-    found = _HEADER.fullmatch((header or "").strip(" \t"))
+def parse(header: object, state: object = None) -> TraceContext | None:
+    """Return the context of a traceparent header, or None if it is invalid or absent.
+
+    mist-go's tracestate has all digits of the parent whose last ones are in *header*.
+    """
+    found = _HEADER.fullmatch(header.strip(" \t")) if isinstance(header, str) else None
     if not found:
         return None
     version, trace_id, parent_id, flags, more = found.groups()
     if version == "ff" or (version == "00" and more):
         return None
-    if not int(trace_id, 16) or not int(parent_id, 16):
+    if not int(trace_id, 16) or not int(parent_id[-16:], 16):
         return None
+    whole = _STATE.search(state) if isinstance(state, str) else None
+    if whole and whole[1].endswith(parent_id):
+        parent_id = whole[1]
     return TraceContext(trace_id, parent_id, flags)
 
 
-def spans(call: Call) -> list[TraceSpan]:
-    """Return the spans of a finished call: its own, and a child for each of several attempts.
+def of_meta(meta: Mapping[str, object]) -> TraceContext | None:
+    """Return the context that a request's meta names: a traceparent, or trace_id and parent_id."""
+    found = parse(meta.get("traceparent"), meta.get("tracestate"))
+    if found is None and "trace_id" in meta:
+        found = parse(f"00-{meta['trace_id']}-{meta.get('parent_id')}-01")
+    return found
 
-    The child of a single attempt would repeat its parent, and a span costs a small request.
-    """
+
+def span(call: Call) -> TraceSpan:
+    """Return the span of a finished call, the only one: TokenTrace sums over all spans."""
     tokens_in, tokens_out = call.tokens
-    attrs = {
+    attrs: dict[str, Any] = {
         "provider": call.provider,
         "model": call.model,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
+        "latency_ms": call.latency_ms,
+        "finish_reason": call.finish_reason,
     }
+    if call.cost is not None:  # an unknown price is not 0
+        attrs["cost_usd"] = call.cost_usd
+    if call.error is not None:
+        attrs["error"] = call.error.summary
+    if len(call.attempts) > 1:  # a single one would repeat the call
+        attrs["attempts"] = [_tried(call, attempt) for attempt in call.attempts]
     if call.answer is not None:  # only if [trace].content is set
-        attrs |= {
-            "prompt": json.dumps(call.request.messages, default=str)[:MAX_CONTENT],
-            "completion": call.answer[:MAX_CONTENT],
-        }
-    own = TraceSpan(
+        attrs["prompt"] = json.dumps(call.request.messages, default=str)[:MAX_CONTENT]
+        attrs["completion"] = call.answer[:MAX_CONTENT]
+    return TraceSpan(
         call.trace_id,
         call.span_id,
         OPERATION,
@@ -63,34 +83,18 @@ def spans(call: Call) -> list[TraceSpan]:
         call.end_ns,
         "error" if call.error else "ok",
         call.parent_id,
-        _rest(attrs, call.cost, call.latency_ms, call.finish_reason, call.error),
+        attrs,
     )
-    if len(call.attempts) <= 1:
-        return [own]
-    return [own, *(_child(call, attempt) for attempt in call.attempts)]
 
 
-def _child(call: Call, attempt: Attempt) -> TraceSpan:
-    error, usage = failure(call, attempt), attempt.usage or Usage()
-    attrs: dict[str, Any] = {
-        "provider": attempt.target.provider,
+def _tried(call: Call, attempt: Attempt) -> dict[str, Any]:
+    error = failure(call, attempt)
+    return {
         "model": attempt.served or attempt.target.model,
-        "tokens_in": usage.input_tokens or 0,
-        "tokens_out": usage.output_tokens or 0,
+        "ms": attempt.latency_ms,
+        "provider": attempt.target.provider,
+        "status": error.code if error else "ok",
     }
-    if attempt.waited:
-        attrs["waited_ms"] = round(attempt.waited * 1000)
-    start = moment(call, attempt.started)
-    return TraceSpan(
-        call.trace_id,
-        new_id(),
-        ATTEMPT,
-        start,
-        start + int(attempt.seconds * 1e9),
-        "error" if error else "ok",
-        call.span_id,
-        _rest(attrs, attempt.cost, attempt.latency_ms, "" if error else call.finish_reason, error),
-    )
 
 
 def moment(call: Call, monotonic: float) -> int:
@@ -101,19 +105,3 @@ def moment(call: Call, monotonic: float) -> int:
 def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
     """Return the error of an attempt; the last attempt shares its call's."""
     return attempt.error or (call.error if attempt is call.attempts[-1] else None)
-
-
-def _rest(
-    attrs: dict[str, Any],
-    cost: int | None,
-    latency_ms: int,
-    finish_reason: str,
-    error: InferMuxError | None,
-) -> dict[str, Any]:
-    if cost is not None:  # an unknown price is not 0
-        attrs["cost_usd"] = usd_float(cost)
-    attrs["latency_ms"] = latency_ms
-    attrs["finish_reason"] = finish_reason
-    if error is not None:
-        attrs["error"] = error.summary
-    return attrs

@@ -40,11 +40,11 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
     blueprint = EndpointBlueprint(name, __name__)
     for method, path, view in routes:
         endpoint = re.sub(r"\W+", "_", path).strip("_")
-        allowed = {method, "HEAD"} if method == "GET" else {method}  # Werkzeug adds HEAD to GET
+        allowed = ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
         refused = [other for other in METHODS if other not in allowed]
         for suffix, methods, answer in (
             ("", [method], partial(view, api)),
-            (REFUSES, refused, partial(_refuse, method)),
+            (REFUSES, refused, partial(_refuse, ", ".join(allowed))),
         ):
             blueprint.add_url_rule(
                 path,

@@ -103,7 +103,7 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     environ = current_request().environ  # `request.headers` takes 30 times as long for a lookup
     header = environ.get
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
-    trace = parse(header("HTTP_TRACEPARENT"))
+    trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     environ[_CALL] = call
@@ -150,12 +150,12 @@ def json_response(
 
 
 def call_response(call: Call, value: object) -> Response:
-    """Return *value* as the JSON response to *call*; bytes are JSON already."""
+    """Return *value* as the JSON response to *call*; bytes are sent as they are."""
     return _json(value, 200, call_headers(call))
 
 
 def _json(value: object, status: int, headers: Mapping[str, str]) -> BytesResponse:
-    data = value if isinstance(value, bytes) else strict_json.encode(value)
+    data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
     complete = Headers()
     complete[:] = [  # a third faster than one by one
         ("Content-Type", "application/json"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flask import Response
 
+from ..dialects.anthropic.requests import KNOWN
+from ..dialects.openai.requests import PARAMS
 from ..errors import InferMuxError, ProtocolError, shown
 from ..protocol import (
     INFER_REQUEST,
@@ -11,6 +13,7 @@ from ..protocol import (
     MAX_MESSAGE,
     InferRequest,
     Message,
+    encode,
     strict_json,
 )
 from ..protocol.sse import Event, comment
@@ -32,6 +35,8 @@ from .http import (
 )
 from .sse import sse_response
 
+PARAMETERS = PARAMS | KNOWN  # that may stand beside params
+
 
 def mist_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the MIST endpoints for *router*; *caller* returns who calls, as a name or a Caller."""
@@ -45,26 +50,27 @@ def mist(api: Api) -> Response:
     message = Message.read(read_body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call = start_call(api, InferRequest.from_dict(message.data), caller)
+    call = start_call(api, InferRequest.from_dict(message.data, PARAMETERS), caller)
     data = api.router.answer(call).to_dict()
     reply = Message.wrap("infermux", INFER_RESPONSE, data, checksum=bool(message.checksum))
-    return call_response(call, reply.to_bytes())
+    return call_response(call, reply.to_bytes() + b"\n")
 
 
 def infer(api: Api) -> Response:
     """Answer a bare infer.request."""
     caller = admitted(api)
-    call = start_call(api, InferRequest.from_dict(json_body(strict_json.loads)), caller)
+    wanted = InferRequest.from_dict(json_body(strict_json.loads), PARAMETERS)
+    call = start_call(api, wanted, caller)
     if "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
         stream = api.router.open(call)
         return sse_response(stream, Encoder(stream))
-    return call_response(call, api.router.answer(call).to_dict())
+    return call_response(call, encode(api.router.answer(call).to_dict()) + b"\n")
 
 
 def providers(api: Api) -> Response:
     """List the providers and their models."""
     authenticated(api)
-    return json_response(api.router.registry.to_dict())
+    return json_response(encode(api.router.registry.to_dict()) + b"\n")
 
 
 class Encoder:
@@ -98,4 +104,4 @@ class Encoder:
 
 
 def _event(name: bytes, data: JSON) -> bytes:
-    return Event(strict_json.encode(data), name).encode()
+    return Event(encode(data), name).encode()

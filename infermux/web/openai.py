@@ -51,7 +51,8 @@ def complete(api: Api, op: str) -> Response:
     data = wire.encode_answer(
         response, call.request, model=call.model, ident=ident, created=created
     )
-    return call_response(call, data)
+    native = response.native is not None and data is response.native[1]
+    return call_response(call, data if native else data + b"\n")
 
 
 def models(api: Api) -> Response:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from infermux.errors import InferMuxError, ProtocolError, RequestError
-from infermux.protocol import MAX_MESSAGE, InferRequest, InferResponse, Message, TraceSpan, text_of
+from infermux.protocol import (
+    MAX_MESSAGE,
+    InferRequest,
+    InferResponse,
+    Message,
+    TraceSpan,
+    encode,
+    text_of,
+)
 
 ID = "0123456789abcdef0123456789abcdef"
 GOOD: dict[str, Any] = {
@@ -73,6 +81,48 @@ def test_a_checksum_covers_the_bytes_of_the_payload(payload: Any) -> None:
     sent = data[start : data.rindex(b',"checksum":')]
     assert json.loads(sent) == payload
     assert json.loads(data)["checksum"] == zlib.crc32(sent)
+
+
+GO = [  # what Go's encoding/json writes
+    ("<b>&amp;</b>", '"\\u003cb\\u003e\\u0026amp;\\u003c/b\\u003e"'),
+    ("a\u2028b\u2029", '"a\\u2028b\\u2029"'),
+    ('\x01\n\r\t\x7f"\\/', '"\\u0001\\n\\r\\t\x7f\\"\\\\/"'),
+    ("é😀\u2027", '"é😀\u2027"'),
+    ("\\u003c", '"\\\\u003c"'),  # a backslash of the text itself
+    ({"<": [">"]}, '{"\\u003c":["\\u003e"]}'),
+    ("1.0,3e-05 e+22", '"1.0,3e-05 e+22"'),
+    ({'"1.0': 3e-05}, '{"\\"1.0":0.00003}'),
+    (3e-05, "0.00003"),
+    (0.0, "0"),
+    (-0.0, "-0"),
+    (1.0, "1"),
+    (0.1, "0.1"),
+    (1e-06, "0.000001"),
+    (1e-07, "1e-7"),
+    (1.5e-10, "1.5e-10"),
+    (1e16, "10000000000000000"),
+    (1.2345678901234567e19, "12345678901234567000"),
+    (1e21, "1e+21"),
+    (5e-324, "5e-324"),
+    (10**25, "1" + "0" * 25),
+    ([True, None, 5], "[true,null,5]"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), GO, ids=lambda value: repr(value)[:40])
+def test_json_is_gos_byte_for_byte(value: Any, text: str) -> None:
+    assert encode([value]) == f"[{text}]".encode()
+
+
+def test_attributes_of_a_span_are_in_gos_order() -> None:
+    span = TraceSpan("1", "2", "infermux.infer", 1, 2, attrs={"b": 1, "a": "<", "C": 0.5})
+    assert encode(span.to_dict()).endswith(b'"attrs":{"C":0.5,"a":"\\u003c","b":1}}')
+
+
+@pytest.mark.parametrize("name", ["timestamp_ns", "checksum"])
+def test_a_null_is_a_zero_as_in_go(name: str) -> None:
+    message = Message.read(wire(**{name: None}))
+    assert getattr(message, name) == 0
 
 
 def test_what_is_written_can_be_read() -> None:
@@ -292,11 +342,52 @@ def test_a_field_that_is_missing_or_null_is_empty(name: str, value: Any) -> None
     assert not getattr(request, name)
 
 
-def test_unknown_fields_are_ignored() -> None:
-    assert read({"model": "m", "messages": HI, "unknown": {"a": [1]}}).to_dict() == {
-        "model": "m",
-        "messages": HI,
-    }
+PARAMETERS = ("temperature", "top_p", "top_k", "max_tokens", "safetySettings")
+PLACED = [
+    ({"Model": "m"}, {"model": "m"}),
+    ({"MODEL": "m", "Provider": "p", "PARAMS": {"a": 1}}, {"provider": "p", "params": {"a": 1}}),
+    ({"model": "m", "stream": False}, {}),
+    ({"model": "m", "temperature": 0}, {"params": {"temperature": 0}}),
+    ({"model": "m", "Temperature": 0}, {"params": {"temperature": 0}}),
+    ({"model": "m", "safetySettings": []}, {"params": {"safetySettings": []}}),
+    ({"model": "m", "top_k": 5, "params": {"top_p": 1}}, {"params": {"top_k": 5, "top_p": 1}}),
+    ({"model": "m", "top_k": 5, "params": None}, {"params": {"top_k": 5}}),
+    ({"model": "m", "colour": {"a": [1]}}, {"params": {"colour": {"a": [1]}}}),  # a vendor's own
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), PLACED, ids=repr)
+def test_an_unknown_member_goes_where_its_place_is(data: Any, expected: Any) -> None:
+    request = InferRequest.from_dict({"messages": HI} | data, PARAMETERS)
+    request.check()
+    assert request.to_dict() == {"model": "m", "messages": HI} | expected
+
+
+MISPLACED = [
+    ({"modle": "m"}, "'modle'; did you mean 'model'?"),
+    ({"Modle": "m", "model": "m"}, "'Modle'; did you mean 'model'?"),
+    ({"models": "m"}, "did you mean 'model'?"),
+    ({"engine": "m"}, "'engine'; did you mean 'model'?"),  # or any model would answer
+    ({"model": "m", "mesages": HI}, "did you mean 'messages'?"),
+    ({"model": "m", "parms": {}}, "did you mean 'params'?"),
+    ({"model": "m", "provder": "p"}, "did you mean 'provider'?"),
+    ({"model": "m", "temprature": 1}, "did you mean 'temperature'?"),
+    ({"model": "m", "max_token": 1}, "did you mean 'max_tokens'?"),
+    ({"model": "m", "Model": "n"}, "'model' is given twice"),
+    ({"model": "m", "top_k": 1, "Top_K": 1}, "'top_k' is given twice"),
+    ({"model": "m", "top_k": 1, "params": {"top_k": 1}}, "'top_k' is in params, too"),
+    ({"model": "m", "colour": 1, "params": {"colour": 2}}, "'colour' is in params, too"),
+    ({"model": "m", "top_k": 1, "params": []}, "params must be an object"),
+    ({"model": "m", "base_url": "http://x"}, "must not be set by callers"),
+    ({"model": "m"} | {f"zz{n}": n for n in range(100_000)}, "an infer.request has no 'zz"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason"), MISPLACED, ids=lambda value: repr(value)[:40])
+def test_a_member_without_a_place_is_400(data: Any, reason: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        InferRequest.from_dict({"messages": HI} | data, PARAMETERS).check()
+    assert reason in caught.value.message and len(caught.value.message) < 300
 
 
 NOT_TEXT = [1, 1.5, True, False, [], {}, ["m"], {"a": 1}]

@@ -87,6 +87,8 @@ def read(span: Span) -> dict[str, Any]:
         "id": span.span_id.hex(),
         "parent": span.parent_span_id.hex(),
         "name": span.name,
+        "start": span.start_time_unix_nano,
+        "end": span.end_time_unix_nano,
     }
     found |= {
         "kind": Span.SpanKind.Name(span.kind),
@@ -130,6 +132,7 @@ def test_a_call_is_a_span_in_the_conventions_words(args: tuple[str, ...]) -> Non
         "infermux.call.id": answer.headers["X-Request-Id"],
     }
     assert span.pop("id") != PARENT
+    assert span.pop("start") <= span.pop("end")
     assert span == {
         "trace": TRACE,
         "parent": PARENT,
@@ -169,6 +172,7 @@ def test_each_attempt_of_a_call_that_failed_over_is_a_child_and_both_receivers_k
         file.write_text(
             f'[providers.gemini]\nbase_url = "{refused}/v1beta"\napi_key = "env:KEY"\n'
             f'[providers.mistral]\nbase_url = "{vendor.url}/v1"\napi_key = "env:KEY"\n'
+            'prices = { "m-0613" = { input = "1", output = "2" } }\n'
             f'[models]\nboth = ["gemini/g", "mistral/m"]\n[server]\nworkers = 1\nthreads = 8\n'
             f'[trace]\notlp = "{collector.url}/v1/traces"\ntokentrace = "{tokentrace.url}"\n'
         )
@@ -195,6 +199,25 @@ def test_each_attempt_of_a_call_that_failed_over_is_a_child_and_both_receivers_k
         "mistral_ai",
     ]
     assert [span["attrs"]["infermux.attempt"] for span in (first, second)] == [1, 2]
+    counted = {name for name in call["attrs"] if "usage" in name or "cost" in name}
+    assert counted == {
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "infermux.cost_usd",
+    }
+    for span in (first, second):  # who sums over spans counts the call once
+        assert not [name for name in span["attrs"] if "usage" in name or "cost" in name]
+        assert span["start"] <= span["end"] and call["start"] <= span["start"]
+    assert first["end"] <= second["start"] and second["end"] <= call["end"]
+    assert (known["status"], tokentrace.stats()["spans"], tokentrace.stats()["errors"]) == (
+        "ok",
+        1,
+        0,
+    )
+    assert [
+        (each["provider"], each["model"], each["status"]) for each in known["attrs"]["attempts"]
+    ] == [("gemini", "g", "upstream_error"), ("mistral", "m-0613", "ok")]
+    assert known["attrs"]["tokens_in"] == call["attrs"]["gen_ai.usage.input_tokens"]
     assert (
         call["error"],
         call["attrs"]["gen_ai.response.model"],

@@ -11,7 +11,7 @@ import time
 
 import certifi
 import pytest
-from support import TokenTrace, eventually, nobody, run
+from support import Service, TokenTrace, eventually, nobody, run
 
 from infermux import (
     EchoProvider,
@@ -138,20 +138,56 @@ class Down(EchoProvider):
         raise ProviderUnavailable("no connection to the provider")
 
 
-def test_a_call_that_failed_over_has_a_child_for_each_attempt(tokentrace):
+def test_a_call_that_failed_over_counts_once(tokentrace):
     router = Router(
         Registry([Down("down", ["echo-v1"]), EchoProvider()]), Reporter("infermux", tokentrace.url)
     )
+    alone = Router(Registry([EchoProvider()])).infer(HELLO)
     router.infer(HELLO)
     assert router.reporter.flush(20)
     [span] = tokentrace.checked()
-    assert [(child["parent_id"], child["trace_id"]) for child in tokentrace.attempts] == [
-        (span["span_id"], span["trace_id"])
-    ] * 2
-    assert {(child["attrs"]["provider"], child["status"]) for child in tokentrace.attempts} == {
-        ("down", "error"),
-        ("echo", "ok"),
+    tried = [(each["provider"], each["status"]) for each in span["attrs"]["attempts"]]
+    assert tried == [("down", "upstream_error"), ("echo", "ok")]
+    assert tokentrace.stats() == {
+        "spans": 1,
+        "errors": 0,
+        "tokens_in": alone.tokens_in,
+        "tokens_out": alone.tokens_out,
+        "cost_usd": alone.cost_usd,
     }
+
+
+def test_tokentrace_counts_what_callers_were_told(tokentrace, vendor, tmp_path):
+    """Its own figures, which are sums over all spans, are those of the responses' headers."""
+    with nobody() as refused:
+        (tmp_path / "infermux.toml").write_text(
+            f'[providers.down]\ntype = "openai"\nbase_url = "{refused}/v1"\nmodels = ["m"]\n'
+            f'[providers.up]\ntype = "openai"\nbase_url = "{vendor.url}/v1"\nmodels = ["m"]\n'
+            'prices = { "m" = { input = "1", output = "2" } }\n'
+            '[models]\nboth = ["down/m", "up/m"]\nlost = ["down/m"]\n'
+            f'[server]\nworkers = 1\nthreads = 4\n[trace]\ntokentrace = "{tokentrace.url}"\n'
+            "[reliability]\nattempts = 3\ndeadline = 2\n"
+        )
+        env = {"INFERMUX_CONFIG": str(tmp_path / "infermux.toml")}
+        asked = {"messages": [{"role": "user", "content": "hello"}]}
+        with Service(env=env) as service:
+            rescued = [service.ask("/infer", asked | {"model": "both"}) for _ in range(3)]
+            lost = service.ask("/infer", asked | {"model": "lost"})
+            nowhere = service.ask("/infer", asked | {"model": "nowhere"})
+            spans = tokentrace.wait(5)
+    assert {answer.status for answer in rescued} == {200} and lost.status >= 500
+    assert nowhere.status == 404
+    told = {
+        name: sum(float(answer.headers[f"X-Infermux-{header}"]) for answer in rescued)
+        for name, header in (
+            ("tokens_in", "Prompt-Tokens"),
+            ("tokens_out", "Completion-Tokens"),
+            ("cost_usd", "Cost"),
+        )
+    }
+    assert tokentrace.stats() == pytest.approx({"spans": 5, "errors": 2, **told})
+    tried = [len(span["attrs"].get("attempts", ())) for span in spans if span["status"] == "ok"]
+    assert max(tried) == 2  # once the circuit is open the first is not tried
 
 
 def test_a_span_holds_no_text_of_the_conversation(tokentrace):

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 from flask import Blueprint, Flask, abort, g, jsonify, request
-from support import run
+from support import Service, run
 
 import infermux
 from infermux import Caller, EchoProvider, InferRequest, InferResponse, Registry, Router
@@ -23,6 +23,7 @@ FIELDS = [
     "latency_ms",
     "finish_reason",
 ]
+ADMIN = "ak-test-admin-of-thirty-two-letters"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -123,7 +124,7 @@ def test_mist_answers_with_a_checksum_only_when_there_was_one(payload, checksum)
         *(["checksum"] if checksum else []),
     ]
     if checksum:
-        sent = re.fullmatch(rb'.*"payload":(\{.*\}),"checksum":(\d+)\}', answer.data, re.S)
+        sent = re.fullmatch(rb'.*"payload":(\{.*\}),"checksum":(\d+)\}\n', answer.data, re.S)
         assert zlib.crc32(sent[1]) == int(sent[2])
     assert list(reply["payload"]) == FIELDS
 
@@ -148,7 +149,8 @@ def test_providers():
         "providers": [{"name": "b", "models": ["b-1", "b-2"]}, {"name": "a", "models": ["a-1"]}]
     }
     assert (
-        mounted(Router(Registry())).test_client().get("/llm/providers").data == b'{"providers":[]}'
+        mounted(Router(Registry())).test_client().get("/llm/providers").data
+        == b'{"providers":[]}\n'
     )
 
 
@@ -203,7 +205,138 @@ def test_a_wrong_method_has_allow_under_the_prefix_too():
         answer = client.get(path)
         assert (code(answer), answer.headers["Allow"]) == ((405, "method_not_allowed"), allow)
     answer = client.post("/llm/providers")
-    assert code(answer) == (405, "method_not_allowed") and "GET" in answer.headers["Allow"]
+    assert (code(answer), answer.headers["Allow"]) == ((405, "method_not_allowed"), "GET, HEAD")
+
+
+def relayed(body: bytes) -> bytes:
+    """Return a message as mist-go passes it on: read, and written again by encoding/json."""
+    assert body.endswith(b"\n")
+    envelope = json.loads(body)
+    payload = re.search(rb'"payload":(.*?)(?:,"checksum":\d+)?\}\n', body, re.S)[1].decode()
+    assert json.loads(payload) == envelope["payload"]
+    inside = r'"(?:[^"\\]|\\.)*"'
+    payload = re.sub(rf"({inside})|[ \t\r\n]+", lambda found: found[1] or "", payload)
+    for mark in "<>&\u2028\u2029":
+        payload = payload.replace(mark, f"\\u{ord(mark):04x}")
+    return payload.encode()
+
+
+ODD = "<b>Tom & 'Jerry'</b>\u2028\u2029 \\u003c é😀 3e-05,1.0"
+
+
+@pytest.fixture(scope="module")
+def service():
+    env = {"INFERMUX_SERVER__ADMIN": ADMIN}
+    with Service("--workers", "1", "--threads", "4", env=env) as running:
+        yield running
+
+
+def test_an_answer_survives_a_relay_in_go(service):
+    asked = {"messages": [{"role": "user", "content": ODD}]}
+    payload = json.dumps(asked).encode()
+    body = service.ask("/mist", message(payload, checksum=zlib.crc32(payload))).data
+    reply = json.loads(body)
+    assert reply["payload"]["content"] == f"echo: {ODD}"
+    assert zlib.crc32(relayed(body)) == reply["checksum"]
+    streamed = {"Accept": "text/event-stream"}
+    for headers in ({}, streamed):
+        body = service.ask("/infer", asked, headers=headers).data.decode()
+        assert "\\u003cb\\u003eTom \\u0026" in body and not re.search("[<>&\u2028\u2029]", body)
+        assert re.search(r'"cost_usd":0\.\d+[,}]', body)  # no exponent, which Go has not here
+    openai = service.ask("/v1/chat/completions", asked | {"model": "echo-v1"}).data.decode()
+    assert ODD[:10] in openai  # other formats are as they were
+
+
+def test_null_is_zero_in_an_envelope(service):
+    body = message(json.dumps(HELLO).encode(), timestamp_ns=None, checksum=None)
+    answer = service.ask("/mist", body)
+    assert answer.status == 200 and "checksum" not in answer.json
+
+
+ANSWERS = [
+    ("/mist", message(json.dumps(HELLO).encode())),
+    ("/mist", b"{}"),
+    ("/infer", HELLO),
+    ("/infer", b"["),
+    ("/infer", HELLO | {"model": "nobody"}),
+    ("/providers", None),
+    ("/v1/chat/completions", HELLO),
+    ("/v1/messages", HELLO | {"max_tokens": 5}),
+    ("/v1/messages", b"{}"),
+    ("/v1/messages/count_tokens", HELLO),
+    ("/v1/models", None),
+    ("/v1/models/echo-v1", None),
+    ("/healthz", None),
+    ("/readyz", None),
+    ("/costs", None),
+    ("/explain", HELLO),
+    ("/status/targets", None),
+    ("/nowhere", None),
+    ("/mist", None),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ANSWERS)
+def test_every_json_answer_ends_with_a_newline(service, path, body):
+    answer = service.ask(path, body, headers={"Authorization": f"Bearer {ADMIN}"})
+    assert answer.headers.get_content_type() == "application/json"
+    assert answer.data.endswith(b"}\n") and not answer.data.endswith(b"\n\n")
+    assert int(answer.headers["Content-Length"]) == len(answer.data)
+
+
+def test_a_refused_head_is_answered_with_a_newline_too(service):
+    answer = service.raw(b"GET / HTTP/9.9\r\n\r\n")
+    assert answer.status >= 400 and answer.data.endswith(b"}\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS", "PROPFIND"])
+@pytest.mark.parametrize(
+    "path", ["/providers", "/v1/models", "/v1/models/echo-v1", "/healthz", "/costs"]
+)
+def test_head_is_allowed_where_it_is_served(service, path, method):
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    served = service.ask(path, method="HEAD", headers=headers)
+    assert (served.status, served.data) == (200, b"")
+    assert service.ask(path, method=method, headers=headers).headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/mist", "/infer", "/v1/messages"])
+def test_head_is_not_allowed_where_it_is_not_served(service, path, method):
+    answer = service.ask(path, method=method)
+    assert answer.status == (204 if method == "OPTIONS" else 405)
+    assert answer.headers["Allow"] == "POST"
+
+
+def misplaced(service, members):
+    """Ask with members beside those of an infer.request, bare and in a message."""
+    asked = {"messages": HELLO["messages"]} | members
+    for path, body in (("/infer", asked), ("/mist", message(json.dumps(asked).encode()))):
+        yield service.ask(path, body)
+
+
+@pytest.mark.parametrize("members", [{"modle": "echo-v1"}, {"Modell": "x"}, {"temprature": 1}])
+def test_a_misspelt_member_is_400_and_says_what_was_meant(service, members):
+    for answer in misplaced(service, members):
+        assert answer.status == 400 and "did you mean" in answer.json["error"]["message"]
+
+
+def test_a_field_in_capitals_is_the_field(service):
+    for answer in misplaced(service, {"Model": "nobody"}):
+        assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_parameter_beside_params_reaches_the_vendor(vendor):
+    body = {"messages": HELLO["messages"], "model": "gpt-5-mini", "TEMPERATURE": 0.25, "n": None}
+    with Service("--workers", "1", "--threads", "2", env=vendor.env) as service:
+        assert service.ask("/infer", body | {"seed": 7, "params": {"top_p": 0.5}}).status == 200
+        assert service.ask("/infer", body | {"params": {"temperature": 1}}).status == 400
+    [seen] = vendor.seen
+    assert {name: seen.body[name] for name in ("temperature", "seed", "top_p")} == {
+        "temperature": 0.25,
+        "seed": 7,
+        "top_p": 0.5,
+    }
 
 
 # -- traces ----------------------------------------------------------------------------------------
@@ -218,6 +351,26 @@ def span(headers=None, **more) -> dict:
 
 
 VALID = f"00-{TRACE}-{PARENT}-01"
+
+
+@pytest.mark.parametrize("parent", [PARENT, PARENT[::-1] + PARENT])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda parent: {"headers": {"traceparent": f"00-{TRACE}-{parent}-01"}},
+        lambda parent: {"meta": {"traceparent": f"00-{TRACE}-{parent}-01"}},
+        lambda parent: {"meta": {"trace_id": TRACE, "parent_id": parent}},
+        lambda parent: {
+            "headers": {
+                "traceparent": f"00-{TRACE}-{parent[-16:]}-01",
+                "tracestate": f"mist={parent}",
+            }
+        },
+    ],
+)
+def test_a_parent_of_16_or_32_digits_is_joined(form, parent):
+    found = span(**form(parent))
+    assert (found["trace_id"], found["parent_id"]) == (TRACE, parent)
 
 
 @pytest.mark.parametrize(

@@ -164,11 +164,11 @@ def test_a_callers_key_opens_the_doors_and_nothing_of_this(
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("POST", "/healthz", "GET"),
-        ("DELETE", "/metrics", "GET"),
-        ("PUT", "/readyz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("DELETE", "/metrics", "GET, HEAD"),
+        ("PUT", "/readyz", "GET, HEAD"),
         ("GET", "/providers/echo/circuit/open", "POST"),
-        ("POST", "/status/targets", "GET"),
+        ("POST", "/status/targets", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_one(method: str, path: str, allow: str) -> None:
