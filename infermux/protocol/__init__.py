@@ -47,7 +47,7 @@ _FORBIDDEN = frozenset(
 )
 
 
-_MARK = int.from_bytes(os.urandom(16), "big") << 32  # of a number: no text holds it
+_MARK = int.from_bytes(os.urandom(16), "big")  # of a number: no text holds it
 _PLAIN = (str, int)
 _ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
 
@@ -65,10 +65,7 @@ def encode(value: object) -> bytes:
 
 
 def _marked(value: object, numbers: list[str]) -> object:
-    """Return *value* with a mark for each float that Go writes otherwise, which goes to *numbers*.
-
-    Python's encoder in C can be told nothing of floats, and its own in Python is slow.
-    """
+    """Return *value* with a mark for each float that Go writes otherwise: those go to *numbers*."""
     if isinstance(value, dict):
         return {
             name: each if type(each) in _PLAIN else _marked(each, numbers)
