@@ -24,6 +24,7 @@ from . import LedgerUnavailable, schema
 POLL_SECONDS = 0.01  # SQLite's own longer waits let other processes starve this one
 CHECKPOINT_PAGES = 4000  # of the -wal, 16 MB: a page that many calls change is then copied once
 MAX_JOBS = 64  # of one transaction, so that none waits for long
+CROWD = 32  # transactions after one of several threads that are taken to be, too
 _FILES = ("-wal", "-shm", "")
 _yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
 _inherited: list[sqlite3.Connection] = []  # SQLite forbids a forked child to use or close them
@@ -66,11 +67,14 @@ class Connection:
 class Job:
     """Something to write, how many seconds it waits for other writers, and its outcome."""
 
-    __slots__ = ("busy", "done", "error", "result", "wake", "work")
+    __slots__ = ("anywhere", "busy", "done", "error", "result", "wake", "work")
 
-    def __init__(self, work: Callable[[Connection], Any], busy: float) -> None:
+    def __init__(
+        self, work: Callable[[Connection], Any], busy: float, *, anywhere: bool = False
+    ) -> None:
         self.work = work
         self.busy = busy
+        self.anywhere = anywhere  # also in a file that is no longer at the path
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
@@ -87,9 +91,20 @@ class GroupCommit:
         self._commit = commit
         self._waiting: deque[Job] = deque()
         self._writing = threading.Lock()
+        self._crowd = 0  # transactions to come for which it pays to wait for others
 
     def run(self, job: Job) -> bool:
         """Run *job*; return False if it could not begin in time."""
+        if not self._crowd and not self._waiting and self._writing.acquire(blocking=False):
+            try:
+                self._commit((job,))
+                return True
+            finally:
+                self._writing.release()
+                self._wake_next()
+        return self._run_in_turn(job)
+
+    def _run_in_turn(self, job: Job) -> bool:
         self._waiting.append(job)
         while not job.done:
             if self._writing.acquire(blocking=False):
@@ -123,11 +138,15 @@ class GroupCommit:
                 self._waiting[0].wake.put(None)
 
     def _write_waiting(self) -> None:
-        _yield_cpu()  # threads that are about to write join in: 17 % less CPU with 16 threads
+        if self._crowd:
+            self._crowd -= 1
+            _yield_cpu()  # threads that are about to write join in: 17 % less CPU with 16 threads
         jobs: list[Job] = []
         try:
             while self._waiting and len(jobs) < MAX_JOBS:
                 jobs.append(self._waiting.popleft())
+            if len(jobs) > 1:
+                self._crowd = CROWD
             if jobs:
                 self._commit(jobs)
         finally:

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -63,7 +64,7 @@ class _Process:
         self.pid = os.getpid()
         self.spool = Spool(f"{path}.spool")
         self.group = GroupCommit(lambda jobs: commit(self, jobs))
-        self.writer: Place = SimpleNamespace()  # used by the thread that writes
+        self.writer: Place = SimpleNamespace(connection=None)  # used by the thread that writes
         self.reader: Place = threading.local()  # a thread's own, closed when the thread ends
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.suspect = False  # the file must be checked when it is opened next
@@ -106,7 +107,7 @@ class SQLiteLedger(Ledger):
                 schema.add_hold(sql, hold, at + lease)
             return beyond, left
 
-        beyond, left = self._write(work, self._patience(hard=budget.then != "warn"))
+        beyond, left = self._hold(work, budget)
         if left is not None:
             raise exceeded(budget, left, hold.pico, at)
         return hold._replace(over=True) if beyond else hold
@@ -130,7 +131,7 @@ class SQLiteLedger(Ledger):
                 schema.add_hold(sql, new, at + lease)
             return beyond, left
 
-        beyond, left = self._write(work, self._patience(hard=budget.then != "warn"))
+        beyond, left = self._hold(work, budget)
         if left is not None:
             raise exceeded(budget, left, more, at)
         return new._replace(over=hold.over or beyond)
@@ -285,9 +286,21 @@ class SQLiteLedger(Ledger):
             return self._busy
         return self._busy / 2 if hard else BRIEF_SECONDS
 
-    def _write(self, work: Callable[[Connection], T], busy: float | None = None) -> T:
-        """Run *work* in a transaction, which it may share with other threads."""
-        job = Job(work, self._patience() if busy is None else busy)
+    def _hold(
+        self, work: Callable[[Connection], tuple[bool, int | None]], budget: Budget
+    ) -> tuple[bool, int | None]:
+        """Write a hold; one in a file that was removed does no harm, for settling sees that."""
+        busy = self._patience(hard=budget.then != "warn")
+        return self._write(work, busy, anywhere=True)
+
+    def _write(
+        self, work: Callable[[Connection], T], busy: float | None = None, *, anywhere: bool = False
+    ) -> T:
+        """Run *work* in a transaction, which it may share with other threads.
+
+        *anywhere*: also in a file that is no longer at the path, which saves a system call.
+        """
+        job = Job(work, self._patience() if busy is None else busy, anywhere=anywhere)
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
         self._report()
@@ -298,6 +311,8 @@ class SQLiteLedger(Ledger):
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
         """Run *jobs* in one transaction; if one fails there, each in its own."""
         try:
+            if len(jobs) == 1 and self._at_once(process, jobs[0]):
+                return
             results = self._guarded(
                 process, process.writer, lambda found: self._transact(process, found, jobs)
             )
@@ -314,6 +329,30 @@ class SQLiteLedger(Ledger):
                 return
             for job in jobs:
                 self._commit(process, [job])
+
+    def _at_once(self, process: _Process, job: Job) -> bool:
+        """Run a job where nothing stands in the way; False: nothing is written, `_guarded` helps.
+
+        It does what `_transact` does, in less than half of its time.
+        """
+        connection: Connection | None = process.writer.connection
+        if connection is None or connection.closed:
+            return False
+        cursor = connection.cursor
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            if job.anywhere or self._file.at_path(connection):
+                job.result = job.work(connection)
+                cursor.execute("COMMIT")
+                self._failure, job.done = None, True
+        except (sqlite3.Error, OSError):
+            pass
+        finally:
+            if not job.done:
+                connection.plans.clear()
+                with suppress(sqlite3.Error):
+                    cursor.execute("ROLLBACK")
+        return job.done
 
     def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
         """Return the rows of a query."""
