@@ -20,7 +20,7 @@ from .config import Config, ProviderConfig
 from .config.schema import of_type
 from .config.settings import KeyConfig, LedgerConfig
 from .errors import ConfigError, ModelNotFound, close_to, shown
-from .ledger import Budget, Ledger
+from .ledger import Budget, Ledger, LedgerUnavailable
 from .planning.registry import Registry
 from .pricing import PICO, Price
 from .providers import PRESETS, Preset, plugin, plugins
@@ -161,13 +161,18 @@ def check(config: Config) -> None:
     routers.discard(made)
     if rates is not None:
         rates.check()
-    problem = made.ledger.problem() if made.ledger is not None else None
-    made.close()
-    if problem:
-        raise ConfigError(
-            f"the ledger cannot be used: {problem}; "
-            "name a file that this user may write as [ledger].path"
-        )
+    try:
+        if made.ledger is not None:
+            made.ledger.check()
+    except LedgerUnavailable as error:
+        if not error.temporary:
+            raise ConfigError(
+                f"the ledger cannot be used: {error.reason}; "
+                "name a file that this user may write as [ledger].path"
+            ) from None
+        log.warning("calls are recorded later: the ledger cannot be used now: %s", error.reason)
+    finally:
+        made.close()
 
 
 def _keyring(config: Config) -> Keyring | None:

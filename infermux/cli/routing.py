@@ -310,7 +310,7 @@ def status(server: str, key: str | None, config: str | None, as_json: bool) -> N
     """
     try:
         found = _ask(server, "/status/targets", key=_admin_key(key, config))
-        text = json_text(found) if as_json else _status(found["targets"])
+        text = json_text(found) if as_json else _status(**found)
         closed = all(target["state"] == "closed" for target in found["targets"])
     except (OneLine, InferMuxError) as error:
         raise StatusUnknown(error.message) from None
@@ -320,12 +320,16 @@ def status(server: str, key: str | None, config: str | None, as_json: bool) -> N
     sys.exit(0 if closed else 1)
 
 
-def _status(targets: list[JSON]) -> str:
+def _status(targets: list[JSON], records: JSON | None = None) -> str:
+    """Return a line for each target, below it why it is refused calls, and what is not recorded."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
     text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()
     for target, line in zip(targets, lines, strict=True):
-        head += f"\n{line}" + (f"\n  {printable(target['reason'])}" if target["reason"] else "")
+        reason = f"\n  {printable(target['reason'])}" if target["reason"] else ""
+        head += f"\n{line}{reason}"
+    if records and any(records.values()):  # an older service does not report them
+        head += f"\n\nledger: {records['pending']} calls pending, {records['lost']} lost"
     return head
 
 

@@ -29,13 +29,17 @@ _EPOCH = date(1970, 1, 1)
 
 
 class LedgerUnavailable(Unavailable):
-    """The ledger cannot be read or written; `reason` is for logs and health checks only."""
+    """The ledger cannot be read or written; `reason` is for logs and health checks only.
+
+    *temporary*: it is locked or its disk is full, which ends without a change to the service.
+    """
 
     code = "ledger_unavailable"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, temporary: bool = False) -> None:
         super().__init__("the ledger is unavailable")
         self.reason = reason
+        self.temporary = temporary
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,13 @@ class Record(NamedTuple):
     attempts: tuple[AttemptRow, ...]
 
 
+class Backlog(NamedTuple):
+    """Deferred settlements of this process that are in no file."""
+
+    waiting: int  # in memory, because no file can be written
+    lost: int  # could not be read back from the spool, or kept until the end of the process
+
+
 class Total(NamedTuple):
     """The sums over a group of calls.
 
@@ -210,6 +221,21 @@ class Ledger(ABC):
         without a hold in every period of the caller that the ledger keeps a sum for.
         """
 
+    def defer(self, record: Record, hold: Hold | None = None) -> bool:
+        """Keep a settlement that cannot be written now, to write it later; False if it is lost."""
+        return False
+
+    def drain(self, *, last: bool = False) -> None:
+        """Write deferred settlements in the background, or now if this process ends."""
+
+    def backlog(self) -> Backlog:
+        """Return how many deferred settlements of this process are in no file."""
+        return Backlog(0, 0)
+
+    def spooled(self) -> int:
+        """Return how many deferred settlements of all processes are in a file."""
+        return 0
+
     @abstractmethod
     def spent(self, budget: Budget, at: float) -> Spent:
         """Return what is spent and held in the period at *at*."""
@@ -255,8 +281,16 @@ class Ledger(ABC):
         """
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise LedgerUnavailable if the ledger cannot be written."""
+
     def problem(self) -> str | None:
         """Return why the ledger cannot be written, or None if it can."""
+        try:
+            self.check()
+        except LedgerUnavailable as error:
+            return error.reason
+        return None
 
     @abstractmethod
     def close(self) -> None:

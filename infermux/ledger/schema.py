@@ -7,7 +7,7 @@ fixed for a call, so it cannot be written twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from sqlite3 import Cursor
@@ -114,9 +114,18 @@ SPENT = """SELECT spent, held - (SELECT coalesce(sum(held), 0) FROM budgets AS h
 
 
 def take(
-    sql: Cursor, budget: Budget, pico: int, *, of: float, at: float, over: bool
+    sql: Cursor,
+    budget: Budget,
+    pico: int,
+    *,
+    of: float,
+    at: float,
+    over: bool,
+    expire: Callable[[], bool],
 ) -> tuple[bool, int | None]:
-    """Reserve *pico* in the period at *of*, where holds that have expired at *at* do not count.
+    """Reserve *pico* in the period at *of*.
+
+    Holds that have expired at *at* do not count, unless *expire* returns False.
 
     Return whether that exceeds the limit, which *over* allows, and None; or if it was not reserved,
     False and how much is left.
@@ -124,10 +133,11 @@ def take(
     key, limit = budget.key(of), min(budget.limit_pico, MAX_INTEGER)
     if _took(sql, budget.caller, key, pico, limit):
         return False, None
-    sql.executemany(_FREE, sql.execute(_EXPIRE, (budget.caller, key, ms(at))).fetchall())
+    now = ms(at) if expire() else -MAX_INTEGER
+    sql.executemany(_FREE, sql.execute(_EXPIRE, (budget.caller, key, now)).fetchall())
     if not sql.execute(_LEFT, (0, budget.caller, key)).fetchall():
         # a new period: a good moment to free expired holds of periods that are over
-        sql.executemany(_FREE, sql.execute(_EXPIRE_ALL, (ms(at),)).fetchall())
+        sql.executemany(_FREE, sql.execute(_EXPIRE_ALL, (now,)).fetchall())
         sql.execute(_BEGIN_PERIOD, (budget.caller, key, budget.caller, *span(budget, of)))
     if _took(sql, budget.caller, key, pico, limit):
         return False, None

@@ -38,6 +38,7 @@ ANSWER_OVERHEAD = 3  # tokens that open every answer (OpenAI's cookbook)
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 UNBOUNDED_OUTPUT = 4096  # tokens held where neither request nor price table bounds the answer
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
+MAX_CALL = 86_400.0  # seconds that a hold covers, whatever a client says that it waits
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row
@@ -49,22 +50,27 @@ _Sums = tuple[_Tokens, int | None, int | None, int]
 
 
 class Accounting:
-    """The prices and the ledger of a router; without a ledger, calls are only priced."""
+    """The prices and the ledger of a router; without a ledger, calls are only priced.
+
+    A call whose client and configuration (*deadline*) name no limit waits *longest* seconds.
+    """
 
     def __init__(
         self,
         targets: TargetPool,
         ledger: Ledger | None = None,
         *,
-        deadline: float = 0.0,
+        deadline: float | None = None,
+        longest: float = 0.0,
         content: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = ledger
         self.lost = 0  # calls that could not be recorded; approximate, for display only
         self._targets = targets
-        # A hold outlasts its call, and expires if its worker was killed.
-        self._hold_seconds = deadline + _stream_seconds(targets) + HOLD_MARGIN
+        self._deadline = deadline
+        self._longest = longest
+        self._streams = (-1, 0.0)  # changes of the registry, the longest stream
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
         self._logged_at = -LOG_SECONDS
@@ -87,26 +93,36 @@ class Accounting:
                     worst,
                     call_id=call.id,
                     at=now,
-                    lease=self._hold_seconds,
+                    lease=self.lease(call),
                     over=bool(call.override),
                 )
             elif worst > call.hold.pico:
                 more = worst - call.hold.pico
-                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=self._hold_seconds)
+                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=self.lease(call))
         except LedgerUnavailable as error:
             if budget.then != "warn":
                 raise
             call.hold = call.hold or Hold(call.id, budget, worst, now)  # settled all the same
             self._log(error)
 
+    def lease(self, call: Call) -> float:
+        """Return how long a hold lasts: longer than *call*, for a worker may be killed."""
+        registry = self._targets.registry
+        if self._streams[0] != registry.changes:
+            self._streams = registry.changes, _stream_seconds(self._targets)
+        limit = min(self._deadline or call.patience or self._longest, MAX_CALL)
+        return limit + self._streams[1] + HOLD_MARGIN
+
     def settle(self, call: Call) -> None:
-        """Record *call*; where the ledger cannot be written the record is lost, not the answer."""
+        """Record *call*, later if the ledger cannot be written now."""
         if self.ledger is None:
             return
+        rows = record(call)
         try:
-            self.ledger.settle(record(call), call.hold)
+            self.ledger.settle(rows, call.hold)
         except LedgerUnavailable as error:
-            self.lost += 1
+            if not self.ledger.defer(rows, call.hold):
+                self.lost += 1
             self._log(error)
 
     def worst_case(
@@ -125,7 +141,11 @@ class Accounting:
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            log.error("%d calls could not be recorded: %s", self.lost, error.reason)
+            log.error(
+                "the ledger cannot be written: %s; calls are recorded later, %d are lost",
+                error.reason,
+                self.lost,
+            )
 
     # -- what an answer cost --
 

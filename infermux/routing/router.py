@@ -119,7 +119,7 @@ class Router:
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
-            self.targets, ledger, deadline=deadline or CALL_SECONDS, content=content
+            self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=content
         )
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from ..ledger import Backlog
 from ..planning.call import Call
 from ..routing.circuit_breaker import BreakerState, CircuitBreaker
 from ..routing.router import Router
@@ -46,6 +47,13 @@ class TargetStatus(NamedTuple):
     per_minute: float
     in_flight: int
     workers: int  # that know the target
+
+
+class Records(NamedTuple):
+    """Calls that are not in the ledger, of all workers."""
+
+    pending: int
+    lost: int
 
 
 class Monitor:
@@ -82,9 +90,13 @@ def monitor(router: Router) -> Monitor:
 def metrics_text(router: Router) -> bytes:
     """Return the metrics of all workers."""
     own = monitor(router)
-    _count_dropped_spans(own.memory)
+    _count_losses(own.memory)
     streams = router.admission.streams + sum(each["streams"] for each in _others(own.memory))
-    gauges: dict[shared_memory.Key, int] = {("streams_open",): streams}
+    pending = records(router).pending
+    gauges: dict[shared_memory.Key, int] = {
+        ("streams_open",): streams,
+        ("ledger_pending",): pending,
+    }
     for target in targets(router):
         key = ("circuit_state", *own.metrics.labels(target.provider, target.model))
         gauges[key] = max(gauges.get(key, 0), _SEVERITY[target.state])
@@ -101,6 +113,16 @@ def targets(router: Router) -> list[TargetStatus]:
             if target.provider in router.registry:  # a worker before a reload may have others
                 states.setdefault(target, []).append(state)
     return [_merged(target, found, 1 + len(others)) for target, found in states.items()]
+
+
+def records(router: Router) -> Records:
+    """Return how many calls are not in the ledger."""
+    memory = monitor(router).memory
+    _count_losses(memory)
+    pending = sum(each["waiting"] for each in _others(memory))
+    if router.ledger is not None:
+        pending += router.ledger.spooled() + router.ledger.backlog().waiting
+    return Records(pending, memory.counts().get(("ledger_lost_total",), [0])[0])
 
 
 def command(router: Router, action: str, provider: str, model: str | None) -> tuple[int, int]:
@@ -180,9 +202,16 @@ def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
     return sum(value * calls for value, calls in known) / weight if known else None
 
 
-def _count_dropped_spans(memory: SharedMemory) -> None:
+def _count_losses(memory: SharedMemory) -> None:
+    """Count the spans and records that this process has lost."""
+    lost = sum(router.accounting.lost + _backlog(router).lost for router in _monitors)
     with memory.own.lock:
         memory.own.set(("spans_dropped_total",), exporter.dropped())
+        memory.own.set(("ledger_lost_total",), lost)
+
+
+def _backlog(router: Router) -> Backlog:
+    return Backlog(0, 0) if router.ledger is None else router.ledger.backlog()
 
 
 def _others(memory: SharedMemory) -> list[dict[str, Any]]:
@@ -208,9 +237,12 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Count the last dropped spans of a worker."""
+    """Write or count the last records and spans of a worker."""
     if shared_memory.shared is not None:
-        _count_dropped_spans(shared_memory.shared)
+        for router in list(_monitors):
+            if router.ledger is not None:
+                router.ledger.drain(last=True)
+        _count_losses(shared_memory.shared)
 
 
 def _keep_reporting() -> None:
@@ -227,16 +259,19 @@ def _report() -> None:
     memory = shared_memory.shared
     if memory is None:
         return
-    _count_dropped_spans(memory)
+    _count_losses(memory)
     with _lock:
         number = memory.last_command
         breakers: dict[Target, CircuitBreaker] = {}
         for router, each in _monitors.items():
             each.apply_commands(router)
             breakers |= _breakers(router)
+            if router.ledger is not None:
+                router.ledger.drain()
         status = {
             "at": time.monotonic(),
             "streams": sum(router.admission.streams for router in _monitors),
+            "waiting": sum(_backlog(router).waiting for router in _monitors),
             "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],
         }
         memory.own.write_status(json.dumps(status).encode())

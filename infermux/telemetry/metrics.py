@@ -75,6 +75,8 @@ FAMILIES = {
         "counter", _TARGET, "Streams that broke after their first content."
     ),
     "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
+    "ledger_pending": Family("gauge", (), "Calls that are not in the ledger yet."),
+    "ledger_lost_total": Family("counter", (), "Calls that could not be recorded."),
 }
 
 

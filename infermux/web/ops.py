@@ -75,6 +75,7 @@ def readiness(api: Api) -> Response:
         "ready": ready,
         "configuration": "ok",
         "ledger": "not configured" if ledger is None else problem or "ok",
+        "records": status.records(api.router)._asdict(),
         "targets": {"usable": usable, "shut": unready},
     }
     return json_response(data, 200 if ready else 503, {"Cache-Control": "no-store"})
@@ -141,8 +142,9 @@ def _ledger(api: Api) -> Iterator[Ledger]:
 
 
 def targets(api: Api) -> Response:
-    """Return the status of each target."""
-    return json_response({"targets": [each._asdict() for each in status.targets(api.router)]})
+    """Return the status of each target, and how many calls are not in the ledger."""
+    found = [each._asdict() for each in status.targets(api.router)]
+    return json_response({"targets": found, "records": status.records(api.router)._asdict()})
 
 
 def circuit(api: Api, action: str, name: str) -> Response:

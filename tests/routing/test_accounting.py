@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
@@ -23,6 +24,7 @@ from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price
 from infermux.pricing.tariff import Tariff
+from infermux.providers.http import Timeouts
 
 HELLO = [{"role": "user", "content": "Hello there, how are you today?"}]
 KEY = "imx-test-key"
@@ -183,3 +185,35 @@ def test_a_call_that_nothing_was_held_for_is_paid_by_its_budget_all_the_same(
         provider.other.close()
         assert [each.call.cost for each in ledger.rows()] == [2 * 10**6] * 2
         assert ledger.spent(budget, 0) == (4 * 10**6, 0)
+
+
+class Watched(Locked):
+    """Says how long the hold of its call still lasts."""
+
+    timeouts = Timeouts(1.0, 2.0, 3.0, total=500.0)
+
+    def infer(self, request: InferRequest, deadline: object) -> InferResponse:
+        [(expires,)] = self.other.execute("SELECT expires_ms FROM budgets WHERE call_id > ''")
+        self.lease = expires / 1000 - time.time()
+        return super().infer(request, deadline)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "patience", "longest"),
+    [(None, None, 600), (20.0, None, 20), (20.0, 900.0, 20), (None, 900.0, 900), (None, 30.0, 30)],
+)
+def test_a_hold_lasts_longer_than_its_call_may(
+    tmp_path: Path, deadline: float | None, patience: float | None, longest: float
+) -> None:
+    """A call may wait for its deadline, and then its stream may last for the provider's total."""
+    with closing(SQLiteLedger(tmp_path / "l.db")) as ledger:
+        budget = Budget("team", 10**12)
+        ledger.spent(budget, 0)
+        provider = Watched(tmp_path / "l.db")
+        prices = {"p": {"m": Price("p", "m", Tariff(Decimal(1), Decimal(1)))}}
+        router = Router(Registry([provider]), ledger=ledger, deadline=deadline, prices=prices)
+        call = router.begin(InferRequest("m", HELLO), caller=Caller("alice", budget=budget))
+        call.patience = patience
+        router.answer(call)
+        provider.other.close()
+        assert longest + 500 < provider.lease < longest + 500 + 120

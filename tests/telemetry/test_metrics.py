@@ -52,6 +52,8 @@ FAMILIES = {
     "infermux_unpriced": "counter",
     "infermux_streams_incomplete": "counter",
     "infermux_spans_dropped": "counter",
+    "infermux_ledger_pending": "gauge",
+    "infermux_ledger_lost": "counter",
 }  # as the parser names them: a counter without its _total
 USAGE = Usage(31, 17, cached_input_tokens=8, reasoning_tokens=5)
 
@@ -132,7 +134,7 @@ def attempt(router: Router, request: InferRequest) -> None:
         router.infer(request)
 
 
-def test_there_are_exactly_twelve_families_before_and_after_a_call() -> None:
+def test_there_are_exactly_these_families_before_and_after_a_call() -> None:
     router, client = served(Model())
     assert scrape(client).kinds == FAMILIES
     router.infer(ask())

@@ -1,0 +1,264 @@
+"""The spool: settlements that the ledger could not take, in an append-only file beside it.
+
+Workers append lines, each with a checksum. One worker at a time renames the file and writes its
+lines to the ledger from the last to the first, cutting off what is written: a worker that is killed
+leaves at most lines that were written already, which a ledger takes only once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import NamedTuple
+
+from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
+from .connection import identity, lock, unlock
+
+BATCH_BYTES = 65_536  # read at once, about 50 lines: no transaction is long
+BATCH_LINES = 50
+MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be written either
+LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
+DRAIN_SECONDS = 1.0  # between two attempts to drain
+CLOSE_SECONDS = 2.0  # that a batch may need at the end of a process
+_DRAINING = ".draining"
+log = logging.getLogger("infermux")
+
+
+class Deferred(NamedTuple):
+    """A settlement that is to be written later."""
+
+    record: Record
+    hold: Hold | None
+
+
+Write = Callable[[Sequence[Deferred]], None]  # raises if nothing was written
+
+
+class Spool:
+    """The file at *path*, created with mode 0600 when it is first needed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lost = 0  # lines that could not be kept, or not be read again
+        self.waiting: deque[bytes] = deque()  # lines in memory
+        self._lock = threading.Lock()  # of `waiting` and `lost`
+        self._starting = threading.Lock()  # of `_thread`
+        self._thread: threading.Thread | None = None
+        self._added = False  # whether this process has added a settlement
+        self._stopped = threading.Event()
+        self._counted: dict[str, tuple[tuple[int, int], int, int]] = {}  # file, bytes, lines
+
+    def add(self, settlement: Deferred) -> bool:
+        """Append a settlement, or keep it in memory if that fails; False: it is lost."""
+        line = encoded(settlement)
+        self._added = True
+        with self._lock:
+            try:
+                self._append(line)
+            except OSError:
+                if len(self.waiting) >= MAX_WAITING:
+                    return False
+                self.waiting.append(line)
+        return True
+
+    def is_empty(self) -> bool:
+        """Whether this process and the files have nothing to write."""
+        return not (
+            self.waiting or os.path.exists(self.path) or os.path.exists(self.path + _DRAINING)
+        )
+
+    def lines(self) -> int:
+        """Return the number of lines in the files."""
+        return sum(map(self._lines, (self.path, self.path + _DRAINING)))
+
+    def drain_later(self, write: Write) -> None:
+        """Drain in a thread of its own, which tries every second until the spool is empty."""
+        if self.is_empty():
+            return
+        with self._starting:
+            if self._thread is None and not self._stopped.is_set():
+                self._thread = threading.Thread(
+                    target=self._keep_draining, args=(write,), name="infermux-spool", daemon=True
+                )
+                self._thread.start()
+
+    def close(self, write: Write) -> None:
+        """End the thread, drain once more, and log what is lost with this process."""
+        self._stopped.set()
+        if (thread := self._thread) is not None:
+            thread.join(CLOSE_SECONDS)
+        if self._added and not self.is_empty():
+            self._try_to_drain(write)
+        with self._lock:
+            if self.waiting:
+                log.error("%d calls are not recorded: no file can be written", len(self.waiting))
+                self.lost += len(self.waiting)
+                self.waiting.clear()
+        self._stopped.clear()
+
+    def _keep_draining(self, write: Write) -> None:
+        while True:
+            self._try_to_drain(write)
+            with self._starting:
+                if self._stopped.is_set() or self.is_empty():
+                    self._thread = None
+                    return
+            self._stopped.wait(DRAIN_SECONDS)
+
+    def _try_to_drain(self, write: Write) -> None:
+        before = self.lost
+        try:
+            self.drain(write)
+        except LedgerUnavailable:
+            pass  # the calls that cannot be recorded say so
+        except OSError as error:
+            log.error("the spool %s cannot be read: %s", self.path, error)
+        if self.lost > before:
+            log.error("%d calls of %s cannot be read: they are lost", self.lost - before, self.path)
+
+    def drain(self, write: Write) -> None:
+        """Give all settlements to *write*, in batches; its errors and OSError end this."""
+        self._flush()
+        while self.waiting:
+            self._write(write, lines := list(islice(self.waiting, BATCH_LINES)))
+            with self._lock:
+                for _ in lines:
+                    self.waiting.popleft()
+        while (file := self._take()) is not None:
+            try:
+                while size := os.fstat(file).st_size:
+                    start, lines = _last_lines(file, size)
+                    self._write(write, lines)
+                    os.ftruncate(file, start)
+                os.unlink(self.path + _DRAINING)
+            finally:
+                unlock(file)
+
+    def _flush(self) -> None:
+        """Append what waits in memory, if the file can be written again."""
+        with self._lock, suppress(OSError):
+            if self.waiting:
+                self._append(b"".join(self.waiting))
+                self.waiting.clear()
+
+    def _append(self, data: bytes) -> None:
+        """Append whole lines or nothing."""
+        with _current(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                data = b"\n" + data  # after a line that a killed worker has left unfinished
+            try:
+                if os.write(file, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(file, size)
+                raise
+
+    def _take(self) -> int | None:
+        """Return the locked file to drain, or None if there is none or another process has it."""
+        taken = self.path + _DRAINING
+        try:
+            if not os.path.exists(taken):
+                with _current(self.path, os.O_RDWR):  # no line is being appended
+                    if not os.path.exists(taken):
+                        os.rename(self.path, taken)
+            file = os.open(taken, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            lock(file, 0)
+            if identity(taken) == identity(file):
+                return file
+        except TimeoutError:
+            pass
+        unlock(file)
+        return None
+
+    def _write(self, write: Write, lines: Sequence[bytes]) -> None:
+        found = [decoded(line) for line in lines]
+        if good := [each for each in found if each is not None]:
+            write(good)
+        with self._lock:
+            self.lost += len(found) - len(good)
+
+    def _lines(self, path: str) -> int:
+        """Count the lines of a file; of one that has grown only the new ones."""
+        try:
+            with open(path, "rb") as file:
+                found = identity(file.fileno())
+                assert found is not None
+                before, at, count = self._counted.get(path, (found, 0, 0))
+                if before != found or os.fstat(file.fileno()).st_size < at:
+                    at = count = 0
+                file.seek(at)
+                while data := file.read(1 << 20):
+                    at, count = at + len(data), count + data.count(b"\n")
+        except OSError:
+            return 0
+        self._counted[path] = found, at, count
+        return count
+
+
+def encoded(settlement: Deferred) -> bytes:
+    """Return a line: a checksum, and JSON by names, which another version can read."""
+    record, hold = settlement
+    attempts = [each._asdict() for each in record.attempts]
+    data: dict[str, object] = {"call": record.call._asdict(), "attempts": attempts}
+    if hold is not None:
+        budget = hold.budget
+        data["hold"] = [hold.pico, hold.at]
+        data["budget"] = [budget.caller, budget.limit_pico, budget.period, budget.then]
+    text = json.dumps(data, separators=(",", ":")).encode()
+    return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def decoded(line: bytes) -> Deferred | None:
+    """Return what a line says; None if it is not whole."""
+    text = line[9:].removesuffix(b"\n")
+    try:
+        if int(line[:8], 16) != zlib.crc32(text):
+            return None
+        data = json.loads(text)
+        call, hold = CallRow(**data["call"]), None
+        if "hold" in data:
+            pico, at = data["hold"]
+            hold = Hold(call.id, Budget(*data["budget"]), pico, at)
+        return Deferred(
+            Record(call, tuple([AttemptRow(**each) for each in data["attempts"]])), hold
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _last_lines(file: int, size: int) -> tuple[int, list[bytes]]:
+    """Return the last lines of a file, and where they begin; one that is not whole is a line."""
+    length = BATCH_BYTES
+    while True:
+        start = max(0, size - length)
+        data = os.pread(file, size - start, start)
+        first = 0 if start == 0 else data.find(b"\n") + 1
+        if start == 0 or 0 < first < len(data):
+            return start + first, data[first:].removesuffix(b"\n").split(b"\n")
+        length *= 2
+
+
+@contextmanager
+def _current(path: str, flags: int) -> Iterator[int]:
+    """Hold the lock of the file that is at *path*, also if it is renamed meanwhile."""
+    while True:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            lock(file, LOCK_SECONDS)
+            if identity(path) == identity(file):
+                yield file
+                return
+        finally:
+            unlock(file)
