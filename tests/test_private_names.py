@@ -51,6 +51,18 @@ TABLE = [
     ),
     Name(
         "urllib3",
+        "urllib3.connection.HTTPConnection._new_conn",
+        "providers/transport.py",
+        "brings a socket of ours: its name and all addresses have one time limit together",
+    ),
+    Name(
+        "urllib3",
+        "urllib3.util.connection.allowed_gai_family",
+        "providers/transport.py",
+        "does not ask for IPv6 addresses where there is no IPv6, as urllib3 itself",
+    ),
+    Name(
+        "urllib3",
         "urllib3.connection.HTTPConnection.is_closed",
         "providers/transport.py",
         "connects before sending, which has another time limit",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .. import pricing
+from ..dialects.openai import NAME
 from ..dialects.openai.downstream import encode_error
 from ..errors import (
     InferMuxError,
@@ -193,7 +194,9 @@ class Batch:
                 log.exception("a line of a batch could not be answered")
                 failure, wait_on = InferMuxError("internal error"), False
             if not wait_on:
-                return failure.status, call.id, strict_json.encode(encode_error(failure))
+                native = failure.native_in(NAME)
+                status = failure.status if native is None else native.status
+                return status, call.id, strict_json.encode(encode_error(failure))
             if self._halt.wait(wait):
                 return None
 
