@@ -7,6 +7,7 @@ bounds each address of a name, and the name service not at all: here both have o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import io
@@ -174,6 +175,8 @@ class Names:
 
     def find(self, host: str, port: int, seconds: float) -> list[Address]:
         """Return the addresses of *host* within *seconds*; raise TimeoutError or what it raised."""
+        if (literal := _literal(host, port)) is not None:
+            return [literal]
         began = time.monotonic()
         with self._changed:
             since, addresses = self._known.get(host, (-math.inf, []))
@@ -220,6 +223,15 @@ class Names:
             else:
                 self._failed[host] = time.monotonic(), failure.with_traceback(None)
             self._changed.notify_all()
+
+
+def _literal(host: str, port: int) -> Address | None:
+    """Return the address that *host* is, or None: names need a thread, whose turn may come late."""
+    for family, place in ((socket.AF_INET, (host, port)), (socket.AF_INET6, (host, port, 0, 0))):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return family, socket.SOCK_STREAM, 0, "", place
+    return None
 
 
 def _own_want() -> OSError | None:
@@ -302,7 +314,7 @@ class _Connection(HTTPConnection):
 
     def __init__(self, host: str, *args: Any, **options: Any) -> None:
         super().__init__(host, *args, **options)
-        self._name = host  # `host` lacks the dot that may end it
+        self._name = host.strip("[]")  # `host` lacks the dot that may end it
 
     @property
     def is_connected(self) -> bool:

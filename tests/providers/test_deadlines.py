@@ -167,6 +167,28 @@ def test_families_are_tried_in_turn(vendor: Make, provider: Make, named: Any, de
     assert infer(provider(1, NAME), Deadline(10)) == "hello"
 
 
+def test_an_address_of_six(vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with socket.socket(socket.AF_INET6) as listener:
+        try:
+            listener.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(OK)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        assert infer(provider(listener.getsockname()[1], "[::1]"), Deadline(10)) == "hello"
+        server.join()
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 
