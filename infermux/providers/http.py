@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib
-import itertools
 import os
 import re
 import ssl
@@ -24,6 +23,7 @@ from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..errors import (
     InferMuxError,
+    NativeError,
     Overloaded,
     ProviderError,
     ProviderModelNotFound,
@@ -47,7 +47,6 @@ LARGE = 65536  # bytes, above which parsing may take longer than a moment
 MAX_NESTED = 1_000_000  # lists and objects of one answer
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
 MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
-MAX_ERROR_DEPTH, MAX_MEMBERS = 5, 20
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its connection
 
 
@@ -274,38 +273,38 @@ class HTTPProvider(Provider):
             error.args = (error.message,)
             error.param = self._redacted(error.param)[:100] if error.param else None
         if error.native is not None:
-            members = self._clean(error.native.members)
-            if len(strict_json.encode(members)) > MAX_ERROR:
-                members = {name: members.get(name) for name in ("type", "code", "param")}
-            error.native = error.native._replace(
-                members=members,
-                request_id=_header(self._redacted(error.native.request_id)),
-                headers=tuple(each for each in error.native.headers if _header(each[1])),
-            )
+            error.native = self._redacted_native(error.native)
 
-    def _clean(self, value: Any, depth: int = 0) -> Any:
+    def _redacted_native(self, native: NativeError) -> NativeError | None:
+        members = native.members
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            members = {name: members.get(name) for name in ("type", "code", "param")}
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            return None
+        return native._replace(
+            members={name: self._clean(value) for name, value in members.items()},
+            request_id=_header(self._redacted(native.request_id)),
+            headers=tuple(each for each in native.headers if _header(each[1])),
+        )
+
+    def _clean(self, value: Any) -> Any:
         """Return a part of a vendor's error without keys and addresses."""
         if isinstance(value, str):
             return self._redacted(value)
-        if isinstance(value, dict | list) and depth == MAX_ERROR_DEPTH:
-            return None
         if isinstance(value, dict):
-            pairs = itertools.islice(value.items(), MAX_MEMBERS)
-            return {self._redacted(name): self._clean(each, depth + 1) for name, each in pairs}
-        if isinstance(value, list):
-            return [self._clean(each, depth + 1) for each in value[:MAX_MEMBERS]]
-        return value
+            return {self._redacted(name): self._clean(each) for name, each in value.items()}
+        return [self._clean(each) for each in value] if isinstance(value, list) else value
 
     def _redacted(self, message: str) -> str:
         if self._key and self._key.reveal():
             message = message.replace(self._key.reveal(), "[redacted]")
         for own in (self._host, self._host.rpartition(":")[0]):
             message = message.replace(own, "[redacted]") if own else message
-        return _SECRETS.sub("[redacted]", message)[:600]
+        return _SECRETS.sub("[redacted]", message[:2000])[:600]
 
 
 _SECRETS = re.compile(
-    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|[\w-]*\*{3,}[\w-]*"
+    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|(?<![\w-])[\w-]*+\*{3,}[\w-]*"
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )

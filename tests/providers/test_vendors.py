@@ -95,7 +95,7 @@ def is_clean(text: str) -> None:
 
 
 def is_error(found: Answer) -> None:
-    assert found.status in (400, 404, 413, 429, 502, 503, 504), found
+    assert found.status in (400, 404, 413, 429, 502, 503, 504, 529), found
     assert found.headers["Content-Type"] == "application/json" and len(found.data) < 4096
     assert found.json["error"]["message"]
     assert found.status not in (429, 503) or int(found.headers["Retry-After"]) >= 1

@@ -189,7 +189,5 @@ def encode_error(error: InferMuxError) -> JSON:
     """Return the error object as the official SDKs read it."""
     body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
     native = error.native_in(NAME)
-    if native is None:
-        return {"error": body}
-    ident = {"request_id": native.request_id} if native.request_id else {}
-    return {"error": body | native.members | {"message": error.message} | ident}
+    members = native.members if native is not None else {}
+    return {"error": body | members | {"message": error.message}}
