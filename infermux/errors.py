@@ -33,9 +33,12 @@ InferMuxError                   500 internal_error
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 SHOWN = 100  # characters of a caller's value that a message quotes
+_WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def shown(value: object) -> str:
@@ -62,6 +65,31 @@ def printable(text: str) -> str:
     )
 
 
+def is_own_want(error: BaseException | None) -> bool:
+    """Return whether this process lacks a descriptor, memory or a thread: no provider's fault."""
+    for _ in range(10):  # errors that libraries have wrapped
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno in _WANTS:
+            return True
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return True
+        if error is None:
+            return False
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class NativeError(NamedTuple):
+    """A vendor's error as clients of the same format may see it, without keys and addresses."""
+
+    dialect: str
+    status: int
+    members: dict[str, Any]  # of its error object
+    request_id: str = ""
+    headers: tuple[tuple[str, str], ...] = ()  # its rate limits
+
+
 class InferMuxError(Exception):
     """Any error that InferMux raises on purpose; its message may be shown to a caller."""
 
@@ -70,6 +98,7 @@ class InferMuxError(Exception):
     type = "server_error"
     retry_after: float | None = None  # seconds
     param: str | None = None  # which part of the request is at fault
+    native: NativeError | None = None
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -80,6 +109,11 @@ class InferMuxError(Exception):
             self.param = param
         if retry_after is not None:
             self.retry_after = retry_after
+
+    def native_in(self, dialect: str) -> NativeError | None:
+        """Return the vendor's own error if it is in *dialect*."""
+        native = self.native
+        return native if native is not None and native.dialect == dialect else None
 
     @property
     def summary(self) -> str:

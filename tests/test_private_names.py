@@ -45,6 +45,12 @@ TABLE = [
     ),
     Name(
         "urllib3",
+        "urllib3.connection.HTTPConnection._new_conn",
+        "providers/transport.py",
+        "brings a socket of ours: its name and all addresses have one time limit together",
+    ),
+    Name(
+        "urllib3",
         "urllib3.poolmanager.PoolManager.pool_classes_by_scheme",
         "providers/transport.py",
         "makes the pool manager use our pools",

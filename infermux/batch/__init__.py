@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 from .. import pricing
+from ..dialects.openai import NAME
 from ..dialects.openai.downstream import encode_error
 from ..errors import (
     InferMuxError,
@@ -187,7 +188,9 @@ class Batch:
                 log.exception("a line of a batch could not be answered")
                 failure, again = InferMuxError("internal error"), False
             if not again:
-                return failure.status, call.id, strict_json.encode(encode_error(failure))
+                native = failure.native_in(NAME)
+                status = failure.status if native is None else native.status
+                return status, call.id, strict_json.encode(encode_error(failure))
             if self._halt.wait(wait):
                 return None
 

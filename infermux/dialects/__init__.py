@@ -12,13 +12,14 @@ import re
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from ..errors import (
     ContentFiltered,
+    NativeError,
     ProviderAuthError,
     ProviderContextTooLong,
     ProviderError,
@@ -301,6 +302,8 @@ def error_object(data: bytes) -> JSON:
     if not isinstance(body, dict):
         return {}
     error = body.get("error", body)
+    if isinstance(error, dict) and "request_id" in body:  # Anthropic
+        error = {"request_id": body["request_id"]} | error
     if isinstance(error, str):  # xAI, Ollama
         return {"message": error, "code": body.get("code")}
     if not isinstance(error, dict):
@@ -358,6 +361,41 @@ def _kind(status: int, words: str) -> type[ProviderError]:
     if status in (403, 429) and _NO_CREDIT.search(words):
         return QuotaExhausted
     return _FIXED.get(status) or (ProviderError if 405 <= status < 500 else ProviderUnavailable)
+
+
+_LIMITS = re.compile(r"(x|anthropic)-ratelimit-[a-z0-9-]{1,60}|retry-after-ms", re.I)
+_APART = {"message", "request_id"}
+_MEMBERS = ("type", "code", "param", "details")  # of an error that is not the caller's to mend
+
+
+def with_native(
+    error: ProviderError,
+    dialect: str,
+    status: int,
+    headers: Headers,
+    data: bytes,
+    *,
+    passed: Collection[int],
+) -> ProviderError:
+    """Return *error* with what clients of the same format may see, its provider having redacted it.
+
+    The status is the vendor's own if it is one of *passed*. Our own account's failures are kept.
+    """
+    own = error_object(data)
+    spoken = word(own.get("type")) or word(own.get("code"))
+    ours = isinstance(error, ProviderAuthError | QuotaExhausted) and status != 429
+    if not spoken or ours or type(error) is ProviderError:  # the last: a wrong address
+        return error
+    told = isinstance(error, ProviderRejected | ProviderModelNotFound)
+    ident = own.get("request_id") or headers.get("request-id") or headers.get("x-request-id")
+    error.native = NativeError(
+        dialect,
+        status if status in passed else error.status,
+        {name: own[name] for name in (own.keys() - _APART if told else _MEMBERS) if name in own},
+        word(ident),
+        tuple((name, value) for name, value in headers.items() if _LIMITS.fullmatch(name))[:32],
+    )
+    return error
 
 
 def retry_after(headers: Headers) -> float | None:

@@ -10,11 +10,19 @@ from functools import partial
 from typing import Any, NamedTuple, Self
 
 from ..dialects import whole
-from ..errors import ConfigError, InferMuxError, ProviderUnavailable, shown
+from ..errors import (
+    ConfigError,
+    InferMuxError,
+    Overloaded,
+    ProviderUnavailable,
+    is_own_want,
+    shown,
+)
 from ..protocol import InferRequest, InferResponse
 from ..types import Chunk, Deadline, Usage
 
 Infer = Callable[[InferRequest, Deadline], InferResponse]
+OUT_OF_RESOURCES = "the service is out of resources; retry shortly"
 log = logging.getLogger("infermux")
 
 
@@ -143,8 +151,10 @@ class ProviderGuard:
             raise provider_failed(self._name, error) from error
 
 
-def provider_failed(name: str, error: Exception) -> ProviderUnavailable:
+def provider_failed(name: str, error: Exception) -> InferMuxError:
     """Log an exception of a provider's code; return the error that stands for it."""
+    if is_own_want(error):
+        return Overloaded(OUT_OF_RESOURCES)
     log.error("provider %r raised %s", name, type(error).__name__, exc_info=error)
     ours = ProviderUnavailable(f"provider {name!r} failed")
     ours.retryable = False  # the same code would fail the same way

@@ -20,6 +20,7 @@ MAX_LINE = 65536  # bytes of a chunk's size or of a trailer, as in http.client
 MAX_TRAILERS = 100
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_SINGLE = re.compile(rb"(?:1\r\n[\s\S]\r\n)+")  # chunks of one byte
 
 
 class Sized:
@@ -68,6 +69,10 @@ class Chunked:
                     at, self._gap = at + 2, False
             if not (self._gap or self._trailers) and (usual := _SIZE_LINE.match(data, at)):
                 self._left, at = int(usual[1], 16), usual.end()
+                if self._left == 1 and (run := _SINGLE.match(data, usual.start())):
+                    found.append(run[0][3::6])
+                    self._left, at = 0, run.end()
+                    continue
                 self._trailers = int(not self._left)
                 continue
             end = data.find(b"\n", at)

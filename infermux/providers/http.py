@@ -23,23 +23,31 @@ from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects.parameters import Unsaid
 from ..errors import (
+    InferMuxError,
+    NativeError,
+    Overloaded,
     ProviderError,
     ProviderModelNotFound,
     ProviderRejected,
     ProviderTimeout,
     ProviderUnavailable,
     RequestError,
+    is_own_want,
 )
-from ..protocol import InferRequest, InferResponse
+from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import Chunk, Deadline
-from .base import Provider
+from .base import OUT_OF_RESOURCES, Provider, provider_failed
 from .chunked import decoded, pieces
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
 MAX_STREAM = 4  # times as much in one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
+LARGE = 65536  # bytes, above which parsing may take longer than a moment
+MAX_NESTED = 1_000_000  # lists and objects of one answer
+MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
+MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its connection
 
 
@@ -97,7 +105,9 @@ class HTTPProvider(Provider):
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
         with self._guarded():
-            data = self._read(self._send(prepared, Exchange(deadline, self.timeouts)))
+            exchange = Exchange(deadline, self.timeouts)
+            data = self._read(self._send(prepared, exchange), exchange)
+            _check_size(data, exchange)
             return self.dialect.decode_response(data, request)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
@@ -113,7 +123,7 @@ class HTTPProvider(Provider):
             answer = self._send(prepared, exchange)
             try:
                 body = self._body(answer, exchange)
-                chunks = self._chunks(answer, body, request)
+                chunks = self._chunks(answer, body, request, exchange)
                 for chunk in chunks:
                     if chunk.has_content:
                         exchange.deadline = Deadline(self.timeouts.total)
@@ -180,23 +190,31 @@ class HTTPProvider(Provider):
                 raise
             raise ProviderUnavailable("no connection to the provider") from error
         if not 200 <= answer.status_code < 300:
-            data = b"" if 300 <= answer.status_code < 400 else self._read(answer)
+            data = b""
+            if answer.status_code >= 400:
+                with contextlib.suppress(ProviderUnavailable):  # too long: the status will do
+                    data = self._read(answer, exchange, MAX_ERROR_BODY)
             answer.raw.close()
             raise self.dialect.decode_error(answer.status_code, answer.headers, data)
         return answer
 
-    def _read(self, answer: Answer) -> bytes:
+    def _read(self, answer: Answer, exchange: Exchange, limit: int | None = None) -> bytes:
         """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
-        raw = answer.raw
+        raw, most = answer.raw, limit or self._max_response
         length = raw.length_remaining
-        if length is not None and length <= self._max_response and _is_plain(answer):
+        if length is not None and length <= most and _is_plain(answer):
             return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
-        while piece := raw.read1(READ_SIZE, decode_content=True):
-            data += piece
-            if len(data) > self._max_response:
-                raw.close()
-                raise ProviderUnavailable("the provider's answer exceeds the size limit")
+        try:
+            for piece in self._body(answer, exchange):
+                data += piece or b""
+                if len(data) > most:
+                    raise ProviderUnavailable("the provider's answer exceeds the size limit")
+                if exchange.deadline.expired:  # many small pieces may have come at once
+                    raise TimeoutError("no time is left")
+        except BaseException:
+            raw.close()
+            raise
         return bytes(data)
 
     def _body(self, answer: Answer, exchange: Exchange) -> Iterator[bytes | None]:
@@ -207,15 +225,21 @@ class HTTPProvider(Provider):
         return body if _is_plain(answer) else decoded(body, answer.headers["content-encoding"])
 
     def _chunks(
-        self, answer: Answer, body: Iterator[bytes | None], request: InferRequest
+        self,
+        answer: Answer,
+        body: Iterator[bytes | None],
+        request: InferRequest,
+        exchange: Exchange,
     ) -> Iterator[Chunk]:
         if "event-stream" in answer.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(body), request)
-        return self.dialect.decode_whole(self._read(answer), request)
+            return self.dialect.decode_events(self._events(body, exchange), request)
+        data = self._read(answer, exchange)
+        _check_size(data, exchange)
+        return self.dialect.decode_whole(data, request)
 
-    def _events(self, body: Iterator[bytes | None]) -> Iterator[Event | None]:
+    def _events(self, body: Iterator[bytes | None], exchange: Exchange) -> Iterator[Event | None]:
         """Yield the events of a body, and None when none has come for a while."""
-        parser, size, last = Parser(), 0, time.monotonic()
+        parser, size, last, told = Parser(), 0, time.monotonic(), 0
         for data in body:
             if data is None:
                 yield None
@@ -224,6 +248,10 @@ class HTTPProvider(Provider):
             if size > self._max_response * MAX_STREAM:
                 raise ValueError("a stream without end")
             if events := parser.feed(data):
+                if size - told > LARGE:
+                    for event in events:
+                        _check_size(event.data, exchange)
+                told = size
                 yield from events
                 last = time.monotonic()
             elif time.monotonic() - last > HEARTBEAT_SECONDS:  # only comments, or a dripped event
@@ -243,6 +271,8 @@ class HTTPProvider(Provider):
             raise mapped(error) from error
         except _NONSENSE as error:
             raise ProviderUnavailable("the provider's answer could not be understood") from error
+        except (MemoryError, RuntimeError) as error:
+            raise provider_failed(self.name, error) from error
 
     def redact(self, error: ProviderError) -> None:
         """Remove keys and addresses from a message that may hold the vendor's own words."""
@@ -250,20 +280,47 @@ class HTTPProvider(Provider):
             error.message = self._redacted(error.message)
             error.args = (error.message,)
             error.param = self._redacted(error.param)[:100] if error.param else None
+        if error.native is not None:
+            error.native = self._redacted_native(error.native)
+
+    def _redacted_native(self, native: NativeError) -> NativeError | None:
+        members = native.members
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            members = {name: members.get(name) for name in ("type", "code", "param")}
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            return None
+        return native._replace(
+            members={name: self._clean(value) for name, value in members.items()},
+            request_id=_header(self._redacted(native.request_id)),
+            headers=tuple(each for each in native.headers if _header(each[1])),
+        )
+
+    def _clean(self, value: Any) -> Any:
+        """Return a part of a vendor's error without keys and addresses."""
+        if isinstance(value, str):
+            return self._redacted(value)
+        if isinstance(value, dict):
+            return {self._redacted(name): self._clean(each) for name, each in value.items()}
+        return [self._clean(each) for each in value] if isinstance(value, list) else value
 
     def _redacted(self, message: str) -> str:
         if self._key and self._key.reveal():
             message = message.replace(self._key.reveal(), "[redacted]")
         for own in (self._host, self._host.rpartition(":")[0]):
             message = message.replace(own, "[redacted]") if own else message
-        return _SECRETS.sub("[redacted]", message)[:600]
+        return _SECRETS.sub("[redacted]", message[:2000])[:600]
 
 
 _SECRETS = re.compile(
-    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|[\w-]*\*{3,}[\w-]*"
+    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|(?<![\w-])[\w-]*+\*{3,}[\w-]*"
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )
+
+
+def _header(value: str) -> str:
+    """Return a vendor's value as it may stand in a header."""
+    return value[:100] if value.isascii() and value.isprintable() else ""
 
 
 def load_dialect(name: str) -> Dialect:
@@ -271,6 +328,18 @@ def load_dialect(name: str) -> Dialect:
     package = "openai" if name == "azure" else name
     module = importlib.import_module(f"infermux.dialects.{package}.upstream")
     return cast(Dialect, module.AZURE if name == "azure" else module)
+
+
+def _check_size(data: bytes, exchange: Exchange) -> None:
+    """Raise unless *data* can be parsed in the time that is left: no parser can be stopped."""
+    if len(data) < LARGE:
+        return
+    nested = data.count(b"[") + data.count(b"{")
+    if nested > MAX_NESTED:
+        raise ProviderUnavailable("the provider's answer holds too many values")
+    seconds = 1e-6 * nested + 2e-7 * data.count(b",") + 3e-9 * len(data)
+    if seconds > exchange.deadline.remaining():
+        raise ProviderTimeout("the provider's answer came too late to be read")
 
 
 def _is_plain(answer: Answer) -> bool:
@@ -291,8 +360,10 @@ _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, Timeo
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
-def mapped(error: BaseException) -> ProviderError:
+def mapped(error: BaseException) -> InferMuxError:
     """Return our error for one of a library, without its words."""
+    if is_own_want(error):
+        return Overloaded(OUT_OF_RESOURCES)
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # there a kind of timeout
     if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")

@@ -1,17 +1,26 @@
 """Connections to vendors: requests' adapter over urllib3's pools, bounded by a call's deadline.
 
 The timeout of a library bounds each wait for a byte, so a vendor that drips bytes could hold a
-thread for ever. Here http.client reads from an object that ends every read by the deadline.
+thread for ever. Here http.client reads from an object that ends every read by the deadline. It also
+bounds each address of a name, and the name service not at all: here both have one limit together.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import io
+import math
+import os
+import select
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, cast
 
 from requests import PreparedRequest
@@ -19,16 +28,30 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectionError as ConnectionFailed
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 
 from ..config.settings import Timeouts
-from ..errors import ProviderTimeout
+from ..errors import ProviderTimeout, is_own_want
 from ..types import Deadline
 
 MAX_IDLE_CONNECTIONS = 2048  # that are kept: more than a worker usually has threads
 READ_SIZE = 65536  # bytes that one read of a socket may bring
 MIN_WAIT = 0.001  # seconds: 0 would mean for ever, or not at all
-_current = threading.local()  # .exchange: the one that this thread's connection serves
+ATTEMPT_DELAY = 0.25  # seconds until another address is tried as well (RFC 8305, section 5)
+MIN_ATTEMPT_DELAY = 0.01
+MAX_ADDRESSES = 32  # of one name
+FRESH_SECONDS = 5.0  # that the addresses of a name are used without asking again
+STALE_WAIT = 0.5  # seconds for an answer where older addresses are known
+LOOKUP_SECONDS = 1.0  # after which a lookup that hangs gets another one beside it
+MAX_LOOKUPS = 8  # of one name at a time
+# .exchange: the one that this thread's connection serves; .names: the addresses of its provider
+_current = threading.local()
+Address = tuple[int, int, int, str, Any]  # as socket.getaddrinfo has it
 
 
 class Exchange:
@@ -137,8 +160,160 @@ class _Response(http.client.HTTPResponse):
             super().begin()
 
 
+class Names:
+    """The addresses of a provider's names; a name service that hangs holds no call.
+
+    Lookups run in daemon threads, a few for each name, and calls share them.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._known: dict[str, tuple[float, list[Address]]] = {}  # since when, and what
+        self._failed: dict[str, tuple[float, Exception]] = {}
+        self._lookups: dict[str, list[float]] = {}  # when those began that run
+
+    def find(self, host: str, port: int, seconds: float) -> list[Address]:
+        """Return the addresses of *host* within *seconds*; raise TimeoutError or what it raised."""
+        if (literal := _literal(host, port)) is not None:
+            return [literal]
+        began = time.monotonic()
+        with self._changed:
+            since, addresses = self._known.get(host, (-math.inf, []))
+            end = began + (min(STALE_WAIT, seconds) if addresses else seconds)
+            while began - since > FRESH_SECONDS:
+                now = time.monotonic()
+                failed, error = self._failed.get(host, (-math.inf, None))
+                if addresses and (now >= end or failed >= began):
+                    return addresses  # better than none
+                if error is not None and failed >= began:
+                    raise error
+                if now >= end:
+                    raise TimeoutError("the name service did not answer in time")
+                running = self._lookups.setdefault(host, [])
+                again = max(running, default=-math.inf) + LOOKUP_SECONDS
+                if now >= again and len(running) < MAX_LOOKUPS:
+                    self._start(host, port, now)
+                    continue
+                self._changed.wait(min(end, again if again > now else end) - now)
+                since, addresses = self._known.get(host, (-math.inf, []))
+        return addresses
+
+    def forget(self, host: str) -> None:
+        """Ask again for *host*: none of its addresses could be reached."""
+        with self._changed:
+            self._known.pop(host, None)
+
+    def _start(self, host: str, port: int, now: float) -> None:
+        thread = threading.Thread(target=self._look_up, args=(host, port, now), daemon=True)
+        thread.start()
+        self._lookups[host].append(now)
+
+    def _look_up(self, host: str, port: int, began: float) -> None:
+        addresses, failure = [], None
+        try:
+            family = socket.AF_UNSPEC if socket.has_ipv6 else socket.AF_INET
+            addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        except Exception as error:
+            failure = error if is_own_want(error) else _own_want() or error
+        with self._changed:
+            self._lookups[host].remove(began)
+            if failure is None:
+                self._known[host] = time.monotonic(), cast(list[Address], addresses)
+            else:
+                self._failed[host] = time.monotonic(), failure.with_traceback(None)
+            self._changed.notify_all()
+
+
+def _literal(host: str, port: int) -> Address | None:
+    """Return the address that *host* is, or None: names need a thread, whose turn may come late."""
+    for family, place in ((socket.AF_INET, (host, port)), (socket.AF_INET6, (host, port, 0, 0))):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return family, socket.SOCK_STREAM, 0, "", place
+    return None
+
+
+def _own_want() -> OSError | None:
+    """Return the error if no descriptor is free: the C library takes that for an unknown name."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error
+    return None
+
+
+def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]) -> socket.socket:
+    """Return a socket that is connected to one of *addresses* within *seconds*, or raise OSError.
+
+    They are tried one after the other without waiting long for any of them (RFC 8305).
+    """
+    waiting = deque(_alternating(addresses)[:MAX_ADDRESSES])
+    delay = max(MIN_ATTEMPT_DELAY, min(ATTEMPT_DELAY, seconds / (len(waiting) + 1)))
+    end = next_at = time.monotonic() + seconds
+    tried: dict[int, socket.socket] = {}
+    poll, last = select.poll(), OSError("a name without addresses")
+    try:
+        while waiting or tried:
+            if (now := time.monotonic()) >= end:
+                raise TimeoutError("no address answered in time")
+            if waiting and (now >= next_at or not tried):
+                try:
+                    sock = _connecting(waiting.popleft(), options)
+                except OSError as error:
+                    last = error
+                    if is_own_want(error):  # those under way may still succeed
+                        waiting.clear()
+                    continue
+                tried[sock.fileno()] = sock
+                poll.register(sock, select.POLLOUT)
+                next_at = now + delay
+            until = min(end, next_at) if waiting else end
+            for number, _ in poll.poll(math.ceil((until - now) * 1000)):
+                sock = tried.pop(number)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not code:
+                    return sock
+                poll.unregister(sock)
+                sock.close()
+                last, next_at = OSError(code, os.strerror(code)), now
+        raise last
+    finally:
+        for sock in tried.values():
+            sock.close()
+
+
+def _connecting(address: Address, options: Iterable[Any]) -> socket.socket:
+    """Return a socket that begins to connect."""
+    family, kind, protocol, _, place = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        for option in options:
+            sock.setsockopt(*option)
+        sock.setblocking(False)
+        code = sock.connect_ex(place)
+        if code == errno.EADDRNOTAVAIL and family == socket.AF_INET:
+            code = errno.ENOBUFS  # no local port is free
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _alternating(addresses: Sequence[Address]) -> list[Address]:
+    """Return *addresses* with their families in turn, the first one's first."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    return [each for each in chain(*zip_longest(first, others)) if each is not None]
+
+
 class _Connection(HTTPConnection):
     """A connection that serves the exchange of the thread that uses it."""
+
+    def __init__(self, host: str, *args: Any, **options: Any) -> None:
+        super().__init__(host, *args, **options)
+        self._name = host.strip("[]")  # `host` lacks the dot that may end it
 
     @property
     def is_connected(self) -> bool:
@@ -148,6 +323,24 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         _current.exchange.connected = True
         super().connect()
+
+    def _new_conn(self) -> socket.socket:
+        """Return a new socket; the limit is one for its name, its addresses and TLS."""
+        exchange, names = _current.exchange, _current.names
+        limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
+        try:
+            addresses = names.find(self._name, self.port, limit.remaining())
+            sock = connect(addresses, limit.remaining(), self.socket_options or ())
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            names.forget(self._name)
+            raise ConnectTimeoutError(self, "no connection in time") from error
+        except OSError as error:
+            names.forget(self._name)
+            raise NewConnectionError(self, "no connection") from error
+        sock.settimeout(max(MIN_WAIT, limit.remaining()))
+        return sock
 
     def request(
         self,
@@ -209,6 +402,7 @@ class Adapter(HTTPAdapter):
         super().__init__(pool_maxsize=MAX_IDLE_CONNECTIONS)
         self.poolmanager.pool_classes_by_scheme = _POOLS
         self._verify, self._proxies = verify, proxies
+        self._names = Names()
         self._pool: Any = None
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
@@ -247,7 +441,7 @@ class Adapter(HTTPAdapter):
         if exchange.deadline.expired:
             raise ProviderTimeout("no time is left to ask the provider")
         limits = (max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.connect)), None)
-        _current.exchange = exchange
+        _current.exchange, _current.names = exchange, self._names
         try:
             answer = self.send(
                 request, stream=True, timeout=limits, verify=self._verify, proxies=self._proxies

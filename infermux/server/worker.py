@@ -5,6 +5,7 @@
 3. A burst of requests starts a few at a time, so that each soon waits for its provider.
 4. GET requests, such as health checks, do not wait behind such a burst.
 5. A thread answers its client's further requests without the main loop.
+6. Where no thread can be started, a request waits for one of those that there are.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import sys
 import time
 import traceback
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
-from ..errors import InferMuxError, RequestError
+from ..errors import InferMuxError, RequestError, is_own_want
 from ..protocol import strict_json
 from ..types import LogThrottle
 
@@ -60,6 +63,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Make the settings plain attributes: each request looks up two dozen."""
         self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
         super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Return the threads that answer requests."""
+        return Threads(max_workers=self.cfg.threads)
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, or many during a burst: one may be a health check."""
@@ -106,6 +113,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
         The way through the main loop would cost a tenth of a call.
         """
+        conn.wait_for_data = partial(_wait_for_data, conn)
         kept = super().handle(conn)
         while kept is True and self._next_follows(conn):
             kept = super().handle(conn)
@@ -149,6 +157,37 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         frames = "".join(traceback.format_tb(error.__traceback__)) if error else ""
         self.log.error(f"{message}: %s\n%s", *args, type(error).__name__, frames)
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads of which one may be missing: what was to start it waits for another one."""
+
+    def submit(self, function: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        """Queue a call; the executor's own future is lost where no thread can be started."""
+        future: Future[Any] = Future()
+        try:
+            super().submit(_run, future, function, *args, **options)
+        except RuntimeError as error:
+            if not is_own_want(error):
+                raise
+        return future
+
+
+def _run(future: Future[Any], function: Any, *args: Any, **options: Any) -> None:
+    try:
+        future.set_result(function(*args, **options))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _wait_for_data(conn: Any, timeout: float) -> bool:
+    """Wait for the first byte of a connection; gunicorn's own way takes a descriptor each time."""
+    if not conn.data_ready:
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        conn.data_ready = bool(poll.poll(timeout * 1000))
+    ready: bool = conn.data_ready
+    return ready
 
 
 def _is_get(sock: socket.socket) -> bool:

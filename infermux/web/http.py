@@ -175,17 +175,29 @@ def with_request_id(response: Response) -> Response:
 
 def error_response(error: InferMuxError, render: Render) -> Response:
     """Return *error* as *render* writes it, with the headers of the call that failed."""
-    call = current_request().environ.get(_CALL)
-    headers = call_headers(call) if call is not None else {}
+    call: Call | None = current_request().environ.get(_CALL)
+    headers, status = {} if call is None else call_headers(call), error.status
+    asked = call.request.native if call is not None else None
+    native = error.native_in(asked.dialect) if asked is not None else None
+    if native is not None:  # the client speaks the vendor's format
+        status = native.status
+        headers |= native.headers
+        headers |= {"Request-Id": native.request_id} if native.request_id else {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    elif error.status == 429:  # the vendor named no time
+    elif error.status == 429 or status == 503:  # the vendor named no time
         headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
-    if error.status >= 500 or error.status == 402:  # the router has retried what can be retried
+    elif status >= 500 and call is not None and _used_up(call):
         headers["x-should-retry"] = "false"
-    return json_response(render(error), error.status, headers)
+    return json_response(render(error), status, headers)
+
+
+def _used_up(call: Call) -> bool:
+    """Whether attempts have used the time that the client has: its own retries come too late."""
+    patience = call.patience
+    return bool(call.attempts) and patience is not None and call.seconds >= patience
 
 
 def plain_error(error: InferMuxError) -> JSON:

@@ -396,13 +396,15 @@ ERROR_CLASSES = [
 def test_each_error_raises_the_right_class_after_our_own_attempts_only(
     oai, ant, vendors, status, kind, seen, streamed
 ):
-    """Both clients repeat a 5xx twice by themselves, unless told not to."""
+    """Both clients repeat a 5xx twice by themselves, and nothing tells them not to."""
+    oai, ant = oai.with_options(max_retries=0), ant.with_options(max_retries=0)
     for dialect, model in (("anthropic", "claude-asked"), ("openai", "gpt-asked")):
         vendor = vendors[dialect].script(reply({"error": {"message": "some words"}}, status))
         with pytest.raises(getattr(openai, kind)) as error:
             oai.chat.completions.create(model=model, messages=ASK, stream=streamed)
         assert (error.value.status_code, len(vendor.seen)) == (seen, 1)
         assert error.value.code and error.value.type
+        assert "x-should-retry" not in error.value.response.headers
         vendor.script(reply({"error": {"message": "some words"}}, status))
         with pytest.raises(getattr(anthropic, kind)) as error:
             ant.messages.create(model=model, messages=ASK, max_tokens=5, stream=streamed)

@@ -362,4 +362,9 @@ def encode_error(error: InferMuxError) -> JSON:
     kind = _ERRORS.get(error.status) or (
         "invalid_request_error" if error.status < 500 else "api_error"
     )
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    body: JSON = {"type": kind, "message": error.message}
+    native = error.native_in(NAME)
+    if native is None:
+        return {"type": "error", "error": body}
+    ident = {"request_id": native.request_id} if native.request_id else {}
+    return {"type": "error", "error": body | native.members | {"message": error.message}} | ident

@@ -29,6 +29,7 @@ from .. import (
     text,
     token_count,
     whole,
+    with_native,
     without,
     word,
 )
@@ -221,13 +222,17 @@ def usage_of(value: object) -> Usage | None:
 # -- errors --
 
 
+PASSED = {400, 404, 413, 422, 429, 503, 504, 529}  # statuses that the official SDK tells apart
+
+
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     error = error_object(data)
     message = word(error.get("message"))
     if status == 400 and "credit balance" in message:  # our empty account, not the caller's fault
         status = 402
     wait = retry_after(headers) if status == 429 or status >= 500 else None
-    return provider_error(status, message, code=word(error.get("type")), retry_after=wait)
+    failed = provider_error(status, message, code=word(error.get("type")), retry_after=wait)
+    return with_native(failed, NAME, status, headers, data, passed=PASSED)
 
 
 # -- streams --

@@ -187,5 +187,7 @@ def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
 
 def encode_error(error: InferMuxError) -> JSON:
     """Return the error object as the official SDKs read it."""
-    names = ("message", "type", "param", "code")
-    return {"error": {name: getattr(error, name) for name in names}}
+    body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
+    native = error.native_in(NAME)
+    members = native.members if native is not None else {}
+    return {"error": body | members | {"message": error.message}}

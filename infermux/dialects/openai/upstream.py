@@ -37,6 +37,7 @@ from .. import (
     retry_after,
     text,
     whole,
+    with_native,
     without,
     word,
 )
@@ -267,18 +268,21 @@ def _vendor_cost(data: JSON) -> float | None:
 
 # -- errors --
 
+PASSED = {400, 404, 413, 422, 429, 503, 504}  # statuses that the official SDK tells apart
+
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     """Return the error, in the form of any compatible vendor."""
     error = error_object(data)
     wait = retry_after(headers) if status in (429, 503, 529) else None
-    return provider_error(
+    failed = provider_error(
         status,
         word(error.get("message")),
         code=f"{word(error.get('code'))} {word(error.get('type'))}",
         param=word(error.get("param")) or None,
         retry_after=_reset(error) if wait is None else wait,
     )
+    return with_native(failed, NAME, status, headers, data, passed=PASSED)
 
 
 def _reset(error: JSON) -> float | None:
