@@ -48,7 +48,13 @@ def create_app(router: Router | None = None) -> Flask:
     app.register_blueprint(blueprint(router))
     app.register_blueprint(openai_blueprint(router))
     app.register_blueprint(anthropic_blueprint(router))
-    app.register_blueprint(ops_blueprint(router, lambda: (build.pinned or settings).server.admin))
+    app.register_blueprint(
+        ops_blueprint(
+            router,
+            lambda: (build.pinned or settings).server.admin,
+            metrics=lambda: (build.pinned or settings).server.metrics,
+        )
+    )
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
     if shell is not None:

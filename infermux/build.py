@@ -63,6 +63,8 @@ def router(config: Config, *, serving: bool = False) -> Router:
     Raise ConfigError naming the file.
     """
     try:
+        if config.server.metrics == "admin" and config.server.admin is None:
+            raise ConfigError('[server].metrics = "admin" needs a key: set [server].admin')
         return _router(config, serving)
     except ConfigError as error:
         if not config.path or error.message.startswith(config.path):
@@ -152,8 +154,8 @@ def resize(config: Config) -> None:
         router.targets.resize(_concurrency(config, True))
 
 
-def check(config: Config) -> None:
-    """Raise ConfigError if a service with *config* could not work; leave nothing open.
+def check(config: Config) -> Router:
+    """Raise ConfigError if a service with *config* could not work; return its router, closed.
 
     Workers do not check again: what one cannot open costs records or limits, and is logged.
     """
@@ -173,6 +175,7 @@ def check(config: Config) -> None:
         log.warning("calls are recorded later: the ledger cannot be used now: %s", error.reason)
     finally:
         made.close()
+    return made
 
 
 def _keyring(config: Config) -> Keyring | None:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.option(
-    "--addr", "-b", default=":8600", show_default=True, help="Address to listen on, HOST:PORT."
+    "--addr",
+    "-b",
+    help="Address to listen on, HOST:PORT; :PORT is every address of the host.  "
+    "[default: :8600 with [keys], else 127.0.0.1:8600]",
 )
 @click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
 @click.option(
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "json"]),
     help="The format of log lines.  [default: text]",
 )
-def serve(addr: str, config: str | None, **given: str | int | None) -> None:
+def serve(addr: str | None, config: str | None, **given: str | int | None) -> None:
     """Run the service: gunicorn with InferMux's settings.
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
@@ -53,10 +56,11 @@ def serve(addr: str, config: str | None, **given: str | int | None) -> None:
             override(f"{'TRACE' if name == 'tokentrace' else 'SERVER'}__{name.upper()}", str(value))
     if config:
         override("CONFIG", config)
-    build.router(build.settings())  # an error here is one line, before gunicorn starts
+    settings = build.settings()
+    build.router(settings)  # an error here is one line, before gunicorn starts
     from .. import server  # loads requests
 
-    server.run(addr)
+    server.run(addr or server.default_address(settings))
 
 
 @click.command(cls=Command)

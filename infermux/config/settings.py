@@ -171,6 +171,7 @@ class Server:
     graceful: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     admin: Secret | None = reads(_secret, None)  # key of the operators' endpoints
+    metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
     # warning: failed calls; info: every call
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")

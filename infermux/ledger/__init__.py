@@ -29,17 +29,19 @@ _EPOCH = date(1970, 1, 1)
 
 
 class LedgerUnavailable(Unavailable):
-    """The ledger cannot be read or written; `reason` is for logs and health checks only.
+    """The ledger cannot be read or written; `reason` is for logs only.
 
     *temporary*: it is locked or its disk is full, which ends without a change to the service.
+    *told* is the reason for health checks, which anyone may read: it names no path.
     """
 
     code = "ledger_unavailable"
 
-    def __init__(self, reason: str, *, temporary: bool = False) -> None:
+    def __init__(self, reason: str, *, temporary: bool = False, told: str = "") -> None:
         super().__init__("the ledger is unavailable")
         self.reason = reason
         self.temporary = temporary
+        self.told = told or reason
 
 
 @dataclass(frozen=True, slots=True)

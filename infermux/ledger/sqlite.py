@@ -321,7 +321,9 @@ class SQLiteLedger(Ledger):
                 job.result, job.done = result, True
         except LedgerUnavailable as error:
             for job in jobs:
-                again = LedgerUnavailable(error.reason, temporary=error.temporary)
+                again = LedgerUnavailable(
+                    error.reason, temporary=error.temporary, told=error.told
+                )
                 job.error, job.done = again, True
         except Exception as error:
             if len(jobs) == 1:
@@ -384,14 +386,15 @@ class SQLiteLedger(Ledger):
                 self._drop(place)
                 process.suspect = process.suspect or damaged(error)
                 if last or not damaged(error):
+                    told = error.strerror if isinstance(error, OSError) else str(error)
                     raise self._unavailable(
-                        f"{self.path}: {error}", temporary=passes(error)
+                        f"{self.path}: {error}", temporary=passes(error), told=told or "unknown"
                     ) from error
         raise AssertionError("unreachable")
 
-    def _unavailable(self, reason: str, *, temporary: bool) -> LedgerUnavailable:
+    def _unavailable(self, reason: str, *, temporary: bool, told: str = "") -> LedgerUnavailable:
         self._failure = reason
-        return LedgerUnavailable(reason, temporary=temporary)
+        return LedgerUnavailable(reason, temporary=temporary, told=told)
 
     def _report(self) -> None:
         while self._file.moved:  # logged here because a lock is held where it happens

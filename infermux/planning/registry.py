@@ -60,9 +60,22 @@ class Registry:
     def __len__(self) -> int:
         return len(self._members)
 
-    def to_dict(self) -> JSON:
-        """Return what GET /providers answers."""
-        return {"providers": [{"name": each.name, "models": list(each.models)} for each in self]}
+    def to_dict(self, names: Iterable[str] | None = None) -> JSON:
+        """Return what GET /providers answers; to a caller with *names* only those, where served."""
+        if names is None:
+            found = {each.name: list(each.models) for each in self}
+        else:
+            served = {name: self.providers(name) for name in names}
+            found = {each.name: [n for n in served if each.name in served[n]] for each in self}
+        known = [name for name in found if names is None or found[name]]
+        return {"providers": [{"name": name, "models": found[name]} for name in known]}
+
+    def providers(self, model: str) -> list[str]:
+        """Return the providers of *model*, in order; none for a model that nobody has."""
+        try:
+            return list(dict.fromkeys(target.provider for target in self.resolve(model)))
+        except ModelNotFound:
+            return []
 
     def define(
         self,

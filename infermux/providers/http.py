@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import http.client
 import importlib
@@ -9,10 +10,11 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
+from urllib.parse import unquote
 
 import requests
 import urllib3.exceptions
@@ -81,7 +83,6 @@ class HTTPProvider(Provider):
         self.timeouts = timeouts
         address, _, self._query = base_url.partition("?")
         self._base_url = address.rstrip("/")
-        self._host = address.partition("://")[2].partition("/")[0]
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         self._headers = {
             "Content-Type": "application/json",
@@ -89,6 +90,8 @@ class HTTPProvider(Provider):
             **(headers or {}),
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
+        host = address.partition("://")[2].partition("/")[0]
+        self._redacted = Redactor(self._headers, (host, host.rpartition(":")[0]))
         self._pattern = re.compile(pattern) if pattern else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
@@ -303,19 +306,74 @@ class HTTPProvider(Provider):
             return {self._redacted(name): self._clean(each) for name, each in value.items()}
         return [self._clean(each) for each in value] if isinstance(value, list) else value
 
-    def _redacted(self, message: str) -> str:
-        if self._key and self._key.reveal():
-            message = message.replace(self._key.reveal(), "[redacted]")
-        for own in (self._host, self._host.rpartition(":")[0]):
-            message = message.replace(own, "[redacted]") if own else message
-        return _SECRETS.sub("[redacted]", message[:2000])[:600]
 
+# -- redaction --
 
+REDACTED = "[redacted]"
+MAX_WORDS = 4096  # characters of a vendor's message that are looked at
+PIECE = 12  # characters of a key in a row that give it away
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+_PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers
 _SECRETS = re.compile(
     r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|(?<![\w-])[\w-]*+\*{3,}[\w-]*"
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )
+_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}", re.ASCII)  # that could be something encoded
+_BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
+_STANDARD = str.maketrans("-_", "+/")
+
+
+class Redactor:
+    """Removes addresses and keys from a vendor's words, as they are or encoded.
+
+    *headers* are those of our requests; *hosts* are the provider's names.
+    """
+
+    def __init__(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
+        private = [value for name, value in headers.items() if _PRIVATE.search(name)]
+        keys = {word for value in private for word in (value, *value.split()[-1:]) if word}
+        self._own = sorted({*keys, *hosts} - {""}, key=len, reverse=True)
+        self._pieces = {piece for key in keys for piece in _pieces(key)}
+
+    def __call__(self, message: str) -> str:
+        """Return at most 600 characters of *message* that tell no secret."""
+        if len(message) > MAX_WORDS:  # without its last word, which may be half a key
+            message = message[:MAX_WORDS].rstrip(_VISIBLE)
+        for own in self._own:
+            message = message.replace(own, REDACTED)
+        message = _SECRETS.sub(REDACTED, message)
+        return _WORD.sub(lambda word: REDACTED if self.reveals(word[0]) else word[0], message)[:600]
+
+    def reveals(self, text: str, depth: int = 3) -> bool:
+        """Whether *text* has a secret or a piece of a key, as it is or decoded."""
+        return (
+            any(own in text for own in self._own)
+            or not self._pieces.isdisjoint(_pieces(text))
+            or _SECRETS.search(text) is not None
+            or (depth > 0 and any(self._hides(each, depth - 1) for each in _decoded(text)))
+        )
+
+    def _hides(self, text: str, depth: int) -> bool:
+        return self.reveals(text, depth if text.isascii() else 0)  # more may be behind a whole text
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for at in range(len(text) - PIECE + 1):
+        yield text[at : at + PIECE]
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """Yield what *text* may stand for: %-escapes, hexadecimal, base64 that begins anywhere."""
+    if "%" in text:
+        yield unquote(text)
+    for run in _BASE64.findall(text):
+        with contextlib.suppress(ValueError):
+            yield bytes.fromhex(run).decode("ascii", "replace")
+        for start in range(4):
+            data = run[start:].translate(_STANDARD)
+            data = data[: len(data) - (len(data) % 4 == 1)]
+            yield binascii.a2b_base64(data + "=" * (-len(data) % 4)).decode("ascii", "replace")
 
 
 def _header(value: str) -> str:

@@ -17,23 +17,29 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import Config, Server
-from ..errors import ConfigError
+from ..config.settings import Config, LedgerConfig, Server
+from ..errors import ConfigError, printable
 from ..pricing.compare import stale
 from ..routing import stream
+from ..routing.router import Router
 from ..telemetry import call_log, shared_memory
 from ..telemetry.exporter import flush_all
 from . import status
 
 log = logging.getLogger("infermux")
 
+PORT = 8600
 MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
 CLIENT_SECONDS = 10  # after which a client that neither sends nor reads is disconnected
 GC_THRESHOLD = 10_000  # new objects between garbage collections
+MAX_LISTED = 12  # names in a line of the start
 SWITCH_SECONDS = 0.1  # until a thread asks for the interpreter; at 20 ms, 1,000 do little else
 
 
@@ -62,7 +68,7 @@ def load() -> dict[str, Any]:
 def options(server: Server) -> dict[str, Any]:
     """Return gunicorn's settings for *server*."""
     return {
-        "bind": ":8600",
+        "bind": f":{PORT}",
         "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
@@ -84,12 +90,15 @@ def options(server: Server) -> dict[str, Any]:
 
 
 def on_starting(server: Any) -> None:
-    """Check the ledger and the rate limits, and load what workers will share."""
+    """Check the ledger and the rate limits, say what serves, and load what workers will share."""
+    config = build.settings()
     try:
-        build.check(build.settings())
+        router = build.check(config)
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
+    for subject, what in _summary(config, router).items():
+        server.log.info("%s: %s", subject, what)
     os.register_at_fork(
         before=lambda: _mask_stop_signals(signal.SIG_BLOCK),
         after_in_parent=lambda: _mask_stop_signals(signal.SIG_UNBLOCK),
@@ -102,6 +111,7 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """Set the timeouts of clients; accepted connections inherit them from the listener."""
+    _warn_if_open(server)
     timeout = struct.pack("ll", CLIENT_SECONDS, 0)
     for listener in server.LISTENERS:
         with contextlib.suppress(OSError, AttributeError):  # a Unix socket has none
@@ -111,6 +121,54 @@ def when_ready(server: Any) -> None:
             set_option(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
             # each byte sent restarts SO_SNDTIMEO; this ends a client that has stopped reading
             set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
+
+
+def _summary(config: Config, router: Router) -> dict[str, str]:
+    """Return what a service does, without a secret, by subject."""
+    server, ledger = config.server, (config.ledger or LedgerConfig()).path
+    urls = [url for url in (config.trace.tokentrace, config.trace.otlp) if url]
+    metrics = "open" if server.metrics == "open" else "for operators"
+    operators = "closed" if server.admin is None else "open to the admin key"
+    keys = "none: the endpoints are open to callers without a key"
+    if config.keys is not None:
+        keys = _listed([key.name for key in config.keys])
+    return {
+        "configuration": os.path.abspath(config.path) if config.path else "the environment",
+        "providers": _listed([each.name for each in router.registry]),
+        "names": _listed(router.registry.names),
+        "ledger": os.path.abspath(ledger) if ledger else "none",
+        "keys": keys,
+        "admin": f"operators' endpoints are {operators}, /metrics is {metrics}",
+        "traces": _listed([urlsplit(url).netloc for url in urls]),
+    }
+
+
+def _warn_if_open(server: Any) -> None:
+    """Say in a line where anyone may call."""
+    places = [listener.sock.getsockname() for listener in server.LISTENERS]
+    public = [
+        f"{place[0]}:{place[1]}"
+        for place in places
+        if isinstance(place, tuple) and not ip_address(str(place[0]).partition("%")[0]).is_loopback
+    ]
+    if public and build.settings().keys is None:
+        server.log.warning(
+            "no [keys]: the endpoints at %s are open to anyone, "
+            "unless an application of yours asks for a login",
+            _listed(public),
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first of *names*, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{shown}{more}" or "none"
+
+
+def default_address(config: Config) -> str:
+    """Return where `infermux serve` listens: without keys, only this host can reach it."""
+    return f":{PORT}" if config.keys is not None else f"127.0.0.1:{PORT}"
 
 
 def on_reload(server: Any) -> None:

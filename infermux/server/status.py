@@ -103,6 +103,13 @@ def metrics_text(router: Router) -> bytes:
     return metrics.text(own.memory.counts(), gauges)
 
 
+def count_failed_login(router: Router, api: str) -> None:
+    """Count a request to *api* with a key that does not open it."""
+    slot = monitor(router).memory.own
+    with slot.lock:
+        slot.add(("failed_logins_total", api))
+
+
 def targets(router: Router) -> list[TargetStatus]:
     """Return the configured targets, in order, and then others that were called."""
     states: dict[Target, list[BreakerState]] = {target: [] for target in router.registry.targets()}

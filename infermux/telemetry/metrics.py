@@ -77,6 +77,7 @@ FAMILIES = {
     "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
     "ledger_pending": Family("gauge", (), "Calls that are not in the ledger yet."),
     "ledger_lost_total": Family("counter", (), "Calls that could not be recorded."),
+    "failed_logins_total": Family("counter", ("api",), "Requests with a key that did not open."),
 }
 
 

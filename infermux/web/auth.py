@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import logging
+import mmap
+import threading
+import time
 from collections.abc import Callable
 
 from flask import Response, request
@@ -13,11 +17,13 @@ from ..admission.keys import hashed
 from ..config import Secret
 from ..errors import AuthenticationError, Forbidden, Overloaded, RequestError
 from ..protocol import InferRequest
-from ..types import ANONYMOUS, Caller
+from ..server import status
+from ..types import ANONYMOUS, Caller, Clock
 from .http import Api, View, current_request, error_response, plain_error, read_body, start_call
 
 Admin = Secret | str | None | Callable[[], Secret | None]  # a function where a reload may change it
 _SEND_KEY = "send Authorization: Bearer KEY, or x-api-key: KEY"
+log = logging.getLogger("infermux")
 
 
 def authenticated(api: Api) -> Caller:
@@ -27,8 +33,11 @@ def authenticated(api: Api) -> Caller:
         return found if isinstance(found, Caller) else Caller(found) if found else ANONYMOUS
     if api.router.keyring is None:
         return ANONYMOUS
-    known = api.router.keyring.identify(request_key())
+    key = request_key()
+    known = api.router.keyring.identify(key)
     if known is None:
+        if key:
+            _login_failed(api, "an unknown API key")
         raise AuthenticationError(f"missing or unknown API key: {_SEND_KEY}")
     return known
 
@@ -71,7 +80,7 @@ def admin_only(admin: Admin, view: View) -> View:
     not count, because other sites can make a browser send it.
     """
 
-    def guarded(*bound: object, **arguments: str) -> Response:
+    def guarded(api: Api, **arguments: str) -> Response:
         key = admin() if callable(admin) else admin
         if isinstance(key, Secret):
             key = key.reveal()
@@ -83,14 +92,65 @@ def admin_only(admin: Admin, view: View) -> View:
             given = (login.password or "") if reads else ""
         else:
             given = request_key()
-        if not given:
-            error = AuthenticationError(f"missing admin key: {_SEND_KEY}")
-            response = error_response(error, plain_error)
-            if reads:
-                response.headers["WWW-Authenticate"] = 'Basic realm="infermux", charset="UTF-8"'
-            return response
-        if not hmac.compare_digest(hashed(given), hashed(key)):
-            raise Forbidden("this endpoint requires the admin key, [server] admin")
-        return view(*bound, **arguments)
+        if given and hmac.compare_digest(hashed(given), hashed(key)):
+            return view(api, **arguments)
+        if given:
+            _check_no_caller(api, given)
+        error = AuthenticationError(f"{'unknown' if given else 'missing'} admin key: {_SEND_KEY}")
+        response = error_response(error, plain_error)
+        if reads:  # a browser asks for the key, again if it was wrong
+            response.headers["WWW-Authenticate"] = 'Basic realm="infermux", charset="UTF-8"'
+        return response
 
     return guarded
+
+
+def _check_no_caller(api: Api, key: str) -> None:
+    """Report a key that is not the admin's; raise Forbidden if it is a caller's."""
+    keyring = api.router.keyring
+    caller = keyring.identify(key) if keyring is not None else None
+    if caller is None:
+        _login_failed(api, "an unknown admin key")
+        return
+    _login_failed(api, f"the key of caller {caller.name!r} instead of the admin key")
+    raise Forbidden("this endpoint requires the admin key, [server] admin")
+
+
+# -- failed logins --
+
+
+class AddressThrottle:
+    """Lets one message a minute and address pass, over all processes that are forked from this one.
+
+    Addresses share the places of a table of fixed size: a message may be left out, none comes
+    twice.
+    """
+
+    def __init__(
+        self, *, places: int = 4096, seconds: float = 60.0, clock: Clock = time.monotonic
+    ) -> None:
+        self._last = memoryview(mmap.mmap(-1, 8 * places)).cast("d")  # shared; 0: never
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def due(self, address: str) -> bool:
+        """Whether a message about *address* may be logged now; if so, its time starts anew."""
+        place, now = hash(address) % len(self._last), self._clock()
+        with self._lock:
+            last = self._last[place]
+            if last and now - last < self._seconds:
+                return False
+            self._last[place] = now
+        return True
+
+
+_throttle = AddressThrottle()  # made by a service's master: the workers share it
+
+
+def _login_failed(api: Api, what: str) -> None:
+    """Count a failed login, and log it unless one from the same address was logged just now."""
+    status.count_failed_login(api.router, api.name)
+    address = current_request().remote_addr or "a local socket"
+    if _throttle.due(address):
+        log.warning("failed login from %s: %s (%s API)", address, what, api.name)

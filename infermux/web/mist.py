@@ -68,9 +68,9 @@ def infer(api: Api) -> Response:
 
 
 def providers(api: Api) -> Response:
-    """List the providers and their models."""
-    authenticated(api)
-    return json_response(encode(api.router.registry.to_dict()) + b"\n")
+    """List the providers and their models; a restricted key sees its own models only."""
+    found = api.router.registry.to_dict(authenticated(api).models)
+    return json_response(encode(found) + b"\n")
 
 
 class Encoder:

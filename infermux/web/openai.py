@@ -57,16 +57,15 @@ def complete(api: Api, op: str) -> Response:
 
 def models(api: Api) -> Response:
     """List the models that the caller may use, in a form that both official SDKs read."""
-    allowed = authenticated(api).models
-    providers: dict[str, str] = dict.fromkeys(api.router.registry.names, "infermux")
-    for member in api.router.registry:
+    allowed, registry = authenticated(api).models, api.router.registry
+    owners: dict[str, str] = dict.fromkeys(registry.names, "infermux")
+    for member in registry:
         for name in member.models:
-            providers.setdefault(name, member.name)
-    data = [
-        _model(name, provider)
-        for name, provider in providers.items()
-        if allowed is None or name in allowed
-    ]
+            owners.setdefault(name, member.name)
+    if allowed is not None:
+        served = {name: registry.providers(name) for name in allowed}
+        owners = {name: owners.get(name, found[0]) for name, found in served.items() if found}
+    data = [_model(name, owner) for name, owner in owners.items()]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return json_response(
         {"object": "list", "data": data, "has_more": False, "first_id": first, "last_id": last}
@@ -74,13 +73,12 @@ def models(api: Api) -> Response:
 
 
 def model(api: Api, ident: str) -> Response:
-    """Describe one model."""
-    authenticated(api)
-    try:
-        target = api.router.registry.resolve(ident)[0]
-    except ModelNotFound:
-        raise ModelNotFound(f"no provider for model {shown(ident)}", param="model") from None
-    return json_response(_model(ident, target.provider))
+    """Describe one model that the caller may use."""
+    allowed = authenticated(api).models
+    found = api.router.registry.providers(ident) if allowed is None or ident in allowed else []
+    if not found:
+        raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
+    return json_response(_model(ident, found[0]))
 
 
 def _model(name: str, provider: str) -> JSON:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,31 +17,39 @@ from ..routing import explain as explaining
 from ..routing.router import Router
 from ..server import status
 from ..telemetry.metrics import CONTENT_TYPE
-from ..types import JSON
+from ..types import JSON, LogThrottle
 from . import EndpointBlueprint, auth, endpoints
 from .auth import Admin
 from .http import Api, View, json_body, json_response, plain_error, read_body
 from .status_page import StatusPage
 
 log = logging.getLogger("infermux")
+_unready = LogThrottle()
 _COST_PARAMETERS = ("by", "since", "until", "month", "caller", "limit")
 
 
-def ops_blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
+def ops_blueprint(
+    router: Router, admin: Admin = None, *, metrics: str | Callable[[], str] = "open"
+) -> EndpointBlueprint:
     """Return the operators' endpoints for *router*.
 
-    Without an *admin* key only health, readiness and metrics are available.
+    Without an *admin* key only health, readiness and metrics are available; the latter require it
+    too if *metrics* is "admin".
     """
     status.monitor(router)
 
     def admin_only(view: View) -> View:
         return auth.admin_only(admin, view)
 
+    def counters(api: Api) -> Response:
+        for_all = (metrics() if callable(metrics) else metrics) == "open"
+        return (prometheus if for_all else admin_only(prometheus))(api)
+
     page = StatusPage(router)
     routes = [
         ("GET", "/healthz", health),
         ("GET", "/readyz", readiness),
-        ("GET", "/metrics", metrics),
+        ("GET", "/metrics", counters),
         ("GET", "/costs", admin_only(costs)),
         ("GET", "/costs/timeseries", admin_only(cost_series)),
         ("POST", "/explain", admin_only(explain)),
@@ -51,7 +59,15 @@ def ops_blueprint(router: Router, admin: Admin = None) -> EndpointBlueprint:
     for action in status.ACTIONS:
         change = admin_only(partial(circuit, action=action))
         routes.append(("POST", f"/providers/<name>/circuit/{action}", change))
-    return endpoints("infermux_ops", Api("ops", router, plain_error), routes)
+    blueprint = endpoints("infermux_ops", Api("ops", router, plain_error), routes)
+    blueprint.after_request(_never_stored)
+    return blueprint
+
+
+def _never_stored(response: Response) -> Response:
+    """Keep what operators see, and refusals, out of every cache."""
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def health(_: Api) -> Response:
@@ -61,8 +77,14 @@ def health(_: Api) -> Response:
 
 def readiness(api: Api) -> Response:
     """Report whether calls can be served; if not, the ledger's problem or the open circuits."""
-    ledger = api.router.ledger
-    problem = ledger.problem() if ledger is not None else None
+    ledger, problem = api.router.ledger, None
+    try:
+        if ledger is not None:
+            ledger.check()
+    except LedgerUnavailable as error:
+        problem = f"the ledger cannot be written: {error.told}"
+        if _unready.due():  # the reason has the path, which is not for everybody
+            log.error("the ledger cannot be written: %s", error.reason)
     watched, known = api.router.targets.breakers(), api.router.registry.targets()
     unready = {
         str(target): reason
@@ -78,10 +100,10 @@ def readiness(api: Api) -> Response:
         "records": status.records(api.router)._asdict(),
         "targets": {"usable": usable, "shut": unready},
     }
-    return json_response(data, 200 if ready else 503, {"Cache-Control": "no-store"})
+    return json_response(data, 200 if ready else 503)
 
 
-def metrics(api: Api) -> Response:
+def prometheus(api: Api) -> Response:
     """Return the counters of all workers in Prometheus's text format."""
     headers = {"X-Content-Type-Options": "nosniff"}
     return Response(status.metrics_text(api.router), headers=headers, content_type=CONTENT_TYPE)

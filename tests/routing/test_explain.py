@@ -388,7 +388,7 @@ def test_explain_asks_a_running_service(file: Path) -> None:
         )
         refused = run_explain("fast", "--server", url, "--key", "wrong")
         assert (
-            refused.exit_code == 1 and "403" in refused.stderr and refused.stderr.count("\n") == 1
+            refused.exit_code == 1 and "401" in refused.stderr and refused.stderr.count("\n") == 1
         )
 
 

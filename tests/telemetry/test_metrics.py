@@ -54,6 +54,7 @@ FAMILIES = {
     "infermux_spans_dropped": "counter",
     "infermux_ledger_pending": "gauge",
     "infermux_ledger_lost": "counter",
+    "infermux_failed_logins": "counter",
 }  # as the parser names them: a counter without its _total
 USAGE = Usage(31, 17, cached_input_tokens=8, reasoning_tokens=5)
 

@@ -97,8 +97,9 @@ def test_an_operator_gets_in(path: str, headers: Mapping[str, str]) -> None:
 @pytest.mark.parametrize("path", CLOSED)
 def test_a_wrong_key_does_not(path: str, headers: Mapping[str, str]) -> None:
     answer = echo().get(path, headers=headers)
-    assert (answer.status_code, answer.json["error"]["code"]) == (403, "forbidden")
+    assert (answer.status_code, answer.json["error"]["code"]) == (401, "invalid_api_key")
     assert ADMIN not in answer.text and "wrong" not in answer.text
+    assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")  # asks for another one
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_it_is_for_operators_alone(front: Front) -> None:
     asked = {"model": "fast"}
     assert explain(front, asked).status == 200
     assert explain(front, asked, {}).status == 401
-    assert explain(front, asked, {"Authorization": "Bearer other"}).status == 403
+    assert explain(front, asked, {"Authorization": "Bearer other"}).status == 401
     answer = ask(front.port, "/explain", method="GET", headers=KEY)
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
