@@ -71,7 +71,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     assert set(wheel.namelist()) == own | DATA | {f"{folder}/{each}" for each in about}
 
 
-def test_a_wheel_asks_for_three_packages_and_starts_one_command(wheel):
+def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
     folder = next(
         name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
     )
@@ -80,6 +80,7 @@ def test_a_wheel_asks_for_three_packages_and_starts_one_command(wheel):
     assert {each.split("<")[0].split(">")[0].strip() for each in needed} == {
         "flask",
         "requests",
+        "urllib3",
         "gunicorn",
     }
     assert set(told.get_all("Provides-Extra")) == {"test", "otel"}

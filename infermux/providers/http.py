@@ -319,7 +319,8 @@ _SECRETS = re.compile(
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )
-_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}", re.ASCII)  # that could be something encoded
+# something encoded, perhaps, that may go on in further lines
+_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}(?:[\r\n]+[\w+/=%&;:.~-]+)*", re.ASCII)
 _BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
 _STANDARD = str.maketrans("-_", "+/")
 
@@ -367,7 +368,7 @@ def _decoded(text: str) -> Iterator[str]:
     """Yield what *text* may stand for: %-escapes, hexadecimal, base64 that begins anywhere."""
     if "%" in text:
         yield unquote(text)
-    for run in _BASE64.findall(text):
+    for run in _BASE64.findall("".join(text.splitlines())):
         with contextlib.suppress(ValueError):
             yield bytes.fromhex(run).decode("ascii", "replace")
         for start in range(4):

@@ -504,7 +504,7 @@ def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
             ]
             return [found.status for found in asked]
 
-        assert seen() == [200, 403, 200, 200, 413]
+        assert seen() == [200, 401, 200, 200, 413]
         before = workers(service)
         file.write_text(
             text.replace("[server]", '[server]\nadmin = "env:LOAD_SECOND"\nmax_body = 2000'),
@@ -514,7 +514,7 @@ def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
         eventually(
             lambda: not set(before) & set(workers(service)) and workers(service), "new workers"
         )
-        assert seen() == [403, 200, 200, 413, 413]
+        assert seen() == [401, 200, 200, 413, 413]
 
 
 BROKEN = {
