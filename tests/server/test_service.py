@@ -119,14 +119,14 @@ def test_mist_answers_a_message_with_a_message(service):
 def test_the_checksum_is_that_of_the_bytes_as_received(service, payload):
     answer = service.ask("/mist", message(payload, checksum=zlib.crc32(payload)))
     assert answer.status == 200
-    sent = re.fullmatch(rb'.*"payload":(\{.*\}),"checksum":(\d+)\}', answer.data, re.S)
+    sent = re.fullmatch(rb'.*"payload":(\{.*\}),"checksum":(\d+)\}\n', answer.data, re.S)
     assert sent and int(sent[2]) == zlib.crc32(sent[1])
 
 
 def test_providers_lists_echo(service):
     answer = service.ask("/providers")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
-    assert answer.data == b'{"providers":[{"name":"echo","models":["echo-v1"]}]}'
+    assert answer.data == b'{"providers":[{"name":"echo","models":["echo-v1"]}]}\n'
 
 
 def test_providers_of_the_environment_come_in_their_order_with_echo_last():
@@ -611,7 +611,7 @@ def test_a_connection_is_kept_and_can_be_used_again(service):
         for _ in range(3):
             sock.sendall(request)
             seen = b""
-            while not seen.endswith(b'"finish_reason":"stop"}'):
+            while not seen.endswith(b'"finish_reason":"stop"}\n'):
                 piece = sock.recv(65536)
                 assert piece, "the connection was closed"
                 seen += piece
