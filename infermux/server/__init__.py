@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import build
-from ..config.settings import Config, Server
+from ..config.settings import EARLY_HEADERS, Config, Server
 from ..errors import ConfigError
 from ..pricing.compare import stale
 from ..routing import stream
@@ -120,6 +120,7 @@ def on_reload(server: Any) -> None:
         app = server.app.wsgi()
         if getattr(app, "import_name", "") == "infermux":  # not a host application
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
+            app.config[EARLY_HEADERS] = build.pinned.server.early_headers
 
 
 def _renew(config: Config) -> None:
