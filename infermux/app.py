@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
+from .config.settings import EARLY_HEADERS
 from .routing.router import Router
 from .web import METHODS, REFUSES, EndpointBlueprint
 from .web.anthropic import anthropic_blueprint
@@ -45,6 +46,7 @@ def create_app(router: Router | None = None) -> Flask:
             raise
         raise OneLine(error.message) from None
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
+    app.config[EARLY_HEADERS] = settings.server.early_headers
     app.register_blueprint(blueprint(router))
     app.register_blueprint(openai_blueprint(router))
     app.register_blueprint(anthropic_blueprint(router))

@@ -15,6 +15,7 @@ InferMuxError                   500 internal_error
 │  ├─ RequestTooLarge           413 request_too_large
 │  ├─ UnsupportedEncoding       415 unsupported_encoding
 │  └─ RateLimited               429 rate_limit_exceeded
+├─ ClientGone                   499 client_closed              nobody is left to read it
 ├─ Unavailable                  503
 │  ├─ NoHealthyProvider         503 no_healthy_providers
 │  └─ Overloaded                503 overloaded
@@ -210,6 +211,12 @@ class RateLimited(RequestError):
     """The caller is over its rate limit."""
 
     status, code, type, retry_after = 429, "rate_limit_exceeded", "rate_limit_error", 1.0
+
+
+class ClientGone(InferMuxError):
+    """The client has closed its connection before the first content."""
+
+    status, code = 499, "client_closed"
 
 
 class Unavailable(InferMuxError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 JSON = dict[str, Any]
 Clock = Callable[[], float]
+OnWait = Callable[[], float]  # returns the seconds after which to call it again
 
 
 class Target(NamedTuple):
@@ -84,6 +85,7 @@ class Chunk(NamedTuple):
     function_call: Mapping[str, str] = NOTHING  # OpenAI's older form of a tool call
     dialect: str = ""  # of the native event
     usage_only: bool = False  # not for clients that did not ask for usage
+    shown: bool = False  # the native event has content that no field above holds
 
     @property
     def has_content(self) -> bool:
@@ -96,6 +98,7 @@ class Chunk(NamedTuple):
             or self.finish_reason
             or self.details
             or self.function_call
+            or self.shown
         )
 
 
@@ -105,20 +108,27 @@ HEARTBEAT = Chunk()
 class Deadline:
     """The time left for a whole call, over all attempts and waits, by the monotonic clock."""
 
-    __slots__ = ("_clock", "_end", "by_client")
+    __slots__ = ("_clock", "_end", "by_client", "on_wait")
 
     def __init__(
-        self, seconds: float, *, clock: Clock = time.monotonic, by_client: bool = False
+        self,
+        seconds: float,
+        *,
+        clock: Clock = time.monotonic,
+        by_client: bool = False,
+        on_wait: OnWait | None = None,
     ) -> None:
         self._clock = clock
         self._end = clock() + seconds
         self.by_client = by_client  # the client's own patience, which no provider is to blame for
+        self.on_wait = on_wait  # called while a provider is waited for; it may raise
 
     def share(self, part: float, limit: Deadline) -> Deadline:
         """Return *part* of the time left here or in *limit*, whichever is less."""
         own, other = self.remaining(), limit.remaining()
         by_client = self.by_client and own <= other
-        return Deadline(min(own, other) * part, clock=self._clock, by_client=by_client)
+        seconds = min(own, other) * part
+        return Deadline(seconds, clock=self._clock, by_client=by_client, on_wait=self.on_wait)
 
     def remaining(self) -> float:
         """Return the seconds left, at least 0."""
@@ -128,6 +138,14 @@ class Deadline:
         """Return *seconds*, or the time left if that is less."""
         left = self.remaining()
         return left if seconds is None or seconds > left else seconds
+
+    def slices(self, seconds: float) -> Iterator[float]:
+        """Yield *seconds*, or the time left, in parts to wait; call `on_wait` before each."""
+        left = self.cap(seconds)
+        while left > 0:
+            part = left if self.on_wait is None else min(left, self.on_wait())
+            yield part
+            left -= part
 
     @property
     def expired(self) -> bool:

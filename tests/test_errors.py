@@ -23,6 +23,7 @@ TREE = {
     "MethodNotAllowed": ("RequestError", 405, "method_not_allowed"),
     "RequestTooLarge": ("RequestError", 413, "request_too_large"),
     "RateLimited": ("RequestError", 429, "rate_limit_exceeded"),
+    "ClientGone": ("InferMuxError", 499, "client_closed"),
     "Unavailable": ("InferMuxError", 503, "unavailable"),
     "NoHealthyProvider": ("Unavailable", 503, "no_healthy_providers"),
     "Overloaded": ("Unavailable", 503, "overloaded"),

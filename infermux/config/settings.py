@@ -27,6 +27,7 @@ from .schema import (
     whole,
 )
 
+EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in an app's config
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest")
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
@@ -90,6 +91,13 @@ def _or_empty(reader: Reader) -> Reader:
     return lambda value, place: reader(value, place) if value != "" else ""
 
 
+def _or_zero(reader: Reader) -> Reader:
+    """Return a reader that also accepts 0, which disables the feature."""
+    return lambda value, place: (
+        0.0 if type(value) in (int, float) and not value else reader(value, place)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long a provider is waited for, in seconds; each is also cut to what is left of the call's
@@ -97,7 +105,7 @@ class Timeouts:
     """
 
     connect: float = reads(seconds, 5.0)
-    first_byte: float = reads(seconds, 60.0)
+    first_byte: float = reads(seconds, 600.0)  # of an answer, or of the body of a stream
     idle: float = reads(seconds, 30.0)  # between two pieces of a stream
     total: float = reads(seconds, 600.0)  # of a stream, once it has begun
 
@@ -170,6 +178,8 @@ class Server:
     streams: float = reads(share, 0.75)  # share of the threads that may stream at once
     graceful: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
+    # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
+    early_headers: float = reads(_or_zero(seconds), 5.0)
     admin: Secret | None = reads(_secret, None)  # key of the operators' endpoints
     metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
     # warning: failed calls; info: every call

@@ -203,6 +203,14 @@ def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], Provi
     return body
 
 
+def typed(event: Event, body: JSON) -> Event:
+    """Return an event whose type stands only in its name with the type in its data and *body*."""
+    if body.get("type") is not None or not event.name:
+        return event
+    body["type"] = event.name.decode(errors="replace")
+    return event._replace(data=strict_json.encode(body))
+
+
 # -- answers --
 
 

@@ -11,7 +11,7 @@ from ..errors import InferMuxError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
-from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, Target, TraceContext, Usage
+from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, OnWait, Target, TraceContext, Usage
 from . import Plan
 
 
@@ -62,6 +62,7 @@ class Call:
     estimate: int | None = None  # tokens counted in the caller's rate limit before the call
     patience: float | None = None  # seconds that the client itself waits
     lenient: bool = False  # whether preferences may be left out even for a single target
+    on_wait: OnWait | None = None  # called while the call waits for a provider
     ended: float | None = None
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)

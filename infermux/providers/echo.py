@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,9 +46,11 @@ class EchoProvider(Provider):
 
     def _wait(self, deadline: Deadline | None) -> None:
         if self.delay > 0:
-            pause = self.delay if deadline is None else deadline.cap(self.delay)
-            self._sleep(pause)
-            if pause < self.delay:
+            deadline = deadline or Deadline(math.inf)
+            is_late = deadline.remaining() < self.delay
+            for pause in deadline.slices(self.delay):
+                self._sleep(pause)
+            if is_late:
                 raise ProviderTimeout(f"provider {self.name!r} did not answer in time")
 
     def _answer(self, request: InferRequest) -> InferResponse:

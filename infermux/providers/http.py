@@ -116,8 +116,8 @@ class HTTPProvider(Provider):
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
         """Yield the chunks as they come; raise ProviderError, also after some of them.
 
-        The call's deadline ends with the first content; from there on the stream has a total and
-        an idle limit of its own.
+        The call's deadline ends with the first content; from there on the stream has a total of
+        its own. The idle limit counts from the first byte of the body.
         """
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
@@ -130,7 +130,6 @@ class HTTPProvider(Provider):
                 for chunk in chunks:
                     if chunk.has_content:
                         exchange.deadline = Deadline(self.timeouts.total)
-                        exchange.max_silence = self.timeouts.idle
                         yield chunk
                         break
                     yield chunk

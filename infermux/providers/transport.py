@@ -107,42 +107,47 @@ class DeadlineReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         exchange, patience = self._exchange, self._patience
-        wait = exchange.deadline.cap(exchange.max_silence)
+        deadline = exchange.deadline
+        wait = deadline.cap(exchange.max_silence)
         if wait <= 0:
             raise TimeoutError("no time is left")
         if patience is not None and patience < wait:
             wait = patience
-        try:
-            if not self._by_kernel:
-                self._sock.settimeout(wait)
-            elif wait != self._bound:
-                whole, part = divmod(max(MIN_WAIT, wait), 1)
-                timeval = struct.pack("ll", int(whole), int(part * 1e6))
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-                self._bound = wait
-            size: int = self._sock.recv_into(buffer)
-        except (TimeoutError, BlockingIOError):
-            raise TimeoutError("no byte in time") from None
-        if size:  # the end of a kept connection is not the first byte of a response
-            exchange.received = True
-        return size
+        for part in (wait,) if deadline.on_wait is None else deadline.slices(wait):
+            try:
+                if not self._by_kernel:
+                    self._sock.settimeout(part)
+                elif part != self._bound:
+                    whole, rest = divmod(max(MIN_WAIT, part), 1)
+                    timeval = struct.pack("ll", int(whole), int(rest * 1e6))
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+                    self._bound = part
+                size: int = self._sock.recv_into(buffer)
+            except (TimeoutError, BlockingIOError):
+                continue
+            if size:  # the end of a kept connection is not the first byte of a response
+                exchange.received = True
+            return size
+        raise TimeoutError("no byte in time")
 
     def receive(self, seconds: float) -> bytes | None:
         """Return what has come, b"" at the end, None if nothing came within *seconds*.
 
         Raise TimeoutError past the deadline and after too long a silence.
         """
-        self._patience = seconds
+        exchange = self._exchange
+        self._patience = patience = min(seconds, exchange.max_silence - self._silence)
         try:
             ready = self.buffered.peek(1)
         except TimeoutError:
-            self._silence += seconds
-            if self._exchange.deadline.expired or self._silence >= self._exchange.max_silence:
+            self._silence += patience
+            if exchange.deadline.expired or exchange.max_silence - self._silence < MIN_WAIT:
                 raise
             return None
         finally:
             self._patience = None
         self._silence = 0.0
+        exchange.max_silence = exchange.timeouts.idle  # a vendor that is alive is not silent
         return self.buffered.read1(len(ready)) if ready else b""
 
     def close(self) -> None:

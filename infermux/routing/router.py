@@ -292,7 +292,7 @@ class Router:
         """Return the time of a call: the client's own patience or the configuration's deadline."""
         limits = [limit for limit in (call.patience, self.deadline) if limit is not None]
         seconds = min(limits, default=CALL_SECONDS)
-        return Deadline(seconds, by_client=seconds == call.patience)
+        return Deadline(seconds, by_client=seconds == call.patience, on_wait=call.on_wait)
 
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
@@ -340,8 +340,8 @@ class Router:
                     "the provider limits our rate; retry later", retry_after=cooling
                 )
             wait = max(wait, cooling)
-        if wait:
-            self._sleep(min(wait, deadline.remaining()))
+        for part in deadline.slices(wait):
+            self._sleep(part)
         if deadline.expired:
             last = call.attempts[-1].error if call.attempts else None
             raise last or ProviderTimeout("no provider answered in time")

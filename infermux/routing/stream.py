@@ -53,8 +53,7 @@ class Stream:
         if self.call.ended is not None:
             raise StopIteration
         try:
-            if _drain.due():
-                raise StreamIncomplete("the server is shutting down; the stream is incomplete")
+            check_draining()
             chunk = self._first.popleft() if self._first else next(self._rest)
             if chunk is not HEARTBEAT:
                 self._answer.add(chunk)
@@ -131,6 +130,8 @@ def open_chunks(
                 if chunk.has_content:
                     attempt.first_chunk = time.monotonic()
                     return first, chunks
+                if deadline.on_wait is not None:  # whoever sends pings is not waited for elsewhere
+                    deadline.on_wait()
         raise StreamIncomplete("the provider's stream ended before its first content")
     except BaseException:
         close_stream(chunks, provider.name)
@@ -155,6 +156,14 @@ class _Drain:
 
 
 _drain = _Drain(SimpleNamespace(alive=True), math.inf)
+
+
+def check_draining() -> None:
+    """Raise StreamIncomplete if the streams of this process must end now."""
+    if _drain.due():
+        error = StreamIncomplete("the server is shutting down; the stream is incomplete")
+        error.failover = False
+        raise error
 
 
 def drain_with(server: Any, grace: float) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import Config, LedgerConfig, Server
+from ..config.settings import EARLY_HEADERS, Config, LedgerConfig, Server
 from ..errors import ConfigError, printable
 from ..pricing.compare import stale
 from ..routing import stream
@@ -178,6 +178,7 @@ def on_reload(server: Any) -> None:
         app = server.app.wsgi()
         if getattr(app, "import_name", "") == "infermux":  # not a host application
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
+            app.config[EARLY_HEADERS] = build.pinned.server.early_headers
 
 
 def _renew(config: Config) -> None:

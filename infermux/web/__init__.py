@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed
 from .http import Api, BytesResponse, Render, View, current_request, error_response, with_request_id
+from .sse import START, with_early_start
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"  # the key of the router in `app.extensions`
@@ -33,6 +34,8 @@ class EndpointBlueprint(Blueprint):
         while name in app.blueprints:
             name, number = f"{self.name}-{number}", number + 1
         super().register(app, {**options, "name": name})
+        if START not in app.extensions:  # once per app
+            app.extensions[START] = app.wsgi_app = with_early_start(app.wsgi_app)
 
 
 def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint:

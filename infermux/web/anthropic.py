@@ -12,6 +12,7 @@ from ..dialects.anthropic.stream import Encoder
 from ..pricing.token_estimate import estimate, estimate_messages
 from ..protocol import CHAT, InferRequest, InferResponse, strict_json
 from ..routing.router import Router
+from ..routing.stream import Stream
 from . import EndpointBlueprint, endpoints
 from .auth import admitted
 from .http import Api, Identify, call_response, current_request, json_body, start_call
@@ -39,9 +40,12 @@ def messages(api: Api) -> Response:
     call = start_call(api, wanted, caller)
     ident = f"msg_{call.id}"
     if wants_stream:
-        stream = api.router.open(call)
-        native = stream.dialect == dialect.NAME
-        return sse_response(stream, Encoder(model=call.model, ident=ident, native=native))
+
+        def encoder(stream: Stream | None) -> Encoder:
+            native = stream is not None and stream.dialect == dialect.NAME
+            return Encoder(model=call.model, ident=ident, native=native)
+
+        return sse_response(api, call, encoder)
     response = api.router.answer(call)
     if (body := _native(response)) is not None:
         return call_response(call, body)

@@ -62,8 +62,7 @@ def infer(api: Api) -> Response:
     wanted = InferRequest.from_dict(json_body(strict_json.loads), PARAMETERS)
     call = start_call(api, wanted, caller)
     if "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
-        stream = api.router.open(call)
-        return sse_response(stream, Encoder(stream))
+        return sse_response(api, call, Encoder)
     return call_response(call, encode(api.router.answer(call).to_dict()) + b"\n")
 
 
@@ -76,7 +75,7 @@ def providers(api: Api) -> Response:
 class Encoder:
     """Writes a stream as MIST events: a delta for each chunk, then the whole infer.response."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream | None) -> None:
         self._stream = stream
 
     def encode(self, chunk: Chunk) -> bytes:
@@ -92,6 +91,7 @@ class Encoder:
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the whole response."""
+        assert self._stream is not None  # without one there is only an error
         return _event(INFER_RESPONSE.encode(), self._stream.response().to_dict())
 
     def error(self, error: InferMuxError) -> bytes:

@@ -11,6 +11,7 @@ from ..dialects.openai import downstream as wire
 from ..errors import ModelNotFound, shown
 from ..protocol import CHAT, strict_json
 from ..routing.router import Router
+from ..routing.stream import Stream
 from ..types import JSON
 from . import EndpointBlueprint, Route, endpoints
 from .auth import admitted, authenticated
@@ -37,16 +38,18 @@ def complete(api: Api, op: str) -> Response:
     call = start_call(api, request, caller)
     ident, created = f"chatcmpl-{call.id}", int(time.time())
     if wants_stream and op != "embeddings":
-        stream = api.router.open(call)
         options = request.native.body.value.get("stream_options") if request.native else None
-        encoder = wire.Encoder(
-            model=call.model,
-            ident=ident,
-            created=created,
-            op=op,
-            include_usage=bool(options and options.get("include_usage")),
-        )
-        return sse_response(stream, encoder)
+
+        def encoder(_: Stream | None) -> wire.Encoder:
+            return wire.Encoder(
+                model=call.model,
+                ident=ident,
+                created=created,
+                op=op,
+                include_usage=bool(options and options.get("include_usage")),
+            )
+
+        return sse_response(api, call, encoder)
     response = api.router.answer(call)
     data = wire.encode_answer(
         response, call.request, model=call.model, ident=ident, created=created

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Protocol
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
-from flask import Response
+from flask import Response, current_app
 from werkzeug.datastructures import Headers
 
-from ..errors import InferMuxError
+from ..config.settings import EARLY_HEADERS, Server
+from ..errors import ClientGone, InferMuxError
 from ..planning.call import Call
-from ..routing.stream import Stream
+from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BytesResponse, call_headers
+from .http import Api, BytesResponse, call_headers, current_request
 
+BEAT_SECONDS = 1.0  # between two heartbeats before the first content
+START = "infermux.start_response"  # in a request's WSGI environ
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
 log = logging.getLogger("infermux")
 
 
@@ -30,18 +41,95 @@ class Encoder(Protocol):
     def heartbeat(self) -> bytes: ...  # clients skip it; writing it detects those that are gone
 
 
-def sse_response(stream: Stream, encoder: Encoder) -> Response:
-    """Return *stream* as server-sent events; it is closed even if nobody reads the response."""
-    headers = {
-        "Content-Type": "text/event-stream; charset=utf-8",
-        "Cache-Control": "no-cache",
-        "X-Accel-Buffering": "no",
-        "X-Content-Type-Options": "nosniff",
-        **call_headers(stream.call),
-    }
-    response = BytesResponse(_events(stream, encoder), 200, Headers(headers))
+def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder]) -> Response:
+    """Answer *call* with server-sent events; its stream is closed even if nobody reads them.
+
+    Until the first content another provider may still be tried; if that takes long, the head of
+    the response goes out early, and a failure after that is an event.
+    """
+    early = _EarlyHead(call, encode)
+    call.on_wait = early.on_wait
+    try:
+        stream = api.router.open(call)
+    except Exception as error:
+        if early.write is None:
+            raise
+        return BytesResponse([_failure(error, encode(None))], 200, Headers(HEADERS))
+    finally:
+        call.on_wait = None
+    headers = Headers({**HEADERS, **call_headers(call)})
+    response = BytesResponse(_events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
+
+
+class StartResponse:
+    """A WSGI start_response that a view may call before its response does."""
+
+    __slots__ = ("_start", "_write")
+
+    def __init__(self, start_response: Callable[..., Any]) -> None:
+        self._start = start_response
+        self._write: Any = None
+
+    def __call__(self, status: str, headers: Any, *error: Any) -> Any:
+        return self._start(status, headers, *error) if self._write is None else self._write
+
+    def early(self, headers: dict[str, str]) -> Callable[[bytes], object]:
+        """Send the head of a response with status 200; return what writes its body."""
+        self._write = self._start("200 OK", list(headers.items()))
+        return self._write  # type: ignore[no-any-return]
+
+
+def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a WSGI application whose views find their start_response in the environ."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ[START] = start = StartResponse(start_response)
+        return wsgi_app(environ, start)
+
+    return application
+
+
+class _EarlyHead:
+    """Sends the head of a stream, and heartbeats, while its first content is awaited."""
+
+    def __init__(self, call: Call, encode: Callable[[Stream | None], Encoder]) -> None:
+        seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers)
+        self._start: StartResponse | None = current_request().environ.get(START)
+        self._due = call.started + seconds if seconds and self._start else math.inf
+        self._call, self._encode = call, encode
+        self.write: Callable[[bytes], object] | None = None
+
+    def on_wait(self) -> float:
+        """Write what is due; return the seconds until more is. Raise ClientGone."""
+        check_draining()
+        left = self._due - time.monotonic()
+        if left <= 0:
+            self._beat()
+            self._due = time.monotonic() + BEAT_SECONDS
+            return BEAT_SECONDS
+        return min(left, BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        try:
+            if self.write is None and self._start is not None:
+                ident = self._call.id
+                self.write = self._start.early(
+                    {**HEADERS, "X-Request-Id": ident, "Request-Id": ident}
+                )
+            if self.write is not None:
+                self.write(self._encode(None).heartbeat())
+        except Exception as error:  # of any server's own class
+            raise ClientGone("the client has closed its connection") from error
+
+
+def _failure(error: Exception, encoder: Encoder) -> bytes:
+    """Return the event of a failure."""
+    if not isinstance(error, InferMuxError):  # a bug must not look like the end of the stream
+        log.error("a stream failed unexpectedly", exc_info=error)
+        error = InferMuxError("internal error")
+    return encoder.error(error)
 
 
 def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
@@ -51,11 +139,8 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
             if data:
                 yield data
         yield encoder.end(summary(stream.call), stream.call.usage)
-    except InferMuxError as error:
-        yield encoder.error(error)
-    except Exception:  # a bug must not look like the end of the stream
-        log.exception("a stream failed unexpectedly")
-        yield encoder.error(InferMuxError("internal error"))
+    except Exception as error:
+        yield _failure(error, encoder)
 
 
 def summary(call: Call) -> JSON:

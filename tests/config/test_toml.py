@@ -135,7 +135,7 @@ def test_providers_read_as_written(full):
     openai, anthropic, local = full.providers
     assert [each.type for each in full.providers] == ["openai", "anthropic", "openai"]
     assert openai.timeout == settings.Timeouts(connect=3.0, first_byte=20.0, idle=30.0, total=120.0)
-    assert anthropic.timeout == local.timeout == settings.Timeouts(5.0, 60.0, 30.0, 600.0)
+    assert anthropic.timeout == local.timeout == settings.Timeouts(5.0, 600.0, 30.0, 600.0)
     assert [each.api_key and each.api_key.reveal() for each in full.providers] == [
         SECRET,
         "sk-dummy",
@@ -215,6 +215,8 @@ def test_the_router_is_what_the_file_says(full):
         ("[server]\nthreads = 12", "server.threads", 12),
         ("[server]\ngraceful = 5", "server.graceful", 5),
         ("[server]\nstreams = 1", "server.streams", 1.0),
+        ("[server]\nearly_headers = 2", "server.early_headers", 2.0),
+        ("[server]\nearly_headers = 0", "server.early_headers", 0.0),
         ("[reliability]\nattempts = 1", "reliability.attempts", 1),
         ("[reliability]\ndeadline = 0.5", "reliability.deadline", 0.5),
         (
@@ -469,7 +471,15 @@ FORMS = {  # where each field stands; VALUE is put into it
     f"{HASHED}budget = {{ usd = 1, NAME = VALUE }}": ("per", "then"),
     "[reliability]\nNAME = VALUE": ("attempts", "deadline", "breaker", "on_unsupported"),
     "[reliability.breaker]\nNAME = VALUE": ("failures", "window", "open"),
-    "[server]\nNAME = VALUE": ("workers", "threads", "streams", "graceful", "max_body", "admin"),
+    "[server]\nNAME = VALUE": (
+        "workers",
+        "threads",
+        "streams",
+        "graceful",
+        "max_body",
+        "early_headers",
+        "admin",
+    ),
     "[ledger]\nNAME = VALUE": ("path",),
     "[trace]\nNAME = VALUE": ("tokentrace", "content", "threads", "queue"),
 }
@@ -485,7 +495,17 @@ WHOLE = (
     "tpm",
     "concurrency",
 )
-NUMBER = ("deadline", "streams", "window", "open", "connect", "first_byte", "idle", "total")
+NUMBER = (
+    "deadline",
+    "streams",
+    "early_headers",
+    "window",
+    "open",
+    "connect",
+    "first_byte",
+    "idle",
+    "total",
+)
 WORD = (
     "type",
     "base_url",
@@ -536,6 +556,7 @@ WRONG = {
         LISTS, ("5", "true", "[1]", "[['a']]", "['']", "['a', 'a']", "[{ a = 1 }]", '["a\\nb"]')
     ),
 }
+WRONG["early_headers"] = [value for value in WRONG["early_headers"] if value != "0"]  # never
 WRONG |= {"usd": MONEY, "then": ("5", "true", "1.5", "[1]", "{ a = 1 }", "' '")}
 
 
@@ -588,6 +609,8 @@ def test_a_section_must_be_a_table(section, value):
         ),
         (f"[keys.w]\nhash = '{HASH}'\nmodels = ['a', 'a']", ["[keys.w].models", "'a' twice"]),
         ("[server]\nstreams = 1.01", ["[server].streams", "at most 1"]),
+        ("[server]\nearly_headers = -1", ["[server].early_headers", "more than 0"]),
+        ("[server]\nearly_headers = false", ["[server].early_headers", "a number"]),
         ("[reliability]\ndeadline = 86401", ["[reliability].deadline", "86400"]),
     ],
 )

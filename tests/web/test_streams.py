@@ -26,10 +26,12 @@ from doors import (
     sse,
     stream,
 )
+from flask import Flask
 from support import eventually
 from werkzeug.test import EnvironBuilder
 
-from infermux import EchoProvider, InferRequest
+import infermux
+from infermux import EchoProvider, InferRequest, anthropic_blueprint, openai_blueprint
 from infermux.providers import http
 from infermux.providers.http import Timeouts
 
@@ -213,6 +215,35 @@ def test_the_status_line_waits_for_the_first_content(serve, api):
         go.set()
         thread.join()
     assert heads == [200]
+
+
+def mounted(router):
+    """Return somebody's app that mounts every endpoint, and looks at each response."""
+    app = Flask("host")
+    app.config["INFERMUX_EARLY_HEADERS"] = 0.2
+    for make in (infermux.blueprint, openai_blueprint, anthropic_blueprint):
+        app.register_blueprint(make(router))
+    app.after_request(lambda response: app.extensions.update(last=response.status) or response)
+    return app
+
+
+@every_door
+def test_the_status_line_goes_out_early_in_an_app_that_mounts_the_endpoints(api):
+    with Front(EchoProvider(delay=1.5), app=mounted) as front:
+        with front.live(CLIENTS[api].path, body(api, "echo-v1"), **HEADERS[api]) as answer:
+            assert answer.next().name in (":", "ping")
+            assert "last" not in front.app.extensions, "the view has not answered yet"
+            assert "X-Infermux-Provider" not in answer.headers
+            events = answer.rest()
+        assert "".join(texts(events, api)) == "echo: Tell me a story."
+        assert front.app.extensions["last"] == "200 OK"
+        headers = {name.replace("_", "-"): value for name, value in HEADERS[api].items()}
+        answer = front.app.test_client().post(
+            CLIENTS[api].path, json=body(api, "echo-v1"), headers=headers
+        )
+        first, *_ = events = sse(answer.data)
+        assert answer.status_code == 200 and first.name in (":", "ping")
+        assert "".join(texts(events, api)) == "echo: Tell me a story."
 
 
 # -- while it lasts --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from .. import (
     retry_after,
     text,
     token_count,
+    typed,
     whole,
     with_native,
     without,
@@ -242,12 +243,15 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """Yield a stream's chunks; its terminator is message_stop."""
     reader = _Reader()
     for event in events:
-        if event is None:
+        if event is None or not event.data:
             yield HEARTBEAT
             continue
         body = _object(event.data)
+        native = typed(event, body).encode()
         kind = string(body, "type")
-        yield reader.chunk(kind, body)._replace(native=event.encode(), dialect=NAME)
+        if kind == "error":  # by its event's name alone
+            raise decode_error(502, {}, event.data)
+        yield reader.chunk(kind, body)._replace(native=native, dialect=NAME)
         if kind == "message_stop":
             return
     raise StreamIncomplete(NO_TERMINATOR)
@@ -310,7 +314,7 @@ class _Reader:
             return Chunk(tool_calls=[_tool_call(block, "") | {"index": state["call"]}])
         if kind in ("thinking", "redacted_thinking"):
             return self._thought(state, detail) if (detail := _detail(block)) else Chunk()
-        return Chunk()
+        return Chunk(shown=True)  # such as the call of a vendor's own tool
 
     def _delta(self, state: JSON, delta: JSON) -> Chunk:
         kind, block = string(delta, "type"), state["type"]
@@ -328,7 +332,7 @@ class _Reader:
             first = {} if "started" in state else {"text": ""}
             signature = {"signature": string(delta, "signature")}
             return self._thought(state, _thinking(first | signature))
-        return Chunk()
+        return Chunk(shown=block != "thinking")  # which may be empty
 
     def _thought(self, state: JSON, detail: JSON) -> Chunk:
         if "started" not in state:  # an empty block has no number

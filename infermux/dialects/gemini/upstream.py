@@ -280,7 +280,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """Yield a stream's chunks; its terminator is a finish reason and a clean end."""
     reader = _Reader()
     for event in events:
-        if event is None:
+        if event is None or not event.data:
             yield HEARTBEAT
         else:
             yield reader.chunk(read_object(event.data, decode_error), event.encode())

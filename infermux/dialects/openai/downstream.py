@@ -104,7 +104,7 @@ class Encoder:
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
-        if native is None and not chunk.has_content:
+        if native is None and (chunk.shown or not chunk.has_content):
             return b""
         self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
         ready, self._held = self._held, self._event(chunk) if native is None else native
@@ -143,7 +143,8 @@ class Encoder:
         held, self._held = self._held, b""
         body = encode_error(error)
         if self._op == "responses":
-            data = strict_json.encode(body["error"] | {"type": "error"})
+            # as OpenAI's event has it, and in `error` too: there the official SDK raises it
+            data = strict_json.encode(body["error"] | {"type": "error"} | body)
             return held + Event(data, b"error").encode()
         return held + _event(body)
 

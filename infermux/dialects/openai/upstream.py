@@ -19,6 +19,7 @@ from ...errors import (
     shown,
 )
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
+from ...protocol.sse import Event
 from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
@@ -36,6 +37,7 @@ from .. import (
     read_object,
     retry_after,
     text,
+    typed,
     whole,
     with_native,
     without,
@@ -305,12 +307,12 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """
     finished = False
     for event in events:
-        if event is None:
+        if event is None or not event.data:
             yield HEARTBEAT
         elif event.data == DONE:
             return
         else:
-            chunk = _chunk(event.data, event.encode(), request.op)
+            chunk = _chunk(event, request.op)
             finished = finished or bool(chunk.finish_reason)
             yield chunk
     if not finished:
@@ -321,10 +323,18 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
     yield from whole(decode_response(data, request))
 
 
-def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
-    body = read_object(data, decode_error)
+# what a delta may show; all of it but these, such as a role, opens no answer
+_CONTENT = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call")
+_MEDIA = ("audio", "images", "annotations")
+
+
+def _chunk(event: Event, op: str) -> Chunk:
+    body = read_object(event.data, decode_error)
     if op == "responses":
-        return _responses_chunk(body, native)
+        return _responses_chunk(body, event)
+    if event.name == b"error":
+        raise decode_error(502, {}, event.data)
+    native = event.encode()
     if (words := _words(body)) is not None:
         return Chunk(
             words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME
@@ -348,6 +358,16 @@ def _chunk(data: bytes, native: bytes, op: str) -> Chunk:
         _legacy(delta),
         NAME,
         usage_only=bool(usage and not choices),
+        shown=any(_is_shown(each) for each in choices),
+    )
+
+
+def _is_shown(choice: JSON) -> bool:
+    """Whether a choice has content that a chunk does not hold: a further choice, or media."""
+    delta = choice.get("delta") or {}
+    names = (*_CONTENT, *_MEDIA) if choice.get("index") else _MEDIA
+    return any(delta.get(name) for name in names) or bool(
+        choice.get("index") and choice.get("text")
     )
 
 
@@ -387,12 +407,21 @@ def _deltas(calls: object) -> list[JSON]:
     ]
 
 
-def _responses_chunk(body: JSON, native: bytes) -> Chunk:
+_OPENING = {  # events of a Responses stream that show nothing yet, and of their items
+    *("response.created", "response.queued", "response.in_progress", "response.content_part.added"),
+    *("response.reasoning_summary_part.added", "message", "reasoning"),
+}
+
+
+def _responses_chunk(body: JSON, event: Event) -> Chunk:
     """Responses' events pass as they are; only text, end and usage are read."""
+    native = typed(event, body).encode()
     kind, response = text(body.get("type")), obj(body.get("response"))
     if kind in ("response.failed", "error"):
         raise ProviderUnavailable("the provider's stream ended with an error")
     ended = kind in ("response.completed", "response.incomplete")
+    added = kind == "response.output_item.added"
+    shows = text(obj(body.get("item")).get("type")) if added else kind
     return Chunk(
         text=text(body.get("delta")) if kind == "response.output_text.delta" else "",
         native=native,
@@ -401,6 +430,7 @@ def _responses_chunk(body: JSON, native: bytes) -> Chunk:
         model=response.get("model"),
         id=response.get("id"),
         dialect=NAME,
+        shown=kind.startswith("response.") and shows not in _OPENING,
     )
 
 
