@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from .errors import InferMuxError
+from .errors import Failure
 from .planning.call import Attempt, Call
 from .pricing import usd_float
 from .protocol import text_of
@@ -101,7 +101,7 @@ class OTLP(Exporter[ReadableSpan]):
         context: SpanContext,
         parent: SpanContext | None,
         times: tuple[int, int],
-        error: InferMuxError | None,
+        error: Failure | None,
         more: dict[str, Any],
     ) -> ReadableSpan:
         operation = OPERATIONS.get(call.request.op, call.request.op)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Protocol
 
-from ..errors import InferMuxError
+from ..errors import Failure
 from ..planning.call import Attempt, Call
 from ..pricing import usd_float
 from ..protocol import TraceSpan, new_id
@@ -98,7 +98,7 @@ def moment(call: Call, monotonic: float) -> int:
     return call.start_ns + int((monotonic - call.started) * 1e9)
 
 
-def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
+def failure(call: Call, attempt: Attempt) -> Failure | None:
     """Return the error of an attempt; the last attempt shares its call's."""
     return attempt.error or (call.error if attempt is call.attempts[-1] else None)
 
@@ -108,7 +108,7 @@ def _rest(
     cost: int | None,
     latency_ms: int,
     finish_reason: str,
-    error: InferMuxError | None,
+    error: Failure | None,
 ) -> dict[str, Any]:
     if cost is not None:  # an unknown price is not 0
         attrs["cost_usd"] = usd_float(cost)
