@@ -12,7 +12,7 @@ from flask import Response, current_app
 from werkzeug.datastructures import Headers
 
 from ..config.settings import EARLY_HEADERS, Server
-from ..errors import ClientGone, InferMuxError
+from ..errors import ClientGone, InferMuxError, forget
 from ..planning.call import Call
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
@@ -140,7 +140,9 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
                 yield data
         yield encoder.end(summary(stream.call), stream.call.usage)
     except Exception as error:
-        yield _failure(error, encoder)
+        data = _failure(error, encoder)
+        forget(error)  # its frames hold the request
+        yield data
 
 
 def summary(call: Call) -> JSON:
