@@ -39,7 +39,7 @@ class Deferred(NamedTuple):
     hold: Hold | None
 
 
-Write = Callable[[Sequence[Deferred]], None]  # raises if nothing was written
+Write = Callable[[Sequence[Deferred]], None]  # writes all or raises
 
 
 class Spool:
@@ -50,6 +50,7 @@ class Spool:
         self.lost = 0  # lines that could not be kept, or not be read again
         self.waiting: deque[bytes] = deque()  # lines in memory
         self._lock = threading.Lock()  # of `waiting` and `lost`
+        self._draining = threading.Lock()
         self._starting = threading.Lock()  # of `_thread`
         self._thread: threading.Thread | None = None
         self._added = False  # whether this process has added a settlement
@@ -114,6 +115,8 @@ class Spool:
             self._stopped.wait(DRAIN_SECONDS)
 
     def _try_to_drain(self, write: Write) -> None:
+        if not self._draining.acquire(timeout=CLOSE_SECONDS):
+            return
         before = self.lost
         try:
             self.drain(write)
@@ -121,6 +124,8 @@ class Spool:
             pass  # the calls that cannot be recorded say so
         except OSError as error:
             log.error("the spool %s cannot be read: %s", self.path, error)
+        finally:
+            self._draining.release()
         if self.lost > before:
             log.error("%d calls of %s cannot be read: they are lost", self.lost - before, self.path)
 
@@ -184,10 +189,27 @@ class Spool:
 
     def _write(self, write: Write, lines: Sequence[bytes]) -> None:
         found = [decoded(line) for line in lines]
-        if good := [each for each in found if each is not None]:
-            write(good)
+        good = [each for each in found if each is not None]
+        lost = len(found) - len(good)
+        try:
+            if good:
+                write(good)
+        except (LedgerUnavailable, OSError):
+            raise
+        except Exception:  # a value that the ledger refuses would stop all that come after it
+            lost += sum([not self._write_one(write, each) for each in good])
         with self._lock:
-            self.lost += len(found) - len(good)
+            self.lost += lost
+
+    def _write_one(self, write: Write, settlement: Deferred) -> bool:
+        try:
+            write([settlement])
+        except (LedgerUnavailable, OSError):
+            raise
+        except Exception:
+            log.exception("the call %s cannot be recorded", settlement.record.call.id)
+            return False
+        return True
 
     def _lines(self, path: str) -> int:
         """Count the lines of a file; of one that has grown only the new ones."""

@@ -107,7 +107,7 @@ class SQLiteLedger(Ledger):
                 schema.add_hold(sql, hold, at + lease)
             return beyond, left
 
-        beyond, left = self._hold(work, budget)
+        beyond, left = self._write(work, budget)
         if left is not None:
             raise exceeded(budget, left, hold.pico, at)
         return hold._replace(over=True) if beyond else hold
@@ -131,7 +131,7 @@ class SQLiteLedger(Ledger):
                 schema.add_hold(sql, new, at + lease)
             return beyond, left
 
-        beyond, left = self._hold(work, budget)
+        beyond, left = self._write(work, budget)
         if left is not None:
             raise exceeded(budget, left, more, at)
         return new._replace(over=hold.over or beyond)
@@ -166,23 +166,11 @@ class SQLiteLedger(Ledger):
         return self._here().spool.lines()
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
-        """Write a batch; a settlement that SQLite refuses would stop all others: it is lost."""
-
         def work(connection: Connection) -> None:
             for record, hold in batch:
                 schema.settle(connection.cursor, record, hold, connection.plans)
 
-        try:
-            self._write(work)
-        except LedgerUnavailable:
-            raise
-        except Exception:
-            if len(batch) > 1:
-                for each in batch:
-                    self._write_deferred([each])
-                return
-            log.exception("the call %s cannot be recorded", batch[0].record.call.id)
-            self._here().spool.lost += 1
+        self._write(work)
 
     def _may_expire(self) -> bool:
         """Whether holds may expire: not while the call of one may be in the spool."""
@@ -286,21 +274,13 @@ class SQLiteLedger(Ledger):
             return self._busy
         return self._busy / 2 if hard else BRIEF_SECONDS
 
-    def _hold(
-        self, work: Callable[[Connection], tuple[bool, int | None]], budget: Budget
-    ) -> tuple[bool, int | None]:
-        """Write a hold; one in a file that was removed does no harm, for settling sees that."""
-        busy = self._patience(hard=budget.then != "warn")
-        return self._write(work, busy, anywhere=True)
-
-    def _write(
-        self, work: Callable[[Connection], T], busy: float | None = None, *, anywhere: bool = False
-    ) -> T:
+    def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
         """Run *work* in a transaction, which it may share with other threads.
 
-        *anywhere*: also in a file that is no longer at the path, which saves a system call.
+        A hold of a *budget* is also written into a file that was removed: settling sees that.
         """
-        job = Job(work, self._patience() if busy is None else busy, anywhere=anywhere)
+        busy = self._patience(hard=budget is not None and budget.then != "warn")
+        job = Job(work, busy, anywhere=budget is not None)
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
         self._report()

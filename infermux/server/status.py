@@ -211,7 +211,9 @@ def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
 
 def _count_losses(memory: SharedMemory) -> None:
     """Count the spans and records that this process has lost."""
-    lost = sum(router.accounting.lost + _backlog(router).lost for router in _monitors)
+    with _lock:
+        routers = [router for router, each in _monitors.items() if each.memory is memory]
+    lost = sum(router.accounting.lost + _backlog(router).lost for router in routers)
     with memory.own.lock:
         memory.own.set(("spans_dropped_total",), exporter.dropped())
         memory.own.set(("ledger_lost_total",), lost)

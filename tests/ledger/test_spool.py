@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -415,6 +416,20 @@ def test_a_long_spool_is_written_in_batches(ledger: SQLiteLedger, path: Path) ->
     ledger.drain()
     eventually(lambda: ledger.spooled() == 0)
     assert ids(ledger) == names
+
+
+def test_a_line_follows_a_spool_that_is_renamed_meanwhile(ledger: SQLiteLedger, path: Path) -> None:
+    """Another worker takes the file while this one waits for its lock."""
+    with spool_of(path).open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = threading.Thread(target=ledger.defer, args=(settled("a"),))
+        writer.start()
+        time.sleep(0.04)
+        spool_of(path).rename(path.with_name("taken"))
+        fcntl.flock(held, fcntl.LOCK_UN)
+        writer.join()
+        assert path.with_name("taken").read_bytes() == b""
+    eventually(lambda: ids(ledger) == ["a"])
 
 
 def defer(path: Path, worker: int, count: int, started: Any) -> None:
