@@ -90,6 +90,27 @@ class NativeError(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()  # its rate limits
 
 
+class Failure(NamedTuple):
+    """What a record keeps of an error. The exception itself holds frames, and they the request."""
+
+    kind: type[InferMuxError]
+    status: int
+    code: str
+    type: str
+    message: str
+    summary: str
+    retry_after: float | None = None
+    param: str | None = None
+
+
+def forget(error: BaseException | None) -> None:
+    """Drop the frames of an exception that has been told, and the exceptions behind it."""
+    while error is not None:
+        behind = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = behind
+
+
 class InferMuxError(Exception):
     """Any error that InferMux raises on purpose; its message may be shown to a caller."""
 
@@ -119,6 +140,12 @@ class InferMuxError(Exception):
     def summary(self) -> str:
         """The text for logs and spans, without a vendor's words: they may quote a prompt."""
         return f"{self.code}: {self.message}"
+
+    @property
+    def failure(self) -> Failure:
+        """What a record keeps of the error."""
+        told = self.status, self.code, self.type, self.message, self.summary
+        return Failure(type(self), *told, self.retry_after, self.param)
 
 
 class ConfigError(InferMuxError):

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from .errors import InferMuxError
+from .errors import Failure
 from .planning.call import Attempt, Call
 from .protocol import text_of
 from .telemetry.exporter import Exporter, Send
@@ -102,7 +102,7 @@ class OTLP(Exporter[ReadableSpan]):
         context: SpanContext,
         parent: SpanContext | None,
         times: tuple[int, int],
-        error: InferMuxError | None,
+        error: Failure | None,
         more: dict[str, Any],
     ) -> ReadableSpan:
         operation = OPERATIONS.get(call.request.op, call.request.op)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InferMuxError
+from ..errors import Failure
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
@@ -25,7 +25,7 @@ class Attempt:
     ended: float | None = None
     usage: Usage | None = None
     cost: int | None = None  # pico-USD; None: unpriced
-    error: InferMuxError | None = None
+    error: Failure | None = None
     waited: float = 0.0  # seconds of backoff before it
     served: str = ""  # the model that the vendor says it used
     dropped: list[str] = field(default_factory=list)  # the names of what its target was not told
@@ -70,7 +70,7 @@ class Call:
     cost_source: str = "unpriced"
     finish_reason: str = ""
     answer: str | None = None  # its text, where traces hold content
-    error: InferMuxError | None = None
+    error: Failure | None = None
 
     @classmethod
     def begin(

@@ -304,33 +304,41 @@ class Router:
         failover = Deadline(FAILOVER_SECONDS)  # of the attempts behind which another target waits
         queue: Queue = deque((target, 0.0) for target in call.plan.targets)
         last: InferMuxError | None = None
-        while queue and len(call.attempts) < self.attempts:
-            target, not_before = queue.popleft()
-            try:
-                waited = self._wait(call, target, not_before, deadline)
-                others = any(not call.has_tried(other) for other, _ in queue)
-                share = deadline.share(SHARE, failover) if others else deadline
-                return self._try(call, target, waited, share, send)
-            except (RequestError, Unavailable) as error:  # nothing was sent
-                if not error.elsewhere:
-                    raise
-                if last is None or (last.status == 400 and isinstance(last, RequestError)):
+        try:
+            while queue and len(call.attempts) < self.attempts:
+                target, not_before = queue.popleft()
+                try:
+                    if (waited := self._wait(call, target, not_before, deadline)) is None:
+                        last = last or ProviderTimeout("no provider answered in time")
+                        break
+                    others = any(not call.has_tried(other) for other, _ in queue)
+                    share = deadline.share(SHARE, failover) if others else deadline
+                    return self._try(call, target, waited, share, send)
+                except (RequestError, Unavailable) as error:  # nothing was sent
+                    if not error.elsewhere:
+                        raise
+                    if last is None or (last.status == 400 and isinstance(last, RequestError)):
+                        last = error
+                except ProviderError as error:
                     last = error
-            except ProviderError as error:
-                last = error
-                if not error.failover:
-                    follow = self.targets.may_follow
-                    queue = deque(q for q in queue if follow(q[0], target, error, call.plan.route))
-                elif (again := self._retry_at(call, target, error, deadline)) is not None:
-                    queue.append((target, again))
-        raise last or NoHealthyProvider(
-            "no provider for this model can answer now", retry_after=call.plan.retry_in
-        )
+                    if not error.failover:
+                        follow = self.targets.may_follow
+                        route = call.plan.route
+                        queue = deque(q for q in queue if follow(q[0], target, error, route))
+                    elif (again := self._retry_at(call, target, error, deadline)) is not None:
+                        queue.append((target, again))
+            raise last or NoHealthyProvider(
+                "no provider for this model can answer now", retry_after=call.plan.retry_in
+            )
+        finally:
+            last = None  # an error holds its frames, and this one would hold the error
 
-    def _wait(self, call: Call, target: Target, not_before: float, deadline: Deadline) -> float:
-        """Wait for a retry, or for the end of a cool-down; return the seconds waited.
+    def _wait(
+        self, call: Call, target: Target, not_before: float, deadline: Deadline
+    ) -> float | None:
+        """Wait for a retry, or for the end of a cool-down; return the seconds, None without time.
 
-        Raise ProviderRateLimited where a cool-down is too long, ProviderTimeout without time.
+        Raise ProviderRateLimited where a cool-down is too long.
         """
         wait = max(0.0, not_before - time.monotonic())
         if call.must_try(target):
@@ -342,10 +350,7 @@ class Router:
             wait = max(wait, cooling)
         if wait:
             self._sleep(min(wait, deadline.remaining()))
-        if deadline.expired:
-            last = call.attempts[-1].error if call.attempts else None
-            raise last or ProviderTimeout("no provider answered in time")
-        return wait
+        return None if deadline.expired else wait
 
     def _try(
         self, call: Call, target: Target, waited: float, deadline: Deadline, send: Send[Answer]
@@ -359,7 +364,7 @@ class Router:
             return send(self.registry.member(target.provider), call, attempt, deadline, permit)
         except BaseException as error:
             attempt.ended = time.monotonic()
-            attempt.error = error if isinstance(error, InferMuxError) else None
+            attempt.error = error.failure if isinstance(error, InferMuxError) else None
             # that the client does not wait longer says nothing about the provider
             permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, RequestError) and error.elsewhere:
@@ -419,7 +424,7 @@ class Router:
         if error is not None:
             if not isinstance(error, InferMuxError):
                 error = InferMuxError("the call was interrupted")
-            call.error = error
+            call.error = error.failure
         self.admission.release(call)
         self.accounting.settle(call)
         for observer in self.observers:

@@ -65,9 +65,7 @@ class Stream:
             self._settle(error)
             raise
         except Exception as error:  # inline, since the guard costs two calls per event
-            ours = provider_failed(self.call.provider, error)
-            self._settle(ours)
-            raise ours from error
+            raise self._provider_failed(error) from error
         return chunk
 
     def __del__(self) -> None:
@@ -101,12 +99,18 @@ class Stream:
             latency_ms=call.latency_ms,
         )
 
+    def _provider_failed(self, error: Exception) -> InferMuxError:
+        ours = provider_failed(self.call.provider, error)
+        self._settle(ours)
+        return ours
+
     def _settle(self, error: InferMuxError | None) -> None:
         """Record the end once: the last chunk, an error or close, whichever comes first."""
         call, attempt = self.call, self.call.attempts[-1]
         if attempt.ended is not None:
             return
-        attempt.ended, attempt.error = time.monotonic(), error
+        attempt.ended = time.monotonic()
+        attempt.error = None if error is None else error.failure
         try:
             close_stream(self._rest, call.provider)
             self._permit.end(error)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..errors import InferMuxError
+from ..errors import Failure
 from ..planning.call import Attempt, Call
 from ..protocol import TraceSpan
 from ..types import TraceContext
@@ -102,6 +102,6 @@ def moment(call: Call, monotonic: float) -> int:
     return call.start_ns + int((monotonic - call.started) * 1e9)
 
 
-def failure(call: Call, attempt: Attempt) -> InferMuxError | None:
+def failure(call: Call, attempt: Attempt) -> Failure | None:
     """Return the error of an attempt; the last attempt shares its call's."""
     return attempt.error or (call.error if attempt is call.attempts[-1] else None)

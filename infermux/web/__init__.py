@@ -15,7 +15,7 @@ from typing import Any
 from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
-from ..errors import InferMuxError, MethodNotAllowed
+from ..errors import InferMuxError, MethodNotAllowed, forget
 from .http import Api, BytesResponse, Render, View, current_request, error_response, with_request_id
 
 log = logging.getLogger("infermux")
@@ -65,11 +65,13 @@ def _guarded(view: View, render: Render) -> View:
             response = view(**arguments)
         except InferMuxError as error:
             response = error_response(error, render)
+            forget(error)
         except HTTPException:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("a request failed unexpectedly")
             response = error_response(InferMuxError("internal error"), render)
+            forget(error)
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 
     return guarded

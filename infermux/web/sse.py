@@ -9,7 +9,7 @@ from typing import Protocol
 from flask import Response
 from werkzeug.datastructures import Headers
 
-from ..errors import InferMuxError
+from ..errors import InferMuxError, forget
 from ..planning.call import Call
 from ..routing.stream import Stream
 from ..types import HEARTBEAT, JSON, Chunk, Usage
@@ -52,7 +52,9 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
                 yield data
         yield encoder.end(summary(stream.call), stream.call.usage)
     except InferMuxError as error:
-        yield encoder.error(error)
+        data = encoder.error(error)
+        forget(error)
+        yield data
     except Exception:  # a bug must not look like the end of the stream
         log.exception("a stream failed unexpectedly")
         yield encoder.error(InferMuxError("internal error"))

@@ -387,7 +387,7 @@ def test_observers_see_the_whole_record(ask: Any) -> None:
     [call] = seen
     assert [str(target) for target in call.plan.targets] == ["first/m", "second/m"]  # type: ignore[union-attr]
     assert [(attempt.target.provider, attempt.error) for attempt in call.attempts] == [
-        ("first", UNREACHABLE),
+        ("first", UNREACHABLE.failure),
         ("second", None),
     ]
     assert all(
@@ -413,7 +413,7 @@ def test_an_attempt_that_failed_has_an_end_and_an_error(ask: Any, error: InferMu
     with pytest.raises(InferMuxError):
         ask(router)
     [attempt] = seen[0].attempts
-    assert attempt.error is error and attempt.ended is not None
+    assert attempt.error == error.failure and attempt.ended is not None
 
 
 # -- what other people's code raises or returns ----------------------------------------------------
@@ -697,7 +697,7 @@ def test_after_the_first_content_nothing_fails_over(content: Chunk, error: Excep
     assert SECRET not in caught.value.message
     stream.close()
     assert (first.closed, second.calls, len(seen), spans.only.status) == (1, 0, 1, "error")
-    assert seen[0].attempts[-1].error is caught.value is seen[0].error
+    assert seen[0].attempts[-1].error == caught.value.failure == seen[0].error
 
 
 def test_heartbeats_pass_and_leave_no_trace() -> None:
