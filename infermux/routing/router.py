@@ -322,8 +322,7 @@ class Router:
                 except ProviderError as error:
                     last = error
                     if not error.failover:
-                        follow = self.targets.may_follow
-                        route = call.plan.route
+                        follow, route = self.targets.may_follow, call.plan.route
                         queue = deque(q for q in queue if follow(q[0], target, error, route))
                     elif (again := self._retry_at(call, target, error, deadline)) is not None:
                         queue.append((target, again))
@@ -336,7 +335,7 @@ class Router:
     def _wait(
         self, call: Call, target: Target, not_before: float, deadline: Deadline
     ) -> float | None:
-        """Wait for a retry, or for the end of a cool-down; return the seconds, None without time.
+        """Wait for a retry or the end of a cool-down; return the seconds, None without time.
 
         Raise ProviderRateLimited where a cool-down is too long.
         """
