@@ -321,9 +321,7 @@ class SQLiteLedger(Ledger):
                 job.result, job.done = result, True
         except LedgerUnavailable as error:
             for job in jobs:
-                again = LedgerUnavailable(
-                    error.reason, temporary=error.temporary, told=error.told
-                )
+                again = LedgerUnavailable(error.reason, temporary=error.temporary, told=error.told)
                 job.error, job.done = again, True
         except Exception as error:
             if len(jobs) == 1:
