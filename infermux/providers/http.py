@@ -294,7 +294,11 @@ class HTTPProvider(Provider):
         return native._replace(
             members={name: self._clean(value) for name, value in members.items()},
             request_id=_header(self._redacted(native.request_id)),
-            headers=tuple(each for each in native.headers if _header(each[1])),
+            headers=tuple(
+                (name, value)
+                for name, value in native.headers
+                if _header(value) and self._redacted(value) == value
+            ),
         )
 
     def _clean(self, value: Any) -> Any:
@@ -309,7 +313,7 @@ class HTTPProvider(Provider):
 # -- redaction --
 
 REDACTED = "[redacted]"
-MAX_WORDS = 4096  # characters of a vendor's message that are looked at
+MAX_WORDS = 2000  # characters of a vendor's message that are looked at
 PIECE = 12  # characters of a key in a row that give it away
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 _PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers

@@ -242,7 +242,14 @@ def spellings(key: str) -> dict[str, str]:
 def test_a_key_is_redacted_in_whatever_spelling_a_vendor_repeats_it(status: int) -> None:
     words = spellings(VENDOR_KEY)
     answers = [
-        Scripted(status, {"error": {"message": f"odd ({word}) here", "param": word, "type": "t"}})
+        Scripted(
+            status,
+            {"error": {"message": f"odd ({word}) here", "param": word, "type": "t"}},
+            {
+                "x-ratelimit-limit-requests": word.partition("\n")[0],
+                "x-request-id": word.partition("\n")[0],
+            },
+        )
         for word in words.values()
     ]
     with Vendor(*answers) as vendor:
