@@ -17,9 +17,9 @@ from .admission import Admission
 from .admission.keys import Keyring
 from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
-from .config.schema import of_type
+from .config.schema import of_type, suggestion
 from .config.settings import KeyConfig, LedgerConfig
-from .errors import ConfigError, ModelNotFound, close_to, shown
+from .errors import ConfigError, ModelNotFound, shown
 from .ledger import Budget, Ledger, LedgerUnavailable
 from .planning.registry import Registry
 from .pricing import PICO, Price
@@ -283,7 +283,7 @@ def provider(config: ProviderConfig) -> Any:
         return EchoProvider(config.name, config.models or ("echo-v1",), _echo_delay(config))
     make = plugin(config.type)
     if make is None:
-        hint = close_to(config.type, [*PRESETS, ECHO, *plugins()])
+        hint = suggestion(config.type, [*PRESETS, ECHO, *plugins()])
         raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{hint}")
     try:
         return make(config)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..config.schema import suggestion
 from ..dialects import require
 from ..dialects.openai.downstream import decode_request
-from ..errors import RequestError, close_to, shown
+from ..errors import RequestError, shown
 from ..ledger import Budget
 from ..planning import Plan
 from ..pricing import usd_float
@@ -135,7 +136,9 @@ def _caller(router: Router, name: str) -> Caller:
         return Caller(name)
     known = router.keyring.callers
     if name not in known:
-        raise RequestError(f"there is no key {shown(name)}{close_to(name, known)}", param="caller")
+        raise RequestError(
+            f"there is no key {shown(name)}{suggestion(name, known)}", param="caller"
+        )
     return known[name]
 
 
