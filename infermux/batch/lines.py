@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
-from ..dialects import without
-from ..dialects.anthropic.requests import KNOWN
+from ..dialects import parameters, without
 from ..dialects.openai.downstream import decode_request, encode_answer
-from ..dialects.openai.requests import PARAMS
 from ..dialects.openai.upstream import PATHS
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
@@ -189,7 +187,7 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
         )
     if isinstance(value, dict):
         value = without(value, "custom_id") | ({"model": model} if model else {})
-    return InferRequest.from_dict(value, PARAMS | KNOWN), _mist_answer
+    return InferRequest.from_dict(value, parameters.kinds()), _mist_answer
 
 
 def _mist_answer(call: Call, response: InferResponse) -> bytes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flask import Response
 
-from ..dialects.anthropic.requests import KNOWN
-from ..dialects.openai.requests import PARAMS
+from ..dialects import parameters
 from ..errors import InferMuxError, ProtocolError, shown
 from ..protocol import (
     INFER_REQUEST,
@@ -35,8 +34,6 @@ from .http import (
 )
 from .sse import sse_response
 
-PARAMETERS = PARAMS | KNOWN  # that may stand beside params
-
 
 def mist_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the MIST endpoints for *router*; *caller* returns who calls, as a name or a Caller."""
@@ -50,7 +47,7 @@ def mist(api: Api) -> Response:
     message = Message.read(read_body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
         raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
-    call = start_call(api, InferRequest.from_dict(message.data, PARAMETERS), caller)
+    call = start_call(api, InferRequest.from_dict(message.data, parameters.kinds()), caller)
     data = api.router.answer(call).to_dict()
     reply = Message.wrap("infermux", INFER_RESPONSE, data, checksum=bool(message.checksum))
     return call_response(call, reply.to_bytes() + b"\n")
@@ -59,7 +56,7 @@ def mist(api: Api) -> Response:
 def infer(api: Api) -> Response:
     """Answer a bare infer.request."""
     caller = admitted(api)
-    wanted = InferRequest.from_dict(json_body(strict_json.loads), PARAMETERS)
+    wanted = InferRequest.from_dict(json_body(strict_json.loads), parameters.kinds())
     call = start_call(api, wanted, caller)
     if "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
         return sse_response(api, call, Encoder)

@@ -328,7 +328,7 @@ def test_a_field_in_capitals_is_the_field(service):
 
 
 def test_a_parameter_beside_params_reaches_the_vendor(vendor):
-    body = {"messages": HELLO["messages"], "model": "gpt-5-mini", "TEMPERATURE": 0.25, "n": None}
+    body = {"messages": HELLO["messages"], "model": "gpt-4.1-mini", "TEMPERATURE": 0.25, "n": None}
     with Service("--workers", "1", "--threads", "2", env=vendor.env) as service:
         assert service.ask("/infer", body | {"seed": 7, "params": {"top_p": 0.5}}).status == 200
         assert service.ask("/infer", body | {"params": {"temperature": 1}}).status == 400
