@@ -387,7 +387,7 @@ def with_native(
 ) -> ProviderError:
     """Return *error* with what clients of the same format may see, its provider having redacted it.
 
-    The status is the vendor's own if it is one of *passed*. Our own account's failures are kept.
+    The status is the vendor's own if it is one of *passed*, which its SDK tells apart. Our own account's failures are kept.
     """
     own = error_object(data)
     spoken = word(own.get("type")) or word(own.get("code"))
