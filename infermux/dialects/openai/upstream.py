@@ -282,9 +282,7 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         param=word(error.get("param")) or None,
         retry_after=_reset(error) if wait is None else wait,
     )
-    return with_native(
-        failed, NAME, status, headers, data, passed={400, 404, 413, 422, 429, 503, 504}
-    )
+    return with_native(failed, NAME, status, headers, data)
 
 
 def _reset(error: JSON) -> float | None:
