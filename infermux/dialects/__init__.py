@@ -372,6 +372,7 @@ def _kind(status: int, words: str) -> type[ProviderError]:
 
 
 _LIMITS = re.compile(r"(x|anthropic)-ratelimit-[a-z0-9-]{1,60}|retry-after-ms", re.I)
+SDK_STATUSES = {400, 404, 413, 422, 429, 503, 504}  # that the official SDKs tell apart
 _APART = {"message", "request_id"}
 _MEMBERS = ("type", "code", "param", "details")  # of an error that is not the caller's to mend
 
@@ -383,11 +384,12 @@ def with_native(
     headers: Headers,
     data: bytes,
     *,
-    passed: Collection[int],
+    passed: Collection[int] = SDK_STATUSES,
 ) -> ProviderError:
     """Return *error* with what clients of the same format may see, its provider having redacted it.
 
-    The status is the vendor's own if it is one of *passed*. Our own account's failures are kept.
+    The status is the vendor's own if it is one of *passed*, which its SDK tells apart. What is
+    wrong with our own account is not for clients.
     """
     own = error_object(data)
     spoken = word(own.get("type")) or word(own.get("code"))

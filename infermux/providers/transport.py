@@ -26,14 +26,8 @@ from typing import Any, NamedTuple, cast
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectionError as ConnectionFailed
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    NameResolutionError,
-    NewConnectionError,
-    ReadTimeoutError,
-)
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, is_own_want
@@ -197,7 +191,9 @@ class Names:
                 running = self._lookups.setdefault(host, [])
                 again = max(running, default=-math.inf) + LOOKUP_SECONDS
                 if now >= again and len(running) < MAX_LOOKUPS:
-                    self._start(host, port, now)
+                    work = (host, port, now)
+                    threading.Thread(target=self._look_up, args=work, daemon=True).start()
+                    running.append(now)
                     continue
                 self._changed.wait(min(end, again if again > now else end) - now)
                 since, addresses = self._known.get(host, (-math.inf, []))
@@ -207,11 +203,6 @@ class Names:
         """Ask again for *host*: none of its addresses could be reached."""
         with self._changed:
             self._known.pop(host, None)
-
-    def _start(self, host: str, port: int, now: float) -> None:
-        thread = threading.Thread(target=self._look_up, args=(host, port, now), daemon=True)
-        thread.start()
-        self._lookups[host].append(now)
 
     def _look_up(self, host: str, port: int, began: float) -> None:
         addresses, failure = [], None
@@ -337,13 +328,13 @@ class _Connection(HTTPConnection):
             addresses = names.find(self._name, self.port, limit.remaining())
             sock = connect(addresses, limit.remaining(), self.socket_options or ())
         except socket.gaierror as error:
-            raise NameResolutionError(self.host, self, error) from error
+            raise exceptions.NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:
             names.forget(self._name)
-            raise ConnectTimeoutError(self, "no connection in time") from error
+            raise exceptions.ConnectTimeoutError(self, "no connection in time") from error
         except OSError as error:
             names.forget(self._name)
-            raise NewConnectionError(self, "no connection") from error
+            raise exceptions.NewConnectionError(self, "no connection") from error
         sock.settimeout(max(MIN_WAIT, limit.remaining()))
         return sock
 
@@ -364,7 +355,7 @@ class _Connection(HTTPConnection):
             super().request(method, url, body, headers, **options)
         except TimeoutError as error:  # urllib3 would take it for a broken connection
             pool: Any = None
-            raise ReadTimeoutError(pool, url, "not sent in time") from error
+            raise exceptions.ReadTimeoutError(pool, url, "not sent in time") from error
 
     def response_class(  # type: ignore[override]
         self, sock: Any, *args: Any, **options: Any

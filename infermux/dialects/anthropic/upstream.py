@@ -14,6 +14,7 @@ from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
+    SDK_STATUSES,
     Events,
     Headers,
     answer,
@@ -223,9 +224,6 @@ def usage_of(value: object) -> Usage | None:
 # -- errors --
 
 
-PASSED = {400, 404, 413, 422, 429, 503, 504, 529}  # statuses that the official SDK tells apart
-
-
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     error = error_object(data)
     message = word(error.get("message"))
@@ -233,7 +231,7 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         status = 402
     wait = retry_after(headers) if status == 429 or status >= 500 else None
     failed = provider_error(status, message, code=word(error.get("type")), retry_after=wait)
-    return with_native(failed, NAME, status, headers, data, passed=PASSED)
+    return with_native(failed, NAME, status, headers, data, passed=SDK_STATUSES | {529})
 
 
 # -- streams --

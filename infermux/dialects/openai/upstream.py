@@ -270,8 +270,6 @@ def _vendor_cost(data: JSON) -> float | None:
 
 # -- errors --
 
-PASSED = {400, 404, 413, 422, 429, 503, 504}  # statuses that the official SDK tells apart
-
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     """Return the error, in the form of any compatible vendor."""
@@ -284,7 +282,7 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         param=word(error.get("param")) or None,
         retry_after=_reset(error) if wait is None else wait,
     )
-    return with_native(failed, NAME, status, headers, data, passed=PASSED)
+    return with_native(failed, NAME, status, headers, data)
 
 
 def _reset(error: JSON) -> float | None:
