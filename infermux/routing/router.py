@@ -342,7 +342,8 @@ class Router:
         wait = max(0.0, not_before - time.monotonic())
         if call.must_try(target):
             cooling = self.targets.breaker(target).cooling()
-            if cooling and cooling >= deadline.remaining():
+            limit = deadline.remaining() if call.has_tried(target) else MAX_BACKOFF
+            if cooling and cooling >= min(limit, deadline.remaining()):
                 raise ProviderRateLimited(
                     "the provider limits our rate; retry later", retry_after=cooling
                 )
