@@ -37,7 +37,7 @@ class Modern(Duck):
     name = "modern"
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:  # type: ignore[override]
-        assert 0 < deadline.remaining() <= 60
+        assert 0 < deadline.remaining() <= 600
         return super().infer(request)
 
 
