@@ -25,6 +25,7 @@ from infermux import (
 from infermux.errors import (
     ContentFiltered,
     ModelNotFound,
+    Overloaded,
     ProviderAuthError,
     ProviderModelNotFound,
     ProviderRateLimited,
@@ -432,9 +433,17 @@ FOREIGN = [
     Odd(SECRET),
     RecursionError(),
     AssertionError(SECRET),
-    MemoryError(),
     LookupError(),
 ]
+
+
+@BOTH
+def test_a_lack_of_memory_is_ours_and_not_the_providers(ask: Any) -> None:
+    router, spans = make(Fake("first", MemoryError()))
+    with pytest.raises(Overloaded):
+        ask(router)
+    [breaker] = router.targets.breakers().values()
+    assert breaker.snapshot().failures == 0 and spans.only
 
 
 @BOTH

@@ -200,6 +200,7 @@ def test_ready_is_whoever_can_serve_a_call(tmp_path: Path) -> None:
             "ready": True,
             "configuration": "ok",
             "ledger": "ok",
+            "records": {"pending": 0, "lost": 0},
             "targets": {"usable": 1, "shut": {}},
         },
     )
