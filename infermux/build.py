@@ -141,10 +141,11 @@ def _rates(config: Config) -> RateLimiter | None:
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return the limits of calls and streams; some threads stay free for health checks."""
+    """Return the limits of calls, streams and bodies; some threads are free for health checks."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
-    return {"calls": calls, "streams": max(1, min(int(threads * config.server.streams), calls - 1))}
+    streams = max(1, min(int(threads * config.server.streams), calls - 1))
+    return {"calls": calls, "streams": streams, "bodies": config.server.max_inflight_body}
 
 
 def resize(config: Config) -> None:

@@ -18,7 +18,7 @@ FULL = "the service is at capacity; retry shortly"
 
 
 class ConcurrencyLimiter:
-    """Counts what runs at the same time: calls, open streams, requests to a provider."""
+    """Counts what is there at the same time: calls, open streams, bytes of bodies."""
 
     __slots__ = ("_lock", "_used", "limit")
 
@@ -27,20 +27,20 @@ class ConcurrencyLimiter:
         self._used = 0
         self._lock = threading.Lock()
 
-    def acquire(self) -> bool:
-        """Take a slot if one is free; never wait."""
+    def acquire(self, slots: int = 1) -> bool:
+        """Take slots if as many are free; never wait."""
         with self._lock:
-            if self._used >= self.limit:
+            if self._used + slots > self.limit:
                 return False
-            self._used += 1
+            self._used += slots
             return True
 
-    def release(self) -> None:
-        """Return a slot; raise ValueError if none is taken: the limit would be wrong."""
+    def release(self, slots: int = 1) -> None:
+        """Return slots; raise ValueError if fewer are taken: the limit would be wrong."""
         with self._lock:
-            if self._used < 1:
+            if self._used < slots:
                 raise ValueError("a slot was released twice")
-            self._used -= 1
+            self._used -= slots
 
     @property
     def used(self) -> int:
@@ -56,16 +56,20 @@ class Admission:
         *,
         calls: int | None = None,
         streams: int | None = None,
+        bodies: int | None = None,
         rates: RateLimiter | None = None,
     ) -> None:
+        self.bodies = ConcurrencyLimiter(
+            bodies or sys.maxsize
+        )  # bytes, until a request is answered
         self._calls = ConcurrencyLimiter(calls) if calls else None
         self._streams = ConcurrencyLimiter(streams or sys.maxsize)
         self._rates = rates
 
-    def resize(self, *, calls: int, streams: int) -> None:
+    def resize(self, *, calls: int, streams: int, bodies: int) -> None:
         """Change the room in this process, if it was bounded at all."""
         if self._calls is not None:
-            self._calls.limit, self._streams.limit = calls, streams
+            self._calls.limit, self._streams.limit, self.bodies.limit = calls, streams, bodies
 
     @property
     def streams(self) -> int:

@@ -180,6 +180,7 @@ class Server:
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
     early_headers: float = reads(_or_zero(seconds), 5.0)
+    max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker
     admin: Secret | None = reads(_secret, None)  # key of the operators' endpoints
     metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
     # warning: failed calls; info: every call

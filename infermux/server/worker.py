@@ -124,6 +124,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             conn.close = lambda graceful=False: None  # the main loop calls it again
         return kept
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Call the application, which may leave the body unread and have the connection closed."""
+        req.body.refuse = req.force_close
+        return super().handle_request(req, conn)
+
     def _next_follows(self, conn: Any) -> bool:
         """Wait for the next request while at least half of the threads are free."""
         if conn.parser.unreader.buf.getvalue():

@@ -16,7 +16,16 @@ from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed, forget
-from .http import Api, BytesResponse, Render, View, current_request, error_response, with_request_id
+from .http import (
+    BODY,
+    Api,
+    BodyRoom,
+    BytesResponse,
+    View,
+    current_request,
+    error_response,
+    with_request_id,
+)
 from .sse import START, with_early_start
 
 log = logging.getLogger("infermux")
@@ -52,7 +61,7 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
             blueprint.add_url_rule(
                 path,
                 endpoint + suffix,
-                _guarded(answer, api.render),
+                _guarded(answer, api),
                 methods=methods,
                 provide_automatic_options=False,
             )
@@ -60,21 +69,26 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
     return blueprint
 
 
-def _guarded(view: View, render: Render) -> View:
+def _guarded(view: View, api: Api) -> View:
     """Return *view* with its errors rendered; an unexpected one is logged and answered as a 500."""
 
     def guarded(**arguments: str) -> Response:
+        room = BodyRoom(api.router.admission.bodies)
+        current_request().environ[BODY] = room
         try:
             response = view(**arguments)
         except InferMuxError as error:
-            response = error_response(error, render)
+            response = error_response(error, api.render)
             forget(error)
         except HTTPException:
             raise
         except Exception as error:
             log.exception("a request failed unexpectedly")
-            response = error_response(InferMuxError("internal error"), render)
+            response = error_response(InferMuxError("internal error"), api.render)
             forget(error)
+        finally:
+            if BODY in current_request().environ:  # a stream keeps it until its end
+                room.release()
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 
     return guarded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import logging
 import mmap
@@ -15,13 +14,24 @@ from flask import Response, request
 from ..admission import FULL
 from ..admission.keys import hashed
 from ..config import Secret
-from ..errors import AuthenticationError, Forbidden, Overloaded, RequestError
+from ..errors import AuthenticationError, Forbidden, Overloaded
 from ..protocol import InferRequest
 from ..server import status
 from ..types import ANONYMOUS, Caller, Clock
-from .http import Api, View, current_request, error_response, plain_error, read_body, start_call
+from .http import (
+    Api,
+    View,
+    body_size,
+    current_request,
+    error_response,
+    plain_error,
+    read_body,
+    refuse_body,
+    start_call,
+)
 
 Admin = Secret | str | None | Callable[[], Secret | None]  # a function where a reload may change it
+MOST_READ = 65536  # bytes of a body that is read although the call is refused
 _SEND_KEY = "send Authorization: Bearer KEY, or x-api-key: KEY"
 log = logging.getLogger("infermux")
 
@@ -43,22 +53,29 @@ def authenticated(api: Api) -> Caller:
 
 
 def admitted(api: Api) -> Caller:
-    """Return the caller before the body is parsed; raise AuthenticationError or Overloaded.
+    """Return the caller before the body is read; raise AuthenticationError or Overloaded.
 
-    A refused body is read nevertheless: a client that is still sending would miss the response.
+    Without a good key no more than the head is read.
     """
     try:
         caller = authenticated(api)
     except AuthenticationError:
-        with contextlib.suppress(RequestError):
-            read_body()
+        refuse_body()
         raise
     if api.router.admission.full:
-        read_body()
-        error = Overloaded(FULL)
-        api.router.finish(start_call(api, InferRequest("", []), caller), error)
-        raise error
+        size = body_size()
+        if size is not None and size <= MOST_READ:
+            read_body()  # a client that is still sending would miss the response
+        else:
+            refuse_body()
+        raise _recorded(api, caller)
     return caller
+
+
+def _recorded(api: Api, caller: Caller) -> Overloaded:
+    error = Overloaded(FULL)
+    api.router.finish(start_call(api, InferRequest("", []), caller), error)
+    return error
 
 
 def request_key() -> str:
@@ -94,6 +111,7 @@ def admin_only(admin: Admin, view: View) -> View:
             given = request_key()
         if given and hmac.compare_digest(hashed(given), hashed(key)):
             return view(api, **arguments)
+        refuse_body()
         if given:
             _check_no_caller(api, given)
         error = AuthenticationError(f"{'unknown' if given else 'missing'} admin key: {_SEND_KEY}")

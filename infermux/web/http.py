@@ -12,9 +12,11 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
+from ..admission import ConcurrencyLimiter
 from ..errors import (
     InferMuxError,
     MethodNotAllowed,
+    Overloaded,
     QuotaExhausted,
     RequestError,
     RequestTooLarge,
@@ -29,6 +31,8 @@ from ..telemetry.spans import parse
 from ..types import JSON, NOTHING, Caller
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
+CHUNK = 256 * 1024  # bytes of a body of unknown length that are read at a time
+BODY = "infermux.body"  # the key of a request's BodyRoom in its WSGI environ
 _CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
 
@@ -56,37 +60,107 @@ def current_request() -> Request:
     return found
 
 
+class BodyRoom:
+    """The room that the body of a request takes among those in flight, until it is answered."""
+
+    __slots__ = ("_limiter", "_taken")
+
+    def __init__(self, limiter: ConcurrencyLimiter) -> None:
+        self._limiter = limiter
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Take so many bytes; raise Overloaded if too many are in flight."""
+        if not self._limiter.acquire(size):
+            refuse_body()
+            raise Overloaded("the service holds as many request bodies as it can; retry shortly")
+        self._taken += size
+
+    def release(self) -> None:
+        """Give the room back."""
+        taken, self._taken = self._taken, 0
+        if taken:
+            self._limiter.release(taken)
+
+    @property
+    def most(self) -> int:
+        """The longest body for which there can be room."""
+        return self._limiter.limit
+
+
+def body_room() -> BodyRoom:
+    """Return the room of the current request's body."""
+    room: BodyRoom = current_request().environ[BODY]
+    return room
+
+
+def refuse_body() -> None:
+    """Leave the rest of the body unread: the connection is closed after the response."""
+    refuse = getattr(current_request().environ.get("wsgi.input"), "refuse", None)
+    if refuse is not None and body_size() != 0:
+        refuse()
+
+
+def body_size() -> int | None:
+    """Return the number of bytes in the body by the request's head, None if it does not say."""
+    environ = current_request().environ
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    length: str = environ.get("CONTENT_LENGTH", "")
+    return int(length) if length.isascii() and length.isdigit() else None
+
+
 def read_body(limit: int = MAX_BODY) -> bytes:
-    """Return the body; raise RequestError unless it is whole, uncompressed and within *limit*."""
-    request = current_request()
+    """Return the body; raise RequestError unless it is whole, uncompressed and within *limit*.
+
+    Raise Overloaded if there is no room for it beside the others.
+    """
+    request, room, size = current_request(), body_room(), body_size()
     encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
+        refuse_body()
         raise UnsupportedEncoding(
             f"content encoding {shown(encoding)} is not supported; send the body uncompressed"
         )
     own = request.max_content_length  # the app's MAX_CONTENT_LENGTH
-    limit = limit if own is None else min(limit, own)
-    length: str = request.environ.get("CONTENT_LENGTH", "")
-    chunked = "HTTP_TRANSFER_ENCODING" in request.environ
-    size = int(length) if length.isascii() and length.isdigit() and not chunked else None
+    limit = min(limit, room.most, limit if own is None else own)
     try:
         if size is not None and size > limit:
             raise RequestEntityTooLarge
-        if size is None or "stream" in vars(request):  # a hook of the app may have read it
-            # one more than fits: Werkzeug cuts a chunked body at its limit without an error
-            request.max_content_length = limit + 1
+        if "stream" in vars(request):  # it has been read, or a hook of the app reads it
             data = request.get_data()
+        elif size is None:
+            data = _read_chunked(request, room, limit)
         else:  # in a quarter of the time
+            room.take(size)
             data = request.environ["wsgi.input"].read(size)
             request.stream = io.BytesIO(data)
         if len(data) > limit:
             raise RequestEntityTooLarge
     except RequestEntityTooLarge:
+        refuse_body()
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
+    except Overloaded:
+        raise
     except Exception:  # servers raise various errors for a truncated or malformed body
         raise RequestError("the body ended early or is not well-formed") from None
     if size is not None and len(data) < size:
         raise RequestError(f"the body has {len(data)} bytes, but Content-Length is {size}")
+    return data
+
+
+def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
+    # one more than fits: Werkzeug cuts a chunked body at its limit without an error
+    request.max_content_length = limit + 1
+    parts, size = [], 0
+    while part := request.stream.read(CHUNK):
+        size += len(part)
+        if size > limit:
+            raise RequestEntityTooLarge
+        room.take(len(part))
+        parts.append(part)
+    data = b"".join(parts)
+    request.stream = io.BytesIO(data)
     return data
 
 

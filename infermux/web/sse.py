@@ -16,7 +16,7 @@ from ..errors import ClientGone, InferMuxError, forget
 from ..planning.call import Call
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import Api, BytesResponse, call_headers, current_request
+from .http import BODY, Api, BytesResponse, call_headers, current_request
 
 BEAT_SECONDS = 1.0  # between two heartbeats before the first content
 START = "infermux.start_response"  # in a request's WSGI environ
@@ -57,6 +57,7 @@ def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder
         return BytesResponse([_failure(error, encode(None))], 200, Headers(HEADERS))
     finally:
         call.on_wait = None
+    call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**HEADERS, **call_headers(call)})
     response = BytesResponse(_events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)

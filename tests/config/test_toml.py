@@ -58,6 +58,7 @@ breaker  = { failures = 5, window = 60, open = 30 }
 [server]
 streams = 0.75                             # share of the worker's threads that may stream at once
 max_body = 33554432                        # bytes of a request; a MIST message never more than 10 MiB
+max_inflight_body = 268435456              # bytes of all requests that a worker holds at once; more are 503
 admin   = "env:INFERMUX_ADMIN_KEY"         # opens the ops pages; without it they are closed (health stays open)
 
 [keys.web]                                 # no [keys] at all: the host app's own auth decides

@@ -1,0 +1,224 @@
+"""What a worker's memory does under large requests: it comes back, and it is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PATIENCE, Answer, Peer, Service, eventually
+
+MB = 1_000_000
+KEYS = {name: f"imx-memory-{name}" for name in ("free", "spent")}
+STATUSES = {"refuses": 400, "fails": 500, "is-full": 503, "hangs": 200}
+
+
+class Failing(Peer):
+    """A vendor that fails as the model says."""
+
+    hanging = 0
+
+    def answer(self, handler: Any, body: bytes) -> None:
+        asked = json.loads(body)
+        if asked["model"] == "hangs":
+            with self.lock:
+                self.hanging += 1
+            self.released.wait(PATIENCE)
+        error = json.dumps({"error": {"message": "no", "type": "x", "code": None}}).encode()
+        handler.reply(STATUSES[asked["model"]], error, {"Content-Type": "application/json"})
+
+
+class Keyed(Service):
+    """A service that is ready when it asks for a key."""
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.ask("/providers").status == 401
+        return False
+
+
+def written(folder: Path, vendor: Failing, more: str = "") -> str:
+    lines = [
+        f"[server]\nworkers = 1\nthreads = 64\ngraceful = 1\n{more}",
+        "[reliability]\nattempts = 2\nbreaker = { failures = 1000, window = 60, open = 1 }",
+        f'[ledger]\npath = "{folder}/infermux.db"',
+        '[providers.echo]\ntype = "echo"\nmodels = ["echo-v1"]',
+        f'[providers.vendor]\ntype = "openai"\nbase_url = "{vendor.url}/v1"',
+        f'api_key = "env:MEMORY_VENDOR"\nmodels = {json.dumps(list(STATUSES))}',
+        'prices = { "fails" = { input = "1000", output = "1000" } }',
+        '[models.over]\ntargets = ["vendor/fails", "echo/echo-v1"]',
+    ]
+    for name, key in KEYS.items():
+        lines.append(f'[keys.{name}]\nhash = "{hashlib.sha256(key.encode()).hexdigest()}"')
+    lines.append('budget = { usd = "0.0001", per = "day" }')
+    file = folder / "infermux.toml"
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, more: str = "", vendor: Failing | None = None) -> Iterator[Service]:
+    with vendor or Failing() as vendor:
+        env = {"INFERMUX_CONFIG": written(folder, vendor, more), "MEMORY_VENDOR": "sk-memory"}
+        with Keyed(env=env) as service:
+            yield service
+
+
+def resident(service: Service) -> float:
+    """Return the megabytes that the worker has in memory."""
+    [pid] = service.workers
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) / 1000
+
+
+def large(size: int, model: str, **more: Any) -> bytes:
+    asked = {"model": model, "messages": [{"role": "user", "content": "x" * size}], **more}
+    return json.dumps(asked).encode()
+
+
+def post(service: Service, body: bytes, *, key: str = "free", path: str = "") -> Answer:
+    headers = {"Authorization": f"Bearer {KEYS.get(key, key)}"}
+    return service.ask(path or "/v1/chat/completions", body, headers=headers)
+
+
+KINDS: list[tuple[int, str, dict[str, Any]]] = [
+    (404, "nobody", {}),
+    (404, "nobody", {"path": "/infer"}),
+    (400, "refuses", {}),
+    (400, "nobody", {"path": "/mist"}),
+    (402, "fails", {"key": "spent"}),
+    (502, "fails", {}),
+    (502, "fails", {"stream": True}),
+    (502, "is-full", {"path": "/v1/messages", "max_tokens": 5}),
+    (200, "over", {}),
+    (200, "echo-v1", {"stream": True}),
+]
+
+
+def test_a_call_that_has_failed_keeps_nothing_of_its_request(tmp_path: Path) -> None:
+    """An exception in a record would keep its frames, and they the body."""
+    with serving(tmp_path) as service:
+        post(service, large(MB, "over"))
+        before = resident(service)
+        keeps_nothing(service, before, 10, rounds=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_forty_large_calls_of_a_kind_keep_nothing(tmp_path: Path, number: int) -> None:
+    with serving(tmp_path) as service:
+        post(service, large(MB, "over"))
+        keeps_nothing(service, resident(service), 30, rounds=40, kinds=[KINDS[number]])
+
+
+def keeps_nothing(
+    service: Service, before: float, size: int, *, rounds: int, kinds: Any = KINDS
+) -> None:
+    for _ in range(rounds):
+        for status, model, more in kinds:
+            named = {name: more[name] for name in ("path", "key") if name in more}
+            rest = {name: value for name, value in more.items() if name not in named}
+            found = post(service, large(size * MB, model, **rest), **named)
+            assert found.status == status, (model, found.data[:300])
+    eventually(lambda: resident(service) < before + 60, "the memory of before")
+
+
+# -- bodies that nobody has asked for --------------------------------------------------------------
+
+
+def head(key: str, *framing: str) -> bytes:
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {key}",
+        "Content-Type: application/json",
+        *framing,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def said(sock: socket.socket) -> bytes:
+    """Return what comes until the connection ends."""
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while data := sock.recv(65536):
+            found += data
+    return found
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+def test_without_a_good_key_only_the_head_is_read(tmp_path: Path, framing: str) -> None:
+    with serving(tmp_path) as service:
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            sock.sendall(head("wrong", framing))  # and nothing of the body
+            answer = said(sock)
+        assert answer.startswith(b"HTTP/1.1 401") and b"\r\nConnection: close" in answer
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            sock.sendall(head("wrong", framing))
+            sent, part = 0, b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+            with contextlib.suppress(ConnectionError):
+                while sent < 30 * MB:
+                    sock.sendall(part)
+                    sent += len(part)
+            assert sent < 25 * MB  # what the sockets hold, on both sides, and 64 KB
+        assert post(service, large(10, "echo-v1")).status == 200
+
+
+def test_a_client_that_sends_a_large_body_with_a_wrong_key_hears_so(tmp_path: Path) -> None:
+    openai = pytest.importorskip("openai")
+    with serving(tmp_path) as service:
+        client = openai.OpenAI(
+            api_key="wrong", base_url=f"http://127.0.0.1:{service.port}/v1", max_retries=0
+        )
+        with client, pytest.raises(openai.AuthenticationError):
+            content = "x" * 10 * MB
+            client.chat.completions.create(
+                model="echo-v1", messages=[{"role": "user", "content": content}]
+            )
+
+
+def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
+    """Whether a body says its length or not, it is counted until its call has ended."""
+    body = large(3 * MB, "hangs")
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    forms = [
+        head(KEYS["free"], f"Content-Length: {len(body)}") + body,
+        head(KEYS["free"], "Transfer-Encoding: chunked") + chunked,
+    ]
+    vendor = Failing()
+    with serving(tmp_path, "max_inflight_body = 10000000", vendor) as service:
+        with contextlib.ExitStack() as open_:
+            for number in range(3):  # whose calls wait for the vendor
+                sock = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
+                open_.enter_context(sock)
+                sock.sendall(forms[number % 2])
+            eventually(lambda: vendor.hanging == 3, "three calls at the vendor")
+            refused = post(service, body)
+            assert refused.status == 503
+            assert refused.headers["Retry-After"] == "1"
+            assert refused.json["error"]["code"] == "overloaded"
+            for form in forms:
+                with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+                    with contextlib.suppress(ConnectionError):
+                        sock.sendall(form)
+                    assert said(sock).startswith(b"HTTP/1.1 503")
+            assert post(service, large(10, "echo-v1")).status == 200  # for which there is room
+    with serving(tmp_path, "max_inflight_body = 10000000") as service:
+        for size, model, status in ((3, "echo-v1", 200), (3, "nobody", 404)):
+            for stream in (True, False) * 3:  # each gives its room back
+                found = post(service, large(size * MB, model, stream=stream))
+                assert found.status == status
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            sock.sendall(head(KEYS["free"], "Content-Length: 11000000"))
+            assert said(sock).startswith(b"HTTP/1.1 413")  # for which there never is room
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(post, service, large(3 * MB, "echo-v1")) for _ in range(3)]
+            assert [call.result().status for call in calls] == [200] * 3
