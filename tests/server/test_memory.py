@@ -194,23 +194,25 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
         head(KEYS["free"], "Transfer-Encoding: chunked") + chunked,
     ]
     vendor = Failing()
-    with serving(tmp_path, "max_inflight_body = 10000000", vendor) as service:
-        with contextlib.ExitStack() as open_:
-            for number in range(3):  # whose calls wait for the vendor
-                sock = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
-                open_.enter_context(sock)
-                sock.sendall(forms[number % 2])
-            eventually(lambda: vendor.hanging == 3, "three calls at the vendor")
-            refused = post(service, body)
-            assert refused.status == 503
-            assert refused.headers["Retry-After"] == "1"
-            assert refused.json["error"]["code"] == "overloaded"
-            for form in forms:
-                with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
-                    with contextlib.suppress(ConnectionError):
-                        sock.sendall(form)
-                    assert said(sock).startswith(b"HTTP/1.1 503")
-            assert post(service, large(10, "echo-v1")).status == 200  # for which there is room
+    with (
+        serving(tmp_path, "max_inflight_body = 10000000", vendor) as service,
+        contextlib.ExitStack() as open_,
+    ):
+        for number in range(3):  # whose calls wait for the vendor
+            sock = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
+            open_.enter_context(sock)
+            sock.sendall(forms[number % 2])
+        eventually(lambda: vendor.hanging == 3, "three calls at the vendor")
+        refused = post(service, body)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.json["error"]["code"] == "overloaded"
+        for form in forms:
+            with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(form)
+                assert said(sock).startswith(b"HTTP/1.1 503")
+        assert post(service, large(10, "echo-v1")).status == 200  # for which there is room
     with serving(tmp_path, "max_inflight_body = 10000000") as service:
         for size, model, status in ((3, "echo-v1", 200), (3, "nobody", 404)):
             for stream in (True, False) * 3:  # each gives its room back
