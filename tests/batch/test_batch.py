@@ -139,7 +139,7 @@ def asked(vendor: Vendor) -> Counter[str]:
     """Return how often the vendor was asked each question."""
     with vendor.lock:
         # a process that is killed may have sent the head of a request alone
-    return Counter(each.body["messages"][-1]["content"] for each in vendor.seen if each.body)
+        return Counter(each.body["messages"][-1]["content"] for each in vendor.seen if each.body)
 
 
 def questions(count: int, **more: Any) -> list[dict[str, Any]]:
