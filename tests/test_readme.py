@@ -179,9 +179,10 @@ def test_a_command_that_is_shown_with_its_output_can_be_given(line):
     from infermux.cli.main import main
 
     name, *rest = shlex.split(line)
-    command = main.get_command(click.Context(main), name)
+    parent = click.Context(main, **main.context_settings)
+    command = main.get_command(parent, name)
     assert command is not None
-    command.make_context(name, rest)  # raises UsageError for an option that there is not
+    command.make_context(name, rest, parent)  # raises UsageError for an option that there is not
 
 
 def test_the_plan_that_is_shown_is_that_of_the_example(tmp_path):

@@ -144,7 +144,7 @@ def test_the_key_is_that_of_the_configuration(service: Service, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("env", "words"),
-    [({}, "missing admin key"), ({"INFERMUX_ADMIN_KEY": "imx-wrong"}, "requires the admin key")],
+    [({}, "missing admin key"), ({"INFERMUX_ADMIN_KEY": "imx-wrong"}, "unknown admin key")],
 )
 def test_a_key_that_does_not_open_is_told(
     service: Service, env: dict[str, str], words: str
