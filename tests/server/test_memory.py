@@ -93,7 +93,6 @@ KINDS: list[tuple[int, str, dict[str, Any]]] = [
     (404, "nobody", {}),
     (404, "nobody", {"path": "/infer"}),
     (400, "refuses", {}),
-    (400, "nobody", {"path": "/mist"}),
     (402, "fails", {"key": "spent"}),
     (502, "fails", {}),
     (502, "fails", {"stream": True}),
