@@ -57,6 +57,7 @@ def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder
         return BytesResponse([_failure(error, encode(None))], 200, Headers(HEADERS))
     finally:
         call.on_wait = None
+        early.close()
     call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**HEADERS, **call_headers(call)})
     response = BytesResponse(_events(stream, encode(stream)), 200, headers)
@@ -99,8 +100,14 @@ class _EarlyHead:
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers)
         self._start: StartResponse | None = current_request().environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
-        self._call, self._encode = call, encode
+        self._call: Call | None = call
+        self._encode: Callable[[Stream | None], Encoder] | None = encode
         self.write: Callable[[bytes], object] | None = None
+
+    def close(self) -> None:
+        """Let go of the call: a kept connection to its provider knows this object for longer."""
+        self._due = math.inf
+        self._call = self._encode = self._start = None
 
     def on_wait(self) -> float:
         """Write what is due; return the seconds until more is. Raise ClientGone."""
@@ -114,12 +121,12 @@ class _EarlyHead:
 
     def _beat(self) -> None:
         try:
-            if self.write is None and self._start is not None:
+            if self.write is None and self._start is not None and self._call is not None:
                 ident = self._call.id
                 self.write = self._start.early(
                     {**HEADERS, "X-Request-Id": ident, "Request-Id": ident}
                 )
-            if self.write is not None:
+            if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())
         except Exception as error:  # of any server's own class
             raise ClientGone("the client has closed its connection") from error
