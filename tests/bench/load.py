@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CLOSING = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 PATIENCE = 40.0  # seconds until what has not been answered counts as failed
-_LAST = b"0\r\n\r\n"  # how a chunked body ends
+_LAST = b"\r\n0\r\n\r\n"  # how a chunked body ends
 
 
 class Ask(NamedTuple):

@@ -150,7 +150,7 @@ FAULTS = {
     "empty": Fault(says(answer(200)), (502,)),
     "page": Fault(says(answer(200, PAGE, {"Content-Type": "text/html"})), (502,)),
     "no choices": Fault(says(answer(200, chat("", choices=[]))), (502,)),
-    "deep": Fault(says(answer(200, b"[" * 100_000 + b"]" * 100_000)), (502,)),
+    "deep": Fault(says(answer(200, b"[" * 100_000 + b"]" * 100_000)), (502, 504)),  # slow to read
     "nothing": Fault(says(b"HTTP/1.1 204 No Content\r\n\r\n"), (502,)),
     "bomb": Fault(says(answer(200, bomb(), {"Content-Encoding": "gzip"})), (502,)),
     "corrupt gzip": Fault(
