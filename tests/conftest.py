@@ -1,12 +1,36 @@
 """What the tests share: a clean environment, and peers on loopback."""
 
 import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # The tests start Python hundreds of times; compiling each time would double what they take.
+    # Nothing is written beside the sources all the same.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(tempfile.gettempdir()) / f"infermux-pycache-{os.getuid()}")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 pytest.register_assert_rewrite("support", "doors", "recorded", "faulty")
 
 from support import TokenTrace, Vendor, is_ours  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is `sampled(n)`, the first n cases run by default; the others are slow."""
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > mark.args[0]:
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,11 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from support import run
 
 
+@pytest.mark.slow
 def test_the_bench_prints_its_table(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = run(

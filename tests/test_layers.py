@@ -133,6 +133,7 @@ def test_imports_point_down(module: Module) -> None:
     assert upward(module) == []
 
 
+@pytest.mark.sampled(17)
 @EACH
 def test_foreign_packages_are_imported_through_their_doors(module: Module) -> None:
     assert trespassing(module) == []

@@ -158,6 +158,7 @@ def test_the_name_exists_in_the_installed_version(name: Name) -> None:
     found(name.place)
 
 
+@pytest.mark.sampled(1)
 @EACH
 def test_the_name_is_used_where_the_table_says(name: Name) -> None:
     assert name.place.rpartition(".")[2] in (ROOT / name.used_in).read_text("utf-8")

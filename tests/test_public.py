@@ -40,6 +40,7 @@ def loaded_after(code: str) -> list[str]:
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", infermux.__all__)
 def test_every_name_can_be_imported_first(name: str) -> None:
     """In a fresh process, so that no other import has made it work."""

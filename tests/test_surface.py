@@ -1183,10 +1183,12 @@ NOTHING = World()
 needs_otel = pytest.mark.skipif(not OTEL, reason="infermux[otel] is not installed")
 
 
+@pytest.mark.slow
 def test_every_command_and_option_is_still_there() -> None:
     same("commands", NOTHING)
 
 
+@pytest.mark.slow
 def test_every_key_of_the_file_is_still_known_and_each_misspelling_refused() -> None:
     same("file", NOTHING)
 
@@ -1199,6 +1201,7 @@ def test_every_vendor_is_still_found_by_its_variables() -> None:
     same("vendors", NOTHING)
 
 
+@pytest.mark.slow
 def test_every_endpoint_still_takes_its_methods(world: World) -> None:
     same("endpoints", world)
 

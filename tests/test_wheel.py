@@ -59,6 +59,7 @@ def wheel(tmp_path_factory):
         yield archive
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     folder = next(
         name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")

@@ -310,6 +310,7 @@ class _Connection(HTTPConnection):
     def __init__(self, host: str, *args: Any, **options: Any) -> None:
         super().__init__(host, *args, **options)
         self._name = host.strip("[]")  # `host` lacks the dot that may end it
+        self._head: bytes | None = None  # of a request; b"" until http.client has written it
 
     @property
     def is_connected(self) -> bool:
@@ -338,24 +339,27 @@ class _Connection(HTTPConnection):
         sock.settimeout(max(MIN_WAIT, limit.remaining()))
         return sock
 
-    def request(
-        self,
-        method: str,
-        url: str,
-        body: Any = None,
-        headers: Any = None,
-        **options: Any,
-    ) -> None:
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
         """Send a request; urllib3 would bound that by the time to connect."""
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
         self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
+        self._head = b"" if isinstance(body, bytes) and body else None
         try:
-            super().request(method, url, body, headers, **options)
+            super().request(method, url, body, *args, **options)
         except TimeoutError as error:  # urllib3 would take it for a broken connection
             pool: Any = None
             raise exceptions.ReadTimeoutError(pool, url, "not sent in time") from error
+
+    def send(self, data: Any) -> None:
+        """Send a request's head together with its body: two packets would cost twice."""
+        if self._head == b"":
+            self._head = data
+            return
+        head, self._head = self._head or b"", None
+        for part in (head + data,) if len(data) < READ_SIZE else (head, data):
+            super().send(part)
 
     def response_class(  # type: ignore[override]
         self, sock: Any, *args: Any, **options: Any

@@ -251,6 +251,7 @@ def test_a_vendor_that_counts_nonsense_breaks_nothing(rates: RateLimiter, usage:
 # Many callers
 
 
+@pytest.mark.slow
 def test_records_are_used_again_when_their_minute_is_over(rates: RateLimiter, clock: Clock) -> None:
     """Many more callers in all than the file has room for, each held to its rate exactly."""
     for minute in range(12):
@@ -432,6 +433,7 @@ HAMMER = """
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("rpm", "tpm", "expected"), [(1000, None, 1000), (None, 7 * 900 + 6, 900), (10**6, 10**6, 6400)]
 )

@@ -305,6 +305,7 @@ def test_dashes_are_standard_input_and_output():
 BUSY = {"throttled": [Scripted(429, {}, {"Retry-After": "1"})], "down": [Scripted(500, {})] * 2}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("trouble", BUSY.values(), ids=BUSY)
 def test_a_vendor_that_has_no_room_for_now_is_waited_for(trouble, tmp_path):
     """Else a vendor that throttles for a second would cost every line that is read in that second."""
@@ -354,6 +355,7 @@ def finished(folder: Path) -> set[str]:
     return {json.loads(each)["custom_id"] for each in lines if each.endswith(b"\n")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_kill_at_any_moment_loses_nothing_and_repeats_nothing_that_was_finished(seed, tmp_path):
     rng, lines, concurrency = random.Random(seed), 120, 4
@@ -462,6 +464,7 @@ def test_two_runs_do_not_write_to_one_file(tmp_path):
 # -- stopping --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_first_signal_lets_lines_in_flight_end(number, tmp_path):
     gate = threading.Event()
@@ -649,6 +652,7 @@ def test_quiet_says_nothing(tmp_path):
     assert (done.exit_code, done.output) == (0, "")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_lines(tmp_path):
     """25 MB of lines, most of them no requests so that it is quick; then the same once more, all of
     them skipped.

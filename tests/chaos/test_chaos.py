@@ -64,6 +64,7 @@ def check(rows: list[Row]) -> None:
 # -- what a good configuration shows ---------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("first", [OPENAI, ANTHROPIC, GEMINI], ids=lambda provider: provider.name)
 def test_a_provider_alone_never_answers_wrongly(first: ProviderConfig) -> None:
     rows = chaos.run(single(first), faults=SOME, deadline=2)
@@ -79,6 +80,7 @@ def test_a_provider_alone_never_answers_wrongly(first: ProviderConfig) -> None:
     assert found(rows, "stream_json", streamed=True).outcome == "answer"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("first", "second"),
     [(OPENAI, ANTHROPIC), (ANTHROPIC, GEMINI), (GEMINI, OPENAI)],
@@ -97,6 +99,7 @@ def test_a_second_provider_answers_where_the_first_cannot(
     assert found(rows, "400").failover == "not needed"
 
 
+@pytest.mark.slow
 def test_a_vendor_that_hangs_leaves_time_for_the_next() -> None:
     rows = chaos.run(
         pair(OPENAI, ANTHROPIC),
@@ -131,6 +134,7 @@ def test_every_fault(config: Config) -> None:
     assert len(rows) == 2 + sum(fault.plain + len(fault.stream) for fault in FAULTS.values())
 
 
+@pytest.mark.slow
 def test_rows_come_in_order_while_it_runs() -> None:
     told: list[Row] = []
     rows = chaos.run(single(OPENAI), faults=["500", "stream_cut", "html"], report=told.append)
@@ -171,6 +175,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_takes_any_configuration(name: str) -> None:
     rows = chaos.run(
@@ -180,6 +185,7 @@ def test_it_takes_any_configuration(name: str) -> None:
     assert {row.failover for row in rows if row.fault == "500" and row.model != "b"} == {"fired"}
 
 
+@pytest.mark.slow
 def test_names_that_go_the_same_way_are_tried_once() -> None:
     config = Config(
         (OPENAI, ANTHROPIC),
@@ -325,6 +331,7 @@ MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str, str]] = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("break_it", "fault", "outcome"),
     [mutant[1:] for mutant in MUTANTS],
@@ -390,6 +397,7 @@ def test_the_verdict_is_1_if_a_row_is_not_ok() -> None:
 KINDS = ("503_hints", "503_preferences", "503_meanings")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("providers", "outcomes"),
     [

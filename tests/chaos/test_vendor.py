@@ -171,6 +171,7 @@ def test_another_path_is_a_404() -> None:
 # -- faults of one answer --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("fault", "end"), [("reset", "reset"), ("closed", "eof"), ("stall", "silent")]
 )
@@ -181,6 +182,7 @@ def test_what_a_socket_sees(fault: str, end: str, streamed: bool) -> None:
         assert [seen.fault for seen in vendor.requests] == [fault]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("fault", "whole_head"), [("slow_headers", False), ("slow_body", True)])
 def test_what_drips_comes_byte_by_byte(fault: str, whole_head: bool, streamed: bool) -> None:
@@ -287,6 +289,7 @@ def test_a_redirect_that_is_followed_can_be_seen() -> None:
     assert (answer.status, answer.headers["location"]) == (307, "/elsewhere/v1/chat/completions")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_bomb_is_small_and_unpacks_without_end(streamed: bool) -> None:
     with FaultyVendor("gzip_bomb", when=AFTER) as vendor:
@@ -309,6 +312,7 @@ def test_a_huge_body_is_as_long_as_it_says() -> None:
 # -- faults of a stream ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dialect", BODIES)
 @pytest.mark.parametrize("when", [BEFORE, AFTER])
 @pytest.mark.parametrize(
@@ -494,6 +498,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_pytest_takes_it_as_a_plugin(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         "from infermux.chaos.vendor import FAULTS\npytest_plugins = ['infermux.chaos.vendor']\n"

@@ -309,6 +309,7 @@ def following(path: str, *args: str) -> Iterator[tuple[subprocess.Popen[str], li
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_logs_follow_each_call_that_ends_and_end_at_ctrl_c(tmp_path: Path) -> None:
     path = keep(tmp_path / "l.db", call("old", at=NOW - 3000, seconds=1))
     with following(str(path), "--json") as (process, lines):
@@ -325,6 +326,7 @@ def test_logs_follow_each_call_that_ends_and_end_at_ctrl_c(tmp_path: Path) -> No
     assert [json.loads(line)["id"] for line in lines] == ["old", "quick", "long"]
 
 
+@pytest.mark.slow
 def test_logs_follow_only_what_is_asked_for(tmp_path: Path) -> None:
     path = keep(tmp_path / "l.db", call("old", at=NOW - 1, seconds=1))
     with following(str(path), "-n", "0", "--caller", "night", "--json") as (_, lines):
@@ -345,6 +347,7 @@ def test_logs_follow_only_what_is_asked_for(tmp_path: Path) -> None:
 # -- with a service --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_services_calls_are_told_while_it_runs(tmp_path: Path) -> None:
     ledger = str(tmp_path / "calls.db")
     with Service("--workers", "1", env={"INFERMUX_LEDGER__PATH": ledger}) as service:

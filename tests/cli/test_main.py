@@ -131,6 +131,7 @@ def test_a_model_name_of_two_lines_is_still_one_line(args):
     failed_in_one_line(infer("Hello", "--model", "a\nb", *args))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("args", [[], ["--stream"]])
 @pytest.mark.parametrize(
     ("status", "body"),
@@ -259,12 +260,14 @@ COMMANDS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_command_prints_the_content(command):
     answer = run(command)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "echo: Hello world\n", "")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", [script("infermux"), FLASK], ids=["infermux", "flask"])
 def test_standard_input_json_usage_and_errors_at_a_real_shell(command):
     answer = run([*command, "infer", "--json", "--usage"], given="Hello world\n")
@@ -276,6 +279,7 @@ def test_standard_input_json_usage_and_errors_at_a_real_shell(command):
     assert run([*command, "providers"]).stdout.split() == ["PROVIDER", "MODELS", "echo", "echo-v1"]
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_is_one_line_in_flasks_command_too():
     failed_in_one_line(
         run([*FLASK, "infer", "Hello"], env={"INFERMUX_SERVER__THREDS": "1"}),
@@ -283,6 +287,7 @@ def test_a_wrong_setting_is_one_line_in_flasks_command_too():
     )
 
 
+@pytest.mark.slow
 def test_a_command_reports_its_span_before_it_ends():
     with TokenTrace() as receiver:
         for flags in ([], ["--stream"]):
@@ -303,6 +308,7 @@ def test_a_reader_that_has_gone_is_no_traceback():
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command",
     [script("infermux"), [sys.executable, "-m", "infermux"], FLASK],

@@ -36,6 +36,7 @@ def failed(answer, code: int, *words: str) -> None:
 # -- validate --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_good_file_is_one_line_and_0(tmp_path):
     (tmp_path / "x.toml").write_text(KEYED)
     answer = validate(tmp_path, "-c", "x.toml")
@@ -47,6 +48,7 @@ def test_a_good_file_is_one_line_and_0(tmp_path):
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_the_file_is_found_as_the_service_finds_it(tmp_path):
     (tmp_path / "infermux.toml").write_text(GOOD)
     (tmp_path / "other.toml").write_text(KEYED)
@@ -72,6 +74,7 @@ def test_nothing_is_left_behind(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["infermux.toml"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("args", "env"),
     [(["-c", "nope.toml"], {}), ([], {"INFERMUX_CONFIG": "nope.toml"}), (["-c", "."], {})],
@@ -82,6 +85,7 @@ def test_no_file_is_1(tmp_path, args, env):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "data", [b"[server", b"a = 1\na = 2\n", b"\xff\xfe\x00", b"x = " + b"[" * 5000]
 )
@@ -90,6 +94,7 @@ def test_what_is_not_toml_is_2(tmp_path, data):
     failed(validate(tmp_path, "-c", "x.toml"), 2, "x.toml", "not TOML")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -163,6 +168,7 @@ def test_every_key_is_new(made):
     assert new("web").stdout.splitlines()[0] != made.stdout.splitlines()[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["web", "Web_2-b", "123", "x" * 64, "env", "true"])
 def test_a_name_that_fits_makes_lines_that_are_read(name, tmp_path):
     answer = new(name)

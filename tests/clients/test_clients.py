@@ -66,6 +66,7 @@ BODIES: dict[str, bytes] = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_that_is_no_request_is_the_callers_fault_at_every_door(
@@ -111,6 +112,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("path", ["/infer", "/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_comes_through_as_it_is(
@@ -173,6 +175,7 @@ def test_connections_that_say_nothing_hold_nobody_up(service: Service) -> None:
         assert service.ask("/providers").status == 200
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ends", ["closed", "reset"])
 @pytest.mark.parametrize("part", [9, 40, -3], ids=["in the line", "in the head", "in the body"])
 def test_a_client_that_leaves_in_the_middle_is_no_news(

@@ -173,6 +173,7 @@ def breaks(dialect: str) -> Step:
 # -- the head and the heartbeats -------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @every_api
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 def test_the_head_and_heartbeats_do_not_wait_for_the_vendor(
@@ -200,6 +201,7 @@ def test_a_quick_stream_has_its_whole_head(service: Service, vendors: Vendors, a
         assert not is_beat(answer.next())
 
 
+@pytest.mark.slow
 @every_api
 def test_a_wait_between_two_attempts_is_bridged_too(
     service: Service, vendors: Vendors, api: str
@@ -223,6 +225,7 @@ def test_a_whole_answer_waits_for_its_status(service: Service, vendors: Vendors)
     assert answer.status == 400
 
 
+@pytest.mark.slow
 def test_without_early_headers_the_status_waits_for_the_first_content(
     vendors: Vendors, receiver: TokenTrace, tmp_path: Path
 ) -> None:
@@ -235,6 +238,7 @@ def test_without_early_headers_the_status_waits_for_the_first_content(
 # -- a vendor that is alive ------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @every_api
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 def test_who_pings_is_waited_for_beyond_the_first_byte_and_the_idle_limit(
@@ -247,6 +251,7 @@ def test_who_pings_is_waited_for_beyond_the_first_byte_and_the_idle_limit(
     assert CLIENTS[api].fold(events).text == STORY.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 def test_after_a_sign_of_life_the_idle_limit_counts(
     service: Service, vendors: Vendors, dialect: str
@@ -264,6 +269,7 @@ def test_after_a_sign_of_life_the_idle_limit_counts(
 # -- failures behind the early head ----------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @every_api
 @pytest.mark.parametrize("first", ["openai", "anthropic"])
 def test_until_the_first_content_the_next_target_is_tried(
@@ -280,6 +286,7 @@ def test_until_the_first_content_the_next_target_is_tried(
     assert (len(vendors[first].seen), len(vendors[second].seen)) == (1, 1)
 
 
+@pytest.mark.slow
 @every_api
 def test_a_failure_behind_the_early_head_is_an_error_event(
     service: Service, vendors: Vendors, api: str
@@ -294,6 +301,7 @@ def test_a_failure_behind_the_early_head_is_an_error_event(
     assert "secret words" not in last.data and "[DONE]" not in last.data
 
 
+@pytest.mark.slow
 @every_api
 def test_a_client_that_goes_while_it_waits_frees_the_vendor_and_is_recorded(
     service: Service, vendors: Vendors, receiver: TokenTrace, api: str
@@ -309,6 +317,7 @@ def test_a_client_that_goes_while_it_waits_frees_the_vendor_and_is_recorded(
     assert len(vendor.seen) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_ends_a_stream_that_still_waits_with_an_error_event(
     vendors: Vendors, receiver: TokenTrace, tmp_path: Path
 ) -> None:
@@ -328,6 +337,7 @@ def test_a_server_that_stops_ends_a_stream_that_still_waits_with_an_error_event(
 # -- the official clients --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_openais_client_waits_failover_and_reads_the_content(oai: Any, vendors: Vendors) -> None:
     vendors["openai"].script(breaks("openai"))
     vendors["anthropic"].script(says("anthropic", STORY, streamed=True))
@@ -337,6 +347,7 @@ def test_openais_client_waits_failover_and_reads_the_content(oai: Any, vendors: 
     assert chunks[-1].model_extra["infermux"]["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_anthropics_client_waits_failover_and_reads_the_content(ant: Any, vendors: Vendors) -> None:
     vendors["openai"].script(breaks("openai"))
     vendors["anthropic"].script(says("anthropic", STORY, streamed=True))
@@ -344,6 +355,7 @@ def test_anthropics_client_waits_failover_and_reads_the_content(ant: Any, vendor
         assert events.get_final_text() == STORY.text
 
 
+@pytest.mark.slow
 def test_a_failure_behind_the_early_head_raises_in_both_clients(
     oai: Any, ant: Any, vendors: Vendors
 ) -> None:
@@ -422,6 +434,7 @@ def test_every_delta_of_a_responses_stream_is_passed_on_before_the_next(
     ]
 
 
+@pytest.mark.slow
 def test_an_answer_that_only_began_can_still_come_from_elsewhere(
     service: Service, vendors: Vendors, oai: Any
 ) -> None:

@@ -87,6 +87,7 @@ every_vendor = pytest.mark.parametrize("dialect", MODELS)
 # -- create and stream -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @every_vendor
 def test_openai_creates(oai, vendors, dialect):
     vendors[dialect].script(says(dialect, ANSWER, streamed=False))
@@ -391,6 +392,7 @@ ERROR_CLASSES = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(("status", "kind", "seen"), ERROR_CLASSES)
 def test_each_error_raises_the_right_class_after_our_own_attempts_only(
@@ -519,6 +521,7 @@ def answered(api, provider):
     return found
 
 
+@pytest.mark.slow
 def test_openai_reads_recorded_answers(replaying):
     with openai.OpenAI(
         base_url=f"http://127.0.0.1:{replaying.port}/v1", api_key="any", max_retries=0
@@ -557,6 +560,7 @@ def test_openai_reads_recorded_answers(replaying):
             assert "".join(said) in exchange["texts"], exchange["id"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The model:DeprecationWarning"
 )  # the client's opinion of recorded models

@@ -132,6 +132,7 @@ def check(alone: tuple[int, float], behind: tuple[int, float], users: int) -> No
     assert behind[1] <= 1.5 * alone[1] + BUSY
 
 
+@pytest.mark.sampled(1)
 @EITHER
 @pytest.mark.parametrize("name", ["each", "429", pytest.param("503", marks=pytest.mark.slow)])
 def test_twelve_users_are_all_served(stand: Stand, sdk: str, name: str) -> None:
@@ -147,6 +148,7 @@ def test_one_call_a_second_is_served(stand: Stand, sdk: str, name: str) -> None:
     check(*both_ways(stand, sdk, STUMBLES[name], model, USERS, 1.0), USERS)
 
 
+@pytest.mark.slow
 @EITHER
 def test_one_user_outlasts_three_that_are_overloaded(stand: Stand, sdk: str) -> None:
     """The service's attempts and the SDK's together: nothing tells the SDK not to repeat."""
@@ -156,6 +158,7 @@ def test_one_user_outlasts_three_that_are_overloaded(stand: Stand, sdk: str) -> 
     assert served(SDKS[sdk], url, model, 1, 0)[0] == 1
 
 
+@pytest.mark.slow
 @EITHER
 def test_also_when_the_retries_are_spent(stand: Stand, sdk: str) -> None:
     """Calls that fail leave the provider no retry of ours; the SDKs have theirs."""

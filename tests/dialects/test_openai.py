@@ -330,6 +330,7 @@ def replay() -> ModuleType:
     return module
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_events_do_not_depend_on_the_cuts(replay: ModuleType, mode: str) -> None:
     for exchange in STREAMS:
@@ -918,6 +919,7 @@ def test_an_odd_value_anywhere_in_an_answer_is_nonsense_or_understood(
                 pytest.fail(f"{error!r} for {odd!r:.40} at {at}")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "exchange",
     named([each for each in STREAMS if each not in RECORDED]),

@@ -320,6 +320,7 @@ def hammer(path: Path, worker: int, threads: int, rounds: int, results: Any) -> 
     results.put((sum(admitted), failures))
 
 
+@pytest.mark.slow
 def test_many_threads_of_many_processes_never_overspend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +346,7 @@ def test_many_threads_of_many_processes_never_overspend(
         assert ledger.totals()[0].cost == spent.spent
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["plain", "twice", "several"])
 @pytest.mark.parametrize("callers", [1, 4])
 def test_calls_that_are_settled_together_are_all_there_once_and_paid(
@@ -521,6 +523,7 @@ def one_call(ledger: SQLiteLedger, chance: random.Random, id: str, note: int) ->
     os.write(note, f"{id} {sum(cost or 0 for cost in costs)}\n".encode())
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

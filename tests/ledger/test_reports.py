@@ -266,6 +266,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     return path, large(path, LARGE)
 
 
+@pytest.mark.slow
 def test_every_report_on_a_large_ledger_is_exact(many: tuple[Path, list[Record]]) -> None:
     path, records = many
     with closing(SQLiteLedger(path)) as ledger:

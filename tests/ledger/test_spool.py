@@ -205,6 +205,7 @@ def test_a_locked_ledger_delays_little_and_loses_nothing(stand: Stand, seconds: 
             ).fetchall() == [(cost, 0)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_leaves_its_records_to_others(stand: Stand) -> None:
     with stand.service:
         stand.ask()
@@ -218,6 +219,7 @@ def test_a_worker_that_is_killed_leaves_its_records_to_others(stand: Stand) -> N
         stand.recorded_once()
 
 
+@pytest.mark.slow
 def test_what_is_pending_survives_a_restart(stand: Stand) -> None:
     with stand.service:
         stand.ask()
@@ -238,6 +240,7 @@ def test_what_is_pending_survives_a_restart(stand: Stand) -> None:
         stand.in_time()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["file", "folder"])
 def test_a_ledger_that_is_gone_loses_nothing_that_comes_after(stand: Stand, gone: str) -> None:
     away = stand.path.parent.with_name("away")
@@ -259,6 +262,7 @@ def test_a_ledger_that_is_gone_loses_nothing_that_comes_after(stand: Stand, gone
     stand.in_time()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_there_is_memory_for(stand: Stand) -> None:
     with stand.service:
         for _ in range(8):
@@ -283,6 +287,7 @@ def test_a_full_disk_loses_nothing_that_there_is_memory_for(stand: Stand) -> Non
         stand.in_time(503)
 
 
+@pytest.mark.slow
 def test_a_file_system_without_room_loses_nothing(stand: Stand) -> None:
     folder = stand.path.parent
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -323,6 +328,7 @@ def report(path: Path) -> None:
     assert told.returncode == 0 and "free" in told.stdout, told
 
 
+@pytest.mark.slow
 def test_maintenance_beside_the_service_loses_nothing(stand: Stand) -> None:
     with stand.service, stand.load(*["free"] * 6, "warn"):
         eventually(lambda: len(stand.told) > 100, "answers")
@@ -441,6 +447,7 @@ def defer(path: Path, worker: int, count: int, started: Any) -> None:
         eventually(lambda: ledger.spooled() == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 2])
 def test_workers_append_to_and_drain_one_spool(path: Path, killed: int, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(HOME)
@@ -483,6 +490,7 @@ def test_no_hold_expires_while_its_call_may_be_in_the_spool(
         ledger.reserve(budget, 90, call_id="b", at=late)
 
 
+@pytest.mark.slow
 def test_what_no_file_takes_waits_in_memory_up_to_a_bound(ledger: SQLiteLedger, path: Path) -> None:
     spool = spool_of(path)
     spool.mkdir()  # nothing can be appended to it

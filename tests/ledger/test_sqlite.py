@@ -406,6 +406,7 @@ def test_only_its_owner_may_read_it(ledger: SQLiteLedger, path: Path) -> None:
     } == dict.fromkeys(["l.db", "l.db-wal", "l.db-shm", "l.db.lock"], 0o600)
 
 
+@pytest.mark.slow
 def test_a_connection_ends_with_its_thread_and_with_the_ledger(
     ledger: SQLiteLedger, path: Path
 ) -> None:
@@ -555,6 +556,7 @@ def open_and_settle(path: Path, worker: int, ready: Any, results: Any) -> None:
         results.put((worker, written, len(ledger.rows(limit=1000)), ledger.problem()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", OLD.values(), ids=OLD)
 def test_workers_that_start_at_once_migrate_an_old_file_once(
     path: Path, version: str, monkeypatch: pytest.MonkeyPatch
@@ -706,6 +708,7 @@ def find(path: Path, worker: int, results: Any) -> None:
         results.put((worker, sum(ledger.settle(record(call(f"{worker}.{n}"))) for n in range(50))))
 
 
+@pytest.mark.slow
 def test_workers_that_find_the_damage_at_once_lose_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -789,6 +792,7 @@ def fill(path: Path, results: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_survived(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HOME)
     results: Any = fresh.Queue()

@@ -71,6 +71,7 @@ def a_snapshot(rng: random.Random) -> Snapshot:
     )
 
 
+@pytest.mark.slow
 def test_a_kept_plan_is_derived_again_exactly() -> None:
     """Whatever the route, the state, the strategies and the names."""
     seen = set()

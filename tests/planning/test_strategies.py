@@ -177,6 +177,7 @@ def test_calls_in_flight_make_a_target_slower() -> None:
     ) == [A, B]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("known", "order"),
     [

@@ -349,6 +349,7 @@ def test_prices_are_told_to_be_old_after_90_days(
     assert old is (pricecheck.stale(at(days)) is not None)
 
 
+@pytest.mark.slow
 def test_a_service_tells_it_once_at_its_start(tmp_path: Path) -> None:
     (tmp_path / "later.py").write_text(
         f"import time\nreal, at = time.time, time.time()\ntime.time = lambda: {at(91)} + real() - at\n"

@@ -72,6 +72,7 @@ def test_the_smallest_texts(text: str, tokens: int) -> None:
     assert estimate(text) == tokens
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "unit",
     [
@@ -112,6 +113,7 @@ def test_five_megabytes_of_anything_take_little_time_and_are_no_bargain(unit: st
     assert tokens > len(text) / 80
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "unit", [" ", "a", "aA", "a1", "A" * 8 + "a", "aé", "a" * 16 + "é1", " 1", "!a"]
 )

@@ -120,6 +120,7 @@ def failure(
 # -- addresses -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @WAYS
 @pytest.mark.parametrize(("seconds", "connect"), [(0.6, 5.0), (20.0, 0.6)])
 def test_ten_addresses_that_do_not_answer_have_one_limit(
@@ -131,6 +132,7 @@ def test_ten_addresses_that_do_not_answer_have_one_limit(
     assert isinstance(failure(ask, mine, seconds, 0.6), ProviderTimeout)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("before", [1, 9])
 def test_an_address_that_answers_is_found_behind_those_that_do_not(
     vendor: Make, provider: Make, named: Any, dead: Any, before: int
@@ -158,6 +160,7 @@ def test_an_address_that_refuses_costs_no_time(vendor: Make, provider: Make, nam
         assert isinstance(failure(infer, provider(1, NAME), 10, 0), ProviderUnavailable)
 
 
+@pytest.mark.slow
 def test_families_are_tried_in_turn(vendor: Make, provider: Make, named: Any, dead: Any) -> None:
     """Six dead addresses of one family do not keep the other one waiting."""
     well = vendor(answers(OK))
@@ -192,6 +195,7 @@ def test_an_address_of_six(vendor: Make, provider: Make, monkeypatch: pytest.Mon
 # -- names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @WAYS
 def test_a_name_service_that_hangs_holds_no_call(provider: Make, named: Any, ask: Any) -> None:
     over = threading.Event()
@@ -204,6 +208,7 @@ def test_a_name_service_that_hangs_holds_no_call(provider: Make, named: Any, ask
         over.set()
 
 
+@pytest.mark.slow
 def test_lookups_are_few_and_shared(provider: Make, named: Any) -> None:
     over = threading.Event()
     asked = named(lambda port: over.wait(20) and [])
@@ -267,31 +272,33 @@ def test_a_name_that_is_unknown_fails_at_once(provider: Make, named: Any) -> Non
 # -- answers ---------------------------------------------------------------------------------------
 
 SIZE = 27_000_000
-MONSTERS = {
-    "lists": b"[" + b"[]," * (SIZE // 3) + b"[]]",
-    "choices": b'{"choices":[' + b"{}," * (SIZE // 3) + b"{}]}",
-    "numbers": b'{"choices":[' + b"1," * (SIZE // 2) + b"1]}",
-    "nested": b'{"choices":[' + b"[[[[[[[[[[]]]]]]]]]]," * (SIZE // 21) + b"1]}",
-    "names": b"{" + b"".join(b'"%07d":1,' % n for n in range(SIZE // 12)) + b'"a":1}',
-    "text": b'{"choices":"' + b"[{,]}" * (SIZE // 5) + b'"}',
+MONSTERS = {  # made when they are needed
+    "lists": lambda: b"[" + b"[]," * (SIZE // 3) + b"[]]",
+    "choices": lambda: b'{"choices":[' + b"{}," * (SIZE // 3) + b"{}]}",
+    "numbers": lambda: b'{"choices":[' + b"1," * (SIZE // 2) + b"1]}",
+    "nested": lambda: b'{"choices":[' + b"[[[[[[[[[[]]]]]]]]]]," * (SIZE // 21) + b"1]}",
+    "names": lambda: b"{" + b"".join(b'"%07d":1,' % n for n in range(SIZE // 12)) + b'"a":1}',
+    "text": lambda: b'{"choices":"' + b"[{,]}" * (SIZE // 5) + b'"}',
 }
 EVENT = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 
 
+@pytest.mark.sampled(4)
 @WAYS
 @pytest.mark.parametrize("status", [200, 500])
 @pytest.mark.parametrize("name", MONSTERS)
 def test_a_monstrous_answer_is_not_read_past_the_deadline(
     vendor: Make, provider: Make, ask: Any, name: str, status: int
 ) -> None:
-    monster = vendor(answers(answer(status, MONSTERS[name])))
+    monster = vendor(answers(answer(status, MONSTERS[name]())))
     error = failure(ask, provider(monster.port), 0.5)
     assert isinstance(error, ProviderTimeout | ProviderUnavailable)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MONSTERS)
 def test_nor_a_monstrous_event(vendor: Make, provider: Make, name: str) -> None:
-    event = b"data: " + MONSTERS[name][:15_000_000] + b"\n\n"
+    event = b"data: " + MONSTERS[name]()[:15_000_000] + b"\n\n"
     monster = vendor(then_closes(EVENT + event))
     failure(stream, provider(monster.port), 0.3)
 
@@ -314,6 +321,7 @@ def test_an_answer_in_chunks_of_one_byte_costs_little(
     assert well.connections == 1
 
 
+@pytest.mark.sampled(2)
 @WAYS
 @pytest.mark.parametrize("status", [b"200 OK", b"500 No"])
 def test_chunks_of_one_byte_end_with_the_deadline(
@@ -335,6 +343,7 @@ def reads_slowly(peer: Peer) -> None:
         pass
 
 
+@pytest.mark.sampled(1)
 @WAYS
 def test_a_vendor_that_reads_byte_by_byte_is_left_at_the_deadline(
     vendor: Make, provider: Make, ask: Any

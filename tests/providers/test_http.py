@@ -453,6 +453,7 @@ SLOW = {
 }
 
 
+@pytest.mark.sampled(1)
 @WAYS
 @pytest.mark.parametrize("script", SLOW.values(), ids=SLOW)
 def test_a_slow_vendor_holds_nobody_beyond_the_deadline(
@@ -463,6 +464,7 @@ def test_a_slow_vendor_holds_nobody_beyond_the_deadline(
     assert error.retryable
 
 
+@pytest.mark.sampled(1)
 @WAYS
 @pytest.mark.parametrize("name", ["no answer", "half a body"])
 def test_the_providers_own_limit_is_kept_too(
@@ -481,6 +483,7 @@ def test_without_time_nothing_is_sent(vendor: Make, provider: Make, ask: Any) ->
     assert at.requests == []
 
 
+@pytest.mark.sampled(1)
 @WAYS
 def test_a_body_that_is_never_read(vendor: Make, provider: Make, ask: Any) -> None:
     """Sending is bounded as well: a vendor that stops reading blocks the socket."""
@@ -563,6 +566,7 @@ def test_a_broken_connection_is_an_unavailable_provider(
     )  # a fresh connection is not tried again here: that is the router's business
 
 
+@pytest.mark.sampled(1)
 @WAYS
 def test_a_refused_head_leaves_no_socket_open(vendor: Make, provider: Make, ask: Any) -> None:
     script = then_closes(b"HTTP/1.1 200 OK\r\nContent-Length: 3, 5\r\n\r\n[1]")
@@ -738,6 +742,7 @@ WORDS = json.dumps(
 ).encode()
 
 
+@pytest.mark.sampled(33)
 @WAYS
 @pytest.mark.parametrize(
     "body", [b"", WORDS, b"<html>x</html>", b"[" * 100_000], ids=["empty", "error", "HTML", "deep"]
@@ -1008,6 +1013,7 @@ def test_tls_goes_through_a_tunnel(
     ]
 
 
+@pytest.mark.sampled(1)
 @WAYS
 @pytest.mark.parametrize(
     "script",
@@ -1062,6 +1068,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOODS)
 def test_an_answer_without_end_is_refused_in_bounded_memory(vendor: Make, name: str) -> None:
     at = vendor(then_closes(OK), FLOODS[name](), FLOODS[name]())
@@ -1350,6 +1357,7 @@ def test_before_the_first_content_the_calls_deadline_holds(vendor: Make, provide
     assert at.left.wait(SOON)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "piece",
     [delta(), b": PROCESSING\n\n", b"\n", b"x"],
@@ -1407,6 +1415,7 @@ def beats(monkeypatch: pytest.MonkeyPatch, provider: HTTPProvider) -> list[str]:
     return seen
 
 
+@pytest.mark.sampled(1)
 @SILENT
 def test_a_silent_stream_shows_signs_of_life(
     vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
@@ -1415,6 +1424,7 @@ def test_a_silent_stream_shows_signs_of_life(
     assert beats(monkeypatch, provider(at))[:3] == ["one", "beat", "two"]
 
 
+@pytest.mark.sampled(1)
 @SILENT
 def test_also_before_its_first_content(
     vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
@@ -1423,6 +1433,7 @@ def test_also_before_its_first_content(
     assert beats(monkeypatch, provider(at)) == ["", "beat", "two"]
 
 
+@pytest.mark.sampled(1)
 @FRAMES
 @pytest.mark.parametrize(
     "piece", [b": PROCESSING\n\n", b"data"], ids=["comments", "bits of a line"]
@@ -1465,6 +1476,7 @@ def test_a_compressed_stream_is_passed_on_without_waiting(
     chunks.close()
 
 
+@pytest.mark.sampled(1)
 @SILENT
 def test_a_compressed_stream_shows_signs_of_life_too(
     vendor: Make, provider: Make, monkeypatch: pytest.MonkeyPatch, head: bytes, chunked: bool
@@ -1522,6 +1534,7 @@ EXPECTED_KINDS = {
 }
 
 
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize("exchange", recorded(), ids=lambda each: str(each["id"]))
 def test_a_recording_reads_the_same_over_a_socket(
     replay: Any, provider: Make, exchange: dict[str, Any]
@@ -1779,6 +1792,7 @@ def as_chunk(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["infer", "stream", "whole"])
 def test_no_value_anywhere_gives_anything_but_an_answer_or_our_error(
     vendor: Make, provider: Make, way: str

@@ -96,6 +96,7 @@ def names(env: dict[str, str]) -> list[str]:
     return [each["name"] for each in json.loads(answer.stdout)["providers"]]
 
 
+@pytest.mark.slow
 def test_the_plugin_is_a_provider_before_echo(installed):
     answer = infermux("providers", env=installed)
     assert [line.split() for line in answer.stdout.splitlines()] == [
@@ -109,12 +110,14 @@ def test_vendors_of_the_environment_come_before_it(installed):
     assert names(installed | {"OPENAI_API_KEY": "sk-test"}) == ["openai", "shout", "echo"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", ["shout", "shout-v1", "shout/shout-v1", "auto"])
 def test_infer_asks_it(installed, model):
     answer = infermux("infer", "hello", "--model", model, env=installed)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "HELLO\n", "")
 
 
+@pytest.mark.slow
 def test_the_service_asks_it(installed):
     with Service(env=installed) as service:
         answer = service.ask(
@@ -133,6 +136,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("entries", "module"), BROKEN.values(), ids=BROKEN)
 def test_a_plugin_that_cannot_be_used_does_not_stop_the_start(tmp_path, entries, module):
     with zipfile.ZipFile(wheel(tmp_path, "shout_provider", module, entries)) as archive:
@@ -144,18 +148,21 @@ def test_a_plugin_that_cannot_be_used_does_not_stop_the_start(tmp_path, entries,
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_used_is_named_and_the_others_serve(tmp_path):
     env = install(tmp_path, {"loud": "shout_provider:Shout", "broken": "shout_provider:raising"})
     assert names(env) == ["loud", "echo"]
     assert "'broken'" in infermux("providers", env=env).stderr
 
 
+@pytest.mark.slow
 def test_the_service_starts_beside_a_broken_one(tmp_path):
     with Service(env=install(tmp_path, {"broken": "shout_provider:raising"})) as service:
         assert [each["name"] for each in service.ask("/providers").json["providers"]] == ["echo"]
         assert "'broken'" in service.log
 
 
+@pytest.mark.slow
 def test_a_vendors_row_wins_over_a_plugin_of_its_name(tmp_path):
     env = install(tmp_path, {"openai": "shout_provider:Shout"})
     assert names(env | {"OPENAI_API_KEY": "sk-test"}).count("openai") == 1

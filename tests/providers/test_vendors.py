@@ -164,6 +164,7 @@ def at_once(each: Callable[[str], None]) -> None:
         list(pool.map(each, DIALECTS))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.plain])
 def test_an_answer_is_whole_or_an_error(stand: Stand, name: str) -> None:
     before = peak(stand.service)
@@ -187,6 +188,7 @@ def test_an_answer_is_whole_or_an_error(stand: Stand, name: str) -> None:
 CUTS = [(name, when) for name, fault in FAULTS.items() for when in fault.stream]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "when"), CUTS, ids=[f"{name}-{when}" for name, when in CUTS])
 def test_a_stream_is_whole_or_ends_in_an_error(stand: Stand, name: str, when: str) -> None:
     """Before the first token it is an ordinary answer with its status; after it the last event says
@@ -335,6 +337,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_answer_is_understood_or_refused(odd: Service, name: str) -> None:
     """Whatever comes out is strict JSON with whole numbers."""
@@ -379,6 +382,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_vendor_that_cannot_be_reached_or_trusted_is_a_502(
     tmp_path: Path, certificate: Path
 ) -> None:
@@ -418,6 +422,7 @@ def test_a_vendor_that_cannot_be_reached_or_trusted_is_a_502(
         assert (signed.requests, proxy.connections) == ([], 0)
 
 
+@pytest.mark.slow
 def test_a_connection_that_died_in_the_pool_costs_no_answer(tmp_path: Path) -> None:
     """The vendor reads the second request of a connection and hangs up: it is sent again, once, on
     a new one.
@@ -439,6 +444,7 @@ def test_a_connection_that_died_in_the_pool_costs_no_answer(tmp_path: Path) -> N
 # -- a vendor that goes on failing -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forty_calls_to_a_failing_vendor_cost_it_about_fifty_requests(tmp_path: Path) -> None:
     with FaultyVendor("500") as vendor:
         text = toml({"x": ("openai", vendor.url())}, attempts="3", deadline="20")
@@ -450,6 +456,7 @@ def test_forty_calls_to_a_failing_vendor_cost_it_about_fifty_requests(tmp_path: 
         assert 40 <= len(vendor.requests) <= 52
 
 
+@pytest.mark.slow
 def test_a_lone_target_is_asked_although_its_circuit_is_open(tmp_path: Path) -> None:
     """When the vendor is well again, the very next call is answered, and the circuit closes."""
     with FaultyVendor("503") as vendor:

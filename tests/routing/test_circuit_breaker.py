@@ -487,6 +487,7 @@ def test_percentiles_are_of_the_recent_answers(health: CircuitBreaker) -> None:
     assert (health.snapshot().p50, health.snapshot().p95) == (32.0, 61.0)
 
 
+@pytest.mark.slow
 def test_the_window_agrees_with_a_list_of_everything(clock: Clock) -> None:
     """Against a model that keeps every call: whole seconds, the current one and the 59 before it."""
     rng, health = random.Random(7), CircuitBreaker(failures=10**9, clock=clock)

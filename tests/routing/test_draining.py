@@ -7,6 +7,7 @@ import json
 import threading
 from typing import Any
 
+import pytest
 from support import Peer, Service, TokenTrace
 
 
@@ -36,6 +37,7 @@ class Endless(Peer):
             self.left.set()
 
 
+@pytest.mark.slow
 def test_an_endless_stream_ends_with_an_error_event_and_its_span() -> None:
     with Endless() as vendor, TokenTrace() as receiver:
         env = {

@@ -170,6 +170,7 @@ def test_attempts_are_a_total_over_targets_and_retries(
     assert max(vendor.calls for vendor in vendors) - min(vendor.calls for vendor in vendors) <= 1
 
 
+@pytest.mark.sampled(1)
 @BOTH
 @pytest.mark.parametrize("targets", [1, 2, 3])
 def test_the_deadline_is_a_total_over_attempts(ask: Any, targets: int) -> None:
@@ -220,6 +221,7 @@ def test_backoff_is_jittered_grows_and_is_bounded(ask: Any) -> None:
     assert min(waits) < 0.1 and 0.4 < max(waits) <= 0.5
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("patience, expected", [(0.2, 0.2), (30, 0.5), (None, 0.5)])
 def test_the_clients_own_patience_caps_the_deadline(
     patience: float | None, expected: float
@@ -313,6 +315,7 @@ def test_a_wait_that_does_not_fit_is_told_where_there_is_nobody_else(ask: Any) -
     assert second.retry_after is not None and 28 < second.retry_after <= 30
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("value", ["1", "date"], ids=["seconds", "date"])
 def test_retry_after_is_read_from_the_wire(value: str) -> None:
     """Seconds or a date: the second request comes when the vendor asked for it, within the second
@@ -610,6 +613,7 @@ def test_a_request_that_is_too_long_goes_where_it_fits() -> None:
     assert "1000" in router.plan(long).dropped[Target("small", "m")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_same_snapshot_and_seed_give_the_same_plan(strategy: str) -> None:
     """A plan can be made again from what was written down: the snapshot is not changed by it."""
@@ -787,6 +791,7 @@ def unsent(vendors: list[Scripted]) -> int:
     return sum(isinstance(act, UnsupportedParameter) for act in acts)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_ten_thousand_random_faults_stay_within_attempts_and_deadline(
     caplog: pytest.LogCaptureFixture,

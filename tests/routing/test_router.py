@@ -676,6 +676,7 @@ def test_before_the_first_content_a_stream_fails_over(before: Any, error: Except
     assert (first.closed, second.closed, len(spans.spans)) == (1, 1, 1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("empty", [lambda: iter(()), lambda: iter([Chunk(), HEARTBEAT])])
 def test_a_stream_that_ends_before_it_begins_fails_over(empty: Any) -> None:
     assert streamed(make(Streams("first", empty), Streams("second", words("ok")))[0]) == "ok"
@@ -683,6 +684,7 @@ def test_a_stream_that_ends_before_it_begins_fails_over(empty: Any) -> None:
         make(Streams("first", empty))[0].stream(HELLO)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "content",
     [

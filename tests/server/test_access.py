@@ -135,6 +135,7 @@ def login(key: str) -> str:
     return "Basic " + base64.b64encode(f"me:{key}".encode()).decode()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("path", READ + CHANGE)
 def test_an_unknown_key_is_asked_for_again_and_a_callers_is_forbidden(
     stand: Guarded, path: str
@@ -238,6 +239,7 @@ def spellings(key: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_key_is_redacted_in_whatever_spelling_a_vendor_repeats_it(status: int) -> None:
     words = spellings(VENDOR_KEY)
@@ -312,6 +314,7 @@ def test_a_start_says_what_serves_and_no_secret(stand: Guarded) -> None:
     assert not [secret for secret in (ADMIN, *KEYS.values(), *hashes) if secret in stand.log]
 
 
+@pytest.mark.slow
 def test_a_start_from_the_environment_says_so() -> None:
     with Service("-w", "2", env={"OPENAI_API_KEY": VENDOR_KEY}) as service:
         told = said(service.log)
@@ -351,12 +354,14 @@ def listening(command: list[str], folder: Path, keyed: bool) -> tuple[str, str]:
     return found[1] or found[2], file.read_text()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keyed", [False, True], ids=["no keys", "keys"])
 def test_serve_listens_on_loopback_unless_there_are_keys(tmp_path: Path, keyed: bool) -> None:
     place, log = listening(COMMANDS["serve"], tmp_path, keyed)
     assert place == ("0.0.0.0" if keyed else "127.0.0.1") and OPEN not in log
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keyed", [False, True], ids=["no keys", "keys"])
 @pytest.mark.parametrize("asked", [":0", "0.0.0.0:0", "127.0.0.1:0"])
 @pytest.mark.parametrize("command", COMMANDS)
@@ -372,6 +377,7 @@ def test_what_is_asked_is_bound_and_open_doors_are_named(
         assert "[WARNING]" in lines[0] and "0.0.0.0:" in lines[0] and "[keys]" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_socket_of_the_file_system_is_not_public(tmp_path: Path) -> None:
     (tmp_path / "infermux.toml").write_text("[providers.echo]\n")
     place = tmp_path / "s"

@@ -115,6 +115,7 @@ def test_only_a_proxy_that_is_trusted_says_how_its_client_came(
             assert connection.getresponse().read() == scheme.encode()
 
 
+@pytest.mark.slow
 def test_a_socket_of_the_file_system_does_as_well(tmp_path: Path) -> None:
     (tmp_path / "host.py").write_text(HOST)
     path = str(tmp_path / "s")

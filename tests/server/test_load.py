@@ -180,6 +180,7 @@ def is_refused(found: Answer) -> None:
 # -- room ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_every_stream_slot_taken_the_rest_goes_on(gated: Gated, written: Write) -> None:
     """Half of 8 threads stream: lists and short calls are answered at once, another stream is
     refused at once.
@@ -206,6 +207,7 @@ def test_with_every_stream_slot_taken_the_rest_goes_on(gated: Gated, written: Wr
             gated.admission.set()
 
 
+@pytest.mark.slow
 def test_streams_leave_threads_for_short_calls(gated: Gated, written: Write) -> None:
     """With room for every stream at the provider it is the share of the server that refuses: 6 of 8
     threads.
@@ -220,6 +222,7 @@ def test_streams_leave_threads_for_short_calls(gated: Gated, written: Write) -> 
         gated.admission.set()
 
 
+@pytest.mark.slow
 def test_a_stream_whose_client_has_gone_gives_its_slot_back(gated: Gated, written: Write) -> None:
     env = written(gated) | {
         "INFERMUX_PROVIDERS__VENDOR__CONCURRENCY": "100",
@@ -244,6 +247,7 @@ def rest(sock: socket.socket) -> bytes:
     return got
 
 
+@pytest.mark.slow
 def test_a_crowd_is_answered_or_refused_and_never_left_alone(gated: Gated, written: Write) -> None:
     """Of 300 calls at once to a model that takes half a second each is a 200 with its own text or a
     503/429 that says when.
@@ -268,6 +272,7 @@ def test_a_crowd_is_answered_or_refused_and_never_left_alone(gated: Gated, writt
         assert timed(lambda: service.ask("/providers")).status == 200
 
 
+@pytest.mark.slow
 def test_a_provider_that_hangs_does_not_take_every_thread(gated: Gated, written: Write) -> None:
     """Of 8 threads a provider gets 4: what is more is refused at once, and another provider answers
     all the while.
@@ -283,6 +288,7 @@ def test_a_provider_that_hangs_does_not_take_every_thread(gated: Gated, written:
         assert Counter(each.result().status for each in coming) == {200: 4, 503: 26}
 
 
+@pytest.mark.slow
 def test_health_is_answered_before_a_crowd_that_came_first(gated: Gated, written: Write) -> None:
     """In its turn it would be the last of 401: it would be told that nobody answers, for as long as
     there is much to do.
@@ -302,6 +308,7 @@ def test_health_is_answered_before_a_crowd_that_came_first(gated: Gated, written
         assert Counter(sock.recv(15) for sock in crowd) == {b"HTTP/1.1 200 OK": 400}
 
 
+@pytest.mark.slow
 def test_clients_that_send_half_a_request_keep_nobody_else_from_beginning(
     gated: Gated, written: Write
 ) -> None:
@@ -315,6 +322,7 @@ def test_clients_that_send_half_a_request_keep_nobody_else_from_beginning(
         assert timed(lambda: service.ask("/infer", said("echo-v1"))).status == 200
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_close_their_side_keep_nobody_waiting(
     gated: Gated, written: Write
 ) -> None:
@@ -334,6 +342,7 @@ def test_clients_that_do_not_close_their_side_keep_nobody_waiting(
 FULL = 7  # calls that 8 threads take: one is left for saying no
 
 
+@pytest.mark.slow
 def test_with_every_slot_taken_health_answers_and_the_rest_is_shed(
     gated: Gated, written: Write, tokentrace: TokenTrace
 ) -> None:
@@ -432,6 +441,7 @@ def workers(service: Service) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(gated: Gated, written: Write) -> None:
     """At most the calls that it had in flight are lost, and none once it is replaced."""
     with (
@@ -451,6 +461,7 @@ def test_a_worker_that_is_killed_is_replaced(gated: Gated, written: Write) -> No
     assert set(crowd.told[replaced:]) == {200}
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, ...]) -> None:
     """Calls in flight end, new ones meet the new configuration; clients that keep asking notice
@@ -526,6 +537,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_broken_file_changes_nothing_and_the_log_says_so(
     gated: Gated, written: Write, args: tuple[str, ...]
@@ -555,6 +567,7 @@ def test_a_broken_file_changes_nothing_and_the_log_says_so(
     assert set(crowd.statuses) == {200}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_changes_nothing_either(gated: Gated, written: Write) -> None:
     env = written(gated, '[models]\nold = "echo"')
     with Service(env=env) as service:
@@ -564,6 +577,7 @@ def test_a_file_that_is_gone_changes_nothing_either(gated: Gated, written: Write
         assert service.ask("/infer", said("old")).status == 200
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_workers_that_retire_lose_no_call_and_no_span(
     gated: Gated, written: Write, tokentrace: TokenTrace, args: tuple[str, ...]
@@ -581,6 +595,7 @@ def test_workers_that_retire_lose_no_call_and_no_span(
 # -- ends ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_sigterm_under_load_loses_no_span_of_an_answer(
     gated: Gated, written: Write, tokentrace: TokenTrace, args: tuple[str, ...]
@@ -623,6 +638,7 @@ def test_sigterm_under_load_loses_no_span_of_an_answer(
 # -- limits over workers ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_keys_rate_is_exact_over_two_workers(
     gated: Gated, written: Write, args: tuple[str, ...]
@@ -647,6 +663,7 @@ def test_a_keys_rate_is_exact_over_two_workers(
         assert ask(service.port, "/infer", said("echo-v1")).status == 401
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_budget_is_never_overspent_by_two_workers(
     gated: Gated, written: Write, tmp_path: Path, args: tuple[str, ...]

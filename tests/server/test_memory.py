@@ -102,6 +102,7 @@ KINDS: list[tuple[int, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_call_that_has_failed_keeps_nothing_of_its_request(tmp_path: Path) -> None:
     """An exception in a record would keep its frames, and they the body."""
     with serving(tmp_path) as service:
@@ -153,6 +154,7 @@ def said(sock: socket.socket) -> bytes:
     return found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
 def test_without_a_good_key_only_the_head_is_read(tmp_path: Path, framing: str) -> None:
     with serving(tmp_path) as service:
@@ -171,6 +173,7 @@ def test_without_a_good_key_only_the_head_is_read(tmp_path: Path, framing: str) 
         assert post(service, large(10, "echo-v1")).status == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_sends_a_large_body_with_a_wrong_key_hears_so(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
     with serving(tmp_path) as service:
@@ -184,6 +187,7 @@ def test_a_client_that_sends_a_large_body_with_a_wrong_key_hears_so(tmp_path: Pa
             )
 
 
+@pytest.mark.slow
 def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
     """Whether a body says its length or not, it is counted until its call has ended."""
     body = large(3 * MB, "hangs")

@@ -81,6 +81,7 @@ async def _ask_all(port: int, count: int) -> list[tuple[int, bytes]]:
     return await asyncio.gather(*(_ask(port, body) for _ in range(count)))
 
 
+@pytest.mark.slow
 def test_without_descriptors_calls_are_refused_and_no_circuit_opens(slow_vendor: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))

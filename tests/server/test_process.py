@@ -144,6 +144,7 @@ def is_refused(found: Answer) -> None:
     assert "infermux.db" not in found.data.decode() and "disk" not in found.data.decode()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_neither_records_nor_answers(stand: Stand) -> None:
     """Only a hard budget, which could not be kept, refuses; once there is room again everything is
     as before, and recorded.
@@ -184,6 +185,7 @@ def scribbled(path: Path) -> bytes:
     return path.read_bytes()[:4096] + b"\xa5" * (path.stat().st_size - 4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil", [damaged, *(pytest.param(each, marks=pytest.mark.slow) for each in (cut, scribbled))]
 )
@@ -216,6 +218,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("place", ["no-such-folder/x.db", "file/x.db", "/sys/kernel/x.db", "."])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_ledger_that_cannot_be_opened_stops_the_start(
@@ -230,6 +233,7 @@ def test_a_ledger_that_cannot_be_opened_stops_the_start(
     assert len([line for line in told.splitlines() if path in line]) == 1, told
 
 
+@pytest.mark.slow
 def test_a_worker_that_finds_no_ledger_serves_all_the_same(stand: Stand) -> None:
     """The folder vanishes under a running service: its next worker, and one after a HUP, answer,
     and budgets refuse.
@@ -257,6 +261,7 @@ def test_a_worker_that_finds_no_ledger_serves_all_the_same(stand: Stand) -> None
 # -- clocks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "jump",
     [pytest.param(DAY, id="forth"), pytest.param(-DAY, id="back", marks=pytest.mark.slow)],
@@ -289,6 +294,7 @@ def test_a_clock_that_jumps_disturbs_no_call(stand: Stand, jump: int) -> None:
         assert all(span["end_ns"] - span["start_ns"] < 2 * DEADLINE * 10**9 for span in spans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forth", "back"])
 def test_a_clock_that_jumps_gives_no_budget_twice(stand: Stand, jump: int) -> None:
     """Another day has its own budget; the day that is spent stays spent when the clock comes back
@@ -316,6 +322,7 @@ def spend(stand: Stand) -> int:
 # -- descriptors -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_without_descriptors_lives_and_recovers(stand: Stand) -> None:
     """accept fails with EMFILE: whoever cannot be served waits or is turned away; then all goes on
     in the same process.
@@ -345,6 +352,7 @@ def status(stand: Stand) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_worker_takes_as_many_descriptors_as_it_may(stand: Stand) -> None:
     """256 threads with a client, a vendor and a ledger each need more than the usual 1024."""
     command = [
@@ -365,6 +373,7 @@ def test_a_worker_takes_as_many_descriptors_as_it_may(stand: Stand) -> None:
 # -- sudden death ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_held_of_a_budget_is_free_again_after_its_lease(stand: Stand) -> None:
     """Killed between the vendor's answer and the ledger: its call counts as its worst case until
     then, and once at most.
@@ -404,6 +413,7 @@ globals().update(found, post_fork=post_fork)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_before_it_can_listen_ends(tmp_path):
     """It has its master's handlers still: a signal that came then was lost, and the service waited
     for thirty seconds.

@@ -129,6 +129,7 @@ def test_providers_lists_echo(service):
     assert answer.data == b'{"providers":[{"name":"echo","models":["echo-v1"]}]}\n'
 
 
+@pytest.mark.slow
 def test_providers_of_the_environment_come_in_their_order_with_echo_last():
     with (
         Vendor() as vendor,
@@ -320,6 +321,7 @@ def test_a_body_that_is_announced_too_long_is_413_before_it_is_read(service, pat
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("path", "limit"), LIMITS)
 def test_a_body_as_long_as_the_limit_is_served(service, path, limit):
     assert service.ask(path, padded(limit, path)).status == 200
@@ -342,6 +344,7 @@ def test_a_chunked_body_over_the_limit_is_413(service, path, limit):
     is_error(answer, 413, "request_too_large")
 
 
+@pytest.mark.slow
 def test_the_limit_is_configured():
     with Service(
         env={"INFERMUX_SERVER__MAX_BODY": "1000", "INFERMUX_SERVER__WORKERS": "1"}
@@ -462,6 +465,7 @@ def test_random_damage_is_never_a_5xx(service):
 # -- many at once ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_concurrent_echoes_never_cross(service):
     def converse(number: int) -> None:
         for turn in range(25):
@@ -495,6 +499,7 @@ def test_gunicorn_finds_a_production_server():
     assert int(found["graceful_timeout"]) >= 30
 
 
+@pytest.mark.slow
 def test_the_environment_overrides_them():
     found = settings(
         INFERMUX_SERVER__WORKERS="3", INFERMUX_SERVER__THREADS="10", INFERMUX_SERVER__GRACEFUL="7"
@@ -503,6 +508,7 @@ def test_the_environment_overrides_them():
     assert int(found["worker_connections"]) > 10 and int(found["worker_connections"]) % 10 == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("variable", "value", "hint"),
     [
@@ -731,6 +737,7 @@ def test_a_tokentrace_that_is_down_costs_spans_and_never_a_request(inside):
         assert "TokenTrace" in service.log and "Traceback" not in service.log
 
 
+@pytest.mark.slow
 def test_a_full_queue_drops_and_counts_and_never_blocks(inside):
     with (
         TokenTrace("hang") as receiver,
@@ -756,6 +763,7 @@ def in_flight(service: Service, vendor: Vendor, count: int, pool: ThreadPoolExec
     return coming
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_sigterm_lets_calls_end_and_loses_no_span(tokentrace, args):
     gate = threading.Event()
@@ -773,6 +781,7 @@ def test_sigterm_lets_calls_end_and_loses_no_span(tokentrace, args):
         assert len(tokentrace.checked()) == 20
 
 
+@pytest.mark.slow
 def test_sigterm_flushes_what_is_queued(inside):
     """Forty answered calls, whose spans a slow TokenTrace takes one at a time."""
     with (
@@ -789,6 +798,7 @@ def test_sigterm_flushes_what_is_queued(inside):
         assert len(receiver.checked()) == 40
 
 
+@pytest.mark.slow
 def test_sigterm_waits_for_a_hanging_tokentrace_three_seconds_at_most(inside):
     with TokenTrace("hang") as receiver, inside(INFERMUX_TRACE__TOKENTRACE=receiver.url) as service:
         for _ in range(30):
@@ -800,6 +810,7 @@ def test_sigterm_waits_for_a_hanging_tokentrace_three_seconds_at_most(inside):
         )  # three for the spans, once, and the rest for the processes to end
 
 
+@pytest.mark.slow
 def test_serve_runs_the_same_gunicorn_from_anywhere(tokentrace, tmp_path):
     command = [
         *script("infermux"),

@@ -63,6 +63,7 @@ def order(service: Service, path: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_all_is_well(service: Service) -> None:
     order(service, "openai/circuit/reset")
     code, out, err = status("--server", url(service), **KEY)
@@ -76,6 +77,7 @@ def test_all_is_well(service: Service) -> None:
     assert len(lines) == 4 and all(len(line) <= 80 for line in lines)
 
 
+@pytest.mark.slow
 def test_an_open_circuit_is_told_with_its_reason_whichever_worker_answers(service: Service) -> None:
     order(service, "openai/circuit/reset")
     assert (
@@ -126,6 +128,7 @@ def test_a_script_reads_the_same_as_json(service: Service) -> None:
         order(service, "echo/circuit/close")
 
 
+@pytest.mark.slow
 def test_what_an_order_has_done_is_told_by_every_worker_from_then_on(service: Service) -> None:
     for action, reason in (("open", "circuit forced open"), ("close", None)) * 4:
         order(service, f"echo/circuit/{action}?model=echo-v1")
@@ -142,6 +145,7 @@ def test_the_key_is_that_of_the_configuration(service: Service, tmp_path: Path) 
     assert status("--server", url(service), "-c", str(tmp_path / "infermux.toml"))[0] in (0, 1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("env", "words"),
     [({}, "missing admin key"), ({"INFERMUX_ADMIN_KEY": "imx-wrong"}, "unknown admin key")],
@@ -159,6 +163,7 @@ def test_nobody_there_is_exit_code_2() -> None:
     assert code == 2 and out == "" and "no service answers" in err and err.count("\n") == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "body",
     [
@@ -180,6 +185,7 @@ def test_what_is_no_service_of_ours_is_exit_code_2(body: bytes) -> None:
     assert code == 2 and out == "" and err.startswith("infermux: ") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_hostile_name_moves_no_cursor() -> None:
     class Hostile(Peer):
         def answer(self, handler: Any, _: bytes) -> None:

@@ -135,6 +135,7 @@ def stream(sky: Sky, router: Router, started: float) -> float:
     return took
 
 
+@pytest.mark.slow
 def test_random_faults_on_sockets_stay_within_attempts_and_deadline(
     sky: Sky, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,6 +134,7 @@ def test_whatever_a_model_is_called_a_line_in_json_is_one_line(
     assert line.isascii() and line.isprintable()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", HOSTILE, ids=range(len(HOSTILE)))
 def test_whatever_a_model_is_called_a_line_to_be_read_is_one_line(
     plain: Service, model: str
@@ -169,6 +170,7 @@ def test_no_line_is_written_twice_or_holds_a_prompt(talkative: Service, plain: S
         assert PROMPT not in service.log and "Traceback" not in service.log
 
 
+@pytest.mark.slow
 def test_debug_tells_of_each_attempt(tmp_path: Path) -> None:
     with nobody() as refused, Vendor(Scripted()) as vendor:
         file = tmp_path / "infermux.toml"
@@ -193,6 +195,7 @@ def test_debug_tells_of_each_attempt(tmp_path: Path) -> None:
             assert refused.rpartition(":")[2] not in line
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_written_and_warnings_come_once() -> None:
     command = [
         *script("infermux"),
@@ -236,6 +239,7 @@ def test_an_application_that_mounts_the_doors_has_the_last_word(
     assert caplog.records == []
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_whatever_else_is_logged_cannot_look_like_a_line_of_ours(format: str) -> None:
     code = (

@@ -362,6 +362,7 @@ def workers(service: Service) -> list[int]:
     return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", service.log)]
 
 
+@pytest.mark.slow
 def test_every_worker_tells_of_all_calls_whatever_becomes_of_workers(tmp_path: Any) -> None:
     with Service(
         "-w", "2", "--threads", "8", env={"INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}

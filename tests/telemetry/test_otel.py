@@ -102,6 +102,7 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": PROMPT}], **more}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "args", [("--workers", "2"), ("--workers", "1", "--preload")], ids=["two", "preload"]
 )
@@ -158,6 +159,7 @@ def test_a_call_is_a_span_in_the_conventions_words(args: tuple[str, ...]) -> Non
     }
 
 
+@pytest.mark.slow
 def test_each_attempt_of_a_call_that_failed_over_is_a_child_and_both_receivers_know_the_trace(
     tmp_path: Path,
 ) -> None:
@@ -276,6 +278,7 @@ assert export.flush(20) and not export.dropped
     )
 
 
+@pytest.mark.slow
 def test_spans_are_flushed_at_exit_and_after_a_fork_by_each_process() -> None:
     with Collector() as collector:
         code = """
@@ -333,6 +336,7 @@ def test_a_service_whose_collector_hangs_answers_and_ends_in_time() -> None:
         assert "opentelemetry" not in service.log and "Traceback" not in service.log
 
 
+@pytest.mark.slow
 def test_without_the_extra_a_start_says_what_is_missing() -> None:
     code = "import sys; sys.modules['opentelemetry'] = None; from infermux.cli.main import main; main(['infer', 'hello', '--model', 'echo'])"
     command = [sys.executable, "-c", code]

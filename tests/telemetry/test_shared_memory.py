@@ -74,6 +74,7 @@ def forked(script: str) -> None:
     assert out == "done\n", err
 
 
+@pytest.mark.slow
 def test_counts_are_exact_whoever_counts() -> None:
     memory = SharedMemory()
 

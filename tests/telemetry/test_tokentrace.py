@@ -157,6 +157,7 @@ def test_a_call_that_failed_over_counts_once(tokentrace):
     }
 
 
+@pytest.mark.slow
 def test_tokentrace_counts_what_callers_were_told(tokentrace, vendor, tmp_path):
     """Its own figures, which are sums over all spans, are those of the responses' headers."""
     with nobody() as refused:
@@ -209,6 +210,7 @@ TROUBLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode == "slow")) for mode in TROUBLE]
 )
@@ -488,6 +490,7 @@ def test_spans_are_flushed_at_exit(tokentrace):
     assert len(tokentrace.checked()) == 50
 
 
+@pytest.mark.slow
 def test_exit_waits_three_seconds_at_most_for_a_tokentrace_that_hangs():
     with TokenTrace("hang") as receiver:
         started = time.monotonic()

@@ -181,6 +181,7 @@ def test_extensions_come_only_when_there_is_something_in_them():
     assert (answer["tool_calls"], answer["reasoning"]) == (CALLS, "why")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
@@ -327,6 +328,7 @@ def test_a_field_in_capitals_is_the_field(service):
         assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.slow
 def test_a_parameter_beside_params_reaches_the_vendor(vendor):
     body = {"messages": HELLO["messages"], "model": "gpt-4.1-mini", "TEMPERATURE": 0.25, "n": None}
     with Service("--workers", "1", "--threads", "2", env=vendor.env) as service:
@@ -708,6 +710,7 @@ def own():
 """
 
 
+@pytest.mark.slow
 def test_flask_infer_appears_beside_the_hosts_own_commands(tmp_path):
     (tmp_path / "host.py").write_text(HOST)
     flask = [sys.executable, "-m", "flask", "--app", "host"]

@@ -184,6 +184,7 @@ def test_a_wrong_method_is_told_the_right_one(method: str, path: str, allow: str
 # -- alive and ready -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_alive_is_all_that_healthz_says() -> None:
     router = Router(Registry([Failing()]))
     fail(router)
@@ -207,6 +208,7 @@ def test_ready_is_whoever_can_serve_a_call(tmp_path: Path) -> None:
     router.close()
 
 
+@pytest.mark.slow
 def test_not_ready_names_the_targets_that_are_shut() -> None:
     router = Router(Registry([Failing(), EchoProvider()]))
     visitor = client(router)
@@ -243,6 +245,7 @@ def test_not_ready_names_a_ledger_that_cannot_be_written(tmp_path: Path) -> None
     assert visitor.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_health_is_told_while_every_slot_is_taken(tmp_path: Path) -> None:
     gate = threading.Event()
     with Vendor(Scripted(after=gate)) as vendor:
@@ -328,6 +331,7 @@ def test_an_open_provider_has_no_model_that_gets_by() -> None:
         router.infer(InferRequest(model, HELLO["messages"]))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_reset_forgets_what_was_measured_and_close_does_not() -> None:
     router = Router(Registry([Failing()]))
     visitor = client(router)
@@ -360,6 +364,7 @@ def test_what_makes_no_sense_changes_nothing(
     assert states(visitor.get("/status/targets", headers=BEARER)) == {"echo/echo-v1": "closed"}
 
 
+@pytest.mark.slow
 def test_an_order_reaches_every_worker_and_those_that_come_later(tmp_path: Path) -> None:
     env = {"INFERMUX_SERVER__ADMIN": ADMIN, "INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}
     with Service("-w", "2", "--threads", "8", env=env) as service:
@@ -402,6 +407,7 @@ def test_an_order_reaches_every_worker_and_those_that_come_later(tmp_path: Path)
         assert calls() == {200}
 
 
+@pytest.mark.slow
 def test_every_worker_tells_of_the_streams_and_the_lost_spans_of_all(tmp_path: Path) -> None:
     go, turn = threading.Event(), Turn("Hello")
     first, *rest = openai_events(turn)

@@ -344,6 +344,7 @@ BEYOND = """return [...document.querySelectorAll('main *')].filter(each => getCo
     && !each.closest('svg') && each.getBoundingClientRect().right > innerWidth + 0.5).map(each => each.outerHTML)"""
 
 
+@pytest.mark.slow
 def test_it_renders_on_any_screen_without_a_complaint(
     browser: Browser, front: Front, ledger: SQLiteLedger
 ) -> None:
@@ -372,6 +373,7 @@ def test_it_renders_on_any_screen_without_a_complaint(
     assert browser.log() == []
 
 
+@pytest.mark.slow
 def test_it_refreshes_itself_and_keeps_what_is_open(
     browser: Browser, front: Front, ledger: SQLiteLedger
 ) -> None:

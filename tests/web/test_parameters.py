@@ -208,6 +208,7 @@ def test_a_preference_does_not_stop_a_fallback(front, vendors, name):
     assert (answer.status, told(answer)) == (200, {name}), answer.data
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PREFERENCES)
 @pytest.mark.parametrize("rule", ["error", "drop"])
 def test_with_a_single_target_the_configuration_decides(front, vendors, name, rule):
@@ -273,6 +274,7 @@ def test_an_older_model_gets_its_sampling(front, vendors):
 # -- meanings --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "body"), MEANT, ids=[name for name, _ in MEANT])
 @pytest.mark.parametrize("rule", ["error", "drop"])
 def test_a_meaning_is_never_dropped(front, vendors, name, body, rule):
@@ -285,6 +287,7 @@ def test_a_meaning_is_never_dropped(front, vendors, name, body, rule):
     assert not vendors["anthropic"].seen
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "body"), MEANT, ids=[name for name, _ in MEANT])
 @pytest.mark.parametrize("order", [("openai", "anthropic"), ("anthropic", "openai")], ids=str)
 def test_a_target_that_cannot_say_it_is_not_in_the_plan(front, vendors, name, body, order):

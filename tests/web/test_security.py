@@ -240,6 +240,7 @@ BYPASSES: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", DOORS)
 def test_nothing_but_a_key_opens_a_door(stand: Stand, path: str) -> None:
     """Each attempt is a 401 in JSON that tells nothing, at this door, and no vendor hears of it."""
@@ -519,6 +520,7 @@ def test_no_cookie_of_a_vendor_comes_back_to_it(stand: Stand) -> None:
 INJECTED = "xopenai/m\r\nX-Injected: yes\r\n\r\n<script>alert(1)</script>\x1b[31m\u2028CRITICAL forged line"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", ["/infer", "/mist", "/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize(
     "model", [INJECTED, INJECTED.removeprefix("xopenai/"), INJECTED.replace("/m", "/failing")]
@@ -600,6 +602,7 @@ def guarded(stand: Stand) -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "model",
     [

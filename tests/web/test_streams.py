@@ -150,6 +150,7 @@ EARLY = {
 STATUS = {"rejected": 400, "stall": 504}
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("how", EARLY)
 @every_pair
 def test_a_failure_before_the_first_content_is_an_ordinary_error(serve, api, dialect, how):
@@ -172,6 +173,7 @@ def test_a_failure_before_the_first_content_is_an_ordinary_error(serve, api, dia
     assert span.status == "error"
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("how", [how for how in EARLY if how != "rejected"])
 @every_door
 def test_it_fails_over_to_the_next_provider(serve, api, how):
@@ -228,6 +230,7 @@ def mounted(router):
     return app
 
 
+@pytest.mark.sampled(1)
 @every_door
 def test_the_status_line_goes_out_early_in_an_app_that_mounts_the_endpoints(api):
     with Front(EchoProvider(delay=1.5), app=mounted) as front:
@@ -321,6 +324,7 @@ LATE = {
 CODES = {"stall": "upstream_timeout", "no terminator": "stream_incomplete"}
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("how", LATE)
 @every_pair
 def test_a_stream_that_breaks_ends_with_an_error_event(serve, api, dialect, how):
@@ -355,6 +359,7 @@ def test_a_finish_reason_and_a_clean_end_is_a_whole_stream(serve, api, dialect):
     assert CLIENTS[api].fold(sse(answer.data)).text == "Once upon a time"
 
 
+@pytest.mark.sampled(1)
 @every_pair
 def test_after_the_terminator_the_vendor_is_not_waited_for(serve, api, dialect):
     """A vendor that leaves its connection open after the last event holds nobody up, and breaks
@@ -622,6 +627,7 @@ def test_a_stream_outlives_the_deadline_of_its_call():
         assert answer.rest()[-1].data == "[DONE]"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("client", [OpenAIClient, AnthropicClient], ids=lambda client: client.name)
 def test_streams_of_one_front_do_not_mix(serve, client):
     front, vendor = serve(
