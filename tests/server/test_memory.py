@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
+import os
+import random
 import re
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +232,60 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
         with ThreadPoolExecutor(3) as pool:
             calls = [pool.submit(post, service, large(3 * MB, "echo-v1")) for _ in range(3)]
             assert [call.result().status for call in calls] == [200] * 3
+
+
+# -- a soak ----------------------------------------------------------------------------------------
+
+SOAK = (
+    300_000
+    if os.environ.get("INFERMUX_LONG") == "1"
+    else 10_000
+    if os.environ.get("CI") == "true"
+    else 2_000
+)
+CLIENTS = 8
+MIX: list[tuple[int, int, str, dict[str, Any]]] = [  # of 100 requests: how many, and what comes
+    (38, 200, "echo-v1", {}),
+    (20, 200, "echo-v1", {"stream": True}),
+    (16, 200, "echo-v1", {"path": "/infer"}),
+    (15, 200, "echo-v1", {"path": "/v1/messages", "max_tokens": 5}),
+    (4, 404, "junk", {}),
+    (3, 200, "over", {}),
+    (2, 400, "refuses", {}),
+    (1, 404, "junk", {"path": "/v1/messages", "max_tokens": 5}),
+    (1, 200, "echo-v1", {"size": 5 * MB}),
+]
+
+
+def soaks(service: Service, numbers: Sequence[int]) -> Counter[str]:
+    """Send mixed requests over one connection; return how many did not come out as they should."""
+    wrong: Counter[str] = Counter()
+    rng = random.Random(numbers[0])
+    kinds = [kind for kind in MIX for _ in range(kind[0])]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.port)) as connection:
+        for number in numbers:
+            _, status, model, more = rng.choice(kinds)
+            rest = dict(more)
+            path, size = rest.pop("path", "/v1/chat/completions"), rest.pop("size", 20)
+            body = large(size, f"{model}-{number}" if model == "junk" else model, **rest)
+            connection.request("POST", path, body, {"Authorization": f"Bearer {KEYS['free']}"})
+            with connection.getresponse() as response:
+                data = response.read()
+                if response.status != status or (status == 200 and b"xxx" not in data):
+                    wrong[f"{model} {response.status} {data[:200]!r}"] += 1
+    return wrong
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_grow_with_the_requests_that_it_serves(tmp_path: Path) -> None:
+    """INFERMUX_LONG=1 sends 300,000; a tenth of them fail, a hundredth have 5 MB."""
+    with serving(tmp_path) as service, ThreadPoolExecutor(CLIENTS) as pool:
+
+        def send(first: int, last: int) -> Counter[str]:
+            shares = [range(first + client, last, CLIENTS) for client in range(CLIENTS)]
+            return sum(pool.map(partial(soaks, service), shares), Counter[str]())
+
+        assert send(0, SOAK // 10) == {}
+        before = resident(service)
+        assert send(SOAK // 10, SOAK) == {}
+        eventually(lambda: resident(service) < before + 10, "no growth of more than 10 MB")

@@ -1,7 +1,7 @@
 """Random faults on real sockets: no more upstream requests than `attempts`, no more time than the
 deadline, no answer that is wrong.
 
-A few seconds by itself, longer with CI=true; INFERMUX_LONG=1 makes it ten thousand runs.
+A few seconds by itself, longer with CI=true; INFERMUX_LONG=1 makes it a hundred thousand runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from infermux.errors import InferMuxError
 from infermux.planning import STRATEGIES
 
 RUNS = (
-    10_000
+    100_000
     if os.environ.get("INFERMUX_LONG") == "1"
     else 2_000
     if os.environ.get("CI") == "true"
