@@ -85,7 +85,7 @@ def _in_app(command: click.Command) -> click.Command:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """Return in JSON what Flask itself refuses, such as an unknown path or method."""
+    """Return a JSON response for an error of Flask itself, such as an unknown path or method."""
     status, answer = error.code or 500, errors.InferMuxError(error.name.lower())
     if status < 400:  # a redirect to the path with its slash
         location = {"Location": getattr(error, "new_url", "/")}

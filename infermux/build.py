@@ -57,7 +57,7 @@ def settings(environ: Mapping[str, str] | None = None, path: str | None = None) 
 
 
 def router(config: Config, *, serving: bool = False) -> Router:
-    """Return the router for *config*; when *serving*, the threads of a process bound its calls.
+    """Return the router for *config*; if *serving*, its calls are limited by the threads.
 
     Without a file the providers are those of the environment, then installed plug-ins, then echo.
     Raise ConfigError naming the file.
@@ -141,7 +141,7 @@ def _rates(config: Config) -> RateLimiter | None:
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return the limits of calls, streams and bodies; some threads are free for health checks."""
+    """Return the limits of calls, streams and bodies; they keep threads for health checks."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     streams = max(1, min(int(threads * config.server.streams), calls - 1))

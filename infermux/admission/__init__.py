@@ -36,7 +36,7 @@ class ConcurrencyLimiter:
             return True
 
     def release(self, slots: int = 1) -> None:
-        """Return slots; raise ValueError if fewer are taken: the limit would be wrong."""
+        """Free slots; raise ValueError if fewer are taken, as the limit would be wrong."""
         with self._lock:
             if self._used < slots:
                 raise ValueError("a slot was released twice")
@@ -67,7 +67,7 @@ class Admission:
         self._rates = rates
 
     def resize(self, *, calls: int, streams: int, bodies: int) -> None:
-        """Change the room in this process, if it was bounded at all."""
+        """Change the limits of this process, if it has any."""
         if self._calls is not None:
             self._calls.limit, self._streams.limit, self.bodies.limit = calls, streams, bodies
 

@@ -218,7 +218,7 @@ def _openai_answer(call: Call, response: InferResponse) -> bytes:
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
-    """Return the result of a line that was sent: an answer or an error; *cost* None: unpriced."""
+    """Return the result of a line that was sent: an answer or an error. No *cost*: unpriced."""
     # in JSON a line end can only be layout
     flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
     head, id = _head(line, cost), ident.encode()

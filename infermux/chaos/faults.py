@@ -77,7 +77,7 @@ NOTHING: Mapping[str, Any] = {}
 
 
 class Fault(NamedTuple):
-    """A way to fail."""
+    """A failure of a vendor that a trial can simulate."""
 
     description: str
     act: Act
@@ -249,7 +249,7 @@ def _slow_body(peer: Peer, answer: Answer) -> bool:
 
 
 def _cut(head: Callable[[Answer], bytes]) -> Act:
-    """Send a part of the body whose whole length *head* announces."""
+    """Return an act that sends *head*, for the whole body, but only a part of the body."""
 
     def act(peer: Peer, answer: Answer) -> None:
         part = answer.begun if answer.streamed else answer.whole[: len(answer.whole) // 2]

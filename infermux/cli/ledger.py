@@ -1,4 +1,4 @@
-"""Commands that read the ledger: costs, also beside a vendor's bill, and logs."""
+"""Commands that read the ledger: costs (also compared with a vendor's bill) and logs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="WHEN",
     help="From a UTC date or time, or a time ago: 2026-11-01, 7d, 24h, 30m.",
 )
-@click.option("--until", metavar="WHEN", help="Up to, not including.")
+@click.option("--until", metavar="WHEN", help="Before this date or time, written like --since.")
 @click.option("--month", metavar="MONTH", help="A UTC month: 2026-11, this or last.")
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 @click.option(
@@ -114,7 +114,7 @@ def costs(
     Example: infermux costs --by day,model --since 7d
     """
     if bill is None and (providers or tolerance):
-        raise click.UsageError("--provider and --tolerance go with --reconcile")
+        raise click.UsageError("--provider and --tolerance need --reconcile")
     with _usage_errors():
         span = reports.period(time.time(), since=since, until=until, month=month)
         with closing(the_ledger(**where)) as ledger:
@@ -317,7 +317,7 @@ def _reconcile(
         if span.covers(reports.midnight(date.fromisoformat(day)))
     }
     if not bill.usd:
-        raise OneLine(f"{path}: no line of it can be compared")
+        raise OneLine(f"{path}: none of its lines can be compared")
     rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
     total = reconcile.summed(rows, allowed)
     click.echo(_comparison(rows, total, bill, form))
@@ -327,7 +327,7 @@ def _reconcile(
 def _ours(
     ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
 ) -> list[Total]:
-    """Return our totals by day, served model and provider, as far as the bill goes."""
+    """Return our totals by day, served model and provider, for the bill's days and vendor."""
     first, last = bill.days
     since = reports.midnight(first) if span.since is None else span.since
     until = reports.midnight(last + timedelta(1)) if span.until is None else span.until
@@ -353,7 +353,7 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
     text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
     text += f"\n{len(rows)} days and models: {len(rows) - differ} agree, {differ} differ"
     if not bill.priced:
-        text += "\nthe export holds tokens and no dollars: they are priced by the shipped table"
+        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the shipped table"
     return text
 
 

@@ -27,7 +27,7 @@ _DAYS = {
 
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, metavar="[MODEL | FILE]...")
-@click.option("--provider", metavar="NAME", help="Only this provider's.")
+@click.option("--provider", metavar="NAME", help="Only prices of this provider.")
 @click.option(
     "--check",
     is_flag=True,
@@ -109,7 +109,7 @@ def _check_text(file: str, found: compare.Check) -> str:
 
 
 def _own(config: str | None) -> list[Price]:
-    """Return the configuration's own prices; one that is not named may be invalid."""
+    """Return the configuration's prices; if --config is not given, ignore an invalid file."""
     try:
         listed = build.own_prices(build.settings(path=config)).values()
     except InferMuxError:

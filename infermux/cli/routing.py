@@ -32,8 +32,8 @@ _key_option = click.option(
     "--key",
     envvar="INFERMUX_ADMIN_KEY",
     metavar="KEY",
-    help="The admin key of the service; better set the variable INFERMUX_ADMIN_KEY, which "
-    "other users do not see.  [default: [server].admin of the configuration]",
+    help="The admin key of the service; prefer the variable INFERMUX_ADMIN_KEY, which other "
+    "users cannot see.  [default: [server].admin of the configuration]",
 )
 
 
@@ -81,7 +81,7 @@ def explain(
 ) -> None:
     """Show where a call for MODEL would go now, and why. Nothing is sent.
 
-    Without --server there have been no calls yet: every circuit is closed and no latency is known.
+    Without --server no earlier calls count: every circuit is closed and no latency is known.
     Exit code 1 if no target would be tried.
 
     Example: infermux explain fast --tokens 20000 --tools
@@ -171,7 +171,7 @@ def replay(
     Example: infermux replay 3f2a9c1d
     """
     if not send and (text is not None or prompt is not None):
-        raise click.UsageError("a prompt goes with --send")
+        raise click.UsageError("a prompt needs --send")
     with closing(the_ledger(config, path)) as ledger:
         record = ledger.call(id := call_id.removeprefix("chatcmpl-"))
     if record is None:

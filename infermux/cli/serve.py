@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--addr",
     "-b",
-    help="Address to listen on, HOST:PORT; :PORT is every address of the host.  "
+    help="Address to listen on, HOST:PORT; :PORT listens on every address of the host.  "
     "[default: :8600 with [keys], else 127.0.0.1:8600]",
 )
 @click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")

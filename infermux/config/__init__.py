@@ -200,7 +200,7 @@ def _secret(place: str, value: str) -> Secret:
 
 
 def _provider(name: str, value: Any, environment: _Environment) -> ProviderConfig:
-    """Return a provider of the file; what a preset's table omits comes from its variables."""
+    """Return a provider from its table; a preset takes what is missing from the environment."""
     provider = table(ProviderConfig, name=name)(value, f"[providers.{name}]")
     if "/" in name:
         raise ConfigError(f"[providers.{name}]: a provider's name must not contain '/'")

@@ -54,7 +54,7 @@ def reads(reader: Reader, default: Any = MISSING) -> Any:
 
 
 def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
-    """Return a reader of tables that makes a *kind*; *given* are fields that no table holds."""
+    """Return a reader that makes a *kind* from a table; *given* fields are not in the table."""
     items = fields(kind)  # type: ignore[arg-type]
     readers = {item.name: item.metadata["reader"] for item in items if "reader" in item.metadata}
     required = [

@@ -60,7 +60,7 @@ class Dialect(Protocol):
         """Return the body; add what is left out to request.dropped, or raise RequestError."""
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
-        """Return what of the request *model* cannot be told, without reading all of it."""
+        """Return what of the request cannot be expressed for *model*, without reading all of it."""
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         """Return the answer; raise ProviderError for an error, ValueError or alike for nonsense."""

@@ -284,7 +284,7 @@ def _create(path: str) -> None:
 
 
 def identity(file: str | int) -> tuple[int, int] | None:
-    """Return what tells a file, by its path or descriptor, from all others."""
+    """Return the device and inode of a path or descriptor, or None if there is no file."""
     try:
         found = os.stat(file)
     except FileNotFoundError:

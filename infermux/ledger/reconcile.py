@@ -213,7 +213,7 @@ def _day(text: str) -> str:
 
 
 def _model(columns: _Columns, text: str) -> str:
-    """Return the model; a line item also names the kind of its tokens."""
+    """Return the model that *text* names; a line item also has the kind of tokens: drop that."""
     if columns.model == "line_item":
         head, comma, _ = _PREFIX.sub("", text).partition(",")
         text = head.split(" ", 1)[0] if comma else head

@@ -123,12 +123,12 @@ def take(
     over: bool,
     expire: Callable[[], bool],
 ) -> tuple[bool, int | None]:
-    """Reserve *pico* in the period at *of*.
+    """Reserve *pico* in the budget's period that contains *of*.
 
-    Holds that have expired at *at* do not count, unless *expire* returns False.
+    Holds that have expired at *at* are freed first, unless *expire* returns False.
 
-    Return whether that exceeds the limit, which *over* allows, and None; or if it was not reserved,
-    False and how much is left.
+    Return (False, None); or (True, None) if the limit is exceeded, which *over* allows; or, if
+    nothing was reserved, (False, the amount that is left).
     """
     key, limit = budget.key(of), min(budget.limit_pico, MAX_INTEGER)
     if _took(sql, budget.caller, key, pico, limit):

@@ -212,7 +212,7 @@ class Spool:
         return True
 
     def _lines(self, path: str) -> int:
-        """Count the lines of a file; of one that has grown only the new ones."""
+        """Count the lines of a file; if it has grown since the last count, read only the rest."""
         try:
             with open(path, "rb") as file:
                 found = identity(file.fileno())

@@ -260,9 +260,9 @@ class SQLiteLedger(Ledger):
         process.group.alone(close_all)
 
     def _here(self) -> _Process:
-        """Return this process's connections, new ones after a fork.
+        """Return the connections of this process; after a fork, make new ones.
 
-        Two threads that come first may each make some, which only costs time.
+        Two threads may both make some at first, which only costs time.
         """
         if self._process.pid != os.getpid():
             self._process = _Process(self.path, self._commit)

@@ -122,10 +122,10 @@ def _in_order(route: Route) -> Plan:
 
 
 def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random) -> list[Target]:
-    """Return the targets of a route: its strategy orders the entries, each with its own targets.
+    """Return the targets of a route. Its strategy orders the entries; their targets stay together.
 
-    An entry is judged by its first target that can be called. A round-robin name inside another
-    moves on when the outer one has been round.
+    The strategy looks only at the first target of an entry that can be called. A round-robin name
+    inside another advances by one for each full round of the outer one.
     """
 
     def inside(entry: Target | Route, state: State) -> list[Target]:

@@ -88,7 +88,7 @@ class Registry:
         on_unsupported: str = "",
         fallback_on: Iterable[str] = FALLBACK_ON,
     ) -> None:
-        """Define a model name; each target is PROVIDER/MODEL, a model, a provider or a name."""
+        """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name."""
         self._changed()
         self._names[name] = ModelConfig(
             name,
@@ -136,7 +136,7 @@ class Registry:
         )
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
-        """Return each target of *model*, once; raise ModelNotFound."""
+        """Return the targets of *model* without duplicates; raise ModelNotFound."""
         return tuple(dict.fromkeys(flat(self.route(model, provider))))
 
     def _named(self, name: str, path: tuple[str, ...]) -> Route:

@@ -1,7 +1,7 @@
 """Compares the shipped prices with a newer public table, litellm's or genai-prices'.
 
-It compares what a request would cost: ids are looked up as for a call, also at every size where a
-tier begins. A figure that their table omits is skipped; one that ours omits counts as its fallback.
+It compares the rates at size 0 and at each size where a tier begins; ids are looked up as for a
+call. A figure that their table omits is skipped. For one that ours omits, our fallback is compared.
 """
 
 from __future__ import annotations

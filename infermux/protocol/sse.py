@@ -33,7 +33,7 @@ class Parser:
         self._size = 0  # of an unfinished event's data
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that *data* completes; raise ValueError for an event without end."""
+        """Return the events that *data* completes; raise ValueError if an event is too long."""
         if (
             not (self._rest or self._data or self._name)
             and data.startswith(b"data: ")

@@ -4,9 +4,9 @@ Refused are NaN and Infinity, numbers that overflow, duplicate keys, lone surrog
 not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level member stands
 in the text, so that one value can be replaced without changing a byte of the others.
 
-The C parser reads a text once. Where a text has many small parts, a hook that sees each pair would
-take twice as long: there the colons and brackets outside strings are counted in the bytes, which
-tells the depth before the parser descends, and duplicate keys by comparison with what it found.
+The C parser reads a text once. For a text of many small parts, a hook that sees each pair would
+double the time. Instead, the brackets and colons outside strings are counted: the brackets give the
+depth before parsing; more colons than parsed members mean a duplicate key.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _counted(text: str, raw: bytes, parse: Callable[[str, json.JSONDecoder], T])
 
 
 def _members(text: str, what: str, decoder: json.JSONDecoder) -> Document:
-    """Read the top level by hand, for the spans; the values are read by *decoder*."""
+    """Parse the top level by hand to record the spans; *decoder* parses the values."""
     begin = _START.match(text)
     if begin is None:
         decoder.decode(text)  # raises if the text is not JSON at all

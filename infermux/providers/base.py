@@ -1,4 +1,4 @@
-"""What a provider is, and the guard around its code, which may be anybody's."""
+"""What a provider is, and the guard around its code, which may be a third party's."""
 
 from __future__ import annotations
 

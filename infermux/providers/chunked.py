@@ -1,7 +1,7 @@
-"""The body of a stream, piece by piece as it comes: in chunks, by a length, or until the end.
+"""Reads the body of a stream as it arrives: in chunks, by a length, or until the connection ends.
 
-RFC 9112, sections 6 and 7. http.client and urllib3 ask the socket and themselves a dozen times for
-each event of a stream; here it is once, for all that has come.
+RFC 9112, sections 6 and 7. http.client and urllib3 make a dozen calls for each event of a stream;
+this module makes one for all bytes that have arrived.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its conn
 
 
 class HTTPProvider(Provider):
-    """An address that speaks a dialect."""
+    """A provider that is called over HTTP, in one of the dialects."""
 
     any_model = True  # a vendor has more models than anybody lists
 
@@ -143,7 +143,7 @@ class HTTPProvider(Provider):
                 answer.raw.close()  # a stream that was left early must stop costing money at once
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
-        """Return what of the request the model cannot be told, for planning."""
+        """Return what of the request cannot be expressed for *model*, for planning."""
         return self.dialect.unsaid(request, model)
 
     def close(self) -> None:
@@ -341,7 +341,7 @@ class Redactor:
         self._pieces = {piece for key in keys for piece in _pieces(key)}
 
     def __call__(self, message: str) -> str:
-        """Return at most 600 characters of *message* that tell no secret."""
+        """Return at most 600 characters of *message*, with secrets redacted."""
         if len(message) > MAX_WORDS:  # without its last word, which may be half a key
             message = message[:MAX_WORDS].rstrip(_VISIBLE)
         for own in self._own:

@@ -221,7 +221,7 @@ class Names:
 
 
 def _literal(host: str, port: int) -> Address | None:
-    """Return the address that *host* is, or None: names need a thread, whose turn may come late."""
+    """Return the address if *host* is an IP address; None for a name, which needs a thread."""
     for family, place in ((socket.AF_INET, (host, port)), (socket.AF_INET6, (host, port, 0, 0))):
         with contextlib.suppress(OSError, ValueError):
             socket.inet_pton(family, host)
@@ -322,7 +322,7 @@ class _Connection(HTTPConnection):
         super().connect()
 
     def _new_conn(self) -> socket.socket:
-        """Return a new socket; the limit is one for its name, its addresses and TLS."""
+        """Return a new socket; one time limit covers the name look-up, connecting and TLS."""
         exchange, names = _current.exchange, _current.names
         limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
         try:
@@ -428,7 +428,7 @@ class Adapter(HTTPAdapter):
         return Answer(resp.status, resp.headers, resp, req)
 
     def post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
-        """Return the answer, its head read; a kept connection that has died is replaced once."""
+        """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
             return self._post(request, exchange)
         except ConnectionFailed:

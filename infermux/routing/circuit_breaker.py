@@ -50,7 +50,7 @@ class Permit:
     _ended: bool = False
 
     def started(self, seconds: float) -> None:
-        """Record the first content after *seconds*; a probe that streams has then succeeded."""
+        """Record that the first content came after *seconds*; a probe has then succeeded."""
         self._breaker._start(self, seconds)
 
     def succeeded(self, seconds: float | None = None) -> None:
@@ -179,7 +179,7 @@ class CircuitBreaker:
     # -- under the lock --
 
     def _wait(self, now: float) -> float:
-        """Return the seconds until a call would be admitted; infinity: unknown."""
+        """Return the seconds until a call would be admitted, or infinity if that is unknown."""
         if self.forced_open or self._probe is not None:
             return math.inf
         return max(self._open_until - now, self._cool_until - now, 0.0)

@@ -131,7 +131,7 @@ def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
 
 
 def _caller(router: Router, name: str) -> Caller:
-    """Return the caller of that name; without keys only the name is known here."""
+    """Return the caller called *name*; if no keys are configured, only its name is known."""
     if not name or router.keyring is None:
         return Caller(name)
     known = router.keyring.callers

@@ -297,8 +297,8 @@ class Router:
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
 
-        To fail over is to take the next target in the queue; to retry is to append a target
-        behind the others, with a wait. Attempts and deadline are totals.
+        A failover takes the next target from the queue. A retry appends the failed target to the
+        queue, with a wait. The limit of attempts and the deadline hold for all targets together.
         """
         assert call.plan is not None
         failover = Deadline(FAILOVER_SECONDS)  # of the attempts behind which another target waits

@@ -104,7 +104,7 @@ def metrics_text(router: Router) -> bytes:
 
 
 def count_failed_login(router: Router, api: str) -> None:
-    """Count a request to *api* with a key that does not open it."""
+    """Count a request to *api* whose key is not valid there."""
     slot = monitor(router).memory.own
     with slot.lock:
         slot.add(("failed_logins_total", api))
@@ -151,7 +151,7 @@ def command(router: Router, action: str, provider: str, model: str | None) -> tu
 
 
 def _apply(router: Router, command: Command) -> None:
-    """Apply a command; targets that are first called later inherit the provider's."""
+    """Apply a command; one for a provider also holds for targets that are first called later."""
     provider, pool = command.provider, router.targets
     if provider not in router.registry:
         return

@@ -1,11 +1,11 @@
-"""gunicorn's thread worker with five changes.
+"""gunicorn's thread worker with six changes.
 
-1. Answers to, and logs of, refused requests repeat nothing of them.
+1. Responses and log lines about a refused request do not quote it.
 2. A worker survives a lack of file descriptors.
 3. A burst of requests starts a few at a time, so that each soon waits for its provider.
 4. GET requests, such as health checks, do not wait behind such a burst.
-5. A thread answers its client's further requests without the main loop.
-6. Where no thread can be started, a request waits for one of those that there are.
+5. A thread itself answers the next requests of its client, without the main loop.
+6. If no thread can be started, a request waits for an existing one.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class WorkerSlot:
         self.acknowledged = 0
 
     def at(self, key: Key, width: int = 1) -> int:
-        """Return the first of the *width* cells of a series; new ones are 0."""
+        """Return the index of the first of a series' *width* cells; new cells hold 0."""
         found = self._at.get(key)
         return self._new(key, width) if found is None else found
 
@@ -222,7 +222,7 @@ class SharedMemory:
             return new.number
 
     def commands(self, since: int) -> list[Command]:
-        """Return the valid commands after number *since*."""
+        """Return the commands with a number above *since* that no later command replaces."""
         with self._locked():
             return [command for command in self._read_commands() if command.number > since]
 

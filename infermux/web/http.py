@@ -165,7 +165,7 @@ def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
 
 
 def json_body(decode: Callable[[bytes], T]) -> T:
-    """Return the body as *decode* of strict_json reads it; raise RequestError."""
+    """Return the body, decoded by *decode*; turn its ValueError into a RequestError."""
     try:
         return decode(read_body())
     except ValueError as error:

@@ -66,7 +66,7 @@ def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder
 
 
 class StartResponse:
-    """A WSGI start_response that a view may call before its response does."""
+    """A WSGI start_response that a view can call before it returns its response."""
 
     __slots__ = ("_start", "_write")
 
@@ -84,7 +84,7 @@ class StartResponse:
 
 
 def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a WSGI application whose views find their start_response in the environ."""
+    """Return a WSGI application that puts start_response into the environ, for the views."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         environ[START] = start = StartResponse(start_response)

@@ -85,7 +85,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
 
 @contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Turn an error of reading a request into a RequestError that names *place*."""
+    """Turn errors about a malformed request into a RequestError that names *place*."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -316,7 +316,7 @@ def _max_tokens(model: str, budget: int) -> int:
 def _thinking(
     params: JSON, version: tuple[int, int], limit: int | None, *, forced: bool, drop: Drop
 ) -> JSON:
-    """Return the effort: a level from generation 4.6 on, before a budget below max_tokens."""
+    """Translate reasoning_effort: to a level from 4.6 on, else to a budget below max_tokens."""
     effort = typed(params, "reasoning_effort", str)
     if effort is None or effort == "none":
         return {"thinking": OFF} if effort else {}

@@ -88,7 +88,7 @@ class Encoder:
         return event("message_start", {"message": message})
 
     def _drain(self, *, last: bool) -> bytes:
-        """Write waiting pieces: of the open block first, then block after whole block."""
+        """Write waiting pieces: those of the open block, then one block after another."""
         written = []
         while self._waiting:
             self._waiting, now = [], self._waiting

@@ -277,7 +277,7 @@ def usage_of(value: object) -> Usage | None:
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
-    """Yield a stream's chunks; its terminator is a finish reason and a clean end."""
+    """Yield a stream's chunks; raise StreamIncomplete if it ends without a finish reason."""
     reader = _Reader()
     for event in events:
         if event is None or not event.data:

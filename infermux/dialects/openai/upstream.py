@@ -286,7 +286,7 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
 
 
 def _reset(error: JSON) -> float | None:
-    """OpenRouter's body says when its limit resets, in milliseconds since 1970."""
+    """Return the seconds until OpenRouter's limit resets; the body has that as ms since 1970."""
     metadata = error.get("metadata")
     headers = metadata.get("headers") if isinstance(metadata, dict) else None
     reset = word(headers.get("X-RateLimit-Reset")) if isinstance(headers, dict) else ""
