@@ -45,6 +45,7 @@ def create_app(router: Router | None = None) -> Flask:
         if shell is None:
             raise
         raise OneLine(error.message) from None
+    build.apps.add(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     app.config[EARLY_HEADERS] = settings.server.early_headers
     app.register_blueprint(blueprint(router))

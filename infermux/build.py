@@ -36,6 +36,7 @@ from .types import Caller
 ECHO = "echo"
 log = logging.getLogger("infermux")
 routers: weakref.WeakSet[Router] = weakref.WeakSet()  # that serve, sized by the threads
+apps: weakref.WeakSet[Any] = weakref.WeakSet()  # of `app.create_app`
 pinned: Config | None = None  # what the server's master has read and checked for its workers
 
 

@@ -28,6 +28,7 @@ class Sized:
 
     def __init__(self, length: int | None) -> None:
         self._left = length
+        self.may_end = length is None  # with its connection
         self.done = length == 0
         self.rest = b""  # bytes behind the body
         self.error = None
@@ -44,6 +45,8 @@ class Sized:
 
 class Chunked:
     """A body in chunks; extensions and trailers are skipped."""
+
+    may_end = False
 
     def __init__(self) -> None:
         self.done = False
@@ -102,10 +105,25 @@ class Chunked:
             self.error = http.client.HTTPException("malformed chunk size")
 
 
+def is_chunked(raw: Any) -> bool:
+    """Whether the body of urllib3's response *raw* comes in chunks, by its head."""
+    codings: str = raw.headers.get("transfer-encoding", "")
+    return "chunked" in [coding.strip() for coding in codings.lower().split(",")]
+
+
+def length(raw: Any) -> int | None:
+    """Return the length of a body by its head; None: in chunks, or until the connection ends."""
+    if raw.status in (204, 304):
+        return 0
+    said = {each.strip() for each in raw.headers.get("content-length", "").split(",")}
+    number: str = said.pop()
+    return int(number) if number.isdigit() and not said and not is_chunked(raw) else None
+
+
 def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | None]:
     """Yield a body as it comes, None after *seconds* without a byte; then free its connection."""
     reader, response = exchange.reader, exchange.response
-    frame = Chunked() if raw.chunked else Sized(raw.length_remaining)
+    frame = Chunked() if is_chunked(raw) else Sized(length(raw))
     while not frame.done:
         data = reader.receive(seconds)  # type: ignore[union-attr]  # a response has a reader
         if data is None:
@@ -114,7 +132,7 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
             yield frame.feed(data)
             if frame.error is not None:  # only now: what came before is good
                 raise frame.error
-        elif raw.chunked or raw.length_remaining is not None:
+        elif not frame.may_end:
             raise http.client.IncompleteRead(b"")
         else:
             break  # the body ends with its connection

@@ -40,7 +40,7 @@ from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import OUT_OF_RESOURCES, Provider, provider_failed
-from .chunked import decoded, pieces
+from .chunked import decoded, length, pieces
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
@@ -203,8 +203,8 @@ class HTTPProvider(Provider):
     def _read(self, answer: Answer, exchange: Exchange, limit: int | None = None) -> bytes:
         """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
         raw, most = answer.raw, limit or self._max_response
-        length = raw.length_remaining
-        if length is not None and length <= most and _is_plain(answer):
+        size = length(raw)
+        if size is not None and size <= most and _is_plain(answer):
             return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
         try:

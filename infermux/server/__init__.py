@@ -14,8 +14,6 @@ import logging
 import os
 import resource
 import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -37,8 +35,8 @@ from . import status
 log = logging.getLogger("infermux")
 
 PORT = 8600
+MIN_CONNECTIONS = 4096  # of a worker, about
 MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
-CLIENT_SECONDS = 10  # after which a client that neither sends nor reads is disconnected
 LARGE_BLOCK = 1024 * 1024  # bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GC_THRESHOLD = 10_000  # new objects between garbage collections
@@ -75,7 +73,8 @@ def options(server: Server) -> dict[str, Any]:
         "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
-        "worker_connections": 4 * server.threads,  # with room for idle kept-alive ones
+        # with room for idle ones, and those that send slowly: neither has a thread
+        "worker_connections": server.threads * max(4, -(-MIN_CONNECTIONS // server.threads)),
         "keepalive": 30,
         "graceful_timeout": server.graceful,
         "accesslog": None,
@@ -113,17 +112,26 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Set the timeouts of clients; accepted connections inherit them from the listener."""
-    _warn_if_open(server)
-    timeout = struct.pack("ll", CLIENT_SECONDS, 0)
-    for listener in server.LISTENERS:
-        with contextlib.suppress(OSError, AttributeError):  # a Unix socket has none
-            set_option = listener.sock.setsockopt
-            set_option(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-            set_option(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-            set_option(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
-            # each byte sent restarts SO_SNDTIMEO; this ends a client that has stopped reading
-            set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
+    """Say in a line where anyone may call."""
+    public = [place for bind in server.cfg.bind if (place := _public(bind))]
+    if public and build.settings().keys is None:
+        server.log.warning(
+            "no [keys]: the endpoints at %s are open to anyone, "
+            "unless an application of yours asks for a login",
+            _listed(public),
+        )
+
+
+def _public(bind: str) -> str:
+    """Return the address of gunicorn's `bind` if others than this host can reach it."""
+    if bind.startswith(("unix:", "fd://")):
+        return ""
+    parts = urlsplit("//" + bind.removeprefix("tcp://"))
+    host = parts.hostname or "0.0.0.0"
+    with contextlib.suppress(ValueError):  # a name
+        if ip_address(host.partition("%")[0]).is_loopback:
+            return ""
+    return "" if host == "localhost" else f"{host}:{parts.port if parts.port is not None else 8000}"
 
 
 def _summary(config: Config, router: Router) -> dict[str, str]:
@@ -146,22 +154,6 @@ def _summary(config: Config, router: Router) -> dict[str, str]:
     }
 
 
-def _warn_if_open(server: Any) -> None:
-    """Say in a line where anyone may call."""
-    places = [listener.sock.getsockname() for listener in server.LISTENERS]
-    public = [
-        f"{place[0]}:{place[1]}"
-        for place in places
-        if isinstance(place, tuple) and not ip_address(str(place[0]).partition("%")[0]).is_loopback
-    ]
-    if public and build.settings().keys is None:
-        server.log.warning(
-            "no [keys]: the endpoints at %s are open to anyone, "
-            "unless an application of yours asks for a login",
-            _listed(public),
-        )
-
-
 def _listed(names: Sequence[str]) -> str:
     """Return the first of *names*, and how many more there are."""
     shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
@@ -178,8 +170,7 @@ def on_reload(server: Any) -> None:
     """Renew the application of --preload; without it, each worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
-        app = server.app.wsgi()
-        if getattr(app, "import_name", "") == "infermux":  # not a host application
+        for app in list(build.apps):
             app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
             app.config[EARLY_HEADERS] = build.pinned.server.early_headers
 

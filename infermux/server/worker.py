@@ -1,4 +1,4 @@
-"""gunicorn's thread worker with six changes.
+"""gunicorn's thread worker with eight changes.
 
 1. Responses and log lines about a refused request do not quote it.
 2. A worker survives a lack of file descriptors.
@@ -6,6 +6,8 @@
 4. GET requests, such as health checks, do not wait behind such a burst.
 5. A thread itself answers the next requests of its client, without the main loop.
 6. If no thread can be started, a request waits for an existing one.
+7. A request gets a thread once its head has come, for which it has ten seconds.
+8. A body has to come at a kilobyte a second, and few threads may wait for one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import http
 import os
 import select
 import socket
+import struct
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -25,19 +29,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
+from ..admission import ConcurrencyLimiter
 from ..errors import InferMuxError, RequestError, is_own_want
 from ..protocol import strict_json
 from ..types import LogThrottle
 
-KEEP_THREAD_MS = 10  # how long a thread waits for its client's next request
+KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
 TURN_SECONDS = 0.001  # between such starts, at least
 ACCEPTS_PER_TURN = 256  # in a burst
 PAUSE_SECONDS = 0.1  # without a free descriptor
-OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+CLIENT_SECONDS = 10  # for a head, before the pace of a body counts, and for a client that reads
+HEAD_BYTES = 65536  # of a head; a longer one is refused
+BODY_BYTES = 16_384  # of a body that are waited for without a thread
+PACE = 1024.0  # bytes of a body in a second, at least
+BRIEF_SECONDS = 0.25  # that a thread may wait for more where many do
+CHECK_SECONDS = 0.25  # from one look at the requests that are still coming to the next
+CUTS_PER_CHECK = 500
+LINGER_SECONDS = 2.0  # for a client to read the last answer before its connection is closed
+LINGER_READS, LINGER_BYTES = 16, 4096  # at most, and in each
 STATUSES = {  # by the name of gunicorn's exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
@@ -45,6 +57,13 @@ STATUSES = {  # by the name of gunicorn's exception; others are 400
     "UnsupportedTransferCoding": 501,
     "ForbiddenProxyRequest": 403,
 }
+SETTINGS = (  # that each request looks up, in one version of gunicorn or another
+    "keepalive certfile keyfile pre_request post_request limit_request_line limit_request_fields "
+    "limit_request_field_size http_parser protocol http2_cleartext proxy_protocol "
+    "permit_unconventional_http_method casefold_http_method forwarded_allow_ips forwarder_headers "
+    "secure_scheme_headers strip_header_spaces workers errorlog accesslog syslog logconfig "
+    "logconfig_dict logconfig_json"
+)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -55,96 +74,60 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.log: Any = copy.copy(self.log)  # the master keeps its own
         self.log.exception = self._log_exception
         self._complaint = LogThrottle()
-        self._waiting: deque[Any] = deque()  # connections whose request has not started
-        self._started = 0.0  # when one last did
-        self._active = 0  # connections that have a thread or wait for one
+        self._hook = self.cfg.pre_request
 
     def init_process(self) -> None:
-        """Make the settings plain attributes: each request looks up two dozen."""
-        self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
+        """Make settings plain attributes: gunicorn looks each up in two steps."""
+        self.cfg.set("pre_request", self._begin)
+        known = [name for name in SETTINGS.split() if hasattr(self.cfg, name)]
+        self.cfg.__dict__.update({name: getattr(self.cfg, name) for name in known})
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """Return the threads that answer requests."""
-        return Threads(max_workers=self.cfg.threads)
+        self.threads = Threads(self)
+        return self.threads
+
+    def _begin(self, worker: Any, req: Any) -> None:
+        """Let the application leave a body unread, and have its connection closed."""
+        self._hook(worker, req)
+        if hasattr(req, "unreader"):  # HTTP/1
+            req.body.refuse, current = req.force_close, self.threads.current
+            current.unreader, current.sock.has_head = req.unreader, True
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, or many during a burst: one may be a health check."""
+        self.threads.listen(listener)
         try:
             super().accept(listener)
-            for _ in range(ACCEPTS_PER_TURN if self._waiting else 0):
-                before = self._active
+            threads = self.threads
+            for _ in range(ACCEPTS_PER_TURN if threads.waiting or threads.arriving else 0):
+                before = threads.submitted
                 super().accept(listener)
-                if self._active == before:
+                if threads.submitted == before:
                     break
         except OSError as error:
-            if error.errno not in OUT_OF_DESCRIPTORS:
+            if not is_own_want(error):
                 raise
             if self._complaint.due():
-                self.log.error("cannot accept connections: %s", os.strerror(error.errno))
+                self.log.error("cannot accept connections: %s", os.strerror(error.errno or 0))
             time.sleep(PAUSE_SECONDS)
-
-    def enqueue_req(self, conn: Any) -> None:
-        """Queue a request; during a burst a GET starts at once."""
-        self._active += 1
-        if self._waiting and _is_get(conn.sock):
-            super().enqueue_req(conn)
-        else:
-            self._waiting.append(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Handle events, then start some of the queued requests."""
-        burst = bool(self._waiting)
-        super().wait_for_and_dispatch_events(TURN_SECONDS if burst else timeout)
-        now = time.monotonic()
-        if burst and now - self._started < TURN_SECONDS:
-            return
-        for _ in range(min(STARTS_PER_TURN, len(self._waiting))):
-            self._started = now
-            super().enqueue_req(self._waiting.popleft())
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        """Take a connection back from its thread."""
-        self._active -= 1
-        super().finish_request(conn, fs)
-
-    def handle(self, conn: Any) -> Any:
-        """Answer a client's requests while the next one follows at once.
-
-        The way through the main loop would cost a tenth of a call.
-        """
-        conn.wait_for_data = partial(_wait_for_data, conn)
-        kept = super().handle(conn)
-        while kept is True and self._next_follows(conn):
-            kept = super().handle(conn)
-        if not kept:
-            # not in the main loop, which would wait two seconds for a client's FIN
-            with contextlib.suppress(OSError):
-                conn.close(graceful=True)
-            conn.close = lambda graceful=False: None  # the main loop calls it again
-        return kept
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Call the application, which may leave the body unread and have the connection closed."""
-        req.body.refuse = req.force_close
-        return super().handle_request(req, conn)
-
-    def _next_follows(self, conn: Any) -> bool:
-        """Wait for the next request while at least half of the threads are free."""
-        if conn.parser.unreader.buf.getvalue():
-            return True  # it has been read together with the last one
-        if not self.alive or self.cfg.is_ssl or 2 * self._active > self.cfg.threads:
-            return False  # poll() does not see what TLS has read
-        poll = select.poll()
-        poll.register(conn.sock, select.POLLIN)
-        return bool(poll.poll(KEEP_THREAD_MS))
+        burst = bool(self.threads.waiting)
+        if burst or self.threads.arriving:
+            timeout = min(timeout, TURN_SECONDS if burst else CHECK_SECONDS)
+        super().wait_for_and_dispatch_events(timeout)
+        self.threads.take_turn(time.monotonic(), burst=burst)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer a request that gunicorn refuses, or that failed."""
         name = type(exc).__name__
         if isinstance(exc, OSError) or (req is not None and "Chunk" in name):
             return  # the client has left, or the application has answered
-        refused = isinstance(exc, ParseException) and (req is None or name in STATUSES)
+        gunicorns = type(exc).__module__.startswith("gunicorn.")
+        refused = gunicorns and (req is None or name in STATUSES)
         status = STATUSES.get(name, 400) if refused else 500
         if status == 500:
             self.log.exception("error handling a request")
@@ -164,50 +147,305 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.log.error(f"{message}: %s\n%s", *args, type(error).__name__, frames)
 
 
+class Client(socket.socket):
+    """The socket of a client, which has to send its requests at a pace.
+
+    It is always a blocking one, so that the options count that bound how long it sends; recv()
+    waits by itself. Few threads may wait so.
+    """
+
+    def __init__(self, sock: socket.socket, readers: ConcurrencyLimiter) -> None:
+        super().__init__(fileno=sock.detach())
+        super().setblocking(True)
+        self._readers, self._patience = readers, float(CLIENT_SECONDS)
+        self.begin()
+        self.watch()
+
+    def begin(self) -> None:
+        """Expect the next request."""
+        self.has_head = False  # whether its head has been read
+        self._received = 0  # bytes
+        self._waited = 0.0  # seconds
+
+    def watch(self) -> None:
+        """Expect more of the next request."""
+        self.seen = 0  # bytes that are there
+        self.body: int | None = None  # those of its body, once the head is there
+        self.since = time.monotonic()  # from when on its head counts as slow, then its body
+        self.is_get = False
+
+    def setblocking(self, flag: bool) -> None:
+        """Stay blocking."""
+
+    def settimeout(self, value: float | None) -> None:
+        """Bound how long recv() waits."""
+        self._patience = CLIENT_SECONDS if value is None else value
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Read; raise TimeoutError if the client is too slow, OSError if too many threads wait."""
+        try:
+            data = super().recv(bufsize, flags | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._wait()
+            data = super().recv(bufsize, flags | socket.MSG_DONTWAIT)
+        self._received += len(data)
+        return data
+
+    def _wait(self) -> None:
+        readers, start = self._readers, time.monotonic()
+        if not readers.acquire():
+            raise OSError(errno.ENOBUFS, "too many threads wait for clients")
+        allowed = CLIENT_SECONDS + self._received / PACE * self.has_head - self._waited
+        allowed = min(allowed, self._patience)
+        many = 1 < readers.used > readers.limit * 2 // 3
+        try:
+            if not is_readable(self, min(allowed, BRIEF_SECONDS) if many else allowed):
+                code = errno.ENOBUFS if many else errno.ETIMEDOUT  # the latter is a TimeoutError
+                raise OSError(code, "a client sends too slowly")
+        finally:
+            readers.release()
+            self._waited += time.monotonic() - start
+
+    def lacks(self, *, eager: bool) -> int:
+        """Return how many bytes have to be there before the request may start, 0 if it may.
+
+        That is with its head, or if not *eager* with all of its body or a good part of it.
+        """
+        try:
+            data = super().recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 1
+        except OSError:
+            return 0  # its thread finds out why
+        before, self.seen = self.seen, len(data)
+        end = data.find(b"\r\n\r\n", max(0, before - 3) if self.body is None else 0) + 4
+        if end < 4:
+            # without more of it, the client has ended, or the kernel can hold no more
+            return len(data) + 1 if before < len(data) < HEAD_BYTES else 0
+        if self.body is None:
+            self.since, self.is_get = time.monotonic(), data.startswith(b"GET /")
+        self.body = len(data) - end
+        if eager or len(data) == before or self.body >= BODY_BYTES:
+            return 0
+        wanted = _body_size(data[:end].lower())
+        if wanted is None:
+            return 0 if self.body and data.endswith(b"\r\n\r\n") else len(data) + 1
+        return end + wanted if wanted > self.body else 0
+
+    def is_too_slow(self, now: float) -> bool:
+        """Whether the head should be there by now, or more of the body."""
+        return now - self.since > CLIENT_SECONDS + (self.body or 0) / PACE
+
+
+def _body_size(head: bytes) -> int | None:
+    """Return how many bytes of a body are worth waiting for, None where its end will tell."""
+    if b"\r\nexpect:" in head:  # the client waits, too
+        return 0
+    if b"\r\ntransfer-encoding:" in head:
+        return None
+    length = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0].strip()
+    return min(int(length), BODY_BYTES) if length.isdigit() and len(length) < 20 else 0
+
+
+CLOSED = Client(socket.socket(), ConcurrencyLimiter(1))  # what gunicorn may close again
+CLOSED.close()
+
+
+class Job(Future[Any]):
+    """A request, or several of one client, for a thread."""
+
+    def __init__(self, function: Any, conn: Any) -> None:
+        super().__init__()
+        self.function, self.conn = function, conn
+
+
 class Threads(ThreadPoolExecutor):
-    """Threads of which one may be missing: what was to start it waits for another one."""
+    """The threads of a worker; a request gets one in its turn, once enough of it has come.
+
+    One thread may be missing: what was to start it waits for another one.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.size: int = worker.cfg.threads
+        super().__init__(self.size)
+        self.submitted = 0
+        self.waiting: deque[Job] = deque()  # that could start
+        self.arriving: set[Job] = set()  # of which too little has come
+        self.current = threading.local()  # the `sock` and `unreader` of a thread's last request
+        self._worker = worker
+        self._has_tls = bool(worker.cfg.certfile or worker.cfg.keyfile)
+        self._listeners: set[Any] = set()
+        self._readers = ConcurrencyLimiter(max(1, self.size * 3 // 4))  # that wait for clients
+        self._eager = max(1, self.size // 8)  # of them, for what needs no thread to be waited for
+        self._busy: set[Job] = set()  # that have a thread, or wait for one
+        self._started = self._checked = 0.0  # when one last did, and they last were
+
+    def listen(self, listener: Any) -> None:
+        """Have connections accepted once something has come."""
+        if listener not in self._listeners:
+            self._listeners.add(listener)
+            with contextlib.suppress(OSError):  # a Unix socket has none
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
 
     def submit(self, function: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        """Queue a call; the executor's own future is lost where no thread can be started."""
-        future: Future[Any] = Future()
+        """Queue a request, or watch for more of it."""
+        job = Job(function, conn := args[0])
+        self.submitted += 1
+        if not conn.data_ready:  # it is new
+            _bound(conn.sock)
+            if not self._has_tls:
+                conn.sock = Client(conn.sock, self._readers)
+            conn.data_ready = not self._has_tls or is_readable(conn.sock, 0)
+        elif isinstance(conn.sock, Client):
+            conn.sock.begin()
+            conn.sock.watch()
+        self._look(job)
+        return job
+
+    def _look(self, job: Job, _: object = None) -> None:
+        """Queue a request of which enough has come; watch for more of another one."""
+        sock, known = job.conn.sock, job in self.arriving
+        if not isinstance(sock, Client):
+            self.waiting.append(job)
+            return
+        if lacking := sock.lacks(eager=self._readers.used < self._eager):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lacking)
+            if not known:
+                self.arriving.add(job)
+                self._worker.poller.register(sock, select.POLLIN, partial(self._look, job))
+            return
+        if known:
+            self._forget(job)
+        if sock.body is None and sock.seen == HEAD_BYTES:
+            job.function = partial(_refuse, status=431)
+        if self.waiting and sock.is_get:  # during a burst
+            self._start(job)
+        else:
+            self.waiting.append(job)
+
+    def _forget(self, job: Job) -> None:
+        """No longer watch for more of a request."""
+        self.arriving.remove(job)
+        sock = job.conn.sock
+        self._worker.poller.unregister(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def _start(self, job: Job) -> None:
+        """Give a request to a thread."""
+        self._busy.add(job)
         try:
-            super().submit(_run, future, function, *args, **options)
+            super().submit(self._run, job)
         except RuntimeError as error:
             if not is_own_want(error):
                 raise
-        return future
+
+    def take_turn(self, now: float, *, burst: bool) -> None:
+        """Start some of the queued requests; refuse those that come too slowly."""
+        if now - self._checked > CHECK_SECONDS:
+            self._checked = now
+            self._check(now)
+        if burst and now - self._started < TURN_SECONDS:
+            return
+        for _ in range(min(STARTS_PER_TURN, len(self.waiting))):
+            self._started = now
+            self._start(self.waiting.popleft())
+
+    def _check(self, now: float) -> None:
+        late = [job for job in self.arriving if job.conn.sock.is_too_slow(now)]
+        for job in late[:CUTS_PER_CHECK]:
+            self._forget(job)
+            job.function = partial(_refuse, status=408)
+            self._start(job)
+        whole = [job for job in self.arriving if job.conn.sock.body is not None]
+        for job in whole[: max(0, self._eager - self._readers.used)]:
+            self._look(job)
+
+    def _run(self, job: Job) -> None:
+        try:
+            job.set_result(self._serve(job))
+        except BaseException as error:
+            job.set_exception(error)
+
+    def _serve(self, job: Job) -> Any:
+        """Answer a client's requests while the next one follows at once.
+
+        The way through the main loop would cost a tenth of a call.
+        """
+        self.current.sock = CLOSED if self._has_tls else job.conn.sock
+        try:
+            kept = job.function(job.conn)
+            while kept is True and self._next_follows(job.conn.sock):
+                kept = job.function(job.conn)
+            if not kept:
+                self._close(job.conn)
+            return kept
+        finally:
+            self._busy.discard(job)
+
+    @property
+    def _is_calm(self) -> bool:
+        """Whether at least half of the threads are free."""
+        return 2 * len(self._busy) <= self.size
+
+    def _next_follows(self, sock: Any) -> bool:
+        """Wait a moment for the next request while at least half of the threads are free."""
+        is_there = bool(self.current.unreader.buf.getvalue())  # read together with the last one
+        if not isinstance(sock, Client):
+            return is_there  # poll() does not see what TLS has read
+        sock.begin()
+        if is_there:
+            return True
+        if not self._is_calm or not is_readable(sock, KEEP_THREAD_SECONDS):
+            return False
+        if self._readers.used < self._eager:
+            return True
+        sock.watch()
+        return not sock.lacks(eager=False) and (sock.body is not None or not sock.seen)
+
+    def _close(self, conn: Any) -> None:
+        """Close a connection; the main loop would wait two seconds for each client's FIN."""
+        sock, conn.sock = conn.sock, CLOSED
+        with contextlib.suppress(OSError, ValueError):
+            sock.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + (LINGER_SECONDS if self._is_calm else 0.0)
+            for _ in range(LINGER_READS):
+                left = end - time.monotonic()
+                if not is_readable(sock, left) or not socket.socket.recv(sock, LINGER_BYTES):
+                    break
+        with contextlib.suppress(OSError):
+            sock.close()
 
 
-def _run(future: Future[Any], function: Any, *args: Any, **options: Any) -> None:
-    try:
-        future.set_result(function(*args, **options))
-    except BaseException as error:
-        future.set_exception(error)
+def _refuse(conn: Any, *, status: int) -> bool:
+    """Answer a request of which too little or too much has come; say nothing without one."""
+    if conn.sock.seen:
+        with contextlib.suppress(OSError):
+            conn.sock.send(refusal(status), socket.MSG_DONTWAIT)
+    return False
 
 
-def _wait_for_data(conn: Any, timeout: float) -> bool:
-    """Wait for the first byte of a connection; gunicorn's own way takes a descriptor each time."""
-    if not conn.data_ready:
-        poll = select.poll()
-        poll.register(conn.sock, select.POLLIN)
-        conn.data_ready = bool(poll.poll(timeout * 1000))
-    ready: bool = conn.data_ready
-    return ready
+def _bound(sock: socket.socket) -> None:
+    """Bound how long a client may neither send nor read."""
+    timeout = struct.pack("ll", CLIENT_SECONDS, 0)
+    with contextlib.suppress(OSError):  # a Unix socket has not all of them
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        # each byte sent restarts SO_SNDTIMEO; this ends a client that has stopped reading
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
 
 
-def _is_get(sock: socket.socket) -> bool:
-    """Whether a GET has arrived, which costs next to nothing here."""
-    try:
-        return sock.recv(5, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"GET /"
-    except (OSError, ValueError):  # nothing has arrived, or TLS, which cannot peek
-        return False
+def is_readable(sock: socket.socket, seconds: float) -> bool:
+    """Whether a socket has something to read within a time; this takes no descriptor."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def refusal(status: int) -> bytes:
     """Return a complete error response."""
     phrase = http.HTTPStatus(status).phrase
     kind: type[InferMuxError] = RequestError
-    message = f"the request head was refused: {phrase.lower()}"
+    message = f"the request was refused: {phrase.lower()}"
     if status == 500:
         kind, message = InferMuxError, "internal error"
     error = {"message": message, "type": kind.type, "code": kind.code}

@@ -35,16 +35,19 @@ class Reporter(Exporter[TraceSpan]):
     def sender(self) -> Send[TraceSpan]:
         """Return the function that sends spans over its own connection."""
         connection: HTTPConnection | None = None
+        descriptor: int | None = None  # of the open connection
         path = ""
 
         def send(spans: list[TraceSpan]) -> int:
-            nonlocal connection, path
+            nonlocal connection, descriptor, path
             if connection is None:  # here, where an error costs spans and no more
                 connection, path = _connection(self.url)
             lost = 0
             for span in spans:
                 message = Message.wrap(self.source, TRACE_SPAN, span.to_dict(), checksum=True)
-                lost += not 200 <= _post(connection, path, message.to_bytes()) < 300
+                kept, descriptor = descriptor, None
+                status, descriptor = _post(connection, kept, path, message.to_bytes())
+                lost += not 200 <= status < 300
             return lost
 
         return send
@@ -68,16 +71,20 @@ def _connection(url: str) -> tuple[HTTPConnection, str]:
     return HTTPSConnection(*address, timeout=TIMEOUT_SECONDS, context=trusted), path
 
 
-def _post(connection: HTTPConnection, path: str, body: bytes) -> int:
+def _post(
+    connection: HTTPConnection, kept: int | None, path: str, body: bytes
+) -> tuple[int, int | None]:
     """Return the status of the response; raise OSError, ValueError or HTTPException without one.
 
-    Afterwards the connection is open only if the response has certainly ended.
+    *kept* is the descriptor of an open connection. The second value is that of the next call:
+    the connection is open only if the response has certainly ended.
     """
     try:
-        if connection.sock is not None and _is_readable(connection.sock.fileno()):
+        if kept is not None and _is_readable(kept):
             connection.close()  # TokenTrace has closed it, or sent more than it announced
         connection.request("POST", path, body, HEADERS)
         response = connection.getresponse()
+        descriptor = response.fileno()
     except BaseException:
         connection.close()
         raise
@@ -85,7 +92,8 @@ def _post(connection: HTTPConnection, path: str, body: bytes) -> int:
         response.read(MAX_BODY)
     if not response.isclosed():
         connection.close()
-    return response.status
+        return response.status, None
+    return response.status, descriptor
 
 
 def _is_readable(descriptor: int) -> bool:

@@ -21,6 +21,7 @@ from ..errors import (
     RequestError,
     RequestTooLarge,
     UnsupportedEncoding,
+    is_own_want,
     shown,
 )
 from ..planning.call import Call
@@ -125,27 +126,37 @@ def read_body(limit: int = MAX_BODY) -> bytes:
     own = request.max_content_length  # the app's MAX_CONTENT_LENGTH
     limit = min(limit, room.most, limit if own is None else own)
     try:
-        if size is not None and size > limit:
-            raise RequestEntityTooLarge
-        if "stream" in vars(request):  # it has been read, or a hook of the app reads it
-            data = request.get_data()
-        elif size is None:
-            data = _read_chunked(request, room, limit)
-        else:  # in a quarter of the time
-            room.take(size)
-            data = request.environ["wsgi.input"].read(size)
-            request.stream = io.BytesIO(data)
-        if len(data) > limit:
-            raise RequestEntityTooLarge
+        data = _received(request, room, size, limit)
     except RequestEntityTooLarge:
         refuse_body()
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
     except Overloaded:
         raise
-    except Exception:  # servers raise various errors for a truncated or malformed body
-        raise RequestError("the body ended early or is not well-formed") from None
+    except Exception as error:  # servers raise various errors for a truncated or malformed body
+        refuse_body()
+        if is_own_want(error):
+            raise Overloaded("too many clients send slowly; retry shortly") from None
+        slow = isinstance(error, TimeoutError)
+        what = "came too slowly" if slow else "ended early or is not well-formed"
+        raise RequestError(f"the body {what}") from None
     if size is not None and len(data) < size:
         raise RequestError(f"the body has {len(data)} bytes, but Content-Length is {size}")
+    return data
+
+
+def _received(request: Request, room: BodyRoom, size: int | None, limit: int) -> bytes:
+    if size is not None and size > limit:
+        raise RequestEntityTooLarge
+    if "stream" in vars(request):  # it has been read, or a hook of the app reads it
+        data = request.get_data()
+    elif size is None:
+        data = _read_chunked(request, room, limit)
+    else:  # in a quarter of the time
+        room.take(size)
+        data = request.environ["wsgi.input"].read(size)
+        request.stream = io.BytesIO(data)
+    if len(data) > limit:
+        raise RequestEntityTooLarge
     return data
 
 

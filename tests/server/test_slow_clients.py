@@ -1,0 +1,198 @@
+"""Clients that send a byte now and then: they are cut off, and nobody else waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from support import HELLO, PATIENCE, Service, eventually
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+BEGUN = {  # what each client has sent when it begins to drip
+    "head": HEAD + b"X-More: ",
+    "line": b"POST /v1/ch",
+    "body": HEAD + b"Content-Length: 100000\r\n\r\n{",
+    "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n",
+    "large": HEAD + b"Content-Length: 30000000\r\n\r\n" + b" " * 20_000,
+    "second": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + HEAD,
+    "unread": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1",
+}
+LATE = 1.0  # seconds within which a health check is answered meanwhile
+
+
+class Drips:
+    """Clients that have begun a request and send one byte of it each second."""
+
+    def __init__(self, port: int, kinds: list[str], count: int) -> None:
+        self.answers: dict[str, list[bytes]] = {kind: [] for kind in kinds}
+        self.open = 0
+        self._stop = threading.Event()
+        self._poller = selectors.DefaultSelector()
+        self._kinds: dict[socket.socket, str] = {}
+        self._found: dict[socket.socket, bytes] = {}
+        for number in range(count):
+            sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
+            kind = kinds[number % len(kinds)]
+            sock.sendall(BEGUN[kind])
+            sock.setblocking(False)
+            self._kinds[sock], self._found[sock] = kind, b""
+            self._poller.register(sock, selectors.EVENT_READ)
+            self.open += 1
+        self._thread = threading.Thread(target=self._drip)
+        self._thread.start()
+
+    def _drip(self) -> None:
+        after = 0.0
+        while not self._stop.is_set() and self._kinds:
+            for key, _ in self._poller.select(0.1):
+                self._read(key.fileobj)  # type: ignore[arg-type]
+            if time.monotonic() > after:
+                after = time.monotonic() + 1
+                for sock in list(self._kinds):
+                    with contextlib.suppress(OSError):
+                        sock.send(b"1")
+        for sock in list(self._kinds):
+            self._poller.unregister(sock)
+            sock.close()
+
+    def _read(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(65536)
+        except OSError:
+            data = b""
+        if data:
+            self._found[sock] += data
+            return
+        self._poller.unregister(sock)
+        sock.close()
+        self.answers[self._kinds.pop(sock)].append(self._found.pop(sock))
+        self.open -= 1
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._poller.close()
+
+
+@contextlib.contextmanager
+def dripping(service: Service, kinds: list[str], count: int) -> Iterator[Drips]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 500)), hard))
+    drips = Drips(service.port, kinds, count)
+    try:
+        yield drips
+    finally:
+        drips.close()
+
+
+def is_served_meanwhile(service: Service, drips: Drips, seconds: float) -> None:
+    """Expect health checks to be answered at once, and calls, until each dripping client is cut."""
+    end, slowest = time.monotonic() + seconds, 0.0
+    while drips.open:
+        assert time.monotonic() < end, f"{drips.open} clients still drip"
+        start = time.monotonic()
+        assert service.ask("/healthz").status == 200
+        slowest = max(slowest, time.monotonic() - start)
+        assert service.ask("/v1/chat/completions", HELLO).status == 200
+        time.sleep(0.1)
+    assert slowest < LATE
+
+
+Results = dict[str, Future[Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def results(request: pytest.FixtureRequest) -> Iterator[Results]:
+    """What comes of those that take their time, while the other tests run."""
+    chosen = " ".join(item.name for item in request.session.items)
+    tasks = {"are_cut": _be_cut, "keeps_the_pace": _keep_the_pace}
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(task) for name, task in tasks.items() if name in chosen}
+
+
+def _be_cut() -> dict[str, list[bytes]]:
+    """Return what 60 dripping clients were told."""
+    env = {"INFERMUX_SERVER__THREADS": "16", "INFERMUX_SERVER__WORKERS": "1"}
+    kinds = ["head", "line", "body", "chunks", "second", "unread"]
+    with Service(env=env) as service, dripping(service, kinds, 60) as drips:
+        is_served_meanwhile(service, drips, 20)
+    return drips.answers
+
+
+def _keep_the_pace() -> bytes:
+    """Send two kilobytes a second, in a head's time and beyond."""
+    body = b'{"model":"echo-v1","messages":[{"role":"user","content":"%b"}]}' % (b"x" * 27_000)
+    one = Service(env={"INFERMUX_SERVER__WORKERS": "1"})
+    with one as service, socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+        head = HEAD + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+        for at in range(0, len(head), 50):
+            sock.sendall(head[at : at + 50])
+            time.sleep(0.05)
+        for at in range(0, len(body), 1000):
+            sock.sendall(body[at : at + 1000])
+            time.sleep(0.4)
+        return sock.recv(65536)
+
+
+def test_a_head_that_is_too_long_is_refused_before_its_end() -> None:
+    lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 8000) for number in range(9))
+    one = Service(env={"INFERMUX_SERVER__WORKERS": "1"})
+    with one as service, socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+        sock.sendall(HEAD + lines)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 431")
+
+
+def test_what_comes_in_pieces_is_put_together() -> None:
+    """Requests cut anywhere, several in one packet, and one that ends in the middle."""
+    body = b'{"model":"echo-v1","messages":[{"role":"user","content":"x"}]}'
+    one = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with Service(env={"INFERMUX_SERVER__WORKERS": "1"}) as service:
+        for many in ([one, get, chunked, get, one, chunked], [get] * 5, [one] * 3):
+            whole = b"".join(many)
+            for step in (len(whole), 7, 100, 333):
+                with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+                    for at in range(0, len(whole), step):
+                        sock.sendall(whole[at : at + step])
+                        time.sleep(0.001)
+                    found = b""
+                    while found.count(b"HTTP/1.1 200") < len(many):
+                        found += sock.recv(65536)
+                    assert found.count(b"HTTP/1.1") == len(many)
+        for part in (one[:-5], HEAD, b"GET / HT", b""):
+            with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+                sock.sendall(part)
+                sock.shutdown(socket.SHUT_WR)
+                assert b"HTTP/1.1 200" not in sock.recv(65536)
+        eventually(lambda: service.ask("/healthz").status == 200)
+
+
+def test_clients_that_drip_are_cut_and_hold_no_thread(results: Results) -> None:
+    answers = results["are_cut"].result(2 * PATIENCE)
+    for kind in ("head", "line"):
+        assert all(found.startswith(b"HTTP/1.1 408") for found in answers[kind])
+    codes = {found[9:12] for kind in ("body", "chunks", "unread") for found in answers[kind]}
+    assert codes <= {b"200", b"400", b"408", b"503"} and codes & {b"400", b"408"}
+    assert {found.count(b"HTTP/1.1") for found in answers["second"]} == {1}
+
+
+def test_a_slow_client_that_keeps_the_pace_is_served(results: Results) -> None:
+    assert results["keeps_the_pace"].result(2 * PATIENCE).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kinds", [["head", "line"], ["body", "chunks", "unread"], ["large"], list(BEGUN)]
+)
+def test_a_host_with_thousands_of_dripping_clients_is_not_noticed(kinds: list[str]) -> None:
+    with Service() as service, dripping(service, kinds, 3300) as drips:
+        is_served_meanwhile(service, drips, 120)
