@@ -159,7 +159,7 @@ FAULTS = {
     "no choices": Fault(says(answer(200, chat("", choices=[]))), (502,)),
     "deep": Fault(says(answer(200, b"[" * 100_000 + b"]" * 100_000)), (502, 504)),  # slow to read
     "nothing": Fault(says(b"HTTP/1.1 204 No Content\r\n\r\n"), (502,)),
-    "bomb": Fault(bombs, (502,)),
+    "bomb": Fault(bombs, (502, 504)),  # slow to unpack
     "corrupt gzip": Fault(
         says(answer(200, b"\x1f\x8b\x08 not gzip", {"Content-Encoding": "gzip"})), (502,)
     ),
