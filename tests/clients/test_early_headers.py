@@ -111,10 +111,14 @@ def service(
         yield running
 
 
+def client_of(service: Service) -> openai.OpenAI:
+    address = f"http://127.0.0.1:{service.port}/v1"
+    return openai.OpenAI(base_url=address, api_key="any", max_retries=0, timeout=30)
+
+
 @pytest.fixture
 def oai(service: Service) -> Iterator[Any]:
-    address = f"http://127.0.0.1:{service.port}/v1"
-    with openai.OpenAI(base_url=address, api_key="any", max_retries=0, timeout=30) as client:
+    with client_of(service) as client:
         yield client
 
 
@@ -436,9 +440,12 @@ def test_every_delta_of_a_responses_stream_is_passed_on_before_the_next(
 
 @pytest.mark.slow
 def test_an_answer_that_only_began_can_still_come_from_elsewhere(
-    service: Service, vendors: Vendors, oai: Any
+    vendors: Vendors, receiver: TokenTrace, tmp_path: Path
 ) -> None:
-    """response.created, in_progress and an empty message are no content: a retry is invisible."""
+    """response.created, in_progress and an empty message are no content: a retry is invisible.
+
+    The service is new: the failures of other tests have not spent its retries.
+    """
     item = {"item": {"type": "message", "id": "m", "role": "assistant", "content": []}}
     added = event_of("response.output_item.added", item | {"output_index": 0})
     opening = [event_of(*each) for each in OPENING]
@@ -446,7 +453,8 @@ def test_an_answer_that_only_began_can_still_come_from_elsewhere(
     whole = [event_of("response.output_text.delta", text)]
     whole.append(event_of("response.completed", {"response": RESPONSE | {"status": "completed"}}))
     vendors["openai"].script(stream(*opening, added, end="reset"), stream(*opening, added, *whole))
-    events = list(oai.responses.create(model="gpt-asked", input="x", stream=True))
+    with serving(vendors, receiver, tmp_path) as service, client_of(service) as oai:
+        events = list(oai.responses.create(model="gpt-asked", input="x", stream=True))
     assert [event.type for event in events].count("response.created") == 1
     assert len(vendors["openai"].seen) == 2
 
