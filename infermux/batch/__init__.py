@@ -1,6 +1,6 @@
-"""Batches: sends the requests of many lines through a router, within a budget, in constant memory.
+"""Runs batches: sends the requests in the lines of a file through a router, in constant memory.
 
-`Batch` runs them; `lines` reads and writes the lines.
+`Batch` runs one within a budget; `lines` reads and writes the lines.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _HardBudget(NamedTuple):
 
 
 class Tally:
-    """The counts of a run."""
+    """The counts of a run; costs are in pico-USD."""
 
     def __init__(self) -> None:
         self.ok = self.failed = self.tokens_in = self.tokens_out = self.cost = self.unpriced = 0
@@ -56,13 +56,13 @@ class Tally:
 
     @property
     def lines(self) -> int:
-        """How many lines have a result."""
+        """The number of lines with a result."""
         return self.ok + self.failed
 
 
 @dataclass(eq=False)
 class Batch:
-    """One run over the lines of a batch, by threads that each hold one line at a time."""
+    """A run over the lines of a batch, in threads that each hold one line at a time."""
 
     router: Router
     write: Callable[[bytes], object]
@@ -85,9 +85,9 @@ class Batch:
         self._halt = threading.Event()
 
     def run(self, asked: Iterator[Line], tick: Callable[[], object]) -> None:
-        """Answer *asked*, all of them or until a stop, and call *tick* meanwhile.
+        """Process the lines *asked* until their end or a stop; call *tick* meanwhile.
 
-        After a stop the lines in flight still get their results.
+        After a stop, lines in flight still get their results. Raise the first error of a thread.
         """
         self._threads = self.concurrency
         for _ in range(self.concurrency):  # daemons: one may wait for endless input at exit
@@ -143,7 +143,7 @@ class Batch:
                 return line
 
     def _finish(self, line: Line) -> None:
-        """Give a line its result, unless the run stops before the line is sent."""
+        """Send a line and write its result, unless the run stops before it is sent."""
         try:
             if isinstance(line.asked, InferMuxError):
                 raise line.asked
@@ -172,7 +172,7 @@ class Batch:
     def _ask(
         self, request: InferRequest, encode: Encode, calls: list[Call]
     ) -> tuple[int, str, bytes] | None:
-        """Return status, id and body, after waiting if need be; None after a stop."""
+        """Send a request, with retries; return status, id and body, or None after a stop."""
         until = time.monotonic() + MAX_WAIT
         while True:
             call = self.router.begin(request, caller=self._caller, api="batch")
@@ -195,7 +195,7 @@ class Batch:
                 return None
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
-        """Whether a vendor throttles, or every circuit is open now."""
+        """Return whether the vendor throttles or is down, or every circuit is open now."""
         if isinstance(error, NoHealthyProvider):
             route = self.router.registry.route(request.model, request.provider)
             priced = self.budget is not None
@@ -209,7 +209,7 @@ class Batch:
 
     def _put(self, line: Line, result: bytes, *, ok: bool) -> None:
         with self._writing:  # results do not mix
-            if self.error is not None:  # nothing may follow a result that was cut off
+            if self.error is not None:  # nothing may follow an incomplete result
                 return
             try:
                 self.write(result)
@@ -222,7 +222,7 @@ class Batch:
             self.tally.bytes += line.size
 
     def _settle(self, calls: list[Call], worst: int) -> None:
-        """Count the cost of a line's calls; an unpriced one uses up the worst case."""
+        """Count the cost of a line's calls, for unpriced ones the worst case."""
         cost, unpriced = _cost(calls)
         with self._state:
             self._held -= worst
@@ -235,7 +235,7 @@ class Batch:
             self._state.notify_all()
 
     def _hold(self, worst: int) -> bool:
-        """Hold *worst* as soon as the budget has room; stop the run if it never will."""
+        """Return whether *worst* pico-USD are reserved; wait for room in the budget, or stop."""
         if self.budget is None:
             return True
         with self._state:

@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Recent:
-    """The last million custom_ids or so, as hashes, in constant memory."""
+    """Remembers about a million recent custom_ids as hashes, in constant memory."""
 
     def __init__(self) -> None:
         self._hashes = array("q", bytes(8 * RECENT_IDS))
@@ -60,12 +60,12 @@ class Recent:
 
 
 class Done:
-    """Which lines a file of results answers (a bit for each), and what they cost."""
+    """The lines that have a result, as one bit each, and their cost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.cost = 0  # pico-USD
-        self.end = 0  # where the last complete line of the file ends
+        self.end = 0  # bytes up to the end of the last complete line
         self._bits = bytearray()
         self._digests = 0  # all digests XORed, as their order does not matter
 
@@ -74,7 +74,7 @@ class Done:
         return byte < len(self._bits) and bool(self._bits[byte] >> bit & 1)
 
     def add(self, number: int, digest: str, cost: bytes) -> None:
-        """Record a result."""
+        """Record a result; *cost* is in pico-USD or unpriced."""
         if number in self:
             return
         byte, bit = divmod(number, 8)
@@ -86,9 +86,9 @@ class Done:
             self.cost += int(cost)
 
     def check(self, source: BinaryIO) -> int:
-        """Return how many bytes of *source* are answered already.
+        """Return how many bytes of *source* already have a result.
 
-        Raise RequestError if the results are of other lines than those of *source*.
+        Raise RequestError if the results belong to other lines than those of *source*.
         """
         size, left = 0, self._digests
         for number, data, length in _raw(source) if self.count else ():
@@ -103,7 +103,10 @@ class Done:
 
 
 def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> Done:
-    """Read a file of results; with *keep*, only the successful ones, and copy them there."""
+    """Read results; with *keep*, only successful ones, which are copied there.
+
+    Add custom_ids to *recent*; raise RequestError if a line is not a result.
+    """
     done = Done()
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
@@ -171,7 +174,7 @@ def _read(data: bytes) -> Document | InferMuxError:
 def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
     """Return the request of a line, for *model* if that is given, and the encoder of its answer.
 
-    Raise ProtocolError if it is no batch line, and RequestError where the endpoint would.
+    Raise ProtocolError if it is not a batch line, RequestError if the HTTP API would.
     """
     value = asked.value
     if "url" in value or "body" in value:
@@ -218,8 +221,8 @@ def _openai_answer(call: Call, response: InferResponse) -> bytes:
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
-    """Return the result of a line that was sent: an answer or an error. No *cost*: unpriced."""
-    # in JSON a line end can only be layout
+    """Return the result of a line that was sent; *cost*: pico-USD, None if unpriced."""
+    # line ends in JSON are only white space
     flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
     head, id = _head(line, cost), ident.encode()
     answer = b'{"status_code":%d,"request_id":"%b","body":%b}' % (status, id, flat)
@@ -239,7 +242,7 @@ def _head(line: Line, cost: int | None) -> bytes:
 
 
 def size_of(source: BinaryIO) -> int | None:
-    """Return the length of a file, or None for a pipe."""
+    """Return the length of a file in bytes, or None for a pipe."""
     try:
         return os.fstat(source.fileno()).st_size if source.seekable() else None
     except OSError:

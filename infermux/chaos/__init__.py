@@ -1,9 +1,9 @@
-"""Chaos tests of a configuration: what a client gets when a vendor fails, for every fault.
+"""Chaos tests of a configuration: they show what a client gets when a vendor fails.
 
-For each model name the first provider fails and all others are healthy; all of them are
-`FaultyVendor`s on loopback. Requests with parameters that not every format can express are tried
-during an outage too. Every strategy is set to priority, so that the first provider is known,
-and all times are scaled to a short deadline.
+For each fault and model name, the first provider fails and all others are healthy; all of them are
+`FaultyVendor`s on loopback. Some requests have parameters that not every format can express. Every
+strategy is set to priority, so that the first provider is known, and all times are scaled to a
+short deadline.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MIN_TIMEOUT = 0.5  # seconds: no timeout is scaled to less
 WORKERS = 8  # calls at a time; most of them only wait
 HEALTHY_ROW = "healthy"  # the name of the row without a fault
 ANSWER, CUT, WRONG = "answer", "cut, told", "SILENTLY WRONG"
-_STAND_IN = "vllm"  # a type without models and prices, instead of one that is not HTTP
+_STAND_IN = "vllm"  # a type without models and prices; it replaces types that are not HTTP
 _SAYS_ALL = ("openai", "azure")  # dialects that can express every fault's request
 _MESSAGES = [{"role": "user", "content": "What does the quick brown fox do?"}]
 
 
 class Row(NamedTuple):
-    """What a client got from a call."""
+    """The outcome of a call for its client."""
 
     fault: str
     when: str  # "before" the first token of a stream, or "after" it
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Providers in their order, and the model names that lead to them."""
+    """Providers in order, and the model names that are routed to them."""
 
     names: tuple[str, ...]
     providers: tuple[str, ...]
@@ -102,7 +102,7 @@ class _Result(NamedTuple):
         return "too late" if self.trial.when == AFTER else "did not fire"
 
     def problem(self, limits: Reliability) -> str:
-        """Return what is wrong with the call, or nothing."""
+        """Return what is wrong with the call, or ""."""
         fault, when = self.trial.fault, self.trial.when
         deadline = limits.deadline or DEADLINE
         if self.outcome == WRONG:
@@ -130,10 +130,10 @@ def run(
     deadline: float | None = None,
     report: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Return a row for each call, and pass each to *report* as it ends; raise ConfigError.
+    """Make the calls; return a row for each, and pass it to *report* at once; raise ConfigError.
 
-    No address and no key of the configuration is used. *deadline* is in seconds per call, at most
-    the configuration's.
+    No address or key of the configuration is used. *deadline* is in seconds per call, at most the
+    configuration's.
     """
     trials = _trials(FAULTS if faults is None else faults)
     if not config.providers:
@@ -150,7 +150,7 @@ def run(
 
 
 def verdict(rows: Sequence[Row]) -> int:
-    """Return the exit code: 0 if there are rows and all of them are ok."""
+    """Return the exit code: 0 if there are rows and all are ok, else 1."""
     return int(not rows or not all(row.ok for row in rows))
 
 
@@ -169,8 +169,8 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
 
 
 def _isolated(config: Config, limit: float) -> Config:
-    """Return the configuration without secrets and services, all HTTP, with scaled times."""
-    path = config.path or "the environment"  # with a path plug-ins are not loaded
+    """Return the configuration with HTTP providers and scaled times, without secrets."""
+    path = config.path or "the environment"  # with a path, plug-ins are not loaded
     quiet = replace(config, keys=None, ledger=None, trace=Trace(), path=path)
     served = _served(quiet)
     factor = limit / (config.reliability.deadline or NORMAL_DEADLINE)
@@ -218,7 +218,7 @@ def _scaled(given: Timeouts, factor: float, limit: float) -> Timeouts:
 def _pointed(
     config: Config, healthy: FaultyVendor, faulty: Mapping[str, FaultyVendor] = {}
 ) -> Router:
-    """Return a new router whose providers are the vendor *healthy*, or those in *faulty*."""
+    """Return a router whose providers call *healthy*, or their own vendor in *faulty*."""
 
     def pointed(each: ProviderConfig) -> ProviderConfig:
         vendor = faulty.get(each.name, healthy)
@@ -262,7 +262,7 @@ def _row(config: Config, case: Case, trial: _Trial, healthy: FaultyVendor) -> Ro
 def _called(
     config: Config, case: Case, trial: _Trial, healthy: FaultyVendor, faulty: FaultyVendor
 ) -> _Result:
-    """Call as a client would; every exception is a result."""
+    """Make a call as a client would; the result holds its exception, if any."""
     first = case.providers[0]
     request = InferRequest(case.names[0], _MESSAGES, params=trial.fault.params)
     calls: list[Call] = []
@@ -278,7 +278,7 @@ def _called(
                         text += chunk.text
             else:
                 text = router.infer(request).content
-        except Exception as raised:  # one that is not ours is a finding
+        except Exception as raised:  # others than ours are findings
             error = raised
         seconds = time.monotonic() - started
     call = calls[-1] if calls else Call(request)

@@ -1,6 +1,6 @@
-"""The faults of a vendor on the wire: HTTP by hand, and every way to spoil an answer.
+"""The faults that a simulated vendor can produce, as raw HTTP.
 
-Standard library alone, without our own dialects: a vendor built from our code would share our bugs.
+This uses only the standard library: a vendor built from our own code would share its bugs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 BEFORE, AFTER = "before", "after"  # the first token of a stream
-DRIP_SECONDS = 0.15  # between two bytes that drip
+DRIP_SECONDS = 0.15  # between two bytes of a slow response
 FAULT_SECONDS = 0.05  # between the first tokens of a stream and its fault
 HUGE = 100  # MiB of a body that is too long, or of what a small one unpacks to
 _JSON, _STREAM = "application/json", "text/event-stream"
@@ -39,7 +39,7 @@ _GOOGLE = {
     500: "INTERNAL",
 }
 
-# acts on a request; True: the connection can take another one
+# responds to a request; True: the connection stays open
 Act = Callable[["Peer", "Answer"], bool | None]
 
 
@@ -84,7 +84,7 @@ class Fault(NamedTuple):
     plain: bool = True  # whether an answer that is not streamed can have it
     stream: tuple[str, ...] = (BEFORE,)  # when a stream can have it
     failover: bool = True  # whether another vendor should be tried
-    params: Mapping[str, Any] = NOTHING  # of the request that meets it, in OpenAI's form
+    params: Mapping[str, Any] = NOTHING  # of the request, in OpenAI's form
 
 
 class Peer:
@@ -118,7 +118,7 @@ class Peer:
         self._sock.sendall(b"".join(data))
 
     def drip(self, data: bytes) -> None:
-        """Send bytes one by one while the client takes them."""
+        """Send bytes one by one, DRIP_SECONDS apart, until the vendor stops."""
         for at in range(len(data)):
             if self._stopped.wait(DRIP_SECONDS):
                 return
@@ -130,7 +130,7 @@ class Peer:
         self.wait()
 
     def wait(self) -> None:
-        """Let what was sent arrive before what follows."""
+        """Wait, so that the client first gets what was sent."""
         self._stopped.wait(FAULT_SECONDS)
 
     def hold(self) -> None:
@@ -158,7 +158,7 @@ def sse(value: Mapping[str, Any], name: str = "") -> bytes:
 
 
 def error(dialect: str, status: int, wait: int = 0) -> dict[str, Any]:
-    """Return the error object of a dialect; Gemini's says how long to *wait*."""
+    """Return a dialect's error object; Gemini's holds *wait*, the seconds to wait."""
     message = f"this vendor fails on purpose, with {status}"
     if dialect == "gemini":
         found = {"code": status, "message": message, "status": _GOOGLE.get(status, "UNAVAILABLE")}
@@ -180,7 +180,7 @@ def _head(status: int, kind: str, size: int | None = None, **headers: str) -> by
 
 
 def message(status: int, body: bytes, kind: str = _JSON, **headers: str) -> bytes:
-    """Return a whole answer, with its Content-Length."""
+    """Return a whole HTTP response, with its Content-Length."""
     return _head(status, kind, len(body), **headers) + body
 
 
@@ -222,7 +222,7 @@ def _statuses(*statuses: int) -> dict[str, Fault]:
 
 
 def _closed(peer: Peer, answer: Answer) -> None:
-    """Do nothing: the connection is closed."""
+    """Send nothing; the caller closes the connection."""
 
 
 def _reset(peer: Peer, answer: Answer) -> None:
@@ -266,7 +266,7 @@ def _garbage(peer: Peer, answer: Answer) -> None:
 
 
 def _floods(coder: Callable[[], Callable[[bytes], bytes]], **headers: str) -> Act:
-    """Send HUGE encoded blocks of a MiB."""
+    """Return an act that sends HUGE blocks of a MiB, encoded by a *coder*."""
 
     def act(peer: Peer, answer: Answer) -> bool:
         encoded = coder()
@@ -281,7 +281,7 @@ def _floods(coder: Callable[[], Callable[[bytes], bytes]], **headers: str) -> Ac
 
 
 def _gzip() -> Callable[[bytes], bytes]:
-    """Return an encoder; after its full flush a block refers to nothing before it (RFC 1951)."""
+    """Return an encoder of blocks that can be repeated, due to full flushes (RFC 1951)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return lambda data: packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
 
@@ -292,7 +292,7 @@ def _error_event(answer: Answer) -> bytes:
 
 
 def _garbage_event(answer: Answer) -> bytes:
-    """Break an event: a client that skips it loses a token without an error."""
+    """Return a broken event and the rest; a client that skips it loses a token."""
     at = len(answer.tokens) // 2 if answer.after else 0
     broken, rest = answer.tokens[at][:-9] + b"\n\n", answer.tokens[at + 1 :]
     return _chunks(broken, *rest, answer.ending, last=True)

@@ -42,10 +42,10 @@ class Seen(NamedTuple):
 
 
 class FaultyVendor:
-    """A vendor on loopback that answers, or fails in the way that is set.
+    """A vendor on loopback that gives right answers, or fails with `fault` if that is set.
 
-    `with FaultyVendor("stall") as vendor:` starts it, and ends all its connections and threads when
-    it is left. Its address is `vendor.url("openai")`, its right answer `vendor.text`.
+    `with FaultyVendor("stall") as vendor:` starts it; the end of the block closes its connections
+    and threads. Its address is `vendor.url("openai")`, its right answer `vendor.text`.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class FaultyVendor:
         self.close()
 
     def url(self, dialect: str = "openai") -> str:
-        """Return the base URL for a client of *dialect*, as a provider's base_url takes it."""
+        """Return the base URL for clients of *dialect*; raise ValueError if that is unknown."""
         if dialect not in _PATHS:
             raise ValueError(f"there is no dialect {dialect!r}; there are {', '.join(_PATHS)}")
         return f"http://127.0.0.1:{self.port}{_PATHS[dialect]}"
 
     @property
     def fault(self) -> str | None:
-        """The name of the fault that requests get, of those in FAULTS; None: the right answer."""
+        """The fault of the next requests, a name in FAULTS; None: they get the right answer."""
         return self._fault or None
 
     @fault.setter
@@ -111,7 +111,7 @@ class FaultyVendor:
         self._when = when
 
     def fail_times(self, times: int, fault: str | None = None) -> None:
-        """Fail the next *times* requests, with *fault* if it is given; answer later ones."""
+        """Fail the next *times* requests, with *fault* if given; raise ValueError for "refused"."""
         if fault is not None:
             self.fault = fault
         if self.fault in (None, "refused"):
@@ -126,7 +126,7 @@ class FaultyVendor:
             return list(self._requests)
 
     def close(self) -> None:
-        """End every connection and every thread."""
+        """Close all connections and end all threads."""
         if not self._stopped.is_set():
             self._stopped.set()
             self._refuse()
@@ -205,7 +205,7 @@ class FaultyVendor:
 def _bound(port: int) -> socket.socket:
     sock = socket.socket()
     try:
-        # its successor is bound before it is closed
+        # the next socket is bound before this one is closed
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("127.0.0.1", port))
     except OSError:
@@ -223,7 +223,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def read(path: str, body: bytes) -> tuple[str, str, bool]:
-    """Return the dialect ("": unknown path), the model, and whether it asks for a stream."""
+    """Return a request's dialect ("": unknown), model, and whether it asks for a stream."""
     bare = path.partition("?")[0]
     if found := re.search(r"/models/([^/]+):(g|streamG)enerateContent$", bare):
         return "gemini", unquote(found[1]), found[2] != "g"
@@ -323,7 +323,7 @@ def _gemini(model: str, words: list[str]) -> Answer:
 _ANSWERS = {"openai": _openai, "anthropic": _anthropic, "gemini": _gemini}
 
 
-if "pytest" in sys.modules:  # only a test run needs the fixture, or surely has pytest
+if "pytest" in sys.modules:  # otherwise pytest may not be installed
     import pytest
 
     @pytest.fixture

@@ -1,9 +1,9 @@
-"""Wire formats of vendors: one package of pure functions each, without I/O.
+"""Dialects, the wire formats of vendors: one package of pure functions each, without I/O.
 
-`upstream` is what InferMux sends to a vendor and reads from it, `requests` translates a request
-into the vendor's form, `downstream` is what a client of an API in this format sends and reads.
-Between two dialects stand InferRequest, InferResponse and Chunk, with messages and params in the
-form of OpenAI's chat completions. This module holds what the dialects share.
+`upstream` writes requests to a vendor and reads responses. `requests` translates requests of other
+dialects. `downstream` reads requests of clients and writes responses. All translate to and from
+InferRequest, InferResponse and Chunk, whose messages and params have the form of OpenAI's chat
+completions. This module holds what the dialects share.
 """
 
 from __future__ import annotations
@@ -36,50 +36,50 @@ from ..protocol.sse import Event
 from ..types import JSON, Chunk, Usage
 from .parameters import Unsaid
 
-MAX_RETRY_AFTER_SECONDS = 86400.0  # a vendor that asks for more than a day is mistaken
+MAX_RETRY_AFTER_SECONDS = 86400.0  # longer waits are cut to this
 NO_TERMINATOR = "the provider's stream ended without its terminator"
 Headers = Mapping[str, str]
-Events = Iterable[Event | None]  # None: the provider is silent
+Events = Iterable[Event | None]  # None: no event for a while
 
 
 class Dialect(Protocol):
-    """The vendor's side of a wire format, as a provider uses it."""
+    """A wire format, as HTTPProvider uses it to call a vendor."""
 
     NAME: str
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        """Return path and query below the base URL; raise UnsupportedParameter if there is none."""
+        """Return the operation's path and query; raise UnsupportedParameter if it has none."""
 
     def auth(self, key: str) -> dict[str, str]:
-        """Return the headers that carry the key."""
+        """Return the headers that carry the API key."""
 
     def headers(self, request: InferRequest) -> dict[str, str]:
-        """Return the protocol headers of a request."""
+        """Return the dialect's own headers of a request, such as their version."""
 
     def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
-        """Return the body; add what is left out to request.dropped, or raise RequestError."""
+        """Return the JSON body; add left-out params to request.dropped, or raise RequestError."""
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
-        """Return what of the request cannot be expressed for *model*, without reading all of it."""
+        """Return what of the request cannot be expressed for *model*."""
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        """Return the answer; raise ProviderError for an error, ValueError or alike for nonsense."""
+        """Return the response; raise ProviderError for an error, ValueError etc. if invalid."""
 
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
-        """Return the error for an answer with an HTTP status of 300 or more."""
+        """Return the error for a response with an HTTP status of 300 or more."""
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
         """Yield a stream's chunks; raise StreamIncomplete if it ends without its terminator."""
 
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of an answer that came whole although a stream was requested."""
+        """Yield the chunks of a response that is no stream although one was requested."""
 
 
 # -- requests --
 
 
 def path_of(paths: Mapping[str, str], request: InferRequest, dialect: str) -> str:
-    """Return the path of the request's operation; raise UnsupportedParameter if it has none."""
+    """Return the path of the request's operation; raise UnsupportedParameter if none is listed."""
     if request.op not in paths:
         raise UnsupportedParameter(f"the {dialect} format has no {request.op}", param="model")
     return paths[request.op]
@@ -96,7 +96,7 @@ _KINDS = {
 
 
 def require(value: object, name: str, *kinds: type) -> Any:
-    """Return a caller's value; raise RequestError if it is of none of *kinds*."""
+    """Return *value*, the field *name*; raise RequestError if it is of none of *kinds*."""
     if type(value) in kinds:
         return value
     wrong_bool = isinstance(value, bool) and bool not in kinds
@@ -107,14 +107,14 @@ def require(value: object, name: str, *kinds: type) -> Any:
 
 
 def objects(value: object, name: str) -> list[JSON]:
-    """Return a caller's list of objects; raise RequestError if it is none."""
+    """Return *value*; raise RequestError if it is not a list of objects."""
     for number, item in enumerate(require(value, name, list)):
         require(item, f"{name}[{number}]", dict)
     return value  # type: ignore[return-value]
 
 
 def strings(value: object, name: str) -> list[str]:
-    """Return a caller's string or list of strings; raise RequestError otherwise."""
+    """Return a string or list of strings as a list; raise RequestError for other values."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise must_be(name, "a string or a list of strings")
@@ -122,14 +122,14 @@ def strings(value: object, name: str) -> list[str]:
 
 
 def json_schema(wanted: JSON) -> JSON:
-    """Return the schema of a response_format of that type, with its description."""
+    """Return the schema of a json_schema response_format, with its description, if any."""
     named = require(wanted.get("json_schema"), "response_format.json_schema", dict)
     schema: JSON = require(named.get("schema", {}), "response_format.json_schema.schema", dict)
     return ({"description": named["description"]} if named.get("description") else {}) | schema
 
 
 def data_uri(url: str) -> tuple[str, str] | None:
-    """Return the media type and the base64 of a data: URI, None for any other URL."""
+    """Return the media type and base64 data of a data: URI, or None for any other URL."""
     scheme, _, rest = url.partition(":")
     head, comma, data = rest.partition(",")
     if scheme.lower() != "data" or not comma:
@@ -154,7 +154,7 @@ def given(members: Mapping[str, Any]) -> JSON:
 
 
 def count(value: object) -> int | None:
-    """Return a token count, None if there is none; raise ValueError if it is not a number."""
+    """Return a token count, None for null; raise ValueError if it is not a number."""
     if value is None or (type(value) is int and 0 <= value < 2**53):
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -192,7 +192,7 @@ def text(value: object) -> str:
 
 
 def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], ProviderError]) -> JSON:
-    """Return the object in a vendor's JSON; raise the error that some answer inside a 200."""
+    """Return a response's JSON object; raise its `error`, if any, or ValueError if it is none."""
     body = strict_json.lenient(data)
     if not isinstance(body, dict):
         raise ValueError("expected an object")
@@ -204,7 +204,7 @@ def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], Provi
 
 
 def typed(event: Event, body: JSON) -> Event:
-    """Return an event whose type stands only in its name with the type in its data and *body*."""
+    """Return the event; if *body*, its data, has no type, set that to its name in both."""
     if body.get("type") is not None or not event.name:
         return event
     body["type"] = event.name.decode(errors="replace")
@@ -223,7 +223,7 @@ def answer(
     content: str = "",
     **fields: Any,
 ) -> InferResponse:
-    """Return an answer to *request*, with the token counts of *usage* and more of its *fields*."""
+    """Return the response to *request*; *native* is its dialect and body."""
     return InferResponse(
         model or request.model,
         request.provider,
@@ -237,7 +237,7 @@ def answer(
 
 
 def token_count(value: object, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
-    """Return an answer that only counts the request's tokens."""
+    """Return the response to a count_tokens request; raise ValueError if *value* is no count."""
     tokens = count(value)
     if tokens is None:
         raise ValueError("a count without a number")
@@ -247,7 +247,7 @@ def token_count(value: object, request: InferRequest, native: tuple[str, bytes])
 
 
 def packed(vector: list[float]) -> str:
-    """Return an embedding as base64 of little-endian floats, the official SDK's default."""
+    """Return an embedding as base64 of little-endian 32-bit floats, or raise ValueError."""
     try:
         return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     except (OverflowError, struct.error):
@@ -255,7 +255,7 @@ def packed(vector: list[float]) -> str:
 
 
 def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chunk]:
-    """Yield a whole answer as one chunk."""
+    """Yield a whole response as one chunk."""
     usage = response.usage
     if usage is None and (
         response.tokens_in or response.tokens_out or response.cost_usd is not None
@@ -289,7 +289,7 @@ _BAD_KEY = re.compile(
 )
 _NO_CREDIT = re.compile(r"insufficient[ _](quota|balance|credit|funds)|credit balance", re.I)
 _FILTERED = re.compile(r"content[ _](filter|policy|management)|ResponsibleAIPolicyViolation", re.I)
-_MESSAGES = {  # for callers, where the vendor's own message is not about their request
+_MESSAGES = {  # for callers, if the vendor's message is not about their request
     ProviderAuthError: "the provider rejected this service's API key",
     ProviderRateLimited: "the provider limits our rate; try again later",
     QuotaExhausted: "our account at the provider is out of credit",
@@ -300,7 +300,7 @@ _MESSAGES = {  # for callers, where the vendor's own message is not about their 
 
 
 def error_object(data: bytes) -> JSON:
-    """Return the object that describes the error in a body, empty if there is none."""
+    """Return the object that describes the error in a body, or {} if there is none."""
     try:
         body = strict_json.lenient(data.strip().removeprefix(b"data:"))
     except ValueError:
@@ -320,7 +320,7 @@ def error_object(data: bytes) -> JSON:
 
 
 def word(value: object) -> str:
-    """Return a string or a number as a string, and an empty one for anything else."""
+    """Return a string or a number as a string, and "" for anything else."""
     if isinstance(value, str):
         return value
     return str(value) if type(value) in (int, float) else ""
@@ -334,7 +334,7 @@ def provider_error(
     param: str | None = None,
     retry_after: float | None = None,
 ) -> ProviderError:
-    """Return the error for a vendor's answer; only a rejection repeats its message."""
+    """Return the error for a vendor's status; only a rejection repeats its *message*."""
     kind = _kind(status, f"{code} {message}")
     error: ProviderError
     if issubclass(kind, ProviderRejected | ProviderModelNotFound):
@@ -343,7 +343,7 @@ def provider_error(
         error = kind(_MESSAGES[kind].format(status=status), retry_after=retry_after)
     if status == 413:
         error.status = 413
-    if status in (501, 505) or status < 500:  # a wrong address, which no retry corrects
+    if status in (501, 505) or status < 500:  # a wrong address: a retry cannot help
         error.retryable = error.retryable and kind is not ProviderUnavailable
     return error
 
@@ -361,7 +361,7 @@ _FIXED: dict[int, type[ProviderError]] = {
 
 def _kind(status: int, words: str) -> type[ProviderError]:
     if status in (400, 413, 422):
-        if _BAD_KEY.search(words):  # xAI and Gemini answer 400 for a bad key, which is ours
+        if _BAD_KEY.search(words):  # xAI and Gemini answer 400 if our key is bad
             return ProviderAuthError
         if _TOO_LONG.search(words):
             return ProviderContextTooLong
@@ -372,9 +372,9 @@ def _kind(status: int, words: str) -> type[ProviderError]:
 
 
 _LIMITS = re.compile(r"(x|anthropic)-ratelimit-[a-z0-9-]{1,60}|retry-after-ms", re.I)
-SDK_STATUSES = {400, 404, 413, 422, 429, 503, 504}  # that the official SDKs tell apart
+SDK_STATUSES = {400, 404, 413, 422, 429, 503, 504}  # that the official SDKs distinguish
 _APART = {"message", "request_id"}
-_MEMBERS = ("type", "code", "param", "details")  # of an error that is not the caller's to mend
+_MEMBERS = ("type", "code", "param", "details")  # of errors that callers cannot fix
 
 
 def with_native(
@@ -386,10 +386,9 @@ def with_native(
     *,
     passed: Collection[int] = SDK_STATUSES,
 ) -> ProviderError:
-    """Return *error* with what clients of the same format may see, its provider having redacted it.
+    """Add the vendor's own error, for clients of the same dialect, to *error*, and return that.
 
-    The status is the vendor's own if it is one of *passed*, which its SDK tells apart. What is
-    wrong with our own account is not for clients.
+    Its status is kept if it is in *passed*. Errors about our account are not added.
     """
     own = error_object(data)
     spoken = word(own.get("type")) or word(own.get("code"))
@@ -409,7 +408,7 @@ def with_native(
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Return the seconds of Retry-After, a number or a date (RFC 9110, 10.2.3), or None."""
+    """Return the seconds to wait from Retry-After (RFC 9110, 10.2.3) or retry-after-ms, or None."""
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for number, unit in ((milliseconds, 1000), (value, 1)):
         if number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0:

@@ -1,4 +1,4 @@
-"""Parameters: what becomes of one that a target's format or model cannot express.
+"""Decides what happens to a parameter that a target's format or model cannot express.
 
 Each dialect's package has a table, PARAMETERS; `infermux help parameters` prints them.
 """
@@ -18,7 +18,7 @@ from ..types import JSON
 
 
 class Kind(StrEnum):
-    """What becomes of a parameter that a target's format or model cannot express."""
+    """How a parameter is treated that a target cannot express; EFFECTS describes each kind."""
 
     HINT = "hint"
     PREFERENCE = "preference"
@@ -41,26 +41,26 @@ DIALECTS = ("openai", "anthropic", "gemini")  # those with a table
 
 
 class Drop:
-    """Collects the names of what a target is not told: hints, and preferences if *lenient*."""
+    """Collects names of params left out for a target: hints, and preferences if *lenient*."""
 
     __slots__ = ("lenient", "names", "preference")
 
     def __init__(self, names: list[str] | None = None, *, lenient: bool = False) -> None:
         self.names = [] if names is None else names
         self.lenient = lenient
-        self.preference = False  # whether one is among the names
+        self.preference = False  # whether `names` includes one
 
     @classmethod
     def of(cls, request: InferRequest) -> Drop:
-        """Return the collector of a request that is sent."""
+        """Return a Drop that adds names to request.dropped."""
         return cls(request.dropped, lenient=request.lenient)
 
 
 class Unsaid(NamedTuple):
-    """What of a request a target cannot express."""
+    """What a target cannot express of a request."""
 
-    meaning: str = ""  # the reason why it must not be asked, or ""
-    preference: bool = False
+    meaning: str = ""  # why the target must not be called, or ""
+    preference: bool = False  # whether a preference would be left out
 
 
 @cache
@@ -84,7 +84,7 @@ def formats(parameter: str) -> list[str]:
 
 
 def unsupported(name: str, dialect: str, drop: Drop) -> None:
-    """Leave out what the format cannot express; raise UnsupportedParameter if its kind forbids."""
+    """Add *name* to *drop*; raise UnsupportedParameter if its kind must not be left out."""
     kind = kinds().get(name, Kind.MEANING)
     if kind is Kind.MEANING or (kind is Kind.PREFERENCE and not drop.lenient):
         raise UnsupportedParameter(
@@ -95,7 +95,7 @@ def unsupported(name: str, dialect: str, drop: Drop) -> None:
 
 
 def hint(name: str, drop: Drop) -> None:
-    """Leave out what changes no answer, or what the model takes none of: it is never an error."""
+    """Add *name* to *drop*: it may always be left out."""
     if name not in drop.names:
         drop.names.append(name)
 
@@ -106,9 +106,9 @@ def unsaid(
     path: Callable[..., str],
     translate: Callable[[InferRequest, Drop], object],
 ) -> Unsaid:
-    """Return what of a request in another format cannot be said, by translating its parameters.
+    """Return what of a request in another dialect cannot be expressed, by translating its params.
 
-    Messages are translated only where one is not plain: all formats have text, images and calls.
+    Messages are translated only if one is not plain: all formats have text, images and calls.
     """
     drop = Drop(lenient=True)
     try:

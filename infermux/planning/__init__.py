@@ -1,10 +1,9 @@
-"""Planning: pure decisions about a call, and the one record of it.
+"""Planning: decides which targets a call tries, and in what order; `call` records the call.
 
-`plan` orders the targets of a route by its strategy, from what is known (`State`) and a seed alone,
-and leaves out those that cannot be called. Serving executes the plan, `explain` prints it, and
-`replayed` derives it again from the text that a ledger keeps (`kept`): one line that every call
-through a route shares, and a second one with the seed, the state and what was left out, where they
-mattered.
+`plan` orders the targets of a route by its strategy and leaves out those that cannot be called; it
+depends on its arguments alone. The router executes the plan, `explain` prints it. The ledger keeps
+it as text (`kept`), from which `replayed` derives it again: a line shared by all calls of a route
+and, if they mattered, one with the seed, the state and the omitted targets.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 
 from ..types import FALLBACK_ON, JSON, Route, Target
 
-MAX_NAME = 200  # characters of a name whose plans are kept: the ledger cuts longer ones
-# what a strategy looks at, and which strategies draw at random
+MAX_NAME = 200  # characters; plans of longer names are not kept, as the ledger cuts these
+# the fields of a State that each strategy reads, and the strategies that draw at random
 _READS = {
     "weighted": ("weights",),
     "round_robin": ("cursor",),
@@ -32,15 +31,15 @@ _DRAWS = {"weighted", "least_latency"}
 _TABLES = ("weights", "latency", "in_flight", "cost")  # of a State, by target
 _PRIORITY = frozenset({"priority"})
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any model name can be stored
-_UNUSED = random.Random(0)  # where no strategy draws; seeding one costs more than planning
+_UNUSED = random.Random(0)  # if no strategy draws; seeding one costs more than planning
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What strategies know at one moment.
+    """What strategies know of the targets at one moment.
 
-    Weights are 1 where none is given, latencies seconds to the first content, costs the estimate
-    for this call in pico-USD; the cursor is the number of earlier calls of the name.
+    A missing weight is 1. Latencies are seconds to the first content, costs estimates for this call
+    in pico-USD. The cursor is the number of earlier calls of the name.
     """
 
     weights: Mapping[Target, float] = field(default_factory=dict)
@@ -52,27 +51,26 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known of the targets at one moment."""
+    """What a plan knows of the targets at one moment."""
 
     state: State = State()
-    unfit: Mapping[Target, str] = field(default_factory=dict)  # cannot serve the request, and why
-    refused: Mapping[Target, tuple[str, float]] = field(default_factory=dict)  # why, for how long
+    unfit: Mapping[Target, str] = field(default_factory=dict)  # why it cannot serve the request
+    refused: Mapping[Target, tuple[str, float]] = field(default_factory=dict)  # reason, seconds
     partial: Collection[Target] = ()  # would leave out a preference: tried after the others
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The targets a call will try, in order, and those it will not, with the reasons.
+    """The targets that a call will try, in order, and those that it will not, with the reasons.
 
-    Plans are equal if they decide the same. With *route*, *snapshot* and *seed* a plan can be
-    derived again.
+    A plan can be derived again from `route`, `snapshot` and `seed`, which equality ignores.
     """
 
     model: str
     strategy: str
     targets: tuple[Target, ...]
     dropped: Mapping[Target, str] = field(default_factory=dict)
-    forced: bool = False  # every target was refused: they are tried all the same
+    forced: bool = False  # every target was refused: all are tried anyway
     seed: int = field(default=0, compare=False)
     retry_in: float | None = None  # seconds until a refused target may be called again
     route: Route | None = field(default=None, compare=False)
@@ -80,10 +78,10 @@ class Plan:
 
 
 def plan(route: Route, snapshot: Snapshot, seed: int) -> Plan:
-    """Return which targets to try, in order, and which not.
+    """Return the plan: which targets to try, in order, and which not.
 
-    Where every target is refused, they are tried all the same, the least bad one first: a circuit
-    breaker must not make a vendor less available than it is.
+    If every target is refused, all are tried anyway, the shortest wait first: a circuit breaker
+    must not make a vendor less available than it is.
     """
     draws = takes_turns(route)
     if not (draws or snapshot.unfit or snapshot.refused or snapshot.partial):
@@ -161,14 +159,14 @@ Strategy = Callable[[Sequence[Target], State, random.Random], list[Target]]
 
 
 def priority(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """As declared."""
+    """Keep the declared order."""
     return list(targets)
 
 
 def weighted(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """Drawn without replacement in proportion to their weights; weight 0 comes last.
+    """Draw without replacement in proportion to the weights; weight 0 comes last.
 
-    Sorting by exponential variates of rate `weight` is that draw: Efraimidis and Spirakis,
+    Sorting by exponential variates of rate `weight` is such a draw: Efraimidis and Spirakis,
     "Weighted random sampling with a reservoir" (2006).
     """
     rates = [state.weights.get(target, 1.0) for target in targets]
@@ -176,17 +174,17 @@ def weighted(targets: Sequence[Target], state: State, rng: random.Random) -> lis
 
 
 def round_robin(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """Each call starts one target further than the one before."""
+    """Rotate the targets by one for each call."""
     start = state.cursor % len(targets) if targets else 0
     return [*targets[start:], *targets[:start]]
 
 
 def least_latency(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """The better of two random targets, then the others by latency × (calls in flight + 1).
+    """Take the better of two random targets, then the others, by latency × (calls in flight + 1).
 
     Two choices keep many processes from sending their calls to the same target at once:
     Mitzenmacher, "The power of two choices in randomized load balancing" (2001). A target without
-    samples counts as the median of the others.
+    samples gets the median latency of the others.
     """
     if len(targets) < 2:
         return list(targets)
@@ -203,7 +201,7 @@ def least_latency(targets: Sequence[Target], state: State, rng: random.Random) -
 
 
 def cheapest(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
-    """By estimated cost; unpriced targets come last."""
+    """Sort by estimated cost; unpriced targets come last."""
     costs = [state.cost.get(target) for target in targets]
     return _by([math.inf if cost is None else cost for cost in costs], targets)
 
@@ -222,20 +220,20 @@ def _by(scores: Sequence[float], targets: Sequence[Target]) -> list[Target]:
 
 
 class Replay(NamedTuple):
-    """A decision as it was kept, and as it comes out now."""
+    """A plan as it was kept, and as it is derived now."""
 
     kept: Plan
     plan: Plan
 
     @property
     def differences(self) -> dict[str, tuple[object, object]]:
-        """What differs, each as it was kept and as it is now; empty where nothing does."""
+        """The members that differ, with the kept and the new value."""
         then, now = outcome(self.kept), outcome(self.plan)
         return {name: (then[name], now[name]) for name in then if then[name] != now[name]}
 
 
 def kept(plan: Plan | None) -> str:
-    """Return the text of a plan, or "" where its inputs are unknown or its name is too long."""
+    """Return a plan as text, or "" if its inputs are unknown or its name is too long."""
     if plan is None or plan.route is None or len(plan.model) > MAX_NAME:
         return ""
     first, strategies = _first_line(plan.route)
@@ -251,7 +249,7 @@ def kept(plan: Plan | None) -> str:
 
 
 def replayed(text: str) -> Replay:
-    """Return the decision in *text*, and the one that its inputs lead to now; raise ValueError."""
+    """Return the plan in *text*, and the one derived from its inputs now; raise ValueError."""
     try:
         first, _, second = text.partition("\n")
         data = json.loads(first) | (json.loads(second) if second else {})

@@ -26,24 +26,24 @@ class Attempt:
     usage: Usage | None = None
     cost: int | None = None  # pico-USD; None: unpriced
     error: Failure | None = None
-    waited: float = 0.0  # seconds of backoff before it
+    waited: float = 0.0  # seconds of backoff before the attempt
     served: str = ""  # the model that the vendor says it used
-    dropped: list[str] = field(default_factory=list)  # the names of what its target was not told
+    dropped: list[str] = field(default_factory=list)  # names of params that were left out
 
     @property
     def seconds(self) -> float:
-        """The duration of the attempt; 0 while it lasts."""
+        """The seconds to the end, until then those to the first chunk or 0."""
         return (self.ended or self.first_chunk or self.started) - self.started
 
     @property
     def latency_ms(self) -> int:
-        """The same in whole milliseconds."""
+        """`seconds` in whole milliseconds."""
         return round(self.seconds * 1000)
 
 
 @dataclass(slots=True)
 class Call:
-    """All that happened to one request; spans, rows, metrics and headers are functions of it."""
+    """The record of one request; spans, ledger rows, metrics and headers are made from it."""
 
     request: InferRequest
     caller: Caller = ANONYMOUS
@@ -70,7 +70,7 @@ class Call:
     cost: int | None = None  # pico-USD of the attempt that answered
     cost_source: str = "unpriced"
     finish_reason: str = ""
-    answer: str | None = None  # its text, where traces hold content
+    answer: str | None = None  # the text, if traces hold content
     error: Failure | None = None
 
     @classmethod
@@ -83,7 +83,7 @@ class Call:
         trace: TraceContext | None,
         tags: Mapping[str, str] = NOTHING,
     ) -> Call:
-        """Return a call that starts now, in *trace* if there is one."""
+        """Return a call that starts now, in *trace* if that is given."""
         if trace is None:
             return cls(request, caller, api, tags=tags)
         return cls(request, caller, api, trace.trace_id, trace.parent_id, tags)
@@ -94,19 +94,19 @@ class Call:
         return self.plan is not None and len(self.plan.targets) == 1
 
     def must_try(self, target: Target) -> bool:
-        """Return whether a circuit may not refuse *target*: no other could answer instead."""
+        """Return whether to try *target* even if its circuit is open: the only one, or a retry."""
         forced = self.plan is None or self.plan.forced or self.has_one_target
         return forced or self.has_tried(target)
 
     def sent(self, attempt: Attempt) -> InferRequest:
-        """Return the request as the attempt's target gets it."""
+        """Return the request for the attempt's target."""
         plan = self.plan
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
         return for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
 
     def has_tried(self, target: Target) -> bool:
-        """Return whether *target* was asked already."""
+        """Return whether *target* was tried already."""
         return any(attempt.target == target for attempt in self.attempts)
 
     @property
@@ -118,7 +118,7 @@ class Call:
 
     @property
     def end_ns(self) -> int:
-        """The end in wall-clock time, never before the start: a clock may be set back."""
+        """The start plus the duration, as the wall clock may be set back meanwhile."""
         return self.start_ns + int(self.seconds * 1e9)
 
     @property
@@ -128,7 +128,7 @@ class Call:
 
     @property
     def latency_ms(self) -> int:
-        """The same in whole milliseconds."""
+        """`seconds` in whole milliseconds."""
         return round(self.seconds * 1000)
 
     @property
@@ -152,7 +152,7 @@ class Call:
 
     @property
     def cost_usd(self) -> float | None:
-        """The cost in dollars, for a wire format; None if unpriced."""
+        """The cost in dollars; None if unpriced."""
         return usd_float(self.cost)
 
 
@@ -161,7 +161,7 @@ def _name(value: object) -> str:
 
 
 class StreamAccumulator:
-    """Joins the chunks of a stream into the answer that it is without streaming."""
+    """Joins the chunks of a stream into one response."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -176,7 +176,7 @@ class StreamAccumulator:
         self.id = ""
 
     def add(self, chunk: Chunk) -> None:
-        """Add a chunk; of usage the last value counts, never a sum."""
+        """Add a chunk; its usage replaces an earlier one. Raise TypeError for no Usage."""
         if chunk.text:
             self._text.append(chunk.text)
         if chunk.reasoning:
@@ -228,7 +228,7 @@ class StreamAccumulator:
         return "".join((*self._text, *self._reasoning, *self._refusal, *calls))
 
     def response(self, provider: str, model: str) -> InferResponse:
-        """Return the whole answer."""
+        """Return the response; *model* applies if no chunk has one."""
         usage = self.usage or Usage()
         return InferResponse(
             model=self.model or model,
@@ -254,7 +254,7 @@ def for_target(
     *,
     lenient: bool = False,
 ) -> InferRequest:
-    """Return the request with the model and provider of *target*; *dropped* is its own list."""
+    """Return the request for *target*; *dropped* collects the params left out for it."""
     return InferRequest(
         target.model,
         request.messages,

@@ -21,13 +21,13 @@ class Registry:
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, RegisteredProvider] = {}
         self._names: dict[str, ModelConfig] = {}
-        self._routes: dict[str, Route] = {}  # of the names, resolved
+        self._routes: dict[str, Route] = {}  # of the names, once resolved
         self.changes = 0  # the number of providers and names added
         for provider in providers:
             self.register(provider)
 
     def register(self, provider: Any) -> None:
-        """Add an object with name, models and infer; raise ConfigError if it is not one."""
+        """Add an object with name, models and infer; raise ConfigError if invalid or known."""
         new = RegisteredProvider.of(provider)
         if new.name in self._members:
             raise ConfigError(f"a provider named {new.name!r} is registered already")
@@ -61,7 +61,7 @@ class Registry:
         return len(self._members)
 
     def to_dict(self, names: Iterable[str] | None = None) -> JSON:
-        """Return what GET /providers answers; to a caller with *names* only those, where served."""
+        """Return the body of GET /providers; with *names*, only those models, by provider."""
         if names is None:
             found = {each.name: list(each.models) for each in self}
         else:
@@ -71,7 +71,7 @@ class Registry:
         return {"providers": [{"name": name, "models": found[name]} for name in known]}
 
     def providers(self, model: str) -> list[str]:
-        """Return the providers of *model*, in order; none for a model that nobody has."""
+        """Return the names of the providers of *model*, in order; [] if it is unknown."""
         try:
             return list(dict.fromkeys(target.provider for target in self.resolve(model)))
         except ModelNotFound:
@@ -106,7 +106,7 @@ class Registry:
         return tuple(self._names)
 
     def targets(self) -> tuple[Target, ...]:
-        """Return each target of a name and each listed model of a provider, once."""
+        """Return the targets of all names and listed models, without duplicates."""
         named = [target for name in self._names for target in flat(self.route(name))]
         listed = [Target(each.name, model) for each in self for model in each.models]
         return tuple(dict.fromkeys(named + listed))

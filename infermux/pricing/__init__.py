@@ -1,8 +1,8 @@
 """Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
 
-Figures are USD per million tokens. Sums are rational numbers and results whole pico-USD; only a
-user's own figure of more than 6 decimals ever rounds: half to even, once, at the end. An unknown
-price is None, because unknown is not free.
+Prices are in USD per million tokens. Sums are exact and results whole pico-USD; only a user's own
+price with more than 6 decimals is rounded: half to even, once, at the end. An unknown price is
+None, not 0.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
 _GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
 # vendors whose prices OpenRouter passes on, by its name for them
 _RESOLD = {"openai": "openai", "anthropic": "anthropic", "google": "google", "x-ai": "xai"}
-# tokens, or pico-USD per token, of input that is uncached, cached, written to a cache, written for
-# an hour; and of output
+# tokens, or pico-USD per token: input that is uncached, cached, written to a cache, written to it
+# for an hour; output
 _Units = tuple[int, int, int, int, int]
 
 
@@ -82,7 +82,7 @@ class Price:
 
     @classmethod
     def from_entry(cls, vendor: str, entry: Mapping[str, Any]) -> Self:
-        """Return the price in an entry of the shipped table."""
+        """Return the price in an entry of the shipped table; raise ConfigError if it is invalid."""
         place = f"price of {vendor}/{entry.get('id')}"
         check_keys(entry, ENTRY, place)
         aliases, src = tuple(entry.get("aliases", ())), entry.get("src", "")
@@ -92,15 +92,12 @@ class Price:
     def of(
         cls, stated: Mapping[str, Any], *, provider: str = "", id: str = "", place: str = "price"
     ) -> Self:
-        """Return a user's own price, such as {"input": "0", "output": "0"}.
-
-        *place* names it in an error.
-        """
+        """Return a user's price, such as {"input": "0", "output": "0"}; raise ConfigError."""
         check_keys(stated, TERMS, place)
         return cls(provider, id, **terms(stated, place))
 
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
-        """Return the rates for *tokens* input tokens at the UTC time *at*, before any factor."""
+        """Return the rates for *tokens* input tokens at the UTC time *at*, without the factor."""
         over = [change.rates for change in self.next if change.start <= at.date()][-1:]
         over += [self.peak.rates] if self.peak and self.peak.covers(at) else []
         over += [service.rates, *[tier.rates for tier in self.tiers if tokens > tier.over][-1:]]
@@ -117,14 +114,14 @@ def cost(
     """Return the cost in pico-USD, or None if the price or both token counts are unknown.
 
     *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
-    *service_tier*, the requested one; a tier that is not listed costs the standard rates. A count
-    that is unknown beside one that is known costs nothing.
+    *service_tier*, the requested one; a tier that is not listed costs the standard rates. If only
+    one count is unknown, it costs nothing.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
     counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
     if price.units is not None and (service is STANDARD or not service.sets):
-        return int(sum(map(mul, counts, price.units)))  # nearly every call
+        return int(sum(map(mul, counts, price.units)))  # the usual case
     moment = at or datetime.now(UTC)
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if price.since is not None and moment.date() < price.since:
@@ -149,7 +146,7 @@ def charge(
     at: datetime | None = None,
     service_tier: str | None = None,
 ) -> Charge:
-    """Return the cost that the vendor reports, else by the served, else by the requested model.
+    """Return the cost that the vendor reports, else that of the served or of the requested model.
 
     *overrides* are a user's own prices by model id. Each replaces the shipped price of its id, and
     also applies to dated or prefixed forms of the id unless the table lists them.
@@ -168,7 +165,7 @@ def charge(
 
 
 def find(provider: str, model: str) -> Price | None:
-    """Return the shipped price of a model id; similar ids do not match."""
+    """Return the shipped price of a model id, or None; its dated and prefixed forms match, too."""
     if len(model) > MAX_ID or len(provider) > MAX_ID:
         return None
     return _find(provider, model)
@@ -198,7 +195,7 @@ def usd_float(pico: int | None) -> float | None:
 
 
 def _counts(usage: Usage) -> _Units:
-    """Return the counts of each class, none negative and no part larger than its whole."""
+    """Return the tokens of each class, none negative, no part larger than its whole."""
     counts = (
         usage.input_tokens,
         usage.output_tokens,
@@ -212,7 +209,7 @@ def _counts(usage: Usage) -> _Units:
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    """Return the rate of each class, or what stands in for it."""
+    """Return the rate of each class, or the one used instead if it is not listed."""
     fresh = rates.input or Decimal(0)
     write = fresh if rates.cache_write is None else rates.cache_write
     return (
@@ -225,7 +222,7 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    """Return pico-USD per token of each class; None: one is unknown or a fraction."""
+    """Return pico-USD per token of each class, or None if one is unknown or a fraction."""
     units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
     if rates.output is None or any(unit.denominator != 1 for unit in units):
         return None

@@ -50,11 +50,11 @@ _GENAI = {
 }
 _LITELLM_TIER = re.compile(r"(.+)_above_(\d+)k_tokens", re.ASCII)
 _MODES = ("chat", "completion", "responses", "embedding")
-_Tiers = dict[int, dict[str, Decimal]]  # figures by the size above which they apply
+_Tiers = dict[int, dict[str, Decimal]]  # prices by the size above which they apply
 
 
 class Difference(NamedTuple):
-    """A figure that differs, in USD per million tokens."""
+    """A price that differs, in USD per million tokens."""
 
     model: str
     figure: str
@@ -72,7 +72,7 @@ class Check(NamedTuple):
 
 
 def stale(now: float) -> str | None:
-    """Return a warning if the shipped prices are old at *now*, in seconds since 1970."""
+    """Return a warning if the shipped prices are old at *now* (seconds since 1970), else None."""
     age = (datetime.fromtimestamp(now, UTC).date() - table_date()).days
     if age <= MAX_AGE_DAYS:
         return None
@@ -83,7 +83,7 @@ def stale(now: float) -> str | None:
 
 
 def check(data: bytes, today: date) -> Check:
-    """Compare with the public table in *data*; raise ConfigError if it cannot be read."""
+    """Compare the shipped prices with the table in *data*; raise ConfigError if it is invalid."""
     source, listed = _read(data, today)
     compared, unknown = 0, []
     seen: dict[tuple[object, ...], Difference] = {}
@@ -106,7 +106,7 @@ def known() -> Iterator[str]:
 
 
 def _differences(price: Price, theirs: Price, today: date) -> Iterator[Difference]:
-    """Yield the figures that differ, at each size where either price changes."""
+    """Yield the differences at each size where either price changes."""
     moment = datetime(today.year, today.month, today.day, tzinfo=UTC)
     # to the nearest thousand: the tables differ in whether the size itself belongs to a tier
     sizes = sorted({0, *(round(tier.over, -3) for tier in (*price.tiers, *theirs.tiers))})
@@ -175,7 +175,7 @@ def _genai(provider: Mapping[str, Any], today: date) -> Iterator[Price]:
     vendor = _GENAI_VENDORS.get(provider["id"])
     for model in provider["models"] if vendor else ():
         prices = model["prices"]
-        if isinstance(prices, list):  # the last one that has begun; not those of certain hours
+        if isinstance(prices, list):  # the last that has begun, without those for certain hours
             begun = [each["prices"] for each in prices if _has_begun(each.get("constraint"), today)]
             prices = (begun or [prices[0]["prices"]])[-1]
         tiers: _Tiers = {0: {}}
@@ -200,7 +200,7 @@ def _has_begun(constraint: Mapping[str, Any] | None, today: date) -> bool:
 def _figure(value: object, times: int = 1) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError(f"{shown(value)} is not a price")
-    return round(Decimal(value) * times, 12).normalize()  # without the error of binary fractions
+    return round(Decimal(value) * times, 12).normalize()  # rounds off the error of binary fractions
 
 
 def _refuse(constant: str) -> NoReturn:

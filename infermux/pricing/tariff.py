@@ -1,6 +1,6 @@
-"""The parts of a price, and their strict reading from a table.
+"""The parts of a price, and their validation when a table is read.
 
-Figures are USD per million tokens, as exact decimals.
+Prices are in USD per million tokens, as exact decimals.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOURS = re.compile(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", re.ASCII)
 
 
 class Tariff(NamedTuple):
-    """USD per million tokens of each kind; None if not listed."""
+    """Rates in USD per million tokens of each kind; None if not listed."""
 
     input: Decimal | None = None
     output: Decimal | None = None
@@ -43,14 +43,14 @@ class Tariff(NamedTuple):
 
 
 class Tier(NamedTuple):
-    """The rates of whole requests with more than `over` input tokens."""
+    """The rates for all tokens of a request with more than `over` input tokens."""
 
     over: int
     rates: Tariff
 
 
 class Scheduled(NamedTuple):
-    """The rates from the start of a UTC day."""
+    """The rates from a UTC day on."""
 
     start: date
     rates: Tariff
@@ -65,7 +65,7 @@ class Service(NamedTuple):
 
     @property
     def sets(self) -> bool:
-        """Whether it changes the price."""
+        """Whether the tier changes the price."""
         return self.factor != 1 or self.rates != Tariff()
 
 
@@ -75,7 +75,7 @@ STANDARD = Service("")
 class Peak(NamedTuple):
     """The rates of certain UTC hours and weekdays."""
 
-    hours: tuple[tuple[int, int], ...]  # minutes of the day, from and before
+    hours: tuple[tuple[int, int], ...]  # start and (exclusive) end in minutes of the day
     days: frozenset[int]  # Monday is 0
     rates: Tariff
 
@@ -89,7 +89,7 @@ _OVERLAY = frozenset(Tariff._fields)
 
 
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the checked fields of a Price, without those that name it."""
+    """Return a Price's fields from a table, without provider and id; raise ConfigError."""
     if "input" not in entry:
         _fail(place, 'has no "input"; write "0" for a free model')
     found: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
@@ -187,8 +187,8 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "max_input": _whole,
     "max_output": _whole,
 }
-TERMS = _OVERLAY | {*_READ, "note"}  # the keys of a user's own price
-ENTRY = TERMS | {"id", "aliases", "src"}  # those of an entry of the shipped table
+TERMS = _OVERLAY | {*_READ, "note"}  # keys of a user's own price
+ENTRY = TERMS | {"id", "aliases", "src"}  # of an entry of the shipped table
 
 
 def check_keys(entry: object, known: Collection[str], place: str) -> None:

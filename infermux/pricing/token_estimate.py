@@ -12,15 +12,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PER_MESSAGE = 4  # role and separators; 3, and 3 to open the answer, in OpenAI's cookbook
+PER_MESSAGE = 4  # role and separators; OpenAI's cookbook has 3, plus 3 for the answer
 PER_IMAGE = 765  # 1024 x 1024 in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
-_WHOLE = 2**18  # characters that are read in full; of longer texts evenly spaced pieces are read
+_WHOLE = 2**18  # characters read in full; of longer texts, evenly spaced pieces are read
 _PIECES, _PIECE = 64, 2**12
 _MAX_CACHED = 2**10  # estimates
 _cache: dict[int, int] = {}  # by the hash of the text
 
-# The order matters. Every run is bounded, so that no look-ahead is long and an endless run is more
-# than one token.
+# The order matters. Runs are bounded, so that no look-ahead is long and a long run is more than
+# one token.
 _KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tokens per character
     (r"[\u0300-\u036f]", 0, 1.58),  # combining accents
     # accented words
@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[str, float, float], ...] = (  # pattern, tokens per run, tok
 def _scanner(
     kinds: Sequence[tuple[str, float, float]],
 ) -> tuple[re.Pattern[str], tuple[float, ...], tuple[float, ...]]:
-    """Return a pattern whose groups are the kinds, and by group their weights."""
+    """Return a pattern with a group for each kind, and the weights by group."""
     patterns, per_run, per_character = zip(*kinds, strict=True)
     runs = re.compile("|".join(f"({pattern})" for pattern in patterns))
     return runs, (0.0, *per_run), (0.0, *per_character)
@@ -59,10 +59,10 @@ _ASCII = _scanner([kind for kind in _KINDS if "\\u" not in kind[0]])  # twice as
 
 
 def estimate(text: str) -> int:
-    """Return about how many tokens *text* has, 0 only if it is empty; the time is bounded.
+    """Estimate the number of tokens of *text*, 0 only if it is empty, in bounded time.
 
-    Each turn of a conversation repeats the earlier ones, so estimates are cached: by the hash of
-    the text, never the text itself.
+    Each turn of a conversation repeats the earlier ones, so estimates are cached by the hash of the
+    text; the text itself is not kept.
     """
     key = hash(text)
     found = _cache.get(key)
@@ -82,9 +82,9 @@ def _estimate(text: str) -> int:
 
 
 def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Return about how many input tokens chat messages in OpenAI's format have.
+    """Estimate the number of input tokens of chat messages in OpenAI's format.
 
-    Counted are text, tool calls and a flat figure per image; not audio, files or tool definitions.
+    It counts text, tool calls and PER_IMAGE per image; not audio, files or tool definitions.
     """
     return sum(PER_MESSAGE + _message(message) for message in messages)
 
@@ -110,7 +110,7 @@ def _message(message: Mapping[str, Any]) -> int:
 
 
 def _part(part: object) -> int:
-    """Return the tokens of a content part; one of an unknown type counts by its text."""
+    """Return the tokens of a content part; for an unknown type, those of its text."""
     if isinstance(part, str):
         return estimate(part)
     if not isinstance(part, Mapping):

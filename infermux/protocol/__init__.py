@@ -1,8 +1,7 @@
 """The MIST protocol, version 1, compatible with mist-go: envelopes, requests, responses, spans.
 
-`InferRequest` and `InferResponse` are also what every part of InferMux passes around: a dialect
-(infermux/dialects) translates its wire format to and from them. `strict_json` reads and writes
-JSON, `sse` server-sent events.
+All of InferMux uses `InferRequest` and `InferResponse`; dialects (infermux/dialects) translate to
+and from them. `strict_json` reads and writes JSON, `sse` server-sent events.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MAX_NAME = 512  # characters of a model or provider: names are keys of caches
 _MAY_BE_EMPTY = ("assistant", "function")  # roles of messages that need no content
 _FIELDS = frozenset({"model", "messages", "stream"})  # of a request: params may not repeat them
 _MEMBERS = _FIELDS | {"provider", "params", "meta"}
-_MAX_FOREIGN = 16  # names that resemble none: each is compared with all
+_MAX_FOREIGN = 16  # unknown names in a request, as each is compared with all known ones
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
 _FORBIDDEN = frozenset(
     {
@@ -47,13 +46,13 @@ _FORBIDDEN = frozenset(
 )
 
 
-_MARK = int.from_bytes(os.urandom(16), "big")  # of a number: no text holds it
+_MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
 _ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
 
 
 def encode(value: object) -> bytes:
-    """Return JSON as Go's encoding/json writes it: a relay in Go keeps it, and its checksum."""
+    """Return JSON as Go's encoding/json writes it, so that a relay in Go keeps its checksum."""
     numbers: list[str] = []
     text = strict_json.dumps(_marked(value, numbers))
     for place, number in enumerate(numbers, _MARK):
@@ -65,7 +64,7 @@ def encode(value: object) -> bytes:
 
 
 def _marked(value: object, numbers: list[str]) -> object:
-    """Return *value* with a mark for each float that Go writes otherwise: those go to *numbers*."""
+    """Return *value* with marks for floats that Go writes differently; add those to *numbers*."""
     if isinstance(value, dict):
         return {
             name: each if type(each) in _PLAIN else _marked(each, numbers)
@@ -111,11 +110,11 @@ class Message:
     timestamp_ns: int = field(default_factory=time.time_ns)
     checksum: int = 0  # CRC-32 of the payload's bytes; 0: none
     version: str = VERSION
-    data: Any = None  # the payload's value, if the message was read
+    data: Any = None  # the decoded payload of a message that was read
 
     @classmethod
     def wrap(cls, source: str, type: str, payload: object, *, checksum: bool = False) -> Self:
-        """Return a new message around *payload*."""
+        """Return a new message with *payload*."""
         data = encode(payload)
         return cls(source, type, data, checksum=zlib.crc32(data) if checksum else 0)
 
@@ -161,7 +160,7 @@ class Message:
 
 
 class Native(NamedTuple):
-    """The client's own body, for a vendor of the same dialect."""
+    """The client's own body, which a vendor of the same dialect gets."""
 
     dialect: str
     body: Document
@@ -181,7 +180,7 @@ class InferRequest:
     op: str = CHAT  # the operation: chat, completions, embeddings, responses, count_tokens
     # The client's protocol headers, for a vendor of the same dialect.
     headers: Mapping[str, str] = field(default_factory=dict)
-    # Collects, for each attempt, the names of what is left out for its target.
+    # The names of the params that are left out for the target of an attempt.
     dropped: list[str] | None = field(default=None, compare=False)
     lenient: bool = False  # whether preferences that a target cannot express are left out
 
@@ -189,7 +188,7 @@ class InferRequest:
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
         """Return the request in an infer.request; raise RequestError naming an invalid field.
 
-        *parameters* are those that may stand beside params.
+        *parameters* are the params that may also be members of the request itself.
         """
         if not isinstance(data, dict):
             raise RequestError("an infer.request must be a JSON object")
@@ -215,7 +214,7 @@ class InferRequest:
         return request
 
     def body_in(self, dialect: str) -> Document | None:
-        """Return the client's own body if it is in *dialect*."""
+        """Return the client's own body if it is in *dialect*, else None."""
         native = self.native
         return native.body if native is not None and native.dialect == dialect else None
 
@@ -258,9 +257,9 @@ class InferRequest:
 
 
 def _placed(data: JSON, parameters: Collection[str]) -> JSON:
-    """Return an infer.request with each member where it belongs, whatever its case, as in Go.
+    """Return an infer.request with its params in params; names match in any case, as in Go.
 
-    A name like no other is a vendor's own parameter, unless it may stand for the model.
+    A name unlike any known one is a vendor's own parameter, unless the model is missing.
     """
     places = {each.lower(): each for each in (*parameters, *_MEMBERS)}
     default = "" if "model" in map(str.lower, data) else "; did you mean 'model'?"
@@ -307,7 +306,7 @@ def check_message(message: object, place: str) -> None:
 
 
 def must_be(name: str, what: str) -> RequestError:
-    """Return the error for a part of a request that is not *what* it must be."""
+    """Return the error "*name* must be *what*" for an invalid part of a request."""
     return RequestError(f"{name} must be {what}", param=name)
 
 
@@ -324,9 +323,9 @@ def text_of(content: object) -> str:
     )
 
 
-@dataclass(slots=True)  # as InferRequest
+@dataclass(slots=True)  # not frozen, like InferRequest
 class InferResponse:
-    """An answer: the eight fields of infer.response, and what else the vendor sent."""
+    """A response: the eight fields of infer.response, then what else the vendor sent."""
 
     model: str
     provider: str
@@ -339,14 +338,14 @@ class InferResponse:
     tool_calls: Sequence[JSON] = ()
     reasoning: str = ""
     refusal: str = ""
-    details: Sequence[JSON] = ()  # signed or redacted reasoning: the next turn returns it
+    details: Sequence[JSON] = ()  # signed or redacted reasoning, for the next turn
     usage: Usage | None = None
     id: str = ""
     native: tuple[str, bytes] | None = None  # dialect and body, unchanged
     extra: Mapping[str, Any] = field(default_factory=dict)  # of some operations: embeddings, …
 
     def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
-        """Return the answer with the router's figures; twice as fast as `dataclasses.replace`."""
+        """Return a copy with these fields replaced, twice as fast as `dataclasses.replace`."""
         return InferResponse(
             self.model,
             provider,

@@ -9,20 +9,20 @@ MAX_EVENT = 16 * 1024 * 1024  # bytes of one event: a stream without line ends w
 
 
 class Event(NamedTuple):
-    """One event: its name (empty where there is none) and its data, lines joined by LF."""
+    """One event: its name (empty if there is none) and its data, lines joined by LF."""
 
     data: bytes
     name: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the event as it is sent."""
+        """Return the event in wire format."""
         data = self.data.replace(b"\n", b"\ndata: ") if b"\n" in self.data else self.data
         head = b"event: " + self.name + b"\ndata: " if self.name else b"data: "
         return head + data + b"\n\n"
 
 
 class Parser:
-    """Splits bytes, however they are cut, into events; lines end in LF or CR LF."""
+    """Splits bytes, which come in pieces of any size, into events; lines end in LF or CR LF."""
 
     __slots__ = ("_data", "_name", "_rest", "_size")
 
@@ -88,5 +88,5 @@ class Parser:
 
 
 def comment(text: str) -> bytes:
-    """Return a comment, which readers skip: it keeps a connection alive and reveals a dead one."""
+    """Return a comment: clients ignore it; it keeps a connection alive or shows that it is dead."""
     return b": " + text.encode() + b"\n\n"

@@ -1,12 +1,12 @@
-"""Strict JSON: refuses what `json.loads` lets through.
+"""Strict JSON: refuses invalid input that `json.loads` accepts.
 
-Refused are NaN and Infinity, numbers that overflow, duplicate keys, lone surrogates, bytes that are
-not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level member stands
-in the text, so that one value can be replaced without changing a byte of the others.
+It refuses NaN and Infinity, numbers that overflow, duplicate keys, lone surrogates, bytes that are
+not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level value is in
+the text, so that one value can be replaced without changing a byte of the others.
 
-The C parser reads a text once. For a text of many small parts, a hook that sees each pair would
-double the time. Instead, the brackets and colons outside strings are counted: the brackets give the
-depth before parsing; more colons than parsed members mean a duplicate key.
+For a text of many small objects, a hook for each would double the time. Instead, the brackets and
+colons outside strings are counted: the brackets give the depth before parsing; more colons than
+parsed members mean a duplicate key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 MAX_DEPTH = 200  # levels of nesting
 MAX_MEMBERS = 10_000  # of a document's top level: each is recorded
-LARGE = 16_384  # bytes from which it pays to look at samples
+LARGE = 16_384  # bytes; only longer texts are sampled
 _MAX_DIGITS = 400  # of an integer
 _START = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(\}[ \t\n\r]*)?")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
@@ -53,7 +53,7 @@ class Document(NamedTuple):
     spans: Mapping[str, tuple[int, int]]
 
     def raw(self, key: str) -> str:
-        """Return the text of a member's value, unchanged."""
+        """Return the unchanged text of a member's value; raise KeyError."""
         start, end = self.spans[key]
         return self.text[start:end]
 
@@ -82,12 +82,12 @@ def dumps(value: object) -> str:
 
 
 def encode(value: object) -> bytes:
-    """Return compact JSON as UTF-8; a lone surrogate becomes a question mark."""
+    """Return `dumps` in UTF-8; a lone surrogate becomes a question mark."""
     return _ENCODER.encode(value).encode("utf-8", "replace")
 
 
 def loads(data: bytes | str, *, what: str = "body") -> Any:
-    """Return the value of a JSON text; raise ValueError saying what is wrong with *what*."""
+    """Return the value of a JSON text; raise ValueError, which calls the text *what*."""
     return _read(data, what, lambda text, decoder: decoder.decode(text))
 
 
@@ -96,7 +96,7 @@ def lenient(data: bytes) -> Any:
     text = data.decode()
     try:
         _refuse_depth(data)
-        if text.startswith("{"):  # `decode` would search for white space at both ends first
+        if text.startswith("{"):  # `decode` would first search for white space
             value, end = _LENIENT.raw_decode(text)
             if end == len(text):
                 return value
@@ -106,7 +106,7 @@ def lenient(data: bytes) -> Any:
 
 
 def document(data: bytes | str, *, what: str = "body") -> Document:
-    """Return the object in a JSON text; raise ValueError saying what is wrong with *what*."""
+    """Return the object in a JSON text; raise ValueError, which calls the text *what*."""
     return _read(data, what, lambda text, decoder: _members(text, what, decoder))
 
 
@@ -130,7 +130,7 @@ def _read(data: bytes | str, what: str, parse: Callable[[str, json.JSONDecoder],
 
 
 def _parsed(text: str, raw: bytes, parse: Callable[[str, json.JSONDecoder], T]) -> T:
-    """Parse *text* in whichever of the ways suits it; raise RecursionError if nested too deeply."""
+    """Parse *text* in the fastest suitable way; raise RecursionError if nested too deeply."""
     if _may_have_long_number(raw):
         _refuse_depth(raw)
         return parse(text, _EXACT)
@@ -145,7 +145,7 @@ def _parsed(text: str, raw: bytes, parse: Callable[[str, json.JSONDecoder], T]) 
 
 
 def _counted(text: str, raw: bytes, parse: Callable[[str, json.JSONDecoder], T]) -> T:
-    """Parse *text* and compare how many members it has with how many were kept."""
+    """Parse *text*; fewer parsed members than colons mean a duplicate key."""
     structure = _structure(raw)
     _refuse_brackets(structure)
     kept = 0
@@ -161,7 +161,7 @@ def _counted(text: str, raw: bytes, parse: Callable[[str, json.JSONDecoder], T])
     if isinstance(value, Document):
         kept += len(value.value)
     if kept != structure.count(b":"):
-        return parse(text, _EXACT)  # names the key
+        return parse(text, _EXACT)  # raises an error with the key
     return value
 
 
@@ -198,13 +198,13 @@ def _members(text: str, what: str, decoder: json.JSONDecoder) -> Document:
     return Document(value, text, spans)
 
 
-# -- the bytes of a text ---------------------------------------------------------------------------
+# -- the bytes of a text --
 
 
 def _has_few_parts(raw: bytes) -> bool:
-    """Whether it costs more to count a text's marks than to look at each object in it.
+    """Return whether a hook for each object is faster than counting brackets and colons.
 
-    Told by 2 KB of samples, in units of 20 ns: an object costs 22 more, an item 1, a backslash 5.
+    Estimated from 2 KB of samples, in units of 20 ns: an object costs 22, an item 1, a backslash 5.
     """
     sample = b"".join([raw[at : at + 64] for at in range(0, len(raw), len(raw) // 32)])
     objects = sample.count(b'{"') + sample.count(b"{\n") + sample.count(b"[[")
@@ -212,7 +212,7 @@ def _has_few_parts(raw: bytes) -> bool:
 
 
 def _may_have_long_number(raw: bytes) -> bool:
-    """Whether there are so many digits in a row: in every fortieth byte, then in all of them."""
+    """Return whether _MAX_DIGITS digits follow each other; check every 40th byte first."""
     if len(raw) <= _MAX_DIGITS:
         return False
     few = b"0" * (_MAX_DIGITS // 40 - 1)
@@ -228,13 +228,13 @@ def _structure(raw: bytes) -> bytes:
     if b"\\" in raw:  # outside strings there is none
         parts = raw.replace(b"\\\\", b"").split(b"\\")
         raw = parts[0] + b"".join(map(bytes.removeprefix, parts[1:], repeat(b'"')))
-    # a bracket is in a string if an odd number of quotes stands before it: pairs may go
+    # a bracket after an odd number of quotes is in a string: pairs of quotes are removed
     marks = raw.translate(None, _STRUCTURE).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2]) if b'"' in marks else marks
 
 
 def _refuse_depth(raw: bytes) -> None:
-    """Raise RecursionError before `json` would, which is at the end of Python's stack."""
+    """Raise RecursionError beyond MAX_DEPTH; `json` only raises it at the end of the stack."""
     if _may_be_deep(raw):
         _refuse_brackets(_structure(raw))
 
@@ -244,7 +244,7 @@ def _refuse_brackets(structure: bytes) -> None:
     while len(rest) > MAX_DEPTH - depth:
         if depth == 10:
             break
-        rest, depth = rest.replace(b"[]", b""), depth + 1  # each peak is one level lower
+        rest, depth = rest.replace(b"[]", b""), depth + 1  # removes the innermost level
     else:
         return
     for run in _RUNS.finditer(rest):
@@ -255,7 +255,7 @@ def _refuse_brackets(structure: bytes) -> None:
 
 
 def _refuse_depth_of(value: object) -> None:
-    """Raise RecursionError if a value that was read is nested too deeply."""
+    """Raise RecursionError if a parsed value is nested too deeply."""
     parts: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
         dicts = [each for each in parts if type(each) is dict]
@@ -268,9 +268,9 @@ def _refuse_depth_of(value: object) -> None:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect no garbage meanwhile: there is none, and all that was read would be searched.
+    """Disable garbage collection: it would search all parsed values and find nothing.
 
-    A finalizer that ran where the parser is at the end of the stack would fail, too.
+    A finalizer would also fail if the parser is at the end of the stack.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -281,7 +281,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-# -- what the parser calls -------------------------------------------------------------------------
+# -- what the parser calls --
 
 
 def _float(text: str) -> float:

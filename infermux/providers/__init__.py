@@ -10,7 +10,7 @@ GROUP = "infermux.providers"  # the entry-point group of plug-ins
 
 
 class Preset(NamedTuple):
-    """A vendor: its address, its dialect, the variables of its key, and its own models."""
+    """A vendor's address, dialect, models, and the environment variables of address and key."""
 
     base_url: str
     models: tuple[str, ...] = ()  # the first one is the default
@@ -18,7 +18,7 @@ class Preset(NamedTuple):
     dialect: str = "openai"
     path: str = ""  # appended to an address without one
     vendor: str = ""  # in the price table; empty: the preset's name
-    address: str = ""  # the variable that holds it; empty: <NAME>_BASE_URL
+    address: str = ""  # the variable of the address; empty: <NAME>_BASE_URL
     keys: tuple[str, ...] = ()  # the variables of its key; empty: <NAME>_API_KEY
 
 

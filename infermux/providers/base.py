@@ -1,4 +1,4 @@
-"""What a provider is, and the guard around its code, which may be a third party's."""
+"""The interface of providers, and the guard around their code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("infermux")
 
 
 class Provider(ABC):
-    """A vendor, or anything else that answers; it needs only `name`, `models` and `infer`."""
+    """A source of responses, such as a vendor; it needs only `name`, `models` and `infer`."""
 
     name: str
     models: Sequence[str]
@@ -37,15 +37,15 @@ class Provider(ABC):
         """Return the answer; raise ProviderError (or a subclass) if there is none."""
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        """Yield the answer as it comes; by default all of it at once."""
+        """Yield the response in chunks, by default in a single one; raise as `infer`."""
         return _at_once(self.infer, request, deadline)
 
     def serves(self, model: str) -> bool:
-        """Whether *model* can be requested although `models` does not list it."""
+        """Return whether *model* can be requested although `models` does not list it."""
         return False
 
     def close(self) -> None:
-        """Release what the provider holds."""
+        """Release resources such as connections."""
 
 
 class RegisteredProvider(NamedTuple):
@@ -62,7 +62,7 @@ class RegisteredProvider(NamedTuple):
 
     @classmethod
     def of(cls, provider: Any) -> Self:
-        """Return *provider* as the registry keeps it; raise ConfigError for what it lacks."""
+        """Wrap *provider*; raise ConfigError if a member is missing or has the wrong type."""
         for lack in ("name", "models", "infer"):
             if not hasattr(provider, lack):
                 kind = type(provider).__name__
@@ -136,7 +136,7 @@ def validated(response: object) -> InferResponse:
 
 
 class ProviderGuard:
-    """Turns an exception of a provider's code that is not ours into ProviderUnavailable."""
+    """A context that turns exceptions of other code into ours, with `provider_failed`."""
 
     __slots__ = ("_name",)
 
@@ -152,7 +152,7 @@ class ProviderGuard:
 
 
 def provider_failed(name: str, error: Exception) -> InferMuxError:
-    """Log an exception of a provider's code; return the error that stands for it."""
+    """Return Overloaded if we lack resources; else log *error*, return ProviderUnavailable."""
     if is_own_want(error):
         return Overloaded(OUT_OF_RESOURCES)
     log.error("provider %r raised %s", name, type(error).__name__, exc_info=error)

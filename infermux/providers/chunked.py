@@ -30,11 +30,11 @@ class Sized:
         self._left = length
         self.may_end = length is None  # with its connection
         self.done = length == 0
-        self.rest = b""  # bytes behind the body
+        self.rest = b""  # bytes after the body
         self.error = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of *data* belongs to the body."""
+        """Return the part of *data* that belongs to the body."""
         if self._left is None:
             return data
         self.rest, data = data[self._left :], data[: self._left]
@@ -50,14 +50,14 @@ class Chunked:
 
     def __init__(self) -> None:
         self.done = False
-        self.rest = b""  # bytes that are not parsed yet, or came behind the body
+        self.rest = b""  # bytes that are not parsed yet, or come after the body
         self.error: Exception | None = None  # once the chunks are malformed
-        self._left = 0  # of the present chunk
-        self._gap = False  # whether the line end behind a chunk is due
-        self._trailers = 0  # lines behind the last chunk, from 1 on
+        self._left = 0  # of the current chunk
+        self._gap = False  # whether the line end after a chunk comes next
+        self._trailers = 0  # lines after the last chunk, from 1 on
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the chunks in *data* hold, up to the first malformed one."""
+        """Return the content of the chunks in *data*; set `error` at a malformed one."""
         data, at, found = self.rest + data if self.rest else data, 0, []
         while not self.done and self.error is None:
             if self._left:
@@ -68,7 +68,7 @@ class Chunked:
                 found.append(piece)
                 if self._left:
                     break
-                if data.startswith(b"\r\n", at):  # the usual line end behind a chunk
+                if data.startswith(b"\r\n", at):  # the usual line end after a chunk
                     at, self._gap = at + 2, False
             if not (self._gap or self._trailers) and (usual := _SIZE_LINE.match(data, at)):
                 self._left, at = int(usual[1], 16), usual.end()
@@ -121,7 +121,7 @@ def length(raw: Any) -> int | None:
 
 
 def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | None]:
-    """Yield a body as it comes, None after *seconds* without a byte; then free its connection."""
+    """Yield a body as it arrives, None after *seconds* without a byte; raise HTTPException."""
     reader, response = exchange.reader, exchange.response
     frame = Chunked() if is_chunked(raw) else Sized(length(raw))
     while not frame.done:
@@ -130,7 +130,7 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
             yield None
         elif data:
             yield frame.feed(data)
-            if frame.error is not None:  # only now: what came before is good
+            if frame.error is not None:  # the bytes before the error are good
                 raise frame.error
         elif not frame.may_end:
             raise http.client.IncompleteRead(b"")
@@ -142,11 +142,11 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
 
 
 class _Silent(Exception):
-    """Nothing came for a while."""
+    """No data arrived for a while."""
 
 
 class _File(io.RawIOBase):
-    """Pieces of a body as a file."""
+    """A file of the pieces of a body."""
 
     def __init__(self, body: Iterator[bytes | None]) -> None:
         self._body = body
@@ -161,7 +161,7 @@ class _File(io.RawIOBase):
 
 
 def decoded(body: Iterator[bytes | None], encoding: str) -> Iterator[bytes | None]:
-    """Yield the pieces of a compressed *body* decompressed, None as it comes."""
+    """Yield the decompressed pieces of *body*, and its None unchanged."""
     headers = {"content-encoding": encoding}
     file: Any = _File(body)
     response = urllib3.HTTPResponse(file, headers, preload_content=False)

@@ -1,4 +1,4 @@
-"""A provider behind HTTP: an address that speaks a dialect."""
+"""HTTPProvider: calls a vendor over HTTP, in one of the dialects."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from .chunked import decoded, length, pieces
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
-MAX_STREAM = 4  # times as much in one stream
+MAX_STREAM = 4  # times the size of one response, for one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
-LARGE = 65536  # bytes, above which parsing may take longer than a moment
+LARGE = 65536  # bytes; parsing more may take noticeable time
 MAX_NESTED = 1_000_000  # lists and objects of one answer
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
 MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
-DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to keep its connection
+DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
 
 
 class HTTPProvider(Provider):
@@ -99,12 +99,12 @@ class HTTPProvider(Provider):
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
 
     def serves(self, model: str) -> bool:
-        """Whether *model* looks like one of this vendor's own."""
+        """Return whether *model* matches the pattern of this vendor's own models."""
         pattern = self._pattern
         return pattern is not None and len(model) < 200 and pattern.match(model) is not None
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
-        """Return the answer; raise ProviderError."""
+        """Return the response; raise ProviderError or RequestError."""
         request = self._own(request)
         prepared = self._prepared(request, stream=False)
         with self._guarded():
@@ -114,10 +114,10 @@ class HTTPProvider(Provider):
             return self.dialect.decode_response(data, request)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        """Yield the chunks as they come; raise ProviderError, also after some of them.
+        """Yield chunks as they arrive; raise RequestError, or at any time ProviderError.
 
-        The call's deadline ends with the first content; from there on the stream has a total of
-        its own. The idle limit counts from the first byte of the body.
+        The call's deadline applies up to the first content; then timeouts.total applies to the
+        rest. The idle limit applies from the first byte of the body.
         """
         request = self._own(request)
         prepared = self._prepared(request, stream=True)
@@ -140,7 +140,7 @@ class HTTPProvider(Provider):
                         for _ in body:
                             pass
             finally:
-                answer.raw.close()  # a stream that was left early must stop costing money at once
+                answer.raw.close()  # an abandoned stream must stop costing money at once
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         """Return what of the request cannot be expressed for *model*, for planning."""
@@ -182,7 +182,7 @@ class HTTPProvider(Provider):
         return prepared
 
     def _send(self, prepared: PreparedRequest, exchange: Exchange) -> Answer:
-        """Return a good answer, its head read; raise the error that another one stands for."""
+        """Return the response, read up to its body; raise its error if the status is not 2xx."""
         process = os.getpid()
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
@@ -194,7 +194,7 @@ class HTTPProvider(Provider):
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
-                with contextlib.suppress(ProviderUnavailable):  # too long: the status will do
+                with contextlib.suppress(ProviderUnavailable):  # too long: the status is enough
                     data = self._read(answer, exchange, MAX_ERROR_BODY)
             answer.raw.close()
             raise self.dialect.decode_error(answer.status_code, answer.headers, data)
@@ -220,7 +220,7 @@ class HTTPProvider(Provider):
         return bytes(data)
 
     def _body(self, answer: Answer, exchange: Exchange) -> Iterator[bytes | None]:
-        """Return the body as it comes, with a None for each long silence."""
+        """Yield the body as it arrives, and None after each long silence."""
         if exchange.reader is None:  # a test double for requests has no socket
             return iter(answer.raw.stream(READ_SIZE, decode_content=True))
         body = pieces(exchange, answer.raw, HEARTBEAT_SECONDS)
@@ -240,7 +240,7 @@ class HTTPProvider(Provider):
         return self.dialect.decode_whole(data, request)
 
     def _events(self, body: Iterator[bytes | None], exchange: Exchange) -> Iterator[Event | None]:
-        """Yield the events of a body, and None when none has come for a while."""
+        """Yield the events of a body, and None after a while without one."""
         parser, size, last, told = Parser(), 0, time.monotonic(), 0
         for data in body:
             if data is None:
@@ -256,7 +256,7 @@ class HTTPProvider(Provider):
                 told = size
                 yield from events
                 last = time.monotonic()
-            elif time.monotonic() - last > HEARTBEAT_SECONDS:  # only comments, or a dripped event
+            elif time.monotonic() - last > HEARTBEAT_SECONDS:  # comments, or an unfinished event
                 yield None
                 last = time.monotonic()
         yield from parser.end()
@@ -277,7 +277,7 @@ class HTTPProvider(Provider):
             raise provider_failed(self.name, error) from error
 
     def redact(self, error: ProviderError) -> None:
-        """Remove keys and addresses from a message that may hold the vendor's own words."""
+        """Remove keys and addresses from the vendor's texts in *error*."""
         if isinstance(error, ProviderRejected | ProviderModelNotFound):
             error.message = self._redacted(error.message)
             error.args = (error.message,)
@@ -313,8 +313,8 @@ class HTTPProvider(Provider):
 # -- redaction --
 
 REDACTED = "[redacted]"
-MAX_WORDS = 2000  # characters of a vendor's message that are looked at
-PIECE = 12  # characters of a key in a row that give it away
+MAX_WORDS = 2000  # characters of a vendor's message that are read
+PIECE = 12  # consecutive characters of a key that count as a secret
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 _PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers
 _SECRETS = re.compile(
@@ -322,16 +322,16 @@ _SECRETS = re.compile(
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )
-# something encoded, perhaps, that may go on in further lines
+# text that may be encoded, and may continue on further lines
 _WORD = re.compile(r"[\w+/=%&;:.~-]{8,}(?:[\r\n]+[\w+/=%&;:.~-]+)*", re.ASCII)
 _BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
 _STANDARD = str.maketrans("-_", "+/")
 
 
 class Redactor:
-    """Removes addresses and keys from a vendor's words, as they are or encoded.
+    """Removes addresses and keys, plain or encoded, from a vendor's text.
 
-    *headers* are those of our requests; *hosts* are the provider's names.
+    *headers* are those of our requests; *hosts* are the provider's host names.
     """
 
     def __init__(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
@@ -350,7 +350,7 @@ class Redactor:
         return _WORD.sub(lambda word: REDACTED if self.reveals(word[0]) else word[0], message)[:600]
 
     def reveals(self, text: str, depth: int = 3) -> bool:
-        """Whether *text* has a secret or a piece of a key, as it is or decoded."""
+        """Return whether *text*, plain or decoded, has a secret or a piece of a key."""
         return (
             any(own in text for own in self._own)
             or not self._pieces.isdisjoint(_pieces(text))
@@ -359,7 +359,7 @@ class Redactor:
         )
 
     def _hides(self, text: str, depth: int) -> bool:
-        return self.reveals(text, depth if text.isascii() else 0)  # more may be behind a whole text
+        return self.reveals(text, depth if text.isascii() else 0)  # only ASCII is decoded again
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -368,7 +368,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _decoded(text: str) -> Iterator[str]:
-    """Yield what *text* may stand for: %-escapes, hexadecimal, base64 that begins anywhere."""
+    """Yield decodings of *text*: %-escapes, hexadecimal, base64 from any position."""
     if "%" in text:
         yield unquote(text)
     for run in _BASE64.findall("".join(text.splitlines())):
@@ -381,12 +381,12 @@ def _decoded(text: str) -> Iterator[str]:
 
 
 def _header(value: str) -> str:
-    """Return a vendor's value as it may stand in a header."""
+    """Return at most 100 characters, or "" if *value* is invalid in a header."""
     return value[:100] if value.isascii() and value.isprintable() else ""
 
 
 def load_dialect(name: str) -> Dialect:
-    """Return the vendor's side of a dialect: its package's `upstream`, or a part of it."""
+    """Return the dialect *name*: the `upstream` of its package; azure is a variant of openai."""
     package = "openai" if name == "azure" else name
     module = importlib.import_module(f"infermux.dialects.{package}.upstream")
     return cast(Dialect, module.AZURE if name == "azure" else module)
@@ -408,7 +408,7 @@ def _is_plain(answer: Answer) -> bool:
     return "content-encoding" not in answer.headers
 
 
-# -- one place for every exception of a library --
+# -- exceptions of libraries --
 
 FOREIGN = (
     requests.exceptions.RequestException,
@@ -423,15 +423,15 @@ _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
 def mapped(error: BaseException) -> InferMuxError:
-    """Return our error for one of a library, without its words."""
+    """Return our error for a library's exception, without its message."""
     if is_own_want(error):
         return Overloaded(OUT_OF_RESOURCES)
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # there a kind of timeout
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
     if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS):
         failed = ProviderUnavailable("no trusted connection to the provider")
-        failed.retryable = False  # a certificate does not heal within a call
+        failed.retryable = False  # a retry would meet the same certificate
         return failed
     if refused or isinstance(error, requests.exceptions.ConnectionError):
         return ProviderUnavailable("no connection to the provider")

@@ -1,8 +1,9 @@
 """Connections to vendors: requests' adapter over urllib3's pools, bounded by a call's deadline.
 
-The timeout of a library bounds each wait for a byte, so a vendor that drips bytes could hold a
-thread for ever. Here http.client reads from an object that ends every read by the deadline. It also
-bounds each address of a name, and the name service not at all: here both have one limit together.
+Libraries limit each wait for a byte, so a vendor that sends byte by byte could block a thread for
+ever. Here http.client reads through a DeadlineReader, which ends every read by the deadline.
+Libraries also limit the connection to each address of a name, but not the name look-up; here one
+limit covers both.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, is_own_want
 from ..types import Deadline
 
-MAX_IDLE_CONNECTIONS = 2048  # that are kept: more than a worker usually has threads
-READ_SIZE = 65536  # bytes that one read of a socket may bring
+MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads
+READ_SIZE = 65536  # bytes of one read of a socket, at most
 MIN_WAIT = 0.001  # seconds: 0 would mean for ever, or not at all
 ATTEMPT_DELAY = 0.25  # seconds until another address is tried as well (RFC 8305, section 5)
 MIN_ATTEMPT_DELAY = 0.01
 MAX_ADDRESSES = 32  # of one name
-FRESH_SECONDS = 5.0  # that the addresses of a name are used without asking again
-STALE_WAIT = 0.5  # seconds for an answer where older addresses are known
-LOOKUP_SECONDS = 1.0  # after which a lookup that hangs gets another one beside it
+FRESH_SECONDS = 5.0  # for which a name's addresses are used without a look-up
+STALE_WAIT = 0.5  # seconds for a look-up if older addresses are known
+LOOKUP_SECONDS = 1.0  # after which another look-up starts if one hangs
 MAX_LOOKUPS = 8  # of one name at a time
-# .exchange: the one that this thread's connection serves; .names: the addresses of its provider
+# .exchange: that of this thread's connection; .names: the addresses of its provider
 _current = threading.local()
 Address = tuple[int, int, int, str, Any]  # as socket.getaddrinfo has it
 
 
 class Exchange:
-    """One request and its response: how long they may take, and how far they have come."""
+    """The time limits and the progress of one request and its response."""
 
     def __init__(self, deadline: Deadline, timeouts: Timeouts) -> None:
         self.deadline = deadline
@@ -63,7 +64,7 @@ class Exchange:
 
     @property
     def stale(self) -> bool:
-        """Whether the connection was a kept one that died before the first byte of a response."""
+        """Whether a reused connection died before the first byte of a response."""
         return not (self.connected or self.received or self.needs_new_connection)
 
     @property
@@ -72,13 +73,13 @@ class Exchange:
         return self.reader is not None and not self.reader.buffered.closed
 
     def close(self) -> None:
-        """Stop reading, whatever state the response is in."""
+        """Stop reading, in any state of the response."""
         if self.reader is not None:
             self.reader.buffered.close()
 
 
 class DeadlineReader(io.RawIOBase):
-    """Reads a socket; no read waits longer than its exchange has time."""
+    """Reads a socket; no read exceeds the time limits of the exchange."""
 
     def __init__(self, sock: Any, exchange: Exchange) -> None:
         self._sock = sock
@@ -86,14 +87,14 @@ class DeadlineReader(io.RawIOBase):
         self._exchange = exchange
         self._patience: float | None = None
         self._silence = 0.0
-        # A timeout of Python's own makes each read two system calls, and gives up the interpreter's
-        # lock between them: with 1,000 threads that delays events, so the kernel keeps the time.
+        # With Python's timeout each read is two system calls, with the GIL free in between: that
+        # delays events if there are 1,000 threads, so the kernel's timeout is used.
         self._by_kernel = type(sock) is socket.socket and sock.gettimeout() is None
-        self._bound = 0.0  # seconds, as the kernel has it
+        self._bound = 0.0  # the kernel's timeout, seconds
         self.buffered = io.BufferedReader(self, READ_SIZE)
 
     def makefile(self, mode: str) -> Any:
-        """Return what http.client reads from; it takes this object for a socket."""
+        """Return the file that http.client reads; it uses this object as its socket."""
         return self.buffered
 
     def readable(self) -> bool:
@@ -125,9 +126,9 @@ class DeadlineReader(io.RawIOBase):
         raise TimeoutError("no byte in time")
 
     def receive(self, seconds: float) -> bytes | None:
-        """Return what has come, b"" at the end, None if nothing came within *seconds*.
+        """Return the bytes that have arrived, b"" at the end, None after *seconds* without any.
 
-        Raise TimeoutError past the deadline and after too long a silence.
+        Raise TimeoutError after the deadline or too long a silence.
         """
         exchange = self._exchange
         self._patience = patience = min(seconds, exchange.max_silence - self._silence)
@@ -141,7 +142,7 @@ class DeadlineReader(io.RawIOBase):
         finally:
             self._patience = None
         self._silence = 0.0
-        exchange.max_silence = exchange.timeouts.idle  # a vendor that is alive is not silent
+        exchange.max_silence = exchange.timeouts.idle  # the limit after the first byte
         return self.buffered.read1(len(ready)) if ready else b""
 
     def close(self) -> None:
@@ -152,7 +153,7 @@ class DeadlineReader(io.RawIOBase):
 
 class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
-        """Read the head; http.client passes over 100, but over no other interim response."""
+        """Read the head; skip interim responses, of which http.client skips only 100."""
         super().begin()
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = None  # type: ignore[assignment]
@@ -160,19 +161,19 @@ class _Response(http.client.HTTPResponse):
 
 
 class Names:
-    """The addresses of a provider's names; a name service that hangs holds no call.
+    """Looks up the addresses of names and keeps them; if the name service hangs, calls time out.
 
-    Lookups run in daemon threads, a few for each name, and calls share them.
+    Look-ups run in daemon threads, a few for each name, and calls share them.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._known: dict[str, tuple[float, list[Address]]] = {}  # since when, and what
+        self._known: dict[str, tuple[float, list[Address]]] = {}  # time and addresses
         self._failed: dict[str, tuple[float, Exception]] = {}
-        self._lookups: dict[str, list[float]] = {}  # when those began that run
+        self._lookups: dict[str, list[float]] = {}  # start times of those that run
 
     def find(self, host: str, port: int, seconds: float) -> list[Address]:
-        """Return the addresses of *host* within *seconds*; raise TimeoutError or what it raised."""
+        """Return *host*'s addresses within *seconds*; raise TimeoutError or the look-up's error."""
         if (literal := _literal(host, port)) is not None:
             return [literal]
         began = time.monotonic()
@@ -183,7 +184,7 @@ class Names:
                 now = time.monotonic()
                 failed, error = self._failed.get(host, (-math.inf, None))
                 if addresses and (now >= end or failed >= began):
-                    return addresses  # better than none
+                    return addresses
                 if error is not None and failed >= began:
                     raise error
                 if now >= end:
@@ -200,7 +201,7 @@ class Names:
         return addresses
 
     def forget(self, host: str) -> None:
-        """Ask again for *host*: none of its addresses could be reached."""
+        """Forget *host*'s addresses, as none of them could be reached."""
         with self._changed:
             self._known.pop(host, None)
 
@@ -230,7 +231,7 @@ def _literal(host: str, port: int) -> Address | None:
 
 
 def _own_want() -> OSError | None:
-    """Return the error if no descriptor is free: the C library takes that for an unknown name."""
+    """Return the error if no descriptor is free: the C library reports an unknown name then."""
     try:
         socket.socket().close()
     except OSError as error:
@@ -241,7 +242,7 @@ def _own_want() -> OSError | None:
 def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]) -> socket.socket:
     """Return a socket that is connected to one of *addresses* within *seconds*, or raise OSError.
 
-    They are tried one after the other without waiting long for any of them (RFC 8305).
+    After a short delay the next address is tried as well (RFC 8305); *options* are for setsockopt.
     """
     waiting = deque(_alternating(addresses)[:MAX_ADDRESSES])
     delay = max(MIN_ATTEMPT_DELAY, min(ATTEMPT_DELAY, seconds / (len(waiting) + 1)))
@@ -257,7 +258,7 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
                     sock = _connecting(waiting.popleft(), options)
                 except OSError as error:
                     last = error
-                    if is_own_want(error):  # those under way may still succeed
+                    if is_own_want(error):  # attempts under way may still succeed
                         waiting.clear()
                     continue
                 tried[sock.fileno()] = sock
@@ -279,7 +280,7 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
 
 
 def _connecting(address: Address, options: Iterable[Any]) -> socket.socket:
-    """Return a socket that begins to connect."""
+    """Return a socket that has begun to connect."""
     family, kind, protocol, _, place = address
     sock = socket.socket(family, kind, protocol)
     try:
@@ -298,7 +299,7 @@ def _connecting(address: Address, options: Iterable[Any]) -> socket.socket:
 
 
 def _alternating(addresses: Sequence[Address]) -> list[Address]:
-    """Return *addresses* with their families in turn, the first one's first."""
+    """Return *addresses* with alternating families, beginning with the first one's."""
     first = [each for each in addresses if each[0] == addresses[0][0]]
     others = [each for each in addresses if each[0] != addresses[0][0]]
     return [each for each in chain(*zip_longest(first, others)) if each is not None]
@@ -309,12 +310,12 @@ class _Connection(HTTPConnection):
 
     def __init__(self, host: str, *args: Any, **options: Any) -> None:
         super().__init__(host, *args, **options)
-        self._name = host.strip("[]")  # `host` lacks the dot that may end it
-        self._head: bytes | None = None  # of a request; b"" until http.client has written it
+        self._name = host.strip("[]")  # `host` lacks a trailing dot
+        self._head: bytes | None = None  # of a request; b"" until http.client sends it
 
     @property
     def is_connected(self) -> bool:
-        """Whether a kept connection can serve; if not, urllib3 connects it again."""
+        """Whether a kept connection can be reused; if not, urllib3 connects it again."""
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
@@ -340,7 +341,7 @@ class _Connection(HTTPConnection):
         return sock
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
-        """Send a request; urllib3 would bound that by the time to connect."""
+        """Send a request within timeouts.first_byte; urllib3 would use the connect timeout."""
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
@@ -348,12 +349,12 @@ class _Connection(HTTPConnection):
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
-        except TimeoutError as error:  # urllib3 would take it for a broken connection
+        except TimeoutError as error:  # urllib3 would report a broken connection
             pool: Any = None
             raise exceptions.ReadTimeoutError(pool, url, "not sent in time") from error
 
     def send(self, data: Any) -> None:
-        """Send a request's head together with its body: two packets would cost twice."""
+        """Send a request's head with its body, as two packets would cost twice as much."""
         if self._head == b"":
             self._head = data
             return
@@ -364,7 +365,7 @@ class _Connection(HTTPConnection):
     def response_class(  # type: ignore[override]
         self, sock: Any, *args: Any, **options: Any
     ) -> http.client.HTTPResponse:
-        """Return the response that http.client reads, over a reader with a deadline."""
+        """Return a response that reads through a DeadlineReader."""
         exchange = _current.exchange
         exchange.reader = reader = DeadlineReader(sock, exchange)
         exchange.response = response = _Response(reader, *args, **options)  # type: ignore[arg-type]
@@ -387,10 +388,10 @@ _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
 class Answer(NamedTuple):
-    """A vendor's response; requests' own opens a cookie jar, which costs more than all the rest."""
+    """A vendor's response; that of requests would make a cookie jar, which is slow."""
 
     status_code: int
-    headers: Mapping[str, str]  # in any case
+    headers: Mapping[str, str]  # case-insensitive
     raw: Any  # urllib3's response
     request: PreparedRequest
 
@@ -413,7 +414,7 @@ class Adapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        """Return the one pool that a provider needs: it has one address and one proxy."""
+        """Return the provider's only pool: it has one address and one proxy."""
         if self._pool is None:
             self._pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return self._pool
@@ -422,7 +423,7 @@ class Adapter(HTTPAdapter):
         if proxies:
             return super().request_url(request, proxies)
         url = request.url or ""
-        return url[url.find("/", len("https://")) :]  # requests splits it four times for the same
+        return url[url.find("/", len("https://")) :]  # requests would split it four times
 
     def build_response(self, req: PreparedRequest, resp: Any) -> Any:
         return Answer(resp.status, resp.headers, resp, req)
@@ -446,9 +447,9 @@ class Adapter(HTTPAdapter):
             answer = self.send(
                 request, stream=True, timeout=limits, verify=self._verify, proxies=self._proxies
             )
-            return cast(Answer, answer)  # as build_response made it
+            return cast(Answer, answer)
         except BaseException:
-            exchange.close()  # urllib3 forgets the socket of a response whose head it refuses
+            exchange.close()  # urllib3 does not close the socket if it refuses a head
             raise
         finally:
             _current.exchange = None

@@ -1,6 +1,6 @@
-"""Anthropic's Messages towards a client of our own API: its requests; answers and errors to it.
+"""Reads requests of our Anthropic-compatible API; writes its responses and errors.
 
-Clients are the official SDK and Claude Code. Streams are written in `stream`.
+Clients are the official SDK and Claude Code. `stream` writes the event streams.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ERRORS = {status: kind for kind, status in STATUS.items()} | {
 
 
 def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest, bool]:
-    """Return the request in a client's body, and whether it wants a stream."""
+    """Return the request, and whether it asks for a stream; raise RequestError if invalid."""
     body = dict(document.value)
     model = _take(body, "model", str, needed=True)
     stream = _take(body, "stream", bool)
@@ -56,7 +56,7 @@ def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest,
 
 
 def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
-    """Remove a member from *body* and return it; what stays is passed on unchanged."""
+    """Remove a member from *body* and return it; the rest is passed on unchanged."""
     value = typed(body, name, *kinds)
     if value is None and needed:
         raise RequestError(f"{name}: Field required", param=name)
@@ -65,7 +65,7 @@ def _take(body: JSON, name: str, *kinds: type, needed: bool = False) -> Any:
 
 
 def _params(body: JSON, op: str) -> JSON:
-    """Take the params out of *body* that have another name or form at OpenAI."""
+    """Remove the params from *body* that need translation; return them in OpenAI's form."""
     limit = _take(body, "max_tokens", int, needed=op == CHAT)
     if limit is not None and limit < 0:
         raise RequestError("max_tokens must not be negative", param="max_tokens")
@@ -92,7 +92,7 @@ def _tools(body: JSON) -> list[JSON] | None:
 def _tool(tool: JSON) -> JSON:
     if tool.get("type") not in (None, "custom"):
         string(tool, "type")
-        return tool  # the vendor's own: another dialect refuses it by its type
+        return tool  # Anthropic's own; other dialects refuse its type
     schema, description = tool["input_schema"], tool.get("description")
     if not isinstance(schema, dict) or not isinstance(description, str | None):
         raise ValueError("the schema must be an object, the description a string")
@@ -122,7 +122,7 @@ def _choice(body: JSON) -> JSON:
 
 
 def _thinking(body: JSON) -> JSON:
-    """Return the effort of a request's thinking: a budget is the highest effort it covers."""
+    """Translate thinking to reasoning_effort; a budget gives the highest effort it covers."""
     thinking = _take(body, "thinking", dict) or {}
     config = dict(_take(body, "output_config", dict) or {})
     shape = _take(config, "format", dict) or _take(body, "output_format", dict)
@@ -168,7 +168,7 @@ def _list(value: object) -> list[JSON]:
 
 
 def _messages(turn: JSON) -> list[JSON]:
-    """Return a turn as messages: first one for each tool's result."""
+    """Return a turn as messages; first a message for each tool result."""
     role, content = string(turn, "role"), turn["content"]
     if role not in ("user", "assistant", "system"):
         raise ValueError("no such role")
@@ -220,7 +220,7 @@ def _assistant(blocks: list[JSON]) -> JSON:
 
 
 def _joined(parts: list[JSON]) -> str | list[JSON]:
-    """Return plain texts as one string, which every vendor accepts from an assistant."""
+    """Join parts to one string if all are plain text, which every vendor accepts."""
     plain = all(part.keys() == {"type", "text"} for part in parts)
     return "".join(part["text"] for part in parts) if plain else parts
 
@@ -236,7 +236,7 @@ def _call(block: JSON) -> JSON:
 
 
 def _part(block: JSON) -> JSON:
-    """Return a block as a content part, unchanged if OpenAI has none like it."""
+    """Return a block as a content part, unchanged if OpenAI has no such part."""
     kind = string(block, "type")
     extra = given(without(block, "type", "source", "title", "text"))
     if kind == "text":
@@ -270,7 +270,7 @@ def _url(form: str, source: JSON) -> str:
 
 
 def encode_response(response: InferResponse) -> JSON:
-    """Return a message, or a count of tokens."""
+    """Return the message, or the token count, as JSON."""
     if "input_tokens" in response.extra:
         return {"input_tokens": response.extra["input_tokens"]}
     content = [block for detail in response.details if (block := thought_of(detail))]
@@ -291,7 +291,7 @@ def encode_response(response: InferResponse) -> JSON:
 def message_of(
     ident: str, model: str, content: list[JSON], reason: str | None, usage: JSON
 ) -> JSON:
-    """Return a message; *reason* is None if it is still to come."""
+    """Return a message; *reason*, its stop_reason, is None as a stream begins."""
     ident = ident if ident.startswith("msg_") else f"msg_{ident or new_id()}"
     return {
         "id": ident,
@@ -306,13 +306,13 @@ def message_of(
 
 
 def thought_of(detail: JSON) -> JSON | None:
-    """Return the block of a reasoning detail, None if it is another vendor's or a summary."""
+    """Return the block of a reasoning detail, or None for a summary or another vendor's."""
     is_thinking = detail.get("type") in ("reasoning.text", "reasoning.encrypted")
     return thinking_block(detail) if is_thinking else None
 
 
 def tool_use_of(call: JSON) -> JSON:
-    """Return a call's block, its input empty; extra_content is for another vendor's next turn."""
+    """Return a tool call as a tool_use block without input."""
     name = obj(call.get("function") or call.get("custom")).get("name") or ""
     extra = {"extra_content": call["extra_content"]} if call.get("extra_content") else {}
     ident = call.get("id") or f"toolu_{new_id()}"
@@ -320,7 +320,7 @@ def tool_use_of(call: JSON) -> JSON:
 
 
 def _input(call: JSON) -> JSON:
-    """Return a call's input, which must be an object: other arguments go into one."""
+    """Return a tool call's arguments as an object; wrap others in one."""
     if call.get("type") == "custom":
         return {"input": obj(call.get("custom")).get("input")}
     raw = obj(call.get("function")).get("arguments") or "{}"
@@ -332,14 +332,14 @@ def _input(call: JSON) -> JSON:
 
 
 def stop_reason(reason: str | None, *, called: bool) -> str:
-    """Return this vendor's name of a finish reason."""
+    """Return the stop_reason; *called*: there are tool calls."""
     if called and reason in (None, "", "stop"):
         return "tool_use"
     return reason if reason and reason in FINISH else _STOP.get(reason or "stop", "end_turn")
 
 
 def encode_usage(usage: Usage) -> JSON:
-    """Return a usage object; its input_tokens excludes cached ones."""
+    """Return a usage object; its input_tokens excludes cached tokens."""
     read, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
     long_lived = usage.cache_write_1h_tokens or 0
     data: JSON = {
@@ -358,7 +358,7 @@ def encode_usage(usage: Usage) -> JSON:
 
 
 def encode_error(error: InferMuxError) -> JSON:
-    """Return the error object as the official SDKs read it."""
+    """Return the error object, as Anthropic's SDKs expect it."""
     kind = _ERRORS.get(error.status) or (
         "invalid_request_error" if error.status < 500 else "api_error"
     )

@@ -1,7 +1,6 @@
-"""Requests of other dialects as Anthropic's Messages: first the messages, then the parameters.
+"""Translates requests of other dialects to Anthropic's Messages API.
 
-The vendor refuses many combinations, such as thinking with a temperature; they are avoided, or
-cannot be expressed.
+Anthropic refuses many combinations, such as thinking with a temperature; these cannot be expressed.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from . import NAME, PARAMETERS
 
-THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that this vendor signed
+THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
 MIN_THINKING_BUDGET = 1024  # tokens
-# Tokens of thinking for an effort, before generation 4.6 made the effort a parameter of its own.
+# Thinking budgets in tokens by effort; models from 4.6 on have an effort parameter.
 BUDGETS = {
     "minimal": MIN_THINKING_BUDGET,
     "low": 2048,
@@ -35,11 +34,11 @@ BUDGETS = {
 OFF = {"type": "disabled"}
 SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
-# Params whose neutral value says something here.
+# Params that are translated even if their value is neutral.
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
-# This vendor's own params, which keep their names.
+# Anthropic's own params, which keep their names.
 OWN = frozenset(name for names in PARAMETERS.values() for name in names) - {"thread"}
 COUNTED = frozenset(
     {
@@ -52,7 +51,7 @@ COUNTED = frozenset(
         "output_config",
         "cache_control",
     }
-)  # they matter when tokens are counted
+)  # params of count_tokens
 KNOWN = (
     COUNTED
     | OWN
@@ -74,13 +73,13 @@ EXPRESSED = KNOWN | {"citations", "file.filename", "is_error", "tools.strict"}
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     system, turns = _turns(request.messages, drop)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     return body | {"messages": turns} | _params(request, drop)
 
 
-# -- reading what callers send --
+# -- reading callers' values --
 
 
 @contextmanager
@@ -95,7 +94,7 @@ def reading(place: str) -> Iterator[None]:
 
 
 def string(block: JSON, name: str) -> str:
-    """Return a required string member."""
+    """Return a required string member; raise KeyError or ValueError."""
     value = block[name]
     if not isinstance(value, str):
         raise ValueError(f"{name} is not a string")
@@ -103,7 +102,7 @@ def string(block: JSON, name: str) -> str:
 
 
 def typed(params: JSON, name: str, *kinds: type) -> Any:
-    """Return an optional member; raise RequestError if it is of none of *kinds*."""
+    """Return a member, None if missing; raise RequestError if it is of none of *kinds*."""
     value = params.get(name)
     return None if value is None else require(value, name, *kinds)
 
@@ -112,7 +111,7 @@ def typed(params: JSON, name: str, *kinds: type) -> Any:
 
 
 def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list[JSON]]:
-    """Return the system prompt, to which every system message goes, and the turns."""
+    """Return the system prompt, which joins all system messages, and the turns."""
     system: list[Any] = []
     turns: list[JSON] = []
     before = ""
@@ -145,7 +144,7 @@ def _content(value: object, drop: Drop) -> str | list[JSON]:
 
 
 def _blocks(value: object, drop: Drop) -> list[JSON]:
-    """Return a content as blocks, without empty texts, which the vendor refuses."""
+    """Return a content as blocks, without empty texts, which Anthropic refuses."""
     parts = [{"type": "text", "text": value}] if isinstance(value, str) else items(value)
     blocks = (_block(part, drop) for part in parts if part != {"type": "text", "text": ""})
     return [block for block in blocks if block]
@@ -201,7 +200,7 @@ def _assistant(message: JSON, drop: Drop) -> str | list[JSON]:
         block
         for detail in items(message.get("reasoning_details"))
         if (block := thinking_block(detail)) and (block["type"] != "thinking" or block["signature"])
-    ]  # the vendor refuses unsigned thinking
+    ]  # Anthropic refuses unsigned thinking
     if isinstance(content, str) and not (thoughts or refusal or calls):
         return content
     uses = [block for call in calls if (block := _tool_use(call, drop))]
@@ -209,7 +208,7 @@ def _assistant(message: JSON, drop: Drop) -> str | list[JSON]:
 
 
 def thinking_block(detail: JSON) -> JSON | None:
-    """Return the thinking block of a reasoning detail, None if it is another vendor's."""
+    """Return the thinking block of a reasoning detail, or None for another vendor's."""
     if detail.get("format", THINKING_FORMAT) != THINKING_FORMAT:
         return None
     if detail.get("type") == "reasoning.encrypted":
@@ -248,12 +247,12 @@ def _tool_result(message: JSON, drop: Drop) -> JSON:
 
 
 def result_flags(result: JSON) -> JSON:
-    """Return the members of a tool's result that are the same in both dialects."""
+    """Return is_error and cache_control of a tool result, which need no translation."""
     return {name: result[name] for name in ("is_error", "cache_control") if result.get(name)}
 
 
 def _ident(ident: str) -> str:
-    """Return a call's id without characters that this vendor refuses."""
+    """Return a tool call's id; replace characters that Anthropic refuses."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
 
 
@@ -261,7 +260,7 @@ def _ident(ident: str) -> str:
 
 
 def _params(request: InferRequest, drop: Drop) -> JSON:
-    """Return the members of the body for the params."""
+    """Return the body's members other than model, system and messages."""
     params = {
         name: value
         for name, value in request.params.items()
@@ -301,13 +300,13 @@ def _tier(params: JSON, drop: Drop) -> JSON:
 
 
 def version_of(model: str) -> tuple[int, int]:
-    """Return the generation in a model's id, (0, 0) if there is none."""
+    """Return the version in a model id, such as (4, 6), or (0, 0) if there is none."""
     found = re.search(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2})(?!\d))?(?!\d)", model)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def _max_tokens(model: str, budget: int) -> int:
-    """Return a value for max_tokens, which the vendor requires."""
+    """Return a max_tokens, which Anthropic requires, above *budget*."""
     price = find(NAME, model)
     most = (price and price.max_output) or 4096
     return most if most > budget else most + budget
@@ -316,7 +315,7 @@ def _max_tokens(model: str, budget: int) -> int:
 def _thinking(
     params: JSON, version: tuple[int, int], limit: int | None, *, forced: bool, drop: Drop
 ) -> JSON:
-    """Translate reasoning_effort: to a level from 4.6 on, else to a budget below max_tokens."""
+    """Translate reasoning_effort: to a level from Claude 4.6 on, else to a token budget."""
     effort = typed(params, "reasoning_effort", str)
     if effort is None or effort == "none":
         return {"thinking": OFF} if effort else {}
@@ -338,14 +337,14 @@ def _thinking(
 
 
 def refused(params: Mapping[str, Any], model: str) -> list[str]:
-    """Return the names of params that the model takes none of: from 4.7 on it samples by itself."""
+    """Return the sampling params that the model refuses: from Claude 4.7 on, all but defaults."""
     if SAMPLING.isdisjoint(params) or version_of(model) < (4, 7):
         return []
     return [name for name in sorted(SAMPLING) if params.get(name) not in SAMPLING_DEFAULTS[name]]
 
 
 def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:
-    """Return the sampling params: none from generation 4.7 on, few while the model thinks."""
+    """Return the sampling params: none from Claude 4.7 on, few if *thinks*."""
     values = {name: typed(params, name, float) for name in sorted(SAMPLING)}
     for name in refused(values, model):
         hint(name, drop)
@@ -403,7 +402,7 @@ def _tools(params: JSON, drop: Drop) -> JSON:
 
 def _tool(tool: JSON, drop: Drop) -> JSON | None:
     if "input_schema" in tool or re.search(r"_\d{8}$", text(tool.get("type"))):
-        return tool  # in this vendor's form, or with the dated type of its own tools
+        return tool  # in Anthropic's form, or with the dated type of its own tools
     if tool.get("type", "function") != "function":
         unsupported("tools", NAME, drop)
         return None

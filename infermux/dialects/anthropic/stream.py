@@ -1,7 +1,7 @@
-"""Anthropic's event stream to a client: a vendor's own events, or events made from chunks.
+"""Writes event streams to clients: passes Anthropic's events on, or makes them from chunks.
 
 A message is a sequence of blocks, one open at a time. Chunks of another vendor may mix several tool
-calls; pieces of a block that cannot open yet wait until the open one is complete.
+calls; pieces of other blocks are kept until the open block is complete.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _TEXT: Key = ("text", None)
 
 
 def event(name: str, members: JSON) -> bytes:
-    """Return an event, whose data repeats its name."""
+    """Return an event with its name also in its data."""
     data = strict_json.encode({"type": name, **members})
     return f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
 
 class Encoder:
-    """Writes one stream."""
+    """Encodes the chunks of one stream."""
 
     def __init__(self, *, model: str, ident: str, native: bool) -> None:
         self._model, self._ident, self._native = model, ident, native
@@ -43,7 +43,7 @@ class Encoder:
         self._called = False
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events of a chunk, which may be none."""
+        """Return the events for a chunk, b"" if there are none."""
         if self._native and chunk.native is not None and chunk.dialect == NAME:
             return self._pass(chunk.native)
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
@@ -53,7 +53,7 @@ class Encoder:
         return self._start() + self._drain(last=bool(chunk.finish_reason))
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the last events, with the call's figures."""
+        """Return the last events, with *summary* in message_stop."""
         more = {"infermux": summary} if summary else {}
         if self._passed:
             return _spliced(self._held, more) if self._held else event("message_stop", more)
@@ -65,11 +65,11 @@ class Encoder:
         return head + event("message_delta", figures) + event("message_stop", more)
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the last event of a failed stream."""
+        """Return the error event that ends a failed stream."""
         return event("error", encode_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return an event that readers skip."""
+        """Return a ping, which clients ignore."""
         return event("ping", {})
 
     def _pass(self, native: bytes) -> bytes:
@@ -104,7 +104,7 @@ class Encoder:
         return b"".join(written)
 
     def _may_open(self) -> bool:
-        """Whether another block may open: the arguments of an open call are whole."""
+        """Return whether a block may open: not amid a tool call's arguments."""
         return self._open is None or self._open[0] != "tool" or _complete(self._arguments)
 
     def _write(self, key: Key, piece: JSON) -> bytes:
@@ -142,7 +142,7 @@ class Encoder:
 
 
 def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
-    """Return what a chunk adds, each piece with the key of its block."""
+    """Return the pieces of a chunk, each with the key of its block."""
     pieces: list[tuple[Key, JSON]] = [
         (("thinking", detail.get("index")), block)
         for detail in chunk.details
@@ -156,7 +156,7 @@ def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
 
 
 def _empty(key: Key, piece: JSON) -> JSON:
-    """Return a block as it opens, before its deltas; a redacted one has no deltas."""
+    """Return the block for content_block_start, empty unless it is redacted."""
     if key[0] == "tool":
         return tool_use_of(piece)
     if key[0] == "text":
@@ -176,11 +176,11 @@ def _data(native: bytes) -> bytes:
 
 
 def _spliced(native: bytes, more: JSON) -> bytes:
-    """Return the vendor's last event with more members."""
+    """Return the vendor's message_stop with the members of *more* added."""
     if not more:
         return native
     try:
         data = strict_json.document(_data(native)).replaced(more)
-    except ValueError:  # an odd last event is no reason to break a complete stream
+    except ValueError:  # an odd last event must not break a complete stream
         return native
     return Event(data.encode(), b"message_stop").encode()

@@ -1,6 +1,6 @@
-"""Anthropic's Messages towards a vendor, a `Dialect`: requests; answers, errors, streams.
+"""The Anthropic `Dialect`: writes requests to a vendor; reads responses, errors and streams.
 
-Facts: https://platform.claude.com/docs/en/api/messages, the official SDK's types, and recorded
+Sources: https://platform.claude.com/docs/en/api/messages, the official SDK's types, and recorded
 traffic.
 """
 
@@ -63,7 +63,7 @@ STATUS = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-COUNTS_TOKENS = True  # the vendor has an operation for it
+COUNTS_TOKENS = True  # the vendor has this operation
 
 
 def path(request: InferRequest, *, stream: bool) -> str:
@@ -75,7 +75,7 @@ def auth(key: str) -> dict[str, str]:
 
 
 def headers(request: InferRequest) -> dict[str, str]:
-    """Return the client's protocol headers if its body is passed on, else our version."""
+    """Return anthropic-version and -beta; the client's only count if its body is passed on."""
     own = {} if request.body_in(NAME) is None else request.headers
     return {"anthropic-version": VERSION} | {
         name.lower(): value for name, value in own.items() if name.lower() in FORWARDED
@@ -83,9 +83,9 @@ def headers(request: InferRequest) -> dict[str, str]:
 
 
 def encode_request(request: InferRequest, *, stream: bool) -> bytes:
-    """Return the body; the client's own if it is in this dialect, with our model.
+    """Return the body: the client's own, with our model, if it is in this dialect.
 
-    Whoever asks, what the model itself takes none of is left out.
+    Params that the model refuses are always left out.
     """
     path(request, stream=stream)
     own, drop = request.body_in(NAME), Drop.of(request)
@@ -119,7 +119,7 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
 
 
 def _own_blocks(turn: JSON) -> JSON:
-    """Return a turn without traces of another vendor's answer, which would be refused."""
+    """Return a turn without unsigned thinking and extra_content, which Anthropic refuses."""
     content = turn.get("content") if turn.get("role") == "assistant" else None
     if not isinstance(content, list):
         return turn
@@ -166,7 +166,7 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
 
 def _object(data: bytes) -> JSON:
     body = obj(strict_json.lenient(data))
-    if body.get("type") == "error" or ("type" not in body and body.get("error")):  # inside a 200
+    if body.get("type") == "error" or ("type" not in body and body.get("error")):  # with status 200
         kind = word(error_object(data).get("type"))
         raise decode_error(STATUS.get(kind, 502), {}, data)
     return body
@@ -188,7 +188,7 @@ def _arguments(block: JSON) -> str:
 
 
 def _detail(block: JSON) -> JSON:
-    """Return the reasoning detail of a thinking block, empty if the block is."""
+    """Return the reasoning detail of a thinking block, or {} for an empty block."""
     if block["type"] == "redacted_thinking":
         return _thinking({"data": string(block, "data")}, "encrypted")
     words, signature = string(block, "thinking"), text(block.get("signature"))
@@ -201,13 +201,13 @@ def _thinking(members: JSON, kind: str = "text") -> JSON:
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a reason; a missing one is stop, an unknown one unchanged."""
+    """Return OpenAI's finish_reason: stop for a missing value, an unknown one unchanged."""
     reason = text(value)
     return FINISH.get(reason, reason) or "stop"
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return the usage, None if there is none; here input_tokens excludes cached ones."""
+    """Return the usage, or None; Anthropic counts cached tokens apart from input_tokens."""
     data = obj(value)
     fresh, tokens_out = count(data.get("input_tokens")), count(data.get("output_tokens"))
     read = count(data.get("cache_read_input_tokens"))
@@ -238,7 +238,7 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
-    """Yield a stream's chunks; its terminator is message_stop."""
+    """Yield a stream's chunks; raise StreamIncomplete if it ends without message_stop."""
     reader = _Reader()
     for event in events:
         if event is None or not event.data:
@@ -247,7 +247,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         body = _object(event.data)
         native = typed(event, body).encode()
         kind = string(body, "type")
-        if kind == "error":  # by its event's name alone
+        if kind == "error":  # only the event's name says so
             raise decode_error(502, {}, event.data)
         yield reader.chunk(kind, body)._replace(native=native, dialect=NAME)
         if kind == "message_stop":
@@ -260,7 +260,7 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
 
 
 class _Reader:
-    """Reads one stream's events, which refer to earlier blocks and complete earlier usage."""
+    """Reads one stream; keeps the open blocks and the usage for its later events."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, JSON] = {}
@@ -330,10 +330,10 @@ class _Reader:
             first = {} if "started" in state else {"text": ""}
             signature = {"signature": string(delta, "signature")}
             return self._thought(state, _thinking(first | signature))
-        return Chunk(shown=block != "thinking")  # which may be empty
+        return Chunk(shown=block != "thinking")  # thinking may be empty
 
     def _thought(self, state: JSON, detail: JSON) -> Chunk:
-        if "started" not in state:  # an empty block has no number
+        if "started" not in state:  # empty blocks are not numbered
             state |= {"started": True, "detail": self._details}
             self._details += 1
         numbered = detail | {"index": state["detail"]}

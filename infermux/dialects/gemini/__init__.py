@@ -1,4 +1,4 @@
-"""Google's wire format, at Gemini and at Vertex: generateContent, countTokens, embedContent.
+"""Google's wire format, of Gemini and Vertex AI: generateContent, countTokens, embedContent.
 
 `upstream` is the vendor's side, `requests` translates requests of other dialects.
 """

@@ -1,6 +1,6 @@
-"""Requests of other dialects as Google's generateContent: parameters, then the conversation.
+"""Translates requests of other dialects to Google's generateContent and embedContent.
 
-The vendor's own parameters keep their names, which are in camel case.
+Google's own parameters keep their names, which are in camel case.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from . import NAME, PARAMETERS
 
-FORMAT = "google-gemini-v1"  # of reasoning details that this vendor signed
+FORMAT = "google-gemini-v1"  # of reasoning details that Google signed
 OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for calls without one
-# Tokens of thinking for an effort, as in Google's own OpenAI-compatible API; every thinking model
-# accepts that of xhigh.
+# Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
+# accepts the largest.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
 
 _MIME = mimetypes.MimeTypes()  # Python's own table, independent of the host's files
@@ -35,7 +35,7 @@ _SCALARS: dict[str, tuple[str, type]] = {
     "max_completion_tokens": ("maxOutputTokens", int),
     "top_k": ("topK", int),
 }
-# The types of params that this format has only neutral values of.
+# Params that this format has only with a neutral value, and their types.
 _TYPES: dict[str, type] = {
     "n": int,
     "parallel_tool_calls": bool,
@@ -88,7 +88,7 @@ def model_of(request: InferRequest) -> str:
 
 
 def embedding(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body for embedContent, or for batchEmbedContents if the input is a list."""
+    """Return the body for embedContent, or batchEmbedContents for a list; raise RequestError."""
     params = given(request.params)
     wanted, form = params.pop("input", None), params.pop("encoding_format", "float")
     if form not in ("float", "base64"):
@@ -112,7 +112,7 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     talk = _Conversation(drop)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
@@ -122,7 +122,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     params = given(request.params)
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
-    # The vendor's own params win over translated ones.
+    # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
         thinking = require(
@@ -159,7 +159,7 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         body[name] = body.get(name, {}) | require(value, name, dict)
     elif name in _TOP:
         body[name] = value
-    elif name != name.lower():  # camel case: the vendor's own
+    elif name != name.lower():  # camel case: Google's own
         config[name] = value
     elif not is_neutral(name, value):
         unsupported(name, NAME, drop)
@@ -169,7 +169,7 @@ def _thinking(effort: str, drop: Drop) -> JSON:
     if effort not in BUDGETS:  # another vendor's
         unsupported("reasoning_effort", NAME, drop)
         return {}
-    budget = BUDGETS[effort]  # thoughts without a budget would be refused
+    budget = BUDGETS[effort]  # includeThoughts without a budget would be refused
     return {"thinkingBudget": budget} | ({"includeThoughts": True} if budget else {})
 
 
@@ -190,9 +190,9 @@ def _tools(value: object, drop: Drop) -> JSON:
         if tool.get("type") == "function":
             function = require(tool.get("function"), "tools[].function", dict)
             functions.append(_function(function))
-            if function.get("strict"):  # the vendor does not promise to keep to the schema
+            if function.get("strict"):  # Google does not guarantee the schema
                 hint("tools.strict", drop)
-        elif "type" not in tool and "name" not in tool:  # the vendor's own: {"googleSearch": {}}
+        elif "type" not in tool and "name" not in tool:  # Google's own: {"googleSearch": {}}
             own.append(tool)
         else:
             unsupported("tools", NAME, drop)
@@ -224,12 +224,12 @@ def _choice(value: object) -> JSON:
 
 
 class _Conversation:
-    """Translates messages to contents; a tool's result names the function of an earlier call."""
+    """Translates messages to contents; a tool result needs the name of the called function."""
 
     def __init__(self, drop: Drop) -> None:
         self.system: list[JSON] = []
         self.contents: list[JSON] = []
-        self._names: dict[str, str] = {}  # of the functions, by the calls' ids
+        self._names: dict[str, str] = {}  # of functions, by call id
         self._drop = drop
 
     def add(self, message: JSON, place: str) -> None:
@@ -289,10 +289,7 @@ class _Conversation:
         return {"inlineData": {"mimeType": f"audio/{form}", "data": sound}}
 
     def _words(self, message: JSON, place: str) -> list[JSON]:
-        """Return an answer's text with its signatures, on thoughts and on the last text part.
-
-        Thoughts without a signature, and those of other vendors, are left out.
-        """
+        """Return an assistant's text and thoughts, without thoughts of other vendors."""
         parts = self._parts(message.get("content") or [], place)
         if message.get("refusal") is not None:
             parts.append({"text": require(message["refusal"], f"{place}.refusal", str)})
@@ -371,7 +368,7 @@ def _arguments(raw: object, place: str) -> JSON:
 
 
 def _signature(call: JSON, place: str) -> JSON:
-    """Return a call's signature, which is where Google's OpenAI-compatible API puts it."""
+    """Return a call's signature, from where Google's OpenAI-compatible API puts it."""
     value: object = call
     for name in ("extra_content", "google", "thought_signature"):
         value = require(value, place, dict).get(name)
@@ -381,7 +378,7 @@ def _signature(call: JSON, place: str) -> JSON:
 
 
 def _media(holder: JSON, name: str, place: str) -> JSON:
-    """Return a data: URI inline, another URL by reference, with the type of its suffix."""
+    """Return inlineData for a data: URI, else fileData with the type that the suffix gives."""
     place = f"{place}.{name}"
     url = require(holder.get(name), place, str)
     if inline := data_uri(url):

@@ -1,6 +1,6 @@
-"""Google's generateContent towards a vendor, a `Dialect`: requests; answers, errors, streams.
+"""The Gemini `Dialect`: writes requests to a vendor; reads responses, errors and streams.
 
-Facts: https://ai.google.dev/api/generate-content, and recorded traffic.
+Sources: https://ai.google.dev/api/generate-content, and recorded traffic.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from .requests import FORMAT, embedding, model_of, translated
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}
-COUNTS_TOKENS = True  # the vendor has an operation for it
+COUNTS_TOKENS = True  # the vendor has this operation
 
-# google.ai.generativelanguage.v1beta.Candidate.FinishReason, sent with enum-encoding=int.
+# google.ai.generativelanguage.v1beta.Candidate.FinishReason; enum-encoding=int sends numbers.
 _FINISH_NUMBERS = (
     "",
     "STOP",
@@ -77,7 +77,7 @@ _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
 
 
 def path(request: InferRequest, *, stream: bool) -> str:
-    """Return the path of the operation below the base URL; the model is one segment of it."""
+    """Return the operation's path and query; the model, quoted, is one segment of the path."""
     verb = path_of(VERBS, request, NAME)
     if request.op == CHAT and stream:
         verb = "streamGenerateContent?alt=sse"
@@ -102,7 +102,7 @@ def headers(request: InferRequest) -> dict[str, str]:
 
 
 def encode_request(request: InferRequest, *, stream: bool) -> bytes:
-    """Return the body; the client's own if it is in this dialect: the model is in the path."""
+    """Return the body: the client's own, unchanged, if it is in this dialect."""
     own = request.body_in(NAME)
     if own is not None:
         return own.text.encode()
@@ -169,7 +169,7 @@ def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
 
 
 class _Reader:
-    """Reads one answer, whole or in chunks; numbers its calls and details."""
+    """Reads one response, whole or in chunks; numbers its tool calls and details."""
 
     def __init__(self) -> None:
         self.finished = False
@@ -245,7 +245,7 @@ class _Reader:
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a reason; a missing one is empty, others are in lower case."""
+    """Return OpenAI's finish_reason, "" if missing; an unknown one is only put in lower case."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = _FINISH_NUMBERS[value] if 0 <= value < len(_FINISH_NUMBERS) else str(value)
     reason = text(value)
@@ -256,9 +256,9 @@ def finish_reason(value: object) -> str:
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return the usage, None if there is none.
+    """Return the usage, or None.
 
-    The vendor's counts of candidates exclude thoughts, those of the prompt its own tools' prompts.
+    Google counts thoughts apart from candidates, and the prompts of its own tools apart from ours.
     """
     data = obj(value)
     prompt, written = count(data.get("promptTokenCount")), count(data.get("candidatesTokenCount"))
@@ -289,7 +289,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
 
 
 def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
-    """Yield the chunks of one object, or of the array that a stream is without alt=sse."""
+    """Yield the chunks of one object, or of an array: Google's stream without alt=sse."""
     body = strict_json.lenient(data)
     if isinstance(body, list):
         yield from decode_events((Event(strict_json.encode(item)) for item in body), request)
@@ -319,7 +319,7 @@ def _objects(value: object) -> list[JSON]:
 
 
 def _is_daily(detail: JSON) -> bool:
-    """Whether a daily quota is used up, so that the suggested delay is too short."""
+    """Return whether a daily quota is used up: then the suggested delay is too short."""
     return any("PerDay" in word(one.get("quotaId")) for one in _objects(detail.get("violations")))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..parameters import Kind, Parameters
 
 NAME = "openai"
-# Requests have this form between two dialects: what others share with it stands here alone.
+# InferRequest has this form. Parameters that other dialects share with it are only listed here.
 PARAMETERS: Parameters = {
     Kind.HINT: {
         "citations": "form of the answer",
@@ -90,5 +90,5 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Return whether a parameter's value asks for nothing."""
+    """Return whether a value is None or asks only for what every vendor does anyway."""
     return value is None or value in NEUTRAL.get(name, ())

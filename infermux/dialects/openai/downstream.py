@@ -1,4 +1,4 @@
-"""OpenAI's format towards a client of our own API: its requests; answers, streams, errors to it."""
+"""Reads requests of our OpenAI-compatible API; writes its responses, streams and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import NAME
 
 
 def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, bool]:
-    """Return the request in a client's body, and whether it wants a stream."""
+    """Return the request, and whether it asks for a stream; raise RequestError if invalid."""
     value = body.value
     for name, kind in (("stream", bool), ("stream_options", dict)):
         if value.get(name) is not None:
@@ -30,7 +30,7 @@ def decode_request(body: Document, *, op: str = CHAT) -> tuple[InferRequest, boo
 def encode_answer(
     response: InferResponse, request: InferRequest, *, model: str, ident: str, created: int
 ) -> bytes:
-    """Return the body of the answer to *request*: the vendor's own if it is in this dialect."""
+    """Return the body, the vendor's own if in this dialect; raise UnsupportedParameter."""
     if response.native is not None and response.native[0] == NAME:
         return response.native[1]
     if request.op == CHAT:
@@ -42,7 +42,7 @@ def encode_answer(
 
 
 def encode_response(response: InferResponse, *, created: int, ident: str = "") -> JSON:
-    """Return a chat completion; *ident* is its id if the vendor gave none."""
+    """Return a chat completion object; *ident* is its id if the vendor gave none."""
     content = response.content if response.content or not response.tool_calls else None
     message: JSON = {"role": "assistant", "content": content, "refusal": response.refusal or None}
     if response.tool_calls:
@@ -66,7 +66,7 @@ def _reasoning(reasoning: str, details: object) -> JSON:
 
 
 def encode_usage(usage: Usage) -> JSON:
-    """Return a usage object."""
+    """Return a usage object; unknown counts are 0."""
     tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
     data: JSON = {
         "prompt_tokens": tokens_in,
@@ -81,7 +81,7 @@ def encode_usage(usage: Usage) -> JSON:
 
 
 class Encoder:
-    """Writes a stream's events; holds the last one back, as it carries the call's figures."""
+    """Encodes one stream; keeps the last event back until `end` adds the summary."""
 
     def __init__(
         self, *, model: str, ident: str, created: int, include_usage: bool, op: str = CHAT
@@ -100,7 +100,7 @@ class Encoder:
         self._usage_sent = False
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events of a chunk: the vendor's own if they are in this dialect."""
+        """Return the events for a chunk: the vendor's own if they are in this dialect."""
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
@@ -129,7 +129,7 @@ class Encoder:
         return _event(self._head | {"choices": [choice]})
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the last event, with the call's figures, and the terminator."""
+        """Return the last events, with *summary*, *usage* if requested, and the terminator."""
         if self._op == "responses":  # its last event is its terminator
             return self._held
         before, last = b"", self._held
@@ -139,17 +139,17 @@ class Encoder:
         return before + _completed(last, summary) + b"data: [DONE]\n\n"
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the events of a failed stream, which has no terminator."""
+        """Return the events that end a failed stream, without a terminator."""
         held, self._held = self._held, b""
         body = encode_error(error)
         if self._op == "responses":
-            # as OpenAI's event has it, and in `error` too: there the official SDK raises it
+            # flat like OpenAI's event, and in `error`, which the official SDK raises
             data = strict_json.encode(body["error"] | {"type": "error"} | body)
             return held + Event(data, b"error").encode()
         return held + _event(body)
 
     def heartbeat(self) -> bytes:
-        """Return a comment, which readers skip."""
+        """Return a comment, which clients ignore."""
         return comment("waiting for the provider")
 
 
@@ -169,7 +169,7 @@ def _event(body: JSON) -> bytes:
 
 
 def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
-    """Return an embeddings answer, its vectors as lists of numbers or as base64."""
+    """Return an embeddings object, with vectors as lists of numbers or as *base64*."""
     data = response.extra.get("data") or []
     if base64:
         data = [
@@ -187,7 +187,7 @@ def encode_embeddings(response: InferResponse, *, base64: bool) -> JSON:
 
 
 def encode_error(error: InferMuxError) -> JSON:
-    """Return the error object as the official SDKs read it."""
+    """Return the error object, as OpenAI's SDKs expect it."""
     body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
     native = error.native_in(NAME)
     members = native.members if native is not None else {}

@@ -1,6 +1,6 @@
-"""Requests of other dialects as OpenAI's chat completions; InferMux's own form is nearly that.
+"""Translates requests of other dialects to OpenAI's chat completions.
 
-What a model itself takes none of is left out whatever the client's format is.
+Params that a model refuses are left out, whatever the client's dialect is.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
 _COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
-# These refuse a tool turn without its reasoning.
+# These models refuse a tool turn without its reasoning.
 _KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
-# What OpenAI's models take none of, whoever asks.
+# Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
 _SAMPLING = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
 _TAKES_NONE = (
     (re.compile(r"(ft:)?(gpt-[34]|chatgpt-)"), {"reasoning_effort", "verbosity"}),
@@ -73,8 +73,8 @@ _TAKES_NONE = (
     (re.compile(r"o\d"), {"parallel_tool_calls", "verbosity"}),
 )
 _REFUSABLE = frozenset[str]().union(*(names for _, names in _TAKES_NONE))
-_NO_EFFORT_WITH_TOOLS = re.compile(r"(ft:)?gpt-(5\.([4-9]|\d\d)|[6-9]|\d\d)")  # but "none"
-# Efforts from the least to the most, and those of models that do not take them all.
+_NO_EFFORT_WITH_TOOLS = re.compile(r"(ft:)?gpt-(5\.([4-9]|\d\d)|[6-9]|\d\d)")  # except "none"
+# Efforts in rising order, and those of models that do not accept all of them.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SOME_EFFORTS = (
     (re.compile(r"o\d"), _EFFORTS[2:5]),
@@ -87,7 +87,7 @@ _DEEPSEEK_USER = re.compile(r"[\w-]+", re.ASCII)
 
 
 def refused(params: Mapping[str, Any], model: str) -> list[str]:
-    """Return the names of hints and preferences that the model itself takes none of."""
+    """Return the names of the params that the model refuses: hints and preferences."""
     if _REFUSABLE.isdisjoint(params):
         return []
     found = {name for pattern, names in _TAKES_NONE if pattern.match(model) for name in names}
@@ -101,7 +101,7 @@ def refused(params: Mapping[str, Any], model: str) -> list[str]:
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise UnsupportedParameter."""
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
@@ -121,7 +121,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
 
 
 def _effort(effort: object, model: str) -> object:
-    """Return the model's effort that is nearest to one of another format."""
+    """Return the effort nearest to *effort* that the model accepts."""
     taken = next((efforts for pattern, efforts in _SOME_EFFORTS if pattern.match(model)), _EFFORTS)
     if effort in taken or effort not in _EFFORTS:
         return effort
@@ -130,14 +130,14 @@ def _effort(effort: object, model: str) -> object:
 
 
 def _takes_user(user: object, model: str) -> bool:
-    """Return whether a user's name is one that vendors take."""
+    """Return whether the model's vendor accepts *user*."""
     if not isinstance(user, str) or len(user) > _MAX_USER:
         return False
     return not model.startswith("deepseek") or _DEEPSEEK_USER.fullmatch(user) is not None
 
 
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
-    """Return the messages; images in a tool's result go into a user message after it."""
+    """Return the messages; images of tool results go into a user message after them."""
     keep = (*_MESSAGE, "reasoning_content") if _KEEPS_REASONING.search(request.model) else _MESSAGE
     messages: list[JSON] = []
     images: list[JSON] = []

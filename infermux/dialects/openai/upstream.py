@@ -1,6 +1,6 @@
-"""OpenAI's format towards a vendor, a `Dialect`: requests; answers, errors, streams.
+"""The OpenAI `Dialect`: writes requests to a vendor; reads responses, errors and streams.
 
-Facts: https://platform.openai.com/docs/api-reference, and recorded traffic of some twenty
+Sources: https://platform.openai.com/docs/api-reference, and recorded traffic of some twenty
 compatible vendors, whose deviations are named where they are handled.
 """
 
@@ -69,9 +69,9 @@ def headers(request: InferRequest) -> dict[str, str]:
 
 
 def encode_request(request: InferRequest, *, stream: bool) -> bytes:
-    """Return the body; the client's own if it is in this dialect, with our model and usage.
+    """Return the body: the client's own, with our model, if it is in this dialect.
 
-    Whoever asks, what the model itself takes none of is left out.
+    Streams are set to report usage. Params that the model refuses are always left out.
     """
     own, drop = request.body_in(NAME), Drop.of(request)
     out = refused(request.params, request.model)
@@ -141,7 +141,7 @@ def _embeddings(body: JSON) -> list[JSON]:
 
 
 def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
-    """Return the answer with the first choice; the others are only in the native answer."""
+    """Return the response with the first choice; others are only in the native body."""
     choices = items(body.get("choices"))
     if not choices and request.op == CHAT:
         raise ValueError("an answer without choices")
@@ -176,13 +176,13 @@ _REASONS = {
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's name of a reason; a missing one is stop, an unknown one unchanged."""
+    """Return OpenAI's finish_reason: stop for a missing value, an unknown one unchanged."""
     reason = text(value)
     return _REASONS.get(reason, reason)
 
 
 def _content(value: object) -> tuple[str, str]:
-    """Return text and reasoning of a content: a string or (Mistral) a list of parts."""
+    """Return the text and reasoning of a content, a string or (Mistral) a list of parts."""
     if not isinstance(value, list):
         return text(value), ""
     words, thoughts = [], []
@@ -214,7 +214,7 @@ def _tool_call(call: JSON) -> JSON:
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return the usage in chat's or Responses' names, None if there is none."""
+    """Return the usage, or None; chat completions and Responses name the counts differently."""
     data = obj(value)
     if not data:
         return None
@@ -250,7 +250,7 @@ def usage_of(value: object) -> Usage | None:
 
 
 def _first_count(*values: object) -> int | None:
-    """Return the first count of a vendor, which may have any of several names."""
+    """Return the first count that is not None, as vendors use different names."""
     for value in values:
         if value is not None:
             return count(value)
@@ -258,7 +258,7 @@ def _first_count(*values: object) -> int | None:
 
 
 def _vendor_cost(data: JSON) -> float | None:
-    """OpenRouter and others: cost; Perplexity: cost.total_cost; xAI: ticks of 10^-10 dollars."""
+    """Return a vendor's cost in dollars, or None; xAI's is in ticks of 10^-10 dollars."""
     cost, ticks = data.get("cost"), data.get("cost_in_usd_ticks")
     cost = cost.get("total_cost") if isinstance(cost, dict) else cost
     if isinstance(ticks, int) and not isinstance(ticks, bool):
@@ -272,7 +272,7 @@ def _vendor_cost(data: JSON) -> float | None:
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
-    """Return the error, in the form of any compatible vendor."""
+    """Return the error in a response of OpenAI or a compatible vendor."""
     error = error_object(data)
     wait = retry_after(headers) if status in (429, 503, 529) else None
     failed = provider_error(
@@ -299,9 +299,9 @@ def _reset(error: JSON) -> float | None:
 
 
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
-    """Yield a stream's chunks.
+    """Yield a stream's chunks; raise StreamIncomplete without [DONE] and finish reason.
 
-    The terminator is [DONE]; Perplexity and Hugging Face send none: a finish reason will do.
+    Perplexity and Hugging Face send no [DONE].
     """
     finished = False
     for event in events:
@@ -321,7 +321,7 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
     yield from whole(decode_response(data, request))
 
 
-# what a delta may show; all of it but these, such as a role, opens no answer
+# the members of a delta that are content
 _CONTENT = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call")
 _MEDIA = ("audio", "images", "annotations")
 
@@ -361,7 +361,7 @@ def _chunk(event: Event, op: str) -> Chunk:
 
 
 def _is_shown(choice: JSON) -> bool:
-    """Whether a choice has content that a chunk does not hold: a further choice, or media."""
+    """Return whether a choice has content that a Chunk cannot hold: media or a further choice."""
     delta = choice.get("delta") or {}
     names = (*_CONTENT, *_MEDIA) if choice.get("index") else _MEDIA
     return any(delta.get(name) for name in names) or bool(
@@ -373,7 +373,7 @@ _PLAIN = {"content", "role"}
 
 
 def _words(body: JSON) -> str | None:
-    """Return the text of an event that holds only that, as most do; else None."""
+    """Return the text of an event with only text, as most are, else None."""
     choices = body.get("choices")
     if type(choices) is not list or len(choices) != 1 or body.get("usage") or body.get("x_groq"):
         return None
@@ -396,7 +396,7 @@ def _legacy(delta: JSON) -> dict[str, str]:
 
 
 def _deltas(calls: object) -> list[JSON]:
-    """Return the calls with their indices; where Mistral omits them, the positions."""
+    """Return the tool calls with indices: their positions if missing, as at Mistral."""
     if not calls:
         return []
     return [
@@ -405,14 +405,14 @@ def _deltas(calls: object) -> list[JSON]:
     ]
 
 
-_OPENING = {  # events of a Responses stream that show nothing yet, and of their items
+_OPENING = {  # Responses events, and types of added items, that have no content yet
     *("response.created", "response.queued", "response.in_progress", "response.content_part.added"),
     *("response.reasoning_summary_part.added", "message", "reasoning"),
 }
 
 
 def _responses_chunk(body: JSON, event: Event) -> Chunk:
-    """Responses' events pass as they are; only text, end and usage are read."""
+    """Return the chunk of a Responses event: the event itself, its text, end and usage."""
     native = typed(event, body).encode()
     kind, response = text(body.get("type")), obj(body.get("response"))
     if kind in ("response.failed", "error"):
@@ -436,7 +436,7 @@ def _responses_chunk(body: JSON, event: Event) -> Chunk:
 
 
 def _deployment(request: InferRequest, *, stream: bool) -> str:
-    """Return the path below a base URL that carries api-version."""
+    """Return the path of a deployment; the base URL holds the api-version."""
     if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted
         raise ModelNotFound(f"no deployment is named {shown(request.model)}", param="model")
     return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"
