@@ -1,7 +1,7 @@
 """Exports spans to an OpenTelemetry collector, by the semantic conventions for generative AI.
 
-It needs the extra infermux[otel], and is loaded if [trace].otlp is set. Each of several attempts
-has a span of its own, a child with no usage and no cost: those are the call's, and count once.
+It needs the extra infermux[otel], and is loaded if [trace].otlp is set. If a call has several
+attempts, each has a child span, without usage and cost: only the call's span has those.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .types import Usage
 PATH = "/v1/traces"
 TIMEOUT_SECONDS = 3.0  # for one batch, with the SDK's retries
 MAX_BATCH = 512
-LINGER_SECONDS = 0.1  # how long spans are gathered: each batch costs a request
+LINGER_SECONDS = 0.1  # to collect spans: each batch costs a request
 PROVIDERS = {
     "gemini": "gcp.gemini",
     "azure": "azure.ai.openai",
     "mistral": "mistral_ai",
     "xai": "x_ai",
-}  # others have the conventions' names
+}  # the conventions' names, where they differ
 OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("infermux")
@@ -66,7 +66,7 @@ class OTLP(Exporter[ReadableSpan]):
 
     def __call__(self, call: Call) -> None:
         parent = None
-        if call.parent_id:  # the last 16 digits, as mist-go has them in a traceparent
+        if call.parent_id:  # the last 16 digits, as in mist-go's traceparent
             parent = _context(call.trace_id, call.parent_id[-16:], remote=True)
         own = _context(call.trace_id, call.span_id)
         self.put(
@@ -90,7 +90,7 @@ class OTLP(Exporter[ReadableSpan]):
                 )
 
     def sender(self) -> Send[ReadableSpan]:
-        """Return the function that exports a batch, without proxies of the environment."""
+        """Return a function that exports a batch; it ignores proxies of the environment."""
         session = requests.Session()
         session.trust_env, session.max_redirects = False, 0
         exporter = OTLPSpanExporter(endpoint=self._url, timeout=TIMEOUT_SECONDS, session=session)
@@ -175,7 +175,7 @@ class OTLP(Exporter[ReadableSpan]):
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of messages as JSON, by the conventions."""
+    """Return the text of messages as the conventions' JSON, cut off at MAX_CONTENT."""
     parts = [
         {
             "role": str(each.get("role")),
@@ -187,15 +187,15 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _context(trace_id: str, span_id: str, *, remote: bool = False) -> SpanContext:
-    """Return a span's identity; OpenTelemetry has room for 64 of our span id's 128 bits."""
+    """Return a span's identity; OpenTelemetry's span id has only 64 of our 128 bits."""
     return SpanContext(int(trace_id, 16), int(span_id[:16], 16), remote, _SAMPLED)
 
 
 def _text(value: object) -> str:
-    """Return a caller's text, short and without lone surrogates, which no collector accepts."""
+    """Return 200 characters of a text, without lone surrogates, which collectors refuse."""
     return value[:200].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """Whether a record of the SDK is not about our exporter, whose failures are logged once."""
+    """Return False for the SDK's records about our exporter, which logs failures once."""
     return not (record.threadName or "").startswith("infermux-")

@@ -1,6 +1,6 @@
-"""Public API for tests: a vendor that fails on purpose, its faults and a pytest fixture.
+"""Public API for tests: a vendor that fails on purpose, and its faults.
 
-With `pytest_plugins = ["infermux.testing"]` the fixture is `faulty_vendor`.
+`pytest_plugins = ["infermux.testing"]` adds the fixture `faulty_vendor`.
 """
 
 import sys

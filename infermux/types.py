@@ -24,7 +24,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """Return the target written as provider/model; the first / splits it."""
+        """Return the target written as provider/model, split at the first slash."""
         provider, _, model = name.partition("/")
         return cls(provider, model)
 
@@ -33,14 +33,14 @@ FALLBACK_ON = ("context",)  # rejections after which the next target is tried, b
 
 
 class Route(NamedTuple):
-    """What a name stands for: its entries, how one is chosen, and the fallbacks (`then`)."""
+    """What a name stands for: entries, the strategy that orders them, fallbacks (`then`)."""
 
     name: str
     entries: tuple[Target | Route, ...]
     strategy: str = "priority"
     then: tuple[Target | Route, ...] = ()
     weights: tuple[float, ...] = ()  # of the entries, in order; empty: all equal
-    on_unsupported: str = ""  # "error" or "drop"; empty: as the router does
+    on_unsupported: str = ""  # "error" or "drop"; empty: the router's setting
     fallback_on: tuple[str, ...] = FALLBACK_ON
 
 
@@ -60,10 +60,10 @@ class Usage:
     cache_write_1h_tokens: int | None = None
     reasoning_tokens: int | None = None
     estimated: bool = False
-    cost_usd: float | None = None  # the vendor's own figure, which precedes any price table
+    cost_usd: float | None = None  # the vendor's own cost, used before any price table
     service_tier: str | None = None  # the tier that the vendor billed
     tool_use_tokens: int | None = None  # of the vendor's tools: billed as input, not counted in it
-    total_tokens: int | None = None  # as reported: Google's OpenAI API counts thoughts only here
+    total_tokens: int | None = None  # Google's OpenAI API counts thoughts only here
 
 
 NOTHING: Mapping[str, str] = {}
@@ -78,18 +78,18 @@ class Chunk(NamedTuple):
     tool_calls: Sequence[JSON] = ()  # OpenAI-shaped deltas: index, id, function{name, arguments}
     finish_reason: str | None = None
     usage: Usage | None = None
-    native: bytes | None = None  # the event as it came, for a client of the same dialect
+    native: bytes | None = None  # the provider's event, for a client of the same dialect
     details: Sequence[JSON] = ()  # signed reasoning, as OpenRouter's reasoning_details
     model: str | None = None
     id: str | None = None
     function_call: Mapping[str, str] = NOTHING  # OpenAI's older form of a tool call
     dialect: str = ""  # of the native event
-    usage_only: bool = False  # not for clients that did not ask for usage
+    usage_only: bool = False  # only for clients that asked for usage
     shown: bool = False  # the native event has content that no field above holds
 
     @property
     def has_content(self) -> bool:
-        """Whether a caller could see it: from here on nothing can fail over."""
+        """Whether a client sees something of it, after which a call cannot fail over."""
         return bool(
             self.text
             or self.reasoning
@@ -120,11 +120,11 @@ class Deadline:
     ) -> None:
         self._clock = clock
         self._end = clock() + seconds
-        self.by_client = by_client  # the client's own patience, which no provider is to blame for
-        self.on_wait = on_wait  # called while a provider is waited for; it may raise
+        self.by_client = by_client  # the client's own timeout, not a provider's failure
+        self.on_wait = on_wait  # called while waiting for a provider; it may raise
 
     def share(self, part: float, limit: Deadline) -> Deadline:
-        """Return *part* of the time left here or in *limit*, whichever is less."""
+        """Return a deadline of *part* (0 to 1) of the time left, here or in *limit* if less."""
         own, other = self.remaining(), limit.remaining()
         by_client = self.by_client and own <= other
         seconds = min(own, other) * part
@@ -140,7 +140,7 @@ class Deadline:
         return left if seconds is None or seconds > left else seconds
 
     def slices(self, seconds: float) -> Iterator[float]:
-        """Yield *seconds*, or the time left, in parts to wait; call `on_wait` before each."""
+        """Divide *seconds*, or the time left, into waits; call `on_wait` before each."""
         left = self.cap(seconds)
         while left > 0:
             part = left if self.on_wait is None else min(left, self.on_wait())
@@ -154,7 +154,7 @@ class Deadline:
 
 
 class LogThrottle:
-    """Lets a log message that could repeat without end pass once a minute."""
+    """Limits a repeated log message to one per *seconds*."""
 
     def __init__(self, *, seconds: float = 60.0, clock: Clock = time.monotonic) -> None:
         self._seconds = seconds
@@ -162,7 +162,7 @@ class LogThrottle:
         self._last = -math.inf
 
     def due(self) -> bool:
-        """Whether the message may be logged now; if so, the time starts anew."""
+        """Return whether the message may be logged now; if so, restart the time."""
         now = self._clock()
         if now - self._last < self._seconds:
             return False
@@ -172,12 +172,12 @@ class LogThrottle:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling, by an API key or by the host application's login."""
+    """Who is calling, identified by an API key or by the host application."""
 
     name: str = ""
     models: Sequence[str] | None = None  # None: every model
-    rpm: int | None = None
-    tpm: int | None = None
+    rpm: int | None = None  # requests per minute
+    tpm: int | None = None  # tokens per minute
     budget: object = None  # a ledger.Budget; None: no limit
     tags: Mapping[str, str] = field(default_factory=dict)
     may_tag: bool = True  # whether requests may set project and env

@@ -1,4 +1,4 @@
-"""Ledgers with calls in them, for the tests of reports."""
+"""Creates ledgers with calls, for the tests of reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests share: a clean environment, and peers on loopback."""
+"""Shared fixtures: a clean environment, and servers on loopback."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    # The tests start Python hundreds of times; compiling each time would double what they take.
-    # Nothing is written beside the sources all the same.
+    # The tests start Python hundreds of times; compiling each time would double their duration.
+    # The cache is not next to the sources.
     sys.dont_write_bytecode = False
     sys.pycache_prefix = str(Path(tempfile.gettempdir()) / f"infermux-pycache-{os.getuid()}")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
@@ -22,7 +22,7 @@ from support import TokenTrace, Vendor, is_ours  # noqa: E402
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test that is `sampled(n)`, the first n cases run by default; the others are slow."""
+    """Mark all but the first n cases of a test that is `sampled(n)` as slow."""
     seen = Counter()
     for item in items:
         mark = item.get_closest_marker("sampled")
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """No key, address or setting of the developer's own environment reaches a test."""
+    """Remove keys, addresses and settings of the developer's own environment."""
     for name in [name for name in os.environ if is_ours(name)]:
         monkeypatch.delenv(name)
 

@@ -1,6 +1,4 @@
-"""Real peers for the tests: the service under gunicorn, a strict TokenTrace, a vendor that speaks
-OpenAI's format.
-"""
+"""Real peers for the tests: the service under gunicorn, a strict TokenTrace, an OpenAI vendor."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 
 
 def is_ours(name: str) -> bool:
-    """Whether an environment variable could configure InferMux, Flask, gunicorn or a proxy."""
+    """Return whether a variable could configure InferMux, Flask, gunicorn or a proxy."""
     upper = name.upper()
     return (
         upper.startswith(("INFERMUX_", "FLASK_", "GUNICORN_", "AZURE_OPENAI_"))
@@ -44,14 +42,14 @@ def is_ours(name: str) -> bool:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the outer environment without what could configure InferMux, plus *more*."""
+    """Return the environment without variables that configure InferMux, plus *more*."""
     return {name: value for name, value in os.environ.items() if not is_ours(name)} | more
 
 
 def eventually(
     condition: Callable[[], Any], what: str = "the condition", seconds: float = PATIENCE
 ) -> Any:
-    """Return the first true value of *condition*; fail when there was none in time."""
+    """Return the first true value of *condition*; fail if there is none in *seconds*."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not come true within {seconds} s"
@@ -60,9 +58,7 @@ def eventually(
 
 
 def script(name: str) -> list[str]:
-    """Return the command of an installed console script: of this interpreter's environment, else
-    from the path.
-    """
+    """Return the command of a console script in this environment, else on the path."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     assert found, f"{name} is not installed"
@@ -76,7 +72,7 @@ def run(
     cwd: Path = ROOT,
     given: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a clean environment; standard input is empty unless *given*."""
+    """Run a command to its end in a clean environment, with *given* as standard input."""
     return subprocess.run(
         list(command),
         cwd=cwd,
@@ -110,9 +106,7 @@ def ask(
     method: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Send one request on a connection of its own; a body that is neither bytes nor an iterator
-    goes as JSON.
-    """
+    """Send one request on a new connection; encode a body as JSON unless bytes or an iterator."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     with contextlib.closing(connection):
@@ -128,7 +122,7 @@ def ask(
 
 
 def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
-    """Send bytes as they are, and perhaps the end of the stream; return what is answered."""
+    """Send *data* unchanged, then close for writing if *end*; return the answer."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
         sock.sendall(data)
         if end:
@@ -143,7 +137,7 @@ def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
 
 
 def names_ledger(env: Mapping[str, str]) -> bool:
-    """Whether a service in this environment is told where its ledger is."""
+    """Return whether the environment or its configuration file sets the ledger's path."""
     file = Path(env.get("INFERMUX_CONFIG", ""))
     return "INFERMUX_LEDGER__PATH" in env or (
         file.is_file() and "[ledger]" in file.read_text(encoding="utf-8", errors="replace")
@@ -151,11 +145,9 @@ def names_ledger(env: Mapping[str, str]) -> bool:
 
 
 class Service:
-    """gunicorn on a port of the system's choice, in the clone, in a clean environment; ready when
-    it is entered.
+    """gunicorn on a free port, in the clone and a clean environment; `with` waits until it answers.
 
-    Its ledger is in a folder of its own unless the environment or the configuration says where it
-    is.
+    Its ledger is in a temporary folder unless the environment or the configuration sets a path.
     """
 
     def __init__(
@@ -250,22 +242,22 @@ class Service:
 
 
 class _Server(ThreadingHTTPServer):
-    """Ends with all of its connections and threads."""
+    """A server that waits for its threads when it closes."""
 
     daemon_threads = False
     request_queue_size = 1024
     owner: Peer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
+        """Ignore errors such as a client that disconnected."""
 
 
 class Peer:
-    """An HTTP server on loopback; entered it serves, left it has let go of everything."""
+    """An HTTP server on loopback; `with` starts it, and at the end closes everything."""
 
     def __enter__(self) -> Self:
         self.lock = threading.Lock()
-        self.released = threading.Event()  # set at the end: whoever hangs or sleeps stops
+        self.released = threading.Event()  # set at the end, to stop handlers that wait
         self._connections: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
@@ -328,7 +320,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def reset(self) -> None:
-        """End the connection as a process that crashed does."""
+        """Reset the connection, as if the process had crashed."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self.connection.detach())
@@ -339,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def nobody() -> Iterator[str]:
-    """An address where connections are refused, for as long as it is held."""
+    """Yield a URL at which connections are refused."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -368,10 +360,9 @@ ATTEMPT = {"model": str, "ms": int, "provider": str, "status": str}  # "ok" or t
 
 
 def read_span(body: bytes, skew: int = 0) -> dict[str, Any]:
-    """Return the span of a MIST message; raise AssertionError for anything that the protocol does
-    not say.
+    """Return the span of a MIST message; raise AssertionError if it breaks the protocol.
 
-    *skew*: how many seconds the sender's clock is wrong.
+    *skew* is the error of the sender's clock in seconds.
     """
     found = MESSAGE.fullmatch(body)
     assert found, f"not a trace.span message in the protocol's order: {body[:200]!r}"
@@ -438,8 +429,7 @@ def _refuse(constant: str) -> None:
 
 
 class TokenTrace(Peer):
-    """A strict receiver: notes each span, or why a message is none, and answers 202 unless its mode
-    says otherwise.
+    """A strict receiver: keeps each span, or why a message is invalid; answers 202 in most modes.
 
     Modes: ok, slow (answers after *seconds*), status (answers *status*), hang, reset, redirect (to
     *target*), garbage.
@@ -491,7 +481,7 @@ class TokenTrace(Peer):
                 self.spans.append(span)
 
     def wait(self, count: int) -> list[dict[str, Any]]:
-        """Return the spans once there are *count*; every message was valid and none came twice."""
+        """Wait for *count* messages; return their spans, see `checked`."""
         eventually(
             lambda: len(self.spans) + len(self.problems) >= count,
             f"{count} spans ({len(self.spans)} came)",
@@ -499,7 +489,7 @@ class TokenTrace(Peer):
         return self.checked()
 
     def stats(self) -> dict[str, float]:
-        """Return the figures of the real TokenTrace's /stats: sums over all spans."""
+        """Return the same sums over all spans as /stats of the real TokenTrace."""
         with self.lock:
             attrs = [span["attrs"] for span in self.spans]
             errors = sum(span["status"] == "error" for span in self.spans)
@@ -510,7 +500,7 @@ class TokenTrace(Peer):
         return {"spans": len(attrs), "errors": errors, **sums}
 
     def checked(self) -> list[dict[str, Any]]:
-        """Return the spans so far; every message was valid and none came twice."""
+        """Return the spans so far; fail if a message was invalid or came twice."""
         with self.lock:
             assert self.problems == []
             for name in ("id", "span_id"):
@@ -534,12 +524,12 @@ class Scripted(NamedTuple):
     body: Any = None  # None: a completion that repeats the last message
     headers: Mapping[str, str] = {}
     delay: float = 0.0
-    after: threading.Event | None = None  # what is waited for before the answer
+    after: threading.Event | None = None  # the answer waits for it
 
 
 class Vendor(Peer):
-    """A vendor that speaks OpenAI's chat format: answers from a script whose last line repeats, and
-    keeps what it was asked.
+    """A vendor in OpenAI's chat format: gives scripted answers (the last one repeats), and keeps
+    the requests in `seen`.
     """
 
     def __init__(self, *answers: Scripted) -> None:
@@ -548,7 +538,7 @@ class Vendor(Peer):
 
     @property
     def env(self) -> dict[str, str]:
-        """What makes this the service's `openai`."""
+        """The environment in which this is the service's provider `openai`."""
         return {"OPENAI_API_KEY": "sk-test-vendor", "OPENAI_BASE_URL": f"{self.url}/v1"}
 
     def answer(self, handler: _Handler, body: bytes) -> None:
@@ -573,7 +563,7 @@ class Vendor(Peer):
 
 
 def completion(asked: Any, content: str | None = None) -> dict[str, Any]:
-    """Return a chat completion that says what the last message said, or *content*."""
+    """Return a chat completion with *content*, or with the text of the last message."""
     text = asked["messages"][-1]["content"] if content is None else content
     return {
         "id": "chatcmpl-1",

@@ -1,6 +1,4 @@
-"""The bench still runs, with whatever the configuration and the doors have become; how fast
-anything is, is not tested.
-"""
+"""The benchmark runs with the present configuration and APIs; its speed is not tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CI installs: the lock and the lowest versions agree with setup.cfg; how to report a fault."""
+"""CI's lock file and lowest versions agree with setup.cfg; SECURITY.md says how to report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree of errors: one table of what each is to a caller, the design's."""
+"""The tree of errors agrees with one table, the design's: the status and code of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architecture, read from the imports: layers, doors to foreign packages, cycles, sizes."""
+"""Tests of the architecture by its imports: layers, access to foreign packages, cycles, sizes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Every private or undocumented name of a library that the package touches, each with its reason.
+"""Every private or undocumented library name that the package uses, each with its reason.
 
-A name that a version within our bounds lacks fails here first; CI runs this with the lowest and the
-newest versions. Documented are, too, methods whose docstring invites to override them, and what
-hooks of gunicorn.conf.py are given: `cfg` and `log`.
+A library version without such a name fails here first; CI runs this with the lowest and the newest
+versions. Methods whose docstring invites to override them count as documented, and so do `cfg` and
+`log`, which gunicorn passes to hooks of gunicorn.conf.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The public names: exactly those of `__all__`, and cheap to import."""
+"""The public names are exactly those of `__all__`, and cheap to import."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The README's blocks do what they say, in a fresh copy of the project and a fresh virtual
-environment.
-"""
+"""The README's code blocks work in a fresh copy of the project and a fresh virtual environment."""
 
 import os
 import re

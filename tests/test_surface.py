@@ -1,12 +1,12 @@
-"""Everything that a user of the running program can see, as tests/data/surface.json keeps it.
+"""Compares everything that a user can see of the running program with tests/data/surface.json.
 
-It is read from outside: from the help of the commands, the answers, logs, spans and files of
-services under gunicorn, the errors of `infermux validate`, and the names that are public. Where the
-code lives makes no difference here. A name that is changed on purpose is put into RENAMED.
+It is read from outside: from the help of the commands, the responses, logs, spans and files of
+services under gunicorn, the errors of `infermux validate`, and the public names. Moving code makes
+no difference. A name that is changed on purpose is added to RENAMED.
 
-`python tests/test_surface.py --write` writes what there is now into the file: look at the
-difference before it is committed. tests/data/surface.toml has every key of the configuration; a new
-one is put there by hand, and the test fails until it is.
+`python tests/test_surface.py --write` writes the present state to the file: read the difference
+before you commit it. tests/data/surface.toml has every key of the configuration; a new key is added
+there by hand, and the test fails until it is.
 """
 
 from __future__ import annotations

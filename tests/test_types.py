@@ -1,4 +1,4 @@
-"""The values that every package shares."""
+"""Tests of the values that every package shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an installation gets: the package's own files, and nothing that runs by itself."""
+"""Tests of the wheel: it has the package's own files, and nothing that runs by itself."""
 
 from __future__ import annotations
 

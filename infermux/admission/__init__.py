@@ -1,7 +1,7 @@
-"""Admission control: which calls may start, by the room in this process and each caller's own rate.
+"""Admission control: decides which calls may start.
 
-`Admission` bounds concurrency (`ConcurrencyLimiter`) and applies the callers' limits per minute
-(`rate_limiter`); `keys` tells callers apart by their API keys.
+`Admission` limits the concurrency of this process (`ConcurrencyLimiter`) and each caller's requests
+and tokens per minute (`rate_limiter`); `keys` identifies callers by their API keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FULL = "the service is at capacity; retry shortly"
 
 
 class ConcurrencyLimiter:
-    """Counts what is there at the same time: calls, open streams, bytes of bodies."""
+    """Limits how many calls, open streams or bytes of bodies there are at a time."""
 
     __slots__ = ("_lock", "_used", "limit")
 
@@ -28,7 +28,7 @@ class ConcurrencyLimiter:
         self._lock = threading.Lock()
 
     def acquire(self, slots: int = 1) -> bool:
-        """Take slots if as many are free; never wait."""
+        """Take slots and return True, or return False if too few are free; never wait."""
         with self._lock:
             if self._used + slots > self.limit:
                 return False
@@ -49,7 +49,7 @@ class ConcurrencyLimiter:
 
 
 class Admission:
-    """Admits calls while there is room and within the rates of their callers."""
+    """Admits calls within the limits of this process and the rates of their callers."""
 
     def __init__(
         self,
@@ -59,9 +59,7 @@ class Admission:
         bodies: int | None = None,
         rates: RateLimiter | None = None,
     ) -> None:
-        self.bodies = ConcurrencyLimiter(
-            bodies or sys.maxsize
-        )  # bytes, until a request is answered
+        self.bodies = ConcurrencyLimiter(bodies or sys.maxsize)  # bytes of unanswered requests
         self._calls = ConcurrencyLimiter(calls) if calls else None
         self._streams = ConcurrencyLimiter(streams or sys.maxsize)
         self._rates = rates
@@ -101,7 +99,7 @@ class Admission:
         call.estimate = estimate if caller.tpm else None
 
     def release(self, call: Call) -> None:
-        """Return the room that *call* took, and count the tokens that it really used."""
+        """Free the slots of *call*, and correct its tokens to those that it really used."""
         while call.releases:
             call.releases.pop()()
         if self._rates is not None and call.estimate is not None:

@@ -1,4 +1,4 @@
-"""API keys of callers: only their hashes are kept, and they are compared in constant time."""
+"""API keys of callers: only hashes are stored, and they are compared in constant time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hashed(key: str) -> str:
 
 
 class Keyring:
-    """The callers by the hashes of their keys."""
+    """Finds callers by their keys; made from (SHA-256 in hexadecimal, caller) pairs."""
 
     def __init__(self, keys: Iterable[tuple[str, Caller]]) -> None:
         self._keys = [(bytes.fromhex(hash), caller) for hash, caller in keys]

@@ -1,6 +1,6 @@
-"""Requests and tokens per minute of each caller, exact over all processes of a host.
+"""Limits requests and tokens per minute of each caller, exactly over all processes of a host.
 
-The counts lie in one memory-mapped file. It holds a record for each caller: a ring of one-second
+The counts are in one memory-mapped file. It has a record for each caller: a ring of one-second
 buckets for requests, one for tokens, and their sums.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..types import Clock, LogThrottle
 
-RECORDS = 4096  # callers for which the file has room
+RECORDS = 4096  # the most callers in the file
 
 _SPAN = 61  # one-second buckets that any 60 consecutive seconds touch
 _WORD = 8  # bytes: everything is a signed 64-bit number
@@ -33,9 +33,9 @@ _RECORD = _TOKEN_BUCKETS + _SPAN
 _MAGIC = b"InferMux rates\n\0"
 _HEAD = 6  # words: magic and stamp
 _SIZE = (_HEAD + RECORDS * _RECORD) * _WORD  # bytes of the file: 4.2 MB
-_PROBES = 64  # records in which a caller's may be found
+_PROBES = 64  # records where that of a caller may be
 _POLL_SECONDS = 2e-5  # between two tries for the lock, which another process holds for 5 µs
-_MAX_TOKENS = 2**40  # of one call: no sum of a minute overflows
+_MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
 log = logging.getLogger("infermux")
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -50,7 +50,7 @@ class RateLimiter:
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.monotonic) -> None:
         self.path = Path(path)
-        self._clock = clock  # of the whole host, as CLOCK_MONOTONIC is
+        self._clock = clock  # the same in all processes of the host
         self._tables: dict[int, _Table] = {}  # by process id; only this process's own is ever used
         self._log = LogThrottle()
 
@@ -83,10 +83,10 @@ class RateLimiter:
             return None
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Add *tokens* used beyond the estimate, or return (below 0) those that were not used.
+        """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
 
-        Added ones count from now on. Returned ones are taken from the buckets since the call's
-        start, *since*: later buckets would outlive the estimate.
+        Added tokens count from now on. Unused ones are subtracted from the buckets since *since*,
+        where the estimate is.
         """
         opened = self._opened()
         if opened is None:
@@ -105,13 +105,13 @@ class RateLimiter:
                         break
 
     def used(self, caller: str) -> tuple[int, int]:
-        """Return the requests and tokens that count for *caller* now."""
+        """Return the requests and tokens of *caller* in the last 60 seconds."""
         with self._table() as table:
             at = table.record(caller, int(self._clock()))
             return table.words[at + _REQUESTS], table.words[at + _TOKENS]
 
     def check(self) -> None:
-        """Raise ConfigError if the file cannot be used; leave nothing open before a fork."""
+        """Raise ConfigError if the file cannot be used; keep it closed, for a later fork."""
         _Table(self.path).close()
 
     def close(self) -> None:
@@ -144,13 +144,13 @@ class RateLimiter:
 class _Table:
     """The mapped file in one process; `with` locks it against other threads and processes.
 
-    A hash table with linear probing, keyed by the SHA-256 of the caller's name. Where no record
-    within _PROBES is free, the one idle for longest is evicted: after 61 s it holds nothing; in a
-    full table its caller starts again from zero, so a crowd weakens limits but is never refused.
+    A hash table with linear probing, keyed by the SHA-256 of the caller's name. If no record within
+    _PROBES is free, the one idle for longest is evicted. After 61 s idle it has no counts; if it is
+    evicted earlier, its caller starts from zero: too many callers weaken the limits.
 
     flock, unlike lockf, also excludes two tables of one process. It is called with the GIL held:
-    fcntl.flock releases the GIL, and every process of the host would wait while a busy one gets it
-    back [8 threads in 2 busy processes: 600 calls a second each, 1,250 this way].
+    fcntl.flock releases the GIL, and every process of the host would wait until a busy one gets it
+    back (8 threads in 2 busy processes: 600 instead of 1,250 calls a second each).
     """
 
     def __init__(self, path: Path) -> None:
@@ -193,7 +193,7 @@ class _Table:
         os.close(self._fd)
 
     def record(self, caller: str, second: int) -> int:
-        """Return the index of the record of *caller*, as of *second*; call it under the lock."""
+        """Return the index of *caller*'s record, updated to *second*; needs the lock."""
         digest, at = self._known.get(caller) or (
             sha256(caller.encode("utf-8", "surrogatepass")).digest(),
             _HEAD,
@@ -216,18 +216,18 @@ class _Table:
                 return at
             if words[at + _SECOND] < words[idlest + _SECOND]:
                 idlest = at
-            if not words[at]:  # never used: no probe went further
+            if not words[at]:  # never used, so no later record has the digest
                 idlest = at
                 break
         start = idlest * _WORD
         self._map[start : start + _RECORD * _WORD] = bytes(_RECORD * _WORD)
-        # the digest last: a process killed before this leaves an unowned record
+        # the digest last: a process killed before this leaves a free record
         self._map[start : start + len(digest)] = digest
         return idlest
 
 
 def _advance(words: memoryview, at: int, second: int) -> None:
-    """Clear the buckets older than 60 seconds; sum the rest, which repairs a torn sum."""
+    """Clear buckets older than 60 seconds and add up the rest, which repairs wrong sums."""
     passed = second - words[at + _SECOND]
     for gone in range(second - min(passed, _SPAN) + 1, second + 1) if passed > 0 else range(_SPAN):
         words[at + _REQUEST_BUCKETS + gone % _SPAN] = words[at + _TOKEN_BUCKETS + gone % _SPAN] = 0
@@ -258,7 +258,7 @@ def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int |
 
 
 def _prepare(fd: int, path: Path) -> None:
-    """Initialize the file under its lock; never shrink it: that would kill who maps it."""
+    """Initialize the locked file; never shrink it: that would kill processes that map it."""
     head = os.pread(fd, _HEAD * _WORD, 0)
     if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
         raise ConfigError(f"{path} is not an InferMux rate-limit file")
@@ -273,7 +273,7 @@ def _prepare(fd: int, path: Path) -> None:
 
 
 def _stamp() -> bytes:
-    """Identify the layout and the boot, whose monotonic clock the seconds are of."""
+    """Return a hash of the layout and the boot, as monotonic seconds restart at boot."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:

@@ -1,8 +1,8 @@
-"""The ledger: the record of every call, its cost, and what callers may spend.
+"""The ledger: stores every call with its cost, and enforces the budgets of callers.
 
-This module has the values and the interface of a ledger; money is in whole pico-USD. A budget is
-reserved before a call and settled after it. The time of the reservation decides the period, and
-sums are kept by the period's name, so a clock that steps cannot reset a budget twice.
+Values and interface of a ledger; money is in whole pico-USD. The most that a call may cost is
+reserved before it, and its real cost settled after it. The reservation's time decides the period.
+Sums are stored by the period's name, so a clock that steps back cannot reset a budget twice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from ..pricing import usd
 PERIODS = ("day", "month", "total")
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
 MAX_ROWS = 10_000  # calls that one query returns
-MAX_PICO = (
-    10**17
-)  # of one attempt, 100,000 dollars: whatever a vendor reports, sums do not overflow
-MAX_TOKENS = 10**12  # of one kind in one attempt, for the same reason
+MAX_PICO = 10**17  # per attempt, 100,000 USD: keeps sums from overflowing
+MAX_TOKENS = 10**12  # per kind and attempt, likewise
 _DAY = 86_400  # seconds
 _EPOCH = date(1970, 1, 1)
 
@@ -31,8 +29,8 @@ _EPOCH = date(1970, 1, 1)
 class LedgerUnavailable(Unavailable):
     """The ledger cannot be read or written; `reason` is for logs only.
 
-    *temporary*: it is locked or its disk is full, which ends without a change to the service.
-    *told* is the reason for health checks, which anyone may read: it names no path.
+    *temporary*: the file is locked or its disk is full. *told* is the reason in public health
+    checks: it names no path.
     """
 
     code = "ledger_unavailable"
@@ -46,9 +44,10 @@ class LedgerUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a caller may spend per UTC day, per UTC month or in total.
+    """The pico-USD that a caller may spend per UTC day, UTC month or in total.
 
-    *then* is what happens when it is spent: "reject", "warn", or the name of a cheaper model.
+    *then* says what happens once it is spent: "reject", "warn", or the name of a cheaper model.
+    Raise ValueError for an unknown period.
     """
 
     caller: str
@@ -61,35 +60,35 @@ class Budget:
             raise ValueError(f"no such budget: {self.limit_pico} per {self.period!r}")
 
     def key(self, at: float) -> str:
-        """Return the name of the period at *at*: 2026-11-23, 2026-11 or total."""
+        """Return the period's name at *at* (seconds since 1970): 2026-11-23, 2026-11 or total."""
         return period_names(at)[PERIODS.index(self.period)]
 
     def start(self, at: float) -> float:
-        """Return the start of the period at *at*, in seconds since 1970; 0 for a total."""
+        """Return when the period that contains *at* starts, in seconds since 1970; total: 0."""
         day = int(at // _DAY)
         if self.period == "month":
             return (day + 1 - (_EPOCH + timedelta(day)).day) * float(_DAY)
         return day * float(_DAY) if self.period == "day" else 0.0
 
     def resets(self, at: float) -> float | None:
-        """Return the start of the next period, in seconds since 1970; None for a total."""
+        """Return when the next period starts, in seconds since 1970; None for a total."""
         if self.period == "total":
             return None
         return self.start(self.start(at) + (32 if self.period == "month" else 1) * _DAY)
 
 
 class Hold(NamedTuple):
-    """An amount of a budget, reserved for a call."""
+    """An amount of a budget that is reserved for a call."""
 
     call_id: str
     budget: Budget
     pico: int
     at: float  # when it was reserved, in seconds since 1970; decides the period
-    over: bool = False  # it exceeds the budget, which only warns or has admitted the call anyway
+    over: bool = False  # it exceeds the budget, but the call was admitted
 
 
 class Spent(NamedTuple):
-    """What was spent of a budget in a period, and what is reserved besides."""
+    """What was spent of a budget in a period, and what is still reserved, in pico-USD."""
 
     spent: int
     held: int
@@ -98,7 +97,7 @@ class Spent(NamedTuple):
 class AttemptRow(NamedTuple):
     """One request to one target; times are milliseconds after the start of the call."""
 
-    at_ns: int  # the start of the call
+    at_ns: int  # the start of the call, in nanoseconds since 1970
     call_id: str
     n: int
     provider: str
@@ -120,7 +119,7 @@ class AttemptRow(NamedTuple):
 
 
 class CallRow(NamedTuple):
-    """One call; its tokens and cost are the sums over its attempts."""
+    """One call; its tokens and cost (pico-USD) are the sums over its attempts."""
 
     at_ns: int
     id: str
@@ -152,24 +151,24 @@ class CallRow(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a ledger keeps of a call; it never includes the content."""
+    """The rows that a ledger stores for a call, without its messages."""
 
     call: CallRow
     attempts: tuple[AttemptRow, ...]
 
 
 class Backlog(NamedTuple):
-    """Deferred settlements of this process that are in no file."""
+    """How many deferred settlements of this process are not in a file."""
 
     waiting: int  # in memory, because no file can be written
-    lost: int  # could not be read back from the spool, or kept until the end of the process
+    lost: int  # unreadable in the spool, or still in memory when the process ended
 
 
 class Total(NamedTuple):
-    """The sums over a group of calls.
+    """The sums over a group of calls; the cost is in pico-USD.
 
-    Grouped by model or provider, a call counts for its last attempt, but each attempt's tokens and
-    cost count for that attempt's own model.
+    By model or provider, a call counts in the group of its last attempt, but the tokens and cost of
+    each attempt in its own.
     """
 
     key: tuple[str, ...]
@@ -187,13 +186,13 @@ class Total(NamedTuple):
 
 
 def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
-    """Return the sum of *totals* under *key*; all zeros for no totals."""
+    """Return the sum of *totals*, with the key *key*; all zeros if there are none."""
     zero = Total(key, *[0] * (len(Total._fields) - 1))
     return Total(key, *map(sum, zip(*[total[1:] for total in (zero, *totals)], strict=True)))
 
 
 class Ledger(ABC):
-    """Keeps calls, costs and budgets. Methods are thread-safe and raise LedgerUnavailable."""
+    """Stores calls, costs and budgets. Methods are thread-safe and raise LedgerUnavailable."""
 
     @abstractmethod
     def reserve(
@@ -206,32 +205,32 @@ class Ledger(ABC):
         lease: float = LEASE_SECONDS,
         over: bool = False,
     ) -> Hold:
-        """Hold *pico* of the budget for *lease* seconds.
+        """Reserve *pico* pico-USD of the budget for *lease* seconds.
 
-        Raises BudgetExceeded, unless the budget only warns or *over* admits the call anyway.
+        Raise BudgetExceeded if less is left, unless the budget only warns or *over* is true.
         """
 
     @abstractmethod
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Add *more* pico-USD to a hold and renew its lease; BudgetExceeded leaves it as it is."""
+        """Return the hold with *more* pico-USD and a renewed lease; raise BudgetExceeded."""
 
     @abstractmethod
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Write a call, release its hold and add its cost to the budget; all of it or nothing.
+        """Store a call, release its hold and add its cost to the budget, in one transaction.
 
-        Return False if the call was written before. The cost counts in the hold's period, or
-        without a hold in every period of the caller that the ledger keeps a sum for.
+        Return False if the call was stored before. The cost counts in the hold's period; without a
+        hold, in each current period for which the ledger has a sum of the caller.
         """
 
     def defer(self, record: Record, hold: Hold | None = None) -> bool:
-        """Keep a settlement that cannot be written now, to write it later; False if it is lost."""
+        """Queue a settlement that cannot be written now; return False if it is lost."""
         return False
 
     def drain(self, *, last: bool = False) -> None:
-        """Write deferred settlements in the background, or now if this process ends."""
+        """Write deferred settlements in the background; if the process ends (*last*), now."""
 
     def backlog(self) -> Backlog:
-        """Return how many deferred settlements of this process are in no file."""
+        """Return how many deferred settlements of this process are not in a file."""
         return Backlog(0, 0)
 
     def spooled(self) -> int:
@@ -240,7 +239,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what is spent and held in the period at *at*."""
+        """Return what is spent and reserved in the period that contains *at*."""
 
     @abstractmethod
     def rows(
@@ -254,17 +253,17 @@ class Ledger(ABC):
         ended: float | None = None,
         limit: int = 50,
     ) -> list[Record]:
-        """Return calls, newest first.
+        """Return at most *limit* calls, newest first.
 
-        *model* is the requested, tried or served one; *status* is "ok", "error", a number or "4xx".
-        *since* and *until* bound the start of a call; *ended* is the earliest end.
+        *model* is the requested, tried or served one. *status* is "ok", "error", an HTTP status or
+        a class such as "4xx". Calls start from *since* to before *until*, and end from *ended* on.
         """
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
         """Return the call whose id begins with *id*, or None.
 
-        Raises RequestError if *id* is too short or matches several calls.
+        Raise RequestError if *id* is too short or matches several calls.
         """
 
     @abstractmethod
@@ -278,8 +277,8 @@ class Ledger(ABC):
         """Return sums grouped by one or more dimensions; raise RequestError for an unknown one.
 
         Dimensions: model, served, provider, attempt_error, caller, tag, tag:NAME, error, day, hour.
-        Ordered by time if that comes first, else most expensive first. By tag, a call counts for
-        each of its tags.
+        The order is by time if *by* begins with day or hour, else by falling cost. By tag, a call
+        counts for each of its tags.
         """
 
     @abstractmethod
@@ -300,7 +299,7 @@ class Ledger(ABC):
 
 
 def period_names(at: float) -> tuple[str, str, str]:
-    """Return the names of the day, the month and the total at *at*, in seconds since 1970."""
+    """Return the names of the day, month and total that contain *at*, in seconds since 1970."""
     return _period_names(int(at // _DAY))
 
 

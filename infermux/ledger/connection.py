@@ -1,6 +1,6 @@
-"""Connections to one SQLite file, which opening creates, migrates and replaces if damaged.
+"""Connections to one SQLite file, and group commit.
 
-Also group commit: one thread at a time writes what all waiting threads want written.
+Opening the file creates or migrates it, and replaces a damaged one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from ..types import Clock
 from . import LedgerUnavailable, schema
 
-POLL_SECONDS = 0.01  # SQLite's own longer waits let other processes starve this one
-CHECKPOINT_PAGES = 4000  # of the -wal, 16 MB: a page that many calls change is then copied once
-MAX_JOBS = 64  # of one transaction, so that none waits for long
-CROWD = 32  # transactions after one of several threads that are taken to be, too
+POLL_SECONDS = 0.01  # SQLite's own, longer waits would let other processes starve this one
+CHECKPOINT_PAGES = 4000  # of the -wal, 16 MB: a page that many calls change is copied once
+MAX_JOBS = 64  # per transaction, so that no job waits long
+CROWD = 32  # transactions that wait for more jobs, after one that had several
 _FILES = ("-wal", "-shm", "")
 _yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
-_inherited: list[sqlite3.Connection] = []  # SQLite forbids a forked child to use or close them
+_inherited: list[sqlite3.Connection] = []  # SQLite: a forked child must not use or close them
 
 
 class Connection:
@@ -37,11 +37,11 @@ class Connection:
 
     def __init__(self, sql: sqlite3.Connection, file: tuple[int, int] | None) -> None:
         self.sql = sql
-        self.cursor = sql.cursor()  # for writing; a new one per statement would cost a fifth of it
-        self.plans: set[str] = set()  # digests of plans that the file has
+        self.cursor = sql.cursor()  # for writing; a new one costs a fifth of a statement
+        self.plans: set[str] = set()  # digests of plans that are in the file
         self.file = file
         self.pid = os.getpid()
-        self.using = threading.Lock()  # between a reading thread and one that closes the ledger
+        self.using = threading.Lock()  # held to read or to close
         self.closed = False
 
     def ask(self, query: str, values: Sequence[str | int]) -> list[Any]:
@@ -65,7 +65,7 @@ class Connection:
 
 
 class Job:
-    """Something to write, how many seconds it waits for other writers, and its outcome."""
+    """A write: its function, the seconds that it waits for other writers, and its outcome."""
 
     __slots__ = ("anywhere", "busy", "done", "error", "result", "wake", "work")
 
@@ -74,7 +74,7 @@ class Job:
     ) -> None:
         self.work = work
         self.busy = busy
-        self.anywhere = anywhere  # also in a file that is no longer at the path
+        self.anywhere = anywhere  # even if the file is no longer at the path
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
@@ -82,19 +82,19 @@ class Job:
 
 
 class GroupCommit:
-    """Lets one thread at a time write; it writes for all threads that wait, in one transaction.
+    """Lets one thread at a time write the jobs of all waiting threads in one transaction.
 
-    Threads that each wrote for themselves would queue in SQLite, which polls and is not fair.
+    Otherwise the threads would wait in SQLite, which polls and is not fair.
     """
 
     def __init__(self, commit: Callable[[Sequence[Job]], None]) -> None:
         self._commit = commit
         self._waiting: deque[Job] = deque()
         self._writing = threading.Lock()
-        self._crowd = 0  # transactions to come for which it pays to wait for others
+        self._crowd = 0  # next transactions that wait for more jobs
 
     def run(self, job: Job) -> bool:
-        """Run *job*; return False if it could not begin in time."""
+        """Run *job* to its end; return False if it did not start in `job.busy` seconds."""
         if not self._crowd and not self._waiting and self._writing.acquire(blocking=False):
             try:
                 self._commit((job,))
@@ -113,14 +113,14 @@ class GroupCommit:
             try:
                 job.wake.get(timeout=job.busy)
             except Empty:
-                with suppress(ValueError):  # another thread has begun it: wait for the outcome
+                with suppress(ValueError):  # another thread has started it: wait for it
                     self._waiting.remove(job)
                     self._wake_next()
                     return False
         return True
 
     def alone(self, work: Callable[[], None]) -> None:
-        """Run *work* while no thread writes."""
+        """Run *work* while no other thread writes."""
         self._writing.acquire()
         self._use(work)
 
@@ -140,7 +140,7 @@ class GroupCommit:
     def _write_waiting(self) -> None:
         if self._crowd:
             self._crowd -= 1
-            _yield_cpu()  # threads that are about to write join in: 17 % less CPU with 16 threads
+            _yield_cpu()  # lets others add their jobs: 17 % less CPU with 16 threads
         jobs: list[Job] = []
         try:
             while self._waiting and len(jobs) < MAX_JOBS:
@@ -158,26 +158,26 @@ class GroupCommit:
 
 
 class DatabaseFile:
-    """The file at *path*; opening it creates or migrates it, and moves a damaged one aside."""
+    """Opens the SQLite file at *path*: creates or migrates it, and renames a damaged one."""
 
     def __init__(self, path: str, *, clock: Clock) -> None:
         self.path = path
-        self._clock = clock  # names a file that is moved aside, nothing else
-        self.moved: list[str] = []  # messages about files that were moved aside
+        self._clock = clock  # only for the names of damaged files
+        self.moved: list[str] = []  # messages about damaged files, to be logged
 
     def at_path(self, connection: Connection) -> bool:
-        """Whether the file of *connection* is still the one at the path."""
+        """Return whether the file of *connection* is still the one at the path."""
         return connection.file == identity(self.path)
 
     def open(self, *, suspect: bool, busy: float) -> Connection:
-        """Return a new connection, after a check if the file is *suspect*.
+        """Return a new connection; if the file is *suspect*, check it first.
 
-        One thread of the host at a time does this; it waits *busy* seconds for others.
+        One thread of the host at a time does this; raise TimeoutError after *busy* seconds.
         """
         saved: list[Any] = []
         with _locked(f"{self.path}.lock", busy):
             if not _size(self.path) and _size(f"{self.path}-wal"):
-                # SQLite would delete what the -wal still holds
+                # SQLite would delete the -wal, which still has data
                 self._move_aside("the file has lost its content")
             while True:
                 _create(self.path)
@@ -195,11 +195,11 @@ class DatabaseFile:
                         raise
                     saved, suspect = _rescued(sql), False
                     self._move_aside(str(error))
-                    # only now: SQLite sees that its file has moved, and keeps the new one's -wal
+                    # after the rename, so that SQLite deletes no -wal at the path
                     sql.close()
 
     def _move_aside(self, reason: str) -> None:
-        """Rename the file and its -wal; the file comes last, so no new one meets an old -wal."""
+        """Rename the file and its -wal; the file last, so that no new file finds an old -wal."""
         when = datetime.fromtimestamp(self._clock(), UTC)
         aside = stem = f"{self.path}.corrupt-{when:%Y%m%dT%H%M%SZ}"
         n = 1
@@ -215,18 +215,18 @@ class DatabaseFile:
 
 
 def damaged(error: BaseException) -> bool:
-    """Whether *error* says that the file is not, or no longer, a database."""
+    """Return whether *error* means that the file is damaged or not a database."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def locked(error: BaseException) -> bool:
-    """Whether *error* says that another process has the file locked."""
+    """Return whether *error* means that another process has locked the file."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def passes(error: BaseException) -> bool:
-    """Whether *error* says that the file is locked or its disk is full."""
+    """Return whether *error* means that the file is locked or its disk is full."""
     full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
     return full or locked(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.ETIMEDOUT)
 
@@ -266,7 +266,7 @@ def _prepare(sql: sqlite3.Connection, saved: Sequence[Any]) -> None:
 
 
 def _rescued(sql: sqlite3.Connection) -> list[Any]:
-    """Lock a damaged file against writers; return what its budgets have spent, if readable."""
+    """Lock a damaged file against writers; return the sums of its budgets, if readable."""
     with suppress(sqlite3.Error):
         sql.execute("BEGIN IMMEDIATE")
     with suppress(sqlite3.Error):
@@ -277,7 +277,7 @@ def _rescued(sql: sqlite3.Connection) -> list[Any]:
 def _create(path: str) -> None:
     """Create an empty file that only its owner may read.
 
-    An existing one is not opened: closing it would drop SQLite's locks.
+    An existing file is not opened, as closing it would drop SQLite's locks.
     """
     if not os.path.exists(path):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -300,7 +300,7 @@ def _size(path: str) -> int:
 
 
 def lock(file: int, seconds: float) -> None:
-    """Lock an open file; raise TimeoutError if another process has it locked for so long."""
+    """Lock an open file; raise TimeoutError if it stays locked elsewhere for *seconds*."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -312,7 +312,7 @@ def lock(file: int, seconds: float) -> None:
 
 
 def unlock(file: int) -> None:
-    """Unlock and close a file; only to close it would not do if a child forked meanwhile."""
+    """Unlock and close a file; closing alone keeps it locked if a child was forked."""
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
@@ -320,7 +320,7 @@ def unlock(file: int) -> None:
 
 @contextmanager
 def _locked(path: str, seconds: float) -> Iterator[None]:
-    """Hold the lock file at *path*."""
+    """Hold the lock file at *path*; wait for it at most *seconds*."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         lock(file, seconds)

@@ -1,4 +1,4 @@
-"""The SQL of calls and reports, and how the rows of a report become totals."""
+"""The SQL queries for calls and reports, and the conversion of report rows to totals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import RequestError, shown
 from . import MAX_ROWS, AttemptRow, CallRow, Total, summed
 from .schema import DIGEST_LENGTH, ns
 
-MIN_ID_LENGTH = 6  # characters that may stand for a whole id
+MIN_ID_LENGTH = 6  # characters of the shortest accepted start of an id
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 
 # -- calls --
@@ -27,7 +27,7 @@ _CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
 
 
 class _Where:
-    """Conditions and their bound values; no value ever becomes part of a statement."""
+    """A WHERE clause and its bound values; a value never becomes part of the SQL text."""
 
     def __init__(self, since: float | None, until: float | None, caller: str | None) -> None:
         self._conditions: list[str] = []
@@ -75,7 +75,7 @@ def rows(
 
 
 def call(id: str) -> tuple[str, list[str | int]]:
-    """Return the query for at most two calls whose id begins with *id*, and its values."""
+    """Return the query for two calls whose id begins with *id*; raise RequestError if too short."""
     if len(id) < MIN_ID_LENGTH:
         raise RequestError(
             f"a call id needs at least {MIN_ID_LENGTH} characters, not {shown(id)}", param="id"
@@ -100,7 +100,7 @@ _OF_ATTEMPT = {  # a call without any attempt counts under the name ""
     "attempt_error": "a.error_code",
 }
 _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:9])
-# whole micro-dollars and the rest apart: a sum of pico-dollars would overflow at nine million USD
+# micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD
 _COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0),
     coalesce(sum({0}.unpriced), 0)"""
 _CALLS = f"""count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST},
@@ -113,7 +113,7 @@ _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
 def totals(
     by: Sequence[str], *, since: float | None, until: float | None, caller: str | None
 ) -> tuple[str, list[str | int]]:
-    """Return the query for sums and its values; it reads attempts only if *by* needs them."""
+    """Return the query for sums and its values; raise RequestError for an unknown dimension."""
     names = [_dimension(name) for name in by]
     where = _Where(since, until, caller)
     columns = [_OF_CALL.get(name) or _OF_ATTEMPT[name] for name in names]
@@ -127,7 +127,7 @@ def totals(
 
 
 def _dimension(name: str) -> str:
-    """Return the dimension that *name* is one of; raise RequestError."""
+    """Return *name*, or "tag" for "tag:NAME"; raise RequestError if it is unknown."""
     kind = "tag" if name.startswith("tag:") else name
     if kind not in _OF_CALL and kind not in _OF_ATTEMPT:
         known = ", ".join([*_OF_ATTEMPT, *_OF_CALL, "tag:NAME"])
@@ -136,8 +136,8 @@ def _dimension(name: str) -> str:
 
 
 def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Total]:
-    """Return the totals of the query's rows: by time if that comes first, else by falling cost."""
-    names = [cache(_namer(each)) for each in by]  # many rows share an hour, or their tags
+    """Return the totals of the query's rows, ordered as `Ledger.totals` says."""
+    names = [cache(_namer(each)) for each in by]  # many rows have the same hour or tags
     groups: dict[tuple[str, ...], list[Total]] = {}
     for row in found:
         counts = [int(value or 0) for value in row[len(by) :]]
@@ -152,7 +152,7 @@ def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Tota
 
 
 def _namer(by: str) -> Callable[[int | str], Sequence[str]]:
-    """Return a function from a stored value to the names of its groups."""
+    """Return a function that maps a stored value to the names of its groups."""
     if by == "day":
         return lambda value: (f"{datetime.fromtimestamp(int(value) * 86_400, UTC):%Y-%m-%d}",)
     if by == "hour":

@@ -1,8 +1,7 @@
 """Compares the ledger with a vendor's exported bill, by day and model.
 
-It reads OpenAI's and Anthropic's exports of costs and of usage, and any table of date, model and
-dollars. An export of usage has tokens without dollars: they are priced by the shipped table, so the
-comparison still finds calls that one side misses.
+It reads exports of costs or usage from OpenAI and Anthropic, and any CSV table of date, model and
+dollars. An export of usage has only tokens; they are priced by the shipped table.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ from ..types import Usage
 from . import Total
 
 Key = tuple[str, str]  # a UTC day, and a model
-# names of columns, the first one that is there counts: days, models, dollars, currencies
+# accepted names of columns, the preferred first: of days, models, dollars, currencies
 _NAMES = (
     "usage_date_utc usage_date date day start_time_iso start_time timestamp starting_at",
     "model model_version line_item model_id snapshot_id name",
     "cost_usd usd amount_usd amount_value cost_in_major total_cost_usd total_cost cost amount",
     "amount_currency currency",
 )
-# columns of tokens: the parts that add up to the input, those read from a cache, those written to
-# one, and the output
+# columns of tokens: those that add up to the input, cache reads, cache writes, the output
 _OPENAI = (("input_tokens",), ("input_cached_tokens",), (), "output_tokens")
 _ANTHROPIC_INPUT = (
     "usage_input_tokens_no_cache",
@@ -52,7 +50,7 @@ _PREFIX = re.compile(r"\A[a-z ]+ \| ")  # of a line item such as "priority | gpt
 class Bill:
     """The costs in a vendor's export; `unread` has a message for each line that was not read."""
 
-    vendor: str = ""  # whose columns these are, if known
+    vendor: str = ""  # "openai" or "anthropic", if the columns show it
     usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
@@ -70,7 +68,7 @@ class Bill:
 
 
 class Compared(NamedTuple):
-    """A day and model on both sides, in pico-USD; None: absent or unpriced."""
+    """The costs of a day and model on both sides, in pico-USD; None: absent or unpriced."""
 
     day: str
     model: str
@@ -81,19 +79,19 @@ class Compared(NamedTuple):
 
     @property
     def difference(self) -> int:
-        """The ledger's figure less the vendor's."""
+        """The ledger's cost minus the vendor's, in pico-USD; None counts as 0."""
         return (self.ours or 0) - (self.theirs or 0)
 
 
 class Tolerance(NamedTuple):
-    """The accepted difference: a percentage of the vendor's figure, or an amount if it is more."""
+    """The accepted difference: a percentage of the vendor's cost, or *pico* if that is more."""
 
     percent: Fraction = Fraction(1)
     pico: int = PICO // 100
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Tolerance:
-        """Parse texts such as "1%" and "0.05"; by default 1 % or one cent."""
+        """Parse "1%" and "0.05" (USD); without texts, 1 % or a cent. Raise RequestError."""
         found = {"%": Fraction(0), "": Fraction(0)} if (texts := list(texts)) else {}
         for text in texts:
             number = text.removesuffix("%").strip()
@@ -103,12 +101,12 @@ class Tolerance(NamedTuple):
         return cls(found["%"], round(found[""] * PICO)) if found else cls()
 
     def covers(self, ours: int, theirs: int) -> bool:
-        """Whether the figures differ by no more than this."""
+        """Return whether two costs in pico-USD differ by no more than the tolerance."""
         return abs(ours - theirs) <= max(Fraction(self.pico), self.percent * abs(theirs) / 100)
 
 
 def read(data: bytes) -> Bill:
-    """Return the costs in an export; raise RequestError if its columns are unknown."""
+    """Return the costs in a CSV export; raise RequestError if it cannot be understood."""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = data.decode(encoding, "replace").replace("\0", "\ufffd")
     first = text.split("\n", 1)[0]
@@ -127,7 +125,7 @@ def read(data: bytes) -> Bill:
 
 
 def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Compared]:
-    """Return every day and model of either side; *ours* are totals by day and served model."""
+    """Compare each day and model of either side; *ours* are totals by day and served model."""
     mine: dict[Key, tuple[int, int]] = {}
     for total in ours:
         if total.cost or total.unpriced:  # free calls are on no bill
@@ -140,15 +138,15 @@ def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Com
 
 
 def summed(rows: Sequence[Compared], tolerance: Tolerance) -> Compared:
-    """Return the sum over all days and models."""
+    """Return the comparison of the sums over all days and models."""
     ours, theirs = sum(row.ours or 0 for row in rows), sum(row.theirs or 0 for row in rows)
     return Compared("TOTAL", "", ours, theirs, tolerance.covers(ours, theirs))
 
 
 def model_key(name: str) -> str:
-    """Return one name for the spellings of a model.
+    """Return the same key for all spellings of a model's name.
 
-    "Claude Haiku 4.5" and "claude-haiku-4-5-20251001" are the same.
+    Example: "Claude Haiku 4.5" and "claude-haiku-4-5-20251001".
     """
     key = re.sub(r"\s+", "-", name.strip().lower()).removeprefix("models/")
     key = _DATE.sub("", key)
@@ -231,10 +229,10 @@ def _amount(row: Mapping[str, str], columns: _Columns) -> Fraction:
 
 
 def _priced(vendor: str, key: Key, row: Mapping[str, str]) -> Fraction | None:
-    """Return what a line's tokens cost, or None if the model has no price.
+    """Return the cost of a line's tokens in USD, or None if the model has no price.
 
-    They are sums over many requests, so no size tier applies, unless Anthropic's context_window
-    says that all requests were long.
+    A line sums up many requests, so no size tier applies, unless Anthropic's context_window says
+    that all of them were long.
     """
     whole, cached, written, out = _ANTHROPIC if vendor == "anthropic" else _OPENAI
     usage = Usage(

@@ -1,6 +1,6 @@
-"""Reports for operators: costs by dimension or over time, and recent calls as JSON.
+"""Reports for operators: costs by dimension or over time, and calls as JSON.
 
-Money is exact decimal text.
+Money is in USD, as exact decimal text, and in whole pico-USD.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..protocol import must_be
 from ..types import JSON
 from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total, summed
 
-DEFAULT_ROWS = 1000  # of a report
+DEFAULT_ROWS = 1000
 MAX_DIMENSIONS = 4
 STEPS = {"day": 86_400, "hour": 3_600}  # seconds
-_LOOK_BACK = {"day": 30, "hour": 48}  # steps of a series without a start
+_LOOK_BACK = {"day": 30, "hour": 48}  # length of a series without *since*, in steps
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -46,12 +46,12 @@ class Period(NamedTuple):
     until: float | None = None
 
     def covers(self, at: float) -> bool:
-        """Whether the moment *at* is in the period."""
+        """Return whether the time *at* is in the period."""
         return (self.since or 0.0) <= at and (self.until is None or at < self.until)
 
 
 class Costs(NamedTuple):
-    """The sums over groups of calls and over all; by tag a call may be in several groups."""
+    """The sums of each group of calls and of all; by tag, a call may be in several groups."""
 
     by: tuple[str, ...]
     period: Period
@@ -77,7 +77,7 @@ class Costs(NamedTuple):
 
 
 def dimensions(given: Iterable[str]) -> tuple[str, ...]:
-    """Return the dimensions in comma-separated lists; the ledger rejects unknown ones."""
+    """Return the dimensions in comma-separated lists; raise RequestError if there are too many."""
     stated = (name.strip() for text in given for name in text.split(","))
     names = tuple(dict.fromkeys(filter(None, stated)))
     if len(names) > MAX_DIMENSIONS:
@@ -102,7 +102,7 @@ def period(
 
 
 def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
-    """Return the limit in *text*, at most MAX_ROWS; raise RequestError if it is not a number."""
+    """Return the limit in *text*, at most MAX_ROWS; raise RequestError if it is not 1 or more."""
     try:
         number = float(text) if text else float(default)
     except ValueError:
@@ -155,7 +155,7 @@ def costs(
     caller: str | None = None,
     limit: int = DEFAULT_ROWS,
 ) -> Costs:
-    """Return the costs by dimensions: by time, else most expensive first."""
+    """Return the costs by dimensions, ordered like `Ledger.totals`; at most *limit* groups."""
     rows = ledger.totals(*by, since=span.since, until=span.until, caller=caller)
     [total] = ledger.totals(since=span.since, until=span.until, caller=caller)
     return Costs(by, span, caller, rows[:limit], total, max(0, len(rows) - limit))
@@ -170,7 +170,7 @@ def series(
     caller: str | None = None,
     limit: int = DEFAULT_ROWS,
 ) -> JSON:
-    """Return the costs of each day or hour, empty ones too; at most the last *limit*."""
+    """Return the costs of the last *limit* days or hours, also empty ones; raise RequestError."""
     if step not in STEPS:
         raise must_be("by", f'"day" or "hour", not {shown(step)}')
     size = STEPS[step]
@@ -228,7 +228,7 @@ def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
 
 
 def iso(seconds: float | None) -> str | None:
-    """Return a time in UTC, with milliseconds if there are any."""
+    """Return seconds since 1970 as ISO 8601 in UTC, with milliseconds if there are any."""
     if seconds is None:
         return None
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))

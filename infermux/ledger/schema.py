@@ -1,8 +1,8 @@
-"""The tables by schema version, and the statements that change them.
+"""The tables by schema version, and the statements that write to them.
 
-Calls and attempts are stored in the order of time: a settled call then changes one page of each
-table, and a report reads one range. Their key has the start of the call beside its id; both are
-fixed for a call, so it cannot be written twice.
+The key of calls and attempts is the start and id of the call. Rows are thus ordered by time: a
+settled call changes one page of each table, and a report reads one range. Start and id never
+change, so a call cannot be written twice.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sqlite3 import Cursor
 
 from . import AttemptRow, Budget, CallRow, Hold, Record, period_names
 
-APPLICATION_ID = 0x494D5558  # "IMUX": marks the file as ours
+APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
 MAX_INTEGER = 2**63 - 1  # of SQLite
-DIGEST_LENGTH = 32  # characters that stand for the first line of a plan
+DIGEST_LENGTH = 32  # of the hexadecimal digest of a plan's first line
 MAX_PLANS = 4096  # digests that a connection remembers
 
 _FIRST = (
@@ -55,7 +55,7 @@ _PLANS = (  # many plans share their first line: it is stored once, and calls ha
     "CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
 )
-# Holds become rows beside their budget, whose own row has an empty call_id: to reserve then changes
+# Holds become rows next to their budget's row, whose call_id is empty: a reservation then changes
 # one page, not two.
 _HOLDS = (
     "ALTER TABLE budgets RENAME TO apart",
@@ -72,7 +72,7 @@ _HOLDS = (
     "DROP TABLE holds",
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API)  # number n leads from version n to n + 1
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API)  # item n migrates version n to n + 1
 
 RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)
@@ -82,7 +82,7 @@ RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
-# whole micro-dollars and the rest apart: a sum of pico-dollars would overflow at nine million USD
+# micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD
 COST_SO_FAR = """SELECT min(coalesce(sum(cost / 1000000), 0), 9000000000000) * 1000000
         + coalesce(sum(cost % 1000000), 0)
     FROM calls WHERE caller = ? AND at_ns >= ? AND at_ns < ?"""
@@ -136,7 +136,7 @@ def take(
     now = ms(at) if expire() else -MAX_INTEGER
     sql.executemany(_FREE, sql.execute(_EXPIRE, (budget.caller, key, now)).fetchall())
     if not sql.execute(_LEFT, (0, budget.caller, key)).fetchall():
-        # a new period: a good moment to free expired holds of periods that are over
+        # a new period: also free the expired holds of past periods
         sql.executemany(_FREE, sql.execute(_EXPIRE_ALL, (now,)).fetchall())
         sql.execute(_BEGIN_PERIOD, (budget.caller, key, budget.caller, *span(budget, of)))
     if _took(sql, budget.caller, key, pico, limit):
@@ -151,19 +151,19 @@ def _took(sql: Cursor, caller: str, key: str, pico: int, limit: int) -> bool:
 
 
 def add_hold(sql: Cursor, hold: Hold, expires: float) -> None:
-    """Write a hold whose amount was taken; raise ValueError if its call has one already."""
+    """Insert a hold that `take` has reserved; raise ValueError if its call has one already."""
     row = (*_key(hold), hold.pico, ms(hold.at), ms(expires))
     if not sql.execute(_ADD_HOLD, row).rowcount:
         raise ValueError(f"call {hold.call_id!r} has a hold already")
 
 
 def renew_hold(sql: Cursor, hold: Hold, expires: float) -> bool:
-    """Extend the lease of a hold; return False if it was freed before."""
+    """Extend the lease of a hold; return False if it no longer exists."""
     return bool(sql.execute(_RENEW_HOLD, (ms(expires), *_key(hold))).rowcount)
 
 
 def raise_hold(sql: Cursor, hold: Hold, more: int) -> None:
-    """Add an amount that was taken to a hold."""
+    """Add *more* pico-USD, which `take` has reserved, to a hold."""
     sql.execute(_RAISE_HOLD, (more, *_key(hold)))
 
 
@@ -187,7 +187,7 @@ _WRITE_PLAN = _insert("plans", ("digest", "line"))
 def settle(sql: Cursor, record: Record, hold: Hold | None, known_plans: set[str]) -> bool:
     """Write a call, release its hold and spend its cost; return False if it was written before.
 
-    *known_plans* are digests of plans that the file has; that of the call is added.
+    *known_plans* has digests of plans in the file; the call's is added.
     """
     call = record.call
     line, end, rest = call.plan.partition("\n")
@@ -206,7 +206,7 @@ def settle(sql: Cursor, record: Record, hold: Hold | None, known_plans: set[str]
         if sql.execute(_RELEASE, (caller, key, id, hold.pico)).rowcount:
             sql.execute(_SPEND, (call.cost or 0, hold.pico, caller, key))
             return True
-        # its lease has expired, or it was topped up since
+        # the lease has expired, or the hold was topped up since
     if released := sql.execute(_RELEASE_ANY, (caller, call.id)).fetchall():
         [(period, pico, at_ms)] = released
         at = at_ms / 1000
@@ -223,13 +223,13 @@ def _digest(line: str) -> str:
 
 
 def span(budget: Budget, at: float) -> tuple[int, int]:
-    """Return the start and the end of the period at *at*, in nanoseconds."""
+    """Return start and end of the period that contains *at*, in nanoseconds since 1970."""
     end = budget.resets(at)
     return ns(budget.start(at)), MAX_INTEGER if end is None else ns(end)
 
 
 def ns(seconds: float) -> int:
-    """Return seconds since 1970 as whole nanoseconds, within SQLite's integers."""
+    """Return seconds since 1970 as whole nanoseconds, limited to SQLite's integers."""
     return round(max(-9e9, min(seconds, 9e9)) * 10**9)
 
 

@@ -1,8 +1,8 @@
-"""The spool: settlements that the ledger could not take, in an append-only file beside it.
+"""The spool: settlements that could not be written to the ledger, in a file next to it.
 
 Workers append lines, each with a checksum. One worker at a time renames the file and writes its
-lines to the ledger from the last to the first, cutting off what is written: a worker that is killed
-leaves at most lines that were written already, which a ledger takes only once.
+lines to the ledger, from last to first, truncating the file after each batch. If it is killed, a
+batch is written again; the ledger ignores calls that it has.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import NamedTuple
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .connection import identity, lock, unlock
 
-BATCH_BYTES = 65_536  # read at once, about 50 lines: no transaction is long
+BATCH_BYTES = 65_536  # read at once, about 50 lines, to keep transactions short
 BATCH_LINES = 50
-MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be written either
+MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be written
 LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
 DRAIN_SECONDS = 1.0  # between two attempts to drain
-CLOSE_SECONDS = 2.0  # that a batch may need at the end of a process
+CLOSE_SECONDS = 2.0  # to wait for a batch when the process ends
 _DRAINING = ".draining"
 log = logging.getLogger("infermux")
 
@@ -43,11 +43,11 @@ Write = Callable[[Sequence[Deferred]], None]  # writes all or raises
 
 
 class Spool:
-    """The file at *path*, created with mode 0600 when it is first needed."""
+    """The spool in the file at *path*, which is created with mode 0600 on first use."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.lost = 0  # lines that could not be kept, or not be read again
+        self.lost = 0  # lines that were dropped or could not be read
         self.waiting: deque[bytes] = deque()  # lines in memory
         self._lock = threading.Lock()  # of `waiting` and `lost`
         self._draining = threading.Lock()
@@ -58,7 +58,7 @@ class Spool:
         self._counted: dict[str, tuple[tuple[int, int], int, int]] = {}  # file, bytes, lines
 
     def add(self, settlement: Deferred) -> bool:
-        """Append a settlement, or keep it in memory if that fails; False: it is lost."""
+        """Append a settlement, or keep it in memory if that fails; return False if it is lost."""
         line = encoded(settlement)
         self._added = True
         with self._lock:
@@ -71,7 +71,7 @@ class Spool:
         return True
 
     def is_empty(self) -> bool:
-        """Whether this process and the files have nothing to write."""
+        """Return whether memory and files have no settlements."""
         return not (
             self.waiting or os.path.exists(self.path) or os.path.exists(self.path + _DRAINING)
         )
@@ -81,7 +81,7 @@ class Spool:
         return sum(map(self._lines, (self.path, self.path + _DRAINING)))
 
     def drain_later(self, write: Write) -> None:
-        """Drain in a thread of its own, which tries every second until the spool is empty."""
+        """Start a thread that tries to drain every second until the spool is empty."""
         if self.is_empty():
             return
         with self._starting:
@@ -92,7 +92,7 @@ class Spool:
                 self._thread.start()
 
     def close(self, write: Write) -> None:
-        """End the thread, drain once more, and log what is lost with this process."""
+        """Stop the thread, drain once more, and log how many settlements are lost."""
         self._stopped.set()
         if (thread := self._thread) is not None:
             thread.join(CLOSE_SECONDS)
@@ -121,7 +121,7 @@ class Spool:
         try:
             self.drain(write)
         except LedgerUnavailable:
-            pass  # the calls that cannot be recorded say so
+            pass  # logged by the calls that cannot be recorded
         except OSError as error:
             log.error("the spool %s cannot be read: %s", self.path, error)
         finally:
@@ -130,7 +130,7 @@ class Spool:
             log.error("%d calls of %s cannot be read: they are lost", self.lost - before, self.path)
 
     def drain(self, write: Write) -> None:
-        """Give all settlements to *write*, in batches; its errors and OSError end this."""
+        """Pass all settlements to *write* in batches; raise its LedgerUnavailable, or OSError."""
         self._flush()
         while self.waiting:
             self._write(write, lines := list(islice(self.waiting, BATCH_LINES)))
@@ -148,18 +148,18 @@ class Spool:
                 unlock(file)
 
     def _flush(self) -> None:
-        """Append what waits in memory, if the file can be written again."""
+        """Append the lines in memory, if the file can be written again."""
         with self._lock, suppress(OSError):
             if self.waiting:
                 self._append(b"".join(self.waiting))
                 self.waiting.clear()
 
     def _append(self, data: bytes) -> None:
-        """Append whole lines or nothing."""
+        """Append all of *data* or nothing; raise OSError."""
         with _current(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
-                data = b"\n" + data  # after a line that a killed worker has left unfinished
+                data = b"\n" + data  # ends a line that a killed worker left unfinished
             try:
                 if os.write(file, data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -196,7 +196,7 @@ class Spool:
                 write(good)
         except (LedgerUnavailable, OSError):
             raise
-        except Exception:  # a value that the ledger refuses would stop all that come after it
+        except Exception:  # one that the ledger refuses must not block the others
             lost += sum([not self._write_one(write, each) for each in good])
         with self._lock:
             self.lost += lost
@@ -230,7 +230,7 @@ class Spool:
 
 
 def encoded(settlement: Deferred) -> bytes:
-    """Return a line: a checksum, and JSON by names, which another version can read."""
+    """Return the settlement as a line: a CRC-32, and JSON that other versions can read."""
     record, hold = settlement
     attempts = [each._asdict() for each in record.attempts]
     data: dict[str, object] = {"call": record.call._asdict(), "attempts": attempts}
@@ -243,7 +243,7 @@ def encoded(settlement: Deferred) -> bytes:
 
 
 def decoded(line: bytes) -> Deferred | None:
-    """Return what a line says; None if it is not whole."""
+    """Return the settlement in *line*, or None if the line is damaged."""
     text = line[9:].removesuffix(b"\n")
     try:
         if int(line[:8], 16) != zlib.crc32(text):
@@ -261,7 +261,7 @@ def decoded(line: bytes) -> Deferred | None:
 
 
 def _last_lines(file: int, size: int) -> tuple[int, list[bytes]]:
-    """Return the last lines of a file, and where they begin; one that is not whole is a line."""
+    """Return the last lines of a file and their offset; the very last may be incomplete."""
     length = BATCH_BYTES
     while True:
         start = max(0, size - length)
@@ -274,7 +274,7 @@ def _last_lines(file: int, size: int) -> tuple[int, list[bytes]]:
 
 @contextmanager
 def _current(path: str, flags: int) -> Iterator[int]:
-    """Hold the lock of the file that is at *path*, also if it is renamed meanwhile."""
+    """Open and lock the file at *path*; if it was renamed before the lock, try again."""
     while True:
         file = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:

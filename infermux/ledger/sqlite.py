@@ -1,9 +1,9 @@
 """The ledger in one SQLite file that all workers of a host share.
 
-With WAL and synchronous=NORMAL, a settled call survives the death of any process. Only a power cut
-can lose the last calls since a checkpoint, always whole calls with their spending, and never
-damages the file; FULL would cost two fsyncs per call. A process has one connection for writing, and
-each thread its own for reading; they are opened on first use, and anew after a fork.
+With WAL and synchronous=NORMAL, a settled call survives a crash of any process. A power cut can
+lose the calls since the last checkpoint, but never damages the file; FULL would cost two fsyncs per
+call. A process has one connection for writing, and each thread one for reading; they are opened on
+first use, and again after a fork.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from .connection import (
 )
 from .spool import Deferred, Spool
 
-BUSY_SECONDS = 0.35  # that a write waits for its turn, and then for other processes
-BRIEF_SECONDS = 0.02  # instead, after a failure: until a write succeeds, calls hardly wait
+BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
+BRIEF_SECONDS = 0.02  # the same after a failure, until a write succeeds
 log = logging.getLogger("infermux")
 T = TypeVar("T")
 Place = Any  # a namespace whose attribute `connection` is a Connection, None or missing
@@ -65,13 +65,13 @@ class _Process:
         self.spool = Spool(f"{path}.spool")
         self.group = GroupCommit(lambda jobs: commit(self, jobs))
         self.writer: Place = SimpleNamespace(connection=None)  # used by the thread that writes
-        self.reader: Place = threading.local()  # a thread's own, closed when the thread ends
+        self.reader: Place = threading.local()  # one per thread, closed when the thread ends
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.suspect = False  # the file must be checked when it is opened next
 
 
 class SQLiteLedger(Ledger):
-    """A ledger in the file at *path*, created with mode 0600; waits *busy* seconds for writers."""
+    """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s."""
 
     def __init__(
         self, path: str | os.PathLike[str], *, busy: float = BUSY_SECONDS, clock: Clock = time.time
@@ -94,7 +94,7 @@ class SQLiteLedger(Ledger):
         lease: float = LEASE_SECONDS,
         over: bool = False,
     ) -> Hold:
-        """Hold *pico*: one conditional UPDATE decides."""
+        """Reserve *pico* pico-USD by one conditional UPDATE."""
         hold = Hold(call_id, budget, _amount(pico), at)
         over = over or budget.then == "warn"
 
@@ -113,7 +113,7 @@ class SQLiteLedger(Ledger):
         return hold._replace(over=True) if beyond else hold
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Add to a hold; one whose lease has expired is taken again, as a whole."""
+        """Add to a hold; if its lease has expired, reserve the whole amount again."""
         more, budget = _amount(more), hold.budget
         new = hold._replace(pico=hold.pico + more)
         over = hold.over or budget.then == "warn"
@@ -143,13 +143,13 @@ class SQLiteLedger(Ledger):
         )
 
     def defer(self, record: Record, hold: Hold | None = None) -> bool:
-        """Append the settlement to the spool, or keep it in memory if that fails too."""
+        """Append the settlement to the spool, else keep it in memory."""
         kept = self._here().spool.add(Deferred(record, hold))
         self.drain()
         return kept
 
     def drain(self, *, last: bool = False) -> None:
-        """Write what is in the spool, if anything is."""
+        """Write the spool to the ledger, in the background or now (*last*)."""
         spool = self._here().spool
         if last:
             spool.close(self._write_deferred)
@@ -157,7 +157,7 @@ class SQLiteLedger(Ledger):
             spool.drain_later(self._write_deferred)
 
     def backlog(self) -> Backlog:
-        """Return what is in memory only."""
+        """Return the numbers of settlements in memory and of lost ones."""
         spool = self._here().spool
         return Backlog(len(spool.waiting), spool.lost)
 
@@ -173,11 +173,11 @@ class SQLiteLedger(Ledger):
         self._write(work)
 
     def _may_expire(self) -> bool:
-        """Whether holds may expire: not while the call of one may be in the spool."""
+        """Return whether holds may expire: not while their calls may be in the spool."""
         return self._here().spool.is_empty()
 
     def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what the period has spent and holds, without holds whose lease has expired."""
+        """Return what is spent and reserved in the period, without expired holds."""
         for row in self._read(schema.SPENT, (schema.ms(at), budget.caller, budget.key(at))):
             return Spent(*row)
         begun = (budget.caller, *schema.span(budget, at))
@@ -210,7 +210,7 @@ class SQLiteLedger(Ledger):
         )
 
     def call(self, id: str) -> Record | None:
-        """Return one call with its attempts."""
+        """Return the call whose id begins with *id*, with its attempts, or None."""
         found = self._records(*queries.call(id))
         if len(found) > 1:
             raise RequestError(f"several call ids begin with {shown(id)}", param="id")
@@ -239,7 +239,7 @@ class SQLiteLedger(Ledger):
     def check(self) -> None:
         """Raise LedgerUnavailable if the ledger cannot be written.
 
-        After a failure this writes: no call does while the service counts as unready.
+        After a failure this tries to write, as an unready service gets no calls that would.
         """
         version = "PRAGMA user_version"
         if self._failure is None:
@@ -249,7 +249,7 @@ class SQLiteLedger(Ledger):
             self._write(lambda connection: connection.sql.execute(f"{version} = {newest}"))
 
     def close(self) -> None:
-        """Close every connection of this process, each as soon as it is idle."""
+        """Write the spool, and close each connection of this process when it is idle."""
         process = self._here()
         self.drain(last=True)
 
@@ -269,15 +269,15 @@ class SQLiteLedger(Ledger):
         return self._process
 
     def _patience(self, *, hard: bool = False) -> float:
-        """Return how long a write waits; after a failure only a *hard* budget waits at all."""
+        """Return the seconds that a write waits; fewer after a failure, least unless *hard*."""
         if self._failure is None:
             return self._busy
         return self._busy / 2 if hard else BRIEF_SECONDS
 
     def _write(self, work: Callable[[Connection], T], budget: Budget | None = None) -> T:
-        """Run *work* in a transaction, which it may share with other threads.
+        """Return the result of *work*, run in a transaction that other threads may share.
 
-        A hold of a *budget* is also written into a file that was removed: settling sees that.
+        For a *budget*, the file may have been removed, as settling notices that.
         """
         busy = self._patience(hard=budget is not None and budget.then != "warn")
         job = Job(work, busy, anywhere=budget is not None)
@@ -289,7 +289,7 @@ class SQLiteLedger(Ledger):
         return cast(T, job.result)
 
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
-        """Run *jobs* in one transaction; if one fails there, each in its own."""
+        """Run *jobs* in one transaction; if one fails, run each in its own."""
         try:
             if len(jobs) == 1 and self._at_once(process, jobs[0]):
                 return
@@ -311,9 +311,9 @@ class SQLiteLedger(Ledger):
                 self._commit(process, [job])
 
     def _at_once(self, process: _Process, job: Job) -> bool:
-        """Run a job where nothing stands in the way; False: nothing is written, `_guarded` helps.
+        """Try to run *job* directly; on False nothing was written, and `_guarded` is needed.
 
-        It does what `_transact` does, in less than half of its time.
+        This does the work of `_transact` in less than half of the time.
         """
         connection: Connection | None = process.writer.connection
         if connection is None or connection.closed:
@@ -335,7 +335,6 @@ class SQLiteLedger(Ledger):
         return job.done
 
     def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
-        """Return the rows of a query."""
         process = self._here()
         place = process.reader
         try:
@@ -348,9 +347,9 @@ class SQLiteLedger(Ledger):
             self._report()
 
     def _guarded(self, process: _Process, place: Place, use: Callable[[Connection], T]) -> T:
-        """Use the connection of a place.
+        """Call *use* with the connection of *place*.
 
-        A damaged file is moved aside and the use repeated; any other failure is LedgerUnavailable.
+        If the file is damaged, replace it and try again; raise LedgerUnavailable otherwise.
         """
         for last in (False, True):
             try:
@@ -375,7 +374,7 @@ class SQLiteLedger(Ledger):
         return LedgerUnavailable(reason, temporary=temporary, told=told)
 
     def _report(self) -> None:
-        while self._file.moved:  # logged here because a lock is held where it happens
+        while self._file.moved:  # logged only here, as opening holds a lock
             log.error("%s", self._file.moved.pop())
 
     def _transact(
@@ -383,7 +382,7 @@ class SQLiteLedger(Ledger):
     ) -> list[Any]:
         busy = max([job.busy for job in jobs])
         self._begin(connection, busy)
-        # checked within the transaction: a damaged file is moved aside only while nobody writes
+        # checked within the transaction: a damaged file is renamed only while nobody writes
         current = self._current(process, process.writer, connection)
         if current is not connection:
             self._begin(current, busy)
@@ -398,9 +397,9 @@ class SQLiteLedger(Ledger):
             raise
 
     def _begin(self, connection: Connection, busy: float) -> None:
-        """Begin to write, or raise after *busy* seconds.
+        """Begin a write transaction; raise sqlite3.OperationalError after *busy* seconds.
 
-        IMMEDIATE: a deferred transaction that turns to writing would fail at once.
+        IMMEDIATE, since a deferred transaction would fail at once at its first write.
         """
         end: float | None = None
         while True:
@@ -408,32 +407,31 @@ class SQLiteLedger(Ledger):
                 connection.cursor.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                now = time.monotonic()  # here, since it is rarely needed
+                now = time.monotonic()
                 end = now + busy - POLL_SECONDS if end is None else end
                 if not locked(error) or now >= end:
                     raise
 
     def _connection(self, process: _Process, place: Place) -> Connection:
-        """Return the connection of a place, which is opened if there is none."""
+        """Return the connection of *place*, opened if there is none."""
         connection: Connection | None = getattr(place, "connection", None)
         if connection is None or connection.closed:
             connection = self._file.open(suspect=process.suspect, busy=self._patience() / 3)
             process.suspect = False
             place.connection = connection
             process.connections.add(connection)
-            if place is process.writer:  # what is left of an earlier process
+            if place is process.writer:  # writes what an earlier process left
                 self.drain()
         return connection
 
     def _current(self, process: _Process, place: Place, connection: Connection) -> Connection:
-        """Return *connection*, or a new one if its file is gone: what it wrote would be lost."""
+        """Return *connection*, or a new one if its file is no longer at the path."""
         if self._file.at_path(connection):
             return connection
         self._drop(place)
         return self._connection(process, place)
 
     def _drop(self, place: Place) -> None:
-        """Close the connection of a place."""
         connection: Connection | None = getattr(place, "connection", None)
         place.connection = None
         if connection is not None:

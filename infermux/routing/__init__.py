@@ -1,6 +1,6 @@
-"""Routing: from a request to an answer and its record.
+"""Routing: sends requests to targets and records the calls.
 
-`router` is the story: plan, attempts, finish. `targets` and `circuit_breaker` hold the state of
-targets, `accounting` the money, `stream` an answer that is still coming; `explain` tells what a
-call would do.
+`router` plans, attempts and finishes a call. `targets` and `circuit_breaker` hold the state of
+targets, `accounting` handles costs, `stream` is a streamed answer; `explain` shows what a call
+would do.
 """

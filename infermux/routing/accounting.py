@@ -1,7 +1,6 @@
-"""Money: prices each answer, reserves the worst case before a call, settles the real cost after it.
+"""Costs: prices each answer, reserves the worst case before a call, settles the real cost after it.
 
-`Accounting` is what a router does with prices and its ledger; `record` turns a finished call into
-the rows that a ledger keeps.
+`Accounting` does this for a router; `record` converts a finished call to the rows of a ledger.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from ..protocol import InferRequest, InferResponse
 from ..types import Target, Usage
 from .targets import TargetPool
 
-INPUT_MARGIN = 1.25  # the estimate of the input is off by so much at its 95th percentile
-ANSWER_OVERHEAD = 3  # tokens that open every answer (OpenAI's cookbook)
+INPUT_MARGIN = 1.25  # factor: the 95th percentile of the error of the input estimate
+ANSWER_OVERHEAD = 3  # tokens that begin every answer (OpenAI's cookbook)
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-UNBOUNDED_OUTPUT = 4096  # tokens held where neither request nor price table bounds the answer
+UNBOUNDED_OUTPUT = 4096  # tokens reserved if neither request nor price table limits the answer
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
-MAX_CALL = 86_400.0  # seconds that a hold covers, whatever a client says that it waits
+MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row
@@ -50,9 +49,9 @@ _Sums = tuple[_Tokens, int | None, int | None, int]
 
 
 class Accounting:
-    """The prices and the ledger of a router; without a ledger, calls are only priced.
+    """Prices calls; with a ledger, also enforces budgets and records calls.
 
-    A call whose client and configuration (*deadline*) name no limit waits *longest* seconds.
+    A call lasts at most *deadline* seconds, else the client's timeout, else *longest*.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Accounting:
         self._targets = targets
         self._deadline = deadline
         self._longest = longest
-        self._streams = (-1, 0.0)  # changes of the registry, the longest stream
+        self._streams = (-1, 0.0)  # registry.changes, and the longest stream then
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
         self._logged_at = -LOG_SECONDS
@@ -78,9 +77,9 @@ class Accounting:
     # -- before and after a call --
 
     def reserve(self, call: Call, target: Target) -> None:
-        """Hold the most that *call* may cost at *target*.
+        """Reserve the most that *call* may cost at *target*, if its caller has a budget.
 
-        Raise BudgetExceeded, or LedgerUnavailable where the budget is hard.
+        Raise BudgetExceeded, or LedgerUnavailable unless the budget only warns.
         """
         budget = call.caller.budget
         if self.ledger is None or not isinstance(budget, Budget):
@@ -102,11 +101,11 @@ class Accounting:
         except LedgerUnavailable as error:
             if budget.then != "warn":
                 raise
-            call.hold = call.hold or Hold(call.id, budget, worst, now)  # settled all the same
+            call.hold = call.hold or Hold(call.id, budget, worst, now)  # still settled
             self._log(error)
 
     def lease(self, call: Call) -> float:
-        """Return how long a hold lasts: longer than *call*, for a worker may be killed."""
+        """Return the seconds that a hold lasts if nobody settles it: longer than *call*."""
         registry = self._targets.registry
         if self._streams[0] != registry.changes:
             self._streams = registry.changes, _stream_seconds(self._targets)
@@ -114,7 +113,7 @@ class Accounting:
         return limit + self._streams[1] + HOLD_MARGIN
 
     def settle(self, call: Call) -> None:
-        """Record *call*, later if the ledger cannot be written now."""
+        """Record *call*, or queue it if the ledger cannot be written now."""
         if self.ledger is None:
             return
         rows = record(call)
@@ -130,7 +129,7 @@ class Accounting:
     ) -> int | None:
         """Return the most that a call may cost at *target* in pico-USD, or None if unpriced.
 
-        *size* is the number of input tokens, where it is known.
+        *size* is the number of input tokens, if known.
         """
         price = self._targets.price(target)
         if price is None:
@@ -152,7 +151,7 @@ class Accounting:
     def charge_response(
         self, call: Call, attempt: Attempt, response: InferResponse
     ) -> InferResponse:
-        """Price a whole answer, and return it with the usage that was charged."""
+        """Price a complete answer, and return it with the usage that was charged."""
         attempt.served = response.model
         call.finish_reason = response.finish_reason
         if self._content:
@@ -177,7 +176,7 @@ class Accounting:
         usage = answer.usage or _NO_USAGE
         if _is_empty(usage):
             usage = _estimated(call.request, answer.text)
-        elif not answer.finish_reason:  # cut: the vendor's last count precedes the last words
+        elif not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=written, estimated=True)
@@ -188,7 +187,7 @@ class Accounting:
         vendor = self._targets.registry.member(target.provider).vendor
         billed, tokens_in = usage, usage.input_tokens or 0
         if vendor == "google" and usage.total_tokens is not None:
-            # Google's OpenAI-compatible API counts thoughts in the total alone.
+            # Google's OpenAI-compatible API counts thoughts only in the total.
             thoughts = usage.total_tokens - tokens_in
             billed = replace(usage, output_tokens=max(usage.output_tokens or 0, thoughts))
         if usage.tool_use_tokens:
@@ -208,7 +207,7 @@ class Accounting:
 
 
 def max_input(request: InferRequest, size: int | None = None) -> int:
-    """Return the most input tokens that are likely: messages (*size*, if known) and parameters."""
+    """Return the likely maximum of input tokens: messages (*size*, if known) and parameters."""
     size = estimate_messages(request.messages) if size is None else size
     params = {k: v for k, v in request.params.items() if isinstance(v, str | list | dict)}
     return round((size + (estimate(str(params)) if params else 0)) * INPUT_MARGIN) + ANSWER_OVERHEAD
@@ -224,7 +223,7 @@ def max_output(request: InferRequest, price: Price) -> int:
 
 
 def _stream_seconds(targets: TargetPool) -> float:
-    """Return the longest that a stream may last after its first content."""
+    """Return the most seconds that a stream may last after its first content."""
     limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
     return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
 
@@ -238,7 +237,7 @@ def _is_empty(usage: Usage) -> bool:
 
 
 def _estimated(request: InferRequest, text: str) -> Usage:
-    """Return an estimate, marked as one, for an answer that came without usage."""
+    """Return the estimated usage of an answer that came without one."""
     return Usage(estimate_messages(request.messages), estimate(text), estimated=True)
 
 
@@ -246,7 +245,7 @@ def _estimated(request: InferRequest, text: str) -> Usage:
 
 
 def record(call: Call) -> Record:
-    """Return the rows of *call*; its cost is the sum over its attempts that were billed."""
+    """Return the rows of *call*; its cost is the sum over its billed attempts."""
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
     last, error = rows[-1] if rows else None, call.error
     names = (
@@ -305,13 +304,12 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
 
 
 def _same(row: AttemptRow) -> _Sums:
-    """Return the sums over one attempt."""
     cost = 0 if row.cost is None and not row.unpriced else row.cost
     return row[9:15], cost, row.first_ms, row.unpriced
 
 
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
-    """Return the sums over all attempts: None where no attempt knows, and the last first token."""
+    """Return the sums over all attempts (None: all unknown), and the last known first token."""
     columns = zip(*[row[9:15] for row in rows], strict=True)
     known = [[count for count in column if count is not None] for column in columns]
     sums = [sum(counts) if counts else None for counts in known] or [None] * 6
@@ -324,7 +322,7 @@ def _sums(rows: Sequence[AttemptRow]) -> _Sums:
 
 
 def _count(value: int | None) -> int | None:
-    """Return a count of tokens that can be stored; a third-party provider may report anything."""
+    """Return a number of tokens, limited to what can be stored; None if it is not an int."""
     if not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))

@@ -17,20 +17,20 @@ from typing import NamedTuple, Self
 from ..types import Clock
 
 MIN_CALLS = 10  # in the window, before the share of failures can open the circuit
-GROWTH = 10  # a circuit stays open for at most so many `open_seconds` (Envoy: 30 s to 300 s)
-MAX_COOL_DOWN = 3600.0  # seconds: an odd Retry-After must not exclude a target for days
+GROWTH = 10  # a circuit stays open for at most 10 times `open_seconds` (Envoy: 30 s to 300 s)
+MAX_COOL_DOWN = 3600.0  # seconds: a wrong Retry-After must not exclude a target for days
 DECAY = 10.0  # seconds: time constant of the average latency
-SAMPLES = 64  # latencies from which percentiles are taken
-_PARTS = 60  # in which the window slides
+SAMPLES = 64  # latencies from which percentiles are computed
+_PARTS = 60  # of the sliding window
 
 
 class BreakerState(NamedTuple):
     """The state of a target at one moment; times are seconds."""
 
     state: str  # closed, open or half_open
-    reason: str | None  # why a call would be refused now
+    reason: str | None  # why a call would be refused now; None: admitted
     retry_in: float | None  # 0: now; None: unknown (a probe is in flight, or forced open)
-    latency: float | None  # as strategies use it; None: no sample in the window
+    latency: float | None  # moving average; None: no sample in the window
     in_flight: int
     calls: int  # that succeeded or failed in the window since the circuit last closed
     failures: int
@@ -42,10 +42,10 @@ class BreakerState(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Permit:
-    """The permission for one call; the first of succeeded, failed and neutral (`with`) ends it."""
+    """The permission for one call; succeeded, failed, neutral or the end of `with` ends it."""
 
     _breaker: CircuitBreaker
-    _changes: int  # of the circuit, so far
+    _changes: int  # of the circuit's state, before this call
     _started: bool = False
     _ended: bool = False
 
@@ -62,7 +62,7 @@ class Permit:
         self._breaker._end(self, failed=True)
 
     def neutral(self) -> None:
-        """Record an end that says nothing about the provider: a 4xx, a 429, a client that left."""
+        """Record an end that says nothing about the provider: 4xx, 429, a client that left."""
         self._breaker._end(self, failed=None)
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class CircuitBreaker:
         self._in_row = self._trips = 0
 
     def admit(self, *, force: bool = False) -> Permit | None:
-        """Return the permission for one call, or None; *force*: unless an operator opened it."""
+        """Return the permission for one call, or None; *force* overrides all but an operator."""
         with self._lock:
             permit = Permit(self, self.changes)
             if self._is_open or self._cool_until > -math.inf:
@@ -120,7 +120,7 @@ class CircuitBreaker:
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
         if not self._is_open and self._cool_until == -math.inf:
-            return None  # nearly always
+            return None  # without the lock
         with self._lock:
             return self._refusal(self.clock())
 
@@ -131,7 +131,7 @@ class CircuitBreaker:
             return self._latency.at(self.clock())
 
     def snapshot(self) -> BreakerState:
-        """Return the state as of now."""
+        """Return the present state."""
         with self._lock:
             now = self.clock()
             requests, calls, failures = self._window.totals(now)
@@ -157,7 +157,7 @@ class CircuitBreaker:
     # -- operators --
 
     def open(self) -> None:
-        """Force the circuit open until close() or reset(), for forced calls too."""
+        """Open the circuit until close() or reset(), also for forced calls."""
         with self._lock:
             self._turn(is_open=True)
             self.forced_open, self._open_until = True, math.inf
@@ -169,7 +169,7 @@ class CircuitBreaker:
             self._cool_until = -math.inf
 
     def reset(self) -> None:
-        """Forget all history; calls in flight stay counted."""
+        """Close the circuit and forget all history, except for calls in flight."""
         with self._lock:
             self._turn(is_open=False)
             self._cool_until, self._trips = -math.inf, 0
@@ -227,7 +227,7 @@ class CircuitBreaker:
                     self._turn(is_open=False)
 
     def _fail(self, now: float, probed: bool) -> None:
-        if self._is_open and not probed:  # a forced call adds nothing
+        if self._is_open and not probed:  # a forced call has no effect
             return
         self._in_row += 1
         _, calls, failures = self._window.totals(now)
@@ -242,15 +242,15 @@ class CircuitBreaker:
         self.changes += 1
         if not is_open:
             self._open_until, self._in_row = -math.inf, 0
-            # else the failures that opened it would open it again at the next one
+            # else the next failure would open it again
             self._window.forget()
 
 
 class _Latency:
-    """Peak-sensitive moving average, as Finagle's PeakEwma: rises at once, decays with DECAY.
+    """A moving average like Finagle's PeakEwma: rises at once, decays with DECAY.
 
-    It also decays while no sample comes, so that an avoided target is tried again; after *window*
-    seconds without a sample it is unknown.
+    It also decays without samples, so that an avoided target is tried again; after *window* seconds
+    without a sample it is unknown.
     """
 
     __slots__ = ("_at", "_value", "_window", "samples")
@@ -261,7 +261,7 @@ class _Latency:
         self.samples: deque[float] = deque(maxlen=SAMPLES)
 
     def add(self, now: float, seconds: float) -> None:
-        """Add a sample of *seconds* at the moment *now*."""
+        """Add a sample of *seconds* at *now*."""
         if seconds < self._value:
             weight = math.exp((self._at - now) / DECAY)
             value = self._value * weight + seconds * (1 - weight)
@@ -271,20 +271,20 @@ class _Latency:
         self.samples.append(seconds)
 
     def at(self, now: float) -> float | None:
-        """Return the average at the moment *now*."""
+        """Return the average in seconds at *now*; None if it is unknown."""
         idle = now - self._at
         return None if idle > self._window else self._value * math.exp(-idle / DECAY)
 
 
 @dataclass(slots=True)
 class _Window:
-    """Counts in a sliding window: requests, calls that count, failures among them."""
+    """Counts requests, calls with a result, and failures in a sliding window."""
 
     _part: float  # seconds
     _parts: deque[list[int]] = field(default_factory=deque)  # number, and the counts
 
     def add(self, now: float, failed: bool | None) -> None:
-        """Count one request that ended at the moment *now*; None: only as a request."""
+        """Count a request that ended at *now*; *failed* None: without a result."""
         parts, number = self._parts, int(now // self._part)
         if not parts or parts[-1][0] < number:
             self._slide(now)
@@ -296,7 +296,7 @@ class _Window:
             last[3] += failed
 
     def totals(self, now: float) -> list[int]:
-        """Return the three counts as of the moment *now*."""
+        """Return the three counts as of *now*."""
         self._slide(now)
         return [sum(counts) for counts in zip(*self._parts, strict=True)][1:] or [0, 0, 0]
 
@@ -306,7 +306,7 @@ class _Window:
             self._parts.popleft()
 
     def forget(self) -> None:
-        """Keep the requests, forget their results."""
+        """Reset the results, but keep the number of requests."""
         for part in self._parts:
             part[2] = part[3] = 0
 

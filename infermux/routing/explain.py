@@ -1,4 +1,4 @@
-"""Explains what a call would do now: the plan that serving would execute, and the targets in it."""
+"""Explains what a call would do now: its plan, and the state of the targets in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..types import JSON, Caller, Target
 from .router import Router
 from .targets import expected_usage
 
-MAX_TOKENS = 10**9  # that a question may name
+MAX_TOKENS = 10**9  # input tokens in a question
 _MIST_REQUEST = {"model", "provider", "messages", "params", "meta"}
 _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The plan of a call that is not made."""
+    """The plan of a call, which is not made."""
 
     plan: Plan
     targets: tuple[JSON, ...]  # of the plan, in order
@@ -59,10 +59,10 @@ class Explanation(NamedTuple):
 
 
 def question(data: Mapping[str, Any]) -> Question:
-    """Return the question of a request body; raise RequestError naming what is wrong.
+    """Return the question in a request body; raise RequestError naming what is wrong.
 
-    The body is an infer.request, an OpenAI chat request, or a short form: model, and perhaps
-    provider, tokens, caller, and whether there are tools, an image, structured output.
+    The body is an infer.request, an OpenAI chat request, or a short form: model, and optionally
+    provider, tokens, caller, and the booleans tools, image, structured.
     """
     rest = dict(data)
     short = {name: rest.pop(name) for name in _TYPES if name in rest}
@@ -83,7 +83,7 @@ def question(data: Mapping[str, Any]) -> Question:
 
 
 def explain(router: Router, asked: Question) -> Explanation:
-    """Return what the call would try now, without side effects; raise as the call would."""
+    """Return the plan of the call as of now, without side effects; raise `Router.plan`'s errors."""
     request, size, caller = asked.request, asked.size, _caller(router, asked.caller)
     plan = router.plan(request, caller=caller, size=size)
     left, override = _budget_left(router, caller), ""

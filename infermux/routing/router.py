@@ -1,13 +1,13 @@
-"""The router: a request becomes a plan, the plan attempts, and these an answer and one record.
+"""The router: makes a plan for a request, attempts its targets, and records the call.
 
-The way of a request through the packages:
+The path of a request through the packages:
 
     web         POST /v1/chat/completions: `endpoints` → `authenticate` → `begin`
     dialects    `openai.downstream.decode_request`: bytes → InferRequest
     routing     `Router.answer` or `Router.open`
-    admission     `Admission.admit`: room in this process, the caller's rates
+    admission     `Admission.admit`: the limits of this process and of the caller
     planning      `plan`: the targets in order
-    ledger        `Accounting.reserve`: the worst case of each attempt
+    ledger        `Accounting.reserve`: the highest cost of each attempt
     providers     `HTTPProvider.infer` or `.stream`: `dialects.*.upstream` → socket
     routing     `Router.finish`: ledger, span, metrics and log line, each from the one `Call`
     dialects    `openai.downstream.encode_response` → web → bytes
@@ -58,15 +58,15 @@ from .accounting import Accounting
 from .stream import Stream, open_chunks
 from .targets import TargetPermit, TargetPool
 
-TAGS = ("project", "env")  # that a request may set for itself, for reports
-CALL_SECONDS = 600.0  # for a call whose client and configuration name no deadline, as the SDKs
-FAILOVER_SECONDS = 60.0  # the default deadline while another target waits
-SHARE = 0.5  # of the remaining time, for an attempt while another target waits
+TAGS = ("project", "env")  # that a request may set
+CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
+FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
+SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
 BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the official SDKs)
 MAX_BACKOFF = 8.0
-FAILOVER_BACKOFF = 0.05  # the same where another target was tried meanwhile
-THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
-# what a configuration decides about a router
+FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
+THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
+# attributes that the configuration decides
 _PARTS = [
     "registry",
     "reporter",
@@ -84,7 +84,7 @@ log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
 Sleep = Callable[[float], None]
 Answer = TypeVar("Answer")
-Queue = deque[tuple[Target, float]]  # targets, and the monotonic second before which to wait
+Queue = deque[tuple[Target, float]]  # targets, and the monotonic time until which to wait
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
 
@@ -111,10 +111,9 @@ class Router:
     ) -> None:
         self.registry = registry
         self.reporter = reporter
-        self.attempts = attempts  # upstream requests per call
-        # seconds per call, over all attempts and waits; None: the client's own patience
-        self.deadline = deadline
-        self.on_unsupported = on_unsupported  # "drop": preferences that a target cannot express
+        self.attempts = attempts  # most upstream requests per call
+        self.deadline = deadline  # seconds per call, with all waits; None: the client's timeout
+        self.on_unsupported = on_unsupported  # "drop": omit preferences a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
@@ -127,13 +126,13 @@ class Router:
         self._cursors: dict[str, int] = {}  # calls of each round-robin name so far
 
     def take_over(self, other: Router) -> None:
-        """Take over the registry, state and configuration of *other*, made from a newer file."""
+        """Replace registry, state and configuration by those of *other*, from a newer file."""
         for part in _PARTS:
             setattr(self, part, getattr(other, part))
 
     @property
     def ledger(self) -> Ledger | None:
-        """The ledger, if there is one."""
+        """The ledger, or None."""
         return self.accounting.ledger
 
     # -- calls --
@@ -145,7 +144,7 @@ class Router:
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> InferResponse:
-        """Return the answer; raise InferMuxError."""
+        """Return the answer to *request*; raise InferMuxError."""
         return self.answer(self.begin(request, caller=caller, trace=trace))
 
     def stream(
@@ -155,7 +154,7 @@ class Router:
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> Stream:
-        """Return the answer as chunks, once the first content has come; raise InferMuxError."""
+        """Return the answer as a stream, after its first content; raise InferMuxError."""
         return self.open(self.begin(request, caller=caller, trace=trace))
 
     def begin(
@@ -169,8 +168,8 @@ class Router:
     ) -> Call:
         """Return the record of a call that starts now.
 
-        Without *trace*, meta may name one. *tags* of the request, like meta.project and meta.env,
-        count where the caller may set them.
+        Without *trace*, the one in the request's meta is used. *tags*, else meta.project and
+        meta.env, are used if the caller may set tags.
         """
         meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
         if trace is None and meta:
@@ -214,9 +213,9 @@ class Router:
         seed: int | None = None,
         size: int | None = None,
     ) -> Plan:
-        """Return what a call for *request* would try now; raise ModelNotFound or ModelNotAllowed.
+        """Return the plan of a call for *request* now; raise ModelNotFound or ModelNotAllowed.
 
-        *size* is the number of input tokens, where the text itself is not at hand.
+        *size* is the number of input tokens, if the text is not known.
         """
         route = self._route(request, caller)
         return self._plan(route, request, seed, caller=caller, counts=False, size=size)
@@ -240,7 +239,7 @@ class Router:
         counts: bool = True,
         size: int | None = None,
     ) -> Plan:
-        """Return the plan of a call now; one that *counts* moves the name's round robin on."""
+        """Return the plan of a call now; if it *counts*, advance the name's round robin."""
         cursor = 0
         if takes_turns(route):
             cursor = self._cursors.get(route.name, -1) + 1
@@ -289,7 +288,7 @@ class Router:
             return self._first_success(call, deadline, send)
 
     def _deadline(self, call: Call) -> Deadline:
-        """Return the time of a call: the client's own patience or the configuration's deadline."""
+        """Return the deadline of a call: the client's or the configured one, whichever is less."""
         limits = [limit for limit in (call.patience, self.deadline) if limit is not None]
         seconds = min(limits, default=CALL_SECONDS)
         return Deadline(seconds, by_client=seconds == call.patience, on_wait=call.on_wait)
@@ -301,7 +300,7 @@ class Router:
         queue, with a wait. The limit of attempts and the deadline hold for all targets together.
         """
         assert call.plan is not None
-        failover = Deadline(FAILOVER_SECONDS)  # of the attempts behind which another target waits
+        failover = Deadline(FAILOVER_SECONDS)  # of attempts while another target is untried
         queue: Queue = deque((target, 0.0) for target in call.plan.targets)
         last: InferMuxError | None = None
         try:
@@ -330,14 +329,14 @@ class Router:
                 "no provider for this model can answer now", retry_after=call.plan.retry_in
             )
         finally:
-            last = None  # an error holds its frames, and this one would hold the error
+            last = None  # else a cycle: the error's traceback refers to this frame
 
     def _wait(
         self, call: Call, target: Target, not_before: float, deadline: Deadline
     ) -> float | None:
-        """Wait for a retry or the end of a cool-down; return the seconds, None without time.
+        """Wait until a retry or the end of a cool-down; return the seconds, None if it is too late.
 
-        Raise ProviderRateLimited where a cool-down is too long.
+        Raise ProviderRateLimited if a cool-down is too long.
         """
         wait = max(0.0, not_before - time.monotonic())
         if call.must_try(target):
@@ -355,7 +354,7 @@ class Router:
     def _try(
         self, call: Call, target: Target, waited: float, deadline: Deadline, send: Send[Answer]
     ) -> Answer:
-        """Send one request; record how it went, also at the target's circuit breaker."""
+        """Send one request; record its outcome, also in the target's circuit breaker."""
         self.accounting.reserve(call, target)
         permit = self.targets.acquire(target, force=call.must_try(target))
         attempt = Attempt(target, time.monotonic(), waited=waited)
@@ -365,7 +364,7 @@ class Router:
         except BaseException as error:
             attempt.ended = time.monotonic()
             attempt.error = error.failure if isinstance(error, InferMuxError) else None
-            # that the client does not wait longer says nothing about the provider
+            # a timeout of the client says nothing about the provider
             permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, RequestError) and error.elsewhere:
                 call.attempts.pop()
@@ -417,7 +416,7 @@ class Router:
     # -- the record --
 
     def finish(self, call: Call, error: BaseException | None) -> None:
-        """Close the record of a call, once, and report it."""
+        """End the record of a call and report it; another time, do nothing."""
         if call.ended is not None:
             return
         call.ended = time.monotonic()
@@ -448,5 +447,5 @@ class Router:
 
 
 def _has_hard_budget(caller: Caller) -> bool:
-    # of a batch, the budget is not a ledger.Budget
+    # the budget of a batch is not a ledger.Budget
     return getattr(caller.budget, "then", "warn") != "warn"

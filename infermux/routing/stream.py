@@ -1,7 +1,7 @@
 """A streamed answer. It is closed and recorded exactly once, however iteration ends.
 
 A worker that is shutting down ends its streams with an error event just before it would be killed;
-`drain_with` tells this module when that is.
+`drain_with` sets that time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..types import HEARTBEAT, Chunk, Deadline
 from .accounting import Accounting
 from .targets import TargetPermit
 
-LAST_EVENT_SECONDS = 2.0  # that a stream gets for its last event before the worker is killed
+LAST_EVENT_SECONDS = 2.0  # for a stream's last event, before the worker is killed
 Finish = Callable[[Call, BaseException | None], None]
 
 
 class Stream:
-    """Iterates over the chunks of an answer; call `close` wherever you stop."""
+    """An iterator over the chunks of an answer; call `close` when you stop early."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Stream:
         except InferMuxError as error:
             self._settle(error)
             raise
-        except Exception as error:  # inline, since the guard costs two calls per event
+        except Exception as error:  # inline: ProviderGuard would cost two calls per event
             raise self._provider_failed(error) from error
         return chunk
 
@@ -73,7 +73,7 @@ class Stream:
 
     @property
     def dialect(self) -> str:
-        """The dialect of the provider's own events, which chunks carry as `native`."""
+        """The dialect of the provider's own events, which chunks have as `native`."""
         return next((chunk.dialect for chunk in self._first if chunk.dialect), "")
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Stream:
 def open_chunks(
     provider: RegisteredProvider, request: InferRequest, deadline: Deadline, attempt: Attempt
 ) -> tuple[list[Chunk], Iterator[Chunk]]:
-    """Return the chunks up to the first content, and the rest; until then a call can fail over."""
+    """Return the chunks up to the first content, and the rest; raise StreamIncomplete if none."""
     chunks: Iterator[Chunk] = iter(())
     first: list[Chunk] = []
     try:
@@ -134,7 +134,7 @@ def open_chunks(
                 if chunk.has_content:
                     attempt.first_chunk = time.monotonic()
                     return first, chunks
-                if deadline.on_wait is not None:  # whoever sends pings is not waited for elsewhere
+                if deadline.on_wait is not None:  # not called elsewhere while pings arrive
                     deadline.on_wait()
         raise StreamIncomplete("the provider's stream ended before its first content")
     except BaseException:
@@ -143,7 +143,7 @@ def open_chunks(
 
 
 class _Drain:
-    """When the streams of this process must end, by the state of its server."""
+    """Decides by the state of its server when the streams of this process must end."""
 
     def __init__(self, server: Any, grace: float) -> None:
         self.server = server
@@ -171,6 +171,6 @@ def check_draining() -> None:
 
 
 def drain_with(server: Any, grace: float) -> None:
-    """End open streams before *server*, no longer `alive`, is killed after *grace* seconds."""
+    """End open streams before the kill, *grace* seconds after `server.alive` becomes false."""
     global _drain
     _drain = _Drain(server, grace)

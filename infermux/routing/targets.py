@@ -30,14 +30,14 @@ from ..providers.base import RegisteredProvider
 from ..types import Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 
-MAX_TARGETS = 4096  # with a state: callers may name models without end
-MAX_RETRIES = 10.0  # of a provider, before successes must earn more
+MAX_TARGETS = 4096  # with a state: callers can name any number of models
+MAX_RETRIES = 10.0  # per provider, until successes add more
 RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
-COOL_SECONDS = 1.0  # after a rate limit that names no time
+COOL_SECONDS = 1.0  # after a rate limit without Retry-After
 QUOTA_SECONDS = 60.0  # after an account ran out of credit
 LONG_REQUEST = 8000  # characters, above which a request may exceed a model's context
 TYPICAL_OUTPUT = 500  # tokens of an unbounded answer, for comparing prices
-# rejections, by their names in [models.NAME] fallback_on
+# rejections by their names in [models.NAME] fallback_on
 REJECTIONS: dict[str, type[ProviderError]] = {
     "context": ProviderContextTooLong,
     "content_filter": ContentFiltered,
@@ -48,7 +48,7 @@ _ALL_SAID = Unsaid()
 
 
 class TargetPermit:
-    """The permission for one request to a target; it ends once, and reports to the breaker."""
+    """The permission for one request to a target; its end is reported to the breaker."""
 
     __slots__ = ("_breaker", "_ended", "_limiter", "_permit", "_retries")
 
@@ -66,7 +66,7 @@ class TargetPermit:
         self._ended = False
 
     def started(self, seconds: float) -> None:
-        """Record the first content after *seconds*."""
+        """Record that the first content came after *seconds*."""
         self._permit.started(seconds)
 
     def end(
@@ -76,9 +76,9 @@ class TargetPermit:
         *,
         neutral: bool = False,
     ) -> None:
-        """End with success or *error*; only the provider's own failures count against it.
+        """Record success (None) or *error*; only the provider's failures count against it.
 
-        *neutral*: the client's patience ended the attempt.
+        *seconds* is the time to the first content. *neutral*: the client's timeout ended it.
         """
         if self._ended:
             return
@@ -101,7 +101,7 @@ class TargetPermit:
 
 
 class RetryBudget:
-    """The retries left at one provider: failures spend them, successes earn them."""
+    """The retries left at one provider: a retry spends one, successes earn more."""
 
     def __init__(self) -> None:
         self._left = MAX_RETRIES
@@ -134,7 +134,7 @@ class TargetPool:
         overrides: Mapping[str, Mapping[str, Price]] | None = None,
     ) -> None:
         self.registry = registry
-        self.overrides = overrides or {}  # the configuration's own prices: they precede the table
+        self.overrides = overrides or {}  # configured prices, used before the table
         self.forced_open: set[Target | str] = set()  # targets, and whole providers by name
         self._new_breaker = breaker
         self._breakers: dict[Target, CircuitBreaker] = {}
@@ -163,7 +163,7 @@ class TargetPool:
         return found
 
     def _evict(self) -> None:
-        """Forget the oldest idle target that only callers have named; never a configured one."""
+        """Forget the oldest idle target that is not configured."""
         kept = set(self.registry.targets())
         others = [each for each in self._breakers if each not in kept]
         idle = (each for each in others if not self._breakers[each].in_flight)
@@ -173,14 +173,14 @@ class TargetPool:
     def may_follow(
         self, target: Target, failed: Target, error: ProviderError, route: Route | None
     ) -> bool:
-        """Return whether *target* may answer what *failed* has rejected, by `fallback_on`."""
+        """Return whether `fallback_on` allows *target* after *failed* rejected the request."""
         kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
         if route is None or kind not in route.fallback_on:
             return False
         return kind != "context" or self._takes_more(target, failed)
 
     def _takes_more(self, target: Target, than: Target) -> bool:
-        """Return whether *target* is another model, and may take more input than the other."""
+        """Return whether *target* is another model and may take more input than *than*."""
         if target.model == than.model:
             return False
         limits = [price.max_input if price else None for price in map(self.price, (target, than))]
@@ -221,11 +221,11 @@ class TargetPool:
         size: int | None = None,
         strict: bool = True,
     ) -> Snapshot:
-        """Return what planning needs to know now.
+        """Return the present state of the route's targets, for planning.
 
         *cursor* counts the calls of the route so far. *priced*: leave out unpriced targets. *size*
-        is the number of input tokens, where it is known without the text. *strict*: prefer targets
-        that need not leave out a preference.
+        is the number of input tokens, if known. *strict*: prefer targets that can express all
+        preferences.
         """
         targets, ordered = tuple(flat(route)), takes_turns(route)
         refused, unfit = {}, self._unfit(targets, request, size)
@@ -236,12 +236,12 @@ class TargetPool:
             reason = breaker.refusal() if breaker is not None else None
             if breaker is None or not reason:
                 continue
-            if breaker.forced_open:  # by an operator, whom no plan overrules
+            if breaker.forced_open:  # by an operator; a plan must not override that
                 unfit.setdefault(target, reason)
             else:
                 wait = breaker.snapshot().retry_in
                 refused[target] = (reason, math.inf if wait is None else wait)
-        if priced:  # a hard budget cannot be kept where the price is not known
+        if priced:  # a hard budget needs a known price
             unfit |= {
                 target: "unpriced, and the key has a hard budget"
                 for target in targets
@@ -270,16 +270,16 @@ class TargetPool:
         return {target: cost(usage, self.price(target)) for target in targets}
 
     def price(self, target: Target) -> Price | None:
-        """Return the price of *target*: the configuration's own, else the table's."""
+        """Return the price of *target*: the configured one, else the table's, else None."""
         own = self.overrides.get(target.provider, {}).get(target.model)
         return own or find(self.registry.member(target.provider).vendor, target.model)
 
     def _unsaid(
         self, targets: Iterable[Target], request: InferRequest
     ) -> tuple[dict[Target, str], tuple[Target, ...]]:
-        """Return the targets that cannot express the request, while another can, with the reason.
+        """Return the targets that cannot express the request, with the reason.
 
-        Behind them those that would leave out a preference, while another would not.
+        Then those that would omit a preference. Each part is empty if no other target is better.
         """
         said = {}
         for target in targets:
@@ -311,14 +311,14 @@ class TargetPool:
 
 
 def expected_usage(request: InferRequest, size: int | None = None) -> Usage:
-    """Return about how many tokens a call will use, for comparing prices."""
+    """Return the tokens that a call will probably use, for comparing prices."""
     limit = request.params.get("max_completion_tokens", request.params.get("max_tokens"))
     tokens_in = estimate_messages(request.messages) if size is None else size
     return Usage(tokens_in, limit if type(limit) is int and limit > 0 else TYPICAL_OUTPUT)
 
 
 def _needs(request: InferRequest) -> set[str]:
-    """Return the abilities that a request asks for."""
+    """Return the abilities that a request needs."""
     needs = set() if request.op == CHAT else {request.op}
     if request.params.get("tools"):
         needs.add("tools")

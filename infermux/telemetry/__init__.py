@@ -1,1 +1,1 @@
-"""What is told of a call: spans, metrics, log lines; and what workers share to tell it."""
+"""Reports calls as spans, metrics and log lines; and memory that workers share."""

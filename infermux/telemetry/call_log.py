@@ -1,6 +1,6 @@
-"""The log: one line per call, as JSON or text, without anything of its messages.
+"""The log: one line per call, as JSON or text, without its messages.
 
-Text that a caller can choose is escaped and shortened, so that it stays in its line.
+Text that callers choose is escaped and shortened, so that it cannot begin a line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import printable
 from ..planning.call import Attempt, Call
 
 JSON_LINES = "json"
-MAX_TEXT = 200  # characters of a value: a pipe takes a short line as a whole
+MAX_TEXT = 200  # characters of a value: short lines are written atomically
 _PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # needs no quotes
 _ours = logging.getLogger("infermux")
 _calls = logging.getLogger("infermux.calls")
@@ -25,9 +25,9 @@ _calls.addHandler(logging.NullHandler())  # no lines unless logging is configure
 
 
 class CallLog:
-    """An observer that logs calls from *level* on: failed ones are warnings.
+    """An observer that logs calls as info, failed ones as warning, if that is *level* or above.
 
-    At level debug a line includes the call's attempts.
+    *format* is "json" or "text". At debug, a line includes the call's attempts.
     """
 
     def __init__(self, level: str, format: str) -> None:
@@ -87,12 +87,12 @@ def _head(seconds: float, level: int) -> dict[str, Any]:
 
 
 def encoded(line: dict[str, Any]) -> str:
-    """Return a line as JSON in ASCII."""
+    """Return a line as JSON in ASCII; long values are shortened."""
     return _ENCODER.encode(_shortened(line))
 
 
 def readable(line: dict[str, Any]) -> str:
-    """Return a line as time, level and name=value pairs, without unknown values."""
+    """Return a line as time, level and name=value pairs, without empty values."""
     known = {name: value for name, value in line.items() if value is not None and value != ""}
     time, level = known.pop("time"), known.pop("level").upper()
     return " ".join([time, level, *(f"{name}={_value(value)}" for name, value in known.items())])
@@ -115,14 +115,14 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def configure(level: str, format: str) -> None:
-    """Write InferMux's log to standard error, in this process and those that it forks."""
+    """Log to standard error from *level* on, as "json" or "text"; also after a fork."""
     _ours.handlers[:] = [_Lines(format)]
     _ours.propagate = False
     _ours.setLevel(level.upper())
 
 
 class _Lines(logging.Handler):
-    """Writes a line by one system call: the lines of several processes do not mix."""
+    """Writes each line with one system call, so that lines of processes do not mix."""
 
     def __init__(self, format: str) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _Lines(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Passes the line of a call, and renders other messages like it."""
+    """Leaves the line of a call unchanged, and formats other messages like it."""
 
     def __init__(self, format: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A bounded queue that background threads empty: producers neither wait nor learn of a failure."""
+"""A bounded queue that background threads send; producers never wait and see no errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger("infermux")
 FLUSH_SECONDS = 3.0
-LINGER_SECONDS = 0.02  # how long items are gathered: waking a thread costs more than sending one
+LINGER_SECONDS = 0.02  # to collect items: waking a thread costs more than sending one
 _exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()  # type: ignore[type-arg]  # of any items
 
-_dropped = 0  # by all of them
+_dropped = 0  # items, by all exporters
 _dropping = threading.Lock()
 
 Item = TypeVar("Item")
@@ -27,7 +27,7 @@ Send = Callable[[list[Item]], int]  # returns how many were not accepted
 class Exporter(Generic[Item]):
     """Sends items in the background; what cannot be sent is dropped and counted.
 
-    The threads start with the first item. A child process starts its own, with an empty queue.
+    The threads start with the first item. A forked child starts its own, with an empty queue.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Exporter(Generic[Item]):
         batch: int = 1,
         linger: float = LINGER_SECONDS,
     ) -> None:
-        self._complaint = complaint  # for the log: who does not accept what
+        self._complaint = complaint  # logged when items are dropped
         self._threads = threads
         self._size = size
         self._batch = batch
@@ -50,14 +50,14 @@ class Exporter(Generic[Item]):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
-        self._listening = threading.Lock()  # one thread listens, so that one is woken
+        self._listening = threading.Lock()  # held by the one thread that waits for items
         self._arrived = threading.Event()
-        self._flushing = threading.Event()  # do not gather items any longer
-        self._busy: list[bool] = []  # of each thread, once there are any
-        self.dropped = 0  # items of this process that did not arrive
+        self._flushing = threading.Event()  # set: send at once
+        self._busy: list[bool] = []  # one per thread, once started
+        self.dropped = 0  # items of this process that were not sent
 
     def sender(self) -> Send[Item]:
-        """Return the function that sends; each thread has its own."""
+        """Return a function that sends items; each thread gets its own."""
         raise NotImplementedError
 
     def put(self, item: Item) -> None:
@@ -76,7 +76,7 @@ class Exporter(Generic[Item]):
         end = time.monotonic() + seconds
         self._flushing.set()
         try:
-            # in this order: a thread is busy before it takes anything
+            # in this order: a thread is busy before it takes items
             while self._queue or any(self._busy):
                 if time.monotonic() >= end:
                     return False
@@ -117,7 +117,7 @@ class Exporter(Generic[Item]):
         try:
             while len(items) < self._batch:
                 items.append(self._queue.popleft())
-        except IndexError:  # it is empty
+        except IndexError:  # the queue is empty
             pass
         return items
 
@@ -132,7 +132,7 @@ class Exporter(Generic[Item]):
 
 
 def flush_all(seconds: float = FLUSH_SECONDS) -> None:
-    """Flush every exporter of this process, together within *seconds*."""
+    """Flush every exporter of this process, in at most *seconds* in total."""
     end = time.monotonic() + seconds
     for exporter in list(_exporters):
         exporter.flush(max(0.0, end - time.monotonic()))
@@ -144,7 +144,7 @@ def dropped() -> int:
 
 
 def _after_fork() -> None:
-    """Forget the threads, locks and counts of the parent, which are not the child's."""
+    """In a forked child, reset the threads, locks and counts of the parent."""
     global _dropped, _dropping
     _dropped, _dropping = 0, threading.Lock()
     for exporter in list(_exporters):

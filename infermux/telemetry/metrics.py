@@ -1,7 +1,7 @@
-"""Prometheus metrics: calls are counted in shared memory, and written in text format 0.0.4.
+"""Prometheus metrics: counts calls in shared memory, and renders them in text format 0.0.4.
 
 A provider or model that the configuration does not name has the label "other", so that callers
-cannot make new series.
+cannot create series.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
-_MAX_COUNT = 10**17  # of one attempt: the sum of many fits a cell
+_MAX_COUNT = 10**17  # per attempt, so that the sum of many fits a cell
 _TARGET = ("provider", "model")
 _TOKENS = [  # kinds, and the fields of Usage
     (kind, f"{kind}_tokens")
@@ -37,7 +37,7 @@ _OUTCOMES = {"ok"} | {
 
 
 class Family(NamedTuple):
-    """A metric, and how its cells become a value."""
+    """A metric, and how its cells are converted to values."""
 
     kind: str
     labels: tuple[str, ...]
@@ -82,7 +82,7 @@ FAMILIES = {
 
 
 class Metrics:
-    """Counts calls in *memory*; the names of *registry* are the labels."""
+    """Counts calls in *memory*; labels are limited to the names in *registry*."""
 
     def __init__(self, memory: SharedMemory, registry: Registry) -> None:
         self._memory = memory
@@ -117,7 +117,7 @@ class Metrics:
                 )
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
-        """Return the labels of a target, or of what a call without attempts asked for."""
+        """Return the labels for a provider and a model; unknown names become "other"."""
         changes = self._registry.changes
         if changes != self._changes:  # an application may register more at any time
             self._targets = frozenset(self._registry.targets())
@@ -158,7 +158,7 @@ def _bounded(count: int) -> int:
 
 
 def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> bytes:
-    """Return every family with its samples; one without labels always has a sample."""
+    """Return all metrics as Prometheus text; one without labels always has a sample."""
     samples: dict[str, list[tuple[Key, Sequence[int]]]] = {name: [] for name in FAMILIES}
     known = {**counts, **{key: (value,) for key, value in gauges.items()}}
     for (name, *values), cells in sorted(known.items()):
@@ -183,7 +183,7 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
 
 
 def _values(family: Family, cells: Sequence[int]) -> Iterator[tuple[str, list[str], str]]:
-    """Yield the name's suffix, the label of a bucket and the value of each line of a sample."""
+    """Yield name suffix, bucket label and value for each line of a sample."""
     if not family.bounds:
         yield "", [], _decimal(cells[0], family.unit)
         return

@@ -1,8 +1,8 @@
 """Memory that the workers of a service share: counters, each worker's status, operator commands.
 
-It is mapped before the workers are forked, and divided into slots. A worker writes to one slot,
-which it owns by a lock that the kernel releases at the worker's death; its successor continues
-the counters. Readers add up all slots.
+It is mapped before the workers are forked, and divided into slots. A worker writes to one slot and
+holds its lock, which the kernel releases when the worker dies; the next owner continues the
+counters. Readers add up all slots.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 log = logging.getLogger("infermux")
-SLOTS = 128  # workers at a time, with those that finish their last calls after a HUP
+SLOTS = 128  # workers at a time, including those that are ending after a HUP
 Key = tuple[str, ...]  # of a series: the metric and the values of its labels
 
-_WORD = 8  # bytes; pages that are never written to take no memory
-_CATALOGUE = 384 * 1024  # of a slot: one line of JSON per series, with its width and key
+_WORD = 8  # bytes; pages that are never written use no memory
+_CATALOGUE = 384 * 1024  # bytes of a slot: a line of JSON per series, with its width and key
 _STATUS = 512 * 1024
 _CELLS = 16 * 1024  # words
-_OVERFLOW = 64  # the last cells, for counts that have no room; nobody reads them
-_HEAD = 8  # words: of a slot as in the next line; of the whole, the last command and their size
+_OVERFLOW = 64  # the last cells take counts that have no room; they are never read
+_HEAD = 8  # words: of a slot, the next line; of the memory, last command and commands' size
 _CATALOGUE_END, _STATUS_END, _STATUS_SUM, _ACKNOWLEDGED = range(4)
 _SLOT = (_HEAD + _CELLS) * _WORD + _CATALOGUE + _STATUS
 _COMMANDS = 128 * 1024  # bytes
@@ -41,7 +41,7 @@ _memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
 
 
 class Command(NamedTuple):
-    """What an operator wants of a provider's circuits, or of one model's."""
+    """An operator's command for the circuits of a provider, or of one model."""
 
     number: int
     action: str
@@ -50,7 +50,7 @@ class Command(NamedTuple):
 
 
 class WorkerSlot:
-    """The part of one worker; hold `lock` while you count."""
+    """The counters and status of one worker; hold `lock` while you count."""
 
     def __init__(self, memory: memoryview) -> None:
         words = memory[: (_HEAD + _CELLS) * _WORD].cast("q")
@@ -63,7 +63,7 @@ class WorkerSlot:
         self._inherited: dict[Key, int] = {}
 
     def take_over(self) -> None:
-        """Continue the counters of the slot's last owner; its status is void."""
+        """Continue the counters of the slot's last owner, and clear its status."""
         for key, at, width in self.series():
             self._at[key], self._next = at, at + width
         self.write_status(b"")
@@ -80,7 +80,7 @@ class WorkerSlot:
         self.cells[self._new(key, 1) if at is None else at] += count
 
     def set(self, key: Key, count: int) -> None:
-        """Set this worker's share of a series to *count*."""
+        """Set a series to *count* plus what the slot's last owner left."""
         at = self.at(key)
         self.cells[at] = self._inherited.setdefault(key, self.cells[at]) + count
 
@@ -91,11 +91,11 @@ class WorkerSlot:
             return _CELLS - _OVERFLOW
         self._catalogue[end : end + len(line)] = line
         self._at[key], self._next = at, at + width
-        self._head[_CATALOGUE_END] = end + len(line)  # last: readers stop here
+        self._head[_CATALOGUE_END] = end + len(line)  # written last: readers stop here
         return at
 
     def series(self) -> Iterator[tuple[Key, int, int]]:
-        """Yield each series with its first cell and their number."""
+        """Yield each series: key, index of the first cell, number of cells."""
         at = 0
         for line in bytes(self._catalogue[: self._head[_CATALOGUE_END]]).splitlines():
             width, *key = json.loads(line)
@@ -103,18 +103,18 @@ class WorkerSlot:
             at += width
 
     def write_status(self, status: bytes) -> None:
-        """Replace the worker's status; one that is too long is ignored."""
+        """Replace the worker's status; ignore one longer than 512 KiB."""
         if len(status) <= _STATUS:
             self._status[: len(status)] = status
             self._head[_STATUS_SUM], self._head[_STATUS_END] = zlib.crc32(status), len(status)
 
     def read_status(self) -> bytes:
-        """Return the worker's status, complete, or nothing."""
+        """Return the worker's status, or b"" if it is always being written."""
         for _ in range(50):
             status = bytes(self._status[: self._head[_STATUS_END]])
             if zlib.crc32(status) == self._head[_STATUS_SUM]:
                 return status
-            time.sleep(0.001)  # it is just being written
+            time.sleep(0.001)  # the worker is writing it
         return b""
 
     @property
@@ -128,7 +128,7 @@ class WorkerSlot:
 
 
 class SharedMemory:
-    """All slots, and the commands; a process that is forked later gets a slot of its own."""
+    """All slots and commands; each process that is forked later gets its own slot."""
 
     def __init__(self) -> None:
         size = _FRONT + SLOTS * _SLOT
@@ -189,7 +189,7 @@ class SharedMemory:
         return found
 
     def counts(self) -> dict[Key, list[int]]:
-        """Return each series, added up over all workers, past and present."""
+        """Return the cells of each series, summed over past and present workers."""
         sums: dict[Key, list[int]] = {}
         for slot in map(self._slot, range(SLOTS)):
             for key, at, width in slot.series():
@@ -204,9 +204,9 @@ class SharedMemory:
         return self._head[0]
 
     def command(self, action: str, provider: str, model: str | None = None) -> int:
-        """Give a command to every worker, now and later; return its number.
+        """Store a command for all present and later workers; return its number.
 
-        Earlier commands for the same circuits are void.
+        It replaces earlier commands for the same circuits.
         """
         with self._locked():
             new = Command(self.last_command + 1, action, provider, model)
@@ -243,11 +243,11 @@ class SharedMemory:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, 0)
 
 
-shared: SharedMemory | None = None  # of a service, made by its master for the workers
+shared: SharedMemory | None = None  # of a service, created by its master process
 
 
 def share() -> None:
-    """Make the memory of a service, once: it lasts as long as the master."""
+    """Create the memory of a service, in its master process; only once."""
     global shared
     shared = shared or SharedMemory()
 

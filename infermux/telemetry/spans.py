@@ -1,4 +1,4 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context/), and the span of a call."""
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/) and the span of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import TraceContext
 
 OPERATION = "infermux.infer"
 MAX_CONTENT = 65536  # characters of a prompt or an answer in a span
-# A parent has 16 digits by the standard, and 32 in MIST.
+# A parent id has 16 digits in the standard, and 32 in MIST.
 _HEADER = re.compile(
     r"([0-9a-f]{2})-([0-9a-f]{32})-((?:[0-9a-f]{16}){1,2})-([0-9a-f]{2})(-.*)?", re.DOTALL
 )
@@ -25,13 +25,13 @@ class SpanReporter(Protocol):
     """A receiver of spans."""
 
     def report(self, span: TraceSpan) -> None:
-        """Take one span; never block, never raise."""
+        """Accept one span; never block, never raise."""
 
 
 def parse(header: object, state: object = None) -> TraceContext | None:
     """Return the context of a traceparent header, or None if it is invalid or absent.
 
-    mist-go's tracestate has all digits of the parent whose last ones are in *header*.
+    *state* is the tracestate header; mist-go writes all 32 digits of the parent id there.
     """
     found = _HEADER.fullmatch(header.strip(" \t")) if isinstance(header, str) else None
     if not found:
@@ -48,7 +48,7 @@ def parse(header: object, state: object = None) -> TraceContext | None:
 
 
 def of_meta(meta: Mapping[str, object]) -> TraceContext | None:
-    """Return the context that a request's meta names: a traceparent, or trace_id and parent_id."""
+    """Return the context in a request's meta: traceparent, or trace_id and parent_id; or None."""
     found = parse(meta.get("traceparent"), meta.get("tracestate"))
     if found is None and "trace_id" in meta:
         found = parse(f"00-{meta['trace_id']}-{meta.get('parent_id')}-01")
@@ -56,7 +56,7 @@ def of_meta(meta: Mapping[str, object]) -> TraceContext | None:
 
 
 def span(call: Call) -> TraceSpan:
-    """Return the span of a finished call, the only one: TokenTrace sums over all spans."""
+    """Return the span of a finished call; one per call, as TokenTrace adds up all spans."""
     tokens_in, tokens_out = call.tokens
     attrs: dict[str, Any] = {
         "provider": call.provider,
@@ -98,10 +98,10 @@ def _tried(call: Call, attempt: Attempt) -> dict[str, Any]:
 
 
 def moment(call: Call, monotonic: float) -> int:
-    """Return a moment of the call in wall-clock nanoseconds."""
+    """Return a monotonic time of the call as nanoseconds since 1970."""
     return call.start_ns + int((monotonic - call.started) * 1e9)
 
 
 def failure(call: Call, attempt: Attempt) -> Failure | None:
-    """Return the error of an attempt; the last attempt shares its call's."""
+    """Return the error of an attempt, or of its call if it was the last; None: success."""
     return attempt.error or (call.error if attempt is call.attempts[-1] else None)

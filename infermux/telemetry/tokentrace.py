@@ -1,4 +1,4 @@
-"""Reports spans to TokenTrace from background threads, over connections that stay open."""
+"""Reports spans to TokenTrace from background threads, over persistent connections."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .exporter import Exporter, Send, dropped, flush_all
 
 __all__ = ["Reporter", "dropped", "flush_all"]
 
-TIMEOUT_SECONDS = 1.0  # to connect, to send, and for each piece of the response
-MAX_BODY = 65536  # bytes of a response that are read so that its connection can stay open
+TIMEOUT_SECONDS = 1.0  # to connect, to send, and for each part of the response
+MAX_BODY = 65536  # bytes of a response that are read to keep its connection open
 HEADERS = {"User-Agent": "infermux", "Content-Type": "application/json"}
 
 
 class Reporter(Exporter[TraceSpan]):
-    """POSTs finished spans as MIST messages; without a URL it does nothing."""
+    """POSTs spans as MIST messages to *url*/mist; without *url*, does nothing."""
 
     def __init__(
         self, source: str = "infermux", url: str = "", *, threads: int = 2, size: int = 1000
@@ -33,14 +33,14 @@ class Reporter(Exporter[TraceSpan]):
             self.put(span)
 
     def sender(self) -> Send[TraceSpan]:
-        """Return the function that sends spans over its own connection."""
+        """Return a function that sends spans over its own connection."""
         connection: HTTPConnection | None = None
         descriptor: int | None = None  # of the open connection
         path = ""
 
         def send(spans: list[TraceSpan]) -> int:
             nonlocal connection, descriptor, path
-            if connection is None:  # here, where an error costs spans and no more
+            if connection is None:  # here, where an error only drops spans
                 connection, path = _connection(self.url)
             lost = 0
             for span in spans:
@@ -54,7 +54,7 @@ class Reporter(Exporter[TraceSpan]):
 
 
 def _connection(url: str) -> tuple[HTTPConnection, str]:
-    """Return a connection, which is not open yet, and the path to POST to."""
+    """Return an unopened connection and the path to POST to; raise ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an HTTP URL")
@@ -65,7 +65,7 @@ def _connection(url: str) -> tuple[HTTPConnection, str]:
         return HTTPConnection(*address, timeout=TIMEOUT_SECONDS), path
     import ssl
 
-    import certifi  # what requests trusts, too
+    import certifi  # the certificates that requests trusts
 
     trusted = ssl.create_default_context(cafile=certifi.where())
     return HTTPSConnection(*address, timeout=TIMEOUT_SECONDS, context=trusted), path
@@ -74,10 +74,10 @@ def _connection(url: str) -> tuple[HTTPConnection, str]:
 def _post(
     connection: HTTPConnection, kept: int | None, path: str, body: bytes
 ) -> tuple[int, int | None]:
-    """Return the status of the response; raise OSError, ValueError or HTTPException without one.
+    """POST *body* and return the HTTP status; raise OSError, ValueError or HTTPException.
 
-    *kept* is the descriptor of an open connection. The second value is that of the next call:
-    the connection is open only if the response has certainly ended.
+    *kept* is the descriptor of an open connection. The second value is that for the next call: None
+    unless the response was read to its end.
     """
     try:
         if kept is not None and _is_readable(kept):
@@ -88,7 +88,7 @@ def _post(
     except BaseException:
         connection.close()
         raise
-    with contextlib.suppress(OSError, HTTPException):  # the status is what counts
+    with contextlib.suppress(OSError, HTTPException):  # only the status matters
         response.read(MAX_BODY)
     if not response.isclosed():
         connection.close()

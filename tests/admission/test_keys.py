@@ -1,6 +1,4 @@
-"""Keys: made at random, kept as hashes, compared all of them in constant time, one function for
-every api.
-"""
+"""Tests of API keys: random, stored as hashes, and compared in constant time by one function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits: never one more than allowed, whatever threads, processes and clocks do."""
+"""Tests that a caller never exceeds its rate limits, over threads, processes and clock steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""infermux batch through its command: results, resuming, stopping, budgets, memory."""
+"""Tests of the command `infermux batch`: results, resuming, stopping, budgets, memory."""
 
 from __future__ import annotations
 

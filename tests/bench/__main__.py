@@ -1,5 +1,6 @@
-"""`python -m tests.bench`: InferMux beside the same thing written by hand, on this machine, now. It
-measures and asserts nothing.
+"""`python -m tests.bench`: measures InferMux and a hand-written equivalent on this machine.
+
+It asserts nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What is measured: a gunicorn with one worker on a core of its own, and what the system says that
-it uses.
-"""
+"""The measured service: gunicorn with one worker on its own core, and its resource usage."""
 
 from __future__ import annotations
 

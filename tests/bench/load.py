@@ -1,5 +1,5 @@
-"""A closed loop of clients on kept-alive connections, in one thread: cheap, and sure that each
-answer is whole.
+"""A closed loop of clients on kept-alive connections, in one thread; checks that each answer is
+complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measurements; each adds what it finds to `figures`, under the names that table.py knows."""
+"""The measurements; each adds its results to `figures`, under the names in table.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baseline: what one writes by hand in an afternoon, and a view that does nothing."""
+"""The baselines: a simple hand-written proxy, and a view that does nothing."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""The figures as tables in Markdown."""
+"""Formats the figures as tables in Markdown."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A vendor that costs next to nothing: canned answers in OpenAI's format from one loop, and a
-TokenTrace that only counts.
+"""A cheap vendor with canned answers in OpenAI's format from one event loop, and a TokenTrace that
+only counts.
 
-A model's name says how it behaves: bench-D-G waits D ms before it answers, and G ms between the
-events of a stream; bench-wide answers with as many headers as vendors send. With a certificate for
-its argument the same port speaks TLS as well. It ends with its standard input, hence with whoever
-started it.
+The model's name sets the delays: bench-D-G waits D ms before the answer, and G ms between the
+events of a stream; bench-wide answers with as many headers as vendors send. With a certificate as
+argument, the same port also speaks TLS. It ends when its standard input is closed, and so with the
+process that started it.
 """
 
 from __future__ import annotations

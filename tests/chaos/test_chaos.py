@@ -1,6 +1,4 @@
-"""Chaos: configurations of every kind against every fault, and what it says when our own code is
-broken.
-"""
+"""Tests of chaos trials: many configurations against every fault, and the verdict on bad code."""
 
 from __future__ import annotations
 

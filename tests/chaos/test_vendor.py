@@ -1,4 +1,4 @@
-"""The faulty vendor itself, seen from plain sockets: a fault that is none would prove nothing."""
+"""Tests of the faulty vendor over plain sockets: each fault really occurs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""infermux chaos: its table. What the trials find is in tests/chaos."""
+"""Tests of the table of `infermux chaos`; tests/chaos tests the trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that read the ledger: costs and logs."""
+"""Tests of the commands that read the ledger: costs and logs."""
 
 from __future__ import annotations
 

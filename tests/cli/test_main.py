@@ -1,4 +1,4 @@
-"""The command line: in this process through click's runner, and as the installed commands."""
+"""Tests of the command line, through click's runner and as installed commands."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""infermux validate and infermux keys new, as the processes that a deployment runs."""
+"""Tests of `infermux validate` and `infermux keys new`, run as processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work through the service: what a client of a stream gets while the vendor takes its time."""
+"""Tests what a streaming client receives through the service while the vendor is slow."""
 
 from __future__ import annotations
 

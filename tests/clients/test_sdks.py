@@ -1,4 +1,4 @@
-"""The official openai and anthropic SDKs against the running service."""
+"""Tests of the running service with the official openai and anthropic SDKs."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
-"""A vendor that stumbles serves through the service whom it serves without it, and about as fast.
+"""Clients of a failing vendor are served through the service if they are without it, about as fast.
 
-Real gunicorn, and the official SDKs with their default retries.
+Uses real gunicorn, and the official SDKs with their default retries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration from the environment: what each variable does, and error messages."""
+"""Tests of the configuration from the environment: each variable, and error messages."""
 
 from __future__ import annotations
 

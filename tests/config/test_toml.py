@@ -1,4 +1,4 @@
-"""infermux.toml: what each line means, where the file is found, precedence, and errors."""
+"""Tests of infermux.toml: each key, where the file is found, precedence, and errors."""
 
 from __future__ import annotations
 

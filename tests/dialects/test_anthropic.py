@@ -1,4 +1,4 @@
-"""Anthropic's Messages format, both directions: recorded traffic, a small set of our own, round
+"""Tests of Anthropic's Messages format in both directions: recorded traffic, own examples, round
 trips, hostile input.
 """
 

@@ -1,4 +1,4 @@
-"""The Gemini dialect against recorded traffic, against a set of our own, and against nonsense."""
+"""Tests of the Gemini dialect with recorded traffic, own examples, and invalid input."""
 
 from __future__ import annotations
 

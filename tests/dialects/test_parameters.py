@@ -1,4 +1,4 @@
-"""The tables of parameters say what the translations do."""
+"""Tests that the tables of parameters agree with the translations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: admission and counting stay exact, also when threads race or processes crash."""
+"""Tests that budgets stay exact, also when threads race or processes crash."""
 
 from __future__ import annotations
 

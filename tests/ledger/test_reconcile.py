@@ -1,6 +1,4 @@
-"""A vendor's bill beside the ledger: whose export it is, what its lines say, and where both sides
-differ.
-"""
+"""Tests of the comparison of a vendor's bill with the ledger: formats, lines, and differences."""
 
 from __future__ import annotations
 

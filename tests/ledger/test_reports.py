@@ -1,4 +1,4 @@
-"""Reports of a ledger: periods, dimensions, and exact sums."""
+"""Tests of the ledger's reports: periods, dimensions, and exact sums."""
 
 from __future__ import annotations
 

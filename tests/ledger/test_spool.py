@@ -1,4 +1,4 @@
-"""A ledger that is away: answers go on, and every call is recorded later, once."""
+"""While the ledger is unavailable, calls are answered; each is recorded later, once."""
 
 from __future__ import annotations
 

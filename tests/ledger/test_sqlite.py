@@ -1,4 +1,4 @@
-"""The ledger's file: records, queries, migrations, damage and failures."""
+"""Tests of the ledger's file: records, queries, migrations, damage and failures."""
 
 from __future__ import annotations
 

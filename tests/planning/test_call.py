@@ -1,4 +1,4 @@
-"""The record of a call: money, deltas put together, and what is known before and after."""
+"""Tests of the record of a call: costs, merged deltas, and the fields before and after it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Planning as a pure function: the same route, snapshot and seed give the same plan, and every
-target is accounted for.
-"""
+"""Tests of planning as a pure function: the same input gives the same plan, with every target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Providers by name, and which of them answer for a model."""
+"""Tests of the registry: providers by name, and which of them serve a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of [models]: what they stand for, in which order it is tried, and what they hide."""
+"""Tests of the names in [models]: their targets, the order of these, and what the names hide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions derived again: from the text that is kept of a plan, from a ledger, and at a shell."""
+"""Tests of replayed decisions: from the stored text of a plan, from a ledger, from the shell."""
 
 from __future__ import annotations
 

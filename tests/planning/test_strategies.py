@@ -1,4 +1,4 @@
-"""Strategies: the orders they give, how often they give them, and that a decision can be replayed."""
+"""Tests of strategies: their orders, the frequency of each, and that decisions can be replayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped prices as `infermux prices` shows them, and beside the two public tables."""
+"""Tests of `infermux prices`: the shipped prices, and their comparison with two public tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The price of a call: the shared vectors to the last digit, and the edges that they do not reach."""
+"""Tests of the price of a call: the shared test vectors to the last digit, and edge cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The estimate of tokens: near enough on real text, cheap on hostile text."""
+"""Tests of the token estimate: close enough on real text, fast on hostile text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MIST, version 1: byte for byte what mist-go writes, and nothing but it is read."""
+"""Tests of MIST, version 1: the same bytes as mist-go writes, and strict reading."""
 
 from __future__ import annotations
 

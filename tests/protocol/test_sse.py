@@ -1,4 +1,4 @@
-"""Server-sent events: the same events however the bytes are cut."""
+"""Tests of server-sent events: the same events however the bytes are split."""
 
 from __future__ import annotations
 

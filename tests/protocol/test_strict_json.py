@@ -1,4 +1,4 @@
-"""Strict JSON: what is refused, with a reason; what is kept, to the byte."""
+"""Tests of strict JSON: what is refused and why, and what is kept unchanged."""
 
 from __future__ import annotations
 

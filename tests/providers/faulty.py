@@ -1,4 +1,4 @@
-"""A vendor that does exactly what a script says, byte by byte, and writes down what it was sent."""
+"""A vendor that follows a script byte by byte, and records the requests that it receives."""
 
 from __future__ import annotations
 

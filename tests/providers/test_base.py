@@ -1,4 +1,4 @@
-"""What an object must have to be a provider, and what it gets for free."""
+"""Tests of the provider interface: what an object must have, and what it inherits."""
 
 from __future__ import annotations
 

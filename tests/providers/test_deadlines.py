@@ -1,4 +1,4 @@
-"""No call lasts longer than its deadline, whatever the name service, the addresses or the answer."""
+"""No call outlasts its deadline, whatever the name service, the addresses or the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The echo provider: what it says, and what it counts."""
+"""Tests of the echo provider: its answers and its token counts."""
 
 from __future__ import annotations
 

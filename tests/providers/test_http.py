@@ -1,4 +1,4 @@
-"""The transport over real sockets: good vendors, slow ones, broken ones and hostile ones."""
+"""Tests of the transport over real sockets: good, slow, broken and hostile vendors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A provider type that another package brings: installed by pip into a scratch directory, found by
-its entry point.
-"""
+"""Tests of a provider type from another package, installed by pip and found by its entry point."""
 
 import base64
 import hashlib

@@ -1,6 +1,4 @@
-"""Vendors of every dialect, in every kind of trouble, behind a real gunicorn: an answer is whole or
-it is an error, never in between.
-"""
+"""Failing vendors of every dialect behind a real gunicorn: an answer is complete or an error."""
 
 from __future__ import annotations
 

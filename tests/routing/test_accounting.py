@@ -1,6 +1,4 @@
-"""Budgets through the doors: what is held before a call, what is written after it, and what a spent
-budget leads to.
-"""
+"""Budgets through the APIs: the hold before a call, the record after it, and exhausted budgets."""
 
 from __future__ import annotations
 

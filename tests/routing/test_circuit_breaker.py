@@ -1,4 +1,4 @@
-"""The health of a target: when it is shut, who may probe, and what its latency is said to be."""
+"""Tests of the circuit breaker: when it opens, which call is the probe, and its latency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream that outlives a stopping service is told so before it is cut."""
+"""A stream that outlives a stopping service gets an error event before it is cut off."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a call would do, said beforehand: it is what the call then does, and saying it changes
-nothing.
-"""
+"""An explanation agrees with the call that follows, and has no side effects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The promises of the attempt loop, by a router and vendors that follow a script: what is tried,
-how often, and for how long.
-"""
+"""Tests of the attempt loop with scripted vendors: which targets are tried, how often, how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router as a library: who is asked, in which order, what comes back, and what is told of it."""
+"""Tests of the router as a library: the order of providers, the answers, and the reports."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Who gets in and what is told to whom, through a real gunicorn: failed logins, operators, keys that
-open some models only, what a start says and where it listens.
+"""Tests of access through a real gunicorn: failed logins, the admin key, restricted keys, start
+messages and listening addresses.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Every way in which a vendor fails, through a real gunicorn: what the client gets, what it costs,
-what stays alive.
+"""Every failure of a vendor, through a real gunicorn: the client's answer, its cost, and what stays
+alive.
 
-One service stands for the whole module. Its vendor is told by the path of each request what to do,
-so that each fault is a provider of its own; beside it stands one that is well, to which calls may
-fail over.
+One service is used by the whole module. The path of a request tells its vendor which fault to show,
+so each fault is its own provider; another provider is healthy, and calls may fail over to it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""A host's own app under our gunicorn worker: whatever it answers comes whole, and it is told the
-truth about its clients.
-"""
+"""Tests of a host's own app under our gunicorn worker: complete responses, true client schemes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The service under more than it can take, and through the deaths of its workers: real gunicorn
-with few threads.
-"""
+"""Tests of an overloaded service whose workers die: real gunicorn with few threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's memory does under large requests: it comes back, and it is bounded."""
+"""Tests that the memory of a worker is bounded and freed after large requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process lacks is nobody else's fault: 503 with a time, and no circuit opens."""
+"""If this process runs out of a resource, calls get 503 with Retry-After, and no circuit opens."""
 
 from __future__ import annotations
 

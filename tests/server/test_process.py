@@ -1,6 +1,4 @@
-"""What happens to the process around the calls: full disks, broken files, jumping clocks, no
-descriptors, sudden death.
-"""
+"""Tests of trouble in the process: full disks, damaged files, clock steps, no descriptors, kill."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The service as a new user meets it: real gunicorn in the clone, real HTTP, a real TokenTrace
-beside it.
-"""
+"""Tests of the service as a new user starts it: real gunicorn in the clone, HTTP and TokenTrace."""
 
 import contextlib
 import json

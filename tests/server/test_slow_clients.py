@@ -1,4 +1,4 @@
-"""Clients that send a byte now and then: they are cut off, and nobody else waits for them."""
+"""Clients that send their bytes slowly are cut off, and delay no other client."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`infermux status`: a table of the targets of a running service, and exit codes that a script can
-go by.
-"""
+"""Tests of `infermux status`: the table of a running service's targets, and the exit codes."""
 
 from __future__ import annotations
 

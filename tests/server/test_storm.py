@@ -1,7 +1,6 @@
-"""Random faults on real sockets: no more upstream requests than `attempts`, no more time than the
-deadline, no answer that is wrong.
+"""Random faults on real sockets never exceed `attempts` or the deadline, or give a wrong answer.
 
-A few seconds by itself, longer with CI=true; INFERMUX_LONG=1 makes it a hundred thousand runs.
+By default this takes a few seconds, with CI=true longer; INFERMUX_LONG=1 makes 100,000 runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The log of a service: a line for each call that is worth one, whole and harmless whatever a
-caller has named.
-"""
+"""Tests of the call log: one complete line per call, harmless whatever names callers choose."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""GET /metrics, read with Prometheus' own parser: what is counted, under which labels, and over all
-workers.
-"""
+"""Tests of GET /metrics with Prometheus' own parser: values, labels, and sums over all workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry: what a collector gets, and that it costs nobody a call."""
+"""Tests of OpenTelemetry: the exported spans, and that a failing collector fails no call."""
 
 from __future__ import annotations
 

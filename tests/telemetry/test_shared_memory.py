@@ -1,4 +1,4 @@
-"""What workers share: counters outlive them, statuses do not, and a command reaches each of them."""
+"""Tests of shared memory: counters outlive workers, statuses do not, and commands reach all."""
 
 from __future__ import annotations
 

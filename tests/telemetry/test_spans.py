@@ -1,4 +1,4 @@
-"""W3C Trace Context, and the span of a call."""
+"""Tests of W3C Trace Context and of the span of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Reporter: spans leave without anybody waiting for them, and what does not arrive is counted."""
+"""Tests of the Reporter: calls do not wait for spans, and undelivered spans are counted."""
 
 import contextlib
 import shutil

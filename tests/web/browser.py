@@ -1,4 +1,4 @@
-"""A headless Chromium that is driven over WebDriver's plain HTTP."""
+"""A headless Chromium, controlled by plain WebDriver requests over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded traffic for the API tests."""
+"""Fixtures with recorded traffic for the API tests."""
 
 import threading
 

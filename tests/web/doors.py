@@ -1,4 +1,4 @@
-"""The APIs over real HTTP in this process, and scripted vendors of each dialect."""
+"""Serves the APIs over real HTTP in this process, with scripted vendors of each dialect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vendor's error towards a client of the same format: its own words, without what is secret."""
+"""Vendor errors for clients of the same format: the vendor's own text, without secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page: its content, its safety against hostile names, and a real browser."""
+"""Tests of the status page: its content, hostile names, and a real browser."""
 
 from __future__ import annotations
 

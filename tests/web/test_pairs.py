@@ -1,4 +1,4 @@
-"""Every API with every vendor dialect: what is sent upstream and what the client reads."""
+"""Every API with every vendor dialect: the upstream request and the client's response."""
 
 import contextlib
 import json

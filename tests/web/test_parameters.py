@@ -1,4 +1,4 @@
-"""Parameters that a target cannot be told: hints, preferences, meanings, over real HTTP."""
+"""Parameters that a target does not support: hints, preferences and meanings, over real HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /explain: access, the forms of a request, and that a real call does the same."""
+"""POST /explain: access, request forms, and that a real call does the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authentication, what reaches a vendor and what never leaks, through a real gunicorn."""
+"""Authentication, what is sent to a vendor, and what never leaks, through a real gunicorn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams: what the first byte waits for, what is passed on when, and how they end."""
+"""Streams: when the first byte is sent, when events are passed on, and how streams end."""
 
 import contextlib
 import threading
