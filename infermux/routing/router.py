@@ -20,8 +20,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..admission import Admission
 from ..admission.keys import Keyring
@@ -47,6 +47,7 @@ from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, of_meta, span
 from ..types import (
     ANONYMOUS,
+    JSON,
     NOTHING,
     Caller,
     Deadline,
@@ -66,19 +67,6 @@ BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the of
 MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same where another target was tried meanwhile
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit that names no time
-# what a configuration decides about a router
-_PARTS = [
-    "registry",
-    "reporter",
-    "attempts",
-    "deadline",
-    "on_unsupported",
-    "targets",
-    "admission",
-    "keyring",
-    "accounting",
-    "observers",
-]
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
@@ -93,7 +81,7 @@ class Router:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Registry | Iterable[Any],
         reporter: SpanReporter | None = None,
         *,
         attempts: int = 3,
@@ -105,11 +93,11 @@ class Router:
         keyring: Keyring | None = None,
         ledger: Ledger | None = None,
         prices: Mapping[str, Mapping[str, Price]] | None = None,
-        content: bool = False,
+        capture_content: bool = False,
         sleep: Sleep = time.sleep,
         seed: int | None = None,
     ) -> None:
-        self.registry = registry
+        self.registry = registry = Registry.of(registry)
         self.reporter = reporter
         self.attempts = attempts  # upstream requests per call
         # seconds per call, over all attempts and waits; None: the client's own patience
@@ -119,7 +107,11 @@ class Router:
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
-            self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=content
+            self.targets,
+            ledger,
+            deadline=deadline,
+            longest=CALL_SECONDS,
+            content=capture_content,
         )
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
@@ -128,8 +120,9 @@ class Router:
 
     def take_over(self, other: Router) -> None:
         """Take over the registry, state and configuration of *other*, made from a newer file."""
-        for part in _PARTS:
-            setattr(self, part, getattr(other, part))
+        for name, part in vars(other).items():
+            if not name.startswith("_"):
+                setattr(self, name, part)
 
     @property
     def ledger(self) -> Ledger | None:
@@ -140,23 +133,37 @@ class Router:
 
     def infer(
         self,
-        request: InferRequest,
+        request: InferRequest | str | Sequence[JSON],
         *,
+        model: str = "",
+        provider: str = "",
+        params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> InferResponse:
-        """Return the answer; raise InferMuxError."""
-        return self.answer(self.begin(request, caller=caller, trace=trace))
+        """Return the answer; raise InferMuxError.
+
+        A prompt or a list of messages stands for an InferRequest with *model* and the others.
+        """
+        asked = InferRequest.of(request, model, provider, params)
+        return self.answer(self.begin(asked, caller=caller, trace=trace))
 
     def stream(
         self,
-        request: InferRequest,
+        request: InferRequest | str | Sequence[JSON],
         *,
+        model: str = "",
+        provider: str = "",
+        params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> Stream:
-        """Return the answer as chunks, once the first content has come; raise InferMuxError."""
-        return self.open(self.begin(request, caller=caller, trace=trace))
+        """Return the answer as chunks, once the first content has come; raise InferMuxError.
+
+        The arguments are those of `infer`; `with` closes the stream.
+        """
+        asked = InferRequest.of(request, model, provider, params)
+        return self.open(self.begin(asked, caller=caller, trace=trace))
 
     def begin(
         self,
