@@ -1,4 +1,9 @@
-"""InferMux: one router in front of several LLM vendors, with failover, exact cost and traces."""
+"""InferMux: one router in front of several LLM vendors, with failover, exact cost and traces.
+
+Public are the names of `__all__` and OTLP, which needs the extra infermux[otel]; of the modules
+`infermux.errors`, `infermux.testing`, `infermux.otel` and, for gunicorn, `infermux.server.load`.
+Everything else may change without notice.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: its module, loaded on first use, so that only users of Flask load Flask
+    "Budget": "ledger",
     "Caller": "types",
     "Chunk": "types",
     "Deadline": "types",
     "EchoProvider": "providers.echo",
+    "FaultyVendor": "testing",
     "HTTPProvider": "providers.http",
     "InferMuxError": "errors",
     "InferRequest": "protocol",
@@ -27,18 +34,23 @@ _PUBLIC = {  # name: its module, loaded on first use, so that only users of Flas
     "anthropic_blueprint": "web.anthropic",
     "blueprint": "app",
     "create_app": "app",
+    "errors": "errors",
     "load": "build",
     "openai_blueprint": "web.openai",
     "ops_blueprint": "web.ops",
 }
 
 __all__ = [*_PUBLIC]
+_PUBLIC["OTLP"] = "otel"  # not for `import *`, which must work without the extra
 
 if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
+    from . import errors as errors
     from .app import blueprint as blueprint
     from .app import create_app as create_app
     from .build import load as load
     from .errors import InferMuxError as InferMuxError
+    from .ledger import Budget as Budget
+    from .otel import OTLP as OTLP
     from .planning.registry import Registry as Registry
     from .protocol import InferRequest as InferRequest
     from .protocol import InferResponse as InferResponse
@@ -49,6 +61,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
     from .providers.http import HTTPProvider as HTTPProvider
     from .routing.router import Router as Router
     from .telemetry.tokentrace import Reporter as Reporter
+    from .testing import FaultyVendor as FaultyVendor
     from .types import Caller as Caller
     from .types import Chunk as Chunk
     from .types import Deadline as Deadline
@@ -62,10 +75,11 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    module = importlib.import_module(f".{_PUBLIC[name]}", __name__)
+    value = module if name == _PUBLIC[name] else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_PUBLIC})

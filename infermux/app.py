@@ -40,6 +40,7 @@ def create_app(router: Router | None = None) -> Flask:
     shell = click.get_current_context(silent=True)  # of `flask --app infermux`
     try:
         settings = build.settings()
+        build.announce(settings)
         router = router or build.router(settings, serving=True)
     except errors.ConfigError as error:
         if shell is None:
@@ -54,7 +55,7 @@ def create_app(router: Router | None = None) -> Flask:
     app.register_blueprint(
         ops_blueprint(
             router,
-            lambda: (build.pinned or settings).server.admin,
+            lambda: (build.pinned or settings).server.admin_key,
             metrics=lambda: (build.pinned or settings).server.metrics,
         )
     )

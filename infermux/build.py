@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import fields
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from .admission import Admission
 from .admission.keys import Keyring
 from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
-from .config.schema import of_type, suggestion
+from .config.schema import Problems, suggestion
 from .config.settings import KeyConfig, LedgerConfig
-from .errors import ConfigError, ModelNotFound, shown
+from .errors import ConfigError, ModelNotFound, listed, shown
 from .ledger import Budget, Ledger, LedgerUnavailable
 from .planning.registry import Registry
-from .pricing import PICO, Price
-from .providers import PRESETS, Preset, plugin, plugins
-from .providers.echo import EchoProvider
+from .pricing import Price
+from .providers import PRESETS, Preset, owner, plugin, plugins
+from .providers.echo import EchoProvider, configured
 from .routing.circuit_breaker import CircuitBreaker
 from .routing.router import Observer, Router
 from .routing.targets import TargetPool
@@ -40,13 +40,36 @@ apps: weakref.WeakSet[Any] = weakref.WeakSet()  # of `app.create_app`
 pinned: Config | None = None  # what the server's master has read and checked for its workers
 
 
-def load(environ: Mapping[str, str] | None = None) -> Router:
-    """Return the router that the environment configures; raise ConfigError naming what is wrong."""
-    return router(settings(environ))
+def load(
+    path: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Router:
+    """Return the router that a file and the environment configure; raise ConfigError.
+
+    The file is *path*, else the one that a service would use; *environ* stands for the environment,
+    and may be the only argument.
+    """
+    if isinstance(path, Mapping) and environ is None:
+        path, environ = None, path
+    if path is not None and not isinstance(path, str | os.PathLike):
+        what = type(path).__name__
+        raise TypeError(f'load() takes the path of a file, load("infermux.toml"), not {what}')
+    config = settings(environ, None if path is None else os.fspath(path))
+    announce(config)
+    return router(config)
 
 
-def settings(environ: Mapping[str, str] | None = None, path: str | None = None) -> Config:
-    """Return the configuration that `load` uses."""
+def announce(config: Config) -> None:
+    """Log what the configuration has to say, unless the server's master has done so."""
+    for notice in () if config is pinned else config.notices:
+        log.warning("%s", notice)
+
+
+def settings(
+    environ: Mapping[str, str] | None = None, path: str | None = None, *, strict: bool = True
+) -> Config:
+    """Return the configuration that `load` uses; without *strict*, with its errors in it."""
     if pinned is not None and environ is None and path is None:
         return pinned
     return configuration.load(
@@ -54,44 +77,87 @@ def settings(environ: Mapping[str, str] | None = None, path: str | None = None) 
         {name: preset.address for name, preset in PRESETS.items() if preset.address},
         environ,
         path,
+        strict=strict,
     )
 
 
 def router(config: Config, *, serving: bool = False) -> Router:
     """Return the router for *config*; if *serving*, its calls are limited by the threads.
 
-    Without a file the providers are those of the environment, then installed plug-ins, then echo.
-    Raise ConfigError naming the file.
+    After the configuration's own providers come those of the environment: plug-ins, then echo.
+    Raise ConfigError naming the file and everything that is wrong.
     """
-    try:
-        if config.server.metrics == "admin" and config.server.admin is None:
-            raise ConfigError('[server].metrics = "admin" needs a key: set [server].admin')
-        return _router(config, serving)
-    except ConfigError as error:
-        if not config.path or error.message.startswith(config.path):
-            raise
-        raise ConfigError(f"{config.path}: {error.message}") from None
+    problems = Problems()
+    with problems:
+        if config.server.metrics == "admin" and config.server.admin_key is None:
+            remedy = "set [server].admin_key, or INFERMUX_ADMIN_KEY"
+            raise ConfigError(f'[server].metrics = "admin" needs a key: {remedy}')
+    registry, prices = _registry(config, problems), dict[str, dict[str, Price]]()
+    with problems:
+        prices = own_prices(config)
+    made = None
+    with problems:
+        made = _router(config, serving, registry, prices)
+    own = ConfigError(*problems.errors) if problems.errors else None
+    told = own.at(config.path) if own and config.path else own
+    if made is None or told or config.errors:
+        if made is not None:
+            made.close()
+        raise ConfigError(*config.errors, *(told.errors if told else ()))
+    if serving:
+        routers.add(made)
+    return made
 
 
-def _router(config: Config, serving: bool) -> Router:
-    registry = Registry(provider(each) for each in config.providers)
-    if not config.path:
+class _Unread:
+    """Stands for a provider or a name that has errors, so that what refers to it has none."""
+
+    infer, models, any_model = print, ("?",), True
+
+    def __init__(self, name: str, written: object) -> None:
+        self.name = name
+        listed = written.get("models", ()) if isinstance(written, dict) else ()
+        self._listed = listed if isinstance(listed, list | tuple) else None
+
+    def serves(self, model: str) -> bool:
+        """Whether it may have the model."""
+        known = self._listed is None or model in self._listed
+        return "/" not in model and (known or owner(model) == self.name)
+
+
+def _registry(config: Config, problems: Problems) -> Registry:
+    registry = Registry()
+    for each in config.providers:
+        with problems:
+            registry.register(provider(each))
+    failed = [(each.name, {"models": each.models}) for each in config.providers]
+    for name, written in (*config.unread, *failed):
+        if "/" not in name and name not in registry:
+            registry.register(_Unread(name, written))
+    if config.environment:
         for name in plugins():
             if name not in registry:
                 _add_plugin(registry, name)
         if ECHO not in registry:
             registry.register(EchoProvider())
-    _define(registry, config)
-    prices = own_prices(config)
+    registry.hint = partial(_hint, config)
+    _define(registry, config, problems)
+    return registry
+
+
+def _router(
+    config: Config, serving: bool, registry: Registry, prices: dict[str, dict[str, Price]]
+) -> Router:
     rules = config.reliability
-    failures, window, seconds = rules.breaker.failures, rules.breaker.window, rules.breaker.open
+    opens = rules.circuit_breaker
+    failures, window, seconds = opens.failures, opens.window, opens.open
     targets = TargetPool(
         registry,
         overrides=prices,
         concurrency=_concurrency(config, serving),
         breaker=partial(CircuitBreaker, failures=failures, window=window, open_seconds=seconds),
     )
-    made = Router(
+    return Router(
         registry,
         _reporter(config),
         attempts=rules.attempts,
@@ -103,27 +169,88 @@ def _router(config: Config, serving: bool) -> Router:
         keyring=_keyring(config),
         ledger=_ledger(config, serving),
         observers=_observers(config, serving),
-        content=config.trace.content,
+        capture_content=config.trace.capture_content,
     )
-    if serving:
-        routers.add(made)
-    return made
 
 
-def _define(registry: Registry, config: Config) -> None:
+def _define(registry: Registry, config: Config, problems: Problems) -> None:
     """Define the names of [models]; every name in the file must lead to a target."""
     for model in config.models:
         registry.define(**{each.name: getattr(model, each.name) for each in fields(model)})
-    places = [(f"[models] {name}", name) for name in registry.names]
+    inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
+    places = [(f"[models] {name}", name, inner[name]) for name in registry.names]
     for key in config.keys or ():
-        places += [(f"[keys.{key.name}].models", name) for name in key.models]
+        names = [(f"[keys.{key.name}].models", name) for name in key.models]
         if key.budget is not None and key.budget.then not in ("reject", "warn"):
-            places.append((f"[keys.{key.name}].budget.then", key.budget.then))
-    for place, name in places:
-        try:
-            registry.route(name)
-        except ModelNotFound as error:
-            raise ConfigError(f"{config.path}: {place}: {error.message}") from None
+            names.append((f"[keys.{key.name}].budget.then", key.budget.then))
+        places += [(place, name, (name,)) for place, name in names]
+    told: set[str] = set()
+    for place, name, own in places:
+        with problems:
+            try:
+                registry.route(name)
+            except ModelNotFound as error:
+                direct = any(shown(each) in error.message for each in own)
+                if direct or error.message not in told:  # else it is the error of a name inside
+                    told.add(error.message)
+                    raise ConfigError(f"{place}: {error}") from None
+
+
+def _hint(config: Config, name: str) -> str:
+    """Return what makes a known vendor's model or provider available, or ""."""
+    vendor = owner(name)
+    if not vendor or any(each.name == vendor for each in config.providers):
+        return ""
+    label, variable = PRESETS[vendor].label, PRESETS[vendor].keys[0]
+    is_model = name != vendor
+    what = f"{shown(name)[1:-1]} is {label}'s" if is_model else f"{label} is not configured"
+    if config.environment:
+        return f"{what}: set {variable}"
+    return f"{what}: add [providers.{vendor}] to {config.path}, and set {variable}"
+
+
+def warnings(config: Config, router: Router) -> list[str]:
+    """Return what an operator should know of a valid configuration: who cannot answer."""
+    registry = router.registry
+    if not len(registry):
+        return [
+            f"no provider can answer: name one in [providers] of {config.path}, "
+            "or set environment = true there"
+        ]
+    used = {target.provider for target in registry.targets()}
+    unlisted = [each.name for each in registry if each.name not in used]
+    found = [
+        f"provider {name!r} lists no model: only {name}/MODEL reaches it; "
+        f"set [providers.{name}].models"
+        for name in unlisted
+    ]
+    return found if used else [*found, "no model can answer where a request names none"]
+
+
+def sources(config: Config, router: Router) -> list[str]:
+    """Return each provider with where it comes from."""
+    known = {ECHO: "built in"} | {each.name: each.source or "file" for each in config.providers}
+    return [f"{each.name} ({known.get(each.name, 'plug-in')})" for each in router.registry]
+
+
+def summary(config: Config, router: Router) -> dict[str, str]:
+    """Return what is in force, without a secret, by subject."""
+    server, ledger = config.server, (config.ledger or LedgerConfig()).path
+    urls = [url for url in (config.trace.tokentrace, config.trace.otlp) if url]
+    metrics = "open" if server.metrics == "open" else "for operators"
+    operators = "closed" if server.admin_key is None else "open to the admin key"
+    keys = "none: the endpoints are open to callers without a key"
+    if config.keys is not None:
+        keys = listed([key.name for key in config.keys])
+    return {
+        "configuration": os.path.abspath(config.path) if config.path else "the environment",
+        "providers": listed([each.name for each in router.registry]),
+        "names": listed(router.registry.names),
+        "ledger": os.path.abspath(ledger) if ledger else "none",
+        "keys": keys,
+        "admin": f"operators' endpoints are {operators}, /metrics is {metrics}",
+        "traces": listed([urlsplit(url).netloc for url in urls]),
+    }
 
 
 def _concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -196,7 +323,7 @@ def _keyring(config: Config) -> Keyring | None:
 def _caller(key: KeyConfig) -> Caller:
     limits = key.models or None, key.rpm or None, key.tpm or None
     own = key.budget
-    budget = own and Budget(key.name, int(Decimal(own.usd) * PICO), own.per, own.then)
+    budget = own and Budget(key.name, usd=own.usd, per=own.per, then=own.then)
     return Caller(key.name, *limits, budget, may_tag=key.tags)
 
 
@@ -217,15 +344,18 @@ def _ledger(config: Config, serving: bool) -> Ledger | None:
 
 def own_prices(config: Config) -> dict[str, dict[str, Price]]:
     """Return the prices that the configuration itself states, by provider and model."""
-    return {each.name: _prices(each) for each in config.providers if each.prices}
+    problems = Problems()
+    found = {each.name: _prices(each, problems) for each in config.providers if each.prices}
+    problems.check()
+    return found
 
 
-def _prices(config: ProviderConfig) -> dict[str, Price]:
-    place = f"[providers.{config.name}].prices"
-    return {
-        model: Price.of(entry, provider=config.name, id=model, place=f"{place}.{model}")
-        for model, entry in of_type(dict, config.prices, place).items()
-    }
+def _prices(config: ProviderConfig, problems: Problems) -> dict[str, Price]:
+    found, place = {}, f"[providers.{config.name}].prices"
+    for model, entry in config.prices.items():
+        with problems:
+            found[model] = Price.of(entry, provider=config.name, id=model, place=f"{place}.{model}")
+    return found
 
 
 def _observers(config: Config, serving: bool) -> list[Observer]:
@@ -282,7 +412,7 @@ def provider(config: ProviderConfig) -> Any:
     if preset is not None:
         return _http(config, preset)
     if config.type == ECHO:
-        return EchoProvider(config.name, config.models or ("echo-v1",), _echo_delay(config))
+        return configured(config)
     make = plugin(config.type)
     if make is None:
         hint = suggestion(config.type, [*PRESETS, ECHO, *plugins()])
@@ -297,17 +427,6 @@ def provider(config: ProviderConfig) -> Any:
             f"[providers.{config.name}]: the plug-in type {config.type!r} failed "
             f"with {type(error).__name__}"
         ) from error
-
-
-def _echo_delay(config: ProviderConfig) -> float:
-    place = f"[providers.{config.name}].options"
-    for name in config.options:
-        if name != "delay":
-            raise ConfigError(f"{place} has no {shown(name)}: echo has a delay, in seconds")
-    seconds = float(of_type(float, config.options.get("delay", 0.001), f"{place}.delay"))
-    if not 0 <= seconds <= 3600:
-        raise ConfigError(f"{place}.delay must be seconds, from 0 to 3600")
-    return seconds
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
@@ -327,5 +446,5 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         timeouts=config.timeout,
         proxy=config.proxy or None,
         ca=config.ca or None,
-        lacks=config.lacks,
+        unsupported=config.unsupported,
     )

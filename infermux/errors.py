@@ -35,9 +35,10 @@ InferMuxError                   500 internal_error
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+MAX_LISTED = 12  # names in a line
 SHOWN = 100  # characters of a caller's value that a message quotes
 _WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -64,6 +65,13 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first of *names*, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{shown}{more}" or "none"
 
 
 def is_own_want(error: BaseException | None) -> bool:
@@ -102,6 +110,7 @@ class Failure(NamedTuple):
     summary: str
     retry_after: float | None = None
     param: str | None = None
+    hint: str = ""
 
 
 def forget(error: BaseException | None) -> None:
@@ -121,6 +130,7 @@ class InferMuxError(Exception):
     retry_after: float | None = None  # seconds
     param: str | None = None  # which part of the request is at fault
     native: NativeError | None = None
+    hint = ""  # what the operator can do about it; never for an anonymous client
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -131,6 +141,9 @@ class InferMuxError(Exception):
             self.param = param
         if retry_after is not None:
             self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def native_in(self, dialect: str) -> NativeError | None:
         """Return the vendor's own error if it is in *dialect*."""
@@ -146,13 +159,27 @@ class InferMuxError(Exception):
     def failure(self) -> Failure:
         """What a record keeps of the error."""
         told = self.status, self.code, self.type, self.message, self.summary
-        return Failure(type(self), *told, self.retry_after, self.param)
+        return Failure(type(self), *told, self.retry_after, self.param, self.hint)
 
 
 class ConfigError(InferMuxError):
-    """The configuration cannot be used; the message names the place and the remedy."""
+    """The configuration cannot be used; the message names the place and the remedy.
+
+    `errors` are all of them, where several things are wrong.
+    """
 
     code = "invalid_configuration"
+
+    def __init__(self, *errors: str) -> None:
+        self.errors = tuple(dict.fromkeys(errors))
+        more = len(self.errors) - 1
+        rest = f" (and {more} more: `infermux validate` reports all)" if more else ""
+        super().__init__(f"{errors[0]}{rest}")
+
+    def at(self, place: str) -> ConfigError:
+        """Return the same error with its place before each message."""
+        told = [e if e.startswith(f"{place}: ") else f"{place}: {e}" for e in self.errors]
+        return ConfigError(*told)
 
 
 class RequestError(InferMuxError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 JSON = dict[str, Any]
@@ -181,6 +181,11 @@ class Caller:
     budget: object = None  # a ledger.Budget; None: no limit
     tags: Mapping[str, str] = field(default_factory=dict)
     may_tag: bool = True  # whether requests may set project and env
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and getattr(self.budget, "caller", None) == "":
+            own: Any = self.budget
+            object.__setattr__(self, "budget", replace(own, caller=self.name))
 
 
 ANONYMOUS = Caller()

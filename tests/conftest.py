@@ -17,7 +17,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 
 pytest.register_assert_rewrite("support", "doors", "recorded", "faulty")
 
-from support import TokenTrace, Vendor, is_ours  # noqa: E402
+from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,6 +38,7 @@ def clean_environment(monkeypatch):
     """Remove keys, addresses and settings of the developer's own environment."""
     for name in [name for name in os.environ if is_ours(name)]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", NO_FOLDER)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 30.0  # seconds until a condition that should hold soon counts as failed
+NO_FOLDER = "/nonexistent"  # has no infermux.toml of a developer's own
 HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -42,8 +43,9 @@ def is_ours(name: str) -> bool:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment without variables that configure InferMux, plus *more*."""
-    return {name: value for name, value in os.environ.items() if not is_ours(name)} | more
+    """Return the outer environment without what could configure InferMux, plus *more*."""
+    clean = {name: value for name, value in os.environ.items() if not is_ours(name)}
+    return clean | {"XDG_CONFIG_HOME": NO_FOLDER} | more
 
 
 def eventually(

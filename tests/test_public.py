@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def loaded_after(code: str) -> list[str]:
 @pytest.mark.parametrize("name", infermux.__all__)
 def test_every_name_can_be_imported_first(name: str) -> None:
     """In a fresh process, so that no other import has made it work."""
-    assert python(f"from infermux import {name}; print(int(callable({name})))") == 1
+    shown = f"print(int(callable({name}) or {name}.__name__ == 'infermux.{name}'))"
+    assert python(f"from infermux import {name}; {shown}") == 1
 
 
 def test_a_star_brings_exactly_the_public_names() -> None:
@@ -68,7 +70,7 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
-    assert sorted(seen) == infermux.__all__
+    assert sorted(seen) == sorted([*infermux.__all__, "OTLP"])
 
 
 def test_nothing_else_of_ours_is_public() -> None:
@@ -77,8 +79,22 @@ def test_nothing_else_of_ours_is_public() -> None:
         getattr(infermux, name)
     modules = {name.partition(".")[2] for name in sys.modules if name.startswith("infermux.")}
     own = {name for name in vars(infermux) if not name.startswith("_") and name not in modules}
-    assert own - {*infermux.__all__} <= {"annotations", "importlib", "Any", "TYPE_CHECKING"}
+    assert own - {*infermux.__all__, "OTLP"} <= {"annotations", "importlib", "Any", "TYPE_CHECKING"}
     assert {*infermux.__all__} <= {*dir(infermux)}
+
+
+def test_what_the_manual_imports_is_public() -> None:
+    """The manual is README.md and the topics of `infermux help`."""
+    pages = [SOURCE.parents[1] / "README.md", *SOURCE.parent.glob("help/*.md")]
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    imported = re.findall(r"^\s*from infermux import ([\w, ]+)$", text, re.M)
+    names = {name.strip() for line in imported for name in line.split(",")}
+    names |= {*re.findall(r"\binfermux\.([a-z_]+)\(", text)}  # calls: infermux.load(…)
+    assert names and names <= {*infermux.__all__, "OTLP"}
+    modules = {*re.findall(r"^\s*from infermux\.([\w.]+) import", text, re.M)}
+    assert modules <= {"errors", "testing", "otel"}
+    for each in ("errors", "testing", "otel", "server.load"):
+        assert f"`infermux.{each}`" in (infermux.__doc__ or "")
 
 
 @pytest.mark.parametrize("name", ["nope", "Route", "_Finishing", "requests", "__path_"])
@@ -128,3 +144,13 @@ def test_the_environment_configures_a_router() -> None:
     assert [each.name for each in router.registry] == ["openai", "groq", "echo"]
     assert [each.name for each in infermux.load({}).registry] == ["echo"]
     router.close()
+
+
+def test_an_exporter_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not here')")
+    code = (
+        "import json\ntry:\n    from infermux import OTLP\n"
+        "except ImportError as error:\n    print(json.dumps(str(error)))\nelse:\n    print('null')"
+    )
+    found = python(code, PYTHONPATH=f"{tmp_path}:{SOURCE.parents[1]}")
+    assert found == "OTLP needs OpenTelemetry: pip install 'infermux[otel]'"

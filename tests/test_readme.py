@@ -24,10 +24,7 @@ SHOWN = [
     if kind == "console"
     for line in re.findall(r"^\$ infermux (.*)$", text, re.M)
 ]
-ADMIN = {
-    "INFERMUX_SERVER__ADMIN": "sk-operator",
-    "INFERMUX_ADMIN_KEY": "sk-operator",
-}  # of the service, and of whoever asks it
+ADMIN = {"INFERMUX_ADMIN_KEY": "sk-operator"}  # of the service, and of whoever asks it
 
 
 def free_port() -> int:

@@ -317,7 +317,7 @@ def variables(table: Mapping[str, JSON], prefix: str) -> Iterator[tuple[str, str
     for name, value in table.items():
         variable = f"{prefix}__{name.upper()}"
         if isinstance(value, dict):
-            yield from variables(value, variable) if name in ("timeout", "breaker") else ()
+            yield from variables(value, variable) if name in ("timeout", "circuit_breaker") else ()
         elif isinstance(value, list):
             yield variable, ",".join(value)
         else:
@@ -623,8 +623,8 @@ def _write(folder: Path, urls: Mapping[str, str]) -> None:
     for name, url in urls.items():
         kind = "anthropic" if name == "claude" else "openai"
         both += [f"[providers.{name}]", f'type = "{kind}"', f'base_url = "{url}"', 'models = ["m"]']
-        both += ['lacks = { m = ["tools"] }'] if name == "full" else []
-    both += ["[reliability]", "attempts = 2", "breaker = { failures = 1000 }"]
+        both += ['unsupported = { m = ["tools"] }'] if name == "full" else []
+    both += ["[reliability]", "attempts = 2", "circuit_breaker = { failures = 1000 }"]
     names = [
         "[models]",
         'both = ["broken/m", "echo/echo-v1"]',
@@ -634,7 +634,7 @@ def _write(folder: Path, urls: Mapping[str, str]) -> None:
     names += ["[models.lenient]", 'targets = ["claude/m"]', 'on_unsupported = "drop"']
     opened = [
         "[server]",
-        'admin = "env:INFERMUX_ADMIN_KEY"',
+        'admin_key = "env:INFERMUX_ADMIN_KEY"',
         'log_level = "debug"',
         'log_format = "json"',
     ]
@@ -646,7 +646,7 @@ def _write(folder: Path, urls: Mapping[str, str]) -> None:
         "[server]",
         'log_level = "info"',
         "[trace]",
-        "content = true",
+        "capture_content = true",
     ]
     for name, lines in (("open", opened), ("keyed", keyed)):
         (folder / f"{name}.toml").write_text("\n".join([*both, *names, *lines]), encoding="utf-8")

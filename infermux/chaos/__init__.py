@@ -169,9 +169,12 @@ def _trials(faults: Iterable[str]) -> list[_Trial]:
 
 
 def _isolated(config: Config, limit: float) -> Config:
-    """Return the configuration with HTTP providers and scaled times, without secrets."""
-    path = config.path or "the environment"  # with a path, plug-ins are not loaded
-    quiet = replace(config, keys=None, ledger=None, trace=Trace(), path=path)
+    """Return the configuration without secrets and services, all HTTP, with scaled times."""
+    quiet = replace(config, keys=None, ledger=None, trace=Trace(), environment=False)
+    named = {each.name for each in config.providers}
+    if config.environment and config.models and build.ECHO not in named:
+        echo = ProviderConfig(build.ECHO, build.ECHO)
+        quiet = replace(quiet, providers=(*config.providers, echo))
     served = _served(quiet)
     factor = limit / (config.reliability.deadline or NORMAL_DEADLINE)
 
@@ -191,7 +194,7 @@ def _isolated(config: Config, limit: float) -> Config:
 
     return replace(
         quiet,
-        providers=tuple(map(isolated, config.providers)),
+        providers=tuple(map(isolated, quiet.providers)),
         models=tuple(replace(each, strategy="priority", weights={}) for each in config.models),
         reliability=replace(config.reliability, deadline=limit),
     )

@@ -54,7 +54,7 @@ class Command(click.Command):
         except LedgerUnavailable as error:
             raise OneLine(error.reason) from None  # who runs commands is an operator
         except InferMuxError as error:
-            raise OneLine(error.message) from None
+            raise OneLine(str(error)) from None
 
 
 def warn(text: str) -> None:

@@ -21,6 +21,7 @@ _MODULES = {  # where in infermux.cli a command is defined
     "chaos": "serve",
     "costs": "ledger",
     "explain": "routing",
+    "init": "serve",
     "keys": "serve",
     "logs": "ledger",
     "prices": "prices",

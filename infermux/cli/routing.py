@@ -33,7 +33,7 @@ _key_option = click.option(
     envvar="INFERMUX_ADMIN_KEY",
     metavar="KEY",
     help="The admin key of the service; prefer the variable INFERMUX_ADMIN_KEY, which other "
-    "users cannot see.  [default: [server].admin of the configuration]",
+    "users cannot see.  [default: [server].admin_key of the configuration]",
 )
 
 
@@ -387,5 +387,5 @@ def _ask(server: str, path: str, body: object = None, *, key: str) -> Any:
 def _admin_key(given: str | None, config: str | None) -> str:
     if given is not None:
         return given
-    admin = build.settings(path=config).server.admin
+    admin = build.settings(path=config).server.admin_key
     return admin.reveal() if admin is not None else ""

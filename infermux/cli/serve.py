@@ -1,17 +1,18 @@
-"""Commands for running the service: serve, validate, keys and chaos."""
+"""Commands for running the service: serve, validate, init, keys and chaos."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .. import build
-from ..errors import InferMuxError
-from . import Command, config_option, table
+from ..errors import InferMuxError, listed
+from . import Command, OneLine, config_option, table, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     "--config",
     "-c",
     type=click.Path(),
-    help="The configuration file.  [default: ./infermux.toml, if there is one]",
+    help="The configuration file.  [default: ./infermux.toml, else your own, if there is one]",
 )
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads in each worker.  [default: 1536]")
@@ -68,28 +69,32 @@ def serve(addr: str | None, config: str | None, **given: str | int | None) -> No
     "--config",
     "-c",
     type=click.Path(),
-    help="The file.  [default: INFERMUX_CONFIG, else ./infermux.toml]",
+    help="The file.  [default: INFERMUX_CONFIG, else ./infermux.toml, else your own]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
 def validate(config: str | None, quiet: bool) -> None:
-    """Check the configuration, and everything that it refers to.
+    """Check the configuration, and everything that it refers to; print what is in force.
 
+    All errors are printed, and warnings where no provider or no model can answer.
     Exit code 0: valid; 1: no such file; 2: not TOML; 3: an invalid setting.
 
     Example: infermux validate -c infermux.toml
     """
     from ..config import Missing, NotTOML
-
-    try:
-        settings = build.settings(path=config)
-        router = build.router(settings)
-    except InferMuxError as error:
-        click.echo(f"infermux: {' '.join(error.message.split())}", err=True)
-        sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
     from ..pricing.compare import stale
 
-    if warning := stale(time.time()):
-        click.echo(f"infermux: {warning}", err=True)
+    try:
+        settings = build.settings(path=config, strict=False)
+        for notice in settings.notices:
+            warn(notice)
+        router = build.router(settings)
+    except InferMuxError as error:
+        for line in getattr(error, "errors", (error.message,)):
+            warn(" ".join(line.split()))
+        sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
+    for warning in (*build.warnings(settings, router), stale(time.time())):
+        if warning:
+            warn(warning)
     if not quiet:
         counts = [
             _counted(len(router.registry), "provider"),
@@ -98,6 +103,41 @@ def validate(config: str | None, quiet: bool) -> None:
         ]
         place = settings.path or "the environment"
         click.echo(f"{place}: {', '.join(counts)}: configuration is valid")
+        force = build.summary(settings, router)
+        force["providers"] = listed(build.sources(settings, router))
+        for subject, what in force.items():
+            click.echo(f"  {subject:<13}  {what}")
+
+
+@click.command(cls=Command)
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(),
+    help="The file to write.  [default: INFERMUX_CONFIG, else ./infermux.toml]",
+)
+@click.option("--user", is_flag=True, help="Write your own file, for where a folder has none.")
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+def init(config: str | None, user: bool, force: bool) -> None:
+    """Write an infermux.toml with every key, each one commented out and explained.
+
+    Example: infermux init
+    """
+    from ..config import TEMPLATE, default_file
+
+    if user and config:
+        raise click.UsageError("give --config or --user, not both")
+    path = Path(config) if config else default_file(user=user)
+    try:
+        if user:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(TEMPLATE.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise OneLine(f"{path} exists; --force overwrites it") from None
+    except OSError as error:
+        raise OneLine(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"wrote {path.absolute()}")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, shown
-from .schema import Secret, of_type, printable_name, suggestion, table, url
+from ..errors import ConfigError
+from .schema import (
+    Problems,
+    Secret,
+    Setter,
+    current,
+    flag,
+    of_type,
+    printable_name,
+    resembles,
+    secret,
+    suggestion,
+    table,
+    url,
+    variables,
+)
 from .settings import (
     Config,
     KeyConfig,
@@ -28,7 +44,10 @@ from .settings import (
 __all__ = ["Config", "Missing", "NotTOML", "ProviderConfig", "Secret", "load", "override"]
 
 PREFIX = "INFERMUX_"
+CONFIG, ADMIN_KEY = "INFERMUX_CONFIG", "INFERMUX_ADMIN_KEY"
 FILE = "infermux.toml"
+TEMPLATE = Path(__file__).with_name("template.toml")  # what `infermux init` writes
+UNREAD_FILES = ("infermux.yml", "infermux.yaml", "infermux.json")
 
 
 class Missing(ConfigError):
@@ -46,7 +65,7 @@ _SECTIONS: dict[str, Any] = {
     "trace": Trace,
 }
 _TABLES = ("providers", "models", "keys", *_SECTIONS)
-_SECRETS = {"api_key", "admin", "hash"}
+_SECRETS = {"api_key", "admin_key", "admin", "hash"}
 _ADDRESSES = ("_HOST", "_BASE_URL")  # end the variables that hold a local server's address
 _PORTS = {
     "OLLAMA_HOST": 11434,
@@ -62,8 +81,10 @@ class _Environment(NamedTuple):
     variables: Mapping[str, str]
     keys: Mapping[str, Iterable[str]]  # by preset
     addresses: Mapping[str, str]  # by preset, unless it is <NAME>_BASE_URL
+    used: set[str]  # the variables that something has asked for
 
     def get(self, variable: str) -> str:
+        self.used.add(variable)
         return self.variables.get(variable, "").strip()
 
     def base_url(self, preset: str) -> str:
@@ -76,9 +97,10 @@ class _Environment(NamedTuple):
         for variable in self.keys[preset]:
             if value := self.get(variable):
                 if variable.endswith(_ADDRESSES):
-                    return ProviderConfig(preset, preset, base_url=_local(variable, value))
-                key = _secret(variable, value)
-                return ProviderConfig(preset, preset, self.base_url(preset), key)
+                    address = _local(variable, value)
+                    return ProviderConfig(preset, preset, address, source=variable)
+                key, address = secret(variable, value), self.base_url(preset)
+                return ProviderConfig(preset, preset, address, key, source=variable)
         return None
 
 
@@ -87,25 +109,64 @@ def load(
     addresses: Mapping[str, str],
     environ: Mapping[str, str] | None = None,
     path: str | None = None,
+    *,
+    strict: bool = True,
 ) -> Config:
     """Return the configuration; raise ConfigError naming the place and the remedy.
 
-    The file is *path*, else INFERMUX_CONFIG, else ./infermux.toml. Without one, the presets with
-    a key in the environment are the providers. *keys* and *addresses*: see `_Environment`.
+    The file is *path*, else INFERMUX_CONFIG, else ./infermux.toml, else the user's own. If it has
+    no [providers], the presets with a key in the environment are the providers. *keys* and
+    *addresses*: see `_Environment`. Without *strict*, errors are put into the configuration.
     """
-    environment = _Environment(os.environ if environ is None else environ, keys, addresses)
-    default = FILE if Path(FILE).is_file() else ""
-    file = path or environment.get(f"{PREFIX}CONFIG") or default
+    variables = os.environ if environ is None else environ
+    environment = _Environment(variables, keys, addresses, {CONFIG, "INFERMUX_LONG"})
+    file, notices = _found(path or environment.get(CONFIG), environment)
+    problems = Problems()
+    config = _File(file, environment, problems, notices).read() if file else Config()
+    if config.environment:
+        known = {provider.name for provider in config.providers}
+        for preset in keys:
+            with problems:
+                if preset not in known and (found := environment.provider(preset)):
+                    config = replace(config, providers=(*config.providers, found))
+    config = _Variables(environment, problems, notices).applied(config)
     if file:
-        config = _from_file(file, environment)
-    else:
-        config = Config(providers=tuple(filter(None, map(environment.provider, keys))))
-    for name, value in sorted(environment.variables.items()):
-        if name.startswith(PREFIX) and "__" in name:
-            config = _overridden(config, name, value)
-    if file:
-        _check_keys(config, keys)
+        _check_keys(config, keys, problems)
+    config = replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))
+    if strict:
+        problems.check()
     return config
+
+
+def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
+    """Return the file, "" if there is none, and a notice for each that looks like one."""
+    folders = [Path(named).parent if named else Path()]
+    if not named and (own := _user_folder(environment.get)):
+        folders.append(Path(own))
+    default = next((str(each / FILE) for each in folders if (each / FILE).is_file()), "")
+    file = named or default
+    remedy = "" if file else "; `infermux init` writes one"
+    notices = [
+        f"{folder / name} is not read: the configuration is {file or FILE}{remedy}"
+        for folder in folders
+        for name in UNREAD_FILES
+        if (folder / name).is_file() and str(folder / name) != named
+    ]
+    return file, notices
+
+
+def default_file(*, user: bool) -> Path:
+    """Return where the file is that `infermux init` writes: the *user*'s own, or the folder's."""
+    base = _user_folder(os.environ.get)
+    return Path(base, FILE) if user else Path(os.environ.get(CONFIG) or FILE)
+
+
+def _user_folder(get: Callable[[str], str | None]) -> str:
+    """Return the folder of the user's own file; "" if there is no home."""
+    base, home = get("XDG_CONFIG_HOME") or "", get("HOME")
+    if not base.startswith("/"):  # the XDG specification: ignore a relative one
+        base = f"{home}/.config" if home else ""
+    return base and f"{base}/infermux"
 
 
 def override(name: str, value: str) -> None:
@@ -116,9 +177,142 @@ def override(name: str, value: str) -> None:
 # -- the file --
 
 
-def _from_file(file: str, environment: _Environment) -> Config:
+@dataclass(slots=True)
+class _File:
+    """Reads infermux.toml; what is wrong goes to *problems*, so that all of it is told."""
+
+    path: str
+    environment: _Environment
+    problems: Problems
+    notices: list[str]
+    unread: dict[str, Any] = field(default_factory=dict)  # what has errors, as it is written
+
+    def read(self) -> Config:
+        """Return the configuration; raise Missing or NotTOML."""
+        data, own = _toml(self.path), Problems()
+        config = self._config(data, own)
+        told = ConfigError(*own.errors).at(self.path).errors if own.errors else ()
+        self.problems.errors += told
+        return config
+
+    def _config(self, data: dict[str, Any], problems: Problems) -> Config:
+        for name in data:
+            with problems:
+                if name not in _TABLES:
+                    raise ConfigError(f"there is no section [{name}]{suggestion(name, _TABLES)}")
+        everything = "providers" not in data
+        data = self._dereferenced(data, "", problems)
+        if not isinstance((vendors := data.get("providers", {})), dict):
+            vendors = {}
+        if not isinstance(vendors.get("environment", {}), dict):  # else a provider of that name
+            with problems:
+                everything = flag(vendors.pop("environment"), "[providers].environment")
+        providers = self._all(data, "providers", self._provider, problems)
+        models = self._all(data, "models", self._model, problems)
+        keys = self._all(data, "keys", _key, problems)
+        sections = {}
+        for name, kind in _SECTIONS.items():
+            with problems:
+                if name in data:
+                    value = self._renamed(kind, data[name], f"[{name}]")
+                    sections[name] = table(kind)(value, f"[{name}]")
+        models = self._without_cycles(models, problems)
+        return Config(
+            providers=tuple(providers),
+            models=tuple(models),
+            keys=tuple(keys) if "keys" in data else None,
+            path=self.path,
+            environment=everything,
+            unread=tuple(self.unread.items()),
+            **sections,
+        )
+
+    def _all(self, data: Any, section: str, read: Any, problems: Problems) -> list[Any]:
+        """Return what *read* makes of each table of a section."""
+        found = []
+        with problems:
+            for name, value in of_type(dict, data.get(section, {}), f"[{section}]").items():
+                with problems:
+                    self.unread[printable_name(name, f"[{section}]")] = value
+                    found.append(read(name, value))
+                    del self.unread[name]
+        return found
+
+    def _renamed(self, kind: Any, value: Any, place: str) -> Any:
+        """Return a table with today's names of its keys."""
+        if not isinstance(value, dict):
+            return value
+        known = {item.name for item in fields(kind) if "reader" in item.metadata}
+        renamed = {name: current(name, known) for name in value}
+        for old, new in renamed.items():
+            if old != new:
+                if new in value:
+                    raise ConfigError(f"{place} has both {old!r}, the old name, and {new!r}")
+                self.notices.append(f"{self.path}: {place}: {old!r} is now called {new!r}")
+        return {renamed[name]: item for name, item in value.items()}
+
+    def _dereferenced(self, value: Any, place: str, problems: Problems) -> Any:
+        """Return the tables with every reference to a secret replaced by the secret."""
+        if not isinstance(value, dict):
+            return value
+        found = {}
+        for name, item in value.items():
+            inner = f"{place}.{name}" if place else name
+            if name in _SECRETS and isinstance(item, str):
+                found[name] = Secret(sha256(inner.encode()).hexdigest())  # to go on after an error
+                with problems:
+                    found[name] = _resolved(item, inner, self.environment)
+            else:
+                found[name] = self._dereferenced(item, inner, problems)
+        return found
+
+    def _provider(self, name: str, value: Any) -> ProviderConfig:
+        """Return a provider; a preset takes what is missing from the environment."""
+        place, environment = f"[providers.{name}]", self.environment
+        value = self._renamed(ProviderConfig, value, place)
+        provider = table(ProviderConfig, name=name)(value, place)
+        if "/" in name:
+            raise ConfigError(f"{place}: a provider's name must not contain '/'")
+        provider = provider if provider.type else replace(provider, type=name)
+        if provider.type != name or name not in environment.keys:
+            return provider
+        if not provider.base_url:
+            provider = replace(provider, base_url=environment.base_url(name))
+        if provider.api_key is None and (found := environment.provider(name)):
+            address = provider.base_url or found.base_url
+            provider = replace(provider, api_key=found.api_key, base_url=address)
+        return provider
+
+    def _model(self, name: str, value: Any) -> ModelConfig:
+        if not isinstance(value, dict):
+            return ModelConfig(name, target_names(value, f"[models] {name}"))
+        place = f"[models.{name}]"
+        model = table(ModelConfig, name=name)(self._renamed(ModelConfig, value, place), place)
+        for target in model.weights:
+            if target not in model.targets:
+                hint = suggestion(target, model.targets)
+                raise ConfigError(f"{place}.weights: {target!r} is not a target{hint}")
+        if model.weights and model.strategy != "weighted":
+            raise ConfigError(f'{place}.weights need strategy = "weighted"')
+        return model
+
+    def _without_cycles(self, models: list[ModelConfig], problems: Problems) -> list[ModelConfig]:
+        while True:
+            graph = {model.name: [*model.targets, *model.fallback] for model in models}
+            try:
+                TopologicalSorter(graph).prepare()
+                return models
+            except CycleError as error:
+                cycle = error.args[1][::-1]
+                way = " -> ".join(cycle)
+                problems.errors.append(f"[models] {cycle[0]} is circular: {way}")
+                self.unread |= dict.fromkeys(cycle)
+                models = [model for model in models if model.name not in cycle]
+
+
+def _toml(file: str) -> dict[str, Any]:
     try:
-        data = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
+        return tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise Missing(f"there is no file {file}") from None
     except RecursionError:
@@ -127,54 +321,6 @@ def _from_file(file: str, environment: _Environment) -> Config:
         raise NotTOML(f"{file} is not TOML: {error}") from None
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
-    try:
-        return _read(data, environment, file)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error.message}") from None
-
-
-def _read(data: dict[str, Any], environment: _Environment, file: str) -> Config:
-    for name in data:
-        if name not in _TABLES:
-            raise ConfigError(f"there is no section [{name}]{suggestion(name, _TABLES)}")
-    data = _dereferenced(data, "", environment)
-    providers = [_provider(name, value, environment) for name, value in _tables(data, "providers")]
-    models = [_model(name, value) for name, value in _tables(data, "models")]
-    keys = [
-        table(KeyConfig, name=name)(value, f"[keys.{name}]")
-        for name, value in _tables(data, "keys")
-    ]
-    sections = {
-        name: table(kind)(data[name], f"[{name}]")
-        for name, kind in _SECTIONS.items()
-        if name in data
-    }
-    _check_cycles(models)
-    return Config(
-        providers=tuple(providers),
-        models=tuple(models),
-        keys=tuple(keys) if "keys" in data else None,
-        path=file,
-        **sections,
-    )
-
-
-def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, Any]]:
-    """Yield the tables of a section with their names."""
-    for name, value in of_type(dict, data.get(section, {}), f"[{section}]").items():
-        yield printable_name(name, f"[{section}]"), value
-
-
-def _dereferenced(value: Any, place: str, environment: _Environment) -> Any:
-    """Return the tables with every reference to a secret replaced by the secret."""
-    if not isinstance(value, dict):
-        return value
-    found = {}
-    for name, item in value.items():
-        inner = f"{place}.{name}" if place else name
-        is_secret = name in _SECRETS and isinstance(item, str)
-        found[name] = (_resolved if is_secret else _dereferenced)(item, inner, environment)
-    return found
 
 
 def _resolved(value: str, place: str, environment: _Environment) -> Any:
@@ -183,70 +329,29 @@ def _resolved(value: str, place: str, environment: _Environment) -> Any:
     if kind == "env" and name:
         if not environment.get(name):
             raise ConfigError(f"{place}: the variable {name} is not set")
-        return _secret(place, environment.get(name))
+        return secret(place, environment.get(name))
     if kind == "file" and name:
         try:
-            return _secret(place, Path(name).read_text(encoding="utf-8"))
+            return secret(place, Path(name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"{place}: the file {name} cannot be read") from None
     return value
 
 
-def _secret(place: str, value: str) -> Secret:
-    try:
-        return Secret(value.strip())
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error.message}") from None
+def _key(name: str, value: Any) -> KeyConfig:
+    return table(KeyConfig, name=name)(value, f"[keys.{name}]")
 
 
-def _provider(name: str, value: Any, environment: _Environment) -> ProviderConfig:
-    """Return a provider from its table; a preset takes what is missing from the environment."""
-    provider = table(ProviderConfig, name=name)(value, f"[providers.{name}]")
-    if "/" in name:
-        raise ConfigError(f"[providers.{name}]: a provider's name must not contain '/'")
-    provider = provider if provider.type else replace(provider, type=name)
-    if provider.type != name or name not in environment.keys:
-        return provider
-    if not provider.base_url:
-        provider = replace(provider, base_url=environment.base_url(name))
-    if provider.api_key is None and (found := environment.provider(name)):
-        address = provider.base_url or found.base_url
-        provider = replace(provider, api_key=found.api_key, base_url=address)
-    return provider
-
-
-def _check_keys(config: Config, keys: Mapping[str, Iterable[str]]) -> None:
-    """Raise ConfigError for a vendor without a key; one with an own address needs none."""
+def _check_keys(config: Config, keys: Mapping[str, Iterable[str]], problems: Problems) -> None:
+    """Report each vendor without a key; one with an own address needs none."""
     for provider in config.providers:
         variables = [each for each in keys.get(provider.type, ()) if not each.endswith(_ADDRESSES)]
         if variables and provider.api_key is None and not provider.base_url:
             own = f"{' or '.join(variables)}, or " if provider.type == provider.name else ""
-            raise ConfigError(
+            problems.errors.append(
                 f"{config.path}: [providers.{provider.name}] has no key: "
                 f'set {own}api_key to a reference, "env:NAME"'
             )
-
-
-def _model(name: str, value: Any) -> ModelConfig:
-    if not isinstance(value, dict):
-        return ModelConfig(name, target_names(value, f"[models] {name}"))
-    model = table(ModelConfig, name=name)(value, f"[models.{name}]")
-    for target in model.weights:
-        if target not in model.targets:
-            hint = suggestion(target, model.targets)
-            raise ConfigError(f"[models.{name}].weights: {target!r} is not a target{hint}")
-    if model.weights and model.strategy != "weighted":
-        raise ConfigError(f'[models.{name}].weights need strategy = "weighted"')
-    return model
-
-
-def _check_cycles(models: list[ModelConfig]) -> None:
-    graph = {model.name: [*model.targets, *model.then] for model in models}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        cycle = error.args[1][::-1]
-        raise ConfigError(f"[models] {cycle[0]} is circular: {' -> '.join(cycle)}") from None
 
 
 # -- the environment --
@@ -263,52 +368,88 @@ def _local(variable: str, value: str) -> str:
     return f"{parts.scheme}://{host}:{parts.port or default}{parts.path.rstrip('/')}"
 
 
-def _overridden(config: Config, variable: str, value: str) -> Config:
-    """Return *config* with what INFERMUX_SECTION__KEY sets."""
-    section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
-    if section in _SECTIONS:
-        old = getattr(config, section) or _SECTIONS[section]()
-        return replace(config, **{section: _with_field(old, variable, f"[{section}]", key, value)})
-    if section != "providers":
-        hint = suggestion(section, [*_SECTIONS, "providers"])
-        raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
-    name, _, key = key.partition("__")
-    known = {provider.name.lower(): provider for provider in config.providers}
-    if name not in known:
-        hint = f"set its key first{suggestion(name, known)}"
-        raise ConfigError(f"{variable}: provider {name!r} is not configured; {hint}")
-    new = _with_field(known[name], variable, f"[providers.{name}]", key, value)
-    providers = [new if each is known[name] else each for each in config.providers]
-    return replace(config, providers=tuple(providers))
+class _Variables:
+    """Applies the variables INFERMUX_SECTION__KEY; reports those that nobody reads."""
+
+    def __init__(self, environment: _Environment, problems: Problems, notices: list[str]) -> None:
+        self._environment = environment
+        self._problems = problems
+        self._set = Setter(notices)
+
+    def applied(self, config: Config) -> Config:
+        """Return *config* with what the variables set."""
+        for name, value in sorted(self._environment.variables.items()):
+            if name.startswith(PREFIX) and "__" in name:
+                with self._problems:
+                    config = self._overridden(config, name, value)
+        with self._problems:
+            config = self._with_admin_key(config)
+        for name, value in sorted(self._environment.variables.items()):
+            if self._is_unread(name, value):
+                hint = self._hint(name, config)
+                self._problems.errors.append(f"{name} is no variable of InferMux{hint}")
+        return config
+
+    def _with_admin_key(self, config: Config) -> Config:
+        value, other = self._environment.get(ADMIN_KEY), self._set.by.get("[server].admin_key")
+        if not value:
+            return config
+        key, known = secret(ADMIN_KEY, value), config.server.admin_key
+        if other and known is not None and known.reveal() != key.reveal():
+            raise ConfigError(f"{ADMIN_KEY} and {other} differ, and are the same key: unset one")
+        return replace(config, server=replace(config.server, admin_key=key))
+
+    def _overridden(self, config: Config, variable: str, value: str) -> Config:
+        section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
+        if section in _SECTIONS:
+            old = getattr(config, section) or _SECTIONS[section]()
+            new = self._set.field(old, variable, f"[{section}]", key, value)
+            return replace(config, **{section: new})
+        if section != "providers":
+            hint = suggestion(section, [*_SECTIONS, "providers"])
+            raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
+        name, _, key = key.partition("__")
+        known = {provider.name.lower(): provider for provider in config.providers}
+        if name not in known and name in (each.lower() for each, _ in config.unread):
+            return config
+        if name not in known:
+            hint = f"set its key first{suggestion(name, known)}"
+            raise ConfigError(f"{variable}: provider {name!r} is not configured; {hint}")
+        new = self._set.field(known[name], variable, f"[providers.{name}]", key, value)
+        providers = [new if each is known[name] else each for each in config.providers]
+        return replace(config, providers=tuple(providers))
+
+    def _is_unread(self, name: str, value: str) -> bool:
+        known = "__" in name or name in self._environment.used
+        return name.startswith(PREFIX) and not known and not _of_kubernetes(name, value)
+
+    def _hint(self, name: str, config: Config) -> str:
+        """Return what was probably meant."""
+        from difflib import get_close_matches  # here: only an error needs it
+
+        rest = name.removeprefix(PREFIX).upper()
+        if rest in ("ADDR", "ADDRESS", "LISTEN", "BIND", "HOST", "PORT"):
+            return ": the address is an option, `infermux serve --addr` or `gunicorn -b`"
+        sections = {name: getattr(config, name) or kind() for name, kind in _SECTIONS.items()}
+        places = [(f"{PREFIX}{name.upper()}__", value) for name, value in sections.items()]
+        for each in config.providers:
+            places.append((f"{PREFIX}PROVIDERS__{each.name.upper()}__", each))
+        known = [CONFIG, ADMIN_KEY, *(each for place in places for each in variables(*place))]
+        names = {each.removeprefix(PREFIX): each for each in known}
+        names["SERVER__ADMIN_KEY"] = ADMIN_KEY  # the longer name works, too
+        bare = rest.replace("_", "")
+        found = [each for each in names if each.replace("_", "") == bare]
+        found = found or [each for each in names if resembles(rest, each)]
+        vendors = {each for keys in self._environment.keys.values() for each in keys}
+        if not found and rest in vendors:
+            return f"; did you mean {rest!r}?"
+        found = found or get_close_matches(rest, names, n=1, cutoff=0.7)
+        meant = dict.fromkeys(names[each] for each in found[:3])
+        return f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ": unset it"
 
 
-def _with_field(record: Any, variable: str, place: str, path: str, value: str) -> Any:
-    """Return *record* with the field at *path* (KEY or TABLE__KEY) read from *value*."""
-    key, _, rest = path.partition("__")
-    known = {item.name: item for item in fields(record) if "reader" in item.metadata}
-    if key not in known:
-        raise ConfigError(f"{variable}: {place} has no {key!r}{suggestion(key, known)}")
-    old = getattr(record, key)
-    if not rest:
-        typed = _typed(old, value, known[key].type, variable)
-        return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
-    if not hasattr(old, "__dataclass_fields__"):
-        raise ConfigError(f"{variable}: {place}.{key} is not a table")
-    return replace(record, **{key: _with_field(old, variable, f"{place}.{key}", rest, value)})
-
-
-def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
-    """Return the text of a variable as the value that a file would hold."""
-    if "Secret" in str(kind):
-        return _secret(variable, value)
-    if isinstance(old, bool):
-        return {"true": True, "false": False}.get(value.strip().lower(), value)
-    if isinstance(old, tuple):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    if isinstance(old, int | float):
-        try:
-            return type(old)(value)
-        except ValueError:
-            right = "a whole number" if isinstance(old, int) else "a number"
-            raise ConfigError(f"{variable} must be {right}, not {shown(value)}") from None
-    return value
+def _of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes sets the variable, for a Service called infermux or infermux-…"""
+    if "://" in value and re.search(r"_PORT(_\d+_(TCP|UDP|SCTP))?$", name):
+        return True
+    return re.search(r"_(SERVICE_(HOST|PORT\w*)|PORT_\d+_\w+_(PROTO|PORT|ADDR))$", name) is not None

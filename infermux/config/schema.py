@@ -6,8 +6,8 @@ returns the field's value or raises ConfigError with a remedy. `table(Breaker)` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, field, fields
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import MISSING, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,6 +16,14 @@ from ..errors import ConfigError, close_to, shown
 
 Reader = Callable[[Any, str], Any]
 Record = TypeVar("Record")
+RENAMED = {  # old names of keys, which still work; each with the name that it has now
+    "admin": "admin_key",
+    "breaker": "circuit_breaker",
+    "content": "capture_content",
+    "graceful": "graceful_timeout",
+    "lacks": "unsupported",
+    "then": "fallback",
+}
 _TYPES = {
     "str": "text in quotes",
     "int": "a whole number",
@@ -46,6 +54,98 @@ class Secret:
     __str__ = __repr__
 
 
+class Problems:
+    """Collects the errors of `with` blocks, so that all of them can be reported at once."""
+
+    def __init__(self, errors: Iterable[str] = ()) -> None:
+        self.errors = [*errors]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, ConfigError):
+            self.errors += error.errors
+        return isinstance(error, ConfigError)
+
+    def check(self) -> None:
+        """Raise ConfigError if there is an error."""
+        if self.errors:
+            raise ConfigError(*self.errors)
+
+
+def secret(place: str, value: str) -> Secret:
+    """Return *value* as a secret; raise ConfigError naming its place."""
+    try:
+        return Secret(value.strip())
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error.message}") from None
+
+
+class Setter:
+    """Sets fields of records from variables."""
+
+    def __init__(self, notices: list[str]) -> None:
+        self.by: dict[str, str] = {}  # the variable of each key that one has set
+        self._notices = notices
+
+    def field(self, record: Any, variable: str, place: str, path: str, value: str) -> Any:
+        """Return *record* with the field at *path* (KEY or TABLE__KEY) read from *value*."""
+        given, _, rest = path.partition("__")
+        known = {item.name: item for item in fields(record) if "reader" in item.metadata}
+        key = current(given, known)
+        if key not in known:
+            raise ConfigError(f"{variable}: {place} has no {key!r}{suggestion(key, known)}")
+        old = getattr(record, key)
+        if given != key:
+            self._notices.append(f"{variable}: {given.upper()} is now called {key.upper()}")
+        if rest:
+            if not hasattr(old, "__dataclass_fields__"):
+                raise ConfigError(f"{variable}: {place}.{key} is not a table")
+            new = self.field(old, variable, f"{place}.{key}", rest, value)
+            return replace(record, **{key: new})
+        other = self.by.setdefault(f"{place}.{key}", variable)
+        if other != variable:
+            raise ConfigError(f"{variable} and {other} are the same; unset one of them")
+        typed = _typed(old, value, known[key].type, variable)
+        return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
+
+
+def variables(prefix: str, record: Any) -> Iterator[str]:
+    """Yield the variable of each key of a table."""
+    for item in fields(record):
+        value, name = getattr(record, item.name), prefix + item.name.upper()
+        if "reader" in item.metadata and hasattr(value, "__dataclass_fields__"):
+            yield from variables(f"{name}__", value)
+        elif "reader" in item.metadata:
+            yield name
+
+
+def resembles(word: str, name: str) -> bool:
+    """Whether *word* is a section of *name*, SECTION__KEY, or begins as its key does."""
+    section, _, last = name.rpartition("__")
+    word = RENAMED.get(word.lower(), word).upper()
+    alike = f"{last}_".startswith(f"{word}_") or f"{word}_".startswith(f"{last}_")
+    return alike or section == word
+
+
+def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
+    """Return the text of a variable as the value that a file would hold."""
+    if "Secret" in str(kind):
+        return secret(variable, value)
+    if isinstance(old, bool):
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    if isinstance(old, tuple):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(old, int | float):
+        try:
+            return type(old)(value)
+        except ValueError:
+            right = "a whole number" if isinstance(old, int) else "a number"
+            raise ConfigError(f"{variable} must be {right}, not {shown(value)}") from None
+    return value
+
+
 def reads(reader: Reader, default: Any = MISSING) -> Any:
     """Return a dataclass field read by *reader*; without a *default* it is required."""
     if isinstance(default, dict):
@@ -64,17 +164,23 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
     ]
 
     def read_table(value: Any, place: str) -> Record:
-        data = of_type(dict, value, place)
-        for name in data:
-            if name not in readers:
-                raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, readers)}")
-        for name in required:
-            if name not in data:
-                raise ConfigError(f"{place} needs {name!r}")
-        read = {name: readers[name](item, f"{place}.{name}") for name, item in data.items()}
+        data, read, problems = of_type(dict, value, place), {}, Problems()
+        for name, item in data.items():
+            with problems:
+                if name not in readers:
+                    raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, readers)}")
+                read[name] = readers[name](item, f"{place}.{name}")
+        problems.errors += [f"{place} needs {name!r}" for name in required if name not in data]
+        problems.check()
         return kind(**given, **read)
 
     return read_table
+
+
+def current(name: str, known: Container[str]) -> str:
+    """Return the name that a key of a table has now; *known* are those of the table."""
+    new = RENAMED.get(name, "")
+    return new if new in known and name not in known else name
 
 
 def of_type(kind: type, value: Any, place: str) -> Any:

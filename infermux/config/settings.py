@@ -123,9 +123,10 @@ class ProviderConfig:
     prices: Mapping[str, Any] = reads(any_table, {})  # by model; pricing reads them
     proxy: str = reads(url, "")
     ca: str = reads(text, "")  # path of a CA bundle
-    lacks: Mapping[str, Any] = reads(missing_features, {})  # by model: features that it lacks
+    unsupported: Mapping[str, Any] = reads(missing_features, {})  # by model: features it lacks
     concurrency: int = reads(whole, 0)  # calls at a time per worker; 0: half of the threads
     options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
+    source: str = ""  # the variable that configures it; empty: the file
 
 
 def _fallbacks(value: object, place: str) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ class ModelConfig:
     name: str
     targets: tuple[str, ...] = reads(target_names)
     strategy: str = reads(one_of(*STRATEGIES), "priority")
-    then: tuple[str, ...] = reads(target_names, ())  # after every target has failed
+    fallback: tuple[str, ...] = reads(target_names, ())  # after every target has failed
     weights: Mapping[str, float] = reads(weights, {})
     on_unsupported: str = reads(one_of("error", "drop"), "")
     # rejections by a vendor after which the next target is tried
@@ -164,7 +165,7 @@ class Reliability:
     # seconds per call, over all attempts and waits; 0, the default: as long as the client waits
     # (the SDKs: 600), and 60 while another target waits
     deadline: float = reads(seconds, 0.0)
-    breaker: Breaker = reads(table(Breaker), Breaker())
+    circuit_breaker: Breaker = reads(table(Breaker), Breaker())
     # for a parameter that a vendor's format cannot express
     on_unsupported: str = reads(one_of("error", "drop"), "error")
 
@@ -176,12 +177,12 @@ class Server:
     workers: int = reads(whole, 2)
     threads: int = reads(whole, 1536)  # per worker, at most; each call holds one
     streams: float = reads(share, 0.75)  # share of the threads that may stream at once
-    graceful: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
+    graceful_timeout: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
     early_headers: float = reads(_or_zero(seconds), 5.0)
     max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker
-    admin: Secret | None = reads(_secret, None)  # key of the operators' endpoints
+    admin_key: Secret | None = reads(_secret, None)  # key of the operators' endpoints
     metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
     # warning: failed calls; info: every call
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
@@ -222,7 +223,7 @@ class Trace:
     """Where spans are sent; an empty address disables an exporter."""
 
     tokentrace: str = reads(_or_empty(url), "")
-    content: bool = reads(flag, False)  # whether spans hold prompts and answers
+    capture_content: bool = reads(flag, False)  # whether spans hold prompts and answers
     threads: int = reads(whole, 2)
     queue: int = reads(whole, 1000)  # spans that may wait; more are dropped and counted
     otlp: str = reads(_or_empty(url), "")  # an OpenTelemetry collector
@@ -240,3 +241,7 @@ class Config:
     ledger: LedgerConfig | None = None
     trace: Trace = Trace()
     path: str = ""  # of the file
+    environment: bool = True  # whether the providers of the environment are used, and echo
+    errors: tuple[str, ...] = ()  # what could not be read
+    unread: tuple[tuple[str, Any], ...] = ()  # the providers and models with errors, as written
+    notices: tuple[str, ...] = ()  # for the log: old names, files that are not read

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import BudgetExceeded, Unavailable
-from ..pricing import usd
+from ..pricing import PICO, usd
 
 PERIODS = ("day", "month", "total")
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
@@ -23,6 +24,7 @@ MAX_ROWS = 10_000  # calls that one query returns
 MAX_PICO = 10**17  # per attempt, 100,000 USD: keeps sums from overflowing
 MAX_TOKENS = 10**12  # per kind and attempt, likewise
 _DAY = 86_400  # seconds
+_UNSET = -(10**18)  # no limit_pico: a budget is then in dollars
 _EPOCH = date(1970, 1, 1)
 
 
@@ -44,18 +46,27 @@ class LedgerUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The pico-USD that a caller may spend per UTC day, UTC month or in total.
+    """What a caller may spend per UTC day, UTC month or in total: Budget(usd="5.00").
 
     *then* says what happens once it is spent: "reject", "warn", or the name of a cheaper model.
-    Raise ValueError for an unknown period.
+    Without *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words
+    for *limit_pico* and *period*. Raise ValueError for an unknown period.
     """
 
-    caller: str
-    limit_pico: int
+    caller: str = ""
+    limit_pico: int = _UNSET
     period: str = "month"
     then: str = "reject"
+    usd: InitVar[str | int | Decimal | None] = None
+    per: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, usd: str | int | Decimal | None, per: str | None) -> None:
+        if (usd is None) == (self.limit_pico == _UNSET) or isinstance(usd, bool | float):
+            raise TypeError('a budget is dollars as text: Budget(usd="5.00", per="month")')
+        if usd is not None:
+            object.__setattr__(self, "limit_pico", _pico(usd))
+        if per is not None:
+            object.__setattr__(self, "period", per)
         if self.period not in PERIODS or self.limit_pico < 0:
             raise ValueError(f"no such budget: {self.limit_pico} per {self.period!r}")
 
@@ -75,6 +86,16 @@ class Budget:
         if self.period == "total":
             return None
         return self.start(self.start(at) + (32 if self.period == "month" else 1) * _DAY)
+
+
+def _pico(usd: str | int | Decimal) -> int:
+    try:
+        dollars = Decimal(usd)
+    except (ArithmeticError, ValueError):
+        raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}') from None
+    if not dollars.is_finite() or dollars != round(dollars, 12):
+        raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}')
+    return int(dollars * PICO)
 
 
 class Hold(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..config.settings import ModelConfig
@@ -23,8 +23,19 @@ class Registry:
         self._names: dict[str, ModelConfig] = {}
         self._routes: dict[str, Route] = {}  # of the names, once resolved
         self.changes = 0  # the number of providers and names added
+        self.hint: Callable[[str], str] = lambda name: ""  # how to open what is not configured
         for provider in providers:
             self.register(provider)
+
+    @classmethod
+    def of(cls, given: Registry | Iterable[Any]) -> Registry:
+        """Return *given*, or a registry of these providers; raise TypeError for anything else."""
+        if isinstance(given, Registry):
+            return given
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+            what = type(given).__name__
+            raise TypeError(f"give a Registry or a list of providers, [provider], not {what}")
+        return cls(given)
 
     def register(self, provider: Any) -> None:
         """Add an object with name, models and infer; raise ConfigError if invalid or known."""
@@ -46,10 +57,14 @@ class Registry:
         """Return the registered provider of that name; raise ModelNotFound if there is none."""
         found = self._members.get(name)
         if found is None:
-            raise ModelNotFound(
-                f"no provider named {shown(name)}{close_to(name, self._members)}", param="provider"
-            )
+            hint = close_to(name, self._members)
+            raise self._missing(name, f"no provider named {shown(name)}{hint}", "provider")
         return found
+
+    def _missing(self, name: str, message: str, param: str) -> ModelNotFound:
+        error = ModelNotFound(message, param=param)
+        error.hint = self.hint(name)
+        return error
 
     def __contains__(self, name: object) -> bool:
         return name in self._members
@@ -83,7 +98,7 @@ class Registry:
         targets: Iterable[str],
         *,
         strategy: str = "priority",
-        then: Iterable[str] = (),
+        fallback: Iterable[str] = (),
         weights: Mapping[str, float] | None = None,
         on_unsupported: str = "",
         fallback_on: Iterable[str] = FALLBACK_ON,
@@ -94,7 +109,7 @@ class Registry:
             name,
             tuple(targets),
             strategy,
-            tuple(then),
+            tuple(fallback),
             dict(weights or {}),
             on_unsupported,
             tuple(fallback_on),
@@ -155,7 +170,7 @@ class Registry:
             name,
             tuple(entry for group in groups for entry in group),
             own.strategy,
-            tuple(entry for target in own.then for entry in self._entry(target, inside)),
+            tuple(entry for target in own.fallback for entry in self._entry(target, inside)),
             weights if own.weights else (),
             own.on_unsupported,
             own.fallback_on,
@@ -186,7 +201,7 @@ class Registry:
         hint = close_to(model, [*self._names, *self._members, *listed]) or (
             close_to(left, self._members) if slash else ""
         )
-        raise ModelNotFound(f"no provider for model {shown(model)}{hint}", param="model")
+        raise self._missing(model, f"no provider for model {shown(model)}{hint}", "model")
 
     def _at(self, provider: RegisteredProvider, model: str) -> Target:
         if model in AUTO or model == provider.name:

@@ -213,6 +213,29 @@ class InferRequest:
                 )
         return request
 
+    @classmethod
+    def of(
+        cls,
+        asked: Self | str | Sequence[JSON],
+        model: str,
+        provider: str,
+        params: Mapping[str, Any],
+    ) -> Self:
+        """Return the request in a prompt or in messages; raise TypeError for anything else."""
+        if isinstance(asked, cls):
+            if model or provider or params:
+                raise TypeError("model, provider and params belong into the InferRequest")
+            return asked
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        if not isinstance(messages, list | tuple) or not all(
+            isinstance(each, dict) for each in messages
+        ):
+            raise TypeError(
+                'ask with a prompt, infer("Hello", model="auto"), with a list of messages, '
+                f"or with an InferRequest, not with {type(asked).__name__}"
+            )
+        return cls(model, messages, provider, params)
+
     def body_in(self, dialect: str) -> Document | None:
         """Return the client's own body if it is in *dialect*, else None."""
         native = self.native

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ class Preset(NamedTuple):
     vendor: str = ""  # in the price table; empty: the preset's name
     address: str = ""  # the variable of the address; empty: <NAME>_BASE_URL
     keys: tuple[str, ...] = ()  # the variables of its key; empty: <NAME>_API_KEY
+    label: str = ""  # its name as people write it
 
 
 _PRESETS = {
@@ -151,10 +153,40 @@ _PRESETS = {
     "lmstudio": Preset("http://127.0.0.1:1234/v1", path="/v1", keys=("LMSTUDIO_BASE_URL",)),
     "llamacpp": Preset("http://127.0.0.1:8080/v1", path="/v1", keys=("LLAMACPP_BASE_URL",)),
 }
+_LABELS = {
+    "openai": "OpenAI",
+    "gemini": "Google",
+    "deepseek": "DeepSeek",
+    "xai": "xAI",
+    "zai": "Z.ai",
+    "dashscope": "Alibaba",
+    "minimax": "MiniMax",
+    "openrouter": "OpenRouter",
+    "huggingface": "Hugging Face",
+    "nvidia": "NVIDIA",
+    "sambanova": "SambaNova",
+    "deepinfra": "DeepInfra",
+    "vllm": "vLLM",
+    "lmstudio": "LM Studio",
+    "llamacpp": "llama.cpp",
+}
 PRESETS: dict[str, Preset] = {
-    name: preset._replace(keys=preset.keys or (f"{name.upper()}_API_KEY",))
+    name: preset._replace(
+        keys=preset.keys or (f"{name.upper()}_API_KEY",),
+        label=_LABELS.get(name, name.capitalize()),
+    )
     for name, preset in _PRESETS.items()
 }
+
+
+def owner(name: str) -> str:
+    """Return the vendor that *name* means: a preset, PRESET/MODEL or its own model; or ""."""
+    first = name.partition("/")[0]
+    if first in PRESETS:
+        return first
+    vendors = (key for key, each in PRESETS.items() if not each.keys[0].endswith("_HOST"))
+    found = (key for key in vendors if (own := PRESETS[key].pattern) and re.match(own, name[:200]))
+    return next(found, "")
 
 
 def plugin(type: str) -> Callable[[Any], Any] | None:

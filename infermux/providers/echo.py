@@ -7,7 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from ..errors import ProviderTimeout
+from ..config.schema import of_type
+from ..config.settings import ProviderConfig
+from ..errors import ConfigError, ProviderTimeout, shown
 from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
@@ -76,3 +78,15 @@ class EchoProvider(Provider):
 
 def _tokens(text: str) -> int:
     return len(text.encode("utf-8", "replace")) // 4
+
+
+def configured(config: ProviderConfig) -> EchoProvider:
+    """Return the provider of a configuration; raise ConfigError for an unknown option."""
+    place = f"[providers.{config.name}].options"
+    for name in config.options:
+        if name != "delay":
+            raise ConfigError(f"{place} has no {shown(name)}: echo has a delay, in seconds")
+    seconds = float(of_type(float, config.options.get("delay", 0.001), f"{place}.delay"))
+    if not 0 <= seconds <= 3600:
+        raise ConfigError(f"{place}.delay must be seconds, from 0 to 3600")
+    return EchoProvider(config.name, config.models or ("echo-v1",), seconds)

@@ -20,7 +20,7 @@ import requests
 import urllib3.exceptions
 from requests import PreparedRequest
 
-from ..config.schema import Secret
+from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects.parameters import Unsaid
@@ -73,15 +73,15 @@ class HTTPProvider(Provider):
         ca: str | None = None,
         max_response: int = MAX_RESPONSE,
         vendor: str = "",
-        lacks: Mapping[str, Sequence[str]] | None = None,
+        unsupported: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.name = name
         self.vendor = vendor or name  # in the price table
-        self.lacks = lacks or {}  # by model: tools, images, structured output, embeddings
+        self.unsupported = unsupported or {}  # features, by model
         self.models = tuple(models)
         self.dialect = load_dialect(dialect) if isinstance(dialect, str) else dialect
         self.timeouts = timeouts
-        address, _, self._query = base_url.partition("?")
+        address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         self._headers = {

@@ -20,8 +20,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..admission import Admission
 from ..admission.keys import Keyring
@@ -45,15 +45,7 @@ from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, of_meta, span
-from ..types import (
-    ANONYMOUS,
-    NOTHING,
-    Caller,
-    Deadline,
-    Route,
-    Target,
-    TraceContext,
-)
+from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting
 from .stream import Stream, open_chunks
 from .targets import TargetPermit, TargetPool
@@ -66,19 +58,10 @@ BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the of
 MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
-# attributes that the configuration decides
-_PARTS = [
-    "registry",
-    "reporter",
-    "attempts",
-    "deadline",
-    "on_unsupported",
-    "targets",
-    "admission",
-    "keyring",
-    "accounting",
-    "observers",
-]
+_PARTS = (  # attributes that the configuration decides
+    "registry reporter attempts deadline on_unsupported targets admission keyring accounting"
+    " observers"
+).split()
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
@@ -93,7 +76,7 @@ class Router:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Registry | Iterable[Any],
         reporter: SpanReporter | None = None,
         *,
         attempts: int = 3,
@@ -105,11 +88,11 @@ class Router:
         keyring: Keyring | None = None,
         ledger: Ledger | None = None,
         prices: Mapping[str, Mapping[str, Price]] | None = None,
-        content: bool = False,
+        capture_content: bool = False,
         sleep: Sleep = time.sleep,
         seed: int | None = None,
     ) -> None:
-        self.registry = registry
+        self.registry = registry = Registry.of(registry)
         self.reporter = reporter
         self.attempts = attempts  # most upstream requests per call
         self.deadline = deadline  # seconds per call, with all waits; None: the client's timeout
@@ -118,7 +101,11 @@ class Router:
         self.admission = admission or Admission()
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
-            self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=content
+            self.targets,
+            ledger,
+            deadline=deadline,
+            longest=CALL_SECONDS,
+            content=capture_content,
         )
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
@@ -139,23 +126,37 @@ class Router:
 
     def infer(
         self,
-        request: InferRequest,
+        request: InferRequest | str | Sequence[JSON],
         *,
+        model: str = "",
+        provider: str = "",
+        params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> InferResponse:
-        """Return the answer to *request*; raise InferMuxError."""
-        return self.answer(self.begin(request, caller=caller, trace=trace))
+        """Return the answer; raise InferMuxError.
+
+        A prompt or a list of messages stands for an InferRequest with *model* and the others.
+        """
+        asked = InferRequest.of(request, model, provider, params)
+        return self.answer(self.begin(asked, caller=caller, trace=trace))
 
     def stream(
         self,
-        request: InferRequest,
+        request: InferRequest | str | Sequence[JSON],
         *,
+        model: str = "",
+        provider: str = "",
+        params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
     ) -> Stream:
-        """Return the answer as a stream, after its first content; raise InferMuxError."""
-        return self.open(self.begin(request, caller=caller, trace=trace))
+        """Return the answer as a stream, after its first content; raise InferMuxError.
+
+        The arguments are those of `infer`; `with` closes the stream.
+        """
+        asked = InferRequest.of(request, model, provider, params)
+        return self.open(self.begin(asked, caller=caller, trace=trace))
 
     def begin(
         self,

@@ -27,7 +27,7 @@ Finish = Callable[[Call, BaseException | None], None]
 
 
 class Stream:
-    """An iterator over the chunks of an answer; call `close` when you stop early."""
+    """Iterates over the chunks of an answer; use `with`, or call `close` where you stop."""
 
     def __init__(
         self,
@@ -48,6 +48,12 @@ class Stream:
 
     def __iter__(self) -> Stream:
         return self
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __next__(self) -> Chunk:
         if self.call.ended is not None:

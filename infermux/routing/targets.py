@@ -331,8 +331,8 @@ def _needs(request: InferRequest) -> set[str]:
 
 
 def _lacks(provider: RegisteredProvider, model: str) -> set[str]:
-    lacks = getattr(provider.provider, "lacks", None)
-    return set(lacks.get(model, ())) if isinstance(lacks, Mapping) else set()
+    found = getattr(provider.provider, "unsupported", None)
+    return set(found.get(model, ())) if isinstance(found, Mapping) else set()
 
 
 def _length(request: InferRequest) -> int:

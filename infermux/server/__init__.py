@@ -16,18 +16,16 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import EARLY_HEADERS, Config, LedgerConfig, Server
-from ..errors import ConfigError, printable
+from ..config.settings import EARLY_HEADERS, Config, Server
+from ..errors import ConfigError, listed
 from ..pricing.compare import stale
 from ..routing import stream
-from ..routing.router import Router
 from ..telemetry import call_log, shared_memory
 from ..telemetry.exporter import flush_all
 from . import status
@@ -40,7 +38,6 @@ MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has sev
 LARGE_BLOCK = 1024 * 1024  # bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GC_THRESHOLD = 10_000  # new objects between garbage collections
-MAX_LISTED = 12  # names in a line of the start
 SWITCH_SECONDS = 0.1  # until a thread asks for the interpreter; at 20 ms, 1,000 do little else
 
 
@@ -56,6 +53,8 @@ def load() -> dict[str, Any]:
         config = build.settings()
         # a reload is checked before workers stop, a start in on_starting
         (build.router if before is None else build.check)(config)
+        if before is not None:
+            build.announce(config)
     except ConfigError as error:
         if before is None:
             sys.exit(f"infermux: {error.message}")
@@ -76,7 +75,7 @@ def options(server: Server) -> dict[str, Any]:
         # with room for idle ones, and those that send slowly: neither has a thread
         "worker_connections": server.threads * max(4, -(-MIN_CONNECTIONS // server.threads)),
         "keepalive": 30,
-        "graceful_timeout": server.graceful,
+        "graceful_timeout": server.graceful_timeout,
         "accesslog": None,
         "errorlog": "-",
         "proc_name": "infermux",
@@ -99,8 +98,10 @@ def on_starting(server: Any) -> None:
     except ConfigError as error:
         server.log.critical("infermux: %s", error.message)
         sys.exit(1)
-    for subject, what in _summary(config, router).items():
+    for subject, what in build.summary(config, router).items():
         server.log.info("%s: %s", subject, what)
+    for notice in (*config.notices, *build.warnings(config, router)):
+        server.log.warning("%s", notice)
     os.register_at_fork(
         before=lambda: _mask_stop_signals(signal.SIG_BLOCK),
         after_in_parent=lambda: _mask_stop_signals(signal.SIG_UNBLOCK),
@@ -118,7 +119,7 @@ def when_ready(server: Any) -> None:
         server.log.warning(
             "no [keys]: the endpoints at %s are open to anyone, "
             "unless an application of yours asks for a login",
-            _listed(public),
+            listed(public),
         )
 
 
@@ -132,33 +133,6 @@ def _public(bind: str) -> str:
         if ip_address(host.partition("%")[0]).is_loopback:
             return ""
     return "" if host == "localhost" else f"{host}:{parts.port if parts.port is not None else 8000}"
-
-
-def _summary(config: Config, router: Router) -> dict[str, str]:
-    """Return what a service does, without a secret, by subject."""
-    server, ledger = config.server, (config.ledger or LedgerConfig()).path
-    urls = [url for url in (config.trace.tokentrace, config.trace.otlp) if url]
-    metrics = "open" if server.metrics == "open" else "for operators"
-    operators = "closed" if server.admin is None else "open to the admin key"
-    keys = "none: the endpoints are open to callers without a key"
-    if config.keys is not None:
-        keys = _listed([key.name for key in config.keys])
-    return {
-        "configuration": os.path.abspath(config.path) if config.path else "the environment",
-        "providers": _listed([each.name for each in router.registry]),
-        "names": _listed(router.registry.names),
-        "ledger": os.path.abspath(ledger) if ledger else "none",
-        "keys": keys,
-        "admin": f"operators' endpoints are {operators}, /metrics is {metrics}",
-        "traces": _listed([urlsplit(url).netloc for url in urls]),
-    }
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first of *names*, and how many more there are."""
-    shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{shown}{more}" or "none"
 
 
 def default_address(config: Config) -> str:

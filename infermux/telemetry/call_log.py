@@ -57,6 +57,7 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
         "strategy": call.plan.strategy if call.plan else "",
         "status": call.error.status if call.error else 200,
         "code": call.error.code if call.error else None,
+        **({"hint": call.error.hint} if call.error and call.error.hint else {}),
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost_usd": call.cost_usd,

@@ -102,7 +102,7 @@ def admin_only(admin: Admin, view: View) -> View:
         if isinstance(key, Secret):
             key = key.reveal()
         if not key:
-            raise Forbidden("admin endpoints are disabled: no [server] admin key is configured")
+            raise Forbidden("admin endpoints are disabled: no [server] admin_key is configured")
         reads = request.method in ("GET", "HEAD")
         login = request.authorization
         if login is not None and login.type == "basic":

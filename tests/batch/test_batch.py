@@ -311,7 +311,9 @@ def test_a_vendor_that_has_no_room_for_now_is_waited_for(trouble, tmp_path):
     """Else a vendor that throttles for a second would cost every line that is read in that second."""
     with Vendor(*trouble, Scripted()) as vendor:
         path = config(
-            tmp_path, vendor, "[reliability]\nattempts = 1\nbreaker = { failures = 1, open = 1 }"
+            tmp_path,
+            vendor,
+            "[reliability]\nattempts = 1\ncircuit_breaker = { failures = 1, open = 1 }",
         )
         done = batch(written(tmp_path, *questions(12)), "-c", path, "--concurrency", "4")
         assert done.exit_code == 0
@@ -322,7 +324,7 @@ def test_a_vendor_that_has_no_room_for_now_is_waited_for(trouble, tmp_path):
 
 
 def test_what_no_target_can_do_is_not_waited_for(tmp_path, vendor):
-    path = config(tmp_path, vendor, '[providers.openai.lacks]\nm = ["tools"]')
+    path = config(tmp_path, vendor, '[providers.openai.unsupported]\nm = ["tools"]')
     source = written(
         tmp_path,
         line("a", model="openai/m", tools=[{"type": "function", "function": {"name": "f"}}]),

@@ -157,7 +157,7 @@ def named(*targets: str, strategy: str = "priority", **more: Any) -> tuple[Model
 
 CONFIGS = {
     "names of names": Config(
-        (OPENAI, ANTHROPIC), (*named("b", then=("anthropic",)), ModelConfig("b", ("openai",)))
+        (OPENAI, ANTHROPIC), (*named("b", fallback=("anthropic",)), ModelConfig("b", ("openai",)))
     ),
     "weighted": Config(
         (OPENAI, ANTHROPIC),

@@ -67,12 +67,12 @@ targets = ["openai/gpt-asked", "anthropic/claude-asked"]
 targets = ["anthropic/claude-asked", "openai/gpt-asked"]
 
 [reliability]
-breaker = {{ failures = 1000000, window = 0.001 }}
+circuit_breaker = {{ failures = 1000000, window = 0.001 }}
 
 [server]
 workers = 1
 early_headers = {early}
-graceful = {graceful}
+graceful_timeout = {graceful}
 
 [trace]
 tokentrace = "{trace}"

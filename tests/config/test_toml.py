@@ -48,18 +48,18 @@ embed = "openai/text-embedding-3-small"
 [models.auto]
 strategy = "cheapest"                      # priority | weighted | round_robin | least_latency | cheapest
 targets  = ["local/llama3.2", "fast"]      # names may name names; a cycle is an error
-then     = "smart"                         # after every target has failed
+fallback = "smart"                         # after every target has failed
 
 [reliability]
 attempts = 3                               # upstream requests per call, over all targets
 deadline = 60                              # seconds, one clock over attempts, waits and backoff
-breaker  = { failures = 5, window = 60, open = 30 }
+circuit_breaker = { failures = 5, window = 60, open = 30 }
 
 [server]
 streams = 0.75                             # share of the worker's threads that may stream at once
 max_body = 33554432                        # bytes of a request; a MIST message never more than 10 MiB
 max_inflight_body = 268435456              # bytes of all requests that a worker holds at once; more are 503
-admin   = "env:INFERMUX_ADMIN_KEY"         # opens the ops pages; without it they are closed (health stays open)
+admin_key = "env:INFERMUX_ADMIN_KEY"       # opens the ops pages; without it they are closed (health stays open)
 
 [keys.web]                                 # no [keys] at all: the host app's own auth decides
 hash   = "env:WEB_KEY_SHA256"
@@ -154,7 +154,7 @@ def test_names_read_as_written(full):
     )
     assert (smart.name, smart.targets) == ("smart", ("anthropic/claude-sonnet-4-5", "openai/gpt-5"))
     assert (embed.name, embed.targets) == ("embed", ("openai/text-embedding-3-small",))
-    assert (auto.name, auto.targets, auto.strategy, auto.then) == (
+    assert (auto.name, auto.targets, auto.strategy, auto.fallback) == (
         "auto",
         ("local/llama3.2", "fast"),
         "cheapest",
@@ -168,14 +168,20 @@ def test_the_other_sections_read_as_written(full):
         3, 60.0, settings.Breaker(5, 60.0, 30.0), "error"
     )
     server = full.server
-    assert (server.streams, server.max_body, server.workers, server.threads, server.graceful) == (
+    assert (
+        server.streams,
+        server.max_body,
+        server.workers,
+        server.threads,
+        server.graceful_timeout,
+    ) == (
         0.75,
         33554432,
         2,
         1536,
         30,
     )
-    assert server.admin.reveal() == hashlib.sha256(b"INFERMUX_ADMIN_KEY").hexdigest()
+    assert server.admin_key.reveal() == hashlib.sha256(b"INFERMUX_ADMIN_KEY").hexdigest()
     assert full.ledger == settings.LedgerConfig("infermux.db")
     assert full.trace == settings.Trace("http://127.0.0.1:8700", False, 2, 1000)
     assert full.path == "given.toml"
@@ -214,26 +220,26 @@ def test_the_router_is_what_the_file_says(full):
     [
         ("[server]\nworkers = 3", "server.workers", 3),
         ("[server]\nthreads = 12", "server.threads", 12),
-        ("[server]\ngraceful = 5", "server.graceful", 5),
+        ("[server]\ngraceful_timeout = 5", "server.graceful_timeout", 5),
         ("[server]\nstreams = 1", "server.streams", 1.0),
         ("[server]\nearly_headers = 2", "server.early_headers", 2.0),
         ("[server]\nearly_headers = 0", "server.early_headers", 0.0),
         ("[reliability]\nattempts = 1", "reliability.attempts", 1),
         ("[reliability]\ndeadline = 0.5", "reliability.deadline", 0.5),
         (
-            "[reliability]\nbreaker = { open = 7 }",
-            "reliability.breaker",
+            "[reliability]\ncircuit_breaker = { open = 7 }",
+            "reliability.circuit_breaker",
             settings.Breaker(5, 60.0, 7.0),
         ),
         (
-            "[reliability.breaker]\nfailures = 2\nwindow = 1.5",
-            "reliability.breaker",
+            "[reliability.circuit_breaker]\nfailures = 2\nwindow = 1.5",
+            "reliability.circuit_breaker",
             settings.Breaker(2, 1.5, 30.0),
         ),
         ('[reliability]\non_unsupported = "drop"', "reliability.on_unsupported", "drop"),
         ('[ledger]\npath = "/var/lib/x.db"', "ledger.path", "/var/lib/x.db"),
         (
-            "[trace]\ncontent = true\nthreads = 1\nqueue = 5",
+            "[trace]\ncapture_content = true\nthreads = 1\nqueue = 5",
             "trace",
             settings.Trace("", True, 1, 5),
         ),
@@ -261,8 +267,8 @@ def test_a_line_changes_one_thing(line, path, expected):
         ('proxy = "http://h:3128"', "proxy", "http://h:3128"),
         ("concurrency = 7", "concurrency", 7),
         (
-            'lacks = { m = ["tools", "structured output"] }',
-            "lacks",
+            'unsupported = { m = ["tools", "structured output"] }',
+            "unsupported",
             {"m": ("tools", "structured output")},
         ),
         ("timeout = { idle = 1.5 }", "timeout", settings.Timeouts(idle=1.5)),
@@ -320,7 +326,15 @@ def test_the_example_shows_every_section_and_key():
     assert not {
         name for name in known if not re.search(rf"^(# )?\s*{name}\s*=|[{{,] {name} =", text, re.M)
     }
-    assert set(tomllib.loads(text)) == {item.name for item in fields(Config)} - {"path"}
+    assert set(tomllib.loads(text)) == {
+        "providers",
+        "models",
+        "keys",
+        "reliability",
+        "server",
+        "ledger",
+        "trace",
+    }
 
 
 def test_the_example_states_the_defaults_that_hold():
@@ -331,7 +345,7 @@ def test_the_example_states_the_defaults_that_hold():
         item.name
         for item in fields(settings.Server)
         if getattr(found.server, item.name) != getattr(settings.Server(), item.name)
-    } == {"admin"}
+    } == {"admin_key"}
 
 
 # -- a name that nobody knows ----------------------------------------------------------------------
@@ -357,8 +371,8 @@ def test_the_example_states_the_defaults_that_hold():
         (OPENAI + "[models.x]\ntarget = 1", ["[models.x]", "did you mean 'targets'?"]),
         ("[reliability]\natempts = 1", ["[reliability]", "did you mean 'attempts'?"]),
         (
-            "[reliability]\nbreaker = { opne = 1 }",
-            ["[reliability].breaker", "did you mean 'open'?"],
+            "[reliability]\ncircuit_breaker = { opne = 1 }",
+            ["[reliability].circuit_breaker", "did you mean 'open'?"],
         ),
         ("[server]\nworker = 1", ["[server]", "did you mean 'workers'?"]),
         (f'[keys.w]\nhsah = "{HASH}"', ["[keys.w]", "did you mean 'hash'?"]),
@@ -367,7 +381,7 @@ def test_the_example_states_the_defaults_that_hold():
             ["[keys.w].budget", "did you mean 'usd'?"],
         ),
         ("[ledger]\npaht = 1", ["[ledger]", "did you mean 'path'?"]),
-        ("[trace]\nurl = 1", ["[trace]", "there are tokentrace, content, threads, queue"]),
+        ("[trace]\nurl = 1", ["[trace]", "there are tokentrace, capture_content, threads, queue"]),
         (
             OPENAI + 'prices = { m = { inptu = "0" } }',
             ["[providers.openai].prices.m", "'inptu'", "did you mean 'input'?"],
@@ -375,8 +389,8 @@ def test_the_example_states_the_defaults_that_hold():
         ('[providers.x]\ntype = "opnai"', ["'x'", "'opnai'", "did you mean 'openai'?"]),
         ("[providers.opnai]", ["'opnai'", "did you mean 'openai'?"]),
         (
-            OPENAI + 'lacks = { m = ["tool"] }',
-            ["[providers.openai].lacks.m", "did you mean 'tools'?"],
+            OPENAI + 'unsupported = { m = ["tool"] }',
+            ["[providers.openai].unsupported.m", "did you mean 'tools'?"],
         ),
         (
             OPENAI + '[models.x]\ntargets = "openai"\nstrategy = "wieghted"',
@@ -396,7 +410,7 @@ def test_the_example_states_the_defaults_that_hold():
             ["[models] smart", "'fsat'", "did you mean 'fast'"],
         ),
         (LOCAL + '[models]\nfast = ["nobody/c"]', ["[models] fast", "'nobody/c'"]),
-        (LOCAL + '[models.x]\ntargets = ["a"]\nthen = "nope"', ["[models] x", "'nope'"]),
+        (LOCAL + '[models.x]\ntargets = ["a"]\nfallback = "nope"', ["[models] x", "'nope'"]),
         (
             LOCAL + '[models.x]\ntargets = ["a"]\nstrategy = "weighted"\nweights = { aa = 1 }',
             ["[models.x].weights", "did you mean 'a'?"],
@@ -426,7 +440,7 @@ def test_an_unknown_name_is_named_with_its_place_and_what_was_meant(text, words)
     [
         "[modles]",
         "[server]\nworkers = 0",
-        "[server]\nadmin = 'x'",
+        "[server]\nadmin_key = 'x'",
         "[providers.openai]\nbase_url = 'x'",
         "[models]\na = 'a'",
         "[models]\na = 'nope'",
@@ -453,7 +467,7 @@ FORMS = {  # where each field stands; VALUE is put into it
         "timeout",
         "proxy",
         "ca",
-        "lacks",
+        "unsupported",
         "concurrency",
         "options",
         "prices",
@@ -462,7 +476,7 @@ FORMS = {  # where each field stands; VALUE is put into it
     f"{OPENAI}[models.x]\nNAME = VALUE": ("targets",),
     f"{OPENAI}[models.x]\ntargets = 'openai'\nNAME = VALUE": (
         "strategy",
-        "then",
+        "fallback",
         "weights",
         "on_unsupported",
     ),
@@ -470,25 +484,25 @@ FORMS = {  # where each field stands; VALUE is put into it
     f"{HASHED}NAME = VALUE": ("models", "rpm", "tpm", "budget", "tags"),
     f"{HASHED}budget = {{ NAME = VALUE }}": ("usd",),
     f"{HASHED}budget = {{ usd = 1, NAME = VALUE }}": ("per", "then"),
-    "[reliability]\nNAME = VALUE": ("attempts", "deadline", "breaker", "on_unsupported"),
-    "[reliability.breaker]\nNAME = VALUE": ("failures", "window", "open"),
+    "[reliability]\nNAME = VALUE": ("attempts", "deadline", "circuit_breaker", "on_unsupported"),
+    "[reliability.circuit_breaker]\nNAME = VALUE": ("failures", "window", "open"),
     "[server]\nNAME = VALUE": (
         "workers",
         "threads",
         "streams",
-        "graceful",
+        "graceful_timeout",
         "max_body",
         "early_headers",
-        "admin",
+        "admin_key",
     ),
     "[ledger]\nNAME = VALUE": ("path",),
-    "[trace]\nNAME = VALUE": ("tokentrace", "content", "threads", "queue"),
+    "[trace]\nNAME = VALUE": ("tokentrace", "capture_content", "threads", "queue"),
 }
 WHOLE = (
     "attempts",
     "workers",
     "threads",
-    "graceful",
+    "graceful_timeout",
     "max_body",
     "queue",
     "failures",
@@ -518,10 +532,10 @@ WORD = (
     "per",
     "path",
     "tokentrace",
-    "admin",
+    "admin_key",
 )
-TABLE = ("timeout", "lacks", "options", "prices", "weights", "budget", "breaker")
-FLAG = ("content", "tags")
+TABLE = ("timeout", "unsupported", "options", "prices", "weights", "budget", "circuit_breaker")
+FLAG = ("capture_content", "tags")
 LISTS = ("models", "targets")
 MONEY = (
     "1.5",
@@ -558,7 +572,8 @@ WRONG = {
     ),
 }
 WRONG["early_headers"] = [value for value in WRONG["early_headers"] if value != "0"]  # never
-WRONG |= {"usd": MONEY, "then": ("5", "true", "1.5", "[1]", "{ a = 1 }", "' '")}
+WRONG["usd"] = MONEY
+WRONG |= dict.fromkeys(("then", "fallback"), ("5", "true", "1.5", "[1]", "{ a = 1 }", "' '"))
 
 
 def wrong_values() -> list[Any]:
@@ -594,10 +609,10 @@ def test_a_section_must_be_a_table(section, value):
         (OPENAI + "[models]\nx = 5", ["[models] x", "list"]),
         (OPENAI + "[models]\nx = []", ["[models] x", "no target"]),
         (OPENAI + "[models]\nx = ['openai', 'openai']", ["[models] x", "'openai' twice"]),
-        (OPENAI + "[models.x]\nthen = 'openai'", ["[models.x]", "'targets'"]),
+        (OPENAI + "[models.x]\nfallback = 'openai'", ["[models.x]", "'targets'"]),
         (
-            OPENAI + "[models.x]\ntargets = ['openai']\nthen = ['openai', 'openai']",
-            ["[models.x].then", "'openai' twice"],
+            OPENAI + "[models.x]\ntargets = ['openai']\nfallback = ['openai', 'openai']",
+            ["[models.x].fallback", "'openai' twice"],
         ),
         (
             OPENAI + "[models.x]\ntargets = ['openai']\nweights = { openai = 2 }",
@@ -661,8 +676,8 @@ def test_a_number_beyond_all_measure_is_an_error_like_others(number):
         ('a1 = "b1"\nb1 = "a1"', "a1 -> b1 -> a1"),
         ('a1 = "b1"\nb1 = ["a", "c1"]\nc1 = "a1"', "a1 -> b1 -> c1 -> a1"),
         ('x = "b1"\nb1 = "c1"\nc1 = "b1"', "b1 -> c1 -> b1"),
-        ('a1 = { targets = ["a"], then = "a1" }', "a1 -> a1"),
-        ('a1 = { targets = ["a"], then = ["b", "b1"] }\nb1 = "a1"', "a1 -> b1 -> a1"),
+        ('a1 = { targets = ["a"], fallback = "a1" }', "a1 -> a1"),
+        ('a1 = { targets = ["a"], fallback = ["b", "b1"] }\nb1 = "a1"', "a1 -> b1 -> a1"),
     ],
 )
 def test_a_cycle_is_shown_whole(models, way):
@@ -695,7 +710,7 @@ def test_names_over_names_over_names_are_read():
 
 PLACES = {
     "[providers.openai].api_key": OPENAI + "api_key = {}",
-    "[server].admin": "[server]\nadmin = {}",
+    "[server].admin_key": "[server]\nadmin_key = {}",
 }
 
 
@@ -724,7 +739,7 @@ def test_a_literal_secret_is_refused_without_showing_it(place, value):
         f"[providers]\nopenai = '{SECRET}'",
         f"[keys]\nweb = '{SECRET}'",
         f"[keys.web]\nhash = ['{SECRET}']",
-        f"[server]\nadmin = {{ x = '{SECRET}' }}",
+        f"[server]\nadmin_key = {{ x = '{SECRET}' }}",
         f"[keys.w]\nhash = '{SECRET}'",
         f"{OPENAI}base_url = '{SECRET}'",
         f"{OPENAI}base_url = 'http://u:{SECRET}@h'",
@@ -758,7 +773,7 @@ def test_a_file_without_a_secret_stops_the_start(place, content):
 
 def test_a_directory_is_no_secret():
     Path("secret").mkdir()
-    assert "secret" in said("[server]\nadmin = 'file:secret'")
+    assert "secret" in said("[server]\nadmin_key = 'file:secret'")
 
 
 def test_the_end_of_line_of_a_secret_file_is_not_part_of_it():
@@ -771,10 +786,10 @@ def test_the_end_of_line_of_a_secret_file_is_not_part_of_it():
 def test_a_config_never_shows_a_secret():
     text = (
         OPENAI
-        + f"options = {{ api_key = 'env:THIRD' }}\n[server]\nadmin = 'env:SECOND'\n[keys.w]\nhash = '{HASH}'"
+        + f"options = {{ api_key = 'env:THIRD' }}\n[server]\nadmin_key = 'env:SECOND'\n[keys.w]\nhash = '{HASH}'"
     )
     found = load(text, SECOND=SECRET, THIRD=SECRET)
-    assert found.server.admin.reveal() == provider(found, "openai").api_key.reveal() == SECRET
+    assert found.server.admin_key.reveal() == provider(found, "openai").api_key.reveal() == SECRET
     for shown in (
         repr(found),
         str(found),
@@ -1010,30 +1025,30 @@ def test_a_price_of_the_file_is_what_is_billed(vendor):
     ("variable", "value", "path", "expected"),
     [
         (
-            "RELIABILITY__BREAKER__OPEN",
+            "RELIABILITY__CIRCUIT_BREAKER__OPEN",
             "1.5",
-            "reliability.breaker",
+            "reliability.circuit_breaker",
             settings.Breaker(7, 60.0, 1.5),
         ),
         (
-            "RELIABILITY__BREAKER__FAILURES",
+            "RELIABILITY__CIRCUIT_BREAKER__FAILURES",
             "2",
-            "reliability.breaker",
+            "reliability.circuit_breaker",
             settings.Breaker(2, 60.0, 30.0),
         ),
         ("RELIABILITY__DEADLINE", "30", "reliability.deadline", 30.0),
         ("RELIABILITY__ON_UNSUPPORTED", "drop", "reliability.on_unsupported", "drop"),
         ("SERVER__STREAMS", "0.5", "server.streams", 0.5),
-        ("SERVER__GRACEFUL", "3", "server.graceful", 3),
-        ("TRACE__CONTENT", "TRUE", "trace.content", True),
-        ("TRACE__CONTENT", "false", "trace.content", False),
+        ("SERVER__GRACEFUL_TIMEOUT", "3", "server.graceful_timeout", 3),
+        ("TRACE__CAPTURE_CONTENT", "TRUE", "trace.capture_content", True),
+        ("TRACE__CAPTURE_CONTENT", "false", "trace.capture_content", False),
         ("LEDGER__PATH", "/x.db", "ledger.path", "/x.db"),
     ],
 )
 def test_a_scalar_of_the_environment_wins(variable, value, path, expected):
-    text = "[reliability]\ndeadline = 10\nbreaker = { failures = 7 }\n[server]\nstreams = 0.1\n[trace]\ncontent = true"
+    text = "[reliability]\ndeadline = 10\ncircuit_breaker = { failures = 7 }\n[server]\nstreams = 0.1\n[trace]\ncapture_content = true"
     found: Any = load(text, **{f"INFERMUX_{variable}": value})
-    assert found.reliability.breaker.failures == (
+    assert found.reliability.circuit_breaker.failures == (
         2 if "FAILURES" in variable else 7
     )  # the rest stays as the file has it
     for name in path.split("."):
@@ -1061,8 +1076,10 @@ def test_a_provider_of_the_file_is_changed(key, value, field, expected):
 
 
 def test_an_overridden_secret_is_the_secret():
-    found = load(OPENAI, INFERMUX_SERVER__ADMIN="adm", INFERMUX_PROVIDERS__OPENAI__API_KEY="other")
-    assert (found.server.admin.reveal(), provider(found, "openai").api_key.reveal()) == (
+    found = load(
+        OPENAI, INFERMUX_SERVER__ADMIN_KEY="adm", INFERMUX_PROVIDERS__OPENAI__API_KEY="other"
+    )
+    assert (found.server.admin_key.reveal(), provider(found, "openai").api_key.reveal()) == (
         "adm",
         "other",
     )
@@ -1074,7 +1091,7 @@ def test_a_key_from_an_override_is_enough():
 
 
 @pytest.mark.parametrize(
-    "variable", ["INFERMUX_SERVER__ADMIN", "INFERMUX_PROVIDERS__OPENAI__API_KEY"]
+    "variable", ["INFERMUX_SERVER__ADMIN_KEY", "INFERMUX_PROVIDERS__OPENAI__API_KEY"]
 )
 @pytest.mark.parametrize("value", ["", " ", f"{SECRET}\nX: y", f"{SECRET}é"])
 def test_an_overridden_secret_must_be_one(variable, value):
@@ -1086,9 +1103,9 @@ def test_an_overridden_secret_must_be_one(variable, value):
 @pytest.mark.parametrize(
     ("variable", "words"),
     [
-        ("INFERMUX_RELIABILITY__BREAKER__OPNE", ["did you mean 'open'?"]),
+        ("INFERMUX_RELIABILITY__CIRCUIT_BREAKER__OPNE", ["did you mean 'open'?"]),
         ("INFERMUX_RELIABILITY__DEADLINE__X", ["is not a table"]),
-        ("INFERMUX_RELIABILITY__BREAKER", ["must be a table"]),
+        ("INFERMUX_RELIABILITY__CIRCUIT_BREAKER", ["must be a table"]),
         ("INFERMUX_KEYS__WEB__RPM", ["no section 'keys'"]),
         ("INFERMUX_MODELS__FAST", ["no section 'models'"]),
         ("INFERMUX_PROVIDERS__LOCLA__MODELS", ["did you mean 'local'?"]),

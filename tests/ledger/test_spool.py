@@ -71,7 +71,7 @@ class Stand:
         self.path = folder / "ledger" / "infermux.db"
         self.path.parent.mkdir()
         lines = [
-            f'[server]\nthreads = 16\nadmin = "env:SPOOL_ADMIN"\n[ledger]\npath = "{self.path}"',
+            f'[server]\nthreads = 16\nadmin_key = "env:SPOOL_ADMIN"\n[ledger]\npath = "{self.path}"',
             f'[providers.vendor]\ntype = "openai"\nbase_url = "{vendor.url}/v1"',
             'api_key = "env:SPOOL_VENDOR"\nmodels = ["dear"]',
             'prices = { "dear" = { input = "1000", output = "1000" } }',

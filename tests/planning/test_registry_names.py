@@ -74,9 +74,12 @@ def from_file(models: str, folder: Path) -> Router:
             ["one/both", "two/both"],
         ),  # each once, where it first comes
         ('[models.x]\ntargets = "one/a"', ["one/a"]),  # a table
-        ('[models.x]\ntargets = ["two/b"]\nthen = "one/a"', ["two/b", "one/a"]),
-        ('[models.x]\ntargets = ["two/b"]\nthen = ["one/a", "two/c"]', ["two/b", "one/a", "two/c"]),
-        ('[models.x]\ntargets = ["two/b"]\nthen = ["b", "one/a"]', ["two/b", "one/a"]),
+        ('[models.x]\ntargets = ["two/b"]\nfallback = "one/a"', ["two/b", "one/a"]),
+        (
+            '[models.x]\ntargets = ["two/b"]\nfallback = ["one/a", "two/c"]',
+            ["two/b", "one/a", "two/c"],
+        ),
+        ('[models.x]\ntargets = ["two/b"]\nfallback = ["b", "one/a"]', ["two/b", "one/a"]),
         (
             '[models]\nx = ["y", "one/a"]\ny = ["two/b", "z"]\nz = "two/c"',
             ["two/b", "two/c", "one/a"],
@@ -89,9 +92,12 @@ def from_file(models: str, folder: Path) -> Router:
             '[models]\nx = ["y", "z"]\ny = ["one/a", "two/b"]\nz = ["two/b", "two/c"]',
             ["one/a", "two/b", "two/c"],
         ),
-        ('[models]\nx = "y"\n[models.y]\ntargets = ["two/b"]\nthen = "one/a"', ["two/b", "one/a"]),
         (
-            '[models]\ny = ["two/c", "one/a"]\n[models.x]\ntargets = ["two/b"]\nthen = "y"',
+            '[models]\nx = "y"\n[models.y]\ntargets = ["two/b"]\nfallback = "one/a"',
+            ["two/b", "one/a"],
+        ),
+        (
+            '[models]\ny = ["two/c", "one/a"]\n[models.x]\ntargets = ["two/b"]\nfallback = "y"',
             ["two/b", "two/c", "one/a"],
         ),
     ],
@@ -109,7 +115,7 @@ def test_a_route_keeps_the_shape_of_its_name():
             "targets": ["inner", "two/c"],
             "strategy": "weighted",
             "weights": {"inner": 9},
-            "then": ["both"],
+            "fallback": ["both"],
             "on_unsupported": "drop",
         },
     )
@@ -128,7 +134,7 @@ def test_a_name_is_answered_by_the_next_target_when_one_fails():
         Answering("last", "m"),
     )
     found = Registry([last, second, first])
-    found.define("x", ["first/m", "second/m"], then=["last/m"])
+    found.define("x", ["first/m", "second/m"], fallback=["last/m"])
     answer = Router(found, sleep=lambda seconds: None).infer(InferRequest("x", MESSAGES))
     assert (answer.provider, answer.model) == ("last", "m")
     assert (first.asked, second.asked, last.asked) == (
@@ -143,7 +149,7 @@ def test_a_name_is_answered_by_the_next_target_when_one_fails():
 )
 def test_then_comes_after_every_target_whatever_the_strategy(strategy, tmp_path):
     router = from_file(
-        f'[models.x]\nstrategy = "{strategy}"\ntargets = ["two/b", "two/c"]\nthen = "one/a"',
+        f'[models.x]\nstrategy = "{strategy}"\ntargets = ["two/b", "two/c"]\nfallback = "one/a"',
         tmp_path,
     )
     for seed in range(20):
@@ -276,7 +282,7 @@ def test_what_is_close_is_named_among_names_models_and_providers(model, hint):
         registry(fast=["a"]).resolve(model)
 
 
-@pytest.mark.parametrize("way", ["targets", "then"])
+@pytest.mark.parametrize("way", ["targets", "fallback"])
 def test_a_cycle_is_an_error_when_it_is_resolved(way):
     found = registry(x={"targets": ["a"], way: ["y"]}, y=["x"])
     with pytest.raises(ConfigError, match="x -> y -> x"):

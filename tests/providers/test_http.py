@@ -336,18 +336,19 @@ def test_nobody_listens(vendor: Make, provider: Make, ask: Any) -> None:
         "http://vendor.invalid/v1",
         "http://a..b/v1",
         "http://%zz/v1",
-        "nonsense",
-        "ftp://127.0.0.1/v1",
         "http://" + "x" * 70 + ".invalid/v1",
-        "http://127.0.0.1:99999/v1",
     ],
 )
 def test_an_address_that_leads_nowhere(provider: Make, ask: Any, url: str) -> None:
     assert isinstance(failure(ask, provider(url)), ProviderUnavailable)
 
 
-def test_an_address_that_cannot_be_read(provider: Make) -> None:
-    assert isinstance(failure(infer, provider("http://[::1/v1")), ProviderUnavailable)
+@pytest.mark.parametrize(
+    "url", ["nonsense", "ftp://127.0.0.1/v1", "http://127.0.0.1:99999/v1", "http://[::1/v1"]
+)
+def test_what_is_no_address_is_refused_at_once(provider: Make, url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url of provider"):
+        provider(url)
 
 
 @pytest.fixture(scope="session")

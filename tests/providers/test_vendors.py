@@ -42,7 +42,7 @@ def toml(addresses: dict[str, tuple[str, str]], trace: str = "", **reliability: 
     rules = {
         "attempts": "2",
         "deadline": str(DEADLINE),
-        "breaker": "{ failures = 1000, window = 0.001 }",
+        "circuit_breaker": "{ failures = 1000, window = 0.001 }",
     } | reliability
     lines = [
         "[server]\nworkers = 1\nthreads = 16",
@@ -461,7 +461,7 @@ def test_a_lone_target_is_asked_although_its_circuit_is_open(tmp_path: Path) -> 
         text = toml(
             {"x": ("openai", vendor.url())},
             attempts="1",
-            breaker="{ failures = 5, window = 60, open = 1 }",
+            circuit_breaker="{ failures = 5, window = 60, open = 1 }",
         )
         with serving(tmp_path, text) as service:
             assert [ask(service, "openai", "x/m").status for _ in range(5)] in (

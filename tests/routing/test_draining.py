@@ -44,7 +44,7 @@ def test_an_endless_stream_ends_with_an_error_event_and_its_span() -> None:
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": f"{vendor.url}/v1",
             "INFERMUX_TRACE__TOKENTRACE": receiver.url,
-            "INFERMUX_SERVER__GRACEFUL": "3",
+            "INFERMUX_SERVER__GRACEFUL_TIMEOUT": "3",
             "INFERMUX_SERVER__WORKERS": "1",
         }
         with Service(env=env) as service:

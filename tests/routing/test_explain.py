@@ -44,10 +44,14 @@ class Named(EchoProvider):
     """Echoes, unless it is down; some of its models lack something."""
 
     def __init__(
-        self, name: str, *, down: bool = False, lacks: dict[str, tuple[str, ...]] | None = None
+        self,
+        name: str,
+        *,
+        down: bool = False,
+        unsupported: dict[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(name, ("m",))
-        self.vendor, self.down, self.lacks = name, down, lacks or {}
+        self.vendor, self.down, self.unsupported = name, down, unsupported or {}
 
     def infer(self, request: InferRequest, deadline: Deadline | None = None) -> InferResponse:
         if self.down:
@@ -72,9 +76,9 @@ PRICES = {
 
 def of_four(strategy: str = "priority", **options: Any) -> Router:
     providers = [
-        Named("a", lacks={"m": ("tools",)}),
+        Named("a", unsupported={"m": ("tools",)}),
         Named("b", down=True),
-        Named("c", lacks={"m": ("images",)}),
+        Named("c", unsupported={"m": ("images",)}),
         Named("d"),
     ]
     registry = Registry(providers)
@@ -287,7 +291,7 @@ type = "openai"
 base_url = "http://127.0.0.1:9/v1"
 api_key = "env:VENDOR"
 models = ["tiny"]
-lacks = { tiny = ["tools"] }
+unsupported = { tiny = ["tools"] }
 prices = { tiny = { input = "0.1", output = "0.2" } }
 [models.fast]
 strategy = "cheapest"
@@ -377,7 +381,7 @@ def test_explain_asks_a_running_service(file: Path) -> None:
                 ["1", "two/m", "closed"],
                 ["-", "one/m", "open"],
             ]
-        (file / "infermux.toml").write_text(FILE + '[server]\nadmin = "env:ADMIN"\n')
+        (file / "infermux.toml").write_text(FILE + '[server]\nadmin_key = "env:ADMIN"\n')
         assert (
             run_explain(
                 "fast", "--server", f"127.0.0.1:{front.port}/", env={"ADMIN": ADMIN}

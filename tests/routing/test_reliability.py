@@ -71,10 +71,10 @@ class Scripted:
     """
 
     def __init__(
-        self, name: str, *acts: Any, lacks: dict[str, tuple[str, ...]] | None = None
+        self, name: str, *acts: Any, unsupported: dict[str, tuple[str, ...]] | None = None
     ) -> None:
         self.name, self.models, self.acts = name, ("m",), acts or ("ok",)
-        self.lacks = lacks or {}
+        self.unsupported = unsupported or {}
         self.calls, self.times = 0, []
         self._lock = threading.Lock()
 
@@ -577,7 +577,7 @@ NEEDS = {
 
 @pytest.mark.parametrize("what", NEEDS)
 def test_a_target_that_cannot_do_what_is_asked_is_not_tried(what: str) -> None:
-    first, second = Scripted("first", lacks={"m": (what,)}), Scripted("second")
+    first, second = Scripted("first", unsupported={"m": (what,)}), Scripted("second")
     router = make(first, second)
     planned = router.plan(NEEDS[what])
     assert [target.provider for target in planned.targets] == ["second"]
@@ -588,7 +588,7 @@ def test_a_target_that_cannot_do_what_is_asked_is_not_tried(what: str) -> None:
 
 @pytest.mark.parametrize("what", NEEDS)
 def test_if_no_target_can_the_caller_hears_why(what: str) -> None:
-    vendors = [Scripted(name, lacks={"m": (what,)}) for name in ("first", "second")]
+    vendors = [Scripted(name, unsupported={"m": (what,)}) for name in ("first", "second")]
     error = failure(make(*vendors), request=NEEDS[what])
     assert what in error.message and 400 <= error.status < 504
     assert [vendor.calls for vendor in vendors] == [0, 0]

@@ -851,7 +851,7 @@ def test_a_budget_that_nothing_can_keep_is_refused():
 @pytest.mark.parametrize("content", [False, True])
 def test_a_span_holds_words_only_where_that_is_switched_on(ask, content):
     collector = Collector()
-    router = Router(Registry([EchoProvider(delay=0)]), collector, content=content)
+    router = Router(Registry([EchoProvider(delay=0)]), collector, capture_content=content)
     ask(router, InferRequest("echo-v1", [{"role": "user", "content": "hush"}]))
     told = collector.only.attrs
     assert (told.get("completion"), "hush" in told.get("prompt", "")) == (

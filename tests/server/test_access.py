@@ -51,7 +51,7 @@ slow = "three/e"
 [server]
 workers = 2
 threads = 16
-admin = "env:ACCESS_ADMIN"
+admin_key = "env:ACCESS_ADMIN"
 metrics = "admin"
 [keys.web]
 hash = "{hashlib.sha256(KEYS["web"].encode()).hexdigest()}"

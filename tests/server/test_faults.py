@@ -298,7 +298,7 @@ STREAMS = {
 
 def toml(port: int, refused: str, trace: str) -> str:
     lines = [
-        f"[reliability]\nattempts = {ATTEMPTS}\ndeadline = {DEADLINE}\nbreaker = {{ failures = 100, window = 0.006 }}",
+        f"[reliability]\nattempts = {ATTEMPTS}\ndeadline = {DEADLINE}\ncircuit_breaker = {{ failures = 100, window = 0.006 }}",
         f'[trace]\ntokentrace = "{trace}"',
         "[server]\nworkers = 1\nthreads = 16",
     ]

@@ -496,7 +496,7 @@ def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
     file = Path(env["INFERMUX_CONFIG"])
     text = file.read_text(encoding="utf-8")
     file.write_text(
-        text.replace("[server]", '[server]\nadmin = "env:LOAD_FIRST"\nmax_body = 5000'),
+        text.replace("[server]", '[server]\nadmin_key = "env:LOAD_FIRST"\nmax_body = 5000'),
         encoding="utf-8",
     )
     with Service(*args, env=env) as service:
@@ -514,7 +514,7 @@ def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
         assert seen() == [200, 401, 200, 200, 413]
         before = workers(service)
         file.write_text(
-            text.replace("[server]", '[server]\nadmin = "env:LOAD_SECOND"\nmax_body = 2000'),
+            text.replace("[server]", '[server]\nadmin_key = "env:LOAD_SECOND"\nmax_body = 2000'),
             encoding="utf-8",
         )
         service.process.send_signal(signal.SIGHUP)

@@ -51,8 +51,8 @@ class Keyed(Service):
 
 def written(folder: Path, vendor: Failing, more: str = "") -> str:
     lines = [
-        f"[server]\nworkers = 1\nthreads = 64\ngraceful = 1\n{more}",
-        "[reliability]\nattempts = 2\nbreaker = { failures = 1000, window = 60, open = 1 }",
+        f"[server]\nworkers = 1\nthreads = 64\ngraceful_timeout = 1\n{more}",
+        "[reliability]\nattempts = 2\ncircuit_breaker = { failures = 1000, window = 60, open = 1 }",
         f'[ledger]\npath = "{folder}/infermux.db"',
         '[providers.echo]\ntype = "echo"\nmodels = ["echo-v1"]',
         f'[providers.vendor]\ntype = "openai"\nbase_url = "{vendor.url}/v1"',

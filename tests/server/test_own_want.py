@@ -89,7 +89,7 @@ def test_without_descriptors_calls_are_refused_and_no_circuit_opens(slow_vendor:
         "OPENAI_API_KEY": "sk-test",
         "OPENAI_BASE_URL": slow_vendor,
         "INFERMUX_SERVER__WORKERS": "1",
-        "INFERMUX_SERVER__ADMIN": ADMIN,
+        "INFERMUX_ADMIN_KEY": ADMIN,
     }
     command = [
         *("sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh"),

@@ -30,7 +30,7 @@ def toml(folder: Path, vendor: Vendor, refused: str, trace: str) -> str:
     """One worker; a caller without limits, one with a hard budget and one with a rate."""
     lines = [
         "[server]\nworkers = 1\nthreads = 16",
-        f"[reliability]\nattempts = 1\ndeadline = {DEADLINE}\nbreaker = {{ failures = 2, window = 60, open = 30 }}",
+        f"[reliability]\nattempts = 1\ndeadline = {DEADLINE}\ncircuit_breaker = {{ failures = 2, window = 60, open = 30 }}",
         f'[trace]\ntokentrace = "{trace}"',
         f'[ledger]\npath = "{folder}/ledger/infermux.db"',
         f'[providers.vendor]\ntype = "openai"\nbase_url = "{vendor.url}/v1"\napi_key = "env:PROCESS_VENDOR"',

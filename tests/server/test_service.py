@@ -500,7 +500,9 @@ def test_gunicorn_finds_a_production_server():
 @pytest.mark.slow
 def test_the_environment_overrides_them():
     found = settings(
-        INFERMUX_SERVER__WORKERS="3", INFERMUX_SERVER__THREADS="10", INFERMUX_SERVER__GRACEFUL="7"
+        INFERMUX_SERVER__WORKERS="3",
+        INFERMUX_SERVER__THREADS="10",
+        INFERMUX_SERVER__GRACEFUL_TIMEOUT="7",
     )
     assert (found["workers"], found["threads"], found["graceful_timeout"]) == ("3", "10", "7")
     assert int(found["worker_connections"]) > 10 and int(found["worker_connections"]) % 10 == 0

@@ -34,9 +34,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         fast = ["openai/m", "echo"]
         [reliability]
         attempts = 2
-        breaker = { failures = 1, open = 600 }
+        circuit_breaker = { failures = 1, open = 600 }
         [server]
-        admin = "env:INFERMUX_ADMIN_KEY"
+        admin_key = "env:INFERMUX_ADMIN_KEY"
     """)
     with Vendor(Scripted(500)) as vendor:
         env = (
@@ -139,7 +139,7 @@ def test_what_an_order_has_done_is_told_by_every_worker_from_then_on(service: Se
 
 def test_the_key_is_that_of_the_configuration(service: Service, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(ADMIN)
-    (tmp_path / "infermux.toml").write_text(f'[server]\nadmin = "file:{tmp_path}/key"\n')
+    (tmp_path / "infermux.toml").write_text(f'[server]\nadmin_key = "file:{tmp_path}/key"\n')
     assert status("--server", url(service), "-c", str(tmp_path / "infermux.toml"))[0] in (0, 1)
 
 

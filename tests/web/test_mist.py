@@ -227,7 +227,7 @@ ODD = "<b>Tom & 'Jerry'</b>\u2028\u2029 \\u003c é😀 3e-05,1.0"
 
 @pytest.fixture(scope="module")
 def service():
-    env = {"INFERMUX_SERVER__ADMIN": ADMIN}
+    env = {"INFERMUX_ADMIN_KEY": ADMIN}
     with Service("--workers", "1", "--threads", "4", env=env) as running:
         yield running
 

@@ -146,7 +146,7 @@ def test_a_callers_key_opens_the_doors_and_nothing_of_this(
     file = tmp_path / "infermux.toml"
     hash = hashlib.sha256(b"imx-web").hexdigest()
     file.write_text(
-        f'[providers.echo]\n[server]\nadmin = "env:ADMIN"\n[keys.web]\nhash = "{hash}"\n'
+        f'[providers.echo]\n[server]\nadmin_key = "env:ADMIN"\n[keys.web]\nhash = "{hash}"\n'
     )
     monkeypatch.setenv("INFERMUX_CONFIG", str(file))
     monkeypatch.setenv("ADMIN", ADMIN)
@@ -366,7 +366,7 @@ def test_what_makes_no_sense_changes_nothing(
 
 @pytest.mark.slow
 def test_an_order_reaches_every_worker_and_those_that_come_later(tmp_path: Path) -> None:
-    env = {"INFERMUX_SERVER__ADMIN": ADMIN, "INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}
+    env = {"INFERMUX_ADMIN_KEY": ADMIN, "INFERMUX_LEDGER__PATH": str(tmp_path / "calls.db")}
     with Service("-w", "2", "--threads", "8", env=env) as service:
 
         def calls() -> set[int]:

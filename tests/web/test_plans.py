@@ -147,7 +147,7 @@ type = "echo"
 strategy = "weighted"
 targets = ["one/echo-v1", "two/echo-v1"]
 [server]
-admin = "env:ADMIN"
+admin_key = "env:ADMIN"
 """)
     env = {
         "INFERMUX_CONFIG": str(tmp_path / "infermux.toml"),

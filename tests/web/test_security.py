@@ -101,8 +101,8 @@ def plays(peer: Peer) -> None:
 
 def toml(vendor: Vendor, tokentrace: TokenTrace, folder: Path) -> str:
     lines = [
-        "[reliability]\nattempts = 2\ndeadline = 5\nbreaker = { failures = 1000, window = 0.006 }",
-        '[server]\nworkers = 1\nthreads = 8\nadmin = "env:CANARY_ADMIN"',
+        "[reliability]\nattempts = 2\ndeadline = 5\ncircuit_breaker = { failures = 1000, window = 0.006 }",
+        '[server]\nworkers = 1\nthreads = 8\nadmin_key = "env:CANARY_ADMIN"',
         f'[trace]\ntokentrace = "{tokentrace.url}"',
         f'[ledger]\npath = "{folder}/infermux.db"',
     ]
