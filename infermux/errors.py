@@ -74,6 +74,11 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown}{more}" or "none"
 
 
+def counted(number: int, noun: str, many: str = "") -> str:
+    """Return a number with its noun: 1 provider, 2 providers; *many* is an irregular plural."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
 def is_own_want(error: BaseException | None) -> bool:
     """Return whether this process lacks a descriptor, memory or a thread: no provider's fault."""
     for _ in range(10):  # errors that libraries have wrapped

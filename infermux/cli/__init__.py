@@ -10,7 +10,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +99,31 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
 # -- output: names come from callers and vendors, so what a terminal could obey is escaped --
 
 
+class Columns:
+    """Aligns rows that come a few at a time: a column is as wide as its widest cell so far."""
+
+    def __init__(self, right: Collection[int] = (), most: int | None = None) -> None:
+        self._right = right  # the numbers of the columns that are right-aligned
+        self._most = most  # characters; a longer cell moves the rest of its own line
+        self._widths: dict[int, int] = {}
+
+    def lines(self, rows: Iterable[Sequence[str]]) -> list[str]:
+        """Return a line for each row."""
+        cells = [[*map(printable, row)] for row in rows]
+        for row in cells:
+            for number, cell in enumerate(row):
+                size = len(cell) if self._most is None else min(len(cell), self._most)
+                self._widths[number] = max(self._widths.get(number, 0), size)
+        return ["  ".join(map(self._padded, range(len(row)), row)).rstrip() for row in cells]
+
+    def _padded(self, number: int, cell: str) -> str:
+        width = self._widths[number]
+        return cell.rjust(width) if number in self._right else cell.ljust(width)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Return aligned columns; those whose numbers are in *right* are right-aligned."""
-    lines = [[*map(printable, row)] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(Columns(right).lines([head, *rows]))
 
 
 def json_text(value: object) -> str:

@@ -19,7 +19,7 @@ import click
 
 from .. import build
 from ..batch import Batch, lines
-from ..errors import RequestError
+from ..errors import RequestError, counted
 from ..pricing import PICO, usd
 from . import Command, OneLine, config_option, warn
 
@@ -266,7 +266,8 @@ class View:
         seconds = max(time.monotonic() - self._started, 0.001)
         failed = f"  {tally.failed:,} failed" if tally.failed else ""
         dollars = (self._files.done.cost + tally.cost) / PICO
-        return f"{tally.lines:,} lines  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
+        done = counted(tally.lines, "line")
+        return f"{done}  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
 
     def summarize(self) -> None:
         """Print the outcome of the run."""
@@ -274,14 +275,14 @@ class View:
         if not self._quiet:
             unpriced = f" and {tally.unpriced:,} unpriced" if tally.unpriced else ""
             parts = [
-                f"{tally.lines:,} line{'s' * (tally.lines != 1)}: "
-                f"{tally.ok:,} ok, {tally.failed:,} failed",
-                f"{tally.tokens_in:,} tokens in, {tally.tokens_out:,} out",
+                f"{counted(tally.lines, 'line')}: {tally.ok:,} ok, {tally.failed:,} failed",
+                f"{counted(tally.tokens_in, 'token')} in, {tally.tokens_out:,} out",
                 f"${usd(tally.cost)}{unpriced}",
                 str(timedelta(seconds=round(time.monotonic() - self._started))),
             ]
             if done.count:
-                parts.append(f"${usd(done.cost + tally.cost)} with {done.count:,} earlier results")
+                earlier = counted(done.count, "earlier result")
+                parts.append(f"${usd(done.cost + tally.cost)} with {earlier}")
             click.echo("; ".join(parts), err=True)
         if self._run.stopped:
             warn(_STOPPED[self._run.stopped])

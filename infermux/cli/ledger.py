@@ -13,11 +13,12 @@ import click
 
 from .. import build
 from ..config.settings import LedgerConfig
-from ..errors import RequestError, printable, shown
+from ..errors import RequestError, counted, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
 from ..ledger.reconcile import Bill, Compared
 from ..pricing import usd
 from . import (
+    Columns,
     Command,
     OneLine,
     bar,
@@ -35,6 +36,21 @@ _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
 _CELLS = {None: "", True: "ok", False: "DIFFERS"}
+_MAX_NAME = 40  # characters that a column of `logs` grows to
+_HEAD = [
+    "TIME UTC",
+    "STATUS",
+    "CALLER",
+    "MODEL",
+    "TARGET",
+    "INPUT",
+    "OUTPUT",
+    "COST USD",
+    "MS",
+    "ATTEMPTS",
+    "ID",
+    "ERROR",
+]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
 
 
@@ -162,25 +178,28 @@ def logs(
     path: str | None,
     **filters: str | None,
 ) -> None:
-    """Print the last calls, the newest last, without prompts and answers.
+    """Print the last calls, the newest last.
+
+    A line has no prompt and no answer: the ledger keeps none.
 
     Example: infermux logs -n 50 --status error
     """
-    show = _json_line if as_json else _line
+    show = _json_lines if as_json else _Lines()
     with _usage_errors():
         start = reports.period(time.time(), since=since).since
         with closing(the_ledger(config, path)) as ledger:
             try:
-                for record in _records(ledger, count, start, filters, follow=follow):
-                    click.echo(show(record))
+                for records in _records(ledger, count, start, filters, follow=follow):
+                    for line in show(records):
+                        click.echo(line)
             except KeyboardInterrupt:
                 return
 
 
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
-) -> Iterator[Record]:
-    """Yield the last calls, and to *follow* each that ends."""
+) -> Iterator[list[Record]]:
+    """Yield the last calls, and to *follow* those that end."""
 
     def ended_since(time: float) -> list[Record]:
         # a call is found by its start, so a long one is looked for far back
@@ -190,12 +209,12 @@ def _records(
     looked = time.time()
     seen = {record.call[:2] for record in ended_since(looked)} if follow else set()
     last = ledger.rows(**filters, since=since, limit=count)
-    yield from reversed(last)
+    yield last[::-1]
     seen.update(record.call[:2] for record in last)
     while follow:
         time.sleep(_POLL_SECONDS)
         now, found = time.time(), ended_since(looked)
-        yield from [record for record in reversed(found) if record.call[:2] not in seen]
+        yield [record for record in reversed(found) if record.call[:2] not in seen]
         seen, looked = {record.call[:2] for record in found}, now
 
 
@@ -244,13 +263,15 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     width = len(found.by)
     rows.append(["TOTAL", *[""] * (width - 1), *_sums(found.total, money[-1]), ""])
     names = [name.upper() for name in found.by]
-    head = [*names, "CALLS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "", ""]
-    text = table(head, rows, right=range(width, width + 5))
-    return text + (f"\n{found.more} more rows: see --limit" if found.more else "")
+    head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "", ""]
+    text = table(head, rows, right=range(width, width + 6))
+    more = counted(found.more, "more row")
+    return text + (f"\n{more}: see --limit" if found.more else "")
 
 
 def _sums(total: Total, cost: str) -> list[str]:
-    counts = (total.calls, total.errors, total.input_tokens, total.output_tokens)
+    calls = (total.calls, total.attempts, total.errors)
+    counts = (*calls, total.input_tokens, total.output_tokens)
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
     return [*(f"{count:,}" for count in counts), cost, ", ".join(notes)]
@@ -274,24 +295,40 @@ def _costs_csv(found: reports.Costs) -> str:
     return csv_text([*found.by, "cost_usd", *_COUNTS], rows)
 
 
-def _line(record: Record) -> str:
+class _Lines:
+    """Returns calls as aligned lines, the first ones below a header."""
+
+    def __init__(self) -> None:
+        self._columns = Columns(right=range(5, 10), most=_MAX_NAME)
+        self._head = [_HEAD]
+
+    def __call__(self, records: list[Record]) -> list[str]:
+        head, self._head = (self._head, []) if records else ([], self._head)
+        return self._columns.lines([*head, *map(_row, records)])
+
+
+def _json_lines(records: list[Record]) -> list[str]:
+    return [json_text(reports.call_dict(record)) for record in records]
+
+
+def _row(record: Record) -> list[str]:
     call = record.call
-    target = f"{call.provider}/{call.served}" if record.attempts else "-"
-    tokens = ["-" if n is None else str(n) for n in (call.input_tokens, call.output_tokens)]
     cost = ("~" if call.estimated else "") + usd(call.cost)
     if call.unpriced and call.cost is not None:
         cost += f" + {call.unpriced} unpriced"
-    when = (reports.iso(call.at_ns // 10**9) or "").rstrip("Z").replace("T", " ")
-    error = f"  {call.error_code}" if call.error_code else ""
-    return printable(
-        f"{when}  {call.status:<3}  {call.caller or '-':<10}  {call.requested} -> {target}  "
-        f"{tokens[0]} in {tokens[1]} out  {cost} USD  {call.latency_ms} ms  x{call.attempts}  "
-        f"{call.id}{error}"
-    )
-
-
-def _json_line(record: Record) -> str:
-    return json_text(reports.call_dict(record))
+    return [
+        (reports.iso(call.at_ns // 10**9) or "").rstrip("Z").replace("T", " "),
+        call.status,
+        call.caller or "-",
+        call.requested or "-",
+        f"{call.provider}/{call.served}" if record.attempts else "-",
+        *("-" if n is None else f"{n:,}" for n in (call.input_tokens, call.output_tokens)),
+        cost,
+        f"{call.latency_ms:,}",
+        str(call.attempts),
+        call.id,
+        call.error_code,
+    ]
 
 
 # -- costs --reconcile --
@@ -351,7 +388,8 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
         return csv_text(head, cells[:-1]).rstrip("\n")
     differ = sum(not row.agrees for row in rows)
     text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
-    text += f"\n{len(rows)} days and models: {len(rows) - differ} agree, {differ} differ"
+    compared = counted(len(rows), "day and model", "days and models")
+    text += f"\n{compared}: {len(rows) - differ} agree, {differ} differ"
     if not bill.priced:
         text += "\nthe export holds tokens but no dollars: THEIRS is priced by the shipped table"
     return text

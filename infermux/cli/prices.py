@@ -11,7 +11,7 @@ from decimal import Decimal
 import click
 
 from .. import build
-from ..errors import ConfigError, InferMuxError, close_to, printable, shown
+from ..errors import ConfigError, InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, compare, entries, find, table_date
 from ..pricing.tariff import Peak, Tariff
 from ..types import JSON
@@ -99,9 +99,10 @@ def _check_text(file: str, found: compare.Check) -> str:
     ]
     differences = table(["MODEL", "FIGURE", "SHIPPED", "THERE"], rows, right=(2, 3)) + "\n"
     return differences * bool(rows) + printable(
-        f"{file} ({found.source}): {found.compared} models compared with the table of "
-        f"{table_date()}, {len(rows)} figures differ; {len(found.unknown)} models are only in the "
-        "file (--json names them)"
+        f"{file} ({found.source}): {counted(found.compared, 'model')} compared with the table of "
+        f"{table_date()}, {counted(len(rows), 'figure differs', 'figures differ')}; "
+        f"{counted(len(found.unknown), 'model is', 'models are')} only in the file "
+        "(--json names them)"
     )
 
 
@@ -166,7 +167,7 @@ def _table(found: list[Price]) -> str:
     head = ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE WRITE", ""]
     return (
         table(head, rows, right=(2, 3, 4, 5))
-        + f"\n{len(rows)} prices, in USD per million tokens, as of {table_date()}"
+        + f"\n{counted(len(rows), 'price')}, in USD per million tokens, as of {table_date()}"
     )
 
 

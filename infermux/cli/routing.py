@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from .. import build
-from ..errors import InferMuxError, printable
+from ..errors import InferMuxError, counted, printable
 from ..ledger import Record
 from ..ledger.reports import iso
 from ..planning import Plan, Replay, outcome, replayed
@@ -106,7 +106,7 @@ def _explanation(found: JSON) -> str:
     caller = f", by {found['caller']}" if found["caller"] else ""
     head = (
         f"{found['model']}: {found['strategy']}, "
-        f"for {tokens['input']:,} tokens in and {tokens['output']:,} out{caller}"
+        f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out{caller}"
     )
     lines = [printable(head)]
     if found["override"]:
@@ -329,7 +329,8 @@ def _status(targets: list[JSON], records: JSON | None = None) -> str:
         reason = f"\n  {printable(target['reason'])}" if target["reason"] else ""
         head += f"\n{line}{reason}"
     if records and any(records.values()):  # an older service does not report them
-        head += f"\n\nledger: {records['pending']} calls pending, {records['lost']} lost"
+        pending = counted(records["pending"], "call")
+        head += f"\n\nledger: {pending} pending, {records['lost']} lost"
     return head
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import build
-from ..errors import InferMuxError, listed
+from ..errors import InferMuxError, counted, listed
 from . import Command, OneLine, config_option, table, warn
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def validate(config: str | None, quiet: bool) -> None:
             warn(warning)
     if not quiet:
         counts = [
-            _counted(len(router.registry), "provider"),
-            _counted(len(router.registry.names), "name"),
-            "no keys" if settings.keys is None else _counted(len(settings.keys), "key"),
+            counted(len(router.registry), "provider"),
+            counted(len(router.registry.names), "name"),
+            "no keys" if settings.keys is None else counted(len(settings.keys), "key"),
         ]
         place = settings.path or "the environment"
         click.echo(f"{place}: {', '.join(counts)}: configuration is valid")
@@ -138,10 +138,6 @@ def init(config: str | None, user: bool, force: bool) -> None:
     except OSError as error:
         raise OneLine(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"wrote {path.absolute()}")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 # -- keys --
@@ -239,6 +235,7 @@ def chaos_table(rows: list[Row]) -> str:
         lines.append(line)
     failed, wrong = sum(not row.ok for row in rows), sum(row.silently_wrong for row in rows)
     lines.append(
-        f"{len(rows)} calls: {len(rows) - failed} passed, {failed} failed, {wrong} silently wrong"
+        f"{counted(len(rows), 'call')}: {len(rows) - failed} passed, {failed} failed, "
+        f"{wrong} silently wrong"
     )
     return "\n".join(lines)

@@ -188,8 +188,8 @@ class Backlog(NamedTuple):
 class Total(NamedTuple):
     """The sums over a group of calls; the cost is in pico-USD.
 
-    By model or provider, a call counts in the group of its last attempt, but the tokens and cost of
-    each attempt in its own.
+    By model or provider, a call and its error count once, in the group of its last attempt, but
+    attempts, their tokens and cost in their own.
     """
 
     key: tuple[str, ...]

@@ -106,7 +106,7 @@ _COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000
 _CALLS = f"""count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST},
     sum(c.estimated)""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
-    sum(coalesce(a.error_code <> '', c.status <> 'ok')), {_SUMS}, {_COST},
+    sum((c.status <> 'ok') * coalesce(a.final, 1)), {_SUMS}, {_COST},
     sum(c.estimated * coalesce(a.final, 1))""".format("a")
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import NamedTuple
 
+from ..errors import counted
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .connection import identity, lock, unlock
 
@@ -100,7 +101,8 @@ class Spool:
             self._try_to_drain(write)
         with self._lock:
             if self.waiting:
-                log.error("%d calls are not recorded: no file can be written", len(self.waiting))
+                lost = counted(len(self.waiting), "call is", "calls are")
+                log.error("%s not recorded: no file can be written", lost)
                 self.lost += len(self.waiting)
                 self.waiting.clear()
         self._stopped.clear()
@@ -127,7 +129,8 @@ class Spool:
         finally:
             self._draining.release()
         if self.lost > before:
-            log.error("%d calls of %s cannot be read: they are lost", self.lost - before, self.path)
+            lost = counted(self.lost - before, "call")
+            log.error("%s in %s cannot be read, and will not be recorded", lost, self.path)
 
     def drain(self, write: Write) -> None:
         """Pass all settlements to *write* in batches; raise its LedgerUnavailable, or OSError."""

@@ -21,6 +21,7 @@ from ..errors import (
     RequestError,
     RequestTooLarge,
     UnsupportedEncoding,
+    counted,
     is_own_want,
     shown,
 )
@@ -140,7 +141,9 @@ def read_body(limit: int = MAX_BODY) -> bytes:
         what = "came too slowly" if slow else "ended early or is not well-formed"
         raise RequestError(f"the body {what}") from None
     if size is not None and len(data) < size:
-        raise RequestError(f"the body has {len(data)} bytes, but Content-Length is {size}")
+        raise RequestError(
+            f"the body has {counted(len(data), 'byte')}, but Content-Length is {size}"
+        )
     return data
 
 

@@ -167,6 +167,11 @@ def count(number: int | None) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number as `count` does, with its noun: 1 call, 12.3k calls."""
+    return f"{count(number)} {noun}{'s' * (number != 1)}"
+
+
 def share(part: float, whole: float) -> str:
     """Return a share in percent; a tiny one is not 0."""
     percent = 100 * part / whole if whole else 0.0
@@ -186,4 +191,6 @@ _PAGES = Environment(
     lstrip_blocks=True,
 )
 _PAGES.filters["name"] = printable
-_PAGES.filters |= {each.__name__: each for each in (money, duration, count, share, moment, usd)}
+_PAGES.filters |= {
+    each.__name__: each for each in (money, duration, count, counted, share, moment, usd)
+}

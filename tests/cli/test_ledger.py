@@ -69,14 +69,33 @@ def test_costs_are_a_table_with_a_total(path: str) -> None:
     result = infermux("costs", "--ledger", path)
     assert (result.exit_code, result.stderr) == (0, "")
     head, *rows = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
-    assert head == ["MODEL", "CALLS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
+    assert head == ["MODEL", "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
     assert rows == [
-        ["gpt-5", "2", "0", "20", "10", "0.023285600001"],
-        ["(none)", "1", "1", "0", "0", "0"],
-        ["llama", "1", "0", "3", "3", "unpriced", "1 unpriced, ~1 estimated"],
-        ["TOTAL", "4", "1", "23", "13", "0.023285600001", "1 unpriced, ~1 estimated"],
+        ["gpt-5", "2", "2", "0", "20", "10", "0.023285600001"],
+        ["(none)", "1", "0", "1", "0", "0", "0"],
+        ["llama", "1", "1", "0", "3", "3", "unpriced", "1 unpriced, ~1 estimated"],
+        ["TOTAL", "4", "3", "1", "23", "13", "0.023285600001", "1 unpriced, ~1 estimated"],
     ]
     assert "\u2588" not in result.stdout and "#" not in result.stdout  # bars are for terminals
+
+
+@pytest.mark.parametrize("by", ["model", "provider", "served", "day", "caller", "model,day"])
+def test_the_rows_of_costs_add_up_to_their_total(tmp_path: Path, by: str) -> None:
+    """A call that another target rescued is no error; one that failed twice is one."""
+    slow = ProviderTimeout("slow")
+    tried = [Attempt(Target("a", "m"), 10.0, error=slow), Attempt(Target("b", "n"), 11.0)]
+    failed = [*tried[:1], Attempt(Target("b", "n"), 11.0, error=slow)]
+    path = keep(
+        tmp_path / "l.db",
+        call("rescued", attempts=tried),
+        call("failed", attempts=failed, error=slow, caller="night"),
+        call("refused", attempts=[], error=BudgetExceeded("spent")),
+    )
+    found = infermux("costs", "--ledger", str(path), "--by", by).stdout.splitlines()
+    columns = [found[0].index(name) + len(name) for name in ("CALLS", "ATTEMPTS", "ERRORS")]
+    rows = [[int(line[:end].split()[-1]) for end in columns] for line in found[1:]]
+    assert rows[-1] == [3, 4, 2]
+    assert [sum(column) for column in zip(*rows[:-1], strict=True)] == rows[-1]
 
 
 def test_costs_in_json_are_exact_and_null_where_unpriced(path: str) -> None:
@@ -166,7 +185,7 @@ def test_a_hostile_name_moves_no_cursor(tmp_path: Path) -> None:
     ):
         output = infermux(*args, "--ledger", path).stdout
         assert output and all(letter.isprintable() for letter in output.replace("\n", "")), args
-    assert len(infermux("logs", "--ledger", path).stdout.splitlines()) == 1
+    assert len(infermux("logs", "--ledger", path).stdout.splitlines()) == 2  # with the header
     assert json.loads(infermux("logs", "--json", "--ledger", path).stdout)["requested"] == HOSTILE
 
 
@@ -191,7 +210,7 @@ def test_a_terminal_has_bars(path: str) -> None:
 
 def test_an_empty_ledger_costs_nothing(tmp_path: Path) -> None:
     result = infermux("costs", "--ledger", str(keep(tmp_path / "l.db")))
-    assert result.stdout.splitlines()[-1].split() == ["TOTAL", "0", "0", "0", "0", "0"]
+    assert result.stdout.splitlines()[-1].split() == ["TOTAL", *"000000"]
 
 
 @pytest.mark.parametrize(
@@ -246,16 +265,43 @@ def test_the_ledger_is_the_configurations(tmp_path: Path, path: str) -> None:
 
 
 def test_logs_are_the_last_calls_the_newest_at_the_end(path: str) -> None:
-    lines = infermux("logs", "--ledger", path).stdout.splitlines()
-    assert [line.split()[-2 if "402" in line else -1] for line in lines] == ["a", "b", "c", "d"]
-    assert (
-        lines[0]
-        == "2026-11-23 12:00:00  ok   web         fast -> openai/gpt-5  10 in 5 out  0.0232856 USD  2500 ms  x1  a"
-    )
-    assert "fast -> local/llama  3 in 3 out  ~unpriced USD" in lines[1]
-    assert re.search(r"402 .* fast -> - .* d  budget_exceeded$", lines[3])
-    assert infermux("logs", "--ledger", path, "-n", "1").stdout.splitlines() == lines[-1:]
+    head, *lines = infermux("logs", "--ledger", path).stdout.splitlines()
+    rows = [re.split(r"\s{2,}", line.strip()) for line in (head, *lines)]
+    assert rows[0] == [
+        *("TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT", "COST USD"),
+        *("MS", "ATTEMPTS", "ID", "ERROR"),
+    ]
+    assert rows[1] == [
+        *("2026-11-23 12:00:00", "ok", "web", "fast", "openai/gpt-5", "10", "5", "0.0232856"),
+        *("2,500", "1", "a"),
+    ]
+    assert rows[2][4:8] == ["local/llama", "3", "3", "~unpriced"]
+    assert rows[4][1:7] == ["402", "web", "fast", "-", "-", "-"]
+    assert rows[4][-2:] == ["d", "budget_exceeded"]
+    assert [row[10] for row in rows[1:]] == ["a", "b", "c", "d"]
+    for number, name in enumerate(rows[0]):  # each value begins or ends where its name does
+        at, end = head.index(name), head.index(name) + len(name)
+        for line in lines:
+            cell = line[at:] if not 5 <= number < 10 else line[:end]
+            assert not line[end:] or not cell or cell.strip() == cell or name == "ERROR", line
+    last = infermux("logs", "--ledger", path, "-n", "1").stdout.splitlines()
+    assert [line.split() for line in last] == [head.split(), lines[-1].split()]
     assert infermux("logs", "--ledger", path, "-n", "0").stdout == ""
+
+
+@pytest.mark.slow
+def test_the_columns_of_logs_stay_where_they_are_while_more_calls_come(tmp_path: Path) -> None:
+    path = keep(tmp_path / "l.db", call("old", at=NOW - 3000, caller="a-caller"))
+    with following(str(path)) as (process, lines):
+        eventually(lambda: len(lines) >= 2 or process.poll(), "the header and the first call")
+        for n in range(100):  # until one was written after it began to look
+            keep(path, call(f"new{n}", at=time.time() - 1, seconds=1, target="p/m", caller="b"))
+            if len(lines) > 2:
+                break
+            time.sleep(0.1)
+        eventually(lambda: len(lines) > 2, "another call")
+    assert {line.index("fast") for line in lines[1:]} == {lines[0].index("MODEL")}
+    assert sum(line.startswith("TIME") for line in lines) == 1
 
 
 def test_logs_are_filtered(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_totals_agree_whatever_they_are_by(ledger: SQLiteLedger) -> None:
         ("2026-11-23", "small"): (1, 2, 11, 12, 0),
     }
     assert by("caller", since=NOON + 3600, until=NOON + DAY) == {("web",): (1, 1, 10, 7, 0)}
-    assert [each.errors for each in ledger.totals("model")] == [0, 1]
+    assert [each.errors for each in ledger.totals("model")] == [0, 0]  # the call was rescued
     assert [each.errors for each in ledger.totals("caller")] == [0, 0, 0]
 
 
@@ -382,9 +382,17 @@ def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: SQLiteLedger) 
         failed,
     )
     assert {each.key[0]: each.calls for each in ledger.totals("error")} == {"": 1, slow.code: 1}
-    assert {each.key: each.errors for each in ledger.totals("model", "attempt_error")} == {
-        ("small", slow.code): 1, ("small", down.code): 1, ("large", slow.code): 1, ("large", ""): 0,
-    }  # fmt: skip
+    assert {
+        each.key: (each.attempts, each.errors)  # a call and its error count for its last attempt
+        for each in ledger.totals("model", "attempt_error")
+    } == {
+        ("small", slow.code): (1, 0),
+        ("small", down.code): (1, 0),
+        ("large", slow.code): (1, 1),
+        ("large", ""): (1, 0),
+    }
+    for by in ((), ("model",), ("provider",), ("served",), ("day", "model"), ("error",)):
+        assert sum(each.errors for each in ledger.totals(*by)) == 1, by
 
 
 def test_an_empty_ledger_has_no_totals(ledger: SQLiteLedger) -> None:

@@ -182,7 +182,7 @@ def test_what_has_no_price_is_never_free_and_an_estimate_is_marked(
     text = page(front)
     assert "$0" not in text[text.index("Cost by model") :]
     assert (
-        "Cost, 24 h unpriced 1 attempts unpriced" in text
+        "Cost, 24 h unpriced 1 attempt unpriced" in text
         and "unknown own 1 1,000 / 200 unpriced" in text
     )
     put(ledger, tried("own", "unknown"), tried("own", "tiny", 1, estimated=True), caller="b")
