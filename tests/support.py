@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import math
 import os
+import pty
 import re
 import shutil
 import signal
@@ -15,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import zlib
@@ -85,6 +88,62 @@ def run(
         check=False,
         input=given or "",
     )
+
+
+class Terminal:
+    """A command at a terminal of 24 lines: `type` is the keyboard, `text` what was shown so far."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
+        self._mine, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+        self.process = subprocess.Popen(
+            list(command),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            env=environment(**{"TERM": "dumb"} | dict(env or {})),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+        )
+        os.close(theirs)
+        self.text = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        os.close(self._mine)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while data := os.read(self._mine, 65_536):
+                self.text += data.decode(errors="replace").replace("\r\n", "\n")
+
+    def type(self, keys: str) -> None:
+        """Press keys; \\x03 is Ctrl-C, \\x04 Ctrl-D."""
+        os.write(self._mine, keys.encode())
+
+    def wait(self, text: str, times: int = 1) -> None:
+        """Wait until *text* has been shown so many times."""
+        eventually(
+            lambda: self.text.count(text) >= times or self.process.poll() is not None,
+            f"{text!r}, {times} times",
+        )
+        assert self.text.count(text) >= times, self.text
+
+    def end(self) -> int:
+        """Return the exit code of the command, once it has ended by itself."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
 
 
 # -- a client --------------------------------------------------------------------------------------

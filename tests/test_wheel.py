@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from email import message_from_bytes
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     folder = next(
         name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
     )
-    own = {name for name in files() if name.startswith("infermux/") and name.endswith(".py")}
+    kinds = ("infermux/*.py", "infermux/help/*.md")
+    own = {name for name in files() if any(fnmatch(name, kind) for kind in kinds)}
+    assert "infermux/help/shell.md" in own
     about = {
         each if each != "licenses/LICENSE" or f"{folder}/{each}" in wheel.namelist() else "LICENSE"
         for each in ABOUT

@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import click
 from .. import build
 from ..errors import InferMuxError, printable
 from ..ledger import LedgerUnavailable
+from ..planning.registry import Registry
 from ..routing.router import Router
 
 _BAR = 24  # characters of the longest bar
@@ -28,6 +31,7 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 config_option = click.option(
     "--config",
     "-c",
+    type=click.Path(),
     metavar="FILE",
     help="The configuration.  [default: infermux.toml, or the environment]",
 )
@@ -70,13 +74,15 @@ def contents(path: str, what: str) -> bytes:
         raise OneLine(f"{what} cannot be read: {error.strerror}") from None
 
 
-def the_router() -> Router:
-    """Return the Flask app's router under `flask`, else the one that the environment configures."""
-    flask = sys.modules.get("flask")
+@contextmanager
+def open_router(config: str | None = None) -> Iterator[Router]:
+    """Yield the router of a configuration file; without one, under `flask`, that of the app."""
+    flask = None if config else sys.modules.get("flask")
     if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
-        found: Router = flask.current_app.extensions["infermux"]
-        return found
-    return build.load()
+        yield flask.current_app.extensions["infermux"]
+    else:
+        with closing(build.router(build.settings(path=config))) as router:
+            yield router
 
 
 def the_prompt(text: str | None, prompt: str | None) -> str:
@@ -94,6 +100,38 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
     if not read:
         raise click.UsageError("standard input holds no prompt")
     return read
+
+
+# -- shell completion --
+
+
+def model_names(registry: Registry) -> list[str]:
+    """Return what --model takes: names, models, providers, and PROVIDER/MODEL."""
+    models = [name for each in registry for name in each.models]
+    found = [*registry.names, *models, *(each.name for each in registry)]
+    return list(dict.fromkeys([*found, *map(str, registry.targets())]))
+
+
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the models that begin so."""
+    return _completed(ctx, incomplete, model_names)
+
+
+def complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the providers that begin so."""
+    return _completed(ctx, incomplete, lambda registry: [each.name for each in registry])
+
+
+def _completed(
+    ctx: click.Context, incomplete: str, names: Callable[[Registry], list[str]]
+) -> list[str]:
+    """Return the names that begin so; none where the configuration is not valid."""
+    logging.disable()
+    try:
+        with open_router(ctx.params.get("config")) as router:
+            return [name for name in names(router.registry) if name.startswith(incomplete)]
+    except InferMuxError:
+        return []
 
 
 # -- output: names come from callers and vendors, so what a terminal could obey is escaped --

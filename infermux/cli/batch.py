@@ -21,7 +21,7 @@ from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
-from . import Command, OneLine, config_option, warn
+from . import Command, OneLine, complete_models, config_option, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -61,7 +61,13 @@ def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     show_default=True,
     help="How many lines are in flight at once.",
 )
-@click.option("--model", "-m", default="", help="Use this model instead of the one in each line.")
+@click.option(
+    "--model",
+    "-m",
+    default="",
+    shell_complete=complete_models,
+    help="Use this model instead of the one in each line.",
+)
 @click.option(
     "--budget",
     callback=_dollars,
@@ -85,10 +91,11 @@ def batch(
     config: str | None,
     quiet: bool,
 ) -> None:
-    """Answer every line of a file: OpenAI batch lines or MIST infer.request lines.
+    """Answer many requests from a file.
 
-    IN.jsonl and OUT.jsonl may be -, standard input and output. The same command continues an
-    earlier run. The result of a failed line is its error.
+    Each line is one, as in OpenAI's batch API or a MIST infer.request. IN.jsonl and OUT.jsonl may
+    be -, standard input and output. The same command continues an earlier run. The result of a
+    failed line is its error.
 
     Exit code 0: every line has a result; 1: the run failed; 3: the budget is reached; 130: stopped
     by Ctrl-C after the lines in flight ended (a second Ctrl-C stops at once).

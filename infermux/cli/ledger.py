@@ -22,6 +22,8 @@ from . import (
     Command,
     OneLine,
     bar,
+    complete_models,
+    complete_providers,
     config_option,
     contents,
     csv_text,
@@ -57,7 +59,11 @@ _COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name a ledger."""
     path = click.option(
-        "--ledger", "path", metavar="PATH", help="The ledger.  [default: the configuration's]"
+        "--ledger",
+        "path",
+        type=click.Path(),
+        metavar="PATH",
+        help="The ledger.  [default: the configuration's]",
     )
     return config_option(path(command))
 
@@ -99,6 +105,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "providers",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete_providers,
     help="With --reconcile: only calls to this provider; may be repeated.",
 )
 @click.option(
@@ -157,7 +164,12 @@ def costs(
     help="How many of the last calls.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Also print each call that ends, until Ctrl-C.")
-@click.option("--model", metavar="NAME", help="Only this model: as requested, tried or served.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    shell_complete=complete_models,
+    help="Only this model: as requested, tried or served.",
+)
 @click.option(
     "--status", metavar="STATUS", help="Only this status: ok, error, a number such as 429, or 4xx."
 )

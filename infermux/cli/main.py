@@ -1,35 +1,39 @@
-"""The command group `infermux`, and the commands infer and providers."""
+"""The command group `infermux`, and the commands infer, providers, help and completion."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from contextlib import closing
-from typing import cast
+from importlib import resources
+from typing import Any, cast
 
 import click
+from click.shell_completion import get_completion_class
 
 from ..dialects import parameters
-from ..errors import InferMuxError, close_to
-from ..protocol import InferRequest, InferResponse, strict_json
-from ..routing.router import Router
-from . import Command, json_option, table, the_prompt, the_router
+from ..errors import close_to
+from ..protocol import strict_json
+from . import Command, config_option, json_option, open_router, table, the_prompt
+from .chat import ask, asking, attachment, said, the_request
 
 _MODULES = {  # where in infermux.cli a command is defined
     "batch": "batch",
     "chaos": "serve",
+    "chat": "chat",
     "costs": "ledger",
     "explain": "routing",
     "init": "serve",
     "keys": "serve",
     "logs": "ledger",
+    "models": "prices",
     "prices": "prices",
     "replay": "routing",
     "serve": "serve",
     "status": "routing",
     "validate": "serve",
 }
+_HELP = resources.files("infermux") / "help"
+_GENERATED = ("parameters", "Which parameters a target may go without")  # the topic without a file
 
 
 class Group(click.Group):
@@ -52,6 +56,9 @@ class Group(click.Group):
 def main() -> None:
     """Route LLM calls over several vendors: failover, cost and traces in one place.
 
+    `infermux help` lists topics to read, `infermux completion bash` (or zsh, fish) prints the
+    script that completes commands, models and names.
+
     Example: infermux infer "Hello world"
     """
 
@@ -59,63 +66,67 @@ def main() -> None:
 @main.command()
 @click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("--prompt", help="The prompt, instead of the argument; - reads standard input.")
+@asking
 @click.option(
-    "--model",
-    "-m",
-    default="auto",
-    show_default=True,
-    help="A model, a provider, or PROVIDER/MODEL.",
+    "--attach",
+    "attached",
+    multiple=True,
+    type=click.Path(allow_dash=True),
+    metavar="FILE | URL",
+    help="An image or a PDF to send with the prompt; may be repeated.",
 )
-@click.option("--provider", default="", help="Use only this provider.")
-@click.option("--system", "-s", help="A system message before the prompt.")
+@click.option(
+    "--schema",
+    type=click.Path(),
+    metavar="FILE",
+    help="A JSON schema that the answer must match.",
+)
 @json_option("Print the whole response as JSON.")
 @click.option(
     "--stream/--no-stream",
     default=None,
     help="Print the answer as it arrives.  [default: to a terminal]",
 )
-@click.option("--usage", is_flag=True, help="Print tokens, cost and latency to standard error.")
 def infer(
     text: str | None,
     prompt: str | None,
-    model: str,
-    provider: str,
-    system: str | None,
+    attached: tuple[str, ...],
     as_json: bool,
     stream: bool | None,
+    config: str | None,
     usage: bool,
+    verbose: bool,
+    **asked: Any,
 ) -> None:
     """Send a prompt and print the answer.
 
     The prompt is the argument, --prompt, or standard input.
 
-    Example: echo "Say hello" | infermux infer --model echo-v1
+    Example: infermux infer "Say hello" -m echo-v1 -o temperature 0.2
     """
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": the_prompt(text, prompt)})
-    request = InferRequest(model, messages, provider)
-    if stream if stream is not None else sys.stdout.isatty() and not as_json:
-        response = _streamed(the_router(), request)
-    else:
-        response = the_router().infer(request)
-        click.echo(strict_json.dumps(response.to_dict()) if as_json else response.content)
-    if usage:
-        cost = "unpriced" if response.cost_usd is None else f"${response.cost_usd:.6f}"
-        click.echo(
-            f"{response.provider}/{response.model}: {response.tokens_in} in, "
-            f"{response.tokens_out} out, {cost}, {response.latency_ms} ms",
-            err=True,
+    content: object = the_prompt(text, prompt)
+    request = the_request(**asked)
+    if attached:
+        content = [*map(attachment, attached), {"type": "text", "text": content}]
+    streamed = stream if stream is not None else sys.stdout.isatty() and not as_json
+    with open_router(config) as router:
+        response = ask(
+            router, said(request, "user", content), stream=streamed, usage=usage, verbose=verbose
         )
+        if not streamed:
+            click.echo(strict_json.dumps(response.to_dict()) if as_json else response.content)
 
 
 @main.command()
+@config_option
 @json_option("Print what GET /providers answers.")
-def providers(as_json: bool) -> None:
+def providers(config: str | None, as_json: bool) -> None:
     """List the configured providers and their models.
 
     Example: infermux providers
     """
-    data = the_router().registry.to_dict()
+    with open_router(config) as router:
+        data = router.registry.to_dict()
     if as_json:
         click.echo(strict_json.dumps(data))
     else:
@@ -123,19 +134,68 @@ def providers(as_json: bool) -> None:
         click.echo(table(("PROVIDER", "MODELS"), rows))
 
 
-@main.command("help")
-@click.argument("topic", required=False)
-def help_(topic: str | None) -> None:
-    """Explain a topic, or list the topics.
+# -- help and completion --
 
-    Example: infermux help parameters
+
+@main.command("help")
+@click.argument(
+    "topic",
+    required=False,
+    shell_complete=lambda ctx, param, start: [
+        name for name in (*_topics(), *main.list_commands(ctx)) if name.startswith(start)
+    ],
+)
+@click.pass_context
+def help_(ctx: click.Context, topic: str | None) -> None:
+    """List topics and commands, or explain one.
+
+    Example: infermux help shell
     """
+    topics, commands = _topics(), main.list_commands(ctx)
     if topic is None:
-        click.echo(table(("TOPIC", ""), [(name, about) for name, (about, _) in _TOPICS.items()]))
-    elif topic in _TOPICS:
-        click.echo(_TOPICS[topic][1]())
+        click.echo(table(("TOPIC", ""), list(topics.items())) + "\n")
+        found = [(name, main.get_command(ctx, name)) for name in commands]
+        rows = [(name, each.get_short_help_str(limit=80)) for name, each in found if each]
+        click.echo(table(("COMMAND", ""), rows))
+    elif topic in topics:
+        path = _HELP / f"{topic}.md"
+        text = _parameters() if topic == _GENERATED[0] else path.read_text(encoding="utf-8")
+        click.echo_via_pager(text.rstrip("\n"))
+    elif topic in commands and (command := main.get_command(ctx, topic)):
+        parent = click.Context(main, info_name="infermux", **main.context_settings)
+        with click.Context(command, parent, info_name=topic) as its:
+            click.echo(command.get_help(its))
     else:
-        raise click.UsageError(f"there is no topic {topic!r}{close_to(topic, _TOPICS)}")
+        known = [*topics, *commands]
+        raise click.UsageError(f"there is no topic {topic!r}{close_to(topic, known)}")
+
+
+def _topics() -> dict[str, str]:
+    """Return the title of each topic, by its name."""
+    found = dict([_GENERATED])
+    for path in _HELP.iterdir():
+        if path.name.endswith(".md"):
+            title = path.read_text(encoding="utf-8").partition("\n")[0]
+            found[path.name.removesuffix(".md")] = title.lstrip("# ")
+    return dict(sorted(found.items()))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    Completed are commands, options, models, names, providers, topics and files.
+
+    \b
+    bash: add to ~/.bashrc:  eval "$(infermux completion bash)"
+    zsh:  add to ~/.zshrc, after compinit:  eval "$(infermux completion zsh)"
+    fish: infermux completion fish > ~/.config/fish/completions/infermux.fish
+
+    Example: infermux completion bash
+    """
+    if kind := get_completion_class(shell):
+        click.echo(kind(main, {}, "infermux", "_INFERMUX_COMPLETE").source())
 
 
 def _parameters() -> str:
@@ -147,23 +207,3 @@ def _parameters() -> str:
     ]
     text = table(("PARAMETER", "KIND", "FORMATS", "WHY"), rows)
     return "\n".join([*kinds, "", text, "", parameters.REMARK])
-
-
-_TOPICS: dict[str, tuple[str, Callable[[], str]]] = {
-    "parameters": (
-        "Which parameters a target may go without",
-        _parameters,
-    ),
-}
-
-
-def _streamed(router: Router, request: InferRequest) -> InferResponse:
-    with closing(router.stream(request)) as stream:
-        try:
-            for chunk in stream:
-                click.echo(chunk.text, nl=False)
-        except InferMuxError:
-            click.echo()  # the error goes on a line of its own
-            raise
-        click.echo()
-        return stream.response()

@@ -1,4 +1,4 @@
-"""The command prices: the shipped table, and a comparison with public ones."""
+"""The commands prices, the shipped table beside public ones, and models, what can be asked for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ from .. import build
 from ..errors import ConfigError, InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, compare, entries, find, table_date
 from ..pricing.tariff import Peak, Tariff
-from ..types import JSON
-from . import Command, OneLine, contents, json_option, json_text, table, warn
+from ..providers import PRESETS
+from ..routing.router import Router
+from ..types import JSON, Route, Target
+from . import (
+    Command,
+    OneLine,
+    complete_models,
+    config_option,
+    contents,
+    json_option,
+    json_text,
+    open_router,
+    table,
+    warn,
+)
 
+_SIZES = ("max_input", "max_output")
 _SOURCES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
 _DAYS = {
     frozenset(range(5)): "Monday to Friday",
@@ -26,7 +40,7 @@ _DAYS = {
 
 
 @click.command(cls=Command)
-@click.argument("names", nargs=-1, metavar="[MODEL | FILE]...")
+@click.argument("names", nargs=-1, metavar="[MODEL | FILE]...", shell_complete=complete_models)
 @click.option("--provider", metavar="NAME", help="Only prices of this provider.")
 @click.option(
     "--check",
@@ -37,6 +51,7 @@ _DAYS = {
 @click.option(
     "--config",
     "-c",
+    type=click.Path(),
     metavar="FILE",
     help="The configuration with your own prices.  "
     "[default: infermux.toml, if there is one that is good]",
@@ -44,9 +59,10 @@ _DAYS = {
 def prices(
     names: tuple[str, ...], provider: str | None, check: bool, as_json: bool, config: str | None
 ) -> None:
-    """Print the price of MODEL or PROVIDER/MODEL, with its source and date, or the whole table.
+    """Print the price of a model, or the whole table.
 
-    With --check the exit code is 1 if a figure differs.
+    MODEL may be PROVIDER/MODEL; its price has source and date. With --check the exit code is 1 if a
+    figure differs.
 
     Example: infermux prices gpt-5.4
     """
@@ -65,6 +81,93 @@ def prices(
         click.echo("\n\n".join(_entry(price) for price in found))
     else:
         click.echo(_table(found))
+
+
+@click.command(cls=Command)
+@click.option(
+    "--all", "everything", is_flag=True, help="Also each preset and the variable that enables it."
+)
+@config_option
+@json_option("Print JSON.")
+def models(everything: bool, config: str | None, as_json: bool) -> None:
+    """List names, models, their prices and what they can do.
+
+    Prices are in USD per million tokens; `infermux prices MODEL` prints all terms of one. A
+    provider may have more models than it lists.
+
+    Example: infermux models --all
+    """
+    with open_router(config) as router:
+        registry = router.registry
+        names = [_name(registry.route(name)) for name in registry.names]
+        listed = [_model(router, target) for target in registry.targets()]
+        presets = [_preset(name, name in registry) for name in PRESETS] if everything else []
+    found = {"names": names, "models": listed} | ({"presets": presets} if presets else {})
+    click.echo(json_text(found) if as_json else _models_text(names, listed, presets))
+
+
+def _name(route: Route) -> JSON:
+    entries = [each.name if isinstance(each, Route) else str(each) for each in route.entries]
+    then = [each.name if isinstance(each, Route) else str(each) for each in route.then]
+    return {"name": route.name, "strategy": route.strategy, "targets": entries, "fallback": then}
+
+
+def _model(router: Router, target: Target) -> JSON:
+    price = router.targets.price(target)
+    return {
+        "provider": target.provider,
+        "model": target.model,
+        "input": None if price is None else _text(price.rates.input),
+        "output": None if price is None else _text(price.rates.output),
+        "max_input": price and price.max_input,
+        "max_output": price and price.max_output,
+        "can": router.targets.abilities(target),
+    }
+
+
+def _preset(name: str, in_use: bool) -> JSON:
+    preset = PRESETS[name]
+    needed = [preset.address] if preset.address else []
+    return {"name": name, "variables": [*preset.keys], "needs": needed, "in_use": in_use}
+
+
+def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON]) -> str:
+    tables = []
+    if names:
+        rows = [
+            (
+                each["name"],
+                each["strategy"],
+                ", ".join(each["targets"]),
+                ", ".join(each["fallback"]),
+            )
+            for each in names
+        ]
+        tables.append(table(("NAME", "STRATEGY", "TARGETS", "FALLBACK"), rows))
+    sizes = [[f"{each[name]:,}" if each[name] else "" for name in _SIZES] for each in listed]
+    cells = [
+        (
+            f"{each['provider']}/{each['model']}",
+            each["input"] or "unpriced",
+            each["output"] or "",
+            *size,
+            ", ".join(each["can"]) or "text",
+        )
+        for each, size in zip(listed, sizes, strict=True)
+    ]
+    head = ("MODEL", "INPUT", "OUTPUT", "MAX INPUT", "MAX OUTPUT", "CAN DO")
+    tables.append(
+        table(head, cells, right=(1, 2, 3, 4))
+        + f"\nprices in USD per million tokens, as of {table_date()}"
+    )
+    if presets:
+        variables = [
+            " and ".join([" or ".join(each["variables"]), *each["needs"]]) for each in presets
+        ]
+        uses = [(each["name"], "in use" * each["in_use"]) for each in presets]
+        opened = [(name, to_set, use) for (name, use), to_set in zip(uses, variables, strict=True)]
+        tables.append(table(("PRESET", "SET", ""), opened))
+    return "\n\n".join(tables)
 
 
 def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:

@@ -20,7 +20,17 @@ from ..pricing import usd, usd_float
 from ..protocol import InferRequest, strict_json
 from ..routing import explain as explaining
 from ..types import JSON, Target
-from . import Command, OneLine, config_option, json_option, json_text, table, the_prompt
+from . import (
+    Command,
+    OneLine,
+    complete_models,
+    complete_providers,
+    config_option,
+    json_option,
+    json_text,
+    table,
+    the_prompt,
+)
 from .ledger import ledger_options, the_ledger
 
 _TIMEOUT = 10.0  # seconds for a service to answer
@@ -53,7 +63,7 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 
 
 @click.command(cls=Command)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--tokens", type=click.IntRange(0), metavar="N", help="Input tokens.  [default: 0]")
 @click.option(
     "--max-tokens",
@@ -65,7 +75,12 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 @click.option("--image", is_flag=True, help="The request has an image.")
 @click.option("--structured", is_flag=True, help="The request asks for structured output.")
 @click.option("--caller", metavar="NAME", help="The caller, whose models and budget apply.")
-@click.option("--provider", metavar="NAME", help="Use only this provider.")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    shell_complete=complete_providers,
+    help="Use only this provider.",
+)
 @config_option
 @json_option("Print what POST /explain answers.")
 @service_options()
@@ -161,12 +176,12 @@ def replay(
     config: str | None,
     path: str | None,
 ) -> None:
-    """Re-derive the routing decision of an earlier call from its recorded state, and compare.
+    """Re-derive the routing decision of an earlier call.
 
-    CALL_ID is the X-Request-Id of an answer, or at least its first six characters. Nothing is sent
-    unless you give --send, which needs the prompt (as the argument, --prompt, or standard input):
-    the ledger keeps no content. Exit code 1 if the decision is different now, or if there is no
-    such call.
+    It is derived from the recorded state and compared. CALL_ID is the X-Request-Id of an answer,
+    or at least its first six characters. Nothing is sent unless you give --send, which needs the
+    prompt (as the argument, --prompt, or standard input): the ledger keeps no content. Exit code 1
+    if the decision is different now, or if there is no such call.
 
     Example: infermux replay 3f2a9c1d
     """
@@ -302,9 +317,10 @@ class StatusUnknown(OneLine):
 @config_option
 @json_option("Print what the service answers, as JSON.")
 def status(server: str, key: str | None, config: str | None, as_json: bool) -> None:
-    """Show the state of each target of a running service, over all of its workers.
+    """Show the state of each target of a running service.
 
-    Exit code 0 if every circuit is closed, 1 if one is not, 2 if the service cannot be asked.
+    The state is that of all workers. Exit code 0 if every circuit is closed, 1 if one is not, 2 if
+    the service cannot be asked.
 
     Example: infermux status --server http://127.0.0.1:8600
     """

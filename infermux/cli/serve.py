@@ -154,9 +154,9 @@ def keys() -> None:
 @keys.command("new")
 @click.argument("name")
 def new_key(name: str) -> None:
-    """Create an API key for NAME: print it once, with the lines for infermux.toml.
+    """Create an API key for NAME, and the lines for infermux.toml.
 
-    The configuration holds only the hash of the key.
+    The key is printed once: the configuration holds only the hash of the key.
 
     Example: infermux keys new web
     """
@@ -190,10 +190,10 @@ def new_key(name: str) -> None:
     help="Seconds per call, at most the configuration's.  [default: 5]",
 )
 def chaos(config: str | None, faults: tuple[str, ...], deadline: float | None) -> None:
-    """Test the configuration against failing vendors, and print what a client gets.
+    """Test the configuration against vendors that fail.
 
-    Exit code 1 if an answer was silently wrong, or if failover did not happen where it could have.
-    No real vendor is called.
+    It prints what a client gets. Exit code 1 if an answer was silently wrong, or if failover did
+    not happen where it could have. No real vendor is called.
 
     Example: infermux chaos --fault stall --fault stream_cut
     """

@@ -27,7 +27,7 @@ from ..pricing import Price, cost, find
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest
 from ..providers.base import RegisteredProvider
-from ..types import Route, Target, Usage
+from ..types import JSON, Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 
 MAX_TARGETS = 4096  # with a state: callers can name any number of models
@@ -42,6 +42,20 @@ REJECTIONS: dict[str, type[ProviderError]] = {
     "context": ProviderContextTooLong,
     "content_filter": ContentFiltered,
     "rejected": ProviderRejected,
+}
+
+
+def _user(kind: str, part: JSON) -> list[JSON]:
+    return [{"role": "user", "content": [{"type": kind, kind: part}]}]
+
+
+_FILE = {"filename": "a.pdf", "file_data": "data:application/pdf;base64,"}
+_FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+_ABILITIES = {  # each with a request that takes it
+    "tools": InferRequest(params={"tools": [{"type": "function", "function": {"name": "f"}}]}),
+    "images": InferRequest(messages=_user("image_url", {"url": "data:image/png;base64,"})),
+    "PDF": InferRequest(messages=_user("file", _FILE)),
+    "structured output": InferRequest(params={"response_format": _FORMAT}),
 }
 _NOTHING_KNOWN = Snapshot()
 _ALL_SAID = Unsaid()
@@ -273,6 +287,24 @@ class TargetPool:
         """Return the price of *target*: the configured one, else the table's, else None."""
         own = self.overrides.get(target.provider, {}).get(target.model)
         return own or find(self.registry.member(target.provider).vendor, target.model)
+
+    def abilities(self, target: Target) -> list[str]:
+        """Return what a target can do beside text, as far as its format and settings tell.
+
+        A model whose price is for input alone makes embeddings.
+        """
+        member, price = self.registry.member(target.provider), self.price(target)
+        ask = getattr(member.provider, "unsaid", None)
+        if price is not None and price.rates.output is None:
+            found = ["embeddings"]
+        elif ask is None:  # not a vendor's format
+            found = []
+        else:
+            found = [
+                name for name, each in _ABILITIES.items() if not ask(each, target.model).meaning
+            ]
+        lacks = _lacks(member, target.model)
+        return [name for name in found if name not in lacks]
 
     def _unsaid(
         self, targets: Iterable[Target], request: InferRequest

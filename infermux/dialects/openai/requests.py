@@ -62,7 +62,7 @@ EXPRESSED = PARAMS | {
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
-_COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
+COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
 # These models refuse a tool turn without its reasoning.
 _KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 # Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
@@ -107,7 +107,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         if name == "tools":
             tools = objects(value, "tools")
             body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
-        elif name == "max_tokens" and _COMPLETION_TOKENS.match(request.model):
+        elif name == "max_tokens" and COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", value)
         elif name == "reasoning_effort":
             body[name] = _effort(value, request.model)

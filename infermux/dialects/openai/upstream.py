@@ -45,7 +45,7 @@ from .. import (
 )
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import refused, translated
+from .requests import COMPLETION_TOKENS, refused, translated
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -84,6 +84,8 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     else:
         messages = {"messages": list(request.messages)} if request.op == CHAT else {}
         body = {"model": request.model, **messages, **request.params}
+        if "max_tokens" in body and COMPLETION_TOKENS.match(request.model):
+            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return strict_json.encode(without(body, *out) if out else body)
