@@ -59,6 +59,8 @@ class Command(click.Command):
             raise OneLine(error.reason) from None  # who runs commands is an operator
         except InferMuxError as error:
             raise OneLine(str(error)) from None
+        except UnicodeDecodeError:
+            raise OneLine("the input is not UTF-8 text") from None
 
 
 def warn(text: str) -> None:

@@ -104,6 +104,8 @@ def infer(
 
     Example: infermux infer "Say hello" -m echo-v1 -o temperature 0.2
     """
+    if "-" in attached and (text or prompt or "-") == "-":
+        raise click.UsageError("standard input is attached: give the prompt as the argument")
     content: object = the_prompt(text, prompt)
     request = the_request(**asked)
     if attached:
@@ -181,7 +183,7 @@ def _topics() -> dict[str, str]:
 
 
 @main.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 def completion(shell: str) -> None:
     """Print the completion script of a shell.
 

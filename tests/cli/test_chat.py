@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support import Peer, Scripted, Terminal, Vendor, completion, eventually, nobody, run, script
+from support import (
+    PATIENCE,
+    Peer,
+    Scripted,
+    Terminal,
+    Vendor,
+    completion,
+    environment,
+    eventually,
+    nobody,
+    run,
+    script,
+)
 
 from infermux.cli.main import main
 
@@ -173,6 +186,21 @@ def test_a_url_of_an_image_is_passed_on_and_a_pdf_is_fetched(vendor: Vendor) -> 
     assert {part["file"]["file_data"] for part in parts[1:3]} == {url("application/pdf", PDF)}
     with nobody() as nowhere:
         failed_in_one_line(infermux("infer", "Hi", "--attach", f"{nowhere}/a.pdf"), nowhere)
+
+
+def test_input_that_is_no_prompt_is_no_traceback() -> None:
+    assert infermux("infer", "--attach", "-", given=PNG).exit_code == 2
+    for command in ("infer", "chat"):
+        answer = subprocess.run(
+            [*script("infermux"), command],
+            input=b"\xff\xfe binary",
+            capture_output=True,
+            env=environment(PYTHONIOENCODING="utf-8:strict"),
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (answer.returncode, answer.stdout) == (1, b"")
+        assert answer.stderr == b"infermux: the input is not UTF-8 text\n"
 
 
 def test_what_cannot_be_attached_is_one_line(tmp_path: Path, vendor: Vendor) -> None:
