@@ -153,6 +153,20 @@ def test_costs_by_tag_count_a_call_once_in_the_total(path: str) -> None:
     }  # fmt: skip
 
 
+def test_one_of_a_thing_is_singular(path: str, tmp_path: Path) -> None:
+    assert infermux("costs", "--ledger", path, "--limit", "2").stdout.endswith(
+        "\n1 more row: see --limit\n"
+    )
+    assert "\n2 more rows: see" in infermux("costs", "--ledger", path, "--limit", "1").stdout
+    (tmp_path / "bill.csv").write_text("date,model,cost\n2026-11-23,gpt-5,0.0232856\n")
+    compared = infermux("costs", "--ledger", path, "--reconcile", str(tmp_path / "bill.csv"))
+    assert re.search(r"^[0-9]+ days? and models?: ", compared.stdout, re.M), compared.output
+    assert not re.search(r"^1 (days|\w+ and models)", compared.stdout, re.M)
+    (tmp_path / "questions.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    files = [str(tmp_path / "questions.jsonl"), "-o", str(tmp_path / "answers.jsonl")]
+    assert "1 line: 1 ok, 0 failed" in infermux("batch", *files, "-m", "echo-v1").stderr
+
+
 def test_no_cell_of_a_spreadsheet_can_be_a_formula(tmp_path: Path) -> None:
     names = [HOSTILE, "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-", "plain", "-5"]
     path = keep(
