@@ -58,10 +58,18 @@ BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the of
 MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
-_PARTS = (  # attributes that the configuration decides
-    "registry reporter attempts deadline on_unsupported targets admission keyring accounting"
-    " observers"
-).split()
+_PARTS = [
+    "registry",
+    "reporter",
+    "attempts",
+    "deadline",
+    "on_unsupported",
+    "targets",
+    "admission",
+    "keyring",
+    "accounting",
+    "observers",
+]
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
