@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import re
 
 import click
 from flask import Flask, Request, Response, current_app, request
 from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
 
 from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
-from .config.settings import EARLY_HEADERS
+from .config.settings import EARLY_HEADERS, under_gunicorn
 from .routing.router import Router
-from .web import METHODS, REFUSES, EndpointBlueprint
+from .web import METHODS, REFUSES, EndpointBlueprint, endpoints
 from .web.anthropic import anthropic_blueprint
-from .web.http import Identify, error_response, plain_error, with_request_id
+from .web.http import (
+    Api,
+    Identify,
+    error_response,
+    json_response,
+    plain_error,
+    with_request_id,
+)
 from .web.mist import mist_blueprint
 from .web.openai import openai_blueprint
 from .web.ops import ops_blueprint
 
+_APIS = {
+    "infermux": "mist",
+    "infermux_openai": "openai",
+    "infermux_anthropic": "anthropic",
+    "infermux_ops": "operators",
+}
+_BASE_URLS = {"openai": "/v1", "anthropic": "/"}  # of clients, at this host
+_NOT_OURS = (
+    "this gunicorn runs without InferMux's settings (threads, timeouts, limits, the log): start "
+    "the service with `infermux serve`, or with a gunicorn.conf.py in the directory where gunicorn "
+    "is started that says `import infermux.server; globals().update(infermux.server.load())`"
+)
 log = logging.getLogger("infermux")
 
 
@@ -47,6 +69,8 @@ def create_app(router: Router | None = None) -> Flask:
             raise
         raise OneLine(error.message) from None
     build.apps.add(app)
+    if build.pinned is None and under_gunicorn():
+        log.warning(_NOT_OURS)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
     app.config[EARLY_HEADERS] = settings.server.early_headers
     app.register_blueprint(blueprint(router))
@@ -59,6 +83,8 @@ def create_app(router: Router | None = None) -> Flask:
             metrics=lambda: (build.pinned or settings).server.metrics,
         )
     )
+    index = Api("index", router, plain_error)
+    app.register_blueprint(endpoints("infermux_index", index, [("GET", "/", _index)]))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
     if shell is not None:
@@ -93,13 +119,43 @@ def _http_error(error: HTTPException) -> Response:
         location = {"Location": getattr(error, "new_url", "/")}
         return with_request_id(Response(status=status, headers=location))
     if status == 404:
-        answer = errors.NotFound("not found")
+        answer = errors.NotFound(f"not found; {_instead()}")
     elif status == 405:
         answer = errors.MethodNotAllowed("method not allowed", allow=_allowed())
     elif status < 500:
         answer = errors.RequestError(error.name.lower())
     answer.status = status
     return error_response(answer, plain_error)
+
+
+def _index(_: Api) -> Response:
+    """Name the endpoints, by the API to which they belong."""
+    found: dict[str, list[str]] = {}
+    for rule in current_app.url_map.iter_rules():
+        blueprint = rule.endpoint.partition(".")[0]
+        if not rule.endpoint.endswith(REFUSES) and blueprint in _APIS:
+            found.setdefault(_APIS[blueprint], []).append(_named(rule))
+    return json_response({"service": "infermux", "base_url": _BASE_URLS, "endpoints": found})
+
+
+def _named(rule: Rule) -> str:
+    method = "GET " if "GET" in (rule.methods or ()) else "POST "
+    place = re.sub("<.*?>", "ID", rule.rule)
+    return place if rule.endpoint.endswith(REFUSES) else method + place
+
+
+def _instead() -> str:
+    """Return where to look instead: a client's base URL may lack its /v1, or have one too many."""
+    match = current_app.url_map.bind_to_environ(request).match
+    for path in (f"/v1{request.path}", request.path.removeprefix("/v1")):
+        with contextlib.suppress(HTTPException):
+            if path not in (request.path, "/"):
+                rule, _ = match(path, return_rule=True)
+                return (
+                    f"the endpoint is {_named(rule)}: the base URL of an OpenAI client ends "
+                    "in /v1, that of an Anthropic one does not"
+                )
+    return "GET / names the endpoints"
 
 
 def _allowed() -> str:

@@ -104,6 +104,22 @@ class NativeError(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()  # its rate limits
 
 
+class FailedAttempt(NamedTuple):
+    """One request to a vendor, as the error of its call tells it; its text has no vendor's word."""
+
+    provider: str
+    model: str
+    upstream_status: int | None = None  # of the vendor's answer; None: there was none
+    code: str = ""
+    why: str = ""  # in words, where there was no answer
+    hint: str = ""  # what the operator can do
+
+    def __str__(self) -> str:
+        said = str(self.upstream_status or self.why or self.code)
+        hint = f", {self.hint}" if self.hint else ""
+        return printable(f"{self.provider}/{self.model[:SHOWN]}: {said}{hint}")
+
+
 class Failure(NamedTuple):
     """What a record keeps of an error. The exception itself holds frames, and they the request."""
 
@@ -115,6 +131,7 @@ class Failure(NamedTuple):
     summary: str
     retry_after: float | None = None
     param: str | None = None
+    upstream_status: int | None = None
     hint: str = ""
 
 
@@ -127,7 +144,10 @@ def forget(error: BaseException | None) -> None:
 
 
 class InferMuxError(Exception):
-    """Any error that InferMux raises on purpose; its message may be shown to a caller."""
+    """Any error that InferMux raises on purpose; its `message` may be shown to a caller.
+
+    Its text, `str(error)`, is for the operator: it tells each attempt of the call besides.
+    """
 
     status = 500
     code = "internal_error"
@@ -135,6 +155,10 @@ class InferMuxError(Exception):
     retry_after: float | None = None  # seconds
     param: str | None = None  # which part of the request is at fault
     native: NativeError | None = None
+    provider = ""  # that failed last, or was asked for
+    model = ""
+    attempts: tuple[FailedAttempt, ...] = ()
+    upstream_status: int | None = None  # of the vendor's last answer
     hint = ""  # what the operator can do about it; never for an anonymous client
 
     def __init__(
@@ -148,7 +172,14 @@ class InferMuxError(Exception):
             self.retry_after = retry_after
 
     def __str__(self) -> str:
+        if self.attempts:
+            return f"{self.message} ({self.tried})"
         return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    @property
+    def tried(self) -> str:
+        """The attempts as text: "openai/gpt-6-luna: 401, … then anthropic/claude-…: 529"."""
+        return " then ".join(map(str, self.attempts))
 
     def native_in(self, dialect: str) -> NativeError | None:
         """Return the vendor's own error if it is in *dialect*."""
@@ -164,7 +195,8 @@ class InferMuxError(Exception):
     def failure(self) -> Failure:
         """What a record keeps of the error."""
         told = self.status, self.code, self.type, self.message, self.summary
-        return Failure(type(self), *told, self.retry_after, self.param, self.hint)
+        more = self.retry_after, self.param, self.upstream_status, self.hint
+        return Failure(type(self), *told, *more)
 
 
 class ConfigError(InferMuxError):

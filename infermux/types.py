@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +13,32 @@ from typing import Any, NamedTuple, Self
 
 JSON = dict[str, Any]
 Clock = Callable[[], float]
+
+
+class _NoLocks:
+    """What a system without fcntl gets, where a service does not run: there is one process."""
+
+    LOCK_EX = LOCK_NB = LOCK_UN = 0
+
+    @staticmethod
+    def flock(*_: object) -> None:
+        """Lock nothing."""
+
+    lockf = flock
+
+
+fcntl: Any = _NoLocks()
+with contextlib.suppress(ImportError):
+    fcntl = importlib.import_module("fcntl")
+POSIX = not isinstance(fcntl, _NoLocks)
+
+
+def after_fork(function: Callable[[], object]) -> None:
+    """Have *function* called in the child processes, where the system has such."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+
+
 OnWait = Callable[[], float]  # returns the seconds after which to call it again
 
 

@@ -146,6 +146,20 @@ class Terminal:
         return code
 
 
+def files() -> list[str]:
+    """Return what a clone holds, and what is new in it; or what a source distribution holds."""
+    if not (ROOT / ".git").exists():
+        ignored = {"__pycache__", "build", "dist", ".venv", ".pytest_cache"}
+        found = [each.relative_to(ROOT) for each in ROOT.rglob("*") if each.is_file()]
+        own = [each for each in found if not ignored.intersection(each.parts)]
+        return [str(each) for each in own if ".egg-info" not in str(each)]
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
+    return [name for name in listed if (ROOT / name).is_file()]
+
+
 # -- a client --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from support import files
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,17 +69,9 @@ def wait_for(port: int) -> None:
 def clone(tmp_path_factory) -> Path:
     """A copy of what a clone holds, set up by the README's first block."""
     target = tmp_path_factory.mktemp("readme") / "infermux"
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in names.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
+    for name in files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)
     return target
 
 

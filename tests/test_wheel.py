@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from support import ROOT, run
+from support import ROOT, files, run
 
 setuptools = pytest.importorskip(
     "setuptools", minversion="70.1", reason="building a wheel offline takes setuptools 70.1"
@@ -21,24 +21,18 @@ DATA |= {"infermux/config/template.toml"}
 ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
 
-def files() -> list[str]:
-    """What a clone holds, and what is new in it."""
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    found = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
-    ).stdout.splitlines()
-    return [name for name in found if (ROOT / name).is_file()]
-
-
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of a copy: a build leaves folders behind, and takes in what an earlier one has
-    left.
-    """
+def clone(tmp_path_factory):
+    """A copy: a build leaves folders behind, and takes in what an earlier one has left."""
     clone = tmp_path_factory.mktemp("clone")
     for name in files():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def wheel(clone):
     done = run(
         [
             sys.executable,
@@ -95,3 +89,38 @@ def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
         "=",
         "infermux.cli.main:main",
     ]
+
+
+def test_a_wheel_says_whose_it_is_and_where_it_runs(wheel):
+    folder = next(
+        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
+    )
+    told = message_from_bytes(wheel.read(f"{folder}/METADATA"))
+    assert told["Author"] and told["Keywords"] and told.get_all("Project-URL")
+    assert {"gateway", "proxy", "failover"} <= {*told["Keywords"].split(", ")} | {
+        *told["Keywords"].split(",")
+    }
+    assert "Operating System :: POSIX" in told.get_all("Classifier")
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_all_that_its_tests_need(clone, tmp_path):
+    """It is the clone, and its tests run where it was unpacked, without git."""
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    done = run([sys.executable, "-c", code], cwd=clone)
+    assert done.returncode == 0, done.stderr
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "new", filter="data")
+    [place] = (tmp_path / "new").iterdir()
+    assert [name for name in files() if not (place / name).is_file()] == []
+    env = {"PYTHONPATH": str(place), "PATH": str(tmp_path)}  # no git there
+    everything = [sys.executable, "-m", "pytest", "-q", "--collect-only"]
+    assert run(everything, cwd=place, env=env).returncode == 0
+    some = [
+        "tests/test_ci.py",
+        "tests/test_layers.py",
+        "tests/test_wheel.py",
+    ]
+    answer = run([sys.executable, "-m", "pytest", "-q", *some], cwd=place, env=env)
+    assert answer.returncode == 0, answer.stdout

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import math
 import mmap
@@ -20,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..types import Clock, LogThrottle
+from ..types import POSIX, Clock, LogThrottle, fcntl
 
 RECORDS = 4096  # the most callers in the file
 
@@ -37,7 +36,7 @@ _PROBES = 64  # records where that of a caller may be
 _POLL_SECONDS = 2e-5  # between two tries for the lock, which another process holds for 5 µs
 _MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
 log = logging.getLogger("infermux")
-_libc = ctypes.PyDLL(None, use_errno=True)
+_libc = ctypes.PyDLL(None, use_errno=True) if POSIX else None
 
 
 class RateLimiter:
@@ -156,8 +155,10 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self._known: dict[str, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
+        if not POSIX:
+            raise ConfigError("the rates of [keys] need a POSIX system")
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 _flock(self._fd, fcntl.LOCK_EX)
                 _prepare(self._fd, path)
@@ -282,7 +283,7 @@ def _stamp() -> bytes:
 
 
 def _flock(fd: int, operation: int) -> None:
-    while _libc.flock(fd, operation | fcntl.LOCK_NB):
+    while _libc is not None and _libc.flock(fd, operation | fcntl.LOCK_NB):
         if ctypes.get_errno() not in (errno.EWOULDBLOCK, errno.EINTR):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         time.sleep(_POLL_SECONDS)

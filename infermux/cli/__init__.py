@@ -5,10 +5,13 @@ Each module holds a few commands; `main` loads it when one of them is called.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,6 +27,7 @@ from ..ledger import LedgerUnavailable
 from ..planning.registry import Registry
 from ..routing.router import Router
 
+_UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _BAR = 24  # characters of the longest bar
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes text that begins so for a formula
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -50,11 +54,20 @@ class OneLine(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose InferMux errors are one line."""
+    """A command whose InferMux errors are one line; its long options may have a single dash."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = self.get_params(ctx)
+        known = {name for each in options for name in (*each.opts, *each.secondary_opts)}
+        end = args.index("--") if "--" in args else len(args)
+        doubled = [f"-{arg}" if f"-{arg.partition('=')[0]}" in known else arg for arg in args[:end]]
+        with written():
+            return super().parse_args(ctx, doubled + args[end:])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with written():
+                return super().invoke(ctx)
         except LedgerUnavailable as error:
             raise OneLine(error.reason) from None  # who runs commands is an operator
         except InferMuxError as error:
@@ -63,9 +76,33 @@ class Command(click.Command):
             raise OneLine("the input is not UTF-8 text") from None
 
 
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with written():
+            return super().parse_args(ctx, args)
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Make one line of an output that cannot be written: a full device, a reader that is gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            raise
+        with contextlib.suppress(OSError):  # what is buffered would fail again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OneLine(f"the output cannot be written: {os.strerror(error.errno or 0)}") from None
+
+
 def warn(text: str) -> None:
     """Print a line on standard error."""
-    click.echo(f"infermux: {text}", err=True)
+    with contextlib.suppress(OSError):  # it may be on the same full device
+        click.echo(f"infermux: {text}", err=True)
 
 
 def contents(path: str, what: str) -> bytes:
@@ -83,7 +120,9 @@ def open_router(config: str | None = None) -> Iterator[Router]:
     if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
         yield flask.current_app.extensions["infermux"]
     else:
-        with closing(build.router(build.settings(path=config))) as router:
+        settings = build.settings(path=config)
+        build.announce(settings)
+        with closing(build.router(settings)) as router:
             yield router
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
+from ..types import fcntl
 from . import Command, OneLine, complete_models, config_option, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes

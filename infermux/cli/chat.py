@@ -276,7 +276,9 @@ def _outcome(attempt: Attempt) -> str:
     text = f"{attempt.target}: {waited}"
     if (error := attempt.error) is not None:
         told = error.message[:_MAX_TOLD] + (f"; {error.hint}" if error.hint else "")
-        return f"{text}{error.status} {error.code} after {attempt.latency_ms} ms: {told}"
+        upstream = f"upstream {error.upstream_status}, " if error.upstream_status else ""
+        took = f"after {attempt.latency_ms} ms"
+        return f"{text}{error.status} {error.code} {took}: {upstream}{told}"
     cost = "" if attempt.cost is None else f", {usd(attempt.cost)} USD"
     dropped = f", without {', '.join(attempt.dropped)}" if attempt.dropped else ""
     return f"{text}ok after {attempt.latency_ms} ms{cost}{dropped}"

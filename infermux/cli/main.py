@@ -10,10 +10,12 @@ from typing import Any, cast
 import click
 from click.shell_completion import get_completion_class
 
+from .. import __version__
+from ..config import override
 from ..dialects import parameters
 from ..errors import close_to
 from ..protocol import strict_json
-from . import Command, config_option, json_option, open_router, table, the_prompt
+from . import Group, config_option, json_option, open_router, table, the_prompt
 from .chat import ask, asking, attachment, said, the_request
 
 _MODULES = {  # where in infermux.cli a command is defined
@@ -36,10 +38,8 @@ _HELP = resources.files("infermux") / "help"
 _GENERATED = ("parameters", "Which parameters a target may go without")  # the topic without a file
 
 
-class Group(click.Group):
+class Commands(Group):
     """A group that imports the module of a command when it is called."""
-
-    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_MODULES})
@@ -51,7 +51,7 @@ class Group(click.Group):
         return cast(click.Command, getattr(module, cmd_name))
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="infermux")
 def main() -> None:
     """Route LLM calls over several vendors: failover, cost and traces in one place.
@@ -87,6 +87,7 @@ def main() -> None:
     default=None,
     help="Print the answer as it arrives.  [default: to a terminal]",
 )
+@click.option("--tokentrace", metavar="URL", help="Send a span to this TokenTrace.")
 def infer(
     text: str | None,
     prompt: str | None,
@@ -94,6 +95,7 @@ def infer(
     as_json: bool,
     stream: bool | None,
     config: str | None,
+    tokentrace: str | None,
     usage: bool,
     verbose: bool,
     **asked: Any,
@@ -104,6 +106,8 @@ def infer(
 
     Example: infermux infer "Say hello" -m echo-v1 -o temperature 0.2
     """
+    if tokentrace:
+        override("TRACE__TOKENTRACE", tokentrace)
     if "-" in attached and (text or prompt or "-") == "-":
         raise click.UsageError("standard input is attached: give the prompt as the argument")
     content: object = the_prompt(text, prompt)
@@ -134,6 +138,15 @@ def providers(config: str | None, as_json: bool) -> None:
     else:
         rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
         click.echo(table(("PROVIDER", "MODELS"), rows))
+
+
+@main.command()
+def version() -> None:
+    """Print the version.
+
+    Example: infermux version
+    """
+    click.echo(f"infermux {__version__}")
 
 
 # -- help and completion --

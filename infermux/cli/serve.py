@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -12,7 +13,8 @@ import click
 
 from .. import build
 from ..errors import InferMuxError, counted, listed
-from . import Command, OneLine, config_option, table, warn
+from ..types import POSIX
+from . import Command, Group, OneLine, config_option, table, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     help="Address to listen on, HOST:PORT; :PORT listens on every address of the host.  "
     "[default: :8600 with [keys], else 127.0.0.1:8600]",
 )
+@click.option("--host", help="The host of --addr; empty: every address.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port of --addr.")
+@click.option("--certfile", type=click.Path(), help="Serve HTTPS with this certificate (PEM).")
+@click.option("--keyfile", type=click.Path(), help="The certificate's key, if it is apart.")
 @click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
 @click.option(
     "--config",
@@ -45,23 +51,40 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "json"]),
     help="The format of log lines.  [default: text]",
 )
-def serve(addr: str | None, config: str | None, **given: str | int | None) -> None:
+def serve(
+    addr: str | None,
+    host: str | None,
+    port: int | None,
+    certfile: str | None,
+    keyfile: str | None,
+    config: str | None,
+    **given: str | int | None,
+) -> None:
     """Run the service: gunicorn with InferMux's settings.
 
     Example: infermux serve --addr :8600 --tokentrace http://localhost:8700
     """
     from ..config import override  # for every process of the service
 
+    if os.name != "posix" or not POSIX:
+        raise OneLine(
+            "infermux serve is POSIX only (Linux, macOS, WSL): gunicorn, which it runs, needs it; "
+            "the library and the other commands work here"
+        )
+    if addr and (host is not None or port is not None):
+        raise click.UsageError("give the address with --addr or with --host and --port, not both")
     for name, value in given.items():
         if value is not None:
             override(f"{'TRACE' if name == 'tokentrace' else 'SERVER'}__{name.upper()}", str(value))
     if config:
         override("CONFIG", config)
+    if keyfile and not certfile:
+        raise click.UsageError("--keyfile needs --certfile")
     settings = build.settings()
     build.router(settings)  # an error here is one line, before gunicorn starts
     from .. import server  # loads requests
 
-    server.run(addr or server.default_address(settings))
+    server.run(addr or server.address_of(settings, host, port), certfile, keyfile)
 
 
 @click.command(cls=Command)
@@ -146,7 +169,7 @@ def init(config: str | None, user: bool, force: bool) -> None:
 # -- keys --
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Create API keys.
 
@@ -159,19 +182,17 @@ def keys() -> None:
 def new_key(name: str) -> None:
     """Create an API key for NAME, and the lines for infermux.toml.
 
-    The key is printed once: the configuration holds only the hash of the key.
+    The key is shown once, on standard error; the lines, with its hash, go to standard output.
 
-    Example: infermux keys new web
+    Example: infermux keys new web >> infermux.toml
     """
     from ..admission.keys import hashed, new_key
 
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
     key = new_key()
-    click.echo("The key; it is not shown again, so give it to the caller now:", err=True)
-    click.echo(key)
-    click.echo("\nFor infermux.toml:\n", err=True)
-    click.echo(f'[keys.{name}]\nhash = "{hashed(key)}"')
+    click.echo(f'\n[keys.{name}]\nhash = "{hashed(key)}"')  # a file may lack its last newline
+    click.echo(f"\nThe key, which is not shown again; give it to the caller now:\n{key}", err=True)
 
 
 # -- chaos --

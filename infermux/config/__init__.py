@@ -99,7 +99,7 @@ class _Environment(NamedTuple):
                 if variable.endswith(_ADDRESSES):
                     address = _local(variable, value)
                     return ProviderConfig(preset, preset, address, source=variable)
-                key, address = secret(variable, value), self.base_url(preset)
+                key, address = secret(variable, value, variable), self.base_url(preset)
                 return ProviderConfig(preset, preset, address, key, source=variable)
         return None
 
@@ -329,10 +329,10 @@ def _resolved(value: str, place: str, environment: _Environment) -> Any:
     if kind == "env" and name:
         if not environment.get(name):
             raise ConfigError(f"{place}: the variable {name} is not set")
-        return secret(place, environment.get(name))
+        return secret(place, environment.get(name), name)
     if kind == "file" and name:
         try:
-            return secret(place, Path(name).read_text(encoding="utf-8"))
+            return secret(place, Path(name).read_text(encoding="utf-8"), f"the file {name}")
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"{place}: the file {name} cannot be read") from None
     return value

@@ -35,14 +35,14 @@ _TYPES = {
 
 
 class Secret:
-    """A value that stays hidden in reprs, logs and tracebacks."""
+    """A value that stays hidden in reprs, logs and tracebacks; *source* is where it is from."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "source")
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: str, source: str = "") -> None:
         if not value.strip() or not value.isascii() or not value.isprintable():
             raise ConfigError("a secret must be printable ASCII on one line, and not empty")
-        self._value = value
+        self._value, self.source = value, source
 
     def reveal(self) -> str:
         """Return the value itself."""
@@ -74,10 +74,10 @@ class Problems:
             raise ConfigError(*self.errors)
 
 
-def secret(place: str, value: str) -> Secret:
+def secret(place: str, value: str, source: str = "") -> Secret:
     """Return *value* as a secret; raise ConfigError naming its place."""
     try:
-        return Secret(value.strip())
+        return Secret(value.strip(), source)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error.message}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,3 +246,13 @@ class Config:
     errors: tuple[str, ...] = ()  # what could not be read
     unread: tuple[tuple[str, Any], ...] = ()  # the providers and models with errors, as written
     notices: tuple[str, ...] = ()  # for the log: old names, files that are not read
+
+
+def under_gunicorn() -> bool:
+    """Whether this process is one of gunicorn's."""
+    return os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
+
+
+def inherits_sockets() -> bool:
+    """Whether systemd or another gunicorn has given this process the sockets to listen at."""
+    return not os.environ.keys().isdisjoint(("LISTEN_FDS", "GUNICORN_FD"))

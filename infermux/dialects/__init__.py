@@ -341,6 +341,8 @@ def provider_error(
         error = kind(message[:2000] or "the provider rejected the request", param=param)
     else:
         error = kind(_MESSAGES[kind].format(status=status), retry_after=retry_after)
+    # 502 also stands for an error that names no status, inside a 200
+    error.upstream_status = None if status == 502 else status
     if status == 413:
         error.status = 413
     if status in (501, 505) or status < 500:  # a wrong address: a retry cannot help

@@ -137,6 +137,7 @@ class AttemptRow(NamedTuple):
     unpriced: int  # 1: billed without a known price
     error_code: str
     final: int  # 1 for the last attempt of its call
+    upstream_status: int | None = None  # of the vendor's answer to it
 
 
 class CallRow(NamedTuple):

@@ -6,7 +6,6 @@ Opening the file creates or migrates it, and replaces a damaged one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sqlite3
 import threading
@@ -18,7 +17,7 @@ from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..types import Clock
+from ..types import Clock, fcntl
 from . import LedgerUnavailable, schema
 
 POLL_SECONDS = 0.01  # SQLite's own, longer waits would let other processes starve this one
@@ -280,7 +279,7 @@ def _create(path: str) -> None:
     An existing file is not opened, as closing it would drop SQLite's locks.
     """
     if not os.path.exists(path):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def identity(file: str | int) -> tuple[int, int] | None:
@@ -304,7 +303,8 @@ def lock(file: int, seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             if time.monotonic() >= end:
                 raise TimeoutError(errno.ETIMEDOUT, "another process has the file locked") from None
@@ -321,7 +321,7 @@ def unlock(file: int) -> None:
 @contextmanager
 def _locked(path: str, seconds: float) -> Iterator[None]:
     """Hold the lock file at *path*; wait for it at most *seconds*."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         lock(file, seconds)
         yield

@@ -35,7 +35,8 @@ _CALL = (
     f"{_USED} cost_source estimated unpriced latency_ms first_token_ms"
 ).split()
 _ATTEMPT = (
-    f"provider model served error_code {_USED} unpriced started_ms first_ms ended_ms"
+    "provider model served error_code upstream_status "
+    f"{_USED} unpriced started_ms first_ms ended_ms"
 ).split()
 
 

@@ -72,7 +72,9 @@ _HOLDS = (
     "DROP TABLE holds",
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API)  # item n migrates version n to n + 1
+_STATUS = ("ALTER TABLE attempts ADD COLUMN upstream_status INTEGER",)
+# item n migrates version n to n + 1
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS)
 
 RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)

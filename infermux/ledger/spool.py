@@ -178,7 +178,7 @@ class Spool:
                 with _current(self.path, os.O_RDWR):  # no line is being appended
                     if not os.path.exists(taken):
                         os.rename(self.path, taken)
-            file = os.open(taken, os.O_RDWR | os.O_CLOEXEC)
+            file = os.open(taken, os.O_RDWR)
         except FileNotFoundError:
             return None
         try:
@@ -279,7 +279,7 @@ def _last_lines(file: int, size: int) -> tuple[int, list[bytes]]:
 def _current(path: str, flags: int) -> Iterator[int]:
     """Open and lock the file at *path*; if it was renamed before the lock, try again."""
     while True:
-        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        file = os.open(path, flags, 0o600)
         try:
             lock(file, LOCK_SECONDS)
             if identity(path) == identity(file):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import Failure
+from ..errors import FailedAttempt, Failure, InferMuxError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
@@ -29,6 +29,15 @@ class Attempt:
     waited: float = 0.0  # seconds of backoff before the attempt
     served: str = ""  # the model that the vendor says it used
     dropped: list[str] = field(default_factory=list)  # names of params that were left out
+
+    @property
+    def failed(self) -> FailedAttempt:
+        """The attempt as an error tells it; its failure is known."""
+        target, error = self.target, self.error
+        if error is None:
+            return FailedAttempt(*target, why="interrupted")
+        why = error.summary.partition(": ")[2]
+        return FailedAttempt(*target, error.upstream_status, error.code, why, error.hint)
 
     @property
     def seconds(self) -> float:
@@ -64,6 +73,7 @@ class Call:
     lenient: bool = False  # whether preferences may be left out even for a single target
     on_wait: OnWait | None = None  # called while the call waits for a provider
     ended: float | None = None
+    stated_ms: int | None = None  # what the provider that answered says it took
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)
     usage: Usage | None = None
@@ -128,8 +138,18 @@ class Call:
 
     @property
     def latency_ms(self) -> int:
-        """`seconds` in whole milliseconds."""
-        return round(self.seconds * 1000)
+        """The same in whole milliseconds; of the last attempt, what its provider says."""
+        if self.stated_ms is None:
+            return round(self.seconds * 1000)
+        before = self.attempts[-1].started - self.started if len(self.attempts) > 1 else 0.0
+        return self.stated_ms + round(before * 1000)
+
+    def tell(self, error: InferMuxError) -> None:
+        """Tell *error*, with which the call has failed, its provider, model and attempts."""
+        error.provider, error.model = self.provider, self.model
+        error.attempts = tuple([attempt.failed for attempt in self.attempts])
+        if self.attempts:
+            error.upstream_status = error.attempts[-1].upstream_status
 
     @property
     def provider(self) -> str:

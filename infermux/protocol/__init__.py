@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Self
 
 from ..errors import ProtocolError, RequestError, close_to, shown
-from ..types import JSON, Usage
+from ..types import JSON, Usage, after_fork
 from . import strict_json
 from .strict_json import Document
 
@@ -96,7 +96,7 @@ def new_id() -> str:
 
 
 _ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)  # or two processes would share ids
+after_fork(_ids.clear)  # or two processes would share ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +205,8 @@ class InferRequest:
         for name, kind in (("messages", list), ("params", dict), ("meta", dict)):
             if data.get(name) is not None and not isinstance(data[name], kind):
                 raise must_be(name, "a list" if kind is list else "an object")
+        if not isinstance(data.get("stream"), bool | None):
+            raise must_be("stream", "true or false")
         for name in request.params:
             if name in _FIELDS:
                 raise RequestError(

@@ -28,6 +28,7 @@ from ..errors import (
     InferMuxError,
     NativeError,
     Overloaded,
+    ProviderAuthError,
     ProviderError,
     ProviderModelNotFound,
     ProviderRejected,
@@ -197,7 +198,9 @@ class HTTPProvider(Provider):
                 with contextlib.suppress(ProviderUnavailable):  # too long: the status is enough
                     data = self._read(answer, exchange, MAX_ERROR_BODY)
             answer.raw.close()
-            raise self.dialect.decode_error(answer.status_code, answer.headers, data)
+            failed = self.dialect.decode_error(answer.status_code, answer.headers, data)
+            failed.upstream_status = answer.status_code
+            raise failed
         return answer
 
     def _read(self, answer: Answer, exchange: Exchange, limit: int | None = None) -> bytes:
@@ -284,6 +287,10 @@ class HTTPProvider(Provider):
             error.param = self._redacted(error.param)[:100] if error.param else None
         if error.native is not None:
             error.native = self._redacted_native(error.native)
+        if isinstance(error, ProviderAuthError):
+            error.hint = "no api_key is configured"
+            if self._key is not None:
+                error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
 
     def _redacted_native(self, native: NativeError) -> NativeError | None:
         members = native.members

@@ -14,7 +14,7 @@ import http.client
 import io
 import math
 import os
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -32,8 +32,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, is_own_want
-from ..types import Deadline
+from ..types import POSIX, Deadline
 
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
 MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads
 READ_SIZE = 65536  # bytes of one read of a socket, at most
 MIN_WAIT = 0.001  # seconds: 0 would mean for ever, or not at all
@@ -89,7 +90,7 @@ class DeadlineReader(io.RawIOBase):
         self._silence = 0.0
         # With Python's timeout each read is two system calls, with the GIL free in between: that
         # delays events if there are 1,000 threads, so the kernel's timeout is used.
-        self._by_kernel = type(sock) is socket.socket and sock.gettimeout() is None
+        self._by_kernel = type(sock) is socket.socket and sock.gettimeout() is None and POSIX
         self._bound = 0.0  # the kernel's timeout, seconds
         self.buffered = io.BufferedReader(self, READ_SIZE)
 
@@ -247,35 +248,35 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
     waiting = deque(_alternating(addresses)[:MAX_ADDRESSES])
     delay = max(MIN_ATTEMPT_DELAY, min(ATTEMPT_DELAY, seconds / (len(waiting) + 1)))
     end = next_at = time.monotonic() + seconds
-    tried: dict[int, socket.socket] = {}
-    poll, last = select.poll(), OSError("a name without addresses")
+    tried: set[Any] = set()
+    poll, last = _Selector(), OSError("a name without addresses")
     try:
         while waiting or tried:
             if (now := time.monotonic()) >= end:
                 raise TimeoutError("no address answered in time")
             if waiting and (now >= next_at or not tried):
                 try:
-                    sock = _connecting(waiting.popleft(), options)
+                    sock: Any = _connecting(waiting.popleft(), options)
                 except OSError as error:
                     last = error
                     if is_own_want(error):  # attempts under way may still succeed
                         waiting.clear()
                     continue
-                tried[sock.fileno()] = sock
-                poll.register(sock, select.POLLOUT)
+                tried.add(sock)
+                poll.register(sock, selectors.EVENT_WRITE)
                 next_at = now + delay
             until = min(end, next_at) if waiting else end
-            for number, _ in poll.poll(math.ceil((until - now) * 1000)):
-                sock = tried.pop(number)
+            for (sock, *_), _ in poll.select(until - now):
+                tried.remove(sock)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
-                    return sock
+                    return cast(socket.socket, sock)
                 poll.unregister(sock)
                 sock.close()
                 last, next_at = OSError(code, os.strerror(code)), now
         raise last
     finally:
-        for sock in tried.values():
+        for sock in tried:
             sock.close()
 
 
@@ -290,7 +291,7 @@ def _connecting(address: Address, options: Iterable[Any]) -> socket.socket:
         code = sock.connect_ex(place)
         if code == errno.EADDRNOTAVAIL and family == socket.AF_INET:
             code = errno.ENOBUFS  # no local port is free
-        if code not in (0, errno.EINPROGRESS):
+        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
             raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()

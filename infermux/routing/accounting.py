@@ -300,6 +300,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         int(cost is None and attempt.usage is not None),
         "" if attempt.error is None else attempt.error.code,
         int(n == len(call.attempts) - 1),
+        None if attempt.error is None else attempt.error.upstream_status,
     )
 
 

@@ -194,14 +194,13 @@ class Router:
         """Return the answer to a call that has begun; raise InferMuxError."""
         try:
             response = self._run(call, self._send, streamed=False)
+            call.stated_ms = response.latency_ms or None
         except BaseException as error:
             self.finish(call, error)
             raise
         self.finish(call, None)
         return response.known(
-            response.provider or call.provider,
-            usd_float(call.cost),
-            response.latency_ms or call.attempts[-1].latency_ms,
+            response.provider or call.provider, usd_float(call.cost), call.latency_ms
         )
 
     def open(self, call: Call) -> Stream:
@@ -433,6 +432,7 @@ class Router:
             if not isinstance(error, InferMuxError):
                 error = InferMuxError("the call was interrupted")
             call.error = error.failure
+            call.tell(error)
         self.admission.release(call)
         self.accounting.settle(call)
         for observer in self.observers:

@@ -12,18 +12,20 @@ import gc
 import importlib
 import logging
 import os
-import resource
 import signal
+import socket
+import ssl
 import sys
 import time
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import EARLY_HEADERS, Config, Server
-from ..errors import ConfigError, listed
+from ..config.settings import EARLY_HEADERS, Config, Server, inherits_sockets
+from ..errors import ConfigError, listed, printable, shown
 from ..pricing.compare import stale
 from ..routing import stream
 from ..telemetry import call_log, shared_memory
@@ -113,7 +115,8 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say in a line where anyone may call."""
+    """Print where the service listens, and say in a line where anyone may call."""
+    _say_where(server)
     public = [place for bind in server.cfg.bind if (place := _public(bind))]
     if public and build.settings().keys is None:
         server.log.warning(
@@ -121,6 +124,17 @@ def when_ready(server: Any) -> None:
             "unless an application of yours asks for a login",
             listed(public),
         )
+
+
+def _say_where(server: Any) -> None:
+    scheme = "https" if server.cfg.is_ssl else "http"
+    places = [listener.sock.getsockname() for listener in server.LISTENERS]
+    for place in places or server.cfg.bind:
+        where = place
+        if isinstance(place, tuple):
+            where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}"
+        with contextlib.suppress(OSError):  # nobody may read it
+            os.write(1, f"infermux listening on {where}\n".encode())
 
 
 def _public(bind: str) -> str:
@@ -132,12 +146,68 @@ def _public(bind: str) -> str:
     with contextlib.suppress(ValueError):  # a name
         if ip_address(host.partition("%")[0]).is_loopback:
             return ""
-    return "" if host == "localhost" else f"{host}:{parts.port if parts.port is not None else 8000}"
+    port = parts.port if parts.port is not None else 8000
+    return "" if host == "localhost" else f"{_bracketed(host)}:{port}"
 
 
-def default_address(config: Config) -> str:
-    """Return where `infermux serve` listens: without keys, only this host can reach it."""
-    return f":{PORT}" if config.keys is not None else f"127.0.0.1:{PORT}"
+def address_of(config: Config, host: str | None = None, port: int | None = None) -> str:
+    """Return where `infermux serve` listens; without keys, by default only this host reaches it."""
+    if host is None:
+        host = "127.0.0.1" if config.keys is None else ""
+    return f"{_bracketed(host)}:{PORT if port is None else port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and "[" not in host else host
+
+
+def usable(addr: str) -> str:
+    """Return gunicorn's form of an address; raise ConfigError unless one can listen there now.
+
+    Without a host that is every address of this one, of IPv6 too where the system has it.
+    """
+    if addr.startswith(("unix:", "fd://")):
+        path = Path(addr.removeprefix("unix:").removeprefix("//"))
+        free = path.is_socket() or not path.exists()
+        if addr[0] == "u" and not (free and os.access(path.parent, os.W_OK)):
+            raise ConfigError(f"cannot listen at {shown(addr)}: no socket can be made there")
+        return addr
+    host, colon, number = addr.removeprefix("tcp://").rpartition(":")
+    port = int(number) if number.isascii() and number.isdigit() and len(number) < 6 else -1
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not 0 <= port < 65536 or (name == host and ":" in host):
+        raise ConfigError(
+            f"--addr must be HOST:PORT or :PORT, such as 127.0.0.1:{PORT}, not {shown(addr)}"
+        )
+    if inherits_sockets():  # from systemd, or from the master that this one replaces
+        return addr
+    if not name:
+        with contextlib.suppress(OSError):
+            _try_listening("::", port)
+            return f"[::]:{port}"
+    try:
+        _try_listening(name or "0.0.0.0", port)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "there is no such host"
+        raise ConfigError(f"cannot listen at {printable(addr)[:100]}: {why}") from None
+    return f"{_bracketed(name) or '0.0.0.0'}:{port}"
+
+
+def _try_listening(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        if host == "::" and probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            raise OSError
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _check_certificate(certfile: str, keyfile: str | None) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: "")
+    except OSError as error:
+        why = printable(error.strerror or "it is not PEM, or the key is another's")
+        raise ConfigError(f"--certfile and --keyfile cannot be used: {why}") from None
 
 
 def on_reload(server: Any) -> None:
@@ -160,6 +230,8 @@ def _renew(config: Config) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Prepare a worker's process for many threads."""
+    import resource  # POSIX only, as gunicorn
+
     sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
@@ -214,13 +286,16 @@ def worker_exit(server: Any, worker: Any) -> None:
     atexit.unregister(flush_all)  # once is enough
 
 
-def run(bind: str) -> None:
-    """Run the service at *bind* until it is stopped, as `gunicorn wsgi:app` would."""
+def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> None:
+    """Run the service at *addr* until it is stopped, as `gunicorn wsgi:app` would."""
+    if certfile is not None:
+        _check_certificate(certfile, keyfile)
+    own = {"bind": usable(addr), "certfile": certfile, "keyfile": keyfile}
     from gunicorn.app.base import BaseApplication
 
     class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         def load_config(self) -> None:
-            for name, value in {**load(), "bind": bind}.items():
+            for name, value in {**load(), **own}.items():
                 self.cfg.set(name, value)
 
         def load(self) -> Any:

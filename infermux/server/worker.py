@@ -293,6 +293,8 @@ class Threads(ThreadPoolExecutor):
         self.submitted += 1
         if not conn.data_ready:  # it is new
             _bound(conn.sock)
+            if len(conn.client) == 4:  # of IPv6, perhaps an IPv4 client at the same socket
+                conn.client = (conn.client[0].removeprefix("::ffff:"), conn.client[1])
             if not self._has_tls:
                 conn.sock = Client(conn.sock, self._readers)
             conn.data_ready = not self._has_tls or is_readable(conn.sock, 0)

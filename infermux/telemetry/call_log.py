@@ -13,11 +13,12 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import printable
+from ..errors import Failure, printable
 from ..planning.call import Attempt, Call
 
 JSON_LINES = "json"
 MAX_TEXT = 200  # characters of a value: short lines are written atomically
+MAX_ERROR = 1500  # of an error, which tells each attempt
 _PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # needs no quotes
 _ours = logging.getLogger("infermux")
 _calls = logging.getLogger("infermux.calls")
@@ -57,7 +58,7 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
         "strategy": call.plan.strategy if call.plan else "",
         "status": call.error.status if call.error else 200,
         "code": call.error.code if call.error else None,
-        **({"hint": call.error.hint} if call.error and call.error.hint else {}),
+        "error": _told(call, call.error) if call.error else None,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost_usd": call.cost_usd,
@@ -70,6 +71,12 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
     return found | ({"tried": [_tried(attempt) for attempt in call.attempts]} if tried else {})
 
 
+def _told(call: Call, error: Failure) -> str:
+    """Return what went wrong at each attempt, in the words of the library's error."""
+    said = " then ".join(str(attempt.failed) for attempt in call.attempts)
+    return said or "; ".join(filter(None, (error.summary.partition(": ")[2], error.hint)))
+
+
 def _tried(attempt: Attempt) -> dict[str, Any]:
     return {
         "provider": attempt.target.provider,
@@ -77,6 +84,7 @@ def _tried(attempt: Attempt) -> dict[str, Any]:
         "latency_ms": attempt.latency_ms,
         "waited_ms": round(attempt.waited * 1000),
         "code": attempt.error.code if attempt.error else None,
+        "upstream_status": attempt.error.upstream_status if attempt.error else None,
     }
 
 
@@ -96,19 +104,22 @@ def readable(line: dict[str, Any]) -> str:
     """Return a line as time, level and name=value pairs, without empty values."""
     known = {name: value for name, value in line.items() if value is not None and value != ""}
     time, level = known.pop("time"), known.pop("level").upper()
-    return " ".join([time, level, *(f"{name}={_value(value)}" for name, value in known.items())])
+    return " ".join(
+        [time, level, *(f"{name}={_value(_shortened(each, name))}" for name, each in known.items())]
+    )
 
 
 def _value(value: Any) -> str:
-    plain = isinstance(value, str) and len(value) <= MAX_TEXT and _PLAIN.fullmatch(value)
-    return value if plain else encoded(value)
+    plain = isinstance(value, str) and _PLAIN.fullmatch(value)
+    return value if plain else _ENCODER.encode(value)
 
 
-def _shortened(value: Any) -> Any:
+def _shortened(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _shortened(item) for name, item in value.items()}
+        return {name: _shortened(item, name) for name, item in value.items()}
     if isinstance(value, str):
-        return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "…"
+        most = MAX_ERROR if name == "error" else MAX_TEXT
+        return value if len(value) <= most else value[:most] + "…"
     return [_shortened(item) for item in value] if isinstance(value, list) else value
 
 

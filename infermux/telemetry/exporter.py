@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from ..types import after_fork
 
 log = logging.getLogger("infermux")
 FLUSH_SECONDS = 3.0
@@ -152,4 +153,4 @@ def _after_fork() -> None:
 
 
 atexit.register(flush_all)
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)

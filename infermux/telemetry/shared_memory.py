@@ -8,7 +8,6 @@ counters. Readers add up all slots.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -21,6 +20,8 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from ..types import after_fork, fcntl
 
 log = logging.getLogger("infermux")
 SLOTS = 128  # workers at a time, including those that are ending after a HUP
@@ -268,4 +269,4 @@ def _after_fork() -> None:
         memory._reset()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)

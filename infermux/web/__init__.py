@@ -51,7 +51,7 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
     """Return a blueprint whose views are called with *api*; other methods get a JSON 405."""
     blueprint = EndpointBlueprint(name, __name__)
     for method, path, view in routes:
-        endpoint = re.sub(r"\W+", "_", path).strip("_")
+        endpoint = re.sub(r"\W+", "_", path).strip("_") or "index"
         allowed = ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
         refused = [other for other in METHODS if other not in allowed]
         for suffix, methods, answer in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -30,13 +31,20 @@ from ..pricing import usd
 from ..protocol import InferRequest, new_id, strict_json
 from ..routing.router import TAGS, Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller
+from ..types import JSON, NOTHING, Caller, LogThrottle
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
 CHUNK = 256 * 1024  # bytes of a body of unknown length that are read at a time
 BODY = "infermux.body"  # the key of a request's BodyRoom in its WSGI environ
 _CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
+_NO_THREADS = (
+    "this server answers one call at a time in each process (wsgi.multithread is false), and "
+    "gunicorn's default worker kills one that takes 30 seconds: give it threads, as in "
+    "`gunicorn --worker-class gthread --threads 100 --timeout 600 app:app`"
+)
+_told_of_threads = LogThrottle(seconds=math.inf)  # once per process
+log = logging.getLogger("infermux")
 
 T = TypeVar("T")
 View = Callable[..., Response]
@@ -193,6 +201,8 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)
+    if not header("wsgi.multithread", True) and _told_of_threads.due():
+        log.warning(_NO_THREADS)
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     environ[_CALL] = call
     return call

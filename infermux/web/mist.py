@@ -54,11 +54,13 @@ def mist(api: Api) -> Response:
 
 
 def infer(api: Api) -> Response:
-    """Answer a bare infer.request."""
+    """Answer a bare infer.request, streamed if it or its Accept header asks for that."""
     caller = admitted(api)
-    wanted = InferRequest.from_dict(json_body(strict_json.loads), parameters.kinds())
+    data = json_body(strict_json.loads)
+    wanted = InferRequest.from_dict(data, parameters.kinds())
     call = start_call(api, wanted, caller)
-    if "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
+    streamed = data.get("stream") is True
+    if streamed or "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
         return sse_response(api, call, Encoder)
     return call_response(call, encode(api.router.answer(call).to_dict()) + b"\n")
 

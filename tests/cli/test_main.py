@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from support import HELLO, ROOT, Scripted, Service, TokenTrace, Vendor, nobody, run, script
 
+import infermux
 from infermux.cli.main import main
 from infermux.dialects import parameters
 
@@ -234,6 +235,39 @@ def test_help_lists_its_topics_and_prints_the_table_of_parameters():
     assert odd.exit_code == 2 and "did you mean 'parameters'?" in odd.stderr
 
 
+GO = [  # as a user of the Go program writes it
+    ["-model", "echo-v1", "-prompt", "Hello"],
+    ["-model=echo-v1", "-prompt=Hello"],
+    ["-prompt", "Hello", "--model", "echo-v1"],
+    ["-prompt", "-", "-stream"],
+    ["Hello", "-system", "Be brief"],
+    ["-no-stream", "--", "Hello"],
+]
+
+
+@pytest.mark.parametrize("args", GO, ids=" ".join)
+def test_long_options_may_have_a_single_dash(args):
+    result = infer(*args, given="Hello")
+    assert (result.exit_code, result.stdout) == (0, "echo: Hello\n")
+
+
+def test_what_stands_behind_two_dashes_is_no_option():
+    assert infer("--", "-model").stdout == "echo: -model\n"
+    assert infer("-modell", "x", "Hello").exit_code == 2
+    assert infer("-mecho-v1", "Hello").stdout == "echo: Hello\n"
+
+
+def test_infer_sends_its_span_where_an_option_says(tokentrace):
+    answer = run([*script("infermux"), "infer", "Hello", "-tokentrace", tokentrace.url])
+    assert (answer.returncode, answer.stdout) == (0, "echo: Hello\n")
+    assert len(tokentrace.wait(1)) == 1
+
+
+def test_version_is_a_command_too():
+    result = CliRunner().invoke(main, ["version"])
+    assert (result.exit_code, result.stdout) == (0, f"infermux {infermux.__version__}\n")
+
+
 def test_version():
     result = CliRunner().invoke(main, ["--version"])
     import infermux
@@ -302,10 +336,38 @@ def test_a_command_reports_its_span_before_it_ends():
         ]  # one that came late came all the same
 
 
-def test_a_reader_that_has_gone_is_no_traceback():
-    command = " ".join([*script("infermux"), "providers", "|", "true"])
-    answer = run(["bash", "-c", command])
-    assert (answer.returncode, answer.stderr) == (0, "")
+OUTPUTS = [
+    "providers",
+    "infer Hello",
+    "infer --stream Hello",
+    "infer --json Hello",
+    "validate",
+    "prices gpt-4o",
+    "explain echo",
+    "keys new web",
+    "version",
+    "help",
+    "help parameters",
+    "--help",
+    "--version",
+    "serve --help",
+    "keys --help",
+]
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("to", "why"), [("> /dev/full", "No space left on device"), ("| exec sleep 0", "Broken pipe")]
+)
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_one_line(command, to, why, tmp_path):
+    """The exit code is 1, and nothing is left behind."""
+    (own,) = script("infermux")
+    pipe = "set -o pipefail; " if to.startswith("|") else ""
+    wait = "sleep 0.3; " if pipe else ""  # until the reader has gone
+    answer = run(["bash", "-c", f"{pipe}({wait}exec {own} {command}) {to}"], cwd=tmp_path)
+    failed_in_one_line(answer, why)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.sampled(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support import HELLO, ROOT, run
+from support import HELLO, ROOT, run, script
 
 from infermux import build
 from infermux.admission.keys import hashed
@@ -157,6 +157,11 @@ def new(*args: str):
     return run([*INFERMUX, "keys", "new", *args])
 
 
+def key_of(answer) -> str:
+    """Return the key: the last line of standard error."""
+    return answer.stderr.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def made():
     answer = new("web")
@@ -165,24 +170,40 @@ def made():
 
 
 def test_a_key_is_shown_once_and_its_hash_matches(made):
-    key = made.stdout.splitlines()[0]
+    key = key_of(made)
     assert re.fullmatch(r"imx-[A-Za-z0-9_-]{43}", key)
     assert (made.stdout + made.stderr).count(key) == 1
-    assert made.stdout.splitlines()[1:] == ["[keys.web]", f'hash = "{hashed(key)}"']
+    assert made.stdout == f'\n[keys.web]\nhash = "{hashed(key)}"\n'
     assert "not shown again" in made.stderr
 
 
+def test_its_lines_can_be_appended_to_the_file(tmp_path):
+    """The key is on the terminal; a file without its last newline is not damaged."""
+    file = tmp_path / "infermux.toml"
+    file.write_text(GOOD.rstrip("\n"))
+    (own,) = script("infermux")
+    answers = [
+        run(["bash", "-c", f"{own} keys new {name} >> infermux.toml"], cwd=tmp_path)
+        for name in ("web", "batch")
+    ]
+    keys = build.settings(ENV, str(file)).keys
+    assert [(key.name, key.hash) for key in keys] == [
+        (name, hashed(key_of(answer)))
+        for name, answer in zip(("web", "batch"), answers, strict=True)
+    ]
+
+
 def test_every_key_is_new(made):
-    assert new("web").stdout.splitlines()[0] != made.stdout.splitlines()[0]
+    assert key_of(new("web")) != key_of(made)
 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["web", "Web_2-b", "123", "x" * 64, "env", "true"])
 def test_a_name_that_fits_makes_lines_that_are_read(name, tmp_path):
     answer = new(name)
-    (tmp_path / "x.toml").write_text(GOOD + "\n".join(answer.stdout.splitlines()[1:]))
+    (tmp_path / "x.toml").write_text(GOOD + answer.stdout)
     [key] = build.settings(ENV, str(tmp_path / "x.toml")).keys
-    assert (key.name, key.hash) == (name, hashed(answer.stdout.splitlines()[0]))
+    assert (key.name, key.hash) == (name, hashed(key_of(answer)))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +219,8 @@ def test_a_name_is_needed():
 
 
 def test_what_is_printed_opens_the_door_of_an_app(made, tmp_path, monkeypatch):
-    key, *lines = made.stdout.splitlines()
-    (tmp_path / "infermux.toml").write_text(GOOD + "\n".join(lines))
+    key = key_of(made)
+    (tmp_path / "infermux.toml").write_text(GOOD + made.stdout)
     assert validate(tmp_path).returncode == 0
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "k")

@@ -31,6 +31,7 @@ FIELDS = [
     "strategy",
     "status",
     "code",
+    "error",
     "tokens_in",
 ]
 FIELDS += ["tokens_out", "cost_usd", "estimated", "latency_ms", "ttft_ms", "attempts", "stream"]
