@@ -36,7 +36,7 @@ targets = ["openai/gpt-6-luna"]
 [reliability]
 attempts = 2
 [server]
-admin = "env:ADMIN"
+admin_key = "env:ADMIN"
 workers = 1
 """
 HI = [{"role": "user", "content": "a private word"}]

@@ -159,7 +159,7 @@ def test_options_that_exclude_each_other_are_wrong_usage(
 def test_an_address_without_host_is_of_both_protocols(tmp_path: Path) -> None:
     """An IPv4 client keeps its own address there."""
     port = free_port()
-    (tmp_path / "infermux.toml").write_text('[providers.echo]\n[server]\nadmin = "env:ADMIN"\n')
+    (tmp_path / "infermux.toml").write_text('[providers.echo]\n[server]\nadmin_key = "env:ADMIN"\n')
     with started(tmp_path, serve("-addr", f":{port}"), ADMIN="an-admin-key") as service:
         assert [health(host, port) for host in ("127.0.0.1", "::1", "localhost")] == [200] * 3
         assert service.urls == [f"http://[::]:{port}"]
