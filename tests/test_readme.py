@@ -43,7 +43,11 @@ ALL = "\n".join(TEXTS.values())
 KINDS = {"sh", "python", "console", "toml", "json", "yaml", "ini", "nginx", "dockerfile", ""}
 NUMBER = re.compile(r"\b[0-9a-f]{8,64}\b|[-+$]?\d[\d.,:TZ-]*")
 SECONDS = 240  # of a page
-WAIT = """
+SHELL = """
+mark() {
+    printf '\\n@@@ %s\\n' "$1"
+    printf '\\n@@@ %s\\n' "$1" >&2
+}
 listening() {
     for _ in $(seq 300); do
         (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
@@ -110,9 +114,9 @@ def printed_by(block: Block) -> str:
 
 def session(page: list[Block], folder: Path) -> str:
     """Return the script that does what a page says."""
-    script = ["set -euo pipefail", WAIT]
+    script = ["set -euo pipefail", SHELL]
     for number, block in enumerate(page):
-        script.append(f"printf '\\n@@@ {number}\\n' | tee /dev/stderr")
+        script.append(f"mark {number}")
         if block.kind == "python":
             (folder / f".block{number}.py").write_text(block.text, encoding="utf-8")
             script.append(f"python .block{number}.py")
@@ -129,7 +133,7 @@ def session(page: list[Block], folder: Path) -> str:
                 port = re.search(r":(\d{4,5})\b", text.splitlines()[-1])
                 assert port, f"line {block.line}: a service says its port"
                 script.append(f"listening {port[1]}")
-    return "\n".join([*script, "printf '\\n@@@ end\\n' | tee /dev/stderr\n"])
+    return "\n".join([*script, "mark end\n"])
 
 
 def play(text: str, folder: Path, env: Mapping[str, str]) -> dict[int, str]:
