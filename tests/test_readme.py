@@ -1,30 +1,95 @@
-"""The README's code blocks work in a fresh copy of the project and a fresh virtual environment."""
+"""The manual, README.md and infermux/help/*.md: each of its blocks works as it stands.
 
+A page is a session: its `sh`, `python` and `console` blocks run one after the other in one shell, in
+an empty folder (the README: in a fresh copy of the project), with nothing set but PATH and HOME.
+Three things differ from a reader's terminal: ports (86xx) are free ones; after a line that ends
+in `&` the test waits until the service listens; outside CI nothing is installed anew.
+
+* `sh`: every command succeeds. A block without a language after it is what it prints.
+* `console`: the commands after `$` print what is shown. Numbers, dates and ids may differ.
+* `toml`: `infermux validate` accepts it. One that begins with `# infermux.toml` is that file from
+  there on.
+* `json`: is JSON, as a whole or line by line. `yaml`, `ini`, `nginx`, `dockerfile` have the form of
+  their kind; the ports, paths and commands in them exist.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
-SHELL = [text for kind, text in BLOCKS if kind == "sh"]
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-SHOWN = [
-    line
-    for kind, text in BLOCKS
-    if kind == "console"
-    for line in re.findall(r"^\$ infermux (.*)$", text, re.M)
-]
-ADMIN = {"INFERMUX_ADMIN_KEY": "sk-operator"}  # of the service, and of whoever asks it
+HELP = ROOT / "infermux" / "help"
+PAGES = {"README": ROOT / "README.md"} | {path.stem: path for path in sorted(HELP.glob("*.md"))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+ALL = "\n".join(TEXTS.values())
+KINDS = {"sh", "python", "console", "toml", "json", "yaml", "ini", "nginx", "dockerfile", ""}
+NUMBER = re.compile(r"\b[0-9a-f]{8,64}\b|[-+$]?\d[\d.,:TZ-]*")
+SECONDS = 240  # of a page
+SHELL = """
+mark() {
+    printf '\\n@@@ %s\\n' "$1"
+    printf '\\n@@@ %s\\n' "$1" >&2
+}
+listening() {
+    for _ in $(seq 300); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
+        sleep 0.1
+    done
+    echo "nothing listens on port $1" >&2
+    return 1
+}
+"""
+
+
+class Block(NamedTuple):
+    kind: str
+    text: str
+    line: int  # in its page
+
+
+def blocks(text: str) -> list[Block]:
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+    return [Block(each[1], each[2], text.count("\n", 0, each.start()) + 1) for each in found]
+
+
+def of_kind(*kinds: str) -> list[Any]:
+    """Return each block of these kinds as a case of a test."""
+    return [
+        pytest.param(block, id=f"{name}:{block.line}")
+        for name, text in TEXTS.items()
+        for block in blocks(text)
+        if block.kind in kinds
+    ]
+
+
+# -- a page as a session ---------------------------------------------------------------------------
+
+
+def newcomer(home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of somebody who has set nothing."""
+    kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if not os.environ.get("CI"):
+        more["PYTHONPATH"] = str(ROOT)  # a developer's environment may have another copy
+    return kept | {"PATH": path, "HOME": str(home), "CHROMIUM_FLAGS": "--no-sandbox"} | more
 
 
 def free_port() -> int:
@@ -33,123 +98,233 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def clean_environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("INFERMUX_", "FLASK_", "PYTHON"))
-        and not name.endswith(("_API_KEY", "_HOST", "_TOKEN", "_BASE_URL"))
-    }
+def with_free_ports(text: str) -> str:
+    ports = {port: str(free_port()) for port in sorted(set(re.findall(r"\b86\d\d\b", text)))}
+    return re.sub(r"\b86\d\d\b", lambda found: ports[found[0]], text)
 
 
-def run(script: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=cwd,
-        env=clean_environment() | more,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+def commands_of(block: Block) -> list[str]:
+    """Return what a `console` block types, its continued lines joined."""
+    return re.findall(r"^\$ ((?:.*\\\n)*.*)$", block.text, re.M)
 
 
-def wait_for(port: int) -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("the service did not start")
+def printed_by(block: Block) -> str:
+    return re.sub(r"^\$ (?:.*\\\n)*.*\n?", "", block.text, flags=re.M)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A copy of what a clone holds, set up by the README's first block."""
-    target = tmp_path_factory.mktemp("readme") / "infermux"
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def session(page: list[Block], folder: Path) -> str:
+    """Return the script that does what a page says."""
+    script = ["set -euo pipefail", SHELL]
+    for number, block in enumerate(page):
+        script.append(f"mark {number}")
+        if block.kind == "python":
+            (folder / f".block{number}.py").write_text(block.text, encoding="utf-8")
+            script.append(f"python .block{number}.py")
+        elif block.kind == "toml" and block.text.startswith("# infermux.toml"):
+            script.append(f"cat > infermux.toml <<'@@@'\n{block.text}@@@")
+        elif block.kind == "console":
+            script += [f"{{ {line}; }} 2>&1 || true" for line in commands_of(block)]
+        elif block.kind == "sh":
+            text = block.text.rstrip()
+            if not os.environ.get("CI"):  # nothing is installed anew
+                text = re.sub(r"(?m)^(pip install|python3 -m venv|\. \.venv/).*\n?", "", text)
+            script.append(text)
+            if text.endswith("&"):
+                port = re.search(r":(\d{4,5})\b", text.splitlines()[-1])
+                assert port, f"line {block.line}: a service says its port"
+                script.append(f"listening {port[1]}")
+    return "\n".join([*script, "mark end\n"])
+
+
+def play(text: str, folder: Path, env: Mapping[str, str]) -> dict[int, str]:
+    """Run a page; return what each block printed. Fail with the block that failed."""
+    page = blocks(with_free_ports(text))
+    script = folder / ".session.sh"
+    script.write_text(session(page, folder), encoding="utf-8")
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        shell = subprocess.Popen(
+            ["bash", "--norc", str(script)],
+            cwd=folder,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(SECONDS)
+        finally:
+            _end(shell)
+        told = [_parts(file) for file in (out, err)]
+    last = max((number for number in told[0] if number < len(page)), default=0)
+    where = f"line {page[last].line}:\n{page[last].text}\n{told[0].get(last)}\n{told[1].get(last)}"
+    assert code == 0, f"exit code {code} at {where}"
+    return told[0]
+
+
+def _parts(file: Any) -> dict[int, str]:
+    file.seek(0)
+    _, *rest = re.split(r"^@@@ (\w+)$", file.read(), flags=re.M)
+    ends = zip(rest[::2], rest[1::2], strict=True)
+    return {int(number) if number != "end" else 10**6: text for number, text in ends}
+
+
+def _end(shell: subprocess.Popen[bytes]) -> None:
+    """End the shell and the services that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, number)
+            for _ in range(200 if number == signal.SIGTERM else 1):
+                shell.poll()
+                os.killpg(shell.pid, 0)
+                signal.sigtimedwait([], 0.05)
+    shell.wait()
+
+
+def shape(text: str) -> list[str]:
+    """Return the words of what was printed; numbers, ids and the widths of columns may differ."""
+    lines = [re.sub(r"[\u2588\u2500]+", "", line) for line in text.splitlines()]
+    words = [" ".join(NUMBER.sub("#", line).split()) for line in lines]
+    return [line for line in words if line and not line.startswith("infermux listening")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "folder"
+    made.mkdir()
+    return made
+
+
+def clone(target: Path) -> None:
+    """Copy what a clone holds."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in names.stdout.splitlines():
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
-    return target
 
 
-@pytest.fixture(scope="module")
-def installed(clone) -> Path:
-    """The clone after the first block; outside CI nothing is installed anew, which takes long."""
-    first = SHELL[0]
-    if not os.environ.get("CI"):
-        (clone / ".venv").symlink_to(sys.prefix)
-        first = first.splitlines()[-1]
-        first = f". .venv/bin/activate\n{first}"
-    answer = run(first, clone)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.splitlines()[-1] == "echo: Hello world"
-    return clone
+def need_clients(text: str) -> None:
+    for block in blocks(text):
+        imported = r"^\s*(?:import|from) (openai|anthropic|opentelemetry|langchain_openai|agents)\b"
+        for name in re.findall(imported, block.text, re.M) if block.kind == "python" else ():
+            pytest.importorskip(name)
 
 
-@pytest.fixture(scope="module")
-def service(installed) -> int:
-    """The service that the README's own line starts."""
-    port = free_port()
-    start = next(text for text in SHELL if text.startswith("gunicorn"))
-    command = start.replace(":8600", f"127.0.0.1:{port}").replace(" &", "").strip()
-    process = subprocess.Popen(
-        ["bash", "-c", f". .venv/bin/activate; exec {command}"],
-        cwd=installed,
-        env=clean_environment() | ADMIN,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(20)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_works_as_it_stands(name: str, tmp_path: Path, folder: Path) -> None:
+    text = TEXTS[name]
+    need_clients(text)
+    if name == "README":
+        clone(folder)
+    told, page = play(text, folder, newcomer(tmp_path)), blocks(text)
+    for number, block in enumerate(page):
+        if block.kind == "console":
+            assert shape(told[number]) == shape(printed_by(block)), f"line {block.line}"
+        elif block.kind == "" and number and page[number - 1].kind in ("sh", "python"):
+            assert shape(told[number - 1]) == shape(block.text), f"line {block.line}"
 
 
-def test_the_first_block_has_four_lines_and_the_mount_five():
-    assert len(SHELL[0].splitlines()) == 4
-    assert len([line for line in PYTHON[0].splitlines() if line]) <= 5
+# -- blocks that are no commands -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", SHELL[1:], ids=lambda text: text.splitlines()[0][:40])
-def test_shell_blocks_run(block, installed, service):
-    if block.startswith("gunicorn"):
-        return  # the service fixture ran it
-    answer = run(
-        ". .venv/bin/activate\n" + block.replace(":8600", f":{service}"), installed, **ADMIN
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert '{"error"' not in answer.stdout
-    assert answer.stdout.count("echo: Hello") >= len(re.findall(r":8600/(?:infer|mist)\b", block))
-    if "%{http_code}" in block:
-        assert answer.stdout.startswith("200 ")
+def test_every_block_is_of_a_known_kind() -> None:
+    assert {block.kind for text in TEXTS.values() for block in blocks(text)} <= KINDS
+    for name, text in TEXTS.items():
+        assert len(re.findall(r"^```", text, re.M)) == 2 * len(blocks(text)), name
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda text: text.splitlines()[0][:40])
-def test_python_blocks_run(block, service):
-    if "import openai" in block:
-        pytest.importorskip("openai")
-        pytest.importorskip("anthropic")
-    answer = subprocess.run(
-        [sys.executable, "-c", block.replace(":8600", f":{service}")],
-        cwd=ROOT,
-        env=clean_environment(),
-        text=True,
+@pytest.mark.parametrize("block", of_kind("toml"))
+def test_a_configuration_is_valid(block: Block, tmp_path: Path, folder: Path) -> None:
+    from infermux.providers import PRESETS
+
+    text = re.sub(r'"file:[^"]+"', f'"file:{tmp_path}/secret"', block.text)
+    (tmp_path / "secret").write_text("a" * 64, encoding="utf-8")
+    more = {name: "a" * 64 for preset in PRESETS.values() for name in preset.keys[:1]}
+    more = {name: value for name, value in more.items() if name.endswith("_API_KEY")}
+    for number, name in enumerate(re.findall(r'"env:(\w+)"', text)):
+        more[name] = f"{number:064x}"
+    (folder / "infermux.toml").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        ["infermux", "validate"],
+        cwd=folder,
+        env=newcomer(tmp_path, **more),
         capture_output=True,
-        timeout=60,
+        text=True,
         check=False,
+        timeout=60,
     )
-    assert answer.returncode == 0, answer.stderr
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", of_kind("json"))
+def test_json_is_json(block: Block) -> None:
+    try:
+        json.loads(block.text)
+    except ValueError:
+        for line in block.text.splitlines():
+            json.loads(line)
+
+
+@pytest.mark.parametrize("block", of_kind("yaml"))
+def test_yaml_is_yaml(block: Block) -> None:
+    yaml = pytest.importorskip("yaml")
+    for document in yaml.safe_load_all(block.text):
+        assert isinstance(document, dict | list)
+
+
+@pytest.mark.parametrize("block", of_kind("ini"))
+def test_ini_is_ini(block: Block) -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.read_string(block.text)
+    assert parser.sections()
+
+
+@pytest.mark.parametrize("block", of_kind("nginx"))
+def test_nginx_has_blocks_and_directives(block: Block) -> None:
+    text = re.sub(r"#.*", "", block.text)
+    assert text.count("{") == text.count("}")
+    assert all(re.search(r"[;{}]$", line.strip()) for line in text.splitlines() if line.strip())
+
+
+@pytest.mark.parametrize("block", of_kind("dockerfile"))
+def test_a_dockerfile_has_instructions(block: Block) -> None:
+    lines = [each for each in block.text.replace("\\\n", "").splitlines() if each.strip()]
+    known = "FROM RUN COPY CMD ENTRYPOINT ENV EXPOSE USER WORKDIR HEALTHCHECK ARG VOLUME LABEL"
+    assert {line.split()[0] for line in lines if not line.startswith("#")} <= set(known.split())
+    assert lines[0].startswith(("FROM ", "#"))
+
+
+OTHERS = of_kind("yaml", "ini", "nginx", "dockerfile")
+
+
+@pytest.mark.parametrize("block", OTHERS)
+def test_what_other_systems_start_and_ask_exists(block: Block) -> None:
+    from infermux import create_app
+    from infermux.cli.main import main
+
+    text = re.sub(r'"\s*,\s*"', " ", block.text)  # CMD ["infermux", "serve"]
+    for line in re.findall(
+        r"\binfermux ((?:serve|validate|status|costs|batch)\b[^\"\n;&|]*)", text
+    ):
+        name, *rest = shlex.split(line.partition("]")[0])
+        parent = click.Context(main, **main.context_settings)
+        command = main.get_command(parent, name)
+        assert command is not None
+        rest = [word for word in rest if not word.startswith("$")]
+        command.make_context(name, rest, parent)
+    os.environ["INFERMUX_LEDGER__PATH"] = ""
+    try:
+        rules = {str(rule) for rule in create_app().url_map.iter_rules()}
+    finally:
+        del os.environ["INFERMUX_LEDGER__PATH"]
+    for path in re.findall(r"(?:path: |:8600)(/[\w/-]*)", text):
+        assert path in rules or path == "/", path
+
+
+# -- what the pages say of commands, variables, metrics and each other -----------------------------
 
 
 def commands() -> set[str]:
@@ -167,52 +342,139 @@ def commands() -> set[str]:
     return found
 
 
-def test_every_command_is_told_of_and_every_one_that_is_named_exists():
+def test_the_readme_lists_every_command_and_every_one_that_is_named_exists() -> None:
     known = commands()
-    told = set(re.findall(r"^\| `infermux ([a-z ]+)` \|", TEXT, re.M))
+    told = set(re.findall(r"^\| `infermux ([a-z ]+)` \|", TEXTS["README"], re.M))
     assert told == known
-    named = set(re.findall(r"(?:^|[`|($] ?)infermux ([a-z]+)\b", TEXT, re.M))
-    assert named == {name.split()[0] for name in known}
+    named = set(re.findall(r"(?:^|[`|($] ?)infermux ([a-z]+)\b", ALL, re.M))
+    assert named <= {name.split()[0] for name in known}
 
 
-@pytest.mark.parametrize("line", SHOWN)
-def test_a_command_that_is_shown_with_its_output_can_be_given(line):
-    from infermux.cli.main import main
-
-    name, *rest = shlex.split(line)
-    parent = click.Context(main, **main.context_settings)
-    command = main.get_command(parent, name)
-    assert command is not None
-    command.make_context(name, rest, parent)  # raises UsageError for an option that there is not
+def test_the_first_block_has_four_lines_and_the_mount_five() -> None:
+    shell = [block.text for block in blocks(TEXTS["README"]) if block.kind == "sh"]
+    assert len(shell[0].splitlines()) == 4
+    mount = next(b.text for b in blocks(TEXTS["README"]) if "register_blueprint" in b.text)
+    assert len([line for line in mount.splitlines() if line]) <= 5
 
 
-def test_the_plan_that_is_shown_is_that_of_the_example(tmp_path):
-    example = next(text for kind, text in BLOCKS if kind == "toml")
-    (tmp_path / "infermux.toml").write_text(example, encoding="utf-8")
-    hashes = {
-        name: f"{number:064x}" for number, name in enumerate(re.findall(r'"env:(\w+)"', example))
-    }
-    shown = next(
-        text for kind, text in BLOCKS if kind == "console" and text.startswith("$ infermux explain")
+def test_the_readme_is_short_and_in_order() -> None:
+    text = TEXTS["README"]
+    assert len(text.encode()) <= 12_000
+    heads = re.findall(r"^## (.*)$", text, re.M)
+    order = "Install, Quick start, Mount, Run, Configuration, Library, Vendors, Commands, Topics"
+    order += ", Speed, Development, License"
+    assert [head.split(" it ")[0].split(" as ")[0] for head in heads] == order.split(", ")
+    words = ("gateway", "proxy", "router", "rate limit", "circuit breaker", "fallback")
+    opening = text.partition("## ")[0].lower()
+    assert all(word in opening for word in words)
+
+
+def test_every_topic_is_in_the_readme_and_has_a_title() -> None:
+    listed = dict(
+        re.findall(r"^\| \[`infermux help ([\w-]+)`\]\((\S+)\) \|", TEXTS["README"], re.M)
     )
-    line, _, plan = shown.partition("\n")
-    answer = run(
-        line.replace("$ infermux", f"{sys.executable} -m infermux"),
-        tmp_path,
-        OPENAI_API_KEY="unused",
-        **hashes,
-    )
-    assert (answer.returncode, answer.stdout) == (0, plan), answer.stderr
+    assert listed == {name: f"infermux/help/{name}.md" for name in PAGES if name != "README"}
+    for name in listed:
+        assert re.match(r"# [A-Z][^:\n]*: \S", TEXTS[name]), name
+    named = set(re.findall(r"infermux help ([a-z]+)", ALL)) - {"parameters"}
+    assert named <= {*listed}
 
 
-def test_every_variable_and_link_that_is_named_exists():
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", TEXTS[name], flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        page = PAGES[name] if not path else (PAGES[name].parent / path).resolve()
+        assert page.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+            slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, target
+
+
+def test_every_variable_that_is_named_exists() -> None:
+    from infermux.config import settings
+    from infermux.config.schema import variables
     from infermux.providers import PRESETS
 
-    named = set(re.findall(r"`([A-Z_]+_API_KEY|OLLAMA_HOST|\w+_BASE_URL)`", TEXT))
-    assert named <= {key for preset in PRESETS.values() for key in preset.keys}
-    heads = {
-        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
-        for head in re.findall(r"^#+ (.*)$", TEXT, re.M)
+    keys = r"`([A-Z_]+_API_KEY|OLLAMA_HOST|HF_TOKEN|(?:VLLM|LMSTUDIO|LLAMACPP)_BASE_URL)`"
+    assert set(re.findall(keys, ALL)) <= {key for preset in PRESETS.values() for key in preset.keys}
+    known = {"INFERMUX_CONFIG", "INFERMUX_ADMIN_KEY", settings.EARLY_HEADERS}
+    for table in ("reliability", "server", "ledger", "trace"):
+        kind = {"ledger": settings.LedgerConfig, "reliability": settings.Reliability}.get(
+            table, getattr(settings, table.title(), None)
+        )
+        assert kind is not None
+        known |= {*variables(f"INFERMUX_{table.upper()}__", kind())}
+    named = set(re.findall(r"\bINFERMUX_[A-Z_]+\b", ALL))
+    assert {name for name in named if not name.startswith("INFERMUX_PROVIDERS__")} <= known | GO
+
+
+GO = {"INFERMUX_ADDR", "INFERMUX_LISTEN", "INFERMUX_TOKENTRACE", "INFERMUX_LONG"}  # named as unread
+
+
+def test_every_vendor_is_in_the_readme() -> None:
+    from infermux.providers import PRESETS
+
+    table = TEXTS["README"].partition("## Vendors")[2].partition("\n## ")[0]
+    told = re.findall(r"([\w. -]+?) `([a-z]+)` `([A-Z_]+)`", table)
+    assert [(name.strip(), key, variable) for name, key, variable in told] == [
+        (preset.label, name, preset.keys[0]) for name, preset in PRESETS.items()
+    ]
+
+
+# -- the configuration -----------------------------------------------------------------------------
+
+
+def keys_of(kind: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield each key of a table, with its place, and its default as TOML writes it."""
+    for item in fields(kind):
+        if "reader" not in item.metadata:
+            continue
+        default = item.default if item.default is not MISSING else item.default_factory
+        if is_dataclass(default):
+            yield from keys_of(type(default), f"{place}.{item.name}" if place else item.name)
+        else:
+            yield f"{place}.{item.name}", _toml(default)
+
+
+def _toml(value: Any) -> str:
+    if value is MISSING:
+        return "required"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:g}" if value < 10**6 else str(int(value))
+    return (
+        f'"{value}"'
+        if value and isinstance(value, str)
+        else str([*value]).replace("'", '"')
+        if value and isinstance(value, tuple)
+        else ""
+    )
+
+
+def test_the_topic_has_every_key_with_its_default() -> None:
+    from infermux.config import settings
+
+    tables = {
+        "providers.NAME": settings.ProviderConfig,
+        "models.NAME": settings.ModelConfig,
+        "reliability": settings.Reliability,
+        "server": settings.Server,
+        "keys.NAME": settings.KeyConfig,
+        "keys.NAME.budget": settings.BudgetConfig,
+        "ledger": settings.LedgerConfig,
+        "trace": settings.Trace,
     }
-    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= heads
-    assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^#)]+)\)", TEXT))
+    known = [("providers.environment", "")]
+    for place, kind in tables.items():
+        known += keys_of(kind, place)
+    told = re.findall(r"^\| `([\w.]+)` \| `?([^|]*?)`? \|", TEXTS["configuration"], re.M)
+    told = [(key, default) for key, default in told if "." in key]
+    given = {key: default for key, default in known if default}
+    assert [key for key, _ in told] == [key for key, _ in known]
+    assert {key: default for key, default in told if key in given} == given
