@@ -275,10 +275,8 @@ def _outcome(attempt: Attempt) -> str:
     waited = f"waited {attempt.waited:.1f} s, " if attempt.waited else ""
     text = f"{attempt.target}: {waited}"
     if (error := attempt.error) is not None:
-        return (
-            f"{text}{error.status} {error.code} after {attempt.latency_ms} ms: "
-            + (error.message[:_MAX_TOLD])
-        )
+        told = error.message[:_MAX_TOLD] + (f"; {error.hint}" if error.hint else "")
+        return f"{text}{error.status} {error.code} after {attempt.latency_ms} ms: {told}"
     cost = "" if attempt.cost is None else f", {usd(attempt.cost)} USD"
     dropped = f", without {', '.join(attempt.dropped)}" if attempt.dropped else ""
     return f"{text}ok after {attempt.latency_ms} ms{cost}{dropped}"
@@ -339,7 +337,7 @@ class Chat:
             except KeyboardInterrupt:
                 click.echo()  # at the prompt the line is dropped, else the answer ends
             except InferMuxError as error:
-                warn(" ".join(error.message.split()))
+                warn(" ".join(str(error).split()))
 
     def take(self, line: str) -> bool:
         """Send a message or obey a command; return whether the chat goes on."""

@@ -73,9 +73,10 @@ def serve(addr: str | None, config: str | None, **given: str | int | None) -> No
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
 def validate(config: str | None, quiet: bool) -> None:
-    """Check the configuration, and everything that it refers to; print what is in force.
+    """Check the configuration; print what is in force.
 
-    All errors are printed, and warnings where no provider or no model can answer.
+    What it refers to is checked, too. All errors are printed, and warnings where no provider or no
+    model can answer.
     Exit code 0: valid; 1: no such file; 2: not TOML; 3: an invalid setting.
 
     Example: infermux validate -c infermux.toml
@@ -119,7 +120,9 @@ def validate(config: str | None, quiet: bool) -> None:
 @click.option("--user", is_flag=True, help="Write your own file, for where a folder has none.")
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 def init(config: str | None, user: bool, force: bool) -> None:
-    """Write an infermux.toml with every key, each one commented out and explained.
+    """Write an infermux.toml with every key, commented out.
+
+    Each key is explained in a comment.
 
     Example: infermux init
     """

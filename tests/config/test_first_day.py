@@ -567,9 +567,10 @@ def test_a_budget_keeps_its_then(tmp_path: Path) -> None:
 
 def test_the_manual_and_the_help_have_the_new_words_only() -> None:
     names = "|".join(old for old in schema.RENAMED if old != "then")
+    page = ROOT / "infermux" / "help" / "configuration.md"
     block = next(
         text
-        for text in re.findall(r"(?ms)^```toml\n(.*?)^```", (ROOT / "README.md").read_text())
+        for text in re.findall(r"(?ms)^```toml\n(.*?)^```", page.read_text())
         if "[reliability]" in text
     )
     assert not re.search(rf"(?m)^#? ?({names}) *=", block + TEMPLATE.read_text())

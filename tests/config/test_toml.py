@@ -18,8 +18,10 @@ from infermux.pricing import Price
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests" / "data" / "infermux.toml"
-README = re.findall(
-    r"^```toml\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+MANUAL = re.findall(
+    r"^```toml\n(.*?)^```$",
+    (ROOT / "infermux" / "help" / "configuration.md").read_text(encoding="utf-8"),
+    re.M | re.S,
 )
 SECRET = "sk-live-zebra"
 HASH, OTHER = (hashlib.sha256(text).hexdigest() for text in (b"one", b"two"))
@@ -294,14 +296,14 @@ def test_dollars_keep_every_digit(usd):
 # -- the example -----------------------------------------------------------------------------------
 
 
-def test_the_readme_has_one_annotated_example():
-    assert len(README) == 1
+def test_the_manual_has_one_annotated_example():
+    assert len(MANUAL) == 1
 
 
 @pytest.mark.parametrize(
     "text",
-    [EXAMPLE.read_text(encoding="utf-8"), *README],
-    ids=["example", *["README"] * len(README)],
+    [EXAMPLE.read_text(encoding="utf-8"), *MANUAL],
+    ids=["example", *["manual"] * len(MANUAL)],
 )
 def test_an_annotated_example_is_valid(text):
     text, environ = dummies(text)
