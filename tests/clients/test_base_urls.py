@@ -126,7 +126,7 @@ def test_stream_beside_the_others_is_a_stream() -> None:
     assert wrong.status_code == 400 and "stream" in wrong.json["error"]["message"]
 
 
-@pytest.mark.parametrize("model", ["echo-v1", "openai/gpt-4.1-mini", "both"])
+@pytest.mark.parametrize("model", ["echo-v1", "slow-v1", "openai/gpt-4.1-mini", "both"])
 def test_latency_is_one_number_in_body_header_and_ledger(
     model: str, vendor: Any, tmp_path: Any
 ) -> None:
@@ -134,6 +134,7 @@ def test_latency_is_one_number_in_body_header_and_ledger(
     file.write_text(
         f'[providers.openai]\nbase_url = "{vendor.url}/v1"\n[providers.echo]\n'
         '[providers.gone]\ntype = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nmodels = ["x"]\n'
+        '[providers.slow]\ntype = "echo"\nmodels = ["slow-v1"]\noptions = { delay = 0.3 }\n'
         '[models]\nboth = ["gone/x", "echo/echo-v1"]\n'
         f'[ledger]\npath = "{tmp_path}/calls.db"\n'
     )
@@ -144,6 +145,7 @@ def test_latency_is_one_number_in_body_header_and_ledger(
     [record] = router.ledger.rows()
     header = int(answer.headers["X-Infermux-Latency-Ms"])
     assert answer.json["latency_ms"] == header == record.call.latency_ms
+    assert model != "slow-v1" or header == 300  # what the provider itself says
     events = client.post("/infer", json=HELLO | {"model": model, "stream": True}).text
     [told] = re.findall(r'"latency_ms":(\d+)', events)
     assert router.ledger.rows()[0].call.latency_ms == int(told)

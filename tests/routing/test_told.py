@@ -46,6 +46,7 @@ HINT = "does OPENAI_API_KEY hold a valid key?"
 CASES: dict[str, tuple[int, int, str, str]] = {
     "401 then 529": (401, 529, f"401, {HINT}", "529"),
     "403 then 401": (403, 401, f"403, {HINT}", "401, does SECOND_KEY hold a valid key?"),
+    "502 then 502": (502, 502, "502", "502"),
     "500 then 402": (500, 402, "500", "402"),
     "404 then 429": (404, 429, "404", "429"),
     "302 then 503": (302, 503, "302", "503"),

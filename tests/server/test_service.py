@@ -418,7 +418,7 @@ def test_head_of_providers_is_get_without_a_body(service):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/infer/", "/nowhere", "/infer/x", "/%ff", "/static/x", "/providers/echo", "/../mist"],
+    ["/infer/", "/nowhere", "/infer/x", "/%ff", "/static/x", "/providers/echo", "/../mist"],
 )
 @pytest.mark.parametrize("body", [None, b"{}"], ids=["GET", "POST"])
 def test_an_unknown_address_is_404_in_json(service, path, body):
