@@ -382,7 +382,7 @@ def _ours(
     until = reports.midnight(last + timedelta(1)) if span.until is None else span.until
     totals = ledger.totals("day", "served", "provider", since=since, until=until, caller=caller)
     known = {total.key[2] for total in totals}
-    if not providers and bill.vendor in known:
+    if not providers and bill.vendor and bill.vendor in known:
         providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic
     if missing := [name for name in providers if name not in known]:
         warn(f"the ledger has no calls to {shown(missing[0])} in that time")

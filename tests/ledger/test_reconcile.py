@@ -12,7 +12,7 @@ from books import DAY, HOSTILE, NOON, call, keep
 from click.testing import CliRunner, Result
 
 from infermux.cli.main import main
-from infermux.errors import RequestError
+from infermux.errors import ModelNotFound, RequestError
 from infermux.ledger import reconcile as bills
 from infermux.ledger.reconcile import Tolerance
 from infermux.pricing import PICO
@@ -233,6 +233,14 @@ def test_a_bill_that_agrees_is_exit_code_0(ledger: str) -> None:
         ["TOTAL", "0.4", "0.4001", "-0.0001", "ok"],
     ]
     assert reconcile(ledger, bill, "--tolerance", "0").exit_code == 1
+
+
+def test_a_call_that_reached_no_provider_does_not_hide_the_others(tmp_path: Path) -> None:
+    """A bill without a vendor's columns is compared with every provider."""
+    refused = call("b", cost=None, attempts=[], error=ModelNotFound("no provider for model 'x'"))
+    ledger = keep(tmp_path / "l.db", call("a", served="gpt-5", cost=DIME), refused)
+    bill = "date,model,usd\n2026-11-23,gpt-5,0.1\n"
+    assert reconcile(str(ledger), bill).stdout.count(" ok") == 2
 
 
 def test_what_only_one_side_has_is_shown(ledger: str) -> None:
