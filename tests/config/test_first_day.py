@@ -460,6 +460,7 @@ def test_init_writes_a_file_that_works_and_overwrites_none(tmp_path: Path) -> No
     assert (tmp_path / "infermux.toml").read_text() == TEMPLATE.read_text()
 
 
+@pytest.mark.slow
 def test_init_writes_where_the_file_would_be_read(tmp_path: Path) -> None:
     user = tmp_path / "home" / ".config" / "infermux" / "infermux.toml"
     assert infermux(tmp_path, "init", "--user").stdout == f"wrote {user}\n"
@@ -518,7 +519,7 @@ def test_there_is_one_table_of_old_words() -> None:
     assert {*OLD} == {*schema.RENAMED}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("old", OLD)
 def test_an_old_word_in_the_file_still_works_and_is_told(tmp_path: Path, old: str) -> None:
     new, (text, _) = schema.RENAMED[old], OLD[old]
@@ -586,6 +587,7 @@ def test_the_tests_own_environment_is_clean() -> None:
     assert not [name for name in environment() if name.startswith("INFERMUX_")]
 
 
+@pytest.mark.slow
 def test_a_reload_and_a_flask_app_tell_old_words_too(tmp_path: Path) -> None:
     file = tmp_path / "infermux.toml"
     file.write_text("[server]\nworkers = 1\n")

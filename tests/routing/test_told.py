@@ -198,6 +198,7 @@ def test_the_log_and_the_page_tell_and_the_answers_do_not(format: str, tmp_path:
         assert len(said) == len(answers) and said[0] == told and all(said)
 
 
+@pytest.mark.slow
 def test_the_last_of_many_attempts_is_in_the_line(tmp_path: Path) -> None:
     with Vendor(Scripted(500, ERROR)) as vendor:
         more = {"INFERMUX_RELIABILITY__ATTEMPTS": "8", "INFERMUX_SERVER__WORKERS": "1"}

@@ -722,9 +722,8 @@ def test_flask_infer_appears_beside_the_hosts_own_commands(tmp_path):
 
 
 def test_a_request_object_is_the_same_at_every_door():
-    """What the library answers is what the door says."""
+    """What the library answers is what the endpoint says, apart from the time it took."""
     router = echo()
-    assert (
-        mounted(router).test_client().post("/llm/infer", json=HELLO).json
-        == router.infer(InferRequest(**HELLO)).to_dict()
-    )
+    said = mounted(router).test_client().post("/llm/infer", json=HELLO).json
+    found = router.infer(InferRequest(**HELLO)).to_dict()
+    assert said | {"latency_ms": 0} == found | {"latency_ms": 0}
