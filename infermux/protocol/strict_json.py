@@ -124,7 +124,7 @@ def _read(data: bytes | str, what: str, parse: Callable[[str, json.JSONDecoder],
         raise ValueError(f"{what} is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
-    if b"\\" in raw and _LONE.search(raw) and _LONE.search(raw.replace(b"\\\\", b"__")):
+    if _has_lone_surrogate(raw, value):
         raise ValueError(f"{what} holds a lone surrogate, which is not a character")
     return value
 
@@ -206,7 +206,7 @@ def _has_few_parts(raw: bytes) -> bool:
 
     Estimated from 2 KB of samples, in units of 20 ns: an object costs 22, an item 1, a backslash 5.
     """
-    sample = b"".join([raw[at : at + 64] for at in range(0, len(raw), len(raw) // 32)])
+    sample = _sample(raw)
     objects = sample.count(b'{"') + sample.count(b"{\n") + sample.count(b"[[")
     return 22 * objects + sample.count(b",") < 50 + 5 * sample.count(b"\\")
 
@@ -221,6 +221,24 @@ def _may_have_long_number(raw: bytes) -> bool:
 
 def _may_be_deep(raw: bytes) -> bool:
     return raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+
+
+def _has_lone_surrogate(raw: bytes, value: object) -> bool:
+    """Return whether a text that was read as *value* escapes half of a pair of surrogates."""
+    if b"\\" not in raw:
+        return False
+    if _sample(raw).lower().count(b"\\ud") < 8:  # few of them: look at each
+        return bool(_LONE.search(raw) and _LONE.search(raw.replace(b"\\\\", b"__")))
+    try:
+        dumps(value.value if isinstance(value, Document) else value).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _sample(raw: bytes) -> bytes:
+    """Return 2 KB from all over a text, or all of a shorter one."""
+    return b"".join([raw[at : at + 64] for at in range(0, len(raw), max(64, len(raw) // 32))])
 
 
 def _structure(raw: bytes) -> bytes:
