@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+from support import ROOT
 
 from infermux import errors
 from infermux.errors import InferMuxError, ProviderError, RequestError, shown
@@ -140,3 +141,20 @@ def test_a_vendors_words_about_a_model_are_not_for_logs_either() -> None:
 )
 def test_a_callers_value_is_shown_quoted_and_cut(value: object, text: str) -> None:
     assert shown(value) == text
+
+
+def test_the_topic_has_every_error_with_its_status_and_code() -> None:
+    text = (ROOT / "infermux" / "help" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d+|–) \| `(\w+)` \| `(\w+)` \| (?:(yes|no) \| (yes|no) \|)?", text, re.M
+    )
+    told = {name: (status, code, retried, other) for status, code, name, retried, other in rows}
+    known = {}
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.InferMuxError):
+            status = "–" if kind is errors.ConfigError else str(kind.status)
+            flags = ("", "")
+            if issubclass(kind, errors.ProviderError):
+                flags = tuple("yes" if each else "no" for each in (kind.retryable, kind.failover))
+            known[name] = (status, kind.code, *flags)
+    assert told == known and len(rows) == len(told)
