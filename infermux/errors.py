@@ -1,4 +1,4 @@
-"""One tree of errors. Every API renders these, and nothing else reaches a caller.
+"""All errors of InferMux, with their HTTP status and code. Callers get no other error.
 
 InferMuxError                   500 internal_error
 ├─ ConfigError                  –   start-up only
@@ -15,7 +15,7 @@ InferMuxError                   500 internal_error
 │  ├─ RequestTooLarge           413 request_too_large
 │  ├─ UnsupportedEncoding       415 unsupported_encoding
 │  └─ RateLimited               429 rate_limit_exceeded
-├─ ClientGone                   499 client_closed              nobody is left to read it
+├─ ClientGone                   499 client_closed
 ├─ Unavailable                  503
 │  ├─ NoHealthyProvider         503 no_healthy_providers
 │  └─ Overloaded                503 overloaded
@@ -38,20 +38,20 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-MAX_LISTED = 12  # names in a line
+MAX_LISTED = 12  # names that a message lists
 SHOWN = 100  # characters of a caller's value that a message quotes
 _WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def shown(value: object) -> str:
-    """Return *value* quoted for a message, with control characters escaped, and cut if long."""
+    """Return *value* quoted for a message: control characters escaped, SHOWN characters at most."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
 
 def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
-    from difflib import get_close_matches  # here: only an error needs it
+    from difflib import get_close_matches  # slow to import
 
     found = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first of *names*, and how many more there are."""
+    """Return the first MAX_LISTED *names* as text, and how many more there are."""
     shown = ", ".join(printable(name) for name in names[:MAX_LISTED])
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"{shown}{more}" or "none"
@@ -80,8 +80,8 @@ def counted(number: int, noun: str, many: str = "") -> str:
 
 
 def is_own_want(error: BaseException | None) -> bool:
-    """Return whether this process lacks a descriptor, memory or a thread: no provider's fault."""
-    for _ in range(10):  # errors that libraries have wrapped
+    """Return whether this process ran out of descriptors, memory or threads."""
+    for _ in range(10):  # libraries wrap such errors
         if isinstance(error, MemoryError):
             return True
         if isinstance(error, OSError) and error.errno in _WANTS:
@@ -95,23 +95,23 @@ def is_own_want(error: BaseException | None) -> bool:
 
 
 class NativeError(NamedTuple):
-    """A vendor's error as clients of the same format may see it, without keys and addresses."""
+    """A vendor's error for clients of the same format, without keys and addresses."""
 
     dialect: str
     status: int
-    members: dict[str, Any]  # of its error object
+    members: dict[str, Any]  # of the error object
     request_id: str = ""
-    headers: tuple[tuple[str, str], ...] = ()  # its rate limits
+    headers: tuple[tuple[str, str], ...] = ()  # the vendor's rate limits
 
 
 class FailedAttempt(NamedTuple):
-    """One request to a vendor, as the error of its call tells it; its text has no vendor's word."""
+    """One failed request to a vendor. Its text quotes nothing from the vendor."""
 
     provider: str
     model: str
-    upstream_status: int | None = None  # of the vendor's answer; None: there was none
+    upstream_status: int | None = None  # None: no answer
     code: str = ""
-    why: str = ""  # in words, where there was no answer
+    why: str = ""  # the reason, if there was no answer
     hint: str = ""  # what the operator can do
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class FailedAttempt(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What a record keeps of an error. The exception itself holds frames, and they the request."""
+    """What a record keeps of an error: an exception's frames would keep the request alive."""
 
     kind: type[InferMuxError]
     status: int
@@ -136,7 +136,7 @@ class Failure(NamedTuple):
 
 
 def forget(error: BaseException | None) -> None:
-    """Drop the frames of an exception that has been told, and the exceptions behind it."""
+    """Drop the traceback, cause and context of a handled exception, to free memory."""
     while error is not None:
         behind = error.__cause__ or error.__context__
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -146,20 +146,20 @@ def forget(error: BaseException | None) -> None:
 class InferMuxError(Exception):
     """Any error that InferMux raises on purpose; its `message` may be shown to a caller.
 
-    Its text, `str(error)`, is for the operator: it tells each attempt of the call besides.
+    `str(error)` is for the operator: it also lists the attempts of the call.
     """
 
     status = 500
     code = "internal_error"
     type = "server_error"
     retry_after: float | None = None  # seconds
-    param: str | None = None  # which part of the request is at fault
+    param: str | None = None  # the invalid part of the request
     native: NativeError | None = None
-    provider = ""  # that failed last, or was asked for
+    provider = ""  # that failed last or was requested
     model = ""
     attempts: tuple[FailedAttempt, ...] = ()
     upstream_status: int | None = None  # of the vendor's last answer
-    hint = ""  # what the operator can do about it; never for an anonymous client
+    hint = ""  # what the operator can do; not shown to anonymous clients
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -188,7 +188,7 @@ class InferMuxError(Exception):
 
     @property
     def summary(self) -> str:
-        """The text for logs and spans, without a vendor's words: they may quote a prompt."""
+        """The text for logs and spans, without vendors' messages, which may quote a prompt."""
         return f"{self.code}: {self.message}"
 
     @property
@@ -200,9 +200,9 @@ class InferMuxError(Exception):
 
 
 class ConfigError(InferMuxError):
-    """The configuration cannot be used; the message names the place and the remedy.
+    """The configuration cannot be used; the message names the place and the fix.
 
-    `errors` are all of them, where several things are wrong.
+    `errors` holds one error for each problem.
     """
 
     code = "invalid_configuration"
@@ -214,7 +214,7 @@ class ConfigError(InferMuxError):
         super().__init__(f"{errors[0]}{rest}")
 
     def at(self, place: str) -> ConfigError:
-        """Return the same error with its place before each message."""
+        """Return a copy with *place* before each message."""
         told = [e if e.startswith(f"{place}: ") else f"{place}: {e}" for e in self.errors]
         return ConfigError(*told)
 
@@ -227,7 +227,7 @@ class RequestError(InferMuxError):
 
 
 class ProtocolError(RequestError):
-    """The MIST envelope is broken."""
+    """The MIST message is malformed."""
 
     code = "invalid_message"
 
@@ -259,13 +259,13 @@ class ModelNotAllowed(RequestError):
 
 
 class Forbidden(RequestError):
-    """Operators only."""
+    """The endpoint requires the admin key."""
 
     status, code, type = 403, "forbidden", "permission_error"
 
 
 class ModelNotFound(RequestError):
-    """No provider serves the model, or the provider that was asked for does not exist."""
+    """No provider serves the model, or the requested provider does not exist."""
 
     status, code, type = 404, "model_not_found", "not_found_error"
 
@@ -287,7 +287,7 @@ class MethodNotAllowed(RequestError):
 
 
 class RequestTooLarge(RequestError):
-    """The body is over the limit."""
+    """The body exceeds the size limit."""
 
     status, code, type = 413, "request_too_large", "request_too_large"
 
@@ -299,13 +299,13 @@ class UnsupportedEncoding(RequestError):
 
 
 class RateLimited(RequestError):
-    """The caller is over its rate limit."""
+    """The caller exceeded its rate limit."""
 
     status, code, type, retry_after = 429, "rate_limit_exceeded", "rate_limit_error", 1.0
 
 
 class ClientGone(InferMuxError):
-    """The client has closed its connection before the first content."""
+    """The client closed the connection before the first content."""
 
     status, code = 499, "client_closed"
 
@@ -318,7 +318,7 @@ class Unavailable(InferMuxError):
 
 
 class NoHealthyProvider(Unavailable):
-    """No target is available."""
+    """Every target is unavailable, such as by an open circuit."""
 
     code = "no_healthy_providers"
 
@@ -330,7 +330,7 @@ class Overloaded(Unavailable):
 
 
 class ProviderError(InferMuxError):
-    """A provider failed; `retryable` on the same target, `failover` to another."""
+    """A provider failed. `retryable`: retry this target; `failover`: try another."""
 
     status, code, type = 502, "upstream_error", "upstream_error"
     retryable = False
@@ -338,19 +338,19 @@ class ProviderError(InferMuxError):
 
 
 class ProviderTimeout(ProviderError):
-    """The provider did not answer within its time."""
+    """The provider did not answer within its timeout."""
 
     status, code, retryable = 504, "upstream_timeout", True
 
 
 class ProviderUnavailable(ProviderError):
-    """No connection, a server error, or an invalid response."""
+    """The connection failed, or the response is a server error or invalid."""
 
     retryable = True
 
 
 class ProviderRateLimited(ProviderError):
-    """The provider limits our rate."""
+    """The provider's rate limit is exceeded."""
 
     status, code, type, retryable = 429, "upstream_rate_limited", "rate_limit_error", True
 
