@@ -1,4 +1,4 @@
-"""The Flask application that a service runs, and the blueprint that another app mounts."""
+"""The Flask application of the service, and the blueprint to mount in your own app."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _APIS = {
     "infermux_anthropic": "anthropic",
     "infermux_ops": "operators",
 }
-_BASE_URLS = {"openai": "/v1", "anthropic": "/"}  # of clients, at this host
+_BASE_URLS = {"openai": "/v1", "anthropic": "/"}  # paths for clients
 _NOT_OURS = (
     "this gunicorn runs without InferMux's settings (threads, timeouts, limits, the log): start "
     "the service with `infermux serve`, or with a gunicorn.conf.py in the directory where gunicorn "
@@ -49,14 +49,14 @@ log = logging.getLogger("infermux")
 
 
 class _NoSession(SessionInterface):
-    """Gives no request a session."""
+    """Disables sessions."""
 
     def open_session(self, app: Flask, request: Request) -> None:
         return None
 
 
 def create_app(router: Router | None = None) -> Flask:
-    """Return the service around *router*, by default the configured one; raise ConfigError."""
+    """Return the Flask app for *router*, or for the configured one; raise ConfigError."""
     app = Flask("infermux", static_folder=None)
     app.session_interface = _NoSession()
     shell = click.get_current_context(silent=True)  # of `flask --app infermux`
@@ -97,7 +97,7 @@ def create_app(router: Router | None = None) -> Flask:
 def blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the MIST endpoints for *router* and the command `flask infer`.
 
-    *caller* returns who sent the current request, as a name or a Caller.
+    *caller* is a function that returns the current request's caller: a name or a Caller.
     """
     made = mist_blueprint(router, caller=caller)
     made.cli.add_command(_in_app(cli.infer))
@@ -129,7 +129,7 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _index(_: Api) -> Response:
-    """Name the endpoints, by the API to which they belong."""
+    """List the endpoints by API."""
     found: dict[str, list[str]] = {}
     for rule in current_app.url_map.iter_rules():
         blueprint = rule.endpoint.partition(".")[0]
@@ -145,7 +145,7 @@ def _named(rule: Rule) -> str:
 
 
 def _instead() -> str:
-    """Return where to look instead: a client's base URL may lack its /v1, or have one too many."""
+    """Suggest a path for an unknown one: the client's base URL may need or repeat /v1."""
     match = current_app.url_map.bind_to_environ(request).match
     for path in (f"/v1{request.path}", request.path.removeprefix("/v1")):
         with contextlib.suppress(HTTPException):
@@ -159,7 +159,7 @@ def _instead() -> str:
 
 
 def _allowed() -> str:
-    """Return the methods of the requested path, for Allow."""
+    """Return the Allow header: the methods of the requested path."""
     match = current_app.url_map.bind_to_environ(request).match
     return ", ".join(each for each in METHODS if not match(method=each)[0].endswith(REFUSES))
 
