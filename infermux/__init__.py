@@ -1,7 +1,7 @@
 """InferMux: one router in front of several LLM vendors, with failover, exact cost and traces.
 
-Public are the names of `__all__` and OTLP, which needs the extra infermux[otel]; of the modules
-`infermux.errors`, `infermux.testing`, `infermux.otel` and, for gunicorn, `infermux.server.load`.
+The public API is `__all__`, OTLP (needs infermux[otel]), the modules `infermux.errors`,
+`infermux.testing` and `infermux.otel`, and `infermux.server.load` for gunicorn.
 Everything else may change without notice.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {  # name: its module, loaded on first use, so that only users of Flask load Flask
+_PUBLIC = {  # name: module, loaded on first use: Flask is loaded only if used
     "Budget": "ledger",
     "Caller": "types",
     "Chunk": "types",
