@@ -1,4 +1,4 @@
-"""Makes a router from a configuration: the only place where the parts are put together."""
+"""Builds a router and its parts from a configuration."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from .types import Caller
 
 ECHO = "echo"
 log = logging.getLogger("infermux")
-routers: weakref.WeakSet[Router] = weakref.WeakSet()  # that serve, sized by the threads
-apps: weakref.WeakSet[Any] = weakref.WeakSet()  # of `app.create_app`
-pinned: Config | None = None  # what the server's master has read and checked for its workers
+routers: weakref.WeakSet[Router] = weakref.WeakSet()  # of services, resized with the threads
+apps: weakref.WeakSet[Any] = weakref.WeakSet()  # made by `app.create_app`
+pinned: Config | None = None  # read and checked by gunicorn's master, for its workers
 
 
 def load(
@@ -47,8 +47,8 @@ def load(
 ) -> Router:
     """Return the router that a file and the environment configure; raise ConfigError.
 
-    The file is *path*, else the one that a service would use; *environ* stands for the environment,
-    and may be the only argument.
+    *path* defaults to the file that a service would use, *environ* to os.environ. A mapping as
+    the only argument is taken as *environ*.
     """
     if isinstance(path, Mapping) and environ is None:
         path, environ = None, path
@@ -61,7 +61,7 @@ def load(
 
 
 def announce(config: Config) -> None:
-    """Log what the configuration has to say, unless the server's master has done so."""
+    """Log the configuration's warnings, unless gunicorn's master has done so."""
     for notice in () if config is pinned else config.notices:
         log.warning("%s", notice)
 
@@ -69,7 +69,7 @@ def announce(config: Config) -> None:
 def settings(
     environ: Mapping[str, str] | None = None, path: str | None = None, *, strict: bool = True
 ) -> Config:
-    """Return the configuration that `load` uses; without *strict*, with its errors in it."""
+    """Return the configuration that `load` uses; if not *strict*, its errors are in it."""
     if pinned is not None and environ is None and path is None:
         return pinned
     return configuration.load(
@@ -110,7 +110,7 @@ def router(config: Config, *, serving: bool = False) -> Router:
 
 
 class _Unread:
-    """Stands for a provider or a name that has errors, so that what refers to it has none."""
+    """Replaces an invalid provider or name, so that references to it are not reported too."""
 
     infer, models, any_model = print, ("?",), True
 
@@ -120,7 +120,7 @@ class _Unread:
         self._listed = listed if isinstance(listed, list | tuple) else None
 
     def serves(self, model: str) -> bool:
-        """Whether it may have the model."""
+        """Whether the provider might serve *model*."""
         known = self._listed is None or model in self._listed
         return "/" not in model and (known or owner(model) == self.name)
 
@@ -191,13 +191,13 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
                 registry.route(name)
             except ModelNotFound as error:
                 direct = any(shown(each) in error.message for each in own)
-                if direct or error.message not in told:  # else it is the error of a name inside
+                if direct or error.message not in told:  # else already reported for an inner name
                     told.add(error.message)
                     raise ConfigError(f"{place}: {error}") from None
 
 
 def _hint(config: Config, name: str) -> str:
-    """Return what makes a known vendor's model or provider available, or ""."""
+    """Return how to configure the known vendor that *name* belongs to, or ""."""
     vendor = owner(name)
     if not vendor or any(each.name == vendor for each in config.providers):
         return ""
@@ -210,7 +210,7 @@ def _hint(config: Config, name: str) -> str:
 
 
 def warnings(config: Config, router: Router) -> list[str]:
-    """Return what an operator should know of a valid configuration: who cannot answer."""
+    """Return warnings about a valid configuration, such as a provider that cannot answer."""
     registry = router.registry
     if not len(registry):
         return [
@@ -228,13 +228,13 @@ def warnings(config: Config, router: Router) -> list[str]:
 
 
 def sources(config: Config, router: Router) -> list[str]:
-    """Return each provider with where it comes from."""
+    """Return each provider as "name (source of its configuration)"."""
     known = {ECHO: "built in"} | {each.name: each.source or "file" for each in config.providers}
     return [f"{each.name} ({known.get(each.name, 'plug-in')})" for each in router.registry]
 
 
 def summary(config: Config, router: Router) -> dict[str, str]:
-    """Return what is in force, without a secret, by subject."""
+    """Return a description of the settings by subject, without secrets."""
     server, ledger = config.server, (config.ledger or LedgerConfig()).path
     urls = [url for url in (config.trace.tokentrace, config.trace.otlp) if url]
     metrics = "open" if server.metrics == "open" else "for operators"
@@ -254,7 +254,7 @@ def summary(config: Config, router: Router) -> dict[str, str]:
 
 
 def _concurrency(config: Config, serving: bool) -> dict[str, int]:
-    """Return the limits of providers; by default half the threads, as one may hang."""
+    """Return each provider's limit of calls: by default half the threads, as one may hang."""
     half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
     limits = {each.name: each.concurrency or half for each in config.providers}
     return {name: limit for name, limit in limits.items() if limit}
@@ -269,7 +269,7 @@ def _rates(config: Config) -> RateLimiter | None:
 
 
 def _room(config: Config) -> dict[str, int]:
-    """Return the limits of calls, streams and bodies; they keep threads for health checks."""
+    """Return the limits of calls, streams and bodies; some threads stay for health checks."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     streams = max(1, min(int(threads * config.server.streams), calls - 1))
@@ -277,7 +277,7 @@ def _room(config: Config) -> dict[str, int]:
 
 
 def resize(config: Config) -> None:
-    """Fit the serving routers of this process to the threads that it really has."""
+    """Resize the limits of this process's serving routers to its number of threads."""
     for router in list(routers):
         router.admission.resize(**_room(config))
         router.targets.resize(_concurrency(config, True))
@@ -286,7 +286,7 @@ def resize(config: Config) -> None:
 def check(config: Config) -> Router:
     """Raise ConfigError if a service with *config* could not work; return its router, closed.
 
-    Workers do not check again: what one cannot open costs records or limits, and is logged.
+    Workers do not check again: one that cannot open a file logs it and lacks records or limits.
     """
     made, rates = router(config, serving=True), _rates(config)
     routers.discard(made)
@@ -328,7 +328,7 @@ def _caller(key: KeyConfig) -> Caller:
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
-    """Return the ledger: a service has one by default, others where a budget or [ledger] asks."""
+    """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
     budgets = [key.name for key in config.keys or () if key.budget]
     path = (config.ledger or LedgerConfig()).path
     if budgets and not path:
@@ -343,7 +343,7 @@ def _ledger(config: Config, serving: bool) -> Ledger | None:
 
 
 def own_prices(config: Config) -> dict[str, dict[str, Price]]:
-    """Return the prices that the configuration itself states, by provider and model."""
+    """Return the prices set in the configuration, by provider and model."""
     problems = Problems()
     found = {each.name: _prices(each, problems) for each in config.providers if each.prices}
     problems.check()
@@ -387,7 +387,7 @@ def _reporter(config: Config) -> SpanReporter | None:
 
 
 def _is_vendor(config: ProviderConfig) -> bool:
-    """Whether it is the preset's vendor, not another server with its format."""
+    """Whether the provider is its preset's vendor, not a server with the same format."""
     return config.name == config.type or not config.base_url
 
 
