@@ -1,6 +1,6 @@
 """gunicorn's settings and hooks, for gunicorn.conf.py and `infermux serve`.
 
-A call holds its thread for up to a minute, and mostly waits: so there are many threads.
+A call holds a thread, mostly waiting, for up to a minute, so a worker has many threads.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from . import status
 log = logging.getLogger("infermux")
 
 PORT = 8600
-MIN_CONNECTIONS = 4096  # of a worker, about
-MAX_DESCRIPTORS = 65536  # of a process, if the system allows; each call has several
-LARGE_BLOCK = 1024 * 1024  # bytes
+MIN_CONNECTIONS = 4096  # per worker, approximately
+MAX_DESCRIPTORS = 65536  # per process, if allowed; a call uses several
+LARGE_BLOCK = 1024 * 1024  # bytes; malloc maps larger ones
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GC_THRESHOLD = 10_000  # new objects between garbage collections
-SWITCH_SECONDS = 0.1  # until a thread asks for the interpreter; at 20 ms, 1,000 do little else
+SWITCH_SECONDS = 0.1  # sys.setswitchinterval(); at 20 ms, 1,000 threads mostly switch
 
 
 def load() -> dict[str, Any]:
     """Read the configuration, and return gunicorn's settings.
 
     gunicorn's master calls this at the start and at each HUP; workers inherit the configuration.
-    An invalid one prevents a start; at a HUP the old one stays.
+    An invalid configuration stops a start; at a HUP the old one stays in use.
     """
     shared_memory.share()
     before, build.pinned = build.pinned, None
     try:
         config = build.settings()
-        # a reload is checked before workers stop, a start in on_starting
+        # check a reload before workers stop; on_starting checks a start
         (build.router if before is None else build.check)(config)
         if before is not None:
             build.announce(config)
@@ -74,14 +74,14 @@ def options(server: Server) -> dict[str, Any]:
         "worker_class": "infermux.server.worker.Worker",
         "workers": server.workers,
         "threads": server.threads,
-        # with room for idle ones, and those that send slowly: neither has a thread
+        # more than threads: idle and slowly sending clients hold no thread
         "worker_connections": server.threads * max(4, -(-MIN_CONNECTIONS // server.threads)),
         "keepalive": 30,
         "graceful_timeout": server.graceful_timeout,
         "accesslog": None,
         "errorlog": "-",
         "proc_name": "infermux",
-        "loglevel": server.log_level.replace("warning", "info"),  # with the lines of a start
+        "loglevel": server.log_level.replace("warning", "info"),  # shows startup lines
         "control_socket_disable": True,
         "on_starting": on_starting,
         "when_ready": when_ready,
@@ -93,7 +93,7 @@ def options(server: Server) -> dict[str, Any]:
 
 
 def on_starting(server: Any) -> None:
-    """Check the ledger and the rate limits, say what serves, and load what workers will share."""
+    """Check the ledger and rate limits, log a summary, and load the modules workers share."""
     config = build.settings()
     try:
         router = build.check(config)
@@ -115,7 +115,7 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Print where the service listens, and say in a line where anyone may call."""
+    """Print where the service listens; warn if anyone on the network may call it."""
     _say_where(server)
     public = [place for bind in server.cfg.bind if (place := _public(bind))]
     if public and build.settings().keys is None:
@@ -133,17 +133,17 @@ def _say_where(server: Any) -> None:
         where = place
         if isinstance(place, tuple):
             where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}"
-        with contextlib.suppress(OSError):  # nobody may read it
+        with contextlib.suppress(OSError):  # stderr may be closed
             os.write(1, f"infermux listening on {where}\n".encode())
 
 
 def _public(bind: str) -> str:
-    """Return the address of gunicorn's `bind` if others than this host can reach it."""
+    """Return the address of gunicorn's *bind* if other hosts can reach it, else ""."""
     if bind.startswith(("unix:", "fd://")):
         return ""
     parts = urlsplit("//" + bind.removeprefix("tcp://"))
     host = parts.hostname or "0.0.0.0"
-    with contextlib.suppress(ValueError):  # a name
+    with contextlib.suppress(ValueError):  # a host name
         if ip_address(host.partition("%")[0]).is_loopback:
             return ""
     port = parts.port if parts.port is not None else 8000
@@ -151,7 +151,7 @@ def _public(bind: str) -> str:
 
 
 def address_of(config: Config, host: str | None = None, port: int | None = None) -> str:
-    """Return where `infermux serve` listens; without keys, by default only this host reaches it."""
+    """Return the address for `infermux serve`: without keys, by default a local one."""
     if host is None:
         host = "127.0.0.1" if config.keys is None else ""
     return f"{_bracketed(host)}:{PORT if port is None else port}"
@@ -162,9 +162,9 @@ def _bracketed(host: str) -> str:
 
 
 def usable(addr: str) -> str:
-    """Return gunicorn's form of an address; raise ConfigError unless one can listen there now.
+    """Return *addr* in gunicorn's form; raise ConfigError if it is invalid or in use.
 
-    Without a host that is every address of this one, of IPv6 too where the system has it.
+    Without a host it is every address of this host, including IPv6 where available.
     """
     if addr.startswith(("unix:", "fd://")):
         path = Path(addr.removeprefix("unix:").removeprefix("//"))
@@ -211,7 +211,7 @@ def _check_certificate(certfile: str, keyfile: str | None) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Renew the application of --preload; without it, each worker makes its own."""
+    """With --preload, reconfigure the master's app; otherwise each worker makes its own."""
     if server.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
         for app in list(build.apps):
@@ -220,17 +220,17 @@ def on_reload(server: Any) -> None:
 
 
 def _renew(config: Config) -> None:
-    """Give the master's routers a new configuration."""
+    """Rebuild the master's routers from *config*."""
     for old in list(build.routers):
         new = build.router(config, serving=True)
         build.routers.discard(new)
         old.take_over(new)
-        status.monitor(old)  # its new observers lack it
+        status.monitor(old)  # not among its new observers
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Prepare a worker's process for many threads."""
-    import resource  # POSIX only, as gunicorn
+    """Prepare a new worker's process for many threads."""
+    import resource  # POSIX only, like gunicorn
 
     sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -239,7 +239,7 @@ def post_fork(server: Any, worker: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     stream.drain_with(worker, worker.cfg.graceful_timeout)
     if build.pinned is not None:
-        # --threads overrides the file, perhaps after --preload has made routers
+        # --threads overrides the file; --preload may have made routers before
         threads = replace(build.pinned.server, threads=worker.cfg.threads)
         build.pinned = replace(build.pinned, server=threads)
         build.resize(build.pinned)
@@ -247,7 +247,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Collect garbage less often: calls in flight are no garbage."""
+    """Collect garbage less often, as the objects of calls in flight stay in use."""
     _freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     _map_large_blocks()
@@ -255,9 +255,9 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _map_large_blocks() -> None:
-    """Return a large body's memory when it is freed, where the C library is glibc.
+    """With glibc, return a large body's memory to the system when it is freed.
 
-    Of its own accord it keeps blocks of up to 32 MB, in each of many threads' arenas.
+    By default glibc keeps blocks of up to 32 MB, in the arenas of many threads.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -266,7 +266,7 @@ def _map_large_blocks() -> None:
 
 
 def _freeze() -> None:
-    """Exclude what is loaded from garbage collection, so that it stays shared after a fork."""
+    """Exclude loaded objects from garbage collection, so that forks share their memory."""
     gc.collect()
     gc.freeze()
 
@@ -274,16 +274,16 @@ def _freeze() -> None:
 def _mask_stop_signals(how: int) -> None:
     """Block or unblock the signals that stop a worker.
 
-    A new worker has its master's handlers at first: a SIGTERM would be lost.
+    A new worker starts with its master's handlers, which would lose a SIGTERM.
     """
     signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send the queued spans."""
+    """Send queued spans and records when a worker exits."""
     flush_all()
     status.stop()
-    atexit.unregister(flush_all)  # once is enough
+    atexit.unregister(flush_all)  # already done
 
 
 def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> None:
