@@ -1,7 +1,6 @@
-"""What all workers know about a router's targets, their metrics, and operator commands.
+"""Shares target status, metrics and operator commands among all workers.
 
-A few times per second each worker publishes its status in shared memory, and looks there for
-commands.
+A few times per second, each worker writes its status to shared memory and reads commands there.
 """
 
 from __future__ import annotations
@@ -25,32 +24,32 @@ from ..types import Target
 log = logging.getLogger("infermux")
 ACTIONS = ("open", "close", "reset")
 REPORT_SECONDS = 0.25
-RETRY_SECONDS = 10.0  # after a report that failed
-COMMAND_SECONDS = 3.0  # how long an operator waits for all workers
-MAX_UNNAMED_TARGETS = 100  # that are not configured: callers can name any number
+RETRY_SECONDS = 10.0  # after a failed report
+COMMAND_SECONDS = 3.0  # maximum wait for all workers to apply a command
+MAX_UNNAMED_TARGETS = 100  # not configured: callers can name any number
 _SEVERITY = {"closed": 0, "half_open": 1, "open": 2}
-_lock = threading.RLock()  # of monitors, and of applying commands in their order
+_lock = threading.RLock()  # guards monitors and the order of commands
 _monitors: weakref.WeakKeyDictionary[Router, Monitor] = weakref.WeakKeyDictionary()
 
 
 class TargetStatus(NamedTuple):
-    """What all workers know about one target; seconds throughout."""
+    """The status of one target over all workers; times are in seconds."""
 
     provider: str
     model: str
     state: str  # closed, half_open or open: the worst of all workers
     reason: str | None  # why calls are refused
-    retry_in: float | None  # until all workers admit calls; None: unknown (probing, forced open)
+    retry_in: float | None  # until all workers admit calls; None: probing or forced open
     error_rate: float | None
-    p50: float | None  # like p95, the mean of the workers, weighted by their calls
+    p50: float | None  # like p95, the workers' mean weighted by calls
     p95: float | None
     per_minute: float
     in_flight: int
-    workers: int  # that know the target
+    workers: int  # that report the target
 
 
 class Records(NamedTuple):
-    """Calls that are not in the ledger, of all workers."""
+    """Numbers of calls that all workers have not written to the ledger."""
 
     pending: int
     lost: int
@@ -62,13 +61,13 @@ class Monitor:
     def __init__(self, router: Router) -> None:
         self.memory = shared_memory.shared or SharedMemory()
         self.metrics = metrics.Metrics(self.memory, router.registry)
-        self._applied = 0  # the number of the last command
+        self._applied = 0  # number of the last applied command
 
     def __call__(self, call: Call) -> None:
         self.metrics.count(call)
 
     def apply_commands(self, router: Router) -> None:
-        """Apply the commands since the last time."""
+        """Apply to *router* the commands issued since the last call."""
         with _lock:
             if self.memory.last_command != self._applied:
                 for each in self.memory.commands(self._applied):
@@ -88,7 +87,7 @@ def monitor(router: Router) -> Monitor:
 
 
 def metrics_text(router: Router) -> bytes:
-    """Return the metrics of all workers."""
+    """Return the metrics of all workers in Prometheus's text format."""
     own = monitor(router)
     _count_losses(own.memory)
     streams = router.admission.streams + sum(each["streams"] for each in _others(own.memory))
@@ -111,19 +110,19 @@ def count_failed_login(router: Router, api: str) -> None:
 
 
 def targets(router: Router) -> list[TargetStatus]:
-    """Return the configured targets, in order, and then others that were called."""
+    """Return the status of the configured targets, in order, then of others called."""
     states: dict[Target, list[BreakerState]] = {target: [] for target in router.registry.targets()}
     others = _others(monitor(router).memory)
     own = {target: breaker.snapshot() for target, breaker in _breakers(router).items()}
     for known in (own, *map(_states, others)):
         for target, state in known.items():
-            if target.provider in router.registry:  # a worker before a reload may have others
+            if target.provider in router.registry:  # workers from before a reload may have others
                 states.setdefault(target, []).append(state)
     return [_merged(target, found, 1 + len(others)) for target, found in states.items()]
 
 
 def records(router: Router) -> Records:
-    """Return how many calls are not in the ledger."""
+    """Return how many calls of all workers are not in the ledger."""
     memory = monitor(router).memory
     _count_losses(memory)
     pending = sum(each["waiting"] for each in _others(memory))
@@ -133,15 +132,15 @@ def records(router: Router) -> Records:
 
 
 def command(router: Router, action: str, provider: str, model: str | None) -> tuple[int, int]:
-    """Have every worker open, close or reset the circuits of a provider, or of one model.
+    """Make every worker open, close or reset a provider's circuits, or one model's.
 
-    Return the number of workers, and how many of them have done so.
+    Return the number of workers, and how many applied it within COMMAND_SECONDS.
     """
     own = monitor(router)
     number = own.memory.command(action, provider, model)
     end = time.monotonic() + COMMAND_SECONDS
     own.apply_commands(router)
-    _report()  # another worker may be asked for the status next
+    _report()  # another worker may serve the next status request
     while True:
         others = own.memory.others()
         done = sum(slot.acknowledged >= number for slot in others)
@@ -151,7 +150,7 @@ def command(router: Router, action: str, provider: str, model: str | None) -> tu
 
 
 def _apply(router: Router, command: Command) -> None:
-    """Apply a command; one for a provider also holds for targets that are first called later."""
+    """Apply a command; a provider's also applies to its targets first called later."""
     provider, pool = command.provider, router.targets
     if provider not in router.registry:
         return
@@ -168,7 +167,7 @@ def _apply(router: Router, command: Command) -> None:
 
 
 def _breakers(router: Router) -> dict[Target, CircuitBreaker]:
-    """Return this process's circuit breakers; a status of too many would not fit."""
+    """Return this process's circuit breakers, no more than fit in shared memory."""
     breakers = router.targets.breakers()
     if len(breakers) > MAX_UNNAMED_TARGETS:
         named = set(router.registry.targets())
@@ -210,7 +209,7 @@ def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
 
 
 def _count_losses(memory: SharedMemory) -> None:
-    """Count the spans and records that this process has lost."""
+    """Count the spans and records that this process lost."""
     with _lock:
         routers = [router for router, each in _monitors.items() if each.memory is memory]
     lost = sum(router.accounting.lost + _backlog(router).lost for router in routers)
@@ -239,14 +238,14 @@ def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
 
 
 def start() -> None:
-    """Start to report, in a worker of a service."""
+    """Start reporting the status of this worker."""
     if shared_memory.shared is not None:
         _report()  # before the first call is admitted
         threading.Thread(target=_keep_reporting, name="infermux-status", daemon=True).start()
 
 
 def stop() -> None:
-    """Write or count the last records and spans of a worker."""
+    """Write a worker's last records and spans, or count them as lost."""
     if shared_memory.shared is not None:
         for router in list(_monitors):
             if router.ledger is not None:
@@ -284,5 +283,5 @@ def _report() -> None:
             "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],
         }
         memory.own.write_status(json.dumps(status).encode())
-        if _monitors:  # a worker that is still loading has applied nothing
-            memory.own.acknowledged = number  # last: the status may be read next
+        if _monitors:  # else the worker is still loading
+            memory.own.acknowledged = number  # last: an operator may then read the status
