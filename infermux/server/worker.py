@@ -3,11 +3,11 @@
 1. Responses and log lines about a refused request do not quote it.
 2. A worker survives a lack of file descriptors.
 3. A burst of requests starts a few at a time, so that each soon waits for its provider.
-4. GET requests, such as health checks, do not wait behind such a burst.
-5. A thread itself answers the next requests of its client, without the main loop.
+4. GET requests, such as health checks, are served before such a burst.
+5. A thread reads the next requests of its client itself, without the main loop.
 6. If no thread can be started, a request waits for an existing one.
-7. A request gets a thread once its head has come, for which it has ten seconds.
-8. A body has to come at a kilobyte a second, and few threads may wait for one.
+7. A request gets a thread when its head has arrived; it has ten seconds to do so.
+8. A body must arrive at 1 KB/s or faster, and few threads may wait for bodies.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from ..protocol import strict_json
 from ..types import LogThrottle
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
-STARTS_PER_TURN = 2  # requests of a burst that start together; each may need a new thread
-TURN_SECONDS = 0.001  # between such starts, at least
-ACCEPTS_PER_TURN = 256  # in a burst
-PAUSE_SECONDS = 0.1  # without a free descriptor
-CLIENT_SECONDS = 10  # for a head, before the pace of a body counts, and for a client that reads
-HEAD_BYTES = 65536  # of a head; a longer one is refused
-BODY_BYTES = 16_384  # of a body that are waited for without a thread
-PACE = 1024.0  # bytes of a body in a second, at least
-BRIEF_SECONDS = 0.25  # that a thread may wait for more where many do
-CHECK_SECONDS = 0.25  # from one look at the requests that are still coming to the next
+STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread
+TURN_SECONDS = 0.001  # minimum time between such starts
+ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
+PAUSE_SECONDS = 0.1  # when out of descriptors
+CLIENT_SECONDS = 10  # for a head, a body beyond its PACE, or a client to read
+HEAD_BYTES = 65536  # maximum size of a head
+BODY_BYTES = 16_384  # of a body awaited without a thread
+PACE = 1024.0  # minimum bytes of a body per second
+BRIEF_SECONDS = 0.25  # maximum wait of a thread if many threads wait
+CHECK_SECONDS = 0.25  # between checks of arriving requests
 CUTS_PER_CHECK = 500
-LINGER_SECONDS = 2.0  # for a client to read the last answer before its connection is closed
-LINGER_READS, LINGER_BYTES = 16, 4096  # at most, and in each
+LINGER_SECONDS = 2.0  # to read the last response before the connection closes
+LINGER_READS, LINGER_BYTES = 16, 4096  # maximum reads, and bytes of each
 STATUSES = {  # by the name of gunicorn's exception; others are 400
     "LimitRequestLine": 414,
     "LimitRequestHeaders": 431,
@@ -57,7 +57,7 @@ STATUSES = {  # by the name of gunicorn's exception; others are 400
     "UnsupportedTransferCoding": 501,
     "ForbiddenProxyRequest": 403,
 }
-SETTINGS = (  # that each request looks up, in one version of gunicorn or another
+SETTINGS = (  # read on every request by some version of gunicorn
     "keepalive certfile keyfile pre_request post_request limit_request_line limit_request_fields "
     "limit_request_field_size http_parser protocol http2_cleartext proxy_protocol "
     "permit_unconventional_http_method casefold_http_method forwarded_allow_ips forwarder_headers "
@@ -67,36 +67,36 @@ SETTINGS = (  # that each request looks up, in one version of gunicorn or anothe
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The worker class of a service."""
+    """The gunicorn worker class of the service."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log: Any = copy.copy(self.log)  # the master keeps its own
+        self.log: Any = copy.copy(self.log)  # leave the master's logger unchanged
         self.log.exception = self._log_exception
         self._complaint = LogThrottle()
         self._hook = self.cfg.pre_request
 
     def init_process(self) -> None:
-        """Make settings plain attributes: gunicorn looks each up in two steps."""
+        """Make settings plain attributes, which are faster to read."""
         self.cfg.set("pre_request", self._begin)
         known = [name for name in SETTINGS.split() if hasattr(self.cfg, name)]
         self.cfg.__dict__.update({name: getattr(self.cfg, name) for name in known})
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """Return the threads that answer requests."""
+        """Return the thread pool that answers requests."""
         self.threads = Threads(self)
         return self.threads
 
     def _begin(self, worker: Any, req: Any) -> None:
-        """Let the application leave a body unread, and have its connection closed."""
+        """Let the application refuse a body: the connection is then closed."""
         self._hook(worker, req)
         if hasattr(req, "unreader"):  # HTTP/1
             req.body.refuse, current = req.force_close, self.threads.current
             current.unreader, current.sock.has_head = req.unreader, True
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection, or many during a burst: one may be a health check."""
+        """Accept a connection, or many in a burst, as one may be a health check."""
         self.threads.listen(listener)
         try:
             super().accept(listener)
@@ -122,10 +122,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.threads.take_turn(time.monotonic(), burst=burst)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer a request that gunicorn refuses, or that failed."""
+        """Send an error response to a request that gunicorn refused or that failed."""
         name = type(exc).__name__
         if isinstance(exc, OSError) or (req is not None and "Chunk" in name):
-            return  # the client has left, or the application has answered
+            return  # the client left, or the application answered
         gunicorns = type(exc).__module__.startswith("gunicorn.")
         refused = gunicorns and (req is None or name in STATUSES)
         status = STATUSES.get(name, 400) if refused else 500
@@ -140,7 +140,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _log_exception(self, message: str, *args: object, **_: object) -> None:
         """Log where an exception was raised, but not its text, which may quote a request."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):  # a client that is slow or gone
+        if isinstance(error, OSError):  # the client is slow or gone
             self.log.debug("%s: %s", message, os.strerror(error.errno or 0))
             return
         frames = "".join(traceback.format_tb(error.__traceback__)) if error else ""
@@ -148,10 +148,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 class Client(socket.socket):
-    """The socket of a client, which has to send its requests at a pace.
+    """The socket of a client, which must send its requests at a minimum speed.
 
-    It is always a blocking one, so that the options count that bound how long it sends; recv()
-    waits by itself. Few threads may wait so.
+    The socket always blocks, so that the kernel's send timeout applies. recv() waits with a limit
+    of its own, and in few threads at a time.
     """
 
     def __init__(self, sock: socket.socket, readers: ConcurrencyLimiter) -> None:
@@ -162,23 +162,23 @@ class Client(socket.socket):
         self.watch()
 
     def begin(self) -> None:
-        """Expect the next request."""
-        self.has_head = False  # whether its head has been read
+        """Reset the counters of recv() for the next request."""
+        self.has_head = False  # whether the head was read
         self._received = 0  # bytes
         self._waited = 0.0  # seconds
 
     def watch(self) -> None:
-        """Expect more of the next request."""
-        self.seen = 0  # bytes that are there
-        self.body: int | None = None  # those of its body, once the head is there
-        self.since = time.monotonic()  # from when on its head counts as slow, then its body
+        """Reset what lacks() knows, for the next request."""
+        self.seen = 0  # bytes received
+        self.body: int | None = None  # bytes of the body, once the head is there
+        self.since = time.monotonic()  # start of the head, then of the body
         self.is_get = False
 
     def setblocking(self, flag: bool) -> None:
-        """Stay blocking."""
+        """Do nothing: the socket stays blocking."""
 
     def settimeout(self, value: float | None) -> None:
-        """Bound how long recv() waits."""
+        """Set how many seconds recv() waits at most."""
         self._patience = CLIENT_SECONDS if value is None else value
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -207,20 +207,20 @@ class Client(socket.socket):
             self._waited += time.monotonic() - start
 
     def lacks(self, *, eager: bool) -> int:
-        """Return how many bytes have to be there before the request may start, 0 if it may.
+        """Return how many bytes must arrive in all before the request may start, 0 if it may.
 
-        That is with its head, or if not *eager* with all of its body or a good part of it.
+        It needs its head and, if not *eager*, also BODY_BYTES of its body or all of it.
         """
         try:
             data = super().recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 1
         except OSError:
-            return 0  # its thread finds out why
+            return 0  # its thread gets the same error
         before, self.seen = self.seen, len(data)
         end = data.find(b"\r\n\r\n", max(0, before - 3) if self.body is None else 0) + 4
         if end < 4:
-            # without more of it, the client has ended, or the kernel can hold no more
+            # no new bytes: the client has ended, or the kernel's buffer is full
             return len(data) + 1 if before < len(data) < HEAD_BYTES else 0
         if self.body is None:
             self.since, self.is_get = time.monotonic(), data.startswith(b"GET /")
@@ -233,13 +233,13 @@ class Client(socket.socket):
         return end + wanted if wanted > self.body else 0
 
     def is_too_slow(self, now: float) -> bool:
-        """Whether the head should be there by now, or more of the body."""
+        """Whether the head is late at *now*, or the body slower than PACE."""
         return now - self.since > CLIENT_SECONDS + (self.body or 0) / PACE
 
 
 def _body_size(head: bytes) -> int | None:
-    """Return how many bytes of a body are worth waiting for, None where its end will tell."""
-    if b"\r\nexpect:" in head:  # the client waits, too
+    """Return how many bytes of a body to wait for; None: until its end (chunked)."""
+    if b"\r\nexpect:" in head:  # the client waits for a 100 Continue
         return 0
     if b"\r\ntransfer-encoding:" in head:
         return None
@@ -247,12 +247,12 @@ def _body_size(head: bytes) -> int | None:
     return min(int(length), BODY_BYTES) if length.isdigit() and len(length) < 20 else 0
 
 
-CLOSED = Client(socket.socket(), ConcurrencyLimiter(1))  # what gunicorn may close again
+CLOSED = Client(socket.socket(), ConcurrencyLimiter(1))  # gunicorn may close it again
 CLOSED.close()
 
 
 class Job(Future[Any]):
-    """A request, or several of one client, for a thread."""
+    """The task of a thread: one request, or several of one client."""
 
     def __init__(self, function: Any, conn: Any) -> None:
         super().__init__()
@@ -260,40 +260,40 @@ class Job(Future[Any]):
 
 
 class Threads(ThreadPoolExecutor):
-    """The threads of a worker; a request gets one in its turn, once enough of it has come.
+    """The thread pool of a worker; a request is queued when enough of it has arrived.
 
-    One thread may be missing: what was to start it waits for another one.
+    If a thread cannot be started, the request waits for an existing one.
     """
 
     def __init__(self, worker: Worker) -> None:
         self.size: int = worker.cfg.threads
         super().__init__(self.size)
         self.submitted = 0
-        self.waiting: deque[Job] = deque()  # that could start
-        self.arriving: set[Job] = set()  # of which too little has come
-        self.current = threading.local()  # the `sock` and `unreader` of a thread's last request
+        self.waiting: deque[Job] = deque()  # ready to start
+        self.arriving: set[Job] = set()  # incomplete requests
+        self.current = threading.local()  # `sock` and `unreader` of a thread's last request
         self._worker = worker
         self._has_tls = bool(worker.cfg.certfile or worker.cfg.keyfile)
         self._listeners: set[Any] = set()
-        self._readers = ConcurrencyLimiter(max(1, self.size * 3 // 4))  # that wait for clients
-        self._eager = max(1, self.size // 8)  # of them, for what needs no thread to be waited for
-        self._busy: set[Job] = set()  # that have a thread, or wait for one
-        self._started = self._checked = 0.0  # when one last did, and they last were
+        self._readers = ConcurrencyLimiter(max(1, self.size * 3 // 4))  # waiting for clients
+        self._eager = max(1, self.size // 8)  # of the readers, for incomplete bodies
+        self._busy: set[Job] = set()  # running, or waiting for a thread
+        self._started = self._checked = 0.0  # times of the last start and check
 
     def listen(self, listener: Any) -> None:
-        """Have connections accepted once something has come."""
+        """Make the kernel report connections only when data has arrived."""
         if listener not in self._listeners:
             self._listeners.add(listener)
-            with contextlib.suppress(OSError):  # a Unix socket has none
+            with contextlib.suppress(OSError):  # not for Unix sockets
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, CLIENT_SECONDS)
 
     def submit(self, function: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        """Queue a request, or watch for more of it."""
+        """Queue a request, or wait for more of it in the main loop."""
         job = Job(function, conn := args[0])
         self.submitted += 1
-        if not conn.data_ready:  # it is new
+        if not conn.data_ready:  # a new connection
             _bound(conn.sock)
-            if len(conn.client) == 4:  # of IPv6, perhaps an IPv4 client at the same socket
+            if len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
                 conn.client = (conn.client[0].removeprefix("::ffff:"), conn.client[1])
             if not self._has_tls:
                 conn.sock = Client(conn.sock, self._readers)
@@ -305,7 +305,7 @@ class Threads(ThreadPoolExecutor):
         return job
 
     def _look(self, job: Job, _: object = None) -> None:
-        """Queue a request of which enough has come; watch for more of another one."""
+        """Queue a request if enough of it has arrived, else wait for more."""
         sock, known = job.conn.sock, job in self.arriving
         if not isinstance(sock, Client):
             self.waiting.append(job)
@@ -320,13 +320,13 @@ class Threads(ThreadPoolExecutor):
             self._forget(job)
         if sock.body is None and sock.seen == HEAD_BYTES:
             job.function = partial(_refuse, status=431)
-        if self.waiting and sock.is_get:  # during a burst
+        if self.waiting and sock.is_get:  # a burst
             self._start(job)
         else:
             self.waiting.append(job)
 
     def _forget(self, job: Job) -> None:
-        """No longer watch for more of a request."""
+        """Stop waiting for more of a request."""
         self.arriving.remove(job)
         sock = job.conn.sock
         self._worker.poller.unregister(sock)
@@ -342,7 +342,7 @@ class Threads(ThreadPoolExecutor):
                 raise
 
     def take_turn(self, now: float, *, burst: bool) -> None:
-        """Start some of the queued requests; refuse those that come too slowly."""
+        """Start some of the queued requests; refuse those that arrive too slowly."""
         if now - self._checked > CHECK_SECONDS:
             self._checked = now
             self._check(now)
@@ -369,9 +369,9 @@ class Threads(ThreadPoolExecutor):
             job.set_exception(error)
 
     def _serve(self, job: Job) -> Any:
-        """Answer a client's requests while the next one follows at once.
+        """Answer a request, and the client's next ones if each follows at once.
 
-        The way through the main loop would cost a tenth of a call.
+        The main loop would add a tenth to the time of a call.
         """
         self.current.sock = CLOSED if self._has_tls else job.conn.sock
         try:
@@ -390,10 +390,10 @@ class Threads(ThreadPoolExecutor):
         return 2 * len(self._busy) <= self.size
 
     def _next_follows(self, sock: Any) -> bool:
-        """Wait a moment for the next request while at least half of the threads are free."""
-        is_there = bool(self.current.unreader.buf.getvalue())  # read together with the last one
+        """Return whether the next request arrives at once; wait only if half the threads are free."""
+        is_there = bool(self.current.unreader.buf.getvalue())  # already read
         if not isinstance(sock, Client):
-            return is_there  # poll() does not see what TLS has read
+            return is_there  # poll() does not see data that TLS has buffered
         sock.begin()
         if is_there:
             return True
@@ -405,7 +405,7 @@ class Threads(ThreadPoolExecutor):
         return not sock.lacks(eager=False) and (sock.body is not None or not sock.seen)
 
     def _close(self, conn: Any) -> None:
-        """Close a connection; the main loop would wait two seconds for each client's FIN."""
+        """Close a connection here; the main loop would wait two seconds for the client's FIN."""
         sock, conn.sock = conn.sock, CLOSED
         with contextlib.suppress(OSError, ValueError):
             sock.shutdown(socket.SHUT_WR)
@@ -419,7 +419,7 @@ class Threads(ThreadPoolExecutor):
 
 
 def _refuse(conn: Any, *, status: int) -> bool:
-    """Answer a request of which too little or too much has come; say nothing without one."""
+    """Send an error response for a bad request; nothing if no byte has arrived."""
     if conn.sock.seen:
         with contextlib.suppress(OSError):
             conn.sock.send(refusal(status), socket.MSG_DONTWAIT)
@@ -427,24 +427,24 @@ def _refuse(conn: Any, *, status: int) -> bool:
 
 
 def _bound(sock: socket.socket) -> None:
-    """Bound how long a client may neither send nor read."""
+    """Set kernel timeouts for a client that neither sends nor reads."""
     timeout = struct.pack("ll", CLIENT_SECONDS, 0)
-    with contextlib.suppress(OSError):  # a Unix socket has not all of them
+    with contextlib.suppress(OSError):  # a Unix socket lacks some
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-        # each byte sent restarts SO_SNDTIMEO; this ends a client that has stopped reading
+        # each byte sent restarts SO_SNDTIMEO; this ends connections that are not read
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
 
 
 def is_readable(sock: socket.socket, seconds: float) -> bool:
-    """Whether a socket has something to read within a time; this takes no descriptor."""
+    """Whether a socket is readable within *seconds*; poll() uses no file descriptor."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def refusal(status: int) -> bytes:
-    """Return a complete error response."""
+    """Return a complete HTTP/1.1 error response with a JSON body."""
     phrase = http.HTTPStatus(status).phrase
     kind: type[InferMuxError] = RequestError
     message = f"the request was refused: {phrase.lower()}"
