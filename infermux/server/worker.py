@@ -41,7 +41,7 @@ STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thr
 TURN_SECONDS = 0.001  # minimum time between such starts
 ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
 PAUSE_SECONDS = 0.1  # when out of descriptors
-CLIENT_SECONDS = 10  # for a head, a body beyond its PACE, or a client to read
+CLIENT_SECONDS = 10  # for a head, for a body before PACE applies, for a client to read
 HEAD_BYTES = 65536  # maximum size of a head
 BODY_BYTES = 16_384  # of a body awaited without a thread
 PACE = 1024.0  # minimum bytes of a body per second
@@ -390,7 +390,7 @@ class Threads(ThreadPoolExecutor):
         return 2 * len(self._busy) <= self.size
 
     def _next_follows(self, sock: Any) -> bool:
-        """Return whether the next request arrives at once; wait only if half the threads are free."""
+        """Whether the next request arrives at once; wait only if half the threads are free."""
         is_there = bool(self.current.unreader.buf.getvalue())  # already read
         if not isinstance(sock, Client):
             return is_there  # poll() does not see data that TLS has buffered
