@@ -1,7 +1,7 @@
 """The HTTP endpoints: a Flask blueprint for each API (MIST, OpenAI, Anthropic) and for operators.
 
-`http` reads requests and writes responses, `auth` says who is calling, `sse` streams. A view
-decodes the request, calls the router and encodes what it returns; it decides nothing else.
+`http` reads requests and writes responses, `auth` authenticates callers, `sse` streams. A
+view only decodes the request, calls the router and encodes the result.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .sse import START, with_early_start
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"  # the key of the router in `app.extensions`
-REFUSES = "_other"  # ends the names of the endpoints that refuse a wrong method
+REFUSES = "_other"  # suffix of the endpoints that refuse other methods
 Route = tuple[str, str, View]  # method, path, view
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class EndpointBlueprint(Blueprint):
-    """A blueprint that gets a name of its own when an app has another of the same name."""
+    """A blueprint that adds a number to its name if the app has one of that name."""
 
     def register(self, app: Any, options: dict[str, Any]) -> None:
         name, number = options.get("name", self.name), 2
@@ -48,7 +48,7 @@ class EndpointBlueprint(Blueprint):
 
 
 def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint:
-    """Return a blueprint whose views are called with *api*; other methods get a JSON 405."""
+    """Return a blueprint that calls its views with *api*; other methods get a JSON 405."""
     blueprint = EndpointBlueprint(name, __name__)
     for method, path, view in routes:
         endpoint = re.sub(r"\W+", "_", path).strip("_") or "index"
@@ -70,7 +70,7 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
 
 
 def _guarded(view: View, api: Api) -> View:
-    """Return *view* with its errors rendered; an unexpected one is logged and answered as a 500."""
+    """Wrap *view* to render its errors; log an unexpected one and respond with a 500."""
 
     def guarded(**arguments: str) -> Response:
         room = BodyRoom(api.router.admission.bodies)
@@ -87,7 +87,7 @@ def _guarded(view: View, api: Api) -> View:
             response = error_response(InferMuxError("internal error"), api.render)
             forget(error)
         finally:
-            if BODY in current_request().environ:  # a stream keeps it until its end
+            if BODY in current_request().environ:  # a stream releases it at its end
                 room.release()
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 
@@ -95,7 +95,7 @@ def _guarded(view: View, api: Api) -> View:
 
 
 def _refuse(allow: str, **arguments: str) -> Response:
-    """Refuse a method that the path does not have; OPTIONS tells which it has."""
+    """Respond to OPTIONS with Allow; raise MethodNotAllowed for other methods."""
     method = current_request().method
     if method == "OPTIONS":
         return Response(status=204, headers={"Allow": allow})
