@@ -34,7 +34,7 @@ def anthropic_blueprint(router: Router, *, caller: Identify | None = None) -> En
 
 
 def messages(api: Api) -> Response:
-    """Answer a message, streamed or not."""
+    """Respond to /v1/messages, streamed or not."""
     caller = admitted(api)
     wanted, wants_stream = _read(CHAT)
     call = start_call(api, wanted, caller)
@@ -56,7 +56,7 @@ def messages(api: Api) -> Response:
 
 
 def count_tokens(api: Api) -> Response:
-    """Count a message's tokens at the vendor if it can, otherwise return a flagged estimate."""
+    """Return the vendor's token count of a message, or an estimate marked as such."""
     caller = admitted(api)
     wanted, _ = _read(COUNT)
     call = start_call(api, wanted, caller)
@@ -75,7 +75,7 @@ def count_tokens(api: Api) -> Response:
 
 
 def _native(response: InferResponse) -> bytes | None:
-    """Return the vendor's own body, if it is in this dialect."""
+    """Return the vendor's body if it is in Anthropic's format, else None."""
     name, body = response.native or ("", None)
     return body if name == dialect.NAME else None
 
