@@ -30,14 +30,14 @@ from .http import (
     start_call,
 )
 
-Admin = Secret | str | None | Callable[[], Secret | None]  # a function where a reload may change it
-MOST_READ = 65536  # bytes of a body that is read although the call is refused
+Admin = Secret | str | None | Callable[[], Secret | None]  # a function, if a reload may change it
+MOST_READ = 65536  # bytes of a body that is read even when overloaded
 _SEND_KEY = "send Authorization: Bearer KEY, or x-api-key: KEY"
 log = logging.getLogger("infermux")
 
 
 def authenticated(api: Api) -> Caller:
-    """Return the caller that the mounting app or the API key names; raise AuthenticationError."""
+    """Return the caller by the mounting app or the API key; raise AuthenticationError."""
     if api.identify is not None:
         found = api.identify()
         return found if isinstance(found, Caller) else Caller(found) if found else ANONYMOUS
@@ -53,9 +53,9 @@ def authenticated(api: Api) -> Caller:
 
 
 def admitted(api: Api) -> Caller:
-    """Return the caller before the body is read; raise AuthenticationError or Overloaded.
+    """Authenticate before the body is read; raise AuthenticationError or Overloaded.
 
-    Without a good key no more than the head is read.
+    Without a valid key the body is not read.
     """
     try:
         caller = authenticated(api)
@@ -65,7 +65,7 @@ def admitted(api: Api) -> Caller:
     if api.router.admission.full:
         size = body_size()
         if size is not None and size <= MOST_READ:
-            read_body()  # a client that is still sending would miss the response
+            read_body()  # else a client still sending would miss the response
         else:
             refuse_body()
         raise _recorded(api, caller)
@@ -79,7 +79,7 @@ def _recorded(api: Api, caller: Caller) -> Overloaded:
 
 
 def request_key() -> str:
-    """Return the key that the request carries, in either of the official SDKs' headers."""
+    """Return the key in the Authorization or x-api-key header, or ""."""
     header: dict[str, str] = current_request().environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer" and bearer:
@@ -91,10 +91,10 @@ def request_key() -> str:
 
 
 def admin_only(admin: Admin, view: View) -> View:
-    """Return *view* behind the key of [server] admin.
+    """Wrap *view* to require the admin key.
 
-    For GET, a browser may log in: any user name, and the key as password. Elsewhere a login does
-    not count, because other sites can make a browser send it.
+    For GET, HTTP Basic is accepted too: any user name, the key as password. For other methods it
+    is not, as other sites can make a browser send it (CSRF).
     """
 
     def guarded(api: Api, **arguments: str) -> Response:
@@ -116,7 +116,7 @@ def admin_only(admin: Admin, view: View) -> View:
             _check_no_caller(api, given)
         error = AuthenticationError(f"{'unknown' if given else 'missing'} admin key: {_SEND_KEY}")
         response = error_response(error, plain_error)
-        if reads:  # a browser asks for the key, again if it was wrong
+        if reads:  # makes a browser ask for the key
             response.headers["WWW-Authenticate"] = 'Basic realm="infermux", charset="UTF-8"'
         return response
 
@@ -124,7 +124,7 @@ def admin_only(admin: Admin, view: View) -> View:
 
 
 def _check_no_caller(api: Api, key: str) -> None:
-    """Report a key that is not the admin's; raise Forbidden if it is a caller's."""
+    """Log a key that is not the admin key; raise Forbidden if it is a caller's."""
     keyring = api.router.keyring
     caller = keyring.identify(key) if keyring is not None else None
     if caller is None:
@@ -138,10 +138,9 @@ def _check_no_caller(api: Api, key: str) -> None:
 
 
 class AddressThrottle:
-    """Lets one message a minute and address pass, over all processes that are forked from this one.
+    """Limits log messages to one per minute and address, over this process and its forks.
 
-    Addresses share the places of a table of fixed size: a message may be left out, none comes
-    twice.
+    The table has a fixed size: a message may be dropped if its address shares a place.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class AddressThrottle:
         self._lock = threading.Lock()
 
     def due(self, address: str) -> bool:
-        """Whether a message about *address* may be logged now; if so, its time starts anew."""
+        """Whether a message about *address* may be logged now; if so, restart its interval."""
         place, now = hash(address) % len(self._last), self._clock()
         with self._lock:
             last = self._last[place]
@@ -163,11 +162,11 @@ class AddressThrottle:
         return True
 
 
-_throttle = AddressThrottle()  # made by a service's master: the workers share it
+_throttle = AddressThrottle()  # made before the fork: workers share it
 
 
 def _login_failed(api: Api, what: str) -> None:
-    """Count a failed login, and log it unless one from the same address was logged just now."""
+    """Count a failed login, and log it at most once a minute for each address."""
     status.count_failed_login(api.router, api.name)
     address = current_request().remote_addr or "a local socket"
     if _throttle.due(address):
