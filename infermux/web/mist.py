@@ -36,13 +36,13 @@ from .sse import sse_response
 
 
 def mist_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
-    """Return the MIST endpoints for *router*; *caller* returns who calls, as a name or a Caller."""
+    """Return the MIST endpoints for *router*; *caller* returns a name or a Caller."""
     routes = [("POST", "/mist", mist), ("POST", "/infer", infer), ("GET", "/providers", providers)]
     return endpoints("infermux", Api("mist", router, plain_error, caller), routes)
 
 
 def mist(api: Api) -> Response:
-    """Answer an infer.request message with an infer.response message."""
+    """Respond to an infer.request message with an infer.response message."""
     caller = admitted(api)
     message = Message.read(read_body(MAX_MESSAGE))
     if message.type != INFER_REQUEST:
@@ -54,7 +54,7 @@ def mist(api: Api) -> Response:
 
 
 def infer(api: Api) -> Response:
-    """Answer a bare infer.request, streamed if it or its Accept header asks for that."""
+    """Respond to an infer.request payload, streamed if it or the Accept header asks for it."""
     caller = admitted(api)
     data = json_body(strict_json.loads)
     wanted = InferRequest.from_dict(data, parameters.kinds())
@@ -78,7 +78,7 @@ class Encoder:
         self._stream = stream
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return a delta with the fields that the chunk has."""
+        """Return a delta event with the chunk's fields."""
         fields = {
             "content": chunk.text,
             "reasoning": chunk.reasoning,
@@ -89,8 +89,8 @@ class Encoder:
         return _event(b"infer.delta", {"delta": delta}) if delta else b""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the whole response."""
-        assert self._stream is not None  # without one there is only an error
+        """Return the event of the complete infer.response."""
+        assert self._stream is not None  # None only if there is just an error
         return _event(INFER_RESPONSE.encode(), self._stream.response().to_dict())
 
     def error(self, error: InferMuxError) -> bytes:
@@ -98,7 +98,7 @@ class Encoder:
         return _event(b"error", plain_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return a comment, which clients skip."""
+        """Return an SSE comment, which clients ignore."""
         return comment("waiting for the provider")
 
 
