@@ -32,7 +32,7 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
 
 
 def complete(api: Api, op: str) -> Response:
-    """Answer one of the POST endpoints, streamed or not."""
+    """Respond to a POST endpoint, streamed or not."""
     caller = admitted(api)
     request, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
     call = start_call(api, request, caller)
@@ -96,7 +96,7 @@ def _model(name: str, provider: str) -> JSON:
     }
 
 
-MODEL_ROUTES: list[Route] = [  # which the Anthropic API has too
+MODEL_ROUTES: list[Route] = [  # shared with the Anthropic API
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/<path:ident>", model),
 ]
