@@ -33,8 +33,8 @@ def ops_blueprint(
 ) -> EndpointBlueprint:
     """Return the operators' endpoints for *router*.
 
-    Without an *admin* key only health, readiness and metrics are available; the latter require it
-    too if *metrics* is "admin".
+    Without an *admin* key only health, readiness and metrics are available. If *metrics* is
+    "admin", metrics require the key.
     """
     status.monitor(router)
 
@@ -65,13 +65,13 @@ def ops_blueprint(
 
 
 def _never_stored(response: Response) -> Response:
-    """Keep what operators see, and refusals, out of every cache."""
+    """Forbid caches to store the response."""
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
 def health(_: Api) -> Response:
-    """Report that the process answers, and nothing else."""
+    """Report that the process responds."""
     return json_response({"status": "ok"})
 
 
@@ -83,7 +83,7 @@ def readiness(api: Api) -> Response:
             ledger.check()
     except LedgerUnavailable as error:
         problem = f"the ledger cannot be written: {error.told}"
-        if _unready.due():  # the reason has the path, which is not for everybody
+        if _unready.due():  # log only: the reason includes the path
             log.error("the ledger cannot be written: %s", error.reason)
     watched, known = api.router.targets.breakers(), api.router.registry.targets()
     unready = {
@@ -110,7 +110,7 @@ def prometheus(api: Api) -> Response:
 
 
 def explain(api: Api) -> Response:
-    """Explain what a call would do in this process now; nothing is sent."""
+    """Explain how this process would route a call now, without sending it."""
     question = explaining.question(json_body(strict_json.document).value)
     return json_response(explaining.explain(api.router, question).to_dict())
 
@@ -119,7 +119,7 @@ def explain(api: Api) -> Response:
 
 
 def costs(api: Api) -> Response:
-    """Return the costs by model or by other dimensions, like `infermux costs`."""
+    """Return the costs by model or other dimensions, like `infermux costs`."""
     span, caller, limit = _cost_query(time.time())
     by = reports.dimensions(request.args.getlist("by"))
     with _ledger(api) as ledger:
@@ -128,7 +128,7 @@ def costs(api: Api) -> Response:
 
 
 def cost_series(api: Api) -> Response:
-    """Return the costs of each day or hour, including those without calls."""
+    """Return the costs per day or hour, including those without calls."""
     now = time.time()
     span, caller, limit = _cost_query(now)
     step = request.args.get("by") or "day"
@@ -150,7 +150,7 @@ def _cost_query(now: float) -> tuple[reports.Period, str | None, int]:
 
 @contextmanager
 def _ledger(api: Api) -> Iterator[Ledger]:
-    """Give the ledger; if it cannot be read, log why."""
+    """Yield the ledger; log the reason if it cannot be read."""
     if api.router.ledger is None:
         raise NotFound("no ledger is configured")
     try:
@@ -170,7 +170,7 @@ def targets(api: Api) -> Response:
 
 
 def circuit(api: Api, action: str, name: str) -> Response:
-    """Open, close or reset a provider's circuits, or one model's; return its targets afterwards."""
+    """Open, close or reset the circuits of a provider or model; return its targets."""
     registry, model = api.router.registry, _requested_model()
     registry.member(name)
     chosen = {target.model for target in registry.resolve(model, name)} if model else {None}
@@ -187,7 +187,7 @@ def circuit(api: Api, action: str, name: str) -> Response:
 
 
 def _requested_model() -> str:
-    """Return the model that the query or the body names, or ""."""
+    """Return the model from the query or the body, or ""."""
     given: JSON = json_body(strict_json.document).value if read_body() else {}
     model = request.args.get("model", given.get("model", ""))
     if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:
