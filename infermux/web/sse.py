@@ -1,4 +1,4 @@
-"""Streams a call to the client as server-sent events, in the API's dialect."""
+"""Streams a call to the client as server-sent events, in the API's format."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
 from .http import BODY, Api, BytesResponse, call_headers, current_request
 
-BEAT_SECONDS = 1.0  # between two heartbeats before the first content
-START = "infermux.start_response"  # in a request's WSGI environ
+BEAT_SECONDS = 1.0  # between heartbeats before the first content
+START = "infermux.start_response"  # key in the WSGI environ
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -30,22 +30,22 @@ log = logging.getLogger("infermux")
 
 
 class Encoder(Protocol):
-    """Writes a stream's events in one dialect."""
+    """Writes a stream's events in one API's format."""
 
-    def encode(self, chunk: Chunk) -> bytes: ...  # b"" if the dialect has no event for it
+    def encode(self, chunk: Chunk) -> bytes: ...  # b"" if the format has no event for it
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes: ...  # with the terminator
 
     def error(self, error: InferMuxError) -> bytes: ...  # without a terminator
 
-    def heartbeat(self) -> bytes: ...  # clients skip it; writing it detects those that are gone
+    def heartbeat(self) -> bytes: ...  # ignored by clients; a write detects closed ones
 
 
 def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder]) -> Response:
-    """Answer *call* with server-sent events; its stream is closed even if nobody reads them.
+    """Respond to *call* with server-sent events; the stream is closed even if not read.
 
-    Until the first content another provider may still be tried; if that takes long, the head of
-    the response goes out early, and a failure after that is an event.
+    Until the first content another provider may be tried. If that takes long, the response's head
+    is sent early, and a later failure is sent as an event.
     """
     early = _EarlyHead(call, encode)
     call.on_wait = early.on_wait
@@ -78,13 +78,13 @@ class StartResponse:
         return self._start(status, headers, *error) if self._write is None else self._write
 
     def early(self, headers: dict[str, str]) -> Callable[[bytes], object]:
-        """Send the head of a response with status 200; return what writes its body."""
+        """Send the head of a response with status 200; return WSGI's write()."""
         self._write = self._start("200 OK", list(headers.items()))
         return self._write  # type: ignore[no-any-return]
 
 
 def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a WSGI application that puts start_response into the environ, for the views."""
+    """Wrap a WSGI application to put start_response into the environ, for the views."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         environ[START] = start = StartResponse(start_response)
@@ -94,7 +94,7 @@ def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _EarlyHead:
-    """Sends the head of a stream, and heartbeats, while its first content is awaited."""
+    """Sends a stream's head, and heartbeats, while waiting for its first content."""
 
     def __init__(self, call: Call, encode: Callable[[Stream | None], Encoder]) -> None:
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers)
@@ -105,12 +105,12 @@ class _EarlyHead:
         self.write: Callable[[bytes], object] | None = None
 
     def close(self) -> None:
-        """Let go of the call: a kept connection to its provider knows this object for longer."""
+        """Drop the call, as a pooled connection to the provider may keep this object longer."""
         self._due = math.inf
         self._call = self._encode = self._start = None
 
     def on_wait(self) -> float:
-        """Write what is due; return the seconds until more is. Raise ClientGone."""
+        """Write what is due; return the seconds until the next call; raise ClientGone."""
         check_draining()
         left = self._due - time.monotonic()
         if left <= 0:
@@ -128,13 +128,13 @@ class _EarlyHead:
                 )
             if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())
-        except Exception as error:  # of any server's own class
+        except Exception as error:  # each server has its own
             raise ClientGone("the client has closed its connection") from error
 
 
 def _failure(error: Exception, encoder: Encoder) -> bytes:
-    """Return the event of a failure."""
-    if not isinstance(error, InferMuxError):  # a bug must not look like the end of the stream
+    """Return the error event for *error*."""
+    if not isinstance(error, InferMuxError):  # report a bug as an error, not as the end
         log.error("a stream failed unexpectedly", exc_info=error)
         error = InferMuxError("internal error")
     return encoder.error(error)
@@ -149,12 +149,12 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
         yield encoder.end(summary(stream.call), stream.call.usage)
     except Exception as error:
         data = _failure(error, encoder)
-        forget(error)  # its frames hold the request
+        forget(error)  # its frames keep the request alive
         yield data
 
 
 def summary(call: Call) -> JSON:
-    """Return the facts of a call for the last event of its stream."""
+    """Return a call's summary for the last event of its stream."""
     tokens_in, tokens_out = call.tokens
     data: JSON = {
         "id": call.id,
