@@ -1,6 +1,6 @@
 """The status page for operators: targets, the last 24 hours and their cost, the latest calls.
 
-One HTML page without assets: it loads nothing from elsewhere.
+It is one HTML page that loads no other files.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..routing.router import Router
 from ..server import status
 
 HOURS = 24
-MAX_CALLS = 50  # that are listed
-MAX_ROWS = 12  # of a table; the others are summed in one more
-SETTLED_SECONDS = int(LEASE_SECONDS)  # after its end, an hour gets no more calls
+MAX_CALLS = 50  # listed
+MAX_ROWS = 12  # per table; the others are summed in one more
+SETTLED_SECONDS = int(LEASE_SECONDS)  # after this, an ended hour is final
 _HOUR = 3600
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; "
@@ -50,7 +50,7 @@ class Hour(NamedTuple):
 
 
 class StatusPage:
-    """The status page of one router; totals of past hours are kept."""
+    """The status page of one router; it caches the totals of past hours."""
 
     def __init__(self, router: Router, *, clock: Callable[[], float] = time.time) -> None:
         self._router = router
@@ -58,7 +58,7 @@ class StatusPage:
         self._past: dict[int, Hour] = {}
 
     def response(self) -> Response:
-        """Return the page as of now, with a policy that allows only its own script and style."""
+        """Return the page; its Content-Security-Policy allows only its own script and style."""
         nonce, now = secrets.token_urlsafe(16), self._clock()
         text = _PAGES.get_template("status.html").render(
             nonce=nonce, now=now, targets=status.targets(self._router), **self._from_ledger(now)
@@ -67,7 +67,7 @@ class StatusPage:
         return Response(text, headers={**_HEADERS, **policy})
 
     def _from_ledger(self, now: float) -> dict[str, Any]:
-        """Return what the page shows of the ledger, or why there is nothing."""
+        """Return the page's data from the ledger, or the reason that there is none."""
         ledger = self._router.ledger
         if ledger is None:
             return {"ledger": "none"}
@@ -79,7 +79,7 @@ class StatusPage:
             return {"ledger": "unavailable"}
 
     def _hours(self, ledger: Ledger, now: int) -> dict[int, Hour]:
-        """Return the last hours by their start, the current one included."""
+        """Return the totals of the last hours, including the current one, by start time."""
         last = now - now % _HOUR
         found = {}
         for start in range(last - (HOURS - 1) * _HOUR, last + 1, _HOUR):
@@ -93,7 +93,7 @@ class StatusPage:
 
 
 def _plan(text: str) -> Plan | None:
-    """Return the plan kept with a call; None if another version wrote it."""
+    """Return the plan recorded with a call, or None if another version wrote it."""
     try:
         return replayed(text).kept if text else None
     except ValueError:
@@ -136,7 +136,7 @@ def _top(totals: list[Total]) -> tuple[list[Total], int, Total]:
 
 
 def money(pico: int | None, unpriced: int = 0) -> str:
-    """Return an amount as rounded dollars; neither unpriced nor tiny amounts become $0."""
+    """Return pico-USD as rounded dollars; unpriced and tiny amounts do not become $0."""
     if pico is None or (unpriced and not pico):
         return "unpriced"
     dollars = Decimal(pico) / PICO
@@ -173,13 +173,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Return a share in percent; a tiny one is not 0."""
+    """Return a share as percent; a tiny share is not shown as 0."""
     percent = 100 * part / whole if whole else 0.0
     return "<0.1%" if 0 < percent < 0.05 else f"{percent:.1f}%"
 
 
 def moment(seconds: float, form: str = "%H:%M:%S") -> str:
-    """Return a Unix time in UTC."""
+    """Return a Unix time formatted in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):{form}}"
 
 
