@@ -198,10 +198,13 @@ class HTTPProvider(Provider):
                 with contextlib.suppress(ProviderUnavailable):  # too long: the status is enough
                     data = self._read(answer, exchange, MAX_ERROR_BODY)
             answer.raw.close()
-            failed = self.dialect.decode_error(answer.status_code, answer.headers, data)
-            failed.upstream_status = answer.status_code
-            raise failed
+            raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
         return answer
+
+    def _failure(self, answer: Answer, data: bytes) -> ProviderError:
+        error = self.dialect.decode_error(answer.status_code, answer.headers, data)
+        error.upstream_status = answer.status_code
+        return error
 
     def _read(self, answer: Answer, exchange: Exchange, limit: int | None = None) -> bytes:
         """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
