@@ -1,6 +1,7 @@
 """Shared fixtures: a clean environment, and servers on loopback."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -14,6 +15,10 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = str(Path(tempfile.gettempdir()) / f"infermux-pycache-{os.getuid()}")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A job in the background of a shell ignores it, and so would the commands that get one here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("support", "doors", "recorded", "faulty")
 
