@@ -119,7 +119,7 @@ def _http_error(error: HTTPException) -> Response:
         location = {"Location": getattr(error, "new_url", "/")}
         return with_request_id(Response(status=status, headers=location))
     if status == 404:
-        answer = errors.NotFound(f"not found; {_instead()}")
+        answer = errors.NotFound(f"not found; {_suggested_endpoint()}")
     elif status == 405:
         answer = errors.MethodNotAllowed("method not allowed", allow=_allowed())
     elif status < 500:
@@ -144,7 +144,7 @@ def _named(rule: Rule) -> str:
     return place if rule.endpoint.endswith(REFUSES) else method + place
 
 
-def _instead() -> str:
+def _suggested_endpoint() -> str:
     """Suggest a path for an unknown one: the client's base URL may need or repeat /v1."""
     match = current_app.url_map.bind_to_environ(request).match
     for path in (f"/v1{request.path}", request.path.removeprefix("/v1")):

@@ -51,6 +51,13 @@ def environment(**more: str) -> dict[str, str]:
     return clean | {"XDG_CONFIG_HOME": NO_FOLDER} | more
 
 
+def how_many(usual: int, ci: int, long: int) -> int:
+    """Return how often a test repeats: by default, with CI=true, or with INFERMUX_LONG=1."""
+    if os.environ.get("INFERMUX_LONG") == "1":
+        return long
+    return ci if os.environ.get("CI") == "true" else usual
+
+
 def eventually(
     condition: Callable[[], Any], what: str = "the condition", seconds: float = PATIENCE
 ) -> Any:

@@ -228,7 +228,7 @@ def ask(
         response = _streamed(router, call) if stream else router.answer(call)
     finally:
         if verbose:
-            click.echo(_course(call), err=True)
+            click.echo(_plan_and_attempts(call), err=True)
     if usage:
         cost = "unpriced" if response.cost_usd is None else f"${response.cost_usd:.6f}"
         click.echo(
@@ -260,7 +260,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C in the middle of an answer; its text so far is the argument."""
 
 
-def _course(call: Call) -> str:
+def _plan_and_attempts(call: Call) -> str:
     """Return the plan and the attempts of a call as lines."""
     lines = [f"call {call.id}"]
     if call.plan is not None:

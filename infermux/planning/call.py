@@ -144,8 +144,8 @@ class Call:
         before = self.attempts[-1].started - self.started if len(self.attempts) > 1 else 0.0
         return self.stated_ms + round(before * 1000)
 
-    def tell(self, error: InferMuxError) -> None:
-        """Tell *error*, with which the call has failed, its provider, model and attempts."""
+    def describe(self, error: InferMuxError) -> None:
+        """Set the provider, model and attempts of *error*, with which the call failed."""
         error.provider, error.model = self.provider, self.model
         error.attempts = tuple([attempt.failed for attempt in self.attempts])
         if self.attempts:

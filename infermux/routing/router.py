@@ -432,7 +432,7 @@ class Router:
             if not isinstance(error, InferMuxError):
                 error = InferMuxError("the call was interrupted")
             call.error = error.failure
-            call.tell(error)
+            call.describe(error)
         self.admission.release(call)
         self.accounting.settle(call)
         for observer in self.observers:

@@ -43,7 +43,7 @@ _NO_THREADS = (
     "gunicorn's default worker kills one that takes 30 seconds: give it threads, as in "
     "`gunicorn --worker-class gthread --threads 100 --timeout 600 app:app`"
 )
-_told_of_threads = LogThrottle(seconds=math.inf)  # once per process
+_thread_warning = LogThrottle(seconds=math.inf)  # once per process
 log = logging.getLogger("infermux")
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)
-    if not header("wsgi.multithread", True) and _told_of_threads.due():
+    if not header("wsgi.multithread", True) and _thread_warning.due():
         log.warning(_NO_THREADS)
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     environ[_CALL] = call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from faulty import Vendor, answer, answers
+from support import how_many
 
 from infermux import (
     Chunk,
@@ -713,13 +713,7 @@ def test_a_key_does_not_open_more_by_naming_a_provider() -> None:
 
 # -- random faults ---------------------------------------------------------------------------------
 
-RUNS = (
-    100_000
-    if os.environ.get("INFERMUX_LONG") == "1"
-    else 10_000
-    if os.environ.get("CI") == "true"
-    else 2_000
-)
+RUNS = how_many(2_000, 10_000, 100_000)
 PARALLEL = 32
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import random
 import re
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, Answer, Peer, Service, eventually
+from support import PATIENCE, Answer, Peer, Service, eventually, how_many
 
 MB = 1_000_000
 KEYS = {name: f"imx-memory-{name}" for name in ("free", "spent")}
@@ -236,13 +235,7 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
 
 # -- a soak ----------------------------------------------------------------------------------------
 
-SOAK = (
-    300_000
-    if os.environ.get("INFERMUX_LONG") == "1"
-    else 10_000
-    if os.environ.get("CI") == "true"
-    else 2_000
-)
+SOAK = how_many(2_000, 10_000, 300_000)
 CLIENTS = 8
 MIX: list[tuple[int, int, str, dict[str, Any]]] = [  # of 100 requests: how many, and what comes
     (38, 200, "echo-v1", {}),

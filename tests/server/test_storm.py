@@ -6,7 +6,6 @@ By default this takes a few seconds, with CI=true longer; INFERMUX_LONG=1 makes 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
+from support import how_many
 
 from infermux import HTTPProvider, InferRequest, Registry, Router
 from infermux.chaos.faults import FAULTS
@@ -22,13 +22,7 @@ from infermux.chaos.vendor import FaultyVendor
 from infermux.errors import InferMuxError
 from infermux.planning import STRATEGIES
 
-RUNS = (
-    100_000
-    if os.environ.get("INFERMUX_LONG") == "1"
-    else 2_000
-    if os.environ.get("CI") == "true"
-    else 300
-)
+RUNS = how_many(300, 2_000, 100_000)
 PARALLEL = 16
 SLACK = 0.1  # seconds by which a call may pass its deadline
 WELL = 12  # healthy vendors among the faulty ones
