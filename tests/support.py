@@ -192,13 +192,16 @@ def ask(
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     with contextlib.closing(connection):
-        connection.request(
-            method or ("GET" if body is None else "POST"),
-            path,
-            data,
-            dict(headers or {}),
-            encode_chunked=isinstance(body, Iterator),
-        )
+        # A server may answer, and close, before it has the whole body: then the answer can be read,
+        # as urllib3 and httpcore do.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(
+                method or ("GET" if body is None else "POST"),
+                path,
+                data,
+                dict(headers or {}),
+                encode_chunked=isinstance(body, Iterator),
+            )
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
 

@@ -180,7 +180,7 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
     if "url" in value or "body" in value:
         return _openai(asked, model), _openai_answer
     if "payload" in value:
-        message = Message.read(asked.text.encode())
+        message = Message.read(asked.data)
         if message.type != INFER_REQUEST:
             raise ProtocolError(f"expected type {INFER_REQUEST}, got {shown(message.type)[1:-1]}")
         value = message.data

@@ -243,6 +243,11 @@ class InferRequest:
         native = self.native
         return native.body if native is not None and native.dialect == dialect else None
 
+    def encode(self, body: object) -> bytes:
+        """Return *body* as JSON, escaped if the client's own was ASCII: that is twice as fast."""
+        own = self.native
+        return strict_json.encode(body, escaped=own is not None and own.body.text.isascii())
+
     def check(self) -> None:
         """Raise RequestError naming the first invalid field."""
         for name in ("model", "provider"):
@@ -261,13 +266,10 @@ class InferRequest:
                 param=name,
             )
         if self.op == CHAT:
-            if (
-                not self.messages
-                or not isinstance(self.messages, Sequence)
-                or isinstance(self.messages, str)
-            ):
+            said = self.messages
+            if not said or not isinstance(said, Sequence) or isinstance(said, str):
                 raise must_be("messages", "a list of at least one message")
-            for number, message in enumerate(self.messages):
+            for number, message in enumerate(said):
                 check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:

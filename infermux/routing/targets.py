@@ -36,6 +36,7 @@ RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the re
 COOL_SECONDS = 1.0  # after a rate limit without Retry-After
 QUOTA_SECONDS = 60.0  # after an account ran out of credit
 LONG_REQUEST = 8000  # characters, above which a request may exceed a model's context
+MAX_DENSITY = 2  # tokens per character: no text has more
 TYPICAL_OUTPUT = 500  # tokens of an unbounded answer, for comparing prices
 # rejections by their names in [models.NAME] fallback_on
 REJECTIONS: dict[str, type[ProviderError]] = {
@@ -328,13 +329,14 @@ class TargetPool:
     ) -> dict[Target, str]:
         """Return the targets that cannot serve the request, each with the reason."""
         needs = _needs(request)
-        if size is None and _length(request) > LONG_REQUEST:
-            size = estimate_messages(request.messages)
+        length = _length(request) if size is None else 0
         unfit = {}
         for target in targets:
             lacks = _lacks(self.registry.member(target.provider), target.model) if needs else set()
-            price = self.price(target) if size else None
+            price = self.price(target) if size or length > LONG_REQUEST else None
             limit = price.max_input if price else None
+            if limit is not None and size is None and length * MAX_DENSITY > limit:
+                size = estimate_messages(request.messages)
             if needs & lacks:
                 unfit[target] = f"cannot do {', '.join(sorted(needs & lacks))}"
             elif limit is not None and size is not None and size > limit:
@@ -368,7 +370,20 @@ def _lacks(provider: RegisteredProvider, model: str) -> set[str]:
 
 
 def _length(request: InferRequest) -> int:
-    return sum(
-        len(content) if isinstance(content := message.get("content"), str) else len(str(content))
-        for message in request.messages
-    )
+    """Return about how many characters the messages have; an image or a file counts as 1,000."""
+    total = 0
+    for message in request.messages:
+        content = message.get("content")
+        if type(content) is str:
+            total += len(content)
+        elif isinstance(content, list):
+            total += sum([_characters(part, "text") for part in content])
+        if "tool_calls" in message:
+            calls = message["tool_calls"] or ()
+            total += sum([_characters(call.get("function"), "arguments") for call in calls])
+    return total
+
+
+def _characters(holder: object, name: str) -> int:
+    value = holder.get(name) if isinstance(holder, dict) else None
+    return len(value) if isinstance(value, str) else 1000

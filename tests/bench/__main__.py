@@ -20,7 +20,18 @@ from . import gateway
 from .measures import Bench, Scale
 from .table import tables
 
-PARTS = ("cpu", "latency", "infer", "wire", "events", "calls", "streams", "start", "ledger")
+PARTS = (
+    "cpu",
+    "latency",
+    "infer",
+    "wire",
+    "events",
+    "agents",
+    "calls",
+    "streams",
+    "start",
+    "ledger",
+)
 
 
 def main() -> None:

@@ -73,7 +73,11 @@ class Lane:
     def send(self) -> None:
         self.inbox, self.need, self.first = b"", 0, 0.0
         self.at = time.perf_counter()
-        self.socket.send(self.ask.request)
+        sent = self.socket.send(self.ask.request)
+        if sent < len(self.ask.request):  # larger than the socket's buffer
+            self.socket.settimeout(PATIENCE)
+            self.socket.sendall(memoryview(self.ask.request)[sent:])
+            self.socket.setblocking(False)
 
     def receive(self) -> bool | None:
         """Take in what has come; return whether the answer is whole, or None if there is more to

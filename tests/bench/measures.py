@@ -21,7 +21,7 @@ from infermux.planning.call import Call
 from infermux.routing.accounting import record
 
 from ..support import ROOT
-from . import gateway
+from . import agents, gateway
 from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway, Upstream
 from .load import Ask, Load, Tally, get, post
 from .upstream import EVENTS
@@ -145,7 +145,25 @@ def _courses() -> dict[str, tuple[int, float, list[Course]]]:
                 for name, ask in streams.items()
             ],
         ),
+        "agents": (4, 1, _agents()),
     }
+
+
+def _agents() -> list[Course]:
+    """Return who sends what agents send: the same format at both ends, and translated."""
+    shapes = agents.SHAPES.items()
+    return [
+        *[
+            Course(subject, f"agents/{subject}/{name}", agents.chat(body))
+            for name, body in shapes
+            for subject in ("naive", "routing")
+        ],
+        *[
+            Course("routing", f"agents/translated/{name}", agents.anthropic(body))
+            for name, body in shapes
+            if name != "images"
+        ],
+    ]
 
 
 COURSES = _courses()

@@ -33,6 +33,12 @@ EVENTS = {
     "routing/same": "InferMux, the same format at both ends",
     "routing/translated": "InferMux, OpenAI to Anthropic",
 }
+AGENTS = {
+    "message": "450 KB: one long message",
+    "messages": "450 KB: 400 messages",
+    "turns": "450 KB: 150 tool turns, 40 tools",
+    "images": "2 MB of images",
+}
 CROWD = {"calls": "calls of 2 s", "streams": "streams of 20 events, 100 ms apart"}
 
 
@@ -80,6 +86,24 @@ def tables(figures: Figures, crowd: int) -> Iterator[str]:
         (
             [label, *_beside(figures, "events", name, base="naive/same")]
             for name, label in _found(figures, "events", EVENTS)
+        ),
+    )
+    yield from _table(
+        "requests of agents, 4 connections, CPU µs per request | by hand | InferMux: routing, "
+        "failover, cost | ratio | OpenAI to Anthropic | ratio",
+        (
+            [
+                label,
+                *_beside(figures, "agents", f"naive/{name}")[:1],
+                *_beside(figures, "agents", f"routing/{name}", base=f"naive/{name}"),
+                *(
+                    _beside(figures, "agents", f"translated/{name}", base=f"naive/{name}")
+                    if f"agents/translated/{name}" in figures
+                    else ("–", "–")
+                ),
+            ]
+            for name, label in AGENTS.items()
+            if f"agents/routing/{name}" in figures
         ),
     )
     yield from _table(

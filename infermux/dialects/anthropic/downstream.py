@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from itertools import chain
 from typing import Any
 
 from ...errors import InferMuxError, RequestError
@@ -46,9 +47,12 @@ def decode_request(document: Document, *, op: str = CHAT) -> tuple[InferRequest,
     model = _take(body, "model", str, needed=True)
     stream = _take(body, "stream", bool)
     messages = _system(body.pop("system", None))
-    for number, turn in enumerate(_take(body, "messages", list, needed=True)):
-        with reading(f"messages.{number}"):
-            messages += _messages(turn)
+    turns = _take(body, "messages", list, needed=True)
+    read: list[list[JSON]] = []
+    with reading(lambda: f"messages.{len(read)}"):
+        for turn in turns:
+            read.append(_messages(turn))
+    messages += chain.from_iterable(read)
     params = _params(body, op)
     native = Native(NAME, document)
     request = InferRequest(model, messages, params=params | body, op=op, native=native)
@@ -169,7 +173,7 @@ def _list(value: object) -> list[JSON]:
 
 def _messages(turn: JSON) -> list[JSON]:
     """Return a turn as messages; first a message for each tool result."""
-    role, content = string(turn, "role"), turn["content"]
+    role, content = turn["role"], turn["content"]
     if role not in ("user", "assistant", "system"):
         raise ValueError("no such role")
     if isinstance(content, str):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,13 +83,14 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
 
 
 @contextmanager
-def reading(place: str) -> Iterator[None]:
+def reading(place: str | Callable[[], str]) -> Iterator[None]:
     """Turn errors about a malformed request into a RequestError that names *place*."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError):
+        where = place if isinstance(place, str) else place()
         raise RequestError(
-            f"{place} is invalid: a member is missing or has the wrong type", param=place
+            f"{where} is invalid: a member is missing or has the wrong type", param=where
         ) from None
 
 

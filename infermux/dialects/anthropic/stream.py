@@ -183,4 +183,4 @@ def _spliced(native: bytes, more: JSON) -> bytes:
         data = strict_json.document(_data(native)).replaced(more)
     except ValueError:  # an odd last event must not break a complete stream
         return native
-    return Event(data.encode(), b"message_stop").encode()
+    return Event(data, b"message_stop").encode()

@@ -92,7 +92,7 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     if own is not None:
         return _adapted(own, request, drop, stream=stream)
     body = translated(request, drop)
-    return strict_json.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
+    return request.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
@@ -114,8 +114,8 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
     if out := refused(body.value, request.model):
         for name in out:
             hint(name, drop)
-        return strict_json.encode(without(body.value, *out) | new)
-    return body.replaced(new).encode()
+        return request.encode(without(body.value, *out) | new)
+    return body.replaced(new)
 
 
 def _own_blocks(turn: JSON) -> JSON:

@@ -105,12 +105,12 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     """Return the body: the client's own, unchanged, if it is in this dialect."""
     own = request.body_in(NAME)
     if own is not None:
-        return own.text.encode()
+        return own.data
     body = (embedding if request.op == EMBEDDINGS else translated)(request, Drop.of(request))
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
         body = {"generateContentRequest": {"model": f"models/{model_of(request)}"} | body}
     try:
-        return strict_json.encode(body)
+        return request.encode(body)
     except (ValueError, TypeError):
         raise RequestError("the request holds a value that is not valid JSON") from None
 

@@ -161,7 +161,7 @@ def _completed(event: bytes, summary: JSON) -> bytes:
     new: JSON = {"infermux": summary}
     if isinstance(body.value.get("usage"), dict) and summary.get("cost_usd") is not None:
         new["usage"] = {"cost": summary["cost_usd"]} | body.value["usage"]
-    return b"data: " + body.replaced(new).encode() + b"\n\n"
+    return b"data: " + body.replaced(new) + b"\n\n"
 
 
 def _event(body: JSON) -> bytes:

@@ -88,7 +88,7 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return strict_json.encode(without(body, *out) if out else body)
+    return request.encode(without(body, *out) if out else body)
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
@@ -106,8 +106,8 @@ def _adapted(body: Document, request: InferRequest, out: list[str], *, stream: b
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
     if out:
-        return strict_json.encode(without(body.value, *out) | new)
-    return body.replaced(new).encode()
+        return request.encode(without(body.value, *out) | new)
+    return body.replaced(new)
 
 
 # -- answers --
