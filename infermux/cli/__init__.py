@@ -88,7 +88,7 @@ class Group(click.Group):
 
 @contextmanager
 def written() -> Iterator[None]:
-    """Make one line of an output that cannot be written: a full device, a reader that is gone."""
+    """Turn an error of writing output, such as a full disk or a closed pipe, into one line."""
     try:
         yield
     except OSError as error:
@@ -115,7 +115,7 @@ def contents(path: str, what: str) -> bytes:
 
 @contextmanager
 def open_router(config: str | None = None) -> Iterator[Router]:
-    """Yield the router of a configuration file; without one, under `flask`, that of the app."""
+    """Yield a router: that of a configuration file or, under the `flask` command, the app's."""
     flask = None if config else sys.modules.get("flask")
     if flask is not None and flask.has_app_context() and "infermux" in flask.current_app.extensions:
         yield flask.current_app.extensions["infermux"]
@@ -154,19 +154,19 @@ def model_names(registry: Registry) -> list[str]:
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the models that begin so."""
+    """Complete a model name, for the shell."""
     return _completed(ctx, incomplete, model_names)
 
 
 def complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the providers that begin so."""
+    """Complete a provider name, for the shell."""
     return _completed(ctx, incomplete, lambda registry: [each.name for each in registry])
 
 
 def _completed(
     ctx: click.Context, incomplete: str, names: Callable[[Registry], list[str]]
 ) -> list[str]:
-    """Return the names that begin so; none where the configuration is not valid."""
+    """Return the names that start with *incomplete*; none if the configuration is invalid."""
     logging.disable()
     try:
         with open_router(ctx.params.get("config")) as router:
@@ -179,7 +179,7 @@ def _completed(
 
 
 class Columns:
-    """Aligns rows that come a few at a time: a column is as wide as its widest cell so far."""
+    """Aligns rows that arrive over time; a column is as wide as its widest cell so far."""
 
     def __init__(self, right: Collection[int] = (), most: int | None = None) -> None:
         self._right = right  # the numbers of the columns that are right-aligned
@@ -211,7 +211,7 @@ def json_text(value: object) -> str:
 
 
 def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as CSV in which no text can be taken for a formula."""
+    """Return rows as CSV; a spreadsheet does not take any text in it for a formula."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([*map(_cell, row)] for row in (head, *rows))
     return out.getvalue()

@@ -128,7 +128,7 @@ def batch(
 
 
 class Files:
-    """The input and the output of a run, and the results that exist already."""
+    """The input and output files of a run, and the results of an earlier run."""
 
     def __init__(self, stack: ExitStack, source: str, output: str, *, retry_failed: bool) -> None:
         self.recent, self.done, self.skipped = lines.Recent(), lines.Done(), 0
@@ -166,7 +166,7 @@ class Files:
         self.output.seek(0, os.SEEK_END)
 
     def write(self, result: bytes) -> None:
-        """Append a result, for good."""
+        """Append a result and flush it to the disk."""
         self.output.write(result)
         self.output.flush()
 
@@ -223,7 +223,7 @@ class View:
 
     @contextmanager
     def progress(self, asked: Iterator[lines.Line]) -> Iterator[Callable[[], None]]:
-        """Yield what updates the progress; the first Ctrl-C or SIGTERM meanwhile stops the run."""
+        """Yield a function that shows the progress; the first Ctrl-C or SIGTERM stops the run."""
         signals = (signal.SIGINT, signal.SIGTERM)
         handlers = {number: signal.signal(number, self._signalled) for number in signals}
         try:

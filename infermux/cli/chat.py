@@ -134,7 +134,7 @@ def the_request(
 
 
 def said(request: InferRequest, role: str, content: object) -> InferRequest:
-    """Return the request with one more message."""
+    """Return a copy of the request with another message."""
     return replace(request, messages=[*request.messages, {"role": role, "content": content}])
 
 
@@ -154,7 +154,7 @@ def response_format(path: str) -> JSON:
 
 
 def _may_be_strict(schema: object) -> bool:
-    """Whether OpenAI's strict mode takes a schema: its objects require all that they allow."""
+    """Whether OpenAI's strict mode accepts a schema: objects must require all properties."""
     if isinstance(schema, list):
         return all(map(_may_be_strict, schema))
     if not isinstance(schema, dict):
@@ -172,7 +172,7 @@ def _may_be_strict(schema: object) -> bool:
 
 
 def attachment(place: str) -> JSON:
-    """Return the part of a message that is an image or a PDF: of a file, a URL, or - for input.
+    """Return a message part with an image or PDF: from a file, a URL, or - for standard input.
 
     The vendor fetches the URL of an image; a PDF is fetched here, as not every format has its URL.
     """
@@ -222,7 +222,7 @@ def _bytes(place: str, *, is_url: bool) -> bytes:
 def ask(
     router: Router, request: InferRequest, *, stream: bool, usage: bool, verbose: bool
 ) -> InferResponse:
-    """Return the answer; a stream is printed as it comes. Print what is asked for besides."""
+    """Return the answer; print a stream as it arrives, and the usage and details if requested."""
     call = router.begin(request, api="cli")
     try:
         response = _streamed(router, call) if stream else router.answer(call)
@@ -257,7 +257,7 @@ def _streamed(router: Router, call: Call) -> InferResponse:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C in the middle of an answer; its text so far is the argument."""
+    """Raised by Ctrl-C during an answer; the argument is the text so far."""
 
 
 def _plan_and_attempts(call: Call) -> str:
@@ -326,7 +326,7 @@ class Chat:
         self._shown = shown  # usage, verbose
 
     def at_terminal(self) -> None:
-        """Take lines from the terminal until its end; an error is told and changes nothing."""
+        """Read lines until end of file; an error is printed, and the conversation goes on."""
         _edit_lines(self._router.registry)
         click.echo(f"{self._request.model}: /help lists commands, Ctrl-D ends the chat", err=True)
         more = True
@@ -375,7 +375,7 @@ class Chat:
 
 
 def _edit_lines(registry: Registry) -> None:
-    """Give input() history, line editing and completion of commands and models, where there is."""
+    """Add history, editing and completion to input(), if the system has readline."""
     try:
         import readline
     except ImportError:

@@ -211,7 +211,7 @@ def logs(
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
 ) -> Iterator[list[Record]]:
-    """Yield the last calls, and to *follow* those that end."""
+    """Yield the last calls; with *follow*, then each call that ends."""
 
     def ended_since(time: float) -> list[Record]:
         # a call is found by its start, so a long one is looked for far back
@@ -255,7 +255,7 @@ def the_ledger(config: str | None, path: str | None) -> Ledger:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn a RequestError into wrong usage of its option."""
+    """Turn a RequestError into a usage error of the option that caused it."""
     try:
         yield
     except RequestError as error:

@@ -214,7 +214,7 @@ def completion(shell: str) -> None:
 
 
 def _parameters() -> str:
-    """Return the table of parameters, as the dialects have it."""
+    """Return the dialects' tables of parameters as text."""
     kinds = [f"{kind.upper():<10}  {parameters.EFFECTS[kind]}" for kind in parameters.Kind]
     rows = [
         (name, kind, ", ".join(parameters.formats(name)) or "-", why)

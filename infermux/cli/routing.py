@@ -307,7 +307,7 @@ def _outcome(call: JSON) -> str:
 
 
 class StatusUnknown(OneLine):
-    """The service could not be asked; exit code 2."""
+    """The service could not be reached; exit code 2."""
 
     exit_code = 2
 
@@ -337,7 +337,7 @@ def status(server: str, key: str | None, config: str | None, as_json: bool) -> N
 
 
 def _status(targets: list[JSON], records: JSON | None = None) -> str:
-    """Return a line for each target, below it why it is refused calls, and what is not recorded."""
+    """Return a line for each target, why it gets no calls, and warnings of lost records."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
     text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()

@@ -76,7 +76,7 @@ _PORTS = {
 
 
 class _Environment(NamedTuple):
-    """The environment's variables, and which of them configure the presets."""
+    """The environment, and the variables that configure presets, by name."""
 
     variables: Mapping[str, str]
     keys: Mapping[str, Iterable[str]]  # by preset
@@ -139,7 +139,7 @@ def load(
 
 
 def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
-    """Return the file, "" if there is none, and a notice for each that looks like one."""
+    """Return the file's path or "", and a notice for each file with a similar name."""
     folders = [Path(named).parent if named else Path()]
     if not named and (own := _user_folder(environment.get)):
         folders.append(Path(own))
@@ -156,7 +156,7 @@ def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
 
 
 def default_file(*, user: bool) -> Path:
-    """Return where the file is that `infermux init` writes: the *user*'s own, or the folder's."""
+    """Return the path that `infermux init` writes to: in this folder, or the *user*'s own."""
     base = _user_folder(os.environ.get)
     return Path(base, FILE) if user else Path(os.environ.get(CONFIG) or FILE)
 
@@ -179,7 +179,7 @@ def override(name: str, value: str) -> None:
 
 @dataclass(slots=True)
 class _File:
-    """Reads infermux.toml; what is wrong goes to *problems*, so that all of it is told."""
+    """Reads infermux.toml; collects its errors in *problems*, so that all are reported at once."""
 
     path: str
     environment: _Environment
@@ -228,7 +228,7 @@ class _File:
         )
 
     def _all(self, data: Any, section: str, read: Any, problems: Problems) -> list[Any]:
-        """Return what *read* makes of each table of a section."""
+        """Return the records that *read* returns for each table of a section."""
         found = []
         with problems:
             for name, value in of_type(dict, data.get(section, {}), f"[{section}]").items():
@@ -239,7 +239,7 @@ class _File:
         return found
 
     def _renamed(self, kind: Any, value: Any, place: str) -> Any:
-        """Return a table with today's names of its keys."""
+        """Return a table with old names of keys replaced by the current ones."""
         if not isinstance(value, dict):
             return value
         known = {item.name for item in fields(kind) if "reader" in item.metadata}
@@ -324,7 +324,7 @@ def _toml(file: str) -> dict[str, Any]:
 
 
 def _resolved(value: str, place: str, environment: _Environment) -> Any:
-    """Return the secret behind "env:NAME" or "file:PATH"; other text is left for its reader."""
+    """Return the secret that "env:NAME" or "file:PATH" refers to; other values unchanged."""
     kind, _, name = value.partition(":")
     if kind == "env" and name:
         if not environment.get(name):
@@ -343,7 +343,7 @@ def _key(name: str, value: Any) -> KeyConfig:
 
 
 def _check_keys(config: Config, keys: Mapping[str, Iterable[str]], problems: Problems) -> None:
-    """Report each vendor without a key; one with an own address needs none."""
+    """Report each vendor that has no key, unless its address is configured: it may need none."""
     for provider in config.providers:
         variables = [each for each in keys.get(provider.type, ()) if not each.endswith(_ADDRESSES)]
         if variables and provider.api_key is None and not provider.base_url:
@@ -369,7 +369,7 @@ def _local(variable: str, value: str) -> str:
 
 
 class _Variables:
-    """Applies the variables INFERMUX_SECTION__KEY; reports those that nobody reads."""
+    """Applies the variables INFERMUX_SECTION__KEY; reports unknown ones."""
 
     def __init__(self, environment: _Environment, problems: Problems, notices: list[str]) -> None:
         self._environment = environment
@@ -377,7 +377,7 @@ class _Variables:
         self._set = Setter(notices)
 
     def applied(self, config: Config) -> Config:
-        """Return *config* with what the variables set."""
+        """Return *config* with the values of the variables."""
         for name, value in sorted(self._environment.variables.items()):
             if name.startswith(PREFIX) and "__" in name:
                 with self._problems:
@@ -424,7 +424,7 @@ class _Variables:
         return name.startswith(PREFIX) and not known and not _of_kubernetes(name, value)
 
     def _hint(self, name: str, config: Config) -> str:
-        """Return what was probably meant."""
+        """Return a hint with the variable that was probably meant."""
         from difflib import get_close_matches  # here: only an error needs it
 
         rest = name.removeprefix(PREFIX).upper()

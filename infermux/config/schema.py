@@ -83,7 +83,7 @@ def secret(place: str, value: str, source: str = "") -> Secret:
 
 
 class Setter:
-    """Sets fields of records from variables."""
+    """Sets fields of records from environment variables."""
 
     def __init__(self, notices: list[str]) -> None:
         self.by: dict[str, str] = {}  # the variable of each key that one has set
@@ -112,7 +112,7 @@ class Setter:
 
 
 def variables(prefix: str, record: Any) -> Iterator[str]:
-    """Yield the variable of each key of a table."""
+    """Yield the name of the environment variable of each key of a table."""
     for item in fields(record):
         value, name = getattr(record, item.name), prefix + item.name.upper()
         if "reader" in item.metadata and hasattr(value, "__dataclass_fields__"):
@@ -122,7 +122,7 @@ def variables(prefix: str, record: Any) -> Iterator[str]:
 
 
 def resembles(word: str, name: str) -> bool:
-    """Whether *word* is a section of *name*, SECTION__KEY, or begins as its key does."""
+    """Whether *word* is the section of *name* (SECTION__KEY), or its key begins with it."""
     section, _, last = name.rpartition("__")
     word = RENAMED.get(word.lower(), word).upper()
     alike = f"{last}_".startswith(f"{word}_") or f"{word}_".startswith(f"{last}_")
@@ -147,7 +147,7 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
 
 
 def reads(reader: Reader, default: Any = MISSING) -> Any:
-    """Return a dataclass field read by *reader*; without a *default* it is required."""
+    """Return a dataclass field that *reader* reads; it is required if it has no *default*."""
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata={"reader": reader})
     return field(default=default, metadata={"reader": reader})
@@ -178,7 +178,7 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
 
 
 def current(name: str, known: Container[str]) -> str:
-    """Return the name that a key of a table has now; *known* are those of the table."""
+    """Return the current name of a key, which may be an old one; *known* are the current names."""
     new = RENAMED.get(name, "")
     return new if new in known and name not in known else name
 

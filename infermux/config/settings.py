@@ -101,9 +101,7 @@ def _or_zero(reader: Reader) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a provider is waited for, in seconds; each is also cut to what is left of the call's
-    deadline.
-    """
+    """Limits of waiting for a provider, in seconds; the call's deadline also applies to each."""
 
     connect: float = reads(seconds, 5.0)
     first_byte: float = reads(seconds, 600.0)  # of an answer, or of the body of a stream
