@@ -1,15 +1,21 @@
 """OpenAI's Responses format: the request is a list of items, and so is the answer.
 
-`upstream` is the vendor's side, `requests` writes requests of other dialects; `downstream` is the
-client's side, `stream` writes its event streams. `reasoning` translates reasoning items.
+`upstream` is the vendor's side, `requests` writes requests of other dialects, `events` reads
+items and streams, `choice` decides between this format and chat completions for each request;
+`downstream` is the client's side, `stream` writes its event streams. `reasoning` translates
+reasoning items.
 """
+
+from typing import NamedTuple
 
 from ..parameters import Kind, Parameters
 
 NAME = "responses"
+RESOURCE = "resource"  # the operation on what a vendor stores; its params are method and path
 PARAMETERS: Parameters = {  # of this format only
     Kind.HINT: {
         "background_options": "speed",
+        "client_metadata": "housekeeping",
         "include": "what else the answer repeats",
         "input.file_search_call": "the answer after it says what was found",
         "input.mcp_list_tools": "housekeeping",
@@ -27,8 +33,29 @@ PARAMETERS: Parameters = {  # of this format only
         "truncation": "the model has its own limit",
     },
     Kind.MEANING: {
-        "background": "another answer",
+        "background": "when the answer comes",
+        "conversation": "state at the vendor",
         "item_reference": "state at the vendor",
+        "previous_response_id": "state at the vendor",
         "prompt": "state at the vendor",
     },
 }
+
+
+class Support(NamedTuple):
+    """How a vendor supports this format, and which models refuse what at chat completions.
+
+    The first three are patterns of models; "" matches none.
+    """
+
+    always: str = ""  # that have no chat completions
+    tools: str = ""  # that refuse tools there
+    effort: str = ""  # that refuse tools together with a reasoning effort there
+    form: str = "openai-responses-v1"  # of the vendor's reasoning
+    fernet: bool | None = None  # whether its encryption is Fernet, as OpenAI's; None: unknown
+    counts: bool = False  # whether it counts a request's tokens
+    prefix: str = ""  # of its paths
+    query: str = ""
+
+
+STANDARD = Support()
