@@ -18,6 +18,7 @@ from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
 from .config.settings import EARLY_HEADERS, under_gunicorn
+from .dialects.anthropic.downstream import encode_error as anthropic_error
 from .routing.router import Router
 from .web import METHODS, REFUSES, EndpointBlueprint, endpoints
 from .web.anthropic import anthropic_blueprint
@@ -125,7 +126,8 @@ def _http_error(error: HTTPException) -> Response:
     elif status < 500:
         answer = errors.RequestError(error.name.lower())
     answer.status = status
-    return error_response(answer, plain_error)
+    is_messages = "/v1/messages" in request.path
+    return error_response(answer, anthropic_error if is_messages else plain_error)
 
 
 def _index(_: Api) -> Response:

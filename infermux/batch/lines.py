@@ -17,6 +17,8 @@ from typing import BinaryIO, NamedTuple
 from ..dialects import parameters, without
 from ..dialects.openai.downstream import decode_request, encode_answer
 from ..dialects.openai.upstream import PATHS
+from ..dialects.responses import NAME as RESPONSES
+from ..dialects.responses import downstream as responses
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
 from ..protocol import INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
@@ -25,7 +27,7 @@ from ..protocol.strict_json import Document
 MAX_LINE = 32 * 1024 * 1024  # bytes
 MAX_ID = 512  # characters of a custom_id
 RECENT_IDS = 2**20  # how many custom_ids are remembered, at most
-OPS = {f"/v1{path}": op for op, path in PATHS.items()}
+OPS = {f"/v1{path}": op for op, path in PATHS.items()} | {"/v1/responses": RESPONSES}
 _START = b'{"id":"batch_req_'
 _RESULT = re.compile(
     _START + rb'(\d{1,15})_([0-9a-f]{16})_(\d{1,30}|unpriced)","custom_id":("(?:[^"\\]|\\.)*+"),'
@@ -178,7 +180,9 @@ def decode(asked: Document, model: str) -> tuple[InferRequest, Encode]:
     """
     value = asked.value
     if "url" in value or "body" in value:
-        return _openai(asked, model), _openai_answer
+        request = _openai(asked, model)
+        is_chat = request.native is not None and request.native.dialect != RESPONSES
+        return request, _openai_answer if is_chat else _responses_answer
     if "payload" in value:
         message = Message.read(asked.data)
         if message.type != INFER_REQUEST:
@@ -209,7 +213,10 @@ def _openai(asked: Document, model: str) -> InferRequest:
     body = strict_json.document(asked.raw("body"))
     if model:
         body = strict_json.document(body.replaced({"model": model}))
-    request, streamed = decode_request(body, op=op)
+    if op == RESPONSES:
+        request, streamed = responses.decode_request(body)
+    else:
+        request, streamed = decode_request(body, op=op)
     if streamed:
         raise RequestError("a batch line cannot be streamed", param="stream")
     return request
@@ -218,6 +225,12 @@ def _openai(asked: Document, model: str) -> InferRequest:
 def _openai_answer(call: Call, response: InferResponse) -> bytes:
     ident, now = f"chatcmpl-{call.id}", int(time.time())
     return encode_answer(response, call.request, model=call.model, ident=ident, created=now)
+
+
+def _responses_answer(call: Call, response: InferResponse) -> bytes:
+    ident, now = f"resp_{call.id}", int(time.time())
+    answer = responses.Answer(call.request, ident=ident, created=now, model=call.model)
+    return responses.encode_answer(response, answer)
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:

@@ -275,6 +275,18 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
     )
 
 
+def add_detail(details: list[JSON], detail: JSON) -> None:
+    """Add a reasoning detail of a stream: join the deltas of one block; each index is another."""
+    last = details[-1] if details else None
+    kind = detail.get("type", last.get("type") if last else None)
+    if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
+        details.append(dict(detail))
+        return
+    for name, value in detail.items():
+        joined = name in ("text", "signature", "data", "summary") and value
+        last[name] = last.get(name, "") + value if joined else value
+
+
 # -- errors --
 
 _TOO_LONG = re.compile(

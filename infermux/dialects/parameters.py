@@ -37,7 +37,7 @@ REMARK = "A parameter that is not listed is a meaning. Between equal formats all
 
 # A dialect's table: names by kind, with the reason. A name in no table is a meaning.
 Parameters = Mapping[Kind, Mapping[str, str]]
-DIALECTS = ("openai", "anthropic", "gemini")  # those with a table
+DIALECTS = ("openai", "responses", "anthropic", "gemini")  # those with a table
 
 
 class Drop:

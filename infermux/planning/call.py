@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..dialects import add_detail
 from ..errors import FailedAttempt, Failure, InferMuxError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
@@ -206,7 +207,7 @@ class StreamAccumulator:
         for call in chunk.tool_calls:
             self._add_call(call)
         for detail in chunk.details:
-            self._add_detail(detail)
+            add_detail(self._details, detail)
         for name, value in chunk.function_call.items():
             self._legacy[name] = self._legacy.get(name, "") + value
         if chunk.usage is not None:
@@ -229,17 +230,6 @@ class StreamAccumulator:
         function, more = call["function"], delta.get("function") or {}
         function["name"] = more.get("name") or function["name"]
         function["arguments"] += more.get("arguments") or ""
-
-    def _add_detail(self, detail: JSON) -> None:
-        """Join the deltas of one block; each new index starts another."""
-        last = self._details[-1] if self._details else None
-        kind = detail.get("type", last.get("type") if last else None)
-        if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
-            self._details.append(dict(detail))
-            return
-        for name, value in detail.items():
-            joined = name in ("text", "signature", "data", "summary") and value
-            last[name] = last.get(name, "") + value if joined else value
 
     @property
     def text(self) -> str:

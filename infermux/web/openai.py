@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 
 from flask import Response
 
+from ..dialects.anthropic import downstream as anthropic
 from ..dialects.openai import downstream as wire
-from ..errors import ModelNotFound, shown
+from ..dialects.responses import downstream as responses
+from ..errors import InferMuxError, ModelNotFound, shown
+from ..pricing import find
 from ..protocol import CHAT, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
 from ..types import JSON
 from . import EndpointBlueprint, Route, endpoints
 from .auth import admitted, authenticated
-from .http import Api, Identify, call_response, json_body, json_response, start_call
+from .http import (
+    Api,
+    Identify,
+    call_response,
+    current_request,
+    json_body,
+    json_response,
+    start_call,
+)
+from .responses import respond
 from .sse import sse_response
+
+_EPOCH = "1970-01-01T00:00:00Z"
+_EFFORTS = {"low": "Fast", "medium": "Balanced", "high": "Thorough"}
+# Codex tells the model nothing but this about how to work.
+_CODEX = (
+    "You are a coding agent in the Codex CLI, on the user's computer. Read the code before you "
+    "change it, and follow its conventions and any AGENTS.md. Use the shell tool to search, build "
+    "and test, and apply_patch to edit files. Work until the task is done and checked; change only "
+    "what it needs. Then say briefly what you did and what you could not verify."
+)
 
 
 def openai_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
@@ -25,10 +48,10 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
         ("POST", "/v1/chat/completions", partial(complete, op=CHAT)),
         ("POST", "/v1/completions", partial(complete, op="completions")),
         ("POST", "/v1/embeddings", partial(complete, op="embeddings")),
-        ("POST", "/v1/responses", partial(complete, op="responses")),
+        ("POST", "/v1/responses", respond),
         *MODEL_ROUTES,
     ]
-    return endpoints("infermux_openai", Api("openai", router, wire.encode_error, caller), routes)
+    return endpoints("infermux_openai", Api("openai", router, encode_error, caller), routes)
 
 
 def complete(api: Api, op: str) -> Response:
@@ -58,8 +81,20 @@ def complete(api: Api, op: str) -> Response:
     return call_response(call, data if native else data + b"\n")
 
 
+def encode_error(error: InferMuxError) -> JSON:
+    """Return an error in the shape that the client of the path reads."""
+    if is_anthropic():
+        return anthropic.encode_error(error)
+    if current_request().path.endswith("/responses"):
+        return responses.encode_error(error)
+    return wire.encode_error(error)
+
+
+# -- models --
+
+
 def models(api: Api) -> Response:
-    """List the models that the caller may use, in a form that both official SDKs read."""
+    """List the models that the caller may use."""
     allowed, registry = authenticated(api).models, api.router.registry
     owners: dict[str, str] = dict.fromkeys(registry.names, "infermux")
     for member in registry:
@@ -68,11 +103,13 @@ def models(api: Api) -> Response:
     if allowed is not None:
         served = {name: registry.providers(name) for name in allowed}
         owners = {name: owners.get(name, found[0]) for name, found in served.items() if found}
-    data = [_model(name, owner) for name, owner in owners.items()]
+    if _is_codex():
+        found = [_codex(api, name, number) for number, name in enumerate(owners)]
+        return json_response({"models": found})
+    data = [_model(api, name, owner) for name, owner in owners.items()]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return json_response(
-        {"object": "list", "data": data, "has_more": False, "first_id": first, "last_id": last}
-    )
+    page = {"data": data, "has_more": False, "first_id": first, "last_id": last}
+    return json_response(page if is_anthropic() else {"object": "list"} | page)
 
 
 def model(api: Api, ident: str) -> Response:
@@ -81,22 +118,85 @@ def model(api: Api, ident: str) -> Response:
     found = api.router.registry.providers(ident) if allowed is None or ident in allowed else []
     if not found:
         raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
-    return json_response(_model(ident, found[0]))
+    return json_response(_model(api, ident, found[0]))
 
 
-def _model(name: str, provider: str) -> JSON:
+def is_anthropic() -> bool:
+    """Return whether the client is one of Anthropic's API."""
+    return "HTTP_ANTHROPIC_VERSION" in current_request().environ
+
+
+def _is_codex() -> bool:
+    """Return whether Codex asks: it says its version in the query, and its name in headers."""
+    request = current_request()
+    names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
+    return "client_version" in request.args or any(name.startswith("codex") for name in names)
+
+
+def _limits(api: Api, name: str) -> tuple[int | None, int | None]:
+    """Return the least context and output, in tokens, of a name's targets; None if unknown."""
+    registry = api.router.registry
+    targets = registry.resolve(name)
+    found = [find(registry.member(provider).vendor, model) for provider, model in targets]
+    prices = [price for price in found if price is not None]
+    return _least(one.max_input for one in prices), _least(one.max_output for one in prices)
+
+
+def _least(values: Iterable[int | None]) -> int | None:
+    return min((value for value in values if value), default=None)
+
+
+def _model(api: Api, name: str, provider: str) -> JSON:
+    """Describe a model for OpenAI's clients and for Anthropic's."""
+    context, output = _limits(api, name)
+    data: JSON = {"id": name, "type": "model", "display_name": name, "created_at": _EPOCH}
+    if is_anthropic():
+        return data | {"lifecycle": "active", "max_input_tokens": context, "max_tokens": output}
+    known = {"context_window": context, "max_output_tokens": output}
+    limits = {name: value for name, value in known.items() if value}
+    return {"object": "model", "created": 0, "owned_by": provider} | data | limits
+
+
+def _codex(api: Api, name: str, number: int) -> JSON:
+    """Describe a model for Codex, which refuses the list if a member is missing."""
+    context, _ = _limits(api, name)
     return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": provider,
-        "type": "model",
+        "slug": name,
         "display_name": name,
-        "created_at": "1970-01-01T00:00:00Z",
+        "description": "",
+        "default_reasoning_level": None,
+        "supported_reasoning_levels": [
+            {"effort": effort, "description": about} for effort, about in _EFFORTS.items()
+        ],
+        "shell_type": "shell_command",
+        "visibility": "list",
+        "supported_in_api": True,
+        "priority": number,
+        "additional_speed_tiers": [],
+        "availability_nux": None,
+        "upgrade": None,
+        "base_instructions": _CODEX,
+        "model_messages": None,
+        "supports_reasoning_summaries": True,
+        "default_reasoning_summary": "auto",
+        "support_verbosity": False,
+        "default_verbosity": None,
+        "apply_patch_tool_type": "freeform",
+        "web_search_tool_type": "text",
+        "truncation_policy": {"mode": "tokens", "limit": 10_000},
+        "supports_parallel_tool_calls": True,
+        "supports_image_detail_original": False,
+        "context_window": context,
+        "max_context_window": context,
+        "auto_compact_token_limit": None,
+        "effective_context_window_percent": 95,
+        "experimental_supported_tools": [],
+        "input_modalities": ["text", "image"],
+        "supports_search_tool": False,
     }
 
 
-MODEL_ROUTES: list[Route] = [  # shared with the Anthropic API
+MODEL_ROUTES: list[Route] = [  # shared by the OpenAI-compatible and the Anthropic-compatible API
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/<path:ident>", model),
 ]

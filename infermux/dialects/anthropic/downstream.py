@@ -10,7 +10,7 @@ from base64 import b64encode
 from itertools import chain
 from typing import Any
 
-from ...errors import InferMuxError, RequestError
+from ...errors import InferMuxError, RequestError, UnsupportedParameter
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
@@ -36,6 +36,9 @@ _ERRORS = {status: kind for kind, status in STATUS.items()} | {
     502: "api_error",
     503: "overloaded_error",
 }
+
+
+_NO_THREAD = {"error_code": "thread_unsupported_request", "unsupported": ["model"]}
 
 
 # -- requests --
@@ -367,6 +370,8 @@ def encode_error(error: InferMuxError) -> JSON:
         "invalid_request_error" if error.status < 500 else "api_error"
     )
     body: JSON = {"type": kind, "message": error.message}
+    if isinstance(error, UnsupportedParameter) and error.param == "thread":
+        body["details"] = _NO_THREAD  # then the SDK sends the whole conversation
     native = error.native_in(NAME)
     if native is None:
         return {"type": "error", "error": body}

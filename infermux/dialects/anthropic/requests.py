@@ -18,6 +18,7 @@ from ...types import JSON
 from .. import data_uri, given, items, json_schema, obj, require, strings, text, without
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..tools import with_functions
 from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
@@ -74,6 +75,7 @@ EXPRESSED = KNOWN | {"citations", "file.filename", "is_error", "tools.strict"}
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+    request = with_functions(request, NAME, drop)
     system, turns = _turns(request.messages, drop)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     return body | {"messages": turns} | _params(request, drop)

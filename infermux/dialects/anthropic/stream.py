@@ -1,22 +1,18 @@
 """Writes event streams to clients: passes Anthropic's events on, or makes them from chunks.
 
-A message is a sequence of blocks, one open at a time. Chunks of another vendor may mix several tool
-calls; pieces of other blocks are kept until the open block is complete.
+A message is a sequence of blocks, one open at a time.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from ...errors import InferMuxError, ProviderUnavailable
+from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
+from ..blocks import TOOL, BlockWriter, Key
 from . import NAME
 from .downstream import encode_error, encode_usage, message_of, stop_reason, thought_of, tool_use_of
 
-Key = tuple[str, Any]  # of a block: ("tool", index), ("thinking", index) or _TEXT
 _TEXT: Key = ("text", None)
 
 
@@ -26,18 +22,15 @@ def event(name: str, members: JSON) -> bytes:
     return f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
 
-class Encoder:
+class Encoder(BlockWriter):
     """Encodes the chunks of one stream."""
 
     def __init__(self, *, model: str, ident: str, native: bool) -> None:
+        super().__init__()
         self._model, self._ident, self._native = model, ident, native
         self._passed = self._started = False
         self._held = b""  # the vendor's message_stop
         self._index = -1  # of the last block
-        self._open: Key | None = None
-        self._arguments = ""  # of the open call
-        self._closed: set[Key] = set()
-        self._waiting: list[tuple[Key, JSON]] = []
         self._reason: str | None = None
         self._usage = Usage()
         self._called = False
@@ -49,8 +42,8 @@ class Encoder:
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
         if not chunk.has_content:
             return b""
-        self._waiting += _pieces(chunk)
-        return self._start() + self._drain(last=bool(chunk.finish_reason))
+        pieces = _pieces(chunk)
+        return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events, with *summary* in message_stop."""
@@ -58,7 +51,7 @@ class Encoder:
         if self._passed:
             return _spliced(self._held, more) if self._held else event("message_stop", more)
         self._usage = usage or self._usage
-        head = self._start() + self._drain(last=True) + self._close()
+        head = self._start() + self.drain([], last=True) + self.close()
         reason = stop_reason(self._reason, called=self._called)
         delta = {"stop_reason": reason, "stop_sequence": None}
         figures = {"delta": delta, "usage": encode_usage(self._usage)}
@@ -87,58 +80,32 @@ class Encoder:
         message = message_of(self._ident, self._model, [], None, encode_usage(self._usage))
         return event("message_start", {"message": message})
 
-    def _drain(self, *, last: bool) -> bytes:
-        """Write waiting pieces: those of the open block, then one block after another."""
-        written = []
-        while self._waiting:
-            self._waiting, now = [], self._waiting
-            for key, piece in now:
-                if key == self._open or (not self._waiting and self._may_open()):
-                    written.append(self._write(key, piece))
-                else:
-                    self._waiting.append((key, piece))
-            if len(self._waiting) == len(now):
-                if not last:
-                    break
-                written.append(self._close())
-        return b"".join(written)
-
-    def _may_open(self) -> bool:
-        """Return whether a block may open: not amid a tool call's arguments."""
-        return self._open is None or self._open[0] != "tool" or _complete(self._arguments)
-
-    def _write(self, key: Key, piece: JSON) -> bytes:
-        head = b"" if key == self._open else self._close() + self._begin(key, piece)
-        for delta in self._deltas(piece):
-            head += event("content_block_delta", {"index": self._index, "delta": delta})
-        return head
-
-    def _begin(self, key: Key, piece: JSON) -> bytes:
-        if key in self._closed and key[0] == "tool":
-            raise ProviderUnavailable("the provider went on with a tool call that was complete")
-        self._open, self._arguments = key, ""
+    def begin(self, key: Key, piece: JSON) -> bytes:
         self._index += 1
-        self._called = self._called or key[0] == "tool"
+        self._called = self._called or key[0] == TOOL
         block = {"index": self._index, "content_block": _empty(key, piece)}
         return event("content_block_start", block)
 
-    def _deltas(self, piece: JSON) -> list[JSON]:
-        if "function" in piece:
-            more = piece["function"].get("arguments") or ""
-            self._arguments += more
-            return [{"type": "input_json_delta", "partial_json": more}] if more else []
-        return [
-            {"type": f"{name}_delta", name: piece[name]}
-            for name in ("text", "thinking", "signature")
-            if piece.get(name)
-        ]
+    def grow(self, key: Key, piece: JSON) -> bytes:
+        index = self._index
+        return b"".join(
+            event("content_block_delta", {"index": index, "delta": delta})
+            for delta in _deltas(piece)
+        )
 
-    def _close(self) -> bytes:
-        if self._open is None:
-            return b""
-        self._closed.add(self._open)
-        self._open = None
+    def finish(self, key: Key) -> bytes:
         return event("content_block_stop", {"index": self._index})
+
+
+def _deltas(piece: JSON) -> list[JSON]:
+    if "function" in piece:
+        more = piece["function"].get("arguments") or ""
+        return [{"type": "input_json_delta", "partial_json": more}] if more else []
+    return [
+        {"type": f"{name}_delta", name: piece[name]}
+        for name in ("text", "thinking", "signature")
+        if piece.get(name)
+    ]
 
 
 def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
@@ -152,23 +119,16 @@ def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
         pieces.append((("thinking", None), {"thinking": chunk.reasoning}))
     pieces += [(_TEXT, {"text": words}) for words in (chunk.text, chunk.refusal) if words]
     calls = chunk.tool_calls
-    return pieces + [(("tool", call["index"]), {"function": {}, **call}) for call in calls]
+    return pieces + [((TOOL, call["index"]), {"function": {}, **call}) for call in calls]
 
 
 def _empty(key: Key, piece: JSON) -> JSON:
     """Return the block for content_block_start, empty unless it is redacted."""
-    if key[0] == "tool":
+    if key[0] == TOOL:
         return tool_use_of(piece)
     if key[0] == "text":
         return {"type": "text", "text": ""}
     return piece if "data" in piece else {"type": "thinking", "thinking": "", "signature": ""}
-
-
-def _complete(arguments: str) -> bool:
-    try:
-        return arguments.rstrip().endswith("}") and isinstance(json.loads(arguments), dict)
-    except ValueError:
-        return False
 
 
 def _data(native: bytes) -> bytes:

@@ -15,6 +15,7 @@ from ...types import JSON
 from .. import data_uri, given, json_schema, objects, require, strings
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..tools import with_functions
 from . import NAME, PARAMETERS
 
 FORMAT = "google-gemini-v1"  # of reasoning details that Google signed
@@ -113,6 +114,7 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+    request = with_functions(request, NAME, drop)
     talk = _Conversation(drop)
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")

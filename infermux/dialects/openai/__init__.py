@@ -71,9 +71,11 @@ PARAMETERS: Parameters = {
 # Values that ask for what every vendor does anyway.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": ({},),
+    "background": (False,),
     "frequency_penalty": (0,),
     "function_call": ("auto", "none"),
     "functions": ([],),
+    "include": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
@@ -86,6 +88,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "top_logprobs": (0,),
+    "truncation": ("disabled",),
 }
 
 

@@ -13,6 +13,7 @@ from ...protocol import InferRequest
 from ...types import JSON
 from .. import given, obj, objects, text, without
 from ..parameters import Drop, hint, unsupported
+from ..tools import with_functions
 from . import NAME, is_neutral
 
 _LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
@@ -102,6 +103,7 @@ def refused(params: Mapping[str, Any], model: str) -> list[str]:
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+    request = with_functions(request, NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":

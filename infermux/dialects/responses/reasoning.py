@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from typing import Any
 
 from ...protocol import strict_json
 from ...types import JSON
@@ -21,8 +20,9 @@ _UNSIGNED = "unknown"  # the format of thoughts that no vendor wants back
 
 def pack(details: Sequence[JSON], words: str = "") -> str:
     """Return the encrypted content that holds *details*, or the plain *words* if there are none."""
-    held: Any = list(details) or [{"type": "reasoning.text", "text": words, "format": _UNSIGNED}]
-    return PREFIX + urlsafe_b64encode(strict_json.encode(held)).decode().rstrip("=")
+    held = list(details) or [{"type": "reasoning.text", "text": words, "format": _UNSIGNED}]
+    ordered = [dict(sorted(detail.items())) for detail in held]  # alike for a stream and a whole
+    return PREFIX + urlsafe_b64encode(strict_json.encode(ordered)).decode().rstrip("=")
 
 
 def is_packed(encrypted: object) -> bool:

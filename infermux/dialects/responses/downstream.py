@@ -1,0 +1,381 @@
+"""Reads requests of our Responses API; writes its answers and errors.
+
+`items` reads the input, `stream` writes event streams.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from ...errors import InferMuxError, UnsupportedParameter
+from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
+from ...protocol.strict_json import Document
+from ...types import JSON, Usage
+from .. import given, obj, objects, require, without
+from ..tools import custom_input
+from . import NAME
+from .items import Items, string
+from .reasoning import FORMAT, pack
+
+_STATE = ("prompt", "previous_response_id", "conversation")  # with which there need be no input
+_TYPES: Mapping[str, tuple[type, ...]] = {  # of params that keep their names
+    "background": (bool,),
+    "client_metadata": (dict,),
+    "include": (list,),
+    "max_tool_calls": (int,),
+    "metadata": (dict,),
+    "parallel_tool_calls": (bool,),
+    "previous_response_id": (str,),
+    "prompt_cache_key": (str,),
+    "safety_identifier": (str,),
+    "service_tier": (str,),
+    "store": (bool,),
+    "temperature": (float,),
+    "top_logprobs": (int,),
+    "top_p": (float,),
+    "truncation": (str,),
+    "user": (str,),
+}
+
+
+# -- requests --
+
+
+def decode_request(document: Document) -> tuple[InferRequest, bool]:
+    """Return the request, and whether it asks for a stream; raise RequestError if invalid."""
+    body = given(document.value)
+    model = require(body.pop("model", None), "model", str)
+    stream = require(body.pop("stream", False), "stream", bool)
+    require(body.pop("stream_options", {}), "stream_options", dict)
+    items = Items()
+    if "instructions" in body:
+        words = require(body.pop("instructions"), "instructions", str)
+        items.messages.append({"role": "system", "content": words})
+    said = require(body.pop("input", []), "input", str, list)
+    if isinstance(said, str):
+        items.messages.append({"role": "user", "content": said})
+    else:
+        for number, item in enumerate(objects(said, "input")):
+            items.add(item, f"input[{number}]")
+    if not said and not any(name in body for name in _STATE):
+        raise must_be("input", "a string or a list of at least one item")
+    messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others
+    params = _params(body) | items.params
+    return InferRequest(model, messages, params=params, native=Native(NAME, document)), stream
+
+
+# -- parameters --
+
+
+def _params(body: JSON) -> JSON:
+    """Return the body's params in the form of chat completions; *body* has no nulls."""
+    for name, types in _TYPES.items():
+        if name in body:
+            require(body[name], name, *types)
+    params = without(body, "max_output_tokens", "text", "reasoning", "tools", "tool_choice")
+    if "max_output_tokens" in body:
+        params["max_tokens"] = require(body["max_output_tokens"], "max_output_tokens", int)
+    for name, value in given(require(body.get("reasoning", {}), "reasoning", dict)).items():
+        params[_REASONING.get(name, f"reasoning.{name}")] = require(value, f"reasoning.{name}", str)
+    for name, value in given(require(body.get("text", {}), "text", dict)).items():
+        if name == "format":
+            params |= _format(require(value, "text.format", dict))
+        else:
+            params["verbosity" if name == "verbosity" else f"text.{name}"] = value
+    if "tools" in body:
+        tools = enumerate(objects(body["tools"], "tools"))
+        params["tools"] = [_tool(tool, f"tools[{number}]") for number, tool in tools]
+    if "tool_choice" in body:
+        choice = require(body["tool_choice"], "tool_choice", str, dict)
+        if isinstance(choice, str) and choice not in ("auto", "none", "required"):
+            raise must_be("tool_choice", "auto, none, required or an object")
+        params["tool_choice"] = choice if isinstance(choice, str) else _choice(choice)
+    return params
+
+
+_REASONING = {
+    "effort": "reasoning_effort",
+    "summary": "reasoning_summary",
+    "generate_summary": "reasoning_summary",
+}
+
+
+def _format(form: JSON) -> JSON:
+    kind = string(form, "type", "text.format")
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"response_format": {"type": kind}}
+    if kind != "json_schema":
+        raise must_be("text.format.type", "text, json_schema or json_object")
+    string(form, "name", "text.format")
+    require(form.get("schema"), "text.format.schema", dict)
+    return {"response_format": {"type": kind, kind: given(without(form, "type"))}}
+
+
+def _tool(tool: JSON, place: str) -> JSON:
+    kind = string(tool, "type", place)
+    if kind not in ("function", "custom"):
+        return tool
+    string(tool, "name", place)
+    names = ("name", "description", *_OF_TOOL[kind])
+    inner = given({name: tool.get(name) for name in names})
+    form = require(inner.get("format", {}), f"{place}.format", dict)
+    if form.get("type") == "grammar":
+        inner["format"] = {"type": "grammar", "grammar": without(form, "type")}
+    require(inner.get("parameters", {}), f"{place}.parameters", dict)
+    return {"type": kind, kind: inner}
+
+
+_OF_TOOL = {"function": ("parameters", "strict"), "custom": ("format",)}
+
+
+def _choice(choice: JSON) -> JSON:
+    kind = string(choice, "type", "tool_choice")
+    if kind in ("function", "custom"):
+        return {"type": kind, kind: {"name": string(choice, "name", "tool_choice")}}
+    if kind != "allowed_tools":
+        return choice
+    mode = choice.get("mode", "auto")
+    if mode not in ("auto", "required"):
+        raise must_be("tool_choice.mode", "auto or required")
+    tools = objects(choice.get("tools"), "tool_choice.tools")
+    return {"type": kind, kind: {"mode": mode, "tools": [_choice(tool) for tool in tools]}}
+
+
+# -- answers --
+
+
+class Answer:
+    """The answer to one request: its settings, its items' ids, and the names of custom tools."""
+
+    def __init__(self, request: InferRequest, *, ident: str, created: int, model: str) -> None:
+        asked = request.body_in(NAME)
+        self._asked: JSON = {} if asked is None else asked.value
+        self._ident, self._created, self.model = ident, created, model
+        tools = self._asked.get("tools") or ()
+        self.custom = {tool.get("name") for tool in tools if tool.get("type") == "custom"}
+
+    def ident(self, kind: str, number: int) -> str:
+        """Return the id of item *number*."""
+        return f"{_PREFIXES[kind]}_{self._ident.rpartition('_')[2]}{number:04x}"
+
+    def envelope(
+        self,
+        status: str,
+        output: Sequence[JSON] = (),
+        usage: Usage | None = None,
+        *,
+        reason: str | None = None,
+        error: JSON | None = None,
+    ) -> JSON:
+        """Return the response object; *reason*: why it is incomplete."""
+        asked, text = self._asked, obj(self._asked.get("text"))
+        ended = status == "completed"
+        return {
+            "id": self._ident,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": False,
+            "completed_at": int(time.time()) if ended else None,
+            "error": error,
+            "incomplete_details": {"reason": reason} if reason else None,
+            **{name: asked.get(name) for name in _ECHOED},
+            "model": self.model,
+            "output": list(output),
+            **{
+                name: value if asked.get(name) is None else asked[name]
+                for name, value in _DEFAULTS.items()
+            },
+            "reasoning": {"effort": None, "summary": None} | obj(asked.get("reasoning")),
+            "service_tier": (usage and usage.service_tier) or "default",
+            "store": False,  # here no answer is stored
+            "text": {"format": {"type": "text"}, "verbosity": "medium"} | given(text),
+            "usage": None if usage is None else encode_usage(usage),
+        }
+
+    # the items
+
+    def reasoning(self, number: int, parts: Iterable[str] = (), encrypted: str = "") -> JSON:
+        """Return a reasoning item with the *parts* of its summary."""
+        item = {
+            "id": self.ident("reasoning", number),
+            "type": "reasoning",
+            "summary": [{"type": "summary_text", "text": part} for part in parts],
+        }
+        return item | ({"encrypted_content": encrypted} if encrypted else {})
+
+    def message(self, number: int, parts: Sequence[JSON], status: str = "completed") -> JSON:
+        """Return a message of the assistant."""
+        return {
+            "id": self.ident("message", number),
+            "type": "message",
+            "status": status,
+            "content": list(parts),
+            "role": "assistant",
+        }
+
+    def call(self, number: int, call: JSON, words: str, status: str = "completed") -> JSON:
+        """Return the item of a tool call with these arguments, or this input."""
+        name = called(call).get("name") or ""
+        kind = "custom_tool_call" if self.is_custom(call) else "function_call"
+        return {
+            "id": self.ident(kind, number),
+            "type": kind,
+            "status": status,
+            "input" if kind == "custom_tool_call" else "arguments": words,
+            "call_id": call.get("id") or f"call_{self.ident(kind, number)}",
+            "name": name,
+        }
+
+    def is_custom(self, call: JSON) -> bool:
+        """Return whether the client knows the called tool as a custom one."""
+        return call.get("type") == "custom" or called(call).get("name") in self.custom
+
+
+_PREFIXES = {
+    "reasoning": "rs",
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+}
+_ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "user",
+)
+_DEFAULTS: JSON = {
+    "frequency_penalty": 0.0,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "presence_penalty": 0.0,
+    "temperature": 1.0,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+}
+
+
+def called(call: JSON) -> JSON:
+    """Return the function or the custom tool of a call."""
+    return obj(call.get("function") or call.get("custom"))
+
+
+def text_part(words: str) -> JSON:
+    return {"type": "output_text", "annotations": [], "logprobs": [], "text": words}
+
+
+def refusal_part(words: str) -> JSON:
+    return {"type": "refusal", "refusal": words}
+
+
+def is_late(detail: JSON) -> bool:
+    """Return whether a detail comes after the text: Google signs that at its end."""
+    return detail.get("type") == "reasoning.encrypted" and "gemini" in str(detail.get("format"))
+
+
+def sealed(details: Sequence[JSON], words: str) -> str:
+    """Return the encrypted content for *details*: a Responses vendor's own, or a pack."""
+    own = [one for one in details if one.get("format") == FORMAT]
+    data = [one.get("data") for one in own if one.get("type") == "reasoning.encrypted"]
+    if len(own) == len(details) and len(data) == 1 and isinstance(data[0], str):
+        return data[0]
+    return pack(details, words)
+
+
+def encode_answer(response: InferResponse, answer: Answer) -> bytes:
+    """Return the body: the vendor's own if it is in this dialect."""
+    if response.native is not None and response.native[0] == NAME:
+        return response.native[1]
+    return strict_json.encode(encode_response(response, answer))
+
+
+def encode_response(response: InferResponse, answer: Answer) -> JSON:
+    """Return the response object with its items in order."""
+    answer.model = response.model
+    status, reason = ending(response.finish_reason)
+    items: list[JSON] = []
+    early = [one for one in response.details if not is_late(one)]
+    late = [one for one in response.details if is_late(one)]
+    if response.reasoning or early:
+        thoughts = summaries(response.reasoning, early)
+        items.append(answer.reasoning(0, thoughts, sealed(early, response.reasoning)))
+    parts = [text_part(response.content)] if response.content else []
+    parts += [refusal_part(response.refusal)] if response.refusal else []
+    if not (parts or items or late or response.tool_calls):
+        parts = [text_part("")]
+    if parts:
+        items.append(answer.message(len(items), parts))
+    if late:
+        items.append(answer.reasoning(len(items), (), sealed(late, "")))
+    for call in response.tool_calls:
+        items.append(answer.call(len(items), call, words_of(call, custom=answer.is_custom(call))))
+    if reason and "status" in items[-1]:
+        items[-1]["status"] = "incomplete"
+    usage = response.usage or Usage(response.tokens_in, response.tokens_out)
+    return answer.envelope(status, items, usage, reason=reason)
+
+
+def summaries(reasoning: str, details: Sequence[JSON]) -> list[str]:
+    """Return the parts of the summary: one for each thought, if the details have them all."""
+    parts = [one.get("text") or one.get("summary") or "" for one in details]
+    parts = [part for part in parts if part]
+    return parts if "".join(parts) == reasoning else [reasoning]
+
+
+def words_of(call: JSON, *, custom: bool) -> str:
+    """Return the arguments of a function call, or the input of a custom tool's call."""
+    tool = called(call)
+    if "input" in tool:
+        return str(tool["input"])
+    words = tool.get("arguments") or ""
+    return custom_input(words) if custom else words
+
+
+def ending(finish_reason: str | None) -> tuple[str, str | None]:
+    """Return the status, and why the response is incomplete."""
+    reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(
+        finish_reason or ""
+    )
+    return "incomplete" if reason else "completed", reason
+
+
+def encode_usage(usage: Usage) -> JSON:
+    """Return a usage object; unknown counts are 0."""
+    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
+    return {
+        "input_tokens": tokens_in,
+        "input_tokens_details": {
+            "cache_write_tokens": usage.cache_write_tokens or 0,
+            "cached_tokens": usage.cached_input_tokens or 0,
+        },
+        "output_tokens": tokens_out,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
+        "total_tokens": tokens_in + tokens_out,
+    }
+
+
+# -- errors --
+
+
+def encode_error(error: InferMuxError) -> JSON:
+    """Return the error object, as OpenAI's SDKs expect it."""
+    body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
+    if isinstance(error, UnsupportedParameter) and error.param in _STORED:
+        body["code"] = "previous_response_not_found"
+        body["message"] += "; nothing is stored here: send the items of the conversation"
+        return {"error": body}
+    native = error.native_in(NAME) or error.native_in("openai")
+    members = native.members if native is not None else {}
+    return {"error": body | members | {"message": error.message}}
+
+
+_STORED = ("previous_response_id", "conversation", "item_reference")

@@ -1,0 +1,184 @@
+"""Reads the input items of a request as messages.
+
+Adjacent items of the model (reasoning, message, calls) are one message of the assistant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ...errors import shown
+from ...protocol import must_be
+from ...types import JSON
+from .. import objects, require
+from .reasoning import details_of
+
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+
+
+class Items:
+    """Collects the messages of input items; *params* names what only this format has."""
+
+    def __init__(self) -> None:
+        self.messages: list[JSON] = []
+        self.params: JSON = {}
+
+    def add(self, item: JSON, place: str) -> None:
+        """Add an item; raise RequestError naming *place* if it is invalid."""
+        kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        read = _READERS.get(require(kind, f"{place}.type", str))
+        if read is not None:
+            read(self, item, place)
+        elif kind == "item_reference":
+            if not string(item, "id", place).startswith("rs_"):
+                self.params[kind] = True
+        else:
+            self.params[f"input.{kind}"] = True
+
+    def message(self, item: JSON, place: str) -> None:
+        """Add a message of anybody's."""
+        role = _ROLES.get(string(item, "role", place))
+        if role is None:
+            raise must_be(f"{place}.role", "user, assistant, system or developer")
+        content = require(item.get("content"), f"{place}.content", str, list)
+        if role == "assistant":
+            self._assistant(content, place)
+            return
+        if isinstance(content, list):
+            content = _content(content, f"{place}.content", "\n\n" if role == "system" else None)
+        last = self.messages[-1] if self.messages else {}
+        both = content, last.get("content")
+        if role == "system" == last.get("role") and all(isinstance(one, str) for one in both):
+            last["content"] = f"{last['content']}\n\n{content}"  # many models take only one
+        else:
+            self.messages.append({"role": role, "content": content})
+
+    def _assistant(self, content: str | list[JSON], place: str) -> None:
+        turn, words, refusal = self._turn(), "", ""
+        if isinstance(content, str):
+            words = content
+        else:
+            for number, part in enumerate(objects(content, f"{place}.content")):
+                where = f"{place}.content[{number}]"
+                kind = part.get("type")
+                if kind == "refusal":
+                    refusal += string(part, kind, where)
+                elif kind in ("output_text", "input_text"):
+                    words += string(part, "text", where)
+                else:
+                    raise must_be(f"{where}.type", "output_text or refusal")
+        for name, more in (("content", words), ("refusal", refusal)):
+            if more:
+                turn[name] = f"{turn[name]}\n\n{more}" if turn.get(name) else more
+
+    def reasoning(self, item: JSON, place: str) -> None:
+        """Add a reasoning item to the assistant's message."""
+        words, details = details_of(item, place)
+        turn = self._turn() if words or details else {}
+        if words:
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + words
+        if details:
+            known = turn.setdefault("reasoning_details", [])
+            known += [detail | {"index": len(known) + n} for n, detail in enumerate(details)]
+
+    def function_call(self, item: JSON, place: str) -> None:
+        """Add a function call to the assistant's message."""
+        name, words = (string(item, member, place) for member in ("name", "arguments"))
+        self._call(item, place, "function", {"name": name, "arguments": words})
+
+    def custom_call(self, item: JSON, place: str) -> None:
+        """Add the call of a custom tool to the assistant's message."""
+        name, words = (string(item, member, place) for member in ("name", "input"))
+        self._call(item, place, "custom", {"name": name, "input": words})
+
+    def _call(self, item: JSON, place: str, kind: str, called: JSON) -> None:
+        call = {"id": string(item, "call_id", place), "type": kind, kind: called}
+        self._turn().setdefault("tool_calls", []).append(call)
+
+    def output(self, item: JSON, place: str) -> None:
+        """Add the result of a call, after that call's message and its other results."""
+        ident = string(item, "call_id", place)
+        content = require(item.get("output"), f"{place}.output", str, list)
+        if isinstance(content, list):
+            content = _content(content, f"{place}.output", "\n")
+        message = {"role": "tool", "tool_call_id": ident, "content": content}
+        self.messages.insert(self._after_call(ident), message)
+
+    def _after_call(self, ident: str) -> int:
+        """Return where a result belongs: at the end, unless something came between."""
+        place = end = len(self.messages)
+        while place and not _has_call(self.messages[place - 1], ident):
+            place -= 1
+        while 0 < place < end and self.messages[place]["role"] == "tool":
+            place += 1
+        return place or end
+
+    def _turn(self) -> JSON:
+        """Return the assistant's message that is being collected."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            self.messages.append({"role": "assistant", "content": None})
+        return self.messages[-1]
+
+
+_READERS: dict[str, Callable[[Items, JSON, str], None]] = {
+    "message": Items.message,
+    "reasoning": Items.reasoning,
+    "function_call": Items.function_call,
+    "function_call_output": Items.output,
+    "custom_tool_call": Items.custom_call,
+    "custom_tool_call_output": Items.output,
+}
+
+
+def _has_call(message: JSON, ident: str) -> bool:
+    return any(call["id"] == ident for call in message.get("tool_calls", ()))
+
+
+def string(holder: JSON, name: str, place: str) -> str:
+    found: str = require(holder.get(name), f"{place}.{name}", str)
+    return found
+
+
+def _content(parts: Sequence[object], place: str, between: str | None) -> str | list[JSON]:
+    """Return a content: a string if it is one text, or if *between* may join its texts."""
+    found = [
+        _part(require(part, f"{place}[{number}]", dict), f"{place}[{number}]")
+        for number, part in enumerate(parts)
+    ]
+    if all(part["type"] == "text" for part in found) and (between is not None or len(found) == 1):
+        return (between or "").join(part["text"] for part in found)
+    return found
+
+
+def _part(part: JSON, place: str) -> JSON:
+    kind = require(part.get("type"), f"{place}.type", str)
+    if kind in ("input_text", "output_text"):
+        return {"type": "text", "text": string(part, "text", place)}
+    if kind == "input_image":
+        return _image(part, place)
+    if kind == "input_file":
+        names = ("filename", "file_data", "file_url", "file_id")
+        file = {name: string(part, name, place) for name in names if part.get(name) is not None}
+        if not file.keys() - {"filename"}:
+            raise must_be(place, "a file with file_data, file_url or file_id")
+        return {"type": "file", "file": file}
+    if kind == "input_audio":
+        sound = require(part.get(kind), f"{place}.{kind}", dict)
+        return {"type": kind, kind: {name: string(sound, name, place) for name in _SOUND}}
+    if kind == "refusal":
+        return {"type": "text", "text": string(part, kind, place)}
+    wanted = "input_text, input_image, input_file or input_audio"
+    raise must_be(f"{place}.type", f"{wanted}, not {shown(kind)}")
+
+
+_SOUND = ("data", "format")
+
+
+def _image(part: JSON, place: str) -> JSON:
+    if part.get("image_url") is None and part.get("file_id") is not None:
+        return {"type": "image_file", "image_file": {"file_id": string(part, "file_id", place)}}
+    image = {"url": string(part, "image_url", place)}
+    if part.get("detail") is not None:
+        detail = string(part, "detail", place)
+        image["detail"] = "high" if detail == "original" else detail
+    return {"type": "image_url", "image_url": image}

@@ -1,0 +1,255 @@
+"""Writes event streams to clients: passes a vendor's events on, or makes them from chunks.
+
+An item is added, filled and done before the next one; the last event has the whole response.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import InferMuxError
+from ...protocol import strict_json
+from ...protocol.sse import comment
+from ...types import JSON, Chunk, Usage
+from .. import add_detail, without
+from ..blocks import TOOL, BlockWriter, Key
+from ..tools import custom_input
+from . import NAME
+from .downstream import (
+    Answer,
+    encode_error,
+    ending,
+    is_late,
+    refusal_part,
+    sealed,
+    text_part,
+)
+
+_MESSAGE: Key = ("message", None)
+_REASONING: Key = ("reasoning", False)
+_LATE: Key = ("reasoning", True)  # without words, after the text
+_DELTAS = {"output_text": ("output_text", "text"), "refusal": ("refusal", "refusal")}
+
+
+class Encoder(BlockWriter):
+    """Encodes the chunks of one stream."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+        self._number = 0  # of the next event
+        self._passed = self._started = False
+        self._items: list[JSON] = []  # that are done
+        self._parts: list[JSON] = []  # of the open message or summary
+        self._part: Any = None  # what tells the open part from the next
+        self._details: list[JSON] = []  # of the open reasoning item
+        self._call: JSON = {}  # that is open
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+
+    def encode(self, chunk: Chunk) -> bytes:
+        """Return the events for a chunk, b"" if there are none."""
+        if chunk.native is not None and chunk.dialect == NAME:
+            self._passed = True
+            self._number += 1
+            return chunk.native
+        self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
+        if not chunk.has_content:
+            return b""
+        self._answer.model = self._answer.model if self._started else chunk.model or self._model
+        return self._start() + self.drain(_pieces(chunk), last=bool(chunk.finish_reason))
+
+    def end(self, summary: JSON, usage: Usage | None) -> bytes:
+        """Return the last events: the vendor's own came already, ours has *summary*."""
+        if self._passed:
+            return b""
+        head = self._start() + self.drain([], last=True)
+        if self._open is None and not self._items:
+            head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
+        head += self.close()
+        status, reason = ending(self._reason)
+        usage = usage or self._usage or Usage()
+        body = self._answer.envelope(status, self._items, usage, reason=reason)
+        more = {"infermux": summary} if summary else {}
+        return head + self._event(f"response.{status}", response=body, **more)
+
+    def error(self, error: InferMuxError) -> bytes:
+        """Return the events that end a failed stream: never response.completed."""
+        body = encode_error(error)
+        told = body["error"]
+        # flat like OpenAI's event, and in `error`, which the official SDK raises
+        last = self._event("error", **without(told, "type"), **body)
+        if not self._started:
+            return last
+        failure = {"code": _CODES.get(error.status, "server_error"), "message": error.message}
+        whole = self._answer.envelope("failed", self._items, self._usage, error=failure)
+        return last + self._event("response.failed", response=whole)
+
+    def heartbeat(self) -> bytes:
+        """Return a comment, which clients ignore."""
+        return comment("waiting for the provider")
+
+    @property
+    def _model(self) -> str:
+        return self._answer.model
+
+    def _event(self, name: str, **members: Any) -> bytes:
+        data = {"type": name, **members, "sequence_number": self._number}
+        self._number += 1
+        return f"event: {name}\ndata: ".encode() + strict_json.encode(data) + b"\n\n"
+
+    def _start(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        body = self._answer.envelope("in_progress")
+        opening = ("response.created", "response.in_progress")
+        return b"".join(self._event(name, response=body) for name in opening)
+
+    # -- items --
+
+    @property
+    def _place(self) -> JSON:
+        """The members that say which item an event is about."""
+        return {"item_id": self._ident, "output_index": len(self._items)}
+
+    def begin(self, key: Key, piece: JSON) -> bytes:
+        """Return the event that adds an item."""
+        number = len(self._items)
+        if key[0] == TOOL:
+            self._call = piece
+            item = self._answer.call(number, piece, "", "in_progress")
+        elif key == _MESSAGE:
+            item = self._answer.message(number, (), "in_progress")
+        else:
+            item = self._answer.reasoning(number)
+        self._parts, self._part, self._details = [], None, []
+        self._ident = item["id"]
+        return self._event("response.output_item.added", output_index=number, item=item)
+
+    def grow(self, key: Key, piece: JSON) -> bytes:
+        """Return the events that add a piece to the open item."""
+        if key[0] == TOOL:
+            return self._more_arguments(piece)
+        if key != _MESSAGE:
+            for detail in piece["details"]:
+                add_detail(self._details, detail)
+            return b"".join(
+                self._more_summary(part, words) for part, words in piece["words"] if words
+            )
+        ((kind, words),) = piece.items()
+        return self._more_content(kind, words)
+
+    def finish(self, key: Key) -> bytes:
+        """Return the events that end the open item; what is open at a cut is incomplete."""
+        number, cut = len(self._items), ending(self._reason)[1]
+        status = "incomplete" if cut else "completed"
+        head = self._end_part(key)
+        if key[0] == TOOL:
+            words = self._arguments
+            if self._answer.is_custom(self._call):
+                words = words if self._call.get("type") == "custom" else custom_input(words)
+                kind, place = "response.custom_tool_call_input", self._place
+                head += self._event(f"{kind}.delta", delta=words, **place) if words else b""
+                head += self._event(f"{kind}.done", input=words, **place)
+            else:
+                done = "response.function_call_arguments.done"
+                head += self._event(done, arguments=words, **self._place)
+            item = self._answer.call(number, self._call, words, status)
+        elif key == _MESSAGE:
+            item = self._answer.message(number, self._parts, status)
+        else:
+            thoughts = [part["text"] for part in self._parts]
+            encrypted = sealed(self._details, "".join(thoughts))
+            item = self._answer.reasoning(number, thoughts, encrypted)
+        self._items.append(item)
+        return head + self._event("response.output_item.done", output_index=number, item=item)
+
+    def _more_arguments(self, piece: JSON) -> bytes:
+        more = piece["function"].get("arguments")
+        if not more or self._answer.is_custom(self._call):  # its input is known at the end
+            return b""
+        return self._event("response.function_call_arguments.delta", delta=more, **self._place)
+
+    def _more_content(self, kind: str, words: str) -> bytes:
+        name, member = _DELTAS[kind]
+        head = b""
+        if kind != self._part:
+            part = text_part("") if kind == "output_text" else refusal_part("")
+            head = self._end_part(_MESSAGE)
+            self._parts.append(part)
+            self._part = kind
+            index = len(self._parts) - 1
+            head += self._event(
+                "response.content_part.added", content_index=index, part=part, **self._place
+            )
+        if not words:
+            return head
+        self._parts[-1] = self._parts[-1] | {member: self._parts[-1][member] + words}
+        where = {"content_index": len(self._parts) - 1, **self._place}
+        logprobs: JSON = {"logprobs": []} if kind == "output_text" else {}
+        return head + self._event(f"response.{name}.delta", delta=words, **where, **logprobs)
+
+    def _more_summary(self, part: Any, words: str) -> bytes:
+        head = b""
+        if not self._parts or part != self._part:
+            head = self._end_part(_REASONING)
+            self._parts.append({"type": "summary_text", "text": ""})
+            self._part = part
+            head += self._event(
+                "response.reasoning_summary_part.added",
+                summary_index=len(self._parts) - 1,
+                part=self._parts[-1],
+                **self._place,
+            )
+        self._parts[-1] = {"type": "summary_text", "text": self._parts[-1]["text"] + words}
+        where = {"summary_index": len(self._parts) - 1, **self._place}
+        return head + self._event("response.reasoning_summary_text.delta", delta=words, **where)
+
+    def _end_part(self, key: Key) -> bytes:
+        """Return the events that end the open part."""
+        if not self._parts:
+            return b""
+        part, index = self._parts[-1], len(self._parts) - 1
+        if key != _MESSAGE:
+            where = {"summary_index": index, **self._place}
+            done = self._event("response.reasoning_summary_text.done", text=part["text"], **where)
+            return done + self._event("response.reasoning_summary_part.done", part=part, **where)
+        where = {"content_index": index, **self._place}
+        name, member = _DELTAS[part["type"]]
+        logprobs: JSON = {"logprobs": []} if member == "text" else {}
+        words = {member: part[member]} | logprobs
+        done = self._event(f"response.{name}.done", **words, **where)
+        return done + self._event("response.content_part.done", part=part, **where)
+
+
+_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+
+
+def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
+    """Return the pieces of a chunk, each with the key of its item."""
+    pieces: list[tuple[Key, JSON]] = []
+    early = [detail for detail in chunk.details if not is_late(detail)]
+    late = [detail for detail in chunk.details if is_late(detail)]
+    if chunk.reasoning or early:
+        pieces.append((_REASONING, {"details": early, "words": _spoken(chunk.reasoning, early)}))
+    for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
+        if words:
+            pieces.append((_MESSAGE, {kind: words}))
+    if late:
+        pieces.append((_LATE, {"details": late, "words": ()}))
+    return pieces + [((TOOL, call["index"]), _call(call)) for call in chunk.tool_calls]
+
+
+def _spoken(reasoning: str, details: list[JSON]) -> list[tuple[Any, str]]:
+    """Return the words of thoughts, each with the index of its detail if the details have all."""
+    found = [(one.get("index"), one.get("text") or one.get("summary") or "") for one in details]
+    return found if "".join(words for _, words in found) == reasoning else [(None, reasoning)]
+
+
+def _call(call: JSON) -> JSON:
+    """Return a tool call's delta with a function, also for a call of a custom tool."""
+    custom = call.get("custom")
+    if custom is None:
+        return {"function": {}, **call}
+    return {**call, "function": {"name": custom.get("name"), "arguments": custom.get("input")}}
