@@ -19,6 +19,7 @@ from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
 from .config.schema import Problems, suggestion
 from .config.settings import KeyConfig, LedgerConfig
+from .dialects.responses import STANDARD
 from .errors import ConfigError, ModelNotFound, listed, shown
 from .ledger import Budget, Ledger, LedgerUnavailable
 from .planning.registry import Registry
@@ -435,6 +436,11 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
     own = _is_vendor(config)
     if config.ca and not Path(config.ca).exists():
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
+    if config.api == "responses" and preset.dialect not in ("openai", "azure"):
+        raise ConfigError(
+            f'[providers.{config.name}].api: {config.type} has no Responses; use "auto"'
+        )
+    support = preset.responses or (STANDARD if config.api == "responses" else None)
     return HTTPProvider(
         config.name,
         base_url=_address(config, preset),
@@ -447,4 +453,6 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         proxy=config.proxy or None,
         ca=config.ca or None,
         unsupported=config.unsupported,
+        api=config.api,
+        responses=support,
     )

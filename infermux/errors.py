@@ -184,7 +184,8 @@ class InferMuxError(Exception):
     def native_in(self, dialect: str) -> NativeError | None:
         """Return the vendor's own error if it is in *dialect*."""
         native = self.native
-        return native if native is not None and native.dialect == dialect else None
+        form = "openai" if dialect == "responses" else dialect  # which have the same errors
+        return native if native is not None and native.dialect == form else None
 
     @property
     def summary(self) -> str:

@@ -124,6 +124,8 @@ class ProviderConfig:
     ca: str = reads(text, "")  # path of a CA bundle
     unsupported: Mapping[str, Any] = reads(missing_features, {})  # by model: features it lacks
     concurrency: int = reads(whole, 0)  # calls at a time per worker; 0: half of the threads
+    # the vendor's format of conversations; auto: Responses only where a request needs it
+    api: str = reads(one_of("auto", "chat", "responses"), "auto")
     options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
     source: str = ""  # the variable that configures it; empty: the file
 

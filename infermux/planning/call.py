@@ -225,8 +225,15 @@ class StreamAccumulator:
         )
         call["id"] = delta.get("id") or call["id"]
         for name, value in delta.items():
-            if name not in ("index", "id", "function") and value:
+            if name not in ("index", "id", "function", "custom") and value:
                 call[name] = value
+        if custom := delta.get("custom"):
+            call.pop("function", None)
+            own = call.setdefault("custom", {"name": "", "input": ""})
+            own["name"] = custom.get("name") or own["name"]
+            own["input"] += custom.get("input") or ""
+        if "custom" in call:
+            return
         function, more = call["function"], delta.get("function") or {}
         function["name"] = more.get("name") or function["name"]
         function["arguments"] += more.get("arguments") or ""
@@ -234,7 +241,10 @@ class StreamAccumulator:
     @property
     def text(self) -> str:
         """All output so far, for an estimate of its tokens."""
-        calls = [call["function"]["arguments"] for call in self._calls.values()]
+        calls = [
+            call["custom"]["input"] if "custom" in call else call["function"]["arguments"]
+            for call in self._calls.values()
+        ]
         return "".join((*self._text, *self._reasoning, *self._refusal, *calls))
 
     def response(self, provider: str, model: str) -> InferResponse:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..dialects.responses import STANDARD, Support
+
 GROUP = "infermux.providers"  # the entry-point group of plug-ins
 
 
@@ -22,7 +24,18 @@ class Preset(NamedTuple):
     address: str = ""  # the variable of the address; empty: <NAME>_BASE_URL
     keys: tuple[str, ...] = ()  # the variables of its key; empty: <NAME>_API_KEY
     label: str = ""  # its name as people write it
+    responses: Support | None = None  # how it supports Responses; None: it does not
 
+
+# OpenAI's models: those without chat completions, and those that refuse tools there (all, or with
+# a reasoning effort).
+_OPENAI = Support(
+    r"(ft:)?(gpt-|o\d|chatgpt-)(.*-)?(pro|codex|deep-research)\b|codex-|computer-use-|"
+    r"(gpt-|o\d).*-(pro|codex|deep-research)\b",
+    r"(ft:)?gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)",
+    r"(ft:)?gpt-5\.[45]\b",
+    fernet=True,
+)
 
 _PRESETS = {
     "openai": Preset(
@@ -30,6 +43,7 @@ _PRESETS = {
         ("gpt-6-luna", "gpt-6.1-terra", "gpt-6.1-sol"),
         r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|omni-moderation|davinci-"
         r"|babbage-",
+        responses=_OPENAI._replace(counts=True),
     ),
     "anthropic": Preset(
         "https://api.anthropic.com/v1",
@@ -53,6 +67,7 @@ _PRESETS = {
         path="/openai?api-version=2024-10-21",
         address="AZURE_OPENAI_ENDPOINT",
         keys=("AZURE_OPENAI_API_KEY",),
+        responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
     ),
     "mistral": Preset(
         "https://api.mistral.ai/v1",
@@ -63,8 +78,14 @@ _PRESETS = {
         "https://api.deepseek.com/v1",
         ("deepseek-flash", "deepseek-v4-pro"),
         r"deepseek-[^/]*$",
+        responses=STANDARD,
     ),
-    "xai": Preset("https://api.x.ai/v1", ("grok-4.7", "grok-4.3"), r"grok-"),
+    "xai": Preset(
+        "https://api.x.ai/v1",
+        ("grok-4.7", "grok-4.3"),
+        r"grok-",
+        responses=Support(r"grok-.*multi-agent", form="xai-responses-v1", fernet=False),
+    ),
     "perplexity": Preset(
         "https://api.perplexity.ai",
         ("sonar", "sonar-pro"),
@@ -100,6 +121,7 @@ _PRESETS = {
     "groq": Preset(
         "https://api.groq.com/openai/v1",
         ("openai/gpt-oss-120b", "openai/gpt-oss-20b"),
+        responses=STANDARD,
     ),
     "cerebras": Preset("https://api.cerebras.ai/v1", ("gpt-oss-120b", "qwen-3.8-27b")),
     "together": Preset(
@@ -110,16 +132,24 @@ _PRESETS = {
         "https://api.fireworks.ai/inference/v1",
         ("accounts/fireworks/models/kimi-k3", "accounts/fireworks/models/gpt-oss-120b"),
         r"accounts/fireworks/",
+        responses=STANDARD,
     ),
     "openrouter": Preset(
         "https://openrouter.ai/api/v1",
         ("openai/gpt-oss-120b", "moonshotai/kimi-k3"),
+        responses=STANDARD,
     ),
     "vercel": Preset(
-        "https://ai-gateway.vercel.sh/v1", ("openai/gpt-5.5",), keys=("AI_GATEWAY_API_KEY",)
+        "https://ai-gateway.vercel.sh/v1",
+        ("openai/gpt-5.5",),
+        keys=("AI_GATEWAY_API_KEY",),
+        responses=STANDARD,
     ),
     "huggingface": Preset(
-        "https://router.huggingface.co/v1", ("deepseek-ai/DeepSeek-R1",), keys=("HF_TOKEN",)
+        "https://router.huggingface.co/v1",
+        ("deepseek-ai/DeepSeek-R1",),
+        keys=("HF_TOKEN",),
+        responses=STANDARD,
     ),
     "nvidia": Preset(
         "https://integrate.api.nvidia.com/v1",
@@ -148,10 +178,26 @@ _PRESETS = {
         r"(?!ft:)[\w.-]+:[\w.-]+$",
         path="/v1",
         keys=("OLLAMA_HOST",),
+        responses=STANDARD,
     ),
-    "vllm": Preset("http://127.0.0.1:8000/v1", path="/v1", keys=("VLLM_BASE_URL",)),
-    "lmstudio": Preset("http://127.0.0.1:1234/v1", path="/v1", keys=("LMSTUDIO_BASE_URL",)),
-    "llamacpp": Preset("http://127.0.0.1:8080/v1", path="/v1", keys=("LLAMACPP_BASE_URL",)),
+    "vllm": Preset(
+        "http://127.0.0.1:8000/v1",
+        path="/v1",
+        keys=("VLLM_BASE_URL",),
+        responses=STANDARD,
+    ),
+    "lmstudio": Preset(
+        "http://127.0.0.1:1234/v1",
+        path="/v1",
+        keys=("LMSTUDIO_BASE_URL",),
+        responses=STANDARD,
+    ),
+    "llamacpp": Preset(
+        "http://127.0.0.1:8080/v1",
+        path="/v1",
+        keys=("LLAMACPP_BASE_URL",),
+        responses=STANDARD,
+    ),
 }
 _LABELS = {
     "openai": "OpenAI",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
-from ..dialects import whole
+from ..dialects import Dialect, whole
+from ..dialects.responses import Support
 from ..errors import (
     ConfigError,
     InferMuxError,
@@ -109,6 +111,26 @@ def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
     except TypeError:  # the provider's own infer(request) ignores the deadline
         return lambda request, deadline: infer(request)
     return infer
+
+
+def load_dialect(
+    name: str | Dialect, api: str = "chat", responses: Support | None = None
+) -> Dialect:
+    """Return the dialect *name*, if it is a name; azure is a variant of openai.
+
+    These two may have Responses, too: *api* says when it is used.
+    """
+    if not isinstance(name, str):
+        return name
+    package = "openai" if name == "azure" else name
+    module = importlib.import_module(f"infermux.dialects.{package}.upstream")
+    if name == "responses":
+        return cast(Dialect, module.Responses())
+    chat = cast(Dialect, module.AZURE if name == "azure" else module)
+    if api == "chat" or responses is None or package != "openai":
+        return chat
+    choice = importlib.import_module("infermux.dialects.responses.choice")
+    return cast(Dialect, choice.Choice(chat, responses, always=api == "responses"))
 
 
 # -- the guard around a provider's code --

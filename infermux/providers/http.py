@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import http.client
-import importlib
 import os
 import re
 import ssl
@@ -24,6 +23,7 @@ from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects.parameters import Unsaid
+from ..dialects.responses import RESOURCE, STANDARD, Support
 from ..errors import (
     InferMuxError,
     NativeError,
@@ -40,7 +40,7 @@ from ..errors import (
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import Chunk, Deadline
-from .base import OUT_OF_RESOURCES, Provider, provider_failed
+from .base import OUT_OF_RESOURCES, Provider, load_dialect, provider_failed
 from .chunked import decoded, length, pieces
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
@@ -75,12 +75,14 @@ class HTTPProvider(Provider):
         max_response: int = MAX_RESPONSE,
         vendor: str = "",
         unsupported: Mapping[str, Sequence[str]] | None = None,
+        api: str = "auto",
+        responses: Support | None = STANDARD,
     ) -> None:
         self.name = name
         self.vendor = vendor or name  # in the price table
         self.unsupported = unsupported or {}  # features, by model
         self.models = tuple(models)
-        self.dialect = load_dialect(dialect) if isinstance(dialect, str) else dialect
+        self.dialect = load_dialect(dialect, api, responses)
         self.timeouts = timeouts
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
@@ -91,8 +93,7 @@ class HTTPProvider(Provider):
             **(headers or {}),
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
-        host = address.partition("://")[2].partition("/")[0]
-        self._redacted = Redactor(self._headers, (host, host.rpartition(":")[0]))
+        self._redacted = Redactor(self._headers, _hosts(address))
         self._pattern = re.compile(pattern) if pattern else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
@@ -175,9 +176,9 @@ class HTTPProvider(Provider):
             "Accept-Encoding": "identity" if stream else "gzip, deflate",
         }
         prepared = PreparedRequest()
-        prepared.method, prepared.body, prepared.hooks = "POST", body, {}
+        prepared.method, prepared.body, prepared.hooks = _method(request), body, {}
         prepared.url = self._base_url + path
-        if self._query:
+        if self._query and "api-version=" not in path:
             prepared.url += ("&" if "?" in path else "?") + self._query
         prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
         return prepared
@@ -395,13 +396,6 @@ def _header(value: str) -> str:
     return value[:100] if value.isascii() and value.isprintable() else ""
 
 
-def load_dialect(name: str) -> Dialect:
-    """Return the dialect *name*: the `upstream` of its package; azure is a variant of openai."""
-    package = "openai" if name == "azure" else name
-    module = importlib.import_module(f"infermux.dialects.{package}.upstream")
-    return cast(Dialect, module.AZURE if name == "azure" else module)
-
-
 def _check_size(data: bytes, exchange: Exchange) -> None:
     """Raise unless *data* can be parsed in the time that is left: no parser can be stopped."""
     if len(data) < LARGE:
@@ -412,6 +406,15 @@ def _check_size(data: bytes, exchange: Exchange) -> None:
     seconds = 1e-6 * nested + 2e-7 * data.count(b",") + 3e-9 * len(data)
     if seconds > exchange.deadline.remaining():
         raise ProviderTimeout("the provider's answer came too late to be read")
+
+
+def _hosts(address: str) -> tuple[str, str]:
+    host = address.partition("://")[2].partition("/")[0]
+    return host, host.rpartition(":")[0]
+
+
+def _method(request: InferRequest) -> str:
+    return str(request.params["method"]) if request.op == RESOURCE else "POST"
 
 
 def _is_plain(answer: Answer) -> bool:

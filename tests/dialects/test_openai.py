@@ -36,7 +36,6 @@ OPS = {
     "openai.chat": CHAT,
     "openai.completions": "completions",
     "openai.embeddings": "embeddings",
-    "openai.responses": "responses",
 }
 MODES = ("event", "whole", "line", "byte", "mid-line", "mid-utf8", "crlf", "random")
 WORDS = {"": "stop", "eos": "stop"}  # finish reasons that are said in OpenAI's words
@@ -56,7 +55,6 @@ CLASSES = {
 TOLD_APART = {  # a 400 that is not just the caller's fault
     "deepseek.openai.chat.n.400.abc2558edaa9": "ProviderContextTooLong",
     "openrouter.openai.chat.n.400.12c085c0acac": "ProviderContextTooLong",
-    "xai.openai.responses.n.400.ed0cc2116f40": "ProviderAuthError",
 }
 SENSELESS = (
     ValueError,
@@ -227,8 +225,7 @@ def test_the_other_operations_give_text_usage_model_and_error(exchange: dict[str
         [
             each
             for each in ALL
-            if each["api"] in ("openai.completions", "openai.responses")
-            and not each["expected"]["error"]
+            if each["api"] == "openai.completions" and not each["expected"]["error"]
         ]
     ),
 )
@@ -311,7 +308,6 @@ def test_the_recordings_are_all_there() -> None:
         "openai.chat": 113,
         "openai.completions": 3,
         "openai.embeddings": 5,
-        "openai.responses": 17,
     }
 
 
@@ -578,10 +574,9 @@ def test_empty_stream_options_are_filled(value: str) -> None:
     }
 
 
-@pytest.mark.parametrize("op", ["embeddings", "responses"])
-def test_other_operations_know_no_stream_options(op: str) -> None:
+def test_other_operations_know_no_stream_options() -> None:
     text = '{"model":"asked-model","input":"x"}'
-    assert openai.encode_request(native(text, op=op), stream=True) == text.encode()
+    assert openai.encode_request(native(text, op="embeddings"), stream=True) == text.encode()
 
 
 def test_a_request_of_our_own_is_sent_under_openais_names() -> None:
@@ -602,7 +597,6 @@ def test_a_request_of_our_own_is_sent_under_openais_names() -> None:
         (CHAT, "/chat/completions"),
         ("completions", "/completions"),
         ("embeddings", "/embeddings"),
-        ("responses", "/responses"),
     ],
 )
 def test_each_operation_has_its_path(op: str, path: str) -> None:

@@ -10,10 +10,15 @@ from infermux.dialects import parameters
 from infermux.dialects.parameters import DIALECTS, Kind
 from infermux.errors import RequestError
 from infermux.protocol import InferRequest, Native, strict_json
-from infermux.providers.http import load_dialect
+from infermux.providers.base import load_dialect
 
 HELLO: dict[str, Any] = {"role": "user", "content": "hello"}
-MODEL = {"openai": "gpt-asked", "anthropic": "claude-3-5-sonnet", "gemini": "gemini-asked"}
+MODEL = {
+    "openai": "gpt-asked",
+    "responses": "gpt-asked",
+    "anthropic": "claude-3-5-sonnet",
+    "gemini": "gemini-asked",
+}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 IMAGE = {"type": "image_url", "image_url": {"url": "https://h.example/a.png", "detail": "high"}}
 FILE = {
@@ -70,7 +75,8 @@ NOT_BARE = {"tools.strict", "is_error", "citations", "file.filename", "image_url
 # What a format has, but a model of it may refuse.
 REFUSED = {("anthropic", "reasoning_effort")}
 LISTED = [(kind, name) for kind, name, _ in parameters.rows()]
-BARE = [name for _, name in LISTED if not name.startswith("messages.") and name not in NOT_BARE]
+PARTS = ("messages.", "input.", "tools.", "reasoning.", "item_reference")
+BARE = [name for _, name in LISTED if not name.startswith(PARTS) and name not in NOT_BARE]
 
 
 def left_out(dialect: str, params: dict[str, Any], messages: Any = (HELLO,)) -> set[str]:

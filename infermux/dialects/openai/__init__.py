@@ -1,7 +1,7 @@
 """OpenAI's wire format, which some twenty other vendors offer too.
 
-Chat completions are read and written in full; legacy completions, embeddings and Responses pass
-between client and vendor as they are. `upstream` is the vendor's side, `requests` translates
+Chat completions are read and written in full; legacy completions and embeddings pass between client
+and vendor as they are. `upstream` is the vendor's side, `requests` translates
 requests of other dialects, `downstream` is the client's side (the OpenAI-compatible API).
 """
 
@@ -50,7 +50,6 @@ PARAMETERS: Parameters = {
     },
     Kind.MEANING: {
         "audio": "another answer",
-        "conversation": "state at the vendor",
         "function_call": "who acts",
         "functions": "who acts",
         "logprobs": "part of the answer",
@@ -59,7 +58,6 @@ PARAMETERS: Parameters = {
         "modalities": "another answer",
         "moderation": "what may be answered",
         "n": "number of answers",
-        "previous_response_id": "state at the vendor",
         "response_format": "form of the answer",
         "stop": "the end of the answer",
         "tool_choice": "who acts",

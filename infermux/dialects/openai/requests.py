@@ -87,12 +87,15 @@ _MAX_USER = 64  # characters
 _DEEPSEEK_USER = re.compile(r"[\w-]+", re.ASCII)
 
 
-def refused(params: Mapping[str, Any], model: str) -> list[str]:
-    """Return the names of the params that the model refuses: hints and preferences."""
+def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
+    """Return the names of the params that the model refuses: hints and preferences.
+
+    *chat*: at chat completions, where some refuse more.
+    """
     if _REFUSABLE.isdisjoint(params):
         return []
     found = {name for pattern, names in _TAKES_NONE if pattern.match(model) for name in names}
-    if params.get("tools") and params.get("reasoning_effort") != "none":
+    if chat and params.get("tools") and params.get("reasoning_effort") != "none":
         found |= {"reasoning_effort"} if _NO_EFFORT_WITH_TOOLS.match(model) else set()
     return [
         name
@@ -112,8 +115,8 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         elif name == "max_tokens" and COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", value)
         elif name == "reasoning_effort":
-            body[name] = _effort(value, request.model)
-        elif name == "user" and not _takes_user(value, request.model):
+            body[name] = nearest_effort(value, request.model)
+        elif name == "user" and not takes_user(value, request.model):
             hint(name, drop)
         elif name in PARAMS:
             body[name] = value
@@ -122,7 +125,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     return body
 
 
-def _effort(effort: object, model: str) -> object:
+def nearest_effort(effort: object, model: str) -> object:
     """Return the effort nearest to *effort* that the model accepts."""
     taken = next((efforts for pattern, efforts in _SOME_EFFORTS if pattern.match(model)), _EFFORTS)
     if effort in taken or effort not in _EFFORTS:
@@ -131,7 +134,7 @@ def _effort(effort: object, model: str) -> object:
     return min(taken, key=lambda each: abs(_EFFORTS.index(each) - place))
 
 
-def _takes_user(user: object, model: str) -> bool:
+def takes_user(user: object, model: str) -> bool:
     """Return whether the model's vendor accepts *user*."""
     if not isinstance(user, str) or len(user) > _MAX_USER:
         return False

@@ -14,7 +14,6 @@ from urllib.parse import quote
 from ...errors import (
     ModelNotFound,
     ProviderError,
-    ProviderUnavailable,
     StreamIncomplete,
     shown,
 )
@@ -37,7 +36,6 @@ from .. import (
     read_object,
     retry_after,
     text,
-    typed,
     whole,
     with_native,
     without,
@@ -51,7 +49,6 @@ PATHS = {
     CHAT: "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
-    "responses": "/responses",
 }
 DONE = b"[DONE]"
 
@@ -122,17 +119,9 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         native,
         usage_of(body.get("usage")),
         model=text(body.get("model")),
-        content=_responses_text(body),
-        finish_reason="length" if body.get("status") == "incomplete" else "stop",
         id=text(body.get("id")),
-        extra={"data": _embeddings(body)} if request.op == "embeddings" else {},
+        extra={"data": _embeddings(body)},
     )
-
-
-def _responses_text(body: JSON) -> str:
-    messages = (item for item in items(body.get("output")) if item.get("type") == "message")
-    parts = (part for message in messages for part in items(message.get("content")))
-    return "".join(text(part.get("text")) for part in parts)
 
 
 def _embeddings(body: JSON) -> list[JSON]:
@@ -216,15 +205,15 @@ def _tool_call(call: JSON) -> JSON:
 
 
 def usage_of(value: object) -> Usage | None:
-    """Return the usage, or None; chat completions and Responses name the counts differently."""
+    """Return the usage, or None."""
     data = obj(value)
     if not data:
         return None
     total = count(data.get("total_tokens"))
-    tokens_in = count(data.get("prompt_tokens", data.get("input_tokens")))
-    tokens_out = count(data.get("completion_tokens", data.get("output_tokens")))
-    of_input = obj(data.get("prompt_tokens_details") or data.get("input_tokens_details"))
-    of_output = obj(data.get("completion_tokens_details") or data.get("output_tokens_details"))
+    tokens_in = count(data.get("prompt_tokens"))
+    tokens_out = count(data.get("completion_tokens"))
+    of_input = obj(data.get("prompt_tokens_details"))
+    of_output = obj(data.get("completion_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))
     # xAI counts reasoning apart from completion tokens: then the total is the sum of all three.
     if reasoning and tokens_out is not None and total == (tokens_in or 0) + tokens_out + reasoning:
@@ -312,7 +301,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         elif event.data == DONE:
             return
         else:
-            chunk = _chunk(event, request.op)
+            chunk = _chunk(event)
             finished = finished or bool(chunk.finish_reason)
             yield chunk
     if not finished:
@@ -328,10 +317,8 @@ _CONTENT = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls"
 _MEDIA = ("audio", "images", "annotations")
 
 
-def _chunk(event: Event, op: str) -> Chunk:
+def _chunk(event: Event) -> Chunk:
     body = read_object(event.data, decode_error)
-    if op == "responses":
-        return _responses_chunk(body, event)
     if event.name == b"error":
         raise decode_error(502, {}, event.data)
     native = event.encode()
@@ -405,33 +392,6 @@ def _deltas(calls: object) -> list[JSON]:
         _tool_call(call) | {"index": place if call.get("index") is None else count(call["index"])}
         for place, call in enumerate(items(calls))
     ]
-
-
-_OPENING = {  # Responses events, and types of added items, that have no content yet
-    *("response.created", "response.queued", "response.in_progress", "response.content_part.added"),
-    *("response.reasoning_summary_part.added", "message", "reasoning"),
-}
-
-
-def _responses_chunk(body: JSON, event: Event) -> Chunk:
-    """Return the chunk of a Responses event: the event itself, its text, end and usage."""
-    native = typed(event, body).encode()
-    kind, response = text(body.get("type")), obj(body.get("response"))
-    if kind in ("response.failed", "error"):
-        raise ProviderUnavailable("the provider's stream ended with an error")
-    ended = kind in ("response.completed", "response.incomplete")
-    added = kind == "response.output_item.added"
-    shows = text(obj(body.get("item")).get("type")) if added else kind
-    return Chunk(
-        text=text(body.get("delta")) if kind == "response.output_text.delta" else "",
-        native=native,
-        finish_reason=("stop" if kind == "response.completed" else "length") if ended else None,
-        usage=usage_of(response.get("usage")) if ended else None,
-        model=response.get("model"),
-        id=response.get("id"),
-        dialect=NAME,
-        shown=kind.startswith("response.") and shows not in _OPENING,
-    )
 
 
 # -- Azure: the model names a deployment, and another header carries the key --

@@ -1,0 +1,98 @@
+"""Chooses chat completions or Responses for each request to a vendor that has both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import cast
+
+from ...errors import ProviderError
+from ...protocol import CHAT, InferRequest, InferResponse
+from ...types import Chunk
+from .. import Dialect, Events, Headers
+from ..parameters import Unsaid
+from . import NAME, RESOURCE, Support
+from .upstream import PATHS, Responses
+
+
+class Choice:
+    """A dialect that is *chat* or Responses, depending on the request.
+
+    *always*: Responses for every conversation. Otherwise chat completions, unless the client came
+    by Responses or the model refuses the request there.
+    """
+
+    def __init__(self, chat: Dialect, support: Support, *, always: bool = False) -> None:
+        self.NAME = chat.NAME
+        self.support = support
+        self._chat = chat
+        self._responses = cast(Dialect, Responses(support))
+        self._always = always
+
+    def _for(self, request: InferRequest) -> Dialect:
+        if request.op != CHAT:
+            return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat
+        native = request.native
+        if self._always or (native is not None and native.dialect == NAME):
+            return self._responses
+        return self._responses if needs_responses(request, self.support) else self._chat
+
+    def path(self, request: InferRequest, *, stream: bool) -> str:
+        """Return the path in the dialect of the request."""
+        return self._for(request).path(request, stream=stream)
+
+    def auth(self, key: str) -> dict[str, str]:
+        """Return the headers that carry the API key."""
+        return self._chat.auth(key)
+
+    def headers(self, request: InferRequest) -> dict[str, str]:
+        """Return the headers of the request's dialect."""
+        return self._for(request).headers(request)
+
+    def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
+        """Return the body in the dialect of the request."""
+        return self._for(request).encode_request(request, stream=stream)
+
+    def unsaid(self, request: InferRequest, model: str) -> Unsaid:
+        """Return what the dialect of the request cannot express."""
+        asked = InferRequest(model, params=request.params, native=request.native, op=request.op)
+        return self._for(asked).unsaid(request, model)
+
+    def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
+        """Return the response in the dialect of the request."""
+        return self._for(request).decode_response(data, request)
+
+    def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
+        """Return the error: both formats have the same."""
+        return self._chat.decode_error(status, headers, data)
+
+    def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
+        """Yield the chunks of a stream in the dialect of the request."""
+        return self._for(request).decode_events(events, request)
+
+    def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
+        """Yield the chunks of a response that is no stream."""
+        return self._for(request).decode_whole(data, request)
+
+
+def needs_responses(request: InferRequest, support: Support) -> bool:
+    """Return whether the model refuses the request at chat completions."""
+    always, tools, effort = _refusals(request.model, support)
+    if always or not (tools or effort):
+        return always
+    params = request.params
+    if not (params.get("tools") or params.get("functions")):
+        return False
+    return tools or params.get("reasoning_effort") not in (None, "none")
+
+
+@lru_cache(maxsize=1024)
+def _refusals(model: str, support: Support) -> tuple[bool, bool, bool]:
+    """Return which of the vendor's patterns match a model."""
+    name = model[:200]
+    always, tools, effort = (
+        bool(each) and re.match(each, name) is not None
+        for each in (support.always, support.tools, support.effort)
+    )
+    return always, tools, effort

@@ -1,0 +1,313 @@
+"""Reads the items of a vendor's responses, and the events of its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...errors import ProviderError
+from ...protocol import strict_json
+from ...protocol.sse import Event
+from ...types import JSON, Chunk, Usage
+from .. import items, obj, provider_error, read_object, text, typed, with_native, without, word
+from ..openai.upstream import decode_error
+from ..openai.upstream import usage_of as chat_usage
+
+_STATUS = {  # of the errors inside a response or a stream, which have only a code
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "server_error": 500,
+    "vector_store_timeout": 504,
+    "model_not_found": 404,
+    "previous_response_not_found": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "cyber_policy": 400,
+    "bio_policy": 400,
+}
+_REJECTED = ("invalid_", "unsupported_", "image_", "empty_image", "failed_to_download_image")
+_ENDED = ("response.completed", "response.incomplete")
+_FAILED = ("response.failed", "error")
+_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+# Events, and types of added items, that have no content yet or repeat what came before.
+_SILENT = frozenset(
+    {
+        "message",
+        "reasoning",
+        *("response.created", "response.queued", "response.in_progress", "keepalive"),
+        *("response.content_part.added", "response.content_part.done"),
+        *("response.output_text.done", "response.refusal.done"),
+        *("response.reasoning_summary_part.added", "response.reasoning_summary_part.done"),
+        *("response.reasoning_summary_text.done", "response.reasoning_text.done"),
+        *_CALLS,
+        *_ENDED,
+    }
+)
+
+
+class Items:
+    """Collects the output items of a response; *form* is the format of its reasoning."""
+
+    def __init__(self, form: str) -> None:
+        self.words: list[str] = []
+        self.refusal: list[str] = []
+        self.thoughts: list[str] = []
+        self.calls: list[JSON] = []
+        self.details: list[JSON] = []
+        self._form = form
+
+    def add(self, item: JSON) -> None:
+        """Add the content of an item; those of the vendor's own tools have none for a chat."""
+        kind = item.get("type")
+        if kind == "message":
+            for part in items(item.get("content")):
+                if part.get("type") == "refusal":
+                    self.refusal.append(text(part.get("refusal")))
+                else:
+                    self.words.append(text(part.get("text")))
+        elif kind in _CALLS:
+            self.calls.append(call_of(item))
+        elif kind == "reasoning":
+            for name, member in (("summary", "summary"), ("content", "text")):
+                for part in items(item.get(name)):
+                    words = text(part.get("text"))
+                    self.thoughts.append(words)
+                    self._detail(item, member, words)
+            if data := text(item.get("encrypted_content")):
+                self._detail(item, "data", data)
+
+    def _detail(self, item: JSON, member: str, value: str) -> None:
+        detail = detail_of(text(item.get("id")), self._form, len(self.details), member, value)
+        self.details.append(detail)
+
+
+_DETAILS = {"summary": "summary", "text": "text", "data": "encrypted"}
+
+
+def detail_of(ident: str, form: str, index: int, member: str, value: str) -> JSON:
+    """Return a reasoning detail, as OpenRouter writes it, with its own *index*."""
+    named = {"id": ident} if ident else {}
+    kind = f"reasoning.{_DETAILS[member]}"
+    return {"type": kind, member: value, **named, "format": form, "index": index}
+
+
+def call_of(item: JSON, given: str | None = None) -> JSON:
+    """Return an item's tool call in chat's form, with *given* as its input if that is not None."""
+    kind = text(item.get("type"))
+    member = _CALLS[kind]
+    said = text(item.get(member)) if given is None else given
+    which = "function" if kind == "function_call" else "custom"
+    ident = text(item.get("call_id")) or text(item.get("id"))
+    return {"id": ident, "type": which, which: {"name": text(item.get("name")), member: said}}
+
+
+def usage_of(body: JSON) -> Usage | None:
+    """Return the usage of a response, with the tier that was billed; or None."""
+    data = obj(body.get("usage"))
+    if not data:
+        return None
+    renamed = without(data, *_COUNTS) | {
+        name: data.get(own) for own, name in _COUNTS.items() if data.get(own) is not None
+    }
+    usage, tier = chat_usage(renamed), body.get("service_tier")
+    if usage is None or not isinstance(tier, str):
+        return usage
+    return replace(usage, service_tier=tier)
+
+
+_COUNTS = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "completion_tokens",
+    "input_tokens_details": "prompt_tokens_details",
+    "output_tokens_details": "completion_tokens_details",
+}
+
+
+def finish_reason(body: JSON, *, called: bool) -> str:
+    """Return OpenAI's finish_reason of a response with this status."""
+    if body.get("status") in ("incomplete", "cancelled"):
+        reason = text(obj(body.get("incomplete_details")).get("reason"))
+        return "content_filter" if reason == "content_filter" else "length"
+    return "tool_calls" if called else "stop"
+
+
+def failure(value: Any) -> ProviderError:
+    """Return the error for the error object of a failed response or of an event."""
+    error = value if isinstance(value, dict) else {}
+    code = word(error.get("code")) or word(error.get("type"))
+    status = _STATUS.get(code, 400 if code.startswith(_REJECTED) else 502)
+    message, param = word(error.get("message")), word(error.get("param")) or None
+    failed = provider_error(status, message, code=code, param=param)
+    return with_native(failed, "openai", status, {}, strict_json.encode({"error": error}))
+
+
+# -- streams --
+
+
+class Reader:
+    """Turns the events of one stream into chunks."""
+
+    def __init__(self, form: str) -> None:
+        self.finished = False
+        self._form = form
+        self._indices: dict[tuple[object, ...], int] = {}  # of reasoning details
+        self._calls: dict[object, tuple[int, JSON, str]] = {}  # number, item, input so far
+        self._told: dict[object, int] = {}  # characters of each part
+        self._started = False  # something of the output has come
+
+    def read(self, event: Event) -> Iterator[Chunk]:
+        """Yield the chunks of an event, the last with the event itself; raise its error."""
+        body = strict_json.lenient(event.data)
+        if not isinstance(body, dict):
+            raise ValueError("expected an object")
+        native = typed(event, body).encode()
+        kind = text(body.get("type"))
+        if kind in ("response.output_text.delta", "response.refusal.delta"):
+            yield self._words(kind, body, text(body.get("delta")))._replace(
+                native=native, dialect="responses"
+            )
+            return
+        if kind in _FAILED or (not kind and body.get("error")):
+            yield from self._failed(body)
+        chunk = self._chunk(kind, body)
+        self._started = self._started or chunk.has_content
+        yield chunk._replace(native=native, dialect="responses")
+
+    def _failed(self, body: JSON) -> Iterator[Chunk]:
+        """Yield what a failed response has used; then raise its error."""
+        response = obj(body.get("response"))
+        if (usage := usage_of(response)) is not None:
+            yield Chunk(usage=usage, model=response.get("model"))
+        error = response.get("error") or body.get("error")
+        raise failure(error if isinstance(error, dict) else body)
+
+    def _chunk(self, kind: str, body: JSON) -> Chunk:
+        if kind in _ENDED:
+            return self._end(obj(body.get("response")))
+        if kind in ("response.output_text.done", "response.refusal.done"):
+            member = "refusal" if "refusal" in kind else "text"
+            return self._words(kind, body, self._rest(body, text(body.get(member))))
+        if kind == "response.reasoning_summary_text.delta":
+            return self._thought(body, "summary", body.get("summary_index"))
+        if kind == "response.reasoning_text.delta":
+            return self._thought(body, "text", body.get("content_index"))
+        if kind.startswith(("response.function_call_arg", "response.custom_tool_call_input")):
+            return self._more(kind, body)
+        if kind in ("response.output_item.added", "response.output_item.done"):
+            return self._item(kind, body)
+        if kind.startswith("response.") and isinstance(body.get("response"), dict):
+            response = body["response"]
+            return Chunk(model=response.get("model") or None, id=response.get("id") or None)
+        return Chunk(shown=kind.startswith("response.") and kind not in _SILENT)
+
+    def _words(self, kind: str, body: JSON, words: str) -> Chunk:
+        self._started = True
+        key = (body.get("output_index"), body.get("content_index"))
+        self._told[key] = self._told.get(key, 0) + len(words)
+        return Chunk(refusal=words) if "refusal" in kind else Chunk(words)
+
+    def _rest(self, body: JSON, whole: str) -> str:
+        """Return what the deltas of a part have not said."""
+        return whole[self._told.get((body.get("output_index"), body.get("content_index")), 0) :]
+
+    def _thought(self, body: JSON, member: str, part: object) -> Chunk:
+        words, ident = text(body.get("delta")), text(body.get("item_id"))
+        index = self._index(ident or body.get("output_index"), member, part)
+        detail = detail_of(ident, self._form, index, member, words)
+        return Chunk(reasoning=words, details=[detail])
+
+    def _index(self, *key: object) -> int:
+        return self._indices.setdefault(key, len(self._indices))
+
+    def _item(self, kind: str, body: JSON) -> Chunk:
+        """Return the chunk of an item that begins or ends."""
+        item = obj(body.get("item"))
+        what, done = text(item.get("type")), kind.endswith("done")
+        if what in _CALLS:
+            return self._call(item, body, done=done)
+        if what == "reasoning" and done:
+            return self._reasoned(item, body)
+        return Chunk(shown=not done and what not in _SILENT)
+
+    def _call(self, item: JSON, body: JSON, *, done: bool) -> Chunk:
+        key = _key(item.get("id"), body)
+        whole = text(item.get(_CALLS[item["type"]]))
+        known = self._calls.get(key)
+        if known is None:
+            said = whole if done else ""
+            self._calls[key] = known = len(self._calls), item, said
+            return Chunk(tool_calls=[{"index": known[0]} | call_of(item, said)])
+        return self._input(key, whole) if done else Chunk()
+
+    def _more(self, kind: str, body: JSON) -> Chunk:
+        key = _key(body.get("item_id"), body)
+        if key not in self._calls:
+            return Chunk()  # its item comes when it is done
+        if kind.endswith(".delta"):
+            return self._input(key, self._calls[key][2] + text(body.get("delta")))
+        member = "arguments" if "arguments" in kind else "input"
+        return self._input(key, text(body.get(member)))
+
+    def _input(self, key: object, whole: str) -> Chunk:
+        """Return the chunk of a call's input beyond what was said of it."""
+        number, item, said = self._calls[key]
+        if len(whole) <= len(said) or not whole.startswith(said):
+            return Chunk()
+        self._calls[key] = number, item, whole
+        more = whole[len(said) :]
+        if item["type"] == "custom_tool_call":
+            return Chunk(
+                tool_calls=[{"index": number, "type": "custom", "custom": {"input": more}}]
+            )
+        return Chunk(tool_calls=[{"index": number, "function": {"arguments": more}}])
+
+    def _reasoned(self, item: JSON, body: JSON) -> Chunk:
+        """Return the chunk of a reasoning item's encrypted content, and of what had no deltas."""
+        ident = text(item.get("id"))
+        key = ident or body.get("output_index")
+        details, thoughts = [], []
+        for name, member in (("summary", "summary"), ("content", "text")):
+            for number, part in enumerate(items(item.get(name))):
+                if (key, member, number) not in self._indices and (words := text(part.get("text"))):
+                    index = self._index(key, member, number)
+                    details.append(detail_of(ident, self._form, index, member, words))
+                    thoughts.append(words)
+        if data := text(item.get("encrypted_content")):
+            index = self._index(key, "data", 0)
+            details.append(detail_of(ident, self._form, index, "data", data))
+        return Chunk(reasoning="".join(thoughts), details=details)
+
+    def _end(self, response: JSON) -> Chunk:
+        """Return the last chunk; it has the whole output if no event before told of it."""
+        self.finished = True
+        found = Items(self._form)
+        if not self._started and not self._calls:
+            for item in items(response.get("output")):
+                found.add(item)
+        called = bool(self._calls or found.calls)
+        return Chunk(
+            text="".join(found.words),
+            reasoning="".join(found.thoughts),
+            refusal="".join(found.refusal),
+            tool_calls=[{"index": n} | call for n, call in enumerate(found.calls)],
+            details=found.details,
+            finish_reason=finish_reason(response, called=called),
+            usage=usage_of(response),
+            model=response.get("model") or None,
+            id=response.get("id") or None,
+        )
+
+
+def _key(ident: object, body: JSON) -> object:
+    """Return the key of a call in one stream; some vendors give items no id."""
+    place = body.get("output_index")
+    return place if isinstance(place, int) else ident
+
+
+def read_response(data: bytes) -> JSON:
+    """Return a response's object; raise the error that it holds, or ValueError."""
+    body = strict_json.lenient(data)
+    if isinstance(body, dict) and body.get("status") == "failed":
+        raise failure(body.get("error"))
+    return read_object(data, decode_error)

@@ -1,0 +1,356 @@
+"""Translates requests of other dialects to OpenAI's Responses.
+
+Reasoning goes back to a vendor only in the format that this vendor gave.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+from ...protocol import InferRequest, text_of
+from ...types import JSON
+from .. import given, items, obj, objects, require, text, without
+from ..openai import is_neutral
+from ..openai.requests import nearest_effort, refused, takes_user
+from ..parameters import Drop, hint, unsupported
+from . import NAME, Support
+from .reasoning import FORMAT, is_packed
+
+MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
+MAX_CALL_ID = 64  # characters
+PARAMS = frozenset(
+    {
+        "background",
+        "client_metadata",
+        "conversation",
+        "include",
+        "max_tool_calls",
+        "metadata",
+        "moderation",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "prompt",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "temperature",
+        "top_logprobs",
+        "top_p",
+        "truncation",
+        "user",
+    }
+)
+_RENAMED = frozenset(
+    {
+        "max_completion_tokens",
+        "max_tokens",
+        "reasoning_effort",
+        "reasoning_summary",
+        "response_format",
+        "tool_choice",
+        "tools",
+        "verbosity",
+    }
+)
+EXPRESSED = (
+    PARAMS
+    | _RENAMED
+    | {
+        "file.filename",
+        "image_url.detail",
+        "stream_options",
+        "tools.namespace",
+        "tools.strict",
+        "tools.tool_search",
+        "tools.web_search",
+    }
+)
+_CHAT_ONLY = frozenset(  # params of chat completions that this format lacks
+    {
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "modalities",
+        "n",
+        "prediction",
+        "presence_penalty",
+        "seed",
+        "stop",
+        "web_search_options",
+    }
+)
+_LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of messages and parts
+_ROLES = ("system", "developer", "user", "assistant")
+_CALL_ID = re.compile(r"[\w.:-]+", re.ASCII)
+# These models encrypt their reasoning; others refuse to be asked for it.
+_REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
+_TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
+_HOSTED = re.compile(r"(web_search|tool_search|namespace)")  # hosted tools that may be left out
+_FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
+
+
+def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be.
+
+    *form* is the format of the reasoning details that the vendor takes back.
+    """
+    body: JSON = {"model": request.model}
+    messages = list(request.messages)
+    first = messages[0] if messages else {}
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        body["instructions"] = first["content"]
+        messages = messages[1:]
+    body["input"] = [item for each in _items(messages, drop, form) for item in each]
+    body |= _params(request, drop)
+    if request.native is None or request.native.dialect != NAME:
+        body.setdefault("store", False)  # as chat completions do
+        if _REASONS.match(request.model):
+            body.setdefault("include", ["reasoning.encrypted_content"])
+    return body
+
+
+def _params(request: InferRequest, drop: Drop) -> JSON:
+    body: JSON = {}
+    for name, value in given(request.params).items():
+        if name in _RENAMED:
+            _renamed(name, value, request.model, body, drop)
+        elif name == "user" and not takes_user(value, request.model):
+            hint(name, drop)
+        elif name in PARAMS:
+            body[name] = value
+        elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
+            continue
+        elif name in _CHAT_ONLY or not _is_alike(request):
+            if not is_neutral(name, value):
+                unsupported(name, NAME, drop)
+        else:
+            body[name] = value
+    if "tools" not in body:
+        body.pop("tool_choice", None)
+    return body
+
+
+def _is_alike(request: InferRequest) -> bool:
+    return (request.native and request.native.dialect) in _TAKEN_ALIKE
+
+
+def _renamed(name: str, value: Any, model: str, body: JSON, drop: Drop) -> None:
+    """Add a param to *body* that has another name or form there."""
+    if name in ("max_tokens", "max_completion_tokens"):
+        few = isinstance(value, int) and not isinstance(value, bool) and 0 < value < MIN_OUTPUT
+        body["max_output_tokens"] = MIN_OUTPUT if few else value
+    elif name == "tools":
+        tools = [found for tool in objects(value, name) if (found := _tool(tool, drop))]
+        body |= {"tools": tools} if tools else {}
+    elif name == "tool_choice":
+        body[name] = _choice(value)
+    elif name == "response_format":
+        _add(body, "text", _format(value))
+    elif name == "verbosity":
+        _add(body, "text", {"verbosity": value})
+    elif name == "reasoning_effort":
+        _add(body, "reasoning", {"effort": nearest_effort(value, model)})
+    else:
+        _add(body, "reasoning", {"summary": value})
+
+
+def _add(body: JSON, name: str, members: JSON) -> None:
+    if members:
+        body[name] = body.get(name, {}) | members
+
+
+def _format(value: Any) -> JSON:
+    wanted = require(value, "response_format", dict)
+    if wanted.get("type") != "json_schema":
+        return {} if is_neutral("response_format", wanted) else {"format": wanted}
+    named = require(wanted.get("json_schema"), "response_format.json_schema", dict)
+    return {"format": {"type": "json_schema", "name": "answer"} | given(named)}
+
+
+def _tool(tool: JSON, drop: Drop) -> JSON | None:
+    """Return a tool in this format's flat form; None for one that the vendor lacks."""
+    kind = text(tool.get("type"))
+    if kind not in ("function", "custom"):
+        if _HOSTED.match(kind) and re.search(r"_20\d{6}$", kind):  # Anthropic's own
+            hint("tools.web_search", drop)
+            return None
+        return tool
+    own = require(tool.get(kind), f"tools.{kind}", dict)
+    for name in without(tool, "type", kind):
+        hint(f"tools.{name}", drop)
+    if kind == "function":
+        # a schema is strict here unless one says otherwise
+        return {
+            "type": kind,
+            "parameters": {"type": "object", "properties": {}},
+            "strict": False,
+        } | (given(own))
+    form = obj(own.get("format"))
+    flat = {"type": "grammar"} | obj(form.get("grammar")) if "grammar" in form else form
+    return {"type": kind} | given(own) | ({"format": flat} if flat else {})
+
+
+def _choice(choice: Any) -> Any:
+    """Return a tool_choice in the flat form."""
+    if not isinstance(choice, dict):
+        return choice
+    kind = choice.get("type")
+    if kind == "allowed_tools" and isinstance(allowed := choice.get(kind), dict):
+        tools = [_choice(tool) for tool in objects(allowed.get("tools"), "tool_choice.tools")]
+        return {"type": kind} | allowed | {"tools": tools}
+    if kind in ("function", "custom") and isinstance(named := choice.get(kind), dict):
+        return {"type": kind, "name": named.get("name")}
+    return choice
+
+
+# -- messages --
+
+
+def _items(messages: list[JSON], drop: Drop, form: str) -> Iterator[list[JSON]]:
+    """Yield the items of each message."""
+    custom: set[str] = set()  # the ids of calls of custom tools
+    for number, message in enumerate(messages):
+        place, role = f"messages[{number}]", text(message.get("role"))
+        _hints(message, drop)
+        if role == "tool":
+            yield [_output(message, place, drop, custom)]
+        elif role not in _ROLES:
+            unsupported(f"{place}.role {role}", NAME, drop)
+        elif role != "assistant":
+            yield [{"role": role, "content": _content(message.get("content"), place, drop)}]
+        else:
+            calls = [_call(call) for call in message.get("tool_calls") or ()]
+            custom |= {call["call_id"] for call in calls if call["type"] == "custom_tool_call"}
+            if message.get("function_call") or message.get("audio"):
+                unsupported(f"{place}.function_call", NAME, drop)
+            yield [*reasoning_items(message, form), *_said(message, place, drop), *calls]
+
+
+def _content(value: Any, place: str, drop: Drop) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [part for each in value if (part := _part(each, place, drop))]
+
+
+def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
+    kind = text(part.get("type"))
+    _hints(part, drop)
+    own: Any = part.get(kind)
+    if kind == "text":
+        return {"type": "input_text", "text": own}
+    if kind == "image_url":
+        image = {"url": own} if isinstance(own, str) else obj(own)
+        detail = image.get("detail")
+        known = {"detail": detail} if detail else {}
+        return {"type": "input_image", "image_url": image.get("url")} | known
+    if kind == "file":
+        return {"type": "input_file"} | given(obj(own))
+    if kind == "input_audio":
+        return {"type": kind, kind: own}
+    unsupported(f"{place}.content.{kind}", NAME, drop)
+    return None
+
+
+def _said(message: JSON, place: str, drop: Drop) -> list[JSON]:
+    """Return the item of what an assistant said, if anything."""
+    content, refusal = message.get("content"), message.get("refusal")
+    parts = content if isinstance(content, list) else []
+    refused_parts = [part for part in parts if part.get("type") == "refusal"]
+    for part in parts:
+        _hints(part, drop)
+        if part.get("type") not in ("text", "refusal", "thinking"):
+            unsupported(f"{place}.content.{part.get('type')}", NAME, drop)
+    refusal = refusal or "".join(text(part.get("refusal")) for part in refused_parts)
+    words = text_of(content)
+    if not refusal:
+        return [{"role": "assistant", "content": words}] if words else []
+    said: list[JSON] = [{"type": "output_text", "text": words}] if words else []
+    said.append({"type": "refusal", "refusal": refusal})
+    return [{"type": "message", "role": "assistant", "content": said}]
+
+
+def _call(call: JSON) -> JSON:
+    ident = _call_id(call.get("id"))
+    if call.get("type") == "custom":
+        custom = obj(call.get("custom"))
+        named = {"name": text(custom.get("name")), "input": text(custom.get("input"))}
+        return {"type": "custom_tool_call", "call_id": ident} | named
+    function = obj(call.get("function"))
+    return {
+        "type": "function_call",
+        "call_id": ident,
+        "name": text(function.get("name")),
+        "arguments": text(function.get("arguments")) or "{}",
+    }
+
+
+def _output(message: JSON, place: str, drop: Drop, custom: set[str]) -> JSON:
+    ident, content = _call_id(message.get("tool_call_id")), message.get("content")
+    if isinstance(content, list):
+        plain = all(part.get("type") == "text" for part in content)
+        content = text_of(content) if plain else _content(content, place, drop)
+    kind = "custom_tool_call_output" if ident in custom else "function_call_output"
+    return {"type": kind, "call_id": ident, "output": "" if content is None else content}
+
+
+def _call_id(value: Any) -> str:
+    """Return the id of a tool call, hashed if it does not fit."""
+    ident = text(value)
+    if len(ident) <= MAX_CALL_ID and _CALL_ID.fullmatch(ident):
+        return ident
+    return f"call_{sha256(ident.encode(errors='replace')).hexdigest()[:24]}"
+
+
+def _hints(holder: JSON, drop: Drop) -> None:
+    for name in _LEFT_OUT.intersection(holder):
+        if holder[name]:
+            hint("messages.name" if name == "name" else name, drop)
+
+
+# -- reasoning --
+
+
+def reasoning_items(message: JSON, form: str) -> list[JSON]:
+    """Return the reasoning items of an assistant message's details in the format *form*."""
+    found: dict[str, JSON] = {}
+    for detail in items(message.get("reasoning_details")):
+        if detail.get("format") != form:
+            continue
+        ident = text(detail.get("id"))
+        item = found.setdefault(ident, {"type": "reasoning", "summary": []})
+        kind = text(detail.get("type"))
+        if ident:
+            item["id"] = ident
+        if kind == "reasoning.summary":
+            item["summary"].append({"type": "summary_text", "text": text(detail.get("summary"))})
+        elif kind == "reasoning.encrypted":
+            item["encrypted_content"] = text(detail.get("data"))
+        elif kind == "reasoning.text":
+            part = {"type": "reasoning_text", "text": text(detail.get("text"))}
+            item["content"] = [*item.get("content", ()), part]
+    # without its encrypted content an item only names what the vendor did not store
+    return [item for item in found.values() if item.get("encrypted_content") or "content" in item]
+
+
+def is_foreign(item: Any, support: Support) -> bool:
+    """Return whether an input item is reasoning that the vendor did not encrypt."""
+    data = item.get("encrypted_content") if isinstance(item, dict) else None
+    if not isinstance(data, str) or not data:
+        return False
+    if is_packed(data):
+        return True
+    return support.fernet is not None and data.startswith(_FERNET) != support.fernet
+
+
+def refusals(params: Mapping[str, Any], model: str) -> list[str]:
+    """Return the names of params that the model refuses here."""
+    return refused(params, model, chat=False)

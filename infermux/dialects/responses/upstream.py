@@ -1,0 +1,192 @@
+"""The Responses `Dialect`: writes requests to a vendor; reads responses, errors and streams.
+
+Sources: https://platform.openai.com/docs/api-reference/responses, and recorded traffic of OpenAI,
+Azure, xAI, OpenRouter and DeepSeek.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...errors import StreamIncomplete
+from ...protocol import CHAT, InferRequest, InferResponse, strict_json
+from ...protocol.strict_json import Document
+from ...types import HEARTBEAT, JSON, Chunk
+from .. import (
+    NO_TERMINATOR,
+    Events,
+    answer,
+    count,
+    items,
+    parameters,
+    path_of,
+    text,
+    whole,
+    without,
+    word,
+)
+from ..openai.upstream import DONE, auth, decode_error
+from ..parameters import Drop, Unsaid, hint
+from . import NAME, RESOURCE, STANDARD, Support
+from .events import Items, Reader, finish_reason, read_response, usage_of
+from .requests import is_foreign, refusals, translated
+
+PATHS = {
+    CHAT: "/responses",
+    "compact": "/responses/compact",
+    "input_tokens": "/responses/input_tokens",
+}
+_KEPT = {  # the members of a body that other operations know
+    "compact": ("input", "instructions", "model", "previous_response_id", "prompt_cache_key"),
+    "input_tokens": (
+        *("conversation", "input", "instructions", "model", "parallel_tool_calls"),
+        *("previous_response_id", "reasoning", "text", "tool_choice", "tools", "truncation"),
+    ),
+}
+_MEMBERS = {  # of this format, where a param of the canonical form stands
+    "reasoning_effort": ("reasoning", "effort"),
+    "verbosity": ("text", "verbosity"),
+}
+_PENDING = ("queued", "in_progress")
+
+
+class Responses:
+    """The dialect for a vendor that supports it as *support* says."""
+
+    NAME = NAME
+    auth = staticmethod(auth)
+    decode_error = staticmethod(decode_error)
+
+    def __init__(self, support: Support = STANDARD) -> None:
+        self._support = support
+
+    def path(self, request: InferRequest, *, stream: bool) -> str:
+        """Return the path of the operation, or that of a stored resource."""
+        support = self._support
+        own = request.op == RESOURCE
+        path = str(request.params["path"]) if own else path_of(PATHS, request, NAME)
+        if not support.query:
+            return support.prefix + path
+        return f"{support.prefix}{path}{'&' if '?' in path else '?'}{support.query}"
+
+    def headers(self, request: InferRequest) -> dict[str, str]:
+        """Return no header."""
+        return {}
+
+    def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
+        """Return the body: the client's own, with our model, if it is in this format.
+
+        Params that the model refuses, and other vendors' reasoning, are always left out.
+        """
+        if request.op == RESOURCE:
+            return request.native.body.text.encode() if request.native else b""
+        own, drop = request.body_in(NAME), Drop.of(request)
+        out = refusals(request.params, request.model)
+        for name in out:
+            hint(name, drop)
+        if own is not None:
+            return self._adapted(own, request.model, out)
+        asked = InferRequest(
+            request.model,
+            request.messages,
+            params=without(request.params, *out),
+            native=request.native,
+        )
+        body = translated(asked, drop, self._support.form)
+        if known := _KEPT.get(request.op):
+            body = {name: value for name, value in body.items() if name in known}
+        if stream:
+            body["stream"] = True
+        return strict_json.encode(body)
+
+    def _adapted(self, body: Document, model: str, out: list[str]) -> bytes:
+        value = body.value
+        new: JSON = {} if value.get("model") == model else {"model": model}
+        given = value.get("input")
+        if isinstance(given, list) and any(is_foreign(item, self._support) for item in given):
+            new["input"] = [item for item in given if not is_foreign(item, self._support)]
+        if not out:
+            return body.replaced(new).encode("utf-8", "replace")
+        kept = without(value, *out)
+        for name in out:
+            holder, member = _MEMBERS.get(name, ("", ""))
+            if isinstance(kept.get(holder), dict):
+                kept[holder] = without(kept[holder], member)
+        return strict_json.encode(kept | new)
+
+    def unsaid(self, request: InferRequest, model: str) -> Unsaid:
+        """Return what of the request cannot be expressed: nothing if its form is this format's."""
+        native = request.native
+        if native is not None and native.dialect == NAME:
+            return Unsaid()
+        return parameters.unsaid(request, model, self.path, translated)
+
+    def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
+        """Return the response; raise its error if it has failed."""
+        native = (NAME, data)
+        if request.op == RESOURCE:
+            return _resource(data, request, native)
+        body = read_response(data)
+        if request.op == "input_tokens":
+            return _counted(body, request, native)
+        parts = Items(self._support.form)
+        for item in items(body.get("output")):
+            parts.add(item)
+        if not isinstance(body.get("output"), list):
+            raise ValueError("a response without output")
+        return answer(
+            request,
+            native,
+            usage_of(body),
+            model=text(body.get("model")),
+            content="".join(parts.words),
+            finish_reason=finish_reason(body, called=bool(parts.calls)),
+            id=text(body.get("id")),
+            tool_calls=parts.calls,
+            reasoning="".join(parts.thoughts),
+            refusal="".join(parts.refusal),
+            details=parts.details,
+            extra={"pending": True} if body.get("status") in _PENDING else {},
+        )
+
+    def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
+        """Yield a stream's chunks; raise StreamIncomplete without a final event."""
+        reader = Reader(self._support.form)
+        for event in events:
+            if event is None or not event.data:
+                yield HEARTBEAT
+            elif event.data != DONE:  # OpenRouter
+                yield from reader.read(event)
+        if not reader.finished:
+            raise StreamIncomplete(NO_TERMINATOR)
+
+    def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
+        """Yield a response that is no stream."""
+        yield from whole(self.decode_response(data, request))
+
+
+def _resource(data: bytes, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
+    """Return what a vendor stored; usage only if it is a background response that has ended."""
+    body = strict_json.lenient(data) if data.strip() else {}
+    if not isinstance(body, dict):
+        raise ValueError("expected an object")
+    ended = body.get("background") is True and body.get("status") not in _PENDING
+    usage = usage_of(body) if ended and body.get("object") == "response" else None
+    ident = body.get("id")
+    return answer(
+        request,
+        native,
+        usage,
+        model=word(body.get("model")),
+        id=word(ident),
+        finish_reason="",
+        extra={"created": body.get("created_at")} if usage is not None else {},
+    )
+
+
+def _counted(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
+    tokens = count(body.get("input_tokens"))
+    if tokens is None:
+        raise ValueError("a count without a number")
+    counted = {"input_tokens": tokens}
+    return InferResponse(request.model, request.provider, "", native=native, extra=counted)
