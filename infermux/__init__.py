@@ -35,6 +35,7 @@ _PUBLIC = {  # name: module, loaded on first use: Flask is loaded only if used
     "blueprint": "app",
     "create_app": "app",
     "errors": "errors",
+    "gemini_blueprint": "web.gemini",
     "load": "build",
     "openai_blueprint": "web.openai",
     "ops_blueprint": "web.ops",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
     from .types import Target as Target
     from .types import Usage as Usage
     from .web.anthropic import anthropic_blueprint as anthropic_blueprint
+    from .web.gemini import gemini_blueprint as gemini_blueprint
     from .web.openai import openai_blueprint as openai_blueprint
     from .web.ops import ops_blueprint as ops_blueprint
 

@@ -19,9 +19,11 @@ from .cli import OneLine
 from .cli import main as cli
 from .config.settings import EARLY_HEADERS, under_gunicorn
 from .dialects.anthropic.downstream import encode_error as anthropic_error
+from .dialects.gemini.downstream import encode_error as gemini_error
 from .routing.router import Router
 from .web import METHODS, REFUSES, EndpointBlueprint, endpoints
 from .web.anthropic import anthropic_blueprint
+from .web.gemini import gemini_blueprint
 from .web.http import (
     Api,
     Identify,
@@ -38,9 +40,10 @@ _APIS = {
     "infermux": "mist",
     "infermux_openai": "openai",
     "infermux_anthropic": "anthropic",
+    "infermux_gemini": "gemini",
     "infermux_ops": "operators",
 }
-_BASE_URLS = {"openai": "/v1", "anthropic": "/"}  # paths for clients
+_BASE_URLS = {"openai": "/v1", "anthropic": "/", "gemini": "/"}  # paths for clients
 _NOT_OURS = (
     "this gunicorn runs without InferMux's settings (threads, timeouts, limits, the log): start "
     "the service with `infermux serve`, or with a gunicorn.conf.py in the directory where gunicorn "
@@ -77,6 +80,7 @@ def create_app(router: Router | None = None) -> Flask:
     app.register_blueprint(blueprint(router))
     app.register_blueprint(openai_blueprint(router))
     app.register_blueprint(anthropic_blueprint(router))
+    app.register_blueprint(gemini_blueprint(router))
     app.register_blueprint(
         ops_blueprint(
             router,
@@ -126,8 +130,9 @@ def _http_error(error: HTTPException) -> Response:
     elif status < 500:
         answer = errors.RequestError(error.name.lower())
     answer.status = status
-    is_messages = "/v1/messages" in request.path
-    return error_response(answer, anthropic_error if is_messages else plain_error)
+    known = {"/v1/messages": anthropic_error, "/v1beta/": gemini_error}
+    render = next((each for path, each in known.items() if path in request.path), plain_error)
+    return error_response(answer, render)
 
 
 def _index(_: Api) -> Response:

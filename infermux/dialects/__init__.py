@@ -399,10 +399,12 @@ def with_native(
     data: bytes,
     *,
     passed: Collection[int] = SDK_STATUSES,
+    members: Collection[str] = _MEMBERS,
 ) -> ProviderError:
     """Add the vendor's own error, for clients of the same dialect, to *error*, and return that.
 
-    Its status is kept if it is in *passed*. Errors about our account are not added.
+    Its status is kept if it is in *passed*. Errors about our account are not added; of those that
+    callers cannot fix, only *members* are.
     """
     own = error_object(data)
     spoken = word(own.get("type")) or word(own.get("code"))
@@ -414,7 +416,7 @@ def with_native(
     error.native = NativeError(
         dialect,
         status if status in passed else error.status,
-        {name: own[name] for name in (own.keys() - _APART if told else _MEMBERS) if name in own},
+        {name: own[name] for name in (own.keys() - _APART if told else members) if name in own},
         word(ident),
         tuple((name, value) for name, value in headers.items() if _LIMITS.fullmatch(name))[:32],
     )

@@ -164,6 +164,7 @@ class Native(NamedTuple):
 
     dialect: str
     body: Document
+    query: str | None = None  # of the address, where the dialect has options in it
 
 
 # Not frozen: a frozen dataclass takes three times as long to create, and every call creates two.

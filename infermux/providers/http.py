@@ -241,14 +241,18 @@ class HTTPProvider(Provider):
         exchange: Exchange,
     ) -> Iterator[Chunk]:
         if "event-stream" in answer.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(body, exchange), request)
+            return self.dialect.decode_events(self._events(body, exchange, Parser()), request)
+        if parser := getattr(self.dialect, "WITHOUT_SSE", None):
+            return self.dialect.decode_events(self._events(body, exchange, parser()), request)
         data = self._read(answer, exchange)
         _check_size(data, exchange)
         return self.dialect.decode_whole(data, request)
 
-    def _events(self, body: Iterator[bytes | None], exchange: Exchange) -> Iterator[Event | None]:
+    def _events(
+        self, body: Iterator[bytes | None], exchange: Exchange, parser: Parser
+    ) -> Iterator[Event | None]:
         """Yield the events of a body, and None after a while without one."""
-        parser, size, last, told = Parser(), 0, time.monotonic(), 0
+        size, last, told = 0, time.monotonic(), 0
         for data in body:
             if data is None:
                 yield None

@@ -1,4 +1,5 @@
-"""The HTTP endpoints: a Flask blueprint for each API (MIST, OpenAI, Anthropic) and for operators.
+"""The HTTP endpoints: a Flask blueprint for each API (MIST, OpenAI, Anthropic, Gemini) and one for
+operators.
 
 `http` reads requests and writes responses, `auth` authenticates callers, `sse` streams. A
 view only decodes the request, calls the router and encodes the result.
@@ -50,21 +51,25 @@ class EndpointBlueprint(Blueprint):
 def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint:
     """Return a blueprint that calls its views with *api*; other methods get a JSON 405."""
     blueprint = EndpointBlueprint(name, __name__)
-    for method, path, view in routes:
+    allowed: dict[str, list[str]] = {}
+
+    def add(path: str, suffix: str, methods: list[str], view: View) -> None:
         endpoint = re.sub(r"\W+", "_", path).strip("_") or "index"
-        allowed = ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
-        refused = [other for other in METHODS if other not in allowed]
-        for suffix, methods, answer in (
-            ("", [method], partial(view, api)),
-            (REFUSES, refused, partial(_refuse, ", ".join(allowed))),
-        ):
-            blueprint.add_url_rule(
-                path,
-                endpoint + suffix,
-                _guarded(answer, api),
-                methods=methods,
-                provide_automatic_options=False,
-            )
+        blueprint.add_url_rule(
+            path,
+            endpoint + suffix,
+            _guarded(view, api),
+            methods=methods,
+            provide_automatic_options=False,
+        )
+
+    for method, path, view in routes:
+        known = allowed.setdefault(path, [])
+        add(path, f"_{method.lower()}" * bool(known), [method], partial(view, api))
+        known += ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
+    for path, known in allowed.items():
+        refused = [method for method in METHODS if method not in known]
+        add(path, REFUSES, refused, partial(_refuse, ", ".join(known)))
     blueprint.record_once(lambda state: state.app.extensions.setdefault(EXTENSION, api.router))
     return blueprint
 

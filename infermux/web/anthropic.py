@@ -9,6 +9,7 @@ from flask import Response
 from ..dialects import anthropic as dialect
 from ..dialects.anthropic import downstream as wire
 from ..dialects.anthropic.stream import Encoder
+from ..planning.call import Call
 from ..pricing.token_estimate import estimate, estimate_messages
 from ..protocol import CHAT, InferRequest, InferResponse, strict_json
 from ..routing.router import Router
@@ -60,18 +61,26 @@ def count_tokens(api: Api) -> Response:
     caller = admitted(api)
     wanted, _ = _read(COUNT)
     call = start_call(api, wanted, caller)
-    target = next(iter(api.router.plan(wanted, caller=call.caller).targets), None)
-    provider = api.router.registry.get(target.provider) if target is not None else None
-    if not getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
-        api.router.admission.admit(call, streamed=False)
-        count = estimate_messages(wanted.messages)
-        if wanted.params.get("tools"):
-            count += estimate(strict_json.dumps(wanted.params["tools"]))
-        api.router.finish(call, None)
-        return call_response(call, {"input_tokens": count, "infermux": {"estimated": True}})
+    if (estimated := estimated_count(api, call)) is not None:
+        return call_response(call, {"input_tokens": estimated, "infermux": {"estimated": True}})
     response = api.router.answer(call)
     counted = {"input_tokens": response.extra.get("input_tokens", response.tokens_in)}
     return call_response(call, _native(response) or counted)
+
+
+def estimated_count(api: Api, call: Call) -> int | None:
+    """Return an estimate of a call's input tokens, or None if its vendor can count them."""
+    wanted = call.request
+    target = next(iter(api.router.plan(wanted, caller=call.caller).targets), None)
+    provider = api.router.registry.get(target.provider) if target is not None else None
+    if getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
+        return None
+    api.router.admission.admit(call, streamed=False)
+    count = estimate_messages(wanted.messages)
+    if wanted.params.get("tools"):
+        count += estimate(strict_json.dumps(wanted.params["tools"]))
+    api.router.finish(call, None)
+    return count
 
 
 def _native(response: InferResponse) -> bytes | None:

@@ -79,12 +79,12 @@ def _recorded(api: Api, caller: Caller) -> Overloaded:
 
 
 def request_key() -> str:
-    """Return the key in the Authorization or x-api-key header, or ""."""
+    """Return the key in the Authorization, x-api-key or x-goog-api-key header, or ""."""
     header: dict[str, str] = current_request().environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer" and bearer:
         return bearer.strip()
-    return header.get("HTTP_X_API_KEY", "")
+    return header.get("HTTP_X_API_KEY") or header.get("HTTP_X_GOOG_API_KEY", "")
 
 
 # -- operators --

@@ -9,11 +9,12 @@ from functools import partial
 from flask import Response
 
 from ..dialects.anthropic import downstream as anthropic
+from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
 from ..dialects.responses import downstream as responses
 from ..errors import InferMuxError, ModelNotFound, shown
 from ..pricing import find
-from ..protocol import CHAT, strict_json
+from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
 from ..types import JSON
@@ -83,6 +84,8 @@ def complete(api: Api, op: str) -> Response:
 
 def encode_error(error: InferMuxError) -> JSON:
     """Return an error in the shape that the client of the path reads."""
+    if is_google():
+        return gemini.encode_error(error)
     if is_anthropic():
         return anthropic.encode_error(error)
     if current_request().path.endswith("/responses"):
@@ -103,6 +106,8 @@ def models(api: Api) -> Response:
     if allowed is not None:
         served = {name: registry.providers(name) for name in allowed}
         owners = {name: owners.get(name, found[0]) for name, found in served.items() if found}
+    if is_google():
+        return json_response(_google_page(api, [*owners.items()]))
     if _is_codex():
         found = [_codex(api, name, number) for number, name in enumerate(owners)]
         return json_response({"models": found})
@@ -118,12 +123,19 @@ def model(api: Api, ident: str) -> Response:
     found = api.router.registry.providers(ident) if allowed is None or ident in allowed else []
     if not found:
         raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
-    return json_response(_model(api, ident, found[0]))
+    return json_response((_google if is_google() else _model)(api, ident, found[0]))
 
 
 def is_anthropic() -> bool:
     """Return whether the client is one of Anthropic's API."""
     return "HTTP_ANTHROPIC_VERSION" in current_request().environ
+
+
+def is_google() -> bool:
+    """Return whether the client is one of Google's API; /v1 is the version of its newer SDKs."""
+    request = current_request()
+    named = "HTTP_X_GOOG_API_KEY" in request.environ or "HTTP_X_GOOG_API_CLIENT" in request.environ
+    return named or "/v1beta/" in request.path
 
 
 def _is_codex() -> bool:
@@ -155,6 +167,37 @@ def _model(api: Api, name: str, provider: str) -> JSON:
     known = {"context_window": context, "max_output_tokens": output}
     limits = {name: value for name, value in known.items() if value}
     return {"object": "model", "created": 0, "owned_by": provider} | data | limits
+
+
+def _google_page(api: Api, owners: list[tuple[str, str]]) -> JSON:
+    """Describe models for Google's clients: all, or the page that they ask for."""
+    arguments = current_request().args
+    numbers = []
+    for name in ("pageToken", "pageSize"):
+        text = arguments.get(name) or "0"
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise must_be(name, "a number" if name == "pageSize" else "what an answer gave")
+        numbers.append(int(text))
+    start, end = numbers[0], numbers[0] + (numbers[1] or len(owners))
+    found = [_google(api, name, owner) for name, owner in owners[start:end]]
+    return {"models": found} | ({"nextPageToken": str(end)} if end < len(owners) else {})
+
+
+def _google(api: Api, name: str, provider: str) -> JSON:
+    """Describe a model for Google's clients."""
+    context, output = _limits(api, name)
+    targets = api.router.targets
+    methods = ["generateContent", "countTokens"]
+    if targets.abilities(api.router.registry.resolve(name)[0]) == ["embeddings"]:
+        methods = ["embedContent", "batchEmbedContents"]
+    known = {"inputTokenLimit": context, "outputTokenLimit": output}
+    return {
+        "name": f"models/{name}",
+        "version": "",
+        "displayName": name,
+        "description": f"served by {provider}",
+        "supportedGenerationMethods": methods,
+    } | {limit: tokens for limit, tokens in known.items() if tokens}
 
 
 def _codex(api: Api, name: str, number: int) -> JSON:

@@ -41,25 +41,34 @@ class Encoder(Protocol):
     def heartbeat(self) -> bytes: ...  # ignored by clients; a write detects closed ones
 
 
-def sse_response(api: Api, call: Call, encode: Callable[[Stream | None], Encoder]) -> Response:
+def sse_response(
+    api: Api,
+    call: Call,
+    encode: Callable[[Stream | None], Encoder],
+    *,
+    media: str = HEADERS["Content-Type"],
+) -> Response:
     """Respond to *call* with server-sent events; the stream is closed even if not read.
+
+    *media* is the response's type, where the encoder writes something else than events.
 
     Until the first content another provider may be tried. If that takes long, the response's head
     is sent early, and a later failure is sent as an event.
     """
-    early = _EarlyHead(call, encode)
+    own = {**HEADERS, "Content-Type": media}
+    early = _EarlyHead(call, encode, own)
     call.on_wait = early.on_wait
     try:
         stream = api.router.open(call)
     except Exception as error:
         if early.write is None:
             raise
-        return BytesResponse([_failure(error, encode(None))], 200, Headers(HEADERS))
+        return BytesResponse([_failure(error, encode(None))], 200, Headers(own))
     finally:
         call.on_wait = None
         early.close()
     call.releases.append(current_request().environ.pop(BODY).release)
-    headers = Headers({**HEADERS, **call_headers(call)})
+    headers = Headers({**own, **call_headers(call)})
     response = BytesResponse(_events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
@@ -96,7 +105,10 @@ def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
 class _EarlyHead:
     """Sends a stream's head, and heartbeats, while waiting for its first content."""
 
-    def __init__(self, call: Call, encode: Callable[[Stream | None], Encoder]) -> None:
+    def __init__(
+        self, call: Call, encode: Callable[[Stream | None], Encoder], headers: dict[str, str]
+    ) -> None:
+        self._headers = headers
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers)
         self._start: StartResponse | None = current_request().environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
@@ -124,7 +136,7 @@ class _EarlyHead:
             if self.write is None and self._start is not None and self._call is not None:
                 ident = self._call.id
                 self.write = self._start.early(
-                    {**HEADERS, "X-Request-Id": ident, "Request-Id": ident}
+                    {**self._headers, "X-Request-Id": ident, "Request-Id": ident}
                 )
             if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())

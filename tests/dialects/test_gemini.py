@@ -313,7 +313,7 @@ def test_silence_becomes_a_heartbeat_and_events_keep_their_bytes():
     one = Event(b'{"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}')
     chunks = list(gemini.decode_events([None, one, None], InferRequest(model="m")))
     assert chunks[0] is HEARTBEAT and chunks[2] is HEARTBEAT
-    assert chunks[1].native == one.encode() and chunks[1].dialect == "gemini"
+    assert chunks[1].native == one.data and chunks[1].dialect == "gemini"
 
 
 @pytest.mark.parametrize("exchange", STREAMS)

@@ -62,7 +62,7 @@ EXPRESSED = (
         "tool_choice",
         "tools",
     }
-) - {"candidateCount"}
+) - {"candidateCount", "title"}
 _MEMBERS = frozenset(
     {
         "role",

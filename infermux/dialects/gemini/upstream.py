@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from ...errors import ProviderError, RequestError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
-from ...protocol.sse import Event
+from ...protocol.json_array import ArrayParser
+from ...protocol.strict_json import Document
 from ...types import HEARTBEAT, JSON, Chunk, Usage
 from .. import (
     NO_TERMINATOR,
@@ -33,16 +34,19 @@ from .. import (
     text,
     token_count,
     whole,
+    with_native,
     without,
     word,
 )
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .requests import FORMAT, embedding, model_of, translated
+from .signatures import own_contents
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}
 COUNTS_TOKENS = True  # the vendor has this operation
+WITHOUT_SSE = ArrayParser  # reads its streams that are not server-sent events
 
 # google.ai.generativelanguage.v1beta.Candidate.FinishReason; enum-encoding=int sends numbers.
 _FINISH_NUMBERS = (
@@ -60,7 +64,7 @@ _FINISH_NUMBERS = (
     "IMAGE_SAFETY",
     "UNEXPECTED_TOOL_CALL",
 )
-_FILTERED = frozenset(
+FILTERED = frozenset(
     {
         "SAFETY",
         "RECITATION",
@@ -78,11 +82,13 @@ _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
 
 def path(request: InferRequest, *, stream: bool) -> str:
     """Return the operation's path and query; the model, quoted, is one segment of the path."""
-    verb = path_of(VERBS, request, NAME)
+    verb, own = path_of(VERBS, request, NAME), request.body_in(NAME)
+    query = request.native.query if own is not None and request.native is not None else None
     if request.op == CHAT and stream:
-        verb = "streamGenerateContent?alt=sse"
+        verb, query = "streamGenerateContent", "alt=sse" if query is None else query
     elif request.op == EMBEDDINGS and _is_batch(request):
         verb = "batchEmbedContents"
+    verb += f"?{query}" if query else ""
     return f"/models/{quote(model_of(request), safe='', errors='replace')}:{verb}"
 
 
@@ -102,10 +108,10 @@ def headers(request: InferRequest) -> dict[str, str]:
 
 
 def encode_request(request: InferRequest, *, stream: bool) -> bytes:
-    """Return the body: the client's own, unchanged, if it is in this dialect."""
+    """Return the body: the client's own, but for our model's name, if it is in this dialect."""
     own = request.body_in(NAME)
     if own is not None:
-        return own.data
+        return _adapted(own, f"models/{model_of(request)}")
     body = (embedding if request.op == EMBEDDINGS else translated)(request, Drop.of(request))
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
         body = {"generateContentRequest": {"model": f"models/{model_of(request)}"} | body}
@@ -113,6 +119,26 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         return request.encode(body)
     except (ValueError, TypeError):
         raise RequestError("the request holds a value that is not valid JSON") from None
+
+
+def _adapted(body: Document, model: str) -> bytes:
+    """Return a body of this dialect with our *model* where it names one."""
+    new = _renamed(body.value, model)
+    for name in ("requests", "generateContentRequest", "generate_content_request"):
+        inner = body.value.get(name)
+        if isinstance(inner, dict) and (changed := _renamed(inner, model)):
+            new[name] = inner | changed
+        elif isinstance(inner, list) and any(_renamed(obj(one), model) for one in inner):
+            new[name] = [one | _renamed(one, model) for one in inner]
+    return body.replaced(new).encode()
+
+
+def _renamed(members: JSON, model: str) -> JSON:
+    """Return what differs of an object: the model's name, and contents with foreign thoughts."""
+    own = members.get("model")
+    new = {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
+    contents = members.get("contents")
+    return new | ({"contents": kept} if (kept := own_contents(contents)) != contents else {})
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
@@ -249,7 +275,7 @@ def finish_reason(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = _FINISH_NUMBERS[value] if 0 <= value < len(_FINISH_NUMBERS) else str(value)
     reason = text(value)
-    if reason in _FILTERED:
+    if reason in FILTERED:
         return "content_filter"
     known = {"STOP": "stop", "MAX_TOKENS": "length", "FINISH_REASON_UNSPECIFIED": ""}
     return known.get(reason, reason.lower())
@@ -283,7 +309,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         if event is None or not event.data:
             yield HEARTBEAT
         else:
-            yield reader.chunk(read_object(event.data, decode_error), event.encode())
+            yield reader.chunk(read_object(event.data, decode_error), event.data)
     if not reader.finished:
         raise StreamIncomplete(NO_TERMINATOR)
 
@@ -292,12 +318,14 @@ def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
     """Yield the chunks of one object, or of an array: Google's stream without alt=sse."""
     body = strict_json.lenient(data)
     if isinstance(body, list):
-        yield from decode_events((Event(strict_json.encode(item)) for item in body), request)
+        yield from decode_events(ArrayParser().feed(data), request)
     else:
-        yield from whole(decode_response(data, request), Event(data).encode())
+        yield from whole(decode_response(data, request), data)
 
 
 # -- errors --
+
+_MEMBERS = ("code", "status", "details")  # of errors that callers cannot fix
 
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
@@ -306,12 +334,13 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     words = [error.get("status"), *(detail.get("reason") for detail in details)]
     daily = status == 429 and any(_is_daily(detail) for detail in details)
     wait = retry_after(headers) if status in (429, 503) else None
-    return provider_error(
+    found = provider_error(
         status,
         word(error.get("message")),
         code=" ".join(map(word, words)) + " insufficient_quota" * daily,
         retry_after=None if daily else _delay(details) if wait is None else wait,
     )
+    return with_native(found, NAME, status, headers, data, members=_MEMBERS)
 
 
 def _objects(value: object) -> list[JSON]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...protocol import InferRequest
 from ...types import JSON
-from .. import given, obj, objects, text, without
+from .. import given, obj, objects, strings, text, without
 from ..parameters import Drop, hint, unsupported
 from ..tools import with_functions
 from . import NAME, is_neutral
@@ -60,6 +60,7 @@ EXPRESSED = PARAMS | {
     "stream_options",
     "tools.strict",
 }
+_EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
@@ -123,6 +124,15 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         elif name != "stream_options" and not is_neutral(name, value):
             unsupported(name, NAME, drop)
     return body
+
+
+def embedding(request: InferRequest, drop: Drop) -> JSON:
+    """Return the body for embeddings; raise RequestError for what must not be left out."""
+    params = given(request.params)
+    for name in params.keys() - _EMBEDDING:
+        unsupported(name, NAME, drop)
+    strings(params.get("input"), "input")
+    return {"model": request.model} | {name: params[name] for name in params if name in _EMBEDDING}
 
 
 def nearest_effort(effort: object, model: str) -> object:

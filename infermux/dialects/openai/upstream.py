@@ -43,7 +43,7 @@ from .. import (
 )
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import COMPLETION_TOKENS, refused, translated
+from .requests import COMPLETION_TOKENS, embedding, refused, translated
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -76,7 +76,9 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         hint(name, drop)
     if own is not None:
         return _adapted(own, request, out, stream=stream)
-    if request.native is not None:
+    if request.op == "embeddings" and request.native is not None:
+        body = embedding(request, drop)
+    elif request.native is not None:
         body = translated(request, drop)
     else:
         messages = {"messages": list(request.messages)} if request.op == CHAT else {}

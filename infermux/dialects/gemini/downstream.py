@@ -1,0 +1,388 @@
+"""Reads requests of our Gemini-compatible API; writes its responses and errors.
+
+Clients are Google's SDKs. `contents` reads the conversation, `stream` writes the streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ...errors import InferMuxError, RequestError, shown
+from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
+from ...protocol.strict_json import Document
+from ...types import JSON, Usage
+from .. import given, obj, require, without
+from . import NAME
+from .contents import messages, plain_text, repeated
+from .requests import BUDGETS
+from .schemas import camel, closed, integer, is_enforceable, json_schema
+from .signatures import SKIP, packed
+from .upstream import COUNT_TOKENS, EMBEDDINGS, FILTERED
+
+_NUMBERS = {
+    "temperature": "temperature",
+    "topP": "top_p",
+    "presencePenalty": "presence_penalty",
+    "frequencyPenalty": "frequency_penalty",
+}
+_INTEGERS = {"maxOutputTokens": "max_tokens", "topK": "top_k", "seed": "seed"}
+# What asks only for what every vendor does anyway.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "candidateCount": (1,),
+    "responseMimeType": ("text/plain",),
+    "responseModalities": (["TEXT"], ["Text"], ["text"], [1]),
+    "responseLogprobs": (False,),
+    "enableEnhancedCivicAnswers": (False,),
+    "safetySettings": ([],),
+}
+_UNBLOCKED = ("BLOCK_NONE", "OFF", "HARM_BLOCK_THRESHOLD_UNSPECIFIED", 0, 4, 5)
+_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"}
+_MODE_NUMBERS = ("", "AUTO", "ANY", "NONE", "VALIDATED")
+_LEVELS = ("minimal", "low", "medium", "high")
+_TIERS = {"standard": "default"}
+_DECLARED = ("name", "description", "parameters", "parametersJsonSchema")
+
+
+class Asked(NamedTuple):
+    """What the address of a request says."""
+
+    model: str
+    query: str = ""  # for a vendor of the same dialect
+    batch: bool = False  # embeddings of several contents
+
+
+# -- requests --
+
+
+def decode_request(body: Document, asked: Asked, *, op: str = CHAT) -> InferRequest:
+    """Return the request; raise RequestError naming the field that is invalid."""
+    value = dict(camel(body.value))
+    native = Native(NAME, body, asked.query)
+    if op == EMBEDDINGS:
+        params = _batch(value) if asked.batch else _embedding(value, "")
+        return InferRequest(asked.model, params=params, op=op, native=native)
+    if op == COUNT_TOKENS and value.get("generateContentRequest") is not None:
+        inner = require(value["generateContentRequest"], "generateContentRequest", dict)
+        value = dict(camel(inner))
+    talk = messages(value.pop("contents", None), value.pop("systemInstruction", None))
+    return InferRequest(asked.model, talk, params=_params(value), op=op, native=native)
+
+
+def _params(value: JSON) -> JSON:
+    """Return the parameters in OpenAI's form; what it does not have keeps Google's name."""
+    tools, choice = _tools(value.get("tools")), _choice(value.get("toolConfig"))
+    if choice.allowed is not None:
+        tools["tools"] = [
+            tool for tool in tools.get("tools", ()) if tool["function"]["name"] in choice.allowed
+        ]
+    params = tools | choice.params | _config(value.get("generationConfig"))
+    for name, each in given(value).items():
+        if name in ("tools", "toolConfig", "generationConfig", "model"):
+            continue
+        if name == "serviceTier":
+            tier = require(each, name, str).lower()
+            params["service_tier"] = _TIERS.get(tier, tier)
+        elif not (name == "safetySettings" and _is_unblocked(each)):
+            params[name if _is_own(name) else f"request.{name}"] = each
+    return {name: each for name, each in params.items() if each not in _NEUTRAL.get(name, (None,))}
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name is Google's: one that OpenAI has too could mean something else there."""
+    return name != name.lower() or name in ("labels", "store")
+
+
+def _is_unblocked(settings: object) -> bool:
+    """Whether safety settings only switch Google's filters off."""
+    found = repeated(settings, "safetySettings")
+    return all(camel(one).get("threshold", 0) in _UNBLOCKED for one in found)
+
+
+def _config(value: object) -> JSON:
+    config = camel(require({} if value is None else value, "generationConfig", dict))
+    params: JSON = {}
+    for name, each in given(config).items():
+        place = f"generationConfig.{name}"
+        if name in _NUMBERS:
+            params[_NUMBERS[name]] = require(each, place, float)
+        elif name in _INTEGERS:
+            params[_INTEGERS[name]] = integer(each, place)
+        elif name == "stopSequences":
+            params["stop"] = [require(one, place, str) for one in require(each, place, list)]
+        elif name == "thinkingConfig":
+            params |= _effort(camel(require(each, place, dict)), place)
+        elif name not in ("responseSchema", "responseJsonSchema", "responseMimeType"):
+            params[name if _is_own(name) else place] = each
+    return params | _format(config)
+
+
+def _effort(config: JSON, place: str) -> JSON:
+    """Translate a thinking budget to the highest effort that it covers."""
+    budget, level = config.get("thinkingBudget"), config.get("thinkingLevel")
+    if level is not None:
+        level = (
+            require(level, f"{place}.thinkingLevel", str).lower().removeprefix("thinking_level_")
+        )
+        if level not in (*_LEVELS, "unspecified"):
+            raise must_be(f"{place}.thinkingLevel", f"one of {', '.join(_LEVELS)}")
+        return {"reasoning_effort": level} if level in _LEVELS else {}
+    if budget is None or (tokens := integer(budget, f"{place}.thinkingBudget")) < 0:
+        return {}  # the model decides
+    covered = [effort for effort in ("low", "medium", "high") if BUDGETS[effort] <= tokens]
+    return {"reasoning_effort": covered[-1] if covered else "minimal" if tokens else "none"}
+
+
+def _format(config: JSON) -> JSON:
+    """Return the response_format, or Google's own type of media if there is no such format."""
+    media = config.get("responseMimeType")
+    if media is not None:
+        require(media, "generationConfig.responseMimeType", str)
+    if media not in (None, "application/json"):
+        return {"responseMimeType": media}
+    schema = config.get("responseJsonSchema")
+    if schema is not None:
+        require(schema, "generationConfig.responseJsonSchema", dict)
+    elif config.get("responseSchema") is not None:
+        schema = json_schema(config["responseSchema"], "generationConfig.responseSchema")
+    if schema is None:
+        return {} if media is None else {"response_format": {"type": "json_object"}}
+    named: JSON = {"name": "response", "schema": schema}
+    if is_enforceable(schema):
+        named |= {"schema": closed(schema), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _tools(value: object) -> JSON:
+    """Return functions as tools; each of Google's own tools is a parameter of its own name."""
+    functions: list[JSON] = []
+    own: JSON = {}
+    for number, tool in enumerate(repeated(value, "tools")):
+        for name, each in given(camel(tool)).items():
+            place = f"tools[{number}].{name}"
+            if name == "functionDeclarations":
+                functions += [_function(one, place) for one in repeated(each, place)]
+            else:
+                own[f"tools.{name}"] = each  # no dialect but Google's has it: refused by name
+    return ({"tools": functions} if functions else {}) | own
+
+
+def _function(value: JSON, place: str) -> JSON:
+    declared = given(camel(value))
+    function = {"name": require(declared.get("name"), f"{place}[].name", str)}
+    if "description" in declared:
+        function["description"] = require(declared["description"], f"{place}[].description", str)
+    if "parametersJsonSchema" in declared:
+        where = f"{place}[].parametersJsonSchema"
+        function["parameters"] = require(declared["parametersJsonSchema"], where, dict)
+    elif "parameters" in declared:
+        function["parameters"] = json_schema(declared["parameters"], f"{place}[].parameters")
+    return {"type": "function", "function": function}
+
+
+class _Choice(NamedTuple):
+    params: JSON
+    allowed: list[str] | None = None  # the only functions that may be called
+
+
+def _choice(value: object) -> _Choice:
+    """Return tool_choice; what else toolConfig holds is kept under its name."""
+    config = dict(camel(require({} if value is None else value, "toolConfig", dict)))
+    calling = config.pop("functionCallingConfig", None)
+    rest = {"toolConfig": given(config)} if given(config) else {}
+    place = "toolConfig.functionCallingConfig"
+    calling = camel(require({} if calling is None else calling, place, dict))
+    mode, names = calling.get("mode"), calling.get("allowedFunctionNames")
+    if isinstance(mode, int) and 0 <= mode < len(_MODE_NUMBERS):
+        mode = _MODE_NUMBERS[mode]
+    mode = "" if mode is None else require(mode, f"{place}.mode", str).upper()
+    if mode in ("", "MODE_UNSPECIFIED"):
+        return _Choice(rest)
+    if mode not in _MODES:
+        raise must_be(f"{place}.mode", "AUTO, ANY, NONE or VALIDATED")
+    if not names:
+        return _Choice({"tool_choice": _MODES[mode]} | rest)
+    where = f"{place}.allowedFunctionNames"
+    allowed = [require(name, where, str) for name in require(names, where, list)]
+    if mode == "ANY" and len(allowed) == 1:
+        function = {"type": "function", "function": {"name": allowed[0]}}
+        return _Choice({"tool_choice": function} | rest)
+    return _Choice({"tool_choice": _MODES[mode]} | rest, allowed)
+
+
+# -- embeddings --
+
+
+def _embedding(value: JSON, place: str) -> JSON:
+    """Return the parameters for one content; what OpenAI does not have keeps Google's name."""
+    params: JSON = {"input": plain_text(value.get("content"), f"{place}content")}
+    for name, each in given(value).items():
+        if name == "outputDimensionality":
+            params["dimensions"] = integer(each, f"{place}{name}")
+        elif name not in ("content", "model"):
+            params[name] = each
+    return params
+
+
+def _batch(value: JSON) -> JSON:
+    """Return the parameters for several contents, which must agree in the others."""
+    found = [
+        _embedding(camel(one), f"requests[{number}].")
+        for number, one in enumerate(repeated(value.get("requests"), "requests"))
+    ]
+    if not found:
+        raise must_be("requests", "a list of at least one request")
+    first = without(found[0], "input")
+    params = first | {"input": [one["input"] for one in found]}
+    differs = [number for number, one in enumerate(found) if without(one, "input") != first]
+    return params | {f"requests[{number}]": "its parameters differ" for number in differs[:1]}
+
+
+# -- answers --
+
+
+def encode_response(response: InferResponse, *, ident: str) -> JSON:
+    """Return the answer as a GenerateContentResponse; *ident* is its id if the vendor gave none."""
+    parts = thoughts(response.reasoning, list(response.details))
+    if words := response.content or response.refusal:
+        parts.append({"text": words})
+    parts += calls(response.tool_calls)
+    usage = response.usage or Usage(response.tokens_in, response.tokens_out)
+    head = {"modelVersion": response.model, "responseId": response.id or ident}
+    return content_of(parts, head, finish=response.finish_reason or "stop", usage=usage)
+
+
+def content_of(
+    parts: list[JSON], head: JSON, *, finish: str = "", usage: Usage | None = None
+) -> JSON:
+    """Return a GenerateContentResponse of *parts*; *head* is its model and id."""
+    content = {"parts": parts or [{"text": ""}], "role": "model"}
+    candidate: JSON = {"content": content, "index": 0}
+    if finish:
+        candidate = {"content": content, "finishReason": finish_reason(finish), "index": 0}
+    figures = {"usageMetadata": encode_usage(usage)} if usage is not None else {}
+    return {"candidates": [candidate]} | figures | head
+
+
+def thoughts(text: str, details: list[JSON]) -> list[JSON]:
+    """Return the part of a thought; signed details ride in its signature."""
+    part: JSON = {"text": text, "thought": True}
+    if signature := packed(details):
+        part["thoughtSignature"] = signature
+    return [part] if text or signature else []
+
+
+def calls(found: Any) -> list[JSON]:
+    """Return the parts of tool calls; the first has Google's marker if it has no signature."""
+    parts = [_call(call) for call in found]
+    if parts and not any("thoughtSignature" in part for part in parts):
+        parts[0]["thoughtSignature"] = SKIP
+    return parts
+
+
+def _call(call: JSON) -> JSON:
+    function = obj(call.get("function"))
+    name, args = function.get("name"), _arguments(function.get("arguments") or "{}")
+    ident = {"id": call["id"]} if call.get("id") else {}
+    google = obj(obj(call.get("extra_content")).get("google"))
+    signature = google.get("thought_signature")
+    part: JSON = {"functionCall": ident | {"name": name or "", "args": args}}
+    return part | ({"thoughtSignature": signature} if signature else {})
+
+
+def _arguments(raw: str) -> JSON:
+    """Return a call's arguments; wrap what is no object in one."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"arguments": raw}
+
+
+def finish_reason(reason: str) -> str:
+    """Return Google's finishReason for OpenAI's finish_reason."""
+    known = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
+    known |= dict.fromkeys(("stop", "tool_calls", "function_call"), "STOP")
+    own = reason.upper()
+    return known.get(reason) or (own if own in FILTERED or "_CALL" in own else "OTHER")
+
+
+def encode_usage(usage: Usage) -> JSON:
+    """Return usageMetadata: unlike ours, its candidates are without the thoughts."""
+    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
+    data: JSON = {
+        "promptTokenCount": tokens_in,
+        "candidatesTokenCount": max(0, tokens_out - (usage.reasoning_tokens or 0)),
+        "totalTokenCount": tokens_in + tokens_out + (usage.tool_use_tokens or 0),
+    }
+    details = {
+        "cachedContentTokenCount": usage.cached_input_tokens,
+        "thoughtsTokenCount": usage.reasoning_tokens,
+        "toolUsePromptTokenCount": usage.tool_use_tokens,
+    }
+    data |= {name: tokens for name, tokens in details.items() if tokens}
+    return data | ({"serviceTier": usage.service_tier} if usage.service_tier else {})
+
+
+def encode_embeddings(response: InferResponse, *, batch: bool) -> JSON:
+    """Return the vectors of an embeddings response."""
+    vectors = [{"values": one["embedding"]} for one in response.extra.get("data") or ()]
+    usage = {"usageMetadata": {"promptTokenCount": response.tokens_in}}
+    return ({"embeddings": vectors} if batch else {"embedding": vectors[0]}) | usage
+
+
+# -- errors --
+
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    402: "RESOURCE_EXHAUSTED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    504: "DEADLINE_EXCEEDED",
+}
+_TYPE = "type.googleapis.com/google.rpc."
+
+
+def encode_error(error: InferMuxError) -> JSON:
+    """Return the error object, as Google's SDKs expect it."""
+    native = error.native_in(NAME)
+    status = error.status if native is None else native.status
+    default = "INVALID_ARGUMENT" if status < 500 else "UNAVAILABLE"
+    body: JSON = {
+        "code": status,
+        "message": error.message,
+        "status": _STATUS.get(status, default),
+    }
+    if native is not None:
+        return {"error": body | native.members | {"code": status, "message": error.message}}
+    details: list[JSON] = [
+        {"@type": f"{_TYPE}ErrorInfo", "reason": error.code.upper(), "domain": "infermux"}
+    ]
+    if error.param:
+        violation = {"field": error.param, "description": error.message}
+        details.append({"@type": f"{_TYPE}BadRequest", "fieldViolations": [violation]})
+    if error.retry_after is not None:
+        details.append({"@type": f"{_TYPE}RetryInfo", "retryDelay": f"{error.retry_after:g}s"})
+    return {"error": body | {"details": details}}
+
+
+def refused_key() -> RequestError:
+    """Return the error for a key in the address, where logs and proxies would keep it."""
+    return RequestError(
+        "a key in the address (?key=) is not accepted, as proxies and logs keep addresses: send "
+        "the header x-goog-api-key: KEY"
+    )
+
+
+def no_method(name: str) -> str:
+    """Return the message for a method of models that is not offered."""
+    return (
+        f"no method {shown(name)}: models have generateContent, streamGenerateContent, "
+        "countTokens, embedContent and batchEmbedContents"
+    )

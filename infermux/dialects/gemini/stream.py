@@ -1,0 +1,82 @@
+"""Writes streams to clients: passes Google's own chunks on, or makes them from other vendors'.
+
+A stream is a sequence of server-sent events or one JSON array. Neither has a terminator but the
+finish reason (and the array's bracket), so the chunk that has it is kept until the stream ends.
+"""
+
+from __future__ import annotations
+
+from ...errors import InferMuxError
+from ...protocol import strict_json
+from ...types import JSON, Chunk, Usage
+from .. import add_detail
+from . import NAME
+from .downstream import calls, content_of, encode_error, thoughts
+
+JSON_TYPE = "application/json; charset=UTF-8"  # of an array
+
+
+class Encoder:
+    """Encodes the chunks of one stream, as an *array* or as events."""
+
+    def __init__(self, *, model: str, ident: str, array: bool) -> None:
+        self._model, self._ident, self._array = model, ident, array
+        self._begun = False
+        self._held = b""  # the vendor's chunk that may be the last
+        self._reason = ""
+        self._calls: dict[int, JSON] = {}
+        self._details: list[JSON] = []
+
+    def encode(self, chunk: Chunk) -> bytes:
+        """Return the events for a chunk, b"" if there are none."""
+        self._reason = chunk.finish_reason or self._reason
+        if chunk.native is not None and chunk.dialect == NAME:
+            ready, self._held = self._held, chunk.native
+            if not self._reason:
+                ready, self._held = self._held, b""
+            return self._framed(ready) if ready else b""
+        for call in chunk.tool_calls:
+            self._add_call(call)
+        for detail in chunk.details:
+            add_detail(self._details, detail)
+        parts = [{"text": chunk.reasoning, "thought": True}] if chunk.reasoning else []
+        parts += [{"text": words} for words in (chunk.text, chunk.refusal) if words]
+        return self._framed(strict_json.encode(content_of(parts, self._head))) if parts else b""
+
+    def end(self, summary: JSON, usage: Usage | None) -> bytes:
+        """Return the last event: the vendor's own, or one with calls, usage and *summary*."""
+        last = self._held
+        if not last:
+            parts = thoughts("", self._details)
+            parts += calls(self._calls[index] for index in sorted(self._calls))
+            finish = self._reason or "stop"
+            body = content_of(parts, self._head, finish=finish, usage=usage or Usage())
+            last = strict_json.encode(body | ({"infermux": summary} if summary else {}))
+        return self._framed(last) + (b"\n]" if self._array else b"")
+
+    def error(self, error: InferMuxError) -> bytes:
+        """Return the event that ends a failed stream: no finish reason, and no end of the array."""
+        return self._framed(strict_json.encode(encode_error(error)))
+
+    def heartbeat(self) -> bytes:
+        """Return an empty line, which clients of both forms ignore."""
+        return b"\r\n"
+
+    @property
+    def _head(self) -> JSON:
+        return {"modelVersion": self._model, "responseId": self._ident}
+
+    def _framed(self, data: bytes) -> bytes:
+        """Return a chunk's JSON as an event or as an element of the array."""
+        if not self._array:
+            return b"data: " + data.replace(b"\n", b"\r\ndata: ") + b"\r\n\r\n"
+        mark, self._begun = b"\n,\r\n" if self._begun else b"[", True
+        return mark + data
+
+    def _add_call(self, delta: JSON) -> None:
+        """Add a piece of a call; Google's clients get calls whole."""
+        call = self._calls.setdefault(delta["index"], {"function": {"name": "", "arguments": ""}})
+        call |= {name: value for name, value in delta.items() if name != "function" and value}
+        function, more = call["function"], delta.get("function") or {}
+        function["name"] = more.get("name") or function["name"]
+        function["arguments"] += more.get("arguments") or ""

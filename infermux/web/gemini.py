@@ -1,0 +1,145 @@
+"""The Gemini-compatible API: /v1beta/models and /v1/models, and their methods.
+
+Google's newer SDKs use /v1, where the OpenAI-compatible API lists its models, too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response
+
+from ..dialects import gemini as dialect
+from ..dialects.gemini import downstream as wire
+from ..dialects.gemini.stream import JSON_TYPE, Encoder
+from ..dialects.gemini.upstream import COUNT_TOKENS, EMBEDDINGS
+from ..errors import NotFound, UnsupportedParameter, shown
+from ..planning.call import Call
+from ..protocol import CHAT, InferResponse, must_be, strict_json
+from ..routing.router import Router
+from ..routing.stream import Stream
+from . import EndpointBlueprint, Route, endpoints
+from .anthropic import estimated_count
+from .auth import admitted
+from .http import (
+    Api,
+    Identify,
+    View,
+    call_response,
+    current_request,
+    json_body,
+    refuse_body,
+    start_call,
+)
+from .openai import model, models
+from .sse import HEADERS, sse_response
+
+_SECRETS = {"key", "$key", "access_token", "oauth_token"}  # in addresses
+_OPTIONS = ("alt", "$alt", "prettyPrint", "$prettyPrint")  # in addresses, passed to Google
+
+
+def gemini_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
+    """Return the Gemini-compatible endpoints for *router*; a client's base URL is the service."""
+    routes: list[Route] = []
+    for path in ("/v1beta/models", "/v1/models"):
+        routes += [
+            *((("POST", f"{path}/<path:ident>:{name}", view)) for name, view in METHODS.items()),
+            ("GET", path, models),
+            ("GET", f"{path}/<path:ident>", model),
+            ("POST", f"{path}/<path:ident>", no_method),
+        ]
+    checked = [(method, path, partial(_without_key, view)) for method, path, view in routes]
+    return endpoints("infermux_gemini", Api("gemini", router, wire.encode_error, caller), checked)
+
+
+def _without_key(view: View, api: Api, **arguments: Any) -> Response:
+    """Refuse a key in the address before anything else is done, also logged."""
+    if not _SECRETS.isdisjoint(current_request().args):
+        refuse_body()
+        raise wire.refused_key()
+    return view(api, **arguments)
+
+
+def generate(api: Api, ident: str) -> Response:
+    """Respond to generateContent."""
+    call = _begin(api, ident, CHAT)
+    response = api.router.answer(call)
+    return call_response(call, _native(response) or wire.encode_response(response, ident=call.id))
+
+
+def generate_streamed(api: Api, ident: str) -> Response:
+    """Respond to streamGenerateContent, with events if alt=sse, else with an array."""
+    call = _begin(api, ident, CHAT)
+    array = _form() != "sse"
+
+    def encoder(_: Stream | None) -> Encoder:
+        return Encoder(model=call.model, ident=call.id, array=array)
+
+    media = JSON_TYPE if array else HEADERS["Content-Type"]
+    return sse_response(api, call, encoder, media=media)
+
+
+def count_tokens(api: Api, ident: str) -> Response:
+    """Return the vendor's token count of a request, or an estimate marked as such."""
+    call = _begin(api, ident, COUNT_TOKENS)
+    if (estimated := estimated_count(api, call)) is not None:
+        return call_response(call, {"totalTokens": estimated, "infermux": {"estimated": True}})
+    response = api.router.answer(call)
+    counted = {"totalTokens": response.extra.get("input_tokens", response.tokens_in)}
+    return call_response(call, _native(response) or counted)
+
+
+def embed(api: Api, ident: str, *, batch: bool) -> Response:
+    """Respond to embedContent or batchEmbedContents."""
+    call = _begin(api, ident, EMBEDDINGS, batch=batch)
+    response = api.router.answer(call)
+    if (body := _native(response)) is not None:
+        return call_response(call, body)
+    if not response.extra.get("data"):
+        raise UnsupportedParameter(f"the model {shown(ident)} has no embeddings", param="model")
+    return call_response(call, wire.encode_embeddings(response, batch=batch))
+
+
+def no_method(api: Api, ident: str) -> Response:
+    """Refuse a method that is not offered."""
+    raise NotFound(wire.no_method(ident.rpartition(":")[2]))
+
+
+def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
+    """Authenticate, read the body, and return the call."""
+    caller = admitted(api)
+    options = {key: value for key, value in _arguments().items() if key in _OPTIONS}
+    if _form() not in ("", "json", "sse"):
+        raise must_be("alt", "json or sse")
+    asked = wire.Asked(ident, urlencode(options), batch)
+    wanted = wire.decode_request(json_body(strict_json.document), asked, op=op)
+    return start_call(api, wanted, caller)
+
+
+def _arguments() -> dict[str, str]:
+    """Return the options in the address, each once."""
+    return current_request().args.to_dict()
+
+
+def _form() -> str:
+    """Return the form of the answer that the address asks for, such as sse."""
+    arguments = _arguments()
+    form = arguments.get("alt") or arguments.get("$alt") or ""
+    return form.partition(";")[0].lower()
+
+
+def _native(response: InferResponse) -> bytes | None:
+    """Return the vendor's body if it is in Google's format, else None."""
+    name, body = response.native or ("", None)
+    return body if name == dialect.NAME else None
+
+
+METHODS: dict[str, View] = {
+    "generateContent": generate,
+    "streamGenerateContent": generate_streamed,
+    "countTokens": count_tokens,
+    "embedContent": partial(embed, batch=False),
+    "batchEmbedContents": partial(embed, batch=True),
+}
