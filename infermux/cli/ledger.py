@@ -53,7 +53,7 @@ _HEAD = [
     "ID",
     "ERROR",
 ]
-_COUNTS = [name for name in Total._fields if name not in ("key", "cost")]
+_COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved")]
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -274,9 +274,13 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     ]
     width = len(found.by)
     rows.append(["TOTAL", *[""] * (width - 1), *_sums(found.total, money[-1]), ""])
+    saved = [usd(total.cache_saved) for total in (*found.rows, found.total)]
+    if any(total.cache_saved for total in found.rows):
+        rows = [[*row[:-2], each, *row[-2:]] for row, each in zip(rows, saved, strict=True)]
     names = [name.upper() for name in found.by]
-    head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "", ""]
-    text = table(head, rows, right=range(width, width + 6))
+    head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
+    head += [*["CACHE SAVED USD"] * (len(rows[0]) - len(head) - 2), "", ""]
+    text = table(head, rows, right=range(width, len(head) - 2))
     more = counted(found.more, "more row")
     return text + (f"\n{more}: see --limit" if found.more else "")
 
@@ -301,10 +305,15 @@ def _aligned(amounts: Sequence[int | None]) -> list[str]:
 
 def _costs_csv(found: reports.Costs) -> str:
     rows = [
-        [*row.key, usd(reports.amount(row)), *(getattr(row, name) for name in _COUNTS)]
+        [
+            *row.key,
+            usd(reports.amount(row)),
+            *(getattr(row, name) for name in _COUNTS),
+            usd(row.cache_saved),
+        ]
         for row in found.rows
     ]
-    return csv_text([*found.by, "cost_usd", *_COUNTS], rows)
+    return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd"], rows)
 
 
 class _Lines:

@@ -138,6 +138,8 @@ class AttemptRow(NamedTuple):
     error_code: str
     final: int  # 1 for the last attempt of its call
     upstream_status: int | None = None  # of the vendor's answer to it
+    upstream_request_id: str = ""  # the vendor's own id of it
+    cache_saved: int | None = None  # pico-USD that the vendor's cache saved; negative: it cost more
 
 
 class CallRow(NamedTuple):
@@ -169,6 +171,7 @@ class CallRow(NamedTuple):
     first_token_ms: int | None
     attempts: int
     unpriced: int  # attempts that were billed without a known price
+    cache_saved: int | None = None  # pico-USD, likewise; None: unknown
     plan: str = ""  # the plan and its reasons, as `planning.kept` writes them
 
 
@@ -205,6 +208,7 @@ class Total(NamedTuple):
     cost: int
     unpriced: int
     estimated: int  # calls with estimated tokens
+    cache_saved: int = 0  # pico-USD that the vendors' caches saved, as far as it is known
 
 
 def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:

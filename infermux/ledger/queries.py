@@ -103,11 +103,12 @@ _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:
 # micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD
 _COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0),
     coalesce(sum({0}.unpriced), 0)"""
+_SAVED = "coalesce(sum({0}.cache_saved / 1000000), 0), coalesce(sum({0}.cache_saved % 1000000), 0)"
 _CALLS = f"""count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST},
-    sum(c.estimated)""".format("c")
+    sum(c.estimated), {_SAVED}""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
     sum((c.status <> 'ok') * coalesce(a.final, 1)), {_SUMS}, {_COST},
-    sum(c.estimated * coalesce(a.final, 1))""".format("a")
+    sum(c.estimated * coalesce(a.final, 1)), {_SAVED}""".format("a")
 
 
 def totals(
@@ -141,7 +142,8 @@ def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Tota
     groups: dict[tuple[str, ...], list[Total]] = {}
     for row in found:
         counts = [int(value or 0) for value in row[len(by) :]]
-        counts[8:10] = [counts[8] * 10**6 + counts[9]]  # the cost
+        for place in (12, 8):  # what caches saved, and the cost
+            counts[place : place + 2] = [counts[place] * 10**6 + counts[place + 1]]
         total = Total((), *counts)
         for key in product(*[namer(value) for namer, value in zip(names, row, strict=False)]):
             groups.setdefault(key, []).append(total)

@@ -27,7 +27,7 @@ _AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _USED = (
     "input_tokens output_tokens cached_input_tokens cache_write_tokens cache_write_1h_tokens "
-    "reasoning_tokens cost_usd cost_pico"
+    "reasoning_tokens cost_usd cost_pico cache_saved_usd"
 )
 # the fields of a call and of an attempt that are shown, in this order
 _CALL = (
@@ -35,7 +35,7 @@ _CALL = (
     f"{_USED} cost_source estimated unpriced latency_ms first_token_ms"
 ).split()
 _ATTEMPT = (
-    "provider model served error_code upstream_status "
+    "provider model served error_code upstream_status upstream_request_id "
     f"{_USED} unpriced started_ms first_ms ended_ms"
 ).split()
 
@@ -196,9 +196,10 @@ def series(
 def figures(total: Total) -> JSON:
     """Return the sums of a group as JSON; the cost is null if all of it is unpriced."""
     named = total._asdict()
-    del named["key"], named["cost"]
+    del named["key"], named["cost"], named["cache_saved"]
     cost = amount(total)
-    return {"cost_usd": None if cost is None else usd(cost), "cost_pico": cost} | named
+    money = {"cost_usd": None if cost is None else usd(cost), "cost_pico": cost}
+    return money | named | {"cache_saved_usd": usd(total.cache_saved)}
 
 
 def amount(total: Total) -> int | None:
@@ -225,6 +226,7 @@ def call_dict(record: Record) -> JSON:
 
 def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
     money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
+    money["cache_saved_usd"] = None if row.cache_saved is None else usd(row.cache_saved)
     return {name: money[name] if name in money else getattr(row, name) for name in names}
 
 

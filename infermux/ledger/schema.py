@@ -73,8 +73,13 @@ _HOLDS = (
 )
 _API = ("ALTER TABLE calls RENAME COLUMN door TO api",)
 _STATUS = ("ALTER TABLE attempts ADD COLUMN upstream_status INTEGER",)
+_UPSTREAM_ID = ("ALTER TABLE attempts ADD COLUMN upstream_request_id TEXT NOT NULL DEFAULT ''",)
+_CACHE_SAVED = (
+    "ALTER TABLE attempts ADD COLUMN cache_saved INTEGER",
+    "ALTER TABLE calls ADD COLUMN cache_saved INTEGER",
+)
 # item n migrates version n to n + 1
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS)
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED)
 
 RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)

@@ -26,10 +26,17 @@ class Attempt:
     ended: float | None = None
     usage: Usage | None = None
     cost: int | None = None  # pico-USD; None: unpriced
+    cache_saved: int | None = None  # pico-USD that the vendor's cache saved; None: unknown
     error: Failure | None = None
     waited: float = 0.0  # seconds of backoff before the attempt
     served: str = ""  # the model that the vendor says it used
     dropped: list[str] = field(default_factory=list)  # names of params that were left out
+    upstream_ids: list[str] = field(default_factory=list)  # that the vendor gave the request
+
+    @property
+    def upstream_request_id(self) -> str:
+        """The vendor's own id of the request, or ""."""
+        return self.upstream_ids[-1] if self.upstream_ids else ""
 
     @property
     def failed(self) -> FailedAttempt:
@@ -114,7 +121,9 @@ class Call:
         plan = self.plan
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
-        return for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
+        request = for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
+        request.upstream_ids = attempt.upstream_ids
+        return request
 
     def has_tried(self, target: Target) -> bool:
         """Return whether *target* was tried already."""

@@ -184,6 +184,8 @@ class InferRequest:
     # The names of the params that are left out for the target of an attempt.
     dropped: list[str] | None = field(default=None, compare=False)
     lenient: bool = False  # whether preferences that a target cannot express are left out
+    # Collects the ids that the vendor gives the request of an attempt.
+    upstream_ids: list[str] | None = field(default=None, compare=False)
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

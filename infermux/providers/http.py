@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import http.client
 import os
 import re
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
-from urllib.parse import unquote
 
 import requests
 import urllib3.exceptions
@@ -42,6 +40,7 @@ from ..protocol.sse import Event, Parser
 from ..types import Chunk, Deadline
 from .base import OUT_OF_RESOURCES, Provider, load_dialect, provider_failed
 from .chunked import decoded, length, pieces
+from .redaction import Redactor
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
@@ -52,6 +51,18 @@ MAX_NESTED = 1_000_000  # lists and objects of one answer
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
 MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
+# headers with a vendor's id of a request, the best one first
+_REQUEST_IDS = (
+    "x-request-id",
+    "request-id",
+    "apim-request-id",
+    "x-ms-request-id",
+    "x-amzn-requestid",
+    "x-goog-request-id",
+    "x-generation-id",
+    "cf-ray",
+)
+_REQUEST_ID = re.compile(r"[\w.:/=+~-]{1,128}", re.ASCII)
 
 
 class HTTPProvider(Provider):
@@ -83,6 +94,7 @@ class HTTPProvider(Provider):
         self.unsupported = unsupported or {}  # features, by model
         self.models = tuple(models)
         self.dialect = load_dialect(dialect, api, responses)
+        self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
         self.timeouts = timeouts
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
@@ -111,9 +123,11 @@ class HTTPProvider(Provider):
         prepared = self._prepared(request, stream=False)
         with self._guarded():
             exchange = Exchange(deadline, self.timeouts)
-            data = self._read(self._send(prepared, exchange), exchange)
+            data = self._read(self._send(prepared, exchange, request), exchange)
             _check_size(data, exchange)
-            return self.dialect.decode_response(data, request)
+            response = self.dialect.decode_response(data, request)
+            self._note_id(request, response.id)
+            return response
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
         """Yield chunks as they arrive; raise RequestError, or at any time ProviderError.
@@ -125,11 +139,12 @@ class HTTPProvider(Provider):
         prepared = self._prepared(request, stream=True)
         exchange = Exchange(deadline, self.timeouts)
         with self._guarded():
-            answer = self._send(prepared, exchange)
+            answer = self._send(prepared, exchange, request)
             try:
                 body = self._body(answer, exchange)
                 chunks = self._chunks(answer, body, request, exchange)
                 for chunk in chunks:
+                    self._note_id(request, chunk.id)
                     if chunk.has_content:
                         exchange.deadline = Deadline(self.timeouts.total)
                         yield chunk
@@ -183,7 +198,7 @@ class HTTPProvider(Provider):
         prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
         return prepared
 
-    def _send(self, prepared: PreparedRequest, exchange: Exchange) -> Answer:
+    def _send(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
         """Return the response, read up to its body; raise its error if the status is not 2xx."""
         process = os.getpid()
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
@@ -193,6 +208,8 @@ class HTTPProvider(Provider):
             if isinstance(error, FOREIGN):
                 raise
             raise ProviderUnavailable("no connection to the provider") from error
+        if request.upstream_ids is not None and (ident := self._upstream_id(answer.headers)):
+            request.upstream_ids.append(ident)
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
@@ -201,6 +218,18 @@ class HTTPProvider(Provider):
             answer.raw.close()
             raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
         return answer
+
+    def _upstream_id(self, headers: Mapping[str, str]) -> str:
+        """Return the vendor's own id of a request, or "" if it has none that may be shown."""
+        found = next((value for name in _REQUEST_IDS if (value := headers.get(name))), "")
+        return found if _REQUEST_ID.fullmatch(found) and not self._redacted.names_key(found) else ""
+
+    def _note_id(self, request: InferRequest, ident: str | None) -> None:
+        """Note the answer's own id if the vendor has no other for a request."""
+        if not (self._has_no_request_ids and ident) or request.upstream_ids != []:
+            return
+        if found := self._upstream_id({"x-request-id": ident}):
+            request.upstream_ids.append(found)
 
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
         error = self.dialect.decode_error(answer.status_code, answer.headers, data)
@@ -323,76 +352,6 @@ class HTTPProvider(Provider):
         if isinstance(value, dict):
             return {self._redacted(name): self._clean(each) for name, each in value.items()}
         return [self._clean(each) for each in value] if isinstance(value, list) else value
-
-
-# -- redaction --
-
-REDACTED = "[redacted]"
-MAX_WORDS = 2000  # characters of a vendor's message that are read
-PIECE = 12  # consecutive characters of a key that count as a secret
-_VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
-_PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers
-_SECRETS = re.compile(
-    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|(?<![\w-])[\w-]*+\*{3,}[\w-]*"
-    r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
-    re.I,
-)
-# text that may be encoded, and may continue on further lines
-_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}(?:[\r\n]+[\w+/=%&;:.~-]+)*", re.ASCII)
-_BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
-_STANDARD = str.maketrans("-_", "+/")
-
-
-class Redactor:
-    """Removes addresses and keys, plain or encoded, from a vendor's text.
-
-    *headers* are those of our requests; *hosts* are the provider's host names.
-    """
-
-    def __init__(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
-        private = [value for name, value in headers.items() if _PRIVATE.search(name)]
-        keys = {word for value in private for word in (value, *value.split()[-1:]) if word}
-        self._own = sorted({*keys, *hosts} - {""}, key=len, reverse=True)
-        self._pieces = {piece for key in keys for piece in _pieces(key)}
-
-    def __call__(self, message: str) -> str:
-        """Return at most 600 characters of *message*, with secrets redacted."""
-        if len(message) > MAX_WORDS:  # without its last word, which may be half a key
-            message = message[:MAX_WORDS].rstrip(_VISIBLE)
-        for own in self._own:
-            message = message.replace(own, REDACTED)
-        message = _SECRETS.sub(REDACTED, message)
-        return _WORD.sub(lambda word: REDACTED if self.reveals(word[0]) else word[0], message)[:600]
-
-    def reveals(self, text: str, depth: int = 3) -> bool:
-        """Return whether *text*, plain or decoded, has a secret or a piece of a key."""
-        return (
-            any(own in text for own in self._own)
-            or not self._pieces.isdisjoint(_pieces(text))
-            or _SECRETS.search(text) is not None
-            or (depth > 0 and any(self._hides(each, depth - 1) for each in _decoded(text)))
-        )
-
-    def _hides(self, text: str, depth: int) -> bool:
-        return self.reveals(text, depth if text.isascii() else 0)  # only ASCII is decoded again
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for at in range(len(text) - PIECE + 1):
-        yield text[at : at + PIECE]
-
-
-def _decoded(text: str) -> Iterator[str]:
-    """Yield decodings of *text*: %-escapes, hexadecimal, base64 from any position."""
-    if "%" in text:
-        yield unquote(text)
-    for run in _BASE64.findall("".join(text.splitlines())):
-        with contextlib.suppress(ValueError):
-            yield bytes.fromhex(run).decode("ascii", "replace")
-        for start in range(4):
-            data = run[start:].translate(_STANDARD)
-            data = data[: len(data) - (len(data) % 4 == 1)]
-            yield binascii.a2b_base64(data + "=" * (-len(data) % 4)).decode("ascii", "replace")
 
 
 def _header(value: str) -> str:

@@ -44,8 +44,8 @@ MAX_TAGS = 16  # tags in a row
 log = logging.getLogger("infermux")
 _NO_USAGE = Usage()
 _Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
-# tokens by class, cost, milliseconds to the first token, attempts without a price
-_Sums = tuple[_Tokens, int | None, int | None, int]
+# tokens by class, cost, milliseconds to the first token, attempts without a price, saved by a cache
+_Sums = tuple[_Tokens, int | None, int | None, int, int | None]
 
 
 class Accounting:
@@ -201,9 +201,26 @@ class Accounting:
             at=datetime.now(UTC),
             service_tier=usage.service_tier,
         )
+        if usage.cached_input_tokens or usage.cache_write_tokens:
+            attempt.cache_saved = cache_saved(billed, self._targets.price(target))
         attempt.usage = call.usage = usage
         attempt.cost = call.cost = bill.pico
         call.cost_source = bill.source
+
+
+def cache_saved(usage: Usage, price: Price | None) -> int | None:
+    """Return the pico-USD that the vendor's cache saved, or None if the price is unknown.
+
+    It is negative if writing to the cache cost more than reading from it saved.
+    """
+    uncached = replace(
+        usage, cached_input_tokens=None, cache_write_tokens=None, cache_write_1h_tokens=None
+    )
+    costs = [cost(each, price, service_tier=each.service_tier) for each in (uncached, usage)]
+    without, real = costs
+    if without is None or real is None:
+        return None
+    return max(-MAX_PICO, min(without - real, MAX_PICO))
 
 
 def max_input(request: InferRequest, size: int | None = None) -> int:
@@ -251,7 +268,9 @@ def record(call: Call) -> Record:
     names = (
         (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
     )
-    tokens, cost, first, unpriced = _sums(rows) if last is None or len(rows) > 1 else _same(last)
+    tokens, cost, first, unpriced, saved = (
+        _sums(rows) if last is None or len(rows) > 1 else _same(last)
+    )
     whole = CallRow(
         call.start_ns,
         call.id,
@@ -272,6 +291,7 @@ def record(call: Call) -> Record:
         first,
         len(rows),
         unpriced,
+        saved,
         kept(call.plan),
     )
     return Record(whole, rows)
@@ -301,12 +321,14 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         "" if attempt.error is None else attempt.error.code,
         int(n == len(call.attempts) - 1),
         None if attempt.error is None else attempt.error.upstream_status,
+        attempt.upstream_request_id,
+        attempt.cache_saved,
     )
 
 
 def _same(row: AttemptRow) -> _Sums:
     cost = 0 if row.cost is None and not row.unpriced else row.cost
-    return row[9:15], cost, row.first_ms, row.unpriced
+    return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
 
 
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
@@ -319,7 +341,9 @@ def _sums(rows: Sequence[AttemptRow]) -> _Sums:
     unpriced = sum(row.unpriced for row in rows)
     cost = None if unpriced and not costs else sum(costs)
     tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    return tokens, cost, firsts[-1] if firsts else None, unpriced
+    saved = [row.cache_saved for row in rows if row.cache_saved is not None]
+    first = firsts[-1] if firsts else None
+    return tokens, cost, first, unpriced, sum(saved) if saved else None
 
 
 def _count(value: int | None) -> int | None:

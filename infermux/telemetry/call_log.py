@@ -68,6 +68,8 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
         "attempts": len(call.attempts),
         "stream": first is not None,
     }
+    if call.attempts and (ident := call.attempts[-1].upstream_request_id):
+        found["upstream_request_id"] = ident
     return found | ({"tried": [_tried(attempt) for attempt in call.attempts]} if tried else {})
 
 
@@ -85,6 +87,7 @@ def _tried(attempt: Attempt) -> dict[str, Any]:
         "waited_ms": round(attempt.waited * 1000),
         "code": attempt.error.code if attempt.error else None,
         "upstream_status": attempt.error.upstream_status if attempt.error else None,
+        **({"upstream_request_id": ident} if (ident := attempt.upstream_request_id) else {}),
     }
 
 

@@ -15,9 +15,11 @@ from werkzeug.wsgi import ClosingIterator
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
+    Failure,
     InferMuxError,
     MethodNotAllowed,
     Overloaded,
+    ProviderAuthError,
     QuotaExhausted,
     RequestError,
     RequestTooLarge,
@@ -318,7 +320,10 @@ def call_headers(call: Call) -> dict[str, str]:
             "X-Infermux-Model": header_value(call.model),
             "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}",
         }
-        if dropped := call.attempts[-1].dropped:
+        last = call.attempts[-1]
+        if last.upstream_ids and not _is_about_our_account(last.error):
+            headers["X-Upstream-Request-Id"] = last.upstream_request_id
+        if dropped := last.dropped:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
     if call.override:
         headers["X-Infermux-Model-Override"] = header_value(call.override)
@@ -330,6 +335,10 @@ def call_headers(call: Call) -> dict[str, str]:
             "X-Infermux-Cost": usd(call.cost),
         }
     return headers
+
+
+def _is_about_our_account(error: Failure | None) -> bool:
+    return error is not None and issubclass(error.kind, ProviderAuthError | QuotaExhausted)
 
 
 def header_value(value: str) -> str:

@@ -106,7 +106,7 @@ def test_a_failover_is_one_call_and_two_attempts() -> None:
         "api": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
         "strategy": "priority", "status": "ok", "error_code": "", "input_tokens": 100, "output_tokens": 20,
         "cached_input_tokens": 40, "cache_write_tokens": 30, "cache_write_1h_tokens": 10, "reasoning_tokens": 5, "cost": 123,
-        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "plan": "",
+        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "cache_saved": None, "plan": "",
     }  # fmt: skip
     assert (first.provider, first.started_ms, first.first_ms, first.ended_ms, first.cost, first.error_code, first.final) == (
         "a", 0, None, 250, None, "upstream_timeout", 0)  # fmt: skip
@@ -511,7 +511,7 @@ VERSION_4 = f"""{VERSION_3}
 """  # that of InferMux 0.1
 OLD = {"1": VERSION_1, "2": VERSION_2, "3": VERSION_3, "4": VERSION_4}
 MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
-NEW = {"upstream_status"}  # columns that none of them has
+NEW = {"upstream_status", "upstream_request_id", "cache_saved"}  # columns that none of them has
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
@@ -555,7 +555,7 @@ def test_a_file_of_an_older_version_is_migrated_with_its_rows(
     assert ledger.settle(record(new)) and ledger.call("new-call") == record(new)
     assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
     with closing(sqlite3.connect(path)) as sql:
-        assert sql.execute("PRAGMA user_version").fetchone() == (6,)
+        assert sql.execute("PRAGMA user_version").fetchone() == (8,)
 
 
 def open_and_settle(path: Path, worker: int, ready: Any, results: Any) -> None:

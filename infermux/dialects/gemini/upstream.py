@@ -47,6 +47,7 @@ EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}
 COUNTS_TOKENS = True  # the vendor has this operation
 WITHOUT_SSE = ArrayParser  # reads its streams that are not server-sent events
+HAS_NO_REQUEST_IDS = True  # in headers: the id of the answer stands for it
 
 # google.ai.generativelanguage.v1beta.Candidate.FinishReason; enum-encoding=int sends numbers.
 _FINISH_NUMBERS = (

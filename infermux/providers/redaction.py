@@ -1,0 +1,95 @@
+"""Redacts keys and addresses in a vendor's texts, plain or encoded."""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import unquote
+
+REDACTED = "[redacted]"
+MAX_WORDS = 2000  # characters of a vendor's message that are read
+PIECE = 12  # consecutive characters of a key that count as a secret
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+_PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers
+_SECRETS = re.compile(
+    r"https?://[^\s\"'<>]+|\bBearer\s+\S+|\bAIza[\w-]{10,}|(?<![\w-])[\w-]*+\*{3,}[\w-]*"
+    r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
+    re.I,
+)
+# text that may be encoded, and may continue on further lines
+_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}(?:[\r\n]+[\w+/=%&;:.~-]+)*", re.ASCII)
+_BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
+_STANDARD = str.maketrans("-_", "+/")
+
+
+class Redactor:
+    """Removes addresses and keys, plain or encoded, from a vendor's text.
+
+    *headers* are those of our requests; *hosts* are the provider's host names.
+    """
+
+    def __init__(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
+        private = [value for name, value in headers.items() if _PRIVATE.search(name)]
+        keys = {word for value in private for word in (value, *value.split()[-1:]) if word}
+        self._own = sorted({*keys, *hosts} - {""}, key=len, reverse=True)
+        self._pieces = {piece for key in keys for piece in _pieces(key)}
+        self._encoded = {
+            piece for key in keys for text in (key, *_encoded(key)) for piece in _pieces(text)
+        }
+
+    def __call__(self, message: str) -> str:
+        """Return at most 600 characters of *message*, with secrets redacted."""
+        if len(message) > MAX_WORDS:  # without its last word, which may be half a key
+            message = message[:MAX_WORDS].rstrip(_VISIBLE)
+        for own in self._own:
+            message = message.replace(own, REDACTED)
+        message = _SECRETS.sub(REDACTED, message)
+        return _WORD.sub(lambda word: REDACTED if self.reveals(word[0]) else word[0], message)[:600]
+
+    def reveals(self, text: str, depth: int = 3) -> bool:
+        """Return whether *text*, plain or decoded, has a secret or a piece of a key."""
+        return (
+            any(own in text for own in self._own)
+            or not self._pieces.isdisjoint(_pieces(text))
+            or _SECRETS.search(text) is not None
+            or (depth > 0 and any(self._hides(each, depth - 1) for each in _decoded(text)))
+        )
+
+    def names_key(self, text: str) -> bool:
+        """Return whether a short *text* has a key, plain, in base64 or in hexadecimal."""
+        if not self._encoded.isdisjoint(_pieces(text)):
+            return True
+        return any(own in text for own in self._own)
+
+    def _hides(self, text: str, depth: int) -> bool:
+        return self.reveals(text, depth if text.isascii() else 0)  # only ASCII is decoded again
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for at in range(len(text) - PIECE + 1):
+        yield text[at : at + PIECE]
+
+
+def _encoded(key: str) -> Iterator[str]:
+    """Yield encodings of *key*: hexadecimal, and base64 at any place in a longer text."""
+    data = key.encode()
+    yield from (data.hex(), data.hex().upper())
+    for skipped in range(3):
+        text = b64encode(data[skipped:][: (len(data) - skipped) // 3 * 3]).decode()
+        yield from (text, text.replace("+", "-").replace("/", "_"))
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """Yield decodings of *text*: %-escapes, hexadecimal, base64 from any position."""
+    if "%" in text:
+        yield unquote(text)
+    for run in _BASE64.findall("".join(text.splitlines())):
+        with contextlib.suppress(ValueError):
+            yield bytes.fromhex(run).decode("ascii", "replace")
+        for start in range(4):
+            data = run[start:].translate(_STANDARD)
+            data = data[: len(data) - (len(data) % 4 == 1)]
+            yield binascii.a2b_base64(data + "=" * (-len(data) % 4)).decode("ascii", "replace")
