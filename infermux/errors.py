@@ -5,6 +5,7 @@ InferMuxError                   500 internal_error
 ├─ RequestError                 400 invalid_request
 │  ├─ ProtocolError             400 invalid_message
 │  ├─ UnsupportedParameter      400 unsupported_parameter
+│  ├─ PreviousResponseNotFound  400 previous_response_not_found
 │  ├─ AuthenticationError       401 invalid_api_key
 │  ├─ BudgetExceeded            402 budget_exceeded
 │  ├─ ModelNotAllowed           403 model_not_allowed
@@ -238,6 +239,12 @@ class UnsupportedParameter(RequestError):
 
     code = "unsupported_parameter"
     elsewhere = True
+
+
+class PreviousResponseNotFound(RequestError):
+    """No provider of this caller's gave the id, or it is not the model's."""
+
+    code = "previous_response_not_found"
 
 
 class AuthenticationError(RequestError):

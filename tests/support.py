@@ -392,7 +392,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.owner.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
-    do_GET = do_PUT = do_CONNECT = do_POST
+    do_GET = do_PUT = do_DELETE = do_CONNECT = do_POST
 
     def reply(
         self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None

@@ -81,6 +81,8 @@ class Call:
     lenient: bool = False  # whether preferences may be left out even for a single target
     on_wait: OnWait | None = None  # called while the call waits for a provider
     ended: float | None = None
+    ids: dict[str, str] | None = None  # those that the client gave, by the vendor's own
+    settles: tuple[int, str] | None = None  # start and id of the row that bills a stored response
     stated_ms: int | None = None  # what the provider that answered says it took
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list)

@@ -35,6 +35,7 @@ _OPENAI = Support(
     r"(ft:)?gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)",
     r"(ft:)?gpt-5\.[45]\b",
     fernet=True,
+    stores=True,
 )
 
 _PRESETS = {

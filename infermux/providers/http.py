@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any, cast
 
 import requests
@@ -95,6 +96,7 @@ class HTTPProvider(Provider):
         self.models = tuple(models)
         self.dialect = load_dialect(dialect, api, responses)
         self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
+        self.responses: Support | None = getattr(self.dialect, "support", None)
         self.timeouts = timeouts
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
@@ -105,6 +107,7 @@ class HTTPProvider(Provider):
             **(headers or {}),
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
+        self.responses_secret = _secret(name, address, self._key)  # signs the ids of responses
         self._redacted = Redactor(self._headers, _hosts(address))
         self._pattern = re.compile(pattern) if pattern else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
@@ -374,6 +377,11 @@ def _check_size(data: bytes, exchange: Exchange) -> None:
 def _hosts(address: str) -> tuple[str, str]:
     host = address.partition("://")[2].partition("/")[0]
     return host, host.rpartition(":")[0]
+
+
+def _secret(name: str, address: str, key: Secret | None) -> bytes:
+    words = ("infermux", name, key.reveal() if key is not None else address)
+    return sha256("\0".join(words).encode(errors="replace")).digest()
 
 
 def _method(request: InferRequest) -> str:

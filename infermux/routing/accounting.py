@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from ..dialects.responses import RESOURCE
 from ..ledger import (
     MAX_PICO,
     MAX_TOKENS,
@@ -39,6 +40,8 @@ UNBOUNDED_OUTPUT = 4096  # tokens reserved if neither request nor price table li
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
+MAX_BILLED = 4096  # stored responses that are remembered as billed
+UNBILLED = (RESOURCE, "input_tokens")  # operations that cost nothing themselves
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row
 log = logging.getLogger("infermux")
@@ -72,6 +75,7 @@ class Accounting:
         self._streams = (-1, 0.0)  # registry.changes, and the longest stream then
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
+        self._billed: dict[str, None] = {}  # rows of stored responses; the ledger knows them, too
         self._logged_at = -LOG_SECONDS
 
     # -- before and after a call --
@@ -118,7 +122,8 @@ class Accounting:
             return
         rows = record(call)
         try:
-            self.ledger.settle(rows, call.hold)
+            if not self.ledger.settle(rows, call.hold) and call.settles is not None:
+                call.cost = call.usage = None  # another worker has billed it
         except LedgerUnavailable as error:
             if not self.ledger.defer(rows, call.hold):
                 self.lost += 1
@@ -154,6 +159,11 @@ class Accounting:
         """Price a complete answer, and return it with the usage that was charged."""
         attempt.served = response.model
         call.finish_reason = response.finish_reason
+        if call.request.op in UNBILLED:
+            return self._settled(call, attempt, response)
+        if response.extra.get("pending"):  # billed when it has ended, and somebody asks for it
+            attempt.usage = call.usage = _NO_USAGE
+            return response
         if self._content:
             call.answer = response.content
         usage = response.usage or Usage(
@@ -167,6 +177,17 @@ class Accounting:
         tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
         return replace(response, usage=usage, tokens_in=tokens_in, tokens_out=tokens_out)
 
+    def _settled(self, call: Call, attempt: Attempt, response: InferResponse) -> InferResponse:
+        """Price a stored response that has ended, if it was not billed before."""
+        if call.settles is None or response.usage is None or call.settles[1] in self._billed:
+            call.settles = None
+            return response
+        self._billed[call.settles[1]] = None
+        if len(self._billed) > MAX_BILLED:
+            del self._billed[next(iter(self._billed))]
+        self._charge(call, attempt, response.usage)
+        return response
+
     def charge_stream(self, call: Call, attempt: Attempt, answer: StreamAccumulator) -> None:
         """Price a stream that has ended, complete or not."""
         attempt.served = answer.model or attempt.served
@@ -174,6 +195,9 @@ class Accounting:
         if self._content:
             call.answer = answer.text
         usage = answer.usage or _NO_USAGE
+        if call.request.op in UNBILLED:
+            self._settled(call, attempt, answer.response("", ""))
+            return
         if _is_empty(usage):
             usage = _estimated(call.request, answer.text)
         elif not answer.finish_reason:  # cut off: the vendor's count lacks the last words
@@ -271,9 +295,10 @@ def record(call: Call) -> Record:
     tokens, cost, first, unpriced, saved = (
         _sums(rows) if last is None or len(rows) > 1 else _same(last)
     )
+    start_ns, ident = call.settles or (call.start_ns, call.id)
     whole = CallRow(
-        call.start_ns,
-        call.id,
+        start_ns,
+        ident,
         _text(call.trace_id),
         _text(call.caller.name),
         _tags(tuple(call.tags.items())) if call.tags else "{}",
@@ -300,9 +325,10 @@ def record(call: Call) -> Record:
 def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
     target, usage = attempt.target, attempt.usage or _NO_USAGE
     cost, start, model = attempt.cost, call.started, _text(target.model)
+    start_ns, ident = call.settles or (call.start_ns, call.id)
     return AttemptRow(
-        call.start_ns,
-        call.id,
+        start_ns,
+        ident,
         n,
         _text(target.provider),
         model,

@@ -47,6 +47,7 @@ from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, of_meta, span
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting
+from .stored import Ids
 from .stream import Stream, open_chunks
 from .targets import TargetPermit, TargetPool
 
@@ -58,18 +59,10 @@ BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the of
 MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
-_PARTS = [
-    "registry",
-    "reporter",
-    "attempts",
-    "deadline",
-    "on_unsupported",
-    "targets",
-    "admission",
-    "keyring",
-    "accounting",
-    "observers",
-]
+_PARTS = (
+    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
+    *("admission", "ids", "keyring", "accounting", "observers"),
+)
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
@@ -107,6 +100,7 @@ class Router:
         self.on_unsupported = on_unsupported  # "drop": omit preferences a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
+        self.ids = Ids(registry, keyring)  # of what vendors store
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
             self.targets,
@@ -277,6 +271,7 @@ class Router:
     def _run(self, call: Call, send: Send[Answer], *, streamed: bool) -> Answer:
         """Admit the call, plan it, and try its targets."""
         call.request.check()
+        self.ids.pin(call)
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
         budget = call.caller.budget
@@ -407,7 +402,7 @@ class Router:
             response = validated(provider.infer(call.sent(attempt), deadline))
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)
-        return self.accounting.charge_response(call, attempt, response)
+        return self.ids.told(call, self.accounting.charge_response(call, attempt, response))
 
     def _send_streamed(
         self,
@@ -419,6 +414,7 @@ class Router:
     ) -> Stream:
         chunks = open_chunks(provider, call.sent(attempt), deadline, attempt)
         permit.started(attempt.seconds)
+        chunks = self.ids.told_stream(call, *chunks)
         return Stream(call, *chunks, permit, self.accounting, self.finish)
 
     # -- the record --

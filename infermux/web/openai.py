@@ -31,6 +31,7 @@ from .http import (
 )
 from .responses import respond
 from .sse import sse_response
+from .stored import STORED_ROUTES
 
 _EPOCH = "1970-01-01T00:00:00Z"
 _EFFORTS = {"low": "Fast", "medium": "Balanced", "high": "Thorough"}
@@ -50,6 +51,7 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
         ("POST", "/v1/completions", partial(complete, op="completions")),
         ("POST", "/v1/embeddings", partial(complete, op="embeddings")),
         ("POST", "/v1/responses", respond),
+        *STORED_ROUTES,
         *MODEL_ROUTES,
     ]
     return endpoints("infermux_openai", Api("openai", router, encode_error, caller), routes)

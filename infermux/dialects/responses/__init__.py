@@ -54,6 +54,7 @@ class Support(NamedTuple):
     form: str = "openai-responses-v1"  # of the vendor's reasoning
     fernet: bool | None = None  # whether its encryption is Fernet, as OpenAI's; None: unknown
     counts: bool = False  # whether it counts a request's tokens
+    stores: bool = False  # whether it has conversations
     prefix: str = ""  # of its paths
     query: str = ""
 

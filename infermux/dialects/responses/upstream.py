@@ -58,7 +58,7 @@ class Responses:
     decode_error = staticmethod(decode_error)
 
     def __init__(self, support: Support = STANDARD) -> None:
-        self._support = support
+        self.support = self._support = support
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         """Return the path of the operation, or that of a stored resource."""
@@ -172,15 +172,22 @@ def _resource(data: bytes, request: InferRequest, native: tuple[str, bytes]) -> 
         raise ValueError("expected an object")
     ended = body.get("background") is True and body.get("status") not in _PENDING
     usage = usage_of(body) if ended and body.get("object") == "response" else None
-    ident = body.get("id")
-    return answer(
-        request,
-        native,
-        usage,
-        model=word(body.get("model")),
-        id=word(ident),
+    ident, kind = word(body.get("id")), body.get("object")
+    conversation = body.get("conversation")
+    refers = {
+        word(body.get("previous_response_id")): "r",
+        word(conversation.get("id") if isinstance(conversation, dict) else ""): "c",
+        ident: "c" if kind in ("conversation", "conversation.deleted") else "r",
+    }
+    return InferResponse(
+        word(body.get("model")),
+        request.provider,
+        "",
         finish_reason="",
-        extra={"created": body.get("created_at")} if usage is not None else {},
+        usage=usage,
+        id=ident,
+        native=native,
+        extra={"refers": refers if str(kind).startswith(("response", "conversation")) else {}},
     )
 
 
