@@ -17,6 +17,7 @@ TREE = {
     "RequestError": ("InferMuxError", 400, "invalid_request"),
     "ProtocolError": ("RequestError", 400, "invalid_message"),
     "UnsupportedParameter": ("RequestError", 400, "unsupported_parameter"),
+    "PreviousResponseNotFound": ("RequestError", 400, "previous_response_not_found"),
     "AuthenticationError": ("RequestError", 401, "invalid_api_key"),
     "BudgetExceeded": ("RequestError", 402, "budget_exceeded"),
     "ModelNotAllowed": ("RequestError", 403, "model_not_allowed"),

@@ -279,4 +279,4 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt *word*: similar names, or all that are known."""
     names = list(known)
     verb = "is" if len(names) == 1 else "are"
-    return close_to(word, names) or f"; there {verb} {', '.join(names) or 'none'}"
+    return close_to(word, names, 0.61) or f"; there {verb} {', '.join(names) or 'none'}"
