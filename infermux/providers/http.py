@@ -90,14 +90,12 @@ class HTTPProvider(Provider):
         api: str = "auto",
         responses: Support | None = STANDARD,
     ) -> None:
-        self.name = name
+        self.name, self.timeouts = name, timeouts
         self.vendor = vendor or name  # in the price table
         self.unsupported = unsupported or {}  # features, by model
         self.models = tuple(models)
         self.dialect = load_dialect(dialect, api, responses)
         self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
-        self.responses: Support | None = getattr(self.dialect, "support", None)
-        self.timeouts = timeouts
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
@@ -107,7 +105,6 @@ class HTTPProvider(Provider):
             **(headers or {}),
             **(self.dialect.auth(self._key.reveal()) if self._key else {}),
         }
-        self.responses_secret = _secret(name, address, self._key)  # signs the ids of responses
         self._redacted = Redactor(self._headers, _hosts(address))
         self._pattern = re.compile(pattern) if pattern else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
@@ -120,9 +117,33 @@ class HTTPProvider(Provider):
         pattern = self._pattern
         return pattern is not None and len(model) < 200 and pattern.match(model) is not None
 
+    @property
+    def responses(self) -> Support | None:
+        """How this vendor supports Responses; None if it does not."""
+        return getattr(self.dialect, "support", None)
+
+    @property
+    def responses_secret(self) -> bytes:
+        """The secret that signs the ids of responses which this vendor stores."""
+        key = self._key.reveal() if self._key is not None else self._base_url
+        return sha256("\0".join(("infermux", self.name, key)).encode(errors="replace")).digest()
+
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the response; raise ProviderError or RequestError."""
         request = self._own(request)
+        try:
+            return self._infer(request, deadline)
+        except ProviderError as error:
+            if not self._learns(request, error):
+                raise
+        return self._infer(request, deadline)
+
+    def _learns(self, request: InferRequest, error: ProviderError) -> bool:
+        """Return whether the dialect learns from *error* to write the request otherwise."""
+        learn = getattr(self.dialect, "learn", None)
+        return learn is not None and learn(request, error)
+
+    def _infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         prepared = self._prepared(request, stream=False)
         with self._guarded():
             exchange = Exchange(deadline, self.timeouts)
@@ -139,6 +160,15 @@ class HTTPProvider(Provider):
         rest. The idle limit applies from the first byte of the body.
         """
         request = self._own(request)
+        try:
+            yield from self._stream(request, deadline)
+            return
+        except ProviderError as error:
+            if not self._learns(request, error):
+                raise
+        yield from self._stream(request, deadline)
+
+    def _stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
         prepared = self._prepared(request, stream=True)
         exchange = Exchange(deadline, self.timeouts)
         with self._guarded():
@@ -377,11 +407,6 @@ def _check_size(data: bytes, exchange: Exchange) -> None:
 def _hosts(address: str) -> tuple[str, str]:
     host = address.partition("://")[2].partition("/")[0]
     return host, host.rpartition(":")[0]
-
-
-def _secret(name: str, address: str, key: Secret | None) -> bytes:
-    words = ("infermux", name, key.reveal() if key is not None else address)
-    return sha256("\0".join(words).encode(errors="replace")).digest()
 
 
 def _method(request: InferRequest) -> str:

@@ -29,9 +29,8 @@ from .http import (
     json_response,
     start_call,
 )
-from .responses import respond
+from .responses import STORED_ROUTES, respond
 from .sse import sse_response
-from .stored import STORED_ROUTES
 
 _EPOCH = "1970-01-01T00:00:00Z"
 _EFFORTS = {"low": "Fast", "medium": "Balanced", "high": "Thorough"}

@@ -1,18 +1,39 @@
-"""The Responses API: POST /v1/responses, for models of every vendor."""
+"""The Responses API for models of every vendor, and what vendors store of it."""
 
 from __future__ import annotations
 
+import re
 import time
+from functools import partial
+from urllib.parse import quote, urlencode
 
 from flask import Response
 
+from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
 from ..dialects.responses.stream import Encoder
-from ..protocol import strict_json
+from ..errors import NotFound, ProviderError, RequestError, shown
+from ..planning import Snapshot, plan
+from ..planning.call import Call
+from ..pricing.token_estimate import estimate, estimate_messages
+from ..protocol import InferRequest, Native, strict_json
+from ..protocol.strict_json import Document
+from ..routing.stored import Owner
 from ..routing.stream import Stream
+from ..types import JSON, Caller, Route, Target
+from . import Route as Endpoint
 from .auth import admitted
-from .http import Api, call_response, json_body, start_call
+from .http import Api, call_response, current_request, json_body, read_body, start_call
 from .sse import sse_response
+
+_QUERY = frozenset(
+    {
+        *("after", "before", "include", "include[]", "include_obfuscation", "limit", "order"),
+        *("starting_after", "stream"),
+    }
+)
+_ITEM = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
+_MISSING = (404, 405, 501)  # what vendors without an endpoint answer
 
 
 def respond(api: Api) -> Response:
@@ -35,3 +56,140 @@ def respond(api: Api) -> Response:
     data = wire.encode_answer(response, answer())
     native = response.native is not None and data is response.native[1]
     return call_response(call, data if native else data + b"\n")
+
+
+# -- what vendors store: each call goes to the provider of its id --
+
+
+def stored(
+    api: Api, ident: str, *, method: str, kind: str, rest: str = "", item: str = ""
+) -> Response:
+    """Respond to a call about what a provider has stored."""
+    caller = admitted(api)
+    owner = api.router.ids.owner(ident, caller)
+    if owner is None or (item and not _ITEM.fullmatch(item)):
+        raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
+    path = f"/{kind}s/{quote(owner.ident, safe='')}{rest}"
+    if item:
+        path += f"/{quote(item, safe='')}"
+    body = _body(method, rest)
+    call = _begin(api, owner, method, path + _query(), body, caller)
+    call.ids, call.settles = {owner.ident: ident}, owner.settles
+    if method == "GET" and current_request().args.get("stream") == "true":
+        return sse_response(api, call, lambda _: Encoder(_answer(call)))
+    return _answered(api, call)
+
+
+def create(api: Api) -> Response:
+    """Create a conversation at the first provider that has them."""
+    caller = admitted(api)
+    body = json_body(strict_json.document)
+    speakers = api.router.ids.speakers
+    if not speakers:
+        raise NotFound("no provider has conversations")
+    first = next((each for each in speakers if each.provider.responses.stores), speakers[0])
+    owner = Owner(first.name, "")
+    return _answered(api, _begin(api, owner, "POST", "/conversations", body, caller))
+
+
+def _body(method: str, rest: str) -> Document | None:
+    if method == "POST" and rest != "/cancel":
+        return json_body(strict_json.document)
+    read_body()  # SDKs send none, or an empty object
+    return None
+
+
+def _query() -> str:
+    """Return the query for the vendor; raise RequestError for an unknown parameter."""
+    found = list(current_request().args.items(multi=True))
+    for name, _ in found:
+        if name not in _QUERY:
+            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
+    return f"?{urlencode(found)}" if found else ""
+
+
+def _begin(
+    api: Api, owner: Owner, method: str, path: str, body: Document | None, caller: Caller
+) -> Call:
+    native = None if body is None else Native(NAME, body)
+    params = {"method": method, "path": path}
+    asked = InferRequest("", provider=owner.provider, params=params, native=native, op=RESOURCE)
+    call = start_call(api, asked, caller)
+    call.plan = plan(Route("", (Target(owner.provider, ""),)), Snapshot(), 0)
+    return call
+
+
+def _answered(api: Api, call: Call) -> Response:
+    response = api.router.answer(call)
+    return call_response(call, response.native[1] if response.native else b"{}")
+
+
+def _answer(call: Call) -> wire.Answer:
+    ident = f"resp_{call.id}"
+    return wire.Answer(call.request, ident=ident, created=int(time.time()), model=call.model)
+
+
+# -- operations on a request --
+
+
+def compact(api: Api) -> Response:
+    """Have the vendor compact a conversation."""
+    caller = admitted(api)
+    return _answered(api, start_call(api, _read("compact"), caller))
+
+
+def input_tokens(api: Api) -> Response:
+    """Return the vendor's count of a request's tokens, or an estimate marked as such."""
+    caller = admitted(api)
+    call = start_call(api, _read("input_tokens"), caller)
+    router = api.router
+    router.ids.pin(call)
+    target = next(iter(router.plan(call.request, caller=call.caller).targets), None)
+    provider = router.registry.get(target.provider) if target is not None else None
+    support = getattr(provider, "responses", None)
+    if support is not None and support.counts:
+        try:
+            return _answered(api, call)
+        except ProviderError as error:
+            if error.upstream_status not in _MISSING:
+                raise
+    else:
+        router.admission.admit(call, streamed=False)
+        router.finish(call, None)
+    count = estimate_messages(call.request.messages)
+    if call.request.params.get("tools"):
+        count += estimate(strict_json.dumps(call.request.params["tools"]))
+    told: JSON = {"object": "response.input_tokens", "input_tokens": count}
+    return call_response(call, told | {"infermux": {"estimated": True}})
+
+
+def _read(op: str) -> InferRequest:
+    wanted, _ = wire.decode_request(json_body(strict_json.document))
+    wanted.op = op
+    return wanted
+
+
+# What follows an id of each kind, and the methods.
+_STORED = {
+    "response": {"": ("GET", "DELETE"), "/cancel": ("POST",), "/input_items": ("GET",)},
+    "conversation": {
+        "": ("GET", "POST", "DELETE"),
+        "/items": ("GET", "POST"),
+        "/items/<item>": ("GET", "DELETE"),
+    },
+}
+STORED_ROUTES: list[Endpoint] = [
+    ("POST", "/v1/responses/input_tokens", input_tokens),
+    ("POST", "/v1/responses/compact", compact),
+    ("POST", "/v1/conversations", create),
+    *(
+        (
+            method,
+            f"/v1/{kind}s/<ident>{rest}",
+            partial(stored, method=method, kind=kind, rest=rest.removesuffix("/<item>")),
+        )
+        for kind, paths in _STORED.items()
+        for rest, methods in paths.items()
+        for method in methods
+    ),
+]

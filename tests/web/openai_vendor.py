@@ -43,7 +43,9 @@ class Refused(Exception):
 class OpenAIVendor(Peer):
     """Answers "Sunny." or, if there are tools and no result yet, calls the first tool."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, alias: dict[str, str] | None = None, lacks: bool = False) -> None:
+        self._alias = alias or {}
+        self._lacks = lacks  # whether there are only chat completions
         self.seen: list[tuple[str, str, Any]] = []
         self.stored: dict[str, JSON] = {}
         self.conversations: dict[str, JSON] = {}
@@ -76,6 +78,8 @@ class OpenAIVendor(Peer):
     def _found(self, method: str, path: str, query: str, asked: Any) -> Any:
         if path == "/chat/completions":
             return self._chat(asked)
+        if self._lacks:
+            raise Refused(404, "Not Found", "")
         if (method, path) == ("POST", "/responses"):
             return self._responses(asked)
         if path == "/responses/input_tokens":
@@ -115,11 +119,15 @@ class OpenAIVendor(Peer):
         self.stored[ident] |= {"status": "completed", "usage": USAGE, "output": [message()]}
 
     def _chat(self, asked: JSON) -> Any:
-        model, tools = asked["model"], asked.get("tools")
+        model, tools = self._alias.get(asked["model"], asked["model"]), asked.get("tools")
         if re.search("-pro|-codex", model):
             raise Refused(404, "This is not a chat model.", "model_not_found", "model")
         if tools and re.match(r"gpt-(5\.([6-9])|6)", model):
-            raise Refused(400, f"Function tools are not supported for {model}", "unsupported")
+            raise Refused(
+                400,
+                f"Function tools are not supported for {model} in /v1/chat/completions. Use /v1/responses.",
+                "x",
+            )
         effort = asked.get("reasoning_effort", "none")
         if tools and effort != "none" and re.match(r"gpt-5\.[45]", model):
             raise Refused(400, "tools with reasoning_effort: use /v1/responses", "unsupported")
@@ -138,6 +146,8 @@ class OpenAIVendor(Peer):
         return {**head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def _responses(self, asked: JSON) -> Any:
+        if asked["model"] == "missing":
+            raise Refused(404, "The model 'missing' does not exist.", "model_not_found", "model")
         for name in asked:
             if name not in KNOWN:
                 raise Refused(400, f"Unknown parameter: {name!r}.", "unknown_parameter", name)

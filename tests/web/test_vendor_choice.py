@@ -9,7 +9,7 @@ import pytest
 from doors import Front, sse
 from openai_vendor import ENCRYPTED, OpenAIVendor
 
-from infermux import build
+from infermux import HTTPProvider, build
 from infermux.config import ProviderConfig
 from infermux.errors import ConfigError
 
@@ -190,6 +190,31 @@ def test_the_mist_door_and_the_library_have_tools_too(front, seen):
         assert stream.response().tool_calls[0]["function"]["arguments"] == '{"city": "Rome"}'
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_geminis_door_has_a_tool_loop_by_responses(front, seen, stream):
+    declared = [{"name": "weather", "parameters": {"type": "OBJECT", "properties": {}}}]
+    asked = {"role": "user", "parts": [{"text": "How is the weather?"}]}
+    how = "streamGenerateContent?alt=sse" if stream else "generateContent"
+
+    def send(contents: list[Any]) -> list[Any]:
+        body = {"contents": contents, "tools": [{"functionDeclarations": declared}]}
+        answer = front.ask(f"/v1beta/models/gpt-6-luna:{how}", body)
+        assert answer.status == 200, answer.data
+        data = answer.data.replace(b"\r\n", b"\n")
+        found = [event.json for event in sse(data)] if stream else [answer.json]
+        return [p for each in found for c in each["candidates"] for p in c["content"]["parts"]]
+
+    turn = send([asked])
+    [called] = [part["functionCall"] for part in turn if "functionCall" in part]
+    assert called["args"] == {"city": "Rome"}
+    result = {"functionResponse": {"name": "weather", "response": {"result": "sunny"}}}
+    if "id" in called:
+        result["functionResponse"]["id"] = called["id"]
+    said = send([asked, {"role": "model", "parts": turn}, {"role": "user", "parts": [result]}])
+    assert "".join(part.get("text", "") for part in said if "thought" not in part) == "Sunny."
+    assert {path for _, path, _ in seen} == {"/v1/responses"}
+
+
 # -- clients of Responses --------------------------------------------------------------------------
 
 
@@ -262,3 +287,39 @@ def test_azure_has_one_address_for_responses_and_one_for_each_deployment(vendor,
 def test_a_client_of_responses_gets_the_vendors_own_error(front, body, code):
     answer = front.ask("/v1/responses", body)
     assert (answer.status, answer.json["error"]["code"]) == (400, code)
+
+
+# -- what is learnt from a refusal -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_of_unknown_name_that_refuses_tools_is_asked_by_responses(stream):
+    with OpenAIVendor(alias={"our-own": "gpt-6-luna"}) as vendor, Front(provider(vendor)) as front:
+        body = {"model": "openai/our-own", "messages": ASK, "stream": stream}
+        for _ in range(2):
+            answer = front.ask("/v1/chat/completions", body | {"tools": [TOOL]})
+            assert answer.status == 200, answer.data
+            assert b"weather" in answer.data
+        front.ask("/v1/chat/completions", body)
+        paths = [path.removeprefix("/v1/") for _, path, _ in vendor.seen]
+    assert paths == ["chat/completions", "responses", "responses", "chat/completions"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_without_responses_serves_their_clients_by_chat(stream):
+    with OpenAIVendor(lacks=True) as vendor:
+        local = HTTPProvider("local", base_url=f"{vendor.url}/v1", models=["m"])
+        with Front(local) as front:
+            for _ in range(2):
+                answer = front.ask("/v1/responses", {"model": "m", "input": "Hi", "stream": stream})
+                assert answer.status == 200, answer.data
+                assert b"By chat." in answer.data
+        paths = [path.removeprefix("/v1/") for _, path, _ in vendor.seen]
+    assert paths == ["responses", "chat/completions", "chat/completions"]
+
+
+def test_an_unknown_model_is_not_a_server_without_responses(vendor, seen):
+    with Front(HTTPProvider("local", base_url=f"{vendor.url}/v1")) as front:
+        answer = front.ask("/v1/responses", {"model": "local/missing", "input": "Hi"})
+    assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+    assert len(seen) == 1

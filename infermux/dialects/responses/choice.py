@@ -12,8 +12,13 @@ from ...protocol import CHAT, InferRequest, InferResponse
 from ...types import Chunk
 from .. import Dialect, Events, Headers
 from ..parameters import Unsaid
-from . import NAME, RESOURCE, Support
+from . import NAME, RESOURCE, STANDARD, Support
 from .upstream import PATHS, Responses
+
+MAX_LEARNED = 1000  # models
+# How vendors refuse at chat completions what Responses would serve.
+_ELSEWHERE = re.compile(r"\bv1/responses\b|responses (api|endpoint)", re.I)
+_NO_SUCH_PATH = (404, 405, 501)
 
 
 class Choice:
@@ -29,14 +34,37 @@ class Choice:
         self._chat = chat
         self._responses = cast(Dialect, Responses(support))
         self._always = always
+        self._learned: set[tuple[str, bool]] = set()  # models that refused, and whether for tools
+        self._lacks = False  # the vendor has no Responses after all
 
     def _for(self, request: InferRequest) -> Dialect:
         if request.op != CHAT:
             return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat
         native = request.native
-        if self._always or (native is not None and native.dialect == NAME):
+        came = native is not None and native.dialect == NAME and not self._lacks
+        if self._always or came or needs_responses(request, self.support):
             return self._responses
-        return self._responses if needs_responses(request, self.support) else self._chat
+        if self._learned and not self._learned.isdisjoint(_cases(request)):
+            return self._responses
+        return self._chat
+
+    def learn(self, request: InferRequest, error: ProviderError) -> bool:
+        """Learn from a vendor's refusal; return whether the request now has the other format.
+
+        A model may be unknown to the patterns, or have a name of its own, as at Azure. A server
+        that is no preset may have no Responses.
+        """
+        before, status = self._for(request), error.upstream_status
+        if request.op != CHAT or self._always:
+            return False
+        if before is self._chat:
+            told = status in (400, 404) and _ELSEWHERE.search(error.message) is not None
+            if told and len(self._learned) < MAX_LEARNED:
+                self._learned.add(_cases(request)[-1])
+        elif self.support == STANDARD and status in _NO_SUCH_PATH:
+            code = error.native.members.get("code") if error.native is not None else ""
+            self._lacks = "model" not in f"{code} {error.message}".lower()
+        return self._for(request) is not before
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         """Return the path in the dialect of the request."""
@@ -74,6 +102,12 @@ class Choice:
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
         """Yield the chunks of a response that is no stream."""
         return self._for(request).decode_whole(data, request)
+
+
+def _cases(request: InferRequest) -> list[tuple[str, bool]]:
+    """Return what may have been learnt of the request's model, the request's own case last."""
+    plain = (request.model, False)
+    return [plain, (request.model, True)] if request.params.get("tools") else [plain]
 
 
 def needs_responses(request: InferRequest, support: Support) -> bool:
