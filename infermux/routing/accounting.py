@@ -185,6 +185,7 @@ class Accounting:
         self._billed[call.settles[1]] = None
         if len(self._billed) > MAX_BILLED:
             del self._billed[next(iter(self._billed))]
+        attempt.target = Target(attempt.target.provider, response.model)
         self._charge(call, attempt, response.usage)
         return response
 

@@ -66,13 +66,13 @@ def stored(
 ) -> Response:
     """Respond to a call about what a provider has stored."""
     caller = admitted(api)
+    body = _body(method, rest)
     owner = api.router.ids.owner(ident, caller)
     if owner is None or (item and not _ITEM.fullmatch(item)):
         raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
     path = f"/{kind}s/{quote(owner.ident, safe='')}{rest}"
     if item:
         path += f"/{quote(item, safe='')}"
-    body = _body(method, rest)
     call = _begin(api, owner, method, path + _query(), body, caller)
     call.ids, call.settles = {owner.ident: ident}, owner.settles
     if method == "GET" and current_request().args.get("stream") == "true":

@@ -16,7 +16,9 @@ from openai_vendor import OpenAIVendor
 from support import ask
 
 from infermux import Caller, HTTPProvider
+from infermux.admission import Admission
 from infermux.admission.keys import Keyring, hashed
+from infermux.admission.rate_limiter import RateLimiter
 from infermux.dialects.responses import Support
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
@@ -249,11 +251,13 @@ def test_a_caller_cannot_use_the_ids_of_another(keyed, vendors):
 def rows(path: Path) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as ledger:
         return ledger.execute(
-            "SELECT caller, input_tokens, cost, unpriced FROM calls ORDER BY at_ns, cost"
+            "SELECT caller, input_tokens, cost, unpriced, model FROM calls ORDER BY at_ns, cost"
         ).fetchall()
 
 
+SERVED = "gpt-4.1-2026-11-01"
 COST = 31 * 2_000_000 - 8 * 1_500_000 + 17 * 8_000_000  # pico-USD of gpt-4.1
+BILLED = ("ann", 31, COST, 0, SERVED)
 
 
 def start(front: Front) -> str:
@@ -269,7 +273,7 @@ def start(front: Front) -> str:
 def test_a_background_response_is_billed_once_when_its_usage_is_read(keyed, vendors, tmp_path):
     ledger = tmp_path / "ledger.db"
     ident = start(keyed)
-    assert rows(ledger) == [("ann", None, None, 1)], "unpriced until it has ended"
+    assert rows(ledger) == [("ann", None, None, 1, "gpt-4.1")], "unpriced until it has ended"
     get = partial(call, keyed, "GET", f"/v1/responses/{ident}", KEYS["ann"])
     assert get().json["status"] == "queued"
     vendors[0].finish(next(reversed(vendors[0].stored)))
@@ -277,7 +281,7 @@ def test_a_background_response_is_billed_once_when_its_usage_is_read(keyed, vend
         answer = get()
         assert (answer.json["id"], answer.json["status"]) == (ident, "completed")
     billed = [row for row in rows(ledger) if row[2]]
-    assert billed == [("ann", 31, COST, 0)]
+    assert billed == [BILLED]
     assert keyed.router.ledger.spent(Budget("ann", usd="5"), at=time.time())[0] == COST
 
 
@@ -291,7 +295,7 @@ def test_another_worker_does_not_bill_a_background_response_again(keyed, vendors
         for front in (keyed, second, keyed, second):
             answer = call(front, "GET", f"/v1/responses/{ident}", KEYS["ann"])
             assert answer.json["status"] == "completed"
-    assert [row for row in rows(ledger) if row[2]] == [("ann", 31, COST, 0)]
+    assert [row for row in rows(ledger) if row[2]] == [BILLED]
 
 
 def test_a_background_response_that_is_streamed_later_is_billed_too(keyed, vendors, tmp_path):
@@ -303,7 +307,7 @@ def test_a_background_response_that_is_streamed_later_is_billed_too(keyed, vendo
         assert events[-1]["type"] == "response.completed"
         assert events[-1]["response"]["id"] == ident
     billed = [row for row in rows(tmp_path / "ledger.db") if row[2]]
-    assert billed == [("ann", 31, COST, 0)]
+    assert billed == [BILLED]
 
 
 def test_reading_what_was_billed_costs_nothing(keyed, vendors, tmp_path):
@@ -315,3 +319,27 @@ def test_reading_what_was_billed_costs_nothing(keyed, vendors, tmp_path):
         assert call(keyed, "GET", f"/v1/responses/{ident}", KEYS["ann"]).status == 200
     costs = [row[2] for row in rows(tmp_path / "ledger.db")]
     assert sorted(costs) == [0, 0, COST]
+
+
+def test_the_limits_of_a_key_hold_for_what_is_stored(vendors, tmp_path):
+    one, _ = vendors
+    limits = Admission(rates=RateLimiter(tmp_path / "ledger.rates"))
+    keys = Keyring([(hashed(KEYS["ann"]), Caller("ann", rpm=3))])
+    with Front(provider(one), keyring=keys, admission=limits) as front:
+        headers = {"authorization": f"Bearer {KEYS['ann']}"}
+        body = {"model": "gpt-4.1", "input": "Hi"}
+        given = ask(front.port, "/v1/responses", body, headers=headers).json["id"]
+        path = f"/v1/responses/{given}"
+        found = [call(front, "GET", path, KEYS["ann"]).status for _ in range(4)]
+    assert found == [200, 200, 429, 429]
+
+
+def test_a_provider_with_another_key_does_not_know_the_id(vendors):
+    one, two = vendors
+    body = {"model": "openai/gpt-4.1", "input": "Hi"}
+    with Front(provider(one), provider(two, "other")) as front:
+        given = ask(front.port, "/v1/responses", body).json["id"]
+    with Front(provider(one), provider(two, "other")) as again:
+        assert call(again, "GET", f"/v1/responses/{given}").json["id"] == given
+    with Front(provider(one, key="sk-new"), provider(two, "other")) as changed:
+        assert call(changed, "GET", f"/v1/responses/{given}").status == 404
