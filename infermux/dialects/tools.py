@@ -24,6 +24,8 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     if request.native is None or request.native.dialect != RESPONSES:
         return request
     params = dict(request.params)
+    if "item_reference" in params:
+        unsupported("item_reference", dialect, drop)
     if params.get("top_logprobs"):  # they are in no answer but the vendor's own
         unsupported("logprobs", dialect, drop)
     params.pop("top_logprobs", None)

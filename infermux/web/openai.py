@@ -70,7 +70,6 @@ def complete(api: Api, op: str) -> Response:
                 model=call.model,
                 ident=ident,
                 created=created,
-                op=op,
                 include_usage=bool(options and options.get("include_usage")),
             )
 
@@ -120,11 +119,12 @@ def models(api: Api) -> Response:
 
 def model(api: Api, ident: str) -> Response:
     """Describe one model that the caller may use."""
-    allowed = authenticated(api).models
-    found = api.router.registry.providers(ident) if allowed is None or ident in allowed else []
+    allowed, registry = authenticated(api).models, api.router.registry
+    found = registry.providers(ident) if allowed is None or ident in allowed else []
     if not found:
         raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
-    return json_response((_google if is_google() else _model)(api, ident, found[0]))
+    owner = "infermux" if ident in registry.names else found[0]
+    return json_response((_google if is_google() else _model)(api, ident, owner))
 
 
 def is_anthropic() -> bool:

@@ -346,11 +346,74 @@ def test_responses(oai, vendors):
     assert events[-1].response.usage.total_tokens == 6
 
 
-@pytest.mark.parametrize("model", ["claude-asked", "gemini-asked", "echo-v1"])
-def test_responses_elsewhere_are_a_clear_400(oai, model):
-    with pytest.raises(openai.BadRequestError, match="responses") as error:
-        oai.responses.create(model=model, input="x")
-    assert (error.value.code, error.value.param) == ("unsupported_parameter", "model")
+FUNCTION = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("dialect", ["anthropic", "gemini"])
+def test_a_tool_loop_of_the_responses_client(oai, vendors, dialect, streamed):
+    vendors[dialect].script(*(says(dialect, turn, streamed=streamed) for turn in (CALLS, ANSWER)))
+    items = list(ASK)
+
+    def say():
+        asked = {"model": MODELS[dialect], "input": items, "tools": [FUNCTION]}
+        if not streamed:
+            return oai.responses.create(**asked)
+        with oai.responses.stream(**asked) as events:
+            kinds = [event.type for event in events]
+            assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+            return events.get_final_response()
+
+    first = say()
+    calls = [item for item in first.output if item.type == "function_call"]
+    assert first.output_text == CALLS.text and first.usage.total_tokens == 48
+    given = [(call.name, json.loads(call.arguments)) for call in calls]
+    assert tuple(given) == CALLS.calls
+    items += first.output
+    items += [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}
+        for call in calls
+    ]
+    second = say()
+    assert (second.output_text, second.status) == (ANSWER.text, "completed")
+
+
+@pytest.mark.parametrize("dialect", ["anthropic", "gemini"])
+def test_the_responses_client_parses_an_answer(oai, vendors, dialect):
+    pydantic = pytest.importorskip("pydantic")
+    city = pydantic.create_model("City", city=(str, ...))
+    vendors[dialect].script(says(dialect, Turn('{"city": "Köln"}'), streamed=False))
+    parsed = oai.responses.parse(model=MODELS[dialect], input="Where?", text_format=city)
+    assert parsed.output_parsed.city == "Köln"
+
+
+def test_a_broken_stream_raises_in_the_responses_client(oai, vendors):
+    vendors["anthropic"].script(stream(FIRST["anthropic"], end="cut"))
+    events = []
+    with pytest.raises(openai.APIError):
+        for event in oai.responses.create(model="claude-asked", input="x", stream=True):
+            events.append(event.type)
+    assert "response.output_text.delta" in events and "response.completed" not in events
+
+
+def test_anthropics_tool_runner_goes_on_without_threads(ant, vendors):
+    """It sends `thread` until it is told that the model has none, then the whole conversation."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather.
+
+        Args:
+            city: A city.
+        """
+        return f"Rain in {city}"
+
+    vendors["gemini"].script(*(says("gemini", turn, streamed=False) for turn in (CALLS, ANSWER)))
+    last = ant.beta.messages.tool_runner(
+        model="gemini-asked", max_tokens=50, tools=[weather], messages=ASK
+    ).until_done()
+    assert last.content[-1].text == ANSWER.text
+    assert len(vendors["gemini"].seen[-1].body["contents"]) == 3
 
 
 def test_models_are_listed_and_retrieved_by_both(oai, ant):

@@ -884,7 +884,152 @@ class MistClient:
         return whole
 
 
-CLIENTS = {client.name: client for client in (OpenAIClient, AnthropicClient, MistClient)}
+class ResponsesClient:
+    name, path = "responses", "/v1/responses"
+    wants: ClassVar[dict[str, str]] = {}
+    finishes: ClassVar[dict[str, str]] = {"stop": "completed", "tool_calls": "completed"}
+
+    @staticmethod
+    def body(
+        model: str,
+        messages: list[JSON],
+        *,
+        tools: Sequence[JSON] = (),
+        streamed: bool = False,
+        **more: Any,
+    ) -> JSON:
+        """Messages are items, or hold the items of an answer."""
+        items = [item for message in messages for item in message.get("items", [message])]
+        return (
+            {"model": model, "input": items}
+            | ({"tools": list(tools)} if tools else {})
+            | ({"stream": True} if streamed else {})
+            | more
+        )
+
+    @staticmethod
+    def read(data: bytes) -> Got:
+        return _responses_got(json.loads(data))
+
+    @staticmethod
+    def fold(events: list[Event]) -> Got:
+        events = [event for event in events if event.name != ":"]
+        assert all(event.name == event.json["type"] for event in events)
+        bodies = [event.json for event in events]
+        assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
+        created, going, *middle, last = bodies
+        assert (created["type"], going["type"]) == ("response.created", "response.in_progress")
+        for body in (created["response"], going["response"]):
+            assert (body["status"], body["output"], body["usage"]) == ("in_progress", [], None)
+        assert last["type"] == f"response.{last['response']['status']}"
+        assert last["response"]["output"] == response_items(middle), "the items as they were done"
+        assert last["response"].keys() == created["response"].keys()
+        assert last["response"]["id"] == created["response"]["id"]
+        return _responses_got(last["response"])
+
+
+def response_items(events: list[JSON]) -> list[JSON]:
+    """Put items together; they follow one another, each added, filled and done."""
+    items: list[JSON] = []
+    pending: JSON | None = None  # the item that is open
+    part: tuple[int, str] | None = None  # the index and the text of its open part
+    for event in events:
+        kind, index = event["type"].removeprefix("response."), len(items)
+        assert event["output_index"] == index, event
+        if kind == "output_item.added":
+            pending = event["item"]
+            assert pending["id"] not in [item["id"] for item in items]
+            assert pending.get("status", "in_progress") == "in_progress"
+            continue
+        assert pending is not None
+        if kind == "output_item.done":
+            assert (
+                part is None
+                and event["item"].items()
+                >= {name: pending[name] for name in ("id", "type")}.items()
+            )
+            done = {"status": event["item"].get("status"), "encrypted_content": None}
+            for name, value in (pending | done).items():
+                assert name in done or event["item"][name] == value, (name, event["item"])
+            items.append(event["item"])
+            pending = None
+            continue
+        assert event["item_id"] == pending["id"]
+        part = _response_piece(kind, event, pending, part)
+    assert pending is None and part is None
+    return items
+
+
+_RESPONSE_PARTS = {
+    "output_text": ("content", "text"),
+    "refusal": ("content", "refusal"),
+    "reasoning_summary_text": ("summary", "text"),
+}
+
+
+def _response_piece(
+    kind: str, event: JSON, item: JSON, part: tuple[int, str] | None
+) -> tuple[int, str] | None:
+    """Add a piece to the open item; return its open part."""
+    name, _, what = kind.rpartition(".")
+    if name in ("function_call_arguments", "custom_tool_call_input"):
+        member = "arguments" if name.startswith("function") else "input"
+        if what == "delta":
+            assert event["delta"]
+            item[member] += event["delta"]
+        assert what == "delta" or event[member] == item[member]
+        return None
+    if name in ("content_part", "reasoning_summary_part"):
+        holder = item["content" if name == "content_part" else "summary"]
+        index = event["content_index" if name == "content_part" else "summary_index"]
+        if what == "added":
+            assert part is None and index == len(holder)
+            holder.append(dict(event["part"]))
+            return index, ""
+        assert part is not None and event["part"] == holder[index]
+        return None
+    member, text = _RESPONSE_PARTS[name]
+    index = event["summary_index" if member == "summary" else "content_index"]
+    assert part == (index, part[1] if part else "")
+    if what == "delta":
+        assert event["delta"]
+        item[member][index][text] += event["delta"]
+    assert what == "delta" or event[text] == item[member][index][text]
+    return part
+
+
+def _responses_got(body: JSON) -> Got:
+    assert body["object"] == "response" and body["id"].startswith("resp_")
+    assert isinstance(body["created_at"], int) and body["error"] is None
+    texts, calls = [], []
+    for item in body["output"]:
+        if item["type"] == "message":
+            assert item["role"] == "assistant" and item["status"] == body["status"]
+            texts += [part.get("text", "") for part in item["content"]]
+        elif item["type"] == "function_call":
+            calls.append((item["call_id"], item["name"], json.loads(item["arguments"])))
+        elif item["type"] == "custom_tool_call":
+            calls.append((item["call_id"], item["name"], {"input": item["input"]}))
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    return Got(
+        "".join(texts),
+        calls,
+        body["status"],
+        (
+            usage["input_tokens"],
+            usage["input_tokens_details"]["cached_tokens"],
+            usage["output_tokens"],
+            usage["output_tokens_details"]["reasoning_tokens"],
+        ),
+        body["model"],
+        {"items": body["output"]},
+    )
+
+
+CLIENTS = {
+    client.name: client for client in (OpenAIClient, AnthropicClient, ResponsesClient, MistClient)
+}
 
 
 def request(client: Any, front: Front, body: JSON, *, streamed: bool) -> Got:

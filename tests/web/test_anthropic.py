@@ -393,3 +393,36 @@ def test_a_whole_stream_of_its_own_dialect_is_untouched_but_for_its_last_event(f
     vendors["anthropic"].script(stream(*events))
     answer = front.ask(MESSAGES, HELLO | {"model": "claude-asked", "stream": True})
     assert answer.data.startswith(b"".join(events[:-1]))
+
+
+# -- what only a conversation at the vendor could do, and paths that are not there -----------------
+
+
+@pytest.mark.parametrize("thread", [{"create": {}}, {"continue": {"id": "t"}}], ids=["new", "old"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("model", ["gpt-asked", "gemini-asked"])
+def test_a_thread_is_refused_so_that_the_sdk_sends_the_conversation(
+    front, vendors, model, streamed, thread
+):
+    for vendor in vendors.values():
+        vendor.script(reply(b"", 500))
+    answer = front.ask(MESSAGES, HELLO | {"model": model, "thread": thread, "stream": streamed})
+    assert (answer.status, answer.json["type"]) == (400, "error")
+    assert answer.json["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["model"],
+    }
+    assert not any(vendor.seen for vendor in vendors.values())
+
+
+def test_a_thread_goes_to_anthropic_as_it_came(front, vendors):
+    vendor = vendors["anthropic"].script(reply(anthropic_whole(Turn("x"))))
+    asked = HELLO | {"model": "claude-asked", "thread": {"create": {}}}
+    assert front.ask(MESSAGES, asked).status == 200
+    assert vendor.seen[0].body == asked
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/messages/x/y", "/v1/messages/"])
+@pytest.mark.parametrize("body", [None, {}], ids=["GET", "POST"])
+def test_an_unknown_path_is_404_in_anthropics_shape(front, path, body):
+    is_error(front.ask(path, body), 404, "not_found_error")

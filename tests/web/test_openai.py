@@ -25,7 +25,7 @@ from doors import (
 from flask import Flask
 from support import ask
 
-from infermux import EchoProvider, blueprint, openai_blueprint
+from infermux import EchoProvider, HTTPProvider, blueprint, openai_blueprint
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -192,7 +192,7 @@ def test_it_passes_through_to_a_vendor_that_has_it(front, vendors, path):
     )
 
 
-@pytest.mark.parametrize("path", OPERATIONS)
+@pytest.mark.parametrize("path", [path for path in OPERATIONS if path != "/v1/responses"])
 @pytest.mark.parametrize("model", ["claude-asked", "gemini-asked", "echo-v1"])
 def test_a_vendor_that_lacks_it_is_a_clear_400(front, vendors, path, model):
     if (path, model) == ("/v1/embeddings", "gemini-asked"):
@@ -484,3 +484,89 @@ def test_who_is_calling_is_the_hosts_word():
     with Front(EchoProvider(), app=app) as front:
         front.ask(CHAT, HELLO | {"model": "echo-v1"})
     assert names == [("alice", "openai")]
+
+
+# -- models in the shape that each client reads ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def priced():
+    """A front with models of the price table: a name is as small as the smaller of its targets."""
+    names = {"both": ["anthropic/claude-haiku-4-5", "openai/gpt-4o-mini"]}
+    providers = [
+        HTTPProvider(vendor, base_url="http://127.0.0.1:9", dialect=dialect, models=[model])
+        for vendor, dialect, model in (
+            ("anthropic", "anthropic", "claude-haiku-4-5"),
+            ("openai", "openai", "gpt-4o-mini"),
+            ("nobody", "openai", "unheard-of"),
+        )
+    ]
+    with Front(*providers) as running:
+        running.router.registry.define("both", names["both"])
+        yield running
+
+
+LIMITS = {
+    "claude-haiku-4-5": (200_000, 64_000),
+    "both": (128_000, 16_384),
+    "unheard-of": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_model_has_its_limits(priced, name):
+    context, output = LIMITS[name]
+    (found,) = (one for one in priced.ask("/v1/models").json["data"] if one["id"] == name)
+    assert (found.get("context_window"), found.get("max_output_tokens")) == (context, output)
+    assert priced.ask(f"/v1/models/{name}").json == found
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_anthropics_client_reads_its_own_shape(priced, name):
+    def ask(path):
+        return priced.ask(path, anthropic_version="2023-06-01")
+
+    listed = ask("/v1/models").json
+    assert listed.keys() == {"data", "has_more", "first_id", "last_id"}
+    (found,) = (one for one in listed["data"] if one["id"] == name)
+    assert found == {
+        "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": LIMITS[name][0],
+        "max_tokens": LIMITS[name][1],
+    }
+    assert ask(f"/v1/models/{name}").json == found
+    missing = ask("/v1/models/none")
+    assert (missing.status, missing.json["type"]) == (404, "error")
+    assert missing.json["error"]["type"] == "not_found_error"
+
+
+CODEX = {  # members without which Codex refuses the list
+    *("slug", "display_name", "supported_reasoning_levels", "shell_type", "visibility"),
+    *("supported_in_api", "priority", "base_instructions", "support_verbosity"),
+    *("truncation_policy", "supports_parallel_tool_calls", "experimental_supported_tools"),
+    *("supports_reasoning_summaries", "apply_patch_tool_type", "upgrade"),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/models?client_version=0.171.0", {}),
+        ("/v1/models", {"originator": "codex_exec"}),
+        ("/v1/models", {"user_agent": "codex_cli_rs/0.171.0 (Debian 12)"}),
+    ],
+    ids=["query", "originator", "agent"],
+)
+def test_codex_reads_its_own_shape(priced, path, headers):
+    answer = priced.ask(path, **headers).json
+    assert answer.keys() == {"models"}
+    found = {one["slug"]: one for one in answer["models"]}
+    assert found.keys() == {"both", "claude-haiku-4-5", "gpt-4o-mini", "unheard-of"}
+    assert all(one.keys() >= CODEX and one["base_instructions"] for one in found.values())
+    assert {name: found[name]["context_window"] for name in LIMITS} == {
+        name: context for name, (context, _) in LIMITS.items()
+    }

@@ -48,7 +48,7 @@ def vendors():
 
 @pytest.fixture(scope="module")
 def front(vendors):
-    with Front(*(vendor.provider() for vendor in vendors.values())) as running:
+    with Front(*(vendor.provider(api="chat") for vendor in vendors.values())) as running:
         yield running
 
 
@@ -61,16 +61,12 @@ both_ways = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "st
 def tools(api):
     if api == "anthropic":
         return [{"name": "weather", "description": "The weather of a city", "input_schema": SCHEMA}]
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": "weather",
-                "description": "The weather of a city",
-                "parameters": SCHEMA,
-            },
-        }
-    ]
+    function = {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": SCHEMA,
+    }
+    return [{"type": "function"} | (function if api == "responses" else {"function": function})]
 
 
 def results(api, calls):
@@ -86,6 +82,9 @@ def results(api, calls):
                 ],
             }
         ]
+    if api == "responses":
+        kind = "function_call_output"
+        return [{"type": kind, "call_id": ident, "output": text} for ident, text in said]
     return [{"role": "tool", "tool_call_id": ident, "content": text} for ident, text in said]
 
 
@@ -96,6 +95,15 @@ def picture(api):
             {
                 "type": "image",
                 "source": {"type": "base64", "media_type": "image/png", "data": PICTURE},
+            },
+        ]
+    if api == "responses":
+        return [
+            {"type": "input_text", "text": "What is this?"},
+            {
+                "type": "input_image",
+                "detail": "auto",
+                "image_url": f"data:image/png;base64,{PICTURE}",
             },
         ]
     return [
@@ -288,7 +296,7 @@ def asked(vendor, dialect, streamed):
 
 
 def usage(api):
-    return {"openai": (31, 8, 17, 5), "anthropic": (31, 8, 17, 5), "mist": (31, 17)}[api]
+    return (31, 17) if api == "mist" else (31, 8, 17, 5)
 
 
 # -- the conversations -----------------------------------------------------------------------------

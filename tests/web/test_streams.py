@@ -39,6 +39,7 @@ DIALECTS = ("openai", "anthropic", "gemini")
 HEADERS = {
     "openai": {},
     "anthropic": {"anthropic_version": "2023-06-01"},
+    "responses": {},
     "mist": {"Accept": "text/event-stream"},
 }
 every_pair = pytest.mark.parametrize(
@@ -73,7 +74,9 @@ def serve(running):
         echo = [EchoProvider(models=[MODELS[dialect]])] if spare else []
         front = running(
             (dialect, spare, *options.items()),
-            lambda: Front(vendor.provider(**options), *echo, attempts=3 if spare else 1),
+            lambda: Front(
+                vendor.provider(api="chat", **options), *echo, attempts=3 if spare else 1
+            ),
         )
         front.spans = []
         return front, vendor
@@ -101,6 +104,8 @@ def texts(events, api):
         data = event.json
         if api == "openai":
             found += [choice["delta"].get("content") for choice in data.get("choices", [])]
+        elif api == "responses":
+            found.append(data["delta"] if event.name == "response.output_text.delta" else "")
         else:
             found.append(data.get("delta", {}).get("text" if api == "anthropic" else "content"))
     return [piece for piece in found if piece]
@@ -121,6 +126,16 @@ def is_broken(events, api):
         }
         assert "[DONE]" not in [event.data for event in events]
         return last.json["error"]
+    if api == "responses":  # its events so far are told by a last one, if there were any
+        assert "response.completed" not in names and "response.incomplete" not in names
+        if last.name == "response.failed":
+            assert names.pop() and last.json["response"]["status"] == "failed"
+            assert last.json["response"]["error"]["message"]
+            last = events[-2]
+        assert set(last.json["error"]) == {"message", "type", "param", "code"}
+        assert (
+            last.json.items() >= {"type": "error", "message": last.json["error"]["message"]}.items()
+        )
     assert last.name == "error" and names.count("error") == 1
     assert not {"message_stop", "infer.response"} & set(names)
     if api == "anthropic":
@@ -177,7 +192,12 @@ def test_a_failure_before_the_first_content_is_an_ordinary_error(serve, api, dia
 @pytest.mark.parametrize("how", [how for how in EARLY if how != "rejected"])
 @every_door
 def test_it_fails_over_to_the_next_provider(serve, api, how):
-    dialect = {"openai": "gemini", "anthropic": "openai", "mist": "anthropic"}[api]
+    dialect = {
+        "openai": "gemini",
+        "anthropic": "openai",
+        "responses": "gemini",
+        "mist": "anthropic",
+    }[api]
     front, _ = serve(
         dialect, EARLY[how](dialect), spare=True, timeouts=Timeouts(first_byte=0.3, idle=0.3)
     )

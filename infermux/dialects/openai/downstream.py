@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import InferMuxError, UnsupportedParameter, shown
 from ...protocol import CHAT, InferRequest, InferResponse, Native, strict_json
-from ...protocol.sse import Event, comment
+from ...protocol.sse import comment
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
 from .. import packed, require, without
@@ -83,9 +83,7 @@ def encode_usage(usage: Usage) -> JSON:
 class Encoder:
     """Encodes one stream; keeps the last event back until `end` adds the summary."""
 
-    def __init__(
-        self, *, model: str, ident: str, created: int, include_usage: bool, op: str = CHAT
-    ) -> None:
+    def __init__(self, *, model: str, ident: str, created: int, include_usage: bool) -> None:
         self._head: JSON = {
             "id": ident,
             "object": "chat.completion.chunk",
@@ -93,7 +91,6 @@ class Encoder:
             "model": model,
         }
         self._include_usage = include_usage
-        self._op = op
         self._first = True
         self._held = b""
         self._ending = False  # a finish reason has come: each event may be the last
@@ -130,8 +127,6 @@ class Encoder:
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events, with *summary*, *usage* if requested, and the terminator."""
-        if self._op == "responses":  # its last event is its terminator
-            return self._held
         before, last = b"", self._held
         if self._include_usage and not self._usage_sent:
             bare = {"choices": [], "usage": encode_usage(usage or Usage())}
@@ -141,12 +136,7 @@ class Encoder:
     def error(self, error: InferMuxError) -> bytes:
         """Return the events that end a failed stream, without a terminator."""
         held, self._held = self._held, b""
-        body = encode_error(error)
-        if self._op == "responses":
-            # flat like OpenAI's event, and in `error`, which the official SDK raises
-            data = strict_json.encode(body["error"] | {"type": "error"} | body)
-            return held + Event(data, b"error").encode()
-        return held + _event(body)
+        return held + _event(encode_error(error))
 
     def heartbeat(self) -> bytes:
         """Return a comment, which clients ignore."""

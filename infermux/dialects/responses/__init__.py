@@ -21,6 +21,7 @@ PARAMETERS: Parameters = {  # of this format only
         "input.mcp_list_tools": "housekeeping",
         "input.tool_search_call": "the vendor's own tool",
         "input.tool_search_output": "the vendor's own tool",
+        "input.words": "words before a call, which only a reference names",
         "input.web_search_call": "the answer after it says what was found",
         "max_tool_calls": "the vendor's own tools",
         "prompt_cache_options": "caching",

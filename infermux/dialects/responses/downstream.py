@@ -58,6 +58,7 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
     else:
         for number, item in enumerate(objects(said, "input")):
             items.add(item, f"input[{number}]")
+        items.end()
     if not said and not any(name in body for name in _STATE):
         raise must_be("input", "a string or a list of at least one item")
     messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others
@@ -371,11 +372,15 @@ def encode_error(error: InferMuxError) -> JSON:
     body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
     if isinstance(error, UnsupportedParameter) and error.param in _STORED:
         body["code"] = "previous_response_not_found"
-        body["message"] += "; nothing is stored here: send the items of the conversation"
+        body["message"] += _SEND_ITEMS
         return {"error": body}
     native = error.native_in(NAME) or error.native_in("openai")
     members = native.members if native is not None else {}
     return {"error": body | members | {"message": error.message}}
 
 
+_SEND_ITEMS = (
+    ": nothing is stored here; send the items of the conversation, as clients do that set store to "
+    "false"
+)
 _STORED = ("previous_response_id", "conversation", "item_reference")

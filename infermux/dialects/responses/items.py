@@ -22,6 +22,7 @@ class Items:
     def __init__(self) -> None:
         self.messages: list[JSON] = []
         self.params: JSON = {}
+        self._referred: list[JSON] = []  # messages of the assistant of which a part is elsewhere
 
     def add(self, item: JSON, place: str) -> None:
         """Add an item; raise RequestError naming *place* if it is invalid."""
@@ -30,10 +31,29 @@ class Items:
         if read is not None:
             read(self, item, place)
         elif kind == "item_reference":
-            if not string(item, "id", place).startswith("rs_"):
-                self.params[kind] = True
+            self._reference(string(item, "id", place))
         else:
             self.params[f"input.{kind}"] = True
+
+    def _reference(self, ident: str) -> None:
+        """Leave out reasoning; words are the vendor's to know."""
+        if ident.startswith("msg_"):
+            self._referred.append(self._turn())
+        elif not ident.startswith("rs_"):
+            self.params["item_reference"] = True
+
+    def end(self) -> None:
+        """Settle references to words: those beside a call may be left out, others not."""
+        if not self._referred:
+            return
+        for turn in self._referred:
+            self.params["input.words" if turn.get("tool_calls") else "item_reference"] = True
+        empty = [turn for turn in self._referred if turn.keys() == {"role", "content"}]
+        self.messages = [
+            one
+            for one in self.messages
+            if one.get("content") is not None or not any(one is turn for turn in empty)
+        ]
 
     def message(self, item: JSON, place: str) -> None:
         """Add a message of anybody's."""

@@ -6,6 +6,7 @@ PREFIX, then their JSON in base64url. A client that returns the item returns the
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from .. import require
 
 FORMAT = "openai-responses-v1"  # of details that a vendor of this dialect encrypted
 PREFIX = "infermux1."
+_OWN_ID = re.compile(r"rs_[0-9a-f]{36}")  # 32 of the call's id, 4 of the item
 _UNSIGNED = "unknown"  # the format of thoughts that no vendor wants back
 
 
@@ -40,6 +42,11 @@ def unpack(encrypted: object) -> list[JSON] | None:
     except ValueError:
         return []
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def is_own_id(ident: object) -> bool:
+    """Return whether InferMux made the id of a reasoning item: no vendor knows it."""
+    return isinstance(ident, str) and _OWN_ID.fullmatch(ident) is not None
 
 
 def details_of(item: JSON, place: str) -> tuple[str, list[JSON]]:

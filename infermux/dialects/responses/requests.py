@@ -17,7 +17,7 @@ from ..openai import is_neutral
 from ..openai.requests import nearest_effort, refused, takes_user
 from ..parameters import Drop, hint, unsupported
 from . import NAME, Support
-from .reasoning import FORMAT, is_packed
+from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
 MAX_CALL_ID = 64  # characters
@@ -343,6 +343,8 @@ def reasoning_items(message: JSON, form: str) -> list[JSON]:
 
 def is_foreign(item: Any, support: Support) -> bool:
     """Return whether an input item is reasoning that the vendor did not encrypt."""
+    if isinstance(item, dict) and item.get("type") == "item_reference":
+        return is_own_id(item.get("id"))
     data = item.get("encrypted_content") if isinstance(item, dict) else None
     if not isinstance(data, str) or not data:
         return False
