@@ -243,7 +243,7 @@ class Reader:
     def _more(self, kind: str, body: JSON) -> Chunk:
         key = _key(body.get("item_id"), body)
         if key not in self._calls:
-            return Chunk()  # its item comes when it is done
+            return Chunk(shown=kind.endswith(".delta"))  # its item comes when it is done
         if kind.endswith(".delta"):
             return self._input(key, self._calls[key][2] + text(body.get("delta")))
         member = "arguments" if "arguments" in kind else "input"
