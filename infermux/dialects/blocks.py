@@ -23,7 +23,7 @@ class BlockWriter:
         self._open: Key | None = None
         self._closed: set[Key] = set()
         self._waiting: list[tuple[Key, JSON]] = []
-        self._arguments = ""  # of the open call
+        self._arguments: list[str] = []  # of the open call, in pieces
 
     def begin(self, key: Key, piece: JSON) -> bytes:
         """Return the events that open a block."""
@@ -64,7 +64,9 @@ class BlockWriter:
 
     def _may_open(self) -> bool:
         """Return whether a block may open: not amid a tool call's arguments."""
-        return self._open is None or self._open[0] != TOOL or _complete(self._arguments)
+        if self._open is None or self._open[0] != TOOL:
+            return True
+        return _complete("".join(self._arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:
         head = b""
@@ -72,10 +74,10 @@ class BlockWriter:
             head = self.close()
             if key in self._closed and key[0] == TOOL:
                 raise ProviderUnavailable("the provider went on with a tool call that was complete")
-            self._open, self._arguments = key, ""
+            self._open, self._arguments = key, []
             head += self.begin(key, piece)
         if key[0] == TOOL:
-            self._arguments += piece["function"].get("arguments") or ""
+            self._arguments.append(piece["function"].get("arguments") or "")
         return head + self.grow(key, piece)
 
 

@@ -248,6 +248,10 @@ INPUTS = {
             {"role": "tool", "tool_call_id": "c1", "content": "done"},
         ],
     ),
+    "a turn of reasoning alone": (
+        [USER, item("reasoning", id="rs_1", summary=[item("summary_text", text="Hm")]), USER],
+        [USER, USER],
+    ),
     "references to reasoning": ([USER, item("item_reference", id="rs_1"), {"id": "rs_2"}], [USER]),
 }
 

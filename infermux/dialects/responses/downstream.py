@@ -51,14 +51,14 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
     items = Items()
     if "instructions" in body:
         words = require(body.pop("instructions"), "instructions", str)
-        items.messages.append({"role": "system", "content": words})
+        items.message({"role": "system", "content": words}, "instructions")
     said = require(body.pop("input", []), "input", str, list)
     if isinstance(said, str):
-        items.messages.append({"role": "user", "content": said})
+        items.message({"role": "user", "content": said}, "input")
     else:
         for number, item in enumerate(objects(said, "input")):
             items.add(item, f"input[{number}]")
-        items.end()
+    items.end()
     if not said and not any(name in body for name in _STATE):
         raise must_be("input", "a string or a list of at least one item")
     messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others

@@ -22,7 +22,11 @@ class Items:
     def __init__(self) -> None:
         self.messages: list[JSON] = []
         self.params: JSON = {}
-        self._referred: list[JSON] = []  # messages of the assistant of which a part is elsewhere
+        self._texts: dict[str, list[str]] = {}  # of the last message, by member
+        self._last: JSON = {}  # the message before the results that are being collected
+        self._callers: dict[str, JSON] = {}  # the messages of calls, by call id
+        self._late: dict[int, list[JSON]] = {}  # results that came after others' messages
+        self._referred: list[JSON] = []  # messages of which a part is elsewhere
 
     def add(self, item: JSON, place: str) -> None:
         """Add an item; raise RequestError naming *place* if it is invalid."""
@@ -30,30 +34,30 @@ class Items:
         read = _READERS.get(require(kind, f"{place}.type", str))
         if read is not None:
             read(self, item, place)
-        elif kind == "item_reference":
-            self._reference(string(item, "id", place))
-        else:
-            self.params[f"input.{kind}"] = True
-
-    def _reference(self, ident: str) -> None:
-        """Leave out reasoning; words are the vendor's to know."""
-        if ident.startswith("msg_"):
+        elif kind != "item_reference":
+            self.params[f"input.{kind[:64]}"] = True
+        elif (ident := string(item, "id", place)).startswith("msg_"):
             self._referred.append(self._turn())
-        elif not ident.startswith("rs_"):
-            self.params["item_reference"] = True
+        elif not ident.startswith("rs_"):  # reasoning is left out
+            self.params[kind] = True
 
     def end(self) -> None:
-        """Settle references to words: those beside a call may be left out, others not."""
-        if not self._referred:
-            return
+        """Complete the messages: late results go to their calls, turns of reasoning alone go.
+
+        Words that only a reference names may be missing beside a call.
+        """
+        self._complete()
         for turn in self._referred:
             self.params["input.words" if turn.get("tool_calls") else "item_reference"] = True
-        empty = [turn for turn in self._referred if turn.keys() == {"role", "content"}]
-        self.messages = [
-            one
-            for one in self.messages
-            if one.get("content") is not None or not any(one is turn for turn in empty)
-        ]
+        given, self.messages = self.messages, []
+        late: list[JSON] = []
+        for message in given:
+            if message["role"] != "tool":
+                self.messages += late
+                late = self._late.get(id(message), [])
+            if message["content"] is not None or not message.keys().isdisjoint(_SAID):
+                self.messages.append(message)
+        self.messages += late
 
     def message(self, item: JSON, place: str) -> None:
         """Add a message of anybody's."""
@@ -66,37 +70,39 @@ class Items:
             return
         if isinstance(content, list):
             content = _content(content, f"{place}.content", "\n\n" if role == "system" else None)
-        last = self.messages[-1] if self.messages else {}
-        both = content, last.get("content")
-        if role == "system" == last.get("role") and all(isinstance(one, str) for one in both):
-            last["content"] = f"{last['content']}\n\n{content}"  # many models take only one
-        else:
-            self.messages.append({"role": role, "content": content})
+        is_text = role == "system" and isinstance(content, str)
+        if not (is_text and "content" in self._texts and self.messages[-1]["role"] == role):
+            self._begin({"role": role, "content": content})
+        if is_text:  # many models take only one system message
+            self._texts.setdefault("content", []).append(content)
 
     def _assistant(self, content: str | list[JSON], place: str) -> None:
-        turn, words, refusal = self._turn(), "", ""
+        self._turn()
+        found: dict[str, list[str]] = {"content": [], "refusal": []}
         if isinstance(content, str):
-            words = content
+            found["content"].append(content)
         else:
             for number, part in enumerate(objects(content, f"{place}.content")):
                 where = f"{place}.content[{number}]"
                 kind = part.get("type")
                 if kind == "refusal":
-                    refusal += string(part, kind, where)
+                    found[kind].append(string(part, kind, where))
                 elif kind in ("output_text", "input_text"):
-                    words += string(part, "text", where)
+                    found["content"].append(string(part, "text", where))
                 else:
                     raise must_be(f"{where}.type", "output_text or refusal")
-        for name, more in (("content", words), ("refusal", refusal)):
-            if more:
-                turn[name] = f"{turn[name]}\n\n{more}" if turn.get(name) else more
+        for name, words in found.items():
+            if any(words):
+                self._texts.setdefault(name, []).append("".join(words))
 
     def reasoning(self, item: JSON, place: str) -> None:
         """Add a reasoning item to the assistant's message."""
         words, details = details_of(item, place)
-        turn = self._turn() if words or details else {}
+        if not (words or details):
+            return
+        turn = self._turn()
         if words:
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + words
+            self._texts.setdefault("reasoning_content", []).append(words)
         if details:
             known = turn.setdefault("reasoning_details", [])
             known += [detail | {"index": len(known) + n} for n, detail in enumerate(details)]
@@ -112,34 +118,44 @@ class Items:
         self._call(item, place, "custom", {"name": name, "input": words})
 
     def _call(self, item: JSON, place: str, kind: str, called: JSON) -> None:
-        call = {"id": string(item, "call_id", place), "type": kind, kind: called}
-        self._turn().setdefault("tool_calls", []).append(call)
+        ident, turn = string(item, "call_id", place), self._turn()
+        turn.setdefault("tool_calls", []).append({"id": ident, "type": kind, kind: called})
+        self._callers[ident] = turn
 
     def output(self, item: JSON, place: str) -> None:
-        """Add the result of a call, after that call's message and its other results."""
+        """Add the result of a call; where something came between, it goes back to its call."""
         ident = string(item, "call_id", place)
         content = require(item.get("output"), f"{place}.output", str, list)
         if isinstance(content, list):
             content = _content(content, f"{place}.output", "\n")
         message = {"role": "tool", "tool_call_id": ident, "content": content}
-        self.messages.insert(self._after_call(ident), message)
+        caller = self._callers.get(ident)
+        if caller is None or caller is self._last:
+            self._complete()
+            self.messages.append(message)
+        else:
+            self._late.setdefault(id(caller), []).append(message)
 
-    def _after_call(self, ident: str) -> int:
-        """Return where a result belongs: at the end, unless something came between."""
-        place = end = len(self.messages)
-        while place and not _has_call(self.messages[place - 1], ident):
-            place -= 1
-        while 0 < place < end and self.messages[place]["role"] == "tool":
-            place += 1
-        return place or end
+    def _begin(self, message: JSON) -> None:
+        self._complete()
+        self.messages.append(message)
+        self._last = message
 
     def _turn(self) -> JSON:
         """Return the assistant's message that is being collected."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.messages.append({"role": "assistant", "content": None})
+            self._begin({"role": "assistant", "content": None})
         return self.messages[-1]
 
+    def _complete(self) -> None:
+        """Join the texts of the last message."""
+        for name, words in self._texts.items():
+            self.messages[-1][name] = _BETWEEN[name].join(words)
+        self._texts = {}
 
+
+_SAID = ("tool_calls", "refusal")
+_BETWEEN = {"content": "\n\n", "refusal": "\n\n", "reasoning_content": ""}
 _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "message": Items.message,
     "reasoning": Items.reasoning,
@@ -148,10 +164,6 @@ _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "custom_tool_call": Items.custom_call,
     "custom_tool_call_output": Items.output,
 }
-
-
-def _has_call(message: JSON, ident: str) -> bool:
-    return any(call["id"] == ident for call in message.get("tool_calls", ()))
 
 
 def string(holder: JSON, name: str, place: str) -> str:

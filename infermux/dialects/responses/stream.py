@@ -41,6 +41,7 @@ class Encoder(BlockWriter):
         self._passed = self._started = False
         self._items: list[JSON] = []  # that are done
         self._parts: list[JSON] = []  # of the open message or summary
+        self._words: list[str] = []  # of the open part
         self._part: Any = None  # what tells the open part from the next
         self._details: list[JSON] = []  # of the open reasoning item
         self._call: JSON = {}  # that is open
@@ -146,7 +147,7 @@ class Encoder(BlockWriter):
         status = "incomplete" if cut else "completed"
         head = self._end_part(key)
         if key[0] == TOOL:
-            words = self._arguments
+            words = "".join(self._arguments)
             if self._answer.is_custom(self._call):
                 words = words if self._call.get("type") == "custom" else custom_input(words)
                 kind, place = "response.custom_tool_call_input", self._place
@@ -172,20 +173,20 @@ class Encoder(BlockWriter):
         return self._event("response.function_call_arguments.delta", delta=more, **self._place)
 
     def _more_content(self, kind: str, words: str) -> bytes:
-        name, member = _DELTAS[kind]
+        name, _ = _DELTAS[kind]
         head = b""
         if kind != self._part:
             part = text_part("") if kind == "output_text" else refusal_part("")
             head = self._end_part(_MESSAGE)
             self._parts.append(part)
-            self._part = kind
+            self._part, self._words = kind, []
             index = len(self._parts) - 1
             head += self._event(
                 "response.content_part.added", content_index=index, part=part, **self._place
             )
         if not words:
             return head
-        self._parts[-1] = self._parts[-1] | {member: self._parts[-1][member] + words}
+        self._words.append(words)
         where = {"content_index": len(self._parts) - 1, **self._place}
         logprobs: JSON = {"logprobs": []} if kind == "output_text" else {}
         return head + self._event(f"response.{name}.delta", delta=words, **where, **logprobs)
@@ -195,14 +196,14 @@ class Encoder(BlockWriter):
         if not self._parts or part != self._part:
             head = self._end_part(_REASONING)
             self._parts.append({"type": "summary_text", "text": ""})
-            self._part = part
+            self._part, self._words = part, []
             head += self._event(
                 "response.reasoning_summary_part.added",
                 summary_index=len(self._parts) - 1,
                 part=self._parts[-1],
                 **self._place,
             )
-        self._parts[-1] = {"type": "summary_text", "text": self._parts[-1]["text"] + words}
+        self._words.append(words)
         where = {"summary_index": len(self._parts) - 1, **self._place}
         return head + self._event("response.reasoning_summary_text.delta", delta=words, **where)
 
@@ -211,6 +212,7 @@ class Encoder(BlockWriter):
         if not self._parts:
             return b""
         part, index = self._parts[-1], len(self._parts) - 1
+        part["refusal" if part["type"] == "refusal" else "text"] = "".join(self._words)
         if key != _MESSAGE:
             where = {"summary_index": index, **self._place}
             done = self._event("response.reasoning_summary_text.done", text=part["text"], **where)
