@@ -131,7 +131,7 @@ def _adapted(body: Document, model: str) -> bytes:
             new[name] = inner | changed
         elif isinstance(inner, list) and any(_renamed(obj(one), model) for one in inner):
             new[name] = [one | _renamed(one, model) for one in inner]
-    return body.replaced(new).encode()
+    return body.replaced(new)
 
 
 def _renamed(members: JSON, model: str) -> JSON:

@@ -79,7 +79,7 @@ class Responses:
         Params that the model refuses, and other vendors' reasoning, are always left out.
         """
         if request.op == RESOURCE:
-            return request.native.body.text.encode() if request.native else b""
+            return request.native.body.data if request.native else b""
         own, drop = request.body_in(NAME), Drop.of(request)
         out = refusals(request.params, request.model)
         for name in out:
@@ -106,7 +106,7 @@ class Responses:
         if isinstance(given, list) and any(is_foreign(item, self._support) for item in given):
             new["input"] = [item for item in given if not is_foreign(item, self._support)]
         if not out:
-            return body.replaced(new).encode("utf-8", "replace")
+            return body.replaced(new)
         kept = without(value, *out)
         for name in out:
             holder, member = _MEMBERS.get(name, ("", ""))
