@@ -178,14 +178,13 @@ class InferRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
     native: Native | None = None
-    op: str = CHAT  # the operation: chat, completions, embeddings, responses, count_tokens
+    op: str = CHAT  # the operation: chat, completions, embeddings, count_tokens, …
     # The client's protocol headers, for a vendor of the same dialect.
     headers: Mapping[str, str] = field(default_factory=dict)
     # The names of the params that are left out for the target of an attempt.
     dropped: list[str] | None = field(default=None, compare=False)
     lenient: bool = False  # whether preferences that a target cannot express are left out
-    # Collects the ids that the vendor gives the request of an attempt.
-    upstream_ids: list[str] | None = field(default=None, compare=False)
+    upstream_ids: list[str] | None = field(default=None, compare=False)  # given by the vendor
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
