@@ -505,7 +505,16 @@ OPEN = {
     "embeddings": Case("/v1/embeddings", {"model": "full/m", "input": "hello"}),
     "embeddings, not there": Case("/v1/embeddings", {"model": "echo-v1", "input": "hello"}),
     "responses": Case("/v1/responses", {"model": "full/m", "input": "hello"}),
-    "responses, not there": Case("/v1/responses", {"model": "echo-v1", "input": "hello"}),
+    "responses, translated": Case("/v1/responses", {"model": "echo-v1", "input": "hello"}),
+    "responses, streamed": Case(
+        "/v1/responses", {"model": "echo-v1", "input": "hello", "stream": True}
+    ),
+    "responses, stored elsewhere": Case(
+        "/v1/responses", {"model": "echo-v1", "input": "hello", "previous_response_id": "resp_1"}
+    ),
+    "models, of Anthropic's client": Case(
+        "/v1/models", headers={"anthropic-version": "2023-06-01"}
+    ),
     "messages": Case("/v1/messages", hello(max_tokens=9)),
     "messages, the vendor's own": Case("/v1/messages", hello("claude/m", max_tokens=9)),
     "messages, streamed": Case("/v1/messages", hello(max_tokens=9, stream=True)),
