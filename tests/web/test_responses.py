@@ -1,6 +1,10 @@
 """The Responses API before vendors of other formats: what they are asked, what the client reads."""
 
+import contextlib
+import copy
 import json
+import random
+from collections import Counter
 
 import pytest
 from doors import (
@@ -24,6 +28,7 @@ from doors import (
     sse,
     stream,
 )
+from support import how_many
 
 PATH = "/v1/responses"
 DIALECTS = ("openai", "anthropic", "gemini")
@@ -896,3 +901,88 @@ def test_a_stream_that_fails_says_why_in_a_code_of_the_format(front, vendors, st
     assert last["response"]["error"]["code"] == code
     assert last["sequence_number"] == told["sequence_number"] + 1
     assert last["response"]["output"] == [] and last["response"]["status"] == "failed"
+
+
+# -- whatever comes --------------------------------------------------------------------------------
+
+WHOLE = {
+    "instructions": "Be short.",
+    "input": [
+        {"role": "developer", "content": [item("input_text", text="a")]},
+        {
+            "role": "user",
+            "content": [
+                item("input_text", text="b"),
+                item("input_image", image_url=URI, detail="auto"),
+                item("input_file", filename="f", file_data=URI),
+            ],
+        },
+        item("reasoning", id="rs_1", summary=[item("summary_text", text="Hm")], content=[]),
+        {"role": "assistant", "content": [item("output_text", text="c", annotations=[])]},
+        call("c1"),
+        item("custom_tool_call", call_id="c2", name="apply_patch", input="x"),
+        output("c1", [item("input_text", text="d")]),
+        item("custom_tool_call_output", call_id="c2", output="e"),
+        item("item_reference", id="rs_2"),
+        item("web_search_call", id="ws_1"),
+    ],
+    "tools": [WEATHER, PATCH, *HOSTED],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "weather"}],
+    },
+    "text": {"format": FORMAT, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["reasoning.encrypted_content"],
+    "metadata": {"a": "b"},
+    "max_output_tokens": 9,
+}
+JUNK = (
+    None,
+    True,
+    0,
+    -1,
+    2.5,
+    "",
+    "x",
+    "infermux1.",
+    [],
+    [None],
+    [[]],
+    {},
+    {"type": "x"},
+    {"": {}},
+)
+
+
+def places(value, path=()):
+    """Yield the path of each value inside *value*."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_no_request_is_a_500(front, vendors, dialect):
+    """Values of the wrong type at random places are refused, or do no harm."""
+    rng = random.Random(dialect)
+    vendors[dialect].script(says(dialect, Turn("Yes."), streamed=False))
+    client, found = front.app.test_client(), list(places(WHOLE))
+    statuses = Counter()
+    for _ in range(how_many(80, 400, 4000)):
+        body = json.loads(json.dumps(WHOLE))
+        for path in rng.sample(found, rng.choice((1, 1, 2))):
+            with contextlib.suppress(KeyError, IndexError, TypeError):  # another junk is there
+                holder = body
+                for key in path[:-1]:
+                    holder = holder[key]
+                holder[path[-1]] = copy.deepcopy(rng.choice(JUNK))
+        front.forget()
+        asked = json.dumps(body | {"model": MODELS[dialect]})
+        answer = client.post(PATH, data=asked)
+        statuses[answer.status_code] += 1
+        assert answer.status_code in (200, 400), (answer.data, body)
+        assert answer.status_code == 200 or len(answer.data) < 4096
+    assert min(statuses[200], statuses[400]) > 5
