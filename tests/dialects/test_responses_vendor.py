@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from infermux import errors
+from infermux.dialects import without
 from infermux.dialects.parameters import Drop
-from infermux.dialects.responses import Support
+from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
+from infermux.dialects.responses.stream import Encoder
 from infermux.dialects.responses.upstream import Responses
 from infermux.errors import ProviderError, StreamIncomplete, UnsupportedParameter
 from infermux.planning.call import StreamAccumulator
@@ -206,9 +208,10 @@ def stream_of(output: list[dict[str, Any]], deltas: bool = True) -> list[Event]:
         for place, part in enumerate(item.get("summary", ())):
             halves("response.reasoning_summary_text", part["text"], summary_index=place, **where)
         for place, part in enumerate(item.get("content", ())):
-            halves("response.output_text", part["text"], content_index=place, **where)
-            done = {"content_index": place, "text": part["text"], **where}
-            events.append(event("response.output_text.done", **done))
+            name = "refusal" if part["type"] == "refusal" else "text"
+            kind = "response.refusal" if name == "refusal" else "response.output_text"
+            halves(kind, part[name], content_index=place, **where)
+            events.append(event(f"{kind}.done", content_index=place, **{name: part[name]}, **where))
         if item["type"] == "function_call":
             halves("response.function_call_arguments", item["arguments"], **where)
         if item["type"] == "custom_tool_call":
@@ -483,3 +486,110 @@ def test_what_the_model_refuses_is_left_out_of_a_clients_document() -> None:
     sent = json.loads(VENDOR.encode_request(request, stream=False))
     assert sent["reasoning"] == {"summary": "a"}
     assert dropped == ["reasoning_effort"]
+
+
+# -- what the client's side writes, the vendor's side reads ----------------------------------------
+
+DOCUMENT = {
+    "model": "gpt-6-luna",
+    "instructions": "Be brief.",
+    "input": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "Hi"},
+                {"type": "input_image", "image_url": "https://x.example/a.png", "detail": "low"},
+                {"type": "input_file", "filename": "a.pdf", "file_url": "https://x.example/a.pdf"},
+                {"type": "input_audio", "input_audio": {"data": "QUJD", "format": "wav"}},
+            ],
+        },
+        {**OUTPUT[0]},
+        {"role": "assistant", "content": "Let me look."},
+        {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": '{"a":1}'},
+        {"type": "custom_tool_call", "call_id": "call_2", "name": "patch", "input": "*** Begin"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "5"},
+        {"type": "custom_tool_call_output", "call_id": "call_2", "output": "done"},
+        {"role": "user", "content": "Go on"},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "name": "look",
+            "description": "Looks.",
+            "parameters": {"type": "object", "properties": {}},
+            "strict": True,
+        },
+        {
+            "type": "custom",
+            "name": "patch",
+            "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"},
+        },
+    ],
+    "tool_choice": {"type": "function", "name": "look"},
+    "parallel_tool_calls": False,
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "text": {
+        "format": {
+            "type": "json_schema",
+            "name": "x",
+            "schema": {"type": "object"},
+            "strict": True,
+        },
+        "verbosity": "low",
+    },
+    "max_output_tokens": 500,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "include": ["reasoning.encrypted_content"],
+    "truncation": "auto",
+    "metadata": {"a": "b"},
+    "client_metadata": {"c": "d"},
+    "user": "u",
+    "prompt_cache_key": "k",
+    "service_tier": "flex",
+    "store": False,
+    "previous_response_id": "resp_0",
+}
+
+
+def test_a_request_that_is_read_and_written_is_the_same() -> None:
+    request, _ = downstream.decode_request(strict_json.document(json.dumps(DOCUMENT)))
+    assert translated(request, Drop()) == DOCUMENT
+
+
+ANSWERS = [
+    [OUTPUT[1]],
+    OUTPUT[:4],
+    [OUTPUT[0], OUTPUT[2], {**OUTPUT[2], "id": "fc_2", "call_id": "call_9"}],
+    [{**OUTPUT[1], "content": [{"type": "refusal", "refusal": "I will not."}]}],
+]
+
+
+def contents(response: InferResponse) -> dict[str, Any]:
+    """What of a response both sides say: the ids of items and of the response are each one's own."""
+    details = [without(detail, "id", "index") for detail in response.details]
+    members = ("content", "reasoning", "refusal", "tool_calls", "finish_reason")
+    return {name: getattr(response, name) for name in members} | {"details": details}
+
+
+@pytest.mark.parametrize("output", ANSWERS)
+def test_an_answer_that_is_written_and_read_is_the_same(output: list[dict[str, Any]]) -> None:
+    asked = native(json.dumps({"model": "x", "tools": [{"type": "custom", "name": "patch"}]}))
+    given = VENDOR.decode_response(json.dumps(ANSWER | {"output": output}).encode(), ASKED)
+    answer = downstream.Answer(asked, ident="resp_x", created=1, model="m")
+    written = downstream.encode_answer(replace(given, native=None), answer)
+    assert contents(VENDOR.decode_response(written, ASKED)) == contents(given)
+
+
+@pytest.mark.parametrize("output", ANSWERS)
+def test_a_stream_that_is_written_and_read_is_the_same(output: list[dict[str, Any]]) -> None:
+    asked = native(json.dumps({"model": "x", "tools": [{"type": "custom", "name": "patch"}]}))
+    encoder = Encoder(downstream.Answer(asked, ident="resp_x", created=1, model="m"))
+    events = stream_of(output)
+    events[-1] = event("response.completed", response=ANSWER | {"output": output})
+    written, fold = b"", StreamAccumulator()
+    for chunk in VENDOR.decode_events(events, ASKED):
+        fold.add(chunk)
+        written += encoder.encode(chunk._replace(native=None))
+    written += encoder.end({}, fold.usage)
+    assert contents(folded(parsed([written]))) == contents(fold.response("vendor", "asked"))
