@@ -30,8 +30,7 @@ class Preset(NamedTuple):
 # OpenAI's models: those without chat completions, and those that refuse tools there (all, or with
 # a reasoning effort).
 _OPENAI = Support(
-    r"(ft:)?(gpt-|o\d|chatgpt-)(.*-)?(pro|codex|deep-research)\b|codex-|computer-use-|"
-    r"(gpt-|o\d).*-(pro|codex|deep-research)\b",
+    r"(ft:)?(gpt-|o\d|chatgpt-)(.*-)?(pro|codex|deep-research)\b|codex-|computer-use-",
     r"(ft:)?gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)",
     r"(ft:)?gpt-5\.[45]\b",
     fernet=True,

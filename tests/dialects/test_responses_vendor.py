@@ -381,6 +381,27 @@ def test_reasoning_of_another_format_is_left_out(form: str) -> None:
     assert "secret" not in json.dumps(body_of(messages=[turn]))
 
 
+@pytest.mark.parametrize(
+    ("fernet", "left"),
+    [(True, [ENCRYPTED]), (False, ["qwerty"]), (None, [None, ENCRYPTED, "qwerty"])],
+)
+def test_a_vendor_gets_only_the_reasoning_that_it_could_have_given(
+    fernet: bool | None, left: list[str | None]
+) -> None:
+    own = {"format": "openai-responses-v1"}
+    details = [
+        {"type": "reasoning.text", "text": "In the open.", "id": "rs_1", **own},
+        {"type": "reasoning.encrypted", "data": ENCRYPTED, "id": "rs_2", **own},
+        {"type": "reasoning.encrypted", "data": "qwerty", "id": "rs_3", **own},
+    ]
+    turn = {"role": "assistant", "content": "Yes.", "reasoning_details": details}
+    sent = Responses(Support(fernet=fernet)).encode_request(
+        InferRequest("gpt-6-luna", [turn]), stream=False
+    )
+    found = [item for item in json.loads(sent)["input"] if item.get("type") == "reasoning"]
+    assert [item.get("encrypted_content") for item in found] == left
+
+
 def test_params_get_their_names_and_forms() -> None:
     schema = {"name": "x", "schema": {"type": "object"}, "strict": True}
     body = body_of(
@@ -430,6 +451,16 @@ def test_params_get_their_names_and_forms() -> None:
 def test_a_meaning_that_the_format_lacks_is_refused(param: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedParameter):
         body_of(messages=[{"role": "user", "content": "Hi"}], params=param)
+
+
+def test_a_preference_that_no_reasoning_model_takes_is_left_out() -> None:
+    given = {"seed": 7, "frequency_penalty": 0.5, "logit_bias": {"5": 1}}
+    asked = InferRequest("gpt-6-luna", [{"role": "user", "content": "Hi"}], params=given)
+    drop = Drop()
+    assert not translated(asked, drop).keys() & given.keys()
+    assert drop.names == list(given)
+    with pytest.raises(UnsupportedParameter):
+        translated(replace(asked, model="gpt-4.1"), Drop())
 
 
 def test_a_long_id_of_a_call_is_hashed_the_same_way_everywhere() -> None:

@@ -15,7 +15,7 @@ from ...types import JSON
 from .. import given, items, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai.requests import nearest_effort, refused, takes_user
-from ..parameters import Drop, hint, unsupported
+from ..parameters import Drop, Kind, hint, kinds, unsupported
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -131,12 +131,23 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             continue
         elif name in _CHAT_ONLY or not _is_alike(request):
             if not is_neutral(name, value):
-                unsupported(name, NAME, drop)
+                _refuse(name, request.model, drop)
         else:
             body[name] = value
     if "tools" not in body:
         body.pop("tool_choice", None)
     return body
+
+
+def _refuse(name: str, model: str, drop: Drop) -> None:
+    """Leave a param out, or raise UnsupportedParameter.
+
+    A model that reasons takes no preference at chat completions either.
+    """
+    if kinds().get(name) is Kind.PREFERENCE and _REASONS.match(model):
+        hint(name, drop)
+    else:
+        unsupported(name, NAME, drop)
 
 
 def _is_alike(request: InferRequest) -> bool:

@@ -93,11 +93,18 @@ class Responses:
             native=request.native,
         )
         body = translated(asked, drop, self._support.form)
+        body["input"] = [item for item in body["input"] if self._takes(item)]
         if known := _KEPT.get(request.op):
             body = {name: value for name, value in body.items() if name in known}
         if stream:
             body["stream"] = True
         return strict_json.encode(body)
+
+    def _takes(self, item: JSON) -> bool:
+        """Return whether the vendor takes an item; reasoning that it encrypts, only so."""
+        bare = item.get("type") == "reasoning" and not item.get("encrypted_content")
+        known = self._support.fernet is not None
+        return not (bare and known) and not is_foreign(item, self._support)
 
     def _adapted(self, body: Document, model: str, out: list[str]) -> bytes:
         value = body.value
