@@ -30,13 +30,11 @@ from .http import (
     call_response,
     current_request,
     json_body,
-    refuse_body,
     start_call,
 )
-from .openai import model, models
+from .openai import model, models, refuse_key
 from .sse import HEADERS, sse_response
 
-_SECRETS = {"key", "$key", "access_token", "oauth_token"}  # in addresses
 _OPTIONS = ("alt", "$alt", "prettyPrint", "$prettyPrint")  # in addresses, passed to Google
 
 
@@ -56,9 +54,7 @@ def gemini_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
 
 def _without_key(view: View, api: Api, **arguments: Any) -> Response:
     """Refuse a key in the address before anything else is done, also logged."""
-    if not _SECRETS.isdisjoint(current_request().args):
-        refuse_body()
-        raise wire.refused_key()
+    refuse_key()
     return view(api, **arguments)
 
 

@@ -12,7 +12,7 @@ from ..dialects.anthropic import downstream as anthropic
 from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
 from ..dialects.responses import downstream as responses
-from ..errors import InferMuxError, ModelNotFound, shown
+from ..errors import InferMuxError, ModelNotFound, RequestError, shown
 from ..pricing import find
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
@@ -27,11 +27,13 @@ from .http import (
     current_request,
     json_body,
     json_response,
+    refuse_body,
     start_call,
 )
 from .responses import STORED_ROUTES, respond
 from .sse import sse_response
 
+_SECRETS = {"key", "$key", "access_token", "oauth_token"}  # in addresses of Google's API
 _EPOCH = "1970-01-01T00:00:00Z"
 _EFFORTS = {"low": "Fast", "medium": "Balanced", "high": "Thorough"}
 # Codex tells the model nothing but this about how to work.
@@ -98,6 +100,7 @@ def encode_error(error: InferMuxError) -> JSON:
 
 def models(api: Api) -> Response:
     """List the models that the caller may use."""
+    refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     owners: dict[str, str] = dict.fromkeys(registry.names, "infermux")
     for member in registry:
@@ -106,7 +109,7 @@ def models(api: Api) -> Response:
     if allowed is not None:
         served = {name: registry.providers(name) for name in allowed}
         owners = {name: owners.get(name, found[0]) for name, found in served.items() if found}
-    if is_google():
+    if api.name == "gemini" or is_google():
         return json_response(_google_page(api, [*owners.items()]))
     if _is_codex():
         found = [_codex(api, name, number) for number, name in enumerate(owners)]
@@ -119,12 +122,14 @@ def models(api: Api) -> Response:
 
 def model(api: Api, ident: str) -> Response:
     """Describe one model that the caller may use."""
+    refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     found = registry.providers(ident) if allowed is None or ident in allowed else []
     if not found:
         raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
     owner = "infermux" if ident in registry.names else found[0]
-    return json_response((_google if is_google() else _model)(api, ident, owner))
+    shape = _google if api.name == "gemini" or is_google() else _model
+    return json_response(shape(api, ident, owner))
 
 
 def is_anthropic() -> bool:
@@ -135,8 +140,18 @@ def is_anthropic() -> bool:
 def is_google() -> bool:
     """Return whether the client is one of Google's API; /v1 is the version of its newer SDKs."""
     request = current_request()
-    named = "HTTP_X_GOOG_API_KEY" in request.environ or "HTTP_X_GOOG_API_CLIENT" in request.environ
-    return named or "/v1beta/" in request.path
+    names = request.environ.keys() & {"HTTP_X_GOOG_API_KEY", "HTTP_X_GOOG_API_CLIENT"}
+    return bool(names) or "/v1beta/" in request.path or not _SECRETS.isdisjoint(request.args)
+
+
+def refuse_key() -> None:
+    """Raise RequestError if the address holds a key, as Google's API takes it."""
+    if not _SECRETS.isdisjoint(current_request().args):
+        refuse_body()
+        raise RequestError(
+            "a key in the address (?key=) is not accepted, as proxies and logs keep addresses: "
+            "send the header x-goog-api-key: KEY"
+        )
 
 
 def _is_codex() -> bool:

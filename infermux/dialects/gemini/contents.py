@@ -29,13 +29,17 @@ def repeated(value: object, place: str) -> list[JSON]:
         return []
     found = [value] if isinstance(value, dict) else require(value, place, list)
     for number, one in enumerate(found):
-        require(one, f"{place}[{number}]", dict)
+        if type(one) is not dict:
+            raise must_be(f"{place}[{number}]", "an object")
     return found
 
 
-def messages(contents: object, system: object) -> list[JSON]:
-    """Return the messages of a conversation; raise RequestError naming what is invalid."""
-    reader = _Reader()
+def messages(contents: object, system: object, *, is_whole: bool = True) -> list[JSON]:
+    """Return the messages of a conversation; raise RequestError naming what is invalid.
+
+    If it *is_whole*, every result has its call in it; else the call may be cached at Google.
+    """
+    reader = _Reader(is_whole=is_whole)
     if system is not None:
         reader.system(system)
     for number, content in enumerate(repeated(contents, "contents")):
@@ -58,7 +62,8 @@ def plain_text(content: object, place: str) -> str | list[JSON]:
 class _Reader:
     """Reads contents one by one; a result needs the id of its call, which clients may leave out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_whole: bool) -> None:
+        self._is_whole = is_whole
         self.messages: list[JSON] = []
         self._open: list[JSON] = []  # calls without a result
         self._said: list[JSON] = []  # the parts of the model's last turn
@@ -81,6 +86,10 @@ class _Reader:
         if role not in (None, "", "user", "model", "function", "tool"):
             raise must_be(f"{place}.role", "'user' or 'model'")
         found = repeated(content.get("parts"), f"{place}.parts")
+        if role == "user" and len(found) == 1 and found[0].keys() == {"text"}:
+            said = require(found[0]["text"], f"{place}.parts[0].text", str)
+            self.messages.append({"role": "user", "content": said})  # the usual case
+            return
         parts = [(camel(part), f"{place}.parts[{n}]") for n, part in enumerate(found)]
         if role == "model":
             self._answer(parts)
@@ -116,7 +125,7 @@ class _Reader:
             elif part.get("thought") is True:
                 words = require(part.get("text", ""), f"{place}.text", str)
                 turn["reasoning_content"] = turn.get("reasoning_content", "") + words
-            elif part.get("text") != "" or not details:
+            elif (kinds := _kinds(part)) and (kinds != ["text"] or part["text"] or not details):
                 self._said.append(_part(part, place))
             for detail in details:
                 kept = turn.setdefault("reasoning_details", [])
@@ -126,7 +135,7 @@ class _Reader:
 
     def _call(self, call: JSON, part: JSON, place: str) -> JSON:
         name = require(call.get("name"), f"{place}.functionCall.name", str)
-        args = require(call.get("args") or {}, f"{place}.functionCall.args", dict)
+        args = require(given(call).get("args", {}), f"{place}.functionCall.args", dict)
         ident = require(call.get("id") or "", f"{place}.functionCall.id", str)
         number, self._calls = self._calls, self._calls + 1
         read: JSON = {
@@ -146,19 +155,21 @@ class _Reader:
         call = next((call for call in self._open if ident and call["id"] == ident), None)
         named = (call for call in self._open if call["function"]["name"] == name)
         call = call or next(named, None)
-        if call is None:
+        if call is not None:
+            self._open.remove(call)
+        elif self._is_whole:
             raise RequestError(
                 f"{place} is the result of {shown(name)}, but no earlier functionCall of that name "
                 "waits for one",
                 param=place,
             )
-        self._open.remove(call)
-        said = require(response.get("response") or {}, f"{place}.response", dict)
+        said = require(given(response).get("response", {}), f"{place}.response", dict)
         found = repeated(response.get("parts"), f"{place}.parts")
         media = [_part(camel(part), f"{place}.parts[{n}]") for n, part in enumerate(found)]
         words, failed = _said(said)
         content = [{"type": "text", "text": words}, *media] if media else words
-        message = {"role": "tool", "tool_call_id": call["id"], "content": content}
+        known = ident if call is None else call["id"]
+        message = {"role": "tool", "tool_call_id": known, "content": content}
         return message | ({"is_error": True} if failed else {})
 
 
@@ -194,11 +205,16 @@ def _joined(parts: list[JSON]) -> str | list[JSON]:
     return "".join(part["text"] for part in parts) if plain else list(parts)
 
 
+def _kinds(part: JSON) -> list[str]:
+    """Return the members that say what a part is; one that is only signed has none."""
+    return [name for name in given(part) if name not in _BESIDE]
+
+
 def _part(part: JSON, place: str) -> JSON:
     """Return a part in OpenAI's form; one that OpenAI does not have keeps Google's name."""
-    if isinstance(part.get("text"), str):
+    kinds = _kinds(part)
+    if kinds == ["text"] and isinstance(part["text"], str):
         return {"type": "text", "text": part["text"]}
-    kinds = [name for name in given(part) if name not in _BESIDE]
     if len(kinds) != 1:
         raise must_be(place, "an object with one of text, inlineData, fileData, functionCall, …")
     kind = kinds[0]
@@ -223,7 +239,8 @@ def _inline(blob: JSON, place: str) -> JSON | None:
         sound = {"data": data, "format": _SOUNDS.get(media, form.partition(";")[0])}
         return {"type": "input_audio", "input_audio": sound}
     if _DOCUMENTS.match(media):
-        name = blob.get("displayName") or f"document{_MIME.guess_extension(media) or ''}"
+        name = require(blob.get("displayName") or "", f"{place}.displayName", str)
+        name = name or f"document{_MIME.guess_extension(media) or ''}"
         return {"type": "file", "file": {"file_data": url, "filename": name}}
     return None
 
@@ -237,7 +254,8 @@ def _file(file: JSON, place: str) -> JSON | None:
         raise must_be(f"{place}.fileUri", "a URI") from None
     if address.scheme not in ("http", "https") or address.hostname in _GOOGLES:
         return None
-    media = file.get("mimeType") or _MIME.guess_type(address.path)[0] or ""
+    media = require(file.get("mimeType") or "", f"{place}.mimeType", str).lower()
+    media = media or _MIME.guess_type(address.path)[0] or ""
     if media.startswith("image/"):
         return {"type": "image_url", "image_url": {"url": url}}
     if _DOCUMENTS.match(media):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ...errors import InferMuxError, RequestError, shown
+from ...errors import InferMuxError, shown
 from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
@@ -66,7 +66,10 @@ def decode_request(body: Document, asked: Asked, *, op: str = CHAT) -> InferRequ
     if op == COUNT_TOKENS and value.get("generateContentRequest") is not None:
         inner = require(value["generateContentRequest"], "generateContentRequest", dict)
         value = dict(camel(inner))
-    talk = messages(value.pop("contents", None), value.pop("systemInstruction", None))
+    is_whole = value.get("cachedContent") is None
+    talk = messages(
+        value.pop("contents", None), value.pop("systemInstruction", None), is_whole=is_whole
+    )
     return InferRequest(asked.model, talk, params=_params(value), op=op, native=native)
 
 
@@ -370,14 +373,6 @@ def encode_error(error: InferMuxError) -> JSON:
     if error.retry_after is not None:
         details.append({"@type": f"{_TYPE}RetryInfo", "retryDelay": f"{error.retry_after:g}s"})
     return {"error": body | {"details": details}}
-
-
-def refused_key() -> RequestError:
-    """Return the error for a key in the address, where logs and proxies would keep it."""
-    return RequestError(
-        "a key in the address (?key=) is not accepted, as proxies and logs keep addresses: send "
-        "the header x-goog-api-key: KEY"
-    )
 
 
 def no_method(name: str) -> str:

@@ -14,6 +14,7 @@ _TYPES = ("", "string", "number", "integer", "boolean", "array", "object", "null
 _COUNTS = {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
 _ONE = ("items", "additionalProperties", "not")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_READ = {"properties", "$defs", *_ONE, *_LISTS, *_COUNTS}  # the others are kept as they are
 _NAMES = {"defs": "$defs", "ref": "$ref"}
 _LEFT_OUT = {"propertyOrdering", "example", "nullable"}
 # The keywords that OpenAI's strict mode takes.
@@ -25,7 +26,7 @@ def camel(members: JSON) -> JSON:
 
     Google takes both cases. Members of members are not renamed.
     """
-    if not any("_" in name for name in members):
+    if "_" not in "".join(members):  # one call: this is asked of every object
         return members
     return {_SNAKE.sub(lambda found: found[1].upper(), name): members[name] for name in members}
 
@@ -45,14 +46,15 @@ def json_schema(value: object, place: str) -> JSON:
     schema = camel(require(value, place, dict))
     found: JSON = {}
     for given_name, each in schema.items():
-        name, where = _NAMES.get(given_name, given_name), f"{place}.{given_name}"
+        name = _NAMES.get(given_name, given_name)
         if each is None or name in _LEFT_OUT or (name == "format" and each == "enum"):
             continue
         if name == "type":
-            each = _type(each, where)
-            if not each:
-                continue
-        elif name in ("properties", "$defs"):
+            if each := _type(each, place):
+                found[name] = each
+            continue
+        where = f"{place}.{given_name}" if name in _READ else place
+        if name in ("properties", "$defs"):
             members = require(each, where, dict)
             each = {key: json_schema(one, f"{where}.{key}") for key, one in members.items()}
         elif name in _LISTS:
@@ -72,7 +74,7 @@ def _type(value: object, place: str) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_TYPES):
         return _TYPES[value]
     if not isinstance(value, str):
-        raise must_be(place, "a type such as STRING or OBJECT")
+        raise must_be(f"{place}.type", "a type such as STRING or OBJECT")
     return "" if value == "TYPE_UNSPECIFIED" else value.lower()
 
 

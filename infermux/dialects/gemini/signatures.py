@@ -22,7 +22,8 @@ _STANDARD = str.maketrans("-_", "+/")
 
 def standard_base64(data: str) -> str:
     """Return base64 in the standard alphabet, padded: Google's SDKs write the one for URLs."""
-    data = data.rstrip("=").translate(_STANDARD)
+    if "-" in data or "_" in data:
+        data = data.translate(_STANDARD)
     return data + "=" * (-len(data) % 4)
 
 
@@ -56,7 +57,7 @@ def unpacked(signature: str) -> list[JSON] | None:
 
 def own_contents(contents: Any) -> Any:
     """Return a client's contents without the thoughts of other vendors, which Google refuses."""
-    if not isinstance(contents, list) or PACKED not in str(contents):
+    if not isinstance(contents, list):
         return contents
     kept = [_own_content(content) if isinstance(content, dict) else content for content in contents]
     return [content for content in kept if content]

@@ -41,7 +41,7 @@ from .. import (
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .requests import FORMAT, embedding, model_of, translated
-from .signatures import own_contents
+from .signatures import PACKED, own_contents
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}
@@ -125,21 +125,28 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
 def _adapted(body: Document, model: str) -> bytes:
     """Return a body of this dialect with our *model* where it names one."""
     new = _renamed(body.value, model)
+    if PACKED in body.text:
+        new |= _without_foreign(body.value)
     for name in ("requests", "generateContentRequest", "generate_content_request"):
         inner = body.value.get(name)
-        if isinstance(inner, dict) and (changed := _renamed(inner, model)):
-            new[name] = inner | changed
+        if isinstance(inner, dict):
+            changed = _renamed(inner, model)
+            changed |= _without_foreign(inner) if PACKED in body.text else {}
+            new |= {name: inner | changed} if changed else {}
         elif isinstance(inner, list) and any(_renamed(obj(one), model) for one in inner):
             new[name] = [one | _renamed(one, model) for one in inner]
     return body.replaced(new)
 
 
 def _renamed(members: JSON, model: str) -> JSON:
-    """Return what differs of an object: the model's name, and contents with foreign thoughts."""
+    """Return the model's name if an object has another one."""
     own = members.get("model")
-    new = {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
+    return {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
+
+
+def _without_foreign(members: JSON) -> JSON:
     contents = members.get("contents")
-    return new | ({"contents": kept} if (kept := own_contents(contents)) != contents else {})
+    return {"contents": kept} if (kept := own_contents(contents)) != contents else {}
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:

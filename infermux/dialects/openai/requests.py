@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...protocol import InferRequest
+from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import given, obj, objects, strings, text, without
 from ..parameters import Drop, hint, unsupported
@@ -84,6 +84,8 @@ _SOME_EFFORTS = (
     (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
     (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
 )
+JSON_OBJECT = {"type": "json_object"}
+ANSWER_JSON = "Answer with a JSON object."
 _MAX_USER = 64  # characters
 _DEEPSEEK_USER = re.compile(r"[\w-]+", re.ASCII)
 
@@ -123,7 +125,14 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
             unsupported(name, NAME, drop)
+    if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
+        body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
+
+
+def _mention_json(messages: list[JSON]) -> bool:
+    """Return whether a message says the word, without which OpenAI refuses json_object."""
+    return any("json" in text_of(message.get("content")).lower() for message in messages)
 
 
 def embedding(request: InferRequest, drop: Drop) -> JSON:
