@@ -1469,7 +1469,7 @@ HAS_TOOLS = frozenset(
 
 def gemini(body: JSON, model: str) -> Asked:
     """Refuse what generateContent refuses; return what the model sees."""
-    body = {_camel(name): value for name, value in body.items()}
+    body = _cameled(body)
     known(body, GEMINI, "", UNKNOWN)
     contents, config = body.get("contents"), body.get("generationConfig") or {}
     if not contents:
@@ -1481,6 +1481,7 @@ def gemini(body: JSON, model: str) -> Asked:
         "generationConfig.thinkingConfig",
         UNKNOWN,
     )
+    body["contents"] = contents = _merged(contents)
     _check_contents(contents, model)
     schema: JSON | None = None
     for name in ("responseSchema", "responseJsonSchema"):
@@ -1492,6 +1493,35 @@ def gemini(body: JSON, model: str) -> Asked:
     if schema is None and config.get("responseMimeType") == "application/json":
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     return _seen_in_gemini(body, _gemini_tools(body), schema, model)
+
+
+def _merged(contents: list[JSON]) -> list[JSON]:
+    """Return contents with a model's turn in one: its SDKs send a stream back in pieces."""
+    found: list[JSON] = []
+    for content in contents:
+        if found and content.get("role") == "model" == found[-1].get("role"):
+            found[-1] = found[-1] | {"parts": [*found[-1]["parts"], *content["parts"]]}
+        else:
+            found.append(content)
+    return found
+
+
+def _cameled(value: Any) -> Any:
+    """Return *value* with members in camel case, as Google takes both; not what the user named."""
+    if isinstance(value, list):
+        return [_cameled(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for name, each in value.items():
+        named = _camel(name)
+        if named == "properties":
+            found[named] = {key: _cameled(one) for key, one in each.items()}
+        elif named in ("args", "response", "parametersJsonSchema", "responseJsonSchema", "labels"):
+            found[named] = each
+        else:
+            found[named] = _cameled(each)
+    return found
 
 
 def _camel(name: str) -> str:
@@ -1565,6 +1595,7 @@ def _googles(seed: str) -> str:
 
 
 def _is_googles(sealed: str) -> bool:
+    sealed = sealed.translate(str.maketrans("-_", "+/"))  # its SDKs write base64 for URLs
     with contextlib.suppress(ValueError):
         data = base64.b64decode(sealed, validate=True)
         return len(data) == 323 and data[3:67] == data[67:131]
