@@ -209,9 +209,11 @@ def clone(target: Path) -> None:
 
 def need_clients(text: str) -> None:
     for block in blocks(text):
-        imported = r"^\s*(?:import|from) (openai|anthropic|opentelemetry|langchain_openai|agents)\b"
+        imported = (
+            r"^\s*(?:import|from) (openai|anthropic|opentelemetry|langchain_openai|agents|google)\b"
+        )
         for name in re.findall(imported, block.text, re.M) if block.kind == "python" else ():
-            pytest.importorskip(name)
+            pytest.importorskip("google.genai" if name == "google" else name)
 
 
 @pytest.mark.sampled(1)

@@ -463,6 +463,11 @@ def mist(kind: str, payload: JSON) -> dict[str, JSON]:
     }
 
 
+def gemini(model: str, method: str = "generateContent") -> str:
+    return f"/v1beta/models/{model}:{method}"
+
+
+CONTENTS: dict[str, JSON] = {"contents": {"parts": {"text": "hello"}}}
 STREAMED = {"Accept": "text/event-stream"}
 OPERATOR = {"x-api-key": ADMIN}
 CIRCUIT = "/providers/full/circuit"
@@ -522,6 +527,19 @@ OPEN = {
     "messages, no such model": Case("/v1/messages", hello(NOBODY, max_tokens=9)),
     "messages, the vendor fails": Case("/v1/messages", hello("broken/m", max_tokens=9)),
     "tokens": Case("/v1/messages/count_tokens", hello()),
+    "gemini": Case(gemini("echo-v1"), CONTENTS),
+    "gemini, from another format": Case(gemini("claude/m"), CONTENTS),
+    "gemini, streamed": Case(gemini("echo-v1", "streamGenerateContent?alt=sse"), CONTENTS),
+    "gemini, streamed as an array": Case(gemini("echo-v1", "streamGenerateContent"), CONTENTS),
+    "gemini, cut": Case(gemini("cut/m", "streamGenerateContent?alt=sse"), CONTENTS),
+    "gemini, no such model": Case(gemini(NOBODY), CONTENTS),
+    "gemini, the vendor fails": Case(gemini("broken/m"), CONTENTS),
+    "gemini, a key in the address": Case(gemini("echo-v1", "generateContent?key=x"), CONTENTS),
+    "gemini, no such method": Case(gemini("echo-v1", NOBODY), CONTENTS),
+    "gemini, tokens": Case(gemini("echo-v1", "countTokens"), CONTENTS),
+    "gemini, embeddings": Case(gemini("full/m", "embedContent"), {"content": CONTENTS["contents"]}),
+    "gemini, models": Case("/v1beta/models"),
+    "gemini, a model": Case("/v1beta/models/echo-v1"),
     "models": Case("/v1/models"),
     "a model": Case("/v1/models/echo-v1"),
     "a model, not there": Case(f"/v1/models/{NOBODY}"),
@@ -567,6 +585,8 @@ KEYED = {
     "chat, without a key": Case("/v1/chat/completions", hello()),
     "messages, without a key": Case("/v1/messages", hello(max_tokens=9)),
     "models, without a key": Case("/v1/models"),
+    "gemini, with a key": Case(gemini("echo-v1"), CONTENTS, {"x-goog-api-key": "any-key"}),
+    "gemini, without a key": Case(gemini("echo-v1"), CONTENTS),
     "infer, another model": Case("/infer", hello("cheap"), key("web")),
     "messages, another model": Case("/v1/messages", hello("cheap", max_tokens=9), key("web")),
     "infer, over budget": Case("/infer", hello(), key("spent")),
@@ -743,7 +763,7 @@ hello = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 service, host, router = infermux.create_app(), Flask("host", static_folder=None), infermux.load()
 host.register_blueprint(infermux.blueprint(router), url_prefix="/llm")
 host.register_blueprint(infermux.blueprint(router, caller=lambda: 1 / 0), url_prefix="/bug")
-for make in (infermux.openai_blueprint, infermux.anthropic_blueprint):
+for make in (infermux.openai_blueprint, infermux.anthropic_blueprint, infermux.gemini_blueprint):
     host.register_blueprint(make(router), url_prefix="/llm")
 host.register_blueprint(infermux.ops_blueprint(router, "key"), url_prefix="/ops")
 statuses = [app.test_client().post(path, json=hello).status_code
@@ -810,7 +830,7 @@ def body(answer: Answer) -> JSON:
 def events(stream: str) -> list[JSON]:
     """Return the events of a stream by name and shape; a row of the same comes once."""
     found: list[JSON] = []
-    for block in stream.strip().split("\n\n"):
+    for block in stream.replace("\r\n", "\n").strip().split("\n\n"):
         lines = dict(line.partition(": ")[::2] for line in block.strip().splitlines())
         data = lines.get("data", "")
         event = {

@@ -34,8 +34,9 @@ def test_the_root_names_every_endpoint_by_its_api(service: Service) -> None:
         *found["openai"]
     }
     assert {"POST /v1/messages", "POST /v1/messages/count_tokens"} <= {*found["anthropic"]}
+    assert {"POST /v1beta/models/ID:generateContent", "GET /v1beta/models"} <= {*found["gemini"]}
     assert {"GET /healthz", "GET /metrics", "GET /status"} <= {*found["operators"]}
-    assert answer.json["base_url"] == {"openai": "/v1", "anthropic": "/"}
+    assert answer.json["base_url"] == {"openai": "/v1", "anthropic": "/", "gemini": "/"}
     assert service.ask("/", method="HEAD").status == 200
     refused = service.ask("/", b"{}")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")

@@ -392,7 +392,10 @@ def reply(data: bytes | JSON, status: int = 200, **headers: str) -> Step:
 
 
 def stream(
-    *parts: bytes | threading.Event | Callable[[], object], end: str = "end", drip: float = 0
+    *parts: bytes | threading.Event | Callable[[], object],
+    end: str = "end",
+    drip: float = 0,
+    kind: str = "text/event-stream; charset=utf-8",
 ) -> Step:
     """Send pieces, wait for events, call functions; then end, cut, reset, hang, or repeat the last
     piece until the client has gone.
@@ -401,7 +404,7 @@ def stream(
     def step(vendor: Vendor, handler: Any) -> None:
         left = vendor.left  # the next script has an event of its own
         handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Content-Type", kind)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         try:
@@ -495,7 +498,7 @@ class Event(NamedTuple):
 def sse(data: bytes) -> list[Event]:
     """Return the events of a body, comments as events of the name ":"."""
     found = []
-    for block in data.decode().split("\n\n"):
+    for block in data.decode().replace("\r\n", "\n").split("\n\n"):
         lines = block.split("\n")
         name = "".join(line[6:].removeprefix(" ") for line in lines if line.startswith("event:"))
         said = [line[5:].removeprefix(" ") for line in lines if line.startswith("data:")]

@@ -195,6 +195,14 @@ DOORS = {
     "/v1/responses": {"model": "fast", "input": PROMPT},
     "/v1/messages": CHAT,
     "/v1/messages/count_tokens": CHAT,
+    "/v1beta/models": None,
+    "/v1beta/models/fast": None,
+    **{
+        f"/v1beta/models/fast:{method}": {"contents": [{"parts": [{"text": PROMPT}]}]}
+        for method in ("generateContent", "streamGenerateContent?alt=sse", "countTokens")
+    },
+    "/v1beta/models/fast:embedContent": {"content": {"parts": [{"text": PROMPT}]}},
+    "/v1/models/fast:generateContent": {"contents": [{"parts": [{"text": PROMPT}]}]},
 }
 GOOD = KEYS["web"]
 BYPASSES: dict[str, dict[str, str]] = {
@@ -218,6 +226,8 @@ BYPASSES: dict[str, dict[str, str]] = {
     "the vendor's": {"Authorization": f"Bearer {VENDOR_KEY}"},
     "a bad bearer before a good x-api-key": {"Authorization": "Bearer wrong", "x-api-key": GOOD},
     "half an x-api-key": {"x-api-key": GOOD[:-1]},
+    "half an x-goog-api-key": {"x-goog-api-key": GOOD[:-1]},
+    "a bad x-api-key before a good x-goog-api-key": {"x-api-key": "no", "x-goog-api-key": GOOD},
     "the hash as x-api-key": {"x-api-key": hashlib.sha256(GOOD.encode()).hexdigest()},
     "another header": {
         "api-key": GOOD,
@@ -256,7 +266,7 @@ def test_nothing_but_a_key_opens_a_door(stand: Stand, path: str) -> None:
             "application/json",
         )
         assert (
-            "invalid_api_key" in found.data.decode()
+            "invalid_api_key" in found.data.decode().lower()
             or "authentication_error" in found.data.decode()
         )
         assert found.headers["X-Content-Type-Options"] == "nosniff"
@@ -285,9 +295,11 @@ def test_another_spelling_of_an_address_opens_nothing(stand: Stand, path: str) -
 def test_bearer_and_x_api_key_open_the_same_doors(stand: Stand, path: str) -> None:
     bearer = stand.service.ask(path, DOORS[path], headers={"Authorization": f"Bearer {GOOD}"})
     other = stand.service.ask(path, DOORS[path], headers={"x-api-key": GOOD})
+    third = stand.service.ask(path, DOORS[path], headers={"x-goog-api-key": GOOD})
     lower = stand.service.ask(path, DOORS[path], headers={"authorization": f"bearer   {GOOD} "})
-    stand.said.extend(f"{each.headers}{each.data.decode()}" for each in (bearer, other, lower))
-    assert 401 != bearer.status == other.status == lower.status
+    found = (bearer, other, third, lower)
+    stand.said.extend(f"{each.headers}{each.data.decode()}" for each in found)
+    assert 401 != bearer.status == other.status == third.status == lower.status
     assert bearer.status != 500
 
 
