@@ -146,9 +146,9 @@ def _index(_: Api) -> Response:
 
 
 def _named(rule: Rule) -> str:
-    method = "GET " if "GET" in (rule.methods or ()) else "POST "
+    method = next((each for each in METHODS if each in (rule.methods or ())), "")
     place = re.sub("<.*?>", "ID", rule.rule)
-    return place if rule.endpoint.endswith(REFUSES) else method + place
+    return place if rule.endpoint.endswith(REFUSES) else f"{method} {place}"
 
 
 def _suggested_endpoint() -> str:

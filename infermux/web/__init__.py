@@ -48,8 +48,13 @@ class EndpointBlueprint(Blueprint):
             app.extensions[START] = app.wsgi_app = with_early_start(app.wsgi_app)
 
 
-def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint:
-    """Return a blueprint that calls its views with *api*; other methods get a JSON 405."""
+def endpoints(
+    name: str, api: Api, routes: Iterable[Route], refusals: Iterable[Route] = ()
+) -> EndpointBlueprint:
+    """Return a blueprint that calls its views with *api*; other methods get a JSON 405.
+
+    *refusals* are routes whose views say more than that; they are not listed.
+    """
     blueprint = EndpointBlueprint(name, __name__)
     allowed: dict[str, list[str]] = {}
 
@@ -67,8 +72,12 @@ def endpoints(name: str, api: Api, routes: Iterable[Route]) -> EndpointBlueprint
         known = allowed.setdefault(path, [])
         add(path, f"_{method.lower()}" * bool(known), [method], partial(view, api))
         known += ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
+    own = {(method, path): partial(view, api) for method, path, view in refusals}
+    for (method, path), refuse in own.items():
+        add(path, f"_{method.lower()}{REFUSES}", [method], refuse)
     for path, known in allowed.items():
-        refused = [method for method in METHODS if method not in known]
+        others = (method for method in METHODS if method not in known)
+        refused = [method for method in others if (method, path) not in own]
         add(path, REFUSES, refused, partial(_refuse, ", ".join(known)))
     blueprint.record_once(lambda state: state.app.extensions.setdefault(EXTENSION, api.router))
     return blueprint

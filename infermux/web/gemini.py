@@ -35,21 +35,23 @@ from .http import (
 from .openai import model, models, refuse_key
 from .sse import HEADERS, sse_response
 
+PATHS = ("/v1beta/models", "/v1/models")
 _OPTIONS = ("alt", "$alt", "prettyPrint", "$prettyPrint")  # in addresses, passed to Google
 
 
 def gemini_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
     """Return the Gemini-compatible endpoints for *router*; a client's base URL is the service."""
     routes: list[Route] = []
-    for path in ("/v1beta/models", "/v1/models"):
+    for path in PATHS:
         routes += [
             *((("POST", f"{path}/<path:ident>:{name}", view)) for name, view in METHODS.items()),
             ("GET", path, models),
             ("GET", f"{path}/<path:ident>", model),
-            ("POST", f"{path}/<path:ident>", no_method),
         ]
     checked = [(method, path, partial(_without_key, view)) for method, path, view in routes]
-    return endpoints("infermux_gemini", Api("gemini", router, wire.encode_error, caller), checked)
+    unknown = [("POST", f"{path}/<path:ident>", no_method) for path in PATHS]
+    api = Api("gemini", router, wire.encode_error, caller)
+    return endpoints("infermux_gemini", api, checked, unknown)
 
 
 def _without_key(view: View, api: Api, **arguments: Any) -> Response:

@@ -57,7 +57,8 @@ def test_a_path_without_v1_or_with_two_is_told_the_right_one(wrong: str) -> None
     for method, path in versioned:
         place = wrong.format(path.removeprefix("/v1")).replace("ID", "a-model")
         answer = client.open(place, method=method, data=b"{}")
-        assert (answer.status_code, answer.json["error"]["code"]) == (404, "not_found")
+        error = answer.json["error"]
+        assert answer.status_code == 404 and "not_found" in error.get("code", error["type"])
         assert f"{method} {path}" in answer.json["error"]["message"]
         assert "a-model" not in answer.text
 
