@@ -20,10 +20,10 @@ class BlockWriter:
     """Orders pieces by block; a format says how its blocks open, grow and close."""
 
     def __init__(self) -> None:
-        self._open: Key | None = None
+        self.opened: Key | None = None
         self._closed: set[Key] = set()
         self._waiting: list[tuple[Key, JSON]] = []
-        self._arguments: list[str] = []  # of the open call, in pieces
+        self.arguments: list[str] = []  # of the open call, in pieces
 
     def begin(self, key: Key, piece: JSON) -> bytes:
         """Return the events that open a block."""
@@ -44,7 +44,7 @@ class BlockWriter:
         while self._waiting:
             self._waiting, now = [], self._waiting
             for key, piece in now:
-                if key == self._open or (not self._waiting and self._may_open()):
+                if key == self.opened or (not self._waiting and self._may_open()):
                     written.append(self._write(key, piece))
                 else:
                     self._waiting.append((key, piece))
@@ -56,7 +56,7 @@ class BlockWriter:
 
     def close(self) -> bytes:
         """Close the open block, if there is one."""
-        key, self._open = self._open, None
+        key, self.opened = self.opened, None
         if key is None:
             return b""
         self._closed.add(key)
@@ -64,20 +64,20 @@ class BlockWriter:
 
     def _may_open(self) -> bool:
         """Return whether a block may open: not amid a tool call's arguments."""
-        if self._open is None or self._open[0] != TOOL:
+        if self.opened is None or self.opened[0] != TOOL:
             return True
-        return _complete("".join(self._arguments))
+        return _complete("".join(self.arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:
         head = b""
-        if key != self._open:
+        if key != self.opened:
             head = self.close()
             if key in self._closed and key[0] == TOOL:
                 raise ProviderUnavailable("the provider went on with a tool call that was complete")
-            self._open, self._arguments = key, []
+            self.opened, self.arguments = key, []
             head += self.begin(key, piece)
         if key[0] == TOOL:
-            self._arguments.append(piece["function"].get("arguments") or "")
+            self.arguments.append(piece["function"].get("arguments") or "")
         return head + self.grow(key, piece)
 
 

@@ -65,7 +65,7 @@ class Encoder(BlockWriter):
         if self._passed:
             return b""
         head = self._start() + self.drain([], last=True)
-        if self._open is None and not self._items:
+        if self.opened is None and not self._items:
             head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
         head += self.close()
         status, reason = ending(self._reason)
@@ -147,7 +147,7 @@ class Encoder(BlockWriter):
         status = "incomplete" if cut else "completed"
         head = self._end_part(key)
         if key[0] == TOOL:
-            words = "".join(self._arguments)
+            words = "".join(self.arguments)
             if self._answer.is_custom(self._call):
                 words = words if self._call.get("type") == "custom" else custom_input(words)
                 kind, place = "response.custom_tool_call_input", self._place
