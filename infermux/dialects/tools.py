@@ -54,16 +54,23 @@ def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
         return tool
     if kind == "custom":
         return {"type": "function", "function": _of_custom(obj(tool.get("custom")))}
+    leave_out(tool, dialect, drop)
+    return None
+
+
+def leave_out(tool: JSON, dialect: str, drop: Drop) -> None:
+    """Leave out a vendor's own tool; raise UnsupportedParameter, which names it, if it must not."""
+    kind = str(tool.get("type") or next(iter(tool), ""))
     family = next((each for each in _FAMILIES if kind.startswith(each)), kind)
     if kinds().get(f"tools.{family}") is not Kind.HINT:
         raise UnsupportedParameter(
             f"the {dialect} format has no tool of type {shown(kind)}", param="tools"
         )
     hint(f"tools.{family}", drop)
-    return None
 
 
-_FAMILIES = ("web_search",)  # whose types have dates: web_search_preview_2025_03_11
+# whose types have dates: web_search_preview_2025_03_11, tool_search_tool_regex_20251119
+_FAMILIES = ("web_search", "tool_search")
 
 
 def _of_custom(custom: JSON) -> JSON:

@@ -184,7 +184,9 @@ class InferRequest:
     # The names of the params that are left out for the target of an attempt.
     dropped: list[str] | None = field(default=None, compare=False)
     lenient: bool = False  # whether preferences that a target cannot express are left out
-    upstream_ids: list[str] | None = field(default=None, compare=False)  # given by the vendor
+    session: str = ""  # the client's name for the conversation
+    cache_key: str = ""  # of the session, if the vendor is to cache the prompt
+    upstream_ids: list[str] | None = field(default=None, compare=False)  # collects the vendor's
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
