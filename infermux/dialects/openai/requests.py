@@ -126,8 +126,6 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body[name] = nearest_effort(value, request.model)
         elif name in _NAMES and isinstance(value, str):
             body[name] = fitted_name(value, request.model)
-        elif name == "response_format" and request.native is not None:
-            body[name] = _fitted_format(value)
         elif name in PARAMS:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
@@ -165,15 +163,6 @@ def fitted_name(name: str, model: str) -> str:
     if model.startswith("deepseek"):
         return fitting.user(name, fitting.DEEPSEEK_USER)
     return fitting.user(name, fitting.OPENAI_USER if _OPENAI.match(model) else fitting.ANY_USER)
-
-
-def _fitted_format(value: Any) -> Any:
-    """Return a response_format that is strict only if its schema may be."""
-    named = value.get("json_schema") if isinstance(value, dict) else None
-    if not isinstance(named, dict) or not named.get("strict"):
-        return value
-    strict = fitting.is_strict(named.get("schema"))
-    return value if strict else value | {"json_schema": named | {"strict": False}}
 
 
 def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
