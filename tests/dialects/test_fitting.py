@@ -325,3 +325,19 @@ def test_a_search_is_left_out_and_told_other_hosted_tools_are_refused_by_name(en
         else:
             with pytest.raises(UnsupportedParameter, match=kind):
                 encode.encode_request(request, stream=False)
+
+
+@pytest.mark.parametrize("encode", [openai, gemini])
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "web_search"}])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_choice_of_a_tool_that_was_left_out_is_left_out_too(encode, choice, beside):
+    tools = [{"name": "f", "input_schema": {"type": "object"}}] * beside
+    tools.append({"type": "web_search_20250305", "name": "web_search"})
+    body = {"model": "m", "max_tokens": 9, "messages": HELLO, "tools": tools, "tool_choice": choice}
+    request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+    request.dropped = []
+    sent = json.loads(encode.encode_request(request, stream=False))
+    kept = beside and choice["type"] == "any"
+    assert ("tools" in sent) == beside
+    assert ({"tool_choice", "toolConfig"}.isdisjoint(sent)) != kept
+    assert ("tool_choice" in request.dropped) != kept

@@ -12,10 +12,10 @@ from typing import Any
 from ...errors import RequestError, shown
 from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import data_uri, fitting, given, json_schema, objects, require, strings
+from .. import data_uri, fitting, given, json_schema, objects, require, strings, without
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
-from ..tools import leave_out, with_functions
+from ..tools import leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
 from .call_ids import unsealed
 
@@ -136,6 +136,12 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     params = given(request.params)
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
+    choice = params.get("tool_choice")
+    kept = body.get("tools", ())  # Google's own have no name
+    names = [one.get("name") for tool in kept for one in _declared(tool) or ({},)]
+    if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
+        body["toolConfig"].pop("functionCallingConfig")
+        body = body if body["toolConfig"] else without(body, "toolConfig")
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
@@ -148,6 +154,11 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         del config["candidateCount"]
         unsupported("candidateCount", NAME, drop)
     return body | ({"generationConfig": config} if config else {})
+
+
+def _declared(tool: JSON) -> list[JSON]:
+    found: list[JSON] = tool.get("functionDeclarations") or []
+    return found
 
 
 def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:

@@ -13,7 +13,7 @@ from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, obj, objects, strings, text, without
 from ..parameters import Drop, hint, unsupported
-from ..tools import leave_out, with_functions
+from ..tools import leave_out, with_functions, without_lost
 from . import NAME, is_neutral
 
 _LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
@@ -130,6 +130,11 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
             unsupported(name, NAME, drop)
+    if len(body.get("tools", ())) < len(request.params.get("tools") or ()):  # some were left out
+        names = [tool[tool["type"]].get("name") for tool in body["tools"]]
+        body["tool_choice"] = without_lost(body.get("tool_choice"), names, drop)
+        lost = () if names else ("tools", "parallel_tool_calls")
+        body = given(without(body, *lost))
     if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
         body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
