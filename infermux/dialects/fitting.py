@@ -7,7 +7,7 @@ conversation, are fitted alike by every worker and host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -37,13 +37,6 @@ def call_id(ident: str, taken: re.Pattern[str]) -> str:
 def user(name: str, taken: re.Pattern[str]) -> str:
     """Return the name of a user if *taken* matches it, else its digest."""
     return name if taken.fullmatch(name) else sha256(name.encode(errors="replace")).hexdigest()
-
-
-def needs_call_ids(messages: Iterable[JSON], taken: re.Pattern[str]) -> bool:
-    """Return whether an id of a tool call in *messages* does not match *taken*."""
-    return any(
-        not taken.fullmatch(ident) for message in messages for ident in _call_ids(message) if ident
-    )
 
 
 def _call_ids(message: JSON) -> Iterator[str]:

@@ -283,11 +283,8 @@ def result_flags(result: JSON) -> JSON:
 def call_ident(ident: str) -> str:
     """Return a tool call's id; replace characters that Anthropic refuses."""
     plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
-    return plain if fitting.ANTHROPIC_CALL_ID.fullmatch(plain) else _hashed(ident)
-
-
-def _hashed(ident: str) -> str:
-    return fitting.call_id(ident, fitting.ANTHROPIC_CALL_ID)
+    taken = fitting.ANTHROPIC_CALL_ID
+    return plain if taken.fullmatch(plain) else fitting.call_id(ident, taken)
 
 
 # -- parameters --

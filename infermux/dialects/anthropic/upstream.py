@@ -120,7 +120,7 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
         new["stream"] = stream
     with reading("messages"):
         turns = body.value["messages"]
-        if any(map(_is_foreign, turns)):
+        if _is_foreign(turns):
             kept = [(_own_blocks(turn), turn) for turn in turns]
             turns = [own for own, turn in kept if own.get("content") or own == turn]
             new["messages"] = turns
@@ -143,22 +143,27 @@ def _budgets(value: JSON) -> bool:
     return isinstance(thinking, dict) and thinking.get("type") == "enabled"
 
 
-def _is_foreign(turn: JSON) -> bool:
-    """Return whether a turn has what Anthropic refuses, and other vendors gave."""
-    content = turn.get("content")
-    if type(content) is not list:
-        return False
-    for block in content:
-        kind = block.get("type")
-        if kind == "thinking":
-            if not block.get("signature"):
+def _is_foreign(turns: list[JSON]) -> bool:
+    """Return whether a turn has what Anthropic refuses, and other vendors gave.
+
+    One loop without calls, as a request may have hundreds of turns.
+    """
+    fits = ANTHROPIC_CALL_ID.fullmatch
+    for turn in turns:
+        content = turn.get("content")
+        if type(content) is not list:
+            continue
+        for block in content:
+            kind = block.get("type")
+            if kind == "thinking":
+                if not block.get("signature"):
+                    return True
+            elif kind != "text":
+                ident = block.get("id") or block.get("tool_use_id")
+                if type(ident) is str and not fits(ident):
+                    return True
+            if "extra_content" in block:
                 return True
-        elif kind in ("tool_use", "tool_result"):
-            ident = block.get("id", block.get("tool_use_id"))
-            if type(ident) is str and not ANTHROPIC_CALL_ID.fullmatch(ident):
-                return True
-        if "extra_content" in block:
-            return True
     return False
 
 

@@ -198,26 +198,47 @@ def fitted(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
     if not isinstance(messages, list):
         return new
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
-    if strict and any(map(_is_foreign, messages)):
+    if not _needs_fitting(messages, taken, strict=strict):
+        return new
+    if strict:
         messages = _hoisted(_native(message) for message in messages)
-    if fitting.needs_call_ids(messages, taken):
-        messages = [fitting.with_call_ids(message, taken) for message in messages]
-    return new if messages is body["messages"] else new | {"messages": messages}
+    return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
+
+
+def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool) -> bool:
+    """Return whether a message has an id that *taken* does not match, or what *strict* refuses.
+
+    One loop without calls, as a request may have hundreds of messages.
+    """
+    fits = taken.fullmatch
+    for message in messages:
+        calls, ident = message.get("tool_calls"), message.get("tool_call_id")
+        if calls:
+            for call in calls:
+                own = call.get("id")
+                if own and type(own) is str and not fits(own):
+                    return True
+                if strict and "extra_content" in call:
+                    return True
+        elif ident and type(ident) is str and not fits(ident):
+            return True
+        if strict and (
+            "reasoning_content" in message
+            or "reasoning_details" in message
+            or "reasoning" in message
+            or (message["role"] == "tool" and _has_media(message.get("content")))
+        ):
+            return True
+    return False
+
+
+def _has_media(content: Any) -> bool:
+    return isinstance(content, list) and any(part.get("type") != "text" for part in content)
 
 
 def call_ids(model: str) -> re.Pattern[str]:
     """Return the pattern of the ids of tool calls that the model's vendor takes."""
     return fitting.MISTRAL_CALL_ID if _MISTRAL.match(model) else fitting.OPENAI_CALL_ID
-
-
-def _is_foreign(message: JSON) -> bool:
-    """Return whether a message has what OpenAI refuses, and others gave."""
-    if message["role"] == "tool":
-        content = message.get("content")
-        return type(content) is list and any(part.get("type") != "text" for part in content)
-    if not _FOREIGN.isdisjoint(message):
-        return True
-    return any("extra_content" in call for call in message.get("tool_calls") or ())
 
 
 def _native(message: JSON) -> JSON:

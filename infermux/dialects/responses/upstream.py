@@ -30,7 +30,7 @@ from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Items, Reader, finish_reason, read_response, usage_of
-from .requests import fitted_input, refusals, translated
+from .requests import fitted_input, is_foreign, refusals, translated
 
 PATHS = {
     CHAT: "/responses",
