@@ -455,4 +455,5 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         unsupported=config.unsupported,
         api=config.api,
         responses=support,
+        thoughtless=preset.thoughtless,
     )

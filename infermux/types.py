@@ -71,6 +71,8 @@ class Route(NamedTuple):
     weights: tuple[float, ...] = ()  # of the entries, in order; empty: all equal
     on_unsupported: str = ""  # "error" or "drop"; empty: the router's setting
     fallback_on: tuple[str, ...] = FALLBACK_ON
+    sticky: bool = False  # whether a session stays at its target, whatever the strategy is
+    cache: str = ""  # "auto": vendors are asked to cache prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 @click.option("--image", is_flag=True, help="The request has an image.")
 @click.option("--structured", is_flag=True, help="The request asks for structured output.")
 @click.option("--caller", metavar="NAME", help="The caller, whose models and budget apply.")
+@click.option("--session", metavar="ID", help="The session, as X-Session-Id would name it.")
 @click.option(
     "--provider",
     metavar="NAME",
@@ -123,6 +124,8 @@ def _explanation(found: JSON) -> str:
         f"{found['model']}: {found['strategy']}, "
         f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out{caller}"
     )
+    if found.get("session"):
+        head += f", in session {found['session']}"
     lines = [printable(head)]
     if found["override"]:
         lines.append(
@@ -226,7 +229,7 @@ def _replay_text(record: Record, decision: Replay) -> str:
     rows += [["-", str(target), f"dropped: {why}"] for target, why in plan.dropped.items()]
     lines = [
         printable("  ".join([*head, f"{call.status} {call.error_code}"]).rstrip()),
-        printable(f"{plan.model}: {plan.strategy}"),
+        printable(f"{plan.model}: {plan.strategy}{_session(plan)}"),
         table(["", "TARGET", "OUTCOME"], rows),
         "not identical: the recorded state leads to a different decision now"
         if decision.differences
@@ -235,6 +238,11 @@ def _replay_text(record: Record, decision: Replay) -> str:
     for name, (then, now) in decision.differences.items():
         lines.append(printable(f"{name} was {json_text(then)} and is {json_text(now)}"))
     return "\n".join(lines)
+
+
+def _session(plan: Plan) -> str:
+    known = plan.snapshot
+    return f", in session {known.state.session}" if known and known.state.session else ""
 
 
 def _tried(record: Record, target: Target) -> str:
@@ -270,6 +278,7 @@ def _replay_json(record: Record, decision: Replay) -> JSON:
         "model": decision.plan.model,
         "strategy": decision.plan.strategy,
         "seed": decision.plan.seed,
+        "session": _session(decision.plan).removeprefix(", in session ") or None,
         **outcome(decision.plan),
         "attempts": attempts,
         "differences": {

@@ -292,8 +292,8 @@ class _File:
             if target not in model.targets:
                 hint = suggestion(target, model.targets)
                 raise ConfigError(f"{place}.weights: {target!r} is not a target{hint}")
-        if model.weights and model.strategy != "weighted":
-            raise ConfigError(f'{place}.weights need strategy = "weighted"')
+        if model.weights and not (model.sticky or model.strategy in ("weighted", "sticky")):
+            raise ConfigError(f'{place}.weights need strategy = "weighted" or "sticky"')
         return model
 
     def _without_cycles(self, models: list[ModelConfig], problems: Problems) -> list[ModelConfig]:

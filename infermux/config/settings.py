@@ -29,7 +29,7 @@ from .schema import (
 )
 
 EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in an app's config
-STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest")
+STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest", "sticky")
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
@@ -80,7 +80,7 @@ def weights(value: Any, place: str) -> dict[str, float]:
 
 def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
     """Read a table of features that models lack."""
-    read = one_of("tools", "images", "structured output", "embeddings")
+    read = one_of("tools", "images", "structured output", "embeddings", "reasoning")
     return {
         model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
         for model, items in any_table(value, place).items()
@@ -147,6 +147,8 @@ class ModelConfig:
     on_unsupported: str = reads(one_of("error", "drop"), "")
     # rejections by a vendor after which the next target is tried
     fallback_on: tuple[str, ...] = reads(_fallbacks, FALLBACK_ON)
+    sticky: bool = reads(flag, False)  # whether a session stays at its target while that is healthy
+    cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
 
 
 @dataclass(frozen=True, slots=True)

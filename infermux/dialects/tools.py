@@ -6,6 +6,7 @@ of the allowed tools only those are sent. Requests of other clients stay as they
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -54,16 +55,33 @@ def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
         return tool
     if kind == "custom":
         return {"type": "function", "function": _of_custom(obj(tool.get("custom")))}
+    leave_out(tool, dialect, drop)
+    return None
+
+
+def leave_out(tool: JSON, dialect: str, drop: Drop) -> None:
+    """Leave out a vendor's own tool; raise UnsupportedParameter, which names it, if it must not."""
+    kind = str(tool.get("type") or next(iter(tool), ""))
     family = next((each for each in _FAMILIES if kind.startswith(each)), kind)
     if kinds().get(f"tools.{family}") is not Kind.HINT:
         raise UnsupportedParameter(
             f"the {dialect} format has no tool of type {shown(kind)}", param="tools"
         )
     hint(f"tools.{family}", drop)
-    return None
 
 
-_FAMILIES = ("web_search",)  # whose types have dates: web_search_preview_2025_03_11
+# whose types have dates: web_search_preview_2025_03_11, tool_search_tool_regex_20251119
+_FAMILIES = ("web_search", "tool_search")
+
+
+def without_lost(choice: Any, names: Collection[Any], drop: Drop) -> Any:
+    """Return a tool_choice, or None if there is no tool or it names one that was left out."""
+    own = choice.get("function") if isinstance(choice, dict) else None
+    lost = isinstance(own, dict) and own.get("name") not in names
+    if choice is not None and (lost or not names):
+        hint("tool_choice", drop)
+        return None
+    return choice
 
 
 def _of_custom(custom: JSON) -> JSON:

@@ -14,18 +14,23 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import blake2b
 from statistics import median
 from typing import Any, NamedTuple
 
-from ..types import FALLBACK_ON, JSON, Route, Target
+from ..protocol import InferRequest
+from ..types import FALLBACK_ON, JSON, Caller, Route, Target
+from .session import session_of
 
 MAX_NAME = 200  # characters; plans of longer names are not kept, as the ledger cuts these
+STICKY = "sticky"
 # the fields of a State that each strategy reads, and the strategies that draw at random
 _READS = {
     "weighted": ("weights",),
     "round_robin": ("cursor",),
     "least_latency": ("latency", "in_flight"),
     "cheapest": ("cost",),
+    STICKY: ("weights", "session"),
 }
 _DRAWS = {"weighted", "least_latency"}
 _TABLES = ("weights", "latency", "in_flight", "cost")  # of a State, by target
@@ -47,6 +52,7 @@ class State:
     latency: Mapping[Target, float | None] = field(default_factory=dict)
     in_flight: Mapping[Target, int] = field(default_factory=dict)
     cost: Mapping[Target, int | None] = field(default_factory=dict)
+    session: str = ""  # the digest of the call's session, if a strategy reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +138,27 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
     inner = state
     if route.strategy == "round_robin":
         inner = replace(state, cursor=state.cursor // max(1, len(route.entries)))
-    groups = [group for entry in route.entries if (group := inside(entry, inner))]
+    groups = [(inside(entry, inner), entry) for entry in route.entries]
     by_head: dict[Target, list[Target]] = {}
     weights: dict[Target, float] = {}
-    for number, group in enumerate(groups):
-        callable_ = (t for t in group if t not in snapshot.unfit and t not in snapshot.refused)
-        head = next(callable_, group[0])
+    names: dict[Target, str] = {}  # that do not change with the head of an entry
+    down = snapshot.unfit.keys() | snapshot.refused.keys()
+    for number, (group, entry) in enumerate(groups):
+        if not group:
+            continue
+        head = next((target for target in group if target not in down), group[0])
         by_head.setdefault(head, []).extend(group)
+        names.setdefault(head, entry.name if isinstance(entry, Route) else str(entry))
         weights[head] = weights.get(head, 0.0) + (route.weights[number] if route.weights else 1.0)
     if route.weights:
         state = replace(state, weights=weights)
     heads = STRATEGIES[route.strategy](list(by_head), state, rng)
+    if route.strategy == STICKY or route.sticky:
+        ranked = _by_session(list(by_head), [names[head] for head in by_head], state)
+        if route.strategy == STICKY:
+            heads = ranked
+        elif own := next((head for head in ranked if head not in down), None):
+            heads = [own, *(head for head in heads if head != own)]
     fallback = [target for entry in route.then for target in inside(entry, state)]
     return [target for head in heads for target in by_head[head]] + fallback
 
@@ -151,6 +167,17 @@ def _ordered(route: Route, snapshot: Snapshot, state: State, rng: random.Random)
 def takes_turns(route: Route) -> bool:
     """Return whether the order of the targets depends on more than the route."""
     return any(strategy != "priority" for strategy in _strategies(route))
+
+
+def session_for(route: Route, request: InferRequest, caller: Caller) -> str:
+    """Return the digest of a request's session if the order of the targets depends on it, or ""."""
+    return session_of(request, caller) if is_sticky(route) else ""
+
+
+@lru_cache(maxsize=1024)
+def is_sticky(route: Route) -> bool:
+    """Return whether the order of the targets depends on the call's session."""
+    return STICKY in _strategies(route)
 
 
 # -- strategies --
@@ -206,9 +233,30 @@ def cheapest(targets: Sequence[Target], state: State, rng: random.Random) -> lis
     return _by([math.inf if cost is None else cost for cost in costs], targets)
 
 
+def sticky(targets: Sequence[Target], state: State, rng: random.Random) -> list[Target]:
+    """Keep a session at its target; weights are shares of the sessions.
+
+    Rendezvous hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates"
+    (1998). Each session has its own order, which every process derives alike; a target that is
+    down has one successor for each of its sessions, and the others stay where they are.
+    """
+    return _by_session(targets, [*map(str, targets)], state)
+
+
+def _by_session(targets: Sequence[Target], names: Sequence[str], state: State) -> list[Target]:
+    """Sort by exponential variates of rate `weight`, drawn from the session and the names."""
+    scores = []
+    for target, name in zip(targets, names, strict=True):
+        rate = state.weights.get(target, 1.0)
+        digest = blake2b(f"{state.session}\0{name}".encode(errors="replace"), digest_size=8)
+        share = (int.from_bytes(digest.digest()) + 0.5) / 2**64
+        scores.append(-math.log(share) / rate if rate > 0 else math.inf)
+    return _by(scores, targets)
+
+
 STRATEGIES: dict[str, Strategy] = {
     strategy.__name__: strategy
-    for strategy in (priority, weighted, round_robin, least_latency, cheapest)
+    for strategy in (priority, weighted, round_robin, least_latency, cheapest, sticky)
 }
 
 
@@ -260,7 +308,8 @@ def replayed(text: str) -> Replay:
         }
         state = known.get("state", {})
         tables = {name: _by_target(state.get(name, {})) for name in _TABLES}
-        state = State(cursor=state.get("cursor", 0), **tables)
+        session = state.get("session", "")
+        state = State(cursor=state.get("cursor", 0), session=session, **tables)
         partial = tuple(map(Target.of, known.get("partial", ())))
         snapshot = Snapshot(state, _by_target(known.get("unfit", {})), refused, partial)
         then = Plan(
@@ -298,6 +347,8 @@ def _first_line(route: Route) -> tuple[str, frozenset[str]]:
 
 def _strategies(route: Route) -> Iterator[str]:
     yield route.strategy
+    if route.sticky:
+        yield STICKY
     for entry in (*route.entries, *route.then):
         if isinstance(entry, Route):
             yield from _strategies(entry)
@@ -305,7 +356,7 @@ def _strategies(route: Route) -> Iterator[str]:
 
 def _snapshot(known: Snapshot, strategies: frozenset[str]) -> JSON:
     state = {
-        name: value if name == "cursor" else _by_name(value)
+        name: _by_name(value) if name in _TABLES else value
         for each in strategies
         for name in _READS.get(each, ())
         if (value := getattr(known.state, name))
@@ -339,6 +390,8 @@ def _route(data: Mapping[str, Any]) -> Route:
         tuple(data.get("weights", ())),
         data.get("on_unsupported", ""),
         tuple(data.get("fallback_on", FALLBACK_ON)),
+        data.get("sticky", False),
+        data.get("cache", ""),
     )
 
 

@@ -14,6 +14,7 @@ from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, OnWait, Target, TraceContext, Usage
 from . import Plan
+from .session import session_of
 
 
 @dataclass(slots=True)
@@ -125,6 +126,8 @@ class Call:
         lenient = self.lenient or several
         request = for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
         request.upstream_ids = attempt.upstream_ids
+        if plan is not None and plan.route is not None and plan.route.cache:
+            request.cache_key = session_of(self.request, self.caller)
         return request
 
     def has_tried(self, target: Target) -> bool:

@@ -102,6 +102,8 @@ class Registry:
         weights: Mapping[str, float] | None = None,
         on_unsupported: str = "",
         fallback_on: Iterable[str] = FALLBACK_ON,
+        sticky: bool = False,
+        cache: str = "",
     ) -> None:
         """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name."""
         self._changed()
@@ -113,6 +115,8 @@ class Registry:
             dict(weights or {}),
             on_unsupported,
             tuple(fallback_on),
+            sticky,
+            cache,
         )
 
     @property
@@ -148,6 +152,7 @@ class Registry:
             tuple(targets),
             on_unsupported=route.on_unsupported,
             fallback_on=route.fallback_on,
+            cache=route.cache,
         )
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
@@ -174,6 +179,8 @@ class Registry:
             weights if own.weights else (),
             own.on_unsupported,
             own.fallback_on,
+            own.sticky,
+            own.cache,
         )
         if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
             raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")

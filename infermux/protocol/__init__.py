@@ -179,12 +179,12 @@ class InferRequest:
     meta: Mapping[str, str] = field(default_factory=dict)
     native: Native | None = None
     op: str = CHAT  # the operation: chat, completions, embeddings, count_tokens, …
-    # The client's protocol headers, for a vendor of the same dialect.
-    headers: Mapping[str, str] = field(default_factory=dict)
-    # The names of the params that are left out for the target of an attempt.
-    dropped: list[str] | None = field(default=None, compare=False)
+    headers: Mapping[str, str] = field(default_factory=dict)  # the client's, of its protocol
+    dropped: list[str] | None = field(default=None, compare=False)  # collects params left out
     lenient: bool = False  # whether preferences that a target cannot express are left out
-    upstream_ids: list[str] | None = field(default=None, compare=False)  # given by the vendor
+    session: str = ""  # the client's name for the conversation
+    cache_key: str = ""  # of the session, if the vendor is to cache the prompt
+    upstream_ids: list[str] | None = field(default=None, compare=False)  # collects the vendor's
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

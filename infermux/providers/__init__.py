@@ -25,6 +25,7 @@ class Preset(NamedTuple):
     keys: tuple[str, ...] = ()  # the variables of its key; empty: <NAME>_API_KEY
     label: str = ""  # its name as people write it
     responses: Support | None = None  # how it supports Responses; None: it does not
+    thoughtless: str = ""  # pattern of models that refuse to be asked for reasoning
 
 
 # OpenAI's models: those without chat completions, and those that refuse tools there (all, or with
@@ -59,6 +60,7 @@ _PRESETS = {
         "gemini",
         "/v1beta",
         "google",
+        thoughtless=r"(models/)?(gemini-(1|2\.0)|gemma-[1-3]|learnlm)",
         keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     ),
     "azure": Preset(
@@ -122,6 +124,7 @@ _PRESETS = {
         "https://api.groq.com/openai/v1",
         ("openai/gpt-oss-120b", "openai/gpt-oss-20b"),
         responses=STANDARD,
+        thoughtless=r"(meta-llama/)?llama-|gemma|mixtral|mistral|moonshotai/|compound",
     ),
     "cerebras": Preset("https://api.cerebras.ai/v1", ("gpt-oss-120b", "qwen-3.8-27b")),
     "together": Preset(
@@ -178,6 +181,10 @@ _PRESETS = {
         r"(?!ft:)[\w.-]+:[\w.-]+$",
         path="/v1",
         keys=("OLLAMA_HOST",),
+        # those that think; the others answer 400
+        thoughtless=r"(?i)(?!.*(gpt-oss|qwen-?[3-9]|qwq|deepseek-(r1|v3\.[1-9]|v[4-9])|magistral|"
+        r"thinking|reason|cogito|smollm3|glm-[4-9]|kimi|minimax|granite[34]|nemotron|exaone-deep|"
+        r"gemma[4-9]|openthinker|phi4-mini-reasoning))",
         responses=STANDARD,
     ),
     "vllm": Preset(

@@ -114,18 +114,22 @@ def _with_deadline(infer: Callable[..., InferResponse]) -> Infer:
 
 
 def load_dialect(
-    name: str | Dialect, api: str = "chat", responses: Support | None = None
+    name: str | Dialect, api: str = "chat", responses: Support | None = None, key: str = ""
 ) -> Dialect:
     """Return the dialect *name*, if it is a name; azure is a variant of openai.
 
-    These two may have Responses, too: *api* says when it is used.
+    These two may have Responses, too: *api* says when it is used. *key* seals ids of tool calls.
     """
+    if (bound := getattr(name, "bound", None)) is not None:
+        return cast(Dialect, bound(key))
     if not isinstance(name, str):
         return name
     package = "openai" if name == "azure" else name
     module = importlib.import_module(f"infermux.dialects.{package}.upstream")
     if name == "responses":
         return cast(Dialect, module.Responses())
+    if name == "gemini":
+        return cast(Dialect, module.bound(key))
     chat = cast(Dialect, module.AZURE if name == "azure" else module)
     if api == "chat" or responses is None or package != "openai":
         return chat

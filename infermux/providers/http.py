@@ -21,6 +21,7 @@ from requests import PreparedRequest
 from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
+from ..dialects.fitting import without_reasoning
 from ..dialects.parameters import Unsaid
 from ..dialects.responses import RESOURCE, STANDARD, Support
 from ..errors import (
@@ -63,6 +64,7 @@ _REQUEST_IDS = (
     "x-generation-id",
     "cf-ray",
 )
+_HEADERS = {"Content-Type": "application/json", "User-Agent": "infermux"}
 _REQUEST_ID = re.compile(r"[\w.:/=+~-]{1,128}", re.ASCII)
 
 
@@ -89,26 +91,26 @@ class HTTPProvider(Provider):
         unsupported: Mapping[str, Sequence[str]] | None = None,
         api: str = "auto",
         responses: Support | None = STANDARD,
+        thoughtless: str = "",
     ) -> None:
         self.name, self.timeouts = name, timeouts
         self.vendor = vendor or name  # in the price table
         self.unsupported = unsupported or {}  # features, by model
         self.models = tuple(models)
-        self.dialect = load_dialect(dialect, api, responses)
+        self._key = Secret(api_key) if isinstance(api_key, str) else api_key
+        key = self._key.reveal() if self._key else ""
+        self.dialect = load_dialect(dialect, api, responses, key)
         self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
-        self._key = Secret(api_key) if isinstance(api_key, str) else api_key
-        self._headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "infermux",
-            **(headers or {}),
-            **(self.dialect.auth(self._key.reveal()) if self._key else {}),
-        }
+        own = self.dialect.auth(key) if key else {}
+        self._headers = {**_HEADERS, **(headers or {}), **own}
         self._redacted = Redactor(self._headers, _hosts(address))
         self._pattern = re.compile(pattern) if pattern else None
-        proxies = {"http": proxy, "https": proxy} if proxy else {}
-        self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
+        self._thoughtless = re.compile(thoughtless) if thoughtless else None
+        self._adapter = partial(
+            Adapter, verify=ca or True, proxies={"http": proxy, "https": proxy} if proxy else {}
+        )
         self._max_response = max_response
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
 
@@ -204,9 +206,18 @@ class HTTPProvider(Provider):
 
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
+        if self._lacks_reasoning(model):
+            request = without_reasoning(request)
         if (request.provider, request.model) == (self.name, model):
             return request
         return replace(request, provider=self.name, model=model)
+
+    def _lacks_reasoning(self, model: str) -> bool:
+        """Return whether a model has no reasoning, by the configuration or the preset."""
+        if self.unsupported and "reasoning" in self.unsupported.get(model, ()):
+            return True
+        pattern = self._thoughtless
+        return pattern is not None and pattern.match(model[:200]) is not None
 
     def _prepared(self, request: InferRequest, *, stream: bool) -> PreparedRequest:
         path = self.dialect.path(request, stream=stream)

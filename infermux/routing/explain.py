@@ -24,7 +24,7 @@ MAX_TOKENS = 10**9  # input tokens in a question
 _MIST_REQUEST = {"model", "provider", "messages", "params", "meta"}
 _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
-_TYPES = {"tokens": int, "caller": str, "image": bool, "structured": bool}
+_TYPES = {"tokens": int, "caller": str, "session": str, "image": bool, "structured": bool}
 
 
 class Question(NamedTuple):
@@ -51,6 +51,7 @@ class Explanation(NamedTuple):
             "strategy": plan.strategy,
             "seed": plan.seed,
             **self.about,
+            "session": (plan.snapshot and plan.snapshot.state.session) or None,
             "targets": self.targets,
             "dropped": self.dropped,
             "forced": plan.forced,
@@ -62,7 +63,7 @@ def question(data: Mapping[str, Any]) -> Question:
     """Return the question in a request body; raise RequestError naming what is wrong.
 
     The body is an infer.request, an OpenAI chat request, or a short form: model, and optionally
-    provider, tokens, caller, and the booleans tools, image, structured.
+    provider, tokens, caller, session, and the booleans tools, image, structured.
     """
     rest = dict(data)
     short = {name: rest.pop(name) for name in _TYPES if name in rest}
@@ -127,7 +128,8 @@ def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
         params["response_format"] = {"type": "json_schema", "json_schema": {"name": "f"}}
     if short.get("image"):
         messages.append(_IMAGE)
-    return replace(request, params=params, messages=messages, native=None)
+    session = short.get("session", request.session)
+    return replace(request, params=params, messages=messages, native=None, session=session)
 
 
 def _caller(router: Router, name: str) -> Caller:

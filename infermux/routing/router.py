@@ -38,7 +38,7 @@ from ..errors import (
     shown,
 )
 from ..ledger import Budget, Ledger, LedgerUnavailable
-from ..planning import Plan, plan, takes_turns
+from ..planning import Plan, plan, session_for, takes_turns
 from ..planning.call import Attempt, Call
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
@@ -247,10 +247,10 @@ class Router:
             cursor = self._cursors.get(route.name, -1) + 1
             if counts:
                 self._cursors[route.name] = cursor
-        priced = _has_hard_budget(caller)
         strict = (route.on_unsupported or self.on_unsupported) != "drop"
+        session = session_for(route, request, caller)
         snapshot = self.targets.snapshot(
-            route, request, cursor, priced=priced, size=size, strict=strict
+            route, request, cursor, _has_hard_budget(caller), size, strict, session
         )
         rng = self._rng if counts else copy.copy(self._rng)
         return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)

@@ -231,16 +231,16 @@ class TargetPool:
         route: Route,
         request: InferRequest,
         cursor: int,
-        *,
         priced: bool = False,
         size: int | None = None,
         strict: bool = True,
+        session: str = "",
     ) -> Snapshot:
         """Return the present state of the route's targets, for planning.
 
         *cursor* counts the calls of the route so far. *priced*: leave out unpriced targets. *size*
         is the number of input tokens, if known. *strict*: prefer targets that can express all
-        preferences.
+        preferences. *session* is the digest of the call's session, if a strategy reads it.
         """
         targets, ordered = tuple(flat(route)), takes_turns(route)
         refused, unfit = {}, self._unfit(targets, request, size)
@@ -266,11 +266,16 @@ class TargetPool:
             partial = ()
         if not (ordered or unfit or refused or partial):
             return _NOTHING_KNOWN
-        state = self._state(targets, request, cursor, size) if ordered else State()
+        state = self._state(targets, request, cursor, size, session) if ordered else State()
         return Snapshot(state, unfit, refused, partial)
 
     def _state(
-        self, targets: Iterable[Target], request: InferRequest, cursor: int, size: int | None
+        self,
+        targets: Iterable[Target],
+        request: InferRequest,
+        cursor: int,
+        size: int | None,
+        session: str,
     ) -> State:
         known = {each: found for each in targets if (found := self._breakers.get(each)) is not None}
         return State(
@@ -278,6 +283,7 @@ class TargetPool:
             latency={target: breaker.latency for target, breaker in known.items()},
             in_flight={target: breaker.in_flight for target, breaker in known.items()},
             cost=self.costs(targets, expected_usage(request, size)),
+            session=session,
         )
 
     def costs(self, targets: Iterable[Target], usage: Usage) -> dict[Target, int | None]:

@@ -200,6 +200,8 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     """Return a new call for this request, stored in its environ for error responses."""
     environ = current_request().environ  # 30 times as fast as `request.headers`
     header = environ.get
+    if (session := header("HTTP_X_SESSION_ID")) is not None:
+        wanted.session = session
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)

@@ -461,7 +461,7 @@ def test_what_all_wires_can_say_is_translated(front, vendors, dialect):
             "stop_sequences": ["END"],
         }
         assert said["tool_choice"] == {"type": "any"} and said["output_config"] == {
-            "format": {"type": "json_schema", "schema": SCHEMA}
+            "format": {"type": "json_schema", "schema": SCHEMA | {"additionalProperties": False}}
         }
     else:
         assert said["generationConfig"] == {

@@ -15,6 +15,7 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, stric
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, without
+from ..fitting import is_strict
 from . import NAME
 from .requests import (
     BUDGETS,
@@ -154,10 +155,10 @@ def _format(shape: JSON) -> JSON:
     with reading("output_config.format"):
         if string(shape, "type") != "json_schema":
             raise ValueError("only json_schema is known")
-        return {
-            "type": "json_schema",
-            "json_schema": {"name": "output", "schema": dict(shape["schema"]), "strict": True},
-        }
+        schema = dict(shape["schema"])
+        strict = is_strict(schema)  # as OpenAI's models mean it, which want every property
+        named = {"name": "output", "schema": schema, "strict": strict}
+        return {"type": "json_schema", "json_schema": named}
 
 
 def _system(system: object) -> list[JSON]:

@@ -15,10 +15,10 @@ from ...errors import RequestError
 from ...pricing import find
 from ...protocol import CHAT, InferRequest, strict_json
 from ...types import JSON
-from .. import data_uri, given, items, json_schema, obj, require, strings, text, without
+from .. import data_uri, fitting, given, items, json_schema, obj, require, strings, text, without
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
-from ..tools import with_functions
+from ..tools import leave_out, with_functions
 from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
@@ -36,6 +36,11 @@ OFF = {"type": "disabled"}
 SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
+JSON_OBJECT = {"type": "json_object"}
+ONLY_JSON = (
+    "Answer with a single valid JSON object and nothing else: no text before or after it, no code "
+    "fence around it."
+)
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
@@ -77,8 +82,24 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     request = with_functions(request, NAME, drop)
     system, turns = _turns(request.messages, drop)
+    system = _with_instruction(system, request)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
-    return body | {"messages": turns} | _params(request, drop)
+    unthought = calls_without_thought(turns)
+    return body | {"messages": turns} | _params(request, drop, unthought=unthought)
+
+
+def calls_without_thought(turns: Sequence[JSON]) -> bool:
+    """Return whether the last assistant's turn has calls and does not begin with its thinking.
+
+    Another vendor gave it then, and Anthropic refuses a thinking budget.
+    """
+    last = next((turn for turn in reversed(turns) if turn.get("role") == "assistant"), None)
+    content = last["content"] if last is not None else None
+    if not isinstance(content, list):
+        return False
+    if not any(block.get("type") == "tool_use" for block in content):
+        return False
+    return content[0].get("type") not in ("thinking", "redacted_thinking")
 
 
 # -- reading callers' values --
@@ -149,8 +170,13 @@ def _content(value: object, drop: Drop) -> str | list[JSON]:
 def _blocks(value: object, drop: Drop) -> list[JSON]:
     """Return a content as blocks, without empty texts, which Anthropic refuses."""
     parts = [{"type": "text", "text": value}] if isinstance(value, str) else items(value)
-    blocks = (_block(part, drop) for part in parts if part != {"type": "text", "text": ""})
+    blocks = (_block(part, drop) for part in parts if not _is_empty(part))
     return [block for block in blocks if block]
+
+
+def _is_empty(part: JSON) -> bool:
+    words = part.get("text") if part.get("type") == "text" else None
+    return isinstance(words, str) and (not words or words.isspace())
 
 
 def _block(part: JSON, drop: Drop) -> JSON | None:
@@ -233,7 +259,7 @@ def _tool_use(call: JSON, drop: Drop) -> JSON | None:
         raise ValueError("arguments are not an object")
     return {
         "type": "tool_use",
-        "id": _ident(string(call, "id")),
+        "id": call_ident(string(call, "id")),
         "name": string(function, "name"),
         "input": arguments,
         **without(call, "id", "type", "function", "index", "extra_content"),
@@ -243,7 +269,7 @@ def _tool_use(call: JSON, drop: Drop) -> JSON | None:
 def _tool_result(message: JSON, drop: Drop) -> JSON:
     return {
         "type": "tool_result",
-        "tool_use_id": _ident(string(message, "tool_call_id")),
+        "tool_use_id": call_ident(string(message, "tool_call_id")),
         "content": _content(message.get("content"), drop),
         **result_flags(message),
     }
@@ -254,15 +280,17 @@ def result_flags(result: JSON) -> JSON:
     return {name: result[name] for name in ("is_error", "cache_control") if result.get(name)}
 
 
-def _ident(ident: str) -> str:
+def call_ident(ident: str) -> str:
     """Return a tool call's id; replace characters that Anthropic refuses."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
+    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
+    taken = fitting.ANTHROPIC_CALL_ID
+    return plain if taken.fullmatch(plain) else fitting.call_id(ident, taken)
 
 
 # -- parameters --
 
 
-def _params(request: InferRequest, drop: Drop) -> JSON:
+def _params(request: InferRequest, drop: Drop, *, unthought: bool = False) -> JSON:
     """Return the body's members other than model, system and messages."""
     params = {
         name: value
@@ -282,7 +310,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     limits = (typed(params, name, int) for name in ("max_completion_tokens", "max_tokens"))
     limit = min((limit for limit in limits if limit is not None), default=None)
     forced = obj(body.get("tool_choice")).get("type") in ("any", "tool")
-    thinking = _thinking(params, version, limit, forced=forced, drop=drop)
+    forced_off = forced or (unthought and version < (4, 6))
+    thinking = _thinking(params, version, limit, forced=forced_off, drop=drop)
     config = dict(typed(params, "output_config", dict) or {})
     config |= thinking.pop("output_config", {}) | _format(params, drop)
     body = thinking | body | ({"output_config": config} if config else {})
@@ -366,10 +395,21 @@ def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:
 def _format(params: JSON, drop: Drop) -> JSON:
     wanted = typed(params, "response_format", dict) or {}
     if wanted.get("type") != "json_schema":
-        if wanted:
+        if wanted and wanted != JSON_OBJECT:
             unsupported("response_format", NAME, drop)
         return {}
-    return {"format": {"type": "json_schema", "schema": json_schema(wanted)}}
+    return {"format": {"type": "json_schema", "schema": fitting.closed(json_schema(wanted))}}
+
+
+def _with_instruction(system: str | list[JSON], request: InferRequest) -> str | list[JSON]:
+    """Return the system prompt; for a JSON object without a schema, with an instruction."""
+    if request.params.get("response_format") != JSON_OBJECT:
+        return system
+    if not system:
+        return ONLY_JSON
+    if isinstance(system, str):
+        return f"{system}\n\n{ONLY_JSON}"
+    return [*system, {"type": "text", "text": ONLY_JSON}]
 
 
 def _identity(params: JSON, drop: Drop) -> JSON:
@@ -378,7 +418,8 @@ def _identity(params: JSON, drop: Drop) -> JSON:
         unsupported("metadata", NAME, drop)
     names = [typed(metadata, "user_id", str)]
     names += [typed(params, name, str) for name in ("user", "safety_identifier")]
-    return next(({"metadata": {"user_id": name}} for name in names if name is not None), {})
+    found = (fitting.user(name, fitting.ANY_USER) for name in names if name is not None)
+    return next(({"metadata": {"user_id": name}} for name in found), {})
 
 
 def _tools(params: JSON, drop: Drop) -> JSON:
@@ -406,10 +447,12 @@ def _tools(params: JSON, drop: Drop) -> JSON:
 def _tool(tool: JSON, drop: Drop) -> JSON | None:
     if "input_schema" in tool or re.search(r"_\d{8}$", text(tool.get("type"))):
         return tool  # in Anthropic's form, or with the dated type of its own tools
-    if tool.get("type", "function") != "function":
-        unsupported("tools", NAME, drop)
+    if tool.get("type", "" if "function" not in tool else "function") != "function":
+        leave_out(tool, NAME, drop)
         return None
     function = dict(tool["function"])
     schema = function.pop("parameters", None) or {"type": "object", "properties": {}}
     extra = without(given(function | tool), "name", "type", "function")
+    if extra.get("strict"):
+        schema = fitting.closed(schema)
     return {"name": string(function, "name"), "input_schema": obj(schema), **extra}

@@ -35,9 +35,19 @@ from .. import (
     without,
     word,
 )
+from ..fitting import ANTHROPIC_CALL_ID
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import THINKING_FORMAT, reading, refused, string, translated
+from .caching import breakpoints
+from .requests import (
+    THINKING_FORMAT,
+    call_ident,
+    calls_without_thought,
+    reading,
+    refused,
+    string,
+    translated,
+)
 
 PATHS = {CHAT: "/messages", "count_tokens": "/messages/count_tokens"}
 VERSION = "2023-06-01"
@@ -92,6 +102,8 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     if own is not None:
         return _adapted(own, request, drop, stream=stream)
     body = translated(request, drop)
+    if request.cache_key and request.op == CHAT:
+        body |= breakpoints(body, request.model)
     return request.encode(body | ({"stream": True} if stream and request.op == CHAT else {}))
 
 
@@ -108,25 +120,70 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
         new["stream"] = stream
     with reading("messages"):
         turns = body.value["messages"]
-        kept = [own for turn in turns if (own := _own_blocks(turn)).get("content") or own == turn]
-    if kept != turns:
-        new["messages"] = kept
-    if out := refused(body.value, request.model):
+        if _is_foreign(turns):
+            kept = [(_own_blocks(turn), turn) for turn in turns]
+            turns = [own for own, turn in kept if own.get("content") or own == turn]
+            new["messages"] = turns
+        out = refused(body.value, request.model)
+        if _budgets(body.value) and calls_without_thought(turns):
+            # refused where another vendor gave the calls; context_management may need thinking
+            out += {"thinking", "context_management"} & body.value.keys()
+    if request.cache_key and request.op == CHAT:
+        new |= breakpoints(body.value | new, request.model)
+    if out:
         for name in out:
             hint(name, drop)
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)
 
 
+def _budgets(value: JSON) -> bool:
+    """Return whether a body asks for thinking with a budget."""
+    thinking = value.get("thinking")
+    return isinstance(thinking, dict) and thinking.get("type") == "enabled"
+
+
+def _is_foreign(turns: list[JSON]) -> bool:
+    """Return whether a turn has what Anthropic refuses, and other vendors gave.
+
+    One loop without calls, as a request may have hundreds of turns.
+    """
+    fits = ANTHROPIC_CALL_ID.fullmatch
+    for turn in turns:
+        content = turn.get("content")
+        if type(content) is not list:
+            continue
+        for block in content:
+            kind = block.get("type")
+            if kind == "thinking":
+                if not block.get("signature"):
+                    return True
+            elif kind != "text":
+                ident = block.get("id") or block.get("tool_use_id")
+                if type(ident) is str and not fits(ident):
+                    return True
+            if "extra_content" in block:
+                return True
+    return False
+
+
 def _own_blocks(turn: JSON) -> JSON:
-    """Return a turn without unsigned thinking and extra_content, which Anthropic refuses."""
-    content = turn.get("content") if turn.get("role") == "assistant" else None
+    """Return a turn without unsigned thinking and extra_content, with ids as Anthropic's are."""
+    content = turn.get("content")
     if not isinstance(content, list):
         return turn
     signed = (
         block for block in content if block.get("type") != "thinking" or block.get("signature")
     )
-    return turn | {"content": [without(block, "extra_content") for block in signed]}
+    return turn | {"content": [_own_block(block) for block in signed]}
+
+
+def _own_block(block: JSON) -> JSON:
+    new = without(block, "extra_content")
+    for name in ("id", "tool_use_id"):
+        if isinstance(new.get(name), str):
+            new[name] = call_ident(new[name])
+    return new
 
 
 # -- answers --

@@ -12,14 +12,18 @@ from typing import Any
 from ...errors import RequestError, shown
 from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import data_uri, given, json_schema, objects, require, strings
+from .. import data_uri, fitting, given, json_schema, objects, require, strings, without
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
-from ..tools import with_functions
+from ..tools import leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
+from .call_ids import unsealed
 
 FORMAT = "google-gemini-v1"  # of reasoning details that Google signed
 OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for calls without one
+# Google's marker for calls of other vendors: it accepts them without a signature of its own.
+SKIP = "skip_thought_signature_validator"
+_SIGNED = re.compile(r"gemini-([3-9]|[1-9]\d|\w+(-\w+)?-latest)")  # refuse unsigned calls
 # Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
 # accepts the largest.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
@@ -85,6 +89,11 @@ def model_of(request: InferRequest) -> str:
     return request.model.removeprefix("models/")
 
 
+def wants_signatures(model: str) -> bool:
+    """Return whether a model refuses a tool call without a signature: from Gemini 3 on."""
+    return _SIGNED.match(model) is not None
+
+
 # -- parameters --
 
 
@@ -112,10 +121,13 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
     return {"requests": [model | body for body in bodies]}
 
 
-def translated(request: InferRequest, drop: Drop) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> JSON:
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be.
+
+    *key* seals the ids of tool calls.
+    """
     request = with_functions(request, NAME, drop)
-    talk = _Conversation(drop)
+    talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
     system = {"systemInstruction": {"parts": talk.system}} if talk.system else {}
@@ -124,6 +136,12 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     params = given(request.params)
     for name in sorted(params, reverse=True):  # so that max_completion_tokens wins over max_tokens
         _parameter(name, params[name], body, config, drop)
+    choice = params.get("tool_choice")
+    kept = body.get("tools", ())  # Google's own have no name
+    names = [one.get("name") for tool in kept for one in _declared(tool) or ({},)]
+    if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
+        body["toolConfig"].pop("functionCallingConfig")
+        body = body if body["toolConfig"] else without(body, "toolConfig")
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
@@ -136,6 +154,11 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         del config["candidateCount"]
         unsupported("candidateCount", NAME, drop)
     return body | ({"generationConfig": config} if config else {})
+
+
+def _declared(tool: JSON) -> list[JSON]:
+    found: list[JSON] = tool.get("functionDeclarations") or []
+    return found
 
 
 def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:
@@ -180,7 +203,8 @@ def _format(wanted: JSON, drop: Drop) -> JSON:
     if kind == "json_object":
         return {"responseMimeType": "application/json"}
     if kind == "json_schema":
-        return {"responseMimeType": "application/json", "responseJsonSchema": json_schema(wanted)}
+        schema = fitting.googles(json_schema(wanted))
+        return {"responseMimeType": "application/json", "responseJsonSchema": schema}
     if kind != "text":
         unsupported("response_format", NAME, drop)
     return {}
@@ -197,7 +221,7 @@ def _tools(value: object, drop: Drop) -> JSON:
         elif "type" not in tool and "name" not in tool:  # Google's own: {"googleSearch": {}}
             own.append(tool)
         else:
-            unsupported("tools", NAME, drop)
+            leave_out(tool, NAME, drop)
     tools = ([{"functionDeclarations": functions}] if functions else []) + own
     return {"tools": tools} if tools else {}
 
@@ -208,7 +232,8 @@ def _function(function: JSON) -> JSON:
     if (description := function.get("description")) is not None:
         declared["description"] = require(description, f"{place}.description", str)
     if (schema := function.get("parameters")) is not None:
-        declared["parametersJsonSchema"] = require(schema, f"{place}.parameters", dict)
+        known = require(schema, f"{place}.parameters", dict)
+        declared["parametersJsonSchema"] = fitting.googles(known)
     return declared
 
 
@@ -228,11 +253,13 @@ def _choice(value: object) -> JSON:
 class _Conversation:
     """Translates messages to contents; a tool result needs the name of the called function."""
 
-    def __init__(self, drop: Drop) -> None:
+    def __init__(self, drop: Drop, key: bytes | None = None, *, signs: bool = False) -> None:
         self.system: list[JSON] = []
         self.contents: list[JSON] = []
         self._names: dict[str, str] = {}  # of functions, by call id
         self._drop = drop
+        self._key = key  # that seals the ids of calls
+        self._signs = signs  # whether the model refuses calls without a signature
 
     def add(self, message: JSON, place: str) -> None:
         """Add a message; raise RequestError naming *place* if it is invalid."""
@@ -312,7 +339,7 @@ class _Conversation:
         return [*thoughts, *ends, *parts, *last]
 
     def _calls(self, message: JSON, place: str) -> list[JSON]:
-        parts = []
+        parts: list[JSON] = []
         for number, call in enumerate(message.get("tool_calls") or []):
             where = f"{place}.tool_calls[{number}]"
             if call.get("type", "function") != "function":
@@ -325,9 +352,22 @@ class _Conversation:
             ident = require(call.get("id", ""), f"{where}.id", str)
             self._names[ident] = name
             arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-            sent = _named(name, ident) | {"args": arguments}
-            parts.append({"functionCall": sent} | _signature(call, f"{where}.extra_content"))
+            sent = self._named(name, ident) | {"args": arguments}
+            part: JSON = {"functionCall": sent} | _signature(call, f"{where}.extra_content")
+            if "thoughtSignature" not in part and (found := unsealed(ident, self._key)):
+                part["thoughtSignature"] = found.signature
+            parts.append(part)
+        if parts and self._signs:  # Google signs the first of parallel calls
+            parts[0].setdefault("thoughtSignature", SKIP)
         return parts
+
+    def _named(self, name: str, ident: str) -> JSON:
+        """Return the name of a call, and Google's own id of it, or another vendor's."""
+        if (found := unsealed(ident, self._key)) is not None:
+            ident = found.ident
+        if not ident or OWN_ID.fullmatch(ident):
+            return {"name": name}
+        return {"id": fitting.call_id(ident, fitting.RESPONSES_CALL_ID), "name": name}
 
     def _result(self, message: JSON, place: str) -> None:
         ident = require(message.get("tool_call_id"), f"{place}.tool_call_id", str)
@@ -340,16 +380,12 @@ class _Conversation:
         result = {"error": words} if failed else _json_object(words)
         response = {"result": words} if result is None else result
         media = [part for part in parts if "text" not in part]
-        new = [{"functionResponse": _named(name, ident) | {"response": response}}, *media]
+        new = [{"functionResponse": self._named(name, ident) | {"response": response}}, *media]
         before = self.contents[-1]["parts"] if self.contents else []
         if any("functionResponse" in part for part in before):
             before += new  # the results of parallel calls must be in one content
         else:
             self.contents.append({"role": "user", "parts": new})
-
-
-def _named(name: str, ident: str) -> JSON:
-    return {"name": name} if not ident or OWN_ID.fullmatch(ident) else {"id": ident, "name": name}
 
 
 def _json_object(words: str) -> JSON | None:

@@ -12,9 +12,8 @@ from ...protocol import strict_json
 from ...types import JSON
 from .. import without
 from .requests import FORMAT
+from .requests import SKIP as SKIP
 
-# Google's marker for calls of other vendors: it accepts them without a signature of its own.
-SKIP = "skip_thought_signature_validator"
 _MARK = b"infermux:"  # 9 bytes: their base64 is the same before any other bytes
 PACKED = b64encode(_MARK).decode()  # how a signature of ours begins
 _STANDARD = str.maketrans("-_", "+/")
@@ -55,12 +54,47 @@ def unpacked(signature: str) -> list[JSON] | None:
     return [one for one in details if isinstance(one, dict)]
 
 
-def own_contents(contents: Any) -> Any:
-    """Return a client's contents without the thoughts of other vendors, which Google refuses."""
-    if not isinstance(contents, list):
+def own_contents(contents: Any, *, signs: bool = False) -> Any:
+    """Return a client's contents without the thoughts of other vendors, which Google refuses.
+
+    *signs*: the model refuses calls without a signature; those get Google's marker.
+    """
+    if not isinstance(contents, list) or not any(_is_foreign(one, signs) for one in contents):
         return contents
     kept = [_own_content(content) if isinstance(content, dict) else content for content in contents]
-    return [content for content in kept if content]
+    return [_signed(content) if signs else content for content in kept if content]
+
+
+def _is_foreign(content: Any, signs: bool) -> bool:
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if type(parts) is not list:
+        return False
+    unsigned = signs
+    for part in parts:
+        if type(part) is not dict:
+            continue
+        signature = part.get("thoughtSignature", part.get("thought_signature"))
+        if type(signature) is str and signature.startswith(PACKED):
+            return True
+        if "functionCall" in part or "function_call" in part:
+            if unsigned and not signature:
+                return True
+            unsigned = False  # only the first of parallel calls has one
+    return False
+
+
+def _signed(content: JSON) -> JSON:
+    """Return a content whose first call has a signature, or Google's marker."""
+    parts = content.get("parts")
+    if not isinstance(parts, list):
+        return content
+    for place, part in enumerate(parts):
+        if isinstance(part, dict) and ("functionCall" in part or "function_call" in part):
+            if part.get("thoughtSignature", part.get("thought_signature")):
+                return content
+            marked = [*parts[:place], part | {"thoughtSignature": SKIP}, *parts[place + 1 :]]
+            return content | {"parts": marked}
+    return content
 
 
 def _own_content(content: JSON) -> JSON | None:

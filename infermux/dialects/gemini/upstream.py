@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -40,7 +42,8 @@ from .. import (
 )
 from ..parameters import Drop, Unsaid
 from . import NAME
-from .requests import FORMAT, embedding, model_of, translated
+from .call_ids import seal_key, sealed
+from .requests import FORMAT, embedding, model_of, translated, wants_signatures
 from .signatures import PACKED, own_contents
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
@@ -108,12 +111,16 @@ def headers(request: InferRequest) -> dict[str, str]:
     return {}
 
 
-def encode_request(request: InferRequest, *, stream: bool) -> bytes:
-    """Return the body: the client's own, but for our model's name, if it is in this dialect."""
+def encode_request(request: InferRequest, *, stream: bool, key: bytes | None = None) -> bytes:
+    """Return the body: the client's own, but for our model's name, if it is in this dialect.
+
+    *key* seals the ids of tool calls; None: they are as the vendor gave them.
+    """
     own = request.body_in(NAME)
     if own is not None:
         return _adapted(own, f"models/{model_of(request)}")
-    body = (embedding if request.op == EMBEDDINGS else translated)(request, Drop.of(request))
+    drop, embeds = Drop.of(request), request.op == EMBEDDINGS
+    body = embedding(request, drop) if embeds else translated(request, drop, key)
     if request.op == COUNT_TOKENS and body.keys() != {"contents"}:
         body = {"generateContentRequest": {"model": f"models/{model_of(request)}"} | body}
     try:
@@ -124,14 +131,16 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
 
 def _adapted(body: Document, model: str) -> bytes:
     """Return a body of this dialect with our *model* where it names one."""
-    new = _renamed(body.value, model)
-    if PACKED in body.text:
-        new |= _without_foreign(body.value)
+    new, text = _renamed(body.value, model), body.text
+    signs = wants_signatures(model.removeprefix("models/"))
+    foreign = PACKED in text or (signs and ("functionCall" in text or "function_call" in text))
+    if foreign:
+        new |= _without_foreign(body.value, signs)
     for name in ("requests", "generateContentRequest", "generate_content_request"):
         inner = body.value.get(name)
         if isinstance(inner, dict):
             changed = _renamed(inner, model)
-            changed |= _without_foreign(inner) if PACKED in body.text else {}
+            changed |= _without_foreign(inner, signs) if foreign else {}
             new |= {name: inner | changed} if changed else {}
         elif isinstance(inner, list) and any(_renamed(obj(one), model) for one in inner):
             new[name] = [one | _renamed(one, model) for one in inner]
@@ -144,9 +153,10 @@ def _renamed(members: JSON, model: str) -> JSON:
     return {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
 
 
-def _without_foreign(members: JSON) -> JSON:
+def _without_foreign(members: JSON, signs: bool) -> JSON:
     contents = members.get("contents")
-    return {"contents": kept} if (kept := own_contents(contents)) != contents else {}
+    kept = own_contents(contents, signs=signs)
+    return {} if kept is contents else {"contents": kept}
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
@@ -159,14 +169,14 @@ def unsaid(request: InferRequest, model: str) -> Unsaid:
 # -- answers --
 
 
-def decode_response(data: bytes, request: InferRequest) -> InferResponse:
+def decode_response(data: bytes, request: InferRequest, key: bytes | None = None) -> InferResponse:
     body, native = read_object(data, decode_error), (NAME, data)
     if request.op == COUNT_TOKENS:
         return token_count(body["totalTokens"], request, native)
     if request.op == EMBEDDINGS:
         usage = usage_of(body.get("usageMetadata"))
         return answer(request, native, usage, extra={"data": _embeddings(body, request)})
-    chunk = _Reader().chunk(body, b"")
+    chunk = _Reader(key).chunk(body, b"")
     if not chunk.has_content:
         raise ValueError("an answer without candidates")
     return answer(
@@ -205,16 +215,19 @@ def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
 class _Reader:
     """Reads one response, whole or in chunks; numbers its tool calls and details."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key  # that seals the ids of calls
         self.finished = False
         self._calls = 0
         self._details = 0
         self._usage: JSON = {}
+        self._id = ""  # of the answer
 
     def chunk(self, body: JSON, native: bytes) -> Chunk:
         """Return the chunk of a GenerateContentResponse: the first candidate's text and calls."""
         candidates = [one for one in items(body.get("candidates")) if not count(one.get("index"))]
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
+        self._id = text(body.get("responseId")) or self._id
         words, thoughts = "", ""
         calls, details = [], []
         for part in parts:
@@ -265,7 +278,10 @@ class _Reader:
         name = text(call.get("name"))
         if not name or call.get("partialArgs"):
             raise ValueError("a function call that is not whole")
-        ident = text(call.get("id")) or f"call_{self._calls}_{secrets.token_hex(8)}"
+        ident = text(call.get("id"))
+        if signature and self._key is not None:
+            ident = sealed(signature, ident, self._key, of=f"{self._calls} {self._id}")
+        ident = ident or f"call_{self._calls}_{secrets.token_hex(8)}"
         read: JSON = {
             "index": self._calls,
             "id": ident,
@@ -310,9 +326,11 @@ def usage_of(value: object) -> Usage | None:
     )
 
 
-def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
+def decode_events(
+    events: Events, request: InferRequest, key: bytes | None = None
+) -> Iterator[Chunk]:
     """Yield a stream's chunks; raise StreamIncomplete if it ends without a finish reason."""
-    reader = _Reader()
+    reader = _Reader(key)
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
@@ -322,13 +340,13 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
         raise StreamIncomplete(NO_TERMINATOR)
 
 
-def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
+def decode_whole(data: bytes, request: InferRequest, key: bytes | None = None) -> Iterator[Chunk]:
     """Yield the chunks of one object, or of an array: Google's stream without alt=sse."""
     body = strict_json.lenient(data)
     if isinstance(body, list):
-        yield from decode_events(ArrayParser().feed(data), request)
+        yield from decode_events(ArrayParser().feed(data), request, key)
     else:
-        yield from whole(decode_response(data, request), data)
+        yield from whole(decode_response(data, request, key), data)
 
 
 # -- errors --
@@ -363,3 +381,10 @@ def _is_daily(detail: JSON) -> bool:
 def _delay(details: list[JSON]) -> float | None:
     found = (_DELAY.fullmatch(word(detail.get("retryDelay"))) for detail in details)
     return next((float(match[1]) for match in found if match), None)
+
+
+def bound(api_key: str) -> SimpleNamespace:
+    """Return this dialect for a provider with *api_key*, which seals the ids of tool calls."""
+    key = seal_key(api_key)
+    uses = (encode_request, decode_response, decode_events, decode_whole)
+    return SimpleNamespace(**globals() | {each.__name__: partial(each, key=key) for each in uses})

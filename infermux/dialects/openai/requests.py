@@ -6,14 +6,14 @@ Params that a model refuses are left out, whatever the client's dialect is.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
-from .. import given, obj, objects, strings, text, without
+from .. import fitting, given, obj, objects, strings, text, without
 from ..parameters import Drop, hint, unsupported
-from ..tools import with_functions
+from ..tools import leave_out, with_functions, without_lost
 from . import NAME, is_neutral
 
 _LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
@@ -61,6 +61,7 @@ EXPRESSED = PARAMS | {
     "tools.strict",
 }
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
+_FOLLOWS = [{"type": "text", "text": "The result follows."}]
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
@@ -86,8 +87,12 @@ _SOME_EFFORTS = (
 )
 JSON_OBJECT = {"type": "json_object"}
 ANSWER_JSON = "Answer with a JSON object."
-_MAX_USER = 64  # characters
-_DEEPSEEK_USER = re.compile(r"[\w-]+", re.ASCII)
+_OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
+_MISTRAL = re.compile(
+    r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
+)
+_FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
+_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
@@ -119,12 +124,17 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body.setdefault("max_completion_tokens", value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
-        elif name == "user" and not takes_user(value, request.model):
-            hint(name, drop)
+        elif name in _NAMES and isinstance(value, str):
+            body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
         elif name != "stream_options" and not is_neutral(name, value):
             unsupported(name, NAME, drop)
+    if len(body.get("tools", ())) < len(request.params.get("tools") or ()):  # some were left out
+        names = [tool[tool["type"]].get("name") for tool in body["tools"]]
+        body["tool_choice"] = without_lost(body.get("tool_choice"), names, drop)
+        lost = () if names else ("tools", "parallel_tool_calls")
+        body = given(without(body, *lost))
     if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
         body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
@@ -153,36 +163,123 @@ def nearest_effort(effort: object, model: str) -> object:
     return min(taken, key=lambda each: abs(_EFFORTS.index(each) - place))
 
 
-def takes_user(user: object, model: str) -> bool:
-    """Return whether the model's vendor accepts *user*."""
-    if not isinstance(user, str) or len(user) > _MAX_USER:
-        return False
-    return not model.startswith("deepseek") or _DEEPSEEK_USER.fullmatch(user) is not None
+def fitted_name(name: str, model: str) -> str:
+    """Return the name of a user, or of a cache, as the model's vendor takes it."""
+    if model.startswith("deepseek"):
+        return fitting.user(name, fitting.DEEPSEEK_USER)
+    return fitting.user(name, fitting.OPENAI_USER if _OPENAI.match(model) else fitting.ANY_USER)
+
+
+def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
+    """Return the names in a body that are too long for OpenAI, fitted.
+
+    With *cache_key* OpenAI is asked to cache the prompt, unless the body has a key of its own.
+    """
+    if not _OPENAI.match(model):
+        return {}
+    new: JSON = {}
+    for name in _NAMES:
+        value = body.get(name)
+        if type(value) is str and len(value) > 64:
+            new[name] = fitted_name(value, model)
+    if cache_key and not body.get("prompt_cache_key"):
+        new["prompt_cache_key"] = cache_key
+    return new
+
+
+def fitted(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
+    """Return the members of a body in this dialect that the model's vendor would refuse, fitted.
+
+    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts of
+    others and images in a tool's result. For *cache_key* see `fitted_names`.
+    """
+    new = fitted_names(body, model, cache_key)
+    messages, taken = body.get("messages"), call_ids(model)
+    if not isinstance(messages, list):
+        return new
+    strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
+    if not _needs_fitting(messages, taken, strict=strict):
+        return new
+    if strict:
+        messages = _hoisted(_native(message) for message in messages)
+    return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
+
+
+def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool) -> bool:
+    """Return whether a message has an id that *taken* does not match, or what *strict* refuses.
+
+    One loop without calls, as a request may have hundreds of messages.
+    """
+    fits = taken.fullmatch
+    for message in messages:
+        calls, ident = message.get("tool_calls"), message.get("tool_call_id")
+        if calls:
+            for call in calls:
+                own = call.get("id")
+                if own and type(own) is str and not fits(own):
+                    return True
+                if strict and "extra_content" in call:
+                    return True
+        elif ident and type(ident) is str and not fits(ident):
+            return True
+        if strict and (
+            "reasoning_content" in message
+            or "reasoning_details" in message
+            or "reasoning" in message
+            or (message["role"] == "tool" and _has_media(message.get("content")))
+        ):
+            return True
+    return False
+
+
+def _has_media(content: Any) -> bool:
+    return isinstance(content, list) and any(part.get("type") != "text" for part in content)
+
+
+def call_ids(model: str) -> re.Pattern[str]:
+    """Return the pattern of the ids of tool calls that the model's vendor takes."""
+    return fitting.MISTRAL_CALL_ID if _MISTRAL.match(model) else fitting.OPENAI_CALL_ID
+
+
+def _native(message: JSON) -> JSON:
+    new = without(message, *_FOREIGN)
+    if new.get("tool_calls"):
+        new["tool_calls"] = [without(call, "extra_content") for call in new["tool_calls"]]
+    return new
+
+
+def _hoisted(messages: Iterable[JSON]) -> list[JSON]:
+    """Return messages with the images of tool results in a user message after those."""
+    found: list[JSON] = []
+    images: list[JSON] = []
+    for message in messages:
+        if images and message.get("role") != "tool":
+            found.append({"role": "user", "content": images})
+            images = []
+        content = message.get("content")
+        if message.get("role") == "tool" and isinstance(content, list):
+            images += [part for part in content if part["type"] != "text"]
+            parts = [part for part in content if part["type"] == "text"]
+            message = message | {"content": parts or _FOLLOWS}
+        found.append(message)
+    return found + ([{"role": "user", "content": images}] if images else [])
 
 
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
-    """Return the messages; images of tool results go into a user message after them."""
     keep = (*_MESSAGE, "reasoning_content") if _KEEPS_REASONING.search(request.model) else _MESSAGE
     messages: list[JSON] = []
-    images: list[JSON] = []
+    taken = call_ids(request.model)
     for number, message in enumerate(request.messages):
-        if images and message.get("role") != "tool":
-            messages.append({"role": "user", "content": images})
-            images = []
         new = _only(message, keep)
         _hints(message, drop)
         if isinstance(new.get("content"), list):
             place = f"messages[{number}]"
-            parts = [part for each in new["content"] if (part := _part(each, place, drop))]
-            if new["role"] == "tool":
-                images += [part for part in parts if part["type"] != "text"]
-                parts = [part for part in parts if part["type"] == "text"]
-                parts = parts or [{"type": "text", "text": "The result follows."}]
-            new["content"] = parts
+            parts = (_part(each, place, drop) for each in new["content"])
+            new["content"] = [part for part in parts if part]
         if new.get("tool_calls"):
             new["tool_calls"] = [_only(call, ("id", *_TOOL)) for call in new["tool_calls"]]
-        messages.append(new)
-    return messages + ([{"role": "user", "content": images}] if images else [])
+        messages.append(fitting.with_call_ids(new, taken))
+    return _hoisted(messages)
 
 
 def _only(members: JSON, names: tuple[str, ...]) -> JSON:
@@ -201,7 +298,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
 def _is_function(tool: JSON, drop: Drop) -> bool:
     if tool.get("type") in ("function", "custom"):
         return True
-    unsupported("tools", NAME, drop)  # another vendor's own tool
+    leave_out(tool, NAME, drop)
     return False
 
 

@@ -43,7 +43,7 @@ from .. import (
 )
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
-from .requests import COMPLETION_TOKENS, embedding, refused, translated
+from .requests import COMPLETION_TOKENS, embedding, fitted, fitted_names, refused, translated
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -80,11 +80,14 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         body = embedding(request, drop)
     elif request.native is not None:
         body = translated(request, drop)
+        if request.op == CHAT:
+            body |= fitted_names(body, request.model, request.cache_key)
     else:
         messages = {"messages": list(request.messages)} if request.op == CHAT else {}
         body = {"model": request.model, **messages, **request.params}
         if "max_tokens" in body and COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
+        body |= fitted(body, request.model, request.cache_key)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return request.encode(without(body, *out) if out else body)
@@ -104,6 +107,8 @@ def _adapted(body: Document, request: InferRequest, out: list[str], *, stream: b
         options = obj(body.value.get("stream_options"))
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
+    if request.op == CHAT:
+        new |= fitted(body.value, request.model, request.cache_key)
     if out:
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
-from .. import given, items, obj, objects, require, text, without
+from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
-from ..openai.requests import nearest_effort, refused, takes_user
+from ..openai.requests import fitted_name, nearest_effort, refused
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
-MAX_CALL_ID = 64  # characters
+_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 PARAMS = frozenset(
     {
         "background",
@@ -90,7 +89,6 @@ _CHAT_ONLY = frozenset(  # params of chat completions that this format lacks
 )
 _LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of messages and parts
 _ROLES = ("system", "developer", "user", "assistant")
-_CALL_ID = re.compile(r"[\w.:-]+", re.ASCII)
 # These models encrypt their reasoning; others refuse to be asked for it.
 _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
@@ -123,8 +121,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     for name, value in given(request.params).items():
         if name in _RENAMED:
             _renamed(name, value, request.model, body, drop)
-        elif name == "user" and not takes_user(value, request.model):
-            hint(name, drop)
+        elif name in _NAMES and isinstance(value, str):
+            body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
         elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
@@ -315,10 +313,7 @@ def _output(message: JSON, place: str, drop: Drop, custom: set[str]) -> JSON:
 
 def _call_id(value: Any) -> str:
     """Return the id of a tool call, hashed if it does not fit."""
-    ident = text(value)
-    if len(ident) <= MAX_CALL_ID and _CALL_ID.fullmatch(ident):
-        return ident
-    return f"call_{sha256(ident.encode(errors='replace')).hexdigest()[:24]}"
+    return fitting.call_id(text(value), fitting.RESPONSES_CALL_ID)
 
 
 def _hints(holder: JSON, drop: Drop) -> None:
@@ -350,6 +345,29 @@ def reasoning_items(message: JSON, form: str) -> list[JSON]:
             item["content"] = [*item.get("content", ()), part]
     # without its encrypted content an item only names what the vendor did not store
     return [item for item in found.values() if item.get("encrypted_content") or "content" in item]
+
+
+def fitted_input(items: Any, support: Support) -> Any:
+    """Return the input of a body in this format as the vendor takes it.
+
+    It lacks reasoning of others; ids of calls that are too long, as Google's with their signatures,
+    are fitted.
+    """
+    if not isinstance(items, list):
+        return items
+    if any(is_foreign(item, support) for item in items):
+        items = [item for item in items if not is_foreign(item, support)]
+    if any(map(_has_long_id, items)):
+        items = [
+            item | {"call_id": _call_id(item["call_id"])} if _has_long_id(item) else item
+            for item in items
+        ]
+    return items
+
+
+def _has_long_id(item: Any) -> bool:
+    ident = item.get("call_id") if isinstance(item, dict) else None
+    return isinstance(ident, str) and not fitting.RESPONSES_CALL_ID.fullmatch(ident)
 
 
 def is_foreign(item: Any, support: Support) -> bool:

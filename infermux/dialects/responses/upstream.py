@@ -25,11 +25,12 @@ from .. import (
     without,
     word,
 )
+from ..openai.requests import fitted_names
 from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Items, Reader, finish_reason, read_response, usage_of
-from .requests import is_foreign, refusals, translated
+from .requests import fitted_input, is_foreign, refusals, translated
 
 PATHS = {
     CHAT: "/responses",
@@ -85,7 +86,7 @@ class Responses:
         for name in out:
             hint(name, drop)
         if own is not None:
-            return self._adapted(own, request.model, out)
+            return self._adapted(own, request, out)
         asked = InferRequest(
             request.model,
             request.messages,
@@ -94,6 +95,8 @@ class Responses:
         )
         body = translated(asked, drop, self._support.form)
         body["input"] = [item for item in body["input"] if self._takes(item)]
+        if request.op == CHAT:
+            body |= fitted_names(body, request.model, request.cache_key)
         if known := _KEPT.get(request.op):
             body = {name: value for name, value in body.items() if name in known}
         if stream:
@@ -106,12 +109,14 @@ class Responses:
         known = self._support.fernet is not None
         return not (bare and known) and not is_foreign(item, self._support)
 
-    def _adapted(self, body: Document, model: str, out: list[str]) -> bytes:
-        value = body.value
+    def _adapted(self, body: Document, request: InferRequest, out: list[str]) -> bytes:
+        value, model = body.value, request.model
         new: JSON = {} if value.get("model") == model else {"model": model}
         given = value.get("input")
-        if isinstance(given, list) and any(is_foreign(item, self._support) for item in given):
-            new["input"] = [item for item in given if not is_foreign(item, self._support)]
+        if (kept_input := fitted_input(given, self._support)) is not given:
+            new["input"] = kept_input
+        if request.op == CHAT:
+            new |= fitted_names(value, model, request.cache_key)
         if not out:
             return body.replaced(new)
         kept = without(value, *out)

@@ -1,0 +1,285 @@
+"""Fits what others gave to what a vendor takes: ids of tool calls, users, schemas, reasoning.
+
+Everything is a function of the value alone, so that a call and its result, or two turns of one
+conversation, are fitted alike by every worker and host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+from ..protocol import InferRequest, strict_json
+from ..types import JSON
+from .parameters import Drop, hint
+
+OPENAI_CALL_ID = re.compile(r"(?s).{0,40}")
+RESPONSES_CALL_ID = re.compile(r"[\w.:-]{0,64}", re.ASCII)
+ANTHROPIC_CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+OPENAI_USER = re.compile(r"(?s).{0,64}")
+ANY_USER = re.compile(r"(?s).{0,128}")
+DEEPSEEK_USER = re.compile(r"[\w-]{1,128}", re.ASCII)
+MAX_SCHEMAS = 2000  # in one for Google, once its references are replaced
+
+
+def call_id(ident: str, taken: re.Pattern[str]) -> str:
+    """Return a tool call's id if *taken* matches it, else a digest of it that matches."""
+    if taken.fullmatch(ident):
+        return ident
+    digest = sha256(ident.encode(errors="replace")).hexdigest()
+    return digest[:9] if taken is MISTRAL_CALL_ID else f"call_{digest[:24]}"
+
+
+def user(name: str, taken: re.Pattern[str]) -> str:
+    """Return the name of a user if *taken* matches it, else its digest."""
+    return name if taken.fullmatch(name) else sha256(name.encode(errors="replace")).hexdigest()
+
+
+def _call_ids(message: JSON) -> Iterator[str]:
+    ident = message.get("tool_call_id")
+    if type(ident) is str:
+        yield ident
+    for call in message.get("tool_calls") or ():
+        if type(call.get("id")) is str:
+            yield call["id"]
+
+
+def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
+    """Return a message in OpenAI's form with ids of tool calls that *taken* matches."""
+    if not any(not taken.fullmatch(ident) for ident in _call_ids(message) if ident):
+        return message
+    new = dict(message)
+    if type(ident := new.get("tool_call_id")) is str:
+        new["tool_call_id"] = call_id(ident, taken)
+    if calls := new.get("tool_calls"):
+        new["tool_calls"] = [
+            call | {"id": call_id(call["id"], taken)} if type(call.get("id")) is str else call
+            for call in calls
+        ]
+    return new
+
+
+# -- schemas --
+
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_TABLES = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+
+
+def _inner(schema: JSON, change: Any) -> JSON:
+    """Return a schema with *change* applied to each schema in it."""
+    new = {}
+    for name, value in schema.items():
+        if name in _LISTS and isinstance(value, list):
+            value = [change(each) for each in value]
+        elif name in _TABLES and isinstance(value, dict):
+            value = {key: change(each) for key, each in value.items()}
+        elif name in _SINGLE and isinstance(value, dict):
+            value = change(value)
+        elif name == "items" and isinstance(value, list):
+            value = [change(each) for each in value]
+        new[name] = value
+    return new
+
+
+def _is_object(schema: JSON) -> bool:
+    kind = schema.get("type")
+    return (
+        kind == "object"
+        or (isinstance(kind, list) and "object" in kind)
+        or (kind is None and "properties" in schema)
+    )
+
+
+# What Anthropic's structured output refuses; a description says it instead, as in its own SDKs.
+_LIMITS = (
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "maxItems",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+)
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema as Anthropic's structured output takes it: every object is closed."""
+    if not isinstance(schema, dict):
+        return schema
+    new = _inner(schema, closed)
+    if _is_object(new):
+        new["additionalProperties"] = False
+    limits = {name: new.pop(name) for name in _LIMITS if name in new}
+    if new.get("minItems", 0) not in (0, 1):
+        limits["minItems"] = new.pop("minItems")
+    if limits:
+        told = ", ".join(f"{name}: {value}" for name, value in limits.items())
+        about = new.get("description")
+        new["description"] = f"{about}\n\n{{{told}}}" if isinstance(about, str) else f"{{{told}}}"
+    return new
+
+
+def is_strict(schema: Any) -> bool:
+    """Return whether a schema may be strict at OpenAI: closed objects, every property required."""
+    if isinstance(schema, list):
+        return all(map(is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    if _is_object(schema):
+        properties, needed = schema.get("properties") or {}, schema.get("required") or ()
+        if schema.get("additionalProperties") is not False or set(properties) - set(needed):
+            return False
+    inner = [schema[name] for name in (*_LISTS, *_SINGLE) if name in schema]
+    tables = [schema[name] for name in _TABLES if isinstance(schema.get(name), dict)]
+    return all(map(is_strict, inner)) and all(is_strict([*table.values()]) for table in tables)
+
+
+_GOOGLE = frozenset(
+    {
+        "anyOf",
+        "default",
+        "description",
+        "enum",
+        "example",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "nullable",
+        "oneOf",
+        "pattern",
+        "prefixItems",
+        "properties",
+        "propertyOrdering",
+        "required",
+        "title",
+        "type",
+    }
+)
+_READ = _GOOGLE | {"const"}
+_GOOGLE_FORMATS = frozenset(
+    {"date", "date-time", "double", "enum", "float", "int32", "int64", "time"}
+)
+
+
+def googles(schema: Any) -> Any:
+    """Return a schema in the subset that Google takes: references are replaced by their schemas."""
+    return _Google(schema if isinstance(schema, dict) else {}).fitted(schema, ())
+
+
+class _Google:
+    """Fits one schema; *root* is what references are relative to."""
+
+    def __init__(self, root: JSON) -> None:
+        self._root = root
+        self._left = MAX_SCHEMAS
+
+    def fitted(self, schema: Any, path: tuple[str, ...]) -> Any:
+        """Return a schema; *path* has the references that lead to it.
+
+        Inside itself, and where there are too many, a schema becomes any object.
+        """
+        self._left -= 1
+        if not isinstance(schema, dict):
+            return {}  # true and false allow anything, or nothing
+        if isinstance(ref := schema.get("$ref"), str):
+            if ref in path or self._left <= 0:
+                return {"type": "object"}
+            found = _resolved(ref, self._root)
+            rest = {name: value for name, value in schema.items() if name != "$ref"}
+            schema, path = (found if isinstance(found, dict) else {}) | rest, (*path, ref)
+            if "$ref" in schema:
+                return self.fitted(schema, path)
+        new = _inner(self._merged(schema, path), lambda each: self.fitted(each, path))
+        if "const" in new:
+            new.setdefault("enum", [new["const"]])
+        if new.get("format") not in _GOOGLE_FORMATS:
+            new.pop("format", None)
+        if isinstance(new.get("items"), list):
+            new["items"] = {"anyOf": new["items"]} if new["items"] else {}
+        return {name: value for name, value in new.items() if name in _GOOGLE}
+
+    def _merged(self, schema: JSON, path: tuple[str, ...]) -> JSON:
+        """Return a schema with the members of its allOf, which Google lacks, as its own."""
+        parts = schema.get("allOf")
+        if not isinstance(parts, list):
+            return {name: value for name, value in schema.items() if name in _READ}
+        new: JSON = {}
+        for part in (*(self.fitted(part, path) for part in parts), schema):
+            for name in [name for name in part if name in _READ]:
+                value, old = part[name], new.get(name)
+                if name == "properties" and isinstance(old, dict) and isinstance(value, dict):
+                    value = old | value
+                elif name == "required" and isinstance(old, list) and isinstance(value, list):
+                    value = [*dict.fromkeys([*old, *value])]
+                new[name] = value
+        return new
+
+
+def _resolved(ref: str, root: Mapping[str, Any]) -> Any:
+    """Return what a reference such as #/$defs/Name refers to; {} if there is no such thing."""
+    if not ref.startswith("#"):
+        return {}
+    found: Any = root
+    names: Sequence[str] = [name for name in ref[1:].split("/") if name]
+    for name in names:
+        name = name.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    return {} if found is None else found
+
+
+# -- reasoning --
+
+_REASONING = ("reasoning_effort", "reasoning_summary", "reasoning", "thinking", "thinkingConfig")
+_INSIDE = (("output_config", "effort"), ("generationConfig", "thinkingConfig"))
+_NEEDS_THINKING = "context_management"  # it may clear thoughts, which Anthropic then wants
+
+
+def without_reasoning(request: InferRequest) -> InferRequest:
+    """Return a request that asks for no reasoning, for a model that has none."""
+    params, native = dict(request.params), request.native
+    left = _strip(params)
+    if native is not None:
+        value = dict(native.body.value)
+        found = _strip(value)
+        if found:
+            native = native._replace(body=strict_json.document(strict_json.dumps(value)))
+        left = left or found
+    if not left:
+        return request
+    drop = Drop.of(request)
+    for name in left:
+        hint(name, drop)
+    return replace(request, params=params, native=native)
+
+
+def _strip(members: JSON) -> list[str]:
+    """Remove from *members* what asks for reasoning; return the names."""
+    left = [name for name in _REASONING if members.get(name) is not None]
+    for holder, name in _INSIDE:
+        inner = members.get(holder)
+        if isinstance(inner, dict) and name in inner:
+            members[holder] = {key: value for key, value in inner.items() if key != name}
+            left += [] if left else [name]
+            if not members[holder]:
+                del members[holder]
+    if "thinking" in left:
+        members.pop(_NEEDS_THINKING, None)
+    for name in left:
+        members.pop(name, None)
+    return left

@@ -1,0 +1,343 @@
+"""What others gave is fitted to what a vendor takes: ids, users, schemas, reasoning, tools."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+from typing import Any
+
+import pytest
+
+from infermux.dialects import fitting
+from infermux.dialects.anthropic import downstream as messages
+from infermux.dialects.anthropic import upstream as anthropic
+from infermux.dialects.gemini import call_ids
+from infermux.dialects.gemini import upstream as gemini
+from infermux.dialects.openai import downstream as chat
+from infermux.dialects.openai import upstream as openai
+from infermux.errors import UnsupportedParameter
+from infermux.protocol import InferRequest, strict_json
+
+JSON = dict[str, Any]
+HELLO = [{"role": "user", "content": "hello"}]
+IDS = [
+    fitting.OPENAI_CALL_ID,
+    fitting.RESPONSES_CALL_ID,
+    fitting.ANTHROPIC_CALL_ID,
+    fitting.MISTRAL_CALL_ID,
+]
+LONG = "call_gs_" + "aB-_" * 300
+
+
+# -- ids of tool calls -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", IDS)
+@pytest.mark.parametrize("ident", ["call_1", "functions.weather:0", LONG, "ü" * 3, "toolu_01A"])
+def test_an_id_is_fitted_and_always_alike(taken, ident):
+    found = fitting.call_id(ident, taken)
+    assert taken.fullmatch(found) and found == fitting.call_id(ident, taken)
+    assert (found == ident) == bool(taken.fullmatch(ident))
+    assert fitting.call_id(ident + "x", taken) != found
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern"),
+    [("gpt-5.2", r".{1,40}"), ("mistral-small-latest", r"[a-zA-Z0-9]{9}"), ("any", r".{1,40}")],
+)
+def test_a_native_body_gets_ids_that_its_vendor_takes_and_is_else_unchanged(model, pattern):
+    body: JSON = {
+        "model": model,
+        "messages": [
+            *HELLO,
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": LONG, "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": LONG, "content": "r"},
+        ],
+        "own": [1.50, "as it was"],
+    }  # fmt: skip
+    text = json.dumps(body, indent=3)
+    request, _ = chat.decode_request(strict_json.document(text))
+    sent = json.loads(openai.encode_request(request, stream=False))
+    [ident] = [call["id"] for call in sent["messages"][1]["tool_calls"]]
+    assert re.fullmatch(pattern, ident) and sent["messages"][2]["tool_call_id"] == ident
+    short = json.loads(text.replace(LONG, "aB3456789"))
+    request, _ = chat.decode_request(strict_json.document(json.dumps(short, indent=3)))
+    assert openai.encode_request(request, stream=False).decode() == json.dumps(short, indent=3)
+
+
+def test_googles_signature_rides_in_the_id():
+    rng = random.Random(5)
+    for size in (0, 1, 3, 300, 1012):
+        for own in ("", "f0sssgi0", "ü", "x" * 300):
+            for signature in (
+                base64.b64encode(rng.randbytes(size)).decode(),
+                "not base64 ü",
+                "a_-b",
+            ):
+                key = call_ids.seal_key("sk-one")
+                ident = call_ids.sealed(signature, own, key)
+                assert re.fullmatch(r"[a-zA-Z0-9_-]+", ident)
+                assert call_ids.unsealed(ident, call_ids.seal_key("sk-one")) == (
+                    signature, own if len(own) < 200 else "",
+                )  # fmt: skip
+                assert call_ids.unsealed(ident, call_ids.seal_key("sk-other")) is None
+                for at in rng.sample(range(len(ident)), 4):
+                    forged = ident[:at] + ("A" if ident[at] != "A" else "B") + ident[at + 1 :]
+                    found = call_ids.unsealed(forged, key)
+                    assert found is None or found.signature == signature  # unused bits at the end
+
+
+@pytest.mark.parametrize(
+    "ident", ["", "call_gs_", "call_gs_ü", "call_gs_AAAA", "call_gs_" + "A" * 50]
+)
+def test_an_invented_id_is_no_signature(ident):
+    assert call_ids.unsealed(ident, call_ids.seal_key("k")) is None
+
+
+def google(model: str, *turns: JSON, key: str = "sk", **params: Any) -> JSON:
+    request = InferRequest(model=model, messages=[*HELLO, *turns], params=params)
+    return json.loads(gemini.bound(key).encode_request(request, stream=False))
+
+
+def calls(*idents: str, **more: Any) -> list[JSON]:
+    made = [
+        {"id": one, "type": "function", "function": {"name": "f", "arguments": "{}"}} | more
+        for one in idents
+    ]
+    return [
+        {"role": "assistant", "content": None, "tool_calls": made},
+        *({"role": "tool", "tool_call_id": one, "content": "r"} for one in idents),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model", ["gemini-3-pro", "gemini-3.5-flash", "models/gemini-4", "gemini-flash-latest"]
+)
+def test_the_first_call_of_each_step_is_signed(model):
+    key = call_ids.seal_key("sk")
+    own = call_ids.sealed("c2lnbmVk", "vendor-id", key)
+    bare = call_ids.sealed("c2lnbmVk", "", key)
+    sent = google(model, *calls("a", "b"), *calls(own, "call_1_" + "0" * 16), *calls(bare))[
+        "contents"
+    ]
+    steps = [content["parts"] for content in sent if content["role"] == "model"]
+    signatures = [[part.get("thoughtSignature") for part in parts] for parts in steps]
+    assert signatures == [
+        ["skip_thought_signature_validator", None],
+        ["c2lnbmVk", None],
+        ["c2lnbmVk"],
+    ]
+    idents = [[part["functionCall"].get("id") for part in parts] for parts in steps]
+    assert idents == [["a", "b"], ["vendor-id", None], [None]]
+    results = [
+        part["functionResponse"].get("id")
+        for c in sent
+        for part in c["parts"]
+        if "functionResponse" in part
+    ]
+    assert results == ["a", "b", "vendor-id", None, None]
+
+
+def test_a_kept_signature_wins_and_older_models_get_no_marker():
+    kept = {"extra_content": {"google": {"thought_signature": "a2VwdA=="}}}
+    own = call_ids.sealed("c2lnbmVk", "", call_ids.seal_key("sk"))
+    [part] = google("gemini-3-pro", *calls(own, **kept))["contents"][1]["parts"]
+    assert part["thoughtSignature"] == "a2VwdA=="
+    [part] = google("gemini-2.5-pro", *calls("a"))["contents"][1]["parts"]
+    assert "thoughtSignature" not in part
+    [part] = google("gemini-3-pro", *calls(own), key="of another provider")["contents"][1]["parts"]
+    assert part["thoughtSignature"] == "skip_thought_signature_validator"
+    assert len(part["functionCall"]["id"]) <= 64
+
+
+# -- users -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "user", "same"),
+    [
+        ("gpt-5.2", "u" * 64, True),
+        ("gpt-5.2", "u" * 65, False),
+        ("o3", "u" * 65, False),
+        ("glm-5.1", "u" * 128, True),
+        ("glm-5.1", "u" * 129, False),
+        ("deepseek-chat", "user_1-a", True),
+        ("deepseek-chat", "user@example.org", False),
+    ],
+)
+def test_a_user_is_fitted_to_the_vendor(model, user, same):
+    body = {"model": model, "max_tokens": 9, "messages": HELLO, "metadata": {"user_id": user}}
+    request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+    request.dropped = []
+    sent = json.loads(openai.encode_request(request, stream=False))["user"]
+    assert (sent == user) == same and len(sent) <= 128
+    assert same or re.fullmatch("[0-9a-f]{64}", sent)
+    assert request.dropped == []
+
+
+# -- schemas ---------------------------------------------------------------------------------------
+
+PERSON = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "format": "uri"},
+        "home": {"$ref": "#/$defs/Place"},
+        "other": {"anyOf": [{"$ref": "#/$defs/Place"}, {"type": "null"}]},
+        "children": {"type": "array", "items": {"$ref": "#"}, "maxItems": 3},
+        "kind": {"const": "person"},
+    },
+    "required": ["name"],
+    "additionalProperties": {"type": "string"},
+    "$defs": {"Place": {"type": "object", "properties": {"at": {"type": "string"}}}},
+}
+
+
+def test_every_object_is_closed_for_anthropic():
+    request = InferRequest(
+        model="claude-sonnet-5-5",
+        messages=HELLO,
+        params={"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}},
+    )  # fmt: skip
+    sent = json.loads(anthropic.encode_request(request, stream=False))["output_config"]["format"][
+        "schema"
+    ]
+    assert sent["additionalProperties"] is sent["$defs"]["Place"]["additionalProperties"] is False
+    assert sent["properties"]["name"] == {
+        "type": "string",
+        "format": "uri",
+        "description": "{minLength: 1}",
+    }
+    assert PERSON["additionalProperties"] == {"type": "string"}  # the caller's own stays as it was
+
+
+def test_google_gets_its_subset():
+    sent = fitting.googles(PERSON)
+    place = {"type": "object", "properties": {"at": {"type": "string"}}}
+    assert sent == {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1},
+            "home": place,
+            "other": {"anyOf": [place, {"type": "null"}]},
+            "children": {
+                "type": "array",
+                "items": sent["properties"]["children"]["items"],
+                "maxItems": 3,
+            },
+            "kind": {"enum": ["person"]},
+        },
+        "required": ["name"],
+    }
+    assert sent["properties"]["children"]["items"]["properties"]["children"] == {
+        "type": "array", "items": {"type": "object"}, "maxItems": 3,
+    }  # fmt: skip
+
+
+def test_a_schema_cannot_grow_without_end():
+    bomb = {
+        f"d{level}": {
+            "type": "object",
+            "properties": {f"p{n}": {"$ref": f"#/$defs/d{level + 1}"} for n in range(10)},
+        }
+        for level in range(20)
+    }
+    assert len(json.dumps(fitting.googles({"$ref": "#/$defs/d0", "$defs": bomb}))) < 500_000
+    loop = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+    assert fitting.googles(loop) == {"type": "object"}
+
+
+def test_a_schema_is_strict_at_openai_only_if_it_may_be():
+    for schema, strict in [
+        ({"type": "object", "properties": {"a": {"type": "string"}}}, False),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": False}, False),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+            True,
+        ),
+    ]:
+        form = {"format": {"type": "json_schema", "schema": schema}}
+        body = {"model": "gpt-5.2", "max_tokens": 9, "messages": HELLO, "output_config": form}
+        request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+        sent = json.loads(openai.encode_request(request, stream=False))
+        assert sent["response_format"]["json_schema"]["strict"] is strict
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_json_object_is_an_instruction_for_anthropic(system):
+    params = {"response_format": {"type": "json_object"}}
+    request = InferRequest(model="claude-sonnet-5-5", messages=[*system, *HELLO], params=params)
+    sent = json.loads(anthropic.encode_request(request, stream=False))
+    assert "JSON object" in sent["system"] and "output_config" not in sent
+    assert sent["system"].startswith("Be brief." if system else "Answer")
+
+
+# -- reasoning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decode", "encode", "body", "left"),
+    [
+        (chat, openai, {"reasoning_effort": "low", "reasoning": {"effort": "low"}}, set()),
+        (messages, anthropic, {"thinking": {"type": "adaptive"}, "max_tokens": 5, "context_management": {},
+                               "output_config": {"effort": "low"}}, {"max_tokens"}),
+        (messages, openai, {"thinking": {"type": "adaptive"}, "max_tokens": 5}, {"max_tokens"}),
+    ],
+)  # fmt: skip
+def test_a_model_without_reasoning_is_not_asked_for_it(decode, encode, body, left):
+    whole = {"model": "m", "messages": HELLO} | body
+    request, _ = decode.decode_request(strict_json.document(json.dumps(whole)))
+    request.dropped = []
+    sent = json.loads(encode.encode_request(fitting.without_reasoning(request), stream=False))
+    assert sent.keys() - {"model", "messages"} == left and request.dropped
+    plain, _ = decode.decode_request(
+        strict_json.document(json.dumps({"model": "m", "messages": HELLO, "max_tokens": 5}))
+    )
+    assert fitting.without_reasoning(plain) is plain
+
+
+# -- tools of a vendor's own -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encode", [openai, gemini])
+def test_a_search_is_left_out_and_told_other_hosted_tools_are_refused_by_name(encode):
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    for kind, fits in [
+        ("web_search_20250305", True),
+        ("tool_search_tool_regex_20251119", True),
+        ("computer_20250124", False),
+    ]:
+        own = {"type": kind, "name": kind}
+        body = {"model": "m", "max_tokens": 9, "messages": HELLO, "tools": [tool, own]}
+        request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+        request.dropped = []
+        if fits:
+            assert kind not in encode.encode_request(request, stream=False).decode()
+            assert request.dropped[0].startswith("tools.")
+        else:
+            with pytest.raises(UnsupportedParameter, match=kind):
+                encode.encode_request(request, stream=False)
+
+
+@pytest.mark.parametrize("encode", [openai, gemini])
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "web_search"}])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_choice_of_a_tool_that_was_left_out_is_left_out_too(encode, choice, beside):
+    tools = [{"name": "f", "input_schema": {"type": "object"}}] * beside
+    tools.append({"type": "web_search_20250305", "name": "web_search"})
+    body = {"model": "m", "max_tokens": 9, "messages": HELLO, "tools": tools, "tool_choice": choice}
+    request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+    request.dropped = []
+    sent = json.loads(encode.encode_request(request, stream=False))
+    kept = beside and choice["type"] == "any"
+    assert ("tools" in sent) == beside
+    assert ({"tool_choice", "toolConfig"}.isdisjoint(sent)) != kept
+    assert ("tool_choice" in request.dropped) != kept

@@ -1,0 +1,335 @@
+"""A conversation goes on where its vendor changes in the middle: official clients, strict vendors.
+
+The clients keep what their formats keep. Each vendor is that of strict_vendor.py: it refuses ids,
+signatures, schemas, parameters and turns as the real ones do.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, ClassVar
+
+import pytest
+from doors import Front
+from strict_vendor import IMAGE_SEEN, KEY, StrictVendor
+
+from infermux import HTTPProvider
+
+openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
+
+PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n not much of a picture").decode()
+MODELS = {
+    "chat": "gpt-5.2",
+    "responses": "gpt-5.5",
+    "anthropic": "claude-sonnet-5-5",
+    "gemini": "gemini-3.1-pro",
+}
+ASK = """call weather {"city": "Oslo"}
+call look {"at": "sky"}
+then
+call weather {"city": "Rome"}"""
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+AT = {
+    "type": "object",
+    "properties": {"at": {"$ref": "#/$defs/Place"}},
+    "required": ["at"],
+    "additionalProperties": False,
+    "$defs": {"Place": {"type": "string", "minLength": 1}},
+}
+TOOLS = {"weather": CITY, "look": AT}
+
+
+@pytest.fixture(scope="module")
+def vendor() -> Iterator[StrictVendor]:
+    with StrictVendor() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def front(vendor: StrictVendor) -> Iterator[Front]:
+    def provider(name: str, **options: Any) -> HTTPProvider:
+        dialect = options.pop("dialect", name)
+        url = vendor.base_url(dialect)
+        return HTTPProvider(name, base_url=url, dialect=dialect, api_key=KEY, **options)
+
+    with Front(
+        provider("chat", dialect="openai", api="chat"),
+        provider("responses", dialect="openai", api="responses"),
+        provider("anthropic"),
+        provider("gemini"),
+    ) as running:
+        yield running
+
+
+@cache
+def openais(url: str) -> Any:
+    return openai.OpenAI(base_url=url, api_key="x", max_retries=0)
+
+
+@cache
+def anthropics(url: str) -> Any:
+    return anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
+
+
+class Conversation:
+    """One conversation; `turn` returns what the model said and which tools it called."""
+
+    def __init__(self, front: Front, *, streamed: bool, thinks: bool) -> None:
+        self.url, self.front = f"http://127.0.0.1:{front.port}", front
+        self.streamed, self.thinks = streamed, thinks
+        self.turns: list[Any] = []
+
+    def turn(self, vendor: str) -> tuple[str, list[tuple[str, str]]]:
+        """Let *vendor* answer; then add a result for each call, with an image for `look`."""
+        text, calls = self.answered(f"{vendor}/{MODELS[vendor]}")
+        self.results(calls)
+        return text, [(name, json.dumps(given)) for _, name, given in calls]
+
+    def answered(self, model: str) -> tuple[str, list[tuple[str, str, Any]]]:
+        raise NotImplementedError
+
+    def results(self, calls: list[tuple[str, str, Any]]) -> None:
+        raise NotImplementedError
+
+
+class Chat(Conversation):
+    """OpenAI's client at chat completions; it keeps standard fields only."""
+
+    def answered(self, model: str) -> Any:
+        client = openais(f"{self.url}/v1")
+        self.turns = self.turns or [{"role": "user", "content": ASK}]
+        functions = [{"name": name, "parameters": schema} for name, schema in TOOLS.items()]
+        body: Any = {
+            "model": model,
+            "messages": self.turns,
+            "tools": [{"type": "function", "function": one} for one in functions],
+            "user": "u" * 200,
+        }
+        if self.thinks and "gpt" not in model:
+            body["reasoning_effort"] = "low"
+        if self.streamed:
+            with client.chat.completions.stream(**body) as stream:
+                message = stream.get_final_completion().choices[0].message
+        else:
+            message = client.chat.completions.create(**body).choices[0].message
+        calls = [
+            {
+                "id": c.id,
+                "type": "function",
+                "function": {"name": c.function.name, "arguments": c.function.arguments},
+            }
+            for c in message.tool_calls or ()
+        ]
+        kept: Any = {"role": "assistant", "content": message.content}
+        self.turns.append(kept | ({"tool_calls": calls} if calls else {}))
+        return message.content or "", [
+            (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in calls
+        ]
+
+    def results(self, calls: Any) -> None:
+        for ident, name, given in calls:
+            said: Any = f"{name} of {json.dumps(given)}"
+            if name == "look":
+                image = {"url": f"data:image/png;base64,{PICTURE}"}
+                said = [{"type": "text", "text": said}, {"type": "image_url", "image_url": image}]
+            self.turns.append({"role": "tool", "tool_call_id": ident, "content": said})
+
+
+class WholeChat(Chat):
+    """A client that sends the vendor's message back with every member, as many do."""
+
+    def answered(self, model: str) -> Any:
+        self.turns = self.turns or [{"role": "user", "content": ASK}]
+        functions = [{"name": name, "parameters": schema} for name, schema in TOOLS.items()]
+        body = {
+            "model": model,
+            "messages": self.turns,
+            "tools": [{"type": "function", "function": one} for one in functions],
+        }
+        answer = self.front.ask("/v1/chat/completions", body)
+        assert answer.status == 200, answer.data
+        message = answer.json["choices"][0]["message"]
+        self.turns.append(message)
+        return message["content"] or "", [
+            (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in message.get("tool_calls") or ()
+        ]
+
+
+class Responses(Conversation):
+    """OpenAI's client at Responses, which stores nothing: it sends every item back, as Codex."""
+
+    def answered(self, model: str) -> Any:
+        client = openais(f"{self.url}/v1")
+        self.turns = self.turns or [{"role": "user", "content": ASK}]
+        body: Any = {
+            "model": model,
+            "input": self.turns,
+            "store": False,
+            "include": ["reasoning.encrypted_content"],
+            "tools": [
+                {"type": "function", "name": name, "parameters": schema, "strict": False}
+                for name, schema in TOOLS.items()
+            ],
+        }
+        if self.thinks:
+            body["reasoning"] = {"effort": "low", "summary": "auto"}
+        if self.streamed:
+            with client.responses.stream(**body) as stream:
+                response = stream.get_final_response()
+        else:
+            response = client.responses.create(**body)
+        for item in response.output:
+            unsent = {"parsed_arguments", "content"} if item.type != "message" else {"parsed"}
+            self.turns.append(item.model_dump(exclude_none=True, exclude=unsent))
+        calls = [item for item in response.output if item.type == "function_call"]
+        found = [(one.call_id, one.name, json.loads(one.arguments)) for one in calls]
+        return response.output_text, found
+
+    def results(self, calls: Any) -> None:
+        for ident, name, given in calls:
+            said: Any = f"{name} of {json.dumps(given)}"
+            if name == "look":
+                url = f"data:image/png;base64,{PICTURE}"
+                image = {"type": "input_image", "image_url": url, "detail": "auto"}
+                said = [{"type": "input_text", "text": said}, image]
+            item = {"type": "function_call_output", "call_id": ident, "output": said}
+            self.turns.append(item)
+
+
+class Messages(Conversation):
+    """Anthropic's client."""
+
+    thinking: ClassVar[Any] = {"type": "adaptive"}
+
+    def answered(self, model: str) -> Any:
+        client = anthropics(self.url)
+        self.turns = self.turns or [{"role": "user", "content": ASK}]
+        body: Any = {
+            "model": model,
+            "max_tokens": 8000,
+            "messages": self.turns,
+            "tools": [{"name": name, "input_schema": schema} for name, schema in TOOLS.items()],
+            "metadata": {"user_id": "u" * 200},
+        }
+        if self.thinks:
+            body["thinking"] = self.thinking
+        if self.streamed:
+            with client.messages.stream(**body) as stream:
+                message = stream.get_final_message()
+        else:
+            message = client.messages.create(**body)
+        content = [block.model_dump(exclude_none=True) for block in message.content]
+        self.turns.append({"role": "assistant", "content": content})
+        uses = [block for block in content if block["type"] == "tool_use"]
+        text = "".join(block["text"] for block in content if block["type"] == "text")
+        return text, [(one["id"], one["name"], one["input"]) for one in uses]
+
+    def results(self, calls: Any) -> None:
+        blocks: list[Any] = []
+        for ident, name, given in calls:
+            content: list[Any] = [{"type": "text", "text": f"{name} of {json.dumps(given)}"}]
+            if name == "look":
+                source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+                content.append({"type": "image", "source": source})
+            blocks.append({"type": "tool_result", "tool_use_id": ident, "content": content})
+        if blocks:
+            self.turns.append({"role": "user", "content": blocks})
+
+
+class Budget(Messages):
+    """The same with a thinking budget, which models before Claude 4.6 have."""
+
+    thinking: ClassVar[Any] = {"type": "enabled", "budget_tokens": 2000}
+
+
+class Google(Conversation):
+    """A client of Gemini's format, which returns each content as it came."""
+
+    def answered(self, model: str) -> Any:
+        self.turns = self.turns or [{"role": "user", "parts": [{"text": ASK}]}]
+        functions = [
+            {"name": "weather", "parameters": CITY},
+            {
+                "name": "look",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"at": {"type": "string"}},
+                    "required": ["at"],
+                },
+            },
+        ]
+        body: Any = {"contents": self.turns, "tools": [{"functionDeclarations": functions}]}
+        if self.thinks:
+            body["generationConfig"] = {
+                "thinkingConfig": {"includeThoughts": True, "thinkingBudget": 2000}
+            }
+        verb = "streamGenerateContent?alt=sse" if self.streamed else "generateContent"
+        answer = self.front.ask(f"/v1beta/models/{model}:{verb}", body)
+        assert answer.status == 200, answer.data
+        lines = answer.data.decode().splitlines()
+        events = [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+        parts = [
+            part
+            for each in (events if self.streamed else [answer.json])
+            for candidate in each.get("candidates", ())
+            for part in (candidate.get("content") or {}).get("parts", ())
+        ]
+        self.turns.append({"role": "model", "parts": parts})
+        calls = [part["functionCall"] for part in parts if "functionCall" in part]
+        text = "".join(
+            part["text"] for part in parts if part.get("text") and not part.get("thought")
+        )
+        return text, [(one.get("id", ""), one["name"], one.get("args", {})) for one in calls]
+
+    def results(self, calls: Any) -> None:
+        parts: list[Any] = []
+        for ident, name, given in calls:
+            result = {"name": name, "response": {"result": f"{name} of {json.dumps(given)}"}}
+            parts.append({"functionResponse": result | ({"id": ident} if ident else {})})
+            if name == "look":
+                parts.append({"inlineData": {"mimeType": "image/png", "data": PICTURE}})
+        if parts:
+            self.turns.append({"role": "user", "parts": parts})
+
+
+FIRST = [("weather", '{"city": "Oslo"}'), ("look", '{"at": "sky"}')]
+CLIENTS = (Chat, WholeChat, Responses, Messages, Google)
+CASES = [
+    pytest.param(*case, id="-".join((case[0].__name__, *case[1:3], "stream" * case[3] or "whole")))
+    for case in itertools.product(CLIENTS, MODELS, MODELS, (False, True))
+    if case[1] != case[2]
+]
+random.Random(15).shuffle(CASES)  # so that the first ones are of every kind
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize(("client", "one", "other", "streamed"), CASES)
+def test_a_conversation_changes_its_vendor_and_goes_on(front, vendor, client, one, other, streamed):
+    for thinks in (False, True):
+        vendor.seen.clear()
+        talk = client(front, streamed=streamed, thinks=thinks)
+        assert talk.turn(one) == ("", FIRST), vendor.refused
+        assert talk.turn(other) == ("", [("weather", '{"city": "Rome"}')]), vendor.refused
+        text, calls = talk.turn(one)
+        assert calls == [] and "Rome" in text, vendor.refused
+        assert vendor.refused == []
+        seen = json.dumps(vendor.seen[1].body)
+        assert PICTURE in seen and IMAGE_SEEN not in seen  # the image arrived
+
+
+@pytest.mark.parametrize("other", [name for name in MODELS if name != "anthropic"])
+def test_a_thinking_budget_is_left_out_where_another_vendor_gave_the_calls(front, vendor, other):
+    vendor.seen.clear()
+    talk = Budget(front, streamed=False, thinks=True)
+    assert talk.turn(other)[1] == FIRST
+    [(_, name, _)] = talk.answered("anthropic/claude-sonnet-4-5")[1]
+    assert name == "weather" and vendor.refused == []
+    assert "thinking" not in vendor.seen[-1].body
