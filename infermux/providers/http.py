@@ -100,6 +100,7 @@ class HTTPProvider(Provider):
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         key = self._key.reveal() if self._key else ""
         self.dialect = load_dialect(dialect, api, responses, key)
+        self._choose = getattr(self.dialect, "choose", None)
         self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
@@ -132,26 +133,12 @@ class HTTPProvider(Provider):
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the response; raise ProviderError or RequestError."""
-        request = self._own(request)
-        try:
-            return self._infer(request, deadline)
-        except ProviderError as error:
-            if not self._learns(request, error):
-                raise
-        return self._infer(request, deadline)
-
-    def _learns(self, request: InferRequest, error: ProviderError) -> bool:
-        """Return whether the dialect learns from *error* to write the request otherwise."""
-        learn = getattr(self.dialect, "learn", None)
-        return learn is not None and learn(request, error)
-
-    def _infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
-        prepared = self._prepared(request, stream=False)
+        request, exchange = self._own(request), Exchange(deadline, self.timeouts)
+        answer, dialect = self._sent(request, exchange, stream=False)
         with self._guarded():
-            exchange = Exchange(deadline, self.timeouts)
-            data = self._read(self._send(prepared, exchange, request), exchange)
+            data = self._read(answer, exchange)
             _check_size(data, exchange)
-            response = self.dialect.decode_response(data, request)
+            response = dialect.decode_response(data, request)
             self._note_id(request, response.id)
             return response
 
@@ -161,23 +148,12 @@ class HTTPProvider(Provider):
         The call's deadline applies up to the first content; then timeouts.total applies to the
         rest. The idle limit applies from the first byte of the body.
         """
-        request = self._own(request)
-        try:
-            yield from self._stream(request, deadline)
-            return
-        except ProviderError as error:
-            if not self._learns(request, error):
-                raise
-        yield from self._stream(request, deadline)
-
-    def _stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
-        prepared = self._prepared(request, stream=True)
-        exchange = Exchange(deadline, self.timeouts)
+        request, exchange = self._own(request), Exchange(deadline, self.timeouts)
+        answer, dialect = self._sent(request, exchange, stream=True)
         with self._guarded():
-            answer = self._send(prepared, exchange, request)
             try:
                 body = self._body(answer, exchange)
-                chunks = self._chunks(answer, body, request, exchange)
+                chunks = self._chunks(answer, body, request, exchange, dialect)
                 for chunk in chunks:
                     self._note_id(request, chunk.id)
                     if chunk.has_content:
@@ -219,10 +195,35 @@ class HTTPProvider(Provider):
         pattern = self._thoughtless
         return pattern is not None and pattern.match(model[:200]) is not None
 
-    def _prepared(self, request: InferRequest, *, stream: bool) -> PreparedRequest:
-        path = self.dialect.path(request, stream=stream)
+    def _sent(
+        self, request: InferRequest, exchange: Exchange, *, stream: bool
+    ) -> tuple[Answer, Dialect]:
+        """Send a request, again if the vendor asks for its other dialect; return the answer."""
+        dialect = self._speaks(request)
+        prepared = self._prepared(request, dialect, stream=stream)
         try:
-            body = self.dialect.encode_request(request, stream=stream)
+            with self._guarded():
+                return self._send(prepared, exchange, request), dialect
+        except ProviderError as error:
+            learn = getattr(self.dialect, "learn", None)
+            if learn is None or not learn(request, error):
+                raise
+        dialect = self._speaks(request)
+        prepared = self._prepared(request, dialect, stream=stream)
+        with self._guarded():
+            return self._send(prepared, exchange, request), dialect
+
+    def _speaks(self, request: InferRequest) -> Dialect:
+        """Return the dialect in which to send a request, for a vendor with two of them."""
+        choose = self._choose
+        return self.dialect if choose is None else choose(request)
+
+    def _prepared(
+        self, request: InferRequest, dialect: Dialect, *, stream: bool
+    ) -> PreparedRequest:
+        path = dialect.path(request, stream=stream)
+        try:
+            body = dialect.encode_request(request, stream=stream)
         except RequestError as error:
             error.elsewhere = True  # another target may have another format
             raise
@@ -230,7 +231,7 @@ class HTTPProvider(Provider):
             raise RequestError(f"the request cannot be written as JSON: {error}") from None
         headers = {
             **self._headers,
-            **self.dialect.headers(request),
+            **dialect.headers(request),
             "Content-Length": str(len(body)),
             "Accept-Encoding": "identity" if stream else "gzip, deflate",
         }
@@ -265,7 +266,7 @@ class HTTPProvider(Provider):
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""
-        found = next((value for name in _REQUEST_IDS if (value := headers.get(name))), "")
+        found = next((headers[name] for name in _REQUEST_IDS if name in headers), "")
         return found if _REQUEST_ID.fullmatch(found) and not self._redacted.names_key(found) else ""
 
     def _note_id(self, request: InferRequest, ident: str | None) -> None:
@@ -312,14 +313,14 @@ class HTTPProvider(Provider):
         body: Iterator[bytes | None],
         request: InferRequest,
         exchange: Exchange,
+        dialect: Dialect,
     ) -> Iterator[Chunk]:
-        if "event-stream" in answer.headers.get("content-type", "").lower():
-            return self.dialect.decode_events(self._events(body, exchange, Parser()), request)
-        if parser := getattr(self.dialect, "WITHOUT_SSE", None):
-            return self.dialect.decode_events(self._events(body, exchange, parser()), request)
+        is_sse = "event-stream" in answer.headers.get("content-type", "").lower()
+        if parser := Parser if is_sse else getattr(dialect, "WITHOUT_SSE", None):
+            return dialect.decode_events(self._events(body, exchange, parser()), request)
         data = self._read(answer, exchange)
         _check_size(data, exchange)
-        return self.dialect.decode_whole(data, request)
+        return dialect.decode_whole(data, request)
 
     def _events(
         self, body: Iterator[bytes | None], exchange: Exchange, parser: Parser

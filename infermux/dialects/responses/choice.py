@@ -37,7 +37,8 @@ class Choice:
         self._learned: set[tuple[str, bool]] = set()  # models that refused, and whether for tools
         self._lacks = False  # the vendor has no Responses after all
 
-    def _for(self, request: InferRequest) -> Dialect:
+    def choose(self, request: InferRequest) -> Dialect:
+        """Return the dialect in which to send a request."""
         if request.op != CHAT:
             return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat
         native = request.native
@@ -54,7 +55,7 @@ class Choice:
         A model may be unknown to the patterns, or have a name of its own, as at Azure. A server
         that is no preset may have no Responses.
         """
-        before, status = self._for(request), error.upstream_status
+        before, status = self.choose(request), error.upstream_status
         if request.op != CHAT or self._always:
             return False
         if before is self._chat:
@@ -64,11 +65,11 @@ class Choice:
         elif self.support == STANDARD and status in _NO_SUCH_PATH:
             code = error.native.members.get("code") if error.native is not None else ""
             self._lacks = "model" not in f"{code} {error.message}".lower()
-        return self._for(request) is not before
+        return self.choose(request) is not before
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         """Return the path in the dialect of the request."""
-        return self._for(request).path(request, stream=stream)
+        return self.choose(request).path(request, stream=stream)
 
     def auth(self, key: str) -> dict[str, str]:
         """Return the headers that carry the API key."""
@@ -76,20 +77,20 @@ class Choice:
 
     def headers(self, request: InferRequest) -> dict[str, str]:
         """Return the headers of the request's dialect."""
-        return self._for(request).headers(request)
+        return self.choose(request).headers(request)
 
     def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
         """Return the body in the dialect of the request."""
-        return self._for(request).encode_request(request, stream=stream)
+        return self.choose(request).encode_request(request, stream=stream)
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         """Return what the dialect of the request cannot express."""
         asked = InferRequest(model, params=request.params, native=request.native, op=request.op)
-        return self._for(asked).unsaid(request, model)
+        return self.choose(asked).unsaid(request, model)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         """Return the response in the dialect of the request."""
-        return self._for(request).decode_response(data, request)
+        return self.choose(request).decode_response(data, request)
 
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
         """Return the error: both formats have the same."""
@@ -97,11 +98,11 @@ class Choice:
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
         """Yield the chunks of a stream in the dialect of the request."""
-        return self._for(request).decode_events(events, request)
+        return self.choose(request).decode_events(events, request)
 
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
         """Yield the chunks of a response that is no stream."""
-        return self._for(request).decode_whole(data, request)
+        return self.choose(request).decode_whole(data, request)
 
 
 def _cases(request: InferRequest) -> list[tuple[str, bool]]:
