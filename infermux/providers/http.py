@@ -93,10 +93,9 @@ class HTTPProvider(Provider):
         responses: Support | None = STANDARD,
         thoughtless: str = "",
     ) -> None:
-        self.name, self.timeouts = name, timeouts
+        self.name, self.timeouts, self.models = name, timeouts, tuple(models)
         self.vendor = vendor or name  # in the price table
         self.unsupported = unsupported or {}  # features, by model
-        self.models = tuple(models)
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         key = self._key.reveal() if self._key else ""
         self.dialect = load_dialect(dialect, api, responses, key)
