@@ -23,10 +23,11 @@ from .dialects.responses import STANDARD
 from .errors import ConfigError, ModelNotFound, listed, shown
 from .ledger import Budget, Ledger, LedgerUnavailable
 from .planning.registry import Registry
-from .pricing import Price
+from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS, Preset, owner, plugin, plugins
 from .providers.echo import EchoProvider, configured
 from .routing.circuit_breaker import CircuitBreaker
+from .routing.prices import is_vendor, own_prices, price_table, vendor_of
 from .routing.router import Observer, Router
 from .routing.targets import TargetPool
 from .telemetry.call_log import CallLog
@@ -93,12 +94,14 @@ def router(config: Config, *, serving: bool = False) -> Router:
         if config.server.metrics == "admin" and config.server.admin_key is None:
             remedy = "set [server].admin_key, or INFERMUX_ADMIN_KEY"
             raise ConfigError(f'[server].metrics = "admin" needs a key: {remedy}')
-    registry, prices = _registry(config, problems), dict[str, dict[str, Price]]()
+    registry, known = _registry(config, problems), shipped()
+    prices, made = dict[str, dict[str, Price]](), None
     with problems:
-        prices = own_prices(config)
-    made = None
+        known = price_table(config)
     with problems:
-        made = _router(config, serving, registry, prices)
+        prices = own_prices(config, known)
+    with problems:
+        made = _router(config, serving, registry, known, prices)
     own = ConfigError(*problems.errors) if problems.errors else None
     told = own.at(config.path) if own and config.path else own
     if made is None or told or config.errors:
@@ -147,7 +150,11 @@ def _registry(config: Config, problems: Problems) -> Registry:
 
 
 def _router(
-    config: Config, serving: bool, registry: Registry, prices: dict[str, dict[str, Price]]
+    config: Config,
+    serving: bool,
+    registry: Registry,
+    known: PriceTable,
+    prices: dict[str, dict[str, Price]],
 ) -> Router:
     rules = config.reliability
     opens = rules.circuit_breaker
@@ -155,6 +162,7 @@ def _router(
     targets = TargetPool(
         registry,
         overrides=prices,
+        table=known,
         concurrency=_concurrency(config, serving),
         breaker=partial(CircuitBreaker, failures=failures, window=window, open_seconds=seconds),
     )
@@ -343,22 +351,6 @@ def _ledger(config: Config, serving: bool) -> Ledger | None:
     return SQLiteLedger(path)
 
 
-def own_prices(config: Config) -> dict[str, dict[str, Price]]:
-    """Return the prices set in the configuration, by provider and model."""
-    problems = Problems()
-    found = {each.name: _prices(each, problems) for each in config.providers if each.prices}
-    problems.check()
-    return found
-
-
-def _prices(config: ProviderConfig, problems: Problems) -> dict[str, Price]:
-    found, place = {}, f"[providers.{config.name}].prices"
-    for model, entry in config.prices.items():
-        with problems:
-            found[model] = Price.of(entry, provider=config.name, id=model, place=f"{place}.{model}")
-    return found
-
-
 def _observers(config: Config, serving: bool) -> list[Observer]:
     observers: list[Observer] = []
     if serving and config.server.log_level != "error":
@@ -375,7 +367,7 @@ def _otlp(config: Config) -> Observer:
         raise ConfigError(
             "[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'"
         ) from None
-    vendors = {each.name: each.type for each in config.providers if _is_vendor(each)}
+    vendors = {each.name: each.type for each in config.providers if is_vendor(each)}
     return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
 
 
@@ -385,11 +377,6 @@ def _reporter(config: Config) -> SpanReporter | None:
     return Reporter(
         "infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue
     )
-
-
-def _is_vendor(config: ProviderConfig) -> bool:
-    """Whether the provider is its preset's vendor, not a server with the same format."""
-    return config.name == config.type or not config.base_url
 
 
 def _address(config: ProviderConfig, preset: Preset) -> str:
@@ -433,7 +420,7 @@ def provider(config: ProviderConfig) -> Any:
 def _http(config: ProviderConfig, preset: Preset) -> Any:
     from .providers.http import HTTPProvider  # loads requests
 
-    own = _is_vendor(config)
+    own = is_vendor(config)
     if config.ca and not Path(config.ca).exists():
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
     if config.api == "responses" and preset.dialect not in ("openai", "azure"):
@@ -448,7 +435,7 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         pattern=preset.pattern if own else "",
         api_key=config.api_key,
         models=config.models or (preset.models if own else ()),
-        vendor=(preset.vendor or config.type) if own else "",
+        vendor=vendor_of(config),
         timeouts=config.timeout,
         proxy=config.proxy or None,
         ca=config.ca or None,

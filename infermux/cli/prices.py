@@ -1,20 +1,21 @@
-"""The commands prices, the shipped table beside public ones, and models, what can be asked for."""
+"""The commands prices, beside public tables too, and models, what can be asked for."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from typing import Any, NamedTuple
 
 import click
 
 from .. import build
-from ..errors import ConfigError, InferMuxError, close_to, counted, printable, shown
-from ..pricing import Price, compare, entries, find, table_date
-from ..pricing.tariff import Peak, Tariff
+from ..errors import InferMuxError, close_to, counted, printable, shown
+from ..pricing import Price, PriceTable, compare, shipped
+from ..pricing.table import OWN
+from ..pricing.tariff import Peak, Tariff, figure_text, figures
 from ..providers import PRESETS
+from ..routing.prices import own_prices, price_table
 from ..routing.router import Router
 from ..types import JSON, Route, Target
 from . import (
@@ -22,16 +23,15 @@ from . import (
     OneLine,
     complete_models,
     config_option,
-    contents,
     json_option,
     json_text,
     open_router,
     table,
     warn,
 )
+from .public_prices import checked, update
 
 _SIZES = ("max_input", "max_output")
-_SOURCES = {"g": "genai-prices", "l": "litellm", "s": "llm-prices", "o": "OpenRouter's listing"}
 _DAYS = {
     frozenset(range(5)): "Monday to Friday",
     frozenset((5, 6)): "Saturday and Sunday",
@@ -39,13 +39,56 @@ _DAYS = {
 }
 
 
-@click.command(cls=Command)
+class _Prices(Command):
+    """The command prices, and `prices update`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] != ["update"]:
+            return super().make_context(info_name, args, parent, **extra)
+        return update.make_context(f"{info_name} update", args[1:], parent, **extra)
+
+
+class Known(NamedTuple):
+    """The prices that a configuration uses: the table, and its own prices."""
+
+    table: PriceTable
+    own: list[Price]
+
+    @classmethod
+    def of(cls, config: str | None) -> Known:
+        """Return those of a file; if None is named, ignore an invalid one."""
+        try:
+            settings = build.settings(path=config)
+            table = price_table(settings)
+            listed = own_prices(settings, table).values()
+        except InferMuxError as error:
+            if config is None:
+                warn(f"the configuration is not used: {error}")
+                return cls(shipped(), [])
+            raise
+        return cls(table, [price for prices in listed for price in prices.values()])
+
+
+@click.command(cls=_Prices)
 @click.argument("names", nargs=-1, metavar="[MODEL | FILE]...", shell_complete=complete_models)
 @click.option("--provider", metavar="NAME", help="Only prices of this provider.")
 @click.option(
     "--check",
     is_flag=True,
-    help="Compare with public tables: each FILE is litellm's or genai-prices' JSON of prices.",
+    help="Compare with public tables: each FILE is one that `prices update` reads.",
+)
+@click.option(
+    "--accepted",
+    type=click.Path(),
+    metavar="FILE",
+    help="With --check: differences listed in this file are accepted.",
+)
+@click.option(
+    "--accept",
+    is_flag=True,
+    help="With --check: write the present differences to the --accepted file.",
 )
 @json_option("Print JSON.")
 @click.option(
@@ -57,30 +100,38 @@ _DAYS = {
     "[default: infermux.toml, if there is one that is good]",
 )
 def prices(
-    names: tuple[str, ...], provider: str | None, check: bool, as_json: bool, config: str | None
+    names: tuple[str, ...],
+    provider: str | None,
+    check: bool,
+    accepted: str | None,
+    accept: bool,
+    as_json: bool,
+    config: str | None,
 ) -> None:
     """Print the price of a model, or the whole table.
 
     MODEL may be PROVIDER/MODEL; its price has source and date. With --check the exit code is 1 if a
-    figure differs.
+    figure differs. `infermux prices update FILE` writes a newer table.
 
     Example: infermux prices gpt-5.4
     """
-    now = time.time()
-    if warning := compare.stale(now):
+    now, known = time.time(), Known.of(config)
+    if warning := compare.stale(now, known.table):
         warn(warning)
+    if ((accepted or accept) and not check) or (accept and not accepted):
+        raise click.UsageError("--accepted FILE needs --check, and --accept needs both")
     if check:
-        sys.exit(_checked(names, datetime.fromtimestamp(now, UTC).date(), as_json=as_json))
-    own = _own(config)
-    named = [price for name in names for price in _named(name, provider, own)]
-    found = named if names else _listed(provider, own)
+        today = datetime.fromtimestamp(now, UTC).date()
+        sys.exit(checked(names, today, known.table, accepted, accept=accept, as_json=as_json))
+    named = [price for name in names for price in _named(name, provider, known)]
+    found = named if names else _listed(provider, known)
+    day = known.table.day.isoformat()
     if as_json:
-        rows = [_dict(price) for price in found]
-        click.echo(json_text({"as_of": table_date().isoformat(), "prices": rows}))
+        click.echo(json_text({"as_of": day, "prices": [_dict(price) for price in found]}))
     elif names:
-        click.echo("\n\n".join(_entry(price) for price in found))
+        click.echo("\n\n".join(_entry(price, known.table) for price in found))
     else:
-        click.echo(_table(found))
+        click.echo(_table(found, day))
 
 
 @click.command(cls=Command)
@@ -102,8 +153,9 @@ def models(everything: bool, config: str | None, as_json: bool) -> None:
         names = [_name(registry.route(name)) for name in registry.names]
         listed = [_model(router, target) for target in registry.targets()]
         presets = [_preset(name, name in registry) for name in PRESETS] if everything else []
+        day = router.targets.prices.day
     found = {"names": names, "models": listed} | ({"presets": presets} if presets else {})
-    click.echo(json_text(found) if as_json else _models_text(names, listed, presets))
+    click.echo(json_text(found) if as_json else _models_text(names, listed, presets, day))
 
 
 def _name(route: Route) -> JSON:
@@ -117,8 +169,8 @@ def _model(router: Router, target: Target) -> JSON:
     return {
         "provider": target.provider,
         "model": target.model,
-        "input": None if price is None else _text(price.rates.input),
-        "output": None if price is None else _text(price.rates.output),
+        "input": None if price is None else figure_text(price.rates.input),
+        "output": None if price is None else figure_text(price.rates.output),
         "max_input": price and price.max_input,
         "max_output": price and price.max_output,
         "can": router.targets.abilities(target),
@@ -131,7 +183,7 @@ def _preset(name: str, in_use: bool) -> JSON:
     return {"name": name, "variables": [*preset.keys], "needs": needed, "in_use": in_use}
 
 
-def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON]) -> str:
+def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day: date) -> str:
     tables = []
     if names:
         rows = [
@@ -157,8 +209,7 @@ def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON]) -> 
     ]
     head = ("MODEL", "INPUT", "OUTPUT", "MAX INPUT", "MAX OUTPUT", "CAN DO")
     tables.append(
-        table(head, cells, right=(1, 2, 3, 4))
-        + f"\nprices in USD per million tokens, as of {table_date()}"
+        table(head, cells, right=(1, 2, 3, 4)) + f"\nprices in USD per million tokens, as of {day}"
     )
     if presets:
         variables = [
@@ -170,61 +221,11 @@ def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON]) -> 
     return "\n\n".join(tables)
 
 
-def _checked(files: Iterable[str], today: date, *, as_json: bool) -> int:
-    if not files:
-        raise click.UsageError(
-            "--check needs a FILE: litellm's model_prices_and_context_window.json, "
-            "or the data.json of genai-prices"
-        )
-    code = 0
-    for file in files:
-        try:
-            found = compare.check(contents(file, file), today)
-        except ConfigError as error:
-            raise OneLine(f"{file}: {error.message}") from None
-        code |= bool(found.differences)
-        click.echo(_check_json(file, found) if as_json else _check_text(file, found))
-    return code
-
-
-def _check_json(file: str, found: compare.Check) -> str:
-    rows = [
-        each._asdict() | {"ours": _text(each.ours), "theirs": _text(each.theirs)}
-        for each in found.differences
-    ]
-    return json_text({"file": file} | found._asdict() | {"differences": rows})
-
-
-def _check_text(file: str, found: compare.Check) -> str:
-    rows = [
-        [each.model, each.figure, _text(each.ours) or "-", _text(each.theirs) or ""]
-        for each in found.differences
-    ]
-    differences = table(["MODEL", "FIGURE", "SHIPPED", "THERE"], rows, right=(2, 3)) + "\n"
-    return differences * bool(rows) + printable(
-        f"{file} ({found.source}): {counted(found.compared, 'model')} compared with the table of "
-        f"{table_date()}, {counted(len(rows), 'figure differs', 'figures differ')}; "
-        f"{counted(len(found.unknown), 'model is', 'models are')} only in the file "
-        "(--json names them)"
-    )
-
-
 # -- which prices --
 
 
-def _own(config: str | None) -> list[Price]:
-    """Return the configuration's prices; if --config is not given, ignore an invalid file."""
-    try:
-        listed = build.own_prices(build.settings(path=config)).values()
-    except InferMuxError:
-        if config is None:
-            return []
-        raise
-    return [price for prices in listed for price in prices.values()]
-
-
-def _listed(provider: str | None, own: list[Price]) -> list[Price]:
-    every = [*own, *entries()]
+def _listed(provider: str | None, known: Known) -> list[Price]:
+    every = [*known.own, *known.table.entries()]
     names = {price.provider for price in every}
     if provider is not None and provider not in names:
         hint = close_to(provider, names) or f"; there are {', '.join(sorted(names))}"
@@ -232,30 +233,33 @@ def _listed(provider: str | None, own: list[Price]) -> list[Price]:
     return [price for price in every if provider in (None, price.provider)]
 
 
-def _named(name: str, provider: str | None, own: list[Price]) -> list[Price]:
+def _named(name: str, provider: str | None, known: Known) -> list[Price]:
     first, slash, rest = name.partition("/")
-    vendors = [provider] if provider else [price.provider for price in entries()]
-    found = _found(name, vendors, own)
-    if not found and slash and provider in (None, first):
-        found = _found(rest, [first], own)
+    vendors = [provider] if provider else [price.provider for price in known.table.entries()]
+    found = []
+    if slash and provider in (None, first):
+        found = _found(rest, [first], known)
+    found = found or _found(name, vendors, known)
     if not found:
-        known = [*compare.known(), *(price.id for price in own)]
-        hint = close_to(name.rpartition("/")[2], known)
+        ids = [*compare.known(known.table), *(price.id for price in known.own)]
+        hint = close_to(name.rpartition("/")[2], ids)
         raise OneLine(f"no price is known for {shown(name)}{hint}")
     return found
 
 
-def _found(name: str, vendors: list[str], own: list[Price]) -> list[Price]:
-    listed = [find(vendor, name) for vendor in dict.fromkeys(vendors)]
+def _found(name: str, vendors: list[str], known: Known) -> list[Price]:
+    listed = [known.table.find(vendor, name) for vendor in dict.fromkeys(vendors)]
     anywhere = len(vendors) > 1
-    mine = [each for each in own if each.id == name and (anywhere or each.provider in vendors)]
+    mine = [
+        each for each in known.own if each.id == name and (anywhere or each.provider in vendors)
+    ]
     return mine + [*{(each.provider, each.id): each for each in listed if each}.values()]
 
 
 # -- output --
 
 
-def _table(found: list[Price]) -> str:
+def _table(found: list[Price], day: str) -> str:
     rows = []
     for price in found:
         terms = {
@@ -264,17 +268,17 @@ def _table(found: list[Price]) -> str:
             "scheduled": price.next,
             "service tiers": price.service,
         }
-        figures = [_text(figure) or "" for figure in price.rates[:4]]
+        shown_rates = [figure_text(figure) or "" for figure in price.rates[:4]]
         notes = ", ".join(name for name, value in terms.items() if value)
-        rows.append([price.provider, price.id, *figures, notes])
+        rows.append([price.provider, price.id, *shown_rates, notes])
     head = ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE WRITE", ""]
     return (
         table(head, rows, right=(2, 3, 4, 5))
-        + f"\n{counted(len(rows), 'price')}, in USD per million tokens, as of {table_date()}"
+        + f"\n{counted(len(rows), 'price')}, in USD per million tokens, as of {day}"
     )
 
 
-def _entry(price: Price) -> str:
+def _entry(price: Price, known: PriceTable) -> str:
     names = f"  ({', '.join(price.aliases)})" if price.aliases else ""
     lines = [f"USD per million tokens: {_rates(price.rates)}"]
     lines += [f"over {tier.over} input tokens: {_rates(tier.rates)}" for tier in price.tiers]
@@ -291,18 +295,32 @@ def _entry(price: Price) -> str:
         lines.append(f"at most {price.max_input or '?'} tokens in, {price.max_output or '?'} out")
     if price.note:
         lines.append(price.note)
-    date = f"; table of {table_date()}" if price.src else ""
-    lines.append(f"source: {', '.join(_sources(price))}{date}")
+    if price.follower:
+        lines.append(f"{price.follower} is taken to cost the same: its price is passed on")
+    lines += _origins(price, known)
     return "\n  ".join(map(printable, [f"{price.provider}/{price.id}{names}", *lines]))
 
 
+def _origins(price: Price, known: PriceTable) -> list[str]:
+    """Return the layer of each figure, or the source of all of them."""
+    layers: dict[str, list[str]] = {}
+    for term, layer in price.layers:
+        layers.setdefault(layer, []).append(term.replace("_", " "))
+    if len(layers) > 1:
+        return [f"from {layer}: {', '.join(terms)}" for layer, terms in layers.items()]
+    if layers:
+        return [f"source: {layer}" for layer in layers]
+    date = f"; of {price.as_of}" if price.as_of else f"; table of {known.shipped.day}"
+    return [f"source: {', '.join(_sources(price))}{date if price.sources else ''}"]
+
+
 def _sources(price: Price) -> list[str]:
-    return [_SOURCES.get(letter, letter) for letter in price.src] or ["the configuration"]
+    return [*price.sources] or [OWN]
 
 
 def _rates(rates: Tariff) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {figure}" for name, figure in _figures(rates).items()
+        f"{name.replace('_', ' ')} {figure}" for name, figure in figures(rates).items()
     )
 
 
@@ -316,26 +334,20 @@ def _dict(price: Price) -> JSON:
     names = {"provider": price.provider, "id": price.id, "aliases": list(price.aliases)}
     return {
         **names,
-        **_figures(price.rates),
-        "tiers": [{"over": tier.over} | _figures(tier.rates) for tier in price.tiers],
+        **figures(price.rates),
+        "tiers": [{"over": tier.over} | figures(tier.rates) for tier in price.tiers],
         "next": [
-            {"from": change.start.isoformat()} | _figures(change.rates) for change in price.next
+            {"from": change.start.isoformat()} | figures(change.rates) for change in price.next
         ],
-        "peak": price.peak and {"when": _hours(price.peak)} | _figures(price.peak.rates),
+        "peak": price.peak and {"when": _hours(price.peak)} | figures(price.peak.rates),
         "service": {
-            each.name: _figures(each.rates) or _text(each.factor) for each in price.service
+            each.name: figures(each.rates) or figure_text(each.factor) for each in price.service
         },
         "since": price.since and price.since.isoformat(),
         "max_input": price.max_input,
         "max_output": price.max_output,
         "note": price.note,
         "sources": _sources(price),
+        "layers": dict(price.layers),
+        "follower": price.follower or None,
     }
-
-
-def _figures(rates: Tariff) -> JSON:
-    return {name: _text(figure) for name, figure in rates._asdict().items() if figure is not None}
-
-
-def _text(figure: Decimal | None) -> str | None:
-    return None if figure is None else f"{figure.normalize():f}"

@@ -116,7 +116,7 @@ def validate(config: str | None, quiet: bool) -> None:
         for line in getattr(error, "errors", (error.message,)):
             warn(" ".join(line.split()))
         sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
-    for warning in (*build.warnings(settings, router), stale(time.time())):
+    for warning in (*build.warnings(settings, router), stale(time.time(), router.targets.prices)):
         if warning:
             warn(warning)
     if not quiet:

@@ -34,10 +34,12 @@ from .settings import (
     KeyConfig,
     LedgerConfig,
     ModelConfig,
+    PricesConfig,
     ProviderConfig,
     Reliability,
     Server,
     Trace,
+    price_file,
     target_names,
 )
 
@@ -62,6 +64,7 @@ _SECTIONS: dict[str, Any] = {
     "reliability": Reliability,
     "server": Server,
     "ledger": LedgerConfig,
+    "prices": PricesConfig,
     "trace": Trace,
 }
 _TABLES = ("providers", "models", "keys", *_SECTIONS)
@@ -130,6 +133,8 @@ def load(
                 if preset not in known and (found := environment.provider(preset)):
                     config = replace(config, providers=(*config.providers, found))
     config = _Variables(environment, problems, notices).applied(config)
+    with problems:
+        config = replace(config, price_table=price_file(config.prices.file, Path(file).parent))
     if file:
         _check_keys(config, keys, problems)
     config = replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))

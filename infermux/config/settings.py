@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON
@@ -222,6 +224,13 @@ class LedgerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PricesConfig:
+    """The user's own price table, which `infermux prices update` writes; empty: none."""
+
+    file: str = reads(_or_empty(text), "")
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """Where spans are sent; an empty address disables an exporter."""
 
@@ -230,6 +239,34 @@ class Trace:
     threads: int = reads(whole, 2)
     queue: int = reads(whole, 1000)  # spans that may wait; more are dropped and counted
     otlp: str = reads(_or_empty(url), "")  # an OpenTelemetry collector
+
+
+class PriceFile(NamedTuple):
+    """A file of prices, and the JSON that it holds."""
+
+    path: str
+    content: Any
+
+
+def price_file(file: str, folder: Path) -> PriceFile | None:
+    """Read [prices].file, relative to *folder*; None if it is empty. Raise ConfigError."""
+    if not file:
+        return None
+    place = f"[prices].file: {file}"
+    try:
+        path = folder / Path(file).expanduser()
+        return PriceFile(str(path), json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"[prices].file: there is no file {path}; `infermux prices update FILE` writes one"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ConfigError(f"{place} is not JSON: {where}") from None
+    except (ValueError, RuntimeError, RecursionError):
+        raise ConfigError(f"{place} is not the path of a JSON file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +280,9 @@ class Config:
     keys: tuple[KeyConfig, ...] | None = None  # None: anonymous, or the mounting app decides
     ledger: LedgerConfig | None = None
     trace: Trace = Trace()
+    prices: PricesConfig = PricesConfig()
     path: str = ""  # of the file
+    price_table: PriceFile | None = None  # what is in [prices].file; pricing reads it
     environment: bool = True  # whether the providers of the environment are used, and echo
     errors: tuple[str, ...] = ()  # what could not be read
     unread: tuple[tuple[str, Any], ...] = ()  # the providers and models with errors, as written

@@ -1,51 +1,36 @@
-"""Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
-
-Prices are in USD per million tokens. Sums are exact and results whole pico-USD; only a user's own
-price with more than 6 decimals is rounded: half to even, once, at the end. An unknown price is
-None, not 0.
-"""
+"""Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from fractions import Fraction
-from functools import cache, lru_cache, reduce
-from operator import mul
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 from ..types import Usage
-from .tariff import (
-    ENTRY,
-    STANDARD,
-    TERMS,
-    Peak,
-    Scheduled,
-    Service,
-    Tariff,
-    Tier,
-    check_keys,
-    terms,
-)
+from .price import PICO, Price, cost, usd, usd_float
+from .table import MAX_ID, Entry, Layer, PriceTable, shipped
 
-PICO = 10**12  # pico-USD in a dollar
-MAX_ID = 200  # characters of a model id that is looked up
-_PER_TOKEN = PICO // 10**6  # pico-USD per token for each USD per million
+__all__ = [
+    "MAX_ID",
+    "PICO",
+    "Charge",
+    "Entry",
+    "Layer",
+    "Price",
+    "PriceTable",
+    "charge",
+    "cost",
+    "entries",
+    "find",
+    "shipped",
+    "table_date",
+    "usd",
+    "usd_float",
+]
+
 _EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # wide enough for every float
-_ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
-_PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
-_DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
-_GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
-# vendors whose prices OpenRouter passes on, by its name for them
-_RESOLD = {"openai": "openai", "anthropic": "anthropic", "google": "google", "x-ai": "xai"}
-# tokens, or pico-USD per token: input that is uncached, cached, written to a cache, written to it
-# for an hour; output
-_Units = tuple[int, int, int, int, int]
 
 
 class Charge(NamedTuple):
@@ -53,87 +38,6 @@ class Charge(NamedTuple):
 
     pico: int | None
     source: str  # vendor, served, requested, override or unpriced
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """The price of a model at a provider, by request size, hour, date and service tier."""
-
-    provider: str
-    id: str
-    rates: Tariff
-    aliases: tuple[str, ...] = ()
-    tiers: tuple[Tier, ...] = ()  # by rising `over`
-    peak: Peak | None = None
-    next: tuple[Scheduled, ...] = ()  # by rising `start`
-    since: date | None = None  # the price is unknown before this UTC day
-    service: tuple[Service, ...] = ()
-    # USD per 1,000 requests; for information only, as the vendor reports its own cost
-    request_per_1k_max: Decimal | None = None
-    max_input: int | None = None
-    max_output: int | None = None
-    src: str = ""
-    note: str = ""
-    units: _Units | None = field(init=False, compare=False, repr=False)  # see `_units`
-
-    def __post_init__(self) -> None:
-        varies = self.tiers or self.peak or self.next or self.since
-        object.__setattr__(self, "units", None if varies else _units(self.rates))
-
-    @classmethod
-    def from_entry(cls, vendor: str, entry: Mapping[str, Any]) -> Self:
-        """Return the price in an entry of the shipped table; raise ConfigError if it is invalid."""
-        place = f"price of {vendor}/{entry.get('id')}"
-        check_keys(entry, ENTRY, place)
-        aliases, src = tuple(entry.get("aliases", ())), entry.get("src", "")
-        return cls(vendor, entry["id"], aliases=aliases, src=src, **terms(entry, place))
-
-    @classmethod
-    def of(
-        cls, stated: Mapping[str, Any], *, provider: str = "", id: str = "", place: str = "price"
-    ) -> Self:
-        """Return a user's price, such as {"input": "0", "output": "0"}; raise ConfigError."""
-        check_keys(stated, TERMS, place)
-        return cls(provider, id, **terms(stated, place))
-
-    def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
-        """Return the rates for *tokens* input tokens at the UTC time *at*, without the factor."""
-        over = [change.rates for change in self.next if change.start <= at.date()][-1:]
-        over += [self.peak.rates] if self.peak and self.peak.covers(at) else []
-        over += [service.rates, *[tier.rates for tier in self.tiers if tokens > tier.over][-1:]]
-        return reduce(Tariff.under, over, self.rates)
-
-
-def cost(
-    usage: Usage,
-    price: Price | None,
-    *,
-    at: datetime | None = None,
-    service_tier: str | None = None,
-) -> int | None:
-    """Return the cost in pico-USD, or None if the price or both token counts are unknown.
-
-    *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
-    *service_tier*, the requested one; a tier that is not listed costs the standard rates. If only
-    one count is unknown, it costs nothing.
-    """
-    if price is None or (usage.input_tokens is None and usage.output_tokens is None):
-        return None
-    counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
-    if price.units is not None and (service is STANDARD or not service.sets):
-        return int(sum(map(mul, counts, price.units)))  # the usual case
-    moment = at or datetime.now(UTC)
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    if price.since is not None and moment.date() < price.since:
-        return None
-    *of_input, output = counts
-    rates = price.rates_for(sum(of_input), at=moment, service=service)
-    if rates.output is None and output:
-        return None
-    total = sum(
-        Fraction(rate) * tokens for rate, tokens in zip(_by_class(rates), counts, strict=True)
-    )
-    return round(total * Fraction(service.factor) * _PER_TOKEN)
 
 
 def charge(
@@ -145,19 +49,22 @@ def charge(
     overrides: Mapping[str, Price] | None = None,
     at: datetime | None = None,
     service_tier: str | None = None,
+    table: PriceTable | None = None,
 ) -> Charge:
     """Return the cost that the vendor reports, else that of the served or of the requested model.
 
-    *overrides* are a user's own prices by model id. Each replaces the shipped price of its id, and
-    also applies to dated or prefixed forms of the id unless the table lists them.
+    *overrides* are a user's own prices by model id. Each replaces the table's price of its id, and
+    also applies to dated or prefixed forms of the id unless the table lists them. The *table* is
+    the shipped one by default.
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:
         pico = _EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))
         return Charge(int(pico), "vendor")
+    prices = table or shipped()
     for model, source in ((served, "served"), (requested, "requested")):
-        own = _override(provider, model, overrides) if model and overrides else None
-        price = own or (find(provider, model) if model else None)
+        own = prices.override(provider, model, overrides) if model and overrides else None
+        price = own or (prices.find(provider, model) if model else None)
         if price is not None:
             amount = cost(usage, price, at=at, service_tier=service_tier)
             return Charge(amount, "unpriced" if amount is None else "override" if own else source)
@@ -166,134 +73,14 @@ def charge(
 
 def find(provider: str, model: str) -> Price | None:
     """Return the shipped price of a model id, or None; its dated and prefixed forms match, too."""
-    if len(model) > MAX_ID or len(provider) > MAX_ID:
-        return None
-    return _find(provider, model)
+    return shipped().find(provider, model)
 
 
 def entries() -> Iterator[Price]:
     """Yield the shipped prices, ordered by provider and id."""
-    return iter(_table().prices)
+    return shipped().entries()
 
 
 def table_date() -> date:
     """Return the date of the shipped prices."""
-    return _table().day
-
-
-def usd(pico: int | None) -> str:
-    """Return exact decimal dollars such as 0.0232856, or "unpriced"."""
-    if pico is None:
-        return "unpriced"
-    whole, rest = divmod(abs(pico), PICO)
-    return ("-" if pico < 0 else "") + f"{whole}.{rest:012}".rstrip("0").rstrip(".")
-
-
-def usd_float(pico: int | None) -> float | None:
-    """Return the nearest float of dollars, or None if *pico* is None."""
-    return None if pico is None else pico / PICO
-
-
-def _counts(usage: Usage) -> _Units:
-    """Return the tokens of each class, none negative, no part larger than its whole."""
-    counts = (
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cached_input_tokens,
-        usage.cache_write_tokens,
-        usage.cache_write_1h_tokens,
-    )
-    all_in, output, cached, write, write_1h = [max(0, count or 0) for count in counts]
-    write = max(write, write_1h)
-    return max(0, all_in - cached - write), cached, write - write_1h, write_1h, output
-
-
-def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    """Return the rate of each class, or the one used instead if it is not listed."""
-    fresh = rates.input or Decimal(0)
-    write = fresh if rates.cache_write is None else rates.cache_write
-    return (
-        fresh,
-        fresh if rates.cached_input is None else rates.cached_input,
-        write,
-        write if rates.cache_write_1h is None else rates.cache_write_1h,
-        rates.output or Decimal(0),
-    )
-
-
-def _units(rates: Tariff) -> _Units | None:
-    """Return pico-USD per token of each class, or None if one is unknown or a fraction."""
-    units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
-    if rates.output is None or any(unit.denominator != 1 for unit in units):
-        return None
-    fresh, cached, write, hour, output = map(int, units)
-    return fresh, cached, write, hour, output
-
-
-def _service(price: Price, name: str | None) -> Service:
-    wanted = (name or "").lower()
-    return next((each for each in price.service if each.name == wanted), STANDARD)
-
-
-class _Table(NamedTuple):
-    day: date
-    prices: tuple[Price, ...]
-    rows: Mapping[str, Mapping[str, Price]]  # by provider, then by id or alias
-
-
-@cache
-def _table() -> _Table:
-    from importlib.resources import files  # here, because it doubles the time to import this module
-
-    stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))
-    prices = [
-        Price.from_entry(vendor, entry)
-        for vendor, listed in stored["models"].items()
-        for entry in listed
-    ]
-    rows: dict[str, dict[str, Price]] = {}
-    for price in prices:
-        rows.setdefault(price.provider, {}).update(dict.fromkeys((price.id, *price.aliases), price))
-    rows["azure"] = rows["openai"] | rows["azure"]
-    return _Table(
-        date.fromisoformat(stored["as_of"]),
-        tuple(sorted(prices, key=lambda p: (p.provider, p.id))),
-        rows,
-    )
-
-
-@lru_cache(maxsize=4096)
-def _find(provider: str, model: str) -> Price | None:
-    if provider == "openrouter" and ":" in model:
-        free = Price(provider, model, Tariff(Decimal(0), Decimal(0)))
-        return free if model.lower().endswith(":free") else None
-    rows = _table().rows.get(provider, {})
-    price = next((rows[name] for name in _names(provider, model) if name in rows), None)
-    if price is None and provider == "openrouter":
-        vendor, _, name = model.lower().partition("/")
-        provider = _RESOLD.get(vendor, "")
-        return find(provider, name.replace(".", "-") if provider == "anthropic" else name)
-    return price
-
-
-def _names(provider: str, model: str) -> Iterator[str]:
-    name = model.lower()
-    yield name
-    if provider == "bedrock":
-        name = _ARN.sub("", name, count=1)
-    name = name.removeprefix(_PREFIX.get(provider, ""))
-    yield name
-    if name.startswith("ft:"):
-        yield ":".join(name.split(":")[:2])
-        return  # a fine-tuned model costs more than its base
-    yield (_GOOGLE_DATE if provider == "google" else _DATE).sub("", name, count=1)
-
-
-def _override(provider: str, model: str, overrides: Mapping[str, Price]) -> Price | None:
-    if len(model) > MAX_ID:
-        return None
-    rows = _table().rows.get(provider, {})
-    for name in (model, *_names(provider, model)):
-        if name in overrides or name in rows:
-            return overrides.get(name)
-    return None
+    return shipped().day

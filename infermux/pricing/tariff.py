@@ -88,6 +88,17 @@ class Peak(NamedTuple):
 _OVERLAY = frozenset(Tariff._fields)
 
 
+def figure_text(figure: Decimal | None) -> str | None:
+    """Return a figure as text, without an exponent."""
+    return None if figure is None else f"{figure.normalize():f}"
+
+
+def figures(rates: Tariff) -> dict[str, str]:
+    """Return the rates that are listed, as text."""
+    listed = {name: rate for name, rate in rates._asdict().items() if rate is not None}
+    return {name: figure_text(rate) or "" for name, rate in listed.items()}
+
+
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a Price's fields from a table, without provider and id; raise ConfigError."""
     if "input" not in entry:
@@ -143,8 +154,10 @@ def _changes(
     return sorted(changes, key=itemgetter(0))
 
 
-def _peak(value: Mapping[str, Any], place: str) -> Peak:
+def _peak(value: Mapping[str, Any], place: str) -> Peak | None:
     check_keys(value, _OVERLAY | {"utc", "days"}, place)
+    if not value:  # it removes the hours of a table below
+        return None
     hours, days = value.get("utc"), value.get("days", "mon-sun")
     if not isinstance(hours, list):
         _wrong(f"{place}.utc", 'a list of hours such as ["01:00-04:00"]', hours)
@@ -188,7 +201,7 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "max_output": _whole,
 }
 TERMS = _OVERLAY | {*_READ, "note"}  # keys of a user's own price
-ENTRY = TERMS | {"id", "aliases", "src"}  # of an entry of the shipped table
+ENTRY = TERMS | {"id", "aliases", "src", "as_of"}  # of an entry of a table
 
 
 def check_keys(entry: object, known: Collection[str], place: str) -> None:

@@ -225,6 +225,7 @@ class Accounting:
             overrides=self._targets.overrides.get(target.provider, {}),
             at=datetime.now(UTC),
             service_tier=usage.service_tier,
+            table=self._targets.prices,
         )
         if usage.cached_input_tokens or usage.cache_write_tokens:
             attempt.cache_saved = cache_saved(billed, self._targets.price(target))

@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..planning import Snapshot, State, takes_turns
 from ..planning.registry import Registry, flat
-from ..pricing import Price, cost, find
+from ..pricing import Price, PriceTable, cost, shipped
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest
 from ..providers.base import RegisteredProvider
@@ -147,9 +147,11 @@ class TargetPool:
         breaker: Callable[[], CircuitBreaker] = CircuitBreaker,
         concurrency: Mapping[str, int] | None = None,
         overrides: Mapping[str, Mapping[str, Price]] | None = None,
+        table: PriceTable | None = None,
     ) -> None:
         self.registry = registry
         self.overrides = overrides or {}  # configured prices, used before the table
+        self.prices = table or shipped()
         self.forced_open: set[Target | str] = set()  # targets, and whole providers by name
         self._new_breaker = breaker
         self._breakers: dict[Target, CircuitBreaker] = {}
@@ -293,7 +295,8 @@ class TargetPool:
     def price(self, target: Target) -> Price | None:
         """Return the price of *target*: the configured one, else the table's, else None."""
         own = self.overrides.get(target.provider, {}).get(target.model)
-        return own or find(self.registry.member(target.provider).vendor, target.model)
+        vendor = self.registry.member(target.provider).vendor
+        return own or self.prices.find(vendor, target.model)
 
     def abilities(self, target: Target) -> list[str]:
         """Return what a target can do beside text, as far as its format and settings tell.

@@ -110,7 +110,7 @@ def on_starting(server: Any) -> None:
     )
     importlib.import_module("infermux.app")
     _freeze()
-    if warning := stale(time.time()):
+    if warning := stale(time.time(), router.targets.prices):
         server.log.warning("%s", warning)
 
 

@@ -359,7 +359,10 @@ def test_the_example_states_the_defaults_that_hold():
         ("[modles]", ["[modles]", "did you mean 'models'?"]),
         (
             "[zzz]",
-            ["[zzz]", "there are providers, models, keys, reliability, server, ledger, trace"],
+            [
+                "[zzz]",
+                "there are providers, models, keys, reliability, server, ledger, prices, trace",
+            ],
         ),
         ("attempts = 3", ["[attempts]", "reliability"]),
         (

@@ -18,8 +18,10 @@ from infermux.cli.main import main
 from infermux.errors import ConfigError
 from infermux.pricing import compare as pricecheck
 from infermux.pricing import entries, table_date
+from infermux.pricing.public import GENAI_VENDORS
 
 TODAY = date(2026, 11, 23)
+COUNT = 1234  # prices that are shipped
 # as litellm writes them: USD per token, vendors and sizes in the names
 LITELLM: dict[str, Any] = {
     "sample_spec": {"litellm_provider": "one of many", "input_cost_per_token": 0.0, "max_input_tokens": "a sentence", "mode": "one of"},
@@ -208,17 +210,22 @@ def test_every_shipped_price_agrees_with_itself() -> None:
         "cache_read_mtok": "cached_input",
         "cache_write_mtok": "cache_write",
     }
-    there = {vendor: theirs for theirs, vendor in pricecheck._GENAI_VENDORS.items()}
+    there = {vendor: theirs for theirs, vendor in GENAI_VENDORS.items()}
     models: dict[str, list[Any]] = {}
     for price in entries():
         told = {name: {"base": str(getattr(price.rates, ours)),
                        "tiers": [{"start": tier.over, "price": str(getattr(price.rates.under(tier.rates), ours))} for tier in price.tiers]}
                 for name, ours in names.items() if getattr(price.rates, ours) is not None}  # fmt: skip
-        models.setdefault(there[price.provider], []).append({"id": price.id, "prices": told})
+        name, _, behind = price.id.partition(":")
+        vendor = (
+            f"huggingface_{behind}" if price.provider == "huggingface" else there[price.provider]
+        )
+        id = name if price.provider == "huggingface" else price.id
+        models.setdefault(vendor, []).append({"id": id, "prices": told})
     found = pricecheck.check(
         json.dumps([{"id": id, "models": listed} for id, listed in models.items()]).encode(), TODAY
     )
-    assert (found.compared, found.differences, found.unknown) == (350, [], [])
+    assert (found.compared, found.differences, found.unknown) == (COUNT, [], [])
 
 
 def test_check_tells_each_file_and_fails_where_one_differs(tmp_path: Path) -> None:
@@ -255,7 +262,7 @@ def test_a_file_that_cannot_be_compared_is_one_line(args: list[str], code: int) 
 def test_the_whole_table_or_one_vendors() -> None:
     whole = prices().stdout.splitlines()
     assert whole[0].split() == ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE", "WRITE"]
-    assert len(whole) == 350 + 2 and whole[-1].endswith("as of 2026-11-23")
+    assert len(whole) == COUNT + 2 and whole[-1].endswith("as of 2026-11-23")
     groq = prices("--provider", "groq").stdout.splitlines()
     assert {line.split()[0] for line in groq[1:-1]} == {"groq"}
     assert groq[2].split() == ["groq", "llama-3.1-8b-instant", "0.05", "0.08"]
@@ -287,7 +294,10 @@ def test_an_entry_is_shown_with_all_that_changes_it() -> None:
     [
         ("gpt-4o-2024-11-20", ["openai/gpt-4o"]),
         ("openai/gpt-4o", ["openai/gpt-4o"]),
-        ("minimaxai/minimax-m3", ["together/minimaxai/minimax-m3"]),
+        (
+            "minimaxai/minimax-m3",
+            [f"{vendor}/minimaxai/minimax-m3" for vendor in ("deepinfra", "nebius", "together")],
+        ),
         ("together/minimaxai/minimax-m3", ["together/minimaxai/minimax-m3"]),
         ("openrouter/openai/gpt-5.4", ["openai/gpt-5.4"]),
     ],

@@ -1,0 +1,422 @@
+"""Reads public price tables: litellm's, that of genai-prices, and OpenRouter's answer to /models.
+
+Each becomes entries like those of `prices.json`, for vendors that InferMux has a preset for. What
+is left out is kept with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any, NamedTuple, NoReturn
+
+from ..errors import ConfigError, shown
+from .table import MAX_ID, Entry
+
+GENAI, LITELLM, OPENROUTER = "genai-prices", "litellm", "OpenRouter"
+_MILLION = 10**6
+_VENDORS = (
+    "openai anthropic google mistral groq cohere deepseek xai together fireworks perplexity azure "
+    "bedrock openrouter moonshot zai dashscope minimax cerebras vercel nvidia sambanova deepinfra "
+    "novita hyperbolic nebius baseten"
+)
+_SAME = {name: name for name in _VENDORS.split()}
+GENAI_VENDORS = _SAME | {"x-ai": "xai", "aws": "bedrock", "moonshotai": "moonshot"}
+LITELLM_VENDORS = _SAME | {
+    "text-completion-openai": "openai",
+    "gemini": "google",
+    "cohere_chat": "cohere",
+    "together_ai": "together",
+    "fireworks_ai": "fireworks",
+    "bedrock_converse": "bedrock",
+    "vercel_ai_gateway": "vercel",
+    "nvidia_nim": "nvidia",
+}
+_ROUTED = "huggingface_"  # begins genai-prices' name of a vendor behind Hugging Face's router
+_LITELLM = {
+    "input_cost_per_token": "input",
+    "output_cost_per_token": "output",
+    "cache_read_input_token_cost": "cached_input",
+    "cache_creation_input_token_cost": "cache_write",
+    "cache_creation_input_token_cost_above_1hr": "cache_write_1h",
+    "input_cost_per_audio_token": "input_audio",
+    "output_cost_per_audio_token": "output_audio",
+    "output_cost_per_reasoning_token": "reasoning",
+}
+_GENAI = {
+    "input_mtok": "input",
+    "output_mtok": "output",
+    "cache_read_mtok": "cached_input",
+    "cache_write_mtok": "cache_write",
+    "cache_write_1h_mtok": "cache_write_1h",
+    "input_audio_mtok": "input_audio",
+    "output_audio_mtok": "output_audio",
+    "output_reasoning_mtok": "reasoning",
+}
+_OPENROUTER = {
+    "prompt": "input",
+    "completion": "output",
+    "input_cache_read": "cached_input",
+    "input_cache_write": "cache_write",
+    "internal_reasoning": "reasoning",
+    "audio": "input_audio",
+}
+_SERVICES = ("flex", "priority")
+_LITELLM_KEY = re.compile(
+    rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
+    re.ASCII,
+)
+_MODES = ("chat", "completion", "responses", "embedding")
+_Rates = dict[str, Decimal]
+
+
+class Listed(NamedTuple):
+    """A model and its entry."""
+
+    vendor: str
+    entry: Entry
+    by_hour: bool = False  # whether the table also has prices of certain hours, which are not here
+
+
+@dataclass(frozen=True, slots=True)
+class PublicTable:
+    """What a public table says about the models of our vendors, and what of it is left out."""
+
+    source: str  # litellm, genai-prices or OpenRouter
+    listed: list[Listed] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # models by the reason
+
+    @property
+    def read(self) -> int:
+        """The number of models in the table."""
+        return len(self.listed) + sum(map(len, self.skipped.values()))
+
+    def skip(self, reason: str, model: str) -> None:
+        """Leave out a model."""
+        self.skipped.setdefault(reason, []).append(model)
+
+    def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
+        """Take a model in."""
+        if 0 < len(model) <= MAX_ID:
+            self.listed.append(Listed(vendor, {"id": model.lower(), **entry}, by_hour))
+        else:
+            self.skip("the name of the model is empty or too long", f"{vendor}/{model[:40]}")
+
+
+def read(data: bytes, today: date) -> PublicTable:
+    """Return a public table: JSON, or the source of the module genai_prices.data.
+
+    Raise ConfigError if it is none. Source is read, not run.
+    """
+    try:
+        stored = _json(data)
+    except (ValueError, RecursionError):
+        stored = _module(data)
+    try:
+        found = _of_any_kind(stored, today)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
+        raise ConfigError("parts of the price table cannot be read") from None
+    if found is None:
+        raise ConfigError(
+            "the file is neither litellm's price table, nor that of genai-prices, "
+            "nor OpenRouter's list of models"
+        )
+    return found
+
+
+def _json(data: bytes) -> Any:
+    return json.loads(data, parse_float=Decimal, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
+    if isinstance(stored, dict) and _any_has("litellm_provider", stored.values()):
+        table = PublicTable(LITELLM)
+        for id, entry in stored.items():
+            _litellm(table, id, entry)
+        return table
+    providers = stored.get("providers") if isinstance(stored, dict) else stored
+    if isinstance(providers, list) and _any_has("models", providers):
+        table = PublicTable(GENAI)
+        for provider in providers:
+            _genai(table, provider, today)
+        return table
+    models = stored.get("data") if isinstance(stored, dict) else None
+    if isinstance(models, list) and _any_has("pricing", models):
+        table = PublicTable(OPENROUTER)
+        for model in models:
+            _openrouter(table, model)
+        return table
+    return None
+
+
+def _any_has(key: str, entries: Iterable[object]) -> bool:
+    return any(isinstance(entry, dict) and key in entry for entry in entries)
+
+
+# -- litellm --
+
+
+def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
+    provider = entry.get("litellm_provider", "")
+    vendor, mode = LITELLM_VENDORS.get(provider), entry.get("mode", "chat")
+    if vendor is None:
+        table.skip("of a vendor without a preset", id)
+        return
+    if mode not in _MODES:
+        table.skip("not a model for text", id)
+        return
+    try:
+        rates = _litellm_rates(entry, "")
+        _by_size(rates, entry.get("tiered_pricing"))
+        found = _entry(rates)
+    except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
+        table.skip(_reason(error), id)
+        return
+    if found is None:
+        table.skip("without a price of input tokens", id)
+        return
+    if mode == "embedding" and found.get("output") == "0":
+        del found["output"]
+    services = {name: offer for name in _SERVICES if (offer := _service(rates, entry, name))}
+    if services:
+        found["service"] = services
+    sizes = {"max_input": "max_input_tokens", "max_output": "max_output_tokens"}
+    found |= {ours: entry[name] for ours, name in sizes.items() if _is_size(entry.get(name))}
+    table.add(vendor, id.removeprefix(f"{provider}/"), found)
+
+
+def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
+    """Return the rates of a service tier by the size above which they hold."""
+    rates: dict[int, _Rates] = {0: {}}
+    for key, value in entry.items():
+        match = _LITELLM_KEY.fullmatch(key)
+        if match and value is not None and (match[3] or "") == service:
+            tier = rates.setdefault(int(match[2] or 0) * 1000, {})
+            tier[_LITELLM[match[1]]] = _figure(value, _MILLION)
+    return rates
+
+
+def _by_size(rates: dict[int, _Rates], pricing: Any) -> None:
+    """Read litellm's `tiered_pricing`: prices by ranges of input tokens."""
+    for each in pricing or ():
+        start = int(each["range"][0])
+        tier = rates.setdefault(start, {})
+        named = {name: each[key] for key, name in _LITELLM.items() if each.get(key) is not None}
+        tier.update({name: _figure(value, _MILLION) for name, value in named.items()})
+
+
+def _service(
+    standard: dict[int, _Rates], entry: Mapping[str, Any], name: str
+) -> str | dict[str, str] | None:
+    """Return a service tier: a factor if all of its figures have the same one, else figures."""
+    try:
+        offer = _litellm_rates(entry, name)
+    except (TypeError, ArithmeticError, ValueError):
+        return None
+    if not {"input", "output"} <= offer[0].keys():
+        return None
+    factors = {
+        rate / standard[over][each] if standard.get(over, {}).get(each) else None
+        for over, rates in offer.items()
+        for each, rate in rates.items()
+    }
+    factor = factors.pop() if len(factors) == 1 else None
+    if factor is not None and round(factor, 6) == factor:
+        return _text(factor)
+    return _texts(offer[0])
+
+
+# -- genai-prices --
+
+
+def _genai(table: PublicTable, provider: Mapping[str, Any], today: date) -> None:
+    name = str(provider["id"])
+    vendor, suffix = GENAI_VENDORS.get(name), ""
+    if name.startswith(_ROUTED):
+        vendor, suffix = "huggingface", f":{name.removeprefix(_ROUTED)}"
+    for model in provider["models"]:
+        id = model["id"]
+        if vendor is None:
+            table.skip("of a vendor without a preset", f"{name}/{id}")
+            continue
+        try:
+            found, by_hour = _genai_entry(model["prices"], today)
+        except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
+            table.skip(_reason(error), f"{name}/{id}")
+            continue
+        if found is None:
+            table.skip("without a price of input tokens", f"{name}/{id}")
+            continue
+        if _is_size(size := model.get("context_window")):
+            found["max_input"] = size
+        table.add(vendor, id + suffix, found, by_hour=by_hour)
+
+
+def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any] | None, bool]:
+    """Return the prices that hold today, and the later ones; and whether others have hours."""
+    dated = prices if isinstance(prices, list) else [{"prices": prices}]
+    starts = [_start(each.get("constraint")) for each in dated]
+    begun = [
+        each for each, start in zip(dated, starts, strict=True) if start is None or start <= today
+    ]
+    timed = [each for each in begun if _is_timed(each.get("constraint"))]
+    always = [each for each in begun if each not in timed]
+    found = _entry(_genai_rates((always or dated)[-1 if always else 0]["prices"]))
+    later = [
+        {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
+        for each, start in zip(dated, starts, strict=True)
+        if start is not None and start > today
+    ]
+    if found is not None and later:
+        found["next"] = later
+    return found, bool(timed)
+
+
+def _start(constraint: Mapping[str, Any] | None) -> date | None:
+    start = (constraint or {}).get("start_date")
+    return start if start is None or isinstance(start, date) else date.fromisoformat(start)
+
+
+def _is_timed(constraint: Mapping[str, Any] | None) -> bool:
+    return bool(constraint) and "start_date" not in (constraint or {})
+
+
+def _genai_rates(prices: Mapping[str, Any]) -> dict[int, _Rates]:
+    rates: dict[int, _Rates] = {0: {}}
+    for key, name in _GENAI.items():
+        value = prices.get(key)
+        if isinstance(value, Mapping):
+            for tier in value["tiers"]:
+                rates.setdefault(int(tier["start"]), {})[name] = _figure(tier["price"])
+            value = value["base"]
+        if value is not None:
+            rates[0][name] = _figure(value)
+    return rates
+
+
+def _module(data: bytes) -> Any:
+    """Return `providers` of the module genai_prices.data, whose source *data* is."""
+    try:
+        body = ast.parse(data).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ConfigError("the file is not JSON") from None
+    for node in body:
+        if isinstance(node, ast.AnnAssign | ast.Assign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id == "providers" and node.value:
+                try:
+                    return _literal(node.value)
+                except (ValueError, TypeError, ArithmeticError, RecursionError):
+                    raise ConfigError("parts of the price table cannot be read") from None
+    raise ConfigError("the file is not JSON, and not the module of genai-prices")
+
+
+def _literal(node: ast.expr) -> Any:
+    """Return the value of an expression; a call of a class becomes a table of its arguments."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(each) for each in node.elts]
+    if isinstance(node, ast.Call):
+        name, parts = ast.unparse(node.func), [_literal(each) for each in node.args]
+        if name == "Decimal":
+            return Decimal(*parts)
+        if name == "datetime.date":
+            return date(*parts)
+        return {each.arg: _literal(each.value) for each in node.keywords if each.arg != "tzinfo"}
+    return ast.literal_eval(node)
+
+
+# -- OpenRouter --
+
+
+def _openrouter(table: PublicTable, model: Mapping[str, Any]) -> None:
+    id = str(model["id"])
+    prices = model.get("pricing") or {}
+    try:
+        rates = {
+            name: _figure(prices[key], _MILLION)
+            for key, name in _OPENROUTER.items()
+            if prices.get(key) is not None
+        }
+        request = _figure(prices.get("request") or 0, 1000)
+    except (TypeError, ArithmeticError, ValueError) as error:
+        table.skip(_reason(error), id)
+        return
+    found = _entry({0: rates})
+    if found is None:
+        table.skip("without a price of input tokens", id)
+        return
+    if request:
+        found["request_per_1k_max"] = _text(request)
+    top = model.get("top_provider") or {}
+    sizes = {
+        "max_input": top.get("context_length") or model.get("context_length"),
+        "max_output": top.get("max_completion_tokens"),
+    }
+    table.add("openrouter", id, found | {name: n for name, n in sizes.items() if _is_size(n)})
+
+
+# -- figures --
+
+
+def _entry(rates: dict[int, _Rates]) -> dict[str, Any] | None:
+    """Return an entry of prices by size, or None if the one of input is not known.
+
+    A rate of 0 beside input that costs something means that the table does not know it.
+    """
+    smallest = min((over for over, found in rates.items() if "input" in found), default=0)
+    base = rates.get(0) or rates.get(smallest, {})
+    if "input" not in base:
+        return None
+    known = {
+        over: {name: rate for name, rate in found.items() if rate or not _is_extra(name, base)}
+        for over, found in rates.items()
+    }
+    tiers = [
+        {"over": over} | _texts(found)
+        for over, found in sorted(known.items())
+        if found and over > 0 and rates[over] is not base
+    ]
+    return _texts(known.get(0) or known[smallest]) | ({"tiers": tiers} if tiers else {})
+
+
+def _is_extra(name: str, base: _Rates) -> bool:
+    return bool(base["input"]) and name not in ("input", "output")
+
+
+def _figure(value: object, times: int = 1) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
+        raise TypeError(f"{shown(value)} is not a price")
+    # rounds off the error of binary fractions
+    figure = round(Decimal(value) * times, 12).normalize()
+    if figure < 0:
+        raise _BelowZero
+    return abs(figure)
+
+
+class _BelowZero(ValueError):
+    pass
+
+
+def _reason(error: Exception) -> str:
+    return "a price is below 0" if isinstance(error, _BelowZero) else "a figure is not a price"
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _text(figure: Decimal) -> str:
+    return f"{figure.normalize():f}"
+
+
+def _texts(rates: _Rates) -> dict[str, Any]:
+    return {name: _text(rate) for name, rate in rates.items()}

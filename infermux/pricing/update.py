@@ -1,0 +1,228 @@
+"""Makes a user's own price table of a public one: what the present prices lack, or have otherwise.
+
+What differs is written per model and term, with its source and day; the rest stays as it is in the
+shipped table. What is doubtful is left out with the reason: a figure that would make a priced model
+free, one that is no price per token, a price of certain hours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from .compare import Difference, differences
+from .price import Price
+from .public import OPENROUTER, Listed, PublicTable
+from .table import Entry, PriceTable
+from .tariff import STANDARD, TERMS, Service, Tariff, figure_text, figures
+
+MAX_RATE = 100_000  # USD per million tokens; more is not a price per token
+LETTERS = {"genai-prices": "g", "litellm": "l", OPENROUTER: "o"}
+_UNCOMPARED = ("input_audio", "output_audio", "reasoning")
+
+
+class Changed(NamedTuple):
+    """A term that differs from the one before; texts in USD per million tokens, or None."""
+
+    model: str
+    term: str
+    was: str | None
+    now: str | None
+
+
+class Update(NamedTuple):
+    """A user's new table, and how it came about."""
+
+    source: str
+    read: int  # models in the public table
+    same: int  # models whose prices are known
+    new: list[str]
+    changed: list[Changed]
+    skipped: dict[str, list[str]]  # models by the reason
+    table: dict[str, Any]  # as it is written
+
+
+def update(
+    found: PublicTable,
+    present: PriceTable,
+    day: date,
+    accepted: Collection[Difference] = (),
+) -> Update:
+    """Return the user's table that *present* has, with what *found* has otherwise.
+
+    Differences that are *accepted* are left as they are.
+    """
+    work = _Work(present, found.source, day, accepted)
+    own, skipped = present.own, dict(found.skipped)
+    models = {vendor: list(listed) for vendor, listed in own.models.items()} if own else {}
+    about = {"src": LETTERS[found.source], "as_of": day.isoformat()}
+    seen, same = set[tuple[str, str]](), 0
+    for listed in found.listed:
+        key = listed.vendor, listed.entry["id"]
+        terms, reason = work.terms(listed) if key not in seen else ({}, "named twice")
+        seen.add(key)
+        if reason:
+            skipped[reason] = [*skipped.get(reason, ()), "/".join(key)]
+        elif terms:
+            _put(models.setdefault(listed.vendor, []), {"id": key[1], **terms, **about})
+        else:
+            same += 1
+    table = _table(models, day, own.sources if own else {})
+    return Update(found.source, found.read, same, work.new, work.changed, skipped, table)
+
+
+def _table(
+    models: Mapping[str, Sequence[Entry]], day: date, sources: Mapping[str, str]
+) -> dict[str, Any]:
+    used = {
+        letter for listed in models.values() for each in listed for letter in each.get("src", "")
+    }
+    known = {letter: name for name, letter in LETTERS.items() if letter in used}
+    return {
+        "version": 1,
+        "as_of": day.isoformat(),
+        "currency": "USD",
+        "unit": "per 1,000,000 tokens",
+        "sources": {**sources, **known},
+        "models": dict(sorted(models.items())),
+    }
+
+
+def written(table: Mapping[str, Any]) -> str:
+    """Return a table as text, a line per model."""
+    about = {key: value for key, value in table.items() if key != "models"}
+    lists = [
+        f"{json.dumps(vendor)}:[\n{_lines(listed)}\n]" for vendor, listed in table["models"].items()
+    ]
+    head = json.dumps(about, separators=(",", ":"))[:-1]
+    return f'{head},"models":{{\n' + ",\n".join(lists) + "\n}}\n"
+
+
+def _lines(listed: list[Entry]) -> str:
+    entries = sorted(listed, key=lambda entry: str(entry["id"]))
+    return ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+
+
+def _put(listed: list[Entry], entry: Entry) -> None:
+    """Add an entry; earlier ones of its model lose the terms that it states."""
+    for number, old in enumerate(listed):
+        if old["id"] == entry["id"]:
+            left = {key: value for key, value in old.items() if key not in entry.keys() & TERMS}
+            if old.get("service") and entry.get("service"):
+                tiers = {k: v for k, v in old["service"].items() if k not in entry["service"]}
+                left |= {"service": tiers} if tiers else {}
+            listed[number] = left
+    listed[:] = [each for each in listed if each.keys() & TERMS or each.get("aliases")]
+    listed.append(entry)
+
+
+# -- one model --
+
+
+@dataclass(slots=True)
+class _Work:
+    """Compares models with the present prices, one at a time."""
+
+    present: PriceTable
+    source: str
+    day: date
+    accepted: Collection[Difference]
+    new: list[str] = field(default_factory=list)
+    changed: list[Changed] = field(default_factory=list)
+
+    def terms(self, listed: Listed) -> tuple[dict[str, Any], str]:
+        """Return the terms of a model that are new or differ; or why it is left out."""
+        try:
+            theirs = Price.from_entry(listed.vendor, listed.entry)
+        except ConfigError:
+            return {}, "a figure is not a price"
+        ours = self.present.find(theirs.provider, theirs.id)
+        if reason := "has prices of certain hours, which are not read" * listed.by_hour:
+            return {}, reason
+        if reason := self._doubt(ours, theirs):
+            return {}, reason
+        if ours is None:
+            self.new.append(f"{theirs.provider}/{theirs.id}")
+            return {key: value for key, value in listed.entry.items() if key != "id"}, ""
+        terms = dict[str, Any]()
+        for changed, key, value in self._changes(ours, theirs, listed.entry):
+            self.changed.append(changed)
+            terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
+        return terms, ""
+
+    def _doubt(self, ours: Price | None, theirs: Price) -> str:
+        """Return why their price is not to be trusted, or ""."""
+        rates = [rate for each in _all_rates(theirs) for rate in each if rate is not None]
+        if max(rates, default=0) > MAX_RATE:
+            return "a price is too high to be one per token"
+        is_free = not theirs.rates.input and not theirs.rates.output
+        if is_free and ours is None and self.source != OPENROUTER:
+            return "the price is 0, which may mean that it is not known"
+        known = ours.rates[:2] if ours else ()
+        if any(was and now == 0 for was, now in zip(known, theirs.rates, strict=False)):
+            return "a price is 0 where the present one is not"
+        return ""
+
+    def _changes(
+        self, ours: Price, theirs: Price, entry: Entry
+    ) -> Iterator[tuple[Changed, str, Any]]:
+        """Yield each term that differs, with its key and value in the user's table."""
+        name, tiers = f"{theirs.provider}/{theirs.id}", _tiers(ours, theirs)
+        for each in differences(ours, theirs, self.day):
+            is_base = each.figure in Tariff._fields
+            if each not in self.accepted and (is_base or tiers):
+                was, now = figure_text(each.ours), figure_text(each.theirs)
+                key, value = (each.figure, now) if is_base else ("tiers", tiers)
+                yield Changed(name, each.figure, was, now), key, value
+        for term in _UNCOMPARED:
+            known, figure = getattr(ours.rates, term), getattr(theirs.rates, term)
+            if figure and figure != known:
+                now = figure_text(figure)
+                yield Changed(name, term, figure_text(known), now), term, now
+        for service in theirs.service:
+            tier = next((each for each in ours.service if each.name == service.name), None)
+            if tier is None or _rates(ours, tier) != _rates(theirs, service):
+                offer = {service.name: entry["service"][service.name]}
+                changed = Changed(
+                    name, f"service {service.name}", tier and _said(tier), _said(service)
+                )
+                yield changed, "service", offer
+        if theirs.next and theirs.next != ours.next:
+            days = ", ".join(str(each.start) for each in theirs.next)
+            yield Changed(name, "next", None, f"from {days}"), "next", entry["next"]
+        for size in ("max_input", "max_output"):
+            if getattr(ours, size) is None and (limit := getattr(theirs, size)) is not None:
+                yield Changed(name, size, None, str(limit)), size, limit
+
+
+def _tiers(ours: Price, theirs: Price) -> list[dict[str, Any]]:
+    """Return their tiers, with the figures that only ours have; none if they list none."""
+    known = {round(tier.over, -3): tier.rates for tier in ours.tiers}
+    return [
+        {"over": tier.over} | figures(known.get(round(tier.over, -3), Tariff()).under(tier.rates))
+        for tier in theirs.tiers
+    ]
+
+
+def _rates(price: Price, service: Service) -> list[Decimal | None]:
+    """Return the rates of a service tier for input, output and cached input."""
+    rates = price.rates.under(service.rates)
+    return [rate and rate * service.factor for rate in rates[:2]]
+
+
+def _all_rates(price: Price) -> Iterator[Tariff]:
+    yield price.rates
+    yield from (tier.rates for tier in price.tiers)
+    yield from (change.rates for change in price.next)
+    yield from (service.rates for service in (STANDARD, *price.service))
+
+
+def _said(service: Service) -> str:
+    if service.rates == Tariff():
+        return f"times {figure_text(service.factor)}"
+    return " ".join(f"{name} {rate}" for name, rate in figures(service.rates).items())
