@@ -32,6 +32,7 @@ from . import (
     table,
     warn,
 )
+from .prices import Known
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _POLL_SECONDS = 0.5  # between two reads of the ledger
@@ -366,7 +367,8 @@ def _reconcile(
 ) -> int:
     """Print the comparison; return the exit code."""
     allowed = reconcile.Tolerance.of(tolerance)
-    bill = reconcile.read(contents(path, f"the bill {path}"))
+    known = Known.of(click.get_current_context().params.get("config"))
+    bill = reconcile.read(contents(path, f"the bill {path}"), known.table)
     for problem in bill.unread:
         warn(f"{path}: {problem}")
     bill.usd = {

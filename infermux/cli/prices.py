@@ -235,10 +235,12 @@ def _listed(provider: str | None, known: Known) -> list[Price]:
 
 def _named(name: str, provider: str | None, known: Known) -> list[Price]:
     first, slash, rest = name.partition("/")
-    vendors = [provider] if provider else [price.provider for price in known.table.entries()]
+    every = [*known.own, *known.table.entries()]
+    vendors = [provider] if provider else [price.provider for price in every]
     found = []
     if slash and provider in (None, first):
-        found = _found(rest, [first], known)
+        preset = PRESETS.get(first)
+        found = _found(rest, [first, *([preset.vendor] if preset else [])], known)
     found = found or _found(name, vendors, known)
     if not found:
         ids = [*compare.known(known.table), *(price.id for price in known.own)]
@@ -249,10 +251,7 @@ def _named(name: str, provider: str | None, known: Known) -> list[Price]:
 
 def _found(name: str, vendors: list[str], known: Known) -> list[Price]:
     listed = [known.table.find(vendor, name) for vendor in dict.fromkeys(vendors)]
-    anywhere = len(vendors) > 1
-    mine = [
-        each for each in known.own if each.id == name and (anywhere or each.provider in vendors)
-    ]
+    mine = [each for each in known.own if each.id == name and each.provider in vendors]
     return mine + [*{(each.provider, each.id): each for each in listed if each}.values()]
 
 

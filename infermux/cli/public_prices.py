@@ -220,6 +220,9 @@ def _told(source: str, found: Update) -> str:
         head = ("CHANGED", "TERM", "WAS", "NOW")
         rows = [_cells(each) for each in found.changed[:_LISTED]]
         parts.append(columns(head, rows, right=(2, 3)) + _rest(found.changed))
+    if found.kept:
+        listed = _names(found.kept, 3)
+        parts.append(f"kept, prices of long requests, which the table does not list: {listed}")
     for reason, models in sorted(found.skipped.items(), key=lambda item: -len(item[1])):
         parts.append(f"skipped, {reason}: {_names(models, 3)}")
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from ..errors import RequestError, shown
-from ..pricing import PICO, cost, find
+from ..pricing import PICO, PriceTable, cost, shipped
 from ..protocol import must_be
 from ..types import Usage
 from . import Total
@@ -54,6 +54,7 @@ class Bill:
     usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
+    prices: PriceTable = field(default_factory=shipped)  # for an export without dollars
 
     @property
     def has_models(self) -> bool:
@@ -105,8 +106,11 @@ class Tolerance(NamedTuple):
         return abs(ours - theirs) <= max(Fraction(self.pico), self.percent * abs(theirs) / 100)
 
 
-def read(data: bytes) -> Bill:
-    """Return the costs in a CSV export; raise RequestError if it cannot be understood."""
+def read(data: bytes, prices: PriceTable | None = None) -> Bill:
+    """Return the costs in a CSV export; raise RequestError if it cannot be understood.
+
+    *prices*, by default the shipped ones, are for an export that has tokens alone.
+    """
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = data.decode(encoding, "replace").replace("\0", "\ufffd")
     first = text.split("\n", 1)[0]
@@ -116,7 +120,7 @@ def read(data: bytes) -> Bill:
             re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_") for name in next(rows, [])
         ]
         columns = _Columns.of(head)
-        bill = Bill(columns.vendor, priced=bool(columns.usd))
+        bill = Bill(columns.vendor, priced=bool(columns.usd), prices=prices or shipped())
         for row in rows:
             _add(bill, columns, dict(zip(head, row, strict=False)), rows.line_num)
     except csv.Error as error:
@@ -190,7 +194,7 @@ def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> 
         return  # a day without any cost
     try:
         key = (_day(row.get(columns.day, "").strip()), _model(columns, row.get(columns.model, "")))
-        amount = _amount(row, columns) if columns.usd else _priced(columns.vendor, key, row)
+        amount = _amount(row, columns) if columns.usd else _priced(bill, key, row)
     except ValueError as error:
         bill.unread.append(f"line {number}: {error}")
         return
@@ -228,13 +232,13 @@ def _amount(row: Mapping[str, str], columns: _Columns) -> Fraction:
     return Fraction(Decimal(text.replace(",", "").replace("$", "")))
 
 
-def _priced(vendor: str, key: Key, row: Mapping[str, str]) -> Fraction | None:
+def _priced(bill: Bill, key: Key, row: Mapping[str, str]) -> Fraction | None:
     """Return the cost of a line's tokens in USD, or None if the model has no price.
 
     A line sums up many requests, so no size tier applies, unless Anthropic's context_window says
     that all of them were long.
     """
-    whole, cached, written, out = _ANTHROPIC if vendor == "anthropic" else _OPENAI
+    whole, cached, written, out = _ANTHROPIC if bill.vendor == "anthropic" else _OPENAI
     usage = Usage(
         _count(row, *whole),
         _count(row, out),
@@ -242,7 +246,7 @@ def _priced(vendor: str, key: Key, row: Mapping[str, str]) -> Fraction | None:
         cache_write_tokens=_count(row, *written),
         cache_write_1h_tokens=_count(row, *[name for name in written if "1h" in name]),
     )
-    price = find(vendor, key[1])
+    price = bill.prices.find(bill.vendor, key[1])
     if price is not None and not row.get("context_window", "").strip().startswith(">"):
         price = replace(price, tiers=())
     at = datetime.fromisoformat(key[0]).replace(hour=12, tzinfo=UTC)

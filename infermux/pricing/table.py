@@ -29,6 +29,7 @@ _ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-mode
 _PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
 _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
 _GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
+_PRESETS = {"gemini": "google"}  # presets whose vendor has another name here
 _TABLES = {"azure": ("azure", "openai")}  # where a vendor's models are looked up, if not its own
 _ALIKE = {
     name: name for name in ("openai", "anthropic", "google", "deepseek", "cohere", "perplexity")
@@ -100,9 +101,9 @@ class PriceTable:
         self._merged: dict[tuple[str, str], _Origin] = {}  # entries of the user's, by vendor and id
         self._prices: dict[tuple[str, str], Price] = {}
         if own is not None:
-            for vendor, listed in own.models.items():
+            for name, listed in own.models.items():
                 for entry in listed:
-                    self._merge(own, vendor, entry)
+                    self._merge(own, _PRESETS.get(name, name), entry)
             for vendor, id in self._merged:
                 terms(self._rows[vendor][id], f"{own.name}: price of {vendor}/{id}")
         self._find = lru_cache(maxsize=4096)(self._found)

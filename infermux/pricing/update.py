@@ -43,6 +43,7 @@ class Update(NamedTuple):
     same: int  # models whose prices are known
     new: list[str]
     changed: list[Changed]
+    kept: list[str]  # models whose prices of long requests the public table does not list
     skipped: dict[str, list[str]]  # models by the reason
     table: dict[str, Any]  # as it is written
 
@@ -73,7 +74,8 @@ def update(
         else:
             same += 1
     table = _table(models, day, own.sources if own else {})
-    return Update(found.source, found.read, same, work.new, work.changed, skipped, table)
+    kept = list(dict.fromkeys(work.kept))
+    return Update(found.source, found.read, same, work.new, work.changed, kept, skipped, table)
 
 
 def _table(
@@ -134,6 +136,7 @@ class _Work:
     accepted: Collection[Difference]
     new: list[str] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
     def terms(self, listed: Listed) -> tuple[dict[str, Any], str]:
         """Return the terms of a model that are new or differ; or why it is left out."""
@@ -175,7 +178,9 @@ class _Work:
         name, tiers = f"{theirs.provider}/{theirs.id}", _tiers(ours, theirs)
         for each in differences(ours, theirs, self.day):
             is_base = each.figure in Tariff._fields
-            if each not in self.accepted and (is_base or tiers):
+            if not (is_base or tiers):
+                self.kept.append(name)
+            elif each not in self.accepted:
                 was, now = figure_text(each.ours), figure_text(each.theirs)
                 key, value = (each.figure, now) if is_base else ("tiers", tiers)
                 yield Changed(name, each.figure, was, now), key, value
