@@ -148,6 +148,15 @@ def test_what_costs_the_same_is_no_difference(figures: dict[str, float]) -> None
     assert told(changed("text-embedding-3-small", **figures)) == told(LITELLM)
 
 
+def test_the_price_of_the_peak_hours_is_no_difference() -> None:
+    """litellm has no hours: it lists the dear ones."""
+    peak = {"input_cost_per_token": 3e-07, "output_cost_per_token": 1.2e-06}
+    flash = {"litellm_provider": "deepseek", "mode": "chat"} | peak
+    assert told(LITELLM | {"deepseek/deepseek-flash": flash}) == told(LITELLM)
+    cheap = flash | {"input_cost_per_token": 1e-07}
+    assert told({"deepseek/deepseek-flash": cheap}) == ["deepseek/deepseek-flash input 0.15 0.1"]
+
+
 def test_a_tier_that_only_one_side_has_is_told() -> None:
     tier = {"input_cost_per_token_above_200k_tokens": 6e-06}
     assert "anthropic/claude-sonnet-4-5 input over 200000 3 6" in told(

@@ -252,6 +252,8 @@ def test_a_second_update_changes_nothing_and_another_table_adds(home: Path) -> N
     use(home / "prices.json")
     assert shown("openai/gpt-99")["input"] == shown("moonshot/kimi-99")["input"] == "1"
     assert shown("moonshot/kimi-k3")["input"] == "5"
+    stored = json.loads((home / "prices.json").read_text())["models"]["moonshot"]
+    assert [entry["id"] for entry in stored].count("kimi-k3") == 1
     assert "genai-prices" in shown("moonshot/kimi-k3")["layers"]["input"]
     update({"moonshot/kimi-k3": LITELLM["moonshot/kimi-k3"]})
     assert shown("moonshot/kimi-k3")["input"] == "4"  # the last one holds
@@ -479,6 +481,8 @@ def test_an_alias_gets_its_own_price_and_leaves_the_others() -> None:
     assert (codex["id"], codex["input"], codex["output"]) == ("gpt-5-codex", "2", "10")
     assert five == chat and (five["id"], five["input"], five["output"]) == ("gpt-5", "1.25", "12")
     assert "gpt-5-codex" not in five["aliases"]
+    table_of("openai", {"id": "gpt-5-codex", "input": "2"})
+    assert "gpt-5-codex" not in shown("openai/gpt-5")["aliases"]
 
 
 @pytest.mark.parametrize(
