@@ -251,10 +251,13 @@ def summary(config: Config, router: Router) -> dict[str, str]:
     keys = "none: the endpoints are open to callers without a key"
     if config.keys is not None:
         keys = listed([key.name for key in config.keys])
+    own = router.targets.prices.own
+    prices = {"prices": f"{os.path.abspath(own.name)}, over the shipped ones"} if own else {}
     return {
         "configuration": os.path.abspath(config.path) if config.path else "the environment",
         "providers": listed([each.name for each in router.registry]),
         "names": listed(router.registry.names),
+        **prices,
         "ledger": os.path.abspath(ledger) if ledger else "none",
         "keys": keys,
         "admin": f"operators' endpoints are {operators}, /metrics is {metrics}",

@@ -13,7 +13,6 @@ from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
 from ..dialects.responses import downstream as responses
 from ..errors import InferMuxError, ModelNotFound, RequestError, shown
-from ..pricing import find
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
@@ -163,9 +162,8 @@ def _is_codex() -> bool:
 
 def _limits(api: Api, name: str) -> tuple[int | None, int | None]:
     """Return the least context and output, in tokens, of a name's targets; None if unknown."""
-    registry = api.router.registry
-    targets = registry.resolve(name)
-    found = [find(registry.member(provider).vendor, model) for provider, model in targets]
+    router = api.router
+    found = map(router.targets.price, router.registry.resolve(name))
     prices = [price for price in found if price is not None]
     return _least(one.max_input for one in prices), _least(one.max_output for one in prices)
 

@@ -460,6 +460,13 @@ def test_an_own_price_states_only_what_differs() -> None:
     assert (local.rates.input, local.rates.cached_input, local.max_output) == (0, None, None)
 
 
+def test_the_list_of_models_has_the_limits_of_the_file(vendor: FaultyVendor) -> None:
+    table_of("openai", {"id": "gpt-4o", "max_input": 777})
+    use("mine.json", openai_at(vendor))
+    client = create_app(build.router(build.settings(path="infermux.toml"))).test_client()
+    assert "777" in client.get("/v1/models/openai/gpt-4o").text + client.get("/v1/models").text
+
+
 def test_an_alias_gets_its_own_price_and_leaves_the_others() -> None:
     table_of(
         "openai",
@@ -521,6 +528,8 @@ def test_a_relative_path_is_relative_to_the_configuration(monkeypatch: pytest.Mo
     Path("conf/infermux.toml").write_text(ECHO + '[prices]\nfile = "mine.json"\n')
     listed = infermux("prices", "echo/small", "-c", "conf/infermux.toml", "--json")
     assert json.loads(listed.stdout)["prices"][0]["input"] == "7"
+    said = infermux("validate", "-c", "conf/infermux.toml").stdout
+    assert f"prices         {Path('conf/mine.json').absolute()}, over the shipped ones" in said
     monkeypatch.setenv("INFERMUX_PRICES__FILE", str(Path("conf/mine.json").absolute()))
     assert shown("echo/small")["input"] == "7"
     monkeypatch.setenv("INFERMUX_PRICES__FILE", "")
