@@ -522,6 +522,47 @@ def test_the_table_is_sorted_and_dated() -> None:
     assert table_date() == date(2026, 11, 23)
 
 
+@pytest.mark.parametrize(
+    "vendor",
+    [
+        *("moonshot", "zai", "dashscope", "minimax", "cerebras", "vercel", "huggingface"),
+        *("sambanova", "deepinfra", "novita", "hyperbolic", "nebius", "baseten"),
+    ],
+)
+def test_a_vendor_has_public_prices_each_with_source_and_date(vendor: str) -> None:
+    listed = [price for price in entries() if price.provider == vendor]
+    assert len(listed) >= 8
+    for price in listed:
+        assert price.sources and set(price.sources) <= {"genai-prices", "litellm 1.110.2"}
+        assert price.as_of == ("2026-11-29" if "n" in price.src else "")  # else of the table's day
+        assert price.rates.input or price.note.startswith("free")
+
+
+@pytest.mark.parametrize(
+    ("gateway", "model", "follows"),
+    [
+        ("openrouter", "moonshotai/kimi-k2-thinking", "moonshot/kimi-k2-thinking"),
+        ("openrouter", "z-ai/glm-4.6", "zai/glm-4.6"),
+        ("openrouter", "anthropic/claude-opus-5.5", "anthropic/claude-opus-5-5"),
+        ("openrouter", "qwen/qwen3.8-max", "dashscope/qwen3.8-max"),
+        ("openrouter", "mistralai/mistral-medium-latest", "mistral/mistral-medium-latest"),
+        ("vercel", "openai/gpt-5.5", "openai/gpt-5.5"),
+    ],
+)
+def test_a_gateway_follows_the_vendor_and_is_marked(gateway: str, model: str, follows: str) -> None:
+    price = price_of(gateway, model)
+    assert (f"{price.provider}/{price.id}", price.follower) == (follows, f"{gateway}/{model}")
+    assert price_of(*follows.split("/")).follower == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "output"), [("deepseek/deepseek-v4-pro", "2.832"), ("minimax/minimax-m2", "1.02")]
+)
+def test_a_gateway_that_asks_another_price_has_its_own(model: str, output: str) -> None:
+    price = price_of("openrouter", model)
+    assert (price.follower, price.rates.output) == ("", Decimal(output))
+
+
 def test_no_id_leads_to_two_entries() -> None:
     seen = [(price.provider, name) for price in entries() for name in (price.id, *price.aliases)]
     assert len(seen) == len(set(seen))
