@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,9 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
         if key.budget is not None and key.budget.then not in ("reject", "warn"):
             names.append((f"[keys.{key.name}].budget.then", key.budget.then))
         places += [(place, name, (name,)) for place, name in names]
+    for team in config.budgets:
+        if team.then not in ("reject", "warn"):
+            places.append((f"[budgets.{team.name}].then", team.then, (team.then,)))
     told: set[str] = set()
     for place, name, own in places:
         with problems:
@@ -329,29 +332,35 @@ def _keyring(config: Config) -> Keyring | None:
                 f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
                 "the two callers cannot be told apart"
             )
-    return Keyring((key.hash, _caller(key)) for key in config.keys)
+    teams = [
+        Budget(each.name, usd=each.usd, per=each.per, then=each.then, members=each.keys)
+        for each in config.budgets
+    ]
+    return Keyring((key.hash, _caller(key, teams)) for key in config.keys)
 
 
-def _caller(key: KeyConfig) -> Caller:
+def _caller(key: KeyConfig, teams: Iterable[Budget]) -> Caller:
     limits = key.models or None, key.rpm or None, key.tpm or None
     own = key.budget
-    budget = own and Budget(key.name, usd=own.usd, per=own.per, then=own.then)
+    found = [Budget(key.name, usd=own.usd, per=own.per, then=own.then)] if own else []
+    found += [each for each in teams if key.name in each.members]
+    budget = replace(found[0], also=tuple(found[1:])) if found else None
     return Caller(key.name, *limits, budget, may_tag=key.tags)
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
-    budgets = [key.name for key in config.keys or () if key.budget]
+    budgets = [f"[keys.{key.name}]" for key in config.keys or () if key.budget]
+    budgets += [f"[budgets.{team.name}]" for team in config.budgets]
     path = (config.ledger or LedgerConfig()).path
     if budgets and not path:
-        raise ConfigError(
-            f"[ledger].path is empty, but the budget of [keys.{budgets[0]}] needs a ledger"
-        )
+        raise ConfigError(f"[ledger].path is empty, but the budget of {budgets[0]} needs a ledger")
     if not path or not (config.ledger or budgets or serving):
         return None
     from .ledger.sqlite import SQLiteLedger  # loads sqlite3
 
-    return SQLiteLedger(path)
+    settings = config.ledger or LedgerConfig()
+    return SQLiteLedger(path, timezone=settings.timezone, keep=settings.keep_seconds)
 
 
 def _observers(config: Config, serving: bool) -> list[Observer]:

@@ -258,6 +258,7 @@ class BudgetExceeded(RequestError):
 
     status, code, type = 402, "budget_exceeded", "insufficient_quota"
     elsewhere = True
+    then = "reject"  # what the budget says to do, such as the name of a cheaper model
 
 
 class ModelNotAllowed(RequestError):

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
@@ -41,6 +42,7 @@ from .settings import (
     Trace,
     price_file,
     target_names,
+    team,
 )
 
 __all__ = ["Config", "Missing", "NotTOML", "ProviderConfig", "Secret", "load", "override"]
@@ -67,7 +69,7 @@ _SECTIONS: dict[str, Any] = {
     "prices": PricesConfig,
     "trace": Trace,
 }
-_TABLES = ("providers", "models", "keys", *_SECTIONS)
+_TABLES = ("providers", "models", "keys", "budgets", *_SECTIONS)
 _SECRETS = {"api_key", "admin_key", "admin", "hash"}
 _ADDRESSES = ("_HOST", "_BASE_URL")  # end the variables that hold a local server's address
 _PORTS = {
@@ -215,6 +217,8 @@ class _File:
         providers = self._all(data, "providers", self._provider, problems)
         models = self._all(data, "models", self._model, problems)
         keys = self._all(data, "keys", _key, problems)
+        read_team = partial(team, data.get("keys"))
+        budgets = self._all(data, "budgets", read_team, problems)
         sections = {}
         for name, kind in _SECTIONS.items():
             with problems:
@@ -226,6 +230,7 @@ class _File:
             providers=tuple(providers),
             models=tuple(models),
             keys=tuple(keys) if "keys" in data else None,
+            budgets=tuple(budgets),
             path=self.path,
             environment=everything,
             unread=tuple(self.unread.items()),

@@ -23,6 +23,7 @@ from .schema import (
     reads,
     seconds,
     share,
+    suggestion,
     table,
     text,
     texts,
@@ -34,6 +35,7 @@ EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest", "sticky")
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
+_DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
@@ -61,6 +63,35 @@ def _money(value: Any, place: str) -> str:
     if not _MONEY.fullmatch(word):
         raise ConfigError(f'{place} must be dollars as text, such as "200.00", not {shown(word)}')
     return word
+
+
+def _some_texts(value: Any, place: str) -> tuple[str, ...]:
+    found = texts(value, place)
+    if not found:
+        raise ConfigError(f"{place} must name a key")
+    return found
+
+
+def _days(value: Any, place: str) -> str:
+    """Read a number of days, such as 400d."""
+    word = text(value, place)
+    if not _DAYS.fullmatch(word):
+        raise ConfigError(f'{place} must be a number of days, such as "400d", not {shown(word)}')
+    return word
+
+
+def _time_zone(value: Any, place: str) -> str:
+    from zoneinfo import ZoneInfo  # only where it is needed
+
+    name = text(value, place)
+    try:
+        if name != "UTC":
+            ZoneInfo(name)
+    except (LookupError, ValueError, OSError):  # OSError: the name of a folder
+        raise ConfigError(
+            f'{place} must be a time zone such as "Europe/Berlin" or "UTC", not {shown(name)}'
+        ) from None
+    return name
 
 
 def target_names(value: Any, place: str) -> tuple[str, ...]:
@@ -196,11 +227,32 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class BudgetConfig:
-    """What a key may spend per day or month (UTC) or in total."""
+    """What a key may spend per day or month, in the ledger's time zone, or in total."""
 
     usd: str = reads(_money)
     per: str = reads(one_of("day", "month", "total"), "month")
     then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
+
+
+@dataclass(frozen=True, slots=True)
+class TeamConfig:
+    """What several keys may spend together; a call counts in each budget of its key."""
+
+    name: str
+    usd: str = reads(_money)
+    keys: tuple[str, ...] = reads(_some_texts)
+    per: str = reads(one_of("day", "month", "total"), "month")
+    then: str = reads(text, "reject")  # as of a key's own budget
+
+
+def team(keys: object, name: str, value: object) -> TeamConfig:
+    """Read a table of [budgets]; *keys* is the table [keys]."""
+    place, known = f"[budgets.{name}]", list(keys) if isinstance(keys, dict) else []
+    found = table(TeamConfig, name=name)(value, place)
+    for key in found.keys:
+        if key not in known:
+            raise ConfigError(f"{place}.keys: there is no key {shown(key)}{suggestion(key, known)}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +270,16 @@ class KeyConfig:
 
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
-    """Where calls are recorded; an empty path disables the ledger."""
+    """Where calls are recorded, and for how long; an empty path disables the ledger."""
 
     path: str = reads(_or_empty(text), "infermux.db")
+    keep: str = reads(_or_empty(_days), "")  # how long calls are kept, such as 400d; "": forever
+    timezone: str = reads(_time_zone, "UTC")  # of days and months, for budgets and reports
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """The seconds that calls are kept; None: forever."""
+        return int(self.keep[:-1]) * 86_400.0 if self.keep else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +337,7 @@ class Config:
     reliability: Reliability = Reliability()
     server: Server = Server()
     keys: tuple[KeyConfig, ...] | None = None  # None: anonymous, or the mounting app decides
+    budgets: tuple[TeamConfig, ...] = ()  # of several keys
     ledger: LedgerConfig | None = None
     trace: Trace = Trace()
     prices: PricesConfig = PricesConfig()

@@ -8,24 +8,23 @@ Sums are stored by the period's name, so a clock that steps back cannot reset a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import BudgetExceeded, Unavailable
 from ..pricing import PICO, usd
+from . import periods
+from .periods import PERIODS
 
-PERIODS = ("day", "month", "total")
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
 MAX_ROWS = 10_000  # calls that one query returns
 MAX_PICO = 10**17  # per attempt, 100,000 USD: keeps sums from overflowing
 MAX_TOKENS = 10**12  # per kind and attempt, likewise
-_DAY = 86_400  # seconds
 _UNSET = -(10**18)  # no limit_pico: a budget is then in dollars
-_EPOCH = date(1970, 1, 1)
+_TEAM = "\x1f"  # begins the owner of a shared budget: no key has such a name
 
 
 class LedgerUnavailable(Unavailable):
@@ -46,11 +45,14 @@ class LedgerUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a caller may spend per UTC day, UTC month or in total: Budget(usd="5.00").
+    """What a caller may spend per day, month or in total: Budget(usd="5.00").
 
     *then* says what happens once it is spent: "reject", "warn", or the name of a cheaper model.
     Without *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words
     for *limit_pico* and *period*. Raise ValueError for an unknown period.
+
+    A budget with *members* is shared by these callers, and *caller* is its own name. A caller's
+    calls also count in the budgets *also*. Days and months are those of the ledger's time zone.
     """
 
     caller: str = ""
@@ -59,6 +61,8 @@ class Budget:
     then: str = "reject"
     usd: InitVar[str | int | Decimal | None] = None
     per: InitVar[str | None] = None
+    members: tuple[str, ...] = ()
+    also: tuple[Budget, ...] = ()
 
     def __post_init__(self, usd: str | int | Decimal | None, per: str | None) -> None:
         if (usd is None) == (self.limit_pico == _UNSET) or isinstance(usd, bool | float):
@@ -70,22 +74,32 @@ class Budget:
         if self.period not in PERIODS or self.limit_pico < 0:
             raise ValueError(f"no such budget: {self.limit_pico} per {self.period!r}")
 
-    def key(self, at: float) -> str:
+    @property
+    def all(self) -> tuple[Budget, ...]:
+        """This budget and the others in which its calls count."""
+        return (self, *self.also)
+
+    @property
+    def hard(self) -> bool:
+        """Whether any of them does more than warn."""
+        return {each.then for each in self.all} != {"warn"}
+
+    @property
+    def owner(self) -> str:
+        """The name under which the ledger stores its sums."""
+        return _TEAM + self.caller if self.members else self.caller
+
+    def key(self, at: float, zone: tzinfo = UTC) -> str:
         """Return the period's name at *at* (seconds since 1970): 2026-11-23, 2026-11 or total."""
-        return period_names(at)[PERIODS.index(self.period)]
+        return periods.names(at, zone)[PERIODS.index(self.period)]
 
-    def start(self, at: float) -> float:
+    def start(self, at: float, zone: tzinfo = UTC) -> float:
         """Return when the period that contains *at* starts, in seconds since 1970; total: 0."""
-        day = int(at // _DAY)
-        if self.period == "month":
-            return (day + 1 - (_EPOCH + timedelta(day)).day) * float(_DAY)
-        return day * float(_DAY) if self.period == "day" else 0.0
+        return periods.start(self.period, at, zone)
 
-    def resets(self, at: float) -> float | None:
+    def resets(self, at: float, zone: tzinfo = UTC) -> float | None:
         """Return when the next period starts, in seconds since 1970; None for a total."""
-        if self.period == "total":
-            return None
-        return self.start(self.start(at) + (32 if self.period == "month" else 1) * _DAY)
+        return periods.end(self.period, at, zone)
 
 
 def _pico(usd: str | int | Decimal) -> int:
@@ -105,14 +119,42 @@ class Hold(NamedTuple):
     budget: Budget
     pico: int
     at: float  # when it was reserved, in seconds since 1970; decides the period
-    over: bool = False  # it exceeds the budget, but the call was admitted
+    over: bool = False  # it exceeds a budget, but the call was admitted
+    warn: tuple[Budget, ...] = ()  # budgets that are exceeded, which is to be logged
 
 
 class Spent(NamedTuple):
     """What was spent of a budget in a period, and what is still reserved, in pico-USD."""
 
-    spent: int
+    spent: int  # since the last reset
     held: int
+
+
+class BudgetState(NamedTuple):
+    """A budget in the period that contains a time; money is in pico-USD."""
+
+    budget: Budget
+    key: str  # the period's name
+    limit: int  # with what an operator has added in this period
+    spent: int  # since an operator's last reset
+    held: int
+    resets: float | None  # in seconds since 1970
+
+    @property
+    def left(self) -> int:
+        """What is left; 0 if the budget is exceeded."""
+        return max(0, self.limit - self.spent - self.held)
+
+
+class Adjustment(NamedTuple):
+    """An operator's change of a budget in one period."""
+
+    at_ns: int
+    name: str
+    team: int  # 1: a shared budget
+    period: str  # its name
+    action: str  # reset or raise
+    pico: int  # what was forgiven, or added to the limit
 
 
 class AttemptRow(NamedTuple):
@@ -220,6 +262,8 @@ def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
 class Ledger(ABC):
     """Stores calls, costs and budgets. Methods are thread-safe and raise LedgerUnavailable."""
 
+    zone: tzinfo = UTC  # of the periods of budgets and reports
+
     @abstractmethod
     def reserve(
         self,
@@ -231,9 +275,10 @@ class Ledger(ABC):
         lease: float = LEASE_SECONDS,
         over: bool = False,
     ) -> Hold:
-        """Reserve *pico* pico-USD of the budget for *lease* seconds.
+        """Reserve *pico* pico-USD of the budget, and of those in `also`, for *lease* seconds.
 
-        Raise BudgetExceeded if less is left, unless the budget only warns or *over* is true.
+        Raise BudgetExceeded if one has less left, unless it only warns or *over* is true; *over*
+        does not apply to one in `also` that rejects.
         """
 
     @abstractmethod
@@ -267,6 +312,26 @@ class Ledger(ABC):
     def spent(self, budget: Budget, at: float) -> Spent:
         """Return what is spent and reserved in the period that contains *at*."""
 
+    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
+        """Return the state of each budget in the period that contains *at*."""
+        return [
+            BudgetState(
+                each,
+                each.key(at, self.zone),
+                each.limit_pico,
+                *self.spent(each, at),
+                each.resets(at, self.zone),
+            )
+            for each in budgets
+        ]
+
+    def adjustments(self, limit: int = 50) -> list[Adjustment]:
+        """Return the last changes of budgets by operators, newest first."""
+        return []
+
+    def maintain(self, now: float) -> None:
+        """Start what is due in the background: daily sums, and the removal of old calls."""
+
     @abstractmethod
     def rows(
         self,
@@ -299,12 +364,13 @@ class Ledger(ABC):
         since: float | None = None,
         until: float | None = None,
         caller: str | None = None,
+        zone: tzinfo | None = None,
     ) -> list[Total]:
         """Return sums grouped by one or more dimensions; raise RequestError for an unknown one.
 
         Dimensions: model, served, provider, attempt_error, caller, tag, tag:NAME, error, day, hour.
         The order is by time if *by* begins with day or hour, else by falling cost. By tag, a call
-        counts for each of its tags.
+        counts for each of its tags. Days and hours are those of *zone*, else of the ledger's.
         """
 
     @abstractmethod
@@ -324,25 +390,15 @@ class Ledger(ABC):
         """Close files and connections; a later settlement opens them again."""
 
 
-def period_names(at: float) -> tuple[str, str, str]:
-    """Return the names of the day, month and total that contain *at*, in seconds since 1970."""
-    return _period_names(int(at // _DAY))
-
-
-@lru_cache(maxsize=64)
-def _period_names(day: int) -> tuple[str, str, str]:
-    name = (_EPOCH + timedelta(day)).isoformat()
-    return name, name[:7], "total"
-
-
-def exceeded(budget: Budget, left: int, pico: int, at: float) -> BudgetExceeded:
+def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
     """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
-    reset = budget.resets(at)
+    reset, name = budget.resets(at, zone), f" {budget.caller!r}" if budget.members else ""
     limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
-    message = (
-        f"the budget of {limit} USD {'in total' if reset is None else f'per {budget.period}'} has "
-        f"{rest} USD left, and this call may cost {most} USD"
-    )
+    per = "in total" if reset is None else f"per {budget.period}"
+    message = f"the budget{name} of {limit} USD {per} has {rest} USD left"
+    message += f", and this call may cost {most} USD"
     if reset is not None:
         message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    return BudgetExceeded(message, retry_after=None if reset is None else reset - at)
+    error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
+    error.then = budget.then
+    return error

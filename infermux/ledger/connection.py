@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from ..types import Clock, fcntl
 from . import LedgerUnavailable, schema
@@ -26,6 +26,7 @@ MAX_JOBS = 64  # per transaction, so that no job waits long
 CROWD = 32  # transactions that wait for more jobs, after one that had several
 _FILES = ("-wal", "-shm", "")
 _yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
+T = TypeVar("T")
 _inherited: list[sqlite3.Connection] = []  # SQLite: a forked child must not use or close them
 
 
@@ -49,6 +50,33 @@ class Connection:
             if self.closed:
                 raise sqlite3.OperationalError("the ledger was closed")
             return self.sql.execute(query, values).fetchall()
+
+    def begin(self, busy: float) -> None:
+        """Begin a write transaction; raise sqlite3.OperationalError after *busy* seconds.
+
+        IMMEDIATE, since a deferred transaction would fail at once at its first write.
+        """
+        end: float | None = None
+        while True:
+            try:
+                self.cursor.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                now = time.monotonic()
+                end = now + busy - POLL_SECONDS if end is None else end
+                if not locked(error) or now >= end:
+                    raise
+
+    def snapshot(self, work: Callable[[Callable[..., list[Any]]], T]) -> T:
+        """Return the result of *work*, whose queries see one state of the file."""
+        with self.using:
+            if self.closed:
+                raise sqlite3.OperationalError("the ledger was closed")
+            self.sql.execute("BEGIN")
+            try:
+                return work(lambda query, values: self.sql.execute(query, values).fetchall())
+            finally:
+                self.sql.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the connection; closing it again does nothing."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, tzinfo
 from functools import cache
 from itertools import product
 
 from ..errors import RequestError, shown
-from . import MAX_ROWS, AttemptRow, CallRow, Total, summed
-from .schema import DIGEST_LENGTH, ns
+from . import MAX_ROWS, AttemptRow, CallRow, Total, periods, summed
+from .periods import ns
+from .schema import DIGEST_LENGTH
 
 MIN_ID_LENGTH = 6  # characters of the shortest accepted start of an id
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
@@ -29,15 +30,15 @@ _CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
 class _Where:
     """A WHERE clause and its bound values; a value never becomes part of the SQL text."""
 
-    def __init__(self, since: float | None, until: float | None, caller: str | None) -> None:
+    def __init__(self, since: int | None, until: int | None, caller: str | None) -> None:
         self._conditions: list[str] = []
         self.values: list[str | int] = []
         if since is not None:
-            self.add("c.at_ns >= ?", ns(since))
+            self.add("c.at_ns >= ?", since)
         if until is not None:
-            self.add("c.at_ns < ?", ns(until))
+            self.add("c.at_ns < ?", until)
         if caller is not None:
-            self.add("c.caller = ?", _bindable(caller))
+            self.add("c.caller = ?", bindable(caller))
 
     def add(self, condition: str, *values: str | int) -> None:
         """Add a condition and its values."""
@@ -59,17 +60,17 @@ def rows(
     limit: int,
 ) -> tuple[str, list[str | int]]:
     """Return the query for calls, newest first, and its values."""
-    where = _Where(since, until, caller)
+    where = _Where(*bounds(since, until), caller)
     if ended is not None:
         where.add("c.at_ns + c.latency_ms * 1000000 >= ?", ns(ended))
     if model is not None:
-        where.add("? IN (c.requested, c.model, c.served)", _bindable(model))
+        where.add("? IN (c.requested, c.model, c.served)", bindable(model))
     if status == "error":
         where.add("c.status <> 'ok'")
     elif status in _CLASSES:
         where.add("c.status >= ? AND c.status < ?", f"{status[0]}00", f"{int(status[0]) + 1}00")
     elif status is not None:
-        where.add("c.status = ?", _bindable(status))
+        where.add("c.status = ?", bindable(status))
     order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
     return f"{_CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
 
@@ -80,8 +81,13 @@ def call(id: str) -> tuple[str, list[str | int]]:
         raise RequestError(
             f"a call id needs at least {MIN_ID_LENGTH} characters, not {shown(id)}", param="id"
         )
-    first = _bindable(id)
+    first = bindable(id)
     return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
+
+
+def bounds(since: float | None, until: float | None) -> tuple[int | None, int | None]:
+    """Return two times in nanoseconds since 1970."""
+    return None if since is None else ns(since), None if until is None else ns(until)
 
 
 # -- reports --
@@ -112,22 +118,37 @@ _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
 
 
 def totals(
-    by: Sequence[str], *, since: float | None, until: float | None, caller: str | None
+    by: Sequence[str],
+    since: int,
+    until: int,
+    caller: str | None,
+    zone: tzinfo,
+    *,
+    every: bool = False,
 ) -> tuple[str, list[str | int]]:
-    """Return the query for sums and its values; raise RequestError for an unknown dimension."""
-    names = [_dimension(name) for name in by]
+    """Return the query for sums of calls and its values; times are in nanoseconds.
+
+    By attempt_error, calls without an attempt count only if *every* is true.
+    """
+    names = [dimension(name) for name in by]
     where = _Where(since, until, caller)
-    columns = [_OF_CALL.get(name) or _OF_ATTEMPT[name] for name in names]
+    columns = [_column(name, zone) for name in names]
     source, sums = "calls AS c", _CALLS
     if any(name in _OF_ATTEMPT for name in names):
-        join = "JOIN" if "attempt_error" in names else "LEFT JOIN"
+        join = "JOIN" if "attempt_error" in names and not every else "LEFT JOIN"
         source += f" {join} attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id"
         sums = _ATTEMPTS
     group = f" GROUP BY {', '.join(str(n + 1) for n in range(len(columns)))}" if columns else ""
     return f"SELECT {', '.join([*columns, sums])} FROM {source}{where}{group}", where.values
 
 
-def _dimension(name: str) -> str:
+def _column(name: str, zone: tzinfo) -> str:
+    if name in ("day", "hour") and zone is not UTC:
+        return f"c.at_ns / {periods.SLOT * 10**9}"
+    return _OF_CALL.get(name) or _OF_ATTEMPT[name]
+
+
+def dimension(name: str) -> str:
     """Return *name*, or "tag" for "tag:NAME"; raise RequestError if it is unknown."""
     kind = "tag" if name.startswith("tag:") else name
     if kind not in _OF_CALL and kind not in _OF_ATTEMPT:
@@ -136,9 +157,11 @@ def _dimension(name: str) -> str:
     return kind
 
 
-def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Total]:
+def merged(
+    by: Sequence[str], found: Iterable[Sequence[int | str]], zone: tzinfo = UTC
+) -> list[Total]:
     """Return the totals of the query's rows, ordered as `Ledger.totals` says."""
-    names = [cache(_namer(each)) for each in by]  # many rows have the same hour or tags
+    names = [cache(_namer(each, zone)) for each in by]  # many rows have the same hour or tags
     groups: dict[tuple[str, ...], list[Total]] = {}
     for row in found:
         counts = [int(value or 0) for value in row[len(by) :]]
@@ -153,12 +176,11 @@ def merged(by: Sequence[str], found: Iterable[Sequence[int | str]]) -> list[Tota
     return sorted(totals, key=lambda total: (-total.cost, total.key))
 
 
-def _namer(by: str) -> Callable[[int | str], Sequence[str]]:
+def _namer(by: str, zone: tzinfo) -> Callable[[int | str], Sequence[str]]:
     """Return a function that maps a stored value to the names of its groups."""
-    if by == "day":
-        return lambda value: (f"{datetime.fromtimestamp(int(value) * 86_400, UTC):%Y-%m-%d}",)
-    if by == "hour":
-        return lambda value: (f"{datetime.fromtimestamp(int(value) * 3_600, UTC):%Y-%m-%dT%H:00Z}",)
+    if by in ("day", "hour"):
+        seconds = periods.SLOT if zone is not UTC else 3_600 if by == "hour" else periods.DAY
+        return lambda value: (periods.step_name(by, int(value) * seconds, zone),)
     if by == "tag":
         return lambda value: (
             [f"{name}={text}" for name, text in json.loads(str(value)).items()] or [""]
@@ -168,6 +190,6 @@ def _namer(by: str) -> Callable[[int | str], Sequence[str]]:
     return lambda value: (str(value),)
 
 
-def _bindable(text: str) -> str:
+def bindable(text: str) -> str:
     """Return *text* without lone surrogates, which SQLite refuses."""
     return text.encode(errors="replace").decode()

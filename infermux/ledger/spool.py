@@ -16,8 +16,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import counted
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
@@ -240,9 +241,19 @@ def encoded(settlement: Deferred) -> bytes:
     if hold is not None:
         budget = hold.budget
         data["hold"] = [hold.pico, hold.at]
-        data["budget"] = [budget.caller, budget.limit_pico, budget.period, budget.then]
+        data["budget"], *data["also"] = map(_written, budget.all)
+        data["members"] = [each.members for each in budget.all]
     text = json.dumps(data, separators=(",", ":")).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def _written(budget: Budget) -> list[str | int]:
+    return [budget.caller, budget.limit_pico, budget.period, budget.then]
+
+
+def _budget(written: Sequence[Any], members: Sequence[str]) -> Budget:
+    caller, limit, period, then = written
+    return Budget(caller, limit, period, then, members=tuple(members))
 
 
 def decoded(line: bytes) -> Deferred | None:
@@ -255,7 +266,10 @@ def decoded(line: bytes) -> Deferred | None:
         call, hold = CallRow(**data["call"]), None
         if "hold" in data:
             pico, at = data["hold"]
-            hold = Hold(call.id, Budget(*data["budget"]), pico, at)
+            written = [data["budget"], *data.get("also", ())]
+            members = data.get("members", [()] * len(written))
+            first, *also = map(_budget, written, members)
+            hold = Hold(call.id, replace(first, also=tuple(also)), pico, at)
         return Deferred(
             Record(call, tuple([AttemptRow(**each) for each in data["attempts"]])), hold
         )

@@ -16,6 +16,9 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import tzinfo
+from functools import partial
+from sqlite3 import Cursor
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -24,9 +27,11 @@ from ..types import Clock
 from . import (
     LEASE_SECONDS,
     MAX_PICO,
+    Adjustment,
     AttemptRow,
     Backlog,
     Budget,
+    BudgetState,
     CallRow,
     Hold,
     Ledger,
@@ -34,20 +39,23 @@ from . import (
     Record,
     Spent,
     Total,
+    budgets,
     exceeded,
+    periods,
     queries,
     schema,
 )
+from .budgets import Refused, Rules, state
 from .connection import (
-    POLL_SECONDS,
     Connection,
     DatabaseFile,
     GroupCommit,
     Job,
     damaged,
-    locked,
     passes,
 )
+from .periods import MAX_INTEGER
+from .rollups import Ask, Maintenance, Question, report
 from .spool import Deferred, Spool
 
 BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
@@ -71,12 +79,23 @@ class _Process:
 
 
 class SQLiteLedger(Ledger):
-    """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s."""
+    """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
+
+    `maintain` removes calls that are older than *keep* seconds.
+    """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, busy: float = BUSY_SECONDS, clock: Clock = time.time
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy: float = BUSY_SECONDS,
+        timezone: str = "UTC",
+        keep: float | None = None,
+        clock: Clock = time.time,
     ) -> None:
         self.path = os.path.abspath(path)
+        self.zone = periods.time_zone(timezone)
+        self._maintenance = Maintenance(self, keep)
         self._busy = busy
         self._file = DatabaseFile(self.path, clock=clock)
         self._process = _Process(self.path, self._commit)
@@ -94,53 +113,38 @@ class SQLiteLedger(Ledger):
         lease: float = LEASE_SECONDS,
         over: bool = False,
     ) -> Hold:
-        """Reserve *pico* pico-USD by one conditional UPDATE."""
+        """Reserve *pico* pico-USD by one conditional UPDATE for each budget."""
         hold = Hold(call_id, budget, _amount(pico), at)
-        over = over or budget.then == "warn"
-
-        def work(connection: Connection) -> tuple[bool, int | None]:
-            sql = connection.cursor
-            beyond, left = schema.take(
-                sql, budget, hold.pico, of=at, at=at, over=over, expire=self._may_expire
-            )
-            if left is None:
-                schema.add_hold(sql, hold, at + lease)
-            return beyond, left
-
-        beyond, left = self._write(work, budget)
-        if left is not None:
-            raise exceeded(budget, left, hold.pico, at)
-        return hold._replace(over=True) if beyond else hold
+        return self._held(budgets.reserve, hold, at, at + lease, over, hold.pico)
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
         """Add to a hold; if its lease has expired, reserve the whole amount again."""
-        more, budget = _amount(more), hold.budget
-        new = hold._replace(pico=hold.pico + more)
-        over = hold.over or budget.then == "warn"
+        more = _amount(more)
+        work = partial(budgets.top_up, more)
+        return self._held(work, hold, at, at + lease, hold.over, more)
 
-        def work(connection: Connection) -> tuple[bool, int | None]:
-            sql = connection.cursor
-            alive = schema.renew_hold(sql, hold, at + lease)
-            pico = more if alive else new.pico
-            beyond, left = schema.take(
-                sql, budget, pico, of=hold.at, at=at, over=over, expire=self._may_expire
-            )
-            if left is None and alive:
-                schema.raise_hold(sql, hold, more)
-            elif left is None:
-                schema.add_hold(sql, new, at + lease)
-            return beyond, left
-
-        beyond, left = self._write(work, budget)
-        if left is not None:
-            raise exceeded(budget, left, more, at)
-        return new._replace(over=hold.over or beyond)
+    def _held(
+        self,
+        work: Callable[[Cursor, Hold, Rules], Hold | Refused],
+        hold: Hold,
+        at: float,
+        expires: float,
+        over: bool,
+        pico: int,
+    ) -> Hold:
+        """Return the hold that *work* makes of *hold*; raise BudgetExceeded."""
+        rules = Rules(at, expires, over, self._may_expire, self.zone)
+        found = self._write(lambda connection: work(connection.cursor, hold, rules), hold.budget)
+        if isinstance(found, Refused):
+            raise exceeded(found.budget, found.left, pico, at, self.zone)
+        return found
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write a call and its spending in one transaction."""
-        return self._write(
-            lambda connection: schema.settle(connection.cursor, record, hold, connection.plans)
-        )
+        return self._write(lambda connection: self._settle(connection, record, hold))
+
+    def _settle(self, connection: Connection, record: Record, hold: Hold | None) -> bool:
+        return schema.settle(connection.cursor, record, hold, connection.plans, self.zone)
 
     def defer(self, record: Record, hold: Hold | None = None) -> bool:
         """Append the settlement to the spool, else keep it in memory."""
@@ -168,7 +172,7 @@ class SQLiteLedger(Ledger):
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
         def work(connection: Connection) -> None:
             for record, hold in batch:
-                schema.settle(connection.cursor, record, hold, connection.plans)
+                self._settle(connection, record, hold)
 
         self._write(work)
 
@@ -178,10 +182,20 @@ class SQLiteLedger(Ledger):
 
     def spent(self, budget: Budget, at: float) -> Spent:
         """Return what is spent and reserved in the period, without expired holds."""
-        for row in self._read(schema.SPENT, (schema.ms(at), budget.caller, budget.key(at))):
-            return Spent(*row)
-        begun = (budget.caller, *schema.span(budget, at))
-        return Spent(self._read(schema.COST_SO_FAR, begun)[0][0], 0)
+        [found] = self.states([budget], at)
+        return Spent(found.spent, found.held)
+
+    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
+        """Return the state of each budget, all at one moment."""
+        return self.snapshot(lambda ask: [state(ask, each, at, self.zone) for each in budgets])
+
+    def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
+        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
+        return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
+
+    def adjustments(self, limit: int = 50) -> list[Adjustment]:
+        """Return the last changes of budgets by operators, newest first."""
+        return list(map(Adjustment._make, self._read(budgets.ADJUSTMENTS, (limit,))))
 
     # -- reports --
 
@@ -229,10 +243,26 @@ class SQLiteLedger(Ledger):
         since: float | None = None,
         until: float | None = None,
         caller: str | None = None,
+        zone: tzinfo | None = None,
     ) -> list[Total]:
-        """Return sums over groups of calls."""
-        query, values = queries.totals(by, since=since, until=until, caller=caller)
-        return queries.merged(by, self._read(query, values))
+        """Return sums over groups of calls; first sum up ended days that are needed."""
+        first, last = queries.bounds(since, until)
+        question = Question(
+            by, first or 0, MAX_INTEGER if last is None else last, caller, zone or self.zone
+        )
+        return report(self, question, time.time())
+
+    def maintain(self, now: float) -> None:
+        """Do what is due in a thread."""
+        self._maintenance.start(now)
+
+    def snapshot(self, work: Callable[[Ask], T]) -> T:
+        """Return the result of *work*, whose queries see one state of the file."""
+        return self._use_reader(lambda connection: connection.snapshot(work))
+
+    def write(self, work: Callable[[Cursor], T]) -> T:
+        """Return the result of *work*, run in a transaction."""
+        return self._write(lambda connection: work(connection.cursor))
 
     # -- the file --
 
@@ -279,7 +309,7 @@ class SQLiteLedger(Ledger):
 
         For a *budget*, the file may have been removed, as settling notices that.
         """
-        busy = self._patience(hard=budget is not None and budget.then != "warn")
+        busy = self._patience(hard=budget is not None and budget.hard)
         job = Job(work, busy, anywhere=budget is not None)
         if not self._here().group.run(job):
             raise self._unavailable("other threads have been writing for too long", temporary=True)
@@ -335,13 +365,14 @@ class SQLiteLedger(Ledger):
         return job.done
 
     def _read(self, query: str, values: Sequence[str | int]) -> list[Any]:
+        return self._use_reader(lambda connection: connection.ask(query, values))
+
+    def _use_reader(self, use: Callable[[Connection], T]) -> T:
         process = self._here()
         place = process.reader
         try:
             return self._guarded(
-                process,
-                place,
-                lambda found: self._current(process, place, found).ask(query, values),
+                process, place, lambda found: use(self._current(process, place, found))
             )
         finally:
             self._report()
@@ -381,11 +412,11 @@ class SQLiteLedger(Ledger):
         self, process: _Process, connection: Connection, jobs: Sequence[Job]
     ) -> list[Any]:
         busy = max([job.busy for job in jobs])
-        self._begin(connection, busy)
+        connection.begin(busy)
         # checked within the transaction: a damaged file is renamed only while nobody writes
         current = self._current(process, process.writer, connection)
         if current is not connection:
-            self._begin(current, busy)
+            current.begin(busy)
         try:
             results = [job.work(current) for job in jobs]
             current.cursor.execute("COMMIT")
@@ -395,22 +426,6 @@ class SQLiteLedger(Ledger):
             if current.sql.in_transaction:
                 current.cursor.execute("ROLLBACK")
             raise
-
-    def _begin(self, connection: Connection, busy: float) -> None:
-        """Begin a write transaction; raise sqlite3.OperationalError after *busy* seconds.
-
-        IMMEDIATE, since a deferred transaction would fail at once at its first write.
-        """
-        end: float | None = None
-        while True:
-            try:
-                connection.cursor.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                now = time.monotonic()
-                end = now + busy - POLL_SECONDS if end is None else end
-                if not locked(error) or now >= end:
-                    raise
 
     def _connection(self, process: _Process, place: Place) -> Connection:
         """Return the connection of *place*, opened if there is none."""

@@ -27,7 +27,7 @@ from ..ledger import (
 )
 from ..planning import kept
 from ..planning.call import Attempt, Call, StreamAccumulator
-from ..pricing import Price, charge, cost
+from ..pricing import Price, charge, cost, usd
 from ..pricing.token_estimate import estimate, estimate_messages
 from ..protocol import InferRequest, InferResponse
 from ..types import Target, Usage
@@ -89,6 +89,7 @@ class Accounting:
         if self.ledger is None or not isinstance(budget, Budget):
             return
         worst, now = self.worst_case(call.request, target, call.input_size) or 0, self._clock()
+        before = call.hold
         try:
             if call.hold is None:
                 call.hold = self.ledger.reserve(
@@ -102,8 +103,11 @@ class Accounting:
             elif worst > call.hold.pico:
                 more = worst - call.hold.pico
                 call.hold = self.ledger.top_up(call.hold, more, at=now, lease=self.lease(call))
+            if call.hold is not before:
+                for each in call.hold.warn:
+                    self._warn(each, now)
         except LedgerUnavailable as error:
-            if budget.then != "warn":
+            if budget.hard:
                 raise
             call.hold = call.hold or Hold(call.id, budget, worst, now)  # still settled
             self._log(error)
@@ -140,6 +144,20 @@ class Accounting:
         if price is None:
             return None
         return cost(Usage(max_input(request, size), max_output(request, price)), price)
+
+    def _warn(self, budget: Budget, now: float) -> None:
+        assert self.ledger is not None
+        [state] = self.ledger.states([budget], now)
+        whose = f"the budget {budget.caller!r}" if budget.members else f"key {budget.caller!r}"
+        log.warning(
+            "%s has exceeded its %s USD %s: %s USD are spent and %s USD held; "
+            'its calls are sent all the same (then = "warn")',
+            whose,
+            usd(state.limit),
+            "in total" if budget.period == "total" else f"per {budget.period}",
+            usd(state.spent),
+            usd(state.held),
+        )
 
     def _log(self, error: LedgerUnavailable) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ from ..config.schema import suggestion
 from ..dialects import require
 from ..dialects.openai.downstream import decode_request
 from ..errors import RequestError, shown
-from ..ledger import Budget
+from ..ledger import Budget, BudgetState
 from ..planning import Plan
 from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
@@ -87,15 +87,16 @@ def explain(router: Router, asked: Question) -> Explanation:
     """Return the plan of the call as of now, without side effects; raise `Router.plan`'s errors."""
     request, size, caller = asked.request, asked.size, _caller(router, asked.caller)
     plan = router.plan(request, caller=caller, size=size)
-    left, override = _budget_left(router, caller), ""
+    tightest, override = _tightest_budget(router, caller), ""
+    left = tightest and tightest.left
     over = {
         target: left is not None
         and (router.accounting.worst_case(request, target, size) or 0) > left
         for target in plan.targets
     }
     exceeded = bool(over) and all(over.values())
-    if exceeded and isinstance(caller.budget, Budget) and caller.budget.then != "reject":
-        override = caller.budget.then
+    if exceeded and tightest is not None and tightest.budget.then != "reject":
+        override = tightest.budget.then
         request = replace(request, model=override, provider="")
         plan = router.plan(request, caller=replace(caller, models=None), size=size)
         over, exceeded = {}, False
@@ -144,12 +145,14 @@ def _caller(router: Router, name: str) -> Caller:
     return known[name]
 
 
-def _budget_left(router: Router, caller: Caller) -> int | None:
+def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
+    """Return the state of the caller's budget that has the least left, unless all only warn."""
     budget = caller.budget
-    if router.ledger is None or not isinstance(budget, Budget) or budget.then == "warn":
+    if router.ledger is None or not isinstance(budget, Budget):
         return None
-    now = router.ledger.spent(budget, time.time())
-    return max(0, budget.limit_pico - now.spent - now.held)
+    limits = [each for each in budget.all if each.then != "warn"]
+    states = router.ledger.states(limits, time.time())
+    return min(states, key=lambda state: state.left, default=None)
 
 
 def _state(router: Router, target: Target, cost: int | None) -> JSON:

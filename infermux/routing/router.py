@@ -275,19 +275,18 @@ class Router:
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
         call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
         budget = call.caller.budget
-        if self.ledger is None and isinstance(budget, Budget) and budget.then != "warn":
+        if self.ledger is None and isinstance(budget, Budget) and budget.hard:
             raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
         self.admission.admit(call, streamed=streamed)
         deadline = self._deadline(call)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
         try:
             return self._first_success(call, deadline, send)
-        except BudgetExceeded:
-            cheaper = getattr(call.caller.budget, "then", "reject")
-            if call.attempts or cheaper in ("reject", "warn"):
+        except BudgetExceeded as error:
+            if call.attempts or error.then in ("reject", "warn"):
                 raise
-            call.override = cheaper
-            call.plan = self._planned(call, self.registry.route(cheaper))
+            call.override = error.then
+            call.plan = self._planned(call, self.registry.route(error.then))
             return self._first_success(call, deadline, send)
 
     def _deadline(self, call: Call) -> Deadline:
@@ -452,5 +451,5 @@ class Router:
 
 
 def _has_hard_budget(caller: Caller) -> bool:
-    # the budget of a batch is not a ledger.Budget
-    return getattr(caller.budget, "then", "warn") != "warn"
+    budget = caller.budget  # that of a batch is not a ledger.Budget
+    return budget.hard if isinstance(budget, Budget) else getattr(budget, "then", "warn") != "warn"

@@ -19,6 +19,7 @@ import pytest
 
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
 from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record
+from infermux.ledger.schema import MIGRATIONS
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning import Plan, Snapshot, plan
 from infermux.planning.call import Attempt, Call
@@ -509,9 +510,15 @@ VERSION_4 = f"""{VERSION_3}
     DROP TABLE holds;
     PRAGMA user_version = 4;
 """  # that of InferMux 0.1
-OLD = {"1": VERSION_1, "2": VERSION_2, "3": VERSION_3, "4": VERSION_4}
+VERSION_6 = f"""{VERSION_4}
+    ALTER TABLE calls RENAME COLUMN door TO api;
+    ALTER TABLE attempts ADD COLUMN upstream_status INTEGER;
+    PRAGMA user_version = 6;
+"""  # that of InferMux 1.0
+OLD = {"1": VERSION_1, "2": VERSION_2, "3": VERSION_3, "4": VERSION_4, "6": VERSION_6}
 MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
 NEW = {"upstream_status", "upstream_request_id", "cache_saved"}  # columns that none of them has
+HAS = {VERSION_6: {"upstream_status"}}  # except this one
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
@@ -523,9 +530,9 @@ def old_file(path: Path, version: str, *records: Record) -> None:
                 *[("attempts", each._asdict()) for each in attempts],
             ]:
                 row = {
-                    {"api": "door"}.get(name, name): value
+                    {"api": "door"}.get(name, name) if version != VERSION_6 else name: value
                     for name, value in columns.items()
-                    if name not in MISSING.get(version, set()) | NEW
+                    if name not in MISSING.get(version, set()) | (NEW - HAS.get(version, set()))
                 }
                 sql.execute(
                     f"INSERT INTO {table} ({','.join(row)}) VALUES ({','.join('?' * len(row))})",
@@ -554,8 +561,11 @@ def test_a_file_of_an_older_version_is_migrated_with_its_rows(
     new = planned("new-call", (A, B))
     assert ledger.settle(record(new)) and ledger.call("new-call") == record(new)
     assert ledger.spent(Budget("web", 1000, "total"), NOON) == (900, 0)
+    assert ledger.spent(Budget("", 1000, "total"), NOON) == (5 + 7 + 7, 0)
+    ledger.reserve(Budget("", 20, "day"), 1, call_id="first", at=NOON)
+    assert ledger.spent(Budget("", 20, "day"), NOON) == (19, 1)
     with closing(sqlite3.connect(path)) as sql:
-        assert sql.execute("PRAGMA user_version").fetchone() == (8,)
+        assert sql.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
 def open_and_settle(path: Path, worker: int, ready: Any, results: Any) -> None:

@@ -1,0 +1,259 @@
+"""The SQL of budgets: what is reserved, spent, forgiven and added, by owner and period.
+
+The row of a period has the sums; the holds of calls are rows next to it. A period begins with what
+its callers' calls have cost in it, which `sums` tells without reading a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import tzinfo
+from sqlite3 import Cursor
+from typing import NamedTuple
+
+from . import Adjustment, Budget, BudgetState, CallRow, Hold
+from .periods import MAX_INTEGER, SLOT, ms, names
+
+WARN_MS = 3_600_000  # between two warnings about a budget
+MICRO = 10**6  # pico-USD
+MAX_SPENT = 9 * 10**18  # pico-USD with which a period can begin
+
+_BUDGET = "caller = ? AND period = ? AND call_id = ''"
+_HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
+_UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
+    ORDER BY slot DESC LIMIT 1"""
+_BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
+_TAKE = f"""UPDATE budgets SET held = held + ?
+    WHERE {_BUDGET} AND spent + held + ? - waived - raised <= ?"""
+_LEFT = f"SELECT ? - spent - held + waived + raised FROM budgets WHERE {_BUDGET}"
+_WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET} AND warned_ms <= ?"
+_ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
+    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+_RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
+_RAISE_HOLD = f"UPDATE budgets SET held = held + ? WHERE {_HOLD}"
+_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > ''
+    AND expires_ms <= ? RETURNING held, caller, period"""
+_EXPIRE_ALL = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
+    RETURNING held, caller, period"""
+_FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
+_RELEASE = f"DELETE FROM budgets WHERE {_HOLD} AND held = ?"
+_RELEASE_ANY = """DELETE FROM budgets WHERE caller = ? AND call_id = ? AND call_id > ''
+    RETURNING period, held, at_ms"""
+_SPEND_ALONE = f"""UPDATE budgets SET spent = min(spent + ?, {MAX_INTEGER}), held = held - ?
+    WHERE {_BUDGET} AND several = 0"""
+_SEVERAL = """UPDATE budgets SET several = 1 WHERE caller = ?1 AND period IN (?2, ?3, ?4)
+    AND call_id = '' AND (SELECT count(*) FROM budgets AS b
+        WHERE b.caller = ?1 AND b.period IN (?2, ?3, ?4) AND b.call_id = '') > 1"""
+_SPEND = f"""UPDATE budgets SET spent = min(spent + ?, {MAX_INTEGER}),
+        held = held - CASE period WHEN ? THEN ? ELSE 0 END
+    WHERE caller = ? AND period IN (?, ?, ?) AND call_id = ''"""
+_STATE = """SELECT spent - waived, raised,
+        held - (SELECT coalesce(sum(held), 0) FROM budgets AS h WHERE h.caller = b.caller
+            AND h.period = b.period AND h.call_id > '' AND h.expires_ms <= ?)
+    FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = ''"""
+_RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
+_RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
+_ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
+
+Ask = Callable[[str, Sequence[str | int]], list[tuple[int, ...]]]  # returns the rows of a query
+
+
+class Rules(NamedTuple):
+    """How an amount is reserved at the time *at*."""
+
+    at: float
+    expires: float  # when the hold does
+    over: bool  # whether the limit may be exceeded
+    expire: Callable[[], bool]  # whether holds whose lease has ended may be freed
+    zone: tzinfo
+
+
+class Refused(NamedTuple):
+    """The budget that has too little left, and how much that is."""
+
+    budget: Budget
+    left: int
+
+
+# -- reservations --
+
+
+def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
+    """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
+    budget = hold.budget
+    if not budget.also:  # the usual case, without its detours
+        key = budget.key(hold.at, rules.zone)
+        if _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
+            _add_hold(sql, budget.owner, key, hold, rules)
+            return hold
+    taken = _take_all(sql, hold, [(each, hold.pico) for each in budget.all], rules)
+    if isinstance(taken, Hold):
+        for each in budget.all:
+            _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
+    return taken
+
+
+def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
+    """Add to a hold in all of its budgets, or in none; renew its lease."""
+    new = hold._replace(pico=hold.pico + more, warn=())
+    alive = [
+        bool(sql.execute(_RENEW_HOLD, (ms(rules.expires), *_key(each, hold, rules.zone))).rowcount)
+        for each in hold.budget.all
+    ]
+    amounts = [
+        (each, more if lives else new.pico)
+        for each, lives in zip(hold.budget.all, alive, strict=True)
+    ]
+    taken = _take_all(sql, new, amounts, rules)
+    if isinstance(taken, Hold):
+        for each, lives in zip(hold.budget.all, alive, strict=True):
+            if lives:
+                sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
+            else:
+                _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
+    return taken
+
+
+def _take_all(
+    sql: Cursor, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
+) -> Hold | Refused:
+    """Return the hold, with what is exceeded; or which budget refuses, with nothing reserved."""
+    over, warn = hold.over, list[Budget]()
+    for number, (budget, pico) in enumerate(amounts):
+        warns = budget.then == "warn"
+        # a cheaper model that one budget has chosen does not lift the limit of another
+        exceeds = warns or (rules.over and (budget is hold.budget or budget.then != "reject"))
+        beyond, left = _take(sql, budget, pico, hold.at, rules._replace(over=exceeds))
+        if left is not None:
+            for other, reserved in amounts[:number]:
+                sql.execute(_FREE, (reserved, other.owner, other.key(hold.at, rules.zone)))
+            return Refused(budget, left)
+        over = over or beyond
+        if beyond and warns:
+            now = ms(rules.at)
+            values = (now, budget.owner, budget.key(hold.at, rules.zone), now - WARN_MS)
+            if sql.execute(_WARN, values).rowcount:
+                warn.append(budget)
+    return hold._replace(over=over, warn=tuple(warn)) if over else hold
+
+
+def _take(
+    sql: Cursor, budget: Budget, pico: int, of: float, rules: Rules
+) -> tuple[bool, int | None]:
+    """Reserve *pico* in the budget's period that contains *of*.
+
+    Return (False, None); or (True, None) if the limit is exceeded; or, if nothing was reserved,
+    (False, the amount that is left).
+    """
+    owner, key = budget.owner, budget.key(of, rules.zone)
+    limit = min(budget.limit_pico, MAX_INTEGER)
+    if _took(sql, owner, key, pico, limit):
+        return False, None
+    now = ms(rules.at) if rules.expire() else -MAX_INTEGER
+    sql.executemany(_FREE, sql.execute(_EXPIRE, (owner, key, now)).fetchall())
+    if not sql.execute(_LEFT, (0, owner, key)).fetchall():
+        # a new period: also free the expired holds of past periods
+        sql.executemany(_FREE, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall())
+        _begin(sql, budget, of, rules.zone)
+    if _took(sql, owner, key, pico, limit):
+        return False, None
+    if rules.over and _took(sql, owner, key, pico, MAX_INTEGER):
+        return True, None
+    return False, int(sql.execute(_LEFT, (limit, owner, key)).fetchone()[0])
+
+
+def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> bool:
+    return bool(sql.execute(_TAKE, (pico, owner, key, pico, limit)).rowcount)
+
+
+def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
+    spent = cost_so_far(lambda *asked: sql.execute(*asked).fetchall(), budget, at, zone)
+    sql.execute(_BEGIN_PERIOD, (budget.owner, budget.key(at, zone), spent))
+    sql.execute(_SEVERAL, (budget.owner, *names(at, zone)))
+
+
+def _add_hold(sql: Cursor, owner: str, key: str, hold: Hold, rules: Rules) -> None:
+    row = (owner, key, hold.call_id, hold.pico, ms(hold.at), ms(rules.expires))
+    if not sql.execute(_ADD_HOLD, row).rowcount:
+        raise ValueError(f"call {hold.call_id!r} has a hold already")
+
+
+def _key(budget: Budget, hold: Hold, zone: tzinfo) -> tuple[str, str, str]:
+    return budget.owner, budget.key(hold.at, zone), hold.call_id
+
+
+# -- spending --
+
+
+def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo) -> None:
+    """Release the hold of a call and add its cost to each budget's row of the hold's periods."""
+    if hold is None:
+        _spend_late(sql, call.caller, call, call.at_ns / 1e9, zone)
+        return
+    for budget in hold.budget.all:
+        owner, key, id = _key(budget, hold, zone)
+        if sql.execute(_RELEASE, (owner, key, id, hold.pico)).rowcount:
+            if not sql.execute(_SPEND_ALONE, (call.cost or 0, hold.pico, owner, key)).rowcount:
+                _spend(sql, owner, call.cost, (key, hold.pico), names(hold.at, zone))
+        else:  # the lease has expired, or the hold was topped up since
+            _spend_late(sql, owner, call, hold.at, zone)
+    if hold.budget.members:  # the caller may have had a budget of its own in these periods
+        _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
+
+
+def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo) -> None:
+    """Release whatever the call holds, and spend in the periods of that hold, else of *at*."""
+    held = ("", 0)
+    if released := sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():
+        [(period, pico, at_ms)] = released
+        held, at = (period, pico), at_ms / 1000
+    _spend(sql, owner, call.cost, held, names(at, zone))
+
+
+def _spend(
+    sql: Cursor, owner: str, cost: int | None, held: tuple[str, int], keys: tuple[str, str, str]
+) -> None:
+    sql.execute(_SPEND, (cost or 0, *held, owner, *keys))
+
+
+# -- sums and operators' changes --
+
+
+def cost_so_far(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> int:
+    """Return what the callers' calls have cost in the period that contains *at*."""
+    end = budget.resets(at, zone)
+    first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
+    found = 0
+    for caller in budget.members or (budget.caller,):
+        for slot, sign in ((first, -1), (last, 1)):
+            for micro, pico in ask(_UP_TO, (caller, slot)):
+                found += sign * (micro * MICRO + pico)
+    return max(0, min(found, MAX_SPENT))
+
+
+def state(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> BudgetState:
+    """Return the state of a budget, without expired holds."""
+    key, resets = budget.key(at, zone), budget.resets(at, zone)
+    for spent, raised, held in ask(_STATE, (ms(at), budget.owner, key)):
+        return BudgetState(budget, key, budget.limit_pico + raised, spent, held, resets)
+    begun = cost_so_far(ask, budget, at, zone)
+    return BudgetState(budget, key, budget.limit_pico, begun, 0, resets)
+
+
+def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinfo) -> Adjustment:
+    """Add *more* to the limit in the current period, or forgive what is spent (None)."""
+    owner, key = budget.owner, budget.key(at, zone)
+    if not sql.execute(_LEFT, (0, owner, key)).fetchall():
+        _begin(sql, budget, at, zone)
+    ask = "SELECT spent - waived FROM budgets WHERE " + _BUDGET
+    pico = sql.execute(ask, (owner, key)).fetchone()[0] if more is None else more
+    if more is None:
+        sql.execute(_RESET, (owner, key))
+    else:
+        sql.execute(_RAISE, (more, owner, key))
+    action = "reset" if more is None else "raise"
+    team = int(bool(budget.members))
+    made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
+    sql.execute(_ADJUSTED, tuple(made))
+    return made
