@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import date, timedelta
-from typing import Any
+from datetime import UTC, date, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from .. import build
 from ..config.settings import LedgerConfig
 from ..errors import RequestError, counted, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
+from ..ledger.periods import midnight
 from ..ledger.reconcile import Bill, Compared
 from ..pricing import usd
 from . import (
@@ -34,7 +35,11 @@ from . import (
 )
 from .prices import Known
 
+if TYPE_CHECKING:
+    from ..ledger.sqlite import SQLiteLedger
+
 _SQLITE_MAGIC = b"SQLite format 3\0"
+RECENT_DAYS = 30  # that `costs` shows by default
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
@@ -80,10 +85,11 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--since",
     metavar="WHEN",
-    help="From a UTC date or time, or a time ago: 2026-11-01, 7d, 24h, 30m.",
+    help="From a date or time, or a time ago: 2026-11-01, 7d, 24h, 30m.  [default: 30d]",
 )
 @click.option("--until", metavar="WHEN", help="Before this date or time, written like --since.")
-@click.option("--month", metavar="MONTH", help="A UTC month: 2026-11, this or last.")
+@click.option("--month", metavar="MONTH", help="A month: 2026-11, this or last.")
+@click.option("--all", "whole", is_flag=True, help="All calls, however old.")
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 @click.option(
     "--limit",
@@ -121,6 +127,7 @@ def costs(
     since: str | None,
     until: str | None,
     month: str | None,
+    whole: bool,
     caller: str | None,
     limit: int,
     form: str | None,
@@ -131,28 +138,35 @@ def costs(
 ) -> None:
     """Show what calls cost, by model or any other dimension.
 
-    A call without a price counts as unpriced, never as 0; ~ marks how many calls have estimated
-    tokens. With --reconcile the exit code is 1 if the cost of a model on a day differs from the
-    vendor's bill.
+    Without a time, it is the last 30 days. Days and months are those of [ledger] timezone. A call
+    without a price counts as unpriced, never as 0; ~ marks how many calls have estimated tokens.
+    With --reconcile, days are those of UTC, and the exit code is 1 if the cost of a model on a day
+    differs from the vendor's bill.
 
     Example: infermux costs --by day,model --since 7d
     """
     if bill is None and (providers or tolerance):
         raise click.UsageError("--provider and --tolerance need --reconcile")
-    with _usage_errors():
-        span = reports.period(time.time(), since=since, until=until, month=month)
-        with closing(the_ledger(**where)) as ledger:
-            if bill is not None:
-                sys.exit(_reconcile(ledger, bill, span, caller, providers, tolerance, form))
-            found = reports.costs(
-                ledger, reports.dimensions(by), span, caller=caller, limit=min(limit, MAX_ROWS)
-            )
+    if whole and (since or until or month):
+        raise click.UsageError("give --all, or a time")
+    recent = not (since or until or month or whole or bill)
+    with usage_errors(), closing(the_ledger(**where)) as ledger:
+        zone = ledger.zone if bill is None else UTC  # vendors bill days of UTC
+        since = f"{RECENT_DAYS}d" if recent else since
+        span = reports.period(time.time(), since=since, until=until, month=month, zone=zone)
+        if bill is not None:
+            sys.exit(_reconcile(ledger, bill, span, caller, providers, tolerance, form))
+        found = reports.costs(
+            ledger, reports.dimensions(by), span, caller=caller, limit=min(limit, MAX_ROWS)
+        )
     if form == "json":
         click.echo(json_text(found.to_dict()))
     elif form == "csv":
         click.echo(_costs_csv(found), nl=False)
     else:
         click.echo(_costs_table(found, bars=sys.stdout.isatty()))
+        if recent:
+            click.echo(f"the last {RECENT_DAYS} days; --all or --since shows more")
 
 
 @click.command(cls=Command)
@@ -198,15 +212,14 @@ def logs(
     Example: infermux logs -n 50 --status error
     """
     show = _json_lines if as_json else _Lines()
-    with _usage_errors():
-        start = reports.period(time.time(), since=since).since
-        with closing(the_ledger(config, path)) as ledger:
-            try:
-                for records in _records(ledger, count, start, filters, follow=follow):
-                    for line in show(records):
-                        click.echo(line)
-            except KeyboardInterrupt:
-                return
+    with usage_errors(), closing(the_ledger(config, path)) as ledger:
+        start = reports.period(time.time(), since=since, zone=ledger.zone).since
+        try:
+            for records in _records(ledger, count, start, filters, follow=follow):
+                for line in show(records):
+                    click.echo(line)
+        except KeyboardInterrupt:
+            return
 
 
 def _records(
@@ -231,13 +244,17 @@ def _records(
         seen, looked = {record.call[:2] for record in found}, now
 
 
-def the_ledger(config: str | None, path: str | None) -> Ledger:
-    """Return the ledger at *path*, else the configured one; never create or replace a file."""
-    if path is None:
-        settings = build.settings(path=config)
-        path = (settings.ledger or LedgerConfig()).path
-        if not path:
-            raise OneLine("the configuration has no ledger: [ledger].path is empty")
+def the_ledger(config: str | None, path: str | None) -> SQLiteLedger:
+    """Return the ledger at *path*, else the configured one; never create or replace a file.
+
+    With a *path* alone, its time zone is UTC.
+    """
+    settings = LedgerConfig()
+    if path is None or config is not None:
+        settings = build.settings(path=config).ledger or settings
+    path = settings.path if path is None else path
+    if not path:
+        raise OneLine("the configuration has no ledger: [ledger].path is empty")
     try:
         with open(path, "rb") as file:
             start = file.read(len(_SQLITE_MAGIC))
@@ -251,11 +268,11 @@ def the_ledger(config: str | None, path: str | None) -> Ledger:
         raise OneLine(f"{path} is not a ledger")
     from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
 
-    return SQLiteLedger(path)
+    return SQLiteLedger(path, timezone=settings.timezone, keep=settings.keep_seconds)
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Turn a RequestError into a usage error of the option that caused it."""
     try:
         yield
@@ -374,7 +391,7 @@ def _reconcile(
     bill.usd = {
         (day, model): amount
         for (day, model), amount in bill.usd.items()
-        if span.covers(reports.midnight(date.fromisoformat(day)))
+        if span.covers(midnight(date.fromisoformat(day)))
     }
     if not bill.usd:
         raise OneLine(f"{path}: none of its lines can be compared")
@@ -389,9 +406,11 @@ def _ours(
 ) -> list[Total]:
     """Return our totals by day, served model and provider, for the bill's days and vendor."""
     first, last = bill.days
-    since = reports.midnight(first) if span.since is None else span.since
-    until = reports.midnight(last + timedelta(1)) if span.until is None else span.until
-    totals = ledger.totals("day", "served", "provider", since=since, until=until, caller=caller)
+    since = midnight(first) if span.since is None else span.since
+    until = midnight(last + timedelta(1)) if span.until is None else span.until
+    totals = ledger.totals(
+        "day", "served", "provider", since=since, until=until, caller=caller, zone=UTC
+    )
     known = {total.key[2] for total in totals}
     if not providers and bill.vendor and bill.vendor in known:
         providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic

@@ -20,12 +20,14 @@ from .chat import ask, asking, attachment, said, the_request
 
 _MODULES = {  # where in infermux.cli a command is defined
     "batch": "batch",
+    "budgets": "budgets",
     "chaos": "serve",
     "chat": "chat",
     "costs": "ledger",
     "explain": "routing",
     "init": "serve",
     "keys": "serve",
+    "ledger": "archive",
     "logs": "ledger",
     "models": "prices",
     "prices": "prices",

@@ -325,6 +325,10 @@ class Ledger(ABC):
             for each in budgets
         ]
 
+    def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
+        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
+        raise LedgerUnavailable("this ledger does not change budgets")
+
     def adjustments(self, limit: int = 50) -> list[Adjustment]:
         """Return the last changes of budgets by operators, newest first."""
         return []

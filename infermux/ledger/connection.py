@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -77,6 +77,18 @@ class Connection:
                 return work(lambda query, values: self.sql.execute(query, values).fetchall())
             finally:
                 self.sql.execute("ROLLBACK")
+
+    def backup(self, path: str) -> None:
+        """Write a copy of the file to *path*, as of one moment; others may write meanwhile."""
+        partial = f"{path}.partial"
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+        _create(partial)
+        with self.using, closing(sqlite3.connect(partial)) as copy:
+            self.sql.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        os.link(partial, path)  # raises FileExistsError, which a rename would not
+        os.unlink(partial)
 
     def close(self) -> None:
         """Close the connection; closing it again does nothing."""

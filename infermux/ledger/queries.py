@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, tzinfo
 from functools import cache
 from itertools import product
+from typing import Any
 
 from ..errors import RequestError, shown
-from . import MAX_ROWS, AttemptRow, CallRow, Total, periods, summed
+from . import MAX_ROWS, AttemptRow, CallRow, Record, Total, periods, summed
 from .periods import ns
 from .schema import DIGEST_LENGTH
 
@@ -25,6 +26,10 @@ _LINE = f"SELECT line FROM plans WHERE digest = substr(c.plan, 1, {DIGEST_LENGTH
 _PLAN = f"coalesce(({_LINE}), '') || substr(c.plan, {DIGEST_LENGTH + 1})"
 _COLUMNS = ", ".join(f"c.{name}" for name in CallRow._fields[:-1])
 _CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
+_AFTER = "WHERE (c.at_ns, c.id) > (?, ?) AND c.at_ns < ? ORDER BY c.at_ns, c.id LIMIT ?"
+PAGE = 1000  # calls
+
+Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
 
 
 class _Where:
@@ -83,6 +88,16 @@ def call(id: str) -> tuple[str, list[str | int]]:
         )
     first = bindable(id)
     return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
+
+
+def page(last: tuple[int, str], until: int, ask: Ask) -> list[Record]:
+    """Return the next calls after *last* (start and id) that start before *until*, oldest first."""
+    found = ask(f"{_CALL} {_AFTER}", (*last, until, PAGE))
+    records = []
+    for call in map(CallRow._make, found):
+        attempts = ask(ATTEMPTS, (call.at_ns, call.id))
+        records.append(Record(call, tuple(map(AttemptRow._make, attempts))))
+    return records
 
 
 def bounds(since: float | None, until: float | None) -> tuple[int | None, int | None]:

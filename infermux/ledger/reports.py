@@ -8,15 +8,29 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import partial
 from typing import NamedTuple
 
 from ..errors import RequestError, shown
 from ..pricing import usd
 from ..protocol import must_be
 from ..types import JSON
-from . import MAX_ROWS, AttemptRow, CallRow, Ledger, Record, Total, summed
+from . import (
+    MAX_ROWS,
+    Adjustment,
+    AttemptRow,
+    BudgetState,
+    CallRow,
+    Ledger,
+    Record,
+    Total,
+    queries,
+    rollups,
+    summed,
+)
+from .periods import local, midnight, step_name
 
 DEFAULT_ROWS = 1000
 MAX_DIMENSIONS = 4
@@ -89,14 +103,22 @@ def dimensions(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def period(
-    now: float, *, since: str | None = None, until: str | None = None, month: str | None = None
+    now: float,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    month: str | None = None,
+    zone: tzinfo = UTC,
 ) -> Period:
-    """Return the period that the parameters describe; raise RequestError naming the wrong one."""
+    """Return the period that the parameters describe; raise RequestError naming the wrong one.
+
+    Dates and times without a zone of their own are those of *zone*.
+    """
     if month:
         if since or until:
             raise RequestError("give a month, or since and until", param="month")
-        return _month(month, datetime.fromtimestamp(now, UTC).date())
-    found = Period(_moment(since, now, "since"), _moment(until, now, "until"))
+        return _month(month, local(now, zone).date(), zone)
+    found = Period(_moment(since, now, "since", zone), _moment(until, now, "until", zone))
     if found.since is not None and found.until is not None and found.since >= found.until:
         raise must_be("since", "before until")
     return found
@@ -113,7 +135,7 @@ def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
     return int(min(number, MAX_ROWS))
 
 
-def _month(text: str, today: date) -> Period:
+def _month(text: str, today: date, zone: tzinfo) -> Period:
     first = today.replace(day=1)
     if text == "last":
         first = (first - timedelta(1)).replace(day=1)
@@ -122,27 +144,22 @@ def _month(text: str, today: date) -> Period:
         if not match or not 1970 <= int(match[1]) < 2200:
             raise must_be("month", f'such as "2026-11", "this" or "last", not {shown(text)}')
         first = date(int(match[1]), int(match[2]), 1)
-    return Period(midnight(first), midnight((first + timedelta(31)).replace(day=1)))
+    return Period(midnight(first, zone), midnight((first + timedelta(31)).replace(day=1), zone))
 
 
-def _moment(text: str | None, now: float, name: str) -> float | None:
+def _moment(text: str | None, now: float, name: str, zone: tzinfo) -> float | None:
     if not text:
         return None
     if match := _AGO.fullmatch(text):
         return now - int(match[1]) * _UNITS[match[2]]
     if text in ("today", "yesterday"):
-        return now // 86_400 * 86_400 - (86_400 if text == "yesterday" else 0)
+        return midnight(local(now, zone).date() - timedelta(text == "yesterday"), zone)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         forms = '"2026-11-01", "2026-11-01T12:00", "7d", "24h" or "30m"'
         raise must_be(name, f"such as {forms}, not {shown(text)}") from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
-def midnight(day: date) -> float:
-    """Return the start of a UTC day, in seconds since 1970."""
-    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+    return (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
 
 
 # -- reports --
@@ -174,15 +191,15 @@ def series(
     """Return the costs of the last *limit* days or hours, also empty ones; raise RequestError."""
     if step not in STEPS:
         raise must_be("by", f'"day" or "hour", not {shown(step)}')
-    size = STEPS[step]
+    size, zone = STEPS[step], ledger.zone
     until = min(max(now, 0.0) if span.until is None else span.until, 9e9)  # 9e9 is the year 2255
-    last = math.ceil(until / size)
     start = until - _LOOK_BACK[step] * size if span.since is None else span.since
-    since = max(start, (last - limit) * size, 0.0)
+    since = max(start, until - limit * size, 0.0)
+    names = _steps(step, max(since, 0.0), until, zone)[-limit:]
+    since = max(since, names[0][1]) if names else since
     totals = ledger.totals(step, since=since, until=until, caller=caller)
     found = {row.key[0]: row for row in totals}
-    names = [_name(step, number * size) for number in range(int(since // size), last)]
-    rows = [{step: name} | figures(found.get(name, summed(()))) for name in names]
+    rows = [{step: name} | figures(found.get(name, summed(()))) for name, _ in names]
     return {
         "by": step,
         "since": iso(since),
@@ -224,6 +241,53 @@ def call_dict(record: Record) -> JSON:
     )
 
 
+def budgets_dict(states: Iterable[BudgetState], changes: Iterable[Adjustment]) -> JSON:
+    """Return the body of GET /budgets."""
+    return {
+        "budgets": [_budget_dict(state) for state in states],
+        "adjustments": [_adjustment_dict(change) for change in changes],
+    }
+
+
+def _budget_dict(state: BudgetState) -> JSON:
+    """Return the state of a budget as JSON."""
+    budget = state.budget
+    money = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
+    return {
+        "name": budget.caller,
+        "kind": "team" if budget.members else "key",
+        "keys": list(budget.members or (budget.caller,)),
+        "per": budget.period,
+        "period": state.key,
+        "then": budget.then,
+        **{f"{name}_usd": usd(pico) for name, pico in money.items()},
+        **{f"{name}_pico": pico for name, pico in money.items()},
+        "reset": iso(state.resets),
+    }
+
+
+def _adjustment_dict(change: Adjustment) -> JSON:
+    """Return an operator's change of a budget as JSON."""
+    return {
+        "time": iso(change.at_ns / 1e9),
+        "name": change.name,
+        "kind": "team" if change.team else "key",
+        "period": change.period,
+        "action": change.action,
+        "usd": usd(change.pico),
+        "pico": change.pico,
+    }
+
+
+def export(file: rollups.File, span: Period) -> Iterator[list[Record]]:
+    """Yield the calls of a period by the thousand, oldest first."""
+    since, until = queries.bounds(span.since or 0.0, 9e9 if span.until is None else span.until)
+    last: tuple[int, str] = (since or 0, "")
+    while page := file.snapshot(partial(queries.page, last, until or 0)):
+        yield page
+        last = (page[-1].call.at_ns, page[-1].call.id)
+
+
 def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
     money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
     money["cache_saved_usd"] = None if row.cache_saved is None else usd(row.cache_saved)
@@ -240,6 +304,16 @@ def iso(seconds: float | None) -> str | None:
     )
 
 
-def _name(step: str, seconds: int) -> str:
-    at = datetime.fromtimestamp(seconds, UTC)
-    return f"{at:%Y-%m-%d}" if step == "day" else f"{at:%Y-%m-%dT%H:00Z}"
+def _steps(step: str, since: float, until: float, zone: tzinfo) -> list[tuple[str, float]]:
+    """Return the names and starts of the days or hours of a period."""
+    found, at = list[tuple[str, float]](), since
+    while at < until:
+        if step == "day":
+            day = local(at, zone).date()
+            first, at = midnight(day, zone), midnight(day + timedelta(1), zone)
+        else:
+            past = local(at, zone)
+            first = at - past.minute * 60 - past.second - past.microsecond / 1e6
+            at = first + 3_600
+        found.append((step_name(step, first, zone), first))
+    return found

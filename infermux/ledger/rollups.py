@@ -18,7 +18,8 @@ from sqlite3 import Cursor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import LedgerUnavailable, Total, queries, summed
-from .periods import DAY, MAX_INTEGER, SLOT, local, ns
+from .periods import DAY, MAX_INTEGER, SLOT, local, ns, step_name
+from .queries import Ask
 
 ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it
@@ -53,9 +54,20 @@ _MARK_PRUNED = f"INSERT OR REPLACE INTO rolled VALUES (?, {PRUNED})"
 _THIN = """DELETE FROM sums WHERE slot < ? AND slot <
     (SELECT max(slot) FROM sums AS s WHERE s.caller = sums.caller AND s.slot < ?)"""
 _OLD_PERIODS = "DELETE FROM budgets WHERE call_id = '' AND held = 0 AND period < ?"
+_QUICK = "PRAGMA quick_check(10)"
+_HELD = """SELECT caller, period, sum(CASE call_id WHEN '' THEN held ELSE 0 END) AS kept,
+        sum(CASE call_id WHEN '' THEN 0 ELSE held END) AS held
+    FROM budgets GROUP BY caller, period HAVING kept <> held"""
+_DIFFER = """SELECT count(*) FROM calls AS c WHERE at_ns >= ? AND at_ns < ?
+    AND coalesce(cost, 0) <> (SELECT coalesce(sum(cost), 0) FROM attempts AS a
+        WHERE a.at_ns = c.at_ns AND a.call_id = c.id)"""
+_COST = "SELECT caller, sum(cost) FROM calls WHERE at_ns >= ? AND at_ns < ? AND cost > 0 GROUP BY 1"
+_PRUNED_COST = f"""SELECT caller, sum(micro) * 1000000 + sum(pico) FROM rollups
+    WHERE kind = 0 AND day IN (SELECT day FROM rolled WHERE state = {PRUNED}) GROUP BY caller"""
+_SUMMED = """SELECT caller, micro * 1000000 + pico FROM sums AS s
+    WHERE slot = (SELECT max(slot) FROM sums AS t WHERE t.caller = s.caller)"""
 
 T = TypeVar("T")
-Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
 
 
 class File(Protocol):
@@ -79,6 +91,19 @@ class Question(NamedTuple):
     until: int
     caller: str | None
     zone: tzinfo
+
+    @classmethod
+    def of(
+        cls,
+        by: tuple[str, ...],
+        since: float | None,
+        until: float | None,
+        caller: str | None,
+        zone: tzinfo,
+    ) -> Question:
+        """Return the question about a period in seconds; None: unbounded."""
+        first, last = queries.bounds(since, until)
+        return cls(by, first or 0, MAX_INTEGER if last is None else last, caller, zone)
 
     @property
     def days(self) -> range:
@@ -227,6 +252,42 @@ def _store(sql: Cursor, day: int, rows: Sequence[Sequence[tuple[Any, ...]]]) -> 
             keys = ["" if place is None else row[place] for place in places]
             measures = [value or 0 for value in row[len(names) :]]
             sql.execute(_ADD, (kind, day, n, *keys, *measures))
+
+
+# -- checking --
+
+
+def problems(ask: Ask) -> Iterator[str]:
+    """Yield what is wrong with the file: damage, or sums that differ from their rows."""
+    yield from (f"the file is damaged: {text}" for (text,) in ask(_QUICK, ()) if text != "ok")
+    for owner, period, kept, held in ask(_HELD, ()):
+        yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {held}"
+    states = dict(ask("SELECT day, state FROM rolled WHERE state > 0", ()))
+    spent: dict[str, int] = dict(ask(_PRUNED_COST, ()))
+    for day in days_with_calls(ask, 0, MAX_INTEGER, set()):
+        name = step_name("day", day * DAY)
+        since, until = day * _DAY_NS, (day + 1) * _DAY_NS
+        [(differ,)] = ask(_DIFFER, (since, until))
+        if differ:
+            yield f"{name}: {differ} calls do not cost what their attempts cost"
+        for caller, cost in ask(_COST, (since, until)):
+            spent[caller] = spent.get(caller, 0) + cost
+        if states.get(day) == ROLLED and not _agree(ask, day, _rows(ask, since, until)):
+            yield f"{name}: the sums of the day differ from its calls"
+    for caller, total in ask(_SUMMED, ()):
+        if spent.pop(caller, 0) != total:
+            yield f"the sum of caller {caller!r} differs from its calls"
+    yield from (f"caller {caller!r} has no sum" for caller, cost in spent.items() if cost)
+
+
+def _agree(ask: Ask, day: int, rows: Sequence[Sequence[tuple[Any, ...]]]) -> bool:
+    for kind, (names, expected) in enumerate(zip(KINDS, rows, strict=True)):
+        columns = ", ".join([*names, *_MEASURES])
+        kept = ask(f"SELECT {columns} FROM rollups WHERE kind = ? AND day = ?", (kind, day))
+        keyed = {row[: len(names)]: [value or 0 for value in row[len(names) :]] for row in expected}
+        if keyed != {row[: len(names)]: list(row[len(names) :]) for row in kept}:
+            return False
+    return True
 
 
 # -- removing calls --

@@ -54,8 +54,8 @@ from .connection import (
     damaged,
     passes,
 )
-from .periods import MAX_INTEGER
-from .rollups import Ask, Maintenance, Question, report
+from .queries import Ask
+from .rollups import Maintenance, Question, report
 from .spool import Deferred, Spool
 
 BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
@@ -95,6 +95,7 @@ class SQLiteLedger(Ledger):
     ) -> None:
         self.path = os.path.abspath(path)
         self.zone = periods.time_zone(timezone)
+        self.keep = keep
         self._maintenance = Maintenance(self, keep)
         self._busy = busy
         self._file = DatabaseFile(self.path, clock=clock)
@@ -246,18 +247,19 @@ class SQLiteLedger(Ledger):
         zone: tzinfo | None = None,
     ) -> list[Total]:
         """Return sums over groups of calls; first sum up ended days that are needed."""
-        first, last = queries.bounds(since, until)
-        question = Question(
-            by, first or 0, MAX_INTEGER if last is None else last, caller, zone or self.zone
-        )
+        question = Question.of(by, since, until, caller, zone or self.zone)
         return report(self, question, time.time())
 
     def maintain(self, now: float) -> None:
         """Do what is due in a thread."""
         self._maintenance.start(now)
 
+    def backup(self, path: str) -> None:
+        """Write a copy of the file to *path*; raise FileExistsError if there is one."""
+        self._use_reader(lambda connection: connection.backup(path))
+
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state of the file."""
+        """Return the result of *work*, whose queries see one state."""
         return self._use_reader(lambda connection: connection.snapshot(work))
 
     def write(self, work: Callable[[Cursor], T]) -> T:

@@ -11,9 +11,10 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..ledger import Backlog
+from ..ledger import Backlog, Budget, BudgetState, LedgerUnavailable
 from ..planning.call import Call
 from ..routing.circuit_breaker import BreakerState, CircuitBreaker
 from ..routing.router import Router
@@ -99,6 +100,12 @@ def metrics_text(router: Router) -> bytes:
     for target in targets(router):
         key = ("circuit_state", *own.metrics.labels(target.provider, target.model))
         gauges[key] = max(gauges.get(key, 0), _SEVERITY[target.state])
+    with suppress(LedgerUnavailable):  # readiness says so
+        for state in budgets(router):
+            name, shared = state.budget.caller, bool(state.budget.members)
+            labels = ("", name) if shared else (name, "")
+            for figure in ("limit", "spent", "held", "left"):
+                gauges[(f"budget_{figure}_usd", *labels)] = getattr(state, figure)
     return metrics.text(own.memory.counts(), gauges)
 
 
@@ -129,6 +136,21 @@ def records(router: Router) -> Records:
     if router.ledger is not None:
         pending += router.ledger.spooled() + router.ledger.backlog().waiting
     return Records(pending, memory.counts().get(("ledger_lost_total",), [0])[0])
+
+
+def budgets(router: Router) -> list[BudgetState]:
+    """Return the state of each budget of the configured keys, and then of each shared one."""
+    callers = router.keyring.callers.values() if router.keyring else ()
+    found = {
+        budget.owner: budget
+        for caller in callers
+        if isinstance(caller.budget, Budget)
+        for budget in caller.budget.all
+    }
+    if router.ledger is None or not found:
+        return []
+    ordered = sorted(found.values(), key=lambda budget: bool(budget.members))
+    return router.ledger.states(ordered, time.time())
 
 
 def command(router: Router, action: str, provider: str, model: str | None) -> tuple[int, int]:
@@ -276,6 +298,7 @@ def _report() -> None:
             breakers |= _breakers(router)
             if router.ledger is not None:
                 router.ledger.drain()
+                router.ledger.maintain(time.time())
         status = {
             "at": time.monotonic(),
             "streams": sum(router.admission.streams for router in _monitors),

@@ -25,6 +25,7 @@ OWN_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NANO = 10**9
 _MAX_COUNT = 10**17  # per attempt, so that the sum of many fits a cell
 _TARGET = ("provider", "model")
+_BUDGET = ("key", "team")  # the configured name; the other is empty
 _TOKENS = [  # kinds, and the fields of Usage
     (kind, f"{kind}_tokens")
     for kind in ("input", "output", "cached_input", "cache_write", "reasoning")
@@ -77,6 +78,10 @@ FAMILIES = {
     "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
     "ledger_pending": Family("gauge", (), "Calls that are not in the ledger yet."),
     "ledger_lost_total": Family("counter", (), "Calls that could not be recorded."),
+    "budget_limit_usd": Family("gauge", _BUDGET, "Dollars that a key may spend.", PICO),
+    "budget_spent_usd": Family("gauge", _BUDGET, "Dollars that are spent in the period.", PICO),
+    "budget_held_usd": Family("gauge", _BUDGET, "Dollars that calls in flight hold.", PICO),
+    "budget_left_usd": Family("gauge", _BUDGET, "Dollars that are left in the period.", PICO),
     "failed_logins_total": Family("counter", ("api",), "Requests with a key that did not open."),
 }
 

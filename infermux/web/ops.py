@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from functools import partial
 
 from flask import Response, request
@@ -52,6 +53,7 @@ def ops_blueprint(
         ("GET", "/metrics", counters),
         ("GET", "/costs", admin_only(costs)),
         ("GET", "/costs/timeseries", admin_only(cost_series)),
+        ("GET", "/budgets", admin_only(budgets)),
         ("POST", "/explain", admin_only(explain)),
         ("GET", "/status", admin_only(lambda _: page.response())),
         ("GET", "/status/targets", admin_only(targets)),
@@ -120,7 +122,7 @@ def explain(api: Api) -> Response:
 
 def costs(api: Api) -> Response:
     """Return the costs by model or other dimensions, like `infermux costs`."""
-    span, caller, limit = _cost_query(time.time())
+    span, caller, limit = _cost_query(api, time.time())
     by = reports.dimensions(request.args.getlist("by"))
     with _ledger(api) as ledger:
         found = reports.costs(ledger, by, span, caller=caller, limit=limit)
@@ -130,22 +132,35 @@ def costs(api: Api) -> Response:
 def cost_series(api: Api) -> Response:
     """Return the costs per day or hour, including those without calls."""
     now = time.time()
-    span, caller, limit = _cost_query(now)
+    span, caller, limit = _cost_query(api, now)
     step = request.args.get("by") or "day"
     with _ledger(api) as ledger:
         found = reports.series(ledger, step, span, now, caller=caller, limit=limit)
     return json_response(found)
 
 
-def _cost_query(now: float) -> tuple[reports.Period, str | None, int]:
+def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
     """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
     for name in request.args:
         if name not in _COST_PARAMETERS:
             hint = close_to(name, _COST_PARAMETERS)
             raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
-    given = request.args.get
-    span = reports.period(now, since=given("since"), until=given("until"), month=given("month"))
+    given, ledger = request.args.get, api.router.ledger
+    span = reports.period(
+        now,
+        since=given("since"),
+        until=given("until"),
+        month=given("month"),
+        zone=UTC if ledger is None else ledger.zone,
+    )
     return span, given("caller"), reports.limited(given("limit"))
+
+
+def budgets(api: Api) -> Response:
+    """Return the state of each budget, and what operators have changed."""
+    with _ledger(api) as ledger:
+        found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
+    return json_response(found)
 
 
 @contextmanager
@@ -156,7 +171,7 @@ def _ledger(api: Api) -> Iterator[Ledger]:
     try:
         yield api.router.ledger
     except LedgerUnavailable as error:
-        log.error("the ledger cannot be read for costs: %s", error.reason)
+        log.error("the ledger cannot be read: %s", error.reason)
         raise
 
 

@@ -1,0 +1,170 @@
+"""The command group `infermux ledger`: what an operator does to the file itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from ..errors import counted
+from ..ledger import Record, reports, rollups
+from ..ledger.periods import DAY, end, start, step_name
+from . import Command, Group, OneLine, csv_text, json_text, warn
+from .ledger import ledger_options, the_ledger, usage_errors
+
+if TYPE_CHECKING:
+    from ..ledger.sqlite import SQLiteLedger
+
+
+@click.group(cls=Group)
+def ledger() -> None:
+    """Prune, export, back up or check the ledger, also while a service uses it.
+
+    Example: infermux ledger backup infermux-backup.db
+    """
+
+
+@ledger.command(cls=Command)
+@click.option("--keep", metavar="DAYS", help="Such as 400d.  [default: [ledger] keep]")
+@ledger_options
+def prune(keep: str | None, **where: str | None) -> None:
+    """Remove old calls; what each day cost stays, by model, caller, tag and error.
+
+    A service does this by itself where [ledger] keep is set. The file does not become smaller, but
+    new calls use the room.
+
+    Example: infermux ledger prune --keep 400d
+    """
+    with closing(the_ledger(**where)) as file:
+        seconds = file.keep if keep is None else _days(keep)
+        if seconds is None:
+            raise click.UsageError("say how long calls are kept: --keep 400d, or [ledger] keep")
+        if file.spooled():
+            raise OneLine("calls wait for being written: start the service first")
+        before = (time.time() - seconds) // DAY * DAY
+        count = rollups.prune(file, before)
+    click.echo(f"removed {counted(count, 'call')} from before {step_name('day', before)}")
+
+
+@ledger.command(cls=Command)
+@click.option("--month", metavar="MONTH", help="Only this month: 2026-11, this or last.")
+@click.option("--csv", "form", flag_value="csv", help="A row for each call, for a spreadsheet.")
+@click.option(
+    "--json", "form", flag_value="jsonl", default=True, help="A JSON object per line.  [default]"
+)
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Write calls-2026-11.csv and so on there.  [default: standard output]",
+)
+@ledger_options
+def export(month: str | None, form: str, folder: str | None, **where: str | None) -> None:
+    """Print all calls, or write a file for each month.
+
+    Example: infermux ledger export --csv --month last
+    """
+    with usage_errors(), closing(the_ledger(**where)) as file:
+        span = reports.period(time.time(), month=month, zone=file.zone)
+        write = _Writer(form)
+        if folder is None:
+            for page in reports.export(file, span):
+                write.calls(sys.stdout, page)
+            return
+        os.makedirs(folder, exist_ok=True)
+        for each in _months(file, span):
+            path = Path(folder, f"calls-{step_name('day', each.since or 0, file.zone)[:7]}.{form}")
+            with open(path, "w", encoding="utf-8", opener=_private) as out:
+                write = _Writer(form)
+                for page in reports.export(file, each):
+                    write.calls(out, page)
+            click.echo(f"wrote {path}: {counted(write.count, 'call')}")
+
+
+@ledger.command(cls=Command)
+@click.argument("target", type=click.Path(), metavar="FILE")
+@ledger_options
+def backup(target: str, **where: str | None) -> None:
+    """Copy the ledger to FILE, as of one moment; the service may go on.
+
+    Example: infermux ledger backup infermux-backup.db
+    """
+    if os.path.exists(target):
+        raise OneLine(f"{target} exists already")
+    with closing(the_ledger(**where)) as file:
+        file.backup(target)
+    click.echo(f"wrote {target}")
+
+
+@ledger.command(cls=Command)
+@ledger_options
+def check(**where: str | None) -> None:
+    """Check the file, and that all sums are equal to their rows; the exit code is 1 if not.
+
+    Example: infermux ledger check
+    """
+    with closing(the_ledger(**where)) as file:
+        found = file.snapshot(lambda ask: list(rollups.problems(ask)))
+        waiting = file.spooled()
+    for problem in found:
+        warn(problem)
+    if found:
+        sys.exit(1)
+    rest = f"; {counted(waiting, 'call waits', 'calls wait')} for being written" if waiting else ""
+    click.echo(f"the ledger is sound{rest}")
+
+
+class _Writer:
+    """Writes calls in one form."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self.count = 0
+
+    def calls(self, out: TextIO, page: list[Record]) -> None:
+        """Write calls; before the first of a table, its head."""
+        found = [reports.call_dict(record) for record in page]
+        if self._form == "csv":
+            head = list(found[0])
+            rows = [
+                [
+                    len(v) if n == "attempts" else json_text(v) if n == "tags" else v
+                    for n, v in each.items()
+                ]
+                for each in found
+            ]
+            text = csv_text(head, rows)
+            out.write(text if not self.count else text.partition("\n")[2])
+        else:
+            out.writelines(f"{json_text(each)}\n" for each in found)
+        self.count += len(page)
+
+
+def _months(file: SQLiteLedger, span: reports.Period) -> Iterator[reports.Period]:
+    """Yield each month of the period that has calls."""
+    since = span.since
+    while True:
+        page = next(reports.export(file, reports.Period(since, span.until)), None)
+        if page is None:
+            return
+        at = page[0].call.at_ns / 1e9
+        month = reports.Period(start("month", at, file.zone), end("month", at, file.zone))
+        yield month
+        since = month.until
+
+
+def _days(text: str) -> float:
+    if not (text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and int(text[:-1])):
+        raise click.BadParameter("a number of days, such as 400d", param_hint="--keep")
+    return int(text[:-1]) * float(DAY)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

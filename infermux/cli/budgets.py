@@ -1,0 +1,113 @@
+"""The command group `infermux budgets`: what keys may still spend, and changes by an operator."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal, InvalidOperation
+
+import click
+
+from ..config.schema import suggestion
+from ..ledger import Adjustment, BudgetState, reports
+from ..pricing import PICO, usd
+from ..server import status
+from . import Command, Group, OneLine, config_option, json_option, json_text, open_router, table
+
+_HEAD = ["KEY", "PER", "LIMIT", "SPENT", "HELD", "LEFT", "RESET", "THEN"]
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@config_option
+@json_option("Print what GET /budgets answers.")
+@click.pass_context
+def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
+    """Show each budget: limit, spent, held by calls in flight, left, and when it resets.
+
+    Money is in USD. A budget of [budgets] is shared by its keys.
+
+    Example: infermux budgets
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    with open_router(config) as router:
+        found = status.budgets(router)
+        changes = router.ledger.adjustments() if router.ledger is not None else []
+    if as_json:
+        click.echo(json_text(reports.budgets_dict(found, changes)))
+    elif not found:
+        click.echo("no budget is configured")
+    else:
+        click.echo(_table(found, changes))
+
+
+@budgets.command(cls=Command)
+@click.argument("name", metavar="KEY")
+@click.option("--team", is_flag=True, help="KEY is the name of a budget of [budgets].")
+@config_option
+def reset(name: str, team: bool, config: str | None) -> None:
+    """Forgive what KEY has spent in the current period; its calls stay in all reports.
+
+    Example: infermux budgets reset web
+    """
+    _adjust(name, team, config, None)
+
+
+@budgets.command("raise", cls=Command)
+@click.argument("name", metavar="KEY")
+@click.argument("amount", metavar="USD")
+@click.option("--team", is_flag=True, help="KEY is the name of a budget of [budgets].")
+@config_option
+def raise_limit(name: str, amount: str, team: bool, config: str | None) -> None:
+    """Let KEY spend USD more in the current period.
+
+    Example: infermux budgets raise web 2.50
+    """
+    try:
+        pico = Decimal(amount) * PICO
+        if not 0 < pico < 10**9 * PICO or pico != int(pico):
+            raise InvalidOperation
+    except InvalidOperation:
+        raise click.BadParameter('dollars above 0, such as "2.50"', param_hint="USD") from None
+    _adjust(name, team, config, int(pico))
+
+
+def _adjust(name: str, team: bool, config: str | None, more: int | None) -> None:
+    with open_router(config) as router:
+        known = status.budgets(router)
+        found = [
+            state.budget
+            for state in known
+            if state.budget.caller == name and (state.budget.members or not team)
+        ]
+        if not found or router.ledger is None:
+            names = [state.budget.caller for state in known]
+            raise OneLine(f"there is no budget of {name!r}{suggestion(name, names)}")
+        # the key's own comes first
+        change = router.ledger.adjust(found[0], more, time.time())
+        [state] = router.ledger.states(found[:1], time.time())
+    click.echo(f"{_change(change)}: {usd(state.left)} USD are left")
+
+
+def _change(change: Adjustment) -> str:
+    what = "raised by" if change.action == "raise" else "reset, forgiving"
+    return f"{change.name} in {change.period}: {what} {usd(change.pico)} USD"
+
+
+def _table(found: list[BudgetState], changes: list[Adjustment]) -> str:
+    rows = [
+        [
+            state.budget.caller + (" (shared)" if state.budget.members else ""),
+            state.budget.period,
+            *(usd(pico) for pico in (state.limit, state.spent, state.held, state.left)),
+            reports.iso(state.resets) or "never",
+            state.budget.then,
+        ]
+        for state in found
+    ]
+    current = {state.key for state in found}
+    lines = [
+        f"{reports.iso(change.at_ns // 10**9)}  {_change(change)}"
+        for change in changes
+        if change.period in current
+    ]
+    return "\n".join([table(_HEAD, rows, right=(2, 3, 4, 5)), *lines])
