@@ -98,8 +98,15 @@ def backup(target: str, **where: str | None) -> None:
     """
     if os.path.exists(target):
         raise OneLine(f"{target} exists already")
+    partial = f"{target}.partial"
     with closing(the_ledger(**where)) as file:
-        file.backup(target)
+        file.backup(partial)
+    try:
+        os.link(partial, target)  # a rename would replace a file
+    except OSError as error:
+        raise OneLine(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        os.unlink(partial)
     click.echo(f"wrote {target}")
 
 

@@ -80,15 +80,12 @@ class Connection:
 
     def backup(self, path: str) -> None:
         """Write a copy of the file to *path*, as of one moment; others may write meanwhile."""
-        partial = f"{path}.partial"
         with suppress(FileNotFoundError):
-            os.unlink(partial)
-        _create(partial)
-        with self.using, closing(sqlite3.connect(partial)) as copy:
+            os.unlink(path)
+        _create(path)
+        with self.using, closing(sqlite3.connect(path)) as copy:
             self.sql.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
-        os.link(partial, path)  # raises FileExistsError, which a rename would not
-        os.unlink(partial)
 
     def close(self) -> None:
         """Close the connection; closing it again does nothing."""

@@ -18,7 +18,7 @@ from sqlite3 import Cursor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import LedgerUnavailable, Total, queries, summed
-from .periods import DAY, MAX_INTEGER, SLOT, local, ns, step_name
+from .periods import DAY, MAX_INTEGER, SLOT, ns, start, step_name
 from .queries import Ask
 
 ROLLED, PRUNED = 1, 2
@@ -56,8 +56,8 @@ _THIN = """DELETE FROM sums WHERE slot < ? AND slot <
 _OLD_PERIODS = "DELETE FROM budgets WHERE call_id = '' AND held = 0 AND period < ?"
 _QUICK = "PRAGMA quick_check(10)"
 _HELD = """SELECT caller, period, sum(CASE call_id WHEN '' THEN held ELSE 0 END) AS kept,
-        sum(CASE call_id WHEN '' THEN 0 ELSE held END) AS held
-    FROM budgets GROUP BY caller, period HAVING kept <> held"""
+        sum(CASE call_id WHEN '' THEN 0 ELSE held END) AS by_calls
+    FROM budgets GROUP BY caller, period HAVING kept <> by_calls"""
 _DIFFER = """SELECT count(*) FROM calls AS c WHERE at_ns >= ? AND at_ns < ?
     AND coalesce(cost, 0) <> (SELECT coalesce(sum(cost), 0) FROM attempts AS a
         WHERE a.at_ns = c.at_ns AND a.call_id = c.id)"""
@@ -116,6 +116,11 @@ class Question(NamedTuple):
         return self.zone is not UTC and "day" in self.by
 
     @property
+    def is_summed(self) -> bool:
+        """Whether daily sums answer it."""
+        return self.kind is not None and not self.is_local and len(self.days) > 1
+
+    @property
     def kind(self) -> int | None:
         """The kind of sums that has the dimensions, or None: only calls have them."""
         needed = {"tag" if name.startswith("tag:") else name for name in self.by} - {"day"}
@@ -131,7 +136,7 @@ def report(file: File, question: Question, now: float) -> list[Total]:
     """Return the totals of a question; first sum up the ended days that it needs."""
     for name in question.by:
         queries.dimension(name)
-    if question.kind is not None and not question.is_local and len(question.days) > 1:
+    if question.is_summed:
         with suppress(LedgerUnavailable):  # else the calls are read
             roll(file, now, question.since, question.until)
     rows = file.snapshot(lambda ask: list(totals(ask, question)))
@@ -308,8 +313,9 @@ def prune(file: File, before: float, told: Callable[[int], None] = lambda _: Non
             told(count)
         if chunks > 1:
             file.write(partial(_compact, day))
-    month = local(end * DAY, UTC).strftime("%Y-%m")
-    slot = end * DAY // SLOT
+    # what budgets need of the present month stays, wherever it begins
+    slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
+    month = step_name("day", end * DAY - 2 * DAY)[:7]
     file.write(lambda sql: sql.execute(_THIN, (slot, slot)) and None)
     file.write(lambda sql: sql.execute(_OLD_PERIODS, (month,)) and None)
     return count
@@ -357,11 +363,12 @@ class Maintenance:
             self._due = now + later / 60
         elif now >= self._due:
             self._due = now + later
-            thread = threading.Thread(target=self._run, args=(now,), name="infermux-ledger")
+            thread = threading.Thread(target=self.run, args=(now,), name="infermux-ledger")
             thread.daemon = True
             thread.start()
 
-    def _run(self, now: float) -> None:
+    def run(self, now: float) -> None:
+        """Do what is due now."""
         with suppress(LedgerUnavailable):  # logged by the calls that cannot be recorded
             roll(self._file, now)
             if self._keep is not None and not self._file.spooled():

@@ -83,7 +83,7 @@ _CACHE_SAVED = (
 # Micro-dollars and the rest are summed apart: pico-dollars would overflow at nine million USD.
 _SLOT = "NEW.at_ns / 900000000000"
 _BEFORE = f"FROM sums WHERE caller = NEW.caller AND slot < {_SLOT} ORDER BY slot DESC LIMIT 1"
-_SUMS = (
+SUMS = (
     """CREATE TABLE sums (
         caller TEXT NOT NULL, slot INTEGER NOT NULL, micro INTEGER NOT NULL, pico INTEGER NOT NULL,
         PRIMARY KEY (caller, slot)) STRICT, WITHOUT ROWID""",
@@ -122,7 +122,7 @@ _SUMS = (
         action TEXT NOT NULL, pico INTEGER NOT NULL) STRICT""",
 )
 # item n migrates version n to n + 1
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, _SUMS)
+MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS)
 
 RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)

@@ -98,6 +98,7 @@ class SQLiteLedger(Ledger):
         self.keep = keep
         self._maintenance = Maintenance(self, keep)
         self._busy = busy
+        self._clock = clock
         self._file = DatabaseFile(self.path, clock=clock)
         self._process = _Process(self.path, self._commit)
         self._failure: str | None = None
@@ -248,14 +249,14 @@ class SQLiteLedger(Ledger):
     ) -> list[Total]:
         """Return sums over groups of calls; first sum up ended days that are needed."""
         question = Question.of(by, since, until, caller, zone or self.zone)
-        return report(self, question, time.time())
+        return report(self, question, self._clock())
 
     def maintain(self, now: float) -> None:
         """Do what is due in a thread."""
         self._maintenance.start(now)
 
     def backup(self, path: str) -> None:
-        """Write a copy of the file to *path*; raise FileExistsError if there is one."""
+        """Write a copy of the file to *path*, as of one moment, while others write."""
         self._use_reader(lambda connection: connection.backup(path))
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:

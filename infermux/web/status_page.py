@@ -73,7 +73,9 @@ class StatusPage:
             return {"ledger": "none"}
         try:
             calls = [(*record, _plan(record.call.plan)) for record in ledger.rows(limit=MAX_CALLS)]
-            return {"ledger": "", "calls": calls, **_tables(self._hours(ledger, int(now)))}
+            tables = _tables(self._hours(ledger, int(now)))
+            budgets = status.budgets(self._router)
+            return {"ledger": "", "calls": calls, "budgets": budgets, **tables}
         except LedgerUnavailable as error:
             log.error("the ledger cannot be read for the status page: %s", error.reason)
             return {"ledger": "unavailable"}
