@@ -138,10 +138,10 @@ def costs(
 ) -> None:
     """Show what calls cost, by model or any other dimension.
 
-    Without a time, it is the last 30 days. Days and months are those of [ledger] timezone. A call
-    without a price counts as unpriced, never as 0; ~ marks how many calls have estimated tokens.
-    With --reconcile, days are those of UTC, and the exit code is 1 if the cost of a model on a day
-    differs from the vendor's bill.
+    Without a time, it is the last 30 days; with --json, all calls, as GET /costs answers. Days and
+    months are those of [ledger] timezone. A call without a price counts as unpriced, never as 0;
+    ~ marks how many calls have estimated tokens. With --reconcile, days are those of UTC, and the
+    exit code is 1 if the cost of a model on a day differs from the vendor's bill.
 
     Example: infermux costs --by day,model --since 7d
     """
@@ -149,7 +149,7 @@ def costs(
         raise click.UsageError("--provider and --tolerance need --reconcile")
     if whole and (since or until or month):
         raise click.UsageError("give --all, or a time")
-    recent = not (since or until or month or whole or bill)
+    recent = form != "json" and not (since or until or month or whole or bill)
     with usage_errors(), closing(the_ledger(**where)) as ledger:
         zone = ledger.zone if bill is None else UTC  # vendors bill days of UTC
         since = f"{RECENT_DAYS}d" if recent else since
@@ -165,8 +165,8 @@ def costs(
         click.echo(_costs_csv(found), nl=False)
     else:
         click.echo(_costs_table(found, bars=sys.stdout.isatty()))
-        if recent:
-            click.echo(f"the last {RECENT_DAYS} days; --all or --since shows more")
+    if recent:
+        warn(f"these are the last {RECENT_DAYS} days; --all shows all calls")
 
 
 @click.command(cls=Command)

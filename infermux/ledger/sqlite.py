@@ -81,8 +81,7 @@ class _Process:
 class SQLiteLedger(Ledger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
-    `maintain` removes calls that are older than *keep* seconds.
-    """
+    Calls are kept for *keep* seconds."""
 
     def __init__(
         self,
@@ -95,8 +94,7 @@ class SQLiteLedger(Ledger):
     ) -> None:
         self.path = os.path.abspath(path)
         self.zone = periods.time_zone(timezone)
-        self.keep = keep
-        self._maintenance = Maintenance(self, keep)
+        self.keep, self._maintenance = keep, Maintenance(self, keep)
         self._busy = busy
         self._clock = clock
         self._file = DatabaseFile(self.path, clock=clock)
@@ -188,7 +186,7 @@ class SQLiteLedger(Ledger):
         return Spent(found.spent, found.held)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget, all at one moment."""
+        """Return the state of each budget at one moment."""
         return self.snapshot(lambda ask: [state(ask, each, at, self.zone) for each in budgets])
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
@@ -252,7 +250,7 @@ class SQLiteLedger(Ledger):
         return report(self, question, self._clock())
 
     def maintain(self, now: float) -> None:
-        """Do what is due in a thread."""
+        """See `Maintenance`."""
         self._maintenance.start(now)
 
     def backup(self, path: str) -> None:

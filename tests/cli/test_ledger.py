@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_costs_are_a_table_with_a_total(path: str) -> None:
-    result = infermux("costs", "--ledger", path)
+    result = infermux("costs", "--all", "--ledger", path)
     assert (result.exit_code, result.stderr) == (0, "")
     head, *rows = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
     assert head == ["MODEL", "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
@@ -91,11 +91,24 @@ def test_the_rows_of_costs_add_up_to_their_total(tmp_path: Path, by: str) -> Non
         call("failed", attempts=failed, error=slow, caller="night"),
         call("refused", attempts=[], error=BudgetExceeded("spent")),
     )
-    found = infermux("costs", "--ledger", str(path), "--by", by).stdout.splitlines()
+    found = infermux("costs", "--all", "--ledger", str(path), "--by", by).stdout.splitlines()
     columns = [found[0].index(name) + len(name) for name in ("CALLS", "ATTEMPTS", "ERRORS")]
     rows = [[int(line[:end].split()[-1]) for end in columns] for line in found[1:]]
     assert rows[-1] == [3, 4, 2]
     assert [sum(column) for column in zip(*rows[:-1], strict=True)] == rows[-1]
+
+
+def test_costs_without_a_time_are_those_of_the_last_30_days(tmp_path: Path) -> None:
+    old, new = call("a", at=NOW - 31 * DAY, cost=5), call("b", at=NOW - 29 * DAY, cost=7)
+    path = str(keep(tmp_path / "l.db", old, new))
+    shown = infermux("costs", "--ledger", path, "--by", "caller")
+    assert "these are the last 30 days" in shown.stderr
+    assert "0.000000000007" in shown.stdout
+    for words in (["--all"], ["--since", "40d"], ["--json"]):
+        every = infermux("costs", "--ledger", path, *words)
+        assert every.stderr == ""
+        assert "0.000000000012" in every.stdout
+    assert "give --all, or a time" in infermux("costs", "--all", "--since", "7d").stderr
 
 
 def test_costs_in_json_are_exact_and_null_where_unpriced(path: str) -> None:
@@ -145,7 +158,9 @@ def test_costs_are_of_the_time_and_the_caller_that_is_meant(path: str) -> None:
 def test_costs_by_tag_count_a_call_once_in_the_total(path: str) -> None:
     rows = list(
         csv.DictReader(
-            io.StringIO(infermux("costs", "--ledger", path, "--by", "tag:env", "--csv").stdout)
+            io.StringIO(
+                infermux("costs", "--all", "--ledger", path, "--by", "tag:env", "--csv").stdout
+            )
         )
     )
     assert {(row["tag:env"], row["cost_usd"], row["calls"]) for row in rows} == {
@@ -154,10 +169,12 @@ def test_costs_by_tag_count_a_call_once_in_the_total(path: str) -> None:
 
 
 def test_one_of_a_thing_is_singular(path: str, tmp_path: Path) -> None:
-    assert infermux("costs", "--ledger", path, "--limit", "2").stdout.endswith(
+    assert infermux("costs", "--all", "--ledger", path, "--limit", "2").stdout.endswith(
         "\n1 more row: see --limit\n"
     )
-    assert "\n2 more rows: see" in infermux("costs", "--ledger", path, "--limit", "1").stdout
+    assert (
+        "\n2 more rows: see" in infermux("costs", "--all", "--ledger", path, "--limit", "1").stdout
+    )
     (tmp_path / "bill.csv").write_text("date,model,cost\n2026-11-23,gpt-5,0.0232856\n")
     compared = infermux("costs", "--ledger", path, "--reconcile", str(tmp_path / "bill.csv"))
     assert re.search(r"^[0-9]+ days? and models?: ", compared.stdout, re.M), compared.output
@@ -174,7 +191,9 @@ def test_no_cell_of_a_spreadsheet_can_be_a_formula(tmp_path: Path) -> None:
     )
     rows = list(
         csv.reader(
-            io.StringIO(infermux("costs", "--ledger", str(path), "--csv", "--by", "model").stdout)
+            io.StringIO(
+                infermux("costs", "--all", "--ledger", str(path), "--csv", "--by", "model").stdout
+            )
         )
     )
     cells = [cell for row in rows for cell in row]
@@ -191,8 +210,8 @@ def test_a_hostile_name_moves_no_cursor(tmp_path: Path) -> None:
         )
     )
     for args in (
-        ["costs"],
-        ["costs", "--by", "caller"],
+        ["costs", "--all"],
+        ["costs", "--all", "--by", "caller"],
         ["costs", "--json"],
         ["logs"],
         ["logs", "--json"],
@@ -206,7 +225,7 @@ def test_a_hostile_name_moves_no_cursor(tmp_path: Path) -> None:
 def test_a_terminal_has_bars(path: str) -> None:
     mine, theirs = pty.openpty()
     try:
-        command = [*script("infermux"), "costs", "--ledger", path]
+        command = [*script("infermux"), "costs", "--all", "--ledger", path]
         env = environment(PYTHONIOENCODING="utf-8", TERM="dumb")
         assert (
             subprocess.run(
@@ -223,7 +242,7 @@ def test_a_terminal_has_bars(path: str) -> None:
 
 
 def test_an_empty_ledger_costs_nothing(tmp_path: Path) -> None:
-    result = infermux("costs", "--ledger", str(keep(tmp_path / "l.db")))
+    result = infermux("costs", "--all", "--ledger", str(keep(tmp_path / "l.db")))
     assert result.stdout.splitlines()[-1].split() == ["TOTAL", *"000000"]
 
 
@@ -268,7 +287,7 @@ def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
 def test_the_ledger_is_the_configurations(tmp_path: Path, path: str) -> None:
     file = tmp_path / "infermux.toml"
     file.write_text(f'[ledger]\npath = "{path}"\n')
-    assert "gpt-5" in infermux("costs", "-c", str(file)).stdout
+    assert "gpt-5" in infermux("costs", "--all", "-c", str(file)).stdout
     assert "gpt-5" in infermux("logs", env={"INFERMUX_CONFIG": str(file)}).stdout
     file.write_text('[ledger]\npath = ""\n')
     failed_in_one_line(infermux("costs", "-c", str(file)), "[ledger].path")
