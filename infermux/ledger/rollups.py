@@ -35,11 +35,8 @@ KINDS = (
 )
 _DAY_NS, _SLOT_NS = DAY * 10**9, SLOT * 10**9
 _NAMES = ("caller", "tag", "error", "model", "served", "provider", "attempt_error")
-_MEASURES = [
-    name
-    for field in Total._fields[1:]
-    for name in (("micro", "pico") if field == "cost" else [field])
-]
+_PAIRS = {"cost": ("micro", "pico"), "cache_saved": ("saved_micro", "saved_pico")}
+_MEASURES = [name for field in Total._fields[1:] for name in _PAIRS.get(field, (field,))]
 _COLUMNS = ", ".join(("kind", "day", "n", *_NAMES, *_MEASURES))
 _ADD = f"INSERT INTO rollups ({_COLUMNS}) VALUES ({', '.join('?' * (10 + len(_MEASURES)))})"
 _CLEAR = f"DELETE FROM rollups WHERE kind < {len(KINDS)} AND kind >= 0 AND day = ?"

@@ -102,7 +102,8 @@ SUMS = (
         output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
         cache_write_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
         micro INTEGER NOT NULL, pico INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        estimated INTEGER NOT NULL, PRIMARY KEY (kind, day, n)) STRICT, WITHOUT ROWID""",
+        estimated INTEGER NOT NULL, saved_micro INTEGER NOT NULL, saved_pico INTEGER NOT NULL,
+        PRIMARY KEY (kind, day, n)) STRICT, WITHOUT ROWID""",
     f"""CREATE TRIGGER call_begins BEFORE INSERT ON calls WHEN NEW.cost > 0 AND NOT EXISTS
             (SELECT 1 FROM sums WHERE caller = NEW.caller AND slot = {_SLOT})
         BEGIN INSERT INTO sums VALUES (NEW.caller, {_SLOT},

@@ -515,10 +515,23 @@ VERSION_6 = f"""{VERSION_4}
     ALTER TABLE attempts ADD COLUMN upstream_status INTEGER;
     PRAGMA user_version = 6;
 """  # that of InferMux 1.0
-OLD = {"1": VERSION_1, "2": VERSION_2, "3": VERSION_3, "4": VERSION_4, "6": VERSION_6}
+VERSION_8 = f"""{VERSION_6}
+    ALTER TABLE attempts ADD COLUMN upstream_request_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE attempts ADD COLUMN cache_saved INTEGER;
+    ALTER TABLE calls ADD COLUMN cache_saved INTEGER;
+    PRAGMA user_version = 8;
+"""
+OLD = {
+    "1": VERSION_1,
+    "2": VERSION_2,
+    "3": VERSION_3,
+    "4": VERSION_4,
+    "6": VERSION_6,
+    "8": VERSION_8,
+}
 MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
 NEW = {"upstream_status", "upstream_request_id", "cache_saved"}  # columns that none of them has
-HAS = {VERSION_6: {"upstream_status"}}  # except this one
+HAS = {VERSION_6: {"upstream_status"}, VERSION_8: NEW}  # except these
 
 
 def old_file(path: Path, version: str, *records: Record) -> None:
@@ -530,7 +543,7 @@ def old_file(path: Path, version: str, *records: Record) -> None:
                 *[("attempts", each._asdict()) for each in attempts],
             ]:
                 row = {
-                    {"api": "door"}.get(name, name) if version != VERSION_6 else name: value
+                    {"api": "door"}.get(name, name) if version not in HAS else name: value
                     for name, value in columns.items()
                     if name not in MISSING.get(version, set()) | (NEW - HAS.get(version, set()))
                 }
