@@ -6,7 +6,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from .admission.keys import Keyring
 from .admission.rate_limiter import RateLimiter
 from .config import Config, ProviderConfig
 from .config.schema import Problems, suggestion
-from .config.settings import KeyConfig, LedgerConfig
+from .config.settings import KeyConfig, LedgerConfig, TeamConfig
 from .dialects.responses import STANDARD
 from .errors import ConfigError, ModelNotFound, listed, shown
-from .ledger import Budget, Ledger, LedgerUnavailable
+from .ledger import Ledger, LedgerUnavailable, configured_budget
 from .planning.registry import Registry
 from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS, Preset, owner, plugin, plugins
@@ -332,20 +332,12 @@ def _keyring(config: Config) -> Keyring | None:
                 f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
                 "the two callers cannot be told apart"
             )
-    teams = [
-        Budget(each.name, usd=each.usd, per=each.per, then=each.then, members=each.keys)
-        for each in config.budgets
-    ]
-    return Keyring((key.hash, _caller(key, teams)) for key in config.keys)
+    return Keyring((key.hash, _caller(key, config.budgets)) for key in config.keys)
 
 
-def _caller(key: KeyConfig, teams: Iterable[Budget]) -> Caller:
+def _caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
     limits = key.models or None, key.rpm or None, key.tpm or None
-    own = key.budget
-    found = [Budget(key.name, usd=own.usd, per=own.per, then=own.then)] if own else []
-    found += [each for each in teams if key.name in each.members]
-    budget = replace(found[0], also=tuple(found[1:])) if found else None
-    return Caller(key.name, *limits, budget, may_tag=key.tags)
+    return Caller(key.name, *limits, configured_budget(key, teams), may_tag=key.tags)
 
 
 def _ledger(config: Config, serving: bool) -> Ledger | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from typing import NamedTuple
 
+from ..config.settings import KeyConfig, TeamConfig
 from ..errors import BudgetExceeded, Unavailable
 from ..pricing import PICO, usd
 from . import periods
@@ -110,6 +111,18 @@ def _pico(usd: str | int | Decimal) -> int:
     if not dollars.is_finite() or dollars != round(dollars, 12):
         raise ValueError(f'usd is dollars as text, such as "5.00", not {usd!r}')
     return int(dollars * PICO)
+
+
+def configured_budget(key: KeyConfig, teams: Iterable[TeamConfig]) -> Budget | None:
+    """Return the budget of a key, with those that it shares; None if it has none."""
+    own = key.budget
+    found = [Budget(key.name, usd=own.usd, per=own.per, then=own.then)] if own else []
+    found += [
+        Budget(team.name, usd=team.usd, per=team.per, then=team.then, members=team.keys)
+        for team in teams
+        if key.name in team.keys
+    ]
+    return replace(found[0], also=tuple(found[1:])) if found else None
 
 
 class Hold(NamedTuple):
