@@ -32,6 +32,7 @@ PARTS = (
     "start",
     "ledger",
 )
+ROWS = "rows"  # only if it is asked for
 
 
 def main() -> None:
@@ -97,9 +98,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=PARTS,
+        choices=(*PARTS, ROWS),
         metavar="NAME",
-        help=f"only these parts: {', '.join(PARTS)}",
+        help=f"only these parts: {', '.join(PARTS)}; or {ROWS}, which takes minutes",
     )
     parser.add_argument(
         "--rounds", type=int, help="how often each subject is measured (default: 5)"

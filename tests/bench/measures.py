@@ -21,7 +21,7 @@ from infermux.planning.call import Call
 from infermux.routing.accounting import record
 
 from ..support import ROOT
-from . import agents, gateway
+from . import agents, gateway, rows
 from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway, Upstream
 from .load import Ask, Load, Tally, get, post
 from .upstream import EVENTS
@@ -219,6 +219,7 @@ class Bench:
             ("streams", self._streams),
             ("start", self._start),
             ("ledger", self._ledger),
+            ("rows", self._rows),
         ):
             if name in self._wanted:
                 self._say(name)
@@ -382,6 +383,11 @@ class Bench:
             start = time.perf_counter()
             assert _output("-m", "infermux", "infer", "hello") == "echo: hello\n"
             self.figures["command"].append(time.perf_counter() - start)
+
+    def _rows(self) -> None:
+        count = rows.ROWS if self._scale.seconds >= 1 else rows.ROWS // 50
+        for name, value in rows.measure(self._folder, count):
+            self.figures[f"rows/{name}"].append(value)
 
     def _ledger(self) -> None:
         """Reserve, settle, and the rows of a call and its attempt; the median of single calls."""

@@ -39,6 +39,25 @@ AGENTS = {
     "turns": "450 KB: 150 tool turns, 40 tools",
     "images": "2 MB of images",
 }
+ROWS = {
+    "size": ("the file, MiB", 1, ".0f"),
+    "migrate": ("migration from a file of an older version, s", 1, ".1f"),
+    "roll": ("the first report over all time: sums up all days, s", 1, ".1f"),
+    "costs": ("`infermux costs --all`, s", 1, ".2f"),
+    "costs_memory": ("… memory at most, MiB", 1, ".0f"),
+    "costs_caller": ("`infermux costs --all --by day,caller`, s", 1, ".2f"),
+    "costs_caller_memory": ("… memory at most, MiB", 1, ".0f"),
+    "costs_recent": ("`infermux costs`, s", 1, ".2f"),
+    "first_day": ("first reservation of a caller in a day, median ms", 1000, ".2f"),
+    "first_day_max": ("… at most", 1000, ".2f"),
+    "first_month": ("… in a month, median ms", 1000, ".2f"),
+    "first_month_max": ("… at most", 1000, ".2f"),
+    "first_total": ("… in total, median ms", 1000, ".2f"),
+    "first_total_max": ("… at most", 1000, ".2f"),
+    "backup": ("`infermux ledger backup`, s", 1, ".1f"),
+    "check": ("`infermux ledger check`, s", 1, ".1f"),
+    "prune": ("`infermux ledger prune` of a quarter, s", 1, ".1f"),
+}
 CROWD = {"calls": "calls of 2 s", "streams": "streams of 20 events, 100 ms apart"}
 
 
@@ -113,6 +132,14 @@ def tables(figures: Figures, crowd: int) -> Iterator[str]:
             _crowd(figures, name, label)
             for name, label in CROWD.items()
             if f"{name}/whole" in figures
+        ),
+    )
+    yield from _table(
+        "a ledger of many calls over 400 days | InferMux",
+        (
+            [label, f"{statistics.median(figures[f'rows/{name}']) * times:,{form}}"]
+            for name, (label, times, form) in ROWS.items()
+            if f"rows/{name}" in figures
         ),
     )
     yield from _table("at the start and at rest | by hand | InferMux", _rest(figures))
