@@ -556,6 +556,8 @@ OPEN = {
     "costs, without a key": Case("/costs"),
     "costs, with another key": Case("/costs", headers={"x-api-key": "other"}),
     "costs, by day": Case("/costs/timeseries?since=2d", headers=OPERATOR),
+    "budgets": Case("/budgets", headers=OPERATOR),
+    "budgets, without a key": Case("/budgets"),
     "costs, by hour": Case("/costs/timeseries?by=hour&since=2h", headers=OPERATOR),
     "gemini": Case(gemini("echo-v1"), CONTENTS),
     "gemini, from another format": Case(gemini("claude/m"), CONTENTS),
