@@ -53,6 +53,7 @@ FAMILIES = {
     "infermux_ledger_pending": "gauge",
     "infermux_ledger_lost": "counter",
     "infermux_failed_logins": "counter",
+    **{f"infermux_budget_{name}_usd": "gauge" for name in ("limit", "spent", "held", "left")},
 }  # as the parser names them: a counter without its _total
 USAGE = Usage(31, 17, cached_input_tokens=8, reasoning_tokens=5)
 
