@@ -7,7 +7,6 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +31,6 @@ from .schema import (
 )
 from .settings import (
     Config,
-    KeyConfig,
     LedgerConfig,
     ModelConfig,
     PricesConfig,
@@ -40,6 +38,7 @@ from .settings import (
     Reliability,
     Server,
     Trace,
+    caller_key,
     price_file,
     target_names,
     team,
@@ -216,9 +215,8 @@ class _File:
                 everything = flag(vendors.pop("environment"), "[providers].environment")
         providers = self._all(data, "providers", self._provider, problems)
         models = self._all(data, "models", self._model, problems)
-        keys = self._all(data, "keys", _key, problems)
-        read_team = partial(team, data.get("keys"))
-        budgets = self._all(data, "budgets", read_team, problems)
+        keys = self._all(data, "keys", caller_key, problems)
+        budgets = self._all(data, "budgets", lambda *a: team(data.get("keys"), *a), problems)
         sections = {}
         for name, kind in _SECTIONS.items():
             with problems:
@@ -346,10 +344,6 @@ def _resolved(value: str, place: str, environment: _Environment) -> Any:
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"{place}: the file {name} cannot be read") from None
     return value
-
-
-def _key(name: str, value: Any) -> KeyConfig:
-    return table(KeyConfig, name=name)(value, f"[keys.{name}]")
 
 
 def _check_keys(config: Config, keys: Mapping[str, Iterable[str]], problems: Problems) -> None:

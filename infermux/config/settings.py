@@ -268,6 +268,11 @@ class KeyConfig:
     tags: bool = reads(flag, False)  # whether requests may set project and env
 
 
+def caller_key(name: str, value: object) -> KeyConfig:
+    """Read a table of [keys]."""
+    return table(KeyConfig, name=name)(value, f"[keys.{name}]")
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
     """Where calls are recorded, and for how long; an empty path disables the ledger."""
