@@ -383,7 +383,7 @@ def test_the_readme_is_short_and_in_order() -> None:
 
 def test_every_topic_is_in_the_readme_and_has_a_title() -> None:
     listed = dict(
-        re.findall(r"^\| \[`infermux help ([\w-]+)`\]\((\S+)\) \|", TEXTS["README"], re.M)
+        re.findall(r"^\| \[`([\w-]+)`\]\((\S+)\) \|", TEXTS["README"], re.M)
     )
     assert listed == {name: f"infermux/help/{name}.md" for name in PAGES if name != "README"}
     for name in listed:
@@ -494,7 +494,9 @@ def test_the_topic_has_every_key_with_its_default() -> None:
         "server": settings.Server,
         "keys.NAME": settings.KeyConfig,
         "keys.NAME.budget": settings.BudgetConfig,
+        "budgets.NAME": settings.TeamConfig,
         "ledger": settings.LedgerConfig,
+        "prices": settings.PricesConfig,
         "trace": settings.Trace,
     }
     known = [("providers.environment", "")]
