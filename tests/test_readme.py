@@ -340,17 +340,14 @@ def test_what_other_systems_start_and_ask_exists(block: Block) -> None:
 
 
 def commands() -> set[str]:
-    """The commands that there are, those of a group with its name before them."""
+    """The commands that there are; a group of several is one, whose help lists them."""
     from infermux.cli.main import main
 
     context, found = click.Context(main), set()
     for name in main.list_commands(context):
         command = main.get_command(context, name)
-        found |= (
-            {f"{name} {each}" for each in command.commands}
-            if isinstance(command, click.Group)
-            else {name}
-        )
+        inner = list(command.commands) if isinstance(command, click.Group) else []
+        found.add(f"{name} {inner[0]}" if len(inner) == 1 else name)
     return found
 
 
