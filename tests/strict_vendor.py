@@ -42,15 +42,24 @@ IMAGE_SEEN = "(an image)"
 class Refused(Exception):
     """A request that the vendor does not take."""
 
-    def __init__(self, message: str, code: str = "", param: str = "", status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        code: str = "",
+        param: str = "",
+        status: int = 400,
+        details: JSON | None = None,
+    ) -> None:
         super().__init__(message)
         self.message, self.code, self.param, self.status = message, code, param, status
+        self.details = details
 
 
 class Tool(NamedTuple):
     name: str
     schema: JSON
     custom: bool = False
+    space: str = ""  # the namespace that a Responses client gave it
 
 
 class Asked(NamedTuple):
@@ -129,7 +138,7 @@ def _given(tool: Tool, text: str) -> Any:
 
 
 def _filled(tool: Tool, text: str) -> tuple[Tool, Any]:
-    return tool, (text if tool.custom else example(tool.schema, text))
+    return tool, (text if tool.custom else example(tool.schema or {"type": "object"}, text))
 
 
 def example(schema: JSON, text: str, root: JSON | None = None) -> Any:
@@ -720,6 +729,7 @@ ITEMS: dict[str, tuple[str, set[str]]] = {  # the beginning of the id, and the m
     "custom_tool_call": ("ctc", {"type", "id", "call_id", "name", "input", "status", "namespace"}),
     "custom_tool_call_output": ("ctc", {"type", "id", "call_id", "output", "status"}),
     "item_reference": ("", {"type", "id"}),
+    "additional_tools": ("at", {"type", "id", "role", "tools"}),
 }
 IN_PARTS = {"input_text", "input_image", "input_file", "input_audio"}
 OUT_PARTS = {"output_text", "refusal"}
@@ -755,7 +765,7 @@ def responses(body: JSON, stored: Mapping[str, list[JSON]]) -> Asked:
             "unsupported_parameter",
             "temperature",
         )
-    known(reasoning, {"effort", "summary", "generate_summary"}, "reasoning")
+    known(reasoning, {"effort", "summary", "generate_summary", "context"}, "reasoning")
     before: list[JSON] = []
     if (previous := body.get("previous_response_id")) is not None:
         if previous not in stored:
@@ -777,10 +787,19 @@ def responses(body: JSON, stored: Mapping[str, list[JSON]]) -> Asked:
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     tools = [
         found
-        for number, tool in enumerate(body.get("tools") or [])
+        for number, tool in enumerate([*(body.get("tools") or []), *_added_tools(items)])
         if (found := _responses_tool(tool, number))
     ]
     return _seen_in_responses(body, items, tools, schema)
+
+
+def _added_tools(items: list[JSON]) -> Iterator[JSON]:
+    """Yield the tools that items add; those of a namespace tell its name."""
+    for item in items:
+        for tool in item.get("tools", []) if item["type"] == "additional_tools" else []:
+            inner = tool["tools"] if tool["type"] == "namespace" else [tool]
+            space = {"namespace": tool["name"]} if tool["type"] == "namespace" else {}
+            yield from (one | space for one in inner)
 
 
 def input_items(value: Any) -> list[JSON]:
@@ -903,6 +922,8 @@ def _encrypted(ident: str) -> str:
 
 def _responses_tool(tool: JSON, number: int) -> Tool | None:
     place, kind = f"tools[{number}]", tool.get("type")
+    tool, space = dict(tool), str(tool.get("namespace", ""))
+    tool.pop("namespace", None)
     if re.sub(r"_\d{4}_\d\d_\d\d$", "", str(kind)) in OWN_TOOLS:
         return None
     if kind not in ("function", "custom"):
@@ -922,9 +943,9 @@ def _responses_tool(tool: JSON, number: int) -> Tool | None:
             f"{place}.name",
         )
     return (
-        Tool(tool["name"], {}, True)
+        Tool(tool["name"], {}, True, space)
         if kind == "custom"
-        else Tool(tool["name"], checked_parameters(tool, place))
+        else Tool(tool["name"], checked_parameters(tool, place), space=space)
     )
 
 
@@ -990,6 +1011,7 @@ def responses_answer(body: JSON, asked: Asked, turn: Turn) -> JSON:
                 "name": tool.name,
                 field: said,
             }
+            | ({"namespace": tool.space} if tool.space else {})
         )
     return _response_object(body, asked, f"resp_{ident}", output, turn)
 
@@ -1120,6 +1142,9 @@ DATED = re.compile(r"\w+_\d{8}")
 
 def messages(body: JSON) -> Asked:
     """Refuse what the Messages API refuses; return what the model sees."""
+    if "thread" in body:
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["model"]}
+        raise Refused("This model has no threads.", details=details)
     known(body, ANTHROPIC, "", EXTRA)
     for name in ("model", "messages", "max_tokens"):
         if name not in body:
@@ -1439,7 +1464,8 @@ def anthropic_error(error: Refused) -> JSON:
     )
     return {
         "type": "error",
-        "error": {"type": kind, "message": error.message},
+        "error": {"type": kind, "message": error.message}
+        | ({"details": error.details} if error.details else {}),
         "request_id": "req_strict",
     }
 
@@ -1635,10 +1661,11 @@ def _gemini_tools(body: JSON) -> list[Tool]:
                 f"{place}.functionDeclarations",
                 UNKNOWN,
             )
-            schema = function.get("parametersJsonSchema") or function.get("parameters") or {}
+            subset = function.get("parameters") or {}
+            schema = function.get("parametersJsonSchema") or subset
             if not re.fullmatch(r"[a-zA-Z_][\w.:-]{0,127}", function.get("name", "")):
                 raise Refused(f"Invalid function name in {place}")
-            _check_subset(schema, f"{place}.functionDeclarations.parameters")
+            _check_subset(subset, f"{place}.functionDeclarations.parameters")
             found.append(Tool(function["name"], schema))
     return found
 
@@ -1658,7 +1685,7 @@ def _seen_in_gemini(body: JSON, tools: list[Tool], schema: JSON | None, model: s
         for number, result in enumerate(results):
             said = result["response"]
             said = said.get("result", said.get("output", said)) if len(said) == 1 else said
-            words = said if isinstance(said, str) else json.dumps(said)
+            words = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
             items.append(
                 ("tool", f"{words} {media}".strip() if number == len(results) - 1 else words, 0)
             )
