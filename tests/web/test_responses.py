@@ -589,6 +589,36 @@ def test_a_call_of_a_custom_tool_comes_back_as_one(front, vendors, dialect, stre
     assert inputs(dialect, vendor.seen[-1].body) == [{"input": patch}, {"city": "Köln"}]
 
 
+@both_ways
+@every_dialect
+def test_tools_that_an_item_adds_are_tools_and_their_calls_tell_the_namespace(
+    front, vendors, dialect, streamed
+):
+    spaces = [
+        {"type": "namespace", "name": "functions", "description": "", "tools": [PATCH]},
+        {"type": "namespace", "name": "more", "description": "", "tools": [WEATHER, PATCH]},
+    ]
+    added = {"type": "additional_tools", "id": "at_1", "role": "developer", "tools": spaces}
+    turn = Turn("", (("apply_patch", {"input": "a patch"}), ("weather", {"city": "Köln"})))
+    vendor = vendors[dialect].script(says(dialect, turn, streamed=streamed))
+    body = ResponsesClient.body(MODELS[dialect], [USER], tools=[], streamed=streamed)
+    body = body | {"input": [added, *body["input"]]}
+    got = request(ResponsesClient, front, body, streamed=streamed)
+    assert list(functions(dialect, vendor.seen[-1].body)) == ["apply_patch", "weather"]
+    told = [(each["type"], each["name"], each["namespace"]) for each in got.message["items"]]
+    assert told == [
+        ("custom_tool_call", "apply_patch", "functions"),
+        ("function_call", "weather", "more"),
+    ]
+
+
+@pytest.mark.parametrize("tools", [None, 5, ["x"], [{"type": "namespace", "name": "n"}], [{}]])
+def test_an_item_that_adds_no_tools_is_400(front, tools):
+    added = {"type": "additional_tools", "tools": tools}
+    answer = front.ask(PATH, {"model": MODELS["openai"], "input": [added]})
+    assert answer.status == 400 and "tools" in answer.json["error"]["param"]
+
+
 @pytest.mark.parametrize("words", ["*** plain", '{"patch": "x"}', '{"input": 5}', '["x"]'])
 def test_an_input_that_is_not_what_was_asked_for_comes_as_it_is(front, vendors, words):
     call = {"id": "c1", "type": "function", "function": {"name": "apply_patch", "arguments": words}}

@@ -225,15 +225,17 @@ def _assistant(message: JSON, drop: Drop) -> str | list[JSON]:
         unsupported("messages.audio", NAME, drop)
     content, refusal = message.get("content"), text(message.get("refusal"))
     calls = items(message.get("tool_calls"))
-    thoughts = [
-        block
-        for detail in items(message.get("reasoning_details"))
-        if (block := thinking_block(detail)) and (block["type"] != "thinking" or block["signature"])
-    ]  # Anthropic refuses unsigned thinking
+    found = [thinking_block(detail) for detail in items(message.get("reasoning_details"))]
+    bare = bool(message.get("reasoning_content"))  # then a signature alone lost its words
+    thoughts = [one for one in found if one and _is_signed(one, bare)]  # others are refused
     if isinstance(content, str) and not (thoughts or refusal or calls):
         return content
     uses = [block for call in calls if (block := _tool_use(call, drop))]
     return [*thoughts, *_blocks(content, drop), *_blocks(refusal, drop), *uses]
+
+
+def _is_signed(block: JSON, bare: bool) -> bool:
+    return bool(block.get("signature", 1) and (block.get("thinking", 1) or not bare))
 
 
 def thinking_block(detail: JSON) -> JSON | None:

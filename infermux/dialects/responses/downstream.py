@@ -15,7 +15,7 @@ from ...types import JSON, Usage
 from .. import given, obj, objects, require, without
 from ..tools import custom_input
 from . import NAME
-from .items import Items, string
+from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
 _STATE = ("prompt", "previous_response_id", "conversation")  # with which there need be no input
@@ -59,6 +59,8 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
         for number, item in enumerate(objects(said, "input")):
             items.add(item, f"input[{number}]")
     items.end()
+    if items.tools:
+        body["tools"] = [*objects(body.get("tools", []), "tools"), *items.tools]
     if not said and not any(name in body for name in _STATE):
         raise must_be("input", "a string or a list of at least one item")
     messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others
@@ -155,8 +157,13 @@ class Answer:
         asked = request.body_in(NAME)
         self._asked: JSON = {} if asked is None else asked.value
         self._ident, self._created, self.model = ident, created, model
-        tools = self._asked.get("tools") or ()
+        tools = list(self._asked.get("tools") or ())
+        if asked is not None and f'"{ADDED}"' in asked.text:
+            tools += all_added_tools(self._asked.get("input"))
         self.custom = {tool.get("name") for tool in tools if tool.get("type") == "custom"}
+        self._spaces = {
+            tool.get("name"): tool["namespace"] for tool in tools if "namespace" in tool
+        }
 
     def ident(self, kind: str, number: int) -> str:
         """Return the id of item *number*."""
@@ -229,6 +236,7 @@ class Answer:
             "input" if kind == "custom_tool_call" else "arguments": words,
             "call_id": call.get("id") or f"call_{self.ident(kind, number)}",
             "name": name,
+            **({"namespace": self._spaces[name]} if name in self._spaces else {}),
         }
 
     def is_custom(self, call: JSON) -> bool:

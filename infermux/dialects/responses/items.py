@@ -5,14 +5,15 @@ Adjacent items of the model (reasoning, message, calls) are one message of the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
-from .. import objects, require
+from .. import items, objects, require
 from .reasoning import details_of
 
+ADDED = "additional_tools"  # the type of an item that adds tools
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
@@ -22,6 +23,7 @@ class Items:
     def __init__(self) -> None:
         self.messages: list[JSON] = []
         self.params: JSON = {}
+        self.tools: list[JSON] = []  # that items add
         self._texts: dict[str, list[str]] = {}  # of the last message, by member
         self._last: JSON = {}  # the message before the results that are being collected
         self._callers: dict[str, JSON] = {}  # the messages of calls, by call id
@@ -147,6 +149,16 @@ class Items:
             self._begin({"role": "assistant", "content": None})
         return self.messages[-1]
 
+    def add_tools(self, item: JSON, place: str) -> None:
+        """Add an item's tools; of two with one name, the first stands."""
+        names = {tool.get("name") for tool in self.tools}
+        for tool in added_tools(item, place):
+            if tool.get("name") in names:
+                self.params["tools.namespace"] = True
+            else:
+                self.tools.append(tool)
+                names |= {tool["name"]} if "name" in tool else set()
+
     def _complete(self) -> None:
         """Join the texts of the last message."""
         for name, words in self._texts.items():
@@ -163,7 +175,25 @@ _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "function_call_output": Items.output,
     "custom_tool_call": Items.custom_call,
     "custom_tool_call_output": Items.output,
+    ADDED: Items.add_tools,
 }
+
+
+def all_added_tools(value: object) -> list[JSON]:
+    """Return the tools that input items add."""
+    added = [item for item in items(value) if item.get("type") == ADDED]
+    return [tool for item in added for tool in added_tools(item, ADDED)]
+
+
+def added_tools(item: JSON, place: str) -> Iterator[JSON]:
+    """Yield the tools that an item adds; those of a namespace one by one, with its name."""
+    for number, tool in enumerate(objects(item.get("tools"), f"{place}.tools")):
+        if tool.get("type") != "namespace":
+            yield tool
+            continue
+        where = f"{place}.tools[{number}]"
+        space = {"namespace": string(tool, "name", where)}
+        yield from (one | space for one in objects(tool.get("tools"), f"{where}.tools"))
 
 
 def string(holder: JSON, name: str, place: str) -> str:

@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from scenarios import BASE_URL, CITIES, FACTS, HELLO, KEY, LOOK, STEPS, png, run, same, says
 from scenarios import weather as weather_of
 
-
 ALIASES: dict[str, str] = json.loads(os.environ["CLAUDE_NAMES"])
 
 
