@@ -1566,3 +1566,15 @@ def test_a_first_call_streams_without_waiting() -> None:
     encoder = Encoder(model="m", ident="msg_1", native=False)
     encoder.encode(Chunk(tool_calls=[call(0, id="a", name="f")]))
     assert b'"partial_json":"{\\"x\\""' in encoder.encode(Chunk(tool_calls=[call(0, '{"x"')]))
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "kept"), [("", "of it", 0), ("", "", 1), ("Hm.", "Hm.", 1)]
+)
+def test_thinking_of_which_only_the_signature_is_left_is_left_out(words, told, kept):
+    detail = {"type": "reasoning.text", "signature": "c2ln", "format": "anthropic-claude-v1"}
+    answer = {"role": "assistant", "content": "Hi.", "reasoning_content": told}
+    answer["reasoning_details"] = [detail | ({"text": words} if words else {})]
+    body = sent([*HELLO, answer, *HELLO])
+    content = body["messages"][1]["content"]
+    assert sum(block["type"] == "thinking" for block in content if isinstance(block, dict)) == kept

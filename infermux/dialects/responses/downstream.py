@@ -60,7 +60,9 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
             items.add(item, f"input[{number}]")
     items.end()
     if items.tools:
-        body["tools"] = [*objects(body.get("tools", []), "tools"), *items.tools]
+        own = objects(body.get("tools", []), "tools")
+        names = {tool.get("name") for tool in own}
+        body["tools"] = own + [tool for tool in items.tools if tool.get("name") not in names]
     if not said and not any(name in body for name in _STATE):
         raise must_be("input", "a string or a list of at least one item")
     messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others
@@ -161,9 +163,7 @@ class Answer:
         if asked is not None and f'"{ADDED}"' in asked.text:
             tools += all_added_tools(self._asked.get("input"))
         self.custom = {tool.get("name") for tool in tools if tool.get("type") == "custom"}
-        self._spaces = {
-            tool.get("name"): tool["namespace"] for tool in tools if "namespace" in tool
-        }
+        self._spaces = {tool.get("name"): tool.get("namespace") for tool in reversed(tools)}
 
     def ident(self, kind: str, number: int) -> str:
         """Return the id of item *number*."""
@@ -236,7 +236,7 @@ class Answer:
             "input" if kind == "custom_tool_call" else "arguments": words,
             "call_id": call.get("id") or f"call_{self.ident(kind, number)}",
             "name": name,
-            **({"namespace": self._spaces[name]} if name in self._spaces else {}),
+            **({"namespace": space} if (space := self._spaces.get(name)) else {}),
         }
 
     def is_custom(self, call: JSON) -> bool:
