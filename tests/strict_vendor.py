@@ -303,7 +303,7 @@ CHAT = frozenset(
     "top_logprobs max_tokens max_completion_tokens n modalities prediction audio presence_penalty "
     "response_format seed service_tier stop stream stream_options temperature top_p tools tool_choice "
     "parallel_tool_calls user function_call functions web_search_options verbosity prompt_cache_key "
-    "prompt_cache_retention safety_identifier moderation".split()
+    "prompt_cache_options prompt_cache_retention safety_identifier moderation".split()
 )
 MESSAGES = {
     "system": {"role", "content", "name"},
@@ -718,7 +718,7 @@ def openai_error(error: Refused) -> JSON:
 RESPONSES = frozenset(
     "background conversation context_management include input instructions max_output_tokens "
     "max_tool_calls metadata model parallel_tool_calls previous_response_id prompt prompt_cache_key "
-    "prompt_cache_retention reasoning safety_identifier service_tier store stream stream_options "
+    "prompt_cache_options prompt_cache_retention reasoning safety_identifier service_tier store stream stream_options "
     "temperature text tool_choice tools top_logprobs top_p truncation user client_metadata".split()
 )
 ITEMS: dict[str, tuple[str, set[str]]] = {  # the beginning of the id, and the members

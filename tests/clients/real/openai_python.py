@@ -117,6 +117,7 @@ def own(message: Any) -> Any:
     """Return a message without what helpers of the SDK add to it."""
     told = message.model_dump(exclude={"parsed"}, exclude_none=True)
     for call in told.get("tool_calls", []):
+        call.pop("index", None)
         call["function"].pop("parsed_arguments", None)
     return told
 
