@@ -379,9 +379,7 @@ def test_the_readme_is_short_and_in_order() -> None:
 
 
 def test_every_topic_is_in_the_readme_and_has_a_title() -> None:
-    listed = dict(
-        re.findall(r"^\| \[`([\w-]+)`\]\((\S+)\) \|", TEXTS["README"], re.M)
-    )
+    listed = dict(re.findall(r"^\| \[`([\w-]+)`\]\((\S+)\) \|", TEXTS["README"], re.M))
     assert listed == {name: f"infermux/help/{name}.md" for name in PAGES if name != "README"}
     for name in listed:
         assert re.match(r"# [A-Z][^:\n]*: \S", TEXTS[name]), name

@@ -612,7 +612,12 @@ def test_tools_that_an_item_adds_are_tools_and_their_calls_tell_the_namespace(
     ]
 
 
-@pytest.mark.parametrize("tools", [None, 5, ["x"], [{"type": "namespace", "name": "n"}], [{}]])
+NAMELESS = [{"type": "function", "name": ["x"]}]
+
+
+@pytest.mark.parametrize(
+    "tools", [None, 5, ["x"], [{"type": "namespace", "name": "n"}], [{}], NAMELESS]
+)
 def test_an_item_that_adds_no_tools_is_400(front, tools):
     added = {"type": "additional_tools", "tools": tools}
     answer = front.ask(PATH, {"model": MODELS["openai"], "input": [added]})

@@ -61,8 +61,8 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
     items.end()
     if items.tools:
         own = objects(body.get("tools", []), "tools")
-        names = {tool.get("name") for tool in own}
-        body["tools"] = own + [tool for tool in items.tools if tool.get("name") not in names]
+        names = {str(tool.get("name")) for tool in own}
+        body["tools"] = own + [tool for tool in items.tools if str(tool.get("name")) not in names]
     if not said and not any(name in body for name in _STATE):
         raise must_be("input", "a string or a list of at least one item")
     messages = items.messages or [{"role": "user", "content": ""}]  # the vendor has the others
@@ -163,7 +163,7 @@ class Answer:
         if asked is not None and f'"{ADDED}"' in asked.text:
             tools += all_added_tools(self._asked.get("input"))
         self.custom = {tool.get("name") for tool in tools if tool.get("type") == "custom"}
-        self._spaces = {tool.get("name"): tool.get("namespace") for tool in reversed(tools)}
+        self._spaces = {str(one.get("name")): one.get("namespace") for one in reversed(tools)}
 
     def ident(self, kind: str, number: int) -> str:
         """Return the id of item *number*."""

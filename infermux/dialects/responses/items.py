@@ -151,13 +151,13 @@ class Items:
 
     def add_tools(self, item: JSON, place: str) -> None:
         """Add an item's tools; of two with one name, the first stands."""
-        names = {tool.get("name") for tool in self.tools}
+        names = {str(tool.get("name")) for tool in self.tools}
         for tool in added_tools(item, place):
-            if tool.get("name") in names:
+            if "name" in tool and str(tool["name"]) in names:
                 self.params["tools.namespace"] = True
             else:
                 self.tools.append(tool)
-                names |= {tool["name"]} if "name" in tool else set()
+                names.add(str(tool.get("name")))
 
     def _complete(self) -> None:
         """Join the texts of the last message."""
