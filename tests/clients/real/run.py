@@ -298,7 +298,7 @@ def told(
         print(f"expected to pass: {each}")
     count = sum(not one.error for one in results)
     print(f"{count} of {len(results)} scenarios passed")
-    return 1 if lost else 0
+    return 1 if lost or not results else 0
 
 
 if __name__ == "__main__":
