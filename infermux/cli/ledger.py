@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, date, timedelta
+from datetime import UTC, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +43,7 @@ RECENT_DAYS = 30  # that `costs` shows by default
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
+_MAX_PROBLEMS = 20  # lines of a bill that are named because they could not be read
 _CELLS = {None: "", True: "ok", False: "DIFFERS"}
 _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = [
@@ -386,14 +387,14 @@ def _reconcile(
     allowed = reconcile.Tolerance.of(tolerance)
     known = Known.of(click.get_current_context().params.get("config"))
     bill = reconcile.read(contents(path, f"the bill {path}"), known.table)
-    for problem in bill.unread:
+    for problem in bill.unread[:_MAX_PROBLEMS]:
         warn(f"{path}: {problem}")
-    bill.usd = {
-        (day, model): amount
-        for (day, model), amount in bill.usd.items()
-        if span.covers(midnight(date.fromisoformat(day)))
-    }
-    if not bill.usd:
+    if (more := len(bill.unread) - _MAX_PROBLEMS) > 0:
+        warn(f"{path}: {counted(more, 'more line')} could not be read")
+    for note in bill.notes:
+        warn(f"{path}: {note}")
+    bill.keep(lambda day: span.covers(midnight(day)))
+    if not (bill.usd or bill.empty):
         raise OneLine(f"{path}: none of its lines can be compared")
     rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
     total = reconcile.summed(rows, allowed)
@@ -406,14 +407,17 @@ def _ours(
 ) -> list[Total]:
     """Return our totals by day, served model and provider, for the bill's days and vendor."""
     first, last = bill.days
-    since = midnight(first) if span.since is None else span.since
-    until = midnight(last + timedelta(1)) if span.until is None else span.until
+    zone = timezone(bill.offset)
+    since = midnight(first, zone) if span.since is None else span.since
+    until = midnight(last + timedelta(1), zone) if span.until is None else span.until
     totals = ledger.totals(
-        "day", "served", "provider", since=since, until=until, caller=caller, zone=UTC
+        "day", "served", "provider", since=since, until=until, caller=caller, zone=zone
     )
     known = {total.key[2] for total in totals}
-    if not providers and bill.vendor and bill.vendor in known:
-        providers = (bill.vendor,)  # on OpenAI's bill there are no calls to Anthropic
+    if not providers:  # on OpenAI's bill there are no calls to Anthropic
+        providers = tuple(name for name in known if bill.may_be_of(name))
+        if bill.vendors and known and not providers:
+            warn(f"no provider is called {bill.vendor}: see --provider; compared are all")
     if missing := [name for name in providers if name not in known]:
         warn(f"the ledger has no calls to {shown(missing[0])} in that time")
     return [total for total in totals if not providers or total.key[2] in providers]
@@ -423,7 +427,8 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
     found = [_compared(row) for row in (*rows, total)]
     if form == "json":
         sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
-        return json_text(sides | {"unread": bill.unread})
+        said = {"words": reconcile.words(rows, bill), "notes": bill.notes}
+        return json_text(sides | {"unread": bill.unread} | said)
     cells = [[_CELLS.get(value, value) for value in row.values()] for row in found]
     if form == "csv":
         head = [name.replace("agrees", "verdict") for name in found[-1]]
@@ -432,8 +437,9 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
     text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
     compared = counted(len(rows), "day and model", "days and models")
     text += f"\n{compared}: {len(rows) - differ} agree, {differ} differ"
+    text += "".join(f"\n{sentence}" for sentence in reconcile.words(rows, bill))
     if not bill.priced:
-        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the shipped table"
+        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the price table"
     return text
 
 

@@ -1,71 +1,26 @@
 """Compares the ledger with a vendor's exported bill, by day and model.
 
-It reads exports of costs or usage from OpenAI and Anthropic, and any CSV table of date, model and
-dollars. An export of usage has only tokens; they are priced by the shipped table.
+`bills` reads the exports; the tokens of one without dollars are priced by the table in use.
 """
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from ..errors import RequestError, shown
-from ..pricing import PICO, PriceTable, cost, shipped
+from ..errors import counted, printable, shown
+from ..pricing import PICO, usd
 from ..protocol import must_be
-from ..types import Usage
 from . import Total
+from .bills import Bill, Key
+from .bills.formats import read
+from .bills.models import model_key
 
-Key = tuple[str, str]  # a UTC day, and a model
-# accepted names of columns, the preferred first: of days, models, dollars, currencies
-_NAMES = (
-    "usage_date_utc usage_date date day start_time_iso start_time timestamp starting_at",
-    "model model_version line_item model_id snapshot_id name",
-    "cost_usd usd amount_usd amount_value cost_in_major total_cost_usd total_cost cost amount",
-    "amount_currency currency",
-)
-# columns of tokens: those that add up to the input, cache reads, cache writes, the output
-_OPENAI = (("input_tokens",), ("input_cached_tokens",), (), "output_tokens")
-_ANTHROPIC_INPUT = (
-    "usage_input_tokens_no_cache",
-    "usage_input_tokens_cache_read",
-    "usage_input_tokens_cache_write_5m",
-    "usage_input_tokens_cache_write_1h",
-    "usage_input_tokens_cache_write",
-)
-_ANTHROPIC = (_ANTHROPIC_INPUT, _ANTHROPIC_INPUT[1:2], _ANTHROPIC_INPUT[2:], "usage_output_tokens")
-_AMOUNT = re.compile(
-    r"-?\$?(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(\.\d{1,40})?([eE]-\d{1,2})?", re.ASCII
-)
-_DATE = re.compile(r"-(?:\d{4}-\d\d-\d\d|\d{8})\Z", re.ASCII)
-_PREFIX = re.compile(r"\A[a-z ]+ \| ")  # of a line item such as "priority | gpt-…"
+__all__ = ["Bill", "Compared", "Tolerance", "compare", "model_key", "read", "summed", "words"]
 
-
-@dataclass
-class Bill:
-    """The costs in a vendor's export; `unread` has a message for each line that was not read."""
-
-    vendor: str = ""  # "openai" or "anthropic", if the columns show it
-    usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
-    unread: list[str] = field(default_factory=list)
-    priced: bool = True  # the export itself has dollars
-    prices: PriceTable = field(default_factory=shipped)  # for an export without dollars
-
-    @property
-    def has_models(self) -> bool:
-        """Whether any line names a model."""
-        return any(model for _, model in self.usd)
-
-    @property
-    def days(self) -> tuple[date, date]:
-        """The first and the last day."""
-        found = sorted(day for day, _ in self.usd)
-        return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
+_MAX_NAMED = 5  # models that a sentence names
 
 
 class Compared(NamedTuple):
@@ -77,6 +32,7 @@ class Compared(NamedTuple):
     theirs: int | None
     agrees: bool
     note: str = ""
+    unpriced: bool = False  # calls or tokens have no price
 
     @property
     def difference(self) -> int:
@@ -106,28 +62,6 @@ class Tolerance(NamedTuple):
         return abs(ours - theirs) <= max(Fraction(self.pico), self.percent * abs(theirs) / 100)
 
 
-def read(data: bytes, prices: PriceTable | None = None) -> Bill:
-    """Return the costs in a CSV export; raise RequestError if it cannot be understood.
-
-    *prices*, by default the shipped ones, are for an export that has tokens alone.
-    """
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = data.decode(encoding, "replace").replace("\0", "\ufffd")
-    first = text.split("\n", 1)[0]
-    rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=first.count))
-    try:
-        head = [
-            re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_") for name in next(rows, [])
-        ]
-        columns = _Columns.of(head)
-        bill = Bill(columns.vendor, priced=bool(columns.usd), prices=prices or shipped())
-        for row in rows:
-            _add(bill, columns, dict(zip(head, row, strict=False)), rows.line_num)
-    except csv.Error as error:
-        raise RequestError(f"line {rows.line_num} is not CSV: {error}", param="reconcile") from None
-    return bill
-
-
 def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Compared]:
     """Compare each day and model of either side; *ours* are totals by day and served model."""
     mine: dict[Key, tuple[int, int]] = {}
@@ -136,9 +70,8 @@ def compare(bill: Bill, ours: Iterable[Total], tolerance: Tolerance) -> list[Com
             key = (total.key[0], model_key(total.key[1]) if bill.has_models else "")
             cost, unpriced = mine.get(key, (0, 0))
             mine[key] = cost + total.cost, unpriced + total.unpriced
-    return [
-        _compared(key, mine.get(key), bill.usd, tolerance) for key in sorted({*mine, *bill.usd})
-    ]
+    keys = {*mine, *(key for key, amount in bill.usd.items() if amount != 0)}
+    return [_compared(key, mine.get(key), bill, tolerance) for key in sorted(keys)]
 
 
 def summed(rows: Sequence[Compared], tolerance: Tolerance) -> Compared:
@@ -147,138 +80,114 @@ def summed(rows: Sequence[Compared], tolerance: Tolerance) -> Compared:
     return Compared("TOTAL", "", ours, theirs, tolerance.covers(ours, theirs))
 
 
-def model_key(name: str) -> str:
-    """Return the same key for all spellings of a model's name.
+def words(rows: Sequence[Compared], bill: Bill) -> list[str]:
+    """Return sentences on what only one side has, and on what a comparison cannot tell."""
+    theirs = [row for row in rows if row.ours is None and row.theirs is not None]
+    ours = [row for row in rows if row.theirs is None and row.ours and _key(row) not in bill.usd]
+    both = [
+        row
+        for row in rows
+        if None not in (row.ours, row.theirs) and not (row.agrees or row.unpriced)
+    ]
+    unpriced = [row for row in rows if row.unpriced]
+    found = []
+    if theirs:
+        found.append(f"in the bill and not in the ledger: {_sum(theirs)}")
+    if ours:
+        found.append(f"in the ledger and not in the bill: {_sum(ours)}")
+    if both:
+        found.append(f"in both, but different (ledger minus bill): {_sum(both)}")
+    if unpriced:
+        listed = ", ".join(_names({row.model: row.days for row in _by_model(unpriced)}))
+        found.append(f"without a price, so not compared: {listed}")
+    if not (theirs or ours or both or unpriced):
+        found.append("what is in the bill is in the ledger, and the reverse")
+    found += [f"part of the bill: {kind}, {usd(pico)} USD" for kind, pico in _kinds(bill)]
+    if bill.outside:
+        found.append(f"in the bill, but no usage of models: {_outside(bill)}")
+    return found
 
-    Example: "Claude Haiku 4.5" and "claude-haiku-4-5-20251001".
-    """
-    key = re.sub(r"\s+", "-", name.strip().lower()).removeprefix("models/")
-    key = _DATE.sub("", key)
-    return key.replace(".", "-") if key.startswith("claude") else key
 
-
-class _Columns(NamedTuple):
-    vendor: str
-    day: str
+class _Model(NamedTuple):
     model: str
-    usd: str  # empty: the export has only tokens
-    currency: str
-
-    @classmethod
-    def of(cls, head: Sequence[str]) -> _Columns:
-        day, model, usd, currency = (
-            next((name for name in names.split() if name in head), "") for names in _NAMES
-        )
-        vendor = ""
-        if day == "usage_date_utc":
-            vendor = "anthropic"
-        elif {"cost_in_major", "num_model_requests"} & {*head} or (
-            {"start_time", "amount_value"} <= {*head}
-        ):
-            vendor = "openai"
-        if not day or not (usd or (vendor and model and {_OPENAI[3], _ANTHROPIC[3]} & {*head})):
-            raise RequestError(
-                f"the columns {shown(', '.join(head))} are not those of a known bill; use a table "
-                "of date, model and usd, or an export from OpenAI or Anthropic",
-                param="reconcile",
-            )
-        return cls(vendor, day, model, usd, currency)
+    pico: int
+    days: tuple[str, ...]
 
 
-def _add(bill: Bill, columns: _Columns, row: Mapping[str, str], number: int) -> None:
-    if not any(value.strip() for value in row.values()):
-        return
-    if columns.usd and not row.get(columns.usd, "").strip():
-        if columns.model and row.get(columns.model, "").strip():
-            bill.unread.append(f"line {number}: the amount is missing")
-        return  # a day without any cost
-    try:
-        key = (_day(row.get(columns.day, "").strip()), _model(columns, row.get(columns.model, "")))
-        amount = _amount(row, columns) if columns.usd else _priced(bill, key, row)
-    except ValueError as error:
-        bill.unread.append(f"line {number}: {error}")
-        return
-    before = bill.usd.get(key, Fraction(0))
-    bill.usd[key] = None if amount is None or before is None else before + amount
+def _key(row: Compared) -> Key:
+    return row.day, row.model
 
 
-def _day(text: str) -> str:
-    try:
-        unix = re.fullmatch(r"\d{9,11}", text, re.ASCII)
-        found = datetime.fromtimestamp(int(text), UTC) if unix else datetime.fromisoformat(text)
-        found = found.astimezone(UTC) if found.tzinfo else found
-    except (ValueError, OverflowError):
-        found = datetime.min
-    if not 1970 <= found.year < 2200:
-        raise ValueError(f"the date must be such as 2026-11-01, not {shown(text)}")
-    return f"{found:%Y-%m-%d}"
+def _by_model(rows: Iterable[Compared]) -> list[_Model]:
+    """Return the differences by model, the largest first."""
+    found: dict[str, _Model] = {}
+    for row in rows:
+        _, pico, days = found.get(row.model, _Model("", 0, ()))
+        found[row.model] = _Model(row.model, pico + row.difference, (*days, row.day))
+    return sorted(found.values(), key=lambda each: (-abs(each.pico), each.model))
 
 
-def _model(columns: _Columns, text: str) -> str:
-    """Return the model that *text* names; a line item also has the kind of tokens: drop that."""
-    if columns.model == "line_item":
-        head, comma, _ = _PREFIX.sub("", text).partition(",")
-        text = head.split(" ", 1)[0] if comma else head
-    return model_key(text)
+def _sum(rows: Sequence[Compared]) -> str:
+    """Return what rows sum up to, and of what: 1.2 USD (gpt-audio 0.2 on 2026-11-23, …)."""
+    signed = any(None not in (row.ours, row.theirs) for row in rows)
+    models = [each if signed else each._replace(pico=abs(each.pico)) for each in _by_model(rows)]
+    listed = _names({each.model: each.days for each in models}, [each.pico for each in models])
+    total = sum(row.difference for row in rows)
+    return f"{usd(total if signed else abs(total))} USD ({', '.join(listed)})"
 
 
-def _amount(row: Mapping[str, str], columns: _Columns) -> Fraction:
-    text = row[columns.usd].strip()
-    currency = row.get(columns.currency, "").strip().lower()
-    if currency not in ("", "usd"):
-        raise ValueError(f"the currency must be usd, not {shown(currency)}")
-    if not _AMOUNT.fullmatch(text):
-        raise ValueError(f"the amount is not a number: {shown(text)}")
-    return Fraction(Decimal(text.replace(",", "").replace("$", "")))
+def _names(days: Mapping[str, Sequence[str]], picos: Sequence[int] = ()) -> list[str]:
+    found = []
+    for n, (model, on) in enumerate(list(days.items())[:_MAX_NAMED]):
+        name = printable(model) or "no model"
+        amount = f" {usd(picos[n])}" if picos else ""
+        when = on[0] if len(on) == 1 else f"{len(on)} days from {on[0]} to {on[-1]}"
+        found.append(f"{name}{amount} on {when}")
+    more = counted(len(days) - _MAX_NAMED, "more model")
+    return [*found, *[f"and {more}"] * (len(days) > _MAX_NAMED)]
 
 
-def _priced(bill: Bill, key: Key, row: Mapping[str, str]) -> Fraction | None:
-    """Return the cost of a line's tokens in USD, or None if the model has no price.
-
-    A line sums up many requests, so no size tier applies, unless Anthropic's context_window says
-    that all of them were long.
-    """
-    whole, cached, written, out = _ANTHROPIC if bill.vendor == "anthropic" else _OPENAI
-    usage = Usage(
-        _count(row, *whole),
-        _count(row, out),
-        cached_input_tokens=_count(row, *cached),
-        cache_write_tokens=_count(row, *written),
-        cache_write_1h_tokens=_count(row, *[name for name in written if "1h" in name]),
-    )
-    price = bill.prices.find(bill.vendor, key[1])
-    if price is not None and not row.get("context_window", "").strip().startswith(">"):
-        price = replace(price, tiers=())
-    at = datetime.fromisoformat(key[0]).replace(hour=12, tzinfo=UTC)
-    pico = cost(usage, price, at=at, service_tier=row.get("service_tier") or None)
-    return None if pico is None else Fraction(pico, PICO)
+def _kinds(bill: Bill) -> Iterator[tuple[str, int]]:
+    found: dict[str, Fraction] = {}
+    for key, kinds in bill.kinds.items():
+        for kind, amount in kinds.items():
+            found[kind] = found.get(kind, Fraction(0)) + amount * (key in bill.usd)
+    for kind, amount in sorted(found.items()):
+        if amount:
+            yield kind, round(amount * PICO)
 
 
-def _count(row: Mapping[str, str], *names: str) -> int:
-    total = 0
-    for name in names:
-        text = row.get(name, "").strip().replace(",", "") or "0"
-        if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
-            raise ValueError(f"the number of tokens is not a number: {shown(text)}")
-        total += int(text)
-    return total
+def _outside(bill: Bill) -> str:
+    listed = sorted(bill.outside.items(), key=lambda each: (-abs(each[1][1]), each[0]))
+    found = [
+        f"{printable(name)}{_dollars(amount)} in {counted(lines, 'line')}"
+        for name, (lines, amount) in listed[:_MAX_NAMED]
+    ]
+    rest = listed[_MAX_NAMED:]
+    if rest:
+        amount = sum((amount for _, (_, amount) in rest), Fraction(0))
+        found.append(f"{len(rest)} more{_dollars(amount)}")
+    return ", ".join(found)
 
 
-def _compared(
-    key: Key,
-    mine: tuple[int, int] | None,
-    bill: Mapping[Key, Fraction | None],
-    tolerance: Tolerance,
-) -> Compared:
-    (ours, unpriced), exact = mine or (None, 0), bill.get(key)
+def _dollars(amount: Fraction) -> str:
+    return f" {usd(round(amount * PICO))} USD" if amount else ""
+
+
+def _compared(key: Key, mine: tuple[int, int] | None, bill: Bill, tolerance: Tolerance) -> Compared:
+    (ours, unpriced), exact = mine or (None, 0), bill.usd.get(key)
     theirs = None if exact is None else round(exact * PICO)
     notes = [f"{unpriced} unpriced"] if unpriced else []
-    if key not in bill:
+    if key not in bill.usd:
         notes.append("only ours")
     elif exact is None:
-        notes.append("no price for the vendor's tokens")
+        what = bill.unknown.get(key, "the vendor's tokens")
+        notes.append(f"no price for {what}")
     elif ours is None:
         notes.append("only theirs")
-    unknown = unpriced or (key in bill and exact is None)
+    unknown = bool(unpriced or (key in bill.usd and exact is None))
     agrees = not unknown and tolerance.covers(ours or 0, theirs or 0)
-    return Compared(*key, ours, theirs, agrees, ", ".join(notes))
+    if not agrees:
+        kinds = bill.kinds.get(key, {})
+        notes += [f"{usd(round(part * PICO))} for {kind}" for kind, part in sorted(kinds.items())]
+    return Compared(*key, ours, theirs, agrees, ", ".join(notes), unknown)

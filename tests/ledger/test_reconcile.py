@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import random
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +18,7 @@ from click.testing import CliRunner, Result
 from infermux.cli.main import main
 from infermux.errors import ModelNotFound, RequestError
 from infermux.ledger import reconcile as bills
+from infermux.ledger.bills.models import spoken_of
 from infermux.ledger.reconcile import Tolerance
 from infermux.pricing import PICO
 from infermux.types import Usage
@@ -47,6 +52,125 @@ usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,usage_output_tok
 2026-11-23,claude-haiku-5-5,k,Default,standard,\u2264 100k,1000000,0,0,0,0,0
 2026-11-23,claude-haiku-5-5,k,Default,standard,> 100k,1000000,0,0,0,0,0
 """
+GPT_54 = {("2026-11-23", "gpt-5.4"): Fraction(5, 2)}  # a million tokens of input
+OPENAI_HEAD = (
+    "start_time,end_time,start_time_iso,end_time_iso,project_id,project_name,num_model_requests,user_id,user_email,api_key_id,"
+    "api_key_name,api_key_redacted,model,batch,service_tier,input_tokens,output_tokens,input_cached_tokens,input_audio_tokens,"
+    "output_audio_tokens\n"
+)
+OPENAI_DAY = "1795392000,1795478400,2026-11-23T00:00:00+00:00,2026-11-24T00:00:00+00:00"
+OPENAI_FULL_USAGE = (
+    OPENAI_HEAD
+    + "1795305600,1795392000,2026-11-22T00:00:00+00:00,2026-11-23T00:00:00+00:00,,,,,,,,,,,,,,,,\n"
+    + f"{OPENAI_DAY},p,P,12.0,,,k,key,sk-..x,gpt-5.4-2026-03-05,False,default,124784.0,20000.0,24784.0,0.0,0.0\n"
+    + f"{OPENAI_DAY},p,P,2,,,k,key,sk-..x,gpt-5.4-2026-03-05,True,,1000000,0,400000,0,0\n"
+    + "1795478400,1795564800,2026-11-24T00:00:00+00:00,2026-11-25T00:00:00+00:00,,,0.0,,,,,,,,,0.0,0.0,0.0,0.0,0.0\n"
+)
+ANTHROPIC_FULL_USAGE = """\
+usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,usage_input_tokens_cache_write_5m,\
+usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,usage_output_tokens,web_search_count,inference_geo,speed
+2026-11-23,claude-haiku-4-5-20251001,k,Default,standard,\u2264 200k,1000000,0,0,0,100000,5,us,
+2026-11-23,claude-haiku-4-5-20251001,k,Default,batch,\u2264 200k,1000000,0,0,0,0,0,not_available,
+2026-11-24,claude-haiku-4-5-20251001,k,Default,standard,\u2264 200k,1000000,0,0,0,0,0,mars,
+"""
+OPENROUTER_GENERATIONS = """\
+generation_id,created_at,cost_total,cost_web_search,cost_cache,cost_file_processing,byok_usage_inference,tokens_prompt,tokens_completion,\
+tokens_reasoning,tokens_cached,model_permaslug,provider_name,variant,cancelled,streamed,user,finish_reason_raw,finish_reason_normalized,\
+generation_time_ms,time_to_first_token_ms,api_key_disabled,api_key_name,app_name
+gen-1,2026-11-23 21:19:33.705,0.012,0.005,-0.001,0,0,65,116,0,0,anthropic/claude-4.5-haiku-20251001,Anthropic,standard,false,true,,stop,stop,9,5,false,k,a
+gen-2,2026-11-23 23:59:59.999,0.001,0,0,0,0.02,65,116,0,0,openai/gpt-4.1-2025-04-14,OpenAI,standard,false,true,,stop,stop,9,5,false,k,a
+gen-3,2026-11-24 00:00:00,0,0,0,0,0,65,116,0,0,google/gemini-2.0-flash-exp:free,Google,free,false,true,,stop,stop,9,5,false,k,a
+"""
+OPENROUTER_ACTIVITY = """\
+Date,Slug,Usage,BYOK Usage,Requests,Prompt Tokens,Completion Tokens,Reasoning Tokens
+"2026-11-23 00:00:00","anthropic/claude-haiku-4.5","0.012","0","4115","70965665","3009973","0"
+"2026-11-23 00:00:00","openai/gpt-4.1","0.001","0.02","1","65","116","0"
+"""
+OPENROUTER_API = json.dumps({
+    "data": [
+        {"date": "2026-11-23", "model": "anthropic/claude-haiku-4.5", "model_permaslug": "anthropic/claude-4.5-haiku-20251001",
+         "endpoint_id": "e", "provider_name": "Anthropic", "usage": 0.012, "byok_usage_inference": 0, "requests": 5, "prompt_tokens": 50,
+         "completion_tokens": 125, "reasoning_tokens": 25},
+        {"date": "2026-11-23", "model": "openai/gpt-4.1", "model_permaslug": "openai/gpt-4.1-2025-04-14", "endpoint_id": "e",
+         "provider_name": "OpenAI", "usage": 0.001, "byok_usage_inference": 0.02, "requests": 5, "prompt_tokens": 50,
+         "completion_tokens": 125, "reasoning_tokens": 25},
+    ]
+})  # fmt: skip
+OPENROUTER_COSTS = {
+    ("2026-11-23", "anthropic/claude-haiku-4-5"): Fraction("0.012"),
+    ("2026-11-23", "openai/gpt-4.1"): Fraction("0.021"),
+}
+DEEPSEEK_COSTS = """\
+user_id,utc_date,model,wallet_type,cost,currency
+u,2026-11-23,deepseek-v4-pro,Paid,0.0049,USD
+u,20261123,deepseek-v4-pro,Granted,0.0052,USD
+"""
+DEEPSEEK_USAGE = """\
+user_id,utc_date,model,api_key_name,api_key,type,price,amount
+u,2026-11-23,deepseek-v4-pro,"Team, Primary",sk-x,input_cache_hit_tokens,0.000001,1000
+u,2026-11-23,deepseek-v4-pro,"Team, Primary",sk-x,input_cache_miss_tokens,0.000002,500.0
+u,2026-11-23,deepseek-v4-pro,"Team, Primary",sk-x,output_tokens,4e-6,200
+u,2026-11-23,deepseek-v4-pro,"Team, Primary",sk-x,request_count,,3
+"""
+DEEPSEEK_LOCAL = """\
+user_id,start_time_iso,end_time_iso,model,wallet_type,cost,currency
+u,2026-11-23T00:00:00+08:00,2026-11-24T00:00:00+08:00,deepseek-v4-pro,Paid,0.3,USD
+u,2026-11-24T00:00:00+08:00,2026-11-25T00:00:00+08:00,deepseek-v4-pro,Paid,0.1,USD
+"""
+AWS_FOCUS = """\
+AvailabilityZone,BilledCost,BillingAccountId,BillingAccountName,BillingCurrency,BillingPeriodEnd,BillingPeriodStart,ChargeCategory,ChargeClass,\
+ChargeDescription,ChargeFrequency,ChargePeriodEnd,ChargePeriodStart,CommitmentDiscountCategory,CommitmentDiscountId,CommitmentDiscountName,\
+CommitmentDiscountStatus,CommitmentDiscountType,ConsumedQuantity,ConsumedUnit,ContractedCost,ContractedUnitPrice,EffectiveCost,\
+InvoiceIssuerName,ListCost,ListUnitPrice,PricingCategory,PricingQuantity,PricingUnit,ProviderName,PublisherName,RegionId,RegionName,ResourceId,\
+ResourceName,ResourceType,ServiceCategory,ServiceName,SkuId,SkuPriceId,SubAccountId,SubAccountName,Tags,x_CostCategories,x_Discounts,\
+x_Operation,x_ServiceCode,x_UsageType
+,0.30,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Usage,,AWS Marketplace software usage|us-east-1|Million Input Tokens,Usage-Based,\
+2026-11-23T13:00:00.000Z,2026-11-23T12:00:00.000Z,,,,,,0.3,Units,0.3,1,0.3,"Amazon Web Services, Inc.",0.3,1,Standard,0.3,Units,AWS,Anthropic,us-east-1,\
+US East,,,,AI and Machine Learning,Claude Haiku 4.5 (Amazon Bedrock Edition),S1,P1,1,a,"{""team"": ""x""}",{},{},,,USE1-MP:USE1_InputTokenCount-Units
+,0.05,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Usage,,$0.0008 per 1K input tokens for Nova Pro,Usage-Based,2026-11-24T00:00:00.000Z,\
+2026-11-23T23:00:00.000Z,,,,,,0.1,K tokens,0.05,1,0.05,"Amazon Web Services, Inc.",0.05,1,Standard,0.1,K tokens,AWS,AWS,us-east-1,US East,,,,\
+AI and Machine Learning,Amazon Bedrock,S2,P2,1,a,{},{},{},InvokeModelInference,AmazonBedrock,USE1-NovaPro-input-tokens
+,12.5,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Usage,,$0.01 per hour,Usage-Based,2026-11-24T00:00:00.000Z,2026-11-23T23:00:00.000Z,,,,,,\
+1,Hrs,12.5,1,12.5,"Amazon Web Services, Inc.",12.5,1,Standard,1,Hrs,AWS,AWS,us-east-1,US East,i-1,,,Compute,Amazon Elastic Compute Cloud,S3,P3,1,a,{},{},{},\
+RunInstances,AmazonEC2,BoxUsage:o3.micro
+,2.4,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Tax,,Tax for product code AmazonBedrock,Recurring,2026-12-01T00:00:00.000Z,\
+2026-11-01T00:00:00.000Z,,,,,,,,2.4,,2.4,"Amazon Web Services, Inc.",2.4,,,,,AWS,AWS,,,,,,AI and Machine Learning,Amazon Bedrock,,,1,a,{},{},{},,,
+"""
+AZURE_FOCUS = """\
+BilledCost,BillingCurrency,ChargeCategory,ChargePeriodEnd,ChargePeriodStart,ProviderName,ServiceCategory,ServiceName,ResourceName,\
+x_BilledCostInUsd,x_SkuMeterCategory,x_SkuMeterSubcategory,x_SkuMeterName
+1.8,EUR,Usage,2026-11-24T00:00Z,2026-11-23T00:00Z,Microsoft,AI and Machine Learning,Azure OpenAI Service,my-gpt-5-test,2,Cognitive Services,Azure OpenAI,\
+gpt 4o 1120 Inp glbl Tokens
+0.9,EUR,Usage,2026-11-24T00:00Z,2026-11-23T00:00Z,Microsoft,AI and Machine Learning,Azure OpenAI Service,x,1,Cognitive Services,Azure OpenAI GPT5,\
+5.4 opt Gl 1M Tokens
+0.9,EUR,Usage,2026-11-24T00:00Z,2026-11-23T00:00Z,Microsoft,AI and Machine Learning,Azure AI Search,x,1,Azure AI Search,,Basic Unit
+"""
+GOOGLE_FOCUS = "\n".join(
+    json.dumps({
+        "BilledCost": cost, "BillingCurrency": "USD", "ChargeCategory": "Usage", "ChargePeriodStart": f"2026-11-23 {hour}:00:00 UTC",
+        "ChargePeriodEnd": f"2026-11-23 {hour}:59:59 UTC", "ProviderName": "Google Cloud", "ServiceName": "Vertex AI", "SkuId": "A-1",
+        "ServiceCategory": "AI and Machine Learning", "ChargeDescription": words, "Tags": [{"key": "a", "value": "b"}],
+        "x_Credits": [], "SubAccountId": None,
+    })
+    for cost, hour, words in [
+        ("0.25", "08", "Gemini 2.5 Flash GA Text Input - Predictions"), (0.5, "09", "Gemini 2.5 Flash GA Thinking Text Output - Predictions"),
+        (0.125, "09", "Gemini 2.5 Flash Lite Text Input - Predictions"),
+    ]
+)  # fmt: skip
+EVERY = {
+    "openai costs": OPENAI_COSTS,
+    "openai usage": OPENAI_FULL_USAGE,
+    "anthropic costs": ANTHROPIC_COSTS,
+    "anthropic usage": ANTHROPIC_FULL_USAGE,
+    "openrouter generations": OPENROUTER_GENERATIONS,
+    "openrouter activity": OPENROUTER_ACTIVITY,
+    "openrouter api": OPENROUTER_API,
+    "deepseek costs": DEEPSEEK_COSTS,
+    "deepseek usage": DEEPSEEK_USAGE,
+    "aws": AWS_FOCUS,
+    "azure": AZURE_FOCUS,
+    "google": GOOGLE_FOCUS,
+}
 
 
 def read(text: str) -> dict[tuple[str, str], Fraction | None]:
@@ -97,6 +221,178 @@ def test_anthropics_usage_is_priced_part_by_part_and_tells_its_tier() -> None:
     }
 
 
+def test_openais_usage_has_empty_days_float_counts_and_batches_at_half_price() -> None:
+    bill = bills.read(OPENAI_FULL_USAGE.encode())
+    assert bill.unread == [] and bill.notes == []
+    assert bill.empty == {"2026-11-22", "2026-11-24"}
+    usual = Fraction(100_000 * 25 + 24_784 * 2.5 + 20_000 * 150) / 10**7
+    batch = Fraction(600_000 * 25 + 400_000 * 2.5) / 10**7 / 2
+    key = ("2026-11-23", "gpt-5.4")
+    assert bill.usd == {key: usual + batch}
+    assert bill.kinds == {key: {"batches": batch}}
+
+
+def test_usage_is_never_priced_by_what_has_another_price() -> None:
+    audio = f"{OPENAI_DAY},p,P,2,,,k,key,sk-..x,gpt-audio,,,10,10,0,5,0\n"
+    bill = bills.read((OPENAI_HEAD + audio).encode())
+    assert bill.usd == {("2026-11-23", "gpt-audio"): None}
+    assert bill.unknown == {("2026-11-23", "gpt-audio"): "audio tokens"}
+
+
+def test_usage_that_is_not_told_by_model_is_refused() -> None:
+    bill = bills.read(
+        (OPENAI_HEAD + f"{OPENAI_DAY},p,P,2,,,k,key,sk-..x,,,,10,10,0,0,0\n").encode()
+    )
+    assert bill.unread == [
+        "line 2: column 'model': it is empty, but the line has usage: group it by model"
+    ]
+    with pytest.raises(RequestError, match="export the costs"):
+        bills.read(b"start_time,num_model_requests,images,size\n1795392000,1,2,1024x1024\n")
+
+
+def test_anthropics_usage_has_its_place_batches_and_searches() -> None:
+    bill = bills.read(ANTHROPIC_FULL_USAGE.encode())
+    assert bill.unread == [] and bill.notes == []
+    key = ("2026-11-23", "claude-haiku-4-5")
+    assert bill.usd == {
+        key: (1 + Fraction(1, 2)) * Fraction(11, 10) + Fraction(1, 2) + Fraction(5, 100),
+        ("2026-11-24", "claude-haiku-4-5"): None,
+    }
+    assert bill.kinds[key] == {"batches": Fraction(1, 2), "web searches": Fraction(1, 20)}
+    assert list(bill.unknown.values()) == ["inference_geo 'mars'"]
+
+
+def test_reports_of_the_vendors_apis_are_read_too() -> None:
+    costs = {
+        "object": "page",
+        "data": [
+            {"object": "bucket", "start_time": 1795392000, "end_time": 1795478400, "results": [
+                {"object": "organization.costs.result", "amount": {"value": 0.06, "currency": "usd"}, "line_item": "gpt-5, input"}]},
+            {"object": "bucket", "start_time": 1795478400, "end_time": 1795564800, "results": []},
+        ],
+        "has_more": True, "next_page": "page_2",
+    }  # fmt: skip
+    bill = bills.read(json.dumps(costs).encode())
+    assert (bill.usd, bill.empty) == ({("2026-11-23", "gpt-5"): Fraction("0.06")}, {"2026-11-24"})
+    assert bill.notes == ["it says has_more: it is one page of several"]
+    report = {"data": [{"starting_at": "2026-11-23T00:00:00Z", "ending_at": "2026-11-24T00:00:00Z", "results": [
+        {"currency": "USD", "amount": "123.78", "cost_type": "tokens", "token_type": "output_tokens", "model": "claude-sonnet-4-20250514"},
+        {"currency": "USD", "amount": "5", "cost_type": "web_search", "token_type": None, "model": None}]}]}  # fmt: skip
+    assert read(json.dumps(report)) == {
+        ("2026-11-23", "claude-sonnet-4"): Fraction("1.2378"),
+        ("2026-11-23", "web_search"): Fraction("0.05"),
+    }  # fmt: skip - in cents
+    usage = {"data": [{"starting_at": "2026-11-23T00:00:00Z", "results": [
+        {"uncached_input_tokens": 1000000, "cache_creation": {"ephemeral_1h_input_tokens": 0, "ephemeral_5m_input_tokens": 0},
+         "cache_read_input_tokens": 0, "output_tokens": 0, "server_tool_use": {"web_search_requests": 10}, "service_tier": "batch",
+         "context_window": "0-200k", "model": "claude-haiku-4-5-20251001"}]}]}  # fmt: skip
+    assert read(json.dumps(usage)) == {("2026-11-23", "claude-haiku-4-5"): Fraction("0.6")}
+
+
+@pytest.mark.parametrize("text", [OPENROUTER_GENERATIONS, OPENROUTER_ACTIVITY, OPENROUTER_API])
+def test_openrouters_costs_are_its_own_and_those_of_own_keys(text: str) -> None:
+    bill = bills.read(text.encode())
+    assert (bill.vendor, bill.unread, bill.notes) == ("openrouter", [], [])
+    assert {key: usd for key, usd in bill.usd.items() if usd} == OPENROUTER_COSTS
+    assert bill.kinds[("2026-11-23", "openai/gpt-4.1")] == {
+        "paid with own keys (BYOK)": Fraction("0.02")
+    }
+
+
+def test_a_single_generation_is_a_bill() -> None:
+    found = {"data": {"id": "gen-1", "created_at": "2026-11-23T21:19:33.705Z", "model": "openai/gpt-4.1", "total_cost": 0.001,
+                      "upstream_inference_cost": None, "is_byok": False, "tokens_prompt": 65}}  # fmt: skip
+    assert read(json.dumps(found)) == {("2026-11-23", "openai/gpt-4.1"): Fraction("0.001")}
+
+
+def test_deepseeks_costs_and_usage_are_read_by_its_utc_date() -> None:
+    key = ("2026-11-23", "deepseek-v4-pro")
+    assert read(DEEPSEEK_COSTS) == {key: Fraction("0.0101")}
+    assert read(DEEPSEEK_USAGE) == {key: Fraction("0.0028")}
+    assert bills.read(DEEPSEEK_USAGE.encode()).notes == [
+        "it names no currency: its prices are taken as USD"
+    ]
+    yuan = bills.read(DEEPSEEK_COSTS.replace("USD", "CNY").encode())
+    assert yuan.usd == {}
+    assert yuan.unread[0] == "line 2: column 'currency': the currency must be usd, not 'cny'"
+    bad = bills.read(DEEPSEEK_USAGE.replace("output_tokens", "wishes").encode())
+    assert bad.unread == ["line 4: column 'type': must be such as output_tokens, not 'wishes'"]
+
+
+def test_a_clouds_bill_is_compared_by_the_models_that_its_skus_speak_of() -> None:
+    aws = bills.read(AWS_FOCUS.encode())
+    assert (aws.vendor, aws.unread, aws.notes) == ("aws", [], [])
+    assert aws.usd == {
+        ("2026-11-23", "claude-haiku-4-5"): Fraction("0.3"),
+        ("2026-11-23", "nova-pro"): Fraction("0.05"),
+    }
+    assert aws.outside == {
+        "Amazon Elastic Compute Cloud": (1, Fraction("12.5")),
+        "Tax": (1, Fraction("2.4")),
+    }
+    azure = bills.read(AZURE_FOCUS.encode())
+    assert (azure.vendor, azure.unread) == ("azure", [])
+    assert azure.usd == {  # in dollars, by meters, never by the name of a deployment
+        ("2026-11-23", "gpt-4o"): 2, ("2026-11-23", "gpt-5.4"): 1, ("2026-11-23", "basic-unit"): 1,
+    }  # fmt: skip
+    google = bills.read(GOOGLE_FOCUS.encode())
+    assert ("gemini" in google.vendors, google.unread, google.notes) == (True, [], [])
+    assert google.usd == {
+        ("2026-11-23", "gemini-2.5-flash"): Fraction("0.75"), ("2026-11-23", "gemini-2.5-flash-lite"): Fraction("0.125"),
+    }  # fmt: skip
+
+
+def test_a_focus_bill_by_month_is_refused_line_by_line() -> None:
+    bill = bills.read(AZURE_FOCUS.replace("2026-11-24T00:00Z", "2026-12-01T00:00Z").encode())
+    assert (
+        bill.unread[0]
+        == "line 2: column 'ChargePeriodEnd': the line is of 8 days: export the bill by day"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "model"),
+    [
+        (["gpt 4.1 nano cached Inp glbl Tokens"], "gpt-4.1-nano"),
+        (["o4-mini 0416 Inp glbl Tokens"], "o4-mini"),
+        (["GPT 5 Inpt Glbl 1M Tokens"], "gpt-5"),
+        (["USE1-Claude3.5Sonnet-input-tokens"], "claude-3-5-sonnet"),
+        (["USE1-Claude4.5Haiku-input-tokens"], "claude-haiku-4-5"),
+        (["USE1-Llama3.3-70B-input-tokens"], "llama3-3-70b-instruct"),
+        (["V4 Pro Inp glbl Tokens", "Azure Deepseek Models"], "deepseek-v4-pro"),
+        (["", "Claude Opus 4 (Amazon Bedrock Edition)"], "claude-opus-4"),
+        (["gpt 4o audio Inp"], ""),  # another model than gpt-4o, which the table does not have
+        (["GPT 5.9 inp"], ""),
+        (["gemini 3 flash preview live audio"], ""),
+        (["t3.micro Linux", "Amazon Simple Storage Service", "o3"], "o3"),
+        (["TimedStorage-ByteHrs", "4o"], ""),
+    ],
+)
+def test_a_model_is_found_in_the_words_of_a_sku(texts: list[str], model: str) -> None:
+    assert spoken_of(texts) == model
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Claude Haiku 4.5", "claude-haiku-4-5-20251001", "us.anthropic.claude-haiku-4-5-20251001-v1:0", "claude-haiku-4-5@20251001"],
+        ["anthropic/claude-haiku-4.5", "anthropic/claude-4.5-haiku-20251001", "anthropic/claude-haiku-4.5:thinking"],
+        ["Claude Opus 4", "claude-opus-4-20250514", "claude-opus-4-0"],
+        ["models/gemini-2.5-pro", "gemini-2.5-pro", "publishers/google/models/gemini-2.5-pro"],
+        ["openai.gpt-oss-120b-1:0", "gpt-oss-120b"],
+    ],
+)  # fmt: skip
+def test_all_spellings_of_a_model_are_one(names: list[str]) -> None:
+    assert len({bills.model_key(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["ft:gpt-4o-2024-08-06:org::id", "claude-3-5-sonnet", "gpt-5-mini"]
+)
+def test_other_models_are_left_apart(name: str) -> None:
+    assert bills.model_key(name) == name
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -110,6 +406,163 @@ def test_anthropics_usage_is_priced_part_by_part_and_tells_its_tier() -> None:
 def test_any_table_of_date_model_and_dollars_is_one(text: str) -> None:
     assert read(text) == {("2026-11-23", "gpt-5"): Fraction("0.5")}
     assert bills.read(text.encode("utf-16")).usd == read(text)
+
+
+# -- what spreadsheets do to a table ---------------------------------------------------------------
+
+
+def written(rows: list[list[str]], delimiter: str, end: str, quoting: int) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(rows)  # type: ignore[call-overload]
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "gzip"],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_whatever_a_spreadsheet_writes_is_read_alike(
+    encoding: str, delimiter: str, end: str
+) -> None:
+    rows = list(csv.reader(io.StringIO(OPENAI_FULL_USAGE)))
+    rows[2][5] = "Caf\u00e9, \u201cÉtoile\u201d;\tx|y"
+    rows[3][15] = "1,000,000"  # with separators
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        text = written(rows, delimiter, end, quoting)
+        for head in ("", f"sep={delimiter}{end}"):
+            data = (
+                gzip.compress((head + text).encode())
+                if encoding == "gzip"
+                else (head + text).encode(encoding)
+            )
+            bill = bills.read(data)
+            assert bill.unread == []
+            assert bill.usd == bills.read(OPENAI_FULL_USAGE.encode()).usd
+            assert bill.notes == ["it is not UTF-8: read as Windows-1252"] * (encoding == "cp1252")
+
+
+@pytest.mark.parametrize(
+    ("amount", "delimiter", "found"),
+    [
+        ("1,234.50", ",", "1234.5"), ("1,234", ",", "1234"), ("1,234,567", ";", "1234567"), ("1,234.50", ";", "1234.5"),
+        ("1 234.5", ";", "1234.5"), ("1\u00a0234.5", ";", "1234.5"), ("1\u202f234.5", ",", "1234.5"), ("1'234.5", ",", "1234.5"),
+        ("-$1,234.50", ",", "-1234.5"), ("1.2E-05", ",", "0.000012"), ("2.5e+1", ",", "25"), ("0.1000000000000000000001", ",", "0.1000000000000000000001"),
+        ("0,5", ";", "decimal comma"), ("1.234,50", ";", "decimal comma"), ("1,234", ";", "1234 or 1.234"), ("1,23,456.0", ",", "not a number"),
+        ("1,2", ",", "decimal comma"), ("(5.00)", ",", "not a number"), ("5-", ",", "not a number"), ("\u0661", ",", "not a number"),
+        ("1e99", ",", "too large"), ("9" * 16, ",", "not a number"), ("0x10", ",", "not a number"), ("#REF!", ",", "not a number"),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_for_certain_or_refused(amount: str, delimiter: str, found: str) -> None:
+    rows = [["date", "model", "usd"], ["2026-11-23", "gpt-5", amount]]
+    bill = bills.read(written(rows, delimiter, "\r\n", csv.QUOTE_ALL).encode())
+    if bill.unread:
+        assert bill.unread[0].startswith("line 2: column 'usd': the amount ")
+        assert found in bill.unread[0]
+    else:
+        assert bill.usd == {("2026-11-23", "gpt-5"): Fraction(found)}
+
+
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        ("1000000", True), ("1000000.0", True), ("1000000.00", True), ("1,000,000", True), ("1 000 000", True), ("1000000.000000", True),
+        ("1.000.000", False), ("1.000", False), ("1e6", False), ("1.00E+06", False), ("1000000.5", False), ("-1000000", False),
+        ("nan", False), ("1,000000", False), ("true", False),
+    ],
+)  # fmt: skip
+def test_a_count_is_whole_or_refused(count: str, found: bool) -> None:
+    head = "start_time,num_model_requests,model,input_tokens,output_tokens"
+    bill = bills.read(f'{head}\n1795392000,1,gpt-5.4,"{count}",0\n'.encode())
+    assert bill.usd == (GPT_54 if found else {})
+    assert [text.split("the ")[0] for text in bill.unread] == [
+        "line 2: column 'input_tokens': "
+    ] * (not found)
+
+
+def test_a_line_that_does_not_fit_its_header_is_refused() -> None:
+    bill = bills.read(
+        b'date,model,usd\n2026-11-22,gpt-5,1,234.50\n2026-11-23,"gpt\n-5",x\n2026-11-24,gpt-5,1,,\n'
+    )
+    assert [text.partition(":")[0] for text in bill.unread] == [
+        "line 2",
+        "line 3",
+    ]  # where it starts
+    assert "4 cells, but the header has 3" in bill.unread[0]
+    assert bill.usd == {("2026-11-24", "gpt-5"): 1}
+    short = bills.read(f"{OPENAI_HEAD}{OPENAI_DAY},p,P,2,,,k,key,sk-..x,gpt-5.4,,,10\n".encode())
+    assert short.unread == [
+        "line 2: column 'output_tokens': the count is missing: the line ends before it"
+    ]
+
+
+def test_columns_that_are_not_known_are_told() -> None:
+    many = ",".join(f"more{n}" for n in range(12))
+    bill = bills.read(f"date,model,usd,amount,{many}\n2026-11-23,gpt-5,1,2{',' * 12}\n".encode())
+    assert bill.notes == [
+        f"columns that are not used: amount, {', '.join(many.split(',')[:9])} and 3 more"
+    ]
+    assert bill.usd == {("2026-11-23", "gpt-5"): 1}
+    with pytest.raises(RequestError, match="'usd' is there twice"):
+        bills.read(b"date,model,usd,usd\n2026-11-23,gpt-5,1,2\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PAR1\x15\x04", "Parquet"),
+        (b"PK\x03\x04\x14", "Excel"),
+        (b"%PDF-1.7", "PDF"),
+        (gzip.compress(b"date,model,usd\n")[:-3], "cut"),
+        (b"\x1f\x8bnone", "damaged"),
+        (b"date,mo\0del,usd\n", "NUL"),
+        (b"\xff\xfed", "UTF-16"),
+        (b'{"data": [', "JSON"),
+        (b"[1]", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b'{"a":' * 100_000, "JSON"),
+        (b'{"date": "2026-11-23", "model": "x", "usage": 1}\n{"date"', "JSON"),
+    ],
+)
+def test_what_cannot_be_a_table_says_what_it_is(data: bytes, words: str) -> None:
+    with pytest.raises(RequestError) as error:
+        bills.read(data)
+    assert words in error.value.message
+    assert error.value.param == "reconcile"
+
+
+PIECES = [b"", b"\0", b"\xff", b'"', b"\n", b"\r", b",", b";", b"-", b"e9", b"1e999", b"NaN", b"[", b"}", b"\xc2\xa0", b"9" * 30,
+          b"null", b"\\ud800", HOSTILE.encode()]  # fmt: skip
+
+
+def damaged(whole: bytes, chance: random.Random) -> bytes:
+    data = bytearray(whole)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(data))
+        data[at : at + chance.choice((0, 1, 1, 8, 200))] = chance.choice(PIECES)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_damaged_bill_is_a_clear_error(name: str) -> None:
+    """Whatever becomes of bytes or cells, each line is summed, or named with its column."""
+    chance, whole = random.Random(f"16{name}"), EVERY[name].encode()
+    before = bills.read(whole)
+    assert before.unread == [] and before.usd
+    for _ in range(150):
+        try:
+            bill = bills.read(damaged(whole, chance))
+        except RequestError as error:
+            assert error.message.isprintable() and len(error.message) < 1000
+            continue
+        for problem in bill.unread:
+            assert re.match(r"(line|record) \d+: (column '|column \"|it has \d+ cells)", problem)
+            assert problem.isprintable()
+        rows = bills.compare(bill, [], Tolerance())
+        assert all(sentence.isprintable() for sentence in bills.words(rows, bill))
+        exact = sum(usd for usd in bill.usd.values() if usd)
+        assert abs(sum(row.theirs or 0 for row in rows) - exact * PICO) <= len(rows)
 
 
 def test_a_bill_without_models_is_one_of_days() -> None:
@@ -252,6 +705,9 @@ def test_what_only_one_side_has_is_shown(ledger: str) -> None:
         ["2026-11-24", "web-search-tool-calls", "1", "-1", "DIFFERS", "only theirs"],
         ["TOTAL", "0.2", "1.4", "-1.2", "DIFFERS"],
         ["3 days and models: 1 agree, 2 differ"],
+        [
+            "in the bill and not in the ledger: 1.2 USD (web-search-tool-calls 1 on 2026-11-24, gpt-audio 0.2 on 2026-11-23)"
+        ],
     ]  # an OpenAI export is compared with the calls to OpenAI, of its own days
 
 
@@ -268,6 +724,147 @@ def test_the_calls_that_are_meant_can_be_named(ledger: str) -> None:
     assert (
         reconcile(ledger, bill, "--since", "2026-11-24").exit_code == 1
     )  # nothing of it is asked for
+
+
+def test_what_each_side_has_alone_is_summed_up_in_words(tmp_path: Path) -> None:
+    ledger = keep(
+        tmp_path / "l.db",
+        call("a", served="gpt-5", cost=DIME),
+        call("b", served="gpt-5", cost=DIME, at=NOON + DAY),
+        call("c", served="gpt-4o", cost=3 * DIME, at=NOON - DAY),
+        call("d", served="gpt-4o", cost=DIME, at=NOON + DAY),
+        call("e", served="o3", cost=2 * DIME),
+        call("f", served="gpt-nix", cost=None, usage=Usage(5, 5)),
+    )
+    bill = (
+        "date,model,usd\n2026-11-22,,\n2026-11-23,gpt-5,0.1\n2026-11-24,gpt-5,0.05\n2026-11-23,o3-pro,2\n2026-11-24,o3-pro,1\n"
+        "2026-11-23,o3,0.3\n2026-11-23,gpt-nix,0.5\n2026-11-24,free,0\n"
+    )
+    result = reconcile(str(ledger), bill)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout.splitlines()[-5:] == [
+        "8 days and models: 1 agree, 7 differ",
+        "in the bill and not in the ledger: 3 USD (o3-pro 3 on 2 days from 2026-11-23 to 2026-11-24)",
+        "in the ledger and not in the bill: 0.4 USD (gpt-4o 0.4 on 2 days from 2026-11-22 to 2026-11-24)",
+        "in both, but different (ledger minus bill): -0.05 USD (o3 -0.1 on 2026-11-23, gpt-5 0.05 on 2026-11-24)",
+        "without a price, so not compared: gpt-nix on 2026-11-23",
+    ]
+    said = json.loads(reconcile(str(ledger), bill, "--json").stdout)
+    assert said["words"] == result.stdout.splitlines()[-4:]
+    alike = reconcile(str(ledger), "date,model,usd\n2026-11-23,gpt-5,0.1\n2026-11-23,o3,0.2\n")
+    assert "in the ledger and not in the bill" not in alike.stdout
+    many = "".join(f"2026-11-23,m{n},{n + 1}\n" for n in range(9))
+    assert (
+        "m4 5 on 2026-11-23, and 4 more models)"
+        in reconcile(str(ledger), f"date,model,usd\n{many}").stdout
+    )
+
+
+def test_a_bill_that_agrees_says_so_in_words(ledger: str) -> None:
+    bill = "date,model,usd\n2026-11-23,gpt-5,0.2\n2026-11-23,claude-haiku-4-5,0.2\n"
+    assert (
+        reconcile(ledger, bill).stdout.splitlines()[-1]
+        == "what is in the bill is in the ledger, and the reverse"
+    )
+
+
+def test_a_day_that_is_empty_in_the_bill_is_compared(ledger: str) -> None:
+    """The vendor says that nothing was used; the ledger has a call."""
+    empty = (
+        OPENAI_HEAD
+        + "1795564800,1795651200,2026-11-25T00:00:00+00:00,2026-11-26T00:00:00+00:00,,,,,,,,,,,,,,,,\n"
+    )
+    result = reconcile(ledger, empty)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert rows(result)[0] == ["2026-11-25", "gpt-5", "1", "1", "DIFFERS", "only ours"]
+    assert "in the ledger and not in the bill: 1 USD (gpt-5 1 on 2026-11-25)" in result.stdout
+    none = reconcile(
+        ledger, empty.replace("1795564800", "1795737600").replace("2026-11-25", "2026-11-27")
+    )
+    assert none.exit_code == 0
+
+
+def test_parts_of_a_bill_are_told_apart(ledger: str) -> None:
+    result = reconcile(ledger, ANTHROPIC_FULL_USAGE)
+    assert "0.5 for batches, 0.05 for web searches" in result.stdout
+    assert "no price for inference_geo 'mars'" in result.stdout
+    assert (
+        "\npart of the bill: batches, 0.5 USD\npart of the bill: web searches, 0.05 USD\n"
+        in result.stdout
+    )
+
+
+def test_a_clouds_bill_is_compared_with_its_own_providers(tmp_path: Path) -> None:
+    calls = [
+        call("a", target="bedrock-us/us.amazon.nova-pro-v1:0", cost=PICO // 20),
+        call(
+            "b",
+            target="bedrock/x",
+            served="us.anthropic.claude-haiku-4-5-20251001-v1:0",
+            cost=3 * DIME,
+        ),
+        call("c", target="openai/gpt-5", cost=DIME),
+    ]
+    path = str(keep(tmp_path / "l.db", *calls))
+    result = reconcile(path, AWS_FOCUS)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-2:] == [
+        "what is in the bill is in the ledger, and the reverse",
+        "in the bill, but no usage of models: Amazon Elastic Compute Cloud 12.5 USD in 1 line, Tax 2.4 USD in 1 line",
+    ]
+    azure = reconcile(path, AZURE_FOCUS)
+    assert (
+        azure.stderr == "infermux: no provider is called azure: see --provider; compared are all\n"
+    )
+
+
+def test_days_of_another_zone_are_compared_as_such(tmp_path: Path) -> None:
+    """The export's 23rd starts at 16:00 UTC of the 22nd."""
+    calls = [
+        call(str(n), target="deepseek/deepseek-v4-pro", cost=DIME, at=NOON - DAY / 2 + hours * 3600)
+        for n, hours in enumerate([-8.5, -7.5, 0, 15.9, 16.1])
+    ]
+    result = reconcile(str(keep(tmp_path / "l.db", *calls)), DEEPSEEK_LOCAL)
+    assert rows(result)[:2] == [
+        ["2026-11-23", "deepseek-v4-pro", "0.3", "0.3", "0", "ok"],
+        ["2026-11-24", "deepseek-v4-pro", "0.1", "0.1", "0", "ok"],
+    ]
+    assert result.exit_code == 0
+
+
+def test_notes_and_problems_are_told_on_the_side(ledger: str) -> None:
+    bad = "".join("soon,gpt-5,1,\n" for _ in range(30))
+    result = reconcile(
+        ledger,
+        f"date,model,usd,colour\n2026-11-23,gpt-5,0.2,\n2026-11-23,claude-haiku-4-5,0.2,\n{bad}",
+        "--json",
+    )
+    told = [line.partition("bill.csv: ")[2] for line in result.stderr.splitlines()]
+    assert told[0] == "line 4: column 'date': the date must be such as 2026-11-01, not 'soon'"
+    assert told[20:] == ["10 more lines could not be read", "columns that are not used: colour"]
+    found = json.loads(result.stdout)
+    assert (result.exit_code, len(found["unread"]), found["notes"]) == (
+        1,
+        30,
+        ["columns that are not used: colour"],
+    )
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", ""])
+def test_the_command_tells_of_a_damaged_bill_without_a_traceback(ledger: str, form: str) -> None:
+    chance, path = random.Random(f"cli{form}"), Path(ledger).with_name("bill.csv")
+    lone = OPENROUTER_API.replace("anthropic/claude", "\\ud800\\u001b[2J")
+    for data in [
+        lone.encode(),
+        *[damaged(text.encode(), chance) for text in EVERY.values() for _ in range(5)],
+    ]:
+        path.write_bytes(data)
+        args = ["costs", "--ledger", ledger, "--reconcile", str(path), *[form] * bool(form)]
+        result = CliRunner().invoke(main, args)
+        assert isinstance(result.exception, SystemExit | None), data
+        assert result.exit_code in (0, 1, 2)
+        (result.stdout + result.stderr).encode()
+        assert "\x1b" not in result.stdout + result.stderr
 
 
 def test_a_bill_of_days_is_compared_by_day(ledger: str) -> None:

@@ -1,0 +1,87 @@
+"""Vendors' bills: exports of costs or usage, read as sums by day and model.
+
+`table` reads bytes, `cells` what is in a cell, `models` the names of models; `formats` tells the
+exports apart by their columns, and `focus` knows the one that clouds share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from fractions import Fraction
+from typing import NamedTuple
+
+Key = tuple[str, str]  # a UTC day, and a model
+
+
+class Charge(NamedTuple):
+    """What a line of a bill says of a day and model."""
+
+    day: str
+    model: str = ""
+    usd: Fraction | None = None  # None: tokens without a price
+    kind: str = ""  # such as "batches", of what is told apart in words
+    unknown: str = ""  # what has no price, if it is not the model
+    outside: str = ""  # of what it is, if it is not compared
+    empty: bool = False  # the day is on the bill, without any cost
+    offset: timedelta = timedelta(0)  # of the day's start, from UTC
+
+
+@dataclass
+class Bill:
+    """The costs in a vendor's export; `unread` has a message for each line that was not read."""
+
+    vendor: str = ""  # "openai", "anthropic" and so on, if the columns show it
+    usd: dict[Key, Fraction | None] = field(default_factory=dict)  # None: tokens without a price
+    unread: list[str] = field(default_factory=list)
+    priced: bool = True  # the export itself has dollars
+    title: str = ""  # of the format
+    vendors: tuple[str, ...] = ()  # names that a provider of the vendor may have
+    notes: list[str] = field(default_factory=list)  # on how the file was read
+    kinds: dict[Key, dict[str, Fraction]] = field(default_factory=dict)  # parts of usd
+    unknown: dict[Key, str] = field(default_factory=dict)  # what has no price
+    outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
+    empty: set[str] = field(default_factory=set)  # days on the bill without any cost
+    offset: timedelta = timedelta(0)  # of the bill's days from those of UTC
+
+    @property
+    def has_models(self) -> bool:
+        """Whether any line names a model, or there is none."""
+        return not self.usd or any(model for _, model in self.usd)
+
+    @property
+    def days(self) -> tuple[date, date]:
+        """The first and the last day."""
+        found = sorted({day for day, _ in self.usd} | self.empty)
+        return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
+
+    def may_be_of(self, provider: str) -> bool:
+        """Return whether a provider is called as the vendor is, or as that with more: azure-eu."""
+        return any(re.match(rf"{re.escape(name)}(?:[-_]|\Z)", provider) for name in self.vendors)
+
+    def add(self, charge: Charge) -> None:
+        """Add what a line says."""
+        if charge.outside:
+            lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
+            self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)
+            return
+        if charge.offset:
+            self.offset = charge.offset
+        if charge.empty:
+            self.empty.add(charge.day)
+            return
+        key = charge.day, charge.model
+        total = self.usd.get(key, Fraction(0))
+        self.usd[key] = None if total is None or charge.usd is None else total + charge.usd
+        if charge.kind and charge.usd:
+            kinds = self.kinds.setdefault(key, {})
+            kinds[charge.kind] = kinds.get(charge.kind, Fraction(0)) + charge.usd
+        if charge.unknown:
+            self.unknown.setdefault(key, charge.unknown)
+
+    def keep(self, covers: Callable[[date], bool]) -> None:
+        """Keep only the days that are covered."""
+        self.usd = {key: usd for key, usd in self.usd.items() if covers(date.fromisoformat(key[0]))}
+        self.empty = {day for day in self.empty if covers(date.fromisoformat(day))}

@@ -1,0 +1,113 @@
+"""FOCUS, the form of bills that AWS, Azure, Google and others write: usage of models, by day.
+
+A cloud's bill is of much else, and no column names a model: it is looked for in the SKU's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date
+from fractions import Fraction
+
+from ...errors import shown
+from . import Charge
+from .cells import Cells
+from .models import model_key, spoken_of
+
+ANY = ("*",)  # the vendors of the format: the lines say which
+# columns that may speak of a model, the most exact first; names of resources are the user's own
+_WORDS = (
+    "skumeter",
+    "x_skumetername",
+    "x_skudescription",
+    "x_usagetype",
+    "chargedescription",
+    "x_skumetersubcategory",
+    "servicename",
+    "servicesubcategory",
+    "x_servicecode",
+    "x_operation",
+)
+_ARN = re.compile(r"\Aarn:aws[\w-]*:bedrock:.*?:(?:foundation-model|inference-profile)/(.+)\Z")
+_SERVICES = re.compile(r"bedrock|openai|vertex|gemini|foundry|cognitive services|sagemaker", re.I)
+_PROVIDERS = (  # what a cloud calls itself, and what its provider may be called here
+    (re.compile(r"aws|amazon", re.I), ("bedrock", "aws")),
+    (re.compile(r"microsoft|azure", re.I), ("azure",)),
+    (re.compile(r"google|gcp", re.I), ("gemini", "google", "vertex")),
+)
+_PROVIDER = ("providername", "serviceprovidername", "invoiceissuername", "publishername")
+_CURRENCY = ("billingcurrency",)
+USES = (
+    "billedcost billingcurrency chargeperiodstart chargeperiodend chargecategory servicecategory "
+    "resourceid skuid skupriceid x_billedcostinusd " + " ".join((*_WORDS, *_PROVIDER))
+)
+KNOWS = (
+    "allocatedmethoddetails allocatedmethodid allocatedresourceid allocatedresourcename "
+    "allocatedtags availabilityzone billingaccountid billingaccountname billingaccounttype "
+    "billingperiodend billingperiodstart capacityreservationid capacityreservationstatus "
+    "chargeclass chargefrequency chargesubcategory commitmentdiscountcategory "
+    "commitmentdiscountid commitmentdiscountname commitmentdiscountquantity "
+    "commitmentdiscountstatus commitmentdiscounttype commitmentdiscountunit consumedquantity "
+    "consumedunit contractapplied contractedcost contractedunitprice effectivecost "
+    "hostprovidername invoiceid invoiceissuer listcost listunitprice pricingcategory "
+    "pricingcurrency pricingcurrencycontractedunitprice pricingcurrencyeffectivecost "
+    "pricingcurrencylistunitprice pricingquantity pricingunit provider publisher region regionid "
+    "regionname resourcename resourcetype skupricedetails subaccountid subaccountname "
+    "subaccounttype tags usagequantity usageunit"
+)
+
+
+def charges(cells: Cells) -> Iterator[Charge]:
+    """Yield the charge of a line; what is no usage of a model is told apart."""
+    category, (day, _) = cells.text("chargecategory") or "Usage", cells.day("chargeperiodstart")
+    model = _model(cells)
+    service = cells.text("servicename") or "other services"
+    outside = category if category.lower() != "usage" else ""
+    if not (outside or model or _is_of_models(cells, service)):
+        outside = service
+    if outside:
+        code = cells.text(*_CURRENCY).upper()
+        known = code in ("", "USD") or cells.text("x_billedcostinusd")
+        usd = _dollars(cells) if known else None
+        yield Charge(day, usd=usd, outside=outside if known else f"{outside} in {code}")
+        return
+    if cells.text("chargeperiodend"):
+        end, _ = cells.day("chargeperiodend")
+        days = (date.fromisoformat(end) - date.fromisoformat(day)).days
+        if days > 1:
+            problem = f"the line is of {days} days: export the bill by day"
+            raise cells.bad("chargeperiodend", problem)
+    named = model or model_key(next(filter(None, map(cells.text, _WORDS)), ""))
+    yield Charge(day, named, _dollars(cells))
+
+
+def vendors(cells: Cells) -> tuple[str, ...]:
+    """Return the names that the provider of a line may have."""
+    name = cells.text(*_PROVIDER)
+    known = (names for words, names in _PROVIDERS if words.search(name))
+    return next(known, (model_key(name),) if name else ())
+
+
+def _dollars(cells: Cells) -> Fraction:
+    code = cells.text(*_CURRENCY).upper()
+    if code in ("", "USD"):
+        return cells.amount("billedcost")
+    if cells.text("x_billedcostinusd"):
+        return cells.amount("x_billedcostinusd")
+    raise cells.bad(_CURRENCY[0], f"the currency must be USD, not {shown(code)}")
+
+
+def _model(cells: Cells) -> str:
+    found = _ARN.match(cells.text("resourceid"))
+    named = model_key(found[1]) if found and re.search(r"[a-z]\.[a-z]", found[1]) else ""
+    # other services have words such as o3, too
+    words = _WORDS if _is_of_models(cells, cells.text("servicename")) else ("servicename",)
+    return named or spoken_of(map(cells.text, words))
+
+
+def _is_of_models(cells: Cells, service: str) -> bool:
+    category = cells.text("servicecategory").lower()
+    if category:
+        return category == "ai and machine learning"
+    return not cells.column("servicecategory") or bool(_SERVICES.search(service))

@@ -1,0 +1,161 @@
+"""Lines that have only tokens: priced by the table of prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+from ...errors import shown
+from ...pricing import PICO, Price, PriceTable, cost
+from ...types import Usage
+from . import Charge
+from .cells import Cells
+from .models import model_key
+
+_MODEL = ("model", "model_version", "model_id", "snapshot_id")
+_HALF = Fraction(1, 2)  # of the price: a batch, at OpenAI and Anthropic
+_SEARCH = Fraction(1, 100)  # USD, for each of Anthropic's web searches
+_GEO = {"us": Fraction(11, 10)}  # factors of Anthropic's inference_geo
+_ANYWHERE = ("", "global", "not_available", "none", "null", "not_applicable")
+_TIERS = ("priority", "flex", "fast")  # that cost something else
+_ANTHROPIC_INPUT = ("usage_input_tokens_no_cache", "uncached_input_tokens")
+_ANTHROPIC_CACHED = ("usage_input_tokens_cache_read", "cache_read_input_tokens")
+_ANTHROPIC_5M = (
+    "usage_input_tokens_cache_write_5m",
+    "cache_creation_ephemeral_5m_input_tokens",
+)
+_ANTHROPIC_1H = (
+    "usage_input_tokens_cache_write_1h",
+    "cache_creation_ephemeral_1h_input_tokens",
+)
+_ANTHROPIC_SEARCHES = ("web_search_count", "server_tool_use_web_search_requests")
+_ANTHROPIC_WRITE = "usage_input_tokens_cache_write"  # of older exports
+ANTHROPIC_OUTPUT = ("usage_output_tokens", "output_tokens")
+_OPENAI_OTHER = (  # tokens that have their own prices, and what they are called
+    ("audio", ("input_audio_tokens", "output_audio_tokens", "input_cached_audio_tokens")),
+    ("image", ("input_image_tokens", "output_image_tokens", "input_cached_image_tokens")),
+)
+OPENAI_USES = (
+    "model model_id snapshot_id batch service_tier input_tokens output_tokens input_cached_tokens "
+    "input_cache_write_tokens input_uncached_tokens input_text_tokens output_text_tokens "
+    "input_cached_text_tokens num_model_requests "
+    + " ".join(name for _, names in _OPENAI_OTHER for name in names)
+)
+ANTHROPIC_USES = " ".join(
+    (
+        "model_version model usage_type service_tier context_window inference_geo speed",
+        _ANTHROPIC_WRITE,
+        *_ANTHROPIC_INPUT,
+        *_ANTHROPIC_CACHED,
+        *_ANTHROPIC_5M,
+        *_ANTHROPIC_1H,
+        *_ANTHROPIC_SEARCHES,
+        "output_tokens",
+    )
+)
+
+
+def openai(cells: Cells, day: str, offset: timedelta) -> Iterator[Charge]:
+    """Yield the charge of a line of OpenAI's usage; an empty one says that the day had none.
+
+    A line sums up many requests, so no size tier applies.
+    """
+    name = cells.text(*_MODEL)
+    counted = Usage(
+        cells.count("input_tokens"),
+        cells.count("output_tokens"),
+        cached_input_tokens=cells.count("input_cached_tokens"),
+        cache_write_tokens=cells.count("input_cache_write_tokens"),
+    )
+    others = [kind for kind, names in _OPENAI_OTHER if any(map(cells.count, names))]
+    if not name:
+        if counted.input_tokens or counted.output_tokens or cells.count("num_model_requests"):
+            raise cells.bad(
+                cells.column(*_MODEL), "it is empty, but the line has usage: group it by model"
+            )
+        yield Charge(day, empty=True, offset=offset)
+        return
+    tier = cells.text("service_tier").lower()
+    batch = cells.flag("batch") or tier == "batch"
+    key = model_key(name)
+    if others:
+        yield Charge(day, key, None, unknown=f"{others[0]} tokens", offset=offset)
+        return
+    usd = _priced(cells.prices, "openai", name, counted, day, tier=tier, batch=batch)
+    yield Charge(day, key, usd, "batches" if batch else "", offset=offset)
+
+
+def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
+    """Yield the charges of a line of Anthropic's usage: its tokens, and its web searches.
+
+    Its context window says whether all of its requests were long.
+    """
+    name = cells.text(*_MODEL)
+    cached, hour = cells.count(*_ANTHROPIC_CACHED), cells.count(*_ANTHROPIC_1H)
+    written = hour + cells.count(*_ANTHROPIC_5M) + cells.count(_ANTHROPIC_WRITE)
+    fresh, out = cells.count(*_ANTHROPIC_INPUT), cells.count(*ANTHROPIC_OUTPUT)
+    counted = Usage(fresh + cached + written, out, cached, written, hour)
+    searches = cells.count(*_ANTHROPIC_SEARCHES)
+    if not name:
+        if fresh + cached + written + out + searches:
+            raise cells.bad(
+                cells.column(*_MODEL), "it is empty, but the line has usage: group it by model"
+            )
+        yield Charge(day, empty=True)
+        return
+    key, kind = model_key(name), cells.text("usage_type", "service_tier").lower()
+    geo, batch = cells.text("inference_geo").lower(), kind == "batch"
+    tier = cells.text("speed").lower().removesuffix("standard") or kind
+    window = cells.text("context_window")
+    usd = _priced(
+        cells.prices,
+        "anthropic",
+        name,
+        counted,
+        day,
+        tier=tier,
+        batch=batch,
+        long=window[:1] in (">", "2"),
+    )
+    if geo not in _ANYWHERE and geo not in _GEO and usd:
+        yield Charge(day, key, None, unknown=f"inference_geo {shown(geo)}")
+    else:
+        factor = _GEO.get(geo, Fraction(1))
+        yield Charge(day, key, None if usd is None else usd * factor, "batches" if batch else "")
+    if searches:
+        yield Charge(day, key, searches * _SEARCH, "web searches")
+
+
+def _priced(
+    prices: PriceTable,
+    vendor: str,
+    name: str,
+    counted: Usage,
+    day: str,
+    *,
+    tier: str,
+    batch: bool,
+    long: bool = False,
+) -> Fraction | None:
+    """Return the cost of tokens in USD, or None if it is unknown."""
+    if not (counted.input_tokens or counted.output_tokens):
+        return Fraction(0)
+    price = prices.find(vendor, name.lower()) or prices.find(vendor, model_key(name))
+    if price is None:
+        return None
+    factor = Fraction(1)
+    if batch:
+        tier = "batch" if _lists(price, "batch") else ""
+        factor = Fraction(1) if tier else _HALF
+    elif tier in _TIERS and not _lists(price, tier):
+        return None
+    at = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
+    charged = price if long else replace(price, tiers=())
+    pico = cost(counted, charged, at=at, service_tier=tier or None)
+    return None if pico is None else Fraction(pico, PICO) * factor
+
+
+def _lists(price: Price, tier: str) -> bool:
+    return any(service.name == tier for service in price.service)
