@@ -132,7 +132,7 @@ US East,,,,AI and Machine Learning,Claude Haiku 4.5 (Amazon Bedrock Edition),S1,
 AI and Machine Learning,Amazon Bedrock,S2,P2,1,a,{},{},{},InvokeModelInference,AmazonBedrock,USE1-NovaPro-input-tokens
 ,12.5,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Usage,,$0.01 per hour,Usage-Based,2026-11-24T00:00:00.000Z,2026-11-23T23:00:00.000Z,,,,,,\
 1,Hrs,12.5,1,12.5,"Amazon Web Services, Inc.",12.5,1,Standard,1,Hrs,AWS,AWS,us-east-1,US East,i-1,,,Compute,Amazon Elastic Compute Cloud,S3,P3,1,a,{},{},{},\
-RunInstances,AmazonEC2,BoxUsage:o3.micro
+RunInstances,AmazonEC2,BoxUsage:o3.large
 ,2.4,1,a,USD,2026-12-01T00:00:00.000Z,2026-11-01T00:00:00.000Z,Tax,,Tax for product code AmazonBedrock,Recurring,2026-12-01T00:00:00.000Z,\
 2026-11-01T00:00:00.000Z,,,,,,,,2.4,,2.4,"Amazon Web Services, Inc.",2.4,,,,,AWS,AWS,,,,,,AI and Machine Learning,Amazon Bedrock,,,1,a,{},{},{},,,
 """
@@ -342,6 +342,16 @@ def test_a_clouds_bill_is_compared_by_the_models_that_its_skus_speak_of() -> Non
     }  # fmt: skip
 
 
+def test_a_bill_of_several_clouds_is_of_those_with_models() -> None:
+    text = (
+        "BilledCost,ChargePeriodStart,ProviderName,ServiceCategory,ServiceName\n1,2026-11-23,AWS,AI and Machine Learning,Claude Haiku 4.5\n"
+        "2,2026-11-23,Microsoft,Compute,Virtual Machines\n3,2026-11-23,OpenAI,AI and Machine Learning,gpt-5\n"
+    )
+    bill = bills.read(text.encode())
+    assert bill.vendors == ("aws", "bedrock", "openai")
+    assert bill.outside == {"Virtual Machines": (1, 2)}
+
+
 def test_a_focus_bill_by_month_is_refused_line_by_line() -> None:
     bill = bills.read(AZURE_FOCUS.replace("2026-11-24T00:00Z", "2026-12-01T00:00Z").encode())
     assert (
@@ -495,6 +505,33 @@ def test_a_line_that_does_not_fit_its_header_is_refused() -> None:
     assert short.unread == [
         "line 2: column 'output_tokens': the count is missing: the line ends before it"
     ]
+
+
+def test_cells_below_no_name_and_headers_of_joined_files_are_no_lines() -> None:
+    text = ",date,model,usd,,\n0,2026-11-23,gpt-5,1,,\n,date,model,usd,,\n1,2026-11-23,gpt-5,1,234.50,\n2,2026-11-23,gpt-5,2,,\n"
+    bill = bills.read(text.encode())
+    assert bill.unread == [
+        "line 4: it has 6 cells, but the header has 4: numbers with separators must be in quotes"
+    ]
+    assert bill.usd == {("2026-11-23", "gpt-5"): 3}
+
+
+@pytest.mark.parametrize(
+    ("written", "day"),
+    [
+        ("2026-11-23", "23"), ("20261123", "23"), ("2026/11/23", "23"), ("2026-11-23 0:00", "23"), ("2026/11/23 9:05:00", "23"),
+        ("2026-11-23T00:00Z", "23"), ("2026-11-23 23:30:00 UTC", "23"), ("2026-11-23T23:30:00-01:00", "24"), ("1795392000", "23"),
+        ("1795392000.0", "23"), ("1795392000000", "23"), ("2026-11-23T21:19:33.705Z", "23"),
+        ("11/23/2026", ""), ("23.11.2026", ""), ("11-12-26", ""), ("1.79539E+09", ""), ("46349", ""), ("2026-11", ""), ("Total", ""),
+        ("2026-13-01", ""), ("2026-11-23T25:00", ""), ("0001-01-01T00:00:00+14:00", ""),
+    ],
+)  # fmt: skip
+def test_a_date_is_read_for_certain_or_refused(written: str, day: str) -> None:
+    bill = bills.read(f"date,model,usd\n{written},gpt-5,1\n".encode())
+    assert bill.usd == ({(f"2026-11-{day}", "gpt-5"): 1} if day else {})
+    assert [text.partition(" must")[0] for text in bill.unread] == [
+        "line 2: column 'date': the date"
+    ] * (not day)
 
 
 def test_columns_that_are_not_known_are_told() -> None:

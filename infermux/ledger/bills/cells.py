@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from ...errors import shown
 from ...pricing import PriceTable
 from .table import Line, Table
 
 MAX_AMOUNT = 10**15
+_MAX_DIGITS = 16  # of a count, too many
 _GROUPS = ",\u00a0\u202f\u2009 '\u2019"  # what separates thousands
 _NUMBER = re.compile(
     r"(?P<minus>-?)\$?(?P<whole>\d{1,15}|\d{1,3}(?:(?P<group>[" + _GROUPS + r"])\d{3})"
@@ -91,8 +93,9 @@ class Cells:
         if name not in self._cells:
             raise self.bad(name, "the count is missing: the line ends before it")
         text = self._cells[name]
-        if not text:
-            return 0
+        usual = text.removesuffix(".0")
+        if not text or (usual.isdecimal() and usual.isascii() and len(usual) < _MAX_DIGITS):
+            return int(usual or 0)
         if re.search(r"\d[eE]", text):
             raise self.bad(name, f"the count may have lost digits: {shown(text)}")
         if re.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+", text, re.ASCII):
@@ -135,6 +138,7 @@ def _both(whole: str) -> str:
     return f"{whole.replace(',', '')} or {whole.replace(',', '.')}, not {shown(whole)}"
 
 
+@lru_cache(maxsize=1024)
 def _time(text: str) -> datetime | None:
     """Return the time, or None if it cannot be read for certain: 11/12/2026 cannot."""
     try:
@@ -143,7 +147,8 @@ def _time(text: str) -> datetime | None:
         else:
             text = re.sub(r" ?UTC\Z", "Z", text)
             if parts := _YEAR_FIRST.fullmatch(text):
-                text = f"{parts[1]}-{parts[2]:0>2}-{parts[3]:0>2}{parts[4]}"
+                time = re.sub(r"\A([ T])(\d):", r"\g<1>0\2:", parts[4])
+                text = f"{parts[1]}-{parts[2]:0>2}-{parts[3]:0>2}{time}"
             found = datetime.fromisoformat(text)
         if 1970 <= found.year < 2200:
             return found

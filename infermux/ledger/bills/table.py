@@ -127,9 +127,11 @@ def _csv(text: str, notes: tuple[str, ...]) -> Table:
     rows = _numbered(csv.reader(stream, delimiter=delimiter), skipped)
     head = next((cells for _, cells in rows if any(map(str.strip, cells))), [])
     keys = [key(name) for name in head]
-    columns = {each: name.strip() for each, name in zip(keys, head, strict=True) if each}
+    while keys and not keys[-1]:  # what is below no name is not counted as a column
+        keys.pop()
+    columns = {each: name.strip() for each, name in zip(keys, head, strict=False) if each}
     twice = frozenset(each for each in columns if keys.count(each) > 1)
-    return Table(columns, _lines(rows, keys), twice, notes, delimiter)
+    return Table(columns, _lines(rows, head, keys), twice, notes, delimiter)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -152,9 +154,11 @@ def _numbered(rows: Any, skipped: int) -> Iterator[tuple[int, list[str]]]:
         yield number, row
 
 
-def _lines(rows: Iterable[tuple[int, list[str]]], keys: list[str]) -> Iterator[Line]:
+def _lines(
+    rows: Iterable[tuple[int, list[str]]], head: list[str], keys: list[str]
+) -> Iterator[Line]:
     for number, cells in rows:
-        if not any(map(str.strip, cells)):
+        if not any(map(str.strip, cells)) or cells == head:  # again, where files were joined
             continue
         problem = ""
         if any(map(str.strip, cells[len(keys) :])):
@@ -162,7 +166,7 @@ def _lines(rows: Iterable[tuple[int, list[str]]], keys: list[str]) -> Iterator[L
                 f"it has {len(cells)} cells, but the header has {len(keys)}: numbers with "
                 "separators must be in quotes"
             )
-        found = {each: cell.strip() for each, cell in zip(keys, cells, strict=False)}
+        found = {each: cell.strip() for each, cell in zip(keys, cells, strict=False) if each}
         yield Line(f"line {number}", found, problem)
 
 

@@ -152,7 +152,7 @@ def _priced(
     elif tier in _TIERS and not _lists(price, tier):
         return None
     at = datetime.fromisoformat(day).replace(hour=12, tzinfo=UTC)
-    charged = price if long else replace(price, tiers=())
+    charged = price if long or not price.tiers else replace(price, tiers=())
     pico = cost(counted, charged, at=at, service_tier=tier or None)
     return None if pico is None else Fraction(pico, PICO) * factor
 
