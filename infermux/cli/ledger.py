@@ -417,7 +417,7 @@ def _ours(
     if not providers:  # on OpenAI's bill there are no calls to Anthropic
         providers = tuple(name for name in known if bill.may_be_of(name))
         if bill.vendors and known and not providers:
-            warn(f"no provider is called {bill.vendor}: see --provider; compared are all")
+            warn(f"no provider is called {bill.vendor}: compared with all; --provider chooses")
     if missing := [name for name in providers if name not in known]:
         warn(f"the ledger has no calls to {shown(missing[0])} in that time")
     return [total for total in totals if not providers or total.key[2] in providers]
