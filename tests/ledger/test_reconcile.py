@@ -851,7 +851,8 @@ def test_a_clouds_bill_is_compared_with_its_own_providers(tmp_path: Path) -> Non
     ]
     azure = reconcile(path, AZURE_FOCUS)
     assert (
-        azure.stderr == "infermux: no provider is called azure: compared with all; --provider chooses\n"
+        azure.stderr
+        == "infermux: no provider is called azure: compared with all; --provider chooses\n"
     )
 
 
