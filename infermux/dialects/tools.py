@@ -65,7 +65,7 @@ def leave_out(tool: JSON, dialect: str, drop: Drop) -> None:
     family = next((each for each in _FAMILIES if kind.startswith(each)), kind)
     if kinds().get(f"tools.{family}") is not Kind.HINT:
         raise UnsupportedParameter(
-            f"the {dialect} format has no tool of type {shown(kind)}", param="tools"
+            f"tools: the {dialect} format has no tool of type {shown(kind)}", param="tools"
         )
     hint(f"tools.{family}", drop)
 

@@ -105,10 +105,11 @@ class Ids:
         params = dict(request.params)
         owners = {name: self._found(name, value, call.caller) for name, value in given.items()}
         providers = {owner.provider for owner in owners.values()}
+        names = ", ".join(given)
         targets = {t.provider for t in self._registry.resolve(request.model, request.provider)}
         if len(providers) > 1 or not providers <= targets:
             raise PreviousResponseNotFound(
-                f"the model {shown(request.model)} is not at the provider that gave this id; "
+                f"{names}: {shown(request.model)} is not at the provider that gave the id; "
                 f"{_SEND_ITEMS}",
                 param=next(iter(given)),
             )

@@ -295,7 +295,7 @@ UNREAD = {
     "INFERMUX_LOG_LEVEL": "did you mean 'INFERMUX_SERVER__LOG_LEVEL'?",
     "INFERMUX_TOKENTRACE_URL": "did you mean 'INFERMUX_TRACE__TOKENTRACE'?",
     "INFERMUX_GRACEFUL": "did you mean 'INFERMUX_SERVER__GRACEFUL_TIMEOUT'?",
-    "INFERMUX_LEDGER": "did you mean 'INFERMUX_LEDGER__PATH'?",
+    "INFERMUX_LEDGER": "did you mean 'INFERMUX_LEDGER__PATH'",
     "INFERMUX_SERVER_ADMIN": "did you mean 'INFERMUX_ADMIN_KEY'?",
     "INFERMUX_CONFG": "did you mean 'INFERMUX_CONFIG'?",
     "INFERMUX_ADMINKEY": "did you mean 'INFERMUX_ADMIN_KEY'?",
@@ -490,7 +490,7 @@ def test_the_template_has_every_key_and_states_the_defaults(tmp_path: Path) -> N
     data, text = tomllib.loads(uncommented()), TEMPLATE.read_text(encoding="utf-8")
     kinds = [settings.ProviderConfig, settings.Timeouts, settings.ModelConfig, settings.Breaker]
     kinds += [settings.Reliability, settings.Server, settings.KeyConfig, settings.BudgetConfig]
-    kinds += [settings.LedgerConfig, settings.Trace]
+    kinds += [settings.TeamConfig, settings.LedgerConfig, settings.PricesConfig, settings.Trace]
     for kind in kinds:
         for item in fields(kind):
             if "reader" in item.metadata and item.name not in ("api_key", "admin_key", "ca"):
