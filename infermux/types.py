@@ -81,7 +81,8 @@ class Usage:
 
     `input_tokens` is all input; `cached_input_tokens` and `cache_write_tokens` are disjoint parts
     of it, and `cache_write_1h_tokens` is a part of the latter. `output_tokens` is all output,
-    `reasoning_tokens` a part of it. None means that the vendor did not say; 0 that it said zero.
+    `reasoning_tokens` a part of it, and so are the tokens of each medium of theirs. None means that
+    the vendor did not say; 0 that it said zero.
     """
 
     input_tokens: int | None = None
@@ -94,7 +95,16 @@ class Usage:
     cost_usd: float | None = None  # the vendor's own cost, used before any price table
     service_tier: str | None = None  # the tier that the vendor billed
     tool_use_tokens: int | None = None  # of the vendor's tools: billed as input, not counted in it
-    total_tokens: int | None = None  # Google's OpenAI API counts thoughts only here
+    total_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    input_video_tokens: int | None = None
+    cached_audio_tokens: int | None = None  # a part of both that is cached and that is audio
+    output_audio_tokens: int | None = None
+    output_image_tokens: int | None = None
+    geo: str | None = None  # the region that the vendor bills apart
+    fees: tuple[tuple[str, int], ...] = ()  # what is billed by number: ("web_search", 2)
+    others: tuple[tuple[str, Usage], ...] = ()  # of other models, which the vendor bills as well
 
 
 NOTHING: Mapping[str, str] = {}
@@ -117,6 +127,7 @@ class Chunk(NamedTuple):
     dialect: str = ""  # of the native event
     usage_only: bool = False  # only for clients that asked for usage
     shown: bool = False  # the native event has content that no field above holds
+    more: str = ""  # the text of further choices, for estimates
 
     @property
     def has_content(self) -> bool:

@@ -288,6 +288,10 @@ def _entry(price: Price, known: PriceTable) -> str:
         f"service tier {each.name}: {_rates(each.rates) or f'times {each.factor}'}"
         for each in price.service
     ]
+    lines += [f"region {name}: tokens times {factor}" for name, factor in price.geo]
+    if price.fees:
+        fees = [f"{name.replace('_', ' ')} {figure_text(each)}" for name, each in price.fees]
+        lines.append(f"USD per 1,000: {', '.join(fees)}")
     if price.since:
         lines.append(f"not known to hold before {price.since}")
     if price.max_input or price.max_output:
@@ -342,6 +346,9 @@ def _dict(price: Price) -> JSON:
         "service": {
             each.name: figures(each.rates) or figure_text(each.factor) for each in price.service
         },
+        "fees": {name: figure_text(each) for name, each in price.fees},
+        "geo": {name: figure_text(each) for name, each in price.geo},
+        "as_text": list(price.as_text),
         "since": price.since and price.since.isoformat(),
         "max_input": price.max_input,
         "max_output": price.max_output,

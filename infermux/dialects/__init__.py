@@ -272,6 +272,7 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
         model=response.model,
         id=response.id,
         native=native,
+        more=response.extra.get("more", ""),
     )
 
 

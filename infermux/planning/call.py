@@ -202,6 +202,7 @@ class StreamAccumulator:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
+        self._more: list[str] = []
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
         self._legacy: dict[str, str] = {}
@@ -218,6 +219,8 @@ class StreamAccumulator:
             self._reasoning.append(chunk.reasoning)
         if chunk.refusal:
             self._refusal.append(chunk.refusal)
+        if chunk.more:
+            self._more.append(chunk.more)
         for call in chunk.tool_calls:
             self._add_call(call)
         for detail in chunk.details:
@@ -259,7 +262,8 @@ class StreamAccumulator:
             call["custom"]["input"] if "custom" in call else call["function"]["arguments"]
             for call in self._calls.values()
         ]
-        return "".join((*self._text, *self._reasoning, *self._refusal, *calls))
+        legacy = self._legacy.get("arguments", "")
+        return "".join((*self._text, *self._reasoning, *self._refusal, *self._more, *calls, legacy))
 
     def response(self, provider: str, model: str) -> InferResponse:
         """Return the response; *model* applies if no chunk has one."""

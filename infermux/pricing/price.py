@@ -18,8 +18,10 @@ from typing import Any, Self
 
 from ..types import Usage
 from .tariff import (
+    ANYWHERE,
     ENTRY,
     STANDARD,
+    STANDARD_TIERS,
     TERMS,
     Peak,
     Scheduled,
@@ -50,8 +52,12 @@ class Price:
     next: tuple[Scheduled, ...] = ()  # by rising `start`
     since: date | None = None  # the price is unknown before this UTC day
     service: tuple[Service, ...] = ()
-    # USD per 1,000 requests; for information only, as the vendor reports its own cost
-    request_per_1k_max: Decimal | None = None
+    request_per_1k_max: Decimal | None = None  # USD per 1,000 requests, at most
+    # USD per 1,000 of what is billed by number: "request", "web_search", "grounded" (an answer
+    # that searched, however often), …
+    fees: tuple[tuple[str, Decimal], ...] = ()
+    geo: tuple[tuple[str, Decimal], ...] = ()  # factors on tokens, by region
+    as_text: tuple[str, ...] = ()  # media whose input costs what text does
     max_input: int | None = None
     max_output: int | None = None
     src: str = ""
@@ -64,8 +70,9 @@ class Price:
     units: _Units | None = field(init=False, compare=False, repr=False)  # see `_units`
 
     def __post_init__(self) -> None:
-        varies = self.tiers or self.peak or self.next or self.since
-        object.__setattr__(self, "units", None if varies else _units(self.rates))
+        varies = self.tiers or self.peak or self.next or self.since or self.per_request
+        apart = self.rates.reasoning is not None
+        object.__setattr__(self, "units", None if varies or apart else _units(self.rates))
 
     @classmethod
     def from_entry(
@@ -99,6 +106,11 @@ class Price:
         check_keys(stated, TERMS, place)
         return cls(provider, id, **terms(stated, place))
 
+    @property
+    def per_request(self) -> Decimal:
+        """USD per 1,000 requests."""
+        return dict(self.fees).get("request", self.request_per_1k_max or Decimal(0))
+
     def rates_for(self, tokens: int, *, at: datetime, service: Service) -> Tariff:
         """Return the rates for *tokens* input tokens at the UTC time *at*, without the factor."""
         over = [change.rates for change in self.next if change.start <= at.date()][-1:]
@@ -117,26 +129,29 @@ def cost(
     """Return the cost in pico-USD, or None if the price or both token counts are unknown.
 
     *at* defaults to now; a naive time is UTC. The service tier that the vendor reports overrides
-    *service_tier*, the requested one; a tier that is not listed costs the standard rates. If only
-    one count is unknown, it costs nothing.
+    *service_tier*, the requested one. A call that the vendor bills by something whose price is not
+    listed has no known cost: a tier, a region, a medium, a fee. If only one count is unknown, it
+    costs nothing.
     """
     if price is None or (usage.input_tokens is None and usage.output_tokens is None):
         return None
     counts, service = _counts(usage), _service(price, usage.service_tier or service_tier)
-    if price.units is not None and (service is STANDARD or not service.sets):
+    if service is None:
+        return None
+    plain = not (usage.fees or usage.geo or _has_media(usage))
+    if plain and price.units is not None and (service is STANDARD or not service.sets):
         return int(sum(map(mul, counts, price.units)))  # the usual case
     moment = at or datetime.now(UTC)
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if price.since is not None and moment.date() < price.since:
         return None
-    *of_input, output = counts
-    rates = price.rates_for(sum(of_input), at=moment, service=service)
-    if rates.output is None and output:
+    rates = price.rates_for(sum(counts[:4]), at=moment, service=service)
+    fees, factor = _fees(usage, price), _geo(usage, price)
+    classes = _classes(usage, counts, rates, price.as_text)
+    if fees is None or factor is None or any(rate is None for tokens, rate in classes if tokens):
         return None
-    total = sum(
-        Fraction(rate) * tokens for rate, tokens in zip(_by_class(rates), counts, strict=True)
-    )
-    return round(total * Fraction(service.factor) * _PER_TOKEN)
+    total = sum(Fraction(rate or 0) * tokens for tokens, rate in classes)
+    return round((total * Fraction(service.factor) * factor + fees) * _PER_TOKEN)
 
 
 def usd(pico: int | None) -> str:
@@ -166,6 +181,73 @@ def _counts(usage: Usage) -> _Units:
     return max(0, all_in - cached - write), cached, write - write_1h, write_1h, output
 
 
+def _has_media(usage: Usage) -> bool:
+    return bool(
+        usage.input_audio_tokens
+        or usage.input_image_tokens
+        or usage.input_video_tokens
+        or usage.output_audio_tokens
+        or usage.output_image_tokens
+    )
+
+
+def _classes(
+    usage: Usage, counts: _Units, rates: Tariff, as_text: tuple[str, ...]
+) -> list[tuple[int, Decimal | None]]:
+    """Return the tokens of each class, media and reasoning apart, with its rate; None: unlisted.
+
+    What is cached or written to the cache is text, but for cached audio.
+    """
+    fresh, cached, write, hour, output = counts
+    plain, by_cache, *written, _ = _by_class(rates)
+    found: list[tuple[int, Decimal | None]] = []
+    hidden = min(usage.cached_audio_tokens or 0, cached, usage.input_audio_tokens or 0)
+    for name in ("audio", "image", "video"):
+        tokens = max(0, getattr(usage, f"input_{name}_tokens") or 0)
+        tokens = min(fresh, tokens - hidden if name == "audio" else tokens)
+        fresh -= tokens
+        own = getattr(rates, f"input_{name}")
+        found.append((tokens, plain if own is None and name in as_text else own))
+    if hidden:
+        dear = by_cache if rates.input_audio is None and "audio" in as_text else rates.input_audio
+        own = rates.cached_input_audio
+        found.append((hidden, dear if own is None else own))
+    found += zip((fresh, cached - hidden, write, hour), (plain, by_cache, *written), strict=True)
+    thought = 0 if rates.reasoning is None else usage.reasoning_tokens
+    parts = (
+        (usage.output_audio_tokens, rates.output_audio),
+        (usage.output_image_tokens, rates.output_image),
+        (thought, rates.reasoning),
+    )
+    for count, rate in parts:
+        tokens = min(output, max(0, count or 0))
+        output -= tokens
+        found.append((tokens, rate))
+    return [*found, (output, rates.output)]
+
+
+def _fees(usage: Usage, price: Price) -> Fraction | None:
+    """Return what is billed by number, in millionths of a dollar; None if a fee is not listed."""
+    listed = dict(price.fees)
+    total = Fraction(price.per_request)
+    for name, number in usage.fees:
+        if name == "web_search" and name not in listed and "grounded" in listed:
+            name, number = "grounded", min(number, 1)
+        if number > 0 and name not in listed:
+            return None
+        total += Fraction(listed.get(name, 0)) * max(0, number)
+    return total * 1000
+
+
+def _geo(usage: Usage, price: Price) -> Fraction | None:
+    """Return the factor of the region; None if it is not listed."""
+    where = (usage.geo or "").lower()
+    if where in ANYWHERE:
+        return Fraction(1)
+    listed = dict(price.geo).get(where)
+    return None if listed is None else Fraction(listed)
+
+
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
     """Return the rate of each class, or the one used instead if it is not listed."""
     fresh = rates.input or Decimal(0)
@@ -188,6 +270,12 @@ def _units(rates: Tariff) -> _Units | None:
     return fresh, cached, write, hour, output
 
 
-def _service(price: Price, name: str | None) -> Service:
-    wanted = (name or "").lower()
-    return next((each for each in price.service if each.name == wanted), STANDARD)
+def _service(price: Price, name: str | None) -> Service | None:
+    """Return the service tier, or None if it is neither listed nor the usual one."""
+    if not name:
+        return STANDARD
+    wanted = name.lower()
+    for each in price.service:
+        if each.name == wanted:
+            return each
+    return STANDARD if wanted in STANDARD_TIERS else None

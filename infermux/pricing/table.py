@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -238,7 +239,28 @@ def shipped() -> PriceTable:
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))
     day = date.fromisoformat(stored["as_of"])
-    return PriceTable(Layer(SHIPPED, day, stored["sources"], stored["models"], stored["dates"]))
+    models = {
+        vendor: with_common(listed, stored["common"].get(vendor, ()))
+        for vendor, listed in stored["models"].items()
+    }
+    return PriceTable(Layer(SHIPPED, day, stored["sources"], models, stored["dates"]))
+
+
+def with_common(listed: Sequence[Entry], rules: Sequence[Entry]) -> Sequence[Entry]:
+    """Return a vendor's entries with the terms that many of them share, by the pattern of ids.
+
+    They are of models with an output; what an entry states itself holds, and later rules do.
+    """
+    if not rules:
+        return listed
+    found = []
+    for entry in listed:
+        common: dict[str, Any] = {}
+        for rule in rules if "output" in entry else ():
+            if any(fnmatchcase(entry["id"], pattern) for pattern in rule["ids"]):
+                common = merge(common, {key: rule[key] for key in rule if key != "ids"})
+        found.append(merge(common, entry))
+    return found
 
 
 def read(stored: object, name: str) -> Layer:

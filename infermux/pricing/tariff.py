@@ -35,6 +35,10 @@ class Tariff(NamedTuple):
     input_audio: Decimal | None = None
     output_audio: Decimal | None = None
     reasoning: Decimal | None = None
+    cached_input_audio: Decimal | None = None
+    input_image: Decimal | None = None
+    input_video: Decimal | None = None
+    output_image: Decimal | None = None
 
     def under(self, other: Tariff) -> Tariff:
         """Return these rates, replaced by those that *other* lists."""
@@ -70,6 +74,13 @@ class Service(NamedTuple):
 
 
 STANDARD = Service("")
+# what vendors call the tier of the usual price
+STANDARD_TIERS = frozenset(
+    ("", "auto", "default", "standard", "standard_only", "on_demand", "scale")
+    + ("provisioned", "unspecified")
+)
+ANYWHERE = frozenset(("", "global", "not_available"))  # regions of the usual price
+MEDIA = ("audio", "image", "video")
 
 
 class Peak(NamedTuple):
@@ -190,6 +201,18 @@ def _offer(name: str, offer: object, place: str) -> Service:
     return Service(name, _rates(offer, place))
 
 
+def _figures(value: object, place: str) -> tuple[tuple[str, Decimal], ...]:
+    if not isinstance(value, Mapping):
+        _wrong(place, "a table of figures", value)
+    return tuple((str(name).lower(), _figure(each, place)) for name, each in value.items())
+
+
+def _media(value: object, place: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(each in MEDIA for each in value):
+        _wrong(place, f"a list of {', '.join(MEDIA)}", value)
+    return tuple(value)
+
+
 _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
     "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", _day, place))),
@@ -197,6 +220,9 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "service": _services,
     "since": _day,
     "request_per_1k_max": _figure,
+    "fees": _figures,
+    "geo": _figures,
+    "as_text": _media,
     "max_input": _whole,
     "max_output": _whole,
 }

@@ -89,6 +89,22 @@ def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(PER_MESSAGE + _message(message) for message in messages)
 
 
+def estimate_prompts(params: Mapping[str, Any]) -> int:
+    """Estimate the tokens of the params `prompt` and `input`: texts, or lists of tokens."""
+    if "prompt" not in params and "input" not in params:
+        return 0
+    return _prompt(params.get("prompt")) + _prompt(params.get("input"))
+
+
+def _prompt(value: object) -> int:
+    if isinstance(value, str):
+        return estimate(value)
+    if isinstance(value, list):
+        numbers = sum([type(each) is int for each in value])
+        return numbers + sum([_prompt(each) for each in value if type(each) is not int])
+    return _part(value)
+
+
 def _weigh(text: str) -> float:
     runs, per_run, per_character = _ASCII if text.isascii() else _ANY
     total = 0.0

@@ -28,7 +28,7 @@ from ..ledger import (
 from ..planning import kept
 from ..planning.call import Attempt, Call, StreamAccumulator
 from ..pricing import Price, charge, cost, usd
-from ..pricing.token_estimate import estimate, estimate_messages
+from ..pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ..protocol import InferRequest, InferResponse
 from ..types import Target, Usage
 from .targets import TargetPool
@@ -41,7 +41,7 @@ HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_BILLED = 4096  # stored responses that are remembered as billed
-UNBILLED = (RESOURCE, "input_tokens")  # operations that cost nothing themselves
+UNBILLED = (RESOURCE, "input_tokens", "count_tokens")  # operations that cost nothing themselves
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row
 log = logging.getLogger("infermux")
@@ -188,7 +188,7 @@ class Accounting:
             response.tokens_in, response.tokens_out, cost_usd=response.cost_usd
         )
         if _is_empty(usage):
-            usage = _estimated(call.request, response.content + response.reasoning)
+            usage = _estimated(call.request, said(response), usage)
         self._charge(call, attempt, usage)
         if response.usage is usage:
             return response
@@ -218,7 +218,7 @@ class Accounting:
             self._settled(call, attempt, answer.response("", ""))
             return
         if _is_empty(usage):
-            usage = _estimated(call.request, answer.text)
+            usage = _estimated(call.request, answer.text, usage)
         elif not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
@@ -228,11 +228,13 @@ class Accounting:
     def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
         target = attempt.target
         vendor = self._targets.registry.member(target.provider).vendor
-        billed, tokens_in = usage, usage.input_tokens or 0
-        if vendor == "google" and usage.total_tokens is not None:
-            # Google's OpenAI-compatible API counts thoughts only in the total.
-            thoughts = usage.total_tokens - tokens_in
-            billed = replace(usage, output_tokens=max(usage.output_tokens or 0, thoughts))
+        tokens_in = usage.input_tokens or 0
+        if usage.total_tokens is not None and usage.input_tokens is not None:
+            # some vendors count what a model thinks only in the total
+            most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
+            if most > (usage.output_tokens or 0):
+                usage = replace(usage, output_tokens=most)
+        billed = usage
         if usage.tool_use_tokens:
             billed = replace(usage, input_tokens=tokens_in + usage.tool_use_tokens)
         bill = charge(
@@ -297,9 +299,24 @@ def _is_empty(usage: Usage) -> bool:
     return not usage.input_tokens and not usage.output_tokens and usage.cost_usd is None
 
 
-def _estimated(request: InferRequest, text: str) -> Usage:
-    """Return the estimated usage of an answer that came without one."""
-    return Usage(estimate_messages(request.messages), estimate(text), estimated=True)
+def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usage:
+    """Return the estimated usage of an answer that came without one, but for what is *told*."""
+    tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
+    return replace(told, input_tokens=tokens_in, output_tokens=estimate(text), estimated=True)
+
+
+def said(response: InferResponse) -> str:
+    """Return all that a response says, for an estimate of its tokens."""
+    inputs = [
+        text
+        for call in response.tool_calls
+        for kind, name in (("function", "arguments"), ("custom", "input"))
+        if isinstance(part := call.get(kind), dict) and isinstance(text := part.get(name), str)
+    ]
+    legacy = response.extra.get("function_call") or {}
+    more = response.extra.get("more", "")
+    words = response.content, response.reasoning, response.refusal, more
+    return "".join((*words, str(legacy.get("arguments") or ""), *inputs))
 
 
 # -- rows of the ledger --

@@ -282,8 +282,10 @@ def test_an_entry_is_shown_with_all_that_changes_it() -> None:
         "openai/gpt-5.4  (gpt-5-4)",
         "  USD per million tokens: input 2.5, output 15, cached input 0.25",
         "  over 272000 input tokens: input 5, output 22.5, cached input 0.5",
+        "  service tier batch: times 0.5",
         "  service tier flex: input 1.25, output 7.5, cached input 0.13",
         "  service tier priority: times 2",
+        "  USD per 1,000: web search 10, file search 2.5, code interpreter 30",
         "  at most 1050000 tokens in, 128000 out",
         "  source: genai-prices, litellm, llm-prices, OpenRouter's listing; table of 2026-11-23",
     ]

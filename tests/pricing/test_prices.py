@@ -408,7 +408,7 @@ def test_without_a_moment_it_is_now() -> None:
         ("default", "1.75"),
         ("auto", "1.75"),
         ("standard", "1.75"),
-        ("nosuch", "1.75"),
+        ("nosuch", "unpriced"),
         ("flex", "0.875"),
         ("priority", "3.5"),
         ("Priority", "3.5"),

@@ -18,7 +18,6 @@ from .. import (
     Events,
     Headers,
     answer,
-    count,
     error_object,
     given,
     items,
@@ -48,6 +47,7 @@ from .requests import (
     string,
     translated,
 )
+from .usage import usage_of
 
 PATHS = {CHAT: "/messages", "count_tokens": "/messages/count_tokens"}
 VERSION = "2023-06-01"
@@ -261,21 +261,6 @@ def finish_reason(value: object) -> str:
     """Return OpenAI's finish_reason: stop for a missing value, an unknown one unchanged."""
     reason = text(value)
     return FINISH.get(reason, reason) or "stop"
-
-
-def usage_of(value: object) -> Usage | None:
-    """Return the usage, or None; Anthropic counts cached tokens apart from input_tokens."""
-    data = obj(value)
-    fresh, tokens_out = count(data.get("input_tokens")), count(data.get("output_tokens"))
-    read = count(data.get("cache_read_input_tokens"))
-    written = count(data.get("cache_creation_input_tokens"))
-    long_lived = count(obj(data.get("cache_creation")).get("ephemeral_1h_input_tokens"))
-    reasoning = count(obj(data.get("output_tokens_details")).get("thinking_tokens"))
-    tier = "fast" if data.get("speed") == "fast" else text(data.get("service_tier")) or None
-    if fresh is None and tokens_out is None:
-        return None
-    tokens_in = None if fresh is None else fresh + (read or 0) + (written or 0)
-    return Usage(tokens_in, tokens_out, read, written, long_lived, reasoning, service_tier=tier)
 
 
 # -- errors --

@@ -17,7 +17,7 @@ from ...errors import ProviderError, RequestError, StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
 from ...protocol.json_array import ArrayParser
 from ...protocol.strict_json import Document
-from ...types import HEARTBEAT, JSON, Chunk, Usage
+from ...types import HEARTBEAT, JSON, Chunk
 from .. import (
     NO_TERMINATOR,
     Events,
@@ -45,6 +45,7 @@ from . import NAME
 from .call_ids import seal_key, sealed
 from .requests import FORMAT, embedding, model_of, translated, wants_signatures
 from .signatures import PACKED, own_contents
+from .usage import Searches, usage_of
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}
@@ -222,6 +223,7 @@ class _Reader:
         self._details = 0
         self._usage: JSON = {}
         self._id = ""  # of the answer
+        self._searches = Searches()
 
     def chunk(self, body: JSON, native: bytes) -> Chunk:
         """Return the chunk of a GenerateContentResponse: the first candidate's text and calls."""
@@ -244,6 +246,7 @@ class _Reader:
                 if part.get("thoughtSignature"):
                     details.append(self._detail(part, said))
         self._usage |= obj(body.get("usageMetadata"))
+        self._searches.add(candidates)
         reason = ""
         if candidates:
             reason = finish_reason(candidates[0].get("finishReason"))
@@ -257,7 +260,7 @@ class _Reader:
             "",
             calls,
             reason or None,
-            usage_of(self._usage),
+            usage_of(self._usage, self._searches.fees, body.get("serviceTier")),
             native,
             details,
             text(body.get("modelVersion")) or None,
@@ -303,27 +306,6 @@ def finish_reason(value: object) -> str:
         return "content_filter"
     known = {"STOP": "stop", "MAX_TOKENS": "length", "FINISH_REASON_UNSPECIFIED": ""}
     return known.get(reason, reason.lower())
-
-
-def usage_of(value: object) -> Usage | None:
-    """Return the usage, or None.
-
-    Google counts thoughts apart from candidates, and the prompts of its own tools apart from ours.
-    """
-    data = obj(value)
-    prompt, written = count(data.get("promptTokenCount")), count(data.get("candidatesTokenCount"))
-    thoughts, tier = count(data.get("thoughtsTokenCount")), data.get("serviceTier")
-    output = None if written is thoughts is None else (written or 0) + (thoughts or 0)
-    if prompt is output is None:
-        return None
-    return Usage(
-        prompt,
-        output,
-        count(data.get("cachedContentTokenCount")),
-        reasoning_tokens=thoughts,
-        tool_use_tokens=count(data.get("toolUsePromptTokenCount")),
-        service_tier=None if isinstance(tier, int) else text(tier).lower() or None,
-    )
 
 
 def decode_events(

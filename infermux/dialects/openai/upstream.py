@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from ...errors import (
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json, text_of
 from ...protocol.sse import Event
 from ...protocol.strict_json import Document
-from ...types import HEARTBEAT, JSON, Chunk, Usage
+from ...types import HEARTBEAT, JSON, Chunk
 from .. import (
     NO_TERMINATOR,
     Events,
@@ -44,6 +45,7 @@ from .. import (
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
 from .requests import COMPLETION_TOKENS, embedding, fitted, fitted_names, refused, translated
+from .usage import usage_of
 
 PATHS = {
     CHAT: "/chat/completions",
@@ -124,7 +126,7 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     return answer(
         request,
         native,
-        usage_of(body.get("usage")),
+        usage_of(body.get("usage"), body.get("service_tier")),
         model=text(body.get("model")),
         id=text(body.get("id")),
         extra={"data": _embeddings(body)},
@@ -151,7 +153,7 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
     return answer(
         request,
         native,
-        usage_of(body.get("usage")),
+        usage_of(body.get("usage"), body.get("service_tier")),
         model=text(body.get("model")),
         content=content,
         finish_reason=finish_reason(choice.get("finish_reason")),
@@ -160,10 +162,23 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
         reasoning=_reasoning(message) or thinking,
         refusal=text(message.get("refusal")),
         details=items(message.get("reasoning_details")),
-        extra={"function_call": legacy} if legacy.get("name") else {},
+        extra=({"function_call": legacy} if legacy.get("name") else {})
+        | ({"more": "".join(map(_said, choices[1:]))} if len(choices) > 1 else {}),
     )
 
 
+def _said(choice: JSON) -> str:
+    """Return all that a choice, or a piece of one, says, for an estimate of its tokens."""
+    message = obj(choice.get("message")) or obj(choice.get("delta"))
+    words = [text(choice.get("text")), *_content(message.get("content")), _reasoning(message)]
+    words.append(text(message.get("refusal")))
+    for call in items(message.get("tool_calls")):
+        words += [text(obj(call.get(kind)).get(name)) for kind, name in _INPUTS]
+    words.append(text(obj(message.get("function_call")).get("arguments")))
+    return "".join(words)
+
+
+_INPUTS = (("function", "arguments"), ("custom", "input"))
 _REASONS = {
     "": "stop",
     "eos": "stop",
@@ -211,61 +226,6 @@ def _tool_call(call: JSON) -> JSON:
     }
 
 
-def usage_of(value: object) -> Usage | None:
-    """Return the usage, or None."""
-    data = obj(value)
-    if not data:
-        return None
-    total = count(data.get("total_tokens"))
-    tokens_in = count(data.get("prompt_tokens"))
-    tokens_out = count(data.get("completion_tokens"))
-    of_input = obj(data.get("prompt_tokens_details"))
-    of_output = obj(data.get("completion_tokens_details"))
-    reasoning = count(of_output.get("reasoning_tokens"))
-    # xAI counts reasoning apart from completion tokens: then the total is the sum of all three.
-    if reasoning and tokens_out is not None and total == (tokens_in or 0) + tokens_out + reasoning:
-        tokens_out += reasoning
-    cached = _first_count(
-        of_input.get("cached_tokens"),
-        data.get("prompt_cache_hit_tokens"),
-        data.get("num_cached_tokens"),
-        data.get("cached_tokens"),
-    )
-    written = _first_count(
-        of_input.get("cache_write_tokens"), data.get("cache_creation_input_tokens")
-    )
-    if tokens_in is None and tokens_out is None:
-        return None
-    return Usage(
-        tokens_in,
-        tokens_out,
-        cached,
-        written,
-        reasoning_tokens=reasoning,
-        cost_usd=_vendor_cost(data),
-        total_tokens=total,
-    )
-
-
-def _first_count(*values: object) -> int | None:
-    """Return the first count that is not None, as vendors use different names."""
-    for value in values:
-        if value is not None:
-            return count(value)
-    return None
-
-
-def _vendor_cost(data: JSON) -> float | None:
-    """Return a vendor's cost in dollars, or None; xAI's is in ticks of 10^-10 dollars."""
-    cost, ticks = data.get("cost"), data.get("cost_in_usd_ticks")
-    cost = cost.get("total_cost") if isinstance(cost, dict) else cost
-    if isinstance(ticks, int) and not isinstance(ticks, bool):
-        cost = min(ticks, 10**18) / 10**10
-    if not isinstance(cost, int | float) or isinstance(cost, bool):
-        return None
-    return float(cost) if 0 <= cost < 10**6 else None
-
-
 # -- errors --
 
 
@@ -301,7 +261,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
 
     Perplexity and Hugging Face send no [DONE].
     """
-    finished = False
+    finished, first = False, b""
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
@@ -309,6 +269,10 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             return
         else:
             chunk = _chunk(event)
+            first = first or event.data
+            if chunk.usage is not None and not chunk.usage.service_tier:
+                tier = text(obj(strict_json.lenient(first)).get("service_tier")) or None
+                chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
             finished = finished or bool(chunk.finish_reason)
             yield chunk
     if not finished:
@@ -344,7 +308,7 @@ def _chunk(event: Event) -> Chunk:
         text(delta.get("refusal")),
         _deltas(delta.get("tool_calls")),
         finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
-        usage_of(usage) if usage else None,
+        usage_of(usage, body.get("service_tier")) if usage else None,
         native,
         items(delta.get("reasoning_details")),
         text(body.get("model")) or None,
@@ -353,6 +317,7 @@ def _chunk(event: Event) -> Chunk:
         NAME,
         usage_only=bool(usage and not choices),
         shown=any(_is_shown(each) for each in choices),
+        more="".join([_said(each) for each in choices if each.get("index")]),
     )
 
 

@@ -12,7 +12,7 @@ from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
 from .. import items, obj, provider_error, read_object, text, typed, with_native, without, word
 from ..openai.upstream import decode_error
-from ..openai.upstream import usage_of as chat_usage
+from ..openai.usage import usage_of as chat_usage
 
 _STATUS = {  # of the errors inside a response or a stream, which have only a code
     "rate_limit_exceeded": 429,
@@ -110,10 +110,32 @@ def usage_of(body: JSON) -> Usage | None:
     renamed = without(data, *_COUNTS) | {
         name: data.get(own) for own, name in _COUNTS.items() if data.get(own) is not None
     }
-    usage, tier = chat_usage(renamed), body.get("service_tier")
-    if usage is None or not isinstance(tier, str):
-        return usage
-    return replace(usage, service_tier=tier)
+    usage, fees = chat_usage(renamed, body.get("service_tier")), fees_of(body.get("output"))
+    return replace(usage, fees=fees) if usage is not None and fees else usage
+
+
+# calls of tools that cost nothing themselves, and those of the client's own tools
+_FREE = frozenset(
+    ("function", "custom_tool", "computer", "local_shell", "shell", "apply_patch", "mcp")
+    + ("tool_search",)
+)
+
+
+def fees_of(output: object) -> tuple[tuple[str, int], ...]:
+    """Return the vendor's own tools that the items of an output have used, and how often."""
+    found: dict[str, set[object]] = {}
+    for place, item in enumerate(items(output)):
+        kind = text(item.get("type"))
+        name = kind.removesuffix("_call")
+        if name == kind or name in _FREE:
+            continue
+        action = text(obj(item.get("action")).get("type"))
+        if name == "web_search" and action not in ("", "search"):
+            continue  # pages are opened free of charge
+        # code runs in containers, which are billed
+        what: object = item.get("container_id") or item.get("id") or place
+        found.setdefault(name, set()).add(str(what))
+    return tuple((name, len(used)) for name, used in found.items())
 
 
 _COUNTS = {
@@ -155,6 +177,7 @@ class Reader:
         self._calls: dict[object, tuple[int, JSON, str]] = {}  # number, item, input so far
         self._told: dict[object, int] = {}  # characters of each part
         self._started = False  # something of the output has come
+        self._items: list[JSON] = []  # that are done, without text
 
     def read(self, event: Event) -> Iterator[Chunk]:
         """Yield the chunks of an event, the last with the event itself; raise its error."""
@@ -224,6 +247,8 @@ class Reader:
         """Return the chunk of an item that begins or ends."""
         item = obj(body.get("item"))
         what, done = text(item.get("type")), kind.endswith("done")
+        if done and what.endswith("_call") and what not in _CALLS:
+            self._items.append(item)
         if what in _CALLS:
             return self._call(item, body, done=done)
         if what == "reasoning" and done:
@@ -293,7 +318,7 @@ class Reader:
             tool_calls=[{"index": n} | call for n, call in enumerate(found.calls)],
             details=found.details,
             finish_reason=finish_reason(response, called=called),
-            usage=usage_of(response),
+            usage=usage_of(response | {"output": response.get("output") or self._items}),
             model=response.get("model") or None,
             id=response.get("id") or None,
         )

@@ -1,0 +1,85 @@
+"""Reads what Anthropic bills by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...types import JSON, Usage
+from .. import count, items, obj, text
+
+_SUMMED = (
+    *("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
+)
+
+
+def usage_of(value: object) -> Usage | None:
+    """Return the usage, or None; Anthropic counts cached tokens apart from input_tokens.
+
+    With iterations, such as one that compacts the context, all of them are billed; those of
+    another model at its own price.
+    """
+    data = obj(value)
+    found = _counted(data)
+    listed = data.get("iterations")
+    if found is None or not isinstance(listed, list) or not listed:
+        return found
+    own = [each for each in items(listed) if not text(each.get("model"))]
+    others = [
+        (text(each.get("model")), usage)
+        for each in items(listed)
+        if text(each.get("model")) and (usage := _counted(each)) is not None
+    ]
+    if own:
+        whole = _counted(data | _sums(own))
+        found = _larger(found, whole or found)
+    others = [(name, replace(usage, service_tier=found.service_tier)) for name, usage in others]
+    return replace(found, others=tuple(others))
+
+
+def _larger(told: Usage, summed: Usage) -> Usage:
+    """Return the usage of the iterations, unless they are fewer than what the answer tells."""
+    fewer = (summed.input_tokens or 0) + (summed.output_tokens or 0) < (
+        (told.input_tokens or 0) + (told.output_tokens or 0)
+    )
+    return told if fewer else summed
+
+
+def _sums(iterations: list[JSON]) -> JSON:
+    sums: JSON = {name: _sum(iterations, name) for name in _SUMMED}
+    split = [obj(each.get("cache_creation")) for each in iterations]
+    for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"):
+        sums.setdefault("cache_creation", {})[name] = _sum(split, name)
+    return sums
+
+
+def _sum(iterations: list[JSON], name: str) -> int | None:
+    known = [number for each in iterations if (number := count(each.get(name))) is not None]
+    return sum(known) if known else None
+
+
+def _counted(data: JSON) -> Usage | None:
+    fresh, tokens_out = count(data.get("input_tokens")), count(data.get("output_tokens"))
+    read = count(data.get("cache_read_input_tokens"))
+    written = count(data.get("cache_creation_input_tokens"))
+    long_lived = count(obj(data.get("cache_creation")).get("ephemeral_1h_input_tokens"))
+    reasoning = count(obj(data.get("output_tokens_details")).get("thinking_tokens"))
+    tier = "fast" if data.get("speed") == "fast" else text(data.get("service_tier")) or None
+    if fresh is None and tokens_out is None:
+        return None
+    tokens_in = None if fresh is None else fresh + (read or 0) + (written or 0)
+    used = obj(data.get("server_tool_use"))
+    return Usage(
+        tokens_in,
+        tokens_out,
+        read,
+        written,
+        long_lived,
+        reasoning,
+        service_tier=tier,
+        geo=text(data.get("inference_geo")) or None,
+        fees=tuple(
+            (name.removesuffix("_requests"), number)
+            for name, value in used.items()
+            if (number := count(value))
+        ),
+    )

@@ -1,0 +1,94 @@
+"""Reads what OpenAI and compatible vendors bill by."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from ...types import JSON, Usage
+from .. import count, obj, text
+
+
+def usage_of(value: object, tier: object = None) -> Usage | None:
+    """Return the usage, or None; *tier* is the service tier that stands beside it."""
+    data = obj(value)
+    if not data:
+        return None
+    total = count(data.get("total_tokens"))
+    tokens_in = count(data.get("prompt_tokens"))
+    tokens_out = count(data.get("completion_tokens"))
+    if tokens_in is None and tokens_out is None:
+        return None
+    of_input = obj(data.get("prompt_tokens_details"))
+    of_output = obj(data.get("completion_tokens_details"))
+    reasoning = count(of_output.get("reasoning_tokens"))
+    if reasoning is not None and tokens_out is not None and total is not None:
+        tokens_out = max(tokens_out, total - (tokens_in or 0))  # xAI counts reasoning apart
+    cached = _first_count(
+        of_input.get("cached_tokens"),
+        data.get("prompt_cache_hit_tokens"),
+        data.get("num_cached_tokens"),
+        data.get("cached_tokens"),
+    )
+    written = _first_count(
+        of_input.get("cache_write_tokens"), data.get("cache_creation_input_tokens")
+    )
+    return Usage(
+        tokens_in,
+        tokens_out,
+        cached,
+        written,
+        reasoning_tokens=reasoning,
+        cost_usd=_vendor_cost(data),
+        service_tier=text(data.get("service_tier")) or text(tier) or None,
+        total_tokens=total,
+        input_audio_tokens=count(of_input.get("audio_tokens")),
+        input_image_tokens=count(of_input.get("image_tokens")),
+        input_video_tokens=count(of_input.get("video_tokens")),
+        cached_audio_tokens=count(obj(of_input.get("cached_tokens_details")).get("audio_tokens")),
+        output_audio_tokens=count(of_output.get("audio_tokens")),
+        output_image_tokens=count(of_output.get("image_tokens")),
+        fees=_fees(data),
+    )
+
+
+def _first_count(*values: object) -> int | None:
+    """Return the first count that is not None, as vendors use different names."""
+    for value in values:
+        if value is not None:
+            return count(value)
+    return None
+
+
+def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
+    """Return the vendor's own tools that were used, and how often: of xAI and OpenRouter."""
+    used = obj(data.get("server_side_tool_usage_details")) | obj(data.get("server_tool_use"))
+    found = {
+        name.removesuffix("_calls").removesuffix("_requests"): number
+        for name, value in used.items()
+        if (number := count(value))
+    }
+    if sources := count(data.get("num_sources_used")):
+        found["search_source"] = sources
+    return tuple(found.items())
+
+
+def _vendor_cost(data: JSON) -> float | None:
+    """Return a vendor's cost in dollars, or None; xAI's is in ticks of 10^-10 dollars.
+
+    With a key of one's own, OpenRouter bills its fee, and the vendor bills the rest.
+    """
+    cost, ticks = data.get("cost"), data.get("cost_in_usd_ticks")
+    cost = cost.get("total_cost") if isinstance(cost, dict) else cost
+    if isinstance(ticks, int) and not isinstance(ticks, bool):
+        cost = min(ticks, 10**18) / 10**10
+    dollars = _number(cost)
+    if dollars is not None and data.get("is_byok") is True:
+        apart = _number(obj(data.get("cost_details")).get("upstream_inference_cost"))
+        dollars = None if apart is None else dollars + apart
+    return float(dollars) if dollars is not None and 0 <= dollars < 10**6 else None
+
+
+def _number(value: object) -> Decimal | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return Decimal(repr(value))
