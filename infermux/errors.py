@@ -8,6 +8,7 @@ InferMuxError                   500 internal_error
 │  ├─ PreviousResponseNotFound  400 previous_response_not_found
 │  ├─ AuthenticationError       401 invalid_api_key
 │  ├─ BudgetExceeded            402 budget_exceeded
+│  ├─ UnpricedModel             402 unpriced_model
 │  ├─ ModelNotAllowed           403 model_not_allowed
 │  ├─ Forbidden                 403 forbidden
 │  ├─ ModelNotFound             404 model_not_found
@@ -259,6 +260,14 @@ class BudgetExceeded(RequestError):
     status, code, type = 402, "budget_exceeded", "insufficient_quota"
     elsewhere = True
     then = "reject"  # what the budget says to do, such as the name of a cheaper model
+    left: int | None = None  # pico-USD
+
+
+class UnpricedModel(RequestError):
+    """The caller has a hard budget, and what the call may cost is not known."""
+
+    status, code, type = 402, "unpriced_model", "insufficient_quota"
+    elsewhere = True
 
 
 class ModelNotAllowed(RequestError):

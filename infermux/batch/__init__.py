@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
-from .. import pricing
 from ..dialects.openai import NAME
 from ..dialects.openai.downstream import encode_error
 from ..errors import (
@@ -30,9 +29,8 @@ from ..errors import (
 from ..planning.call import Call
 from ..planning.registry import flat
 from ..protocol import InferRequest, new_id, strict_json
-from ..routing.accounting import max_input, max_output
 from ..routing.router import Router
-from ..types import ANONYMOUS, Caller, Usage
+from ..types import ANONYMOUS, Caller
 from . import lines
 from .lines import Encode, Line
 
@@ -253,17 +251,15 @@ class Batch:
             targets = self.router.registry.resolve(request.model, request.provider)
         except ModelNotFound:  # the call itself will fail, and cost nothing
             return 0
-        known = [price for price in map(self.router.targets.price, targets) if price is not None]
+        accounting = self.router.accounting
+        costs = [accounting.worst_case(request, target) for target in targets]
+        known = [cost for cost in costs if cost is not None]
         if not known:
             raise RequestError(
                 f"line {line.number}: the price of {shown(request.model)} is unknown, and a budget "
                 f"needs it: set prices in [providers.{targets[0].provider}] of the configuration"
             )
-        tokens_in = max_input(request)
-        return max(
-            pricing.cost(Usage(tokens_in, max_output(request, price)), price) or 0
-            for price in known
-        )
+        return max(known)
 
 
 def _cost(calls: list[Call]) -> tuple[int, int]:

@@ -182,6 +182,11 @@ def items(value: object) -> list[JSON]:
     return value
 
 
+def members(value: object) -> JSON:
+    """Return an object, empty for every other value."""
+    return value if isinstance(value, dict) else {}
+
+
 def text(value: object) -> str:
     """Return a string, empty for null; raise ValueError for another type."""
     if value is None:

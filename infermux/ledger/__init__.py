@@ -418,4 +418,5 @@ def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC
         message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
     error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
     error.then = budget.then
+    error.left = max(0, left)
     return error

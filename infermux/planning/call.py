@@ -75,6 +75,7 @@ class Call:
     started: float = field(default_factory=time.monotonic)
     releases: list[Callable[[], None]] = field(default_factory=list)  # called at the end
     hold: Any = None  # the amount that the ledger holds until the call is settled
+    most_output: int | None = None  # tokens of each answer that the budget can pay
     override: str = ""  # the cheaper name that was used because the budget is spent
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
     estimate: int | None = None  # tokens counted in the caller's rate limit before the call
@@ -125,7 +126,7 @@ class Call:
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
         request = for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
-        request.upstream_ids = attempt.upstream_ids
+        request.upstream_ids, request.most_output = attempt.upstream_ids, self.most_output
         if plan is not None and plan.route is not None and plan.route.cache:
             request.cache_key = session_of(self.request, self.caller)
         return request

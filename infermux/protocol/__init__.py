@@ -183,6 +183,7 @@ class InferRequest:
     dropped: list[str] | None = field(default=None, compare=False)  # collects params left out
     lenient: bool = False  # whether preferences that a target cannot express are left out
     session: str = ""  # the client's name for the conversation
+    most_output: int | None = field(default=None, compare=False)  # tokens that a budget can pay
     cache_key: str = ""  # of the session, if the vendor is to cache the prompt
     upstream_ids: list[str] | None = field(default=None, compare=False)  # collects the vendor's
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..config.schema import of_type
 from ..config.settings import ProviderConfig
+from ..dialects.sizes import Size
 from ..errors import ConfigError, ProviderTimeout, shown
+from ..pricing import Price
 from ..protocol import InferRequest, InferResponse, text_of
 from ..types import Chunk, Deadline, Usage
 from .base import Provider
 
 PRICE = 0.00001  # made up: dollars per token, input and output alike
+ECHOED = Price.of({"input": "10", "output": "10"}, provider="echo")  # the same
 
 
 class EchoProvider(Provider):
@@ -31,7 +34,13 @@ class EchoProvider(Provider):
         self.name = name
         self.models = tuple(models)
         self.delay = delay
+        self.price = ECHOED if name == "echo" else None
         self._sleep = sleep
+
+    def worst_case(self, request: InferRequest) -> Size:
+        """Return what an echo costs: what the request says, and that again."""
+        answer = self._answer(request)
+        return Size(tokens=answer.tokens_in, output=answer.tokens_out)
 
     def infer(self, request: InferRequest, deadline: Deadline | None = None) -> InferResponse:
         """Return the echo; raise ProviderTimeout if the deadline ends before the delay does."""
@@ -89,4 +98,6 @@ def configured(config: ProviderConfig) -> EchoProvider:
     seconds = float(of_type(float, config.options.get("delay", 0.001), f"{place}.delay"))
     if not 0 <= seconds <= 3600:
         raise ConfigError(f"{place}.delay must be seconds, from 0 to 3600")
-    return EchoProvider(config.name, config.models or ("echo-v1",), seconds)
+    provider = EchoProvider(config.name, config.models or ("echo-v1",), seconds)
+    provider.price = ECHOED
+    return provider

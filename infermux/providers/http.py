@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
-import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,20 +12,19 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, cast
 
-import requests
-import urllib3.exceptions
 from requests import PreparedRequest
 
 from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
+from ..dialects import obj as as_object
 from ..dialects.fitting import without_reasoning
+from ..dialects.openai.requests import COMPLETION_TOKENS
 from ..dialects.parameters import Unsaid
 from ..dialects.responses import RESOURCE, STANDARD, Support
+from ..dialects.sizes import limited
 from ..errors import (
-    InferMuxError,
     NativeError,
-    Overloaded,
     ProviderAuthError,
     ProviderError,
     ProviderModelNotFound,
@@ -35,13 +32,13 @@ from ..errors import (
     ProviderTimeout,
     ProviderUnavailable,
     RequestError,
-    is_own_want,
 )
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
-from ..types import Chunk, Deadline
-from .base import OUT_OF_RESOURCES, Provider, load_dialect, provider_failed
+from ..types import JSON, Chunk, Deadline
+from .base import Provider, load_dialect, provider_failed
 from .chunked import decoded, length, pieces
+from .failures import FOREIGN, NONSENSE, mapped
 from .redaction import Redactor
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
@@ -179,6 +176,15 @@ class HTTPProvider(Provider):
         if adapter is not None:
             adapter.close()
 
+    def body_of(self, request: InferRequest) -> JSON:
+        """Return the body that is sent for *request*; {} if none can be."""
+        request = self._own(request)
+        try:
+            body = self._speaks(request).encode_request(request, stream=False)
+            return as_object(strict_json.lenient(body))
+        except (RequestError, ValueError, TypeError):
+            return {}
+
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         if self._lacks_reasoning(model):
@@ -223,6 +229,8 @@ class HTTPProvider(Provider):
         path = dialect.path(request, stream=stream)
         try:
             body = dialect.encode_request(request, stream=stream)
+            if request.most_output is not None:
+                body = with_limit(body, request)
         except RequestError as error:
             error.elsewhere = True  # another target may have another format
             raise
@@ -355,7 +363,7 @@ class HTTPProvider(Provider):
             raise
         except FOREIGN as error:
             raise mapped(error) from error
-        except _NONSENSE as error:
+        except NONSENSE as error:
             raise ProviderUnavailable("the provider's answer could not be understood") from error
         except (MemoryError, RuntimeError) as error:
             raise provider_failed(self.name, error) from error
@@ -415,6 +423,13 @@ def _check_size(data: bytes, exchange: Exchange) -> None:
         raise ProviderTimeout("the provider's answer came too late to be read")
 
 
+def with_limit(body: bytes, request: InferRequest) -> bytes:
+    """Return a body with the request's own limit of the output."""
+    by_new_name = COMPLETION_TOKENS.match(request.model) is not None
+    found, most = as_object(strict_json.lenient(body)), request.most_output or 0
+    return strict_json.encode(limited(found, most, completion=by_new_name))
+
+
 def _hosts(address: str) -> tuple[str, str]:
     host = address.partition("://")[2].partition("/")[0]
     return host, host.rpartition(":")[0]
@@ -426,33 +441,3 @@ def _method(request: InferRequest) -> str:
 
 def _is_plain(answer: Answer) -> bool:
     return "content-encoding" not in answer.headers
-
-
-# -- exceptions of libraries --
-
-FOREIGN = (
-    requests.exceptions.RequestException,
-    urllib3.exceptions.HTTPError,
-    http.client.HTTPException,
-    OSError,
-    urllib3.exceptions.ProxySchemeUnsupported,
-)
-_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-_TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-_TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
-
-
-def mapped(error: BaseException) -> InferMuxError:
-    """Return our error for a library's exception, without its message."""
-    if is_own_want(error):
-        return Overloaded(OUT_OF_RESOURCES)
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
-    if isinstance(error, _TIMEOUTS) and not refused:
-        return ProviderTimeout("the provider did not answer in time")
-    if isinstance(error, _TLS):
-        failed = ProviderUnavailable("no trusted connection to the provider")
-        failed.retryable = False  # a retry would meet the same certificate
-        return failed
-    if refused or isinstance(error, requests.exceptions.ConnectionError):
-        return ProviderUnavailable("no connection to the provider")
-    return ProviderUnavailable("the connection to the provider broke")

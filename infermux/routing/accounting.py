@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from ..dialects.responses import RESOURCE
+from ..errors import BudgetExceeded, UnpricedModel, shown
 from ..ledger import (
     MAX_PICO,
     MAX_TOKENS,
@@ -26,17 +27,15 @@ from ..ledger import (
     Record,
 )
 from ..planning import kept
-from ..planning.call import Attempt, Call, StreamAccumulator
+from ..planning.call import Attempt, Call, StreamAccumulator, for_target
 from ..pricing import Price, charge, cost, usd
 from ..pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ..protocol import InferRequest, InferResponse
 from ..types import Target, Usage
 from .targets import TargetPool
+from .worst_case import Worst, most_cost, worst_case
 
-INPUT_MARGIN = 1.25  # factor: the 95th percentile of the error of the input estimate
-ANSWER_OVERHEAD = 3  # tokens that begin every answer (OpenAI's cookbook)
-OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-UNBOUNDED_OUTPUT = 4096  # tokens reserved if neither request nor price table limits the answer
+LIMITING_TRIES = 4  # as other calls may take what was left
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
@@ -83,33 +82,51 @@ class Accounting:
     def reserve(self, call: Call, target: Target) -> None:
         """Reserve the most that *call* may cost at *target*, if its caller has a budget.
 
-        Raise BudgetExceeded, or LedgerUnavailable unless the budget only warns.
+        If nothing limits the answer, and the budget cannot pay all that the model may write, the
+        call gets a limit that it can pay. Raise BudgetExceeded or UnpricedModel, or
+        LedgerUnavailable unless the budget only warns.
         """
         budget = call.caller.budget
         if self.ledger is None or not isinstance(budget, Budget):
             return
-        worst, now = self.worst_case(call.request, target, call.input_size) or 0, self._clock()
+        call.most_output = None
+        worst = self._worst(call.sent(Attempt(target, 0.0)), target)
+        pico = None if worst is None else worst.pico
+        if pico is None and budget.hard and not call.override:
+            raise unpriced(target)
+        before = sum([attempt.cost or 0 for attempt in call.attempts])  # that was or may be billed
+        for tries in range(LIMITING_TRIES):
+            try:
+                self._hold(call, budget, (pico or 0) + before)
+                return
+            except BudgetExceeded as error:
+                left = (error.left or 0) + (call.hold.pico if call.hold else 0) - before
+                tokens = worst.affordable(left) if worst is not None else 0
+                last = tries == LIMITING_TRIES - 1  # other calls have taken what was left
+                if worst is None or worst.bounded or not tokens or last:
+                    raise helped(error, worst, tokens, left) from None
+                call.most_output, pico = tokens, most_cost(worst.with_output(tokens), worst.price)
+
+    def _hold(self, call: Call, budget: Budget, pico: int) -> None:
+        """Reserve *pico* for the call, with what it holds already."""
+        assert self.ledger is not None
+        now, lease = self._clock(), self.lease(call)
         before = call.hold
         try:
             if call.hold is None:
                 call.hold = self.ledger.reserve(
-                    budget,
-                    worst,
-                    call_id=call.id,
-                    at=now,
-                    lease=self.lease(call),
-                    over=bool(call.override),
+                    budget, pico, call_id=call.id, at=now, lease=lease, over=bool(call.override)
                 )
-            elif worst > call.hold.pico:
-                more = worst - call.hold.pico
-                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=self.lease(call))
+            elif pico > call.hold.pico:
+                more = pico - call.hold.pico
+                call.hold = self.ledger.top_up(call.hold, more, at=now, lease=lease)
             if call.hold is not before:
                 for each in call.hold.warn:
                     self._warn(each, now)
         except LedgerUnavailable as error:
             if budget.hard:
                 raise
-            call.hold = call.hold or Hold(call.id, budget, worst, now)  # still settled
+            call.hold = call.hold or Hold(call.id, budget, pico, now)  # still settled
             self._log(error)
 
     def lease(self, call: Call) -> float:
@@ -138,12 +155,28 @@ class Accounting:
     ) -> int | None:
         """Return the most that a call may cost at *target* in pico-USD, or None if unpriced.
 
-        *size* is the number of input tokens, if known.
+        *size* is the number of input tokens, if only that is known.
         """
+        worst = self._worst(for_target(request, target, lenient=True), target, size)
+        return None if worst is None else worst.pico
+
+    def exceeds(
+        self, request: InferRequest, target: Target, left: int, size: int | None = None
+    ) -> bool:
+        """Return whether a budget with *left* pico-USD cannot pay a call, even a limited one."""
+        worst = self._worst(for_target(request, target, lenient=True), target, size)
+        if worst is None or (worst.pico or 0) <= left:
+            return False
+        return worst.bounded or not worst.affordable(left)
+
+    def _worst(
+        self, request: InferRequest, target: Target, size: int | None = None
+    ) -> Worst | None:
         price = self._targets.price(target)
         if price is None:
             return None
-        return cost(Usage(max_input(request, size), max_output(request, price)), price)
+        provider = self._targets.registry.member(target.provider).provider
+        return worst_case(provider, request, price, size)
 
     def _warn(self, budget: Budget, now: float) -> None:
         assert self.ledger is not None
@@ -269,30 +302,35 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     return max(-MAX_PICO, min(without - real, MAX_PICO))
 
 
-def max_input(request: InferRequest, size: int | None = None) -> int:
-    """Return the likely maximum of input tokens: messages (*size*, if known) and parameters."""
-    size = estimate_messages(request.messages) if size is None else size
-    params = {k: v for k, v in request.params.items() if isinstance(v, str | list | dict)}
-    return round((size + (estimate(str(params)) if params else 0)) * INPUT_MARGIN) + ANSWER_OVERHEAD
+def unpriced(target: Target) -> UnpricedModel:
+    """Return the error for a call of a hard budget whose most cost is not known."""
+    return UnpricedModel(
+        f"the price of {shown(str(target))} is unknown for what this call asks, and the key has a "
+        "budget that must not be exceeded; use a model with a price, or set one in [providers]",
+        param="model",
+    )
 
 
-def max_output(request: InferRequest, price: Price) -> int:
-    """Return the most output tokens that the request or the price table allows."""
-    if request.op == "embeddings":
-        return 0
-    limits = [count for name in OUTPUT_LIMITS if (count := _positive(request.params.get(name)))]
-    choices = _positive(request.params.get("n")) or 1
-    return max(limits, default=price.max_output or UNBOUNDED_OUTPUT) * choices
+def helped(error: BudgetExceeded, worst: Worst | None, tokens: int, left: int) -> BudgetExceeded:
+    """Return the error with what would help."""
+    if worst is None or worst.pico is None:
+        return error
+    told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
+    if tokens:
+        told = f"set max_tokens: {told}; at most {tokens} tokens can be paid"
+    elif worst.size.output:
+        told = f"set max_tokens, or send less: {told}"
+    else:
+        told = f"send less: {told}"
+    error.message = f"{error.message}; {told}"
+    error.args = (error.message,)
+    return error
 
 
 def _stream_seconds(targets: TargetPool) -> float:
     """Return the most seconds that a stream may last after its first content."""
     limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
     return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
-
-
-def _positive(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0
 
 
 def _is_empty(usage: Usage) -> bool:

@@ -90,8 +90,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     tightest, override = _tightest_budget(router, caller), ""
     left = tightest and tightest.left
     over = {
-        target: left is not None
-        and (router.accounting.worst_case(request, target, size) or 0) > left
+        target: left is not None and router.accounting.exceeds(request, target, left, size)
         for target in plan.targets
     }
     exceeded = bool(over) and all(over.values())

@@ -46,10 +46,10 @@ from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, of_meta, span
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
-from .accounting import Accounting
+from .accounting import Accounting, unpriced
 from .stored import Ids
 from .stream import Stream, open_chunks
-from .targets import TargetPermit, TargetPool
+from .targets import UNPRICED, TargetPermit, TargetPool
 
 TAGS = ("project", "env")  # that a request may set
 CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
@@ -259,6 +259,8 @@ class Router:
         """Return a plan with at least one target; raise NoHealthyProvider with the reasons."""
         call.plan = plan = self._plan(route, call.request, caller=call.caller)
         if not plan.targets:
+            if plan.dropped and set(plan.dropped.values()) == {UNPRICED}:
+                raise unpriced(next(iter(plan.dropped)))
             reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
             raise NoHealthyProvider(
                 f"no target is available for model {shown(route.name)} ({reasons[:300]})",

@@ -35,6 +35,7 @@ MAX_RETRIES = 10.0  # per provider, until successes add more
 RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
 COOL_SECONDS = 1.0  # after a rate limit without Retry-After
 QUOTA_SECONDS = 60.0  # after an account ran out of credit
+UNPRICED = "unpriced, and the key has a hard budget"
 LONG_REQUEST = 8000  # characters, above which a request may exceed a model's context
 MAX_DENSITY = 2  # tokens per character: no text has more
 TYPICAL_OUTPUT = 500  # tokens of an unbounded answer, for comparing prices
@@ -259,11 +260,7 @@ class TargetPool:
                 wait = breaker.snapshot().retry_in
                 refused[target] = (reason, math.inf if wait is None else wait)
         if priced:  # a hard budget needs a known price
-            unfit |= {
-                target: "unpriced, and the key has a hard budget"
-                for target in targets
-                if self.price(target) is None
-            }
+            unfit |= {target: UNPRICED for target in targets if self.price(target) is None}
         if not strict:
             partial = ()
         if not (ordered or unfit or refused or partial):
@@ -296,7 +293,8 @@ class TargetPool:
         """Return the price of *target*: the configured one, else the table's, else None."""
         own = self.overrides.get(target.provider, {}).get(target.model)
         vendor = self.registry.member(target.provider).vendor
-        return own or self.prices.find(vendor, target.model)
+        found = own or self.prices.find(vendor, target.model)
+        return found or getattr(self.registry.member(target.provider).provider, "price", None)
 
     def abilities(self, target: Target) -> list[str]:
         """Return what a target can do beside text, as far as its format and settings tell.

@@ -327,6 +327,8 @@ def call_headers(call: Call) -> dict[str, str]:
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
         if dropped := last.dropped:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
+    if call.most_output is not None:
+        headers["X-Infermux-Max-Tokens"] = str(call.most_output)
     if call.override:
         headers["X-Infermux-Model-Override"] = header_value(call.override)
     if call.ended is not None and call.usage is not None:

@@ -580,7 +580,7 @@ def test_a_budget_needs_prices(tmp_path, vendor):
 
 
 def test_a_target_without_a_price_is_passed_over_under_a_budget(tmp_path, vendor):
-    path = config(tmp_path, vendor, '[models]\nboth = ["echo/echo-v1", "openai/m"]')
+    path = config(tmp_path, vendor, '[models]\nboth = ["openai/unpriced", "openai/m"]')
     assert (
         batch(
             written(tmp_path, line("a", max_tokens=5)),

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from infermux import Caller, InferRequest, InferResponse, Registry, Router, build, create_app
 from infermux.admission.keys import hashed
 from infermux.chaos.vendor import FaultyVendor
-from infermux.errors import BudgetExceeded, NoHealthyProvider
+from infermux.errors import BudgetExceeded, UnpricedModel
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price
@@ -107,7 +107,8 @@ def test_a_warning_lets_the_call_through(tmp_path, vendor):
 
 def test_under_a_hard_budget_an_unknown_price_is_refused(tmp_path, vendor):
     answer = ask(app_of(tmp_path, vendor, 'usd = "5"'), "unknown-price")
-    assert answer.status_code == 503 and "unpriced" in answer.json["error"]["message"]
+    assert (answer.status_code, answer.json["error"]["code"]) == (402, "unpriced_model")
+    assert "Retry-After" not in answer.headers
     assert vendor.requests == []
 
 
@@ -142,7 +143,7 @@ def test_a_mounting_app_can_give_its_caller_a_budget(tmp_path, vendor):
     poor = Caller("user-7", budget=Budget("user-7", 1))
     with pytest.raises(BudgetExceeded):
         router.infer(InferRequest("dear", HELLO), caller=poor)
-    with pytest.raises(NoHealthyProvider):
+    with pytest.raises(UnpricedModel):
         router.infer(InferRequest("unknown-price", HELLO), caller=poor)
     assert json.dumps([seen.model for seen in vendor.requests]) == "[]"
 

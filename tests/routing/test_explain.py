@@ -247,6 +247,9 @@ def test_an_unknown_caller_is_told_who_there_is(tmp_path: Path) -> None:
     )  # the mounting app knows who that is
 
 
+LIMIT = {"max_tokens": 4096}
+
+
 @pytest.mark.parametrize("then", ["reject", "d/m", "c/m", "warn"])
 def test_a_callers_budget_counts_as_it_would(tmp_path: Path, then: str) -> None:
     """With 4,096 tokens of output at most, a call costs 12 thousandths of a dollar at a, 4 at b and
@@ -255,7 +258,7 @@ def test_a_callers_budget_counts_as_it_would(tmp_path: Path, then: str) -> None:
     budget = Budget("web", 9 * PICO // 1000, then=then)
     caller = Caller("web", ("x",), budget=budget)  # the cheaper name needs no leave of its own
     with closing(with_keys(tmp_path / "l.db", budget, caller.models)) as router:
-        found = said(router, messages=SAY, caller="web")
+        found = said(router, messages=SAY, caller="web", params=LIMIT)
         if then == "warn":
             assert (order(found), why(found), found.about["budget_left_usd"]) == ("abcd", {}, None)
             return
@@ -264,12 +267,12 @@ def test_a_callers_budget_counts_as_it_would(tmp_path: Path, then: str) -> None:
             0.009,
         ) and "unpriced" in why(found)["d"]
         assert [target["over_budget"] for target in found.targets] == [True, False, False]
-        call = router.begin(InferRequest("x", SAY), caller=caller)
+        call = router.begin(InferRequest("x", SAY, params=LIMIT), caller=caller)
         router.answer(call)
         assert call.plan == found.plan and call.provider == "c"  # a is too dear, b is down
         router.ledger.reserve(budget, 8 * PICO // 1000, call_id="other", at=call.start_ns / 1e9)  # type: ignore[union-attr]
-        found = said(router, messages=SAY, caller="web")
-        again = router.begin(InferRequest("x", SAY), caller=caller)
+        found = said(router, messages=SAY, caller="web", params=LIMIT)
+        again = router.begin(InferRequest("x", SAY, params=LIMIT), caller=caller)
         with suppress(InferMuxError):
             router.answer(again)
         assert again.plan == found.plan and again.override == (found.about["override"] or "")

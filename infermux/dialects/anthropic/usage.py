@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...types import JSON, Usage
-from .. import count, items, obj, text
+from .. import count, items, word
+from .. import members as obj
+from .. import obj as strict
 
 _SUMMED = (
     *("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
@@ -18,16 +20,16 @@ def usage_of(value: object) -> Usage | None:
     With iterations, such as one that compacts the context, all of them are billed; those of
     another model at its own price.
     """
-    data = obj(value)
+    data = strict(value)
     found = _counted(data)
     listed = data.get("iterations")
     if found is None or not isinstance(listed, list) or not listed:
         return found
-    own = [each for each in items(listed) if not text(each.get("model"))]
+    own = [each for each in items(listed) if not word(each.get("model"))]
     others = [
-        (text(each.get("model")), usage)
+        (word(each.get("model")), usage)
         for each in items(listed)
-        if text(each.get("model")) and (usage := _counted(each)) is not None
+        if word(each.get("model")) and (usage := _counted(each)) is not None
     ]
     if own:
         whole = _counted(data | _sums(own))
@@ -62,8 +64,8 @@ def _counted(data: JSON) -> Usage | None:
     read = count(data.get("cache_read_input_tokens"))
     written = count(data.get("cache_creation_input_tokens"))
     long_lived = count(obj(data.get("cache_creation")).get("ephemeral_1h_input_tokens"))
-    reasoning = count(obj(data.get("output_tokens_details")).get("thinking_tokens"))
-    tier = "fast" if data.get("speed") == "fast" else text(data.get("service_tier")) or None
+    reasoning = count(strict(data.get("output_tokens_details")).get("thinking_tokens"))
+    tier = "fast" if data.get("speed") == "fast" else word(data.get("service_tier")) or None
     if fresh is None and tokens_out is None:
         return None
     tokens_in = None if fresh is None else fresh + (read or 0) + (written or 0)
@@ -76,7 +78,7 @@ def _counted(data: JSON) -> Usage | None:
         long_lived,
         reasoning,
         service_tier=tier,
-        geo=text(data.get("inference_geo")) or None,
+        geo=word(data.get("inference_geo")) or None,
         fees=tuple(
             (name.removesuffix("_requests"), number)
             for name, value in used.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...types import JSON, Usage
-from .. import count, items, obj, text
+from .. import count, items, word
+from .. import obj as strict
 
 _MODALITIES = ("", "TEXT", "IMAGE", "VIDEO", "AUDIO", "DOCUMENT")  # by Google's numbers
 # Vertex AI's names of service tiers
@@ -34,7 +35,7 @@ class Searches:
                 continue
             queries = told.get("webSearchQueries")
             if isinstance(queries, list):
-                self._queries.update(map(text, queries))
+                self._queries.update(map(str, queries))
             self._grounded = self._grounded or bool(told.get("groundingChunks"))
 
     @property
@@ -51,7 +52,7 @@ def usage_of(
 
     Google counts thoughts apart from candidates, and the prompts of its own tools apart from ours.
     """
-    data = obj(value)
+    data = strict(value)
     prompt, written = count(data.get("promptTokenCount")), count(data.get("candidatesTokenCount"))
     thoughts, total = count(data.get("thoughtsTokenCount")), count(data.get("totalTokenCount"))
     output = None if written is thoughts is None else (written or 0) + (thoughts or 0)
@@ -87,7 +88,7 @@ def _tier(data: JSON, beside: object) -> str | None:
             return _TIERS[tier]
         if isinstance(tier, str) and tier:
             return tier.lower().removeprefix("service_tier_")
-    traffic = text(data.get("trafficType"))
+    traffic = word(data.get("trafficType"))
     return _TRAFFIC.get(traffic, traffic.lower()) or None
 
 

@@ -271,7 +271,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             chunk = _chunk(event)
             first = first or event.data
             if chunk.usage is not None and not chunk.usage.service_tier:
-                tier = text(obj(strict_json.lenient(first)).get("service_tier")) or None
+                tier = word(obj(strict_json.lenient(first)).get("service_tier")) or None
                 chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
             finished = finished or bool(chunk.finish_reason)
             yield chunk

@@ -5,12 +5,14 @@ from __future__ import annotations
 from decimal import Decimal
 
 from ...types import JSON, Usage
-from .. import count, obj, text
+from .. import count, word
+from .. import members as obj
+from .. import obj as strict
 
 
 def usage_of(value: object, tier: object = None) -> Usage | None:
     """Return the usage, or None; *tier* is the service tier that stands beside it."""
-    data = obj(value)
+    data = strict(value)
     if not data:
         return None
     total = count(data.get("total_tokens"))
@@ -18,8 +20,8 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
     tokens_out = count(data.get("completion_tokens"))
     if tokens_in is None and tokens_out is None:
         return None
-    of_input = obj(data.get("prompt_tokens_details"))
-    of_output = obj(data.get("completion_tokens_details"))
+    of_input = strict(data.get("prompt_tokens_details"))
+    of_output = strict(data.get("completion_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))
     if reasoning is not None and tokens_out is not None and total is not None:
         tokens_out = max(tokens_out, total - (tokens_in or 0))  # xAI counts reasoning apart
@@ -39,7 +41,7 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
         written,
         reasoning_tokens=reasoning,
         cost_usd=_vendor_cost(data),
-        service_tier=text(data.get("service_tier")) or text(tier) or None,
+        service_tier=word(data.get("service_tier")) or word(tier) or None,
         total_tokens=total,
         input_audio_tokens=count(of_input.get("audio_tokens")),
         input_image_tokens=count(of_input.get("image_tokens")),

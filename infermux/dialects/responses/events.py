@@ -10,7 +10,18 @@ from ...errors import ProviderError
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
-from .. import items, obj, provider_error, read_object, text, typed, with_native, without, word
+from .. import (
+    items,
+    members,
+    obj,
+    provider_error,
+    read_object,
+    text,
+    typed,
+    with_native,
+    without,
+    word,
+)
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
 
@@ -124,12 +135,12 @@ _FREE = frozenset(
 def fees_of(output: object) -> tuple[tuple[str, int], ...]:
     """Return the vendor's own tools that the items of an output have used, and how often."""
     found: dict[str, set[object]] = {}
-    for place, item in enumerate(items(output)):
-        kind = text(item.get("type"))
+    for place, item in enumerate(output if isinstance(output, list) else ()):
+        kind = word(members(item).get("type"))
         name = kind.removesuffix("_call")
         if name == kind or name in _FREE:
             continue
-        action = text(obj(item.get("action")).get("type"))
+        action = word(members(item.get("action")).get("type"))
         if name == "web_search" and action not in ("", "search"):
             continue  # pages are opened free of charge
         # code runs in containers, which are billed
