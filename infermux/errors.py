@@ -353,6 +353,7 @@ class ProviderError(InferMuxError):
     status, code, type = 502, "upstream_error", "upstream_error"
     retryable = False
     failover = True
+    sent: bool | None = None  # whether the request reached the provider; None: unknown
 
 
 class ProviderTimeout(ProviderError):

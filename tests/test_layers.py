@@ -40,8 +40,8 @@ DOORS = {
     "sqlite3": {"ledger"},
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}  # of os: config/
-MAX_MODULES, MAX_IN_PACKAGE = 134, 11
-MAX_CHARACTERS = 965_000  # that are not blank, in the whole package
+MAX_MODULES, MAX_IN_PACKAGE = 141, 11
+MAX_CHARACTERS = 995_000  # that are not blank, in the whole package
 MAX_FILE, MAX_FUNCTION, MAX_WIDTH = 460, 40, 100
 
 

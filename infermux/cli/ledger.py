@@ -60,7 +60,7 @@ _HEAD = [
     "ID",
     "ERROR",
 ]
-_COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved")]
+_COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -309,6 +309,7 @@ def _sums(total: Total, cost: str) -> list[str]:
     counts = (*calls, total.input_tokens, total.output_tokens)
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
+    notes += [f"{usd(total.assumed)} ~ assumed"] * bool(total.assumed)
     return [*(f"{count:,}" for count in counts), cost, ", ".join(notes)]
 
 
@@ -329,10 +330,11 @@ def _costs_csv(found: reports.Costs) -> str:
             usd(reports.amount(row)),
             *(getattr(row, name) for name in _COUNTS),
             usd(row.cache_saved),
+            usd(row.assumed),
         ]
         for row in found.rows
     ]
-    return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd"], rows)
+    return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd", "assumed_usd"], rows)
 
 
 class _Lines:

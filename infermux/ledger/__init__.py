@@ -23,9 +23,10 @@ from .periods import PERIODS
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
 MAX_ROWS = 10_000  # calls that one query returns
 MAX_PICO = 10**17  # per attempt, 100,000 USD: keeps sums from overflowing
+LOST = "lost"  # the status of a call that was never settled
 MAX_TOKENS = 10**12  # per kind and attempt, likewise
 _UNSET = -(10**18)  # no limit_pico: a budget is then in dollars
-_TEAM = "\x1f"  # begins the owner of a shared budget: no key has such a name
+TEAM = "\x1f"  # begins the owner of a shared budget: no key has such a name
 
 
 class LedgerUnavailable(Unavailable):
@@ -88,7 +89,7 @@ class Budget:
     @property
     def owner(self) -> str:
         """The name under which the ledger stores its sums."""
-        return _TEAM + self.caller if self.members else self.caller
+        return TEAM + self.caller if self.members else self.caller
 
     def key(self, at: float, zone: tzinfo = UTC) -> str:
         """Return the period's name at *at* (seconds since 1970): 2026-11-23, 2026-11 or total."""
@@ -134,6 +135,7 @@ class Hold(NamedTuple):
     at: float  # when it was reserved, in seconds since 1970; decides the period
     over: bool = False  # it exceeds a budget, but the call was admitted
     warn: tuple[Budget, ...] = ()  # budgets that are exceeded, which is to be logged
+    about: str = ""  # what a row tells of the call if it is lost, read by `lost_record`
 
 
 class Spent(NamedTuple):
@@ -195,6 +197,11 @@ class AttemptRow(NamedTuple):
     upstream_status: int | None = None  # of the vendor's answer to it
     upstream_request_id: str = ""  # the vendor's own id of it
     cache_saved: int | None = None  # pico-USD that the vendor's cache saved; negative: it cost more
+    assumed: int = (
+        0  # 1: it was sent, and whether it was billed is not known: the cost is estimated
+    )
+    service_tier: str = ""  # that the vendor billed
+    billed: str = ""  # by what else: a JSON object of media, fees, region, other models
 
 
 class CallRow(NamedTuple):
@@ -227,6 +234,7 @@ class CallRow(NamedTuple):
     attempts: int
     unpriced: int  # attempts that were billed without a known price
     cache_saved: int | None = None  # pico-USD, likewise; None: unknown
+    assumed: int = 0  # pico-USD of the cost
     plan: str = ""  # the plan and its reasons, as `planning.kept` writes them
 
 
@@ -264,6 +272,7 @@ class Total(NamedTuple):
     unpriced: int
     estimated: int  # calls with estimated tokens
     cache_saved: int = 0  # pico-USD that the vendors' caches saved, as far as it is known
+    assumed: int = 0  # pico-USD of the cost, for what may have been billed
 
 
 def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
@@ -287,8 +296,11 @@ class Ledger(ABC):
         at: float,
         lease: float = LEASE_SECONDS,
         over: bool = False,
+        about: str = "",
     ) -> Hold:
         """Reserve *pico* pico-USD of the budget, and of those in `also`, for *lease* seconds.
+
+        If the call is not settled by then, the amount counts as spent; *about* tells of the call.
 
         Raise BudgetExceeded if one has less left, unless it only warns or *over* is true; *over*
         does not apply to one in `also` that rejects.

@@ -6,13 +6,24 @@ its callers' calls have cost in it, which `sums` tells without reading a call.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from sqlite3 import Cursor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from . import Adjustment, Budget, BudgetState, CallRow, Hold
-from .periods import MAX_INTEGER, SLOT, ms, names
+from . import (
+    LOST,
+    TEAM,
+    Adjustment,
+    AttemptRow,
+    Budget,
+    BudgetState,
+    CallRow,
+    Hold,
+    Record,
+)
+from .periods import DAY, MAX_INTEGER, SLOT, ms, names
 
 WARN_MS = 3_600_000  # between two warnings about a budget
 MICRO = 10**6  # pico-USD
@@ -27,14 +38,24 @@ _TAKE = f"""UPDATE budgets SET held = held + ?
     WHERE {_BUDGET} AND spent + held + ? - waived - raised <= ?"""
 _LEFT = f"SELECT ? - spent - held + waived + raised FROM budgets WHERE {_BUDGET}"
 _WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET} AND warned_ms <= ?"
-_ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms)
-    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+_ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
 _RAISE_HOLD = f"UPDATE budgets SET held = held + ? WHERE {_HOLD}"
 _EXPIRE = """DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > ''
-    AND expires_ms <= ? RETURNING held, caller, period"""
+    AND expires_ms <= ? RETURNING caller, period, call_id, held, at_ms, about"""
 _EXPIRE_ALL = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
-    RETURNING held, caller, period"""
+    RETURNING caller, period, call_id, held, at_ms, about"""
+_EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
+    RETURNING caller, period, call_id, held, at_ms, about"""
+EXPIRED = "SELECT 1 FROM budgets WHERE call_id > '' AND expires_ms <= ? LIMIT 1"
+_TAKE_BACK = (
+    f"DELETE FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}' RETURNING caller, cost"
+)
+_LOST_COST = f"SELECT cost FROM calls WHERE at_ns = ? AND id = ? AND status = '{LOST}'"
+_TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
+_UNSUM = """UPDATE sums SET micro = micro - ?, pico = pico - ? WHERE caller = ? AND slot >= ?"""
+_FORGET_DAY = "DELETE FROM rolled WHERE day = ? AND state < 2"
 _FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
 _RELEASE = f"DELETE FROM budgets WHERE {_HOLD} AND held = ?"
 _RELEASE_ANY = """DELETE FROM budgets WHERE caller = ? AND call_id = ? AND call_id > ''
@@ -47,15 +68,25 @@ _SEVERAL = """UPDATE budgets SET several = 1 WHERE caller = ?1 AND period IN (?2
 _SPEND = f"""UPDATE budgets SET spent = min(spent + ?, {MAX_INTEGER}),
         held = held - CASE period WHEN ? THEN ? ELSE 0 END
     WHERE caller = ? AND period IN (?, ?, ?) AND call_id = ''"""
-_STATE = """SELECT spent - waived, raised,
-        held - (SELECT coalesce(sum(held), 0) FROM budgets AS h WHERE h.caller = b.caller
-            AND h.period = b.period AND h.call_id > '' AND h.expires_ms <= ?)
-    FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = ''"""
+_STATE = """SELECT spent - waived + lost, raised, held - lost
+    FROM (SELECT spent, waived, raised, held, (SELECT coalesce(sum(held), 0) FROM budgets AS h
+            WHERE h.caller = b.caller AND h.period = b.period AND h.call_id > ''
+            AND h.expires_ms <= ?) AS lost
+        FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = '')"""
 _RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
 _RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
 _ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
 
+
+def _insert(table: str, names: Sequence[str]) -> str:
+    values = ", ".join("?" * len(names))
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values}) ON CONFLICT DO NOTHING"
+
+
+WRITE_CALL = _insert("calls", CallRow._fields)
+WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
+WRITE_PLAN = _insert("plans", ("digest", "line"))
 Ask = Callable[[str, Sequence[str | int]], list[tuple[int, ...]]]  # returns the rows of a query
 
 
@@ -105,8 +136,16 @@ def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
         (each, more if lives else new.pico)
         for each, lives in zip(hold.budget.all, alive, strict=True)
     ]
+    # what was spent when the call was taken for lost is held instead
+    back = 0 if all(alive) else _lost_cost(sql, hold)
+    lost = [each for each, lives in zip(hold.budget.all, alive, strict=True) if back and not lives]
+    for each in lost:
+        _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
     taken = _take_all(sql, new, amounts, rules)
-    if isinstance(taken, Hold):
+    if isinstance(taken, Refused):
+        for each in lost:
+            _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
+    else:
         for each, lives in zip(hold.budget.all, alive, strict=True):
             if lives:
                 sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
@@ -151,10 +190,10 @@ def _take(
     if _took(sql, owner, key, pico, limit):
         return False, None
     now = ms(rules.at) if rules.expire() else -MAX_INTEGER
-    sql.executemany(_FREE, sql.execute(_EXPIRE, (owner, key, now)).fetchall())
+    _lose(sql, sql.execute(_EXPIRE, (owner, key, now)).fetchall(), rules.zone)
     if not sql.execute(_LEFT, (0, owner, key)).fetchall():
-        # a new period: also free the expired holds of past periods
-        sql.executemany(_FREE, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall())
+        # a new period: also those of past periods
+        _lose(sql, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall(), rules.zone)
         _begin(sql, budget, of, rules.zone)
     if _took(sql, owner, key, pico, limit):
         return False, None
@@ -174,7 +213,7 @@ def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
 
 
 def _add_hold(sql: Cursor, owner: str, key: str, hold: Hold, rules: Rules) -> None:
-    row = (owner, key, hold.call_id, hold.pico, ms(hold.at), ms(rules.expires))
+    row = (owner, key, hold.call_id, hold.pico, ms(hold.at), ms(rules.expires), hold.about)
     if not sql.execute(_ADD_HOLD, row).rowcount:
         raise ValueError(f"call {hold.call_id!r} has a hold already")
 
@@ -186,8 +225,11 @@ def _key(budget: Budget, hold: Hold, zone: tzinfo) -> tuple[str, str, str]:
 # -- spending --
 
 
-def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo) -> None:
-    """Release the hold of a call and add its cost to each budget's row of the hold's periods."""
+def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_back: int = 0) -> None:
+    """Release the hold of a call and add its cost to each budget's row of the hold's periods.
+
+    *taken_back* is what was spent for it when it was taken for lost.
+    """
     if hold is None:
         _spend_late(sql, call.caller, call, call.at_ns / 1e9, zone)
         return
@@ -196,19 +238,99 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo) -> None:
         if sql.execute(_RELEASE, (owner, key, id, hold.pico)).rowcount:
             if not sql.execute(_SPEND_ALONE, (call.cost or 0, hold.pico, owner, key)).rowcount:
                 _spend(sql, owner, call.cost, (key, hold.pico), names(hold.at, zone))
-        else:  # the lease has expired, or the hold was topped up since
-            _spend_late(sql, owner, call, hold.at, zone)
+            continue
+        # the lease has expired, or the hold was topped up since
+        if not taken_back:
+            taken_back = found_again(sql, *_place(hold))
+        late = _spend_late(sql, owner, call, hold.at, zone)
+        if taken_back and not late:
+            _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
     if hold.budget.members:  # the caller may have had a budget of its own in these periods
         _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
 
 
-def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo) -> None:
-    """Release whatever the call holds, and spend in the periods of that hold, else of *at*."""
+def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo) -> bool:
+    """Release whatever the call holds, and spend in the periods of that hold, else of *at*.
+
+    Return whether it held something.
+    """
     held = ("", 0)
     if released := sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():
         [(period, pico, at_ms)] = released
         held, at = (period, pico), at_ms / 1000
     _spend(sql, owner, call.cost, held, names(at, zone))
+    return bool(released)
+
+
+def lose(sql: Cursor, now: float, zone: tzinfo) -> None:
+    """Turn every hold whose lease has ended into spending."""
+    _lose(sql, sql.execute(_EXPIRE_ANY, (ms(now),)).fetchall(), zone)
+
+
+def _lose(sql: Cursor, expired: Sequence[tuple[Any, ...]], zone: tzinfo) -> None:
+    """Turn holds that nobody settled into spending, with a row for each call."""
+    for owner, period, id, pico, at_ms, about in expired:
+        at = at_ms / 1000
+        _spend(sql, owner, pico, (period, pico), names(at, zone))
+        budget = Budget(owner.removeprefix(TEAM), 0)
+        call, attempts = lost_record(Hold(id, budget, pico, at, about=about))
+        if sql.execute(WRITE_CALL, call).rowcount:
+            for attempt in attempts:
+                sql.execute(WRITE_ATTEMPT, attempt)
+
+
+def lost_record(hold: Hold) -> Record:
+    """Return the rows of a call that was never settled: at most what it held was spent."""
+    try:
+        at_ns, trace, caller, tags, api, requested, model, provider = json.loads(hold.about)
+    except ValueError:
+        at_ns, trace, caller, tags = int(hold.at * 1000) * 10**6, "", hold.budget.caller, "{}"
+        api = requested = model = provider = ""
+    names = (at_ns, hold.call_id, trace, caller, tags, api, requested, model, model, provider)
+    tokens = (None,) * 6
+    call = CallRow(
+        *names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0, assumed=hold.pico
+    )
+    attempt = AttemptRow(
+        at_ns,
+        hold.call_id,
+        0,
+        provider,
+        model,
+        model,
+        0,
+        None,
+        None,
+        *tokens,
+        hold.pico,
+        0,
+        LOST,
+        1,
+        assumed=1,
+    )
+    return Record(call, (attempt,))
+
+
+def found_again(sql: Cursor, at_ns: int, id: str) -> int:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
+    found = sql.execute(_TAKE_BACK, (at_ns, id)).fetchone()
+    if found is None:
+        return 0
+    caller, cost = found
+    sql.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
+    sql.execute(_UNSUM, (*divmod(cost, MICRO), caller, at_ns // (SLOT * 10**9)))
+    sql.execute(_FORGET_DAY, (at_ns // (DAY * 10**9),))
+    return int(cost)
+
+
+def _place(hold: Hold) -> tuple[int, str]:
+    return lost_record(hold).call.at_ns, hold.call_id
+
+
+def _lost_cost(sql: Cursor, hold: Hold) -> int:
+    """Return what was spent for a call when it was taken for lost, or 0."""
+    found = sql.execute(_LOST_COST, _place(hold)).fetchone()
+    return found[0] if found else 0
 
 
 def _spend(

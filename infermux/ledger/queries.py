@@ -125,11 +125,13 @@ _SUMS = ", ".join(f"coalesce(sum({{0}}.{name}), 0)" for name in Total._fields[4:
 _COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000), 0),
     coalesce(sum({0}.unpriced), 0)"""
 _SAVED = "coalesce(sum({0}.cache_saved / 1000000), 0), coalesce(sum({0}.cache_saved % 1000000), 0)"
+_ASSUMED = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
 _CALLS = f"""count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST},
-    sum(c.estimated), {_SAVED}""".format("c")
+    sum(c.estimated), {_SAVED}, {_ASSUMED.format("c.assumed")}""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
     sum((c.status <> 'ok') * coalesce(a.final, 1)), {_SUMS}, {_COST},
-    sum(c.estimated * coalesce(a.final, 1)), {_SAVED}""".format("a")
+    sum(c.estimated * coalesce(a.final, 1)), {_SAVED},
+    {_ASSUMED.format("a.assumed * a.cost")}""".format("a")
 
 
 def totals(
@@ -180,7 +182,7 @@ def merged(
     groups: dict[tuple[str, ...], list[Total]] = {}
     for row in found:
         counts = [int(value or 0) for value in row[len(by) :]]
-        for place in (12, 8):  # what caches saved, and the cost
+        for place in (14, 12, 8):  # what is assumed, what caches saved, and the cost
             counts[place : place + 2] = [counts[place] * 10**6 + counts[place + 1]]
         total = Total((), *counts)
         for key in product(*[namer(value) for namer, value in zip(names, row, strict=False)]):

@@ -46,11 +46,11 @@ _USED = (
 # the fields of a call and of an attempt that are shown, in this order
 _CALL = (
     "id trace_id caller tags api requested model served provider strategy status error_code "
-    f"{_USED} cost_source estimated unpriced latency_ms first_token_ms"
+    f"{_USED} assumed_usd cost_source estimated unpriced latency_ms first_token_ms"
 ).split()
 _ATTEMPT = (
     "provider model served error_code upstream_status upstream_request_id "
-    f"{_USED} unpriced started_ms first_ms ended_ms"
+    f"{_USED} service_tier billed assumed unpriced started_ms first_ms ended_ms"
 ).split()
 
 
@@ -213,10 +213,11 @@ def series(
 def figures(total: Total) -> JSON:
     """Return the sums of a group as JSON; the cost is null if all of it is unpriced."""
     named = total._asdict()
-    del named["key"], named["cost"], named["cache_saved"]
+    del named["key"], named["cost"], named["cache_saved"], named["assumed"]
     cost = amount(total)
     money = {"cost_usd": None if cost is None else usd(cost), "cost_pico": cost}
-    return money | named | {"cache_saved_usd": usd(total.cache_saved)}
+    apart = {"cache_saved_usd": usd(total.cache_saved), "assumed_usd": usd(total.assumed)}
+    return money | named | apart
 
 
 def amount(total: Total) -> int | None:
@@ -234,7 +235,12 @@ def call_dict(record: Record) -> JSON:
             "tags": json.loads(call.tags),
             "estimated": bool(call.estimated),
             "attempts": [
-                _fields(attempt, _ATTEMPT) | {"unpriced": bool(attempt.unpriced)}
+                _fields(attempt, _ATTEMPT)
+                | {
+                    "unpriced": bool(attempt.unpriced),
+                    "assumed": bool(attempt.assumed),
+                    "billed": json.loads(attempt.billed or "{}"),
+                }
                 for attempt in record.attempts
             ],
         }
@@ -291,6 +297,7 @@ def export(file: rollups.File, span: Period) -> Iterator[list[Record]]:
 def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
     money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
     money["cache_saved_usd"] = None if row.cache_saved is None else usd(row.cache_saved)
+    money["assumed_usd"] = usd(row.assumed)
     return {name: money[name] if name in money else getattr(row, name) for name in names}
 
 

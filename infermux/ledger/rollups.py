@@ -17,13 +17,14 @@ from functools import partial
 from sqlite3 import Cursor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from . import LedgerUnavailable, Total, queries, summed
-from .periods import DAY, MAX_INTEGER, SLOT, ns, start, step_name
+from . import LedgerUnavailable, Total, budgets, queries, summed
+from .periods import DAY, MAX_INTEGER, SLOT, ms, ns, start, step_name
 from .queries import Ask
 
 ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it
 MAINTAIN_SECONDS = 3600.0
+LOOK_SECONDS = 10.0
 CHUNK = 5000  # calls that are removed in one transaction
 DAYS = 32  # whose sums one query adds up, to need little memory
 # the dimensions of each kind of sums; a report reads the first kind that has all of its own
@@ -36,6 +37,7 @@ KINDS = (
 _DAY_NS, _SLOT_NS = DAY * 10**9, SLOT * 10**9
 _NAMES = ("caller", "tag", "error", "model", "served", "provider", "attempt_error")
 _PAIRS = {"cost": ("micro", "pico"), "cache_saved": ("saved_micro", "saved_pico")}
+_PAIRS |= {"assumed": ("assumed_micro", "assumed_pico")}
 _MEASURES = [name for field in Total._fields[1:] for name in _PAIRS.get(field, (field,))]
 _COLUMNS = ", ".join(("kind", "day", "n", *_NAMES, *_MEASURES))
 _ADD = f"INSERT INTO rollups ({_COLUMNS}) VALUES ({', '.join('?' * (10 + len(_MEASURES)))})"
@@ -75,6 +77,8 @@ class File(Protocol):
 
     def write(self, work: Callable[[Cursor], T]) -> T:
         """Return the result of *work*, in a transaction."""
+
+    zone: tzinfo
 
     def spooled(self) -> int:
         """Return how many calls wait for being written; one might be written twice."""
@@ -352,9 +356,17 @@ class Maintenance:
         self._file = file
         self._keep = keep
         self._due = 0.0  # 0: not known yet
+        self._look = 0.0  # when to look for lost calls
 
     def start(self, now: float) -> None:
-        """Do what is due in a thread: at first soon after the start, then about once an hour."""
+        """Do what is due in a thread: at first soon after the start, then about once an hour.
+
+        Every ten seconds, holds whose lease has ended become spending.
+        """
+        if now >= self._look:
+            self._look = now + LOOK_SECONDS
+            with suppress(LedgerUnavailable):
+                self.lose(now)
         later = MAINTAIN_SECONDS * (0.5 + random.random())
         if not self._due:
             self._due = now + later / 60
@@ -363,6 +375,12 @@ class Maintenance:
             thread = threading.Thread(target=self.run, args=(now,), name="infermux-ledger")
             thread.daemon = True
             thread.start()
+
+    def lose(self, now: float) -> None:
+        """Turn the holds of calls that nobody settled in time into spending."""
+        asked = (budgets.EXPIRED, (ms(now),))
+        if self._file.snapshot(lambda ask: ask(*asked)) and not self._file.spooled():
+            self._file.write(lambda sql: budgets.lose(sql, now, self._file.zone))
 
     def run(self, now: float) -> None:
         """Do what is due now."""

@@ -7,13 +7,13 @@ change, so a call cannot be written twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import tzinfo
 from functools import lru_cache
 from hashlib import blake2b
 from sqlite3 import Cursor
 
-from . import AttemptRow, CallRow, Hold, Record, budgets
+from . import Hold, Record, budgets
+from .budgets import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
 DIGEST_LENGTH = 32  # of the hexadecimal digest of a plan's first line
@@ -122,24 +122,26 @@ SUMS = (
         at_ns INTEGER NOT NULL, name TEXT NOT NULL, team INTEGER NOT NULL, period TEXT NOT NULL,
         action TEXT NOT NULL, pico INTEGER NOT NULL) STRICT""",
 )
+_BILLED = (  # by what else an attempt was billed, and which costs are assumed
+    "ALTER TABLE attempts ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE attempts ADD COLUMN service_tier TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE attempts ADD COLUMN billed TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE calls ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rollups ADD COLUMN assumed_micro INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
+)
 # item n migrates version n to n + 1
-MIGRATIONS = (_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS)
+MIGRATIONS = (
+    *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
+    _BILLED,
+)
 
 RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
 RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)
     ON CONFLICT DO NOTHING"""
 
 # -- calls --
-
-
-def _insert(table: str, names: Sequence[str]) -> str:
-    values = ", ".join("?" * len(names))
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values}) ON CONFLICT DO NOTHING"
-
-
-WRITE_CALL = _insert("calls", CallRow._fields)
-WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
-_WRITE_PLAN = _insert("plans", ("digest", "line"))
 
 
 def settle(
@@ -152,15 +154,19 @@ def settle(
     call = record.call
     line, end, rest = call.plan.partition("\n")
     digest = _digest(line)
-    if not sql.execute(WRITE_CALL, (*call[:-1], digest + end + rest)).rowcount:
-        return False
+    row, taken_back = (*call[:-1], digest + end + rest), 0
+    if not sql.execute(WRITE_CALL, row).rowcount:
+        taken_back = budgets.found_again(sql, call.at_ns, call.id)
+        if not taken_back:
+            return False
+        sql.execute(WRITE_CALL, row)
     if digest and digest not in known_plans:
-        sql.execute(_WRITE_PLAN, (digest, line))
+        sql.execute(WRITE_PLAN, (digest, line))
         if len(known_plans) < MAX_PLANS:
             known_plans.add(digest)
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, tuple(attempt))  # sqlite3 binds subclasses more slowly
-    budgets.spend(sql, call, hold, zone)
+    budgets.spend(sql, call, hold, zone, taken_back)
     return True
 
 

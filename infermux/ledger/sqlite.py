@@ -95,8 +95,7 @@ class SQLiteLedger(Ledger):
         self.path = os.path.abspath(path)
         self.zone = periods.time_zone(timezone)
         self.keep, self._maintenance = keep, Maintenance(self, keep)
-        self._busy = busy
-        self._clock = clock
+        self._busy, self._clock = busy, clock
         self._file = DatabaseFile(self.path, clock=clock)
         self._process = _Process(self.path, self._commit)
         self._failure: str | None = None
@@ -112,9 +111,10 @@ class SQLiteLedger(Ledger):
         at: float,
         lease: float = LEASE_SECONDS,
         over: bool = False,
+        about: str = "",
     ) -> Hold:
         """Reserve *pico* pico-USD by one conditional UPDATE for each budget."""
-        hold = Hold(call_id, budget, _amount(pico), at)
+        hold = Hold(call_id, budget, _amount(pico), at, about=about)
         return self._held(budgets.reserve, hold, at, at + lease, over, hold.pico)
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:

@@ -28,6 +28,7 @@ class Attempt:
     usage: Usage | None = None
     cost: int | None = None  # pico-USD; None: unpriced
     cache_saved: int | None = None  # pico-USD that the vendor's cache saved; None: unknown
+    assumed: bool = False  # it was sent, and whether it was billed is not known
     error: Failure | None = None
     waited: float = 0.0  # seconds of backoff before the attempt
     served: str = ""  # the model that the vendor says it used

@@ -183,9 +183,9 @@ class InferRequest:
     dropped: list[str] | None = field(default=None, compare=False)  # collects params left out
     lenient: bool = False  # whether preferences that a target cannot express are left out
     session: str = ""  # the client's name for the conversation
-    most_output: int | None = field(default=None, compare=False)  # tokens that a budget can pay
     cache_key: str = ""  # of the session, if the vendor is to cache the prompt
     upstream_ids: list[str] | None = field(default=None, compare=False)  # collects the vendor's
+    most_output: int | None = None  # tokens that a budget can pay
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
@@ -293,8 +293,7 @@ def _placed(data: JSON, parameters: Collection[str]) -> JSON:
     """
     places = {each.lower(): each for each in (*parameters, *_MEMBERS)}
     default = "" if "model" in map(str.lower, data) else "; did you mean 'model'?"
-    fields: JSON = {}
-    beside: JSON = {}
+    fields, beside = JSON(), JSON()
     foreign = 0
     for name, value in data.items():
         place = places.get(name.lower(), name)

@@ -68,6 +68,9 @@ class EchoProvider(Provider):
         content = "echo: " + (
             text_of(request.messages[-1].get("content")) if request.messages else ""
         )
+        reason = "stop"
+        if request.most_output is not None and len(content) > request.most_output * 4:
+            content, reason = content[: request.most_output * 4], "length"
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         tokens_in = sum([_tokens(text_of(message.get("content"))) for message in request.messages])
         tokens_out = max(1, _tokens(content))
@@ -80,7 +83,7 @@ class EchoProvider(Provider):
             tokens_out,
             cost,
             round(self.delay * 1000),
-            "stop",
+            reason,
             usage=Usage(tokens_in, tokens_out, cost_usd=cost),
         )
 

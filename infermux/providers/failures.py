@@ -11,6 +11,7 @@ import urllib3.exceptions
 from ..errors import (
     InferMuxError,
     Overloaded,
+    ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
     is_own_want,
@@ -34,6 +35,38 @@ def mapped(error: BaseException) -> InferMuxError:
     if is_own_want(error):
         return Overloaded(OUT_OF_RESOURCES)
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
+    failed = _mapped(error, refused=refused)
+    failed.sent = not (refused or _is_unsent(error))
+    return failed
+
+
+_UNSENT = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.NameResolutionError,
+    urllib3.exceptions.ProxyError,
+    requests.exceptions.ConnectTimeout,
+    requests.exceptions.ProxyError,
+)
+
+
+def _is_unsent(error: object) -> bool:
+    """Return whether no connection was made, by an error or one that it wraps."""
+    for _ in range(6):
+        if isinstance(error, (*_UNSENT, *_TLS)):
+            return True
+        if not isinstance(error, BaseException):
+            return False
+        inner = getattr(error, "reason", None)
+        first = error.args[0] if error.args else None
+        error = next(
+            (each for each in (inner, first, error.__cause__) if isinstance(each, BaseException)),
+            None,
+        )
+    return False
+
+
+def _mapped(error: BaseException, *, refused: bool) -> ProviderError:
     if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
     if isinstance(error, _TLS):

@@ -359,12 +359,15 @@ class HTTPProvider(Provider):
         try:
             yield
         except ProviderError as error:
+            error.sent = True if error.sent is None else error.sent
             self.redact(error)
             raise
         except FOREIGN as error:
             raise mapped(error) from error
         except NONSENSE as error:
-            raise ProviderUnavailable("the provider's answer could not be understood") from error
+            failed = ProviderUnavailable("the provider's answer could not be understood")
+            failed.sent = True
+            raise failed from error
         except (MemoryError, RuntimeError) as error:
             raise provider_failed(self.name, error) from error
 

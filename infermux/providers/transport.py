@@ -441,7 +441,9 @@ class Adapter(HTTPAdapter):
 
     def _post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         if exchange.deadline.expired:
-            raise ProviderTimeout("no time is left to ask the provider")
+            late = ProviderTimeout("no time is left to ask the provider")
+            late.sent = False
+            raise late
         limits = (max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.connect)), None)
         _current.exchange, _current.names = exchange, self._names
         try:

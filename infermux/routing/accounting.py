@@ -1,37 +1,44 @@
 """Costs: prices each answer, reserves the worst case before a call, settles the real cost after it.
 
-`Accounting` does this for a router; `record` converts a finished call to the rows of a ledger.
+`Accounting` does this for a router.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from ..dialects.responses import RESOURCE
-from ..errors import BudgetExceeded, UnpricedModel, shown
+from ..errors import (
+    BudgetExceeded,
+    ProviderAuthError,
+    ProviderError,
+    ProviderModelNotFound,
+    ProviderRateLimited,
+    ProviderRejected,
+    RequestError,
+    Unavailable,
+    UnpricedModel,
+    shown,
+)
 from ..ledger import (
     MAX_PICO,
-    MAX_TOKENS,
-    AttemptRow,
     Budget,
-    CallRow,
     Hold,
     Ledger,
     LedgerUnavailable,
-    Record,
 )
-from ..planning import kept
 from ..planning.call import Attempt, Call, StreamAccumulator, for_target
 from ..pricing import Price, charge, cost, usd
 from ..pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ..protocol import InferRequest, InferResponse
 from ..types import Target, Usage
+from .records import MAX_TEXT as MAX_TEXT
+from .records import about
+from .records import record as record
 from .targets import TargetPool
 from .worst_case import Worst, most_cost, worst_case
 
@@ -41,13 +48,11 @@ MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_BILLED = 4096  # stored responses that are remembered as billed
 UNBILLED = (RESOURCE, "input_tokens", "count_tokens")  # operations that cost nothing themselves
-MAX_TEXT = 200  # characters of a name in a row
-MAX_TAGS = 16  # tags in a row
+WORKED = 1.0  # seconds after which a vendor may bill what it answers with a server error
+ASSUMED = "assumed"  # the source of a cost
+_REFUSALS = (ProviderRejected, ProviderRateLimited, ProviderAuthError, ProviderModelNotFound)
 log = logging.getLogger("infermux")
 _NO_USAGE = Usage()
-_Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
-# tokens by class, cost, milliseconds to the first token, attempts without a price, saved by a cache
-_Sums = tuple[_Tokens, int | None, int | None, int, int | None]
 
 
 class Accounting:
@@ -97,7 +102,7 @@ class Accounting:
         before = sum([attempt.cost or 0 for attempt in call.attempts])  # that was or may be billed
         for tries in range(LIMITING_TRIES):
             try:
-                self._hold(call, budget, (pico or 0) + before)
+                self._hold(call, target, budget, (pico or 0) + before)
                 return
             except BudgetExceeded as error:
                 left = (error.left or 0) + (call.hold.pico if call.hold else 0) - before
@@ -107,7 +112,7 @@ class Accounting:
                     raise helped(error, worst, tokens, left) from None
                 call.most_output, pico = tokens, most_cost(worst.with_output(tokens), worst.price)
 
-    def _hold(self, call: Call, budget: Budget, pico: int) -> None:
+    def _hold(self, call: Call, target: Target, budget: Budget, pico: int) -> None:
         """Reserve *pico* for the call, with what it holds already."""
         assert self.ledger is not None
         now, lease = self._clock(), self.lease(call)
@@ -115,7 +120,13 @@ class Accounting:
         try:
             if call.hold is None:
                 call.hold = self.ledger.reserve(
-                    budget, pico, call_id=call.id, at=now, lease=lease, over=bool(call.override)
+                    budget,
+                    pico,
+                    call_id=call.id,
+                    at=now,
+                    lease=lease,
+                    over=bool(call.override),
+                    about=about(call, target),
                 )
             elif pico > call.hold.pico:
                 more = pico - call.hold.pico
@@ -256,7 +267,20 @@ class Accounting:
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=written, estimated=True)
+        attempt.assumed = usage.estimated and not answer.finish_reason
         self._charge(call, attempt, usage)
+
+    def charge_failure(self, call: Call, attempt: Attempt, error: BaseException) -> None:
+        """Assume that an attempt was billed if it failed after the vendor may have worked."""
+        unbilled = call.request.op in UNBILLED or attempt.usage is not None
+        if unbilled or not may_be_billed(error, attempt.seconds):
+            return
+        told = call.usage, call.cost, call.cost_source
+        self._charge(call, attempt, _estimated(call.request, ""))
+        attempt.assumed = True
+        call.usage, call.cost, call.cost_source = told
+        if call.cost_source == "unpriced" and attempt.cost is not None:
+            call.cost_source = ASSUMED
 
     def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
         target = attempt.target
@@ -285,6 +309,16 @@ class Accounting:
         attempt.usage = call.usage = usage
         attempt.cost = call.cost = bill.pico
         call.cost_source = bill.source
+
+
+def may_be_billed(error: BaseException, seconds: float) -> bool:
+    """Return whether the vendor may bill an attempt that failed with *error* after *seconds*."""
+    if not isinstance(error, ProviderError):  # such as a client that has left
+        return not isinstance(error, RequestError | Unavailable)
+    if not error.sent or isinstance(error, _REFUSALS):
+        return False
+    status = error.upstream_status
+    return status is None or (status >= 500 and seconds > WORKED)
 
 
 def cache_saved(usage: Usage, price: Price | None) -> int | None:
@@ -340,6 +374,9 @@ def _is_empty(usage: Usage) -> bool:
 def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usage:
     """Return the estimated usage of an answer that came without one, but for what is *told*."""
     tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
+    asked = request.params.get("service_tier")
+    if told.service_tier is None and isinstance(asked, str):
+        told = replace(told, service_tier=asked)
     return replace(told, input_tokens=tokens_in, output_tokens=estimate(text), estimated=True)
 
 
@@ -355,118 +392,3 @@ def said(response: InferResponse) -> str:
     more = response.extra.get("more", "")
     words = response.content, response.reasoning, response.refusal, more
     return "".join((*words, str(legacy.get("arguments") or ""), *inputs))
-
-
-# -- rows of the ledger --
-
-
-def record(call: Call) -> Record:
-    """Return the rows of *call*; its cost is the sum over its billed attempts."""
-    rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
-    last, error = rows[-1] if rows else None, call.error
-    names = (
-        (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
-    )
-    tokens, cost, first, unpriced, saved = (
-        _sums(rows) if last is None or len(rows) > 1 else _same(last)
-    )
-    start_ns, ident = call.settles or (call.start_ns, call.id)
-    whole = CallRow(
-        start_ns,
-        ident,
-        _text(call.trace_id),
-        _text(call.caller.name),
-        _tags(tuple(call.tags.items())) if call.tags else "{}",
-        _text(call.api),
-        _text(call.request.model),
-        *names,
-        call.plan.strategy if call.plan else "",
-        "ok" if error is None else str(error.status),
-        "" if error is None else error.code,
-        *tokens,
-        cost,
-        call.cost_source,
-        int(True in [each.usage is not None and each.usage.estimated for each in call.attempts]),
-        call.latency_ms,
-        first,
-        len(rows),
-        unpriced,
-        saved,
-        kept(call.plan),
-    )
-    return Record(whole, rows)
-
-
-def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
-    target, usage = attempt.target, attempt.usage or _NO_USAGE
-    cost, start, model = attempt.cost, call.started, _text(target.model)
-    start_ns, ident = call.settles or (call.start_ns, call.id)
-    return AttemptRow(
-        start_ns,
-        ident,
-        n,
-        _text(target.provider),
-        model,
-        _text(attempt.served) or model,
-        _ms(attempt.started - start),
-        None if attempt.first_chunk is None else _ms(attempt.first_chunk - start),
-        None if attempt.ended is None else _ms(attempt.ended - start),
-        _count(usage.input_tokens),
-        _count(usage.output_tokens),
-        _count(usage.cached_input_tokens),
-        _count(usage.cache_write_tokens),
-        _count(usage.cache_write_1h_tokens),
-        _count(usage.reasoning_tokens),
-        None if cost is None else max(0, min(cost, MAX_PICO)),
-        int(cost is None and attempt.usage is not None),
-        "" if attempt.error is None else attempt.error.code,
-        int(n == len(call.attempts) - 1),
-        None if attempt.error is None else attempt.error.upstream_status,
-        attempt.upstream_request_id,
-        attempt.cache_saved,
-    )
-
-
-def _same(row: AttemptRow) -> _Sums:
-    cost = 0 if row.cost is None and not row.unpriced else row.cost
-    return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
-
-
-def _sums(rows: Sequence[AttemptRow]) -> _Sums:
-    """Return the sums over all attempts (None: all unknown), and the last known first token."""
-    columns = zip(*[row[9:15] for row in rows], strict=True)
-    known = [[count for count in column if count is not None] for column in columns]
-    sums = [sum(counts) if counts else None for counts in known] or [None] * 6
-    costs = [row.cost for row in rows if row.cost is not None]
-    firsts = [row.first_ms for row in rows if row.first_ms is not None]
-    unpriced = sum(row.unpriced for row in rows)
-    cost = None if unpriced and not costs else sum(costs)
-    tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    saved = [row.cache_saved for row in rows if row.cache_saved is not None]
-    first = firsts[-1] if firsts else None
-    return tokens, cost, first, unpriced, sum(saved) if saved else None
-
-
-def _count(value: int | None) -> int | None:
-    """Return a number of tokens, limited to what can be stored; None if it is not an int."""
-    if not isinstance(value, int):
-        return None
-    return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _text(value: object) -> str:
-    """Return a name as it can be stored: short, and without lone surrogates."""
-    if not isinstance(value, str):
-        return ""
-    if len(value) <= MAX_TEXT and value.isascii():
-        return value
-    return value[:MAX_TEXT].encode(errors="replace").decode()
-
-
-@lru_cache(maxsize=256)
-def _tags(tags: tuple[tuple[str, str], ...]) -> str:
-    return json.dumps({_text(name): _text(value) for name, value in sorted(tags)[:MAX_TAGS]})

@@ -372,6 +372,8 @@ class Router:
             permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, RequestError) and error.elsewhere:
                 call.attempts.pop()
+            else:
+                self.accounting.charge_failure(call, attempt, error)
             raise
 
     def _retry_at(

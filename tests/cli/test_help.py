@@ -203,7 +203,7 @@ def test_models_lists_names_models_prices_and_abilities(models: Any) -> None:
     assert ["fast", "priority", "openai/gpt-6-luna, anthropic/claude-haiku-5-5"] in rows
     assert ["auto", "cheapest", "fast, echo/echo-v1", "openai/own-model"] in rows
     assert ["openai/own-model", "0.5", "2", "PDF, structured output"] in rows
-    assert ["echo/echo-v1", "unpriced", "text"] in rows
+    assert ["echo/echo-v1", "10", "10", "text"] in rows
     listed = {row[0]: row for row in rows}
     assert listed["openai/text-embedding-3-small"][-1] == "embeddings"
     assert listed["openai/gpt-6-luna"][-1] == "tools, images, PDF, structured output"

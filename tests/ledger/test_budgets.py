@@ -155,23 +155,31 @@ def test_a_call_has_one_hold(ledger: SQLiteLedger) -> None:
 # -- leases and failover ---------------------------------------------------------------------------
 
 
-def test_a_lease_frees_what_a_killed_worker_held(ledger: SQLiteLedger) -> None:
+def test_what_a_killed_worker_held_is_spent_when_its_lease_ends(ledger: SQLiteLedger) -> None:
     ledger.reserve(DAILY, 1000, call_id="killed", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 1, call_id="a", at=NOON + 59)
     assert ledger.spent(DAILY, NOON + 59) == (0, 1000)
-    assert ledger.spent(DAILY, NOON + 60) == (0, 0)
-    ledger.reserve(DAILY, 1000, call_id="b", at=NOON + 60)
-    assert ledger.spent(DAILY, NOON + 60) == (0, 1000)
+    assert ledger.spent(DAILY, NOON + 60) == (1000, 0)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 1, call_id="b", at=NOON + 60)
+    assert ledger.spent(DAILY, NOON + 60) == (1000, 0)
+    [record] = ledger.rows()
+    assert (record.call.id, record.call.status, record.call.cost) == ("killed", "lost", 1000)
+    assert (record.call.assumed, record.attempts[0].assumed) == (1000, 1)
+    assert ledger.totals()[0].assumed == 1000
 
 
 def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: SQLiteLedger) -> None:
     late = ledger.reserve(DAILY, 900, call_id="late", at=NOON, lease=60)
-    other = ledger.reserve(DAILY, 1000, call_id="other", at=NOON + 60)
-    assert ledger.settle(settled("late", 900), late)
-    assert ledger.spent(DAILY, NOON + 60) == (900, 1000)
-    assert ledger.settle(settled("other", 0), other)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 1000, call_id="other", at=NOON + 60)
     assert ledger.spent(DAILY, NOON + 60) == (900, 0)
+    assert ledger.settle(settled("late", 700), late)
+    assert ledger.spent(DAILY, NOON + 60) == (700, 0)
+    [record] = ledger.rows()
+    assert (record.call.status, record.call.cost) == ("ok", 700)
+    assert ledger.totals()[0].cost == 700
 
 
 def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: SQLiteLedger) -> None:
@@ -188,12 +196,17 @@ def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: SQLiteLedger) -
 
 def test_a_top_up_takes_anew_what_the_lease_has_freed(ledger: SQLiteLedger) -> None:
     hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
-    other = ledger.reserve(DAILY, 500, call_id="b", at=NOON + 60, lease=1e6)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(DAILY, 500, call_id="b", at=NOON + 60)
+    other = ledger.reserve(DAILY, 400, call_id="b", at=NOON + 60, lease=1e6)
     with pytest.raises(BudgetExceeded):
         ledger.top_up(hold, 1, at=NOON + 61)
+    assert ledger.spent(DAILY, NOON + 61) == (600, 400)
     ledger.settle(settled("b", 0), other)
-    assert ledger.top_up(hold, 1, at=NOON + 62).pico == 601
-    assert ledger.spent(DAILY, NOON + 62) == (0, 601)
+    more = ledger.top_up(hold, 1, at=NOON + 62)
+    assert (more.pico, ledger.spent(DAILY, NOON + 62)) == (601, (0, 601))
+    assert ledger.settle(settled("a", 300), more)
+    assert ledger.spent(DAILY, NOON + 62) == (300, 0)
 
 
 def test_an_old_hold_settles_what_was_topped_up(ledger: SQLiteLedger) -> None:

@@ -247,13 +247,7 @@ class _Reader:
                     details.append(self._detail(part, said))
         self._usage |= obj(body.get("usageMetadata"))
         self._searches.add(candidates)
-        reason = ""
-        if candidates:
-            reason = finish_reason(candidates[0].get("finishReason"))
-        elif obj(body.get("promptFeedback")).get("blockReason"):
-            reason = "content_filter"
-        reason = "tool_calls" if reason == "stop" and self._calls else reason
-        self.finished = self.finished or bool(reason)
+        reason = self._reason(body, candidates)
         return Chunk(
             words,
             thoughts,
@@ -267,6 +261,16 @@ class _Reader:
             text(body.get("responseId")) or None,
             dialect=NAME,
         )
+
+    def _reason(self, body: JSON, candidates: list[JSON]) -> str:
+        reason = ""
+        if candidates:
+            reason = finish_reason(candidates[0].get("finishReason"))
+        elif obj(body.get("promptFeedback")).get("blockReason"):
+            reason = "content_filter"
+        reason = "tool_calls" if reason == "stop" and self._calls else reason
+        self.finished = self.finished or bool(reason)
+        return reason
 
     def _detail(self, part: JSON, said: str) -> JSON:
         signature = text(part["thoughtSignature"])

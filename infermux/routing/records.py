@@ -1,0 +1,170 @@
+"""The rows of a ledger for a finished call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ..ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
+from ..planning import kept
+from ..planning.call import Attempt, Call
+from ..types import Target, Usage
+
+MAX_TEXT = 200  # characters of a name in a row
+MAX_TAGS = 16  # tags in a row
+_NO_USAGE = Usage()
+_Tokens = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
+# tokens by class, cost, milliseconds to the first token, attempts without a price, saved by a cache
+_Sums = tuple[_Tokens, int | None, int | None, int, int | None]
+
+
+def record(call: Call) -> Record:
+    """Return the rows of *call*; its cost is the sum over its billed attempts."""
+    rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
+    last, error = rows[-1] if rows else None, call.error
+    names = (
+        (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
+    )
+    tokens, cost, first, unpriced, saved = (
+        _sums(rows) if last is None or len(rows) > 1 else _same(last)
+    )
+    start_ns, ident = call.settles or (call.start_ns, call.id)
+    whole = CallRow(
+        start_ns,
+        ident,
+        _text(call.trace_id),
+        _text(call.caller.name),
+        _tags(tuple(call.tags.items())) if call.tags else "{}",
+        _text(call.api),
+        _text(call.request.model),
+        *names,
+        call.plan.strategy if call.plan else "",
+        "ok" if error is None else str(error.status),
+        "" if error is None else error.code,
+        *tokens,
+        cost,
+        call.cost_source,
+        int(True in [each.usage is not None and each.usage.estimated for each in call.attempts]),
+        call.latency_ms,
+        first,
+        len(rows),
+        unpriced,
+        saved,
+        sum([row.cost or 0 for row in rows if row.assumed]),
+        kept(call.plan),
+    )
+    return Record(whole, rows)
+
+
+def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
+    target, usage = attempt.target, attempt.usage or _NO_USAGE
+    cost, start, model = attempt.cost, call.started, _text(target.model)
+    start_ns, ident = call.settles or (call.start_ns, call.id)
+    return AttemptRow(
+        start_ns,
+        ident,
+        n,
+        _text(target.provider),
+        model,
+        _text(attempt.served) or model,
+        _ms(attempt.started - start),
+        None if attempt.first_chunk is None else _ms(attempt.first_chunk - start),
+        None if attempt.ended is None else _ms(attempt.ended - start),
+        _count(usage.input_tokens),
+        _count(usage.output_tokens),
+        _count(usage.cached_input_tokens),
+        _count(usage.cache_write_tokens),
+        _count(usage.cache_write_1h_tokens),
+        _count(usage.reasoning_tokens),
+        None if cost is None else max(0, min(cost, MAX_PICO)),
+        int(cost is None and attempt.usage is not None),
+        "" if attempt.error is None else attempt.error.code,
+        int(n == len(call.attempts) - 1),
+        None if attempt.error is None else attempt.error.upstream_status,
+        attempt.upstream_request_id,
+        attempt.cache_saved,
+        int(attempt.assumed),
+        _text(usage.service_tier),
+        _billed(usage),
+    )
+
+
+_BY = (
+    *("input_audio_tokens", "input_image_tokens", "input_video_tokens", "cached_audio_tokens"),
+    *("output_audio_tokens", "output_image_tokens", "tool_use_tokens", "geo"),
+)
+
+
+def _billed(usage: Usage) -> str:
+    """Return by what else an answer was billed, as JSON; "" if by nothing."""
+    found = {name: value for name in _BY if (value := getattr(usage, name))}
+    if usage.fees:
+        found["fees"] = dict(usage.fees[:MAX_TAGS])
+    if usage.others:
+        found["others"] = {
+            _text(model): [other.input_tokens, other.output_tokens]
+            for model, other in usage.others[:MAX_TAGS]
+        }
+    return json.dumps(found) if found else ""
+
+
+def about(call: Call, target: Target) -> str:
+    """Return what the ledger tells of a call whose worker dies."""
+    return json.dumps(
+        [
+            call.start_ns,
+            call.trace_id,
+            call.caller.name,
+            _tags(tuple(call.tags.items())) if call.tags else "{}",
+            call.api,
+            _text(call.request.model),
+            _text(target.model),
+            target.provider,
+        ]
+    )
+
+
+def _same(row: AttemptRow) -> _Sums:
+    cost = 0 if row.cost is None and not row.unpriced else row.cost
+    return row[9:15], cost, row.first_ms, row.unpriced, row.cache_saved
+
+
+def _sums(rows: Sequence[AttemptRow]) -> _Sums:
+    """Return the sums over all attempts (None: all unknown), and the last known first token."""
+    columns = zip(*[row[9:15] for row in rows], strict=True)
+    known = [[count for count in column if count is not None] for column in columns]
+    sums = [sum(counts) if counts else None for counts in known] or [None] * 6
+    costs = [row.cost for row in rows if row.cost is not None]
+    firsts = [row.first_ms for row in rows if row.first_ms is not None]
+    unpriced = sum(row.unpriced for row in rows)
+    cost = None if unpriced and not costs else sum(costs)
+    tokens = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+    saved = [row.cache_saved for row in rows if row.cache_saved is not None]
+    first = firsts[-1] if firsts else None
+    return tokens, cost, first, unpriced, sum(saved) if saved else None
+
+
+def _count(value: int | None) -> int | None:
+    """Return a number of tokens, limited to what can be stored; None if it is not an int."""
+    if not isinstance(value, int):
+        return None
+    return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _text(value: object) -> str:
+    """Return a name as it can be stored: short, and without lone surrogates."""
+    if not isinstance(value, str):
+        return ""
+    if len(value) <= MAX_TEXT and value.isascii():
+        return value
+    return value[:MAX_TEXT].encode(errors="replace").decode()
+
+
+@lru_cache(maxsize=256)
+def _tags(tags: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps({_text(name): _text(value) for name, value in sorted(tags)[:MAX_TAGS]})

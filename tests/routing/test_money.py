@@ -1,0 +1,487 @@
+"""Money in the hard cases, through the APIs: what vendors bill by, the worst case that is held, and
+attempts of which nobody knows whether they were billed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from support import Peer
+
+from infermux import build, create_app
+from infermux.admission.keys import hashed
+
+KEY = "imx-test-key"
+HELLO = [{"role": "user", "content": "Hello"}]
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+Reply = Callable[[Any], tuple[int, bytes, str]]
+
+
+class Vendor(Peer):
+    """Answers each request as `reply` says, and keeps the bodies."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.reply: Callable[[Any, Any], None] = lambda handler, body: None
+
+    def answer(self, handler: Any, body: bytes) -> None:
+        asked = json.loads(body)
+        self.seen.append(asked)
+        self.reply(handler, asked)
+
+    def says(self, body: Any, *, status: int = 200, delay: float = 0.0) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = "text/event-stream" if data.startswith(b"data:") else "application/json"
+
+        def reply(handler: Any, asked: Any) -> None:
+            self.released.wait(delay)
+            handler.reply(status, data, {"Content-Type": kind})
+
+        self.reply = reply
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    with Vendor() as running:
+        yield running
+
+
+def service(
+    tmp_path: Path, vendor: Vendor, budget: str = "", more: str = "", timeouts: str = ""
+) -> FlaskClient:
+    budget = f"budget = {{ {budget} }}" if budget else ""
+    file = tmp_path / "infermux.toml"
+    prices = """
+"sized" = { input = "1", output = "10", max_input = 10000, max_output = 1000 }
+"open" = { input = "1", output = "10", max_input = 10000 }
+"tiered" = { input = "1", output = "10", max_output = 100, service = { priority = "2", flex = "0.5" } }
+"heard" = { input = "1", output = "10", input_audio = "50", output_audio = "100", max_output = 100 }
+"thinks" = { input = "1", output = "10", reasoning = "20", max_output = 100 }
+"searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
+"placed" = { input = "1", output = "10", geo = { us = "1.1" }, max_output = 100 }
+"""
+    text = f"""
+[models]
+first = ["openai/sized", "second/sized"]
+[ledger]
+path = "{tmp_path / "ledger.db"}"
+[keys.web]
+hash = "{hashed(KEY)}"
+{budget}
+"""
+    for name, kind, path in (
+        ("openai", "openai", "/v1"),
+        ("second", "openai", "/second/v1"),
+        ("anthropic", "anthropic", "/anthropic"),
+        ("gemini", "gemini", "/gemini"),
+    ):
+        text += f"""
+[providers.{name}]
+type = "{kind}"
+base_url = "{vendor.url}{path}"
+api_key = "env:VENDOR"
+models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "unknown"]
+{timeouts}
+[providers.{name}.prices]
+{prices}"""
+    file.write_text(text + more)
+    router = build.router(build.settings({"VENDOR": "sk-v"}, str(file)))
+    return create_app(router).test_client()
+
+
+def ask(
+    client: FlaskClient,
+    model: str = "openai/sized",
+    path: str = "/v1/chat/completions",
+    **more: Any,
+):
+    body = {"model": model, "messages": HELLO} | more
+    body = {name: value for name, value in body.items() if value is not None}
+    return client.post(path, json=body, headers={"Authorization": f"Bearer {KEY}"})
+
+
+def chat(usage: Any = USAGE, **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "Hi"}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return {"id": "c", "model": "m", "choices": choices, "usage": usage} | more
+
+
+def rows(client: FlaskClient) -> list[Any]:
+    return client.application.extensions["infermux"].ledger.rows()
+
+
+def cost(client: FlaskClient) -> int | None:
+    return rows(client)[0].call.cost
+
+
+def usage(**details: Any) -> dict[str, Any]:
+    return USAGE | details
+
+
+def responses(**more: Any) -> dict[str, Any]:
+    item = {"type": "message", "id": "m", "role": "assistant", "status": "completed",
+            "content": [{"type": "output_text", "text": "Hi", "annotations": []}]}  # fmt: skip
+    return {"id": "r", "object": "response", "model": "m", "status": "completed", "output": [item],
+            "usage": {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}} | more  # fmt: skip
+
+
+def claude(**more: Any) -> dict[str, Any]:
+    used = {"input_tokens": 1000, "output_tokens": 100} | more
+    return {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
+            "content": [{"type": "text", "text": "Hi"}], "usage": used}  # fmt: skip
+
+
+def google(grounding: Any = None, **more: Any) -> dict[str, Any]:
+    candidate: dict[str, Any] = {
+        "content": {"role": "model", "parts": [{"text": "Hi"}]},
+        "finishReason": "STOP",
+    }
+    if grounding:
+        candidate["groundingMetadata"] = grounding
+    used = {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100} | more
+    return {"candidates": [candidate], "usageMetadata": used, "modelVersion": "m"}
+
+
+MICRO = 10**6
+PLAIN = 2000 * MICRO  # 1,000 tokens in at 1 USD per million, 100 out at 10
+SEARCH = {
+    "type": "web_search_call",
+    "id": "w1",
+    "status": "completed",
+    "action": {"type": "search"},
+}
+OPENED = SEARCH | {"id": "w2", "action": {"type": "open_page"}}
+AUDIO = {
+    "prompt_tokens_details": {"audio_tokens": 400},
+    "completion_tokens_details": {"audio_tokens": 50},
+}
+BILLS: list[tuple[str, str, Any, int | None]] = [
+    ("plain", "openai/sized", chat(), PLAIN),
+    ("priority", "openai/tiered", chat(service_tier="priority"), 2 * PLAIN),
+    ("flex", "openai/tiered", chat(service_tier="flex"), PLAIN // 2),
+    ("default", "openai/tiered", chat(service_tier="default"), PLAIN),
+    ("unlisted tier", "openai/sized", chat(service_tier="priority"), None),
+    ("audio", "openai/heard", chat(usage(**AUDIO)), (600 + 400 * 50 + 50 * 10 + 50 * 100) * MICRO),
+    ("unlisted audio", "openai/sized", chat(usage(**AUDIO)), None),
+    ("no audio", "openai/sized", chat(usage(prompt_tokens_details={"audio_tokens": 0})), PLAIN),
+    ("unlisted image", "openai/sized", chat(usage(prompt_tokens_details={"image_tokens": 5})), None),
+    ("reasoning", "openai/thinks", chat(usage(completion_tokens_details={"reasoning_tokens": 60})), 3200 * MICRO - 600 * MICRO),
+    ("apart", "openai/sized", chat(usage(total_tokens=1300, completion_tokens_details={"reasoning_tokens": 200})), 4000 * MICRO),
+    ("only in the total", "openai/sized", chat(usage(total_tokens=1300)), 4000 * MICRO),
+    ("own key", "openai/sized", chat(usage(cost=0.01, is_byok=True, cost_details={"upstream_inference_cost": 0.2})), 210_000 * MICRO),
+    ("not an own key", "openai/sized", chat(usage(cost=0.01, is_byok=False, cost_details={"upstream_inference_cost": 0.2})), 10_000 * MICRO),
+    ("Responses", "openai/tiered", responses(service_tier="priority"), 2 * PLAIN),
+    ("search", "openai/searches", responses(output=[*responses()["output"], SEARCH, OPENED]), PLAIN + 15_000 * MICRO),
+    ("unlisted search", "openai/sized", responses(output=[*responses()["output"], SEARCH]), None),
+    ("Anthropic's tier", "anthropic/tiered", claude(service_tier="priority"), 2 * PLAIN),
+    ("Anthropic's search", "anthropic/searches", claude(server_tool_use={"web_search_requests": 2}), PLAIN + 25_000 * MICRO),
+    ("region", "anthropic/placed", claude(inference_geo="us"), PLAIN * 11 // 10),
+    ("everywhere", "anthropic/placed", claude(inference_geo="global"), PLAIN),
+    ("unlisted region", "anthropic/sized", claude(inference_geo="us"), None),
+    ("compaction", "anthropic/sized", claude(iterations=[
+        {"type": "compaction", "input_tokens": 500, "output_tokens": 50},
+        {"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN + 1000 * MICRO),
+    ("one iteration", "anthropic/sized", claude(iterations=[{"type": "message", "input_tokens": 1000, "output_tokens": 100}]), PLAIN),
+    ("an unlisted advisor", "anthropic/sized", claude(iterations=[
+        {"type": "message", "input_tokens": 1000, "output_tokens": 100},
+        {"type": "advisor_message", "model": "no-such", "input_tokens": 1, "output_tokens": 1}]), None),
+    ("Google's tier", "gemini/tiered", google(serviceTier="priority"), 2 * PLAIN),
+    ("traffic", "gemini/tiered", google(trafficType="ON_DEMAND_FLEX"), PLAIN // 2),
+    ("Google's audio", "gemini/heard", google(promptTokensDetails=[{"modality": "AUDIO", "tokenCount": 400}]), (600 + 400 * 50 + 1000) * MICRO),
+    ("Google's unlisted video", "gemini/sized", google(promptTokensDetails=[{"modality": "VIDEO", "tokenCount": 4}]), None),
+    ("grounding", "gemini/searches", google({"webSearchQueries": ["a", "b"]}), PLAIN + 25_000 * MICRO),
+    ("Google's total", "gemini/sized", google(totalTokenCount=1300, toolUsePromptTokenCount=100), 3100 * MICRO),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "expected"), [each[1:] for each in BILLS], ids=[each[0] for each in BILLS]
+)
+def test_a_call_costs_what_the_vendor_bills_by(model, body, expected, tmp_path, vendor):
+    client = service(tmp_path, vendor)
+    vendor.says(body)
+    if "output" in body:
+        answer = ask(client, model, "/v1/responses", messages=None, input="Hello")
+    else:
+        answer = ask(client, model, max_tokens=50)
+    assert answer.status_code == 200, answer.text
+    [record] = rows(client)
+    assert (record.call.cost, record.call.unpriced) == (expected, int(expected is None))
+
+
+def events(*bodies: Any) -> bytes:
+    return (
+        b"".join(b"data: " + json.dumps(body).encode() + b"\n\n" for body in bodies)
+        + b"data: [DONE]\n\n"
+    )
+
+
+def delta(index: int, text: str, **more: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": None}
+    return {"id": "c", "model": "m", "choices": [choice]} | more
+
+
+def test_the_tier_of_a_stream_may_stand_in_its_first_event(tmp_path, vendor):
+    client = service(tmp_path, vendor)
+    end = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    vendor.says(
+        events(
+            delta(0, "Hi", service_tier="priority"),
+            end,
+            {"id": "c", "model": "m", "choices": [], "usage": USAGE},
+        )
+    )
+    assert ask(client, "openai/tiered", stream=True).data
+    assert cost(client) == 2 * PLAIN
+
+
+def test_every_choice_of_an_answer_without_usage_is_estimated(tmp_path, vendor):
+    """Of streams and whole answers; tool calls count as well."""
+    client, found = service(tmp_path, vendor), []
+    long = "many words of one choice " * 20
+    end = {
+        "id": "c",
+        "model": "m",
+        "choices": [{"index": n, "delta": {}, "finish_reason": "stop"} for n in (0, 1)],
+    }
+    for body in (
+        events(delta(0, long), end),
+        events(delta(0, long), delta(1, long), end),
+        chat(None, choices=[{"index": 0, "message": {"content": long}, "finish_reason": "stop"}]),
+        chat(None, choices=[{"index": n, "message": {"content": long}, "finish_reason": "stop"} for n in (0, 1)]),
+        chat(None, choices=[{"index": 0, "finish_reason": "tool_calls", "message": {"content": None, "tool_calls": [
+            {"id": "t", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": long})}}]}}]),
+    ):  # fmt: skip
+        vendor.says(body)
+        assert ask(client, n=2, stream=isinstance(body, bytes)).data
+        assert rows(client)[0].call.estimated
+        found.append(rows(client)[0].call.output_tokens)
+    one, two, whole, both, called = found
+    assert two > 1.9 * one > 50 and both > 1.9 * whole > 50 and called > 50
+
+
+def test_counting_tokens_costs_nothing(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.000001"')
+    vendor.says({"input_tokens": 1000})
+    answer = ask(client, "anthropic/sized", "/v1/messages/count_tokens")
+    assert answer.status_code == 200, answer.text
+    [record] = rows(client)
+    assert (record.call.cost, record.call.unpriced) == (0, 0)
+
+
+# -- the worst case --------------------------------------------------------------------------------
+
+
+def held(client: FlaskClient, **asked: Any) -> int | None:
+    """Return the pico-USD that a call holds, from the message of an empty budget; None if unpriced."""
+    answer = ask(client, **asked)
+    error = answer.json["error"]
+    message = error["message"] if isinstance(error, dict) else answer.text
+    assert answer.status_code == 402, answer.text
+    if "unpriced_model" in answer.text:
+        return None
+    return round(float(message.partition("this call may cost ")[2].split(" ")[0]) * 10**12)
+
+
+def data(size: int) -> str:
+    return base64.b64encode(bytes(size)).decode()
+
+
+def part(kind: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": kind, **more}]}]
+
+
+OUT = 10 * MICRO  # pico-USD per token of output
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ({"max_tokens": 50}, 50, 52),
+        ({"max_completion_tokens": 50}, 50, 52),
+        ({"max_tokens": 50, "max_completion_tokens": 70}, 70, 72),
+        ({"max_tokens": "50"}, 50, 52),
+        ({"max_tokens": 50, "n": "20"}, 1000, 1002),
+        ({"max_tokens": 50, "n": 20.0}, 1000, 1002),
+        ({"max_tokens": 50, "n": 20}, 1000, 1002),
+        ({"max_tokens": 50, "best_of": 20}, 1000, 1002),
+        ({}, 1000, 1002),  # the model's limit
+        ({"max_output_tokens": 50}, 1000, 1012),  # not this format's: not a limit
+        ({"max_tokens": 50, "messages": part("image_url", image_url={"url": "https://x.test/a.png"})}, 1000, 1100),
+        ({"max_tokens": 50, "messages": part("file", file={"file_data": "data:application/pdf;base64," + data(10**5)})}, 10_000, 13_000),
+        ({"max_tokens": 50, "messages": part("file", file={"file_id": "file-1"})}, 1000, 1100),
+        ({"max_tokens": 50, "model": "openai/heard", "messages": part("input_audio", input_audio={"data": data(250_000), "format": "wav"})}, 10_000, 11_000),
+        ({"max_tokens": 50, "model": "openai/tiered", "service_tier": "priority"}, 100, 104),
+        ({"max_tokens": 50, "model": "openai/tiered", "service_tier": "flex"}, 50, 52),
+        ({"max_tokens": 50, "model": "anthropic/sized"}, 50, 52),
+        ({"model": "gemini/sized", "max_tokens": 50}, 50, 52),
+    ],
+)  # fmt: skip
+def test_what_is_held_is_the_most_that_the_vendor_could_bill(asked, least, most, tmp_path, vendor):
+    """In tokens of output; one of input costs a tenth."""
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    assert least * OUT <= (held(client, **asked) or 0) <= most * OUT
+    assert vendor.seen == []
+
+
+def test_each_api_and_operation_has_its_own_limits(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    lists = {"messages": None, "path": "/v1/completions"}
+    assert (
+        150 * OUT
+        <= (held(client, prompt=["a", "b", "c"], max_tokens=50, **lists) or 0)
+        <= 153 * OUT
+    )
+    own = {"messages": None, "path": "/v1/responses", "input": "Hello"}
+    assert 50 * OUT <= (held(client, max_output_tokens=50, **own) or 0) <= 52 * OUT
+    free = service(tmp_path, vendor)
+    vendor.says(responses())
+    ident = ask(free, **own).json["id"]
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    assert (
+        held(client, max_output_tokens=50, previous_response_id=ident, **own) or 0
+    ) >= 1050 * OUT
+    tools = [{"type": "web_search"}]
+    assert (
+        held(client, model="openai/searches", max_output_tokens=50, tools=tools, **own) or 0
+    ) >= 200_000 * MICRO
+    assert held(client, max_output_tokens=50, tools=tools, **own) is None
+    config = {
+        "contents": [{"parts": [{"text": "Hello"}]}],
+        "generationConfig": {"maxOutputTokens": 50},
+    }
+    path = "/v1beta/models/gemini/sized:generateContent"
+    assert (
+        50 * OUT <= (held(client, model=None, messages=None, path=path, **config) or 0) <= 52 * OUT
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["openai/open", "second/open", "gemini/open"])
+def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream, tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.01"')
+    vendor.says(google() if "gemini" in model else chat())
+    answer = ask(client, model, stream=stream)
+    assert answer.status_code == 200, answer.text
+    limit = int(answer.headers["X-Infermux-Max-Tokens"])
+    sent = vendor.seen[0]
+    assert limit in (
+        sent.get("max_tokens"),
+        sent.get("generationConfig", {}).get("maxOutputTokens"),
+    )
+    assert 990 <= limit <= 1000
+
+
+def test_a_402_says_what_would_help(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.005"')
+    error = ask(client).json["error"]
+    assert error["code"] == "budget_exceeded" and "set max_tokens" in error["message"]
+    assert "0.005 USD are left, and this call may cost 0.01" in error["message"]
+    limit = int(error["message"].partition("at most ")[2].split(" ")[0])
+    vendor.says(chat())
+    assert ask(client, max_tokens=limit).status_code == 200
+
+
+def test_a_hard_budget_refuses_what_has_no_price(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "5"')
+    answer = ask(client, "openai/unknown")
+    assert (answer.status_code, answer.json["error"]["code"]) == (402, "unpriced_model")
+    assert "Retry-After" not in answer.headers and vendor.seen == []
+
+
+def test_budgets_can_be_tried_with_echo(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.0001"', '[providers.echo]\ntype = "echo"\n')
+    statuses = [ask(client, "echo/echo-v1").status_code for _ in range(5)]
+    assert statuses[0] == 200 and statuses[-1] == 402
+    assert sum(row.call.cost or 0 for row in rows(client)) <= 10**8
+
+
+# -- attempts that may have been billed ------------------------------------------------------------
+
+
+def cut(handler: Any, asked: Any) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"id": "c",')
+    handler.wfile.flush()
+    handler.reset()
+
+
+@pytest.mark.parametrize(
+    ("fault", "assumed"),
+    [
+        ("timeout", True),
+        ("reset", True),
+        ("cut", True),
+        ("unreadable", True),
+        ("slow 500", True),
+        ("500", False),
+        ("400", False),
+        ("429", False),
+        ("refused", False),
+    ],
+)
+def test_an_attempt_that_may_have_been_billed_is_assumed_to_be(fault, assumed, tmp_path, vendor):
+    timeouts = "[providers.openai.timeouts]\nfirst_byte = 0.3\n" if fault == "timeout" else ""
+    client = service(tmp_path, vendor, 'usd = "1"', timeouts="")
+    router = client.application.extensions["infermux"]
+    if timeouts:
+        provider = router.registry.member("openai").provider
+        provider.timeouts = provider.timeouts.__class__(first_byte=0.3)
+    if fault == "refused":
+        router.registry.member("openai").provider._base_url = "http://127.0.0.1:9/v1"
+    good = json.dumps(chat()).encode()
+
+    def reply(handler: Any, asked: Any) -> None:
+        if handler.path.startswith("/second"):
+            handler.reply(200, good, {"Content-Type": "application/json"})
+        elif fault == "timeout":
+            vendor.released.wait(2)
+        elif fault == "reset":
+            handler.reset()
+        elif fault == "cut":
+            cut(handler, asked)
+        elif fault == "unreadable":
+            handler.reply(200, b"<html>", {"Content-Type": "text/html"})
+        else:
+            time.sleep(1.05 if "slow" in fault else 0)
+            handler.reply(int(fault.split()[-1]), b"{}", {"Content-Type": "application/json"})
+
+    vendor.reply = reply
+    answer = ask(client, "first", max_tokens=50)
+    assert answer.status_code in (200, 400)
+    record = rows(client)[0]
+    first = record.attempts[0]
+    assert (first.assumed, (first.cost or 0) > 0) == (int(assumed), assumed)
+    assert record.call.assumed == sum(row.cost or 0 for row in record.attempts if row.assumed)
+    spent = router.ledger.totals()[0]
+    assert (spent.cost, spent.assumed) == (record.call.cost, record.call.assumed)
+    if answer.status_code == 200:
+        assert record.call.cost == PLAIN + record.call.assumed
+
+
+def test_what_came_of_a_broken_stream_is_assumed_to_be_billed(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "1"')
+    vendor.says(events(delta(0, "some words of an answer " * 20)).replace(b"data: [DONE]\n\n", b""))
+    assert ask(client, stream=True, max_tokens=500).data
+    [record] = rows(client)
+    assert record.attempts[0].assumed == 1 and record.call.assumed == record.call.cost > 500 * MICRO
+
+
+def test_a_failover_holds_what_was_assumed_as_well(tmp_path, vendor):
+    """The first attempt may have cost something: the second must fit beside it."""
+    client = service(tmp_path, vendor, 'usd = "0.00051"')
+    big = [{"role": "user", "content": "word " * 40}]
+    vendor.reply = lambda handler, asked: handler.reset()
+    answer = ask(client, "first", messages=big, max_tokens=40)
+    assert answer.status_code in (402, 502)
+    assert len({row.provider for row in rows(client)[0].attempts}) == 1
+    assert sum(row.call.cost or 0 for row in rows(client)) <= 510 * MICRO
