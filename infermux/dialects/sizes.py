@@ -28,6 +28,7 @@ _FILES = frozenset(
     ("file", "input_file", "document", "container_upload", "video_url", "video", "input_video")
 )
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
+_KINDS = frozenset(("type", "inlineData", "inline_data", "fileData", "file_data"))
 _GOOGLE = ("generationConfig", "generation_config")
 _TEXTS = ("prompt", "input", "instructions", "system", "suffix")
 _FRAME = frozenset(("role", "type", "content", "text", "parts"))
@@ -149,7 +150,7 @@ def _walk(value: Any, size: Size) -> None:
     if isinstance(value, str):
         size.text += len(value) if value.isascii() else len(value.encode(errors="replace"))
     elif isinstance(value, dict):
-        if _medium(value, size):
+        if not _KINDS.isdisjoint(value) and value.get("type") != "text" and _medium(value, size):
             return
         if control := value.get("cache_control"):
             size.caches = True

@@ -179,8 +179,12 @@ class HTTPProvider(Provider):
     def body_of(self, request: InferRequest) -> JSON:
         """Return the body that is sent for *request*; {} if none can be."""
         request = self._own(request)
+        dialect = self._speaks(request)
+        own = request.body_in(getattr(dialect, "NAME", ""))
+        if own is not None and not request.cache_key:  # it is sent with no other limits
+            return as_object(own.value)
         try:
-            body = self._speaks(request).encode_request(request, stream=False)
+            body = dialect.encode_request(request, stream=False)
             return as_object(strict_json.lenient(body))
         except (RequestError, ValueError, TypeError):
             return {}

@@ -94,6 +94,8 @@ class Accounting:
         budget = call.caller.budget
         if self.ledger is None or not isinstance(budget, Budget):
             return
+        if call.request.op in UNBILLED:  # free of charge
+            return
         call.most_output = None
         worst = self._worst(call.sent(Attempt(target, 0.0)), target)
         pico = None if worst is None else worst.pico

@@ -19,7 +19,6 @@ from ..types import JSON, Usage
 MAX_CONTEXT = 2_000_000  # tokens of a model whose context is not known
 MARGIN = 1.25  # of an estimated number of tokens: the 95th percentile of its error
 LATER = timedelta(minutes=15)  # within which a price may change
-FREE = ("count_tokens", "input_tokens", "resource")  # operations
 
 
 class Worst(NamedTuple):
@@ -73,7 +72,7 @@ def worst_case(
     bounded = size.output is not None or price.max_output is not None
     if size.output is None:
         size.output = price.max_output or context_of(price)
-    return Worst(most_cost(size, price, op=request.op), size, price, bounded)
+    return Worst(most_cost(size, price), size, price, bounded)
 
 
 def context_of(price: Price) -> int:
@@ -81,17 +80,15 @@ def context_of(price: Price) -> int:
     return price.max_input or MAX_CONTEXT
 
 
-def most_cost(size: Size, price: Price, *, op: str = "") -> int | None:
+def most_cost(size: Size, price: Price) -> int | None:
     """Return the most that a request of this size may cost, or None if it is not known."""
-    if op in FREE:
-        return 0
     now = datetime.now(UTC)
     moments = (now,) if price.units is not None else (now, now + LATER)
     worst = 0
     for usage in _usages(size, price):
         for tier in {size.tier, ""}:
             for at in moments:
-                found = cost(replace(usage, service_tier=tier), price, at=at)
+                found = cost(usage, price, at=at, service_tier=tier)
                 if found is None:
                     return None
                 worst = max(worst, found)

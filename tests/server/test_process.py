@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from support import Answer, Scripted, Service, TokenTrace, Vendor, eventually, nobody, run, script
 
+from infermux.ledger.sqlite import SQLiteLedger
+
 KEYS = {name: f"imx-process-{name}" for name in ("free", "hard", "rated")}
 DAY = 86_400
 DEADLINE = 6
@@ -372,9 +374,9 @@ def test_a_worker_takes_as_many_descriptors_as_it_may(stand: Stand) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_killed_worker_held_of_a_budget_is_free_again_after_its_lease(stand: Stand) -> None:
-    """Killed between the vendor's answer and the ledger: its call counts as its worst case until
-    then, and once at most.
+def test_what_a_killed_worker_held_of_a_budget_is_spent_after_its_lease(stand: Stand) -> None:
+    """Killed between the vendor's answer and the ledger: its call counts as its worst case, once
+    and for good.
     """
     with stand.service as service, ThreadPoolExecutor(1) as pool:
         lost = pool.submit(status_of_held, stand)
@@ -389,7 +391,10 @@ def test_what_a_killed_worker_held_of_a_budget_is_free_again_after_its_lease(sta
         eventually(service._answers, "answering")
         assert stand.ask("hard").status == 402
         stand.jump(DEADLINE + 3600)
-        assert spend(stand) > 0
+        ledger = SQLiteLedger(stand.ledger)
+        eventually(lambda: ledger.rows(status="lost"), "the row of the lost call")
+        [record] = ledger.rows(status="lost")
+        assert record.call.cost == record.call.assumed > 0
         assert "Traceback" not in service.log
 
 
