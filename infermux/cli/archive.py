@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def ledger() -> None:
-    """Prune, export, back up or check the ledger, also while a service uses it.
+    """Prune, export, back up or check the ledger.
+
+    A service may use it meanwhile.
 
     Example: infermux ledger backup infermux-backup.db
     """

@@ -21,7 +21,7 @@ _HEAD = ["KEY", "PER", "LIMIT", "SPENT", "HELD", "LEFT", "RESET", "THEN"]
 @json_option("Print what GET /budgets answers.")
 @click.pass_context
 def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
-    """Show each budget: limit, spent, held by calls in flight, left, and when it resets.
+    """Show what each budget has spent and has left.
 
     Money is in USD. A budget of [budgets] is shared by its keys.
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 REDACTED = "[redacted]"
 MAX_WORDS = 2000  # characters of a vendor's message that are read
+MAX_SHORT = 64  # characters of a text that is compared with encoded keys
 PIECE = 12  # consecutive characters of a key that count as a secret
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 _PRIVATE = re.compile("auth|key|token|secret|cookie", re.I)  # names of headers
@@ -36,9 +37,9 @@ class Redactor:
         keys = {word for value in private for word in (value, *value.split()[-1:]) if word}
         self._own = sorted({*keys, *hosts} - {""}, key=len, reverse=True)
         self._pieces = {piece for key in keys for piece in _pieces(key)}
-        self._encoded = {
-            piece for key in keys for text in (key, *_encoded(key)) for piece in _pieces(text)
-        }
+        once = {text for key in keys for text in (key, *_encoded(key))}
+        twice = {text for each in once for text in _encoded(each)}
+        self._encoded = {piece for text in once | twice for piece in _pieces(text)}
 
     def __call__(self, message: str) -> str:
         """Return at most 600 characters of *message*, with secrets redacted."""
@@ -59,7 +60,12 @@ class Redactor:
         )
 
     def names_key(self, text: str) -> bool:
-        """Return whether a short *text* has a key, plain, in base64 or in hexadecimal."""
+        """Return whether a short *text* has a key, plain or in base64 or hexadecimal up to twice.
+
+        It takes a tenth of the time of `reveals`, which looks at longer texts.
+        """
+        if len(text) > MAX_SHORT:
+            return self.reveals(text)
         if not self._encoded.isdisjoint(_pieces(text)):
             return True
         return any(own in text for own in self._own)

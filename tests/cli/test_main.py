@@ -230,7 +230,7 @@ def test_help_lists_its_topics_and_prints_the_table_of_parameters():
     rows = [re.split(r"  +", line) for line in found.stdout.splitlines()]
     for kind, name, why in parameters.rows():
         assert [name, str(kind), ", ".join(parameters.formats(name)) or "-", why] in rows
-    assert ["prompt_cache_key", "hint", "openai", "caching"] in rows
+    assert ["prompt_cache_key", "hint", "openai, responses", "caching"] in rows
     odd = CliRunner().invoke(main, ["help", "parametres"])
     assert odd.exit_code == 2 and "did you mean 'parameters'?" in odd.stderr
 

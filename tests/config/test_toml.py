@@ -321,7 +321,9 @@ def test_the_example_shows_every_section_and_key():
         settings.Server,
         settings.KeyConfig,
         settings.BudgetConfig,
+        settings.TeamConfig,
         settings.LedgerConfig,
+        settings.PricesConfig,
         settings.Trace,
     )
     known = {item.name for kind in kinds for item in fields(kind) if "reader" in item.metadata}
@@ -332,8 +334,10 @@ def test_the_example_shows_every_section_and_key():
         "providers",
         "models",
         "keys",
+        "budgets",
         "reliability",
         "server",
+        "prices",
         "ledger",
         "trace",
     }
@@ -361,7 +365,7 @@ def test_the_example_states_the_defaults_that_hold():
             "[zzz]",
             [
                 "[zzz]",
-                "there are providers, models, keys, reliability, server, ledger, prices, trace",
+                "there are providers, models, keys, budgets, reliability, server, ledger, prices, trace",
             ],
         ),
         ("attempts = 3", ["[attempts]", "reliability"]),
