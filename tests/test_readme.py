@@ -245,6 +245,7 @@ def test_every_block_is_of_a_known_kind() -> None:
         assert len(re.findall(r"^```", text, re.M)) == 2 * len(blocks(text)), name
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("block", of_kind("toml"))
 def test_a_configuration_is_valid(block: Block, tmp_path: Path, folder: Path) -> None:
     from infermux.providers import PRESETS

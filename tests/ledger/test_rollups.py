@@ -68,6 +68,7 @@ def path(books: Path, tmp_path: Path) -> Path:
 # -- reports ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("by", DIMENSIONS, ids=lambda by: "+".join(by) or "all")
 @pytest.mark.parametrize(
     ("since", "until"),
