@@ -303,6 +303,7 @@ def test_every_report_on_a_large_ledger_is_exact(many: tuple[Path, list[Record]]
     assert Decimal(reports.figures(whole)["cost_usd"]) * PICO == whole.cost
 
 
+@pytest.mark.slow
 def test_a_series_and_a_page_of_a_large_ledger_agree_with_its_rows(
     many: tuple[Path, list[Record]],
 ) -> None:
