@@ -423,7 +423,10 @@ def test_figures_are_merged_one_by_one_and_shown_with_their_layers() -> None:
     own, table = json.loads(infermux("prices", "openai/gpt-4o", "--json").stdout)["prices"]
     text = infermux("prices", "openai/gpt-4o").stdout
     assert (own["input"], own["output"], own.get("cached_input")) == ("3", "11", None)
-    assert own["service"] == {"priority": "1.7", "flex": "0.5", "batch": "0.5"} and own["max_input"] == 128000
+    assert (
+        own["service"] == {"priority": "1.7", "flex": "0.5", "batch": "0.5"}
+        and own["max_input"] == 128000
+    )
     assert own["layers"]["input"] == "the configuration"
     assert own["layers"]["output"] == "mine.json (2026-11-28)"
     assert own["layers"]["max_input"].startswith("the shipped table (genai-prices")
