@@ -25,7 +25,7 @@ BEGUN = {  # what each client has sent when it begins to drip
     "second": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + HEAD,
     "unread": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1",
 }
-LATE = 1.0  # seconds within which a health check is answered meanwhile
+LATE = 2.5  # seconds within which a health check is answered meanwhile
 
 
 class Drips:
