@@ -129,7 +129,7 @@ def anthropic(body: dict[str, Any]) -> Ask:
         for tool in body.get("tools", ())
     ]
     return post(
-        "/v1/messages", new | ({"tools": tools} if tools else {}), WANTED, end="stop_reason"
+        "/v1/messages", new | ({"tools": tools} if tools else {}), WANTED, end="output_tokens"
     )
 
 
