@@ -802,7 +802,7 @@ def test_random_faults_stay_within_attempts_and_deadline(
     with ThreadPoolExecutor(PARALLEL) as pool:
         found = dict(zip(range(RUNS), pool.map(run, range(RUNS)), strict=True))
     answered = sum(ok for _, ok in found.values())
-    assert 0.05 * RUNS < answered < 0.95 * RUNS
+    assert 0.2 * RUNS < answered < 0.95 * RUNS
     late = [seed for seed, (over, _) in found.items() if over > SLACK]
     assert len(late) < RUNS / 5
     assert [seed for seed in late if min(run(seed)[0] for _ in range(3)) > SLACK] == []
