@@ -38,7 +38,7 @@ _PUBLIC = {  # name: module, loaded on first use: Flask is loaded only if used
     "gemini_blueprint": "web.gemini",
     "load": "build",
     "openai_blueprint": "web.openai",
-    "ops_blueprint": "web.ops",
+    "ops_blueprint": "web.admin",
 }
 
 __all__ = [*_PUBLIC]
@@ -68,10 +68,10 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
     from .types import Deadline as Deadline
     from .types import Target as Target
     from .types import Usage as Usage
+    from .web.admin import ops_blueprint as ops_blueprint
     from .web.anthropic import anthropic_blueprint as anthropic_blueprint
     from .web.gemini import gemini_blueprint as gemini_blueprint
     from .web.openai import openai_blueprint as openai_blueprint
-    from .web.ops import ops_blueprint as ops_blueprint
 
 
 def __getattr__(name: str) -> Any:

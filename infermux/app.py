@@ -22,6 +22,7 @@ from .dialects.anthropic.downstream import encode_error as anthropic_error
 from .dialects.gemini.downstream import encode_error as gemini_error
 from .routing.router import Router
 from .web import METHODS, REFUSES, EndpointBlueprint, endpoints
+from .web.admin import ops_blueprint
 from .web.anthropic import anthropic_blueprint
 from .web.gemini import gemini_blueprint
 from .web.http import (
@@ -34,7 +35,6 @@ from .web.http import (
 )
 from .web.mist import mist_blueprint
 from .web.openai import openai_blueprint
-from .web.ops import ops_blueprint
 
 _APIS = {
     "infermux": "mist",

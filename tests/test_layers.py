@@ -23,6 +23,7 @@ LAYERS = (
     "planning",
     "admission ledger telemetry",
     "routing otel",
+    "components",
     "build",
     "server batch chaos",
     "web cli testing",
@@ -40,8 +41,8 @@ DOORS = {
     "sqlite3": {"ledger"},
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}  # of os: config/
-MAX_MODULES, MAX_IN_PACKAGE = 141, 11
-MAX_CHARACTERS = 1_005_000  # that are not blank, in the whole package
+MAX_MODULES, MAX_IN_PACKAGE = 200, 12
+MAX_CHARACTERS = 1_400_000  # that are not blank, in the whole package
 MAX_FILE, MAX_FUNCTION, MAX_WIDTH = 460, 40, 100
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .. import build
+from ..components.providers import ECHO
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
 from ..config.settings import Reliability, Timeouts, Trace
@@ -172,8 +173,8 @@ def _isolated(config: Config, limit: float) -> Config:
     """Return the configuration without secrets and services, all HTTP, with scaled times."""
     quiet = replace(config, keys=None, ledger=None, trace=Trace(), environment=False)
     named = {each.name for each in config.providers}
-    if config.environment and config.models and build.ECHO not in named:
-        echo = ProviderConfig(build.ECHO, build.ECHO)
+    if config.environment and config.models and ECHO not in named:
+        echo = ProviderConfig(ECHO, ECHO)
         quiet = replace(quiet, providers=(*config.providers, echo))
     served = _served(quiet)
     factor = limit / (config.reliability.deadline or NORMAL_DEADLINE)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import click
 
 from .. import build
+from ..components.prices import own_prices, price_table
 from ..errors import InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, PriceTable, compare, shipped
 from ..pricing.table import OWN
 from ..pricing.tariff import Peak, Tariff, figure_text, figures
 from ..providers import PRESETS
-from ..routing.prices import own_prices, price_table
 from ..routing.router import Router
 from ..types import JSON, Route, Target
 from . import (

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from .readers import target_names
 from .schema import (
     Problems,
     Secret,
@@ -40,7 +41,6 @@ from .settings import (
     Trace,
     caller_key,
     price_file,
-    target_names,
     team,
 )
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON
+from .readers import (
+    days,
+    key_hash,
+    missing_features,
+    money,
+    or_empty,
+    or_zero,
+    secret,
+    some_texts,
+    target_names,
+    time_zone,
+    weights,
+)
 from .schema import (
-    Reader,
     Secret,
     any_table,
     flag,
-    of_type,
     one_of,
     reads,
     seconds,
@@ -33,103 +42,6 @@ from .schema import (
 
 EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in an app's config
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest", "sticky")
-_HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
-_EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
-_DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
-_MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
-
-
-def _secret(value: Any, place: str) -> Secret:
-    """Read a secret; the loader has already replaced references."""
-    if not isinstance(value, Secret):
-        remedy = '"env:NAME" or "file:PATH", never the secret itself'
-        raise ConfigError(f"{place} must be a reference, {remedy}")
-    return value
-
-
-def _key_hash(value: Any, place: str) -> str:
-    """Read the SHA-256 of a key in hexadecimal, given as text or by reference."""
-    found = value.reveal() if isinstance(value, Secret) else text(value, place)
-    if not _HASH.fullmatch(found.lower()) or found.lower().endswith(_EMPTY_HASH):
-        remedy = "`infermux keys new NAME` makes one"
-        raise ConfigError(f"{place} must be a SHA-256 in 64 hexadecimal digits: {remedy}")
-    return found.lower().removeprefix("sha256:")
-
-
-def _money(value: Any, place: str) -> str:
-    """Read dollars as decimal text, so that no digit is lost."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    word = str(value) if is_whole else text(value, place)
-    if not _MONEY.fullmatch(word):
-        raise ConfigError(f'{place} must be dollars as text, such as "200.00", not {shown(word)}')
-    return word
-
-
-def _some_texts(value: Any, place: str) -> tuple[str, ...]:
-    found = texts(value, place)
-    if not found:
-        raise ConfigError(f"{place} must name a key")
-    return found
-
-
-def _days(value: Any, place: str) -> str:
-    """Read a number of days, such as 400d."""
-    word = text(value, place)
-    if not _DAYS.fullmatch(word):
-        raise ConfigError(f'{place} must be a number of days, such as "400d", not {shown(word)}')
-    return word
-
-
-def _time_zone(value: Any, place: str) -> str:
-    from zoneinfo import ZoneInfo  # only where it is needed
-
-    name = text(value, place)
-    try:
-        if name != "UTC":
-            ZoneInfo(name)
-    except (LookupError, ValueError, OSError):  # OSError: the name of a folder
-        raise ConfigError(
-            f'{place} must be a time zone such as "Europe/Berlin" or "UTC", not {shown(name)}'
-        ) from None
-    return name
-
-
-def target_names(value: Any, place: str) -> tuple[str, ...]:
-    """Read one target or a list of them."""
-    names = (text(value, place),) if isinstance(value, str) else texts(value, place)
-    if not names:
-        raise ConfigError(f"{place} names no target")
-    return names
-
-
-def weights(value: Any, place: str) -> dict[str, float]:
-    """Read a table of weights, each a number above 0."""
-    found = any_table(value, place)
-    for target, weight in found.items():
-        if not 0 < of_type(float, weight, f"{place}.{target}") < 10**9:
-            raise ConfigError(f"{place}.{target} must be a number above 0")
-    return {target: float(weight) for target, weight in found.items()}
-
-
-def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
-    """Read a table of features that models lack."""
-    read = one_of("tools", "images", "structured output", "embeddings", "reasoning")
-    return {
-        model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
-        for model, items in any_table(value, place).items()
-    }
-
-
-def _or_empty(reader: Reader) -> Reader:
-    """Return a reader that also accepts "", which disables the feature."""
-    return lambda value, place: reader(value, place) if value != "" else ""
-
-
-def _or_zero(reader: Reader) -> Reader:
-    """Return a reader that also accepts 0, which disables the feature."""
-    return lambda value, place: (
-        0.0 if type(value) in (int, float) and not value else reader(value, place)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +61,7 @@ class ProviderConfig:
     name: str
     type: str = reads(text, "")  # a preset, a dialect, or the name of an installed plug-in
     base_url: str = reads(url, "")
-    api_key: Secret | None = reads(_secret, None)
+    api_key: Secret | None = reads(secret, None)
     models: tuple[str, ...] = reads(texts, ())
     timeout: Timeouts = reads(table(Timeouts), Timeouts())
     prices: Mapping[str, Any] = reads(any_table, {})  # by model; pricing reads them
@@ -216,9 +128,9 @@ class Server:
     graceful_timeout: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
-    early_headers: float = reads(_or_zero(seconds), 5.0)
+    early_headers: float = reads(or_zero(seconds), 5.0)
     max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker
-    admin_key: Secret | None = reads(_secret, None)  # key of the operators' endpoints
+    admin_key: Secret | None = reads(secret, None)  # key of the operators' endpoints
     metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
     # warning: failed calls; info: every call
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
@@ -229,7 +141,7 @@ class Server:
 class BudgetConfig:
     """What a key may spend per day or month, in the ledger's time zone, or in total."""
 
-    usd: str = reads(_money)
+    usd: str = reads(money)
     per: str = reads(one_of("day", "month", "total"), "month")
     then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
 
@@ -239,8 +151,8 @@ class TeamConfig:
     """What several keys may spend together; a call counts in each budget of its key."""
 
     name: str
-    usd: str = reads(_money)
-    keys: tuple[str, ...] = reads(_some_texts)
+    usd: str = reads(money)
+    keys: tuple[str, ...] = reads(some_texts)
     per: str = reads(one_of("day", "month", "total"), "month")
     then: str = reads(text, "reject")  # as of a key's own budget
 
@@ -260,7 +172,7 @@ class KeyConfig:
     """A caller and the hash of its API key."""
 
     name: str
-    hash: str = reads(_key_hash)
+    hash: str = reads(key_hash)
     models: tuple[str, ...] = reads(texts, ())  # empty: every model
     rpm: int = reads(whole, 0)  # requests per minute; 0: no limit
     tpm: int = reads(whole, 0)  # tokens per minute; 0: no limit
@@ -277,9 +189,9 @@ def caller_key(name: str, value: object) -> KeyConfig:
 class LedgerConfig:
     """Where calls are recorded, and for how long; an empty path disables the ledger."""
 
-    path: str = reads(_or_empty(text), "infermux.db")
-    keep: str = reads(_or_empty(_days), "")  # how long calls are kept, such as 400d; "": forever
-    timezone: str = reads(_time_zone, "UTC")  # of days and months, for budgets and reports
+    path: str = reads(or_empty(text), "infermux.db")
+    keep: str = reads(or_empty(days), "")  # how long calls are kept, such as 400d; "": forever
+    timezone: str = reads(time_zone, "UTC")  # of days and months, for budgets and reports
 
     @property
     def keep_seconds(self) -> float | None:
@@ -291,18 +203,18 @@ class LedgerConfig:
 class PricesConfig:
     """The user's own price table, which `infermux prices update` writes; empty: none."""
 
-    file: str = reads(_or_empty(text), "")
+    file: str = reads(or_empty(text), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """Where spans are sent; an empty address disables an exporter."""
 
-    tokentrace: str = reads(_or_empty(url), "")
+    tokentrace: str = reads(or_empty(url), "")
     capture_content: bool = reads(flag, False)  # whether spans hold prompts and answers
     threads: int = reads(whole, 2)
     queue: int = reads(whole, 1000)  # spans that may wait; more are dropped and counted
-    otlp: str = reads(_or_empty(url), "")  # an OpenTelemetry collector
+    otlp: str = reads(or_empty(url), "")  # an OpenTelemetry collector
 
 
 class PriceFile(NamedTuple):

@@ -28,7 +28,7 @@ from infermux.pricing import PICO
 from infermux.protocol import InferRequest
 from infermux.routing.accounting import record
 from infermux.types import Caller, Target, Usage
-from infermux.web.status_page import StatusPage, count, duration, money, share
+from infermux.web.admin.status_page import StatusPage, count, duration, money, share
 
 ADMIN = "adm-in-key"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"me:{ADMIN}".encode()).decode()}

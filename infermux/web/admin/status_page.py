@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from flask import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..errors import printable
-from ..ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total, summed
-from ..planning import Plan, replayed
-from ..pricing import PICO, usd
-from ..routing.router import Router
-from ..server import status
+from ...errors import printable
+from ...ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total, summed
+from ...planning import Plan, replayed
+from ...pricing import PICO, usd
+from ...routing.router import Router
+from ...server import status
 
 HOURS = 24
 MAX_CALLS = 50  # listed
@@ -186,7 +186,7 @@ def moment(seconds: float, form: str = "%H:%M:%S") -> str:
 
 
 _PAGES = Environment(
-    loader=PackageLoader("infermux.web"),
+    loader=PackageLoader("infermux.web.admin"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

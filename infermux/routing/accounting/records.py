@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ..ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
-from ..planning import kept
-from ..planning.call import Attempt, Call
-from ..types import Target, Usage
+from ...ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
+from ...planning import kept
+from ...planning.call import Attempt, Call
+from ...types import Target, Usage
 
 MAX_TEXT = 200  # characters of a name in a row
 MAX_TAGS = 16  # tags in a row

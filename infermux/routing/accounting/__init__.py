@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ..dialects.responses import RESOURCE
-from ..errors import (
+from ...dialects.responses import RESOURCE
+from ...errors import (
     BudgetExceeded,
     ProviderAuthError,
     ProviderError,
@@ -24,22 +24,22 @@ from ..errors import (
     UnpricedModel,
     shown,
 )
-from ..ledger import (
+from ...ledger import (
     MAX_PICO,
     Budget,
     Hold,
     Ledger,
     LedgerUnavailable,
 )
-from ..planning.call import Attempt, Call, StreamAccumulator, for_target
-from ..pricing import Price, charge, cost, usd
-from ..pricing.token_estimate import estimate, estimate_messages, estimate_prompts
-from ..protocol import InferRequest, InferResponse
-from ..types import Target, Usage
+from ...planning.call import Attempt, Call, StreamAccumulator, for_target
+from ...pricing import Price, charge, cost, usd
+from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
+from ...protocol import InferRequest, InferResponse
+from ...types import Target, Usage
+from ..targets import TargetPool
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
-from .targets import TargetPool
 from .worst_case import Worst, most_cost, worst_case
 
 LIMITING_TRIES = 4  # as other calls may take what was left

@@ -11,17 +11,17 @@ from functools import partial
 
 from flask import Response, request
 
-from ..errors import NotFound, RequestError, close_to, shown
-from ..ledger import Ledger, LedgerUnavailable, reports
-from ..protocol import strict_json
-from ..routing import explain as explaining
-from ..routing.router import Router
-from ..server import status
-from ..telemetry.metrics import CONTENT_TYPE
-from ..types import JSON, LogThrottle
-from . import EndpointBlueprint, auth, endpoints
-from .auth import Admin
-from .http import Api, View, json_body, json_response, plain_error, read_body
+from ...errors import NotFound, RequestError, close_to, shown
+from ...ledger import Ledger, LedgerUnavailable, reports
+from ...protocol import strict_json
+from ...routing import explain as explaining
+from ...routing.router import Router
+from ...server import status
+from ...telemetry.metrics import CONTENT_TYPE
+from ...types import JSON, LogThrottle
+from .. import EndpointBlueprint, auth, endpoints
+from ..auth import Admin
+from ..http import Api, View, json_body, json_response, plain_error, read_body
 from .status_page import StatusPage
 
 log = logging.getLogger("infermux")

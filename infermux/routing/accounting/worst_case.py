@@ -11,10 +11,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ..dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, size_of, text_tokens
-from ..pricing import Price, cost
-from ..protocol import InferRequest
-from ..types import JSON, Usage
+from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, size_of, text_tokens
+from ...pricing import Price, cost
+from ...protocol import InferRequest
+from ...types import JSON, Usage
 
 MAX_CONTEXT = 2_000_000  # tokens of a model whose context is not known
 MARGIN = 1.25  # of an estimated number of tokens: the 95th percentile of its error

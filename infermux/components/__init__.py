@@ -1,0 +1,107 @@
+"""Builds what stands around the router: callers, limits, the ledger and the observers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..admission.keys import Keyring
+from ..admission.rate_limiter import RateLimiter
+from ..config import Config
+from ..config.settings import KeyConfig, LedgerConfig, TeamConfig
+from ..errors import ConfigError
+from ..ledger import Ledger, configured_budget
+from ..routing.router import Observer
+from ..telemetry.call_log import CallLog
+from ..telemetry.spans import SpanReporter
+from ..telemetry.tokentrace import Reporter
+from ..types import Caller
+from .prices import is_vendor
+
+
+def concurrency(config: Config, serving: bool) -> dict[str, int]:
+    """Return each provider's limit of calls: by default half the threads, as one may hang."""
+    half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
+    limits = {each.name: each.concurrency or half for each in config.providers}
+    return {name: limit for name, limit in limits.items() if limit}
+
+
+def rates(config: Config) -> RateLimiter | None:
+    """Return the limiter of the keys' rates, if a key has any."""
+    ring = keyring(config)
+    if ring is None or not ring.limited:
+        return None
+    beside = (config.ledger and config.ledger.path) or LedgerConfig().path
+    return RateLimiter(Path(beside).with_suffix(".rates"))
+
+
+def room(config: Config) -> dict[str, int]:
+    """Return the limits of calls, streams and bodies; some threads stay for health checks."""
+    threads = config.server.threads
+    calls = max(1, threads - max(1, threads // 8))
+    streams = max(1, min(int(threads * config.server.streams), calls - 1))
+    return {"calls": calls, "streams": streams, "bodies": config.server.max_inflight_body}
+
+
+def keyring(config: Config) -> Keyring | None:
+    """Return the keys that [keys] admits, or None; raise ConfigError for one hash twice."""
+    if config.keys is None:
+        return None
+    names: dict[str, str] = {}
+    for key in config.keys:
+        if (other := names.setdefault(key.hash, key.name)) != key.name:
+            raise ConfigError(
+                f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
+                "the two callers cannot be told apart"
+            )
+    return Keyring((key.hash, caller(key, config.budgets)) for key in config.keys)
+
+
+def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
+    limits = key.models or None, key.rpm or None, key.tpm or None
+    return Caller(key.name, *limits, configured_budget(key, teams), may_tag=key.tags)
+
+
+def ledger(config: Config, serving: bool) -> Ledger | None:
+    """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
+    budgets = [f"[keys.{key.name}]" for key in config.keys or () if key.budget]
+    budgets += [f"[budgets.{team.name}]" for team in config.budgets]
+    path = (config.ledger or LedgerConfig()).path
+    if budgets and not path:
+        raise ConfigError(f"[ledger].path is empty, but the budget of {budgets[0]} needs a ledger")
+    if not path or not (config.ledger or budgets or serving):
+        return None
+    from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
+
+    settings = config.ledger or LedgerConfig()
+    return SQLiteLedger(path, timezone=settings.timezone, keep=settings.keep_seconds)
+
+
+def observers(config: Config, serving: bool) -> list[Observer]:
+    """Return what receives each call: the log, and OpenTelemetry."""
+    observers: list[Observer] = []
+    if serving and config.server.log_level != "error":
+        observers.append(CallLog(config.server.log_level, config.server.log_format))
+    if config.trace.otlp:
+        observers.append(otlp(config))
+    return observers
+
+
+def otlp(config: Config) -> Observer:
+    try:
+        from ..otel import OTLP  # loads OpenTelemetry, which is an extra
+    except ImportError:
+        raise ConfigError(
+            "[trace].otlp needs OpenTelemetry: pip install 'infermux[otel]'"
+        ) from None
+    vendors = {each.name: each.type for each in config.providers if is_vendor(each)}
+    return OTLP(config.trace.otlp, size=config.trace.queue, vendors=vendors)
+
+
+def reporter(config: Config) -> SpanReporter | None:
+    """Return the reporter of spans to TokenTrace, if configured."""
+    if not config.trace.tokentrace:
+        return None
+    return Reporter(
+        "infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue
+    )

@@ -1,0 +1,165 @@
+"""Builds the providers of a configuration, and defines its names of models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..config import Config, ProviderConfig
+from ..config.schema import Problems, suggestion
+from ..dialects.responses import STANDARD
+from ..errors import ConfigError, ModelNotFound, shown
+from ..planning.registry import Registry
+from ..providers import PRESETS, Preset, owner, plugin, plugins
+from ..providers.echo import EchoProvider, configured
+from .prices import is_vendor, vendor_of
+
+ECHO = "echo"
+log = logging.getLogger("infermux")
+
+
+class _Unread:
+    """Replaces an invalid provider or name, so that references to it are not reported too."""
+
+    infer, models, any_model = print, ("?",), True
+
+    def __init__(self, name: str, written: object) -> None:
+        self.name = name
+        listed = written.get("models", ()) if isinstance(written, dict) else ()
+        self._listed = listed if isinstance(listed, list | tuple) else None
+
+    def serves(self, model: str) -> bool:
+        """Whether the provider might serve *model*."""
+        known = self._listed is None or model in self._listed
+        return "/" not in model and (known or owner(model) == self.name)
+
+
+def registry(config: Config, problems: Problems) -> Registry:
+    """Return the providers and names of *config*; what is wrong goes to *problems*."""
+    found = Registry()
+    for each in config.providers:
+        with problems:
+            found.register(provider(each))
+    failed = [(each.name, {"models": each.models}) for each in config.providers]
+    for name, written in (*config.unread, *failed):
+        if "/" not in name and name not in found:
+            found.register(_Unread(name, written))
+    if config.environment:
+        for name in plugins():
+            if name not in found:
+                _add_plugin(found, name)
+        if ECHO not in found:
+            found.register(EchoProvider())
+    found.hint = partial(_hint, config)
+    _define(found, config, problems)
+    return found
+
+
+def _define(registry: Registry, config: Config, problems: Problems) -> None:
+    """Define the names of [models]; every name in the file must lead to a target."""
+    for model in config.models:
+        registry.define(**{each.name: getattr(model, each.name) for each in fields(model)})
+    inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
+    places = [(f"[models] {name}", name, inner[name]) for name in registry.names]
+    for key in config.keys or ():
+        names = [(f"[keys.{key.name}].models", name) for name in key.models]
+        if key.budget is not None and key.budget.then not in ("reject", "warn"):
+            names.append((f"[keys.{key.name}].budget.then", key.budget.then))
+        places += [(place, name, (name,)) for place, name in names]
+    for team in config.budgets:
+        if team.then not in ("reject", "warn"):
+            places.append((f"[budgets.{team.name}].then", team.then, (team.then,)))
+    told: set[str] = set()
+    for place, name, own in places:
+        with problems:
+            try:
+                registry.route(name)
+            except ModelNotFound as error:
+                direct = any(shown(each) in error.message for each in own)
+                if direct or error.message not in told:  # else already reported for an inner name
+                    told.add(error.message)
+                    raise ConfigError(f"{place}: {error}") from None
+
+
+def _hint(config: Config, name: str) -> str:
+    """Return how to configure the known vendor that *name* belongs to, or ""."""
+    vendor = owner(name)
+    if not vendor or any(each.name == vendor for each in config.providers):
+        return ""
+    label, variable = PRESETS[vendor].label, PRESETS[vendor].keys[0]
+    is_model = name != vendor
+    what = f"{shown(name)[1:-1]} is {label}'s" if is_model else f"{label} is not configured"
+    if config.environment:
+        return f"{what}: set {variable}"
+    return f"{what}: add [providers.{vendor}] to {config.path}, and set {variable}"
+
+
+def _address(config: ProviderConfig, preset: Preset) -> str:
+    address = config.base_url or preset.base_url
+    if not address:
+        variable = preset.address or f"{config.name.upper()}_BASE_URL"
+        raise ConfigError(f"provider {config.name!r} has no address; set {variable}")
+    return address if urlsplit(address).path.strip("/") else address.rstrip("/") + preset.path
+
+
+def _add_plugin(registry: Registry, name: str) -> None:
+    try:
+        registry.register(provider(ProviderConfig(name, name)))
+    except Exception as error:
+        log.warning("the plug-in provider %r is not used: %s", name, error)
+
+
+def provider(config: ProviderConfig) -> Any:
+    """Return the provider of one entry of the configuration; raise ConfigError."""
+    preset = PRESETS.get(config.type)
+    if preset is not None:
+        return _http(config, preset)
+    if config.type == ECHO:
+        return configured(config)
+    make = plugin(config.type)
+    if make is None:
+        hint = suggestion(config.type, [*PRESETS, ECHO, *plugins()])
+        raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{hint}")
+    try:
+        return make(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # third-party code
+        log.debug("the plug-in type %r failed", config.type, exc_info=error)
+        raise ConfigError(
+            f"[providers.{config.name}]: the plug-in type {config.type!r} failed "
+            f"with {type(error).__name__}"
+        ) from error
+
+
+def _http(config: ProviderConfig, preset: Preset) -> Any:
+    from ..providers.http import HTTPProvider  # loads requests
+
+    own = is_vendor(config)
+    if config.ca and not Path(config.ca).exists():
+        raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
+    if config.api == "responses" and preset.dialect not in ("openai", "azure"):
+        raise ConfigError(
+            f'[providers.{config.name}].api: {config.type} has no Responses; use "auto"'
+        )
+    support = preset.responses or (STANDARD if config.api == "responses" else None)
+    return HTTPProvider(
+        config.name,
+        base_url=_address(config, preset),
+        dialect=preset.dialect,
+        pattern=preset.pattern if own else "",
+        api_key=config.api_key,
+        models=config.models or (preset.models if own else ()),
+        vendor=vendor_of(config),
+        timeouts=config.timeout,
+        proxy=config.proxy or None,
+        ca=config.ca or None,
+        unsupported=config.unsupported,
+        api=config.api,
+        responses=support,
+        thoughtless=preset.thoughtless,
+    )

@@ -1,0 +1,108 @@
+"""Readers of the settings' values: money, days, secrets, names; each raises ConfigError."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import Any
+
+from ..errors import ConfigError, shown
+from .schema import Reader, Secret, any_table, of_type, one_of, text, texts
+
+_HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
+_EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
+_DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
+_MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
+
+
+def secret(value: Any, place: str) -> Secret:
+    """Read a secret; the loader has already replaced references."""
+    if not isinstance(value, Secret):
+        remedy = '"env:NAME" or "file:PATH", never the secret itself'
+        raise ConfigError(f"{place} must be a reference, {remedy}")
+    return value
+
+
+def key_hash(value: Any, place: str) -> str:
+    """Read the SHA-256 of a key in hexadecimal, given as text or by reference."""
+    found = value.reveal() if isinstance(value, Secret) else text(value, place)
+    if not _HASH.fullmatch(found.lower()) or found.lower().endswith(_EMPTY_HASH):
+        remedy = "`infermux keys new NAME` makes one"
+        raise ConfigError(f"{place} must be a SHA-256 in 64 hexadecimal digits: {remedy}")
+    return found.lower().removeprefix("sha256:")
+
+
+def money(value: Any, place: str) -> str:
+    """Read dollars as decimal text, so that no digit is lost."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    word = str(value) if is_whole else text(value, place)
+    if not _MONEY.fullmatch(word):
+        raise ConfigError(f'{place} must be dollars as text, such as "200.00", not {shown(word)}')
+    return word
+
+
+def some_texts(value: Any, place: str) -> tuple[str, ...]:
+    found = texts(value, place)
+    if not found:
+        raise ConfigError(f"{place} must name a key")
+    return found
+
+
+def days(value: Any, place: str) -> str:
+    """Read a number of days, such as 400d."""
+    word = text(value, place)
+    if not _DAYS.fullmatch(word):
+        raise ConfigError(f'{place} must be a number of days, such as "400d", not {shown(word)}')
+    return word
+
+
+def time_zone(value: Any, place: str) -> str:
+    from zoneinfo import ZoneInfo  # only where it is needed
+
+    name = text(value, place)
+    try:
+        if name != "UTC":
+            ZoneInfo(name)
+    except (LookupError, ValueError, OSError):  # OSError: the name of a folder
+        raise ConfigError(
+            f'{place} must be a time zone such as "Europe/Berlin" or "UTC", not {shown(name)}'
+        ) from None
+    return name
+
+
+def target_names(value: Any, place: str) -> tuple[str, ...]:
+    """Read one target or a list of them."""
+    names = (text(value, place),) if isinstance(value, str) else texts(value, place)
+    if not names:
+        raise ConfigError(f"{place} names no target")
+    return names
+
+
+def weights(value: Any, place: str) -> dict[str, float]:
+    """Read a table of weights, each a number above 0."""
+    found = any_table(value, place)
+    for target, weight in found.items():
+        if not 0 < of_type(float, weight, f"{place}.{target}") < 10**9:
+            raise ConfigError(f"{place}.{target} must be a number above 0")
+    return {target: float(weight) for target, weight in found.items()}
+
+
+def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
+    """Read a table of features that models lack."""
+    read = one_of("tools", "images", "structured output", "embeddings", "reasoning")
+    return {
+        model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
+        for model, items in any_table(value, place).items()
+    }
+
+
+def or_empty(reader: Reader) -> Reader:
+    """Return a reader that also accepts "", which disables the feature."""
+    return lambda value, place: reader(value, place) if value != "" else ""
+
+
+def or_zero(reader: Reader) -> Reader:
+    """Return a reader that also accepts 0, which disables the feature."""
+    return lambda value, place: (
+        0.0 if type(value) in (int, float) and not value else reader(value, place)
+    )
