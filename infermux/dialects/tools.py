@@ -1,12 +1,13 @@
-"""Turns the tools of a Responses client into what every vendor has: functions.
+"""Turns the tools of OpenAI's clients into what every vendor has: functions.
 
-A custom tool becomes a function with one string; a tool of the vendor's own is left out or refused;
-of the allowed tools only those are sent. Requests of other clients stay as they are.
+A custom tool becomes a function with one string, and its calls become custom ones again. Of a
+Responses client, a tool of the vendor's own is left out or refused; of the allowed tools only those
+are sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +18,14 @@ from . import given, obj, objects, require, without
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
+CHAT = "openai"  # the other one with custom tools
 INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
     if request.native is None or request.native.dialect != RESPONSES:
-        return request
+        return _of_chat(request) if dialect != CHAT else request
     params = dict(request.params)
     if "item_reference" in params:
         unsupported("item_reference", dialect, drop)
@@ -46,6 +48,85 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     else:
         params.pop("parallel_tool_calls", None)
     return replace(request, params=params, messages=[_message(one) for one in request.messages])
+
+
+def _of_chat(request: InferRequest) -> InferRequest:
+    """Return the request of a chat client with its custom tools as functions."""
+    tools, choice = request.params.get("tools"), request.params.get("tool_choice")
+    if not custom_names(request) and all(map(_has_no_custom, request.messages)):
+        return request
+    new: JSON = {}
+    if isinstance(tools, list):
+        new["tools"] = [
+            {"type": "function", "function": _of_custom(obj(tool.get("custom")))}
+            if _is_custom(tool)
+            else tool
+            for tool in tools
+        ]
+    if isinstance(choice, dict) and _is_custom(choice):
+        new["tool_choice"] = {"type": "function", "function": {"name": _name(choice)}}
+    messages = [_message(one) for one in request.messages]
+    return replace(request, params={**request.params, **new}, messages=messages)
+
+
+def _is_custom(tool: object) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "custom"
+
+
+def _has_no_custom(message: JSON) -> bool:
+    calls = message.get("tool_calls")
+    return not isinstance(calls, list) or not any(map(_is_custom, calls))
+
+
+def custom_names(request: InferRequest) -> frozenset[str]:
+    """Return the names of the request's custom tools."""
+    tools = request.params.get("tools")
+    if not isinstance(tools, list):
+        return frozenset()
+    return frozenset(name for tool in tools if _is_custom(tool) and (name := _name(tool)))
+
+
+def as_custom(call: JSON, names: Collection[str]) -> JSON:
+    """Return a call of a function as one of the custom tool for which it stands."""
+    function = obj(call.get("function"))
+    if function.get("name") not in names:
+        return call
+    words = custom_input(str(function.get("arguments") or ""))
+    custom = {"name": function["name"], "input": words}
+    return {**without(call, "type", "function"), "type": "custom", "custom": custom}
+
+
+class CustomCalls:
+    """Turns the deltas of a stream's function calls into those of custom tools.
+
+    The input of such a call is known when its arguments are whole: it follows in one piece.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._arguments: dict[object, str] = {}  # of custom calls, by their index
+
+    def deltas(self, calls: Iterable[JSON], *, last: bool) -> list[JSON]:
+        """Return the deltas to send; *last*: the arguments of all calls are whole."""
+        found: list[JSON] = []
+        for call in calls:
+            function, place = obj(call.get("function")), call.get("index")
+            words = str(function.get("arguments") or "")
+            if place in self._arguments:
+                self._arguments[place] += words
+            elif function.get("name") in self._names:
+                self._arguments[place] = words
+                custom = {"name": function["name"], "input": ""}
+                found.append({**without(call, "function"), "type": "custom", "custom": custom})
+            else:
+                found.append(call)
+        whole = self._arguments if last else {}
+        self._arguments = {} if last else self._arguments
+        found += [
+            {"index": place, "custom": {"input": custom_input(words)}}
+            for place, words in whole.items()
+        ]
+        return found
 
 
 def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
@@ -130,14 +211,13 @@ def _name(tool: JSON) -> str | None:
 
 def _message(message: JSON) -> JSON:
     """Return a message with its calls of custom tools as calls of functions."""
-    calls = message.get("tool_calls")
-    if not calls or all(call.get("type") != "custom" for call in calls):
+    if _has_no_custom(message):
         return message
-    return message | {"tool_calls": [_call(call) for call in calls]}
+    return message | {"tool_calls": [_call(call) for call in message["tool_calls"]]}
 
 
 def _call(call: JSON) -> JSON:
-    if call.get("type") != "custom":
+    if not _is_custom(call):
         return call
     custom = obj(call.get("custom"))
     arguments = strict_json.dumps({INPUT: custom.get("input") or ""})

@@ -12,6 +12,7 @@ from ..dialects.anthropic import downstream as anthropic
 from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
 from ..dialects.responses import downstream as responses
+from ..dialects.tools import custom_names
 from ..errors import InferMuxError, ModelNotFound, RequestError, shown
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
@@ -72,6 +73,7 @@ def complete(api: Api, op: str) -> Response:
                 ident=ident,
                 created=created,
                 include_usage=bool(options and options.get("include_usage")),
+                custom=custom_names(request),
             )
 
         return sse_response(api, call, encoder)

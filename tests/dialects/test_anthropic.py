@@ -691,7 +691,6 @@ UNSUPPORTED: list[tuple[str, JSON]] = [
         ("temperature", 1.5),
         ("metadata", {"a": "b"}),
         ("never_heard_of", 1),
-        ("tools", [{"type": "custom", "custom": {"name": "x"}}]),
         ("tool_choice", {"type": "allowed_tools"}),
     )
 ]

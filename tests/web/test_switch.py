@@ -333,3 +333,44 @@ def test_a_thinking_budget_is_left_out_where_another_vendor_gave_the_calls(front
     [(_, name, _)] = talk.answered("anthropic/claude-sonnet-4-5")[1]
     assert name == "weather" and vendor.refused == []
     assert "thinking" not in vendor.seen[-1].body
+
+
+PATCH = '*** Begin "patch"\n+ one line\\n'
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("at", MODELS)
+def test_a_chat_client_calls_its_custom_tool_at_every_vendor(front, at, streamed):
+    """The input is free text, also where the vendor has only functions, which take JSON."""
+    given = PATCH if at in ("chat", "responses") else {"input": PATCH}
+    turns: list[Any] = [{"role": "user", "content": f"call apply {json.dumps(given)}"}]
+    apply = {"type": "custom", "custom": {"name": "apply", "description": "Applies a patch."}}
+    weather = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+    body: Any = {
+        "model": f"{at}/{MODELS[at]}",
+        "messages": turns,
+        "tools": [weather, apply],
+    }
+    client = openais(f"http://127.0.0.1:{front.port}/v1")
+    if streamed:
+        call: dict[str, Any] = {"custom": {"name": "", "input": ""}}
+        for chunk in client.chat.completions.create(**body, stream=True):
+            for delta in chunk.choices[0].delta.tool_calls or () if chunk.choices else ():
+                more = delta.model_dump(exclude_none=True)
+                for name in ("name", "input"):
+                    call["custom"][name] += more.get("custom", {}).get(name, "")
+                call = {**more, **call}
+        call.pop("index")
+    else:
+        [made] = client.chat.completions.create(**body).choices[0].message.tool_calls
+        call = made.model_dump(exclude_none=True)
+    assert call["type"] == "custom"
+    assert call["custom"] == {"name": "apply", "input": PATCH}
+    turns += [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "applied"},
+    ]
+    assert client.chat.completions.create(**body).choices[0].message.content
+    body |= {"tool_choice": {"type": "custom", "custom": {"name": "apply"}}, "messages": turns[:1]}
+    [made] = client.chat.completions.create(**body).choices[0].message.tool_calls
+    assert (made.type, made.custom.name) == ("custom", "apply")

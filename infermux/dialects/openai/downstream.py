@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from ...errors import InferMuxError, UnsupportedParameter, shown
 from ...protocol import CHAT, InferRequest, InferResponse, Native, strict_json
 from ...protocol.sse import comment
 from ...protocol.strict_json import Document
 from ...types import JSON, Chunk, Usage
 from .. import packed, require, without
+from ..tools import CustomCalls, as_custom, custom_names
 from . import NAME
 
 
@@ -34,6 +38,9 @@ def encode_answer(
     if response.native is not None and response.native[0] == NAME:
         return response.native[1]
     if request.op == CHAT:
+        if response.tool_calls and (names := custom_names(request)):
+            calls = [as_custom(call, names) for call in response.tool_calls]
+            response = replace(response, tool_calls=calls)
         return strict_json.encode(encode_response(response, created=created, ident=ident))
     if request.op == "embeddings" and response.extra.get("data"):
         base64 = request.params.get("encoding_format") == "base64"
@@ -83,7 +90,16 @@ def encode_usage(usage: Usage) -> JSON:
 class Encoder:
     """Encodes one stream; keeps the last event back until `end` adds the summary."""
 
-    def __init__(self, *, model: str, ident: str, created: int, include_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        ident: str,
+        created: int,
+        include_usage: bool,
+        custom: Collection[str] = (),  # names of custom tools
+    ) -> None:
+        self._custom = CustomCalls(custom) if custom else None
         self._head: JSON = {
             "id": ident,
             "object": "chat.completion.chunk",
@@ -118,8 +134,11 @@ class Encoder:
             delta["content"] = chunk.text
         if chunk.refusal:
             delta["refusal"] = chunk.refusal
-        if chunk.tool_calls:
-            delta["tool_calls"] = list(chunk.tool_calls)
+        calls = list(chunk.tool_calls)
+        if self._custom is not None:
+            calls = self._custom.deltas(calls, last=bool(chunk.finish_reason))
+        if calls:
+            delta["tool_calls"] = calls
         delta |= _reasoning(chunk.reasoning, list(chunk.details))
         reason = chunk.finish_reason
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
