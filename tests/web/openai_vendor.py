@@ -43,9 +43,16 @@ class Refused(Exception):
 class OpenAIVendor(Peer):
     """Answers "Sunny." or, if there are tools and no result yet, calls the first tool."""
 
-    def __init__(self, *, alias: dict[str, str] | None = None, lacks: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        alias: dict[str, str] | None = None,
+        lacks: bool = False,
+        unverified: bool = False,
+    ) -> None:
         self._alias = alias or {}
         self._lacks = lacks  # whether there are only chat completions
+        self._unverified = unverified  # whether it refuses summaries of thoughts
         self.seen: list[tuple[str, str, Any]] = []
         self.stored: dict[str, JSON] = {}
         self.conversations: dict[str, JSON] = {}
@@ -81,6 +88,9 @@ class OpenAIVendor(Peer):
         if self._lacks:
             raise Refused(404, "Not Found", "")
         if (method, path) == ("POST", "/responses"):
+            if self._unverified and "summary" in (asked.get("reasoning") or {}):
+                why = "Your organization must be verified to generate reasoning summaries."
+                raise Refused(400, why, "unsupported_value", "reasoning.summary")
             return self._responses(asked)
         if path == "/responses/input_tokens":
             return {"object": "response.input_tokens", "input_tokens": 77}

@@ -323,3 +323,53 @@ def test_an_unknown_model_is_not_a_server_without_responses(vendor, seen):
         answer = front.ask("/v1/responses", {"model": "local/missing", "input": "Hi"})
     assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
     assert len(seen) == 1
+
+
+THINKING = {"thinking": {"type": "adaptive"}, "max_tokens": 500}
+MESSAGES = {"model": "openai/gpt-6-luna", "messages": ASK, "tools": []}
+
+
+@pytest.mark.parametrize(
+    ("members", "shown"),
+    [
+        (THINKING, True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 20_000}, "max_tokens": 30_000}, True),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}, "max_tokens": 500}, False),
+        ({"thinking": {"type": "disabled"}, "max_tokens": 500}, False),
+        ({"max_tokens": 500}, False),
+    ],
+)
+def test_thoughts_are_asked_for_where_the_clients_own_api_shows_them(front, seen, members, shown):
+    tools = [{"name": "weather", "input_schema": {"type": "object"}}]
+    answer = front.ask("/v1/messages", {**MESSAGES, "tools": tools, **members})
+    assert answer.status == 200, answer.data
+    [(_, asked, sent)] = seen
+    assert asked == "/v1/responses"
+    assert ("summary" in sent.get("reasoning", {})) == shown
+
+
+def test_a_google_client_that_includes_thoughts_gets_them(front, seen):
+    for include in (True, False):
+        config = {"thinkingConfig": {"thinkingLevel": "high", "includeThoughts": include}}
+        tools = [{"functionDeclarations": [{"name": "weather"}]}]
+        body = {"contents": [{"parts": [{"text": "Hi"}]}], "tools": tools}
+        path = "/v1beta/models/openai/gpt-6-luna:generateContent"
+        answer = front.ask(path, body | {"generationConfig": config})
+        assert answer.status == 200, answer.data
+    assert ["summary" in sent["reasoning"] for _, _, sent in seen] == [True, False]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_organization_that_may_not_have_summaries_is_served_without(stream):
+    """Only the first request is refused; a client of Responses that asks for one is told."""
+    tools = [{"name": "weather", "input_schema": {"type": "object"}}]
+    with OpenAIVendor(unverified=True) as vendor, Front(provider(vendor)) as front:
+        for _ in range(2):
+            body = {**MESSAGES, **THINKING, "tools": tools, "stream": stream}
+            answer = front.ask("/v1/messages", body)
+            assert answer.status == 200, answer.data
+        asked = {"model": "openai/gpt-6-luna", "input": "Hi", "reasoning": {"summary": "auto"}}
+        refused = front.ask("/v1/responses", asked)
+        assert refused.status == 400 and b"must be verified" in refused.data
+        sent = ["summary" in (each.get("reasoning") or {}) for _, _, each in vendor.seen]
+    assert sent == [True, False, False, True]

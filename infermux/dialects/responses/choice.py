@@ -13,6 +13,7 @@ from ...types import Chunk
 from .. import Dialect, Events, Headers
 from ..parameters import Unsaid
 from . import NAME, RESOURCE, STANDARD, Support
+from .requests import asks_thoughts
 from .upstream import PATHS, Responses
 
 MAX_LEARNED = 1000  # models
@@ -32,7 +33,8 @@ class Choice:
         self.NAME = chat.NAME
         self.support = support
         self._chat = chat
-        self._responses = cast(Dialect, Responses(support))
+        self._own = Responses(support)
+        self._responses = cast(Dialect, self._own)
         self._always = always
         self._learned: set[tuple[str, bool]] = set()  # models that refused, and whether for tools
         self._lacks = False  # the vendor has no Responses after all
@@ -56,6 +58,9 @@ class Choice:
         that is no preset may have no Responses.
         """
         before, status = self.choose(request), error.upstream_status
+        if before is self._responses and self._own.summarizes and _refuses_summary(error):
+            self._own.summarizes = not asks_thoughts(request)
+            return not self._own.summarizes
         if request.op != CHAT or self._always:
             return False
         if before is self._chat:
@@ -103,6 +108,14 @@ class Choice:
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
         """Yield the chunks of a response that is no stream."""
         return self.choose(request).decode_whole(data, request)
+
+
+def _refuses_summary(error: ProviderError) -> bool:
+    """Return whether a vendor refuses to summarize, as OpenAI for unverified organizations."""
+    if error.upstream_status not in (400, 403):
+        return False
+    param = error.native.members.get("param") if error.native is not None else ""
+    return "reasoning.summary" in f"{param} {error.message}" or "summaries" in error.message
 
 
 def _cases(request: InferRequest) -> list[tuple[str, bool]]:

@@ -91,6 +91,8 @@ _LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of 
 _ROLES = ("system", "developer", "user", "assistant")
 # These models encrypt their reasoning; others refuse to be asked for it.
 _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
+# These can tell their thoughts in a summary: platform.openai.com/docs/guides/reasoning
+_SUMMARIZES = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
 _HOSTED = re.compile(r"(web_search|tool_search|namespace)")  # hosted tools that may be left out
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
@@ -114,6 +116,31 @@ def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
         if _REASONS.match(request.model):
             body.setdefault("include", ["reasoning.encrypted_content"])
     return body
+
+
+def with_summary(body: JSON, request: InferRequest) -> JSON:
+    """Return the body with a summary of the thoughts where the client's own API would show them.
+
+    OpenAI refuses it to organizations that it has not verified: see `Choice.learn`.
+    """
+    reasoning = obj(body.get("reasoning"))
+    if reasoning.get("effort") == "none" or not asks_thoughts(request):
+        return body
+    return body | {"reasoning": {"summary": "auto"} | reasoning}
+
+
+def asks_thoughts(request: InferRequest) -> bool:
+    """Return whether a client of another API wants to see the thoughts of a model that can."""
+    native = request.native
+    if native is None or native.dialect == NAME or not _SUMMARIZES.match(request.model):
+        return False
+    body = obj(native.body.value)
+    if native.dialect == "anthropic":
+        thinking = obj(body.get("thinking"))
+        shown = thinking.get("type") in ("enabled", "adaptive")
+        return shown and thinking.get("display") != "omitted"
+    config = obj(obj(body.get("generationConfig")).get("thinkingConfig"))
+    return config.get("includeThoughts") is True
 
 
 def _params(request: InferRequest, drop: Drop) -> JSON:

@@ -30,7 +30,7 @@ from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Items, Reader, finish_reason, read_response, usage_of
-from .requests import fitted_input, is_foreign, refusals, translated
+from .requests import fitted_input, is_foreign, refusals, translated, with_summary
 
 PATHS = {
     CHAT: "/responses",
@@ -60,6 +60,7 @@ class Responses:
 
     def __init__(self, support: Support = STANDARD) -> None:
         self.support = self._support = support
+        self.summarizes = True  # until the vendor refuses it
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         """Return the path of the operation, or that of a stored resource."""
@@ -99,6 +100,8 @@ class Responses:
             body |= fitted_names(body, request.model, request.cache_key)
         if known := _KEPT.get(request.op):
             body = {name: value for name, value in body.items() if name in known}
+        if self.summarizes and request.op == CHAT:
+            body = with_summary(body, request)
         if stream:
             body["stream"] = True
         return strict_json.encode(body)
