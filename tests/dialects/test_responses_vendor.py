@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -17,10 +18,12 @@ from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
 from infermux.dialects.responses.stream import Encoder
 from infermux.dialects.responses.upstream import Responses
+from infermux.dialects.stops import stopped, stopped_stream
 from infermux.errors import ProviderError, StreamIncomplete, UnsupportedParameter
 from infermux.planning.call import StreamAccumulator
 from infermux.protocol import InferRequest, InferResponse, Native, strict_json
 from infermux.protocol.sse import Event, Parser
+from infermux.types import Chunk, Usage
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "wire" / "exchanges"
 RECORDED = [
@@ -447,7 +450,7 @@ def test_params_get_their_names_and_forms() -> None:
     assert "stream_options" not in body and len(body["user"]) == 64  # hashed: it was too long
 
 
-@pytest.mark.parametrize("param", [{"stop": ["x"]}, {"n": 2}, {"logprobs": True}])
+@pytest.mark.parametrize("param", [{"n": 2}, {"logprobs": True}])
 def test_a_meaning_that_the_format_lacks_is_refused(param: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedParameter):
         body_of(messages=[{"role": "user", "content": "Hi"}], params=param)
@@ -624,3 +627,31 @@ def test_a_stream_that_is_written_and_read_is_the_same(output: list[dict[str, An
         written += encoder.encode(chunk._replace(native=None))
     written += encoder.end({}, fold.usage)
     assert contents(folded(parsed([written]))) == contents(fold.response("vendor", "asked"))
+
+
+@pytest.mark.parametrize("stop", [3, [1], {"a": 1}])
+def test_stops_that_are_no_texts_are_refused(stop: Any) -> None:
+    with pytest.raises(errors.RequestError, match="stop must be a text or a list of texts"):
+        body_of(messages=[{"role": "user", "content": "Hi"}], params={"stop": stop})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_stream_stops_where_the_whole_answer_does(seed):
+    """However the text is cut into events: what begins a stop sequence waits for its end."""
+    rng = random.Random(seed)
+    words = "".join(rng.choices("ab ", k=30))
+    stops = ["".join(rng.choices("ab ", k=rng.randint(1, 5))) for _ in range(3)]
+    cuts = [0, *sorted(rng.sample(range(1, 30), 8)), 30]
+    chunks = [Chunk(words[a:b]) for a, b in itertools.pairwise(cuts)]
+    usage = Usage(3, 30)
+    chunks.append(Chunk(finish_reason="length", usage=usage))
+    got = list(stopped_stream(iter(chunks), stops))
+    ends = [at + len(each) for each in stops if (at := words.find(each)) >= 0]
+    most = min(ends, default=30)
+    seen = "".join(each.text for each in got)
+    assert all(each not in seen for each in stops)
+    assert words.startswith(seen) and len(seen) <= most
+    assert [words[:most].endswith(seen + each) for each in stops].count(True) or not ends
+    assert (got[-1].finish_reason, got[-1].usage) == ("stop" if ends else "length", usage)
+    whole = stopped(InferResponse("m", "p", words, finish_reason="length"), stops)
+    assert (whole.content, whole.finish_reason) == (seen, got[-1].finish_reason)

@@ -373,3 +373,39 @@ def test_an_organization_that_may_not_have_summaries_is_served_without(stream):
         assert refused.status == 400 and b"must be verified" in refused.data
         sent = ["summary" in (each.get("reasoning") or {}) for _, _, each in vendor.seen]
     assert sent == [True, False, False, True]
+
+
+def said(answer: Any) -> tuple[str, str]:
+    """Return the text and the finish reason of a chat or a message, streamed or not."""
+    if not answer.data.startswith((b"data:", b"event:")):
+        [choice] = answer.json.get("choices") or [answer.json]
+        message = choice.get("message") or choice
+        content = message["content"] or ""
+        words = content if isinstance(content, str) else "".join(b["text"] for b in content)
+        return words, choice.get("finish_reason") or choice["stop_reason"]
+    words, reason = "", ""
+    for line in answer.data.decode().splitlines():
+        if not line.startswith("data: {"):
+            continue
+        event = json.loads(line[6:])
+        for choice in event.get("choices") or [event]:
+            delta = choice.get("delta") or {}
+            words += delta.get("content") or delta.get("text") or ""
+            reason = choice.get("finish_reason") or delta.get("stop_reason") or reason
+    return words, reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize(
+    ("stops", "left"),
+    [(["nny"], "Su"), (["x", "ny.", "y"], "Sunn"), (["Sunny!", "?"], "Sunny."), (["S"], "")],
+)
+def test_an_answer_by_responses_ends_at_the_clients_stops(front, seen, path, stops, left, stream):
+    """Also where a stop is spread over several events."""
+    chat = "chat" in path
+    body = {"model": "openai/gpt-5.5-pro", "messages": ASK, "stream": stream, "max_tokens": 500}
+    answer = front.ask(path, body | {"stop" if chat else "stop_sequences": stops})
+    assert answer.status == 200, answer.data
+    assert seen[-1][1] == "/v1/responses" and "stop" not in seen[-1][2]
+    assert said(answer) == (left, "stop" if chat else "end_turn")

@@ -15,6 +15,7 @@ from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai.requests import fitted_name, nearest_effort, refused
 from ..parameters import Drop, Kind, hint, kinds, unsupported
+from ..stops import stops_of
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -83,7 +84,6 @@ _CHAT_ONLY = frozenset(  # params of chat completions that this format lacks
         "prediction",
         "presence_penalty",
         "seed",
-        "stop",
         "web_search_options",
     }
 )
@@ -152,6 +152,8 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
+        elif name == "stop":
+            stops_of(request)  # the answer ends at them: see `upstream`
         elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
             continue
         elif name in _CHAT_ONLY or not _is_alike(request):

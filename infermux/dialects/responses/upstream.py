@@ -28,6 +28,7 @@ from .. import (
 from ..openai.requests import fitted_names
 from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
+from ..stops import stopped, stopped_stream, stops_of
 from . import NAME, RESOURCE, STANDARD, Support
 from .events import Items, Reader, finish_reason, read_response, usage_of
 from .requests import fitted_input, is_foreign, refusals, translated, with_summary
@@ -149,7 +150,7 @@ class Responses:
             parts.add(item)
         if not isinstance(body.get("output"), list):
             raise ValueError("a response without output")
-        return answer(
+        found = answer(
             request,
             native,
             usage_of(body),
@@ -163,9 +164,15 @@ class Responses:
             details=parts.details,
             extra={"pending": True} if body.get("status") in _PENDING else {},
         )
+        stops = stops_of(request)
+        return stopped(found, stops) if stops else found
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        """Yield a stream's chunks; raise StreamIncomplete without a final event."""
+        """Return a stream's chunks, which raise StreamIncomplete without a final event."""
+        chunks, stops = self._read(events), stops_of(request)
+        return stopped_stream(chunks, stops) if stops else chunks
+
+    def _read(self, events: Events) -> Iterator[Chunk]:
         reader = Reader(self._support.form)
         for event in events:
             if event is None or not event.data:
