@@ -4,7 +4,9 @@ attempts of which nobody knows whether they were billed."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from support import Peer
+from support import Peer, eventually
 
 from infermux import build, create_app
 from infermux.admission.keys import hashed
@@ -60,7 +62,7 @@ def service(
     prices = """
 "sized" = { input = "1", output = "10", max_input = 10000, max_output = 1000 }
 "open" = { input = "1", output = "10", max_input = 10000 }
-"tiered" = { input = "1", output = "10", max_output = 100, service = { priority = "2", flex = "0.5" } }
+"tiered" = { input = "1", output = "10", max_output = 100, service = { priority = "2", flex = "0.5", batch = "0.5" } }
 "heard" = { input = "1", output = "10", input_audio = "50", output_audio = "100", max_output = 100 }
 "thinks" = { input = "1", output = "10", reasoning = "20", max_output = 100 }
 "searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
@@ -165,6 +167,7 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
     ("plain", "openai/sized", chat(), PLAIN),
     ("priority", "openai/tiered", chat(service_tier="priority"), 2 * PLAIN),
     ("flex", "openai/tiered", chat(service_tier="flex"), PLAIN // 2),
+    ("batch", "openai/tiered", chat(service_tier="batch"), PLAIN // 2),
     ("default", "openai/tiered", chat(service_tier="default"), PLAIN),
     ("unlisted tier", "openai/sized", chat(service_tier="priority"), None),
     ("audio", "openai/heard", chat(usage(**AUDIO)), (600 + 400 * 50 + 50 * 10 + 50 * 100) * MICRO),
@@ -180,6 +183,7 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
     ("search", "openai/searches", responses(output=[*responses()["output"], SEARCH, OPENED]), PLAIN + 15_000 * MICRO),
     ("unlisted search", "openai/sized", responses(output=[*responses()["output"], SEARCH]), None),
     ("Anthropic's tier", "anthropic/tiered", claude(service_tier="priority"), 2 * PLAIN),
+    ("Anthropic's batch", "anthropic/tiered", claude(service_tier="batch"), PLAIN // 2),
     ("Anthropic's search", "anthropic/searches", claude(server_tool_use={"web_search_requests": 2}), PLAIN + 25_000 * MICRO),
     ("region", "anthropic/placed", claude(inference_geo="us"), PLAIN * 11 // 10),
     ("everywhere", "anthropic/placed", claude(inference_geo="global"), PLAIN),
@@ -485,3 +489,25 @@ def test_a_failover_holds_what_was_assumed_as_well(tmp_path, vendor):
     assert answer.status_code in (402, 502)
     assert len({row.provider for row in rows(client)[0].attempts}) == 1
     assert sum(row.call.cost or 0 for row in rows(client)) <= 510 * MICRO
+
+
+def test_a_budget_counts_what_waits_in_the_spool(tmp_path, vendor):
+    """The ledger is locked when the answer comes: the call's hold stands until it is written."""
+    client = service(tmp_path, vendor, 'usd = "0.0015"')
+    ledger = sqlite3.connect(tmp_path / "ledger.db", check_same_thread=False, isolation_level=None)
+    body = json.dumps(chat({"prompt_tokens": 20, "completion_tokens": 100})).encode()
+
+    def reply(handler: Any, asked: Any) -> None:
+        ledger.execute("BEGIN IMMEDIATE")
+        handler.reply(200, body, {"Content-Type": "application/json"})
+
+    vendor.reply = reply
+    with contextlib.closing(ledger):
+        assert ask(client, max_tokens=100).status_code == 200
+        assert ask(client, max_tokens=100).status_code == 503, "the ledger is locked"
+        ledger.execute("ROLLBACK")
+        vendor.says(chat())
+        refused = ask(client, max_tokens=100)
+        assert (refused.status_code, refused.json["error"]["code"]) == (402, "budget_exceeded")
+    assert len(vendor.seen) == 1
+    eventually(lambda: sum(row.call.cost or 0 for row in rows(client)) == 1020 * MICRO)
