@@ -333,7 +333,7 @@ MESSAGES = {"model": "openai/gpt-6-luna", "messages": ASK, "tools": []}
     ("members", "shown"),
     [
         (THINKING, True),
-        ({"thinking": {"type": "enabled", "budget_tokens": 20_000}, "max_tokens": 30_000}, True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 5000}, True),
         ({"thinking": {"type": "adaptive", "display": "omitted"}, "max_tokens": 500}, False),
         ({"thinking": {"type": "disabled"}, "max_tokens": 500}, False),
         ({"max_tokens": 500}, False),

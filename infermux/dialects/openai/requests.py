@@ -155,12 +155,12 @@ def embedding(request: InferRequest, drop: Drop) -> JSON:
 
 
 def nearest_effort(effort: object, model: str) -> object:
-    """Return the effort nearest to *effort* that the model accepts."""
+    """Return the effort nearest to *effort* that the model accepts; of two, the one that thinks."""
     taken = next((efforts for pattern, efforts in _SOME_EFFORTS if pattern.match(model)), _EFFORTS)
     if effort in taken or effort not in _EFFORTS:
         return effort
     place = _EFFORTS.index(effort)
-    return min(taken, key=lambda each: abs(_EFFORTS.index(each) - place))
+    return min(taken, key=lambda each: (abs(_EFFORTS.index(each) - place), each == "none"))
 
 
 def fitted_name(name: str, model: str) -> str:
