@@ -349,14 +349,15 @@ def test_thoughts_are_asked_for_where_the_clients_own_api_shows_them(front, seen
 
 
 def test_a_google_client_that_includes_thoughts_gets_them(front, seen):
-    for include in (True, False):
-        config = {"thinkingConfig": {"thinkingLevel": "high", "includeThoughts": include}}
+    for name, include in (("includeThoughts", True), ("include_thoughts", True), ("x", False)):
+        members = {name: True} if include else {}
+        config = {"thinkingConfig": {"thinkingLevel": "high", **members}}
         tools = [{"functionDeclarations": [{"name": "weather"}]}]
         body = {"contents": [{"parts": [{"text": "Hi"}]}], "tools": tools}
         path = "/v1beta/models/openai/gpt-6-luna:generateContent"
         answer = front.ask(path, body | {"generationConfig": config})
         assert answer.status == 200, answer.data
-    assert ["summary" in sent["reasoning"] for _, _, sent in seen] == [True, False]
+    assert ["summary" in sent["reasoning"] for _, _, sent in seen] == [True, True, False]
 
 
 @pytest.mark.parametrize("stream", [False, True])

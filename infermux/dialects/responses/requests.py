@@ -139,8 +139,9 @@ def asks_thoughts(request: InferRequest) -> bool:
         thinking = obj(body.get("thinking"))
         shown = thinking.get("type") in ("enabled", "adaptive")
         return shown and thinking.get("display") != "omitted"
-    config = obj(obj(body.get("generationConfig")).get("thinkingConfig"))
-    return config.get("includeThoughts") is True
+    config = obj(body.get("generationConfig") or body.get("generation_config"))
+    config = obj(config.get("thinkingConfig") or config.get("thinking_config"))
+    return True in (config.get("includeThoughts"), config.get("include_thoughts"))
 
 
 def _params(request: InferRequest, drop: Drop) -> JSON:
