@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 from infermux.errors import InferMuxError
-from infermux.ledger import AttemptRow, CallRow, Record, schema
+from infermux.ledger import AttemptRow, CallRow, Record
+from infermux.ledger.queries import WRITE_ATTEMPT, WRITE_CALL
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
@@ -88,10 +89,8 @@ def large(path: Path, count: int, seed: int = 5) -> list[Record]:
     with closing(SQLiteLedger(path)) as ledger:
         assert ledger.rows() == []
     with closing(sqlite3.connect(path)) as sql, sql:
-        sql.executemany(schema.WRITE_CALL, [each.call for each in made])
-        sql.executemany(
-            schema.WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts]
-        )
+        sql.executemany(WRITE_CALL, [each.call for each in made])
+        sql.executemany(WRITE_ATTEMPT, [attempt for each in made for attempt in each.attempts])
     return made
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from ..errors import counted
-from ..ledger import Record, reports, rollups
+from ..ledger import Record, reports
 from ..ledger.periods import DAY, end, start, step_name
 from . import Command, Group, OneLine, csv_text, json_text, warn
 from .ledger import ledger_options, the_ledger, usage_errors
@@ -49,8 +49,8 @@ def prune(keep: str | None, **where: str | None) -> None:
             raise click.UsageError("say how long calls are kept: --keep 400d, or [ledger] keep")
         if file.spooled():
             raise OneLine("calls wait for being written: start the service first")
-        before = (time.time() - seconds) // DAY * DAY
-        count = rollups.prune(file, before)
+        before = file.prunes_before(time.time() - seconds)
+        count = file.prune(before)
     click.echo(f"removed {counted(count, 'call')} from before {step_name('day', before)}")
 
 
@@ -120,7 +120,7 @@ def check(**where: str | None) -> None:
     Example: infermux ledger check
     """
     with closing(the_ledger(**where)) as file:
-        found = file.snapshot(lambda ask: list(rollups.problems(ask)))
+        found = file.problems()
         waiting = file.spooled()
     for problem in found:
         warn(problem)

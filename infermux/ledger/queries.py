@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, tzinfo
-from functools import cache
+from functools import cache, lru_cache
+from hashlib import blake2b
 from itertools import product
 from typing import Any
 
 from ..errors import RequestError, shown
-from . import MAX_ROWS, AttemptRow, CallRow, Record, Total, periods, summed
+from . import MAX_ROWS, AttemptRow, CallRow, Total, periods, summed
 from .periods import ns
-from .schema import DIGEST_LENGTH
 
+DIGEST_LENGTH = 32  # of the hexadecimal digest of a plan's first line
 MIN_ID_LENGTH = 6  # characters of the shortest accepted start of an id
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 
@@ -29,6 +30,15 @@ _CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
 _AFTER = "WHERE (c.at_ns, c.id) > (?, ?) AND c.at_ns < ? ORDER BY c.at_ns, c.id LIMIT ?"
 PAGE = 1000  # calls
 
+
+def _insert(table: str, names: Sequence[str]) -> str:
+    values = ", ".join("?" * len(names))
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values}) ON CONFLICT DO NOTHING"
+
+
+WRITE_CALL = _insert("calls", CallRow._fields)
+WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
+WRITE_PLAN = _insert("plans", ("digest", "line"))
 Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
 
 
@@ -90,14 +100,9 @@ def call(id: str) -> tuple[str, list[str | int]]:
     return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
 
 
-def page(last: tuple[int, str], until: int, ask: Ask) -> list[Record]:
-    """Return the next calls after *last* (start and id) that start before *until*, oldest first."""
-    found = ask(f"{_CALL} {_AFTER}", (*last, until, PAGE))
-    records = []
-    for call in map(CallRow._make, found):
-        attempts = ask(ATTEMPTS, (call.at_ns, call.id))
-        records.append(Record(call, tuple(map(AttemptRow._make, attempts))))
-    return records
+def page(last: tuple[int, str], until: int) -> tuple[str, list[str | int]]:
+    """Return the query for the next calls after *last* that start before *until*, oldest first."""
+    return f"{_CALL} {_AFTER}", [*last, until, PAGE]
 
 
 def bounds(since: float | None, until: float | None) -> tuple[int | None, int | None]:
@@ -126,10 +131,11 @@ _COST = """coalesce(sum({0}.cost / 1000000), 0), coalesce(sum({0}.cost % 1000000
     coalesce(sum({0}.unpriced), 0)"""
 _SAVED = "coalesce(sum({0}.cache_saved / 1000000), 0), coalesce(sum({0}.cache_saved % 1000000), 0)"
 _ASSUMED = "coalesce(sum({0} / 1000000), 0), coalesce(sum({0} % 1000000), 0)"
-_CALLS = f"""count(*), sum(c.attempts), sum(c.status <> 'ok'), {_SUMS}, {_COST},
+_FAILED = "sum(CASE WHEN c.status <> 'ok' THEN 1 ELSE 0 END)"
+_CALLS = f"""count(*), sum(c.attempts), {_FAILED}, {_SUMS}, {_COST},
     sum(c.estimated), {_SAVED}, {_ASSUMED.format("c.assumed")}""".format("c")
 _ATTEMPTS = f"""sum(coalesce(a.final, 1)), count(a.n),
-    sum((c.status <> 'ok') * coalesce(a.final, 1)), {_SUMS}, {_COST},
+    sum(CASE WHEN c.status <> 'ok' THEN coalesce(a.final, 1) ELSE 0 END), {_SUMS}, {_COST},
     sum(c.estimated * coalesce(a.final, 1)), {_SAVED},
     {_ASSUMED.format("a.assumed * a.cost")}""".format("a")
 
@@ -210,3 +216,9 @@ def _namer(by: str, zone: tzinfo) -> Callable[[int | str], Sequence[str]]:
 def bindable(text: str) -> str:
     """Return *text* without lone surrogates, which SQLite refuses."""
     return text.encode(errors="replace").decode()
+
+
+@lru_cache(maxsize=1024)
+def digest(line: str) -> str:
+    """Return the key of a plan's first line, which is stored once; "" for an empty line."""
+    return blake2b(line.encode(), digest_size=DIGEST_LENGTH // 2).hexdigest() if line else ""

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from functools import partial
 from typing import NamedTuple
 
 from ..errors import RequestError, shown
@@ -27,10 +26,10 @@ from . import (
     Record,
     Total,
     queries,
-    rollups,
     summed,
 )
 from .periods import local, midnight, step_name
+from .sql import SQLLedger
 
 DEFAULT_ROWS = 1000
 MAX_DIMENSIONS = 4
@@ -285,11 +284,11 @@ def _adjustment_dict(change: Adjustment) -> JSON:
     }
 
 
-def export(file: rollups.File, span: Period) -> Iterator[list[Record]]:
+def export(file: SQLLedger, span: Period) -> Iterator[list[Record]]:
     """Yield the calls of a period by the thousand, oldest first."""
     since, until = queries.bounds(span.since or 0.0, 9e9 if span.until is None else span.until)
     last: tuple[int, str] = (since or 0, "")
-    while page := file.snapshot(partial(queries.page, last, until or 0)):
+    while page := file.page(last, until or 0):
         yield page
         last = (page[-1].call.at_ns, page[-1].call.id)
 

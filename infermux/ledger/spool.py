@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ..errors import counted
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
-from .connection import identity, lock, unlock
+from .files import identity, lock, unlock
 
 BATCH_BYTES = 65_536  # read at once, about 50 lines, to keep transactions short
 BATCH_LINES = 50

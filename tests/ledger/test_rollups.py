@@ -22,6 +22,7 @@ from infermux.errors import BudgetExceeded
 from infermux.ledger import Budget, Record, Total, rollups, summed
 from infermux.ledger.periods import time_zone
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.ledger.sqlite import prune as pruning
 from infermux.routing.accounting import record
 
 LONG = os.environ.get("CI") == "true"
@@ -43,7 +44,7 @@ def at(path: Path, now: float, **options: Any) -> SQLiteLedger:
 
 
 def problems(ledger: SQLiteLedger) -> list[str]:
-    return ledger.snapshot(lambda ask: list(rollups.problems(ask)))
+    return ledger.problems()
 
 
 def rolled(path: Path) -> Counter[int]:
@@ -182,20 +183,20 @@ def test_a_budget_whose_length_changes_and_changes_back_misses_nothing(tmp_path:
 def test_what_old_calls_have_cost_outlasts_them(
     path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollups, "CHUNK", chunk)
+    monkeypatch.setattr(pruning, "CHUNK", chunk)
     by = [each for each in DIMENSIONS if each not in (("hour",), ("tag", "model"))]
     budgets = [Budget("caller-3", 1, period) for period in ("day", "month", "total")]
     with closing(at(path, LATER)) as ledger:
         expected = [ledger.totals(*each) for each in by]
         spent = [ledger.spent(budget, NOON) for budget in budgets]
         kept = len(ledger.rows(since=NOON - 10.5 * DAY, limit=10_000))
-        removed = rollups.prune(ledger, NOON - 10.5 * DAY)
+        removed = ledger.prune(NOON - 10.5 * DAY)
         assert removed == 1500 - kept and kept == len(ledger.rows(limit=10_000))
         assert [ledger.totals(*each) for each in by] == expected
         assert [ledger.spent(budget, NOON) for budget in budgets] == spent
         ledger.settle(record(call("late", at=NOON - 30 * DAY, caller="caller-3", cost=5)))
         assert sum(total.cost for total in ledger.totals("model")) == 5 + expected[0][0].cost
-        assert rollups.prune(ledger, NOON - 10.5 * DAY) == 1
+        assert ledger.prune(NOON - 10.5 * DAY) == 1
         assert sum(total.cost for total in ledger.totals("model")) == 5 + expected[0][0].cost
         assert ledger.spent(budgets[2], NOON).spent == min(spent[2].spent + 5, 9 * 10**18)
         assert problems(ledger) == []
@@ -344,7 +345,7 @@ def test_budgets_and_reports_have_the_days_of_the_ledgers_zone(tmp_path: Path) -
 
 def work(path: Path, seed: int, rounds: int, killed: bool) -> None:
     """Do random things; if it is to be *killed*, at a random statement."""
-    chance, rollups.CHUNK = random.Random(seed), 5
+    chance, pruning.CHUNK = random.Random(seed), 5
     left = chance.randrange(40 * rounds) if killed else -1
 
     def count(frame: object, event: str, called: Any) -> None:
@@ -369,7 +370,7 @@ def work(path: Path, seed: int, rounds: int, killed: bool) -> None:
         if chance.random() < 0.1:
             rollups.roll(ledger, NOON + DAY)
         if chance.random() < 0.1:
-            rollups.prune(ledger, NOON - chance.randrange(6, 12) * DAY)
+            ledger.prune(NOON - chance.randrange(6, 12) * DAY)
         if chance.random() < 0.2:
             ledger.totals("model")
     sys.setprofile(None)
@@ -422,6 +423,6 @@ def test_a_copy_of_a_live_ledger_is_whole(path: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _chunk() -> Iterator[None]:
-    before = rollups.CHUNK
+    before = pruning.CHUNK
     yield
-    rollups.CHUNK = before
+    pruning.CHUNK = before

@@ -19,8 +19,8 @@ import pytest
 
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
 from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record
-from infermux.ledger.schema import MIGRATIONS
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.ledger.sqlite.schema import MIGRATIONS
 from infermux.planning import Plan, Snapshot, plan
 from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest

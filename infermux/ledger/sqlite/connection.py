@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from ..types import Clock, fcntl
-from . import LedgerUnavailable, schema
+from ...types import Clock
+from .. import LedgerUnavailable
+from ..files import POLL_SECONDS, identity, lock, unlock
+from . import schema
 
-POLL_SECONDS = 0.01  # SQLite's own, longer waits would let other processes starve this one
 CHECKPOINT_PAGES = 4000  # of the -wal, 16 MB: a page that many calls change is copied once
 MAX_JOBS = 64  # per transaction, so that no job waits long
 CROWD = 32  # transactions that wait for more jobs, after one that had several
@@ -319,40 +320,11 @@ def _create(path: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def identity(file: str | int) -> tuple[int, int] | None:
-    """Return the device and inode of a path or descriptor, or None if there is no file."""
-    try:
-        found = os.stat(file)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def lock(file: int, seconds: float) -> None:
-    """Lock an open file; raise TimeoutError if it stays locked elsewhere for *seconds*."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has the file locked") from None
-        time.sleep(POLL_SECONDS)
-
-
-def unlock(file: int) -> None:
-    """Unlock and close a file; closing alone keeps it locked if a child was forked."""
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_UN)
-    os.close(file)
 
 
 @contextmanager

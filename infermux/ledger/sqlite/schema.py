@@ -8,15 +8,13 @@ change, so a call cannot be written twice.
 from __future__ import annotations
 
 from datetime import tzinfo
-from functools import lru_cache
-from hashlib import blake2b
 from sqlite3 import Cursor
 
-from . import Hold, Record, budgets
-from .budgets import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN
+from .. import Hold, Record
+from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, digest
+from . import budgets
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
-DIGEST_LENGTH = 32  # of the hexadecimal digest of a plan's first line
 MAX_PLANS = 4096  # digests that a connection remembers
 
 _FIRST = (
@@ -153,23 +151,18 @@ def settle(
     """
     call = record.call
     line, end, rest = call.plan.partition("\n")
-    digest = _digest(line)
-    row, taken_back = (*call[:-1], digest + end + rest), 0
+    key = digest(line)
+    row, taken_back = (*call[:-1], key + end + rest), 0
     if not sql.execute(WRITE_CALL, row).rowcount:
         taken_back = budgets.found_again(sql, call.at_ns, call.id)
         if not taken_back:
             return False
         sql.execute(WRITE_CALL, row)
-    if digest and digest not in known_plans:
-        sql.execute(WRITE_PLAN, (digest, line))
+    if key and key not in known_plans:
+        sql.execute(WRITE_PLAN, (key, line))
         if len(known_plans) < MAX_PLANS:
-            known_plans.add(digest)
+            known_plans.add(key)
     for attempt in record.attempts:
         sql.execute(WRITE_ATTEMPT, tuple(attempt))  # sqlite3 binds subclasses more slowly
     budgets.spend(sql, call, hold, zone, taken_back)
     return True
-
-
-@lru_cache(maxsize=1024)
-def _digest(line: str) -> str:
-    return blake2b(line.encode(), digest_size=DIGEST_LENGTH // 2).hexdigest() if line else ""

@@ -16,47 +16,32 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import tzinfo
 from functools import partial
 from sqlite3 import Cursor
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from ..errors import RequestError, shown
-from ..types import Clock
-from . import (
+from ...types import Clock
+from .. import (
     LEASE_SECONDS,
-    MAX_PICO,
     Adjustment,
-    AttemptRow,
-    Backlog,
     Budget,
     BudgetState,
-    CallRow,
     Hold,
-    Ledger,
     LedgerUnavailable,
     Record,
-    Spent,
-    Total,
-    budgets,
     exceeded,
     periods,
-    queries,
-    schema,
+    rollups,
 )
-from .budgets import Refused, Rules, state
-from .connection import (
-    Connection,
-    DatabaseFile,
-    GroupCommit,
-    Job,
-    damaged,
-    passes,
-)
-from .queries import Ask
-from .rollups import Maintenance, Question, report
-from .spool import Deferred, Spool
+from ..periods import ms
+from ..queries import Ask
+from ..spool import Deferred, Spool
+from ..sql import SQLLedger, amount
+from ..takes import Refused, Rules
+from . import budgets, prune, schema
+from .budgets import state
+from .connection import Connection, DatabaseFile, GroupCommit, Job, damaged, passes
 
 BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
 BRIEF_SECONDS = 0.02  # the same after a failure, until a write succeeds
@@ -78,7 +63,7 @@ class _Process:
         self.suspect = False  # the file must be checked when it is opened next
 
 
-class SQLiteLedger(Ledger):
+class SQLiteLedger(SQLLedger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
     Calls are kept for *keep* seconds."""
@@ -93,9 +78,8 @@ class SQLiteLedger(Ledger):
         clock: Clock = time.time,
     ) -> None:
         self.path = os.path.abspath(path)
-        self.zone = periods.time_zone(timezone)
-        self.keep, self._maintenance = keep, Maintenance(self, keep)
-        self._busy, self._clock = busy, clock
+        super().__init__(periods.time_zone(timezone), keep, clock)
+        self._busy = busy
         self._file = DatabaseFile(self.path, clock=clock)
         self._process = _Process(self.path, self._commit)
         self._failure: str | None = None
@@ -114,12 +98,12 @@ class SQLiteLedger(Ledger):
         about: str = "",
     ) -> Hold:
         """Reserve *pico* pico-USD by one conditional UPDATE for each budget."""
-        hold = Hold(call_id, budget, _amount(pico), at, about=about)
+        hold = Hold(call_id, budget, amount(pico), at, about=about)
         return self._held(budgets.reserve, hold, at, at + lease, over, hold.pico)
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
         """Add to a hold; if its lease has expired, reserve the whole amount again."""
-        more = _amount(more)
+        more = amount(more)
         work = partial(budgets.top_up, more)
         return self._held(work, hold, at, at + lease, hold.over, more)
 
@@ -146,44 +130,12 @@ class SQLiteLedger(Ledger):
     def _settle(self, connection: Connection, record: Record, hold: Hold | None) -> bool:
         return schema.settle(connection.cursor, record, hold, connection.plans, self.zone)
 
-    def defer(self, record: Record, hold: Hold | None = None) -> bool:
-        """Append the settlement to the spool, else keep it in memory."""
-        kept = self._here().spool.add(Deferred(record, hold))
-        self.drain()
-        return kept
-
-    def drain(self, *, last: bool = False) -> None:
-        """Write the spool to the ledger, in the background or now (*last*)."""
-        spool = self._here().spool
-        if last:
-            spool.close(self._write_deferred)
-        else:
-            spool.drain_later(self._write_deferred)
-
-    def backlog(self) -> Backlog:
-        """Return the numbers of settlements in memory and of lost ones."""
-        spool = self._here().spool
-        return Backlog(len(spool.waiting), spool.lost)
-
-    def spooled(self) -> int:
-        """Return the number of lines in the spool."""
-        return self._here().spool.lines()
-
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
         def work(connection: Connection) -> None:
             for record, hold in batch:
                 self._settle(connection, record, hold)
 
         self._write(work)
-
-    def _may_expire(self) -> bool:
-        """Return whether holds may expire: not while their calls may be in the spool."""
-        return self._here().spool.is_empty()
-
-    def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what is spent and reserved in the period, without expired holds."""
-        [found] = self.states([budget], at)
-        return Spent(found.spent, found.held)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         """Return the state of each budget at one moment."""
@@ -193,65 +145,7 @@ class SQLiteLedger(Ledger):
         """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
         return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
 
-    def adjustments(self, limit: int = 50) -> list[Adjustment]:
-        """Return the last changes of budgets by operators, newest first."""
-        return list(map(Adjustment._make, self._read(budgets.ADJUSTMENTS, (limit,))))
-
-    # -- reports --
-
-    def rows(
-        self,
-        *,
-        model: str | None = None,
-        status: str | None = None,
-        caller: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        ended: float | None = None,
-        limit: int = 50,
-    ) -> list[Record]:
-        """Return calls with their attempts, newest first."""
-        return self._records(
-            *queries.rows(
-                model=model,
-                status=status,
-                caller=caller,
-                since=since,
-                until=until,
-                ended=ended,
-                limit=limit,
-            )
-        )
-
-    def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, with its attempts, or None."""
-        found = self._records(*queries.call(id))
-        if len(found) > 1:
-            raise RequestError(f"several call ids begin with {shown(id)}", param="id")
-        return found[0] if found else None
-
-    def _records(self, query: str, values: Sequence[str | int]) -> list[Record]:
-        found = []
-        for call in map(CallRow._make, self._read(query, values)):
-            attempts = self._read(queries.ATTEMPTS, (call.at_ns, call.id))
-            found.append(Record(call, tuple(map(AttemptRow._make, attempts))))
-        return found
-
-    def totals(
-        self,
-        *by: str,
-        since: float | None = None,
-        until: float | None = None,
-        caller: str | None = None,
-        zone: tzinfo | None = None,
-    ) -> list[Total]:
-        """Return sums over groups of calls; first sum up ended days that are needed."""
-        question = Question.of(by, since, until, caller, zone or self.zone)
-        return report(self, question, self._clock())
-
-    def maintain(self, now: float) -> None:
-        """See `Maintenance`."""
-        self._maintenance.start(now)
+    # -- reading and writing --
 
     def backup(self, path: str) -> None:
         """Write a copy of the file to *path*, as of one moment, while others write."""
@@ -264,6 +158,26 @@ class SQLiteLedger(Ledger):
     def write(self, work: Callable[[Cursor], T]) -> T:
         """Return the result of *work*, run in a transaction."""
         return self._write(lambda connection: work(connection.cursor))
+
+    def lose(self, now: float) -> None:
+        """Turn the holds of calls that nobody settled in time into spending."""
+        if self._read(budgets.EXPIRED, (ms(now),)) and not self.spooled():
+            self.write(lambda sql: budgets.lose(sql, now, self.zone))
+
+    def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
+        """Remove the calls of the days that ended before *before*; return how many calls."""
+        return prune.prune(self, before, told)
+
+    def prunes_before(self, before: float) -> float:
+        """Return the start of the day that contains *before*."""
+        return before // periods.DAY * periods.DAY
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the file: damage, or sums that differ from their rows."""
+        return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
+
+    def _spool(self) -> Spool:
+        return self._here().spool
 
     # -- the file --
 
@@ -452,9 +366,3 @@ class SQLiteLedger(Ledger):
         place.connection = None
         if connection is not None:
             connection.close()
-
-
-def _amount(pico: int) -> int:
-    if pico < 0:
-        raise ValueError(f"{pico} pico-USD cannot be held")
-    return min(pico, MAX_PICO)

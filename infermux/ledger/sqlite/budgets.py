@@ -6,28 +6,17 @@ its callers' calls have cost in it, which `sums` tells without reading a call.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import tzinfo
 from sqlite3 import Cursor
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import (
-    LOST,
-    TEAM,
-    Adjustment,
-    AttemptRow,
-    Budget,
-    BudgetState,
-    CallRow,
-    Hold,
-    Record,
-)
-from .periods import DAY, MAX_INTEGER, SLOT, ms, names
-
-WARN_MS = 3_600_000  # between two warnings about a budget
-MICRO = 10**6  # pico-USD
-MAX_SPENT = 9 * 10**18  # pico-USD with which a period can begin
+from .. import LOST, TEAM, Adjustment, Budget, BudgetState, CallRow, Hold
+from ..lost import lost_record
+from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
+from ..queries import WRITE_ATTEMPT, WRITE_CALL, Ask
+from ..sql import ADJUSTED
+from ..takes import MAX_SPENT, MICRO, WARN_MS, Refused, Rules
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
@@ -75,36 +64,6 @@ _STATE = """SELECT spent - waived + lost, raised, held - lost
         FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = '')"""
 _RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
 _RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
-_ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
-ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
-
-
-def _insert(table: str, names: Sequence[str]) -> str:
-    values = ", ".join("?" * len(names))
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values}) ON CONFLICT DO NOTHING"
-
-
-WRITE_CALL = _insert("calls", CallRow._fields)
-WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
-WRITE_PLAN = _insert("plans", ("digest", "line"))
-Ask = Callable[[str, Sequence[str | int]], list[tuple[int, ...]]]  # returns the rows of a query
-
-
-class Rules(NamedTuple):
-    """How an amount is reserved at the time *at*."""
-
-    at: float
-    expires: float  # when the hold does
-    over: bool  # whether the limit may be exceeded
-    expire: Callable[[], bool]  # whether holds whose lease has ended may be freed
-    zone: tzinfo
-
-
-class Refused(NamedTuple):
-    """The budget that has too little left, and how much that is."""
-
-    budget: Budget
-    left: int
 
 
 # -- reservations --
@@ -279,38 +238,6 @@ def _lose(sql: Cursor, expired: Sequence[tuple[Any, ...]], zone: tzinfo) -> None
                 sql.execute(WRITE_ATTEMPT, attempt)
 
 
-def lost_record(hold: Hold) -> Record:
-    """Return the rows of a call that was never settled: at most what it held was spent."""
-    try:
-        at_ns, trace, caller, tags, api, requested, model, provider = json.loads(hold.about)
-    except ValueError:
-        at_ns, trace, caller, tags = int(hold.at * 1000) * 10**6, "", hold.budget.caller, "{}"
-        api = requested = model = provider = ""
-    names = (at_ns, hold.call_id, trace, caller, tags, api, requested, model, model, provider)
-    tokens = (None,) * 6
-    call = CallRow(
-        *names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0, assumed=hold.pico
-    )
-    attempt = AttemptRow(
-        at_ns,
-        hold.call_id,
-        0,
-        provider,
-        model,
-        model,
-        0,
-        None,
-        None,
-        *tokens,
-        hold.pico,
-        0,
-        LOST,
-        1,
-        assumed=1,
-    )
-    return Record(call, (attempt,))
-
-
 def found_again(sql: Cursor, at_ns: int, id: str) -> int:
     """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
     found = sql.execute(_TAKE_BACK, (at_ns, id)).fetchone()
@@ -377,5 +304,5 @@ def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinf
     action = "reset" if more is None else "raise"
     team = int(bool(budget.members))
     made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
-    sql.execute(_ADJUSTED, tuple(made))
+    sql.execute(ADJUSTED, tuple(made))
     return made

@@ -1,0 +1,205 @@
+"""What ledgers in SQL databases share: reports, the spool, and how their statements are run.
+
+Statements are portable SQL with `?` for values; each backend translates what it must.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from datetime import tzinfo
+from typing import Any, TypeVar
+
+from ..errors import RequestError, shown
+from ..types import Clock
+from . import (
+    MAX_PICO,
+    Adjustment,
+    AttemptRow,
+    Backlog,
+    Budget,
+    BudgetState,
+    CallRow,
+    Hold,
+    Ledger,
+    Record,
+    Spent,
+    Total,
+    queries,
+    rollups,
+)
+from .queries import Ask
+from .rollups import Sql
+from .spool import Deferred, Spool
+
+T = TypeVar("T")
+ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
+ADJUSTED = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+
+
+class SQLLedger(Ledger):
+    """A ledger in an SQL database, with a spool in a file of this host.
+
+    Calls are kept for *keep* seconds."""
+
+    keep: float | None
+    _clock: Clock
+
+    def __init__(self, zone: tzinfo, keep: float | None, clock: Clock = time.time) -> None:
+        self.zone, self.keep, self._clock = zone, keep, clock
+        self._maintenance = rollups.Maintenance(self, keep)
+
+    # -- what a backend does --
+
+    @abstractmethod
+    def snapshot(self, work: Callable[[Ask], T]) -> T:
+        """Return the result of *work*, whose queries see one state."""
+
+    @abstractmethod
+    def write(self, work: Callable[[Sql], T]) -> T:
+        """Return the result of *work*, run in a transaction."""
+
+    @abstractmethod
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        """Return the rows of a query."""
+
+    @abstractmethod
+    def _spool(self) -> Spool:
+        """Return the spool of this process."""
+
+    @abstractmethod
+    def _write_deferred(self, batch: Sequence[Deferred]) -> None:
+        """Write settlements of the spool."""
+
+    @abstractmethod
+    def lose(self, now: float) -> None:
+        """Turn the holds of calls that nobody settled in time into spending."""
+
+    @abstractmethod
+    def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
+        """Remove calls that started before *before*; return how many. What they cost stays."""
+
+    @abstractmethod
+    def prunes_before(self, before: float) -> float:
+        """Return before when calls are removed by `prune`, which removes whole days or months."""
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Return what is wrong with the data: sums that differ from their rows."""
+
+    # -- the spool --
+
+    def defer(self, record: Record, hold: Hold | None = None) -> bool:
+        """Append the settlement to the spool, else keep it in memory."""
+        kept = self._spool().add(Deferred(record, hold))
+        self.drain()
+        return kept
+
+    def drain(self, *, last: bool = False) -> None:
+        """Write the spool to the ledger, in the background or now (*last*)."""
+        if last:
+            self._spool().close(self._write_deferred)
+        else:
+            self._spool().drain_later(self._write_deferred)
+
+    def backlog(self) -> Backlog:
+        """Return the numbers of settlements in memory and of lost ones."""
+        spool = self._spool()
+        return Backlog(len(spool.waiting), spool.lost)
+
+    def spooled(self) -> int:
+        """Return the number of lines in the spool."""
+        return self._spool().lines()
+
+    def _may_expire(self) -> bool:
+        """Return whether holds may expire: not while their calls may be in the spool."""
+        return self._spool().is_empty()
+
+    # -- reports --
+
+    def spent(self, budget: Budget, at: float) -> Spent:
+        """Return what is spent and reserved in the period, without expired holds."""
+        [found] = self.states([budget], at)
+        return Spent(found.spent, found.held)
+
+    @abstractmethod
+    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
+        """Return the state of each budget at one moment."""
+
+    def adjustments(self, limit: int = 50) -> list[Adjustment]:
+        """Return the last changes of budgets by operators, newest first."""
+        return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
+
+    def rows(
+        self,
+        *,
+        model: str | None = None,
+        status: str | None = None,
+        caller: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        ended: float | None = None,
+        limit: int = 50,
+    ) -> list[Record]:
+        """Return calls with their attempts, newest first."""
+        return self._records(
+            *queries.rows(
+                model=model,
+                status=status,
+                caller=caller,
+                since=since,
+                until=until,
+                ended=ended,
+                limit=limit,
+            )
+        )
+
+    def call(self, id: str) -> Record | None:
+        """Return the call whose id begins with *id*, with its attempts, or None."""
+        found = self._records(*queries.call(id))
+        if len(found) > 1:
+            raise RequestError(f"several call ids begin with {shown(id)}", param="id")
+        return found[0] if found else None
+
+    def _records(self, query: str, values: Sequence[str | int]) -> list[Record]:
+        calls = list(map(CallRow._make, self._read(query, values)))
+        return list(self.with_attempts(self._read, calls))
+
+    def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
+        """Yield the records of calls, in order."""
+        for call in calls:
+            attempts = ask(queries.ATTEMPTS, (call.at_ns, call.id))
+            yield Record(call, tuple(map(AttemptRow._make, attempts)))
+
+    def page(self, last: tuple[int, str], until: int) -> list[Record]:
+        """Return the next calls after *last* (start and id) that start before *until* (ns)."""
+
+        def work(ask: Ask) -> list[Record]:
+            calls = list(map(CallRow._make, ask(*queries.page(last, until))))
+            return list(self.with_attempts(ask, calls))
+
+        return self.snapshot(work)
+
+    def totals(
+        self,
+        *by: str,
+        since: float | None = None,
+        until: float | None = None,
+        caller: str | None = None,
+        zone: tzinfo | None = None,
+    ) -> list[Total]:
+        """Return sums over groups of calls; first sum up ended days that are needed."""
+        question = rollups.Question.of(by, since, until, caller, zone or self.zone)
+        return rollups.report(self, question, self._clock())
+
+    def maintain(self, now: float) -> None:
+        """See `Maintenance`."""
+        self._maintenance.start(now)
+
+
+def amount(pico: int) -> int:
+    """Return an amount that can be held, at most MAX_PICO; raise ValueError if it is negative."""
+    if pico < 0:
+        raise ValueError(f"{pico} pico-USD cannot be held")
+    return min(pico, MAX_PICO)
