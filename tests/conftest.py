@@ -20,8 +20,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A job in the background of a shell ignores it, and so would the commands that get one here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest.register_assert_rewrite("support", "doors", "recorded", "faulty")
+pytest.register_assert_rewrite("databases", "network", "support", "doors", "recorded", "faulty")
 
+from databases import database, pgbouncer, postgres  # noqa: E402, F401  (fixtures)
 from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
 
 

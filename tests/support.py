@@ -39,9 +39,9 @@ def is_ours(name: str) -> bool:
     """Return whether a variable could configure InferMux, Flask, gunicorn or a proxy."""
     upper = name.upper()
     return (
-        upper.startswith(("INFERMUX_", "FLASK_", "GUNICORN_", "AZURE_OPENAI_"))
+        upper.startswith(("INFERMUX_", "FLASK_", "GUNICORN_", "AZURE_OPENAI_", "PG"))
         or upper.endswith(("_API_KEY", "_BASE_URL", "_PROXY", "_API_TOKEN"))
-        or upper in ("OLLAMA_HOST", "HF_TOKEN", "WEB_CONCURRENCY", "PORT")
+        or upper in ("OLLAMA_HOST", "HF_TOKEN", "WEB_CONCURRENCY", "PORT", "DATABASE_URL")
     )
 
 
