@@ -112,7 +112,7 @@ class SQLLedger(Ledger):
         """Return the number of lines in the spool."""
         return self._spool().lines()
 
-    def _may_expire(self) -> bool:
+    def may_expire(self) -> bool:
         """Return whether holds may expire: not while their calls may be in the spool."""
         return self._spool().is_empty()
 

@@ -117,7 +117,7 @@ class SQLiteLedger(SQLLedger):
         pico: int,
     ) -> Hold:
         """Return the hold that *work* makes of *hold*; raise BudgetExceeded."""
-        rules = Rules(at, expires, over, self._may_expire, self.zone)
+        rules = Rules(at, expires, over, self.may_expire, self.zone)
         found = self._write(lambda connection: work(connection.cursor, hold, rules), hold.budget)
         if isinstance(found, Refused):
             raise exceeded(found.budget, found.left, pico, at, self.zone)
