@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from . import components as parts
 from . import config as configuration
 from .admission import Admission
+from .admission.keys import LiveKeyring
 from .components import providers
 from .components.prices import own_prices, price_table
 from .components.providers import provider as provider
@@ -122,6 +123,9 @@ def _router(
         concurrency=parts.concurrency(config, serving),
         breaker=partial(CircuitBreaker, failures=failures, window=window, open_seconds=seconds),
     )
+    ledger = parts.ledger(config, serving)
+    keyring = parts.live_keyring(config, ledger)
+    rates = parts.rates(config, live=isinstance(keyring, LiveKeyring))
     return Router(
         registry,
         parts.reporter(config),
@@ -129,10 +133,10 @@ def _router(
         deadline=rules.deadline or None,
         on_unsupported=rules.on_unsupported,
         targets=targets,
-        admission=Admission(**(parts.room(config) if serving else {}), rates=parts.rates(config)),
+        admission=Admission(**(parts.room(config) if serving else {}), rates=rates),
         prices=prices,
-        keyring=parts.keyring(config),
-        ledger=parts.ledger(config, serving),
+        keyring=keyring,
+        ledger=ledger,
         observers=parts.observers(config, serving),
         capture_content=config.trace.capture_content,
     )

@@ -14,6 +14,7 @@ InferMuxError                   500 internal_error
 │  ├─ ModelNotFound             404 model_not_found
 │  ├─ NotFound                  404 not_found
 │  ├─ MethodNotAllowed          405 method_not_allowed
+│  ├─ Conflict                  409 conflict
 │  ├─ RequestTooLarge           413 request_too_large
 │  ├─ UnsupportedEncoding       415 unsupported_encoding
 │  └─ RateLimited               429 rate_limit_exceeded
@@ -302,6 +303,12 @@ class MethodNotAllowed(RequestError):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message)
         self.allow = allow
+
+
+class Conflict(RequestError):
+    """What is to be created exists, or is configured elsewhere."""
+
+    status, code = 409, "conflict"
 
 
 class RequestTooLarge(RequestError):

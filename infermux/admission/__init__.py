@@ -11,7 +11,7 @@ import sys
 import threading
 
 from ..errors import Overloaded, RateLimited, RequestTooLarge
-from ..planning.call import Call
+from ..planning.call import Call, Window
 from .rate_limiter import RateLimiter
 
 FULL = "the service is at capacity; retry shortly"
@@ -89,7 +89,11 @@ class Admission:
         if self._rates is None or not (caller.rpm or caller.tpm):
             return
         estimate = call.input_size if caller.tpm else 0
-        wait = self._rates.take(caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate)
+        window = Window(caller.rpm, caller.tpm)
+        call.windows = (window,)
+        wait = self._rates.take(
+            caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate, window=window
+        )
         if wait == math.inf:
             raise RequestTooLarge(
                 f"this request has about {estimate} tokens, more than the key may use in a minute"
@@ -103,8 +107,10 @@ class Admission:
         while call.releases:
             call.releases.pop()()
         if self._rates is not None and call.estimate is not None:
-            used = sum(call.tokens)
-            self._rates.correct(call.caller.name, used - call.estimate, since=call.started)
+            more = sum(call.tokens) - call.estimate
+            self._rates.correct(call.caller.name, more, since=call.started)
+            for window in call.windows:
+                window.tokens = max(0, window.tokens + more)
 
 
 def _acquire(limiter: ConcurrencyLimiter, call: Call, full: str) -> None:

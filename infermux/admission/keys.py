@@ -1,15 +1,30 @@
-"""API keys of callers: only hashes are stored, and they are compared in constant time."""
+"""API keys of callers: only hashes are stored, and they are compared in constant time.
+
+A `Keyring` has the keys of the configuration; a `LiveKeyring` also those that are made at run time,
+which it reads again when they have changed.
+"""
 
 from __future__ import annotations
 
 import hmac
+import logging
+import math
 import secrets
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
+from typing import NamedTuple
 
-from ..types import Caller
+from ..errors import Unavailable
+from ..types import ANONYMOUS, Caller, Clock, LogThrottle
 
 PREFIX = "imx-"
+REFRESH_SECONDS = 2.0  # between two looks for changes, in the background where there is one
+STALE_SECONDS = 3.0  # after which a call looks itself
+MISS_SECONDS = 0.5  # between two looks because of a key that is not known
+log = logging.getLogger("infermux")
 
 
 def new_key() -> str:
@@ -25,8 +40,11 @@ def hashed(key: str) -> str:
 class Keyring:
     """Finds callers by their keys; made from (SHA-256 in hexadecimal, caller) pairs."""
 
+    open = False  # whether callers without a key are admitted
+
     def __init__(self, keys: Iterable[tuple[str, Caller]]) -> None:
         self._keys = [(bytes.fromhex(hash), caller) for hash, caller in keys]
+        self.own = {caller.name: caller for _, caller in self._keys}  # those of the configuration
 
     def identify(self, key: str) -> Caller | None:
         """Return the caller that has *key*, or None; every hash is compared, in constant time."""
@@ -36,12 +54,168 @@ class Keyring:
                 found = caller
         return found
 
+    def refusal(self, key: str) -> str:
+        """Return why *key* is refused, if it was admitted earlier; else ""."""
+        return ""
+
+    def refresh(self) -> None:
+        """Look for changes of keys, if there can be any and it is time to."""
+
     @property
     def callers(self) -> dict[str, Caller]:
         """The callers by name."""
-        return {caller.name: caller for _, caller in self._keys}
+        return self.own
+
+    @property
+    def known(self) -> dict[str, Caller]:
+        """The same with callers whose keys are no longer admitted."""
+        return self.callers
+
+    @property
+    def count(self) -> int:
+        """How many callers are known."""
+        return len(self.own)
 
     @property
     def limited(self) -> bool:
         """Whether any caller has a rate limit."""
-        return any(caller.rpm or caller.tpm for _, caller in self._keys)
+        return any(caller.rpm or caller.tpm for caller in self.own.values())
+
+
+class Issued(NamedTuple):
+    """A secret of a key that was made at run time."""
+
+    hash: str  # in hexadecimal
+    caller: Caller
+    until: float = math.inf  # seconds since 1970 up to which it is admitted
+    ended: str = ""  # why it is not afterwards: expired, revoked or replaced
+
+
+class _Loaded(NamedTuple):
+    version: int
+    by_hash: dict[bytes, Issued]
+    callers: dict[str, Caller]  # by name, also of keys that are no longer admitted
+
+
+# returns the version and what there is now; None: nothing has changed since the given version
+Load = Callable[[int], tuple[int, Sequence[Issued]] | None]
+
+
+class LiveKeyring(Keyring):
+    """Also finds callers by keys that are made at run time; those of the configuration win.
+
+    If the configuration has no keys at all (None), callers without one are admitted until the first
+    key is made, and never again in this process. *load* may raise Unavailable; then the keys known
+    so far stay in force. The hashes are in a dict: they are of random keys, and the time of a
+    look-up tells nothing about a key.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[tuple[str, Caller]] | None,
+        load: Load,
+        *,
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        super().__init__(keys or ())
+        self.open = keys is None
+        self._load, self._clock, self._monotonic = load, clock, monotonic
+        self._issued: _Loaded | None = None  # None: not read yet
+        self._looked = -math.inf
+        self._lock = threading.Lock()
+        self._log = LogThrottle()
+
+    def identify(self, key: str) -> Caller | None:
+        """Return the caller that has *key*, or None; raise Unavailable if the keys are not known.
+
+        A look-up of an unknown key looks for changes, but not more often than MISS_SECONDS say.
+        """
+        if self._monotonic() - self._looked > STALE_SECONDS:
+            self._look()
+        if self.open:
+            return ANONYMOUS
+        found = super().identify(key) if self._keys else None
+        if found is None and (found := self._found(key)) is None and key:
+            if self._monotonic() - self._looked > MISS_SECONDS:
+                self._look()
+                found = self._found(key)
+            if found is None and self._issued is None:
+                raise Unavailable("the API keys cannot be read now; retry shortly")
+        return found
+
+    def refusal(self, key: str) -> str:
+        """Return why *key* is refused, such as "has expired, at 2026-12-01T00:00:00Z"."""
+        issued = self._at(key)
+        if issued is None or self._clock() < issued.until:
+            return ""
+        return f"{issued.ended}, at {datetime.fromtimestamp(issued.until, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    def refresh(self) -> None:
+        """Look for changes if the last look is REFRESH_SECONDS old; for a background thread."""
+        if self._monotonic() - self._looked > REFRESH_SECONDS:
+            self._look()
+
+    def renew(self) -> None:
+        """Look for changes now."""
+        with self._lock:
+            self._read()
+
+    @property
+    def callers(self) -> dict[str, Caller]:
+        """The callers whose keys are admitted, by name."""
+        issued, now = self._issued, self._clock()
+        admitted = {
+            each.caller.name: each.caller
+            for each in (issued.by_hash.values() if issued is not None else ())
+            if now < each.until
+        }
+        return admitted | self.own
+
+    @property
+    def known(self) -> dict[str, Caller]:
+        """Every caller, also those whose keys have expired or were revoked."""
+        return (self._issued.callers if self._issued is not None else {}) | self.own
+
+    @property
+    def count(self) -> int:
+        """How many callers are known."""
+        return len(self.own) + (0 if self._issued is None else len(self._issued.callers))
+
+    def _found(self, key: str) -> Caller | None:
+        issued = self._at(key)
+        return issued.caller if issued is not None and self._clock() < issued.until else None
+
+    def _at(self, key: str) -> Issued | None:
+        return None if self._issued is None else self._issued.by_hash.get(_digest(key))
+
+    def _look(self) -> None:
+        """Look for changes; if another thread does, wait for it only if nothing is known yet."""
+        if not self._lock.acquire(blocking=self._issued is None):
+            return
+        try:
+            if self._monotonic() - self._looked > MISS_SECONDS:
+                self._read()
+        finally:
+            self._lock.release()
+
+    def _read(self) -> None:
+        self._looked = self._monotonic()
+        try:
+            found = self._load(-1 if self._issued is None else self._issued.version)
+        except Unavailable as error:
+            if self._log.due():
+                why = getattr(error, "reason", error.message)
+                log.error("the API keys cannot be read: %s; those known so far stay in force", why)
+            return
+        if found is not None:
+            version, issued = found
+            issued = [each for each in issued if each.caller.name not in self.own]
+            by_hash = {bytes.fromhex(each.hash): each for each in issued}
+            callers = {each.caller.name: each.caller for each in issued}
+            self._issued = _Loaded(version, by_hash, callers)
+            self.open = self.open and not issued
+
+
+def _digest(key: str) -> bytes:
+    return bytes.fromhex(hashed(key))

@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..planning.call import Window
 from ..types import POSIX, Clock, LogThrottle, fcntl
 
 RECORDS = 4096  # the most callers in the file
@@ -54,11 +55,17 @@ class RateLimiter:
         self._log = LogThrottle()
 
     def take(
-        self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
+        self,
+        caller: str,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        tokens: int = 0,
+        window: Window | None = None,
     ) -> float | None:
         """Count a request of about *tokens* and return None, or return the seconds to wait.
 
-        Infinity means that the request alone exceeds the limit.
+        Infinity means that the request alone exceeds the limit. *window* receives what is used.
         """
         opened = self._opened() if rpm is not None or tpm is not None else None
         if opened is None:
@@ -66,20 +73,25 @@ class RateLimiter:
         with opened as table:
             now = self._clock()
             at = table.record(caller, int(now))
-            words, tokens = table.words, min(tokens, _MAX_TOKENS)
+            words, tokens, wait = table.words, min(tokens, _MAX_TOKENS), None
             if (rpm is not None and words[at + _REQUESTS] >= rpm) or (
                 tpm is not None and words[at + _TOKENS] + tokens > tpm
             ):
-                return max(
+                wait = max(
                     _wait(words, at + _REQUEST_BUCKETS, now, 1, rpm),
                     _wait(words, at + _TOKEN_BUCKETS, now, tokens, tpm),
                 )
-            bucket = at + int(now) % _SPAN
-            words[bucket + _REQUEST_BUCKETS] += 1
-            words[bucket + _TOKEN_BUCKETS] += tokens
-            words[at + _REQUESTS] += 1
-            words[at + _TOKENS] += tokens
-            return None
+            else:
+                bucket = at + int(now) % _SPAN
+                words[bucket + _REQUEST_BUCKETS] += 1
+                words[bucket + _TOKEN_BUCKETS] += tokens
+                words[at + _REQUESTS] += 1
+                words[at + _TOKENS] += tokens
+            if window is not None:
+                window.requests, window.tokens = words[at + _REQUESTS], words[at + _TOKENS]
+                window.requests_reset = _reset(words, at + _REQUEST_BUCKETS, now)
+                window.tokens_reset = _reset(words, at + _TOKEN_BUCKETS, now)
+            return wait
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
@@ -256,6 +268,15 @@ def _wait(words: memoryview, buckets: int, now: float, wanted: int, limit: int |
         return 0.0
     gone = next(place for place, freed in enumerate(accumulate(counts)) if freed >= over)
     return oldest + gone + _SPAN - now
+
+
+def _reset(words: memoryview, buckets: int, now: float) -> float:
+    """Return the seconds until no bucket counts any more."""
+    second = int(now)
+    for then in range(second, second - _SPAN, -1):  # the first one has something, usually
+        if words[buckets + then % _SPAN]:
+            return then + _SPAN - now
+    return 0.0
 
 
 def _prepare(fd: int, path: Path) -> None:

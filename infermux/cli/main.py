@@ -26,7 +26,7 @@ _MODULES = {  # where in infermux.cli a command is defined
     "costs": "ledger",
     "explain": "routing",
     "init": "serve",
-    "keys": "serve",
+    "keys": "keys",
     "ledger": "archive",
     "logs": "ledger",
     "models": "prices",

@@ -1,9 +1,8 @@
-"""Commands for running the service: serve, validate, init, keys and chaos."""
+"""Commands for running the service: serve, validate, init and chaos."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from .. import build
 from ..errors import InferMuxError, counted, listed
 from ..types import POSIX
-from . import Command, Group, OneLine, config_option, table, warn
+from . import Command, OneLine, config_option, table, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
@@ -164,35 +163,6 @@ def init(config: str | None, user: bool, force: bool) -> None:
     except OSError as error:
         raise OneLine(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"wrote {path.absolute()}")
-
-
-# -- keys --
-
-
-@click.group(cls=Group)
-def keys() -> None:
-    """Create API keys.
-
-    Example: infermux keys new web
-    """
-
-
-@keys.command("new")
-@click.argument("name")
-def new_key(name: str) -> None:
-    """Create an API key for NAME, and the lines for infermux.toml.
-
-    The key is shown once, on standard error; the lines, with its hash, go to standard output.
-
-    Example: infermux keys new web >> infermux.toml
-    """
-    from ..admission.keys import hashed, new_key
-
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
-    key = new_key()
-    click.echo(f'\n[keys.{name}]\nhash = "{hashed(key)}"')  # a file may lack its last newline
-    click.echo(f"\nThe key, which is not shown again; give it to the caller now:\n{key}", err=True)
 
 
 # -- chaos --

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..admission.keys import Keyring
+from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..admission.rate_limiter import RateLimiter
 from ..config import Config
-from ..config.settings import KeyConfig, LedgerConfig, TeamConfig
+from ..config.settings import KeyConfig, LedgerConfig, TeamConfig, caller_key
 from ..errors import ConfigError
-from ..ledger import Ledger, configured_budget
+from ..ledger import Ledger, LedgerUnavailable, configured_budget
+from ..ledger.keys import IssuedKey
 from ..routing.router import Observer
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
 from ..telemetry.tokentrace import Reporter
-from ..types import Caller
+from ..types import NOTHING, Caller
 from .prices import is_vendor
+
+_NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
+log = logging.getLogger("infermux")
 
 
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -26,10 +34,10 @@ def concurrency(config: Config, serving: bool) -> dict[str, int]:
     return {name: limit for name, limit in limits.items() if limit}
 
 
-def rates(config: Config) -> RateLimiter | None:
-    """Return the limiter of the keys' rates, if a key has any."""
+def rates(config: Config, *, live: bool = False) -> RateLimiter | None:
+    """Return the limiter of the keys' rates, if a key has any; *live*: if one may get some."""
     ring = keyring(config)
-    if ring is None or not ring.limited:
+    if not live and (ring is None or not ring.limited):
         return None
     beside = (config.ledger and config.ledger.path) or LedgerConfig().path
     return RateLimiter(Path(beside).with_suffix(".rates"))
@@ -57,9 +65,50 @@ def keyring(config: Config) -> Keyring | None:
     return Keyring((key.hash, caller(key, config.budgets)) for key in config.keys)
 
 
+def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
+    """Return the keys of [keys] and those that are made at run time, which the ledger stores."""
+    ring = keyring(config)
+    if ledger is None:
+        return ring
+    try:
+        store = ledger.keys()
+    except LedgerUnavailable:
+        return ring
+
+    def load(version: int) -> tuple[int, list[Issued]] | None:
+        if store.version() == version:
+            return None
+        now, found = store.keys()
+        return now, [each for key in found for each in issued(key)]
+
+    own = config.keys
+    pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
+    return LiveKeyring(pairs, load)
+
+
+def issued(key: IssuedKey) -> Iterator[Issued]:
+    """Yield the secrets of a key that was made at run time."""
+    try:
+        made = caller(key_settings(key.name, json.loads(key.settings)), ())
+    except (ConfigError, ValueError) as error:  # written by another version
+        log.error("the key %r is not used: %s", key.name, error)
+        return
+    ends = [(key.expires, "has expired"), (key.revoked, "was revoked")]
+    for hash, until in key.hashes:
+        known = [(at, why) for at, why in (*ends, (until, "was replaced")) if at is not None]
+        yield Issued(hash, made, *min(known, default=(math.inf, "")))
+
+
+def key_settings(name: str, settings: Mapping[str, Any]) -> KeyConfig:
+    """Return the settings of a key that was made at run time; raise ConfigError."""
+    return caller_key(name, {**settings, "hash": _NO_HASH})
+
+
 def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
+    """Return the caller that a key stands for."""
     limits = key.models or None, key.rpm or None, key.tpm or None
-    return Caller(key.name, *limits, configured_budget(key, teams), may_tag=key.tags)
+    tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
+    return Caller(key.name, *limits, configured_budget(key, teams), tags, own)
 
 
 def ledger(config: Config, serving: bool) -> Ledger | None:

@@ -7,11 +7,12 @@ from hashlib import sha256
 from typing import Any
 
 from ..errors import ConfigError, shown
-from .schema import Reader, Secret, any_table, of_type, one_of, text, texts
+from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, text, texts
 
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
+MAX_TAGS, MAX_TAG = 16, 200  # tags of a key, and characters of one
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
@@ -106,3 +107,19 @@ def or_zero(reader: Reader) -> Reader:
     return lambda value, place: (
         0.0 if type(value) in (int, float) and not value else reader(value, place)
     )
+
+
+def tags(value: Any, place: str) -> bool | dict[str, str]:
+    """Read whether requests may set project and env, or the tags of all requests."""
+    if not isinstance(value, dict):
+        if not isinstance(value, bool):
+            what = 'true or false, or a table of text such as { project = "search" }'
+            raise ConfigError(f"{place} must be {what}")
+        return value
+    if not 0 < len(value) <= MAX_TAGS:
+        raise ConfigError(f"{place} must have 1 to {MAX_TAGS} tags")
+    for name, item in value.items():
+        printable_name(name, place)
+        if len(text(item, f"{place}.{name}")) > MAX_TAG:
+            raise ConfigError(f"{place}.{name} is longer than {MAX_TAG} characters")
+    return dict(value)

@@ -20,6 +20,7 @@ from .readers import (
     or_zero,
     secret,
     some_texts,
+    tags,
     target_names,
     time_zone,
     weights,
@@ -177,7 +178,8 @@ class KeyConfig:
     rpm: int = reads(whole, 0)  # requests per minute; 0: no limit
     tpm: int = reads(whole, 0)  # tokens per minute; 0: no limit
     budget: BudgetConfig | None = reads(table(BudgetConfig), None)
-    tags: bool = reads(flag, False)  # whether requests may set project and env
+    # whether requests may set project and env, or the tags of all of them
+    tags: bool | Mapping[str, str] = reads(tags, False)
 
 
 def caller_key(name: str, value: object) -> KeyConfig:

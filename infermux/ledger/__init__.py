@@ -18,6 +18,7 @@ from ..config.settings import KeyConfig, TeamConfig
 from ..errors import BudgetExceeded, Unavailable
 from ..pricing import PICO, usd
 from . import periods
+from .keys import KeyStore
 from .periods import PERIODS
 
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
@@ -357,6 +358,10 @@ class Ledger(ABC):
     def adjustments(self, limit: int = 50) -> list[Adjustment]:
         """Return the last changes of budgets by operators, newest first."""
         return []
+
+    def keys(self) -> KeyStore:
+        """Return where keys are stored that are made at run time."""
+        raise LedgerUnavailable("this ledger stores no keys")
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""

@@ -29,6 +29,7 @@ from . import (
     queries,
     rollups,
 )
+from .keys import KeyStore, SQLKeys
 from .queries import Ask
 from .rollups import Sql
 from .spool import Deferred, Spool
@@ -115,6 +116,10 @@ class SQLLedger(Ledger):
     def may_expire(self) -> bool:
         """Return whether holds may expire: not while their calls may be in the spool."""
         return self._spool().is_empty()
+
+    def keys(self) -> KeyStore:
+        """Return where keys are stored that are made at run time."""
+        return SQLKeys(self)
 
     # -- reports --
 

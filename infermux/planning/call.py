@@ -61,6 +61,18 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class Window:
+    """What a limit allows in 60 seconds, and what is used of it; None: no such limit."""
+
+    rpm: int | None
+    tpm: int | None
+    requests: int = 0
+    tokens: int = 0
+    requests_reset: float = 0.0  # seconds until none of the requests counts any more
+    tokens_reset: float = 0.0
+
+
+@dataclass(slots=True)
 class Call:
     """The record of one request; spans, ledger rows, metrics and headers are made from it."""
 
@@ -80,6 +92,8 @@ class Call:
     override: str = ""  # the cheaper name that was used because the budget is spent
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
     estimate: int | None = None  # tokens counted in the caller's rate limit before the call
+    windows: tuple[Window, ...] = ()  # of the rate limits that it counts in
+    limits_told: Callable[[Call], Mapping[str, str]] | None = None  # headers of the limits
     patience: float | None = None  # seconds that the client itself waits
     lenient: bool = False  # whether preferences may be left out even for a single target
     on_wait: OnWait | None = None  # called while the call waits for a provider

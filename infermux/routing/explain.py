@@ -134,7 +134,7 @@ def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
 
 def _caller(router: Router, name: str) -> Caller:
     """Return the caller called *name*; if no keys are configured, only its name is known."""
-    if not name or router.keyring is None:
+    if not name or router.keyring is None or router.keyring.open:
         return Caller(name)
     known = router.keyring.callers
     if name not in known:

@@ -60,7 +60,7 @@ class Ids:
 
     def __init__(self, registry: Registry, keyring: Keyring | None) -> None:
         self._registry = registry
-        self._callers = None if keyring is None else len(keyring.callers)
+        self._keyring = keyring
         self._speakers: tuple[int, list[RegisteredProvider]] = (-1, [])
 
     @property
@@ -72,7 +72,8 @@ class Ids:
 
     def plain(self, caller: Caller) -> bool:
         """Return whether ids stay as the vendor made them."""
-        return len(self.speakers) == 1 and (not caller.name or self._callers == 1)
+        alone = not caller.name or (self._keyring is not None and self._keyring.count == 1)
+        return len(self.speakers) == 1 and alone
 
     def tagged(self, ident: str, kind: str, provider: str, caller: Caller) -> str:
         """Return the id that the client gets."""

@@ -140,7 +140,7 @@ def records(router: Router) -> Records:
 
 def budgets(router: Router) -> list[BudgetState]:
     """Return the state of each budget of the configured keys, and then of each shared one."""
-    callers = router.keyring.callers.values() if router.keyring else ()
+    callers = router.keyring.known.values() if router.keyring else ()
     found = {
         budget.owner: budget
         for caller in callers
@@ -279,6 +279,9 @@ def _keep_reporting() -> None:
     while True:
         try:
             _report()
+            for router in list(_monitors):
+                if router.keyring is not None:
+                    router.keyring.refresh()
         except Exception:  # the next report may succeed
             log.exception("cannot publish the status of this worker")
             time.sleep(RETRY_SECONDS)

@@ -14,7 +14,7 @@ from flask import Response, request
 from ..admission import FULL
 from ..admission.keys import hashed
 from ..config import Secret
-from ..errors import AuthenticationError, Forbidden, Overloaded
+from ..errors import AuthenticationError, Forbidden, Overloaded, Unavailable
 from ..protocol import InferRequest
 from ..server import status
 from ..types import ANONYMOUS, Caller, Clock
@@ -41,11 +41,15 @@ def authenticated(api: Api) -> Caller:
     if api.identify is not None:
         found = api.identify()
         return found if isinstance(found, Caller) else Caller(found) if found else ANONYMOUS
-    if api.router.keyring is None:
+    keyring = api.router.keyring
+    if keyring is None:
         return ANONYMOUS
     key = request_key()
-    known = api.router.keyring.identify(key)
+    known = keyring.identify(key)
     if known is None:
+        if ended := keyring.refusal(key):
+            _login_failed(api, f"an API key that {ended.partition(',')[0]}")
+            raise AuthenticationError(f"this API key {ended}: ask for a new one")
         if key:
             _login_failed(api, "an unknown API key")
         raise AuthenticationError(f"missing or unknown API key: {_SEND_KEY}")
@@ -59,7 +63,7 @@ def admitted(api: Api) -> Caller:
     """
     try:
         caller = authenticated(api)
-    except AuthenticationError:
+    except (AuthenticationError, Unavailable):
         refuse_body()
         raise
     if api.router.admission.full:
@@ -127,7 +131,7 @@ def _check_no_caller(api: Api, key: str) -> None:
     """Log a key that is not the admin key; raise Forbidden if it is a caller's."""
     keyring = api.router.keyring
     caller = keyring.identify(key) if keyring is not None else None
-    if caller is None:
+    if caller is None or caller is ANONYMOUS:
         _login_failed(api, "an unknown admin key")
         return
     _login_failed(api, f"the key of caller {caller.name!r} instead of the admin key")

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flask import Request, Response, request
@@ -34,6 +35,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.router import TAGS, Router
 from ..telemetry.spans import parse
 from ..types import JSON, NOTHING, Caller, LogThrottle
+from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
 CHUNK = 256 * 1024  # bytes per read of a body of unknown length
@@ -208,6 +210,8 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     if not header("wsgi.multithread", True) and _thread_warning.due():
         log.warning(_NO_THREADS)
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
+    if caller.rpm or caller.tpm or caller.budget is not None:
+        call.limits_told = partial(limit_headers, api.router)
     environ[_CALL] = call
     return call
 
@@ -283,7 +287,8 @@ def error_response(error: InferMuxError, render: Render) -> Response:
     native = error.native_in(asked.dialect) if asked is not None else None
     if native is not None:  # the client uses the vendor's format
         status = native.status
-        headers |= native.headers
+        if call is None or not call.windows:  # else they are about another limit than the key's
+            headers |= native.headers
         headers |= {"Request-Id": native.request_id} if native.request_id else {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
@@ -327,6 +332,8 @@ def call_headers(call: Call) -> dict[str, str]:
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
         if dropped := last.dropped:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
+    if call.limits_told is not None:
+        headers |= call.limits_told(call)
     if call.most_output is not None:
         headers["X-Infermux-Max-Tokens"] = str(call.most_output)
     if call.override:

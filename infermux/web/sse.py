@@ -134,9 +134,10 @@ class _EarlyHead:
     def _beat(self) -> None:
         try:
             if self.write is None and self._start is not None and self._call is not None:
-                ident = self._call.id
+                call, ident = self._call, self._call.id
+                limits = {} if call.limits_told is None else call.limits_told(call)
                 self.write = self._start.early(
-                    {**self._headers, "X-Request-Id": ident, "Request-Id": ident}
+                    {**self._headers, "X-Request-Id": ident, "Request-Id": ident, **limits}
                 )
             if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())

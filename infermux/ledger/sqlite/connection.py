@@ -28,6 +28,7 @@ CROWD = 32  # transactions that wait for more jobs, after one that had several
 _FILES = ("-wal", "-shm", "")
 _yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
 T = TypeVar("T")
+Saved = list[tuple[str, list[Any]]]  # statements, and the rows that they write
 _inherited: list[sqlite3.Connection] = []  # SQLite: a forked child must not use or close them
 
 
@@ -211,7 +212,7 @@ class DatabaseFile:
 
         One thread of the host at a time does this; raise TimeoutError after *busy* seconds.
         """
-        saved: list[Any] = []
+        saved = Saved()
         with _locked(f"{self.path}.lock", busy):
             if not _size(self.path) and _size(f"{self.path}-wal"):
                 # SQLite would delete the -wal, which still has data
@@ -276,8 +277,8 @@ def _check(sql: sqlite3.Connection) -> None:
         raise error
 
 
-def _prepare(sql: sqlite3.Connection, saved: Sequence[Any]) -> None:
-    """Migrate the file, restore *saved* budgets into a new one, and configure the connection."""
+def _prepare(sql: sqlite3.Connection, saved: Saved) -> None:
+    """Migrate the file, restore what was *saved* into a new one, and configure the connection."""
     [(version,)] = sql.execute("PRAGMA user_version").fetchall()
     [(mark,)] = sql.execute("PRAGMA application_id").fetchall()
     newest = len(schema.MIGRATIONS)
@@ -293,7 +294,8 @@ def _prepare(sql: sqlite3.Connection, saved: Sequence[Any]) -> None:
         sql.execute("BEGIN IMMEDIATE")
         for statement in (each for step in schema.MIGRATIONS[version:] for each in step):
             sql.execute(statement)
-        sql.executemany(schema.RESTORE, saved)
+        for restore, rows in saved:
+            sql.executemany(restore, rows)
         sql.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         sql.execute(f"PRAGMA user_version = {newest}")
         sql.execute("COMMIT")
@@ -302,13 +304,15 @@ def _prepare(sql: sqlite3.Connection, saved: Sequence[Any]) -> None:
     sql.execute(f"PRAGMA busy_timeout = {round(POLL_SECONDS * 1000)}")
 
 
-def _rescued(sql: sqlite3.Connection) -> list[Any]:
-    """Lock a damaged file against writers; return the sums of its budgets, if readable."""
+def _rescued(sql: sqlite3.Connection) -> Saved:
+    """Lock a damaged file against writers; return its budgets' sums and its keys, if readable."""
     with suppress(sqlite3.Error):
         sql.execute("BEGIN IMMEDIATE")
-    with suppress(sqlite3.Error):
-        return sql.execute(schema.RESCUE).fetchall()
-    return []
+    found = Saved()
+    for query, restore in schema.RESCUE.items():
+        with suppress(sqlite3.Error):
+            found.append((restore, sql.execute(query).fetchall()))
+    return found
 
 
 def _create(path: str) -> None:

@@ -129,15 +129,35 @@ _BILLED = (  # by what else an attempt was billed, and which costs are assumed
     "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
 )
+_KEYS = (  # made at run time; a change raises the version
+    """CREATE TABLE api_keys (
+        name TEXT PRIMARY KEY, settings TEXT NOT NULL, created_ms INTEGER NOT NULL,
+        expires_ms INTEGER, revoked_ms INTEGER) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE key_hashes (
+        hash TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL, until_ms INTEGER)
+        STRICT, WITHOUT ROWID""",
+    """CREATE TABLE versions (name TEXT PRIMARY KEY, version INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID""",
+    "INSERT INTO versions VALUES ('keys', 0)",
+)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
-    _BILLED,
+    *(_BILLED, _KEYS),
 )
 
-RESCUE = "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period"  # any version
-RESTORE = """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)
-    ON CONFLICT DO NOTHING"""
+# what is read of a damaged file, of any version, and how it is written to the new one
+RESCUE = {
+    "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period": (
+        """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)
+            ON CONFLICT DO NOTHING"""
+    ),
+    "SELECT * FROM api_keys": "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    "SELECT * FROM key_hashes": (
+        "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    ),
+    "SELECT version + 1, name FROM versions": "UPDATE versions SET version = ? WHERE name = ?",
+}
 
 # -- calls --
 

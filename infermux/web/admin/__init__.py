@@ -1,4 +1,4 @@
-"""The operators' API: health, readiness, metrics, costs, explain, status and circuits."""
+"""The operators' API: health, readiness, metrics, costs, keys, explain, status and circuits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, auth, endpoints
 from ..auth import Admin
 from ..http import Api, View, json_body, json_response, plain_error, read_body
+from . import keys
 from .status_page import StatusPage
 
 log = logging.getLogger("infermux")
@@ -54,6 +55,12 @@ def ops_blueprint(
         ("GET", "/costs", admin_only(costs)),
         ("GET", "/costs/timeseries", admin_only(cost_series)),
         ("GET", "/budgets", admin_only(budgets)),
+        ("GET", "/keys", admin_only(keys.show_all)),
+        ("POST", "/keys", admin_only(keys.create)),
+        ("DELETE", "/keys", admin_only(keys.revoke)),
+        ("GET", "/keys/<name>", admin_only(keys.show)),
+        ("DELETE", "/keys/<name>", admin_only(keys.revoke)),
+        ("POST", "/keys/<name>/rotate", admin_only(keys.rotate)),
         ("POST", "/explain", admin_only(explain)),
         ("GET", "/status", admin_only(lambda _: page.response())),
         ("GET", "/status/targets", admin_only(targets)),

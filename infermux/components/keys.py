@@ -1,0 +1,220 @@
+"""Makes, lists, rotates and revokes API keys at run time, for the command line and for operators.
+
+Each function returns what GET /keys shows. What is wrong is a RequestError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ..admission.keys import LiveKeyring, hashed, new_key
+from ..config.schema import suggestion
+from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
+from ..ledger import Budget, Ledger, LedgerUnavailable
+from ..ledger.keys import IssuedKey
+from ..ledger.reports import iso
+from ..pricing import usd
+from ..protocol import must_be
+from ..routing.router import Router
+from ..types import JSON, Caller
+from . import key_settings
+
+OVERLAP = "24h"  # for which the old secret is admitted after a rotation
+MAX_SECONDS = 100 * 366 * 86_400.0
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SPAN = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
+_SETTINGS = ("models", "rpm", "tpm", "budget", "tags")
+_FIELDS = ("name", *_SETTINGS, "expires")
+
+
+class Made(NamedTuple):
+    """A new secret, which is shown once, and what is known of its key."""
+
+    secret: str
+    key: JSON
+
+    def to_dict(self) -> JSON:
+        """Return the body of the answer to POST /keys."""
+        return {"key": self.secret} | self.key
+
+
+def create(router: Router, ledger: Ledger, data: Mapping[str, Any]) -> Made:
+    """Make a key by *data*: a name, and what a table of [keys] may hold, and when it expires."""
+    for field in data:
+        if field not in _FIELDS:
+            hint = suggestion(field, _FIELDS)
+            raise RequestError(f"a key has no {shown(field)}{hint}", param=field[:100])
+    name, now = _name(data.get("name")), time.time()
+    settings = {each: data[each] for each in _SETTINGS if data.get(each) is not None}
+    _check(router, name, settings)
+    _refuse_own(router, name, "choose another name")
+    end = _end(data.get("expires"), now)
+    secret = new_key()
+    key = IssuedKey(name, json.dumps(settings), now, end, hashes=((hashed(secret), None),))
+    if not ledger.keys().create(key):
+        raise Conflict(
+            f"there is a key {shown(name)}: rotate it for a new secret, or revoke it first",
+            param="name",
+        )
+    _renew(router)
+    return Made(secret, _shown(key, now))
+
+
+def rotate(router: Router, ledger: Ledger, name: str, overlap: object = None) -> Made:
+    """Give a key a new secret; the old one is admitted for *overlap* longer, such as "24h"."""
+    _refuse_own(router, name, f"`infermux keys new {name}` makes a hash for it")
+    now = time.time()
+    until = now + _seconds(OVERLAP if overlap is None else overlap, "overlap")
+    secret = new_key()
+    if not ledger.keys().rotate(name, hashed(secret), now, until):
+        raise _unknown(ledger, name, now)
+    _renew(router)
+    return Made(secret, _shown(_one(ledger, name), now))
+
+
+def revoke(router: Router, ledger: Ledger, name: str) -> JSON:
+    """Refuse all secrets of a key from now on; what it has spent stays in all reports."""
+    _refuse_own(router, name, "remove its table, and reload with SIGHUP")
+    now = time.time()
+    if not ledger.keys().revoke(name, now):
+        raise _unknown(ledger, name, now)
+    _renew(router)
+    return _shown(_one(ledger, name), now)
+
+
+def listed(router: Router, ledger: Ledger | None) -> list[JSON]:
+    """Return what is known of each key: those of the configuration, then the others."""
+    now, own = time.time(), router.keyring.own if router.keyring is not None else {}
+    found = [_own(caller) for caller in own.values()]
+    if ledger is None:
+        return found
+    try:
+        store = ledger.keys()
+    except LedgerUnavailable:
+        return found
+    return found + [_shown(key, now) for key in store.keys()[1] if key.name not in own]
+
+
+def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
+    """Return what is known of a key; raise NotFound."""
+    known = {key["name"]: key for key in listed(router, ledger)}
+    if name not in known:
+        raise NotFound(f"there is no key {shown(name)}{close_to(name, known)}", param="name")
+    return known[name]
+
+
+# -- what is asked --
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise must_be("name", "letters, digits, - and _, at most 64")
+    return value
+
+
+def _check(router: Router, name: str, settings: JSON) -> None:
+    """Raise RequestError unless the settings are valid, and every name in them leads somewhere."""
+    try:
+        key = key_settings(name, settings)
+    except ConfigError as error:
+        what = "; ".join(error.errors).replace(f"[keys.{name}].", "")
+        raise RequestError(what, param=re.split(r"[ .\[:]", what, maxsplit=1)[0]) from None
+    names = [("models", model) for model in key.models]
+    if key.budget is not None and key.budget.then not in ("reject", "warn"):
+        names.append(("budget", key.budget.then))
+    for param, model in names:
+        try:
+            router.registry.route(model)
+        except ModelNotFound as error:
+            raise RequestError(f"{param}: {error.message}", param=param) from None
+
+
+def _refuse_own(router: Router, name: str, remedy: str) -> None:
+    if router.keyring is not None and name in router.keyring.own:
+        raise Conflict(f"the key {shown(name)} is one of the configuration: {remedy}", param="name")
+
+
+def _end(value: object, now: float) -> float | None:
+    """Return when a key expires: None: never; else a date, a time, or a time from now."""
+    if value is None:
+        return None
+    if isinstance(value, str) and _SPAN.fullmatch(value):
+        return now + _seconds(value, "expires")
+    forms = 'such as "90d", "12h", "2027-01-31" or "2027-01-31T12:00:00Z"'
+    try:
+        at = datetime.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        raise must_be("expires", f"{forms}, not {shown(value)}") from None
+    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    if not now < seconds < now + MAX_SECONDS:
+        raise must_be("expires", f"in the future, not {shown(value)}")
+    return seconds
+
+
+def _seconds(value: object, param: str) -> float:
+    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
+    least = 1 if param == "expires" else 0
+    seconds = int(match[1]) * _UNITS[match[2]] if match else -1 if value not in (0, "0") else 0
+    if not least <= seconds <= MAX_SECONDS:
+        raise must_be(param, f'a time such as "24h", "7d" or "30m", not {shown(value)}')
+    return float(seconds)
+
+
+# -- what is shown --
+
+
+def _one(ledger: Ledger, name: str) -> IssuedKey:
+    return next(key for key in ledger.keys().keys()[1] if key.name == name)
+
+
+def _unknown(ledger: Ledger, name: str, now: float) -> RequestError:
+    known = {key.name: key for key in ledger.keys().keys()[1]}
+    if name in known:
+        state = known[name].state(now)
+        return Conflict(f"the key {shown(name)} is {state}: create it again", param="name")
+    return NotFound(f"there is no key {shown(name)}{close_to(name, known)}", param="name")
+
+
+def _shown(key: IssuedKey, now: float) -> JSON:
+    settings = json.loads(key.settings)
+    old = [until for _, until in key.hashes if until is not None and until > now]
+    return {
+        "name": key.name,
+        "source": "ledger",
+        "state": key.state(now),
+        **{each: settings.get(each) for each in _SETTINGS},
+        "created": iso(key.created),
+        "expires": iso(key.expires),
+        "revoked": iso(key.revoked),
+        "old_secret_until": iso(max(old, default=None)),
+    }
+
+
+def _own(caller: Caller) -> JSON:
+    budget = caller.budget if isinstance(caller.budget, Budget) else None
+    own = budget is not None and not budget.members
+    limits = budget and {"usd": usd(budget.limit_pico), "per": budget.period, "then": budget.then}
+    times = dict.fromkeys(("created", "expires", "revoked", "old_secret_until"))
+    return {
+        "name": caller.name,
+        "source": "configuration",
+        "state": "active",
+        "models": list(caller.models) if caller.models is not None else None,
+        "rpm": caller.rpm,
+        "tpm": caller.tpm,
+        "budget": limits if own else None,
+        "tags": dict(caller.tags) or caller.may_tag or None,
+        **times,
+    }
+
+
+def _renew(router: Router) -> None:
+    """Have this process admit or refuse the key from now on."""
+    if isinstance(router.keyring, LiveKeyring):
+        router.keyring.renew()

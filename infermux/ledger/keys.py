@@ -1,0 +1,170 @@
+"""API keys that are made at run time: their hashes and limits, in the ledger's database.
+
+A key has a name, its settings as JSON, and the hashes of its secrets: after a rotation the old one
+is admitted for a while. Each change raises the version of `versions`, which services look at.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from .periods import ms
+
+if TYPE_CHECKING:
+    from sqlite3 import Cursor
+
+FORGET = 90 * 86_400.0  # seconds until the hash of a secret that was replaced is removed
+_VERSION = "SELECT version FROM versions WHERE name = 'keys'"
+_RAISE = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
+_KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys ORDER BY name"
+_HASHES = "SELECT name, hash, until_ms FROM key_hashes ORDER BY at_ms DESC, hash"
+_IN_FORCE = """SELECT 1 FROM api_keys WHERE name = ? AND revoked_ms IS NULL
+    AND (expires_ms IS NULL OR expires_ms > ?)"""
+_CLEAR = ("DELETE FROM key_hashes WHERE name = ?", "DELETE FROM api_keys WHERE name = ?")
+_ADD = """INSERT INTO api_keys (name, settings, created_ms, expires_ms, revoked_ms)
+    VALUES (?, ?, ?, ?, NULL)"""
+_ADD_HASH = "INSERT INTO key_hashes (hash, name, at_ms, until_ms) VALUES (?, ?, ?, NULL)"
+_END_HASHES = """UPDATE key_hashes SET until_ms = ?
+    WHERE name = ? AND (until_ms IS NULL OR until_ms > ?)"""
+_FORGET = "DELETE FROM key_hashes WHERE name = ? AND until_ms < ?"
+_REVOKE = "UPDATE api_keys SET revoked_ms = ? WHERE name = ? AND revoked_ms IS NULL"
+Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
+T = TypeVar("T")
+
+
+class IssuedKey(NamedTuple):
+    """A key as it is stored; times are in seconds since 1970."""
+
+    name: str
+    settings: str  # a JSON object, in the form of a table of [keys]
+    created: float
+    expires: float | None = None
+    revoked: float | None = None
+    hashes: tuple[tuple[str, float | None], ...] = ()  # SHA-256 and end of each, newest first
+
+    def state(self, now: float) -> str:
+        """Return active, expired or revoked."""
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if self.expires is not None and self.expires <= now else "active"
+
+
+class KeyStore(ABC):
+    """Stores keys. Methods raise LedgerUnavailable."""
+
+    @abstractmethod
+    def version(self) -> int:
+        """Return a number that each change of a key raises."""
+
+    @abstractmethod
+    def keys(self) -> tuple[int, list[IssuedKey]]:
+        """Return the version, and every key by name, also revoked ones, at one moment."""
+
+    @abstractmethod
+    def create(self, key: IssuedKey) -> bool:
+        """Store a new key with its one hash; return False if one of its name is in force."""
+
+    @abstractmethod
+    def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
+        """Add a hash to a key in force, whose others end at *until*; return False if there is none.
+
+        One that ends earlier by an earlier rotation still does.
+        """
+
+    @abstractmethod
+    def revoke(self, name: str, at: float) -> bool:
+        """Revoke a key; return False if there is none in force."""
+
+
+class Database(Protocol):
+    """Where the keys are."""
+
+    def snapshot(self, work: Callable[[Ask], T]) -> T:
+        """Return the result of *work*, whose queries see one state."""
+
+    def write(self, work: Callable[[Cursor], T]) -> T:
+        """Return the result of *work*, in a transaction."""
+
+
+class SQLKeys(KeyStore):
+    """Stores keys by plain SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def version(self) -> int:
+        """Return the number of the last change."""
+        return self._database.snapshot(_version)
+
+    def keys(self) -> tuple[int, list[IssuedKey]]:
+        """Return the version and every key."""
+        return self._database.snapshot(lambda ask: (_version(ask), _keys(ask)))
+
+    def create(self, key: IssuedKey) -> bool:
+        """Store a key; one that was revoked or has expired gives way to it."""
+
+        def work(sql: Cursor) -> bool:
+            if sql.execute(_IN_FORCE, (key.name, ms(key.created))).fetchone():
+                return False
+            for statement in _CLEAR:
+                sql.execute(statement, (key.name,))
+            expires = None if key.expires is None else ms(key.expires)
+            sql.execute(_ADD, (key.name, key.settings, ms(key.created), expires))
+            for hash, _ in key.hashes:
+                sql.execute(_ADD_HASH, (hash, key.name, ms(key.created)))
+            sql.execute(_RAISE)
+            return True
+
+        return self._database.write(work)
+
+    def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
+        """Add a hash, and end the others."""
+
+        def work(sql: Cursor) -> bool:
+            if not sql.execute(_IN_FORCE, (name, ms(at))).fetchone():
+                return False
+            sql.execute(_END_HASHES, (ms(until), name, ms(until)))
+            sql.execute(_FORGET, (name, ms(at - FORGET)))
+            sql.execute(_ADD_HASH, (hash, name, ms(at)))
+            sql.execute(_RAISE)
+            return True
+
+        return self._database.write(work)
+
+    def revoke(self, name: str, at: float) -> bool:
+        """Note when the key was revoked; its name and limits stay, for reports."""
+
+        def work(sql: Cursor) -> bool:
+            if not sql.execute(_REVOKE, (ms(at), name)).rowcount:
+                return False
+            sql.execute(_RAISE)
+            return True
+
+        return self._database.write(work)
+
+
+def _version(ask: Ask) -> int:
+    return int(ask(_VERSION, ())[0][0])
+
+
+def _keys(ask: Ask) -> list[IssuedKey]:
+    hashes: dict[str, list[tuple[str, float | None]]] = {}
+    for name, hash, until in ask(_HASHES, ()):
+        hashes.setdefault(str(name), []).append((str(hash), _seconds(until)))
+    return [
+        IssuedKey(
+            str(name),
+            str(settings),
+            created / 1000,
+            _seconds(expires),
+            _seconds(revoked),
+            tuple(hashes.get(str(name), ())),
+        )
+        for name, settings, created, expires, revoked in ask(_KEYS, ())
+    ]
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
