@@ -133,12 +133,17 @@ def _router(
         deadline=rules.deadline or None,
         on_unsupported=rules.on_unsupported,
         targets=targets,
-        admission=Admission(**(parts.room(config) if serving else {}), rates=rates),
+        admission=Admission(
+            **(parts.room(config) if serving else {}),
+            rates=rates,
+            user_rates=None if rates is None else parts.user_rates(config),
+        ),
         prices=prices,
         keyring=keyring,
         ledger=ledger,
         observers=parts.observers(config, serving),
         capture_content=config.trace.capture_content,
+        users=None if ledger is None and rates is None else parts.users(config),
     )
 
 

@@ -223,6 +223,9 @@ class Caller:
     budget: object = None  # a ledger.Budget; None: no limit
     tags: Mapping[str, str] = field(default_factory=dict)
     may_tag: bool = True  # whether requests may set project and env
+    user_rpm: int | None = None  # requests per minute of each of its end users
+    user_tpm: int | None = None
+    user_budget: object = None  # a ledger.Budget of each of them
 
     def __post_init__(self) -> None:
         if self.budget is not None and getattr(self.budget, "caller", None) == "":

@@ -10,10 +10,13 @@ import math
 import sys
 import threading
 
-from ..errors import Overloaded, RateLimited, RequestTooLarge
+from ..errors import Overloaded, RateLimited, RequestError, RequestTooLarge
 from ..planning.call import Call, Window
 from .rate_limiter import RateLimiter
 
+USER = "\x1e"  # parts the names of a caller and of its end user
+_KEY = ("this key", "the key")
+_USER = ("this end user", "an end user of the key")
 FULL = "the service is at capacity; retry shortly"
 
 
@@ -58,11 +61,12 @@ class Admission:
         streams: int | None = None,
         bodies: int | None = None,
         rates: RateLimiter | None = None,
+        user_rates: RateLimiter | None = None,
     ) -> None:
         self.bodies = ConcurrencyLimiter(bodies or sys.maxsize)  # bytes of unanswered requests
         self._calls = ConcurrencyLimiter(calls) if calls else None
         self._streams = ConcurrencyLimiter(streams or sys.maxsize)
-        self._rates = rates
+        self._rates, self._user_rates = rates, user_rates
 
     def resize(self, *, calls: int, streams: int, bodies: int) -> None:
         """Change the limits of this process, if it has any."""
@@ -86,31 +90,52 @@ class Admission:
         if streamed:
             _acquire(self._streams, call, "the service is at its limit of streams; retry shortly")
         caller = call.caller
-        if self._rates is None or not (caller.rpm or caller.tpm):
-            return
-        estimate = call.input_size if caller.tpm else 0
-        window = Window(caller.rpm, caller.tpm)
-        call.windows = (window,)
-        wait = self._rates.take(
-            caller.name, rpm=caller.rpm, tpm=caller.tpm, tokens=estimate, window=window
-        )
-        if wait == math.inf:
-            raise RequestTooLarge(
-                f"this request has about {estimate} tokens, more than the key may use in a minute"
-            )
-        if wait is not None:
-            raise RateLimited("this key is over its rate limit", retry_after=wait)
-        call.estimate = estimate if caller.tpm else None
+        if caller.rpm or caller.tpm or (call.user and (caller.user_rpm or caller.user_tpm)):
+            self._count(call)
+
+    def _count(self, call: Call) -> None:
+        """Count a call in the rates of its caller, and of the end user; in all or in none.
+
+        The end user's come first: who is over its own limit uses nothing of the others'.
+        """
+        caller, user = call.caller, call.user and call.caller.name + USER + call.user
+        limits = [
+            (self._user_rates if user else None, user, caller.user_rpm, caller.user_tpm, _USER),
+            (self._rates, caller.name, caller.rpm, caller.tpm, _KEY),
+        ]
+        for rates, name, rpm, tpm, whose in limits:
+            if rates is None or not (rpm or tpm):
+                continue
+            window, tokens = Window(rpm, tpm), call.input_size if tpm else 0
+            call.windows += (window,)
+            wait = rates.take(name, rpm=rpm, tpm=tpm, tokens=tokens, window=window)
+            if wait is not None:
+                for other, known, taken in call.counted:
+                    other.give_back(known, taken, since=call.started)
+                call.counted = ()
+                raise _refusal(whose, wait, tokens)
+            call.counted += ((rates, name, tokens),)
 
     def release(self, call: Call) -> None:
         """Free the slots of *call*, and correct its tokens to those that it really used."""
         while call.releases:
             call.releases.pop()()
-        if self._rates is not None and call.estimate is not None:
-            more = sum(call.tokens) - call.estimate
-            self._rates.correct(call.caller.name, more, since=call.started)
-            for window in call.windows:
-                window.tokens = max(0, window.tokens + more)
+        if call.counted:
+            used = sum(call.tokens)
+            for (rates, name, tokens), window in zip(call.counted, call.windows, strict=True):
+                if window.tpm is not None:
+                    rates.correct(name, used - tokens, since=call.started)
+                    window.tokens = max(0, window.tokens + used - tokens)
+            call.counted = ()
+
+
+def _refusal(whose: tuple[str, str], wait: float, tokens: int) -> RequestError:
+    who, any_such = whose
+    if wait < math.inf:
+        return RateLimited(f"{who} is over its rate limit", retry_after=wait)
+    return RequestTooLarge(
+        f"this request has about {tokens} tokens, more than {any_such} may use in a minute"
+    )
 
 
 def _acquire(limiter: ConcurrencyLimiter, call: Call, full: str) -> None:

@@ -79,7 +79,8 @@ class Keyring:
     @property
     def limited(self) -> bool:
         """Whether any caller has a rate limit."""
-        return any(caller.rpm or caller.tpm for caller in self.own.values())
+        limits = [(it.rpm, it.tpm, it.user_rpm, it.user_tpm) for it in self.own.values()]
+        return any(map(any, limits))
 
 
 class Issued(NamedTuple):

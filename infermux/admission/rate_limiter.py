@@ -32,7 +32,6 @@ _TOKEN_BUCKETS = _REQUEST_BUCKETS + _SPAN
 _RECORD = _TOKEN_BUCKETS + _SPAN
 _MAGIC = b"InferMux rates\n\0"
 _HEAD = 6  # words: magic and stamp
-_SIZE = (_HEAD + RECORDS * _RECORD) * _WORD  # bytes of the file: 4.2 MB
 _PROBES = 64  # records where that of a caller may be
 _POLL_SECONDS = 2e-5  # between two tries for the lock, which another process holds for 5 µs
 _MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
@@ -48,8 +47,15 @@ class RateLimiter:
     that.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        records: int = RECORDS,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.path = Path(path)
+        self._records = records
         self._clock = clock  # the same in all processes of the host
         self._tables: dict[int, _Table] = {}  # by process id; only this process's own is ever used
         self._log = LogThrottle()
@@ -93,6 +99,18 @@ class RateLimiter:
                 window.tokens_reset = _reset(words, at + _TOKEN_BUCKETS, now)
             return wait
 
+    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
+        """Take back a request that was counted since *since*, and its tokens."""
+        self.correct(caller, -tokens, since=since)
+        with self._table() as table:
+            second = int(self._clock())
+            at = table.record(caller, second)
+            for then in range(second, int(since) - 1, -1):
+                if table.words[at + _REQUEST_BUCKETS + then % _SPAN]:
+                    table.words[at + _REQUEST_BUCKETS + then % _SPAN] -= 1
+                    table.words[at + _REQUESTS] -= 1
+                    return
+
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
 
@@ -123,7 +141,7 @@ class RateLimiter:
 
     def check(self) -> None:
         """Raise ConfigError if the file cannot be used; keep it closed, for a later fork."""
-        _Table(self.path).close()
+        _Table(self.path, self._records).close()
 
     def close(self) -> None:
         """Close the file in this process."""
@@ -142,7 +160,7 @@ class RateLimiter:
         pid = os.getpid()
         table = self._tables.get(pid)
         if table is None:
-            mine = _Table(self.path)
+            mine = _Table(self.path, self._records)
             table = self._tables.setdefault(pid, mine)
             if table is not mine:  # another thread was faster
                 mine.close()
@@ -164,7 +182,8 @@ class _Table:
     back (8 threads in 2 busy processes: 600 instead of 1,250 calls a second each).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: int) -> None:
+        self._records = records
         self._known: dict[str, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
         if not POSIX:
@@ -173,8 +192,8 @@ class _Table:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 _flock(self._fd, fcntl.LOCK_EX)
-                _prepare(self._fd, path)
-                self._map = mmap.mmap(self._fd, _SIZE)
+                _prepare(self._fd, path, records)
+                self._map = mmap.mmap(self._fd, _size(records))
                 _flock(self._fd, fcntl.LOCK_UN)
             except BaseException:
                 os.close(self._fd)
@@ -213,7 +232,7 @@ class _Table:
         )
         if self._map[at * _WORD : at * _WORD + len(digest)] != digest:
             at = self._find(digest)
-            if len(self._known) >= RECORDS:
+            if len(self._known) >= self._records:
                 self._known.clear()
             self._known[caller] = digest, at
         if self.words[at + _SECOND] != second:
@@ -221,10 +240,10 @@ class _Table:
         return at
 
     def _find(self, digest: bytes) -> int:
-        home, words = int.from_bytes(digest[:8], "big"), self.words
-        idlest = _HEAD + home % RECORDS * _RECORD
+        home, words, records = int.from_bytes(digest[:8], "big"), self.words, self._records
+        idlest = _HEAD + home % records * _RECORD
         for step in range(_PROBES):
-            at = _HEAD + (home + step) % RECORDS * _RECORD
+            at = _HEAD + (home + step) % records * _RECORD
             if self._map[at * _WORD : at * _WORD + len(digest)] == digest:
                 return at
             if words[at + _SECOND] < words[idlest + _SECOND]:
@@ -279,28 +298,32 @@ def _reset(words: memoryview, buckets: int, now: float) -> float:
     return 0.0
 
 
-def _prepare(fd: int, path: Path) -> None:
+def _size(records: int) -> int:
+    return (_HEAD + records * _RECORD) * _WORD  # bytes of the file: 4.2 MB for 4096
+
+
+def _prepare(fd: int, path: Path, records: int) -> None:
     """Initialize the locked file; never shrink it: that would kill processes that map it."""
     head = os.pread(fd, _HEAD * _WORD, 0)
     if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
         raise ConfigError(f"{path} is not an InferMux rate-limit file")
-    stamp = _stamp()
-    if os.fstat(fd).st_size >= _SIZE and head == _MAGIC + stamp:
+    stamp, size = _stamp(records), _size(records)
+    if os.fstat(fd).st_size >= size and head == _MAGIC + stamp:
         return
     # written, not left sparse: on a full disk a hole in a mapped file kills the process
-    blank = _MAGIC + bytes(_SIZE - len(_MAGIC))
-    if os.pwrite(fd, blank, 0) != _SIZE:
+    blank = _MAGIC + bytes(size - len(_MAGIC))
+    if os.pwrite(fd, blank, 0) != size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.pwrite(fd, stamp, len(_MAGIC))
 
 
-def _stamp() -> bytes:
+def _stamp(records: int) -> bytes:
     """Return a hash of the layout and the boot, as monotonic seconds restart at boot."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
         boot = b""
-    return sha256(b"1 %d %d " % (RECORDS, _RECORD) + boot).digest()
+    return sha256(b"1 %d %d " % (records, _RECORD) + boot).digest()
 
 
 def _flock(fd: int, operation: int) -> None:

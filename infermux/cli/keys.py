@@ -85,6 +85,18 @@ def new_key(name: str) -> None:
     "--own-tags", is_flag=True, help="Let its requests name their project and environment."
 )
 @click.option(
+    "--user-rpm", type=click.IntRange(1), metavar="N", help="Requests per minute of each end user."
+)
+@click.option(
+    "--user-tpm", type=click.IntRange(1), metavar="N", help="Tokens per minute of each end user."
+)
+@click.option("--user-budget", metavar="USD", help="Dollars that each end user may spend.")
+@click.option(
+    "--user-per",
+    type=click.Choice(["day", "month", "total"]),
+    help="The period of --user-budget.  [default: month]",
+)
+@click.option(
     "--expires", metavar="WHEN", help="After 90d or 12h, or at 2027-01-31.  [default: never]"
 )
 @json_option("Print what POST /keys answers.")
@@ -97,6 +109,8 @@ def create(
     then: str | None,
     tags: tuple[str, ...],
     own_tags: bool,
+    user_budget: str | None,
+    user_per: str | None,
     as_json: bool,
     config: str | None,
     **limits: Any,
@@ -112,12 +126,14 @@ def create(
         raise click.UsageError("--per and --then need --budget")
     if tags and own_tags:
         raise click.UsageError("give --tag or --own-tags, not both")
-    asked = {"usd": budget, "per": per, "then": then}
+    if user_budget is None and user_per:
+        raise click.UsageError("--user-per needs --user-budget")
     data = {
         "name": name,
         **limits,
         "models": list(models) or None,
-        "budget": {key: value for key, value in asked.items() if value} or None,
+        "budget": _given(usd=budget, per=per, then=then),
+        "user_budget": _given(usd=user_budget, per=user_per),
         "tags": dict(map(_tag, tags)) or own_tags or None,
     }
     with _store(config) as (router, ledger):
@@ -199,6 +215,10 @@ def _store(config: str | None) -> Iterator[tuple[Router, Ledger]]:
             yield router, ledger
         finally:
             ledger.close()
+
+
+def _given(**asked: str | None) -> JSON | None:
+    return {key: value for key, value in asked.items() if value} or None
 
 
 def _tag(text: str) -> tuple[str, str]:

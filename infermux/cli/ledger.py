@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import build
+from .. import components as parts
 from ..config.settings import LedgerConfig
 from ..errors import RequestError, counted, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
 from ..ledger.periods import midnight
 from ..ledger.reconcile import Bill, Compared
+from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
     Columns,
@@ -46,20 +48,8 @@ _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
 _MAX_PROBLEMS = 20  # lines of a bill that are named because they could not be read
 _CELLS = {None: "", True: "ok", False: "DIFFERS"}
 _MAX_NAME = 40  # characters that a column of `logs` grows to
-_HEAD = [
-    "TIME UTC",
-    "STATUS",
-    "CALLER",
-    "MODEL",
-    "TARGET",
-    "INPUT",
-    "OUTPUT",
-    "COST USD",
-    "MS",
-    "ATTEMPTS",
-    "ID",
-    "ERROR",
-]
+_HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
+_HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
 
 
@@ -80,7 +70,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--by",
     multiple=True,
     metavar="NAME",
-    help="model, served, provider, caller, tag, tag:NAME, day, hour or error; may be "
+    help="model, served, provider, caller, user, tag, tag:NAME, day, hour or error; may be "
     "repeated, or a list with commas.  [default: model]",
 )
 @click.option(
@@ -190,6 +180,7 @@ def costs(
     "--status", metavar="STATUS", help="Only this status: ok, error, a number such as 429, or 4xx."
 )
 @click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+@click.option("--user", metavar="NAME", help="Only calls for this end user: its name, or digest.")
 @click.option(
     "--since",
     metavar="WHEN",
@@ -204,7 +195,8 @@ def logs(
     as_json: bool,
     config: str | None,
     path: str | None,
-    **filters: str | None,
+    user: str | None,
+    **filters: Any,
 ) -> None:
     """Print the last calls, the newest last.
 
@@ -213,6 +205,9 @@ def logs(
     Example: infermux logs -n 50 --status error
     """
     show = _json_lines if as_json else _Lines()
+    if user is not None:
+        known = parts.users(build.settings(path=config, strict=False))
+        filters["users"] = (user, known.digest(person_of(user)))
     with usage_errors(), closing(the_ledger(config, path)) as ledger:
         start = reports.period(time.time(), since=since, zone=ledger.zone).since
         try:

@@ -75,6 +75,7 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 @click.option("--image", is_flag=True, help="The request has an image.")
 @click.option("--structured", is_flag=True, help="The request asks for structured output.")
 @click.option("--caller", metavar="NAME", help="The caller, whose models and budget apply.")
+@click.option("--user", metavar="NAME", help="The end user, whose budget applies, too.")
 @click.option("--session", metavar="ID", help="The session, as X-Session-Id would name it.")
 @click.option(
     "--provider",
@@ -120,6 +121,7 @@ def explain(
 def _explanation(found: JSON) -> str:
     tokens, retry = found["tokens"], found["retry_in"]
     caller = f", by {found['caller']}" if found["caller"] else ""
+    caller += f" for {found['user']}" if found.get("user") else ""
     head = (
         f"{found['model']}: {found['strategy']}, "
         f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out{caller}"

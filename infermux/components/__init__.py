@@ -14,8 +14,9 @@ from ..admission.rate_limiter import RateLimiter
 from ..config import Config
 from ..config.settings import KeyConfig, LedgerConfig, TeamConfig, caller_key
 from ..errors import ConfigError
-from ..ledger import Ledger, LedgerUnavailable, configured_budget
+from ..ledger import Budget, Ledger, LedgerUnavailable, configured_budget
 from ..ledger.keys import IssuedKey
+from ..planning.end_user import Users
 from ..routing.router import Observer
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
@@ -23,6 +24,7 @@ from ..telemetry.tokentrace import Reporter
 from ..types import NOTHING, Caller
 from .prices import is_vendor
 
+USERS = 16_384  # whose rates are counted at a time
 _NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
 log = logging.getLogger("infermux")
 
@@ -41,6 +43,19 @@ def rates(config: Config, *, live: bool = False) -> RateLimiter | None:
         return None
     beside = (config.ledger and config.ledger.path) or LedgerConfig().path
     return RateLimiter(Path(beside).with_suffix(".rates"))
+
+
+def user_rates(config: Config) -> RateLimiter:
+    """Return the limiter of end users' rates; its file is apart, as its table has to evict."""
+    beside = (config.ledger and config.ledger.path) or LedgerConfig().path
+    return RateLimiter(Path(beside).with_suffix(".users.rates"), records=USERS)
+
+
+def users(config: Config) -> Users:
+    """Return what knows end users: by a digest with a secret, if one is configured."""
+    settings = config.ledger or LedgerConfig()
+    secret = settings.users_secret or config.server.admin_key
+    return Users(settings.users, secret.reveal() if secret is not None else "")
 
 
 def room(config: Config) -> dict[str, int]:
@@ -108,12 +123,16 @@ def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
     """Return the caller that a key stands for."""
     limits = key.models or None, key.rpm or None, key.tpm or None
     tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
-    return Caller(key.name, *limits, configured_budget(key, teams), tags, own)
+    mine = key.user_budget
+    per_user = mine and Budget(key.name, usd=mine.usd, per=mine.per, then=mine.then)
+    users = key.user_rpm or None, key.user_tpm or None, per_user
+    return Caller(key.name, *limits, configured_budget(key, teams), tags, own, *users)
 
 
 def ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
-    budgets = [f"[keys.{key.name}]" for key in config.keys or () if key.budget]
+    keys = [key for key in config.keys or () if key.budget or key.user_budget]
+    budgets = [f"[keys.{key.name}]" for key in keys]
     budgets += [f"[budgets.{team.name}]" for team in config.budgets]
     path = (config.ledger or LedgerConfig()).path
     if budgets and not path:

@@ -29,7 +29,7 @@ MAX_SECONDS = 100 * 366 * 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
-_SETTINGS = ("models", "rpm", "tpm", "budget", "tags")
+_SETTINGS = ("models", "rpm", "tpm", "budget", "tags", "user_rpm", "user_tpm", "user_budget")
 _FIELDS = ("name", *_SETTINGS, "expires")
 
 
@@ -126,8 +126,9 @@ def _check(router: Router, name: str, settings: JSON) -> None:
         what = "; ".join(error.errors).replace(f"[keys.{name}].", "")
         raise RequestError(what, param=re.split(r"[ .\[:]", what, maxsplit=1)[0]) from None
     names = [("models", model) for model in key.models]
-    if key.budget is not None and key.budget.then not in ("reject", "warn"):
-        names.append(("budget", key.budget.then))
+    for param, budget in (("budget", key.budget), ("user_budget", key.user_budget)):
+        if budget is not None and budget.then not in ("reject", "warn"):
+            names.append((param, budget.then))
     for param, model in names:
         try:
             router.registry.route(model)
@@ -197,9 +198,6 @@ def _shown(key: IssuedKey, now: float) -> JSON:
 
 
 def _own(caller: Caller) -> JSON:
-    budget = caller.budget if isinstance(caller.budget, Budget) else None
-    own = budget is not None and not budget.members
-    limits = budget and {"usd": usd(budget.limit_pico), "per": budget.period, "then": budget.then}
     times = dict.fromkeys(("created", "expires", "revoked", "old_secret_until"))
     return {
         "name": caller.name,
@@ -208,10 +206,19 @@ def _own(caller: Caller) -> JSON:
         "models": list(caller.models) if caller.models is not None else None,
         "rpm": caller.rpm,
         "tpm": caller.tpm,
-        "budget": limits if own else None,
+        "budget": _limits(caller.budget),
         "tags": dict(caller.tags) or caller.may_tag or None,
+        "user_rpm": caller.user_rpm,
+        "user_tpm": caller.user_tpm,
+        "user_budget": _limits(caller.user_budget),
         **times,
     }
+
+
+def _limits(budget: object) -> JSON | None:
+    if not isinstance(budget, Budget) or budget.members:
+        return None
+    return {"usd": usd(budget.limit_pico), "per": budget.period, "then": budget.then}
 
 
 def _renew(router: Router) -> None:

@@ -67,8 +67,9 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
     places = [(f"[models] {name}", name, inner[name]) for name in registry.names]
     for key in config.keys or ():
         names = [(f"[keys.{key.name}].models", name) for name in key.models]
-        if key.budget is not None and key.budget.then not in ("reject", "warn"):
-            names.append((f"[keys.{key.name}].budget.then", key.budget.then))
+        for kind, budget in (("budget", key.budget), ("user_budget", key.user_budget)):
+            if budget is not None and budget.then not in ("reject", "warn"):
+                names.append((f"[keys.{key.name}].{kind}.then", budget.then))
         places += [(place, name, (name,)) for place, name in names]
     for team in config.budgets:
         if team.then not in ("reject", "warn"):

@@ -180,6 +180,10 @@ class KeyConfig:
     budget: BudgetConfig | None = reads(table(BudgetConfig), None)
     # whether requests may set project and env, or the tags of all of them
     tags: bool | Mapping[str, str] = reads(tags, False)
+    # of each end user, within the key's own; 0: no limit
+    user_rpm: int = reads(whole, 0)
+    user_tpm: int = reads(whole, 0)
+    user_budget: BudgetConfig | None = reads(table(BudgetConfig), None)
 
 
 def caller_key(name: str, value: object) -> KeyConfig:
@@ -194,6 +198,9 @@ class LedgerConfig:
     path: str = reads(or_empty(text), "infermux.db")
     keep: str = reads(or_empty(days), "")  # how long calls are kept, such as 400d; "": forever
     timezone: str = reads(time_zone, "UTC")  # of days and months, for budgets and reports
+    # what calls keep of their end users: a keyed digest, the name itself, or nothing
+    users: str = reads(one_of("digest", "plain", "off"), "digest")
+    users_secret: Secret | None = reads(secret, None)  # of the digest; else the admin key is
 
     @property
     def keep_seconds(self) -> float | None:

@@ -28,6 +28,7 @@ LOST = "lost"  # the status of a call that was never settled
 MAX_TOKENS = 10**12  # per kind and attempt, likewise
 _UNSET = -(10**18)  # no limit_pico: a budget is then in dollars
 TEAM = "\x1f"  # begins the owner of a shared budget: no key has such a name
+USER = "\x1e"  # begins the owner of an end user's budget, and parts the key's name from the user
 
 
 class LedgerUnavailable(Unavailable):
@@ -54,8 +55,9 @@ class Budget:
     Without *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words
     for *limit_pico* and *period*. Raise ValueError for an unknown period.
 
-    A budget with *members* is shared by these callers, and *caller* is its own name. A caller's
-    calls also count in the budgets *also*. Days and months are those of the ledger's time zone.
+    A budget with *members* is shared by these callers, and *caller* is its own name; one with a
+    *user* is that of an end user of the caller. A caller's calls also count in the budgets *also*.
+    Days and months are those of the ledger's time zone.
     """
 
     caller: str = ""
@@ -66,6 +68,7 @@ class Budget:
     per: InitVar[str | None] = None
     members: tuple[str, ...] = ()
     also: tuple[Budget, ...] = ()
+    user: str = ""
 
     def __post_init__(self, usd: str | int | Decimal | None, per: str | None) -> None:
         if (usd is None) == (self.limit_pico == _UNSET) or isinstance(usd, bool | float):
@@ -90,7 +93,14 @@ class Budget:
     @property
     def owner(self) -> str:
         """The name under which the ledger stores its sums."""
+        if self.user:
+            return USER + self.caller + USER + self.user
         return TEAM + self.caller if self.members else self.caller
+
+    @property
+    def counts_for(self) -> tuple[str, ...]:
+        """The callers all of whose calls count in it; none for an end user's."""
+        return () if self.user else self.members or (self.caller,)
 
     def key(self, at: float, zone: tzinfo = UTC) -> str:
         """Return the period's name at *at* (seconds since 1970): 2026-11-23, 2026-11 or total."""
@@ -236,6 +246,7 @@ class CallRow(NamedTuple):
     unpriced: int  # attempts that were billed without a known price
     cache_saved: int | None = None  # pico-USD, likewise; None: unknown
     assumed: int = 0  # pico-USD of the cost
+    end_user: str = ""  # a digest or a name
     plan: str = ""  # the plan and its reasons, as `planning.kept` writes them
 
 
@@ -373,6 +384,7 @@ class Ledger(ABC):
         model: str | None = None,
         status: str | None = None,
         caller: str | None = None,
+        users: Sequence[str] | None = None,
         since: float | None = None,
         until: float | None = None,
         ended: float | None = None,
@@ -380,8 +392,9 @@ class Ledger(ABC):
     ) -> list[Record]:
         """Return at most *limit* calls, newest first.
 
-        *model* is the requested, tried or served one. *status* is "ok", "error", an HTTP status or
-        a class such as "4xx". Calls start from *since* to before *until*, and end from *ended* on.
+        *model* is the requested, tried or served one. The end user is one of *users*. *status* is
+        "ok", "error", an HTTP status or a class such as "4xx". Calls start from *since* to before
+        *until*, and end from *ended* on.
         """
 
     @abstractmethod
@@ -402,7 +415,8 @@ class Ledger(ABC):
     ) -> list[Total]:
         """Return sums grouped by one or more dimensions; raise RequestError for an unknown one.
 
-        Dimensions: model, served, provider, attempt_error, caller, tag, tag:NAME, error, day, hour.
+        Dimensions: model, served, provider, attempt_error, caller, user, tag, tag:NAME, error, day,
+        hour.
         The order is by time if *by* begins with day or hour, else by falling cost. By tag, a call
         counts for each of its tags. Days and hours are those of *zone*, else of the ledger's.
         """
@@ -426,10 +440,11 @@ class Ledger(ABC):
 
 def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
     """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
-    reset, name = budget.resets(at, zone), f" {budget.caller!r}" if budget.members else ""
+    reset, name = budget.resets(at, zone), f" {budget.caller!r} of" if budget.members else " of"
+    name, comma = (" of this end user,", ",") if budget.user else (name, "")
     limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
     per = "in total" if reset is None else f"per {budget.period}"
-    message = f"the budget{name} of {limit} USD {per} has {rest} USD left"
+    message = f"the budget{name} {limit} USD {per}{comma} has {rest} USD left"
     message += f", and this call may cost {most} USD"
     if reset is not None:
         message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"

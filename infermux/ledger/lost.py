@@ -10,15 +10,16 @@ from . import LOST, AttemptRow, CallRow, Hold, Record
 def lost_record(hold: Hold) -> Record:
     """Return the rows of a call that was never settled: at most what it held was spent."""
     try:
-        at_ns, trace, caller, tags, api, requested, model, provider = json.loads(hold.about)
+        told = json.loads(hold.about)
+        at_ns, trace, caller, tags, api, requested, model, provider = told[:8]
+        user = "".join(told[8:9])  # older versions told none
     except ValueError:
         at_ns, trace, caller, tags = int(hold.at * 1000) * 10**6, "", hold.budget.caller, "{}"
-        api = requested = model = provider = ""
+        api = requested = model = provider = user = ""
     names = (at_ns, hold.call_id, trace, caller, tags, api, requested, model, model, provider)
     tokens = (None,) * 6
-    call = CallRow(
-        *names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0, assumed=hold.pico
-    )
+    call = CallRow(*names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0)
+    call = call._replace(assumed=hold.pico, end_user=user)
     attempt = AttemptRow(
         at_ns,
         hold.call_id,

@@ -69,6 +69,7 @@ def rows(
     model: str | None,
     status: str | None,
     caller: str | None,
+    users: Sequence[str] | None,
     since: float | None,
     until: float | None,
     ended: float | None,
@@ -80,6 +81,8 @@ def rows(
         where.add("c.at_ns + c.latency_ms * 1000000 >= ?", ns(ended))
     if model is not None:
         where.add("? IN (c.requested, c.model, c.served)", bindable(model))
+    if users is not None:
+        where.add(f"c.end_user IN ({', '.join('?' * len(users))})", *map(bindable, users))
     if status == "error":
         where.add("c.status <> 'ok'")
     elif status in _CLASSES:
@@ -114,6 +117,7 @@ def bounds(since: float | None, until: float | None) -> tuple[int | None, int | 
 
 _OF_CALL = {
     "caller": "c.caller",
+    "user": "c.end_user",
     "tag": "c.tags",
     "error": "c.error_code",
     "day": f"c.at_ns / {86_400 * 10**9}",

@@ -38,13 +38,14 @@ _LOOK_BACK = {"day": 30, "hour": 48}  # length of a series without *since*, in s
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_RENAMED = {"user": "end_user"}  # what rows call otherwise
 _USED = (
     "input_tokens output_tokens cached_input_tokens cache_write_tokens cache_write_1h_tokens "
     "reasoning_tokens cost_usd cost_pico cache_saved_usd"
 )
 # the fields of a call and of an attempt that are shown, in this order
 _CALL = (
-    "id trace_id caller tags api requested model served provider strategy status error_code "
+    "id trace_id caller user tags api requested model served provider strategy status error_code "
     f"{_USED} assumed_usd cost_source estimated unpriced latency_ms first_token_ms"
 ).split()
 _ATTEMPT = (
@@ -297,7 +298,10 @@ def _fields(row: CallRow | AttemptRow, names: Iterable[str]) -> JSON:
     money = {"cost_usd": None if row.cost is None else usd(row.cost), "cost_pico": row.cost}
     money["cache_saved_usd"] = None if row.cache_saved is None else usd(row.cache_saved)
     money["assumed_usd"] = usd(row.assumed)
-    return {name: money[name] if name in money else getattr(row, name) for name in names}
+    return {
+        name: money[name] if name in money else getattr(row, _RENAMED.get(name, name))
+        for name in names
+    }
 
 
 def iso(seconds: float | None) -> str | None:

@@ -23,6 +23,7 @@ ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it
 MAINTAIN_SECONDS = 3600.0
 LOOK_SECONDS = 10.0
+TIDY_SECONDS = 60.0
 DAYS = 32  # whose sums one query adds up, to need little memory
 # the dimensions of each kind of sums; a report reads the first kind that has all of its own
 KINDS = (
@@ -82,6 +83,9 @@ class Database(Protocol):
 
     def spooled(self) -> int:
         """Return how many calls wait for being written; one might be written twice."""
+
+    def tidy(self, now: float) -> None:
+        """Remove what grows with what requests say."""
 
     def lose(self, now: float) -> None:
         """Turn the holds of calls that nobody settled in time into spending."""
@@ -306,7 +310,7 @@ class Maintenance:
         self._file = file
         self._keep = keep
         self._due = 0.0  # 0: not known yet
-        self._look = 0.0  # when to look for lost calls
+        self._look = self._tidy = 0.0  # when to look for lost calls, and to tidy
 
     def start(self, now: float) -> None:
         """Do what is due in a thread: at first soon after the start, then about once an hour.
@@ -317,6 +321,10 @@ class Maintenance:
             self._look = now + LOOK_SECONDS
             with suppress(LedgerUnavailable):
                 self._file.lose(now)
+        if now >= self._tidy:
+            self._tidy = now + TIDY_SECONDS
+            with suppress(LedgerUnavailable):
+                self._file.tidy(now)
         later = MAINTAIN_SECONDS * (0.5 + random.random())
         if not self._due:
             self._due = now + later / 60

@@ -243,6 +243,7 @@ def encoded(settlement: Deferred) -> bytes:
         data["hold"] = [hold.pico, hold.at]
         data["budget"], *data["also"] = map(_written, budget.all)
         data["members"] = [each.members for each in budget.all]
+        data["users"] = [each.user for each in budget.all]
     text = json.dumps(data, separators=(",", ":")).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
 
@@ -251,9 +252,9 @@ def _written(budget: Budget) -> list[str | int]:
     return [budget.caller, budget.limit_pico, budget.period, budget.then]
 
 
-def _budget(written: Sequence[Any], members: Sequence[str]) -> Budget:
+def _budget(written: Sequence[Any], members: Sequence[str], user: str) -> Budget:
     caller, limit, period, then = written
-    return Budget(caller, limit, period, then, members=tuple(members))
+    return Budget(caller, limit, period, then, members=tuple(members), user=user)
 
 
 def decoded(line: bytes) -> Deferred | None:
@@ -268,7 +269,8 @@ def decoded(line: bytes) -> Deferred | None:
             pico, at = data["hold"]
             written = [data["budget"], *data.get("also", ())]
             members = data.get("members", [()] * len(written))
-            first, *also = map(_budget, written, members)
+            users = data.get("users", [""] * len(written))
+            first, *also = map(_budget, written, members, users)
             hold = Hold(call.id, replace(first, also=tuple(also)), pico, at)
         return Deferred(
             Record(call, tuple([AttemptRow(**each) for each in data["attempts"]])), hold

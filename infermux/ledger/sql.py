@@ -33,6 +33,7 @@ from .keys import KeyStore, SQLKeys
 from .queries import Ask
 from .rollups import Sql
 from .spool import Deferred, Spool
+from .takes import MAX_USERS
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
@@ -76,6 +77,14 @@ class SQLLedger(Ledger):
     @abstractmethod
     def lose(self, now: float) -> None:
         """Turn the holds of calls that nobody settled in time into spending."""
+
+    @abstractmethod
+    def forget_users(self, now: float, most: int = MAX_USERS) -> None:
+        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
+
+    def tidy(self, now: float) -> None:
+        """Remove what grows with what requests say."""
+        self.forget_users(now)
 
     @abstractmethod
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
@@ -142,6 +151,7 @@ class SQLLedger(Ledger):
         model: str | None = None,
         status: str | None = None,
         caller: str | None = None,
+        users: Sequence[str] | None = None,
         since: float | None = None,
         until: float | None = None,
         ended: float | None = None,
@@ -153,6 +163,7 @@ class SQLLedger(Ledger):
                 model=model,
                 status=status,
                 caller=caller,
+                users=users,
                 since=since,
                 until=until,
                 ended=ended,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from . import Budget
 
+MAX_USERS = 100_000  # end users whose budgets are counted at a time
 WARN_MS = 3_600_000  # between two warnings about a budget
 MICRO = 10**6  # pico-USD
 MAX_SPENT = 9 * 10**18  # pico-USD with which a period can begin

@@ -91,7 +91,10 @@ class Call:
     most_output: int | None = None  # tokens of each answer that the budget can pay
     override: str = ""  # the cheaper name that was used because the budget is spent
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
-    estimate: int | None = None  # tokens counted in the caller's rate limit before the call
+    # rate limiters, names and tokens that are counted in them before the call
+    counted: tuple[tuple[Any, str, int], ...] = ()
+    user: str = ""  # the digest of the caller's end user, for limits
+    end_user: str = ""  # what rows and the log show of it
     windows: tuple[Window, ...] = ()  # of the rate limits that it counts in
     limits_told: Callable[[Call], Mapping[str, str]] | None = None  # headers of the limits
     patience: float | None = None  # seconds that the client itself waits

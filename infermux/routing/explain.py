@@ -17,6 +17,7 @@ from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
 from ..protocol.strict_json import Document
 from ..types import JSON, Caller, Target
+from .callers import with_budget_of
 from .router import Router
 from .targets import expected_usage
 
@@ -24,7 +25,14 @@ MAX_TOKENS = 10**9  # input tokens in a question
 _MIST_REQUEST = {"model", "provider", "messages", "params", "meta"}
 _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
-_TYPES = {"tokens": int, "caller": str, "session": str, "image": bool, "structured": bool}
+_TYPES = {
+    "tokens": int,
+    "caller": str,
+    "user": str,
+    "session": str,
+    "image": bool,
+    "structured": bool,
+}
 
 
 class Question(NamedTuple):
@@ -33,6 +41,7 @@ class Question(NamedTuple):
     request: InferRequest
     caller: str = ""
     size: int | None = None  # input tokens; None: estimated from the request's text
+    user: str = ""  # the end user
 
 
 class Explanation(NamedTuple):
@@ -63,7 +72,7 @@ def question(data: Mapping[str, Any]) -> Question:
     """Return the question in a request body; raise RequestError naming what is wrong.
 
     The body is an infer.request, an OpenAI chat request, or a short form: model, and optionally
-    provider, tokens, caller, session, and the booleans tools, image, structured.
+    provider, tokens, caller, user, session, and the booleans tools, image, structured.
     """
     rest = dict(data)
     short = {name: rest.pop(name) for name in _TYPES if name in rest}
@@ -80,12 +89,15 @@ def question(data: Mapping[str, Any]) -> Question:
     else:
         request = decode_request(Document(rest, "", {}))[0]
     request.check()
-    return Question(_completed(request, short), short.get("caller", ""), size)
+    user = short.get("user", "")
+    return Question(_completed(request, short), short.get("caller", ""), size, user)
 
 
 def explain(router: Router, asked: Question) -> Explanation:
     """Return the plan of the call as of now, without side effects; raise `Router.plan`'s errors."""
     request, size, caller = asked.request, asked.size, _caller(router, asked.caller)
+    user = router.users.of(request, asked.user) if router.users is not None else None
+    caller = with_budget_of(caller, user.digest) if user is not None else caller
     plan = router.plan(request, caller=caller, size=size)
     tightest, override = _tightest_budget(router, caller), ""
     left = tightest and tightest.left
@@ -104,6 +116,7 @@ def explain(router: Router, asked: Question) -> Explanation:
     refused = "budget_exceeded" if exceeded else None
     about = {
         "caller": caller.name,
+        "user": (user and user.shown) or None,
         "tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
         "budget_left_usd": usd_float(left),
         "override": override or None,

@@ -40,18 +40,20 @@ from ..errors import (
 from ..ledger import Budget, Ledger, LedgerUnavailable
 from ..planning import Plan, plan, session_for, takes_turns
 from ..planning.call import Attempt, Call
+from ..planning.end_user import Users
 from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
-from ..telemetry.spans import SpanReporter, of_meta, span
+from ..telemetry.spans import SpanReporter, span
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting, unpriced
+from .callers import TAGS as TAGS
+from .callers import begun
 from .stored import Ids
 from .stream import Stream, open_chunks
 from .targets import UNPRICED, TargetPermit, TargetPool
 
-TAGS = ("project", "env")  # that a request may set
 CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
 FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
@@ -61,7 +63,7 @@ FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
 _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
-    *("admission", "ids", "keyring", "accounting", "observers"),
+    *("admission", "ids", "keyring", "accounting", "users", "observers"),
 )
 log = logging.getLogger("infermux")
 
@@ -90,6 +92,7 @@ class Router:
         ledger: Ledger | None = None,
         prices: Mapping[str, Mapping[str, Price]] | None = None,
         capture_content: bool = False,
+        users: Users | None = None,
         sleep: Sleep = time.sleep,
         seed: int | None = None,
     ) -> None:
@@ -109,6 +112,7 @@ class Router:
             longest=CALL_SECONDS,
             content=capture_content,
         )
+        self.users = users  # None: end users are neither limited nor recorded
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
         self._rng = random.Random(seed)
@@ -135,13 +139,14 @@ class Router:
         params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
+        user: str = "",
     ) -> InferResponse:
         """Return the answer; raise InferMuxError.
 
         A prompt or a list of messages stands for an InferRequest with *model* and the others.
         """
         asked = InferRequest.of(request, model, provider, params)
-        return self.answer(self.begin(asked, caller=caller, trace=trace))
+        return self.answer(self.begin(asked, caller=caller, trace=trace, user=user))
 
     def stream(
         self,
@@ -152,13 +157,14 @@ class Router:
         params: Mapping[str, Any] = NOTHING,
         caller: Caller = ANONYMOUS,
         trace: TraceContext | None = None,
+        user: str = "",
     ) -> Stream:
         """Return the answer as a stream, after its first content; raise InferMuxError.
 
         The arguments are those of `infer`; `with` closes the stream.
         """
         asked = InferRequest.of(request, model, provider, params)
-        return self.open(self.begin(asked, caller=caller, trace=trace))
+        return self.open(self.begin(asked, caller=caller, trace=trace, user=user))
 
     def begin(
         self,
@@ -168,21 +174,15 @@ class Router:
         api: str = "library",
         trace: TraceContext | None = None,
         tags: Mapping[str, str] = NOTHING,
+        user: str = "",
     ) -> Call:
         """Return the record of a call that starts now.
 
         Without *trace*, the one in the request's meta is used. *tags*, else meta.project and
-        meta.env, are used if the caller may set tags.
+        meta.env, are used if the caller may set tags; *user*, else who the request says, is the
+        caller's end user.
         """
-        meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
-        if trace is None and meta:
-            trace = of_meta(meta)
-        own = NOTHING
-        if caller.may_tag and (tags or meta):
-            given = {name: tags.get(name) or meta.get(name) for name in TAGS}
-            own = {name: value for name, value in given.items() if isinstance(value, str)}
-        merged = {**own, **caller.tags} if own or caller.tags else NOTHING
-        return Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
+        return begun(request, caller, api, trace, tags, self.users, user)
 
     def answer(self, call: Call) -> InferResponse:
         """Return the answer to a call that has begun; raise InferMuxError."""

@@ -206,11 +206,13 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
         wanted.session = session
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
-    call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags)
+    user = header("HTTP_X_INFERMUX_USER", "")
+    call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
     if not header("wsgi.multithread", True) and _thread_warning.due():
         log.warning(_NO_THREADS)
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
-    if caller.rpm or caller.tpm or caller.budget is not None:
+    who, limited = call.caller, call.user and (caller.user_rpm or caller.user_tpm)
+    if who.rpm or who.tpm or who.budget is not None or limited:
         call.limits_told = partial(limit_headers, api.router)
     environ[_CALL] = call
     return call

@@ -107,7 +107,7 @@ def test_a_failover_is_one_call_and_two_attempts() -> None:
         "api": "openai", "requested": "fast", "model": "large", "served": "large-2026-01-01", "provider": "b",
         "strategy": "priority", "status": "ok", "error_code": "", "input_tokens": 100, "output_tokens": 20,
         "cached_input_tokens": 40, "cache_write_tokens": 30, "cache_write_1h_tokens": 10, "reasoning_tokens": 5, "cost": 123,
-        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "cache_saved": None, "assumed": 0, "plan": "",
+        "cost_source": "served", "estimated": 0, "latency_ms": 2500, "first_token_ms": 1000, "attempts": 2, "unpriced": 0, "cache_saved": None, "assumed": 0, "end_user": "", "plan": "",
     }  # fmt: skip
     assert (first.provider, first.started_ms, first.first_ms, first.ended_ms, first.cost, first.error_code, first.final) == (
         "a", 0, None, 250, None, "upstream_timeout", 0)  # fmt: skip
@@ -531,7 +531,7 @@ OLD = {
 }
 MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
 EIGHT = {"upstream_status", "upstream_request_id", "cache_saved"}
-NEW = EIGHT | {"assumed", "service_tier", "billed"}  # columns that none of them has
+NEW = EIGHT | {"assumed", "service_tier", "billed", "end_user"}  # columns that none of them has
 HAS = {VERSION_6: {"upstream_status"}, VERSION_8: EIGHT}  # except these
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 from ...types import Clock
 from .. import (
     LEASE_SECONDS,
+    USER,
     Adjustment,
     Budget,
     BudgetState,
@@ -38,7 +39,7 @@ from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
-from ..takes import Refused, Rules
+from ..takes import MAX_USERS, Refused, Rules
 from . import budgets, prune, schema
 from .budgets import state
 from .connection import Connection, DatabaseFile, GroupCommit, Job, damaged, passes
@@ -144,6 +145,11 @@ class SQLiteLedger(SQLLedger):
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
         return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
+
+    def forget_users(self, now: float, most: int = MAX_USERS) -> None:
+        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
+        if self._read(budgets.MANY_USERS, (USER,))[0][0]:
+            self.write(lambda sql: budgets.forget_users(sql, now, self.zone, most))
 
     # -- reading and writing --
 

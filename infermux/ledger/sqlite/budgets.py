@@ -11,7 +11,7 @@ from datetime import tzinfo
 from sqlite3 import Cursor
 from typing import Any
 
-from .. import LOST, TEAM, Adjustment, Budget, BudgetState, CallRow, Hold
+from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
 from ..lost import lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..queries import WRITE_ATTEMPT, WRITE_CALL, Ask
@@ -62,6 +62,12 @@ _STATE = """SELECT spent - waived + lost, raised, held - lost
             WHERE h.caller = b.caller AND h.period = b.period AND h.call_id > ''
             AND h.expires_ms <= ?) AS lost
         FROM budgets AS b WHERE caller = ? AND period = ? AND call_id = '')"""
+_IS_USERS = "substr(caller, 1, 1) = ? AND call_id = '' AND held = 0"
+_OLD_USERS = f"""DELETE FROM budgets WHERE {_IS_USERS}
+    AND (length(period) = 10 AND period < ? OR length(period) = 7 AND period < ?)"""
+MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_IS_USERS}"
+_LEAST_USERS = f"""DELETE FROM budgets WHERE call_id = '' AND (caller, period) IN
+    (SELECT caller, period FROM budgets WHERE {_IS_USERS} ORDER BY spent, caller LIMIT ?)"""
 _RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
 _RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
 
@@ -204,7 +210,7 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
-    if hold.budget.members:  # the caller may have had a budget of its own in these periods
+    if hold.budget.members or hold.budget.user:  # the caller may have had a budget of its own in these periods
         _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
 
 
@@ -231,7 +237,7 @@ def _lose(sql: Cursor, expired: Sequence[tuple[Any, ...]], zone: tzinfo) -> None
     for owner, period, id, pico, at_ms, about in expired:
         at = at_ms / 1000
         _spend(sql, owner, pico, (period, pico), names(at, zone))
-        budget = Budget(owner.removeprefix(TEAM), 0)
+        budget = Budget(owner.removeprefix(TEAM).removeprefix(USER).partition(USER)[0], 0)
         call, attempts = lost_record(Hold(id, budget, pico, at, about=about))
         if sql.execute(WRITE_CALL, call).rowcount:
             for attempt in attempts:
@@ -266,6 +272,18 @@ def _spend(
     sql.execute(_SPEND, (cost or 0, *held, owner, *keys))
 
 
+def forget_users(sql: Cursor, now: float, zone: tzinfo, most: int) -> None:
+    """Remove end users' budgets of past periods and, of more than *most*, those of the least spent.
+
+    Names of end users come from requests, so their number has no other bound.
+    """
+    day, month, _ = names(now - 2 * DAY, zone)  # a clock may step back a little
+    sql.execute(_OLD_USERS, (USER, day, month))
+    over = sql.execute(MANY_USERS, (USER,)).fetchone()[0] - most
+    if over > 0:
+        sql.execute(_LEAST_USERS, (USER, over))
+
+
 # -- sums and operators' changes --
 
 
@@ -274,7 +292,7 @@ def cost_so_far(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> int:
     end = budget.resets(at, zone)
     first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
     found = 0
-    for caller in budget.members or (budget.caller,):
+    for caller in budget.counts_for:
         for slot, sign in ((first, -1), (last, 1)):
             for micro, pico in ask(_UP_TO, (caller, slot)):
                 found += sign * (micro * MICRO + pico)

@@ -139,6 +139,7 @@ _KEYS = (  # made at run time; a change raises the version
     """CREATE TABLE versions (name TEXT PRIMARY KEY, version INTEGER NOT NULL)
         STRICT, WITHOUT ROWID""",
     "INSERT INTO versions VALUES ('keys', 0)",
+    "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
 )
 # item n migrates version n to n + 1
 MIGRATIONS = (

@@ -195,6 +195,8 @@ class Accounting:
         assert self.ledger is not None
         [state] = self.ledger.states([budget], now)
         whose = f"the budget {budget.caller!r}" if budget.members else f"key {budget.caller!r}"
+        if budget.user:
+            whose = f"the end user {budget.user} of {whose}"
         log.warning(
             "%s has exceeded its %s USD %s: %s USD are spent and %s USD held; "
             'its calls are sent all the same (then = "warn")',

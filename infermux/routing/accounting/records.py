@@ -52,6 +52,7 @@ def record(call: Call) -> Record:
         unpriced,
         saved,
         sum([row.cost or 0 for row in rows if row.assumed]),
+        call.end_user and _text(call.end_user),
         kept(call.plan),
     )
     return Record(whole, rows)
@@ -121,6 +122,7 @@ def about(call: Call, target: Target) -> str:
             _text(call.request.model),
             _text(target.model),
             target.provider,
+            call.end_user and _text(call.end_user),
         ]
     )
 

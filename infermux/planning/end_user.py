@@ -1,0 +1,77 @@
+"""End users: who uses the application that calls, as far as its requests say.
+
+A name is told by the header X-Infermux-User, else by `user`, `safety_identifier` or
+`metadata.user_id`, in MIST also by `meta.user`. What is kept of it is a digest, or the name itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from ..protocol import InferRequest
+
+DIGEST, PLAIN, OFF = "digest", "plain", "off"
+DIGEST_BYTES = 12
+MAX_NAME = 200  # characters of a name that is kept
+# the ids that Claude Code sends: of account and session in one
+_COMPOSED = re.compile(r"(user_\w+?_account_[\w-]*?)_session_[\w-]+", re.ASCII)
+_PERSON = ("account_uuid", "account_id", "user_id", "user", "device_id")  # the first that is there
+
+
+class EndUser(NamedTuple):
+    """An end user of a caller."""
+
+    digest: str  # for limits
+    shown: str  # for rows, reports and the log
+
+
+class Users:
+    """Knows end users by a digest that needs *secret* to be guessed, if there is one."""
+
+    def __init__(self, mode: str = DIGEST, secret: str = "") -> None:
+        self.mode = mode
+        self._key = blake2b(secret.encode()).digest() if secret else b""
+
+    def of(self, request: InferRequest, name: str = "") -> EndUser | None:
+        """Return the end user of a request, or None; *name* is that of the header."""
+        person = person_of(name or named(request))
+        if not person:
+            return None
+        digest = self.digest(person)
+        return EndUser(digest, {DIGEST: digest, PLAIN: person[:MAX_NAME]}.get(self.mode, ""))
+
+    def digest(self, person: str) -> str:
+        """Return the digest of a name."""
+        data = person.encode(errors="replace")
+        return blake2b(data, digest_size=DIGEST_BYTES, key=self._key).hexdigest()
+
+
+def named(request: InferRequest) -> str:
+    """Return the name that a request gives to its end user, or ""."""
+    params, meta = request.params, request.meta
+    metadata = params.get("metadata")
+    names = (
+        params.get("user"),
+        params.get("safety_identifier"),
+        metadata.get("user_id") if isinstance(metadata, dict) else None,
+        meta.get("user") if meta else None,
+    )
+    return next((name for name in names if isinstance(name, str) and name), "")
+
+
+def person_of(name: str) -> str:
+    """Return what of a name is the person's: ids of agents also tell the session."""
+    name = name.strip()
+    if match := _COMPOSED.fullmatch(name):
+        return match[1]
+    if name.startswith("{") and len(name) <= 4096:
+        try:
+            known: Any = json.loads(name)
+        except (ValueError, RecursionError):
+            return name
+        told = [known.get(each) for each in _PERSON] if isinstance(known, dict) else []
+        return next((each for each in told if isinstance(each, str) and each), name)
+    return name

@@ -1,0 +1,52 @@
+"""Who calls: the tags and the end user of a call, and the budget that the end user adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..ledger import Budget
+from ..planning.call import Call
+from ..planning.end_user import Users
+from ..protocol import InferRequest
+from ..telemetry.spans import of_meta
+from ..types import NOTHING, Caller, TraceContext
+
+TAGS = ("project", "env")  # that a request may set
+
+
+def begun(
+    request: InferRequest,
+    caller: Caller,
+    api: str,
+    trace: TraceContext | None,
+    tags: Mapping[str, str],
+    users: Users | None,
+    user: str,
+) -> Call:
+    """Return the record of a call that starts now; see `Router.begin`."""
+    meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
+    if trace is None and meta:
+        trace = of_meta(meta)
+    own = NOTHING
+    if caller.may_tag and (tags or meta):
+        given = {name: tags.get(name) or meta.get(name) for name in TAGS}
+        own = {name: value for name, value in given.items() if isinstance(value, str)}
+    merged = {**own, **caller.tags} if own or caller.tags else NOTHING
+    who = users.of(request, user) if users is not None else None
+    if who is None:
+        return Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
+    caller = with_budget_of(caller, who.digest)
+    call = Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
+    call.user, call.end_user = who
+    return call
+
+
+def with_budget_of(caller: Caller, user: str) -> Caller:
+    """Return the caller whose calls also count in the budget of one of its end users."""
+    if not isinstance(caller.user_budget, Budget):
+        return caller
+    own = replace(caller.user_budget, caller=caller.name, user=user)
+    known = caller.budget
+    budget = replace(known, also=(*known.also, own)) if isinstance(known, Budget) else own
+    return replace(caller, budget=budget)
