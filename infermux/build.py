@@ -142,6 +142,7 @@ def _router(
         keyring=keyring,
         ledger=ledger,
         observers=parts.observers(config, serving),
+        answers=parts.answers(config, ledger),
         capture_content=config.trace.capture_content,
         users=None if ledger is None and rates is None else parts.users(config),
     )

@@ -61,6 +61,13 @@ class Target(NamedTuple):
 FALLBACK_ON = ("context",)  # rejections after which the next target is tried, by default
 
 
+class AnswerPolicy(NamedTuple):
+    """For how long answers are given again, and how many bytes of them are kept."""
+
+    seconds: float
+    most: int
+
+
 class Route(NamedTuple):
     """What a name stands for: entries, the strategy that orders them, fallbacks (`then`)."""
 
@@ -73,6 +80,7 @@ class Route(NamedTuple):
     fallback_on: tuple[str, ...] = FALLBACK_ON
     sticky: bool = False  # whether a session stays at its target, whatever the strategy is
     cache: str = ""  # "auto": vendors are asked to cache prompts
+    answers: AnswerPolicy | None = None  # None: no answer is given again
 
 
 @dataclass(frozen=True, slots=True)

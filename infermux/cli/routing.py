@@ -133,6 +133,10 @@ def _explanation(found: JSON) -> str:
         lines.append(
             "the remaining budget does not cover the requested model: this is its cheaper fallback"
         )
+    if kept := found.get("cache_answers"):
+        lines.append(
+            f"answers are kept for {kept['seconds']:.0f} s: the same request gets the same answer"
+        )
     rows = [[str(number), *_row(target)] for number, target in enumerate(found["targets"], 1)]
     rows += [["-", *_row(target)] for target in found["dropped"]]
     lines.append(table(["", "TARGET", "STATE", "LATENCY", "COST USD", ""], rows, right=[3]))

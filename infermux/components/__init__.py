@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..ledger import Budget, Ledger, LedgerUnavailable, configured_budget
 from ..ledger.keys import IssuedKey
 from ..planning.end_user import Users
+from ..routing.answers import AnswerCache
 from ..routing.router import Observer
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
@@ -56,6 +57,19 @@ def users(config: Config) -> Users:
     settings = config.ledger or LedgerConfig()
     secret = settings.users_secret or config.server.admin_key
     return Users(settings.users, secret.reveal() if secret is not None else "")
+
+
+def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
+    """Return where answers are kept, if a name of [models] keeps any; raise ConfigError."""
+    names = [model.name for model in config.models if model.cache_answers is not None]
+    if not names:
+        return None
+    try:
+        if ledger is not None:
+            return AnswerCache(ledger.answers())
+    except LedgerUnavailable as error:
+        raise ConfigError(f"[models.{names[0]}].cache_answers: {error.reason}") from None
+    raise ConfigError(f"[models.{names[0]}].cache_answers needs a ledger: set [ledger].path")
 
 
 def room(config: Config) -> dict[str, int]:
@@ -137,7 +151,8 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     path = (config.ledger or LedgerConfig()).path
     if budgets and not path:
         raise ConfigError(f"[ledger].path is empty, but the budget of {budgets[0]} needs a ledger")
-    if not path or not (config.ledger or budgets or serving):
+    answers = any(model.cache_answers is not None for model in config.models)
+    if not path or not (config.ledger or budgets or serving or answers):
         return None
     from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
 

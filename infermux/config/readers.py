@@ -12,6 +12,11 @@ from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, 
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
+_SPAN = re.compile(r"([1-9]\d{0,6})([smhdw])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SIZE = re.compile(r"([1-9]\d{0,6}) ?(KB|MB|GB)", re.ASCII)
+_BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
+LONGEST, LEAST, MOST = 366 * 86_400, 2**16, 2**40  # seconds; bytes
 MAX_TAGS, MAX_TAG = 16, 200  # tags of a key, and characters of one
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
@@ -55,6 +60,34 @@ def days(value: Any, place: str) -> str:
     if not _DAYS.fullmatch(word):
         raise ConfigError(f'{place} must be a number of days, such as "400d", not {shown(word)}')
     return word
+
+
+def span(value: Any, place: str) -> str:
+    """Read a length of time, such as 1h."""
+    word = text(value, place)
+    if not _SPAN.fullmatch(word) or span_seconds(word) > LONGEST:
+        forms = 'a time such as "90s", "15m", "1h" or "7d", at most "366d"'
+        raise ConfigError(f"{place} must be {forms}, not {shown(word)}")
+    return word
+
+
+def span_seconds(word: str) -> float:
+    """Return the seconds of a length of time that was read."""
+    return float(word[:-1]) * _SECONDS[word[-1]]
+
+
+def size(value: Any, place: str) -> str:
+    """Read a number of bytes, such as 256MB."""
+    word = text(value, place)
+    if not _SIZE.fullmatch(word) or not LEAST <= size_bytes(word) <= MOST:
+        forms = 'bytes such as "500KB", "256MB" or "2GB", from "64KB" to "1024GB"'
+        raise ConfigError(f"{place} must be {forms}, not {shown(word)}")
+    return word
+
+
+def size_bytes(word: str) -> int:
+    """Return the bytes of a number that was read."""
+    return int(word[:-2]) * _BYTES[word[-2:]]
 
 
 def time_zone(value: Any, place: str) -> str:

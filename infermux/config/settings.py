@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
-from ..types import FALLBACK_ON
+from ..types import FALLBACK_ON, AnswerPolicy
 from .readers import (
     days,
     key_hash,
@@ -19,7 +19,11 @@ from .readers import (
     or_empty,
     or_zero,
     secret,
+    size,
+    size_bytes,
     some_texts,
+    span,
+    span_seconds,
     tags,
     target_names,
     time_zone,
@@ -82,6 +86,19 @@ def _fallbacks(value: object, place: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersConfig:
+    """How long answers are kept to be given again, and how many bytes of them."""
+
+    ttl: str = reads(span, "1h")
+    max: str = reads(size, "256MB")
+
+    @property
+    def policy(self) -> AnswerPolicy:
+        """The same in numbers."""
+        return AnswerPolicy(span_seconds(self.ttl), size_bytes(self.max))
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A model alias: its targets, and the strategy that orders them."""
 
@@ -95,6 +112,8 @@ class ModelConfig:
     fallback_on: tuple[str, ...] = reads(_fallbacks, FALLBACK_ON)
     sticky: bool = reads(flag, False)  # whether a session stays at its target while that is healthy
     cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
+    # answers of ours that are given again for the same request
+    cache_answers: AnswersConfig | None = reads(table(AnswersConfig), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from ..config.settings import KeyConfig, TeamConfig
 from ..errors import BudgetExceeded, Unavailable
 from ..pricing import PICO, usd
 from . import periods
+from .answers import AnswerStore
 from .keys import KeyStore
 from .periods import PERIODS
 
@@ -373,6 +374,10 @@ class Ledger(ABC):
     def keys(self) -> KeyStore:
         """Return where keys are stored that are made at run time."""
         raise LedgerUnavailable("this ledger stores no keys")
+
+    def answers(self) -> AnswerStore:
+        """Return where answers are kept to be given again."""
+        raise LedgerUnavailable("this ledger keeps no answers")
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""

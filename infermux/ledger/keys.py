@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .periods import ms
-
-if TYPE_CHECKING:
-    from sqlite3 import Cursor
 
 FORGET = 90 * 86_400.0  # seconds until the hash of a secret that was replaced is removed
 _VERSION = "SELECT version FROM versions WHERE name = 'keys'"
@@ -30,7 +27,7 @@ _END_HASHES = """UPDATE key_hashes SET until_ms = ?
     WHERE name = ? AND (until_ms IS NULL OR until_ms > ?)"""
 _FORGET = "DELETE FROM key_hashes WHERE name = ? AND until_ms < ?"
 _REVOKE = "UPDATE api_keys SET revoked_ms = ? WHERE name = ? AND revoked_ms IS NULL"
-Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
+Ask = Callable[[str, Sequence[Any]], list[Any]]  # returns the rows of a query
 T = TypeVar("T")
 
 
@@ -78,13 +75,20 @@ class KeyStore(ABC):
         """Revoke a key; return False if there is none in force."""
 
 
+class Sql(Protocol):
+    """A cursor in a transaction."""
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
+        """Run a statement and return the cursor."""
+
+
 class Database(Protocol):
     """Where the keys are."""
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
         """Return the result of *work*, whose queries see one state."""
 
-    def write(self, work: Callable[[Cursor], T]) -> T:
+    def write(self, work: Callable[[Sql], T]) -> T:
         """Return the result of *work*, in a transaction."""
 
 
@@ -105,7 +109,7 @@ class SQLKeys(KeyStore):
     def create(self, key: IssuedKey) -> bool:
         """Store a key; one that was revoked or has expired gives way to it."""
 
-        def work(sql: Cursor) -> bool:
+        def work(sql: Sql) -> bool:
             if sql.execute(_IN_FORCE, (key.name, ms(key.created))).fetchone():
                 return False
             for statement in _CLEAR:
@@ -122,7 +126,7 @@ class SQLKeys(KeyStore):
     def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
         """Add a hash, and end the others."""
 
-        def work(sql: Cursor) -> bool:
+        def work(sql: Sql) -> bool:
             if not sql.execute(_IN_FORCE, (name, ms(at))).fetchone():
                 return False
             sql.execute(_END_HASHES, (ms(until), name, ms(until)))
@@ -136,7 +140,7 @@ class SQLKeys(KeyStore):
     def revoke(self, name: str, at: float) -> bool:
         """Note when the key was revoked; its name and limits stay, for reports."""
 
-        def work(sql: Cursor) -> bool:
+        def work(sql: Sql) -> bool:
             if not sql.execute(_REVOKE, (ms(at), name)).rowcount:
                 return False
             sql.execute(_RAISE)

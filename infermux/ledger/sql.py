@@ -29,6 +29,7 @@ from . import (
     queries,
     rollups,
 )
+from .answers import AnswerStore, SQLAnswers
 from .keys import KeyStore, SQLKeys
 from .queries import Ask
 from .rollups import Sql
@@ -85,6 +86,7 @@ class SQLLedger(Ledger):
     def tidy(self, now: float) -> None:
         """Remove what grows with what requests say."""
         self.forget_users(now)
+        self.answers().forget(now)
 
     @abstractmethod
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
@@ -129,6 +131,10 @@ class SQLLedger(Ledger):
     def keys(self) -> KeyStore:
         """Return where keys are stored that are made at run time."""
         return SQLKeys(self)
+
+    def answers(self) -> AnswerStore:
+        """Return where answers are kept to be given again."""
+        return SQLAnswers(self)
 
     # -- reports --
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dialects import add_detail
 from ..errors import FailedAttempt, Failure, InferMuxError
@@ -60,6 +60,14 @@ class Attempt:
         return round(self.seconds * 1000)
 
 
+class Given(NamedTuple):
+    """An answer that was kept before: who gave it, and how many seconds ago."""
+
+    target: Target
+    served: str
+    age: float
+
+
 @dataclass(slots=True)
 class Window:
     """What a limit allows in 60 seconds, and what is used of it; None: no such limit."""
@@ -95,6 +103,10 @@ class Call:
     counted: tuple[tuple[Any, str, int], ...] = ()
     user: str = ""  # the digest of the caller's end user, for limits
     end_user: str = ""  # what rows and the log show of it
+    cache_control: str = ""  # the client's header
+    cache: str = ""  # hit, miss or bypass, where answers are kept
+    answer_key: str = ""  # under which its answer is to be kept
+    given: Given | None = None  # the kept answer that it got
     windows: tuple[Window, ...] = ()  # of the rate limits that it counts in
     limits_told: Callable[[Call], Mapping[str, str]] | None = None  # headers of the limits
     patience: float | None = None  # seconds that the client itself waits
@@ -188,13 +200,16 @@ class Call:
     @property
     def provider(self) -> str:
         """The provider that answered or was tried last."""
-        return self.attempts[-1].target.provider if self.attempts else _name(self.request.provider)
+        if not self.attempts:
+            given = self.given
+            return given.target.provider if given else _name(self.request.provider)
+        return self.attempts[-1].target.provider
 
     @property
     def model(self) -> str:
         """The model that answered, else the requested one."""
         if not self.attempts:
-            return _name(self.request.model)
+            return self.given.served if self.given else _name(self.request.model)
         last = self.attempts[-1]
         return last.served or last.target.model
 

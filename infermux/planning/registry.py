@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..config.settings import ModelConfig
+from ..config.settings import AnswersConfig, ModelConfig
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
 from ..types import FALLBACK_ON, JSON, Route, Target
@@ -104,6 +104,7 @@ class Registry:
         fallback_on: Iterable[str] = FALLBACK_ON,
         sticky: bool = False,
         cache: str = "",
+        cache_answers: AnswersConfig | None = None,
     ) -> None:
         """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name."""
         self._changed()
@@ -117,6 +118,7 @@ class Registry:
             tuple(fallback_on),
             sticky,
             cache,
+            cache_answers,
         )
 
     @property
@@ -153,6 +155,7 @@ class Registry:
             on_unsupported=route.on_unsupported,
             fallback_on=route.fallback_on,
             cache=route.cache,
+            answers=route.answers,
         )
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
@@ -181,6 +184,7 @@ class Registry:
             own.fallback_on,
             own.sticky,
             own.cache,
+            None if own.cache_answers is None else own.cache_answers.policy,
         )
         if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
             raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")

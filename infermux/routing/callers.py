@@ -42,6 +42,12 @@ def begun(
     return call
 
 
+def has_hard_budget(caller: Caller) -> bool:
+    """Whether a budget of the caller does more than warn."""
+    budget = caller.budget  # that of a batch is not a ledger.Budget
+    return budget.hard if isinstance(budget, Budget) else getattr(budget, "then", "warn") != "warn"
+
+
 def with_budget_of(caller: Caller, user: str) -> Caller:
     """Return the caller whose calls also count in the budget of one of its end users."""
     if not isinstance(caller.user_budget, Budget):

@@ -114,12 +114,14 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage = expected_usage(request, size)
     costs = router.targets.costs((*plan.targets, *plan.dropped), usage)
     refused = "budget_exceeded" if exceeded else None
+    kept = plan.route.answers if plan.route is not None and router.answers is not None else None
     about = {
         "caller": caller.name,
         "user": (user and user.shown) or None,
         "tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
         "budget_left_usd": usd_float(left),
         "override": override or None,
+        "cache_answers": kept and kept._asdict(),
         "refused": refused if plan.targets else "no_healthy_providers",
     }
     targets = [

@@ -21,7 +21,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..admission import Admission
 from ..admission.keys import Keyring
@@ -48,8 +48,9 @@ from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, span
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting, unpriced
+from .answers import AnswerCache, Replay, watched
 from .callers import TAGS as TAGS
-from .callers import begun
+from .callers import begun, has_hard_budget
 from .stored import Ids
 from .stream import Stream, open_chunks
 from .targets import UNPRICED, TargetPermit, TargetPool
@@ -63,7 +64,7 @@ FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
 _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
-    *("admission", "ids", "keyring", "accounting", "users", "observers"),
+    *("admission", "ids", "keyring", "accounting", "users", "answers", "observers"),
 )
 log = logging.getLogger("infermux")
 
@@ -93,6 +94,7 @@ class Router:
         prices: Mapping[str, Mapping[str, Price]] | None = None,
         capture_content: bool = False,
         users: Users | None = None,
+        answers: AnswerCache | None = None,
         sleep: Sleep = time.sleep,
         seed: int | None = None,
     ) -> None:
@@ -106,13 +108,10 @@ class Router:
         self.ids = Ids(registry, keyring)  # of what vendors store
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
-            self.targets,
-            ledger,
-            deadline=deadline,
-            longest=CALL_SECONDS,
-            content=capture_content,
+            self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
         self.users = users  # None: end users are neither limited nor recorded
+        self.answers = answers  # that are given again; None: none are
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
         self._rng = random.Random(seed)
@@ -193,6 +192,8 @@ class Router:
             self.finish(call, error)
             raise
         self.finish(call, None)
+        if call.answer_key and self.answers is not None:
+            self.answers.keep(call, response)
         return response.known(
             response.provider or call.provider, usd_float(call.cost), call.latency_ms
         )
@@ -250,7 +251,7 @@ class Router:
         strict = (route.on_unsupported or self.on_unsupported) != "drop"
         session = session_for(route, request, caller)
         snapshot = self.targets.snapshot(
-            route, request, cursor, _has_hard_budget(caller), size, strict, session
+            route, request, cursor, has_hard_budget(caller), size, strict, session
         )
         rng = self._rng if counts else copy.copy(self._rng)
         return plan(route, snapshot, rng.getrandbits(32) if seed is None else seed)
@@ -280,6 +281,8 @@ class Router:
         if self.ledger is None and isinstance(budget, Budget) and budget.hard:
             raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
         self.admission.admit(call, streamed=streamed)
+        if self.answers is not None and (known := self.answers.find(call, route)) is not None:
+            return cast(Answer, Replay(call, known, self.finish) if streamed else known)
         deadline = self._deadline(call)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
         try:
@@ -418,7 +421,9 @@ class Router:
         chunks = open_chunks(provider, call.sent(attempt), deadline, attempt)
         permit.started(attempt.seconds)
         chunks = self.ids.told_stream(call, *chunks)
-        return Stream(call, *chunks, permit, self.accounting, self.finish)
+        if call.answer_key:
+            chunks = watched(call, *chunks)
+        return Stream(call, *chunks, permit, self.accounting, self.finish, self.answers)
 
     # -- the record --
 
@@ -452,8 +457,3 @@ class Router:
             release = getattr(provider.provider, "close", None)
             if release is not None:
                 release()
-
-
-def _has_hard_budget(caller: Caller) -> bool:
-    budget = caller.budget  # that of a batch is not a ledger.Budget
-    return budget.hard if isinstance(budget, Budget) else getattr(budget, "then", "warn") != "warn"

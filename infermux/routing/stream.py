@@ -12,18 +12,24 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import InferMuxError, StreamIncomplete
 from ..planning.call import Attempt, Call, StreamAccumulator
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, close_stream, provider_failed
-from ..types import HEARTBEAT, Chunk, Deadline
+from ..types import HEARTBEAT, Chunk, Deadline, Usage
 from .accounting import Accounting
 from .targets import TargetPermit
 
 LAST_EVENT_SECONDS = 2.0  # for a stream's last event, before the worker is killed
 Finish = Callable[[Call, BaseException | None], None]
+
+
+class Keeper(Protocol):
+    """Keeps whole answers."""
+
+    def keep(self, call: Call, response: InferResponse) -> None: ...
 
 
 class Stream:
@@ -37,6 +43,7 @@ class Stream:
         permit: TargetPermit,
         accounting: Accounting,
         finish: Finish,
+        answers: Keeper | None = None,
     ) -> None:
         self.call = call
         self._first = deque(first)
@@ -45,6 +52,7 @@ class Stream:
         self._accounting = accounting
         self._finish = finish
         self._answer = StreamAccumulator()
+        self._answers = answers
 
     def __iter__(self) -> Stream:
         return self
@@ -65,6 +73,8 @@ class Stream:
                 self._answer.add(chunk)
         except StopIteration:
             self._settle(None)
+            if self.call.answer_key and self._answers is not None:
+                self._answers.keep(self.call, self.response())
             raise
         except InferMuxError as error:
             self._settle(error)
@@ -76,6 +86,11 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_answer"):
             self.close()  # an abandoned stream is still billed
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the answer has used, once it has ended."""
+        return self.call.usage
 
     @property
     def dialect(self) -> str:

@@ -70,6 +70,8 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
     }
     if call.attempts and (ident := call.attempts[-1].upstream_request_id):
         found["upstream_request_id"] = ident
+    if call.cache:
+        found["cache"] = call.cache
     if call.end_user:
         found["user"] = call.end_user
     return found | ({"tried": [_tried(attempt) for attempt in call.attempts]} if tried else {})

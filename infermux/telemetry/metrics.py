@@ -82,6 +82,9 @@ FAMILIES = {
     "budget_spent_usd": Family("gauge", _BUDGET, "Dollars that are spent in the period.", PICO),
     "budget_held_usd": Family("gauge", _BUDGET, "Dollars that calls in flight hold.", PICO),
     "budget_left_usd": Family("gauge", _BUDGET, "Dollars that are left in the period.", PICO),
+    "answer_cache_total": Family(
+        "counter", ("name", "result"), "Calls of names that keep answers: hit, miss or bypass."
+    ),
     "failed_logins_total": Family("counter", ("api",), "Requests with a key that did not open."),
 }
 
@@ -116,6 +119,8 @@ class Metrics:
                 _observe(slot, ("ttft_seconds", *target), SECONDS, last.first_chunk - call.started)
                 if error is not None:
                     slot.add(("streams_incomplete_total", *target))
+            if call.cache:
+                slot.add(("answer_cache_total", self._name(call.request.model), call.cache))
             for attempt in attempts:
                 _attempted(
                     slot, target if attempt is last else self.labels(*attempt.target), attempt
@@ -135,6 +140,9 @@ class Metrics:
         if provider in self._registry:
             return provider, OTHER
         return OTHER, model if model in self._models else OTHER
+
+    def _name(self, name: str) -> str:
+        return name if name in self._models else OTHER
 
 
 def _observe(slot: WorkerSlot, key: Key, bounds: tuple[float, ...], seconds: float) -> None:

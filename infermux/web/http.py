@@ -210,6 +210,7 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
     if not header("wsgi.multithread", True) and _thread_warning.due():
         log.warning(_NO_THREADS)
+    call.cache_control = header("HTTP_CACHE_CONTROL", "")
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
     who, limited = call.caller, call.user and (caller.user_rpm or caller.user_tpm)
     if who.rpm or who.tpm or who.budget is not None or limited:
@@ -334,6 +335,12 @@ def call_headers(call: Call) -> dict[str, str]:
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
         if dropped := last.dropped:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
+    if call.cache:
+        headers["X-Infermux-Cache"] = call.cache
+        if call.given is not None:
+            headers["Age"] = str(int(call.given.age))
+            headers["X-Infermux-Provider"] = header_value(call.provider)
+            headers["X-Infermux-Model"] = header_value(call.model)
     if call.limits_told is not None:
         headers |= call.limits_told(call)
     if call.most_output is not None:

@@ -159,7 +159,7 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
             data = encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
             if data:
                 yield data
-        yield encoder.end(summary(stream.call), stream.call.usage)
+        yield encoder.end(summary(stream.call), stream.usage)
     except Exception as error:
         data = _failure(error, encoder)
         forget(error)  # its frames keep the request alive

@@ -18,7 +18,7 @@ import infermux
 from infermux.admission.keys import hashed
 from infermux.admission.rate_limiter import RateLimiter
 from infermux.cli.main import main
-from infermux.ledger import Budget, CallRow, Record, budgets
+from infermux.ledger import Budget, CallRow, Record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.end_user import Users, person_of
 from infermux.protocol import InferRequest
@@ -388,10 +388,7 @@ def test_budgets_of_end_users_are_bounded(tmp_path):
         ledger.settle(_settled("before", now - 5 * 86_400, 7), hold)
         open_hold = ledger.reserve(replace(limit, user="busy"), 10, call_id="busy00", at=now)
 
-        def ask(query: str, values: Any) -> Any:
-            return ledger.snapshot(lambda ask: ask(query, values))
-
-        budgets.forget_users(ask, ledger.write, now, ledger.zone, most=10)
+        ledger.forget_users(now, most=10)
         with closing(sqlite3.connect(path)) as sql:
             rows = sql.execute("SELECT caller FROM budgets WHERE call_id = ''").fetchall()
         kept = {row[0].rpartition("\x1e")[2] for row in rows}

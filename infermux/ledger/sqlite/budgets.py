@@ -210,7 +210,9 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
-    if hold.budget.members or hold.budget.user:  # the caller may have had a budget of its own in these periods
+    if (
+        hold.budget.members or hold.budget.user
+    ):  # the caller may have had a budget of its own in these periods
         _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
 
 

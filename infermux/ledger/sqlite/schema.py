@@ -141,10 +141,19 @@ _KEYS = (  # made at run time; a change raises the version
     "INSERT INTO versions VALUES ('keys', 0)",
     "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
 )
+_ANSWERS = (  # that are given again
+    """CREATE TABLE answers (
+        digest TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL, size INTEGER NOT NULL, body TEXT NOT NULL) STRICT""",
+    "CREATE INDEX answers_by_age ON answers (name, at_ms, digest, size)",
+    "CREATE INDEX answers_by_end ON answers (expires_ms)",
+    """CREATE TABLE answer_sizes (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID""",
+)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
-    *(_BILLED, _KEYS),
+    *(_BILLED, _KEYS, _ANSWERS),
 )
 
 # what is read of a damaged file, of any version, and how it is written to the new one

@@ -23,9 +23,12 @@ def record(call: Call) -> Record:
     """Return the rows of *call*; its cost is the sum over its billed attempts."""
     rows = tuple([_attempt(call, n, each) for n, each in enumerate(call.attempts)])
     last, error = rows[-1] if rows else None, call.error
-    names = (
-        (last.model, last.served, last.provider) if last else ("", "", _text(call.request.provider))
-    )
+    if last:
+        names = (last.model, last.served, last.provider)
+    elif given := call.given:
+        names = (_text(given.target.model), _text(given.served), _text(given.target.provider))
+    else:
+        names = ("", "", _text(call.request.provider))
     tokens, cost, first, unpriced, saved = (
         _sums(rows) if last is None or len(rows) > 1 else _same(last)
     )

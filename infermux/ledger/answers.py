@@ -1,0 +1,105 @@
+"""Answers that are kept to be given again, in the ledger's database: the table `answers`.
+
+Each name of [models] has its own bound of bytes, whose sum is in `answer_sizes`: the oldest answers
+make room for new ones. An answer that has expired is not given, and is removed within a minute.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .keys import Database, Sql
+from .periods import ms
+
+OVERHEAD = 200  # bytes of a row beside its text, about
+BATCH = 100  # rows that are removed at a time
+_FIND = "SELECT at_ms, body FROM answers WHERE digest = ? AND expires_ms > ?"
+_REMOVE = "DELETE FROM answers WHERE digest = ?"
+_ONE = "SELECT digest, name, size FROM answers WHERE digest = ?"
+_OLDEST = "SELECT digest, name, size FROM answers WHERE name = ? ORDER BY at_ms, digest LIMIT ?"
+_EXPIRED = "SELECT digest, name, size FROM answers WHERE expires_ms <= ? LIMIT ?"
+_ADD = """INSERT INTO answers (digest, name, at_ms, expires_ms, size, body)
+    VALUES (?, ?, ?, ?, ?, ?)"""
+_SIZE = "SELECT bytes FROM answer_sizes WHERE name = ?"
+_GROW = "UPDATE answer_sizes SET bytes = bytes + ? WHERE name = ?"
+_BEGIN = "INSERT INTO answer_sizes (name, bytes) VALUES (?, ?)"
+
+
+class Kept(NamedTuple):
+    """A text that was kept, and when, in seconds since 1970."""
+
+    at: float
+    body: str
+
+
+class AnswerStore(ABC):
+    """Keeps texts by a digest. Methods raise LedgerUnavailable."""
+
+    @abstractmethod
+    def find(self, digest: str, now: float) -> Kept | None:
+        """Return what is kept under *digest* and has not expired, or None."""
+
+    @abstractmethod
+    def keep(self, digest: str, name: str, kept: Kept, *, expires: float, most: int) -> None:
+        """Keep a text; remove the oldest ones of *name* if they have more than *most* bytes."""
+
+    @abstractmethod
+    def forget(self, now: float) -> int:
+        """Remove what has expired; return how many texts."""
+
+
+class SQLAnswers(AnswerStore):
+    """Keeps texts by plain SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, digest: str, now: float) -> Kept | None:
+        """Return what is kept under *digest*."""
+        found = self._database.snapshot(lambda ask: ask(_FIND, (digest, ms(now))))
+        return Kept(found[0][0] / 1000, str(found[0][1])) if found else None
+
+    def keep(self, digest: str, name: str, kept: Kept, *, expires: float, most: int) -> None:
+        """Keep a text, if it fits at all."""
+        size = len(kept.body) + OVERHEAD
+        if size > most:
+            return
+
+        def work(sql: Sql) -> None:
+            _remove(sql, sql.execute(_ONE, (digest,)).fetchall())
+            row = (digest, name, ms(kept.at), ms(expires), size, kept.body)
+            sql.execute(_ADD, row)
+            if not sql.execute(_GROW, (size, name)).rowcount:
+                sql.execute(_BEGIN, (name, size))
+            while (over := sql.execute(_SIZE, (name,)).fetchone()[0] - most) > 0:
+                removed = []
+                for row in sql.execute(_OLDEST, (name, BATCH)).fetchall():
+                    if over > 0:
+                        removed.append(row)
+                        over -= row[2]
+                if not removed:  # the sum is wrong
+                    sql.execute(_GROW, (-over - most, name))
+                    return
+                _remove(sql, removed)
+
+        self._database.write(work)
+
+    def forget(self, now: float) -> int:
+        """Remove what has expired, some at a time."""
+        count = 0
+        while self._database.snapshot(lambda ask: ask(_EXPIRED, (ms(now), 1))):
+            count += self._database.write(
+                lambda sql: _remove(sql, sql.execute(_EXPIRED, (ms(now), BATCH)).fetchall())
+            )
+        return count
+
+
+def _remove(sql: Sql, rows: Iterable[tuple[str, str, int]]) -> int:
+    count = 0
+    for digest, name, size in rows:
+        if sql.execute(_REMOVE, (digest,)).rowcount:
+            sql.execute(_GROW, (-size, name))
+            count += 1
+    return count

@@ -1,0 +1,259 @@
+"""Answers that are given again: the same caller has asked the same of the same targets before.
+
+The key is a digest of the caller and its end user, the whole request and the whole route. Kept are
+whole answers that ended by themselves, without a call of a tool; streamed ones as one answer. They
+are given streamed or not, as asked. A call that gets one sends nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from hashlib import sha256
+from typing import Any
+
+from ..dialects import whole
+from ..ledger import LedgerUnavailable
+from ..ledger.answers import AnswerStore, Kept
+from ..planning.call import Call, Given
+from ..protocol import CHAT, InferRequest, InferResponse
+from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage
+from .stream import Finish, Stream
+
+HIT, MISS, BYPASS = "hit", "miss", "bypass"
+GIVEN = "cache"  # the source of the cost of a call that got a kept answer
+VERSION = 1  # of what is kept
+MAX_BODY = 2**21  # characters of an answer that is kept
+_NOTHING_USED = Usage(0, 0)
+_MAX_AGE = re.compile(r"max-age=(\d{1,9})", re.ASCII)
+_OWN_TOOLS = ("function", "custom")  # types of tools that the client runs itself
+_EFFECTS = ("background", "conversation", "mcp_servers", "web_search_options", "container")
+_STREAM = ("stream", "stream_options")
+_USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others")]
+_KEPT = [
+    "model",
+    "provider",
+    "content",
+    "tokens_in",
+    "tokens_out",
+    "finish_reason",
+    "reasoning",
+    "refusal",
+    "id",
+]
+log = logging.getLogger("infermux")
+
+
+class AnswerCache:
+    """Keeps answers in *store*."""
+
+    def __init__(self, store: AnswerStore, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._log = LogThrottle()
+
+    def find(self, call: Call, route: Route) -> InferResponse | None:
+        """Return the answer that is kept for the call, or None; note where to keep its own."""
+        if route.answers is None:
+            return None
+        asked = call.cache_control.lower()
+        if "no-store" in asked or not may_be_kept(call.request):
+            call.cache = BYPASS
+            return None
+        call.cache, call.answer_key = MISS, digest_of(call, route)
+        match = _MAX_AGE.search(asked)
+        if "no-cache" in asked or (match is not None and not int(match[1])):
+            return None
+        now = self._clock()
+        with suppress(ValueError, TypeError, KeyError):  # kept by another version
+            found = self._read(call.answer_key, now)
+            if found is None or (match is not None and now - found.at > int(match[1])):
+                return None
+            response, target = _decoded(found.body)
+            call.given = Given(target, response.model, max(0.0, now - found.at))
+            call.cache, call.answer_key = HIT, ""
+            call.cost, call.cost_source, call.usage = 0, GIVEN, _NOTHING_USED
+            call.finish_reason = response.finish_reason
+            call.counted = ()  # what was counted before the call stays
+            return response
+        return None
+
+    def keep(self, call: Call, response: InferResponse) -> None:
+        """Keep the answer to a call that has ended, if it is whole and without effects."""
+        policy = call.plan and call.plan.route and call.plan.route.answers
+        if not policy or call.override or not is_final(response):
+            return
+        body = _encoded(response, call.attempts[-1].target)
+        if len(body) > MAX_BODY:
+            return
+        now = self._clock()
+        try:
+            self._store.keep(
+                call.answer_key,
+                call.request.model,
+                Kept(now, body),
+                expires=now + policy.seconds,
+                most=policy.most,
+            )
+        except LedgerUnavailable as error:
+            self._warn(error)
+
+    def _read(self, digest: str, now: float) -> Kept | None:
+        try:
+            return self._store.find(digest, now)
+        except LedgerUnavailable as error:
+            self._warn(error)
+            return None
+
+    def _warn(self, error: LedgerUnavailable) -> None:
+        if self._log.due():
+            log.warning("answers are neither kept nor given again: %s", error.reason)
+
+
+class Replay(Stream):
+    """Gives a kept answer as a stream."""
+
+    def __init__(self, call: Call, response: InferResponse, finish: Finish) -> None:
+        self.call, self._kept, self._finish = call, response, finish
+        self._chunks: Iterator[Chunk] = whole(response)
+
+    def __next__(self) -> Chunk:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def dialect(self) -> str:
+        """None: its chunks have no events of a vendor."""
+        return ""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the vendor told at first."""
+        return self._kept.usage
+
+    def close(self) -> None:
+        """Record the call."""
+        self._chunks = iter(())
+        self._finish(self.call, None)
+
+    def response(self) -> InferResponse:
+        """Return the answer."""
+        return self._kept.known(self.call.provider, 0.0, self.call.latency_ms)
+
+
+def watched(
+    call: Call, first: list[Chunk], rest: Iterator[Chunk]
+) -> tuple[list[Chunk], Iterator[Chunk]]:
+    """Return the chunks; the answer is not kept if one shows what a whole answer lacks."""
+    if any(map(_is_more, first)):
+        call.answer_key = ""
+        return first, rest
+
+    def watch() -> Iterator[Chunk]:
+        try:
+            for chunk in rest:
+                if _is_more(chunk):
+                    call.answer_key = ""
+                yield chunk
+        finally:
+            if (close := getattr(rest, "close", None)) is not None:
+                close()
+
+    return first, watch()
+
+
+def _is_more(chunk: Chunk) -> bool:
+    return bool(chunk.shown or chunk.more or chunk.function_call or chunk.tool_calls)
+
+
+# -- what is kept --
+
+
+def may_be_kept(request: InferRequest) -> bool:
+    """Whether the answer to a request may be given again: the vendor does nothing but answer."""
+    params = request.params
+    body = request.native.body.value if request.native is not None else {}
+    if request.op != CHAT or params.get("n") not in (None, 1):
+        return False
+    if any(params.get(name) or body.get(name) for name in _EFFECTS):
+        return False
+    return all(map(_is_own, (*_listed(params.get("tools")), *_listed(body.get("tools")))))
+
+
+def _listed(tools: object) -> Sequence[Any]:
+    return tools if isinstance(tools, list) else ()
+
+
+def _is_own(tool: object) -> bool:
+    """Whether the client runs a tool, in whatever format it is written."""
+    if not isinstance(tool, dict):
+        return False
+    if "functionDeclarations" in tool or "function_declarations" in tool:  # Google's
+        return len(tool) == 1
+    return tool.get("type") in _OWN_TOOLS or ("type" not in tool and "input_schema" in tool)
+
+
+def is_final(response: InferResponse) -> bool:
+    """Whether an answer has ended by itself, said something, and called no tool."""
+    if response.finish_reason != "stop" or response.tool_calls or response.refusal:
+        return False
+    usage = response.usage
+    paid = usage is not None and (usage.fees or usage.tool_use_tokens or usage.others)
+    return bool(response.content) and not response.extra and not paid
+
+
+def digest_of(call: Call, route: Route) -> str:
+    """Return the digest under which the answer to a call is kept."""
+    request = call.request
+    native = request.native
+    if native is None:
+        asked: Any = [list(request.messages), dict(request.params), dict(request.meta)]
+    else:
+        body = {name: value for name, value in native.body.value.items() if name not in _STREAM}
+        asked = [native.dialect, native.query and _without_form(native.query), body]
+    who = [call.caller.name, call.user, request.provider, request.op]
+    text = json.dumps([VERSION, who, dict(request.headers), asked], sort_keys=True, default=repr)
+    known = route._replace(answers=None)  # which may change
+    return sha256(f"{known!r}\n{text}".encode(errors="replace")).hexdigest()
+
+
+def _without_form(query: str) -> str:
+    return "&".join(part for part in query.split("&") if not part.startswith(("alt=", "%24alt=")))
+
+
+def _encoded(response: InferResponse, target: Target) -> str:
+    usage, native = response.usage, response.native
+    data: JSON = {"version": VERSION, **{name: getattr(response, name) for name in _KEPT}}
+    data["details"] = list(response.details)
+    data["target"] = list(target)
+    if usage is not None:
+        used = {name: getattr(usage, name) for name in _USED}
+        data["usage"] = {name: value for name, value in used.items() if value is not None}
+    if native is not None:
+        data["native"] = [native[0], native[1].decode()]
+    return json.dumps(data, separators=(",", ":"))
+
+
+def _decoded(body: str) -> tuple[InferResponse, Target]:
+    data = json.loads(body)
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise ValueError("it was kept by another version")
+    native, usage = data.get("native"), data.get("usage")
+    response = InferResponse(
+        **{name: data[name] for name in _KEPT},
+        details=data["details"],
+        usage=None if usage is None else Usage(**usage),
+        native=None if native is None else (native[0], native[1].encode()),
+    )
+    return response, Target(*data["target"])
