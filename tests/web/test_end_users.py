@@ -46,7 +46,7 @@ SAID = [{"role": "user", "content": "hi"}]
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 GEMINI = "/v1beta/models/m:generateContent"
 CONTENTS = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
-SHORT = ("--tokens", "5", "--max-tokens", "4", "--json")
+SHORT = ("--tokens", "40", "--max-tokens", "4", "--json")
 CODE = "user_" + "0af" * 20 + "_account_6b1c-11_session_"
 
 
@@ -287,12 +287,12 @@ def test_a_call_without_an_end_user_has_the_key_s_limits_alone(at):
 
 
 def test_each_end_user_has_its_own_budget(at):
-    place = at("user_budget = { usd = '0.0001', per = 'day' }")
-    found = [place.ask("ann") for _ in range(8)]
+    place = at("user_budget = { usd = '0.001', per = 'day' }")
+    found = [place.ask("ann") for _ in range(60)]
     assert found[0].status_code == 200 and found[-1].status_code == 402
     message = found[-1].json["error"]["message"]
-    assert "the budget of this end user, 0.0001 USD per day, has" in message
-    assert found[-1].headers["X-Infermux-Budget-Limit"] == "0.0001"
+    assert "the budget of this end user, 0.001 USD per day, has" in message
+    assert found[-1].headers["X-Infermux-Budget-Limit"] == "0.001"
     assert place.ask("bob").status_code == place.ask().status_code == 200
     explained = command("explain", "p/m", "--caller", "app", "--user", "ann", *SHORT)
     assert json.loads(explained.output)["refused"] == "budget_exceeded"
