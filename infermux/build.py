@@ -144,7 +144,7 @@ def _router(
         observers=parts.observers(config, serving),
         answers=parts.answers(config, ledger),
         capture_content=config.trace.capture_content,
-        users=None if ledger is None and rates is None else parts.users(config),
+        users=parts.users(config),
     )
 
 

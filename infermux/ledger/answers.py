@@ -21,10 +21,10 @@ _ONE = "SELECT digest, name, size FROM answers WHERE digest = ?"
 _OLDEST = "SELECT digest, name, size FROM answers WHERE name = ? ORDER BY at_ms, digest LIMIT ?"
 _EXPIRED = "SELECT digest, name, size FROM answers WHERE expires_ms <= ? LIMIT ?"
 _ADD = """INSERT INTO answers (digest, name, at_ms, expires_ms, size, body)
-    VALUES (?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SIZE = "SELECT bytes FROM answer_sizes WHERE name = ?"
 _GROW = "UPDATE answer_sizes SET bytes = bytes + ? WHERE name = ?"
-_BEGIN = "INSERT INTO answer_sizes (name, bytes) VALUES (?, ?)"
+_BEGIN = "INSERT INTO answer_sizes (name, bytes) VALUES (?, 0) ON CONFLICT DO NOTHING"
 
 
 class Kept(NamedTuple):
@@ -70,9 +70,11 @@ class SQLAnswers(AnswerStore):
         def work(sql: Sql) -> None:
             _remove(sql, sql.execute(_ONE, (digest,)).fetchall())
             row = (digest, name, ms(kept.at), ms(expires), size, kept.body)
-            sql.execute(_ADD, row)
+            if not sql.execute(_ADD, row).rowcount:  # another was kept at the same time
+                return
             if not sql.execute(_GROW, (size, name)).rowcount:
-                sql.execute(_BEGIN, (name, size))
+                sql.execute(_BEGIN, (name,))
+                sql.execute(_GROW, (size, name))
             while (over := sql.execute(_SIZE, (name,)).fetchone()[0] - most) > 0:
                 removed = []
                 for row in sql.execute(_OLDEST, (name, BATCH)).fetchall():

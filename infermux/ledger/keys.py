@@ -21,7 +21,7 @@ _IN_FORCE = """SELECT 1 FROM api_keys WHERE name = ? AND revoked_ms IS NULL
     AND (expires_ms IS NULL OR expires_ms > ?)"""
 _CLEAR = ("DELETE FROM key_hashes WHERE name = ?", "DELETE FROM api_keys WHERE name = ?")
 _ADD = """INSERT INTO api_keys (name, settings, created_ms, expires_ms, revoked_ms)
-    VALUES (?, ?, ?, ?, NULL)"""
+    VALUES (?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"""
 _ADD_HASH = "INSERT INTO key_hashes (hash, name, at_ms, until_ms) VALUES (?, ?, ?, NULL)"
 _END_HASHES = """UPDATE key_hashes SET until_ms = ?
     WHERE name = ? AND (until_ms IS NULL OR until_ms > ?)"""
@@ -115,7 +115,9 @@ class SQLKeys(KeyStore):
             for statement in _CLEAR:
                 sql.execute(statement, (key.name,))
             expires = None if key.expires is None else ms(key.expires)
-            sql.execute(_ADD, (key.name, key.settings, ms(key.created), expires))
+            row = (key.name, key.settings, ms(key.created), expires)
+            if not sql.execute(_ADD, row).rowcount:  # another was made at the same time
+                return False
             for hash, _ in key.hashes:
                 sql.execute(_ADD_HASH, (hash, key.name, ms(key.created)))
             sql.execute(_RAISE)

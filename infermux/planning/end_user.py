@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -52,12 +53,14 @@ class Users:
 def named(request: InferRequest) -> str:
     """Return the name that a request gives to its end user, or ""."""
     params, meta = request.params, request.meta
+    if not isinstance(params, Mapping):  # which is reported later
+        return ""
     metadata = params.get("metadata")
     names = (
         params.get("user"),
         params.get("safety_identifier"),
         metadata.get("user_id") if isinstance(metadata, dict) else None,
-        meta.get("user") if meta else None,
+        meta.get("user") if isinstance(meta, Mapping) else None,
     )
     return next((name for name in names if isinstance(name, str) and name), "")
 

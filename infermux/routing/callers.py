@@ -21,7 +21,7 @@ def begun(
     api: str,
     trace: TraceContext | None,
     tags: Mapping[str, str],
-    users: Users | None,
+    users: Users,
     user: str,
 ) -> Call:
     """Return the record of a call that starts now; see `Router.begin`."""
@@ -33,7 +33,7 @@ def begun(
         given = {name: tags.get(name) or meta.get(name) for name in TAGS}
         own = {name: value for name, value in given.items() if isinstance(value, str)}
     merged = {**own, **caller.tags} if own or caller.tags else NOTHING
-    who = users.of(request, user) if users is not None else None
+    who = users.of(request, user)
     if who is None:
         return Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
     caller = with_budget_of(caller, who.digest)

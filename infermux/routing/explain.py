@@ -96,7 +96,7 @@ def question(data: Mapping[str, Any]) -> Question:
 def explain(router: Router, asked: Question) -> Explanation:
     """Return the plan of the call as of now, without side effects; raise `Router.plan`'s errors."""
     request, size, caller = asked.request, asked.size, _caller(router, asked.caller)
-    user = router.users.of(request, asked.user) if router.users is not None else None
+    user = router.users.of(request, asked.user)
     caller = with_budget_of(caller, user.digest) if user is not None else caller
     plan = router.plan(request, caller=caller, size=size)
     tightest, override = _tightest_budget(router, caller), ""

@@ -110,7 +110,7 @@ class Router:
         self.accounting = Accounting(
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
-        self.users = users  # None: end users are neither limited nor recorded
+        self.users = users or Users()  # knows the end users of callers
         self.answers = answers  # that are given again; None: none are
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep

@@ -103,7 +103,8 @@ class Metrics:
         """Count a call that has ended."""
         attempts, error, seconds = call.attempts, call.error, call.seconds
         last = attempts[-1] if attempts else None
-        target = self.labels(*(last.target if last is not None else (call.provider, call.model)))
+        known = call.given.target if call.given else (call.provider, call.model)
+        target = self.labels(*(last.target if last is not None else known))
         slot = self._memory.own
         status = (
             "200" if error is None else str(error.status) if 400 <= error.status < 600 else OTHER

@@ -206,7 +206,7 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
         wanted.session = session
     tags = {name: value for name, key in _TAG_HEADERS if (value := header(key))}
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
-    user = header("HTTP_X_INFERMUX_USER", "")
+    user = _utf8(header("HTTP_X_INFERMUX_USER", ""))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
     if not header("wsgi.multithread", True) and _thread_warning.due():
         log.warning(_NO_THREADS)
@@ -217,6 +217,13 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
         call.limits_told = partial(limit_headers, api.router)
     environ[_CALL] = call
     return call
+
+
+def _utf8(text: str) -> str:
+    """Return a header that may be UTF-8, which WSGI gives as Latin-1."""
+    if text.isascii():
+        return text
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _read_timeout(text: str) -> float | None:

@@ -52,6 +52,7 @@ FAMILIES = {
     "infermux_spans_dropped": "counter",
     "infermux_ledger_pending": "gauge",
     "infermux_ledger_lost": "counter",
+    "infermux_answer_cache": "counter",
     "infermux_failed_logins": "counter",
     **{f"infermux_budget_{name}_usd": "gauge" for name in ("limit", "spent", "held", "left")},
 }  # as the parser names them: a counter without its _total

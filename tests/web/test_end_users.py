@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from infermux.cli.main import main
 from infermux.ledger import Budget, CallRow, Record
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.end_user import Users, person_of
+from infermux.pricing import Price
+from infermux.pricing.tariff import Tariff
 from infermux.protocol import InferRequest
 
 ADMIN = {"Authorization": "Bearer imx-admin-key-1"}
@@ -157,6 +160,11 @@ def test_each_api_names_its_end_user(plain, path, body):
 def test_the_header_wins(plain, path):
     plain.ask("body", path, header=f"header of {path}")
     assert plain.last == f"header of {path}"
+
+
+def test_a_header_is_utf_8(plain):
+    plain.ask(header="jürgen".encode().decode("latin-1"))
+    assert plain.last == "jürgen"
 
 
 @pytest.mark.parametrize("user", [5, None, ["a"], {"a": 1}, "", "   "])
@@ -401,6 +409,16 @@ def _settled(id: str, at: float, cost: int) -> Record:
     return Record(
         CallRow(int(at * 1e9), id, *names, *[None] * 6, cost, "served", 0, 1, None, 1, 0), ()
     )
+
+
+def test_an_application_s_own_router_limits_them_without_more(tmp_path):
+    with closing(SQLiteLedger(tmp_path / "l.db")) as ledger:
+        prices = {"echo": {"echo-v1": Price("echo", "echo-v1", Tariff(Decimal(10), Decimal(10)))}}
+        router = infermux.Router([infermux.EchoProvider()], ledger=ledger, prices=prices)
+        caller = infermux.Caller("app", user_budget=Budget(usd="0.000001", per="total"))
+        with pytest.raises(infermux.errors.BudgetExceeded, match="of this end user"):
+            router.infer("hi", caller=caller, user="ann")
+        router.infer("hi", caller=caller)
 
 
 def test_who_is_not_asked_for_is_not_looked_for():
