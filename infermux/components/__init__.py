@@ -15,7 +15,7 @@ from ..config import Config
 from ..config.settings import KeyConfig, LedgerConfig, TeamConfig, caller_key
 from ..errors import ConfigError
 from ..ledger import Budget, Ledger, LedgerUnavailable, configured_budget
-from ..ledger.keys import IssuedKey
+from ..ledger.stores.keys import IssuedKey
 from ..planning.end_user import Users
 from ..routing.answers import AnswerCache
 from ..routing.router import Observer

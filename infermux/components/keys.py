@@ -16,8 +16,8 @@ from ..admission.keys import LiveKeyring, hashed, new_key
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
 from ..ledger import Budget, Ledger, LedgerUnavailable
-from ..ledger.keys import IssuedKey
 from ..ledger.reports import iso
+from ..ledger.stores.keys import IssuedKey
 from ..pricing import usd
 from ..protocol import must_be
 from ..routing.router import Router

@@ -18,9 +18,9 @@ from ..config.settings import KeyConfig, TeamConfig
 from ..errors import BudgetExceeded, Unavailable
 from ..pricing import PICO, usd
 from . import periods
-from .answers import AnswerStore
-from .keys import KeyStore
 from .periods import PERIODS
+from .stores.answers import AnswerStore
+from .stores.keys import KeyStore
 
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
 MAX_ROWS = 10_000  # calls that one query returns

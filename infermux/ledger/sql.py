@@ -29,11 +29,11 @@ from . import (
     queries,
     rollups,
 )
-from .answers import AnswerStore, SQLAnswers
-from .keys import KeyStore, SQLKeys
 from .queries import Ask
 from .rollups import Sql
 from .spool import Deferred, Spool
+from .stores.answers import AnswerStore, SQLAnswers
+from .stores.keys import KeyStore, SQLKeys
 from .takes import MAX_USERS
 
 T = TypeVar("T")

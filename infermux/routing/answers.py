@@ -19,7 +19,7 @@ from typing import Any
 
 from ..dialects import whole
 from ..ledger import LedgerUnavailable
-from ..ledger.answers import AnswerStore, Kept
+from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import Call, Given
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage

@@ -19,8 +19,8 @@ import infermux
 from infermux.admission.keys import hashed
 from infermux.cli.main import main
 from infermux.ledger import LedgerUnavailable
-from infermux.ledger.answers import OVERHEAD, Kept
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.ledger.stores.answers import OVERHEAD, Kept
 from infermux.routing import answers
 
 ADMIN = {"Authorization": "Bearer imx-admin-key-1"}

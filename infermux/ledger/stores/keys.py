@@ -7,10 +7,10 @@ is admitted for a while. Each change raises the version of `versions`, which ser
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
-from .periods import ms
+from ..periods import ms
+from . import Ask, Database, Sql
 
 FORGET = 90 * 86_400.0  # seconds until the hash of a secret that was replaced is removed
 _VERSION = "SELECT version FROM versions WHERE name = 'keys'"
@@ -27,8 +27,6 @@ _END_HASHES = """UPDATE key_hashes SET until_ms = ?
     WHERE name = ? AND (until_ms IS NULL OR until_ms > ?)"""
 _FORGET = "DELETE FROM key_hashes WHERE name = ? AND until_ms < ?"
 _REVOKE = "UPDATE api_keys SET revoked_ms = ? WHERE name = ? AND revoked_ms IS NULL"
-Ask = Callable[[str, Sequence[Any]], list[Any]]  # returns the rows of a query
-T = TypeVar("T")
 
 
 class IssuedKey(NamedTuple):
@@ -73,23 +71,6 @@ class KeyStore(ABC):
     @abstractmethod
     def revoke(self, name: str, at: float) -> bool:
         """Revoke a key; return False if there is none in force."""
-
-
-class Sql(Protocol):
-    """A cursor in a transaction."""
-
-    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
-        """Run a statement and return the cursor."""
-
-
-class Database(Protocol):
-    """Where the keys are."""
-
-    def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
-
-    def write(self, work: Callable[[Sql], T]) -> T:
-        """Return the result of *work*, in a transaction."""
 
 
 class SQLKeys(KeyStore):

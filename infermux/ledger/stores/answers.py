@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .keys import Database, Sql
-from .periods import ms
+from ..periods import ms
+from . import Database, Sql
 
 OVERHEAD = 200  # bytes of a row beside its text, about
 BATCH = 100  # rows that are removed at a time
