@@ -300,6 +300,8 @@ def test_a_hit_counts_in_the_rates(tmp_path, monkeypatch):
     first, again = place.ask(), place.ask()
     assert [state(first), state(again)] == ["miss", "hit"]
     assert again.headers["x-ratelimit-remaining-requests"] == "0"
+    left = [int(each.headers["x-ratelimit-remaining-tokens"]) for each in (first, again)]
+    assert left[1] < left[0]
     assert place.ask().status_code == 429
     place.router.close()
 
