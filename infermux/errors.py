@@ -136,6 +136,12 @@ class Failure(NamedTuple):
     param: str | None = None
     upstream_status: int | None = None
     hint: str = ""
+    cause: str = ""
+
+
+def reason(error: InferMuxError | Failure) -> str:
+    """Return why, for the operator, without vendors' messages: "connection refused"."""
+    return error.cause or error.summary.partition(": ")[2]
 
 
 def forget(error: BaseException | None) -> None:
@@ -163,6 +169,7 @@ class InferMuxError(Exception):
     attempts: tuple[FailedAttempt, ...] = ()
     upstream_status: int | None = None  # of the vendor's last answer
     hint = ""  # what the operator can do; not shown to anonymous clients
+    cause = ""  # such as "connection refused"; likewise
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -199,7 +206,7 @@ class InferMuxError(Exception):
     def failure(self) -> Failure:
         """What a record keeps of the error."""
         told = self.status, self.code, self.type, self.message, self.summary
-        more = self.retry_after, self.param, self.upstream_status, self.hint
+        more = self.retry_after, self.param, self.upstream_status, self.hint, self.cause
         return Failure(type(self), *told, *more)
 
 

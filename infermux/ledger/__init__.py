@@ -214,6 +214,7 @@ class AttemptRow(NamedTuple):
     )
     service_tier: str = ""  # that the vendor billed
     billed: str = ""  # by what else: a JSON object of media, fees, region, other models
+    reason: str = ""  # why it failed, in our words
 
 
 class CallRow(NamedTuple):

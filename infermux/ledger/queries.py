@@ -26,7 +26,7 @@ ATTEMPTS = f"""SELECT {", ".join(AttemptRow._fields)} FROM attempts
 _LINE = f"SELECT line FROM plans WHERE digest = substr(c.plan, 1, {DIGEST_LENGTH})"
 _PLAN = f"coalesce(({_LINE}), '') || substr(c.plan, {DIGEST_LENGTH + 1})"
 _COLUMNS = ", ".join(f"c.{name}" for name in CallRow._fields[:-1])
-_CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
+CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
 _AFTER = "WHERE (c.at_ns, c.id) > (?, ?) AND c.at_ns < ? ORDER BY c.at_ns, c.id LIMIT ?"
 PAGE = 1000  # calls
 
@@ -90,7 +90,7 @@ def rows(
     elif status is not None:
         where.add("c.status = ?", bindable(status))
     order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
-    return f"{_CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
+    return f"{CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
 
 
 def call(id: str) -> tuple[str, list[str | int]]:
@@ -100,12 +100,12 @@ def call(id: str) -> tuple[str, list[str | int]]:
             f"a call id needs at least {MIN_ID_LENGTH} characters, not {shown(id)}", param="id"
         )
     first = bindable(id)
-    return f"{_CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
+    return f"{CALL} WHERE c.id >= ? AND c.id < ? LIMIT 2", [first, first + chr(sys.maxunicode)]
 
 
 def page(last: tuple[int, str], until: int) -> tuple[str, list[str | int]]:
     """Return the query for the next calls after *last* that start before *until*, oldest first."""
-    return f"{_CALL} {_AFTER}", [*last, until, PAGE]
+    return f"{CALL} {_AFTER}", [*last, until, PAGE]
 
 
 def bounds(since: float | None, until: float | None) -> tuple[int | None, int | None]:

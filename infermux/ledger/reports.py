@@ -49,7 +49,7 @@ _CALL = (
     f"{_USED} assumed_usd cost_source estimated unpriced latency_ms first_token_ms"
 ).split()
 _ATTEMPT = (
-    "provider model served error_code upstream_status upstream_request_id "
+    "provider model served error_code reason upstream_status upstream_request_id "
     f"{_USED} service_tier billed assumed unpriced started_ms first_ms ended_ms"
 ).split()
 

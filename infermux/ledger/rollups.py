@@ -303,6 +303,9 @@ def _agree(ask: Ask, day: int, rows: Sequence[Sequence[tuple[Any, ...]]]) -> boo
     return True
 
 
+tasks: list[Callable[[Database, float], None]] = []  # that others add: also done once an hour
+
+
 class Maintenance:
     """Sums up ended days of *file*, and removes calls that are older than *keep* seconds."""
 
@@ -338,5 +341,7 @@ class Maintenance:
         """Do what is due now."""
         with suppress(LedgerUnavailable):  # logged by the calls that cannot be recorded
             roll(self._file, now)
+            for task in tasks:
+                task(self._file, now)
             if self._keep is not None and not self._file.spooled():
                 self._file.prune(now - self._keep)

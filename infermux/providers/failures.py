@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import socket
 import ssl
+from collections.abc import Iterator
 
 import requests
 import urllib3.exceptions
@@ -37,7 +40,42 @@ def mapped(error: BaseException) -> InferMuxError:
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
     failed = _mapped(error, refused=refused)
     failed.sent = not (refused or _is_unsent(error))
+    failed.cause = _cause(error)
     return failed
+
+
+_CAUSES = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection closed",
+    errno.EHOSTUNREACH: "no route to the host",
+    errno.ENETUNREACH: "network unreachable",
+    errno.ETIMEDOUT: "connection timed out",
+}
+
+
+def _cause(error: object) -> str:
+    """Return what the system says went wrong, in words of ours, or ""."""
+    for each in _chain(error):
+        if isinstance(each, socket.gaierror | urllib3.exceptions.NameResolutionError):
+            return "host name not found"
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return "certificate not trusted"
+        if isinstance(each, OSError) and each.errno in _CAUSES:
+            return _CAUSES[each.errno]
+    return ""
+
+
+def _chain(error: object) -> Iterator[BaseException]:
+    """Yield an error and those that it wraps."""
+    for _ in range(6):
+        if not isinstance(error, BaseException):
+            return
+        yield error
+        inner = getattr(error, "reason", None)
+        first = error.args[0] if error.args else None
+        wrapped = (inner, first, error.__cause__, error.__context__)
+        error = next((each for each in wrapped if isinstance(each, BaseException)), None)
 
 
 _UNSENT = (

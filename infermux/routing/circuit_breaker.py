@@ -38,6 +38,8 @@ class BreakerState(NamedTuple):
     p50: float | None
     p95: float | None
     per_minute: float  # requests that ended in the window, neutral ones included
+    since: float | None = None  # seconds since 1970: when the target first refused calls
+    why: str = ""  # the last failure before that
 
 
 @dataclass(slots=True, eq=False)
@@ -57,9 +59,9 @@ class Permit:
         """Record success; *seconds* is the time to the first content, unless started() had it."""
         self._breaker._end(self, failed=False, seconds=seconds)
 
-    def failed(self) -> None:
-        """Record a failure of the provider."""
-        self._breaker._end(self, failed=True)
+    def failed(self, why: str = "") -> None:
+        """Record a failure of the provider, and why it failed."""
+        self._breaker._end(self, failed=True, why=why)
 
     def neutral(self) -> None:
         """Record an end that says nothing about the provider: 4xx, 429, a client that left."""
@@ -92,6 +94,8 @@ class CircuitBreaker:
         self.changes = 0  # of the circuit's state
         self.in_flight = 0  # calls
         self._in_row = self._trips = 0
+        self._since: float | None = None
+        self._why = ""
 
     def admit(self, *, force: bool = False) -> Permit | None:
         """Return the permission for one call, or None; *force* overrides all but an operator."""
@@ -106,12 +110,14 @@ class CircuitBreaker:
             self.in_flight += 1
             return permit
 
-    def cool_down(self, seconds: float) -> None:
+    def cool_down(self, seconds: float, why: str = "") -> None:
         """Refuse calls for *seconds*, a vendor's Retry-After; never shorten a cool-down."""
         if seconds > 0:
             with self._lock:
-                until = self.clock() + min(seconds, MAX_COOL_DOWN)
-                self._cool_until = max(self._cool_until, until)
+                now = self.clock()
+                if not self._is_open and now >= self._cool_until:
+                    self._since, self._why = time.time(), why
+                self._cool_until = max(self._cool_until, now + min(seconds, MAX_COOL_DOWN))
 
     def cooling(self) -> float:
         """Return the seconds until the cool-down ends."""
@@ -139,6 +145,7 @@ class CircuitBreaker:
             state = "open" if now < self._open_until else "half_open"
             reason, latency, in_flight = self._refusal(now), self._latency.at(now), self.in_flight
             samples = list(self._latency.samples)
+            told = (self._since, self._why) if reason or self._is_open else (None, "")
         samples.sort()
         return BreakerState(
             state if self._is_open else "closed",
@@ -152,6 +159,7 @@ class CircuitBreaker:
             _percentile(samples, 50),
             _percentile(samples, 95),
             requests * 60 / self.window,
+            *told,
         )
 
     # -- operators --
@@ -205,7 +213,14 @@ class CircuitBreaker:
                 self._turn(is_open=False)
                 permit._changes = self.changes
 
-    def _end(self, permit: Permit, *, failed: bool | None, seconds: float | None = None) -> None:
+    def _end(
+        self,
+        permit: Permit,
+        *,
+        failed: bool | None,
+        seconds: float | None = None,
+        why: str = "",
+    ) -> None:
         with self._lock:
             if permit._ended:
                 return
@@ -220,13 +235,13 @@ class CircuitBreaker:
             result = failed if permit._changes == self.changes else None
             self._window.add(now, result)
             if result:
-                self._fail(now, probed)
+                self._fail(now, probed, why)
             elif result is not None:
                 self._in_row = self._trips = 0
                 if self._is_open:
                     self._turn(is_open=False)
 
-    def _fail(self, now: float, probed: bool) -> None:
+    def _fail(self, now: float, probed: bool, why: str) -> None:
         if self._is_open and not probed:  # a forced call has no effect
             return
         self._in_row += 1
@@ -234,10 +249,13 @@ class CircuitBreaker:
         half = calls >= MIN_CALLS and failures * 2 >= calls
         if probed or half or self._in_row >= self.failures:
             self._turn(is_open=True)
+            self._why = why
             self._open_until = now + self.open_seconds * min(2 ** min(self._trips, GROWTH), GROWTH)
             self._trips += 1
 
     def _turn(self, *, is_open: bool) -> None:
+        if is_open != self._is_open:
+            self._since, self._why = time.time() if is_open else None, ""
         self._is_open, self.forced_open, self._probe = is_open, False, None
         self.changes += 1
         if not is_open:

@@ -20,6 +20,7 @@ from ..errors import (
     ProviderUnavailable,
     QuotaExhausted,
     StreamIncomplete,
+    reason,
 )
 from ..planning import Snapshot, State, takes_turns
 from ..planning.registry import Registry, flat
@@ -107,13 +108,18 @@ class TargetPermit:
         elif isinstance(error, ProviderRateLimited):
             self._permit.neutral()
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
-            self._breaker.cool_down(error.retry_after or default)
+            self._breaker.cool_down(error.retry_after or default, _why(error))
         elif neutral:
             self._permit.neutral()
         elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):
-            self._permit.failed()
+            self._permit.failed(_why(error))
         else:
             self._permit.neutral()
+
+
+def _why(error: ProviderError) -> str:
+    """Return what an operator is told of a failure: "503", "connection refused"."""
+    return str(error.upstream_status or reason(error))
 
 
 class RetryBudget:

@@ -47,6 +47,8 @@ class TargetStatus(NamedTuple):
     per_minute: float
     in_flight: int
     workers: int  # that report the target
+    since: float | None = None  # seconds since 1970: when one first refused calls
+    why: str = ""  # the failure upon which it did
 
 
 class Records(NamedTuple):
@@ -221,6 +223,8 @@ def _merged(target: Target, states: list[BreakerState], workers: int) -> TargetS
         sum(state.per_minute for state in states),
         sum(state.in_flight for state in states),
         len(states),
+        min((state.since for state in states if state.since is not None), default=None),
+        next((state.why for state in [*refusing, *states] if state.why), ""),
     )
 
 

@@ -150,10 +150,24 @@ _ANSWERS = (  # that are given again
     """CREATE TABLE answer_sizes (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL)
         STRICT, WITHOUT ROWID""",
 )
+# The sums of each step of the last days; `recent.activity` says how.
+_SLOT_START = "NEW.at_ns / 300000000000 * 300"
+_HOUR_START = "NEW.at_ns / 3600000000000 * 3600"
+_ACTIVITY = (
+    """CREATE TABLE activity (
+        step INTEGER NOT NULL, start INTEGER NOT NULL, data TEXT NOT NULL,
+        PRIMARY KEY (step, start)) STRICT, WITHOUT ROWID""",
+    f"""CREATE TRIGGER call_late AFTER INSERT ON calls
+        WHEN EXISTS (SELECT 1 FROM activity WHERE step = 300 AND start = {_SLOT_START})
+            OR EXISTS (SELECT 1 FROM activity WHERE step = 3600 AND start = {_HOUR_START})
+        BEGIN DELETE FROM activity WHERE step = 300 AND start = {_SLOT_START};
+            DELETE FROM activity WHERE step = 3600 AND start = {_HOUR_START}; END""",
+    "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
-    *(_BILLED, _KEYS, _ANSWERS),
+    *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY),
 )
 
 # what is read of a damaged file, of any version, and how it is written to the new one

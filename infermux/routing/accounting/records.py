@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
+from ...errors import reason
 from ...ledger import MAX_PICO, MAX_TOKENS, AttemptRow, CallRow, Record
 from ...planning import kept
 from ...planning.call import Attempt, Call
@@ -91,6 +92,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         int(attempt.assumed),
         _text(usage.service_tier),
         _billed(usage),
+        "" if attempt.error is None else _text(reason(attempt.error)),
     )
 
 

@@ -1,0 +1,278 @@
+"""Sums of the last days by steps of five minutes, and of the hours made of them.
+
+A step that has ended is summed up once and stored. A trigger forgets the stored step, and its hour,
+when a call is added to it, so the sums never depend on when they were made. Of each step the
+largest groups are kept and the others added up under OTHERS.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC
+from functools import partial
+from itertools import chain, groupby
+from typing import NamedTuple
+
+from .. import Total, queries, summed
+from ..periods import DAY, ns
+from ..queries import Ask
+from ..rollups import Database, Sql, tasks
+
+SLOT, HOUR = 300, 3600  # seconds
+LAG = 60  # seconds after its end until a step is stored: most of its calls have then ended
+KEPT = 8 * DAY  # seconds for which steps are stored
+MAX_GROUPS = 200  # of one kind in a step
+OTHERS = "\x1e"  # the name under which the smaller groups are added up
+BATCH = 12  # steps stored in one transaction
+_GROUPS = (("provider", "model", "attempt_error"), ("caller",), ("error",), ("tag",))
+_STORED = "SELECT start, data FROM activity WHERE step = ? AND start >= ? AND start < ?"
+_BEGIN = """INSERT INTO activity (step, start, data) VALUES (?, ?, ?)
+    ON CONFLICT (step, start) DO UPDATE SET data = excluded.data"""
+_END = "UPDATE activity SET data = ? WHERE step = ? AND start = ? AND data = ?"
+_OLD = "DELETE FROM activity WHERE start < ?"
+_NEXT = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1"
+# milliseconds with two digits: a percentile is exact to a few percent
+_LATENCY = """SELECT CASE WHEN latency_ms < 100 THEN latency_ms
+        WHEN latency_ms < 1000 THEN latency_ms / 10 * 10
+        WHEN latency_ms < 10000 THEN latency_ms / 100 * 100
+        ELSE latency_ms / 1000 * 1000 END AS about, count(*)
+    FROM calls WHERE at_ns >= ? AND at_ns < ? AND status = 'ok' GROUP BY about"""
+_FAILOVERS = """SELECT count(*) FROM calls AS c
+    JOIN attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id AND a.n = 0
+    WHERE c.at_ns >= ? AND c.at_ns < ? AND c.attempts > 1 AND c.status = 'ok'
+        AND (a.provider <> c.provider OR a.model <> c.model)"""
+
+
+class Step(NamedTuple):
+    """The sums of the calls that began in a step of time; of attempts, those of these calls."""
+
+    start: int  # seconds since 1970
+    failovers: int = 0  # calls that another than the first target answered
+    latency: Mapping[int, int] = {}  # about how many milliseconds, and how many calls took so long
+    targets: Sequence[Total] = ()  # by provider, model and the attempt's error
+    callers: Sequence[Total] = ()
+    errors: Sequence[Total] = ()  # by the call's error
+    tags: Sequence[Total] = ()  # by name=value
+    whole: bool = True  # False: not all of its calls are summed up yet
+
+    @property
+    def total(self) -> Total:
+        """The sums of all its calls."""
+        return summed(self.errors)
+
+
+class Activity(NamedTuple):
+    """The steps of a period in order, also empty ones; some may not be summed up yet."""
+
+    steps: list[Step]
+
+    @property
+    def unfinished(self) -> int:
+        """How many steps lack calls, as summing them up takes longer than a page may."""
+        return sum(not step.whole for step in self.steps)
+
+
+def report(
+    file: Database, since: int, until: int, step: int, now: float, *, patience: float = 1.0
+) -> Activity:
+    """Return the sums from *since* to *until* by steps of *step* seconds.
+
+    Of ended steps that were never summed up, as many are as *patience* seconds allow, the newest
+    first.
+    """
+    settled = min(until, int(now - LAG) // SLOT * SLOT)
+    undone = set(fill(file, since, settled, patience))
+    found = file.snapshot(lambda ask: list(_known(ask, since, settled, step)))
+    found += file.snapshot(lambda ask: list(_live(ask, settled, until)))
+    of = {at: list(group) for at, group in groupby(found, lambda each: each.start // step * step)}
+    missing = {at // step * step for at in undone}
+    starts = range(since // step * step, until, step)
+    return Activity([merged(at, of.get(at, ()), whole=at not in missing) for at in starts])
+
+
+def fill(file: Database, since: int, until: int, patience: float = 1e9) -> list[int]:
+    """Sum up and store what is missing; return the starts of what was left out."""
+    end = time.monotonic() + patience
+    left = sorted(file.snapshot(lambda ask: list(_missing(ask, since, until))), reverse=True)
+    while left and time.monotonic() < end:
+        batch, left = left[:BATCH], left[BATCH:]
+        _store(file, SLOT, batch, _slot)
+    undone = {at // HOUR for at in left}
+    hours = range(since // HOUR * HOUR, until - until % HOUR, HOUR)
+    ready = file.snapshot(lambda ask: _hours(ask, [at for at in hours if at // HOUR not in undone]))
+    for place in range(0, len(ready), 2 * BATCH):
+        _store(file, HOUR, ready[place : place + 2 * BATCH], _hour)
+    return left
+
+
+def keep_up(file: Database, now: float) -> None:
+    """Sum up all that ended, and remove what no page shows any more."""
+    file.write(lambda sql: sql.execute(_OLD, (int(now - KEPT),)) and None)
+    fill(file, int(now - KEPT) // HOUR * HOUR + HOUR, int(now - LAG) // SLOT * SLOT)
+
+
+tasks.append(keep_up)  # of a process that shows them
+
+
+# -- sums --
+
+
+def merged(start: int, steps: Iterable[Step], *, whole: bool = True) -> Step:
+    """Return the sum of *steps*."""
+    found = list(steps)
+    latency: dict[int, int] = {}
+    for step in found:
+        for about, count in step.latency.items():
+            latency[about] = latency.get(about, 0) + count
+    if len(found) == 1:
+        return found[0]._replace(start=start, whole=whole and found[0].whole)
+    by_kind = map(chain.from_iterable, zip(*map(_kinds, found), strict=True))
+    failovers, kinds = sum(step.failovers for step in found), list(map(grouped, by_kind))
+    return _step(start, failovers, latency, list(map(_largest, kinds)))._replace(whole=whole)
+
+
+def grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
+    """Return sums by the whole key, or by these parts of it: the dearest first."""
+    groups: dict[tuple[str, ...], list[Total]] = {}
+    for total in totals:
+        key = tuple([total.key[part] for part in parts]) if parts else total.key
+        groups.setdefault(key, []).append(total)
+    made = (group[0]._replace(key=k) if len(group) == 1 else summed(group, k)
+            for k, group in groups.items())  # fmt: skip
+    return sorted(made, key=lambda total: (-total.cost, -total.calls, total.key))
+
+
+def percentile(latency: Mapping[int, int], percent: int) -> int | None:
+    """Return a percentile of the calls' milliseconds, or None if there is no call."""
+    rank = -(-sum(latency.values()) * percent // 100)
+    for about in sorted(latency):
+        rank -= latency[about]
+        if rank <= 0:
+            return about
+    return None
+
+
+def _largest(totals: list[Total]) -> list[Total]:
+    rest = totals[MAX_GROUPS:]
+    key = (OTHERS,) * len(totals[0].key) if totals else ()
+    return [*totals[:MAX_GROUPS], summed(rest, key)] if rest else totals
+
+
+# -- steps in the file --
+
+
+def _known(ask: Ask, since: int, until: int, step: int) -> Iterator[Step]:
+    """Yield the stored hours, if they are parts of steps, and between them the stored slots."""
+    hours = {} if step % HOUR or since % HOUR else _stored(ask, HOUR, since, until)
+    at = since
+    for start in [*sorted(hours), until]:
+        if at < start:
+            slots = _stored(ask, SLOT, at, start)
+            yield from (_decoded(start, slots[start]) for start in sorted(slots))
+        if start < until:
+            yield _decoded(start, hours[start])
+        at = start + HOUR
+
+
+def _live(ask: Ask, since: int, until: int) -> Iterator[Step]:
+    for at in _with_calls(ask, since, until, ()):
+        yield _slot(ask, at)
+
+
+def _missing(ask: Ask, since: int, until: int) -> Iterator[int]:
+    hours = _stored(ask, HOUR, since // HOUR * HOUR, until)
+    slots = set(_stored(ask, SLOT, since, until))
+    slots |= {start + at for start in hours for at in range(0, HOUR, SLOT)}
+    return _with_calls(ask, since, until, slots)
+
+
+def _hours(ask: Ask, starts: Sequence[int]) -> list[int]:
+    """Return the hours of *starts* that are not stored but can be, as their steps are."""
+    if not starts:
+        return []
+    hours = _stored(ask, HOUR, starts[0], starts[-1] + HOUR)
+    slots = {at // HOUR * HOUR for at in _stored(ask, SLOT, starts[0], starts[-1] + HOUR)}
+    return [at for at in starts if at not in hours and at in slots]
+
+
+def _with_calls(ask: Ask, since: int, until: int, skipped: Iterable[int]) -> Iterator[int]:
+    """Yield the starts of the steps that have calls, except *skipped* ones."""
+    known, at = frozenset(skipped), since
+    while at < until:
+        if at in known:
+            at += SLOT
+            continue
+        found = ask(_NEXT, (ns(at), ns(until)))
+        if not found:
+            return
+        at = found[0][0] // ns(SLOT) * SLOT
+        if at not in known:
+            yield at
+            at += SLOT
+
+
+def _stored(ask: Ask, step: int, since: int, until: int) -> dict[int, str]:
+    rows = ask(_STORED, (step, since, until))
+    return {start: data for start, data in rows if data.startswith("[")}
+
+
+def _store(file: Database, step: int, starts: Sequence[int], made: Callable[[Ask, int], Step]) -> None:
+    """Store steps, except those to which a call is added meanwhile."""
+    token = str(random.randrange(1, 2**62))
+
+    def begin(sql: Sql) -> None:
+        sql.executemany(_BEGIN, [(step, at, token) for at in starts])
+
+    def end(texts: Sequence[str], sql: Sql) -> None:
+        pairs = zip(texts, starts, strict=True)
+        sql.executemany(_END, [(text, step, at, token) for text, at in pairs])
+
+    file.write(begin)
+    texts = file.snapshot(lambda ask: [_encoded(made(ask, at)) for at in starts])
+    file.write(partial(end, texts))
+
+
+def _slot(ask: Ask, start: int) -> Step:
+    """Sum up the calls of five minutes."""
+    time = (ns(start), ns(start + SLOT))
+    by_call = ask(*queries.totals(("caller", "error", "tag"), *time, None, UTC))
+    by_attempt = ask(*queries.totals(_GROUPS[0], *time, None, UTC, every=True))
+    tried = [(*[name or "" for name in row[:3]], *row[3:]) for row in by_attempt]
+    kinds = [queries.merged(_GROUPS[0], tried)]
+    for place, names in enumerate(_GROUPS[1:]):
+        kinds.append(queries.merged(names, [(row[place], *row[3:]) for row in by_call]))
+    [(failovers,)] = ask(_FAILOVERS, time)
+    return _step(start, failovers, dict(ask(_LATENCY, time)), list(map(_largest, kinds)))
+
+
+def _hour(ask: Ask, start: int) -> Step:
+    slots = _stored(ask, SLOT, start, start + HOUR)
+    return merged(start, [_decoded(at, data) for at, data in sorted(slots.items())])
+
+
+def _encoded(step: Step) -> str:
+    kinds = [[[*total.key, *total[1:]] for total in totals] for totals in _kinds(step)]
+    return json.dumps([step.failovers, list(step.latency.items()), *kinds], separators=(",", ":"))
+
+
+def _decoded(start: int, text: str) -> Step:
+    failovers, latency, *kinds = json.loads(text)
+    totals = [
+        [Total(tuple(row[: len(names)]), *row[len(names) :]) for row in rows]
+        for names, rows in zip(_GROUPS, kinds, strict=True)
+    ]
+    return _step(start, failovers, dict(latency), totals)
+
+
+def _kinds(step: Step) -> tuple[Sequence[Total], ...]:
+    return step.targets, step.callers, step.errors, step.tags
+
+
+def _step(
+    start: int, failovers: int, latency: Mapping[int, int], kinds: Sequence[Sequence[Total]]
+) -> Step:
+    targets, callers, errors, tags = kinds or ((), (), (), ())
+    return Step(start, failovers, latency, targets, callers, errors, tags)

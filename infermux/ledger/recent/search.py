@@ -1,0 +1,137 @@
+"""Finds calls, newest first and page by page; one page reads at most SCANNED calls."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ...errors import RequestError, shown
+from ...protocol import must_be
+from .. import AttemptRow, CallRow, Record, queries
+from ..periods import MAX_INTEGER
+from ..queries import Ask
+from ..sql import SQLLedger
+
+SCANNED = 20_000  # calls that one search reads
+MAX_FOUND = 200  # calls on a page
+MAX_TEXT = 200  # characters of a search
+_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
+_STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
+_PLACE = re.compile(r"(\d{1,19})-(.{0,200})", re.ASCII)
+_LAST = "SELECT at_ns FROM calls WHERE (at_ns, id) < (?, ?) ORDER BY at_ns DESC, id DESC"
+_ALL = (
+    *("c.id", "c.trace_id", "c.caller", "c.tags", "c.api", "c.requested", "c.model", "c.served"),
+    *("c.provider", "c.provider || '/' || c.served", "c.status", "c.error_code"),
+)
+_TRIED = """c.attempts > 1 AND EXISTS (SELECT 1 FROM attempts AS a
+    WHERE a.at_ns = c.at_ns AND a.call_id = c.id AND ({}))"""
+_TRIED_TEXT = ("a.provider || '/' || a.model", "a.error_code", "a.upstream_request_id")
+
+Place = tuple[int, str]  # the start and id of a call
+
+
+class Search(NamedTuple):
+    """Which calls: all that is given must fit; *text* may be anywhere in what a call shows."""
+
+    text: str = ""
+    status: str = ""  # ok, error, an HTTP status or a class such as 4xx
+    model: str = ""  # the requested, tried or served one
+    provider: str = ""
+    caller: str | None = None
+    error: str = ""  # the code of the call or of an attempt
+    before: Place = (MAX_INTEGER, "")
+    limit: int = 50
+
+
+class Page(NamedTuple):
+    """The calls of a page, and where the next one begins; None: there are no more calls."""
+
+    records: list[Record]
+    next: Place | None
+    searched: int | None  # the search went back to this time (ns); None: to the last call
+
+    @property
+    def cursor(self) -> str | None:
+        """The place of the next page, as `place` reads it."""
+        return None if self.next is None else f"{self.next[0]}-{self.next[1]}"
+
+
+def checked_status(text: str) -> str:
+    """Return a status to search for; raise RequestError for one that no call can have."""
+    if text in ("", "ok", "error", *_CLASSES) or _STATUS.fullmatch(text):
+        return text
+    raise must_be("status", f'"ok", "error", a class such as "4xx" or a status, not {shown(text)}')
+
+
+def place(text: str) -> Place:
+    """Return the place that a page's cursor names; raise RequestError if it is none."""
+    found = _PLACE.fullmatch(text)
+    if not found or int(found[1]) > MAX_INTEGER:
+        raise RequestError(
+            f"before must be the `next` of an earlier page, not {shown(text)}", param="before"
+        )
+    return int(found[1]), queries.bindable(found[2])
+
+
+def find(ledger: SQLLedger, search: Search) -> Page:
+    """Return the newest calls that fit and are older than *search.before*."""
+    return ledger.snapshot(lambda ask: _find(ask, search))
+
+
+def _find(ask: Ask, search: Search) -> Page:
+    end = ask(f"{_LAST} LIMIT 1 OFFSET {SCANNED - 1}", search.before)
+    first = end[0][0] if end else 0
+    where, values = _conditions(search)
+    limit = max(1, min(search.limit, MAX_FOUND))
+    query = f"{queries.CALL} WHERE (c.at_ns, c.id) < (?, ?) AND c.at_ns >= ?{where}"
+    order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
+    rows = ask(f"{query} {order}", (*search.before, first, *values, limit + 1))
+    calls = [CallRow._make(row) for row in rows]
+    found = [
+        Record(call, tuple(map(AttemptRow._make, ask(queries.ATTEMPTS, (call.at_ns, call.id)))))
+        for call in calls[:limit]
+    ]
+    if len(calls) > limit:
+        last = found[-1].call
+        return Page(found, (last.at_ns, last.id), last.at_ns)
+    return Page(found, (first, "") if end else None, first if end else None)
+
+
+def _conditions(search: Search) -> tuple[str, list[str | int]]:
+    parts: list[str] = []
+    values: list[str | int] = []
+
+    def add(condition: str, *given: str) -> None:
+        parts.append(condition)
+        values.extend(map(queries.bindable, given))
+
+    if search.status == "error":
+        add("c.status <> 'ok'")
+    elif search.status in _CLASSES:
+        digit = search.status[0]
+        add("c.status >= ? AND c.status < ?", f"{digit}00", f"{int(digit) + 1}00")
+    elif search.status:
+        add("c.status = ?", search.status)
+    if search.caller is not None:
+        add("c.caller = ?", search.caller)
+    if name := search.model:
+        tried = _TRIED.format("a.model = ? OR a.served = ?")
+        add(f"? IN (c.requested, c.model, c.served) OR {tried}", name, name, name)
+    if name := search.provider:
+        add(f"c.provider = ? OR {_TRIED.format('a.provider = ?')}", name, name)
+    if code := search.error:
+        same = "SELECT 1 FROM attempts AS a WHERE a.at_ns = c.at_ns AND a.call_id = c.id"
+        add(f"c.error_code = ? OR EXISTS ({same} AND a.error_code = ?)", code, code)
+    for word in search.text[:MAX_TEXT].split():
+        like = f"%{_escaped(word.lower())}%"
+        fits = [f"lower({column}) LIKE ? ESCAPE '!'" for column in _ALL]
+        also = " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in _TRIED_TEXT)
+        count = len(fits) + len(_TRIED_TEXT)
+        add(" OR ".join([*fits, _TRIED.format(also)]), *[like] * count)
+    return "".join(f" AND ({part})" for part in parts), values
+
+
+def _escaped(word: str) -> str:
+    for letter in "!%_":
+        word = word.replace(letter, f"!{letter}")
+    return word
