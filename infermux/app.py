@@ -86,6 +86,7 @@ def create_app(router: Router | None = None) -> Flask:
             router,
             lambda: (build.pinned or settings).server.admin_key,
             metrics=lambda: (build.pinned or settings).server.metrics,
+            about=lambda: build.summary(build.pinned or settings, router),
         )
     )
     index = Api("index", router, plain_error)

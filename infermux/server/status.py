@@ -15,12 +15,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..ledger import Backlog, Budget, BudgetState, LedgerUnavailable
+from ..ledger.reports import iso
 from ..planning.call import Call
 from ..routing.circuit_breaker import BreakerState, CircuitBreaker
 from ..routing.router import Router
 from ..telemetry import exporter, metrics, shared_memory
 from ..telemetry.shared_memory import Command, SharedMemory
-from ..types import Target
+from ..types import JSON, Target
 
 log = logging.getLogger("infermux")
 ACTIONS = ("open", "close", "reset")
@@ -64,6 +65,7 @@ class Monitor:
     def __init__(self, router: Router) -> None:
         self.memory = shared_memory.shared or SharedMemory()
         self.metrics = metrics.Metrics(self.memory, router.registry)
+        self.started = time.time()
         self._applied = 0  # number of the last applied command
 
     def __call__(self, call: Call) -> None:
@@ -138,6 +140,21 @@ def records(router: Router) -> Records:
     if router.ledger is not None:
         pending += router.ledger.spooled() + router.ledger.backlog().waiting
     return Records(pending, memory.counts().get(("ledger_lost_total",), [0])[0])
+
+
+def service(router: Router) -> JSON:
+    """Return the number of workers, when the service and its youngest worker started, and more.
+
+    The times are ISO 8601 in UTC.
+    """
+    own = monitor(router)
+    started = [own.started, *(each["started"] for each in _others(own.memory))]
+    return {
+        "workers": len(started),
+        "started": iso(int(min(own.memory.created, *started))),
+        "youngest_worker_started": iso(int(max(started))),
+        "records": records(router)._asdict(),
+    }
 
 
 def budgets(router: Router) -> list[BudgetState]:
@@ -308,6 +325,7 @@ def _report() -> None:
                 router.ledger.maintain(time.time())
         status = {
             "at": time.monotonic(),
+            "started": max((each.started for each in _monitors.values()), default=time.time()),
             "streams": sum(router.admission.streams for router in _monitors),
             "waiting": sum(_backlog(router).waiting for router in _monitors),
             "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],

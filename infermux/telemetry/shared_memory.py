@@ -133,6 +133,7 @@ class SharedMemory:
 
     def __init__(self) -> None:
         size = _FRONT + SLOTS * _SLOT
+        self.created = time.time()
         self._fd = _anonymous_file(size)
         weakref.finalize(self, os.close, self._fd)
         self._memory = memoryview(mmap.mmap(self._fd, size))

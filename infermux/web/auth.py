@@ -18,6 +18,7 @@ from ..errors import AuthenticationError, Forbidden, Overloaded, Unavailable
 from ..protocol import InferRequest
 from ..server import status
 from ..types import ANONYMOUS, Caller, Clock
+from . import operator_session
 from .http import (
     Api,
     View,
@@ -97,27 +98,27 @@ def request_key() -> str:
 def admin_only(admin: Admin, view: View) -> View:
     """Wrap *view* to require the admin key.
 
-    For GET, HTTP Basic is accepted too: any user name, the key as password. For other methods it
-    is not, as other sites can make a browser send it (CSRF).
+    For GET, HTTP Basic is accepted too (any user name, the key as password), and so is the cookie
+    of a login. For other methods they are only if the request comes from our page, as other sites
+    can make a browser send them (CSRF).
     """
 
     def guarded(api: Api, **arguments: str) -> Response:
-        key = admin() if callable(admin) else admin
-        if isinstance(key, Secret):
-            key = key.reveal()
-        if not key:
-            raise Forbidden("admin endpoints are disabled: no [server] admin_key is configured")
+        key = admin_key(admin)
         reads = request.method in ("GET", "HEAD")
+        may = reads or operator_session.is_ours(request, key)
         login = request.authorization
         if login is not None and login.type == "basic":
-            given = (login.password or "") if reads else ""
+            given = (login.password or "") if may else ""
         else:
             given = request_key()
-        if given and hmac.compare_digest(hashed(given), hashed(key)):
+        if given and is_key(given, key):
+            return view(api, **arguments)
+        if not given and may and operator_session.is_logged_in(request, key):
             return view(api, **arguments)
         refuse_body()
         if given:
-            _check_no_caller(api, given)
+            check_no_caller(api, given)
         error = AuthenticationError(f"{'unknown' if given else 'missing'} admin key: {_SEND_KEY}")
         response = error_response(error, plain_error)
         if reads:  # makes a browser ask for the key
@@ -127,7 +128,22 @@ def admin_only(admin: Admin, view: View) -> View:
     return guarded
 
 
-def _check_no_caller(api: Api, key: str) -> None:
+def admin_key(admin: Admin) -> str:
+    """Return the admin key; raise Forbidden if none is configured."""
+    key = admin() if callable(admin) else admin
+    if isinstance(key, Secret):
+        key = key.reveal()
+    if not key:
+        raise Forbidden("admin endpoints are disabled: no [server] admin_key is configured")
+    return key
+
+
+def is_key(given: str, key: str) -> bool:
+    """Return whether *given* is the key, in constant time."""
+    return hmac.compare_digest(hashed(given), hashed(key))
+
+
+def check_no_caller(api: Api, key: str) -> None:
     """Log a key that is not the admin key; raise Forbidden if it is a caller's."""
     keyring = api.router.keyring
     caller = keyring.identify(key) if keyring is not None else None

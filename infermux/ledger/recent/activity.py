@@ -101,7 +101,7 @@ def fill(file: Database, since: int, until: int, patience: float = 1e9) -> list[
         batch, left = left[:BATCH], left[BATCH:]
         _store(file, SLOT, batch, _slot)
     undone = {at // HOUR for at in left}
-    hours = range(since // HOUR * HOUR, until - until % HOUR, HOUR)
+    hours = range(-(-since // HOUR) * HOUR, until - until % HOUR, HOUR)
     ready = file.snapshot(lambda ask: _hours(ask, [at for at in hours if at // HOUR not in undone]))
     for place in range(0, len(ready), 2 * BATCH):
         _store(file, HOUR, ready[place : place + 2 * BATCH], _hour)
@@ -190,7 +190,7 @@ def _missing(ask: Ask, since: int, until: int) -> Iterator[int]:
 
 
 def _hours(ask: Ask, starts: Sequence[int]) -> list[int]:
-    """Return the hours of *starts* that are not stored but can be, as their steps are."""
+    """Return the hours of *starts* that are not stored and have stored steps."""
     if not starts:
         return []
     hours = _stored(ask, HOUR, starts[0], starts[-1] + HOUR)
@@ -219,16 +219,19 @@ def _stored(ask: Ask, step: int, since: int, until: int) -> dict[int, str]:
     return {start: data for start, data in rows if data.startswith("[")}
 
 
-def _store(file: Database, step: int, starts: Sequence[int], made: Callable[[Ask, int], Step]) -> None:
+def _store(
+    file: Database, step: int, starts: Sequence[int], made: Callable[[Ask, int], Step | None]
+) -> None:
     """Store steps, except those to which a call is added meanwhile."""
     token = str(random.randrange(1, 2**62))
 
     def begin(sql: Sql) -> None:
-        sql.executemany(_BEGIN, [(step, at, token) for at in starts])
+        for at in starts:
+            sql.execute(_BEGIN, (step, at, token))
 
     def end(texts: Sequence[str], sql: Sql) -> None:
-        pairs = zip(texts, starts, strict=True)
-        sql.executemany(_END, [(text, step, at, token) for text, at in pairs])
+        for text, at in zip(texts, starts, strict=True):
+            sql.execute(_END, (text, step, at, token))
 
     file.write(begin)
     texts = file.snapshot(lambda ask: [_encoded(made(ask, at)) for at in starts])
@@ -248,12 +251,17 @@ def _slot(ask: Ask, start: int) -> Step:
     return _step(start, failovers, dict(ask(_LATENCY, time)), list(map(_largest, kinds)))
 
 
-def _hour(ask: Ask, start: int) -> Step:
+def _hour(ask: Ask, start: int) -> Step | None:
+    """Return the sum of an hour's steps, or None if one of them is not stored."""
     slots = _stored(ask, SLOT, start, start + HOUR)
+    if next(_with_calls(ask, start, start + HOUR, slots), None) is not None:
+        return None
     return merged(start, [_decoded(at, data) for at, data in sorted(slots.items())])
 
 
-def _encoded(step: Step) -> str:
+def _encoded(step: Step | None) -> str:
+    if step is None:
+        return ""
     kinds = [[[*total.key, *total[1:]] for total in totals] for totals in _kinds(step)]
     return json.dumps([step.failovers, list(step.latency.items()), *kinds], separators=(",", ":"))
 

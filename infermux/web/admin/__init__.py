@@ -22,8 +22,8 @@ from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, auth, endpoints
 from ..auth import Admin
 from ..http import Api, View, json_body, json_response, plain_error, read_body
-from . import keys
-from .status_page import StatusPage
+from . import calls, keys
+from .status_page import About, StatusPage
 
 log = logging.getLogger("infermux")
 _unready = LogThrottle()
@@ -31,12 +31,17 @@ _COST_PARAMETERS = ("by", "since", "until", "month", "caller", "limit")
 
 
 def ops_blueprint(
-    router: Router, admin: Admin = None, *, metrics: str | Callable[[], str] = "open"
+    router: Router,
+    admin: Admin = None,
+    *,
+    metrics: str | Callable[[], str] = "open",
+    about: About = dict,
 ) -> EndpointBlueprint:
     """Return the operators' endpoints for *router*.
 
     Without an *admin* key only health, readiness and metrics are available. If *metrics* is
-    "admin", metrics require the key.
+    "admin", metrics require the key. *about* returns what the status page tells of the
+    configuration, by subject.
     """
     status.monitor(router)
 
@@ -47,7 +52,7 @@ def ops_blueprint(
         for_all = (metrics() if callable(metrics) else metrics) == "open"
         return (prometheus if for_all else admin_only(prometheus))(api)
 
-    page = StatusPage(router)
+    page = StatusPage(router, admin, about=about)
     routes = [
         ("GET", "/healthz", health),
         ("GET", "/readyz", readiness),
@@ -62,7 +67,13 @@ def ops_blueprint(
         ("DELETE", "/keys/<name>", admin_only(keys.revoke)),
         ("POST", "/keys/<name>/rotate", admin_only(keys.rotate)),
         ("POST", "/explain", admin_only(explain)),
-        ("GET", "/status", admin_only(lambda _: page.response())),
+        ("GET", "/calls", admin_only(find_calls)),
+        ("GET", "/calls/<id>", admin_only(one_call)),
+        ("GET", "/status", page.page),
+        ("GET", "/status/login", page.login),
+        ("POST", "/status/login", page.login),
+        ("POST", "/status/logout", admin_only(page.logout)),
+        ("GET", "/status/overview", admin_only(page.json)),
         ("GET", "/status/targets", admin_only(targets)),
     ]
     for action in status.ACTIONS:
@@ -168,6 +179,18 @@ def budgets(api: Api) -> Response:
     with _ledger(api) as ledger:
         found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
     return json_response(found)
+
+
+def find_calls(api: Api) -> Response:
+    """Return recorded calls, newest first and page by page."""
+    with _ledger(api) as ledger:
+        return calls.listed(ledger)
+
+
+def one_call(api: Api, id: str) -> Response:
+    """Return a recorded call with its attempts and plan."""
+    with _ledger(api) as ledger:
+        return calls.one(ledger, id)
 
 
 @contextmanager

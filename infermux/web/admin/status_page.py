@@ -1,137 +1,216 @@
-"""The status page for operators: targets, the last 24 hours and their cost, the latest calls.
+"""The status page for operators: one HTML page that loads no other files, and its login.
 
-It is one HTML page that loads no other files.
+It shows what GET /status/overview and GET /calls tell. All of its state is in its URL, so it also
+works without scripts; with them it refreshes itself part by part.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import secrets
+import shlex
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import parse_qs, urlencode
 
-from flask import Response
+from flask import Response, has_request_context, request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ...errors import printable
-from ...ledger import LEASE_SECONDS, Ledger, LedgerUnavailable, Total, summed
-from ...planning import Plan, replayed
+from ...errors import RequestError, printable
+from ...ledger import LedgerUnavailable
+from ...ledger.recent.activity import OTHERS
+from ...ledger.recent.search import Page, Search
 from ...pricing import PICO, usd
 from ...routing.router import Router
-from ...server import status
+from .. import operator_session as session
+from ..auth import Admin, admin_key, admin_only, check_no_caller, is_key
+from ..http import Api, read_body
+from . import calls, overview
+from .meanings import meaning, phrase
 
-HOURS = 24
-MAX_CALLS = 50  # listed
-MAX_ROWS = 12  # per table; the others are summed in one more
-SETTLED_SECONDS = int(LEASE_SECONDS)  # after this, an ended hour is final
-_HOUR = 3600
+MAX_FORM = 4096  # bytes of the login's form
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_HOST = re.compile(r"[\w.:\[\]-]{1,253}", re.ASCII)
 log = logging.getLogger("infermux")
-
-
-class Hour(NamedTuple):
-    """The totals of one hour."""
-
-    calls: Sequence[Total]  # by error and caller
-    attempts: Sequence[Total]  # by model, provider and error
+About = Callable[[], Mapping[str, str]]
 
 
 class StatusPage:
-    """The status page of one router; it caches the totals of past hours."""
+    """The status page of one router; *about* describes its configuration."""
 
-    def __init__(self, router: Router, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        router: Router,
+        admin: Admin = None,
+        *,
+        about: About = dict,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._router = router
+        self._admin = admin
+        self._about = about
         self._clock = clock
-        self._past: dict[int, Hour] = {}
+        self._guarded = admin_only(admin, lambda _: self.response())
+
+    def page(self, api: Api) -> Response:
+        """Return the page to an operator; a browser without a key gets a form to log in.
+
+        A browser whose login has ended is not asked for HTTP Basic.
+        """
+        response = self._guarded(api)
+        if response.status_code != 401 or "text/html" not in request.headers.get("Accept", ""):
+            return response
+        form = _login_form("", status=401)
+        if "WWW-Authenticate" in response.headers and not session.has_cookie(request):
+            form.headers["WWW-Authenticate"] = response.headers["WWW-Authenticate"]
+        return form
+
+    def json(self, _: Api) -> Response:
+        """Return what the page shows beside the calls."""
+        from ..http import json_response
+
+        for name in request.args:
+            if name != "span":
+                raise RequestError(f"unknown parameter {name[:100]!r}; use span", param=name[:100])
+        span = overview.span_of(request.args.get("span", ""))
+        found = overview.overview(self._router, span, self._clock(), self._about())
+        return json_response(found.to_dict())
 
     def response(self) -> Response:
         """Return the page; its Content-Security-Policy allows only its own script and style."""
-        nonce, now = secrets.token_urlsafe(16), self._clock()
-        text = _PAGES.get_template("status.html").render(
-            nonce=nonce, now=now, targets=status.targets(self._router), **self._from_ledger(now)
-        )
-        policy = {"Content-Security-Policy": _POLICY.format(nonce)}
-        return Response(text, headers={**_HEADERS, **policy})
+        given = request.args.to_dict() if has_request_context() else {}
+        span = overview.SPANS.get(given.get("span", ""), overview.SPANS[overview.DEFAULT_SPAN])
+        found = overview.overview(self._router, span, self._clock(), self._about())
+        page, search, problem = self._calls(given)
+        view: dict[str, Any] = {
+            "view": found,
+            "whole": found.whole,
+            "steps": found.activity.steps if found.activity else [],
+            "costs": overview.costs(found.whole) if found.whole else {},
+            "errors": overview.errors(found.whole) if found.whole else [],
+            "page": page,
+            "search": search,
+            "problem": problem,
+            "models": self._names(found),
+            "callers": sorted(self._router.keyring.callers) if self._router.keyring else [],
+            "link": _links(given, span.name),
+            "curl": _curl(self._router),
+            "csrf": self._token(),
+            "session": has_request_context() and session.has_cookie(request),
+        }
+        return _rendered("status.html", **view)
 
-    def _from_ledger(self, now: float) -> dict[str, Any]:
-        """Return the page's data from the ledger, or the reason that there is none."""
-        ledger = self._router.ledger
-        if ledger is None:
-            return {"ledger": "none"}
+    def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
+        """Return a page of calls (None: there is no ledger to read), and what was wrong."""
+        ledger, problem = self._router.ledger, ""
         try:
-            calls = [(*record, _plan(record.call.plan)) for record in ledger.rows(limit=MAX_CALLS)]
-            tables = _tables(self._hours(ledger, int(now)))
-            budgets = status.budgets(self._router)
-            return {"ledger": "", "calls": calls, "budgets": budgets, **tables}
+            wanted = calls.query(given, ignored=tuple(given))
+        except RequestError as error:
+            wanted, problem = Search(), error.message
+        if ledger is None:
+            return None, wanted, problem
+        try:
+            return calls.find(ledger, wanted), wanted, problem
         except LedgerUnavailable as error:
             log.error("the ledger cannot be read for the status page: %s", error.reason)
-            return {"ledger": "unavailable"}
+            return None, wanted, problem
 
-    def _hours(self, ledger: Ledger, now: int) -> dict[int, Hour]:
-        """Return the totals of the last hours, including the current one, by start time."""
-        last = now - now % _HOUR
-        found = {}
-        for start in range(last - (HOURS - 1) * _HOUR, last + 1, _HOUR):
-            totals = partial(ledger.totals, since=start, until=start + _HOUR)
-            found[start] = self._past.get(start) or Hour(
-                totals("error", "caller"), totals("model", "provider", "attempt_error")
-            )
-        settled = now - _HOUR - SETTLED_SECONDS
-        self._past = {start: hour for start, hour in found.items() if start < settled}
-        return found
+    def _names(self, found: overview.Overview) -> list[str]:
+        """Return the models to choose from."""
+        registry = self._router.registry
+        names = [*registry.names, *(target.model for target in registry.targets())]
+        seen = found.whole.targets if found.whole else ()
+        names += [total.key[1] for total in seen if total.key[1] not in ("", OTHERS)]
+        return list(dict.fromkeys(names))[:200]
 
+    def _token(self) -> str:
+        return session.token(admin_key(self._admin)) if self._admin is not None else ""
 
-def _plan(text: str) -> Plan | None:
-    """Return the plan recorded with a call, or None if another version wrote it."""
-    try:
-        return replayed(text).kept if text else None
-    except ValueError:
-        return None
+    # -- login --
 
+    def login(self, api: Api) -> Response:
+        """Show the form, or check the key that it sends and set the cookie."""
+        key = admin_key(self._admin)
+        if request.method != "POST":
+            if session.is_logged_in(request, key):
+                return _redirect("../status")
+            return _login_form("")
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            return _login_form("Log in on this page.", status=403)
+        form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
+        given = form.get("key", [""])[0].strip()
+        if not is_key(given, key):
+            if given:
+                check_no_caller(api, given)
+            return _login_form("That is not the admin key.", status=401)
+        response = _redirect("../status")
+        session.log_in(response, request, key)
+        return response
 
-def _tables(hours: dict[int, Hour]) -> dict[str, Any]:
-    calls = [total for hour in hours.values() for total in hour.calls]
-    attempts = [total for hour in hours.values() for total in hour.attempts]
-    failures = {total.key[0]: total.attempts for total in _grouped(attempts, 2)}
-    errors = {total.key[0]: total.calls for total in _grouped(calls, 0)}
-    codes = sorted(
-        {*failures, *errors} - {""},
-        key=lambda code: (-errors.get(code, 0), -failures.get(code, 0), code),
-    )
-    return {
-        "day": summed(calls),
-        "hours": [(start, summed(hour.calls)) for start, hour in hours.items()],
-        "models": _top(_grouped(attempts, 0, 1)),
-        "callers": _top(_grouped(calls, 1)),
-        "errors": [(code, errors.get(code, 0), failures.get(code, 0)) for code in codes],
-    }
-
-
-def _grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
-    groups = defaultdict[tuple[str, ...], list[Total]](list)
-    for total in totals:
-        groups[tuple(total.key[part] for part in parts)].append(total)
-    return sorted(
-        (summed(group, key) for key, group in groups.items()),
-        key=lambda total: (-total.cost, -total.calls, total.key),
-    )
+    def logout(self, _: Api) -> Response:
+        """Remove the cookie."""
+        response = Response(status=204)
+        session.log_out(response, request)
+        return response
 
 
-def _top(totals: list[Total]) -> tuple[list[Total], int, Total]:
-    return totals[:MAX_ROWS], len(totals[MAX_ROWS:]), summed(totals[MAX_ROWS:])
+def _login_form(problem: str, status: int = 200) -> Response:
+    return _rendered("login.html", status=status, problem=problem, action=_login_path())
+
+
+def _login_path() -> str:
+    """Return the path of the login, relative to the page that shows the form."""
+    return "login" if request.path.endswith("/login") else "status/login"
+
+
+def _redirect(place: str) -> Response:
+    return Response(status=303, headers={"Location": place, "Referrer-Policy": "no-referrer"})
+
+
+def _rendered(template: str, status: int = 200, **values: Any) -> Response:
+    nonce = secrets.token_urlsafe(16)
+    text = _PAGES.get_template(template).render(nonce=nonce, **values)
+    policy = {"Content-Security-Policy": _POLICY.format(nonce)}
+    return Response(text, status=status, headers={**_HEADERS, **policy})
+
+
+def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
+    """Return a function that makes the page's URL with some parameters changed."""
+    names = ("span", *calls.PARAMETERS)
+    now = {name: given[name] for name in names if given.get(name)} | {"span": span}
+
+    def link(_anchor: str = "", **changes: str) -> str:
+        kept = {name: value for name, value in (now | changes).items() if value}
+        return "?" + urlencode(kept, errors="replace") + (f"#{_anchor}" if _anchor else "")
+
+    return link
+
+
+def _curl(router: Router) -> str:
+    """Return a command for a first call: it is shown while there is none."""
+    host = request.host if has_request_context() and _HOST.fullmatch(request.host) else "HOST"
+    scheme = request.scheme if has_request_context() else "http"
+    names = [*router.registry.names, *map(str, router.registry.targets())]
+    model = next((name for name in names if "*" not in name), "MODEL")
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    lines = [f"curl {scheme}://{host}/v1/chat/completions"]
+    if router.keyring is not None:
+        lines.append('-H "Authorization: Bearer $API_KEY"')
+    lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body))}"]
+    return " \\\n  ".join(printable(line) for line in lines)
 
 
 # -- template filters --
@@ -185,6 +264,16 @@ def moment(seconds: float, form: str = "%H:%M:%S") -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):{form}}"
 
 
+def unix(text: str) -> float:
+    """Return the Unix time of an ISO 8601 text."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def tags(text: str) -> list[str]:
+    """Return the tags of a call as name=value."""
+    return [f"{name}={value}" for name, value in json.loads(text).items()]
+
+
 _PAGES = Environment(
     loader=PackageLoader("infermux.web.admin"),
     autoescape=True,
@@ -193,6 +282,15 @@ _PAGES = Environment(
     lstrip_blocks=True,
 )
 _PAGES.filters["name"] = printable
+_PAGES.globals |= {
+    "meaning": meaning,
+    "phrase": phrase,
+    "plan_of": calls.plan,
+    "top": overview.top,
+    "sums": overview.sums,
+    "spans": overview.SPANS,
+}
 _PAGES.filters |= {
-    each.__name__: each for each in (money, duration, count, counted, share, moment, usd)
+    each.__name__: each
+    for each in (money, duration, count, counted, share, moment, usd, unix, tags)
 }

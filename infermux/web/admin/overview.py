@@ -1,0 +1,264 @@
+"""What the status page shows, as JSON: GET /status/overview answers it, and the page renders it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ... import __version__
+from ...errors import InferMuxError, close_to, printable, shown
+from ...ledger import Ledger, LedgerUnavailable, Total, summed
+from ...ledger.recent import activity
+from ...ledger.recent.activity import OTHERS, Activity, Step
+from ...ledger.reports import figures, iso
+from ...ledger.sql import SQLLedger
+from ...planning.registry import flat
+from ...pricing import usd
+from ...protocol import must_be
+from ...routing.router import Router
+from ...server import status
+from ...server.status import TargetStatus
+from ...types import JSON, Target
+from .meanings import meaning
+from .sentence import Sentence, sentence
+
+MAX_ROWS = 12  # of a table; the others are added up in one more
+_filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers whose steps a thread sums up
+_lock = threading.Lock()
+
+
+class Span(NamedTuple):
+    """How far back the page looks, and by which steps; both in seconds."""
+
+    name: str
+    seconds: int
+    step: int
+
+    def since(self, now: float) -> int:
+        """Return the start of the first step; the last one contains *now*."""
+        return int(now) // self.step * self.step + self.step - self.seconds
+
+
+SPANS = {
+    "1h": Span("1h", 3_600, 300),
+    "24h": Span("24h", 86_400, 3_600),
+    "7d": Span("7d", 604_800, 10_800),
+}
+DEFAULT_SPAN = "24h"
+
+
+def span_of(text: str) -> Span:
+    """Return the span called *text*; raise RequestError if there is none."""
+    if text and text not in SPANS:
+        hint = close_to(text, SPANS)
+        raise must_be("span", f'"1h", "24h" or "7d", not {shown(text)}{hint}')
+    return SPANS[text or DEFAULT_SPAN]
+
+
+class Overview(NamedTuple):
+    """All but the calls; `steps` and what is below are None if there is no ledger to read."""
+
+    now: float
+    span: Span
+    sentence: Sentence
+    ledger: str  # "ok", "none" or "unavailable"
+    targets: list[JSON]
+    budgets: list[JSON]
+    service: JSON
+    activity: Activity | None
+    whole: Step | None
+
+    def to_dict(self) -> JSON:
+        """Return the body of GET /status/overview."""
+        told: JSON = {
+            "time": iso(int(self.now)),
+            "span": self.span.name,
+            "since": iso(self.span.since(self.now)),
+            "step_seconds": self.span.step,
+            "level": self.sentence.level,
+            "sentence": self.sentence.text,
+            "ledger": self.ledger,
+            "sums": None,
+            "budgets": self.budgets,
+            "targets": self.targets,
+            "steps": [],
+            "costs": {},
+            "errors": [],
+            "service": self.service,
+        }
+        if self.activity is None or self.whole is None:
+            return told
+        return told | {
+            "sums": sums(self.whole) | {"unfinished_steps": self.activity.unfinished},
+            "steps": [{"start": iso(step.start)} | sums(step) for step in self.activity.steps],
+            "costs": {name: _table(rows) for name, rows in costs(self.whole).items()},
+            "errors": errors(self.whole),
+        }
+
+
+def overview(router: Router, span: Span, now: float, service: Mapping[str, str]) -> Overview:
+    """Return what is known of the service over *span*; *service* describes its configuration."""
+    found, ledger = status.targets(router), router.ledger
+    state, seen, budgets = "ok" if ledger is not None else "none", None, []
+    if ledger is not None:
+        try:
+            budgets = [_budget(each) for each in status.budgets(router)]
+            seen = recent(ledger, span, now)
+        except LedgerUnavailable:
+            state = "unavailable"
+    whole = None if seen is None else activity.merged(span.since(now), seen.steps)
+    detours = {_target(each): detour(router, _target(each), found) for each in found if down(each)}
+    told = sentence(found, detours, state, budgets, whole, span.name)
+    targets = [_target_dict(each, seen, detours.get(_target(each))) for each in found]
+    about = status.service(router) | {"version": __version__, "configuration": dict(service)}
+    return Overview(now, span, told, state, targets, budgets, about, seen, whole)
+
+
+def recent(ledger: Ledger, span: Span, now: float) -> Activity | None:
+    """Return the sums of the span's steps, or None from a ledger that has none."""
+    if not isinstance(ledger, SQLLedger):
+        return None
+    until = int(now) + 1
+    found = activity.report(ledger, span.since(now), until, span.step, now)
+    if found.unfinished:
+        _fill(ledger, now)
+    return found
+
+
+def _fill(ledger: Any, now: float) -> None:
+    """Sum up the rest in a thread, one for each ledger."""
+
+    def work() -> None:
+        try:
+            with suppress(LedgerUnavailable):
+                activity.keep_up(ledger, now)
+        finally:
+            _filling.discard(ledger)
+
+    with _lock:
+        if ledger not in _filling:
+            _filling.add(ledger)
+            threading.Thread(target=work, name="infermux-activity", daemon=True).start()
+
+
+# -- targets --
+
+
+def down(target: TargetStatus) -> bool:
+    """Return whether some worker refuses calls to the target."""
+    return target.state != "closed" or target.reason is not None
+
+
+def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
+    """Return where the calls of a target go instead: other targets, and names that have none."""
+    refusing = {_target(each) for each in states if down(each)}
+    instead, stranded = dict[Target, None](), list[str]()
+    for name, route in _routes(router, target):
+        usable = next((each for each in route if each not in refusing), None)
+        if usable is None:
+            stranded.append(name)
+        else:
+            instead[usable] = None
+    return {"to": [str(each) for each in instead], "stranded": stranded}
+
+
+def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]]:
+    """Yield the names whose calls may go to *target*, each with its targets in order."""
+    registry, found = router.registry, False
+    for name in registry.names:
+        with suppress(InferMuxError):  # a name may be a pattern
+            route = list(flat(registry.route(name)))
+            if target in route:
+                found = True
+                yield name, route
+    if not found:
+        with suppress(InferMuxError):
+            yield target.model, list(flat(registry.route(target.model)))
+
+
+def _target(status: TargetStatus) -> Target:
+    return Target(status.provider, status.model)
+
+
+def _target_dict(target: TargetStatus, seen: Activity | None, instead: JSON | None) -> JSON:
+    key = (target.provider, target.model)
+    told = target._asdict() | {"since": iso(target.since), "down": instead is not None}
+    told["instead"] = instead
+    if seen is not None:
+        mine = [[total for total in step.targets if total.key[:2] == key] for step in seen.steps]
+        told["attempts"] = [sum(total.attempts for total in step) for step in mine]
+        told["failed"] = [sum(each.attempts for each in step if each.key[2]) for step in mine]
+    return told
+
+
+# -- sums --
+
+
+def sums(step: Step) -> JSON:
+    """Return what the tiles and charts show of a step, or of all steps."""
+    latency = {f"p{n}_ms": activity.percentile(step.latency, n) for n in (50, 95)}
+    return figures(step.total) | {"failovers": step.failovers} | latency
+
+
+def costs(whole: Step) -> dict[str, list[Total]]:
+    """Return the costs by model, key and tag."""
+    return {
+        "model": activity.grouped(whole.targets, 0, 1),
+        "key": list(whole.callers),
+        "tag": [total for total in whole.tags if total.key != ("",)],
+    }
+
+
+def top(totals: Sequence[Total]) -> tuple[Sequence[Total], int, Total]:
+    """Return the first rows, how many more there are, and their sum."""
+    named = [total for total in totals if OTHERS not in total.key]
+    rest = [*named[MAX_ROWS:], *[total for total in totals if OTHERS in total.key]]
+    return named[:MAX_ROWS], len(rest), summed(rest)
+
+
+def _table(totals: Sequence[Total]) -> JSON:
+    rows, more, rest = top(totals)
+    return {
+        "rows": [{"name": "/".join(filter(None, row.key))} | figures(row) for row in rows],
+        "more": more,
+        "rest": figures(rest),
+    }
+
+
+def errors(whole: Step) -> list[JSON]:
+    """Return each error code with its calls, its attempts and what it means."""
+    by_call = {total.key[0]: total.calls for total in whole.errors}
+    by_attempt = {total.key[0]: total.attempts for total in activity.grouped(whole.targets, 2)}
+    codes = {*by_call, *by_attempt} - {"", OTHERS}
+
+    def order(code: str) -> tuple[int, int, str]:
+        return -by_call.get(code, 0), -by_attempt.get(code, 0), code
+
+    return [
+        {
+            "code": code,
+            "calls": by_call.get(code, 0),
+            "attempts": by_attempt.get(code, 0),
+            "meaning": meaning(code).what,
+            "remedy": meaning(code).remedy,
+        }
+        for code in sorted(codes, key=order)
+    ]
+
+
+def _budget(state: Any) -> JSON:
+    """Return a budget with the share of it that is used."""
+    used = state.spent + state.held
+    return {
+        "name": printable(state.budget.caller),
+        "kind": "team" if state.budget.members else "key",
+        "per": state.budget.period,
+        "then": state.budget.then,
+        **{f"{name}_usd": usd(getattr(state, name)) for name in ("limit", "spent", "held", "left")},
+        **{f"{name}_pico": getattr(state, name) for name in ("limit", "spent", "held", "left")},
+        "used": round(used / state.limit, 4) if state.limit else 1.0,
+        "resets": iso(state.resets),
+    }

@@ -1,0 +1,147 @@
+"""The sentence at the top of the status page: what is wrong now, or that nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from ...errors import counted, printable
+from ...ledger.recent.activity import Step
+from ...server.status import TargetStatus
+from ...types import JSON, Target
+from .meanings import phrase
+
+MOST = 3  # targets that it names
+WORRYING = 0.05  # share of failed calls that is told
+_AGO = {"1h": "hour", "24h": "24 hours", "7d": "7 days"}
+Part = str | float  # a float is a time, in seconds since 1970
+
+
+class Sentence(NamedTuple):
+    """What is said in one or more lines; *level* is ok, warn, bad or none (nothing is known)."""
+
+    level: str
+    lines: list[list[Part]]
+
+    @property
+    def text(self) -> str:
+        """The lines as text, with times in UTC."""
+        return " ".join("".join(map(_said, line)) for line in self.lines)
+
+
+def _said(part: Part) -> str:
+    return part if isinstance(part, str) else f"{datetime.fromtimestamp(part, UTC):%H:%M} UTC"
+
+
+def sentence(
+    targets: Sequence[TargetStatus],
+    detours: Mapping[Target, JSON],
+    ledger: str,
+    budgets: Sequence[JSON],
+    whole: Step | None,
+    span: str,
+) -> Sentence:
+    """Return what an operator must know first."""
+    bad = [target for target in targets if Target(target.provider, target.model) in detours]
+    lines = list[list[Part]]()
+    level = "ok"
+    if bad:
+        lines = _down(bad, len(targets), detours)
+        resting = all(target.state == "closed" or _is_forced(target) for target in bad)
+        stranded = any(each["stranded"] for each in detours.values())
+        level = "warn" if resting and not stranded else "bad"
+    if ledger == "unavailable":
+        lines.append(["The ledger cannot be read: the log has the reason."])
+        level = "bad"
+    for told in filter(None, (_spent(budgets), _failing(whole, span))):
+        lines.append([told])
+        level = "warn" if level == "ok" else level
+    if lines:
+        return Sentence(level, lines)
+    level, told = _well(targets, whole, span)
+    return Sentence(level, [[told]])
+
+
+def _spent(budgets: Sequence[JSON]) -> str:
+    names = [each["name"] for each in budgets if each["used"] >= 1 and each["then"] != "warn"]
+    if not names:
+        return ""
+    one = len(names) == 1
+    return f"The budget{'s' * (not one)} of {_some(names)} {'is' if one else 'are'} spent."
+
+
+def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tuple[str, str]:
+    if not targets:
+        return "none", "No target yet: configure a provider, or name a model."
+    many = len(targets) > 1
+    head = f"All {len(targets)} targets answer" if many else f"{_name(targets[0])} answers"
+    if whole is None:
+        return "ok", f"{head}."
+    total = whole.total
+    if not total.calls:
+        head = f"{'All ' * many}{counted(len(targets), 'target')} {'are' if many else 'is'} ready"
+        return "none", f"{head}; no calls in the last {_AGO[span]}."
+    failed = f"{total.errors:,} of {counted(total.calls, 'call')} failed" if total.errors else ""
+    calls = failed or f"{'all ' * (total.calls > 1)}{counted(total.calls, 'call')} succeeded"
+    return "ok", f"{head}; {calls} in the last {_AGO[span]}."
+
+
+def _down(
+    bad: Sequence[TargetStatus], count: int, detours: Mapping[Target, JSON]
+) -> list[list[Part]]:
+    """Return a line for one target; for several a line that counts them, and one for each."""
+    resting, forced = all(each.state == "closed" for each in bad), all(map(_is_forced, bad))
+    word = "resting" if resting else "out of service" if forced else "down"
+    head = f"{len(bad)} of {counted(count, 'target')} {'is' if len(bad) == 1 else 'are'} {word}"
+    told = [_told(target, detours[Target(target.provider, target.model)]) for target in bad[:MOST]]
+    if len(bad) == 1:
+        return [[f"{head}: ", *told[0]]]
+    if len(bad) > MOST:
+        told.append([f"And {len(bad) - MOST} more: see Targets."])
+    return [[f"{head}."], *told]
+
+
+def _told(target: TargetStatus, detour: JSON) -> list[Part]:
+    parts: list[Part] = [f"{_name(target)}, {_reason(target)}"]
+    if target.since is not None:
+        parts += [", since ", target.since]
+    if detour["to"]:
+        parts.append(f"; its calls go to {_some(detour['to'])}")
+    if detour["stranded"]:
+        parts.append(f"; calls for {_some(detour['stranded'])} fail, as no other target is left")
+    return [*parts, "."]
+
+
+def _reason(target: TargetStatus) -> str:
+    if _is_forced(target):
+        return "taken out by an operator"
+    why = phrase(int(target.why)) if target.why.isdigit() else printable(target.why)
+    return why or printable(target.reason or target.state.replace("_", " "))
+
+
+def _is_forced(target: TargetStatus) -> bool:
+    return (target.reason or "").startswith("circuit forced open")
+
+
+def _failing(whole: Step | None, span: str) -> str:
+    total = whole.total if whole is not None else None
+    if whole is None or total is None or total.calls < 20:
+        return ""
+    share = total.errors / total.calls
+    if share < WORRYING:
+        return ""
+    worst = max((each for each in whole.errors if each.key[0]), key=lambda each: each.calls)
+    return (
+        f"{100 * share:.0f}% of {counted(total.calls, 'call')} in the last {_AGO[span]} failed, "
+        f"most with {printable(worst.key[0])}."
+    )
+
+
+def _name(target: TargetStatus) -> str:
+    return printable(f"{target.provider}/{target.model}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return ", ".join(printable(name) for name in names[:MOST]) + more

@@ -1,0 +1,78 @@
+"""An operator's login in a browser: a signed cookie, and a token against forged requests.
+
+Neither holds the admin key, and both end when it changes. A cookie or HTTP Basic alone may only
+read, as other sites can make a browser send them; to change something, a page of ours adds the
+token in a header, which other sites can neither read nor send.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+
+from flask import Request, Response
+
+COOKIE = "infermux_admin"
+TOKEN = "X-Infermux-Csrf"
+HOURS = 12  # until an operator must log in again
+_DAY = 86_400
+
+
+def _signed(key: str, purpose: str, text: str) -> str:
+    return hmac.new(key.encode(), f"infermux {purpose} {text}".encode(), "sha256").hexdigest()
+
+
+def token(key: str, clock: Callable[[], float] = time.time) -> str:
+    """Return the token that proves that a request comes from our page."""
+    return _signed(key, "csrf", str(int(clock() // _DAY)))
+
+
+def is_ours(request: Request, key: str, clock: Callable[[], float] = time.time) -> bool:
+    """Return whether a request has today's token or yesterday's, and is not another site's."""
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        return False
+    given = request.headers.get(TOKEN, "").encode()
+    known = (token(key, clock), token(key, lambda: clock() - _DAY))
+    return sum(hmac.compare_digest(given, each.encode()) for each in known) > 0
+
+
+def has_cookie(request: Request) -> bool:
+    """Return whether the browser has logged in, whether that is still valid or not."""
+    return COOKIE in request.cookies
+
+
+def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.time) -> bool:
+    """Return whether the request has a valid cookie."""
+    expires, _, rest = request.cookies.get(COOKIE, "").partition(".")
+    nonce, _, signature = rest.partition(".")
+    if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
+        return False
+    genuine = _signed(key, "session", f"{expires}.{nonce}")
+    is_valid = hmac.compare_digest(signature.encode(), genuine.encode())
+    return is_valid and clock() < int(expires)
+
+
+def log_in(response: Response, request: Request, key: str) -> None:
+    """Set the cookie: scripts cannot read it, and other sites' forms do not send it."""
+    expires, nonce = int(time.time()) + HOURS * 3600, secrets.token_urlsafe(16)
+    value = f"{expires}.{nonce}.{_signed(key, 'session', f'{expires}.{nonce}')}"
+    _set(response, request, value, HOURS * 3600)
+
+
+def log_out(response: Response, request: Request) -> None:
+    """Remove the cookie."""
+    _set(response, request, "", 0)
+
+
+def _set(response: Response, request: Request, value: str, seconds: int) -> None:
+    response.set_cookie(
+        COOKIE,
+        value,
+        max_age=seconds,
+        path="/",  # a proxy may map another path to ours
+        secure=request.is_secure,
+        httponly=True,
+        samesite="Lax",  # a link to the page in an alert works
+    )
