@@ -21,21 +21,32 @@ _DAY = 86_400
 
 
 def _signed(key: str, purpose: str, text: str) -> str:
-    return hmac.new(key.encode(), f"infermux {purpose} {text}".encode(), "sha256").hexdigest()
+    message = f"infermux {purpose} {text}"
+    return hmac.new(
+        key.encode(errors="replace"), message.encode(errors="replace"), "sha256"
+    ).hexdigest()
 
 
 def token(key: str, clock: Callable[[], float] = time.time) -> str:
-    """Return the token that proves that a request comes from our page."""
-    return _signed(key, "csrf", str(int(clock() // _DAY)))
+    """Return a token that proves that a request comes from our page; each time another one."""
+    nonce = secrets.token_urlsafe(12)
+    return f"{nonce}.{_signed(key, 'csrf', f'{int(clock() // _DAY)}.{nonce}')}"
+
+
+def is_same_site(request: Request) -> bool:
+    """Return whether a browser says that no other site has made it send the request."""
+    return request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
 
 
 def is_ours(request: Request, key: str, clock: Callable[[], float] = time.time) -> bool:
-    """Return whether a request has today's token or yesterday's, and is not another site's."""
-    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-        return False
-    given = request.headers.get(TOKEN, "").encode()
-    known = (token(key, clock), token(key, lambda: clock() - _DAY))
-    return sum(hmac.compare_digest(given, each.encode()) for each in known) > 0
+    """Return whether a request has a token of today or yesterday, and is not another site's."""
+    nonce, _, signature = request.headers.get(TOKEN, "").partition(".")
+    today = int(clock() // _DAY)
+    known = [_signed(key, "csrf", f"{day}.{nonce}") for day in (today, today - 1)]
+    fits = [
+        hmac.compare_digest(signature.encode(errors="replace"), each.encode()) for each in known
+    ]
+    return any(fits) and is_same_site(request)
 
 
 def has_cookie(request: Request) -> bool:
@@ -50,7 +61,7 @@ def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.t
     if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         return False
     genuine = _signed(key, "session", f"{expires}.{nonce}")
-    is_valid = hmac.compare_digest(signature.encode(), genuine.encode())
+    is_valid = hmac.compare_digest(signature.encode(errors="replace"), genuine.encode())
     return is_valid and clock() < int(expires)
 
 

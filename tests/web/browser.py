@@ -91,10 +91,32 @@ class Browser:
             mobile=width < 600,
         )
 
-    def theme(self, name: str) -> None:
+    def theme(self, name: str, motion: str = "no-preference") -> None:
         self.devtools(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
+            "Emulation.setEmulatedMedia",
+            features=[
+                {"name": "prefers-color-scheme", "value": name},
+                {"name": "prefers-reduced-motion", "value": motion},
+            ],
         )
+
+    def zone(self, name: str) -> None:
+        """Let the browser believe that it is in this time zone."""
+        self.devtools("Emulation.setTimezoneOverride", timezoneId=name)
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key: Tab, Enter, or another of these names."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+        for _ in range(times):
+            for kind in ("keyDown", "keyUp"):
+                self.devtools(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    code="Space" if key == " " else key,
+                    windowsVirtualKeyCode=codes[key],
+                    **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
+                )
 
     def picture(self, path: str | Path) -> None:
         """Keep a picture of the whole page."""

@@ -6,6 +6,7 @@ works without scripts; with them it refreshes itself part by part.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -95,10 +96,12 @@ class StatusPage:
         span = overview.SPANS.get(given.get("span", ""), overview.SPANS[overview.DEFAULT_SPAN])
         found = overview.overview(self._router, span, self._clock(), self._about())
         page, search, problem = self._calls(given)
+        steps = found.activity.steps if found.activity else []
         view: dict[str, Any] = {
             "view": found,
             "whole": found.whole,
-            "steps": found.activity.steps if found.activity else [],
+            "steps": steps,
+            "of": {step.start: overview.sums(step) for step in steps},
             "costs": overview.costs(found.whole) if found.whole else {},
             "errors": overview.errors(found.whole) if found.whole else [],
             "page": page,
@@ -148,7 +151,7 @@ class StatusPage:
             if session.is_logged_in(request, key):
                 return _redirect("../status")
             return _login_form("")
-        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        if not session.is_same_site(request):
             return _login_form("Log in on this page.", status=403)
         form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
         given = form.get("key", [""])[0].strip()
@@ -183,8 +186,22 @@ def _redirect(place: str) -> Response:
 def _rendered(template: str, status: int = 200, **values: Any) -> Response:
     nonce = secrets.token_urlsafe(16)
     text = _PAGES.get_template(template).render(nonce=nonce, **values)
-    policy = {"Content-Security-Policy": _POLICY.format(nonce)}
-    return Response(text, status=status, headers={**_HEADERS, **policy})
+    headers = _HEADERS | {"Content-Security-Policy": _POLICY.format(nonce)}
+    body = text.encode(errors="replace")
+    if _may_compress():
+        body = gzip.compress(body, compresslevel=5)
+        headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding, Sec-Fetch-Site"}
+    return Response(body, status=status, headers=headers)
+
+
+def _may_compress() -> bool:
+    """Return whether to compress the page: never for a request that another site may have made.
+
+    The length of a compressed page could tell that site something of its content.
+    """
+    if not has_request_context() or "Sec-Fetch-Site" not in request.headers:
+        return False
+    return "gzip" in request.headers.get("Accept-Encoding", "") and session.is_same_site(request)
 
 
 def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
