@@ -134,8 +134,11 @@ def busy_day(front: Front, ledger: SQLiteLedger) -> None:
         ask(front.port, "/infer", {**HELLO, "model": "gone-1"})
 
 
+@pytest.mark.parametrize(
+    "widths", [(360,), pytest.param((1280, 768, 360), marks=pytest.mark.slow)], ids=["phone", "any"]
+)
 def test_it_fits_any_screen_by_day_and_by_night(
-    browser: Browser, front: Front, ledger: SQLiteLedger
+    browser: Browser, front: Front, ledger: SQLiteLedger, widths: tuple[int, ...]
 ) -> None:
     busy_day(front, ledger)
     hostile(ledger)
@@ -145,7 +148,7 @@ def test_it_fits_any_screen_by_day_and_by_night(
     for theme in ("light", "dark"):
         browser.theme(theme, "reduce")
         colours.append(browser.run("return getComputedStyle(document.body).backgroundColor"))
-        for width in (1280, 768, 360):
+        for width in widths:
             browser.size(width)
             for opened in (False, True):
                 browser.run(
