@@ -23,7 +23,7 @@ from infermux.types import Caller, Target, Usage
 ADMIN = "adm-in-key"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"me:{ADMIN}".encode()).decode()}
 BEARER = {"Authorization": f"Bearer {ADMIN}"}
-HOSTILE = """</main></script><script>window.pwned = 1</script><img src=x onerror="window.pwned=1">'"&\u202e\n{{7*7}}"""
+HOSTILE = """</main></script><script>window.pwned = 1</script><img src=x onerror="window.pwned=1">'"&\u202e\n{{7*7}}\x1b[31m"""
 NASTY = """"><img src=x onerror=window.pwned=1><"""  # what a provider may be called
 
 

@@ -33,7 +33,7 @@ from pages import (
     put,
     tried,
 )
-from support import HELLO, Answer, ask
+from support import HELLO, Answer, Service, ask, eventually
 
 from infermux import EchoProvider, HTTPProvider, Router, errors
 from infermux.errors import ProviderTimeout, ProviderUnavailable, printable
@@ -211,7 +211,7 @@ def test_a_calls_plan_and_attempts_are_told_with_status_and_reason(
     error.upstream_status = 503
     call = put(ledger, tried("openai", "gpt-5", error=error, request_id="req_7"), error=error)
     assert (
-        "HTTP 503 Service Unavailable upstream_error : the provider failed request req_7"
+        "upstream 503 Service Unavailable upstream_error : the provider failed request req_7"
         in page(front)
     )
     found = told(front, f"/calls/{call.id}")
@@ -447,6 +447,7 @@ def test_names_are_text_and_nothing_else(front: Front, ledger: SQLiteLedger) -> 
         }
         names = [name for _, attributes in tags for name in attributes]
         assert not [name for name in names if name == "style" or name.startswith("on")]
+        assert "\u202e" not in html and "\x1b" not in html
     assert r"\u202e\n{{7*7}}" in html
 
 
@@ -547,3 +548,44 @@ def test_a_circuit_is_changed_only_by_our_own_page(front: Front, login: str) -> 
     assert send(front, "POST", "/ops/status/logout", **who).status == 401
     out = send(front, "POST", "/ops/status/logout", **who, X_Infermux_Csrf=token)
     assert out.status == 204 and "Max-Age=0" in out.headers["Set-Cookie"]
+
+
+@pytest.mark.slow
+def test_a_login_and_a_button_reach_every_worker() -> None:
+    env = {"INFERMUX_ADMIN_KEY": ADMIN}
+    with Service("-w", "3", "--threads", "8", env=env) as service:
+        made = ask_form(service.port)
+        cookie = {"Cookie": cookie_of(made)}
+
+        def told(path: str) -> Any:
+            answer = ask(service.port, path, headers=cookie)
+            assert answer.status == 200
+            return json.loads(answer.data)
+
+        eventually(lambda: told("/status/overview")["service"]["workers"] == 3, "three workers")
+        for _ in range(10):
+            assert ask(service.port, "/infer", HELLO).status == 200
+            assert ask(service.port, "/status", headers=cookie).status == 200
+        page = ask(service.port, "/status", headers=cookie).data.decode()
+        assert "3 workers" in page and "All 1" not in page and "echo/echo-v1 answers" in page
+        sure = {**cookie, "X-Infermux-Csrf": token_of(page)}
+        done = ask(service.port, "/providers/echo/circuit/open", {"model": "echo-v1"}, headers=sure)
+        assert done.status == 200 and json.loads(done.data)["done"] == 3
+        for _ in range(10):
+            assert (
+                "out of service: echo/echo-v1, taken out by an operator"
+                in told("/status/overview")["sentence"]
+            )
+        found = told("/status/overview")["service"]
+        assert found["started"] <= found["youngest_worker_started"]
+        assert found["configuration"]["configuration"] == "the environment"
+
+
+def ask_form(port: int) -> Answer:
+    """Log in at a service with the form."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with closing(connection):
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("POST", "/status/login", urlencode({"key": ADMIN}), kind)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())

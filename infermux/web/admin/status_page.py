@@ -137,7 +137,7 @@ class StatusPage:
         names = [*registry.names, *(target.model for target in registry.targets())]
         seen = found.whole.targets if found.whole else ()
         names += [total.key[1] for total in seen if total.key[1] not in ("", OTHERS)]
-        return list(dict.fromkeys(names))[:200]
+        return [name for name in dict.fromkeys(names) if name.isprintable()][:200]
 
     def _token(self) -> str:
         return session.token(admin_key(self._admin)) if self._admin is not None else ""

@@ -174,14 +174,14 @@
       return
     }
     disarm()
-    const row = button.closest(".buttons"), id = row.closest("details").id
+    const row = button.closest(".buttons"), id = row.closest("details").id, [provider, model] = JSON.parse(row.dataset.target)
     const say = text => [...document.querySelectorAll("details.target")].find(each => each.id === id)?.querySelector("[role=status]").replaceChildren(text)
     row.querySelectorAll("button").forEach(each => each.disabled = true)
     try {
-      const answer = await fetch(`${base}providers/${encodeURIComponent(row.dataset.provider)}/circuit/${button.dataset.act}`, {
+      const answer = await fetch(`${base}providers/${encodeURIComponent(provider)}/circuit/${button.dataset.act}`, {
         method: "POST", redirect: "error", signal: AbortSignal.timeout(MAX_INTERVAL),
         headers: {"Content-Type": "application/json", "X-Infermux-Csrf": main.dataset.csrf},
-        body: JSON.stringify({model: row.dataset.model}),
+        body: JSON.stringify({model}),
       })
       const told = await answer.json()
       say(answer.ok ? `Done in ${told.done} of ${told.workers} ${told.workers === 1 ? "worker" : "workers"}.` : told.error.message)
