@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.client
 import json
 import re
@@ -36,6 +37,7 @@ from pages import (
 from support import HELLO, Answer, Service, ask, eventually
 
 from infermux import EchoProvider, HTTPProvider, Router, errors
+from infermux.admission.keys import Keyring
 from infermux.errors import ProviderTimeout, ProviderUnavailable, printable
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
@@ -221,15 +223,12 @@ def test_a_calls_plan_and_attempts_are_told_with_status_and_reason(
 
 
 def test_budgets_have_bars_and_the_fullest_comes_first(ledger: SQLiteLedger) -> None:
-    class Keys:
-        def __init__(self) -> None:
-            budgets = {"web": Budget("web", usd="10"), "night": Budget("night", usd="2", per="day")}
-            self.callers = {name: Caller(name, budget=each) for name, each in budgets.items()}
-
-        def identify(self, key: str) -> Caller | None:
-            return self.callers.get(key)
-
-    with Front(EchoProvider(), app=mounted, ledger=ledger, keyring=Keys()) as front:
+    budgets = {"web": Budget("web", usd="10"), "night": Budget("night", usd="2", per="day")}
+    keyring = Keyring(
+        (hashlib.sha256(name.encode()).hexdigest(), Caller(name, budget=each))
+        for name, each in budgets.items()
+    )
+    with Front(EchoProvider(), app=mounted, ledger=ledger, keyring=keyring) as front:
         now = time.time()
         ledger.reserve(Budget("night", usd="2", per="day"), 2 * PICO, call_id="a", at=now)
         ledger.reserve(Budget("web", usd="10"), 4 * PICO, call_id="b", at=now)

@@ -21,7 +21,7 @@ _PLACE = re.compile(r"(\d{1,19})-(.{0,200})", re.ASCII)
 _LAST = "SELECT at_ns FROM calls WHERE (at_ns, id) < (?, ?) ORDER BY at_ns DESC, id DESC"
 _ALL = (
     *("c.id", "c.trace_id", "c.caller", "c.tags", "c.api", "c.requested", "c.model", "c.served"),
-    *("c.provider", "c.provider || '/' || c.served", "c.status", "c.error_code"),
+    *("c.provider", "c.provider || '/' || c.served", "c.status", "c.error_code", "c.end_user"),
 )
 _TRIED = """c.attempts > 1 AND EXISTS (SELECT 1 FROM attempts AS a
     WHERE a.at_ns = c.at_ns AND a.call_id = c.id AND ({}))"""

@@ -19,7 +19,7 @@ from ...routing.router import Router
 from ...server import status
 from ...telemetry.metrics import CONTENT_TYPE
 from ...types import JSON, LogThrottle
-from .. import EndpointBlueprint, auth, endpoints
+from .. import EndpointBlueprint, Route, auth, endpoints
 from ..auth import Admin
 from ..http import Api, View, json_body, json_response, plain_error, read_body
 from . import calls, keys
@@ -57,25 +57,9 @@ def ops_blueprint(
         ("GET", "/healthz", health),
         ("GET", "/readyz", readiness),
         ("GET", "/metrics", counters),
-        ("GET", "/costs", admin_only(costs)),
-        ("GET", "/costs/timeseries", admin_only(cost_series)),
-        ("GET", "/budgets", admin_only(budgets)),
-        ("GET", "/keys", admin_only(keys.show_all)),
-        ("POST", "/keys", admin_only(keys.create)),
-        ("DELETE", "/keys", admin_only(keys.revoke)),
-        ("GET", "/keys/<name>", admin_only(keys.show)),
-        ("DELETE", "/keys/<name>", admin_only(keys.revoke)),
-        ("POST", "/keys/<name>/rotate", admin_only(keys.rotate)),
-        ("POST", "/explain", admin_only(explain)),
-        ("GET", "/calls", admin_only(find_calls)),
-        ("GET", "/calls/<id>", admin_only(one_call)),
-        ("GET", "/status", page.page),
-        ("GET", "/status/login", page.login),
-        ("POST", "/status/login", page.login),
-        ("POST", "/status/logout", admin_only(page.logout)),
-        ("GET", "/status/overview", admin_only(page.json)),
-        ("GET", "/status/targets", admin_only(targets)),
+        *page.routes(),
     ]
+    routes += [(method, path, admin_only(view)) for method, path, view in _FOR_OPERATORS]
     for action in status.ACTIONS:
         change = admin_only(partial(circuit, action=action))
         routes.append(("POST", f"/providers/<name>/circuit/{action}", change))
@@ -238,3 +222,20 @@ def _requested_model() -> str:
     if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:
         raise RequestError('the body must be empty or {"model": "NAME"}', param="model")
     return model
+
+
+_FOR_OPERATORS: tuple[Route, ...] = (
+    ("GET", "/costs", costs),
+    ("GET", "/costs/timeseries", cost_series),
+    ("GET", "/budgets", budgets),
+    ("GET", "/calls", find_calls),
+    ("GET", "/calls/<id>", one_call),
+    ("GET", "/keys", keys.show_all),
+    ("POST", "/keys", keys.create),
+    ("DELETE", "/keys", keys.revoke),
+    ("GET", "/keys/<name>", keys.show),
+    ("DELETE", "/keys/<name>", keys.revoke),
+    ("POST", "/keys/<name>/rotate", keys.rotate),
+    ("POST", "/explain", explain),
+    ("GET", "/status/targets", targets),
+)

@@ -50,6 +50,9 @@ MEANINGS = {
         "Correct the name, or add the model to a provider.",
     ),
     "not_found": Meaning("There is no such endpoint.", "Correct the client's base URL."),
+    "conflict": Meaning(
+        "What is to be created exists, or is configured elsewhere.", "The error names it."
+    ),
     "method_not_allowed": Meaning("The endpoint has no such method.", "Correct the client."),
     "request_too_large": Meaning(
         "The body is longer than allowed.", "Raise [server] max_body, or send less."

@@ -28,6 +28,7 @@ from ...ledger.recent.activity import OTHERS
 from ...ledger.recent.search import Page, Search
 from ...pricing import PICO, usd
 from ...routing.router import Router
+from .. import Route
 from .. import operator_session as session
 from ..auth import Admin, admin_key, admin_only, check_no_caller, is_key
 from ..http import Api, read_body
@@ -65,6 +66,16 @@ class StatusPage:
         self._about = about
         self._clock = clock
         self._guarded = admin_only(admin, lambda _: self.response())
+
+    def routes(self) -> list[Route]:
+        """Return the endpoints of the page, its login and its JSON."""
+        return [
+            ("GET", "/status", self.page),
+            ("GET", "/status/overview", admin_only(self._admin, self.json)),
+            ("GET", "/status/login", self.login),
+            ("POST", "/status/login", self.login),
+            ("POST", "/status/logout", admin_only(self._admin, self.logout)),
+        ]
 
     def page(self, api: Api) -> Response:
         """Return the page to an operator; a browser without a key gets a form to log in.
@@ -224,7 +235,7 @@ def _curl(router: Router) -> str:
     model = next((name for name in names if "*" not in name), "MODEL")
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
     lines = [f"curl {scheme}://{host}/v1/chat/completions"]
-    if router.keyring is not None:
+    if router.keyring is not None and not router.keyring.open:
         lines.append('-H "Authorization: Bearer $API_KEY"')
     lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body))}"]
     return " \\\n  ".join(printable(line) for line in lines)
