@@ -18,10 +18,12 @@ from .components import providers
 from .components.prices import own_prices, price_table
 from .components.providers import provider as provider
 from .config import Config
+from .config.patterns import is_pattern
 from .config.schema import Problems
 from .config.settings import LedgerConfig
 from .errors import ConfigError, listed
 from .ledger import LedgerUnavailable
+from .planning import matching
 from .planning.registry import Registry
 from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS
@@ -188,7 +190,8 @@ def summary(config: Config, router: Router) -> dict[str, str]:
     return {
         "configuration": os.path.abspath(config.path) if config.path else "the environment",
         "providers": listed([each.name for each in router.registry]),
-        "names": listed(router.registry.names),
+        "names": listed([*router.registry.names, *router.registry.patterns]),
+        **_patterns(config, router),
         **prices,
         "ledger": os.path.abspath(ledger) if ledger else "none",
         "keys": keys,
@@ -202,6 +205,24 @@ def resize(config: Config) -> None:
     for router in list(routers):
         router.admission.resize(**parts.room(config))
         router.targets.resize(parts.concurrency(config, True))
+
+
+def _patterns(config: Config, router: Router) -> dict[str, str]:
+    """Return what each pattern matches, of the names and models that are known."""
+    scopes = {
+        f"[keys.{key.name}] {scope}": [scope]
+        for key in config.keys or ()
+        for scope in key.models
+        if is_pattern(scope)
+    }
+    registry = router.registry
+    if not (registry.patterns or scopes):
+        return {}
+    models = matching.priced(router.targets.prices)
+    found = {text: matching.matched(registry, text, models) for text in registry.patterns}
+    found |= {place: [*matching.within(registry, own, models)] for place, own in scopes.items()}
+    unknown = "no model that is known by name"
+    return {text: listed(names) if names else unknown for text, names in found.items()}
 
 
 def check(config: Config) -> Router:

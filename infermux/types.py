@@ -81,6 +81,7 @@ class Route(NamedTuple):
     sticky: bool = False  # whether a session stays at its target, whatever the strategy is
     cache: str = ""  # "auto": vendors are asked to cache prompts
     answers: AnswerPolicy | None = None  # None: no answer is given again
+    pattern: str = ""  # the one in [models] that the name matches
 
 
 @dataclass(frozen=True, slots=True)

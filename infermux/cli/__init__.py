@@ -24,6 +24,7 @@ import click
 from .. import build
 from ..errors import InferMuxError, printable
 from ..ledger import LedgerUnavailable
+from ..planning.matching import all_matched
 from ..planning.registry import Registry
 from ..routing.router import Router
 
@@ -149,7 +150,7 @@ def the_prompt(text: str | None, prompt: str | None) -> str:
 def model_names(registry: Registry) -> list[str]:
     """Return what --model takes: names, models, providers, and PROVIDER/MODEL."""
     models = [name for each in registry for name in each.models]
-    found = [*registry.names, *models, *(each.name for each in registry)]
+    found = [*registry.names, *all_matched(registry), *models, *(each.name for each in registry)]
     return list(dict.fromkeys([*found, *map(str, registry.targets())]))
 
 

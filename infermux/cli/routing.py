@@ -122,8 +122,9 @@ def _explanation(found: JSON) -> str:
     tokens, retry = found["tokens"], found["retry_in"]
     caller = f", by {found['caller']}" if found["caller"] else ""
     caller += f" for {found['user']}" if found.get("user") else ""
+    pattern = f" ({found['pattern']})" if found.get("pattern") else ""  # not of older services
     head = (
-        f"{found['model']}: {found['strategy']}, "
+        f"{found['model']}{pattern}: {found['strategy']}, "
         f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out{caller}"
     )
     if found.get("session"):

@@ -121,7 +121,7 @@ def validate(config: str | None, quiet: bool) -> None:
     if not quiet:
         counts = [
             counted(len(router.registry), "provider"),
-            counted(len(router.registry.names), "name"),
+            counted(len(settings.models), "name"),
             "no keys" if settings.keys is None else counted(len(settings.keys), "key"),
         ]
         place = settings.path or "the environment"

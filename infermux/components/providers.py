@@ -13,6 +13,7 @@ from ..config import Config, ProviderConfig
 from ..config.schema import Problems, suggestion
 from ..dialects.responses import STANDARD
 from ..errors import ConfigError, ModelNotFound, shown
+from ..planning.matching import check
 from ..planning.registry import Registry
 from ..providers import PRESETS, Preset, owner, plugin, plugins
 from ..providers.echo import EchoProvider, configured
@@ -64,7 +65,7 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
     for model in config.models:
         registry.define(**{each.name: getattr(model, each.name) for each in fields(model)})
     inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
-    places = [(f"[models] {name}", name, inner[name]) for name in registry.names]
+    places = [(f"[models] {name}", name, own) for name, own in inner.items()]
     for key in config.keys or ():
         names = [(f"[keys.{key.name}].models", name) for name in key.models]
         for kind, budget in (("budget", key.budget), ("user_budget", key.user_budget)):
@@ -78,7 +79,7 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
     for place, name, own in places:
         with problems:
             try:
-                registry.route(name)
+                check(registry, name)
             except ModelNotFound as error:
                 direct = any(shown(each) in error.message for each in own)
                 if direct or error.message not in told:  # else already reported for an inner name

@@ -7,14 +7,13 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
-from .readers import target_names
+from .names import check_stars, check_ties, model_name, without_cycles
 from .schema import (
     Problems,
     Secret,
@@ -224,6 +223,7 @@ class _File:
                     value = self._renamed(kind, data[name], f"[{name}]")
                     sections[name] = table(kind)(value, f"[{name}]")
         models = self._without_cycles(models, problems)
+        check_stars(providers, keys, problems)
         return Config(
             providers=tuple(providers),
             models=tuple(models),
@@ -292,30 +292,14 @@ class _File:
         return provider
 
     def _model(self, name: str, value: Any) -> ModelConfig:
-        if not isinstance(value, dict):
-            return ModelConfig(name, target_names(value, f"[models] {name}"))
-        place = f"[models.{name}]"
-        model = table(ModelConfig, name=name)(self._renamed(ModelConfig, value, place), place)
-        for target in model.weights:
-            if target not in model.targets:
-                hint = suggestion(target, model.targets)
-                raise ConfigError(f"{place}.weights: {target!r} is not a target{hint}")
-        if model.weights and not (model.sticky or model.strategy in ("weighted", "sticky")):
-            raise ConfigError(f'{place}.weights need strategy = "weighted" or "sticky"')
-        return model
+        return model_name(name, self._renamed(ModelConfig, value, f"[models.{name}]"))
 
     def _without_cycles(self, models: list[ModelConfig], problems: Problems) -> list[ModelConfig]:
-        while True:
-            graph = {model.name: [*model.targets, *model.fallback] for model in models}
-            try:
-                TopologicalSorter(graph).prepare()
-                return models
-            except CycleError as error:
-                cycle = error.args[1][::-1]
-                way = " -> ".join(cycle)
-                problems.errors.append(f"[models] {cycle[0]} is circular: {way}")
-                self.unread |= dict.fromkeys(cycle)
-                models = [model for model in models if model.name not in cycle]
+        found = without_cycles(models, problems)
+        kept = {model.name for model in found}
+        self.unread |= dict.fromkeys(model.name for model in models if model.name not in kept)
+        check_ties(found, problems)
+        return found
 
 
 def _toml(file: str) -> dict[str, Any]:

@@ -392,6 +392,7 @@ def _route(data: Mapping[str, Any]) -> Route:
         tuple(data.get("fallback_on", FALLBACK_ON)),
         data.get("sticky", False),
         data.get("cache", ""),
+        pattern=data.get("pattern", ""),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from ..config.patterns import Pattern, is_pattern, pattern
 from ..config.settings import AnswersConfig, ModelConfig
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
@@ -13,6 +15,7 @@ from ..types import FALLBACK_ON, JSON, Route, Target
 AUTO = ("", "auto")
 MAX_DEPTH = 20  # of names inside names
 MAX_TARGETS = 256  # of a name
+MAX_MATCHED = 1024  # names that are kept with what a pattern makes of them: callers invent them
 
 
 class Registry:
@@ -21,7 +24,9 @@ class Registry:
     def __init__(self, providers: Iterable[Any] = ()) -> None:
         self._members: dict[str, RegisteredProvider] = {}
         self._names: dict[str, ModelConfig] = {}
+        self._patterns: dict[Pattern, ModelConfig] = {}  # the most specific first
         self._routes: dict[str, Route] = {}  # of the names, once resolved
+        self._matched = lru_cache(maxsize=MAX_MATCHED)(self._by_pattern)
         self.changes = 0  # the number of providers and names added
         self.hint: Callable[[str], str] = lambda name: ""  # how to open what is not configured
         for provider in providers:
@@ -47,6 +52,7 @@ class Registry:
 
     def _changed(self) -> None:
         self._routes.clear()
+        self._matched.cache_clear()
         self.changes += 1
 
     def get(self, name: str) -> Any:
@@ -106,9 +112,12 @@ class Registry:
         cache: str = "",
         cache_answers: AnswersConfig | None = None,
     ) -> None:
-        """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name."""
+        """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name.
+
+        A name with `*` is a pattern; each `*` of a target is what that of the name stands for.
+        """
         self._changed()
-        self._names[name] = ModelConfig(
+        defined = ModelConfig(
             name,
             tuple(targets),
             strategy,
@@ -120,11 +129,26 @@ class Registry:
             cache,
             cache_answers,
         )
+        if not is_pattern(name):
+            self._names[name] = defined
+            return
+        known = self._patterns | {pattern(name): defined}
+        order = sorted(known, key=lambda each: -each.specificity)
+        self._patterns = {each: known[each] for each in order}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The defined names, in order."""
+        """The defined names, in order, without patterns."""
         return tuple(self._names)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The defined patterns, the most specific first."""
+        return tuple(each.text for each in self._patterns)
+
+    def pattern(self, text: str) -> ModelConfig | None:
+        """Return what is defined for a pattern, or None."""
+        return self._patterns.get(pattern(text))
 
     def targets(self) -> tuple[Target, ...]:
         """Return the targets of all names and listed models, without duplicates."""
@@ -134,11 +158,14 @@ class Registry:
 
     def route(self, model: str, provider: str = "") -> Route:
         """Return the route of *model*, at *provider* if one is named; raise ModelNotFound."""
-        if model not in self._names:
-            return Route(model, self._plain(model, provider))
-        route = self._routes.get(model)
-        if route is None:
-            route = self._routes.setdefault(model, self._named(model, ()))
+        if model in self._names:
+            route = self._routes.get(model)
+            if route is None:
+                route = self._routes.setdefault(model, self._named(model, ()))
+        elif not self._patterns or (found := self._matched(model)) is None:
+            return Route(model, self.plain(model, provider))
+        else:
+            route = found
         return self.narrowed(route, provider) if provider else route
 
     def narrowed(self, route: Route, provider: str) -> Route:
@@ -156,6 +183,7 @@ class Registry:
             fallback_on=route.fallback_on,
             cache=route.cache,
             answers=route.answers,
+            pattern=route.pattern,
         )
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
@@ -169,39 +197,89 @@ class Registry:
             raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
         own, inside = self._names[name], (*path, name)
         groups = [self._entry(target, inside) for target in own.targets]
-        weights = tuple(
-            own.weights.get(target, 1.0) / len(group)
-            for target, group in zip(own.targets, groups, strict=True)
-            for _ in group
-        )
-        route = Route(
-            name,
-            tuple(entry for group in groups for entry in group),
-            own.strategy,
-            tuple(entry for target in own.fallback for entry in self._entry(target, inside)),
-            weights if own.weights else (),
-            own.on_unsupported,
-            own.fallback_on,
-            own.sticky,
-            own.cache,
-            None if own.cache_answers is None else own.cache_answers.policy,
-        )
-        if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
-            raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")
-        return route
+        fallback = [self._entry(target, inside) for target in own.fallback]
+        return _route(name, own, groups, fallback)
 
     def _entry(self, target: str, path: tuple[str, ...]) -> tuple[Target | Route, ...]:
-        return (self._named(target, path),) if target in self._names else self._plain(target, "")
+        if target in self._names:
+            return (self._named(target, path),)
+        if self._patterns and (found := self._pattern_of(target, path)) is not None:
+            return (self._filled(target, *found, path),)
+        return self.plain(target, "")
 
-    def _plain(self, model: str, provider: str) -> tuple[Target, ...]:
+    # -- patterns --
+
+    def _by_pattern(self, model: str) -> Route | None:
+        """Return the route that the most specific pattern gives *model*; None: no pattern."""
+        found = self._pattern_of(model, ())
+        if found is None:
+            return None
+        try:
+            return self._filled(model, *found, ())
+        except ConfigError as error:
+            raise ModelNotFound(error.message, param="model") from None
+
+    def _pattern_of(
+        self, name: str, path: tuple[str, ...]
+    ) -> tuple[Pattern, tuple[str, ...]] | None:
+        """Return the pattern for *name* and what its `*` stand for.
+
+        A pattern does not count for its own targets: "openai/*" may be one of "openai/*".
+        """
+        if name in AUTO:
+            return None
+        if is_pattern(name) and not path and pattern(name) in self._patterns:
+            what = f"no provider for model {shown(name)}: that is a pattern; name a model"
+            raise ModelNotFound(f"{what} that it matches", param="model")
+        for each, own in self._patterns.items():
+            texts = each.match(name)
+            if texts is not None and (each.specificity or self._is_free(name, own)):
+                return (each, texts) if each.text not in path else None
+        return None
+
+    def _is_free(self, name: str, own: ModelConfig) -> bool:
+        """Return whether `*` alone may take *name*: no other provider is named or lists it."""
+        left, slash, _ = name.partition("/")
+        if name in self._members or (slash and left in self._members):
+            return False
+        knowing = {each.name for each in self if knows(each, name)}
+        targets = {target.partition("/")[0] for target in (*own.targets, *own.fallback)}
+        return not knowing or not knowing.isdisjoint(targets)
+
+    def _filled(
+        self, name: str, found: Pattern, texts: tuple[str, ...], path: tuple[str, ...]
+    ) -> Route:
+        """Return the route of *name*; targets that no provider has are left out, unless all are."""
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError(f"model name {path[0]!r} is nested deeper than {MAX_DEPTH} names")
+        own, inside = self._patterns[found], (*path, found.text)
+        missing: list[ModelNotFound] = []
+
+        def entries(target: str) -> tuple[Target | Route, ...]:
+            whole = pattern(target).filled(texts) if is_pattern(target) else target
+            try:
+                return self._entry(whole, inside)
+            except ModelNotFound as error:
+                missing.append(error)
+                return ()
+
+        groups, fallback = [*map(entries, own.targets)], [*map(entries, own.fallback)]
+        if not any(groups) and not any(fallback):
+            raise missing[0]
+        return _route(name, own, groups, fallback)
+
+    # -- what is not a defined name --
+
+    def plain(self, model: str, provider: str = "") -> tuple[Target, ...]:
+        """Return the targets of what is not a defined name; raise ModelNotFound."""
         if provider:
             return (self._at(self.member(provider), model),)
         if model in self._members:
             return (_first(self._members[model]),)
         left, slash, right = model.partition("/")
-        if slash and left in self._members and _knows(self._members[left], right):
+        if slash and left in self._members and knows(self._members[left], right):
             return (Target(left, right),)
-        targets = tuple(Target(each.name, model) for each in self if _knows(each, model))
+        targets = tuple(Target(each.name, model) for each in self if knows(each, model))
         if targets:
             return targets
         if model in AUTO:
@@ -219,7 +297,7 @@ class Registry:
             return _first(provider)
         bare = model.removeprefix(f"{provider.name}/")
         for name in (model, bare):
-            if _knows(provider, name):
+            if knows(provider, name):
                 return Target(provider.name, name)
         if provider.any_model and bare:
             return Target(provider.name, bare)
@@ -245,7 +323,38 @@ def flat(route: Route) -> Iterator[Target]:
             yield entry
 
 
-def _knows(provider: RegisteredProvider, model: str) -> bool:
+def _route(
+    name: str,
+    own: ModelConfig,
+    groups: Sequence[tuple[Target | Route, ...]],
+    fallback: Iterable[tuple[Target | Route, ...]],
+) -> Route:
+    """Return the route of a name; raise ConfigError if it has too many targets."""
+    weights = tuple(
+        own.weights.get(target, 1.0) / len(group)
+        for target, group in zip(own.targets, groups, strict=True)
+        for _ in group
+    )
+    route = Route(
+        name,
+        tuple(entry for group in groups for entry in group),
+        own.strategy,
+        tuple(entry for group in fallback for entry in group),
+        weights if own.weights else (),
+        own.on_unsupported,
+        own.fallback_on,
+        own.sticky,
+        own.cache,
+        None if own.cache_answers is None else own.cache_answers.policy,
+        own.name if is_pattern(own.name) else "",
+    )
+    if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
+        raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")
+    return route
+
+
+def knows(provider: RegisteredProvider, model: str) -> bool:
+    """Return whether a provider lists *model*, or says that it serves it."""
     return model in provider.models or provider.serves(model)
 
 

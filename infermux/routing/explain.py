@@ -57,6 +57,7 @@ class Explanation(NamedTuple):
         plan = self.plan
         return {
             "model": plan.model,
+            "pattern": (plan.route and plan.route.pattern) or None,
             "strategy": plan.strategy,
             "seed": plan.seed,
             **self.about,

@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 
 from ..admission import Admission
 from ..admission.keys import Keyring
+from ..config.patterns import covers
 from ..errors import (
     BudgetExceeded,
     InferMuxError,
@@ -115,7 +116,7 @@ class Router:
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
         self._sleep = sleep
         self._rng = random.Random(seed)
-        self._cursors: dict[str, int] = {}  # calls of each round-robin name so far
+        self._cursors: dict[str, int] = {}  # calls of each round-robin name or pattern so far
 
     def take_over(self, other: Router) -> None:
         """Replace registry, state and configuration by those of *other*, from a newer file."""
@@ -224,7 +225,7 @@ class Router:
         return self._plan(route, request, seed, caller=caller, counts=False, size=size)
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
-        if caller.models is not None and request.model not in caller.models:
+        if caller.models is not None and not covers(caller.models, request.model):
             raise ModelNotAllowed(
                 f"this key may not use model {shown(request.model)}", param="model"
             )
@@ -245,9 +246,9 @@ class Router:
         """Return the plan of a call now; if it *counts*, advance the name's round robin."""
         cursor = 0
         if takes_turns(route):
-            cursor = self._cursors.get(route.name, -1) + 1
+            cursor = self._cursors.get(turns := route.pattern or route.name, -1) + 1
             if counts:
-                self._cursors[route.name] = cursor
+                self._cursors[turns] = cursor
         strict = (route.on_unsupported or self.on_unsupported) != "drop"
         session = session_for(route, request, caller)
         snapshot = self.targets.snapshot(

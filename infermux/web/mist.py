@@ -6,6 +6,7 @@ from flask import Response
 
 from ..dialects import parameters
 from ..errors import InferMuxError, ProtocolError, shown
+from ..planning.matching import within
 from ..protocol import (
     INFER_REQUEST,
     INFER_RESPONSE,
@@ -67,7 +68,8 @@ def infer(api: Api) -> Response:
 
 def providers(api: Api) -> Response:
     """List the providers and their models; a restricted key sees its own models only."""
-    found = api.router.registry.to_dict(authenticated(api).models)
+    registry, allowed = api.router.registry, authenticated(api).models
+    found = registry.to_dict(None if allowed is None else within(registry, allowed))
     return json_response(encode(found) + b"\n")
 
 

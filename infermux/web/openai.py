@@ -8,12 +8,14 @@ from functools import partial
 
 from flask import Response
 
+from ..config.patterns import covers
 from ..dialects.anthropic import downstream as anthropic
 from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
 from ..dialects.responses import downstream as responses
 from ..dialects.tools import custom_names
 from ..errors import InferMuxError, ModelNotFound, RequestError, shown
+from ..planning.matching import all_matched, within
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
@@ -103,13 +105,14 @@ def models(api: Api) -> Response:
     """List the models that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
-    owners: dict[str, str] = dict.fromkeys(registry.names, "infermux")
+    names = (*registry.names, *all_matched(registry))
+    owners: dict[str, str] = dict.fromkeys(names, "infermux")
     for member in registry:
         for name in member.models:
             owners.setdefault(name, member.name)
     if allowed is not None:
-        served = {name: registry.providers(name) for name in allowed}
-        owners = {name: owners.get(name, found[0]) for name, found in served.items() if found}
+        served = within(registry, allowed)
+        owners = {name: owners.get(name, found[0]) for name, found in served.items()}
     if api.name == "gemini" or is_google():
         return json_response(_google_page(api, [*owners.items()]))
     if _is_codex():
@@ -125,10 +128,11 @@ def model(api: Api, ident: str) -> Response:
     """Describe one model that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
-    found = registry.providers(ident) if allowed is None or ident in allowed else []
+    found = registry.providers(ident) if allowed is None or covers(allowed, ident) else []
     if not found:
         raise ModelNotFound(f"no provider for model {shown(ident)}", param="model")
-    owner = "infermux" if ident in registry.names else found[0]
+    named = ident in registry.names or registry.route(ident).pattern
+    owner = "infermux" if named else found[0]
     shape = _google if api.name == "gemini" or is_google() else _model
     return json_response(shape(api, ident, owner))
 
