@@ -6,7 +6,6 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +26,6 @@ from .planning import matching
 from .planning.registry import Registry
 from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS
-from .routing.circuit_breaker import CircuitBreaker
 from .routing.router import Router
 from .routing.targets import TargetPool
 
@@ -116,18 +114,18 @@ def _router(
     prices: dict[str, dict[str, Price]],
 ) -> Router:
     rules = config.reliability
-    opens = rules.circuit_breaker
-    failures, window, seconds = opens.failures, opens.window, opens.open
+    ledger = parts.ledger(config, serving)
+    keyring = parts.live_keyring(config, ledger)
+    rates = parts.rates(config, live=isinstance(keyring, LiveKeyring))
     targets = TargetPool(
         registry,
         overrides=prices,
         table=known,
         concurrency=parts.concurrency(config, serving),
-        breaker=partial(CircuitBreaker, failures=failures, window=window, open_seconds=seconds),
+        breaker=parts.breaker(rules.circuit_breaker),
+        breakers=parts.breakers(config),
+        pacers=parts.pacers(config, rates),
     )
-    ledger = parts.ledger(config, serving)
-    keyring = parts.live_keyring(config, ledger)
-    rates = parts.rates(config, live=isinstance(keyring, LiveKeyring))
     return Router(
         registry,
         parts.reporter(config),

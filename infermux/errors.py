@@ -21,7 +21,8 @@ InferMuxError                   500 internal_error
 ├─ ClientGone                   499 client_closed
 ├─ Unavailable                  503
 │  ├─ NoHealthyProvider         503 no_healthy_providers
-│  └─ Overloaded                503 overloaded
+│  ├─ Overloaded                503 overloaded
+│  └─ Paced                     429 upstream_rate_limited
 └─ ProviderError                502 upstream_error             retryable  failover
    ├─ ProviderTimeout           504 upstream_timeout           yes   yes
    ├─ ProviderUnavailable       502 upstream_error             yes   yes
@@ -359,6 +360,12 @@ class Overloaded(Unavailable):
     """The service is at capacity."""
 
     code, type = "overloaded", "overloaded_error"
+
+
+class Paced(Unavailable):
+    """The rate that the configuration allows to the provider is used up."""
+
+    status, code, type = 429, "upstream_rate_limited", "rate_limit_error"
 
 
 class ProviderError(InferMuxError):

@@ -436,7 +436,7 @@ def test_every_vendor_is_in_the_readme() -> None:
     from infermux.providers import PRESETS
 
     table = TEXTS["README"].partition("## Vendors")[2].partition("\n## ")[0]
-    told = re.findall(r"([\w. -]+?) `([a-z]+)` `([A-Z_]+)`", table)
+    told = re.findall(r"([\w. -]+?) `([a-z_]+)` `([A-Z_]+)`", table)
     assert [(name.strip(), key, variable) for name, key, variable in told] == [
         (preset.label, name, preset.keys[0]) for name, preset in PRESETS.items()
     ]

@@ -366,13 +366,14 @@ def _vendor(name: str) -> JSON:
     about: dict[str, JSON] = {"variables": holding}
     for variable in holding:
         value = "http://127.0.0.1:9" if variable in LOCAL else "k"
-        for address in (f"{name.upper()}_BASE_URL", f"{name.upper()}_OPENAI_ENDPOINT"):
+        vendor = name.upper()
+        for address in (f"{vendor}_BASE_URL", f"AWS_{vendor}_BASE_URL", "AZURE_OPENAI_ENDPOINT"):
             told = checked("-q", **{variable: value, address: "nonsense"})
             if told.startswith(f"{address} must be a URL"):
                 about["address"] = address
         beside = (
             {about["address"]: "http://127.0.0.1:9"}
-            if "address" in about and name == "azure"
+            if "address" in about and name in ("azure", "azure_entra", "vertex")
             else {}
         )
         told = infermux("providers", "--json", env={variable: value} | beside).stdout

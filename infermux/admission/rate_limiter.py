@@ -111,6 +111,28 @@ class RateLimiter:
                     table.words[at + _REQUESTS] -= 1
                     return
 
+    def wait(
+        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
+    ) -> float:
+        """Return the seconds until so many *requests* and *tokens* fit; count nothing.
+
+        More than fit into a minute take several.
+        """
+        opened = self._opened()
+        if opened is None:
+            return 0.0
+        with opened as table:
+            now = self._clock()
+            at, words, longest = table.record(caller, int(now)), table.words, 0.0
+            for buckets, wanted, limit in (
+                (_REQUEST_BUCKETS, requests, rpm),
+                (_TOKEN_BUCKETS, min(tokens, _MAX_TOKENS), tpm),
+            ):
+                whole, rest = divmod(max(0, wanted - 1), limit) if limit else (0, 0)
+                first = _wait(words, at + buckets, now, rest + 1 if wanted else 0, limit)
+                longest = max(longest, first + 60.0 * whole)
+            return longest
+
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
 

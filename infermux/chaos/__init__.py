@@ -19,7 +19,7 @@ from .. import build
 from ..components.providers import ECHO
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
-from ..config.settings import Reliability, Timeouts, Trace
+from ..config.settings import ModelConfig, NameTimeouts, Reliability, Timeouts, Trace
 from ..errors import ConfigError, InferMuxError, UnsupportedParameter
 from ..planning.call import Call
 from ..protocol import InferRequest
@@ -191,12 +191,19 @@ def _isolated(config: Config, limit: float) -> Config:
             proxy="",
             ca="",
             base_url="",
+            headers={},
+            rpm=0,
+            tpm=0,
         )
+
+    def named_alike(each: ModelConfig) -> ModelConfig:
+        found = replace(each, deadline=0.0, timeout=NameTimeouts())
+        return replace(found, strategy="priority", weights={})
 
     return replace(
         quiet,
         providers=tuple(map(isolated, quiet.providers)),
-        models=tuple(replace(each, strategy="priority", weights={}) for each in config.models),
+        models=tuple(map(named_alike, config.models)),
         reliability=replace(config.reliability, deadline=limit),
     )
 

@@ -15,6 +15,7 @@ from ..config import override
 from ..dialects import parameters
 from ..errors import close_to
 from ..protocol import strict_json
+from ..providers import PRESETS
 from . import Group, config_option, json_option, open_router, table, the_prompt
 from .chat import ask, asking, attachment, said, the_request
 
@@ -37,6 +38,7 @@ _MODULES = {  # where in infermux.cli a command is defined
     "validate": "serve",
 }
 _HELP = resources.files("infermux") / "help"
+_BEFORE = "## Models\n"  # the part of the topic `vendors` before which the presets stand
 _GENERATED = ("parameters", "Which parameters a target may go without")  # the topic without a file
 
 
@@ -177,6 +179,7 @@ def help_(ctx: click.Context, topic: str | None) -> None:
     elif topic in topics:
         path = _HELP / f"{topic}.md"
         text = _parameters() if topic == _GENERATED[0] else path.read_text(encoding="utf-8")
+        text = text.replace(_BEFORE, f"{_vendors()}\n{_BEFORE}", 1) if topic == "vendors" else text
         click.echo_via_pager(text.rstrip("\n"))
     elif topic in commands and (command := main.get_command(ctx, topic)):
         parent = click.Context(main, info_name="infermux", **main.context_settings)
@@ -213,6 +216,20 @@ def completion(shell: str) -> None:
     """
     if kind := get_completion_class(shell):
         click.echo(kind(main, {}, "infermux", "_INFERMUX_COMPLETE").source())
+
+
+def _vendors() -> str:
+    """Return the presets as text: each with its variables, its format and its address."""
+    rows = [
+        (
+            name,
+            ", ".join((*preset.keys, *([preset.address] if preset.address else []))),
+            preset.dialect,
+            preset.base_url or f"{preset.address or name.upper() + '_BASE_URL'} (needed)",
+        )
+        for name, preset in PRESETS.items()
+    ]
+    return table(("VENDOR", "VARIABLES", "FORMAT", "ADDRESS"), rows) + "\n"
 
 
 def _parameters() -> str:

@@ -11,6 +11,7 @@ import click
 
 from .. import build
 from ..components.prices import own_prices, price_table
+from ..config.settings import ModelConfig
 from ..errors import InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, PriceTable, compare, shipped
 from ..pricing.table import OWN
@@ -151,6 +152,7 @@ def models(everything: bool, config: str | None, as_json: bool) -> None:
     with open_router(config) as router:
         registry = router.registry
         names = [_name(registry.route(name)) for name in registry.names]
+        names += [_pattern(own) for text in registry.patterns if (own := registry.pattern(text))]
         listed = [_model(router, target) for target in registry.targets()]
         presets = [_preset(name, name in registry) for name in PRESETS] if everything else []
         day = router.targets.prices.day
@@ -162,6 +164,11 @@ def _name(route: Route) -> JSON:
     entries = [each.name if isinstance(each, Route) else str(each) for each in route.entries]
     then = [each.name if isinstance(each, Route) else str(each) for each in route.then]
     return {"name": route.name, "strategy": route.strategy, "targets": entries, "fallback": then}
+
+
+def _pattern(own: ModelConfig) -> JSON:
+    found = {"name": own.name, "strategy": own.strategy, "targets": [*own.targets]}
+    return found | {"fallback": [*own.fallback]}
 
 
 def _model(router: Router, target: Target) -> JSON:

@@ -153,13 +153,17 @@ def _explanation(found: JSON) -> str:
 
 def _row(target: JSON) -> list[str]:
     cost, latency = target["cost_usd"], target["latency"]
-    note = "over the remaining budget" if target.get("over_budget") else ""
+    notes = ["over the remaining budget"] if target.get("over_budget") else []
+    if rests := target.get("rests"):
+        notes.append(f"tried last: the vendor's limit is used up for {rests:.0f} s")
+    if params := target.get("params"):
+        notes.append(f"set: {', '.join(params)}")
     return [
         f"{target['provider']}/{target['model']}",
         target["state"],
         "-" if latency is None else f"{latency * 1000:.0f} ms",
         "unpriced" if cost is None else "<0.000001" if 0 < cost < 1e-6 else f"{cost:.6f}",
-        f"dropped: {target['dropped']}" if "dropped" in target else note,
+        f"dropped: {target['dropped']}" if "dropped" in target else "; ".join(notes),
     ]
 
 

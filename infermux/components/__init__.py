@@ -5,19 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..admission.rate_limiter import RateLimiter
 from ..config import Config
-from ..config.settings import KeyConfig, LedgerConfig, TeamConfig, caller_key
+from ..config.settings import (
+    Breaker,
+    KeyConfig,
+    LedgerConfig,
+    OwnBreaker,
+    TeamConfig,
+    caller_key,
+)
 from ..errors import ConfigError
 from ..ledger import Budget, Ledger, LedgerUnavailable, configured_budget
 from ..ledger.stores.keys import IssuedKey
 from ..planning.end_user import Users
 from ..routing.answers import AnswerCache
+from ..routing.circuit_breaker import CircuitBreaker
+from ..routing.pacing import Pacer
 from ..routing.router import Observer
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
@@ -38,8 +49,12 @@ def concurrency(config: Config, serving: bool) -> dict[str, int]:
 
 
 def rates(config: Config, *, live: bool = False) -> RateLimiter | None:
-    """Return the limiter of the keys' rates, if a key has any; *live*: if one may get some."""
+    """Return the limiter of the rates of keys and providers, if one has any.
+
+    *live*: a key may get some at run time.
+    """
     ring = keyring(config)
+    live = live or any(each.rpm or each.tpm for each in config.providers)
     if not live and (ring is None or not ring.limited):
         return None
     beside = (config.ledger and config.ledger.path) or LedgerConfig().path
@@ -70,6 +85,37 @@ def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
     except LedgerUnavailable as error:
         raise ConfigError(f"[models.{names[0]}].cache_answers: {error.reason}") from None
     raise ConfigError(f"[models.{names[0]}].cache_answers needs a ledger: set [ledger].path")
+
+
+def pacers(config: Config, limiter: RateLimiter | None) -> dict[str, Pacer]:
+    """Return what keeps the requests to providers below their own rates."""
+    return {
+        each.name: Pacer(each.name, limiter, rpm=each.rpm, tpm=each.tpm, wait=each.wait)
+        for each in config.providers
+        if limiter is not None and (each.rpm or each.tpm)
+    }
+
+
+def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
+    """Return what makes the circuit breakers of providers with settings of their own."""
+    usual, found = config.reliability.circuit_breaker, dict[str, Callable[[], CircuitBreaker]]()
+    for each in config.providers:
+        own = each.circuit_breaker
+        if own != OwnBreaker():
+            pairs = [(getattr(own, item.name), item.name) for item in fields(own)]
+            merged = Breaker(*(value or getattr(usual, name) for value, name in pairs))
+            found[each.name] = breaker(merged)
+    return found
+
+
+def breaker(settings: Breaker) -> Callable[[], CircuitBreaker]:
+    """Return what makes circuit breakers with these settings."""
+    return partial(
+        CircuitBreaker,
+        failures=settings.failures,
+        window=settings.window,
+        open_seconds=settings.open,
+    )
 
 
 def room(config: Config) -> dict[str, int]:

@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..admission.keys import LiveKeyring, hashed, new_key
+from ..config.patterns import STAR
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
 from ..ledger import Budget, Ledger, LedgerUnavailable
 from ..ledger.reports import iso
 from ..ledger.stores.keys import IssuedKey
+from ..planning.matching import check
+from ..planning.registry import Registry
 from ..pricing import usd
 from ..protocol import must_be
 from ..routing.router import Router
@@ -131,7 +134,10 @@ def _check(router: Router, name: str, settings: JSON) -> None:
             names.append((param, budget.then))
     for param, model in names:
         try:
-            router.registry.route(model)
+            if param == "models" and STAR * 2 in model:
+                raise RequestError(f"models: write * instead of ** in {shown(model)}", param=param)
+            find = check if param == "models" else Registry.route
+            find(router.registry, model)
         except ModelNotFound as error:
             raise RequestError(f"{param}: {error.message}", param=param) from None
 

@@ -49,7 +49,9 @@ def _prices(config: ProviderConfig, known: PriceTable, problems: Problems) -> di
 
 def is_vendor(config: ProviderConfig) -> bool:
     """Whether the provider is its preset's vendor, not a server with the same format."""
-    return config.name == config.type or not config.base_url
+    preset = PRESETS.get(config.type)
+    needs_address = preset is not None and not preset.base_url  # as at Azure: each has its own
+    return config.name == config.type or not config.base_url or needs_address
 
 
 def vendor_of(config: ProviderConfig) -> str:

@@ -10,13 +10,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import Config, ProviderConfig
+from ..config.params import credential_of
+from ..config.patterns import is_pattern
 from ..config.schema import Problems, suggestion
 from ..dialects.responses import STANDARD
 from ..errors import ConfigError, ModelNotFound, shown
 from ..planning.matching import check
 from ..planning.registry import Registry
+from ..protocol import InferRequest
 from ..providers import PRESETS, Preset, owner, plugin, plugins
 from ..providers.echo import EchoProvider, configured
+from ..types import Target
 from .prices import is_vendor, vendor_of
 
 ECHO = "echo"
@@ -57,6 +61,7 @@ def registry(config: Config, problems: Problems) -> Registry:
             found.register(EchoProvider())
     found.hint = partial(_hint, config)
     _define(found, config, problems)
+    _check_overrides(found, config, problems)
     return found
 
 
@@ -85,6 +90,27 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
                 if direct or error.message not in told:  # else already reported for an inner name
                     told.add(error.message)
                     raise ConfigError(f"{place}: {error}") from None
+
+
+def _check_overrides(registry: Registry, config: Config, problems: Problems) -> None:
+    """Report a value that overrides and that no target of its name can express."""
+    for model in config.models:
+        with problems:
+            if not model.override or is_pattern(model.name):
+                continue
+            try:
+                targets = registry.resolve(model.name)
+            except (ModelNotFound, ConfigError):
+                continue  # reported already
+            asked = InferRequest(model.name, params=dict(model.override))
+            why = [_unsaid(registry, target, asked) for target in targets]
+            if all(why):
+                raise ConfigError(f"[models.{model.name}].override: {targets[0]} {why[0]}")
+
+
+def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
+    ask = getattr(registry.member(target.provider).provider, "unsaid", None)
+    return "" if ask is None else ask(asked, target.model).meaning
 
 
 def _hint(config: Config, name: str) -> str:
@@ -148,6 +174,11 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         raise ConfigError(
             f'[providers.{config.name}].api: {config.type} has no Responses; use "auto"'
         )
+    if config.api_key is not None and (credential := credential_of(config.headers)):
+        raise ConfigError(
+            f"[providers.{config.name}].headers: {credential!r} carries a key, and so does "
+            "api_key: set one of them"
+        )
     support = preset.responses or (STANDARD if config.api == "responses" else None)
     return HTTPProvider(
         config.name,
@@ -164,4 +195,7 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         api=config.api,
         responses=support,
         thoughtless=preset.thoughtless,
+        params=config.params,
+        headers=config.headers,
+        auth=preset.auth,
     )

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from .credentials import api_key, reference
 from .names import check_stars, check_ties, model_name, without_cycles
+from .params import credential_of
 from .schema import (
     Problems,
     Secret,
@@ -266,10 +268,14 @@ class _File:
         found = {}
         for name, item in value.items():
             inner = f"{place}.{name}" if place else name
-            if name in _SECRETS and isinstance(item, str):
+            if inner.startswith("providers.") and name == "api_key":
+                found[name] = Secret(sha256(inner.encode()).hexdigest())
+                with problems:
+                    found[name] = api_key(item, f"[{place}].{name}", self.environment.get)
+            elif isinstance(item, str) and (name in _SECRETS or _is_headers(place)):
                 found[name] = Secret(sha256(inner.encode()).hexdigest())  # to go on after an error
                 with problems:
-                    found[name] = _resolved(item, inner, self.environment)
+                    found[name] = reference(item, inner, self.environment.get)
             else:
                 found[name] = self._dereferenced(item, inner, problems)
         return found
@@ -286,6 +292,8 @@ class _File:
             return provider
         if not provider.base_url:
             provider = replace(provider, base_url=environment.base_url(name))
+        if credential_of(provider.headers):
+            return provider
         if provider.api_key is None and (found := environment.provider(name)):
             address = provider.base_url or found.base_url
             provider = replace(provider, api_key=found.api_key, base_url=address)
@@ -302,6 +310,11 @@ class _File:
         return found
 
 
+def _is_headers(place: str) -> bool:
+    """Whether *place* is a provider's table of headers."""
+    return place.startswith("providers.") and place.endswith(".headers")
+
+
 def _toml(file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -315,26 +328,12 @@ def _toml(file: str) -> dict[str, Any]:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _resolved(value: str, place: str, environment: _Environment) -> Any:
-    """Return the secret that "env:NAME" or "file:PATH" refers to; other values unchanged."""
-    kind, _, name = value.partition(":")
-    if kind == "env" and name:
-        if not environment.get(name):
-            raise ConfigError(f"{place}: the variable {name} is not set")
-        return secret(place, environment.get(name), name)
-    if kind == "file" and name:
-        try:
-            return secret(place, Path(name).read_text(encoding="utf-8"), f"the file {name}")
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"{place}: the file {name} cannot be read") from None
-    return value
-
-
 def _check_keys(config: Config, keys: Mapping[str, Iterable[str]], problems: Problems) -> None:
     """Report each vendor that has no key, unless its address is configured: it may need none."""
     for provider in config.providers:
         variables = [each for each in keys.get(provider.type, ()) if not each.endswith(_ADDRESSES)]
-        if variables and provider.api_key is None and not provider.base_url:
+        needs = provider.api_key is None and not credential_of(provider.headers)
+        if variables and needs and not provider.base_url:
             own = f"{' or '.join(variables)}, or " if provider.type == provider.name else ""
             problems.errors.append(
                 f"{config.path}: [providers.{provider.name}] has no key: "

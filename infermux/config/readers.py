@@ -24,7 +24,8 @@ _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 def secret(value: Any, place: str) -> Secret:
     """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
-        remedy = '"env:NAME" or "file:PATH", never the secret itself'
+        more = ', "command:PROGRAM" or a list of these' if place.endswith(".api_key") else ""
+        remedy = f'"env:NAME" or "file:PATH"{more}, never the secret itself'
         raise ConfigError(f"{place} must be a reference, {remedy}")
     return value
 

@@ -48,10 +48,19 @@ class Secret:
         """Return the value itself."""
         return self._value
 
+    @property
+    def seal(self) -> str:
+        """A text by which ids are signed: the same in all processes of a service."""
+        return self._value
+
     def __repr__(self) -> str:
         return "Secret(***)"
 
     __str__ = __repr__
+
+
+class NoSecret(Exception):
+    """A secret cannot be had now; the text says why, without it."""
 
 
 class Problems:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON, AnswerPolicy
+from .params import headers as read_headers
+from .params import params as read_params
 from .readers import (
     days,
     key_hash,
@@ -60,6 +62,33 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnBreaker:
+    """What of [reliability.circuit_breaker] a provider has otherwise; 0: the same."""
+
+    failures: int = reads(whole, 0)
+    window: float = reads(or_zero(seconds), 0.0)
+    open: float = reads(or_zero(seconds), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class NameTimeouts:
+    """Limits of waiting for the calls of a name, in seconds; 0: the provider's."""
+
+    attempt: float = reads(or_zero(seconds), 0.0)  # of an answer, or until a stream's content
+    connect: float = reads(or_zero(seconds), 0.0)
+    first_byte: float = reads(or_zero(seconds), 0.0)
+    idle: float = reads(or_zero(seconds), 0.0)
+    total: float = reads(or_zero(seconds), 0.0)
+
+
+def name_timeouts(value: Any, place: str) -> NameTimeouts:
+    """Read the seconds of an attempt, or a table."""
+    if isinstance(value, dict):
+        return table(NameTimeouts)(value, place)
+    return NameTimeouts(attempt=seconds(value, place))
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderConfig:
     """A provider; defaults come from the preset of its type."""
 
@@ -74,6 +103,12 @@ class ProviderConfig:
     ca: str = reads(text, "")  # path of a CA bundle
     unsupported: Mapping[str, Any] = reads(missing_features, {})  # by model: features it lacks
     concurrency: int = reads(whole, 0)  # calls at a time per worker; 0: half of the threads
+    headers: Mapping[str, Any] = reads(read_headers, {})  # sent with every request
+    params: Mapping[str, Any] = reads(read_params, {})  # where neither client nor name sets them
+    rpm: int = reads(whole, 0)  # requests that we send per minute, over all workers; 0: no limit
+    tpm: int = reads(whole, 0)  # tokens per minute, likewise
+    wait: float = reads(or_zero(seconds), 10.0)  # seconds that a call may wait for these two
+    circuit_breaker: OwnBreaker = reads(table(OwnBreaker), OwnBreaker())
     # the vendor's format of conversations; auto: Responses only where a request needs it
     api: str = reads(one_of("auto", "chat", "responses"), "auto")
     options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
@@ -114,6 +149,11 @@ class ModelConfig:
     cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
     # answers of ours that are given again for the same request
     cache_answers: AnswersConfig | None = reads(table(AnswersConfig), None)
+    params: Mapping[str, Any] = reads(read_params, {})  # where the client does not set them
+    override: Mapping[str, Any] = reads(read_params, {})  # whatever the client sets
+    timeout: NameTimeouts = reads(name_timeouts, NameTimeouts())
+    attempts: int = reads(whole, 0)  # 0: those of [reliability], and so the next
+    deadline: float = reads(or_zero(seconds), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

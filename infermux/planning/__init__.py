@@ -62,7 +62,8 @@ class Snapshot:
     state: State = State()
     unfit: Mapping[Target, str] = field(default_factory=dict)  # why it cannot serve the request
     refused: Mapping[Target, tuple[str, float]] = field(default_factory=dict)  # reason, seconds
-    partial: Collection[Target] = ()  # would leave out a preference: tried after the others
+    # would leave out a preference, or the vendor's limit is used up: tried after the others
+    partial: Collection[Target] = ()
 
 
 @dataclass(frozen=True, slots=True)

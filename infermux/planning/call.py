@@ -12,9 +12,21 @@ from ..errors import FailedAttempt, Failure, InferMuxError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
-from ..types import ANONYMOUS, JSON, NOTHING, Caller, Chunk, OnWait, Target, TraceContext, Usage
+from ..types import (
+    ANONYMOUS,
+    JSON,
+    NOTHING,
+    Caller,
+    Chunk,
+    Deadline,
+    OnWait,
+    Target,
+    TraceContext,
+    Usage,
+)
 from . import Plan
 from .session import session_of
+from .settings import NameSettings
 
 
 @dataclass(slots=True)
@@ -31,6 +43,7 @@ class Attempt:
     assumed: bool = False  # it was sent, and whether it was billed is not known
     error: Failure | None = None
     waited: float = 0.0  # seconds of backoff before the attempt
+    paced: int | None = None  # tokens counted in the provider's rate before; None: it has none
     served: str = ""  # the model that the vendor says it used
     dropped: list[str] = field(default_factory=list)  # names of params that were left out
     upstream_ids: list[str] = field(default_factory=list)  # that the vendor gave the request
@@ -117,6 +130,7 @@ class Call:
     settles: tuple[int, str] | None = None  # start and id of the row that bills a stored response
     stated_ms: int | None = None  # what the provider that answered says it took
     plan: Plan | None = None
+    settings: NameSettings | None = None  # of the name that the plan is for
     attempts: list[Attempt] = field(default_factory=list)
     usage: Usage | None = None
     cost: int | None = None  # pico-USD of the attempt that answered
@@ -156,10 +170,29 @@ class Call:
         several = plan is not None and len(plan.targets) + len(plan.dropped) > 1
         lenient = self.lenient or several
         request = for_target(self.request, attempt.target, attempt.dropped, lenient=lenient)
+        if self.settings is not None and (own := self.settings.targets.get(attempt.target)):
+            request = own.applied(request)
         request.upstream_ids, request.most_output = attempt.upstream_ids, self.most_output
         if plan is not None and plan.route is not None and plan.route.cache:
             request.cache_key = session_of(self.request, self.caller)
         return request
+
+    def limit(self, usual: float | None, longest: float) -> Deadline:
+        """Return the call's deadline: the client's or the configured one, whichever is less.
+
+        *usual* is that of names without one; *longest* holds if there is none at all.
+        """
+        own = (self.settings.deadline if self.settings is not None else 0.0) or usual
+        seconds = min([each for each in (self.patience, own) if each is not None], default=longest)
+        return Deadline(seconds, by_client=seconds == self.patience, on_wait=self.on_wait)
+
+    def most_attempts(self, usual: int) -> int:
+        """Return the most upstream requests of the call: its name's, else *usual*."""
+        return (self.settings.attempts if self.settings is not None else 0) or usual
+
+    def limited(self, target: Target, deadline: Deadline) -> Deadline | None:
+        """Return the deadline that the name sets for an attempt at *target*, or None."""
+        return None if self.settings is None else self.settings.limited(target, deadline)
 
     def has_tried(self, target: Target) -> bool:
         """Return whether *target* was tried already."""

@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from ..config.patterns import Pattern, is_pattern, pattern
-from ..config.settings import AnswersConfig, ModelConfig
+from ..config.settings import AnswersConfig, ModelConfig, NameTimeouts
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
-from ..types import FALLBACK_ON, JSON, Route, Target
+from ..types import FALLBACK_ON, JSON, NOTHING, Route, Target
+from .settings import NameSettings, has_settings, settings_of
 
 AUTO = ("", "auto")
 MAX_DEPTH = 20  # of names inside names
@@ -27,6 +28,8 @@ class Registry:
         self._patterns: dict[Pattern, ModelConfig] = {}  # the most specific first
         self._routes: dict[str, Route] = {}  # of the names, once resolved
         self._matched = lru_cache(maxsize=MAX_MATCHED)(self._by_pattern)
+        self._settings = lru_cache(maxsize=MAX_MATCHED)(self._settings_of)
+        self.has_settings = False  # whether a name sets anything for its calls
         self.changes = 0  # the number of providers and names added
         self.hint: Callable[[str], str] = lambda name: ""  # how to open what is not configured
         for provider in providers:
@@ -53,6 +56,7 @@ class Registry:
     def _changed(self) -> None:
         self._routes.clear()
         self._matched.cache_clear()
+        self._settings.cache_clear()
         self.changes += 1
 
     def get(self, name: str) -> Any:
@@ -111,30 +115,60 @@ class Registry:
         sticky: bool = False,
         cache: str = "",
         cache_answers: AnswersConfig | None = None,
+        params: Mapping[str, Any] = NOTHING,
+        override: Mapping[str, Any] = NOTHING,
+        timeout: NameTimeouts | float = NameTimeouts(),
+        attempts: int = 0,
+        deadline: float = 0.0,
     ) -> None:
         """Define a name; a target is PROVIDER/MODEL, a model, a provider or a defined name.
 
         A name with `*` is a pattern; each `*` of a target is what that of the name stands for.
+        *params* are used where a request does not set them, *override* always; both have OpenAI's
+        names. *timeout*: seconds of an attempt. *attempts* and *deadline*: 0 for the router's.
         """
-        self._changed()
-        defined = ModelConfig(
-            name,
-            tuple(targets),
-            strategy,
-            tuple(fallback),
-            dict(weights or {}),
-            on_unsupported,
-            tuple(fallback_on),
-            sticky,
-            cache,
-            cache_answers,
+        self._keep(
+            ModelConfig(
+                name,
+                tuple(targets),
+                strategy,
+                tuple(fallback),
+                dict(weights or {}),
+                on_unsupported,
+                tuple(fallback_on),
+                sticky,
+                cache,
+                cache_answers,
+                params,
+                override,
+                NameTimeouts(timeout) if isinstance(timeout, int | float) else timeout,
+                attempts,
+                deadline,
+            )
         )
+
+    def _keep(self, defined: ModelConfig) -> None:
+        self._changed()
+        self.has_settings = self.has_settings or has_settings(defined)
+        name = defined.name
         if not is_pattern(name):
             self._names[name] = defined
             return
         known = self._patterns | {pattern(name): defined}
         order = sorted(known, key=lambda each: -each.specificity)
         self._patterns = {each: known[each] for each in order}
+
+    def settings(self, route: Route) -> NameSettings | None:
+        """Return what is set for the calls of a name, or None."""
+        if not self.has_settings or not (route.pattern or route.name in self._names):
+            return None
+        return self._settings(route.name)
+
+    def _settings_of(self, name: str) -> NameSettings:
+        return settings_of(self.route(name), self._defined)
+
+    def _defined(self, route: Route) -> ModelConfig | None:
+        return self.pattern(route.pattern) if route.pattern else self._names.get(route.name)
 
     @property
     def names(self) -> tuple[str, ...]:

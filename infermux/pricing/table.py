@@ -27,7 +27,10 @@ SHIPPED = "the shipped table"
 FREE = Tariff(Decimal(0), Decimal(0))
 _KEYS = ("version", "as_of", "currency", "unit", "sources", "models")
 _ARN = re.compile(r"\Aarn:aws:bedrock:[^/]*:(?:inference-profile|foundation-model)/")
-_PREFIX = {"google": "models/", "fireworks": "accounts/fireworks/models/"}
+_PREFIXES = {  # "google/": at Vertex's endpoint with OpenAI's format
+    "google": ("models/", "google/"),
+    "fireworks": ("accounts/fireworks/models/",),
+}
 _DATE = re.compile(r"(?:-\d{4}-\d\d-\d\d|-\d{8}|@[^@]*)\Z", re.ASCII)
 _GOOGLE_DATE = re.compile(rf"{_DATE.pattern}|-\d{{3}}\Z", re.ASCII)
 _PRESETS = {"gemini": "google"}  # presets whose vendor has another name here
@@ -288,7 +291,8 @@ def names(provider: str, model: str) -> Iterator[str]:
     yield name
     if provider == "bedrock":
         name = _ARN.sub("", name, count=1)
-    name = name.removeprefix(_PREFIX.get(provider, ""))
+    for prefix in _PREFIXES.get(provider, ()):
+        name = name.removeprefix(prefix)
     yield name
     if name.startswith("ft:"):
         yield ":".join(name.split(":")[:2])

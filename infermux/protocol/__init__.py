@@ -21,8 +21,7 @@ from .strict_json import Document
 
 VERSION = "1"
 MAX_MESSAGE = 10 * 1024 * 1024  # bytes of one message
-INFER_REQUEST = "infer.request"
-INFER_RESPONSE = "infer.response"
+INFER_REQUEST, INFER_RESPONSE = "infer.request", "infer.response"
 TRACE_SPAN = "trace.span"
 CHAT = "chat"
 MAX_NAME = 512  # characters of a model or provider: names are keys of caches
@@ -44,8 +43,6 @@ _FORBIDDEN = frozenset(
         "extra_query",
     }
 )
-
-
 _MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
 _ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
@@ -186,6 +183,8 @@ class InferRequest:
     cache_key: str = ""  # of the session, if the vendor is to cache the prompt
     upstream_ids: list[str] | None = field(default=None, compare=False)  # collects the vendor's
     most_output: int | None = None  # tokens that a budget can pay
+    forced: Any = None  # those of the params that the configuration sets (dialects.settled)
+    timeouts: Mapping[str, float] | None = None  # that the configuration sets for the name
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

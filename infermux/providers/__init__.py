@@ -26,6 +26,7 @@ class Preset(NamedTuple):
     label: str = ""  # its name as people write it
     responses: Support | None = None  # how it supports Responses; None: it does not
     thoughtless: str = ""  # pattern of models that refuse to be asked for reasoning
+    auth: str = ""  # "bearer": the key goes into Authorization, whatever the dialect is
 
 
 # OpenAI's models: those without chat completions, and those that refuse tools there (all, or with
@@ -70,6 +71,36 @@ _PRESETS = {
         address="AZURE_OPENAI_ENDPOINT",
         keys=("AZURE_OPENAI_API_KEY",),
         responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
+    ),
+    # the same with a token of Entra, which is a bearer token; the variable is the official SDK's
+    # (https://learn.microsoft.com/azure/ai-services/openai/how-to/managed-identity)
+    "azure_entra": Preset(
+        "",
+        dialect="azure",
+        path="/openai?api-version=2024-10-21",
+        vendor="azure",
+        address="AZURE_OPENAI_ENDPOINT",
+        keys=("AZURE_OPENAI_AD_TOKEN",),
+        responses=_OPENAI._replace(prefix="/v1", query="api-version=v1"),
+        auth="bearer",
+    ),
+    # its endpoint with OpenAI's format takes an API key of Bedrock as a bearer token
+    # (https://docs.aws.amazon.com/bedrock/latest/userguide/inference-chat-completions.html)
+    "bedrock": Preset(
+        "https://bedrock-runtime.us-east-1.amazonaws.com/openai/v1",
+        ("openai.gpt-oss-120b-1:0", "openai.gpt-oss-20b-1:0"),
+        path="/openai/v1",
+        address="AWS_BEDROCK_BASE_URL",
+        keys=("AWS_BEARER_TOKEN_BEDROCK",),
+        responses=None,
+    ),
+    # its endpoint with OpenAI's format takes a token of Google Cloud
+    # (cloud.google.com/vertex-ai/generative-ai/docs/multimodal/call-vertex-using-openai-library)
+    "vertex": Preset(
+        "",
+        ("google/gemini-3.5-flash", "google/gemini-2.5-pro"),
+        vendor="google",
+        keys=("VERTEX_ACCESS_TOKEN",),
     ),
     "mistral": Preset(
         "https://api.mistral.ai/v1",
@@ -208,6 +239,9 @@ _PRESETS = {
 }
 _LABELS = {
     "openai": "OpenAI",
+    "azure_entra": "Azure with Entra",
+    "bedrock": "Amazon Bedrock",
+    "vertex": "Vertex AI",
     "gemini": "Google",
     "deepseek": "DeepSeek",
     "xai": "xAI",

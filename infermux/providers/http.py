@@ -19,17 +19,15 @@ from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects import obj as as_object
 from ..dialects.fitting import without_reasoning
-from ..dialects.openai.requests import COMPLETION_TOKENS
+from ..dialects.limits import LIMITS, used_up
 from ..dialects.parameters import Unsaid
 from ..dialects.responses import RESOURCE, STANDARD, Support
-from ..dialects.sizes import limited
+from ..dialects.settled import placed, settled
 from ..errors import (
-    NativeError,
     ProviderAuthError,
     ProviderError,
     ProviderModelNotFound,
     ProviderRejected,
-    ProviderTimeout,
     ProviderUnavailable,
     RequestError,
 )
@@ -37,7 +35,9 @@ from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import JSON, Chunk, Deadline
 from .base import Provider, load_dialect, provider_failed
+from .bodies import LARGE, check_size, with_limit, with_members
 from .chunked import decoded, length, pieces
+from .credentials import Credentials, bearer_token, is_static, with_revealed
 from .failures import FOREIGN, NONSENSE, mapped
 from .redaction import Redactor
 from .transport import READ_SIZE, Adapter, Answer, Exchange
@@ -45,10 +45,9 @@ from .transport import READ_SIZE, Adapter, Answer, Exchange
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
 MAX_STREAM = 4  # times the size of one response, for one stream
 HEARTBEAT_SECONDS = 10.0  # the longest silence of a stream before a heartbeat goes to the client
-LARGE = 65536  # bytes; parsing more may take noticeable time
-MAX_NESTED = 1_000_000  # lists and objects of one answer
 MAX_ERROR_BODY = 1024 * 1024  # bytes that are read of an error
-MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
+MAX_SECRETS = 1000  # values of keys that are redacted
+MAX_RESTING = 1000  # models whose used limit is remembered
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
 # headers with a vendor's id of a request, the best one first
 _REQUEST_IDS = (
@@ -61,6 +60,7 @@ _REQUEST_IDS = (
     "x-generation-id",
     "cf-ray",
 )
+BETA = "anthropic-beta"  # a list
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "infermux"}
 _REQUEST_ID = re.compile(r"[\w.:/=+~-]{1,128}", re.ASCII)
 
@@ -80,7 +80,7 @@ class HTTPProvider(Provider):
         models: Sequence[str] = (),
         pattern: str = "",
         timeouts: Timeouts = Timeouts(),
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | Secret] | None = None,
         proxy: str | None = None,
         ca: str | None = None,
         max_response: int = MAX_RESPONSE,
@@ -89,27 +89,44 @@ class HTTPProvider(Provider):
         api: str = "auto",
         responses: Support | None = STANDARD,
         thoughtless: str = "",
+        params: Mapping[str, Any] | None = None,
+        auth: str = "",
     ) -> None:
         self.name, self.timeouts, self.models = name, timeouts, tuple(models)
-        self.vendor = vendor or name  # in the price table
-        self.unsupported = unsupported or {}  # features, by model
+        self.vendor, self.unsupported = vendor or name, unsupported or {}
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
-        key = self._key.reveal() if self._key else ""
-        self.dialect = load_dialect(dialect, api, responses, key)
+        self.dialect = load_dialect(dialect, api, responses, self._key.seal if self._key else "")
         self._choose = getattr(self.dialect, "choose", None)
         self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
-        own = self.dialect.auth(key) if key else {}
-        self._headers = {**_HEADERS, **(headers or {}), **own}
-        self._redacted = Redactor(self._headers, _hosts(address))
+        self._set_headers(headers or {}, _hosts(address), bearer=auth == "bearer")
         self._pattern = re.compile(pattern) if pattern else None
         self._thoughtless = re.compile(thoughtless) if thoughtless else None
         self._adapter = partial(
             Adapter, verify=ca or True, proxies={"http": proxy, "https": proxy} if proxy else {}
         )
-        self._max_response = max_response
+        self._max_response, self._params = max_response, params or None
+        self._limits = LIMITS.get(getattr(self.dialect, "NAME", ""), ())
+        self.resting: dict[str, float] = {}  # until when, by model: its limit is used up
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
+
+    def _set_headers(
+        self, headers: Mapping[str, str | Secret], hosts: Sequence[str], *, bearer: bool
+    ) -> None:
+        """Set what every request has; keys that change, or several, are chosen for each."""
+        auth = bearer_token if bearer else self.dialect.auth
+        added, self._secrets = with_revealed(headers)
+        usual = {name: value for name, value in _HEADERS.items() if name.lower() not in added}
+        key, static = self._key, is_static(self._key)
+        own = auth(key.reveal()) if key is not None and static else {}
+        self._headers = {**usual, **added, **own}
+        self._beta = added.get(BETA)  # which a client's own would replace
+        self._hosts = hosts
+        self._redacted = Redactor(self._headers, hosts, self._secrets)
+        self._credentials: Credentials | None = None
+        if key is not None and not static:
+            self._credentials = Credentials(self.name, key, auth, self._learn_key)
 
     def serves(self, model: str) -> bool:
         """Return whether *model* matches the pattern of this vendor's own models."""
@@ -124,16 +141,17 @@ class HTTPProvider(Provider):
     @property
     def responses_secret(self) -> bytes:
         """The secret that signs the ids of responses which this vendor stores."""
-        key = self._key.reveal() if self._key is not None else self._base_url
+        key = self._key.seal if self._key is not None else self._base_url
         return sha256("\0".join(("infermux", self.name, key)).encode(errors="replace")).digest()
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the response; raise ProviderError or RequestError."""
-        request, exchange = self._own(request), Exchange(deadline, self.timeouts)
+        request = self._own(request)
+        exchange = Exchange(deadline, self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=False)
         with self._guarded():
             data = self._read(answer, exchange)
-            _check_size(data, exchange)
+            check_size(data, exchange)
             response = dialect.decode_response(data, request)
             self._note_id(request, response.id)
             return response
@@ -144,7 +162,8 @@ class HTTPProvider(Provider):
         The call's deadline applies up to the first content; then timeouts.total applies to the
         rest. The idle limit applies from the first byte of the body.
         """
-        request, exchange = self._own(request), Exchange(deadline, self.timeouts)
+        request = self._own(request)
+        exchange = Exchange(deadline, timeouts := self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=True)
         with self._guarded():
             try:
@@ -153,7 +172,7 @@ class HTTPProvider(Provider):
                 for chunk in chunks:
                     self._note_id(request, chunk.id)
                     if chunk.has_content:
-                        exchange.deadline = Deadline(self.timeouts.total)
+                        exchange.deadline = Deadline(timeouts.total)
                         yield chunk
                         break
                     yield chunk
@@ -185,17 +204,24 @@ class HTTPProvider(Provider):
             return as_object(own.value)
         try:
             body = dialect.encode_request(request, stream=False)
-            return as_object(strict_json.lenient(body))
+            more = request.forced.params if request.forced is not None else {}
+            return as_object(strict_json.lenient(body)) | more
         except (RequestError, ValueError, TypeError):
             return {}
 
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
-        if self._lacks_reasoning(model):
-            request = without_reasoning(request)
-        if (request.provider, request.model) == (self.name, model):
-            return request
-        return replace(request, provider=self.name, model=model)
+        if (request.provider, request.model) != (self.name, model):
+            request = replace(request, provider=self.name, model=model)
+        if self._params is not None:
+            request = settled(request, self._params, {})
+        if request.forced is not None:
+            request = placed(request, self._speaks(request))
+        return without_reasoning(request) if self._lacks_reasoning(model) else request
+
+    def _patience(self, request: InferRequest) -> Timeouts:
+        own = request.timeouts
+        return self.timeouts if own is None else replace(self.timeouts, **own)
 
     def _lacks_reasoning(self, model: str) -> bool:
         """Return whether a model has no reasoning, by the configuration or the preset."""
@@ -212,7 +238,7 @@ class HTTPProvider(Provider):
         prepared = self._prepared(request, dialect, stream=stream)
         try:
             with self._guarded():
-                return self._send(prepared, exchange, request), dialect
+                return self._post(prepared, exchange, request), dialect
         except ProviderError as error:
             learn = getattr(self.dialect, "learn", None)
             if learn is None or not learn(request, error):
@@ -220,7 +246,7 @@ class HTTPProvider(Provider):
         dialect = self._speaks(request)
         prepared = self._prepared(request, dialect, stream=stream)
         with self._guarded():
-            return self._send(prepared, exchange, request), dialect
+            return self._post(prepared, exchange, request), dialect
 
     def _speaks(self, request: InferRequest) -> Dialect:
         """Return the dialect in which to send a request, for a vendor with two of them."""
@@ -233,6 +259,8 @@ class HTTPProvider(Provider):
         path = dialect.path(request, stream=stream)
         try:
             body = dialect.encode_request(request, stream=stream)
+            if request.forced is not None:
+                body = with_members(body, request.forced.params)
             if request.most_output is not None:
                 body = with_limit(body, request)
         except RequestError as error:
@@ -246,6 +274,8 @@ class HTTPProvider(Provider):
             "Content-Length": str(len(body)),
             "Accept-Encoding": "identity" if stream else "gzip, deflate",
         }
+        if self._beta is not None and headers[BETA] != self._beta:
+            headers[BETA] = f"{self._beta},{headers[BETA]}"
         prepared = PreparedRequest()
         prepared.method, prepared.body, prepared.hooks = _method(request), body, {}
         prepared.url = self._base_url + path
@@ -253,6 +283,22 @@ class HTTPProvider(Provider):
             prepared.url += ("&" if "?" in path else "?") + self._query
         prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
         return prepared
+
+    def _post(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
+        """Return the response to a request; where keys change or are several, with one of them."""
+        keys = self._credentials
+        if keys is None:
+            return self._send(prepared, exchange, request)
+        post = partial(self._send, prepared, exchange, request)
+        headers = cast(dict[str, str], prepared.headers)
+        answer = keys.send(headers, post, exchange.deadline, partial(used_up, limits=self._limits))
+        if self.resting and not keys.rests():
+            self.resting.pop(request.model, None)  # another key is free
+        return answer
+
+    def _learn_key(self, value: str) -> None:
+        self._secrets = [*self._secrets[-MAX_SECRETS:], value]
+        self._redacted = Redactor(self._headers, self._hosts, self._secrets)
 
     def _send(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
         """Return the response, read up to its body; raise its error if the status is not 2xx."""
@@ -266,6 +312,8 @@ class HTTPProvider(Provider):
             raise ProviderUnavailable("no connection to the provider") from error
         if request.upstream_ids is not None and (ident := self._upstream_id(answer.headers)):
             request.upstream_ids.append(ident)
+        if self._limits and (seconds := used_up(answer.headers, self._limits)):
+            self._rest(request.model, seconds)
         if not 200 <= answer.status_code < 300:
             data = b""
             if answer.status_code >= 400:
@@ -274,6 +322,12 @@ class HTTPProvider(Provider):
             answer.raw.close()
             raise self._failure(answer, data)  # a name for it here would be a cycle with this frame
         return answer
+
+    def _rest(self, model: str, seconds: float) -> None:
+        """Note that a model's limit is used up."""
+        if len(self.resting) >= MAX_RESTING:
+            self.resting.clear()  # callers can name any number of models
+        self.resting[model] = time.monotonic() + seconds
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""
@@ -330,7 +384,7 @@ class HTTPProvider(Provider):
         if parser := Parser if is_sse else getattr(dialect, "WITHOUT_SSE", None):
             return dialect.decode_events(self._events(body, exchange, parser()), request)
         data = self._read(answer, exchange)
-        _check_size(data, exchange)
+        check_size(data, exchange)
         return dialect.decode_whole(data, request)
 
     def _events(
@@ -348,7 +402,7 @@ class HTTPProvider(Provider):
             if events := parser.feed(data):
                 if size - told > LARGE:
                     for event in events:
-                        _check_size(event.data, exchange)
+                        check_size(event.data, exchange)
                 told = size
                 yield from events
                 last = time.monotonic()
@@ -382,59 +436,11 @@ class HTTPProvider(Provider):
             error.args = (error.message,)
             error.param = self._redacted(error.param)[:100] if error.param else None
         if error.native is not None:
-            error.native = self._redacted_native(error.native)
-        if isinstance(error, ProviderAuthError):
+            error.native = self._redacted.native(error.native)
+        if isinstance(error, ProviderAuthError) and not error.hint:
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
-
-    def _redacted_native(self, native: NativeError) -> NativeError | None:
-        members = native.members
-        if len(strict_json.encode(members)) > MAX_ERROR:
-            members = {name: members.get(name) for name in ("type", "code", "param")}
-        if len(strict_json.encode(members)) > MAX_ERROR:
-            return None
-        return native._replace(
-            members={name: self._clean(value) for name, value in members.items()},
-            request_id=_header(self._redacted(native.request_id)),
-            headers=tuple(
-                (name, value)
-                for name, value in native.headers
-                if _header(value) and self._redacted(value) == value
-            ),
-        )
-
-    def _clean(self, value: Any) -> Any:
-        """Return a part of a vendor's error without keys and addresses."""
-        if isinstance(value, str):
-            return self._redacted(value)
-        if isinstance(value, dict):
-            return {self._redacted(name): self._clean(each) for name, each in value.items()}
-        return [self._clean(each) for each in value] if isinstance(value, list) else value
-
-
-def _header(value: str) -> str:
-    """Return at most 100 characters, or "" if *value* is invalid in a header."""
-    return value[:100] if value.isascii() and value.isprintable() else ""
-
-
-def _check_size(data: bytes, exchange: Exchange) -> None:
-    """Raise unless *data* can be parsed in the time that is left: no parser can be stopped."""
-    if len(data) < LARGE:
-        return
-    nested = data.count(b"[") + data.count(b"{")
-    if nested > MAX_NESTED:
-        raise ProviderUnavailable("the provider's answer holds too many values")
-    seconds = 1e-6 * nested + 2e-7 * data.count(b",") + 3e-9 * len(data)
-    if seconds > exchange.deadline.remaining():
-        raise ProviderTimeout("the provider's answer came too late to be read")
-
-
-def with_limit(body: bytes, request: InferRequest) -> bytes:
-    """Return a body with the request's own limit of the output."""
-    by_new_name = COMPLETION_TOKENS.match(request.model) is not None
-    found, most = as_object(strict_json.lenient(body)), request.most_output or 0
-    return strict_json.encode(limited(found, most, completion=by_new_name))
 
 
 def _hosts(address: str) -> tuple[str, str]:

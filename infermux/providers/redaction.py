@@ -7,10 +7,15 @@ import contextlib
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote
+
+from ..errors import NativeError
+from ..protocol import strict_json
 
 REDACTED = "[redacted]"
 MAX_WORDS = 2000  # characters of a vendor's message that are read
+MAX_ERROR = 2500  # bytes of a vendor's own error that is passed on
 MAX_SHORT = 64  # characters of a text that is compared with encoded keys
 PIECE = 12  # consecutive characters of a key that count as a secret
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -29,11 +34,15 @@ _STANDARD = str.maketrans("-_", "+/")
 class Redactor:
     """Removes addresses and keys, plain or encoded, from a vendor's text.
 
-    *headers* are those of our requests; *hosts* are the provider's host names.
+    *headers* are those of our requests; *secrets* are further values of them; *hosts* are
+    the provider's host names.
     """
 
-    def __init__(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], hosts: Iterable[str], secrets: Iterable[str] = ()
+    ) -> None:
         private = [value for name, value in headers.items() if _PRIVATE.search(name)]
+        private += secrets
         keys = {word for value in private for word in (value, *value.split()[-1:]) if word}
         self._own = sorted({*keys, *hosts} - {""}, key=len, reverse=True)
         self._pieces = {piece for key in keys for piece in _pieces(key)}
@@ -70,8 +79,38 @@ class Redactor:
             return True
         return any(own in text for own in self._own)
 
+    def native(self, native: NativeError) -> NativeError | None:
+        """Return a vendor's own error without keys and addresses; None if it is too long."""
+        members = native.members
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            members = {name: members.get(name) for name in ("type", "code", "param")}
+        if len(strict_json.encode(members)) > MAX_ERROR:
+            return None
+        return native._replace(
+            members={name: self.clean(value) for name, value in members.items()},
+            request_id=_header(self(native.request_id)),
+            headers=tuple(
+                (name, value)
+                for name, value in native.headers
+                if _header(value) and self(value) == value
+            ),
+        )
+
+    def clean(self, value: Any) -> Any:
+        """Return a part of a vendor's error without keys and addresses."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, dict):
+            return {self(name): self.clean(each) for name, each in value.items()}
+        return [self.clean(each) for each in value] if isinstance(value, list) else value
+
     def _hides(self, text: str, depth: int) -> bool:
         return self.reveals(text, depth if text.isascii() else 0)  # only ASCII is decoded again
+
+
+def _header(value: str) -> str:
+    """Return at most 100 characters, or "" if *value* is invalid in a header."""
+    return value[:100] if value.isascii() and value.isprintable() else ""
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ..dialects.openai.downstream import decode_request
 from ..errors import RequestError, shown
 from ..ledger import Budget, BudgetState
 from ..planning import Plan
+from ..planning.settings import NameSettings
 from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
 from ..protocol.strict_json import Document
@@ -115,24 +116,23 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage = expected_usage(request, size)
     costs = router.targets.costs((*plan.targets, *plan.dropped), usage)
     refused = "budget_exceeded" if exceeded else None
-    kept = plan.route.answers if plan.route is not None and router.answers is not None else None
+    settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
         "caller": caller.name,
         "user": (user and user.shown) or None,
         "tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
         "budget_left_usd": usd_float(left),
         "override": override or None,
-        "cache_answers": kept and kept._asdict(),
+        **_of_name(router, plan, settings),
         "refused": refused if plan.targets else "no_healthy_providers",
     }
     targets = [
-        _state(router, target, costs[target]) | {"over_budget": over.get(target, False)}
+        _state(router, target, costs[target])
+        | {"over_budget": over.get(target, False)}
+        | _settings(settings, target, request)
         for target in plan.targets
     ]
-    dropped = [
-        _state(router, target, costs[target]) | {"dropped": reason}
-        for target, reason in plan.dropped.items()
-    ]
+    dropped = [_state(router, t, costs[t]) | {"dropped": why} for t, why in plan.dropped.items()]
     return Explanation(plan, tuple(targets), tuple(dropped), about)
 
 
@@ -170,6 +170,30 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
     return min(states, key=lambda state: state.left, default=None)
 
 
+def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
+    """Return what the name sets for its calls: kept answers, attempts, a deadline."""
+    kept = plan.route.answers if plan.route is not None and router.answers is not None else None
+    found: JSON = {"cache_answers": kept and kept._asdict()}
+    if settings is None:
+        return found
+    return found | {"attempts": settings.attempts or None, "deadline": settings.deadline or None}
+
+
+def _settings(settings: NameSettings | None, target: Target, request: InferRequest) -> JSON:
+    """Return what the name sets for a call to *target*, if anything."""
+    own = settings.targets.get(target) if settings is not None else None
+    if own is None:
+        return {}
+    sent = own.applied(request)
+    timeouts = ({"attempt": own.timeout.attempt} if own.timeout.attempt else {}) | dict(
+        sent.timeouts or {}
+    )
+    return {
+        "params": dict(sent.forced.params if sent.forced is not None else {}),
+        "timeout": timeouts,
+    }
+
+
 def _state(router: Router, target: Target, cost: int | None) -> JSON:
     breaker = router.targets.breakers().get(target)
     state = breaker and breaker.snapshot()
@@ -178,6 +202,7 @@ def _state(router: Router, target: Target, cost: int | None) -> JSON:
         "model": target.model,
         "state": state.state if state else "closed",
         "retry_in": state.retry_in if state and state.reason else None,
+        "rests": router.targets.resting(target) or None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
         "cost_usd": usd_float(cost),

@@ -19,7 +19,6 @@ import copy
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -31,6 +30,7 @@ from ..errors import (
     InferMuxError,
     ModelNotAllowed,
     NoHealthyProvider,
+    Paced,
     ProviderError,
     ProviderRateLimited,
     ProviderTimeout,
@@ -48,21 +48,18 @@ from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
 from ..telemetry.spans import SpanReporter, span
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
-from .accounting import Accounting, unpriced
+from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
 from .callers import TAGS as TAGS
 from .callers import begun, has_hard_budget
 from .stored import Ids
 from .stream import Stream, open_chunks
-from .targets import UNPRICED, TargetPermit, TargetPool
+from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
+from .targets import TargetPermit, TargetPool
 
 CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SDKs)
 FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
-BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the official SDKs)
-MAX_BACKOFF = 8.0
-FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
-THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
 _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
     *("admission", "ids", "keyring", "accounting", "users", "answers", "observers"),
@@ -72,7 +69,6 @@ log = logging.getLogger("infermux")
 Observer = Callable[[Call], None]
 Sleep = Callable[[float], None]
 Answer = TypeVar("Answer")
-Queue = deque[tuple[Target, float]]  # targets, and the monotonic time until which to wait
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
 
@@ -251,6 +247,8 @@ class Router:
                 self._cursors[turns] = cursor
         strict = (route.on_unsupported or self.on_unsupported) != "drop"
         session = session_for(route, request, caller)
+        if (settings := self.registry.settings(route)) is not None:
+            request = settings.own.applied(request)
         snapshot = self.targets.snapshot(
             route, request, cursor, has_hard_budget(caller), size, strict, session
         )
@@ -261,13 +259,7 @@ class Router:
         """Return a plan with at least one target; raise NoHealthyProvider with the reasons."""
         call.plan = plan = self._plan(route, call.request, caller=call.caller)
         if not plan.targets:
-            if plan.dropped and set(plan.dropped.values()) == {UNPRICED}:
-                raise unpriced(next(iter(plan.dropped)))
-            reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
-            raise NoHealthyProvider(
-                f"no target is available for model {shown(route.name)} ({reasons[:300]})",
-                retry_after=plan.retry_in,
-            )
+            raise no_target(plan)
         return plan
 
     # -- attempts --
@@ -277,6 +269,7 @@ class Router:
         call.request.check()
         self.ids.pin(call)
         route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
+        call.settings = self.registry.settings(route)
         call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
         budget = call.caller.budget
         if self.ledger is None and isinstance(budget, Budget) and budget.hard:
@@ -284,7 +277,7 @@ class Router:
         self.admission.admit(call, streamed=streamed)
         if self.answers is not None and (known := self.answers.find(call, route)) is not None:
             return cast(Answer, Replay(call, known, self.finish) if streamed else known)
-        deadline = self._deadline(call)
+        deadline = call.limit(self.deadline, CALL_SECONDS)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own
         try:
             return self._first_success(call, deadline, send)
@@ -292,14 +285,10 @@ class Router:
             if call.attempts or error.then in ("reject", "warn"):
                 raise
             call.override = error.then
-            call.plan = self._planned(call, self.registry.route(error.then))
+            cheaper = self.registry.route(error.then)
+            call.settings = self.registry.settings(cheaper)
+            call.plan = self._planned(call, cheaper)
             return self._first_success(call, deadline, send)
-
-    def _deadline(self, call: Call) -> Deadline:
-        """Return the deadline of a call: the client's or the configured one, whichever is less."""
-        limits = [limit for limit in (call.patience, self.deadline) if limit is not None]
-        seconds = min(limits, default=CALL_SECONDS)
-        return Deadline(seconds, by_client=seconds == call.patience, on_wait=call.on_wait)
 
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
@@ -309,18 +298,24 @@ class Router:
         """
         assert call.plan is not None
         failover = Deadline(FAILOVER_SECONDS)  # of attempts while another target is untried
-        queue: Queue = deque((target, 0.0) for target in call.plan.targets)
+        queue = TargetQueue(call.plan.targets)
         last: InferMuxError | None = None
         try:
-            while queue and len(call.attempts) < self.attempts:
-                target, not_before = queue.popleft()
+            while queue and len(call.attempts) < call.most_attempts(self.attempts):
+                target, not_before = queue.next()
+                waits = queue.waits(target)
                 try:
                     if (waited := self._wait(call, target, not_before, deadline)) is None:
                         last = last or ProviderTimeout("no provider answered in time")
                         break
-                    others = any(not call.has_tried(other) for other, _ in queue)
-                    share = deadline.share(SHARE, failover) if others else deadline
-                    return self._try(call, target, waited, share, send)
+                    share = call.limited(target, deadline)
+                    if share is None:
+                        others = queue.has_untried(call)
+                        share = deadline.share(SHARE, failover) if others else deadline
+                    return self._try(call, target, waited, share, send, waits)
+                except Paced as error:
+                    last = last or error
+                    queue.postpone(target, error, waited=waits)
                 except (RequestError, Unavailable) as error:  # nothing was sent
                     if not error.elsewhere:
                         raise
@@ -329,10 +324,9 @@ class Router:
                 except ProviderError as error:
                     last = error
                     if not error.failover:
-                        follow, route = self.targets.may_follow, call.plan.route
-                        queue = deque(q for q in queue if follow(q[0], target, error, route))
+                        queue.keep(self.targets.followers(target, error, call.plan.route))
                     elif (again := self._retry_at(call, target, error, deadline)) is not None:
-                        queue.append((target, again))
+                        queue.retry(target, again)
             raise last or NoHealthyProvider(
                 "no provider for this model can answer now", retry_after=call.plan.retry_in
             )
@@ -360,12 +354,20 @@ class Router:
         return None if deadline.expired else wait
 
     def _try(
-        self, call: Call, target: Target, waited: float, deadline: Deadline, send: Send[Answer]
+        self,
+        call: Call,
+        target: Target,
+        waited: float,
+        deadline: Deadline,
+        send: Send[Answer],
+        waits: bool,
     ) -> Answer:
         """Send one request; record its outcome, also in the target's circuit breaker."""
         self.accounting.reserve(call, target)
+        pacer = self.targets.pacers.get(target.provider)
+        tokens = None if pacer is None else pacer.admit(call, deadline, waits=waits)
         permit = self.targets.acquire(target, force=call.must_try(target))
-        attempt = Attempt(target, time.monotonic(), waited=waited)
+        attempt = Attempt(target, time.monotonic(), waited=waited, paced=tokens)
         call.attempts.append(attempt)
         try:
             return send(self.registry.member(target.provider), call, attempt, deadline, permit)
@@ -384,15 +386,11 @@ class Router:
         self, call: Call, target: Target, error: ProviderError, deadline: Deadline
     ) -> float | None:
         """Return when to retry *target* (monotonic seconds), or None if not within the deadline."""
-        if not error.retryable or len(call.attempts) >= self.attempts:
+        if not error.retryable or len(call.attempts) >= call.most_attempts(self.attempts):
             return None
         wait = error.retry_after
         if wait is None:
-            times = sum(attempt.target == target for attempt in call.attempts)
-            base = BACKOFF if call.has_one_target else FAILOVER_BACKOFF
-            if isinstance(error, ProviderRateLimited):
-                base = THROTTLED_BACKOFF
-            wait = self._rng.uniform(0, min(MAX_BACKOFF, base * 2 ** (times - 1)))
+            wait = self._rng.uniform(0, longest_backoff(call, target, error))
         if wait >= deadline.remaining() or not self.targets.retry_budget(target.provider).spend():
             return None
         return time.monotonic() + wait
@@ -440,6 +438,7 @@ class Router:
             call.describe(error)
         self.admission.release(call)
         self.accounting.settle(call)
+        self.targets.settle(call)
         for observer in self.observers:
             try:
                 observer(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from ..admission import ConcurrencyLimiter
@@ -23,6 +24,7 @@ from ..errors import (
     reason,
 )
 from ..planning import Snapshot, State, takes_turns
+from ..planning.call import Call
 from ..planning.registry import Registry, flat
 from ..pricing import Price, PriceTable, cost, shipped
 from ..pricing.token_estimate import estimate_messages
@@ -30,6 +32,7 @@ from ..protocol import CHAT, InferRequest
 from ..providers.base import RegisteredProvider
 from ..types import JSON, Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
+from .pacing import Pacer
 
 MAX_TARGETS = 4096  # with a state: callers can name any number of models
 MAX_RETRIES = 10.0  # per provider, until successes add more
@@ -152,6 +155,8 @@ class TargetPool:
         registry: Registry,
         *,
         breaker: Callable[[], CircuitBreaker] = CircuitBreaker,
+        breakers: Mapping[str, Callable[[], CircuitBreaker]] | None = None,
+        pacers: Mapping[str, Pacer] | None = None,
         concurrency: Mapping[str, int] | None = None,
         overrides: Mapping[str, Mapping[str, Price]] | None = None,
         table: PriceTable | None = None,
@@ -160,7 +165,9 @@ class TargetPool:
         self.overrides = overrides or {}  # configured prices, used before the table
         self.prices = table or shipped()
         self.forced_open: set[Target | str] = set()  # targets, and whole providers by name
+        self.pacers = pacers or {}  # of providers with rates of their own
         self._new_breaker = breaker
+        self._own_breakers = breakers or {}  # of providers with settings of their own
         self._breakers: dict[Target, CircuitBreaker] = {}
         self._limiters = {
             name: ConcurrencyLimiter(limit) for name, limit in (concurrency or {}).items()
@@ -181,10 +188,26 @@ class TargetPool:
             with self._lock:
                 if len(self._breakers) >= MAX_TARGETS:
                     self._evict()
-                found = self._breakers.setdefault(target, self._new_breaker())
+                found = self._breakers.setdefault(target, self._made(target.provider))
                 if target in self.forced_open or target.provider in self.forced_open:
                     found.open()
         return found
+
+    def _made(self, provider: str) -> CircuitBreaker:
+        return self._own_breakers.get(provider, self._new_breaker)()
+
+    def settle(self, call: Call) -> None:
+        """Correct the tokens that were counted in providers' rates to those that were used."""
+        for attempt in call.attempts if self.pacers else ():
+            pacer, usage = self.pacers.get(attempt.target.provider), attempt.usage
+            if pacer is not None and attempt.paced is not None and usage is not None:
+                used = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+                pacer.correct(attempt.paced, used, since=attempt.started)
+
+    def resting(self, target: Target) -> float:
+        """Return the seconds until a limit of the vendor is reset that is used up, or 0."""
+        found = getattr(self.registry.member(target.provider).provider, "resting", None)
+        return max(0.0, found.get(target.model, 0.0) - time.monotonic()) if found else 0.0
 
     def _evict(self) -> None:
         """Forget the oldest idle target that is not configured."""
@@ -193,6 +216,12 @@ class TargetPool:
         idle = (each for each in others if not self._breakers[each].in_flight)
         if others:
             del self._breakers[next(idle, others[0])]
+
+    def followers(
+        self, failed: Target, error: ProviderError, route: Route | None
+    ) -> Callable[[Target], bool]:
+        """Return a function that returns whether a target `may_follow` *failed*."""
+        return lambda target: self.may_follow(target, failed, error, route)
 
     def may_follow(
         self, target: Target, failed: Target, error: ProviderError, route: Route | None
@@ -269,6 +298,8 @@ class TargetPool:
             unfit |= {target: UNPRICED for target in targets if self.price(target) is None}
         if not strict:
             partial = ()
+        if len(targets) > 1:  # the only one is asked all the same: the vendor decides
+            partial += tuple(target for target in targets if self.resting(target))
         if not (ordered or unfit or refused or partial):
             return _NOTHING_KNOWN
         state = self._state(targets, request, cursor, size, session) if ordered else State()

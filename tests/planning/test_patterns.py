@@ -378,3 +378,12 @@ def test_explain_names_the_pattern(tmp_path, monkeypatch):
     assert answer.output.startswith("x-2 (x-*): priority, ") and "one/a-2" in answer.output
     asked = CliRunner().invoke(main, ["explain", "x-2", "-c", str(path), "--json"])
     assert json.loads(asked.output)["pattern"] == "x-*"
+
+
+def test_models_shows_patterns_as_they_are_written(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(ECHOES + '[models]\n"x-*" = ["one/a-*", "two/c-*"]\n')
+    answer = CliRunner().invoke(main, ["models", "-c", str(path), "--json"])
+    assert answer.exit_code == 0, answer.output
+    [name] = json.loads(answer.output)["names"]
+    assert (name["name"], name["targets"]) == ("x-*", ["one/a-*", "two/c-*"])

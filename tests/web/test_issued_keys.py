@@ -530,3 +530,13 @@ def test_streams_tell_them_in_their_head(client, path):
 def test_a_key_without_limits_gets_no_such_headers(client):
     told = ask(client, make(client)["key"]).headers
     assert not [name for name, _ in told if "ratelimit" in name.lower() or "Budget" in name]
+
+
+def test_the_models_of_a_key_may_be_patterns(client: Any) -> None:
+    key = make(client, name="wide", models=["p/*", "ch*"])["key"]
+    got = [ask(client, key, model).status_code for model in ("p/m", "cheap", "m")]
+    assert got == [200, 200, 403]
+    for scope in ("nobody/*", "p/**"):
+        body = {"name": "dead", "models": [scope]}
+        answer = client.post("/keys", json=body, headers=ADMIN)
+        assert answer.status_code == 400 and "models" in answer.get_json()["error"]["message"]

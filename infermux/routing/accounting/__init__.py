@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from ...dialects.responses import RESOURCE
 from ...errors import (
     BudgetExceeded,
+    InferMuxError,
+    NoHealthyProvider,
     ProviderAuthError,
     ProviderError,
     ProviderModelNotFound,
@@ -31,12 +33,13 @@ from ...ledger import (
     Ledger,
     LedgerUnavailable,
 )
+from ...planning import Plan
 from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
 from ...types import Target, Usage
-from ..targets import TargetPool
+from ..targets import UNPRICED, TargetPool
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
@@ -147,8 +150,11 @@ class Accounting:
         registry = self._targets.registry
         if self._streams[0] != registry.changes:
             self._streams = registry.changes, _stream_seconds(self._targets)
-        limit = min(self._deadline or call.patience or self._longest, MAX_CALL)
-        return limit + self._streams[1] + HOLD_MARGIN
+        own, stream = 0.0, self._streams[1]
+        if call.settings is not None:
+            own, stream = call.settings.deadline, max(stream, call.settings.longest_stream)
+        limit = min(own or self._deadline or call.patience or self._longest, MAX_CALL)
+        return limit + stream + HOLD_MARGIN
 
     def settle(self, call: Call) -> None:
         """Record *call*, or queue it if the ledger cannot be written now."""
@@ -170,17 +176,26 @@ class Accounting:
 
         *size* is the number of input tokens, if only that is known.
         """
-        worst = self._worst(for_target(request, target, lenient=True), target, size)
+        worst = self._worst(self._sent(request, target), target, size)
         return None if worst is None else worst.pico
 
     def exceeds(
         self, request: InferRequest, target: Target, left: int, size: int | None = None
     ) -> bool:
         """Return whether a budget with *left* pico-USD cannot pay a call, even a limited one."""
-        worst = self._worst(for_target(request, target, lenient=True), target, size)
+        worst = self._worst(self._sent(request, target), target, size)
         if worst is None or (worst.pico or 0) <= left:
             return False
         return worst.bounded or not worst.affordable(left)
+
+    def _sent(self, request: InferRequest, target: Target) -> InferRequest:
+        """Return what *target* is sent of a request that is not a call."""
+        registry, found = self._targets.registry, for_target(request, target, lenient=True)
+        if not registry.has_settings:
+            return found
+        settings = registry.settings(registry.route(request.model))
+        own = settings.targets.get(target) if settings is not None else None
+        return found if own is None else own.applied(found)
 
     def _worst(
         self, request: InferRequest, target: Target, size: int | None = None
@@ -396,3 +411,14 @@ def said(response: InferResponse) -> str:
     more = response.extra.get("more", "")
     words = response.content, response.reasoning, response.refusal, more
     return "".join((*words, str(legacy.get("arguments") or ""), *inputs))
+
+
+def no_target(plan: Plan) -> InferMuxError:
+    """Return why a plan has no target."""
+    if plan.dropped and set(plan.dropped.values()) == {UNPRICED}:
+        return unpriced(next(iter(plan.dropped)))
+    reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
+    return NoHealthyProvider(
+        f"no target is available for model {shown(plan.model)} ({reasons[:300]})",
+        retry_after=plan.retry_in,
+    )

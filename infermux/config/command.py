@@ -1,0 +1,197 @@
+"""An API key that a command prints, such as a cloud's own tool."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from hashlib import sha256
+from typing import Any
+
+from ..errors import ConfigError, printable, shown
+from ..types import POSIX, Clock, LogThrottle
+from .schema import NoSecret, Secret, secret
+
+MAX_OUTPUT = 65536  # bytes that a command may print
+TTL = 300.0  # seconds that a command's key is used
+RUN_SECONDS = 10.0  # that a command may take
+REFRESH = 0.8  # of the ttl, after which a new key is fetched while the old one is used
+RETRY_SECONDS = 5.0  # after a command that failed
+_BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # that may be a token, in a command's words
+log = logging.getLogger("infermux")
+
+
+class CommandSecret(Secret):
+    """A key that a command prints, such as a cloud's own tool; it is used for *ttl* seconds.
+
+    The command is run without a shell, by one thread at a time. While a key is still good a new one
+    is fetched in the background. After a failure the last key is used for as long as it lasts.
+    """
+
+    __slots__ = (
+        "_argv",
+        "_changed",
+        "_clock",
+        "_failed",
+        "_fetched",
+        "_limit",
+        "_log",
+        "_runs",
+        "_ttl",
+        "_why",
+    )
+
+    def __init__(
+        self,
+        argv: list[str],
+        *,
+        ttl: float = TTL,
+        limit: float = RUN_SECONDS,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        super().__init__("unknown", f"the command {argv[0]!r}")
+        self._value = ""
+        self._argv, self._ttl, self._limit, self._clock = argv, ttl, limit, clock
+        self._changed, self._log = threading.Condition(), LogThrottle()
+        self._runs, self._why = False, ""
+        self._fetched = self._failed = -float("inf")  # times
+
+    def reveal(self) -> str:
+        """Return the key; raise NoSecret."""
+        return self.current(self._limit)
+
+    @property
+    def seal(self) -> str:
+        """A text by which ids are signed: the same in all processes."""
+        return sha256("\0".join(self._argv).encode(errors="replace")).hexdigest()
+
+    def current(self, patience: float) -> str:
+        """Return the key within *patience* seconds; raise NoSecret."""
+        now = self._clock()
+        if now - self._fetched < self._ttl * REFRESH:
+            return self._value
+        end = now + patience
+        with self._changed:
+            good = now - self._fetched < self._ttl
+            if not self._runs and (not good or now - self._failed >= RETRY_SECONDS):
+                if not good and now - self._failed < RETRY_SECONDS:
+                    raise NoSecret(self._why)
+                self._runs = True
+                threading.Thread(target=self._run, daemon=True).start()
+            while self._runs and not good and (left := end - self._clock()) > 0:
+                self._changed.wait(left)
+            if good or self._clock() - self._fetched < self._ttl:
+                return self._value
+            raise NoSecret(self._why or f"{self.source} has not answered yet")
+
+    def renew(self) -> bool:
+        """Fetch another key, as the vendor refuses this one; return whether it differs."""
+        with self._changed:
+            before = self._value
+            if self._clock() - self._fetched < RETRY_SECONDS:
+                return False  # it is new
+            self._fetched = -float("inf")
+        try:
+            return self.current(self._limit) != before
+        except NoSecret:
+            return False
+
+    def _run(self) -> None:
+        value, why = "", ""
+        try:
+            value = secret("its output", self._output()).reveal()
+        except NoSecret as error:
+            why = str(error)
+        except ConfigError as error:
+            why = f"{self.source}: {error.message}"
+        except Exception as error:
+            why = f"{self.source} failed with {type(error).__name__}"
+        with self._changed:
+            self._runs, now = False, self._clock()
+            if value:
+                self._value, self._fetched, self._why = value, now, ""
+            else:
+                self._failed, self._why = now, why
+            self._changed.notify_all()
+        if why and self._log.due():
+            log.error("no new API key: %s", why)
+
+    def _output(self) -> str:
+        """Return what the command prints; raise NoSecret, naming what it says of its failure."""
+        try:
+            process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # so that its children can be stopped, too
+            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "invalid"
+            raise NoSecret(f"{self.source} cannot be run: {reason}") from None
+        streams = [process.stdout, process.stderr]
+        found = [bytearray(), bytearray()]
+        readers = [
+            threading.Thread(target=_read_all, args=pair, daemon=True)
+            for pair in zip(streams, found, strict=True)
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            code = process.wait(self._limit)
+            for reader in readers:
+                reader.join(1.0)  # a child of it may keep the pipe open
+        except subprocess.TimeoutExpired:
+            raise NoSecret(f"{self.source} took longer than {self._limit:g} s") from None
+        finally:
+            _stop(process)
+        if code:
+            raise NoSecret(f"{self.source} failed with exit code {code}{_told(found[1])}")
+        if len(found[0]) > MAX_OUTPUT:
+            raise NoSecret(f"{self.source} printed more than {MAX_OUTPUT} bytes")
+        return found[0].decode("ascii", "replace")
+
+
+def _read_all(stream: Any, into: bytearray) -> None:
+    """Read a pipe to its end, and close it; keep a little more than MAX_OUTPUT bytes of it."""
+    with stream, contextlib.suppress(OSError, ValueError):
+        while piece := stream.read1(8192):
+            if len(into) <= MAX_OUTPUT:
+                into += piece
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command and what it started."""
+    with contextlib.suppress(OSError):
+        if POSIX:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
+def _told(errors: bytearray) -> str:
+    """Return the last line of a command's errors, without what may be a token."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    last = _BEARERS.sub("[redacted]", lines[-1][:300]) if lines else ""
+    return f": {printable(last)}" if last else ""
+
+
+def words(command: str, place: str) -> list[str]:
+    """Return the words of a command; raise ConfigError if there is no such program."""
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{place} is no command: {error}") from None
+    if not argv or shutil.which(argv[0]) is None:
+        what = shown(argv[0]) if argv else "this name"
+        raise ConfigError(f"{place}: there is no program {what}; give its path")
+    return argv

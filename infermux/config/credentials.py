@@ -1,0 +1,169 @@
+"""API keys of providers: from a variable, a file that may change, a command, or several of these.
+
+Each is a Secret; the value of one that may change is what `current` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, shown
+from ..types import LogThrottle
+from .schema import Secret, of_type, seconds, secret, suggestion, text
+
+MAX_KEYS = 100  # of one provider
+LOOK_SECONDS = 1.0  # between two looks at a file
+_DURATION = re.compile(r"([1-9]\d{0,5})(s|m|h)", re.ASCII)
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+log = logging.getLogger("infermux")
+Get = Callable[[str], str]  # returns the value of a variable, or ""
+
+
+class FileSecret(Secret):
+    """A key in a file, which is read again when the file, or what a link leads to, changes."""
+
+    __slots__ = ("_lock", "_log", "_looked", "_path", "_stamp")
+
+    def __init__(self, path: str, place: str) -> None:
+        self._path, self._lock, self._log = Path(path), threading.Lock(), LogThrottle()
+        self._stamp, value = self._read(place)
+        self._looked = time.monotonic()
+        super().__init__(value, f"the file {path}")
+
+    def _read(self, place: str) -> tuple[tuple[int, ...], str]:
+        try:
+            found = self._path.stat()
+            value = secret(place, self._path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"{place}: the file {self._path} cannot be read") from None
+        return _stamp(found), value.reveal()
+
+    def current(self, patience: float) -> str:
+        """Return the key in the file now; the last one if it cannot be read."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self.renew()
+        return self._value
+
+    def renew(self) -> bool:
+        """Look at the file; return whether it holds another key."""
+        with self._lock:
+            before, self._looked = self._value, time.monotonic()
+            with contextlib.suppress(OSError):
+                if _stamp(self._path.stat()) == self._stamp:
+                    return False
+            try:
+                self._stamp, self._value = self._read("api_key")
+            except ConfigError as error:  # half written, or removed: the next look may succeed
+                if self._log.due():
+                    log.warning("the last key is used: %s", error.message)
+            return self._value != before
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class SecretPool(Secret):
+    """Several keys of one provider, among which its calls are spread."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, keys: tuple[Secret, ...]) -> None:
+        super().__init__("several", ", ".join(key.source for key in keys))
+        self.keys = keys
+
+    def reveal(self) -> str:
+        """Return the first key."""
+        return self.keys[0].reveal()
+
+    @property
+    def seal(self) -> str:
+        """A text by which ids are signed: that of the first key."""
+        return self.keys[0].seal
+
+
+# -- reading --
+
+
+def reference(value: str, place: str, get: Get) -> Any:
+    """Return the secret that "env:NAME" or "file:PATH" refers to; other values unchanged."""
+    kind, _, name = value.partition(":")
+    if kind == "env" and name:
+        if not get(name):
+            raise ConfigError(f"{place}: the variable {name} is not set")
+        return secret(place, get(name), name)
+    if kind == "file" and name:
+        found = FileSecret(name, place)
+        return Secret(found.reveal(), found.source)
+    return value
+
+
+def api_key(value: Any, place: str, get: Get) -> Any:
+    """Return a provider's key, or several, to which *value* refers; other values unchanged."""
+    if isinstance(value, list):
+        return _pool(value, place, get)
+    if isinstance(value, dict):
+        return _command_table(value, place)
+    if not isinstance(value, str):
+        return value
+    kind, _, rest = value.partition(":")
+    if kind == "command" and rest.strip():
+        from .command import CommandSecret, words  # loads subprocess
+
+        return CommandSecret(words(rest, place))
+    if kind == "file" and rest:
+        return FileSecret(rest, place)
+    return reference(value, place, get)
+
+
+def _pool(values: list[Any], place: str, get: Get) -> Secret:
+    if not 0 < len(values) <= MAX_KEYS:
+        raise ConfigError(f"{place} must have from 1 to {MAX_KEYS} references")
+    found: list[Secret] = []
+    for number, value in enumerate(values):
+        key = api_key(value, f"{place}[{number}]", get) if not isinstance(value, list) else value
+        if not isinstance(key, Secret):
+            raise ConfigError(f"{place}[{number}] must be a reference, {REFERENCES}")
+        static = type(key) is Secret
+        if static and any(type(e) is Secret and e.reveal() == key.reveal() for e in found):
+            raise ConfigError(f"{place}[{number}] is the same key as another one of the list")
+        found.append(key)
+    return found[0] if len(found) == 1 else SecretPool(tuple(found))
+
+
+REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
+
+
+def _command_table(value: Mapping[str, Any], place: str) -> Secret:
+    from .command import RUN_SECONDS, TTL, CommandSecret, words
+
+    known = ("command", "ttl", "timeout")
+    if "command" not in value and value.keys().isdisjoint(known):
+        raise ConfigError(f"{place} must be a reference, {REFERENCES}")
+    for name in value:
+        if name not in known:
+            raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, known)}")
+    if "command" not in value:
+        raise ConfigError(f"{place} needs 'command'")
+    argv = words(text(value["command"], f"{place}.command"), f"{place}.command")
+    ttl = _ttl(value.get("ttl", TTL), f"{place}.ttl")
+    limit = seconds(value.get("timeout", RUN_SECONDS), f"{place}.timeout")
+    return CommandSecret(argv, ttl=ttl, limit=limit)
+
+
+def _ttl(value: Any, place: str) -> float:
+    """Read seconds, or a text such as 50m."""
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value)
+        if not found:
+            raise ConfigError(f'{place} must be seconds or a text such as "50m"')
+        value = int(found[1]) * _UNITS[found[2]]
+    return float(seconds(of_type(float, value, place), place))

@@ -1,0 +1,56 @@
+"""Vendors' rate limits as their answers tell them: whether one is used up, and until when.
+
+OpenAI and Groq: x-ratelimit-remaining-requests and -tokens; x-ratelimit-reset-requests and -tokens
+hold durations such as 1s, 6m0s or 2m59.56s
+(https://platform.openai.com/docs/guides/rate-limits, https://console.groq.com/docs/rate-limits).
+Anthropic: anthropic-ratelimit-requests-remaining, -tokens-, -input-tokens- and -output-tokens-; the
+resets are times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime
+
+MAX_REST = 3600.0  # seconds: some limits are of a day, and may be raised before
+UNKNOWN_REST = 1.0  # seconds, where an answer does not say until when
+_EPOCH = 1e9  # above which a number is a time
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms])){1,5}|\d+(?:\.\d+)?", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms]|)", re.ASCII)
+_OPENAI = tuple(
+    (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
+    for what in ("requests", "tokens")
+)
+_ANTHROPIC = tuple(
+    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+    for what in ("requests", "tokens", "input-tokens", "output-tokens")
+)
+LIMITS = {"openai": _OPENAI, "responses": _OPENAI, "anthropic": _ANTHROPIC}  # by dialect
+
+
+def used_up(headers: Mapping[str, str], limits: tuple[tuple[str, str], ...]) -> float:
+    """Return the seconds until every limit that is used up is reset; 0: none is used up."""
+    seconds = 0.0
+    for left, reset in limits:
+        if left in headers and headers[left].strip() == "0":
+            seconds = max(seconds, _seconds(headers.get(reset, "").strip()))
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds until a reset, given as a duration or a time."""
+    if len(text) > 40:
+        return UNKNOWN_REST
+    if _DURATION.fullmatch(text):
+        found = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+        if found >= _EPOCH:  # a time: seconds or milliseconds since 1970
+            found = (found / 1000 if found >= _EPOCH * 1000 else found) - time.time()
+        return min(max(0.0, found), MAX_REST)
+    try:
+        left = datetime.fromisoformat(text).timestamp() - time.time()
+    except (ValueError, OverflowError, OSError):
+        return UNKNOWN_REST
+    return min(max(0.0, left), MAX_REST)

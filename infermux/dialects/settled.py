@@ -1,0 +1,144 @@
+"""Applies parameters that the configuration sets: defaults, and values that override a client's.
+
+They have OpenAI's names and are translated like a client's own. Where a body passes unchanged, as
+client and vendor have the same format, they are translated to that format and put into the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..protocol import CHAT, InferRequest, strict_json
+from ..types import JSON
+from . import Dialect, obj, without
+from .parameters import Drop, hint, kinds
+
+_COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
+_OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# objects whose members are set one by one, so that a client's others stay
+_HOLDERS = ("generationConfig", "generation_config", "reasoning", "text", "output_config")
+_TAKE_ANY = ("openai", "responses")  # formats in which vendors have parameters of their own
+_GOOGLE = ("generationConfig", "generation_config")
+
+
+class Forced(NamedTuple):
+    """Parameters of a request that the configuration sets, and which of them are defaults."""
+
+    params: Mapping[str, Any]
+    defaults: frozenset[str] = frozenset()
+
+
+def settled(
+    request: InferRequest, defaults: Mapping[str, Any], override: Mapping[str, Any]
+) -> InferRequest:
+    """Return *request* with *defaults* where the client sets nothing, and with *override*."""
+    own = request.params
+    given = {name for name, value in own.items() if value is not None}
+    new = {
+        name: value
+        for name, value in defaults.items()
+        if given.isdisjoint(_alike(name)) and _fits(name, request.op)
+    }
+    over = {name: value for name, value in override.items() if _fits(name, request.op)}
+    gone = {each for name in over for each in _alike(name)}
+    new = {name: value for name, value in new.items() if name not in gone} | over
+    if not new:
+        return request
+    kept = {name: value for name, value in own.items() if name not in gone}
+    before: Forced = request.forced or Forced({})
+    forced = {name: value for name, value in before.params.items() if name not in gone} | new
+    by_default = (before.defaults | new.keys()) - over.keys()
+    return replace(request, params=kept | new, forced=Forced(forced, by_default))
+
+
+def _alike(name: str) -> tuple[str, ...]:
+    """Return the names of a parameter, of which a request has one."""
+    return _LIMITS if name in _LIMITS else (name,)
+
+
+def _fits(name: str, op: str) -> bool:
+    """Return whether a parameter is one of the operation's; unknown names are the vendor's own."""
+    if op == _EMBEDDINGS:
+        return name in _OF_EMBEDDINGS or name not in kinds()
+    return op in (CHAT, _COMPLETIONS) and name not in _OF_EMBEDDINGS - {"user"}
+
+
+def placed(request: InferRequest, dialect: Dialect) -> InferRequest:
+    """Return a request whose forced params are where *dialect* reads them.
+
+    What is left in `forced` belongs into the body as it is: a vendor's own parameters.
+    """
+    request = _expressed(request, dialect)
+    forced, native = request.forced.params, request.native
+    if native is not None and native.dialect == dialect.NAME:
+        document = strict_json.document(strict_json.dumps(_with(request, forced, dialect)))
+        return replace(request, native=native._replace(body=document), forced=None)
+    if dialect.NAME != "responses" and (dialect.NAME != "openai" or native is None):
+        return replace(request, forced=None)
+    own = without(forced, *kinds())
+    rest = Forced(own) if own else None
+    return replace(request, params=without(request.params, *own), forced=rest)
+
+
+def _expressed(request: InferRequest, dialect: Dialect) -> InferRequest:
+    """Return *request* without the forced params that *dialect* cannot express, which are told.
+
+    A default is never worth an error; a value that overrides is if it is a meaning.
+    """
+    drop, lost = Drop.of(request), list[str]()
+    for name, value in request.forced.params.items() if request.op == CHAT else ():
+        asked = InferRequest(request.model, params={name: value})
+        said = dialect.unsaid(asked, request.model)
+        raw = name not in kinds() and dialect.NAME in _TAKE_ANY
+        if said.preference or (said.meaning and not raw and name in request.forced.defaults):
+            lost.append(name)
+            hint(name, drop)
+    if not lost:
+        return request
+    forced = Forced(without(request.forced.params, *lost), request.forced.defaults)
+    return replace(request, params=without(request.params, *lost), forced=forced)
+
+
+def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:
+    """Return the client's own body with *forced* as its format has them."""
+    assert request.native is not None
+    found, value = _translated(request, forced, dialect), request.native.body.value
+    limited = not found.keys().isdisjoint(_LIMITS)
+    body = without(value, *_LIMITS) if limited else dict(value)
+    for name, member in found.items():
+        holder = next((each for each in _GOOGLE if each in body), name)
+        name = holder if name in _GOOGLE else name
+        inner = body.get(name)
+        if name in _HOLDERS and isinstance(inner, dict) and isinstance(member, dict):
+            member = without(inner, *map(_snake, member)) | member
+        body[name] = member
+    return body
+
+
+def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:
+    """Return the members of a body that say *forced*."""
+
+    def body(params: Mapping[str, Any], dropped: list[str] | None) -> JSON:
+        asked = InferRequest(
+            request.model, (), params=params, op=request.op, dropped=dropped, lenient=True
+        )
+        return obj(strict_json.lenient(dialect.encode_request(asked, stream=False)))
+
+    raw = {name: value for name, value in forced.items() if name not in kinds()}
+    known = without(forced, *raw)
+    found, usual = body(known, request.dropped), body({}, None)
+    limits = _LIMITS if not known.keys().isdisjoint(_LIMITS) else ()
+    new = {
+        name: value
+        for name, value in found.items()
+        if name in limits or name not in usual or usual[name] != value
+    }
+    return new | raw
+
+
+def _snake(name: str) -> str:
+    """Return the other spelling of a member that Google takes."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)

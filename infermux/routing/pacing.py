@@ -1,0 +1,103 @@
+"""Keeps the requests to a provider below the rates that the configuration sets for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+from ..admission.rate_limiter import RateLimiter
+from ..errors import Paced
+from ..planning.call import Call
+from ..types import Deadline
+
+_POLL = 0.25  # seconds between two looks, as other processes take from the same rates
+
+
+class _Waiting(NamedTuple):
+    """A call that waits for its turn; compared by identity."""
+
+    tokens: int
+
+
+class Pacer:
+    """The rates of one provider: counted over all processes of the host, each with its queue.
+
+    Calls wait in order, and only if their turn will come within *wait* seconds.
+    """
+
+    def __init__(
+        self, provider: str, rates: RateLimiter, *, rpm: int, tpm: int, wait: float
+    ) -> None:
+        self.provider, self.wait = provider, wait
+        self._name = f"\0provider {provider}"  # no key has such a name
+        self._rates, self._rpm, self._tpm = rates, rpm or None, tpm or None
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+
+    def admit(self, call: Call, deadline: Deadline, *, waits: bool) -> int:
+        """Count a request of *call*, and return the tokens that are counted for it.
+
+        If it *waits*, wait for its turn; else, or if that takes too long, raise Paced.
+        """
+        own = _Waiting(call.input_size if self._tpm is not None else 0)
+        if self._tpm is not None and own.tokens > self._tpm:
+            raise self._refused(own, 0.0)
+        with self._changed:
+            if not self._queue and (seconds := self._take(own.tokens)) is None:
+                return own.tokens
+            seconds = self._turn(own)
+            if not waits or seconds > min(self.wait, deadline.remaining()):
+                raise self._refused(own, seconds)
+            self._queue.append(own)
+        try:
+            self._wait(own, deadline)
+        finally:
+            with self._changed:
+                self._queue = deque(each for each in self._queue if each is not own)
+                self._changed.notify_all()
+        return own.tokens
+
+    def _wait(self, own: _Waiting, deadline: Deadline) -> None:
+        """Wait until *own* is the first one, and may be sent."""
+        end = time.monotonic() + self.wait
+        while True:
+            with self._changed:
+                seconds: float | None = _POLL
+                if self._queue[0] is own and (seconds := self._take(own.tokens)) is None:
+                    return
+                left = end - time.monotonic()
+                if left <= 0 or deadline.expired:
+                    raise self._refused(own, self._turn(own))
+                if self._queue[0] is not own:
+                    self._changed.wait(min(_POLL, left, deadline.remaining()))
+                    seconds = 0.0
+            for part in deadline.slices(min(seconds or 0.0, _POLL, left)):
+                time.sleep(part)
+            if deadline.on_wait is not None:
+                deadline.on_wait()
+
+    def _take(self, tokens: int) -> float | None:
+        return self._rates.take(self._name, rpm=self._rpm, tpm=self._tpm, tokens=tokens)
+
+    def _turn(self, own: _Waiting) -> float:
+        """Return the seconds until all that wait before *own*, and *own*, have had their turn."""
+        before = [each for each in self._queue if each is not own]
+        tokens = own.tokens + sum(each.tokens for each in before)
+        return self._rates.wait(
+            self._name, rpm=self._rpm, tpm=self._tpm, requests=len(before) + 1, tokens=tokens
+        )
+
+    def _refused(self, own: _Waiting, seconds: float) -> Paced:
+        place = f"[providers.{self.provider}]"
+        if self._tpm is not None and own.tokens > self._tpm:
+            what = f"the request has about {own.tokens} tokens, more than {place}.tpm"
+            return Paced(what, retry_after=60.0)
+        what = f"the rate that {place} allows to the provider is used up"
+        return Paced(what, retry_after=max(0.1, min(seconds, 60.0)))
+
+    def correct(self, tokens: int, used: int, *, since: float) -> None:
+        """Replace the *tokens* that were counted at *since* by those that were *used*."""
+        if self._tpm is not None and used != tokens:
+            self._rates.correct(self._name, used - tokens, since=since)

@@ -1,0 +1,71 @@
+"""The targets that a call may still try, in order, and how long it waits before a retry."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ..errors import Paced, ProviderError, ProviderRateLimited
+from ..planning.call import Call
+from ..types import Target
+
+BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the official SDKs)
+MAX_BACKOFF = 8.0
+FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
+THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
+
+
+class TargetQueue:
+    """The targets of a plan: a failover takes the next one, a retry appends one with its time.
+
+    Those whose own rate is used up come after the others, and then wait, the shortest wait first.
+    """
+
+    __slots__ = ("_left", "_paced")
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self._left = deque((target, 0.0) for target in targets)
+        self._paced: dict[Target, float] = {}  # seconds until each may be sent a request
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def next(self) -> tuple[Target, float]:
+        """Return the next target, and the monotonic time until which to wait."""
+        paced = self._paced
+        if paced and all(target in paced for target, _ in self._left):
+            self._left = deque(sorted(self._left, key=lambda entry: paced[entry[0]]))
+        return self._left.popleft()
+
+    def retry(self, target: Target, at: float) -> None:
+        """Append *target*, to be tried again at a monotonic time."""
+        self._left.append((target, at))
+
+    def has_untried(self, call: Call) -> bool:
+        """Return whether a target is left that *call* has not tried."""
+        return any(not call.has_tried(target) for target, _ in self._left)
+
+    def waits(self, target: Target) -> bool:
+        """Return whether to wait for *target*'s rate: no other one may be quicker."""
+        paced = self._paced
+        known = target in paced or not self._left
+        return known and all(other in paced for other, _ in self._left)
+
+    def postpone(self, target: Target, error: Paced, *, waited: bool) -> None:
+        """Put *target* behind the others, unless the call has waited for it in vain."""
+        if not waited:
+            self._paced[target] = error.retry_after or 0.0
+            self._left.append((target, 0.0))
+
+    def keep(self, follows: Callable[[Target], bool]) -> None:
+        """Keep the targets that may follow the one that has failed."""
+        self._left = deque(entry for entry in self._left if follows(entry[0]))
+
+
+def longest_backoff(call: Call, target: Target, error: ProviderError) -> float:
+    """Return the most seconds to wait after *error*; the wait is random up to these."""
+    times = sum(attempt.target == target for attempt in call.attempts)
+    base = BACKOFF if call.has_one_target else FAILOVER_BACKOFF
+    if isinstance(error, ProviderRateLimited):
+        base = THROTTLED_BACKOFF
+    return min(MAX_BACKOFF, base * 2.0 ** (times - 1))

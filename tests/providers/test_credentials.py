@@ -1,0 +1,419 @@
+"""Tests of API keys: pools, files that change, commands, and the presets that take tokens."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Vendor, completion, eventually
+
+from infermux import InferRequest, Router, build
+from infermux.config import command, credentials
+from infermux.errors import ConfigError, InferMuxError
+from infermux.providers import PRESETS
+
+REFUSED = (401, {"error": {"message": "bad key", "type": "invalid_request_error", "code": "x"}})
+FORBIDDEN = (403, REFUSED[1])
+NO_CREDIT = (
+    429,
+    {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}},
+)
+LIMITED = (429, {"error": {"message": "slow down", "type": "rate_limit_error", "code": "y"}})
+KEYS = {"A": "sk-aaaaaaaaaaaa", "B": "sk-bbbbbbbbbbbb", "C": "sk-cccccccccccc"}
+
+
+class Keyed(Vendor):
+    """A vendor whose answer depends on the key."""
+
+    def __init__(self, **refused: tuple[int, Any]) -> None:
+        super().__init__()
+        self.refused = refused
+        self.headers: dict[str, dict[str, str]] = {}
+        self.keys: list[str] = []
+
+    def answer(self, handler: Any, body: bytes) -> None:
+        import json
+
+        key = (handler.headers["Authorization"] or "").removeprefix("Bearer ")
+        name = next((name for name, value in KEYS.items() if value == key), key)
+        with self.lock:
+            self.keys.append(name)
+            status, content = self.refused.get(name, (200, None))
+            more = self.headers.get(name, {})
+        data = json.dumps(completion(json.loads(body)) if content is None else content).encode()
+        handler.reply(status, data, {"Content-Type": "application/json", **more})
+
+
+def router(vendor: Vendor, key: str, folder: Path, more: str = "", **env: str) -> Router:
+    path = folder / "infermux.toml"
+    path.write_text(
+        f'[providers.v]\ntype = "openai"\nbase_url = "{vendor.url}/v1"\nmodels = ["m", "n"]\n'
+        f"api_key = {key}\n{more}",
+        encoding="utf-8",
+    )
+    return build.router(build.settings({**KEYS, **env}, str(path)))
+
+
+POOL = '["env:A", "env:B", "env:C"]'
+
+
+# -- pools -----------------------------------------------------------------------------------------
+
+
+def test_calls_are_spread_over_the_keys(tmp_path):
+    with Keyed() as vendor:
+        found = router(vendor, POOL, tmp_path)
+        for _ in range(9):
+            found.infer("hi", model="v/m")
+        assert Counter(vendor.keys) == {"A": 3, "B": 3, "C": 3}
+
+
+@pytest.mark.parametrize("refusal", [REFUSED, FORBIDDEN, NO_CREDIT, LIMITED])
+def test_a_key_that_is_refused_rests_alone(refusal, tmp_path, caplog):
+    with Keyed(B=refusal) as vendor:
+        found = router(vendor, POOL, tmp_path)
+        for _ in range(12):
+            assert found.infer("hi", model="v/m").content == "hi"
+        assert vendor.keys.count("B") == 1 and len(vendor.keys) == 13
+        states = found.targets.breakers().values()
+        assert [each.snapshot().reason for each in states] == [None]  # the target is as before
+    if refusal in (REFUSED, FORBIDDEN, NO_CREDIT):
+        [line] = [each.getMessage() for each in caplog.records if "rests" in each.getMessage()]
+        assert "the key of B rests for 60 s" in line and "2 of 3 keys serve" in line
+        assert not any(key in caplog.text for key in KEYS.values())
+
+
+def test_a_stream_goes_to_another_key_too(tmp_path):
+    with Keyed(A=REFUSED, B=REFUSED) as vendor:
+        found = router(vendor, POOL, tmp_path)
+        for _ in range(3):
+            with found.stream("hi", model="v/m") as chunks:
+                assert "".join(chunk.text for chunk in chunks) == "hi"
+        assert vendor.keys.count("C") == 3
+
+
+def test_if_all_keys_rest_the_vendor_still_decides(tmp_path):
+    with Keyed(A=REFUSED, B=REFUSED, C=REFUSED) as vendor:
+        found = router(vendor, POOL, tmp_path)
+        with pytest.raises(InferMuxError) as failed:
+            found.infer("hi", model="v/m")
+        assert failed.value.code == "upstream_auth" and sorted(vendor.keys) == ["A", "B", "C"]
+        vendor.refused = {}
+        assert found.infer("hi", model="v/m").content == "hi"
+
+
+def test_a_key_serves_again_after_its_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("infermux.providers.credentials.REFUSED_SECONDS", 0.3)
+    with Keyed(A=REFUSED) as vendor:
+        found = router(vendor, '["env:A", "env:B"]', tmp_path)
+        for _ in range(4):
+            found.infer("hi", model="v/m")
+        vendor.refused = {}
+        assert eventually(lambda: found.infer("hi", model="v/m") and vendor.keys.count("A") > 1)
+
+
+def test_a_key_whose_limit_is_used_up_rests_and_the_target_does_not(tmp_path):
+    used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m0s"}
+    with Keyed() as vendor:
+        vendor.headers = {"A": used}
+        found = router(vendor, '["env:A", "env:B"]', tmp_path, '[models]\nx = ["v/m", "v/n"]\n')
+        for _ in range(6):
+            found.infer("hi", model="v/m")
+        assert vendor.keys.count("A") == 1
+        plan = found.plan(InferRequest("x", [{"role": "user", "content": "hi"}]))
+        assert [target.model for target in plan.targets] == ["m", "n"]
+
+
+def test_other_errors_are_no_fault_of_a_key(tmp_path):
+    with Keyed(A=(400, {"error": {"message": "bad", "type": "x"}}), B=(400, None)) as vendor:
+        found = router(vendor, '["env:A"]', tmp_path)
+        with pytest.raises(InferMuxError):
+            found.infer("hi", model="v/m")
+        assert vendor.keys == ["A"]
+
+
+def test_no_key_of_a_pool_is_ever_shown(tmp_path):
+    told = {"error": {"message": f"no {KEYS['A']} and {KEYS['B']}", "type": "x"}}
+    with Keyed(A=(400, told), B=(400, told)) as vendor:
+        found = router(vendor, '["env:A", "env:B"]', tmp_path)
+        for _ in range(3):
+            with pytest.raises(InferMuxError) as failed:
+                found.infer("hi", model="v/m")
+        assert not any(key in f"{failed.value} {failed.value.native}" for key in KEYS.values())
+        assert "sk-" not in repr(found.registry.get("v").__dict__["_key"])
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("[]", "must have from 1 to 100 references"),
+        ('["env:A", "env:NOPE"]', "api_key[1]: the variable NOPE is not set"),
+        ('["env:A", "env:A"]', "api_key[1] is the same key as another one"),
+        ('["env:A", "sk-plain"]', "api_key[1] must be a reference"),
+        ('["env:A", 5]', "api_key[1] must be a reference"),
+        ('["env:A", ["env:B"]]', "api_key[1] must be a reference"),
+        ('"sk-plain-text"', "must be a reference"),
+        ('"command:no-such-program-here x"', "there is no program 'no-such-program-here'"),
+        ('"command:\'unclosed"', "is no command"),
+        ('{ command = "true", tll = 5 }', "did you mean 'ttl'"),
+        ("{ ttl = 5 }", "needs 'command'"),
+        ('{ command = "true", ttl = "soon" }', "api_key.ttl must be seconds or a text such as"),
+        ('{ command = "true", timeout = 0 }', "api_key.timeout must be"),
+        ('"file:/nowhere/key"', "the file /nowhere/key cannot be read"),
+    ],
+)
+def test_a_bad_key_is_an_error_that_does_not_show_it(key, words, tmp_path):
+    with Vendor() as vendor, pytest.raises(ConfigError) as failed:
+        router(vendor, key, tmp_path)
+    told = "\n".join(failed.value.errors)
+    assert words in told and "sk-plain" not in told, told
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(credentials, "LOOK_SECONDS", 0.0)
+
+
+def test_a_file_is_read_again_when_it_changes(tmp_path, at_once):
+    path = tmp_path / "key"
+    path.write_text("first-key-0001\n")
+    with Keyed() as vendor:
+        found = router(vendor, f'"file:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        path.write_text("second-key-02\n")
+        found.infer("hi", model="v/m")
+        path.write_text("")  # half written
+        found.infer("hi", model="v/m")
+        path.unlink()
+        found.infer("hi", model="v/m")
+        path.write_text("third-key-003\n")
+        found.infer("hi", model="v/m")
+        last = "second-key-02"
+        assert vendor.keys == ["first-key-0001", last, last, last, "third-key-003"]
+
+
+def test_a_link_that_is_swapped_as_kubernetes_does_is_followed(tmp_path, at_once):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key").write_text(f"key-of-{name}-1234")
+        os.utime(tmp_path / name / "key", (1e9, 1e9))
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "key").symlink_to("..data/key")
+    with Keyed() as vendor:
+        found = router(vendor, f'"file:{tmp_path}/key"', tmp_path)
+        found.infer("hi", model="v/m")
+        (tmp_path / "..new").symlink_to("two")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        found.infer("hi", model="v/m")
+        assert vendor.keys == ["key-of-one-1234", "key-of-two-1234"]
+
+
+def test_a_refused_file_is_read_again_at_once(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("first-key-0001")
+    with Keyed() as vendor:
+        found = router(vendor, f'"file:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        vendor.refused = {"first-key-0001": REFUSED}
+        path.write_text("second-key-02")
+        assert found.infer("hi", model="v/m").content == "hi"
+        assert vendor.keys[-1] == "second-key-02"
+
+
+def test_a_new_key_of_a_file_is_redacted_too(tmp_path, at_once):
+    path = tmp_path / "key"
+    path.write_text("first-key-0001")
+    with Keyed() as vendor:
+        found = router(vendor, f'"file:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        path.write_text("other-zebra-02")
+        vendor.refused = {
+            "other-zebra-02": (400, {"error": {"message": "not other-zebra-02", "type": "x"}})
+        }
+        with pytest.raises(InferMuxError) as failed:
+            found.infer("hi", model="v/m")
+        assert "zebra" not in f"{failed.value} {failed.value.native}"
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def program(folder: Path, text: str, name: str = "token") -> str:
+    """Write a program in Python; return its path."""
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\nimport os, sys, time\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+COUNTS = """
+path = os.path.join(os.path.dirname(sys.argv[0]), "runs")
+with open(path, "a") as file:
+    file.write("x")
+print("token-number-%d-" % os.path.getsize(path) + " ".join(sys.argv[1:]))
+"""
+
+
+def runs(folder: Path) -> int:
+    path = folder / "runs"
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_a_command_is_run_once_for_its_ttl_without_a_shell(tmp_path):
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f"\"command:{path} 'a;b' $HOME\"", tmp_path)
+        assert runs(tmp_path) == 0  # not before it is needed
+        threads = [
+            threading.Thread(target=found.infer, args=("hi",), kwargs={"model": "v/m"})
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert vendor.keys == ["token-number-1-a;b $HOME"] * 8 and runs(tmp_path) == 1
+
+
+def test_a_new_token_is_fetched_in_the_background_before_the_old_one_ends(tmp_path):
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f'{{ command = "{path}", ttl = 2 }}', tmp_path)
+        found.infer("hi", model="v/m")
+        time.sleep(1.7)
+        start = time.monotonic()
+        found.infer("hi", model="v/m")
+        assert vendor.keys[-1] == "token-number-1-" and time.monotonic() - start < 1
+        assert eventually(lambda: found.infer("hi", model="v/m") and "2" in vendor.keys[-1])
+
+
+FAILURES = {
+    "print('secret-token-value-1234'); print('no login, token-value-9999-secret', "
+    "file=sys.stderr); sys.exit(3)": "failed with exit code 3: no login, [redacted]",
+    "time.sleep(60)": "took longer than 0.5 s",
+    "print('a' * 100000)": "printed more than 65536 bytes",
+    "pass": "must be printable ASCII on one line",
+    "print('two'); print('lines')": "must be printable ASCII on one line",
+    "print('k\\xe9y')": "must be printable ASCII",
+    "os.kill(os.getpid(), 9)": "failed with exit code -9",
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("text", FAILURES)
+def test_a_command_that_fails_is_told_without_the_secret(text, tmp_path, caplog):
+    with Keyed() as vendor, Vendor() as other:
+        path = program(tmp_path, text)
+        more = (
+            f'[providers.w]\ntype = "openai"\nbase_url = "{other.url}/v1"\napi_key = "env:A"\n'
+            '[models]\nx = ["v/m", "w/m"]\n'
+        )
+        limit = 0.5 if "sleep" in text else 20
+        key = f'{{ command = "{path}", timeout = {limit} }}'
+        found = router(vendor, key, tmp_path, more)
+        assert found.infer("hi", model="x").provider == "w"  # the call goes on
+        with pytest.raises(InferMuxError) as failed:
+            found.infer("hi", model="v/m")
+        assert not vendor.keys and failed.value.code == "upstream_auth"
+    assert FAILURES[text] in str(failed.value)
+    assert any(FAILURES[text] in each.getMessage() for each in caplog.records)
+    assert "secret-token" not in caplog.text and "9999" not in caplog.text
+    assert FAILURES[text] not in failed.value.message  # of which a caller gets no more
+
+
+@pytest.mark.slow
+def test_a_command_that_leaves_a_child_behind_does_not_hang(tmp_path):
+    with Keyed() as vendor:
+        text = "if os.fork() == 0:\n    os.setsid(); time.sleep(8)\nelse:\n    print('a-token-123')"
+        found = router(vendor, f'"command:{program(tmp_path, text)}"', tmp_path)
+        start = time.monotonic()
+        found.infer("hi", model="v/m")
+        assert time.monotonic() - start < 6 and vendor.keys == ["a-token-123"]
+
+
+def test_after_a_failure_the_last_token_is_used_while_it_lasts(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(command, "REFRESH", 0.0)
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f'{{ command = "{path}", ttl = 60 }}', tmp_path)
+        found.infer("hi", model="v/m")
+        program(tmp_path, "sys.exit(1)")
+        for _ in range(3):
+            assert found.infer("hi", model="v/m").content == "hi"
+        assert eventually(lambda: "failed with exit code 1" in caplog.text)
+        assert found.infer("hi", model="v/m").content == "hi"
+
+
+def test_a_refused_token_is_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "RETRY_SECONDS", 0.0)
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        found = router(vendor, f'"command:{path}"', tmp_path)
+        found.infer("hi", model="v/m")
+        vendor.refused = {"token-number-1-": REFUSED}
+        assert found.infer("hi", model="v/m").content == "hi"
+        assert vendor.keys[-1] == "token-number-2-"
+
+
+def test_a_pool_may_mix_all_kinds(tmp_path):
+    (tmp_path / "key").write_text("key-of-a-file-1")
+    with Keyed() as vendor:
+        path = program(tmp_path, COUNTS)
+        key = f'["env:A", "file:{tmp_path}/key", {{ command = "{path}", ttl = "5m" }}]'
+        found = router(vendor, key, tmp_path)
+        for _ in range(3):
+            found.infer("hi", model="v/m")
+        assert sorted(vendor.keys) == ["A", "key-of-a-file-1", "token-number-1-"]
+
+
+# -- presets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "path", "model"),
+    [
+        ("bedrock", "AWS_BEARER_TOKEN_BEDROCK", "/openai/v1/chat/completions", "openai.gpt-oss"),
+        ("vertex", "VERTEX_ACCESS_TOKEN", "/v1/p/endpoints/openapi/chat/completions", "google/g"),
+        ("azure_entra", "AZURE_OPENAI_AD_TOKEN", "/openai/deployments/d/chat/completions", "d"),
+    ],
+)
+def test_clouds_take_a_bearer_token(name, variable, path, model, monkeypatch):
+    with Vendor() as vendor:
+        address = PRESETS[name].address or f"{name.upper()}_BASE_URL"
+        url = vendor.url + ("/v1/p/endpoints/openapi" if name == "vertex" else "")
+        found = build.router(build.settings({variable: "tok-12345678", address: url}))
+        found.infer("hi", model=f"{name}/{model}")
+        [seen] = vendor.seen
+        assert seen.path.partition("?")[0] == path
+        assert seen.headers["authorization"] == "Bearer tok-12345678"
+        assert "api-key" not in seen.headers
+
+
+def test_azure_itself_still_takes_its_own_header():
+    with Vendor() as vendor:
+        env = {"AZURE_OPENAI_API_KEY": "k-12345678", "AZURE_OPENAI_ENDPOINT": vendor.url}
+        build.router(build.settings(env)).infer("hi", model="azure/d")
+        assert vendor.seen[0].headers["api-key"] == "k-12345678"
+        assert "authorization" not in vendor.seen[0].headers
+
+
+def test_a_second_account_of_a_cloud_keeps_its_prices(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '[providers.eu]\ntype = "vertex"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        'api_key = { command = "echo token-1234567", ttl = "50m" }\n'
+    )
+    found = build.router(build.settings({}, str(path)))
+    [target] = found.registry.resolve("eu/google/gemini-2.5-pro")
+    assert found.targets.price(target) is not None
