@@ -66,6 +66,7 @@ class AnswerPolicy(NamedTuple):
 
     seconds: float
     most: int
+    settings: str = ""  # of the name: with others, no answer of before is given
 
 
 class Route(NamedTuple):

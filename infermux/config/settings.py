@@ -127,10 +127,9 @@ class AnswersConfig:
     ttl: str = reads(span, "1h")
     max: str = reads(size, "256MB")
 
-    @property
-    def policy(self) -> AnswerPolicy:
-        """The same in numbers."""
-        return AnswerPolicy(span_seconds(self.ttl), size_bytes(self.max))
+    def policy(self, settings: str) -> AnswerPolicy:
+        """Return the same in numbers; *settings* are those of the name."""
+        return AnswerPolicy(span_seconds(self.ttl), size_bytes(self.max), settings)
 
 
 @dataclass(frozen=True, slots=True)

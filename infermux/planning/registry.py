@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..config.patterns import Pattern, is_pattern, pattern
 from ..config.settings import AnswersConfig, ModelConfig, NameTimeouts
 from ..errors import ConfigError, ModelNotFound, close_to, shown
 from ..providers.base import RegisteredProvider
-from ..types import FALLBACK_ON, JSON, NOTHING, Route, Target
+from ..types import FALLBACK_ON, JSON, NOTHING, AnswerPolicy, Route, Target
 from .settings import NameSettings, has_settings, settings_of
 
 AUTO = ("", "auto")
@@ -379,12 +380,18 @@ def _route(
         own.fallback_on,
         own.sticky,
         own.cache,
-        None if own.cache_answers is None else own.cache_answers.policy,
+        _answers(own),
         own.name if is_pattern(own.name) else "",
     )
     if sum(1 for _ in zip(flat(route), range(MAX_TARGETS + 1), strict=False)) > MAX_TARGETS:
         raise ConfigError(f"model name {name!r} has more than {MAX_TARGETS} targets")
     return route
+
+
+def _answers(own: ModelConfig) -> AnswerPolicy | None:
+    if own.cache_answers is None:
+        return None
+    return own.cache_answers.policy(repr(replace(own, cache_answers=None)))
 
 
 def knows(provider: RegisteredProvider, model: str) -> bool:

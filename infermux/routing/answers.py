@@ -85,8 +85,9 @@ class AnswerCache:
 
     def keep(self, call: Call, response: InferResponse) -> None:
         """Keep the answer to a call that has ended, if it is whole and without effects."""
-        policy = call.plan and call.plan.route and call.plan.route.answers
-        if not policy or call.override or not is_final(response):
+        route = call.plan.route if call.plan is not None else None
+        policy = route and route.answers
+        if not route or not policy or call.override or not is_final(response):
             return
         body = _encoded(response, call.attempts[-1].target)
         if len(body) > MAX_BODY:
@@ -95,7 +96,7 @@ class AnswerCache:
         try:
             self._store.keep(
                 call.answer_key,
-                call.request.model,
+                route.pattern or route.name,
                 Kept(now, body),
                 expires=now + policy.seconds,
                 most=policy.most,
@@ -224,7 +225,7 @@ def digest_of(call: Call, route: Route) -> str:
         asked = [native.dialect, native.query and _without_form(native.query), body]
     who = [call.caller.name, call.user, request.provider, request.op]
     text = json.dumps([VERSION, who, dict(request.headers), asked], sort_keys=True, default=repr)
-    known = route._replace(answers=None)  # which may change
+    known = route._replace(answers=None), route.answers and route.answers.settings
     return sha256(f"{known!r}\n{text}".encode(errors="replace")).hexdigest()
 
 

@@ -532,6 +532,29 @@ def test_routes_are_part_of_the_key(tmp_path, monkeypatch):
     place.router.close()
 
 
+def test_names_of_a_pattern_share_its_bound_and_not_its_answers(tmp_path, monkeypatch):
+    text = CONFIG.replace("[models.fast]", '[models."x-*"]').replace('"p/m"\ncache', '"p/*"\ncache')
+    place = Place(tmp_path, monkeypatch, text)
+    found = [place.ask(model=model) for model in ("x-m", "x-s", "x-m")]
+    assert [state(each) for each in found] == ["miss", "miss", "hit"]
+    with closing(sqlite3.connect(tmp_path / "l.db")) as sql:
+        assert sql.execute("SELECT name FROM answer_sizes").fetchall() == [("x-*",)]
+    place.router.close()
+
+
+def test_other_settings_of_a_name_give_no_answer_of_before(tmp_path, monkeypatch):
+    place = Place(tmp_path, monkeypatch)
+    assert state(place.ask()) == "miss"
+    place.router.close()
+    changed = CONFIG.replace("cache_answers", "params = { temperature = 0.5 }\ncache_answers")
+    place = Place(tmp_path, monkeypatch, changed)
+    assert [state(place.ask()) for _ in range(2)] == ["miss", "hit"]
+    place.router.close()
+    place = Place(tmp_path, monkeypatch, changed.replace('"1h"', '"2h"'))
+    assert state(place.ask()) == "hit"
+    place.router.close()
+
+
 def test_whose_tools_are_run_by_the_client_may_be_kept():
     def request(**params: Any) -> infermux.InferRequest:
         return infermux.InferRequest("m", SAID, params=params)
