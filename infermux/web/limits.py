@@ -70,17 +70,26 @@ def _budget(router: Router, call: Call) -> dict[str, str]:
     budget = call.caller.budget
     if router.ledger is None or not isinstance(budget, Budget):
         return {}
+    if call.hold is not None and call.hold.known is not None:
+        limit, left = call.hold.known
+        if call.ended is not None:  # the hold is settled
+            left += call.hold.pico - sum([attempt.cost or 0 for attempt in call.attempts])
+        return _told(limit, left, budget.resets(call.hold.at, router.ledger.zone))
     try:
         states = router.ledger.states(budget.all, time.time())
     except LedgerUnavailable:  # the call itself tells
         return {}
     state = min(states, key=lambda each: each.left)
+    return _told(state.limit, state.left, state.resets)
+
+
+def _told(limit: int, left: int, resets: float | None) -> dict[str, str]:
     found = {
-        "X-Infermux-Budget-Limit": usd(state.limit),
-        "X-Infermux-Budget-Remaining": usd(state.left),
+        "X-Infermux-Budget-Limit": usd(limit),
+        "X-Infermux-Budget-Remaining": usd(max(0, left)),
     }
-    if state.resets is not None:
-        found["X-Infermux-Budget-Reset"] = _moment(state.resets)
+    if resets is not None:
+        found["X-Infermux-Budget-Reset"] = _moment(resets)
     return found
 
 

@@ -8,6 +8,7 @@ first use, and again after a fork.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -62,6 +63,7 @@ class _Process:
         self.reader: Place = threading.local()  # one per thread, closed when the thread ends
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.suspect = False  # the file must be checked when it is opened next
+        self.opening = threading.Lock()  # one thread at a time opens the file
 
 
 class SQLiteLedger(SQLLedger):
@@ -352,8 +354,13 @@ class SQLiteLedger(SQLLedger):
         """Return the connection of *place*, opened if there is none."""
         connection: Connection | None = getattr(place, "connection", None)
         if connection is None or connection.closed:
-            connection = self._file.open(suspect=process.suspect, busy=self._patience() / 3)
-            process.suspect = False
+            if not process.opening.acquire(timeout=self._busy):  # fair, unlike the file's lock
+                raise TimeoutError(errno.ETIMEDOUT, "other threads are opening the file")
+            try:
+                connection = self._file.open(suspect=process.suspect, busy=self._patience() / 3)
+                process.suspect = False
+            finally:
+                process.opening.release()
             place.connection = connection
             process.connections.add(connection)
             if place is process.writer:  # writes what an earlier process left

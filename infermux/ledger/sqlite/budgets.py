@@ -24,7 +24,8 @@ _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
     ORDER BY slot DESC LIMIT 1"""
 _BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
 _TAKE = f"""UPDATE budgets SET held = held + ?
-    WHERE {_BUDGET} AND spent + held + ? - waived - raised <= ?"""
+    WHERE {_BUDGET} AND spent + held + ? - waived - raised <= ?
+    RETURNING raised, spent + held - waived"""
 _LEFT = f"SELECT ? - spent - held + waived + raised FROM budgets WHERE {_BUDGET}"
 _WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET} AND warned_ms <= ?"
 _ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
@@ -80,9 +81,11 @@ def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     budget = hold.budget
     if not budget.also:  # the usual case, without its detours
         key = budget.key(hold.at, rules.zone)
-        if _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
+        if took := _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
             _add_hold(sql, budget.owner, key, hold, rules)
-            return hold
+            [(raised, used)] = took
+            limit = budget.limit_pico + raised
+            return hold._replace(known=(limit, limit - used))
     taken = _take_all(sql, hold, [(each, hold.pico) for each in budget.all], rules)
     if isinstance(taken, Hold):
         for each in budget.all:
@@ -92,7 +95,7 @@ def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
 
 def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Add to a hold in all of its budgets, or in none; renew its lease."""
-    new = hold._replace(pico=hold.pico + more, warn=())
+    new = hold._replace(pico=hold.pico + more, warn=(), known=None)
     alive = [
         bool(sql.execute(_RENEW_HOLD, (ms(rules.expires), *_key(each, hold, rules.zone))).rowcount)
         for each in hold.budget.all
@@ -167,8 +170,9 @@ def _take(
     return False, int(sql.execute(_LEFT, (limit, owner, key)).fetchone()[0])
 
 
-def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> bool:
-    return bool(sql.execute(_TAKE, (pico, owner, key, pico, limit)).rowcount)
+def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> list[tuple[int, int]]:
+    """Return what a period is raised by and what of it is used; [] if too little is left."""
+    return sql.execute(_TAKE, (pico, owner, key, pico, limit)).fetchall()
 
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
