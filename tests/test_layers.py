@@ -39,6 +39,8 @@ DOORS = {
     "werkzeug": {"web", "app", "cli"},
     "gunicorn": {"server"},
     "sqlite3": {"ledger"},
+    "psycopg": {"ledger"},
+    "psycopg_pool": {"ledger"},
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}  # of os: config/
 MAX_MODULES, MAX_IN_PACKAGE = 200, 12

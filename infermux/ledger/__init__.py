@@ -260,6 +260,15 @@ class Record(NamedTuple):
     attempts: tuple[AttemptRow, ...]
 
 
+class CircuitCommand(NamedTuple):
+    """What an operator has made of a provider's circuits, or of one model's, at any host."""
+
+    number: int
+    action: str  # open, close or reset
+    provider: str
+    model: str  # "": all of the provider's
+
+
 class Backlog(NamedTuple):
     """How many deferred settlements of this process are not in a file."""
 
@@ -383,6 +392,14 @@ class Ledger(ABC):
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""
+
+    def publish(self, action: str, provider: str, model: str) -> int:
+        """Let all hosts of this ledger hear of an operator's command; return its number, or 0."""
+        return 0
+
+    def published(self) -> Sequence[CircuitCommand]:
+        """Return the last command for each provider or model of all hosts, in order."""
+        return ()
 
     @abstractmethod
     def rows(

@@ -39,7 +39,7 @@ def _insert(table: str, names: Sequence[str]) -> str:
 WRITE_CALL = _insert("calls", CallRow._fields)
 WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
 WRITE_PLAN = _insert("plans", ("digest", "line"))
-Ask = Callable[[str, Sequence[str | int]], list[Any]]  # returns the rows of a query
+Ask = Callable[[str, Sequence[Any]], list[Any]]  # returns the rows of a query
 
 
 class _Where:

@@ -29,12 +29,12 @@ from . import (
     queries,
     rollups,
 )
+from .holds import MAX_USERS
 from .queries import Ask
 from .rollups import Sql
 from .spool import Deferred, Spool
 from .stores.answers import AnswerStore, SQLAnswers
 from .stores.keys import KeyStore, SQLKeys
-from .takes import MAX_USERS
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"

@@ -36,14 +36,15 @@ from .. import (
     periods,
     rollups,
 )
+from ..groups import GroupCommit, Job
+from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
-from ..takes import MAX_USERS, Refused, Rules
 from . import budgets, prune, schema
 from .budgets import state
-from .connection import Connection, DatabaseFile, GroupCommit, Job, damaged, passes
+from .connection import Connection, DatabaseFile, damaged, passes
 
 BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
 BRIEF_SECONDS = 0.02  # the same after a failure, until a write succeeds

@@ -12,11 +12,10 @@ from sqlite3 import Cursor
 from typing import Any
 
 from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
-from ..lost import lost_record
+from ..holds import MAX_SPENT, MICRO, WARN_MS, Refused, Rules, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..queries import WRITE_ATTEMPT, WRITE_CALL, Ask
 from ..sql import ADJUSTED
-from ..takes import MAX_SPENT, MICRO, WARN_MS, Refused, Rules
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"

@@ -10,23 +10,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from ...types import Clock
-from .. import LedgerUnavailable
 from ..files import POLL_SECONDS, identity, lock, unlock
 from . import schema
 
 CHECKPOINT_PAGES = 4000  # of the -wal, 16 MB: a page that many calls change is copied once
-MAX_JOBS = 64  # per transaction, so that no job waits long
-CROWD = 32  # transactions that wait for more jobs, after one that had several
 _FILES = ("-wal", "-shm", "")
-_yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
 T = TypeVar("T")
 Saved = list[tuple[str, list[Any]]]  # statements, and the rows that they write
 _inherited: list[sqlite3.Connection] = []  # SQLite: a forked child must not use or close them
@@ -100,99 +94,6 @@ class Connection:
             self.sql.close()
         else:
             _inherited.append(self.sql)
-
-
-class Job:
-    """A write: its function, the seconds that it waits for other writers, and its outcome."""
-
-    __slots__ = ("anywhere", "busy", "done", "error", "result", "wake", "work")
-
-    def __init__(
-        self, work: Callable[[Connection], Any], busy: float, *, anywhere: bool = False
-    ) -> None:
-        self.work = work
-        self.busy = busy
-        self.anywhere = anywhere  # even if the file is no longer at the path
-        self.done = False
-        self.error: Exception | None = None
-        self.result: Any = None
-        self.wake: SimpleQueue[None] = SimpleQueue()  # its thread waits here
-
-
-class GroupCommit:
-    """Lets one thread at a time write the jobs of all waiting threads in one transaction.
-
-    Otherwise the threads would wait in SQLite, which polls and is not fair.
-    """
-
-    def __init__(self, commit: Callable[[Sequence[Job]], None]) -> None:
-        self._commit = commit
-        self._waiting: deque[Job] = deque()
-        self._writing = threading.Lock()
-        self._crowd = 0  # next transactions that wait for more jobs
-
-    def run(self, job: Job) -> bool:
-        """Run *job* to its end; return False if it did not start in `job.busy` seconds."""
-        if not self._crowd and not self._waiting and self._writing.acquire(blocking=False):
-            try:
-                self._commit((job,))
-                return True
-            finally:
-                self._writing.release()
-                self._wake_next()
-        return self._run_in_turn(job)
-
-    def _run_in_turn(self, job: Job) -> bool:
-        self._waiting.append(job)
-        while not job.done:
-            if self._writing.acquire(blocking=False):
-                self._use(self._write_waiting)
-                continue
-            try:
-                job.wake.get(timeout=job.busy)
-            except Empty:
-                with suppress(ValueError):  # another thread has started it: wait for it
-                    self._waiting.remove(job)
-                    self._wake_next()
-                    return False
-        return True
-
-    def alone(self, work: Callable[[], None]) -> None:
-        """Run *work* while no other thread writes."""
-        self._writing.acquire()
-        self._use(work)
-
-    def _use(self, work: Callable[[], None]) -> None:
-        """Run *work* with the lock held, then release it and let a waiting thread write."""
-        try:
-            work()
-        finally:
-            self._writing.release()
-            self._wake_next()
-
-    def _wake_next(self) -> None:
-        if self._waiting:
-            with suppress(IndexError):
-                self._waiting[0].wake.put(None)
-
-    def _write_waiting(self) -> None:
-        if self._crowd:
-            self._crowd -= 1
-            _yield_cpu()  # lets others add their jobs: 17 % less CPU with 16 threads
-        jobs: list[Job] = []
-        try:
-            while self._waiting and len(jobs) < MAX_JOBS:
-                jobs.append(self._waiting.popleft())
-            if len(jobs) > 1:
-                self._crowd = CROWD
-            if jobs:
-                self._commit(jobs)
-        finally:
-            for job in jobs:
-                if not job.done:
-                    job.error = LedgerUnavailable("the write was interrupted")
-                    job.done = True
-                job.wake.put(None)
 
 
 class DatabaseFile:

@@ -1,0 +1,98 @@
+"""Amounts of budgets that calls hold: how they are reserved, and what becomes of lost ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import tzinfo
+from typing import NamedTuple
+
+from . import LOST, AttemptRow, Budget, CallRow, Hold, Record
+from .periods import ms
+
+MAX_USERS = 100_000  # end users whose budgets are counted at a time
+WARN_MS = 3_600_000  # between two warnings about a budget
+MICRO = 10**6  # pico-USD
+MAX_SPENT = 9 * 10**18  # pico-USD with which a period can begin
+
+
+class Rules(NamedTuple):
+    """How an amount is reserved at the time *at*."""
+
+    at: float
+    expires: float  # when the hold does
+    over: bool  # whether the limit may be exceeded
+    expire: Callable[[], bool]  # whether holds whose lease has ended may be freed
+    zone: tzinfo
+
+
+class Refused(NamedTuple):
+    """The budget that has too little left, and how much that is."""
+
+    budget: Budget
+    left: int
+
+
+class Taken(NamedTuple):
+    """What of a budget's limit is taken, and when a warning about it was last due."""
+
+    pico: int  # spent and held, less what an operator has forgiven and added
+    warned_ms: int
+
+
+def decide(
+    hold: Hold,
+    amounts: Iterable[tuple[Budget, int]],
+    taken: Mapping[str, Taken],
+    rules: Rules,
+) -> Hold | Refused:
+    """Return the hold, with what is exceeded; or which budget refuses.
+
+    *amounts* are what each budget is to hold more; *taken* is by the budgets' owners.
+    """
+    over, warn = hold.over, list[Budget]()
+    for budget, pico in amounts:
+        found, warns = taken[budget.owner], budget.then == "warn"
+        if found.pico + pico <= budget.limit_pico:
+            continue
+        # a cheaper model that one budget has chosen does not lift the limit of another
+        exceeds = rules.over and (budget is hold.budget or budget.then != "reject")
+        if not warns and not exceeds:
+            return Refused(budget, budget.limit_pico - found.pico)
+        over = True
+        if warns and found.warned_ms <= ms(rules.at) - WARN_MS:
+            warn.append(budget)
+    return hold._replace(over=over, warn=tuple(warn)) if over else hold
+
+
+def lost_record(hold: Hold) -> Record:
+    """Return the rows of a call that was never settled: at most what it held was spent."""
+    try:
+        told = json.loads(hold.about)
+        at_ns, trace, caller, tags, api, requested, model, provider = told[:8]
+        user = "".join(told[8:9])  # older versions told none
+    except ValueError:
+        at_ns, trace, caller, tags = int(hold.at * 1000) * 10**6, "", hold.budget.caller, "{}"
+        api = requested = model = provider = user = ""
+    names = (at_ns, hold.call_id, trace, caller, tags, api, requested, model, model, provider)
+    tokens = (None,) * 6
+    call = CallRow(*names, "", LOST, LOST, *tokens, hold.pico, "assumed", 1, 0, None, 1, 0)
+    call = call._replace(assumed=hold.pico, end_user=user)
+    attempt = AttemptRow(
+        at_ns,
+        hold.call_id,
+        0,
+        provider,
+        model,
+        model,
+        0,
+        None,
+        None,
+        *tokens,
+        hold.pico,
+        0,
+        LOST,
+        1,
+        assumed=1,
+    )
+    return Record(call, (attempt,))

@@ -1,0 +1,298 @@
+"""The ledger in PostgreSQL, which any number of hosts share.
+
+Leases and periods go by the database's clock. A process has a pool of a few connections, made on
+first use and again after a fork, and one on which it hears of other hosts' commands. Each host has
+a spool for what cannot be written now; a call that is written twice counts once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from .. import (
+    LEASE_SECONDS,
+    Adjustment,
+    AttemptRow,
+    Budget,
+    BudgetState,
+    CallRow,
+    CircuitCommand,
+    Hold,
+    LedgerUnavailable,
+    Record,
+    exceeded,
+    periods,
+    rollups,
+)
+from ..groups import GroupCommit, Job
+from ..holds import Refused, Rules
+from ..periods import ms
+from ..queries import Ask
+from ..spool import Deferred, Spool
+from ..sql import SQLLedger, amount
+from . import prune, schema, settlements
+from .budgets import Reservations
+from .circuits import Circuits
+from .connection import Away, Database, Link, Sql
+from .rates import Local, SharedRates
+
+CONNECTIONS = 4  # of a process, by default
+LONG_SECONDS = 3600.0  # of a command that removes or copies calls
+DRAIN_SECONDS = 10.0  # that the spool waits for the database
+CLOCK_SECONDS = 10.0  # between two looks at the database's clock
+SAME_CLOCK = 0.02  # seconds that two clocks may differ
+_EXPIRED = "SELECT 1 FROM holds WHERE expires_ms <= %s LIMIT 1"
+_ATTEMPTS = f"""SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)}
+    FROM attempts AS a JOIN unnest(?::bigint[], ?::text[]) AS w(at_ns, call_id)
+    USING (at_ns, call_id) ORDER BY a.at_ns, a.call_id, a.n"""
+T = TypeVar("T")
+_inherited: list[_Process] = []  # a forked child must not use or close its parent's connections
+
+
+class _Process:
+    """The connections and the spool of one process."""
+
+    def __init__(self, ledger: PostgresLedger) -> None:
+        self.pid = os.getpid()
+        self.database = Database(ledger.url, ledger.connections)
+        self.spool = Spool(ledger.spool_path)
+        self.group = GroupCommit(partial(ledger._commit, self))
+        self.circuits = Circuits(self.database, ledger.url)
+        self.synchronized = 0.0
+
+
+class PostgresLedger(SQLLedger):
+    """A ledger in the database at *url*, with its spool in the file *spool*.
+
+    A process has at most *connections* connections. Without a *clock*, time is the database's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        spool: str | os.PathLike[str] = "infermux.spool",
+        connections: int = CONNECTIONS,
+        timezone: str = "UTC",
+        keep: float | None = None,
+        migrate: bool = False,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__(periods.time_zone(timezone), keep, clock or time.time)
+        self.url, self.connections = url, connections
+        self.spool_path = os.path.abspath(spool)
+        self._own_clock, self._migrate = clock is not None, migrate
+        self._process = _Process(self)
+
+    # -- time --
+
+    def _time(self, at: float) -> float:
+        """Return what the database's clock says at *at*, a time of this host's clock."""
+        if self._own_clock:
+            return at
+        now = self._here().database.now()
+        skew = 0.0 if now is None else now - time.time()
+        return at + skew if abs(skew) > SAME_CLOCK else at
+
+    # -- budgets --
+
+    def _rules(self, at: float, lease: float, over: bool) -> Rules:
+        return Rules(at, at + lease, over, self._may_expire, self.zone)
+
+    def _reservations(self) -> Reservations:
+        return Reservations(self._here().database, self.zone, self._lose)
+
+    def reserve(
+        self,
+        budget: Budget,
+        pico: int,
+        *,
+        call_id: str,
+        at: float,
+        lease: float = LEASE_SECONDS,
+        over: bool = False,
+        about: str = "",
+    ) -> Hold:
+        """Reserve *pico* pico-USD by one conditional statement."""
+        hold = Hold(call_id, budget, amount(pico), self._time(at), about=settlements.clean(about))
+        found = self._reservations().reserve(hold, self._rules(hold.at, lease, over))
+        return self._held(found, hold.pico, hold.at)
+
+    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
+        """Add to a hold; if its lease has expired, reserve the whole amount again."""
+        more, now = amount(more), self._time(at)
+        found = self._reservations().top_up(more, hold, self._rules(now, lease, hold.over))
+        return self._held(found, more, now)
+
+    def _held(self, found: Hold | Refused, pico: int, at: float) -> Hold:
+        if isinstance(found, Refused):
+            raise exceeded(found.budget, found.left, pico, at, self.zone)
+        return found
+
+    def settle(self, record: Record, hold: Hold | None = None) -> bool:
+        """Write a call and its spending, in one transaction with those of other threads."""
+        job = Job(Deferred(record, hold), 1.0)
+        if not self._here().group.run(job):
+            raise Away("other settlements take too long")
+        if job.error is not None:
+            raise job.error
+        return bool(job.result)
+
+    def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
+        """Settle what several threads wait for."""
+        try:
+            results = self._settle_all(process.database, [job.work for job in jobs])
+            for job, result in zip(jobs, results, strict=True):
+                job.result, job.done = result, True
+        except LedgerUnavailable as error:
+            for job in jobs:
+                again = LedgerUnavailable(error.reason, temporary=error.temporary, told=error.told)
+                job.error, job.done = again, True
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].error, jobs[0].done = error, True
+                return
+            for job in jobs:
+                self._commit(process, [job])
+
+    def _settle_all(self, database: Database, batch: Sequence[Deferred], **wait: float) -> Any:
+        now = self._time(self._clock())
+        return database.run(
+            lambda link: settlements.settle(link, batch, now, self.zone, database.plans), **wait
+        )
+
+    def _write_deferred(self, batch: Sequence[Deferred]) -> None:
+        self._settle_all(self._here().database, batch, seconds=DRAIN_SECONDS)
+
+    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
+        """Return the state of each budget at one moment."""
+        now, made = self._time(at), self._reservations()
+        return self._here().database.run(lambda link: made.states(link, budgets, now, now))
+
+    def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
+        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
+        now, made = self._time(at), self._reservations()
+        return self._here().database.run(lambda link: made.adjust(link, budget, more, now))
+
+    def lose(self, now: float) -> None:
+        """Turn the holds of calls that nobody settled in time into spending."""
+        process = self._here()
+        if process.database.is_idle:
+            return
+        if not self._own_clock and time.monotonic() > process.synchronized + CLOCK_SECONDS:
+            process.synchronized = time.monotonic()
+            process.database.synchronize()
+        at = self._time(now)
+        found = process.database.run(lambda link: link.execute(_EXPIRED, (ms(at),)).fetchone())
+        if found and self._may_expire():
+            self._lose(at)
+
+    def _lose(self, at: float, owners: list[str] | None = None) -> None:
+        work = partial(settlements.lose, now=at, zone=self.zone, owners=owners)
+        while self._here().database.run(work, DRAIN_SECONDS) >= settlements.MAX_LOST:
+            pass
+
+    # -- what hosts share besides --
+
+    def rates(self, local: Local) -> SharedRates:
+        """Return limits per minute over all hosts, which *local* keeps while it is away."""
+        return SharedRates(lambda: self._here().database, local)
+
+    def publish(self, action: str, provider: str, model: str) -> int:
+        """Let all hosts hear of an operator's command; return its number."""
+        return self._here().circuits.publish(action, provider, model)
+
+    def published(self) -> tuple[CircuitCommand, ...]:
+        """Return the last command for each provider or model of all hosts, in order."""
+        return self._here().circuits.published()
+
+    # -- reading and writing --
+
+    def snapshot(self, work: Callable[[Ask], T]) -> T:
+        """Return the result of *work*, whose queries see one state."""
+
+        def read(link: Link) -> T:
+            link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                return work(Sql(link).ask)
+            finally:
+                link.rollback()
+
+        return self._here().database.report(read)
+
+    def write(self, work: Callable[[Any], T]) -> T:
+        """Return the result of *work*, run in a transaction."""
+
+        def transact(link: Link) -> T:
+            with link.transaction():
+                return work(Sql(link))
+
+        return self._here().database.report(transact)
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        return self._here().database.report(lambda link: Sql(link).ask(query, values))
+
+    def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
+        """Yield the records of calls, in order, with their attempts by one query."""
+        keys = [call.at_ns for call in calls], [call.id for call in calls]
+        found: dict[tuple[int, str], list[AttemptRow]] = {}
+        for row in map(AttemptRow._make, ask(_ATTEMPTS, keys)) if calls else ():
+            found.setdefault((row.at_ns, row.call_id), []).append(row)
+        for call in calls:
+            yield Record(call, tuple(found.get((call.at_ns, call.id), ())))
+
+    def run_long(self, work: Callable[[Link], T]) -> T:
+        """Return the result of *work*, which may take long."""
+        return self._here().database.run(work, LONG_SECONDS)
+
+    def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
+        """Remove the calls of the months that ended before *before*; return how many calls."""
+        return prune.prune(self, self.run_long, before, told)
+
+    def prunes_before(self, before: float) -> float:
+        """Return the start of the month that contains *before*."""
+        return prune.first_kept(before)
+
+    def problems(self) -> list[str]:
+        """Return which sums differ from their rows, and which partitions are missing."""
+        return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
+
+    def _spool(self) -> Spool:
+        return self._here().spool
+
+    # -- the database --
+
+    def check(self) -> None:
+        """Raise LedgerUnavailable if the ledger cannot be written."""
+        database = self._here().database
+        if not database.is_idle:
+            database.synchronize()
+            return
+        if self._migrate:
+            database.alone(partial(schema.migrate, now=time.time(), create=True))
+        database.alone(schema.check)
+
+    def migrate(self, *, create: bool, role: str = "") -> list[str]:
+        """Make the tables (*create*) or migrate them; return what was done."""
+        now = self._clock()
+        return self._here().database.alone(
+            lambda link: schema.migrate(link, now, create=create, role=role)
+        )
+
+    def close(self) -> None:
+        """Write the spool, and close the connections of this process."""
+        process = self._here()
+        self.drain(last=True)
+        process.circuits.close()
+        process.group.alone(process.database.close)
+
+    def _here(self) -> _Process:
+        """Return the connections of this process; after a fork, make new ones."""
+        if self._process.pid != os.getpid():
+            _inherited.append(self._process)
+            self._process = _Process(self)
+        return self._process

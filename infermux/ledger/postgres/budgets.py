@@ -1,0 +1,310 @@
+"""Budgets in PostgreSQL: what is reserved, spent, forgiven and added, by owner and period.
+
+A reservation is one conditional statement, exact however many hosts reserve at a time. Whoever
+locks rows of several tables does it in this order, and rows of a table by their keys, so that
+nobody waits in a circle: the lock of periods, rolled, holds, calls, attempts, plans, sums, budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import tzinfo
+from typing import Any
+
+from psycopg import errors
+
+from .. import LOST, Adjustment, Budget, BudgetState, Hold
+from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
+from ..periods import MAX_INTEGER, SLOT, ms, names
+from ..sql import ADJUSTED
+from .connection import Database, Link, pipelined, translated
+
+# A settlement holds it shared: while a period begins with what its calls have cost, none commits.
+PERIODS = "4992031, 1"
+SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
+_ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
+_USED = "spent::numeric + held - waived - raised"
+_TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + %s
+        WHERE owner = %s AND period = %s AND {_USED} + %s <= %s RETURNING 1)
+    INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    SELECT %s, %s, %s, %s, %s, %s, %s FROM taken"""
+_WANTED = "unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)"
+_LOCK = f"""SELECT 1 FROM budgets AS b JOIN {_WANTED} USING (owner, period)
+    ORDER BY b.owner, b.period FOR UPDATE OF b"""
+_TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
+    fits AS (SELECT count(*) AS n FROM budgets JOIN wanted USING (owner, period)
+        WHERE {_USED} + %s <= most),
+    taken AS (UPDATE budgets AS b SET held = b.held + %s FROM wanted AS w, fits
+        WHERE fits.n = %s AND b.owner = w.owner AND b.period = w.period
+        RETURNING b.owner, b.period)
+    INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    SELECT %s, owner, period, %s, %s, %s, %s FROM taken"""
+_ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
+    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
+    ORDER BY b.owner, b.period"""
+_CHANGE = """WITH changed AS MATERIALIZED (
+        SELECT b.owner, b.period, w.spent, w.held FROM budgets AS b
+        JOIN unnest(%s::text[], %s::text[], %s::numeric[], %s::numeric[])
+            AS w(owner, period, spent, held) USING (owner, period)
+        ORDER BY b.owner, b.period FOR UPDATE OF b)
+    UPDATE budgets AS b SET spent = least(b.spent + c.spent, {most})::bigint,
+        held = (b.held + c.held)::bigint
+    FROM changed AS c WHERE b.owner = c.owner AND b.period = c.period"""
+CHANGE = _CHANGE.format(most=MAX_INTEGER)
+_WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
+_ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    VALUES (%s, %s, %s, %s, %s, %s, %s)"""
+_HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
+_RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
+_LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"
+_EXPIRED = "SELECT 1 FROM holds WHERE owner = ANY(%s) AND expires_ms <= %s LIMIT 1"
+_SUM = """SELECT coalesce(sum(micro), 0), coalesce(sum(pico), 0) FROM sums
+    WHERE caller = ANY(%s) AND slot >= %s AND slot < %s"""
+_BEGIN = """INSERT INTO budgets (owner, period, spent) VALUES (%s, %s, %s)
+    ON CONFLICT DO NOTHING"""
+_STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
+        (SELECT coalesce(sum(h.pico), 0) FROM holds AS h
+            WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
+    FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period)
+    USING (owner, period)"""
+_RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
+_RAISE = "UPDATE budgets SET raised = raised + %s WHERE owner = %s AND period = %s"
+_SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
+Deltas = dict[tuple[str, str], list[int]]  # what is spent and held more, by owner and period
+
+
+class Reservations:
+    """Reserves amounts of budgets; *lose* turns expired holds of owners into spending."""
+
+    def __init__(self, database: Database, zone: tzinfo, lose: Any) -> None:
+        self._database, self._zone, self._lose = database, zone, lose
+
+    def reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
+        """Reserve a hold in all of its budgets, or in none; ValueError if the call has one."""
+        seen = list[Link]()
+
+        def work(link: Link) -> bool:
+            seen.append(link)
+            return self._took(link, hold, rules)
+
+        try:
+            if self._database.run(work):
+                return hold
+        except errors.UniqueViolation:
+            if len(seen) > 1:  # it was reserved before the connection was lost
+                return hold
+            raise ValueError(f"call {hold.call_id!r} has a hold already") from None
+        return self._decided(hold, [(each, hold.pico) for each in hold.budget.all], rules)
+
+    def _took(self, link: Link, hold: Hold, rules: Rules) -> bool:
+        """Reserve by one conditional statement; after the rows of several budgets are locked."""
+        budget, zone = hold.budget, self._zone
+        times = (ms(hold.at), ms(rules.expires), hold.about)
+        if not budget.also:  # the usual case
+            owner, key = budget.owner, budget.key(hold.at, zone)
+            place = (hold.pico, owner, key, hold.pico, budget.limit_pico)
+            row = (hold.call_id, owner, key, hold.pico, *times)
+            return link.execute(_TAKE, (*place, *row)).rowcount == 1
+        wanted = _wanted(budget.all, hold.at, zone)
+        take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
+        return bool(pipelined(link, [(_LOCK, wanted), (_TAKE_ALL, take)])[1].rowcount)
+
+    def _decided(
+        self, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
+    ) -> Hold | Refused:
+        """Reserve with the rows locked: a period may begin, leases may end, a limit be exceeded."""
+
+        def work(link: Link) -> Hold | Refused:
+            self._begin(link, hold.budget.all, hold.at)
+            with link.transaction():
+                taken = self._locked(link, hold)
+                found = decide(hold, amounts, taken, rules)
+                if isinstance(found, Hold):
+                    self._write(link, found, amounts, rules)
+            return found
+
+        try:
+            found = self._database.run(work)
+        except errors.UniqueViolation:
+            return hold
+        if isinstance(found, Refused) and self._freed(hold.budget, rules):
+            found = self._database.run(work)
+        return found
+
+    def _freed(self, budget: Budget, rules: Rules) -> bool:
+        """Turn holds whose lease has ended into spending; return whether there were any."""
+        owners = [each.owner for each in budget.all]
+        asked = (owners, ms(rules.at))
+        found = self._database.run(lambda link: link.execute(_EXPIRED, asked).fetchone())
+        if found is None or not rules.expire():
+            return False
+        self._lose(rules.at, owners)
+        return True
+
+    def _begin(self, link: Link, budgets: Sequence[Budget], at: float) -> None:
+        """Begin periods that have no rows, with what their callers' calls have cost in them."""
+        keys = [(each.owner, each.key(at, self._zone)) for each in budgets]
+        known = {(owner, key) for owner, key, *_ in link.execute(_ROWS, _columns(keys)).fetchall()}
+        for budget, key in sorted(zip(budgets, keys, strict=True), key=lambda pair: pair[1]):
+            if key not in known:
+                with link.transaction():
+                    link.execute(_ALONE)
+                    spent = cost_so_far(link, budget, at, self._zone)
+                    link.execute(_BEGIN, (*key, spent))
+
+    def _locked(self, link: Link, hold: Hold) -> dict[str, Taken]:
+        keys = [(each.owner, each.key(hold.at, self._zone)) for each in hold.budget.all]
+        rows = link.execute(f"{_ROWS} FOR UPDATE OF b", _columns(keys)).fetchall()
+        return {owner: Taken(int(used), warned) for owner, _, used, warned in rows}
+
+    def _write(
+        self, link: Link, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
+    ) -> None:
+        deltas: Deltas = {}
+        for budget, pico in amounts:
+            deltas[budget.owner, budget.key(hold.at, self._zone)] = [0, pico]
+        link.execute(CHANGE, columns(deltas))
+        for budget in hold.warn:
+            key = budget.key(hold.at, self._zone)
+            link.execute(_WARNED, (ms(rules.at), budget.owner, key))
+        for budget, _ in amounts:
+            self._add(link, budget, hold, rules)
+
+    def _add(self, link: Link, budget: Budget, hold: Hold, rules: Rules) -> None:
+        times = (ms(hold.at), ms(rules.expires), hold.about)
+        key = budget.key(hold.at, self._zone)
+        link.execute(_ADD_HOLD, (hold.call_id, budget.owner, key, hold.pico, *times))
+
+    # -- more for a call that has a hold
+
+    def top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
+        """Add to a hold in all of its budgets, or in none; renew its lease."""
+        new = hold._replace(pico=hold.pico + more, warn=())
+        return self._database.run(lambda link: self._topped_up(link, hold, new, rules))
+
+    def _topped_up(self, link: Link, hold: Hold, new: Hold, rules: Rules) -> Hold | Refused:
+        self._begin(link, hold.budget.all, hold.at)
+        with link.transaction():
+            alive = dict(link.execute(_HOLDS, (hold.call_id,)).fetchall())
+            # what was spent when the call was taken for lost is held instead
+            missing = [each for each in hold.budget.all if each.owner not in alive]
+            back = lost_cost(link, hold) if missing else 0
+            # absolute: right, too, if it runs a second time
+            amounts = [
+                (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
+                for each in hold.budget.all
+            ]
+            found = decide(new, amounts, self._locked(link, hold), rules)
+            for budget in hold.budget.all if isinstance(found, Refused) else ():
+                self._renew(link, hold, budget, alive.get(budget.owner), rules)
+            if isinstance(found, Refused):
+                return found
+            deltas: Deltas = {}
+            for budget, pico in amounts:
+                gone = 0 if budget.owner in alive else back
+                spend(deltas, budget.owner, -gone, hold.at, self._zone)
+                add(deltas, budget.owner, budget.key(hold.at, self._zone), 0, pico + gone)
+                self._renew(link, new, budget, alive.get(budget.owner), rules, add=True)
+            link.execute(CHANGE, columns(deltas))
+            for budget in found.warn:
+                key = budget.key(hold.at, self._zone)
+                link.execute(_WARNED, (ms(rules.at), budget.owner, key))
+        return found
+
+    def _renew(
+        self,
+        link: Link,
+        hold: Hold,
+        budget: Budget,
+        held: int | None,
+        rules: Rules,
+        *,
+        add: bool = False,
+    ) -> None:
+        if held is not None:
+            pico = hold.pico if add else held
+            link.execute(_RENEW, (pico, ms(rules.expires), hold.call_id, budget.owner))
+        elif add:
+            self._add(link, budget, hold, rules)
+
+    # -- states and operators' changes
+
+    def states(
+        self, link: Link, budgets: Sequence[Budget], at: float, now: float
+    ) -> list[BudgetState]:
+        """Return the state of each budget, without expired holds."""
+        keys = [(each.owner, each.key(at, self._zone)) for each in budgets]
+        rows = link.execute(_STATES, (ms(now), *_columns(keys))).fetchall()
+        known = {(owner, key): rest for owner, key, *rest in rows}
+        found = []
+        for budget, key in zip(budgets, keys, strict=True):
+            if key in known:
+                spent, raised, held, lost = map(int, known[key])
+            else:
+                spent, raised, held, lost = cost_so_far(link, budget, at, self._zone), 0, 0, 0
+            resets = budget.resets(at, self._zone)
+            limit = budget.limit_pico + raised
+            found.append(BudgetState(budget, key[1], limit, spent + lost, held - lost, resets))
+        return found
+
+    def adjust(self, link: Link, budget: Budget, more: int | None, at: float) -> Adjustment:
+        """Add *more* to the limit in the current period, or forgive what is spent (None)."""
+        owner, key = budget.owner, budget.key(at, self._zone)
+        self._begin(link, [budget], at)
+        with link.transaction():
+            [spent] = link.execute(_SPENT, (owner, key)).fetchone() or (0,)
+            if more is None:
+                link.execute(_RESET, (owner, key))
+            else:
+                link.execute(_RAISE, (more, owner, key))
+            action, team = "reset" if more is None else "raise", int(bool(budget.members))
+            pico = spent if more is None else more
+            made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
+            link.execute(translated(ADJUSTED), tuple(made))
+        return made
+
+
+def cost_so_far(link: Link, budget: Budget, at: float, zone: tzinfo) -> int:
+    """Return what the callers' calls have cost in the period that contains *at*."""
+    end, callers = budget.resets(at, zone), list(budget.members or (budget.caller,))
+    first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
+    [micro, pico] = link.execute(_SUM, (callers, first, last)).fetchone() or (0, 0)
+    return max(0, min(int(micro) * MICRO + int(pico), MAX_SPENT))
+
+
+def lost_cost(link: Link, hold: Hold) -> int:
+    """Return what was spent for a call when it was taken for lost, or 0."""
+    place = (lost_record(hold).call.at_ns, hold.call_id)
+    found = link.execute(_LOST_COST, place).fetchone()
+    return int(found[0]) if found else 0
+
+
+def spend(deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo) -> None:
+    """Add *pico* to what is spent in each period that contains *at*."""
+    for key in names(at, zone):
+        add(deltas, owner, key, pico, 0)
+
+
+def add(deltas: Deltas, owner: str, key: str, spent: int, held: int) -> None:
+    found = deltas.setdefault((owner, key), [0, 0])
+    found[0] += spent
+    found[1] += held
+
+
+def columns(deltas: Deltas) -> tuple[list[Any], ...]:
+    """Return the values of CHANGE."""
+    keys = sorted(deltas)
+    return (
+        *_columns(keys),
+        [deltas[key][0] for key in keys],
+        [deltas[key][1] for key in keys],
+    )
+
+
+def _columns(keys: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    return [owner for owner, _ in keys], [key for _, key in keys]
+
+
+def _wanted(budgets: Sequence[Budget], at: float, zone: tzinfo) -> tuple[list[Any], ...]:
+    keys = [(each.owner, each.key(at, zone)) for each in budgets]
+    return (*_columns(keys), [each.limit_pico for each in budgets])

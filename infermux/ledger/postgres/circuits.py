@@ -1,0 +1,85 @@
+"""Circuits that operators open and close: a command at one host is heard at all.
+
+The last command for each provider or target is a row, which also hosts read that start later.
+PostgreSQL notifies of a change; where a pooler swallows that, the rows are read every ten seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import psycopg
+
+from .. import CircuitCommand, LedgerUnavailable
+from .connection import Database, Link, opened
+
+READ_SECONDS = 10.0
+RETRY_SECONDS = 1.0  # until the next attempt to listen
+_CHANNEL = "infermux_circuits"
+_PUBLISH = """INSERT INTO circuits (provider, model, action) VALUES (%s, %s, %s)
+    ON CONFLICT (provider, model) DO UPDATE
+    SET action = excluded.action, number = excluded.number RETURNING number"""
+# what was said of single models before is over
+_SUPERSEDE = "DELETE FROM circuits WHERE provider = %s AND model <> '' AND %s = ''"
+_ALL = "SELECT number, action, provider, model FROM circuits ORDER BY number"
+
+
+class Circuits:
+    """Hears and publishes commands in one process."""
+
+    def __init__(self, database: Database, url: str) -> None:
+        self._database, self._url = database, url
+        self._known: tuple[CircuitCommand, ...] = ()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def published(self) -> tuple[CircuitCommand, ...]:
+        """Return the last command for each provider or target, in order; listen from now on."""
+        if self._thread is None and not self._closed.is_set():
+            self._thread = threading.Thread(
+                target=self._listening, name="infermux-circuits", daemon=True
+            )
+            self._thread.start()
+        return self._known
+
+    def publish(self, action: str, provider: str, model: str) -> int:
+        """Publish a command; return its number."""
+
+        def work(link: Link) -> int:
+            with link.transaction():
+                link.execute(_SUPERSEDE, (provider, model))
+                [number] = link.execute(_PUBLISH, (provider, model, action)).fetchone() or (0,)
+            with suppress(psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFunction):
+                link.execute("SELECT pg_notify(%s, '')", (_CHANNEL,))
+            return int(number)
+
+        return self._database.run(work)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed.set()
+
+    def _listening(self) -> None:
+        while not self._closed.is_set():
+            with suppress(LedgerUnavailable, psycopg.Error), opened(self._url, 2) as link:
+                self._listen(link)
+            if not self._closed.is_set():
+                self._closed.wait(RETRY_SECONDS)
+
+    def _listen(self, link: Link) -> None:
+        """Read the commands now, whenever they change, and every ten seconds."""
+        with suppress(psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError):
+            link.execute(f"LISTEN {_CHANNEL}")
+        while True:
+            self._known = tuple(
+                [CircuitCommand(*row) for row in link.execute(_ALL, prepare=False).fetchall()]
+            )
+            end = time.monotonic() + READ_SECONDS
+            heard = False
+            while not heard and (left := end - time.monotonic()) > 0:
+                if self._closed.is_set():
+                    return
+                for _ in link.notifies(timeout=min(left, 1.0), stop_after=1):
+                    heard = True

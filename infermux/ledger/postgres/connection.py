@@ -1,0 +1,420 @@
+"""The connections of one process to PostgreSQL: a bounded pool, deadlines, and what is tried again.
+
+While the database is away, every call learns so at once, and one thread asks whether it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+import psycopg
+from psycopg import Connection, errors, pq
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.numeric import IntLoader
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from .. import LedgerUnavailable
+
+WAIT_SECONDS = 0.25  # for a connection
+CALL_SECONDS = 0.6  # that a call waits for the database in one operation, in all
+START_SECONDS = 3.0  # that a start waits for a connection, and a report for others
+CONNECT_SECONDS = 2.0
+RETRY_SECONDS = 0.25  # between two attempts to reach a database that is away
+TICK_SECONDS = 0.05  # how exactly deadlines are kept
+LIFETIME_SECONDS = 1800.0  # of a connection
+STATEMENT_SECONDS = 60  # that the server lets a statement run
+RETRIES = 8  # of a transaction that PostgreSQL took back for another one
+_ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid(),
+    pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"""
+_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+_REFUSED = (  # that no waiting mends
+    errors.InvalidPassword,
+    errors.InvalidAuthorizationSpecification,
+    errors.InvalidCatalogName,
+    errors.InsufficientPrivilege,
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+)
+log = logging.getLogger("infermux")
+T = TypeVar("T")
+Link = Connection[Any]
+
+
+class Away(LedgerUnavailable):
+    """The database cannot be reached or written now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, temporary=True, told="the database is away")
+
+
+class Database:
+    """The connections of this process to the database at *url*; at most *size*."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self.size = url, size
+        self._pool: ConnectionPool[Link] | None = None
+        self._lock = threading.Lock()  # of the pool's replacement
+        self._away = ""  # why; "": it is not known to be
+        self._doctor: threading.Thread | None = None
+        self._closed = False
+        self._deadlines: dict[Link, float] = {}  # of the operations that run
+        self._cutting = threading.Lock()
+        self._watch: threading.Thread | None = None
+        self._reports = threading.BoundedSemaphore(max(1, size - 2))
+        self._offset: float | None = None  # of the database's clock from the monotonic one
+        self.plans: set[str] = set()  # digests of plans that it has
+        # it logs each attempt to connect
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+
+    # -- work --
+
+    def run(self, work: Callable[[Link], T], seconds: float = CALL_SECONDS) -> T:
+        """Return the result of *work* with a connection; raise LedgerUnavailable.
+
+        It runs again where PostgreSQL has taken it back, or its connection was lost: it must be
+        right to run it twice.
+        """
+        end, again = time.monotonic() + seconds, True
+        for tries in range(RETRIES):
+            try:
+                return self._once(work, end)
+            except _AGAIN as error:
+                if tries == RETRIES - 1 or time.monotonic() >= end:
+                    raise Away(_said(error)) from None
+                time.sleep(random.random() * 0.002 * 2**tries)
+            except _Lost as lost:
+                if not again or time.monotonic() >= end:
+                    raise self.is_away(lost.reason) from None
+                again = False
+                self._renew(lost.pool)
+        raise AssertionError("unreachable")
+
+    def report(self, work: Callable[[Link], T]) -> T:
+        """Return the result of *work*, which may take long and so leaves connections to calls."""
+        if not self._reports.acquire(timeout=START_SECONDS):
+            raise Away("too many reports at a time")
+        try:
+            return self.run(work, STATEMENT_SECONDS)
+        finally:
+            self._reports.release()
+
+    def _once(self, work: Callable[[Link], T], end: float) -> T:
+        pool = self._ready()
+        patience = min(WAIT_SECONDS, end - time.monotonic())
+        try:
+            link = pool.getconn(max(0.001, patience))
+        except PoolClosed:
+            raise _Lost("the pool was replaced", pool) from None
+        except PoolTimeout:
+            if len(self._deadlines) >= self.size:
+                raise Away("all connections are in use") from None
+            raise self.is_away("it cannot be connected to") from None
+        timed_out = False
+        try:
+            self._deadlines[link] = end
+            return work(link)
+        except psycopg.Error as error:
+            timed_out = link not in self._deadlines
+            raise self._judged(error, link, pool, timed_out) from None
+        finally:
+            if self._deadlines.pop(link, None) is None:
+                with self._cutting:  # the other thread is done with the connection
+                    pass
+            if link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                _rolled_back(link)
+            pool.putconn(link)
+
+    def _judged(
+        self, error: psycopg.Error, link: Link, pool: ConnectionPool[Link], timed_out: bool
+    ) -> Exception:
+        """Return what an error of a statement means."""
+        if timed_out:
+            return self.is_away("it does not answer")
+        if isinstance(error, _AGAIN):
+            return error
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            return self.is_away("it is read-only")
+        if isinstance(error, errors.QueryCanceled):
+            return Away("a statement took too long")
+        if isinstance(error, _REFUSED):
+            return LedgerUnavailable(_said(error), told="the database refuses")
+        if link.broken or link.closed:
+            return _Lost(_said(error), pool)
+        if isinstance(error, psycopg.OperationalError):
+            return self.is_away(_said(error))
+        return error  # a bug, such as a value of the wrong type
+
+    # -- the pool --
+
+    def _ready(self) -> ConnectionPool[Link]:
+        if self._away:
+            raise Away(self._away)
+        return self._pool or self._renew(None)
+
+    def _renew(self, old: ConnectionPool[Link] | None) -> ConnectionPool[Link]:
+        """Replace the pool *old*, whose connections may all be dead, by a new one."""
+        with self._lock:
+            if self._pool is None or self._pool is old:
+                self._pool = self._made()
+                if old is not None:
+                    old.close(timeout=0)
+            if self._watch is None:
+                self._watch = threading.Thread(
+                    target=self._watching, name="infermux-deadlines", daemon=True
+                )
+                self._watch.start()
+            return self._pool
+
+    def _made(self) -> ConnectionPool[Link]:
+        self._closed = False
+        return ConnectionPool(
+            self._url,
+            kwargs=options(self._url),
+            min_size=1,
+            max_size=self.size,
+            open=True,
+            configure=self._configure,
+            timeout=WAIT_SECONDS,
+            max_lifetime=LIFETIME_SECONDS,
+            reconnect_timeout=1.0,  # then `is_away` watches over it
+            num_workers=1,
+            name="infermux",
+        )
+
+    def _configure(self, link: Link) -> None:
+        pid, read_only = self._ask_about(link)
+        if read_only:
+            raise psycopg.OperationalError("it is read-only")
+        link.adapters.register_loader("numeric", IntLoader)  # sums of whole numbers
+        if pid != link.info.backend_pid:
+            link.prepare_threshold = None  # a pooler such as PgBouncer: no session lasts
+            return
+        link.prepare_threshold = 1
+        link.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000}")
+        link.execute("SET idle_in_transaction_session_timeout = 5000")
+        link.execute("SET timezone = 'UTC'")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was asked yet."""
+        return self._pool is None and not self._away
+
+    def alone(self, work: Callable[[Link], T]) -> T:
+        """Return the result of *work* with a connection of its own, before there is a pool.
+
+        Raise LedgerUnavailable, not temporary if waiting is no use.
+        """
+        with opened(self._url, START_SECONDS) as link:
+            try:
+                self._configure(link)
+                return work(link)
+            except _REFUSED as error:
+                raise LedgerUnavailable(_said(error), told="the database refuses") from None
+            except psycopg.Error as error:
+                raise Away(_said(error)) from None
+
+    def is_away(self, reason: str) -> Away:
+        """Note that the database is away, and look for it in the background."""
+        with self._lock:
+            if not self._away and not self._closed:
+                self._away = reason or "it cannot be reached"
+                if self._doctor is None:
+                    self._doctor = threading.Thread(
+                        target=self._treating, name="infermux-database", daemon=True
+                    )
+                    self._doctor.start()
+        return Away(reason)
+
+    def _treating(self) -> None:
+        """Try to connect until the database is back."""
+        while not self._closed:
+            time.sleep(RETRY_SECONDS)
+            try:
+                self.alone(lambda link: None)
+                made = self._made()
+                try:
+                    made.wait(CONNECT_SECONDS)
+                    self._recovered(made)
+                    return
+                except PoolTimeout:
+                    made.close(timeout=0)
+            except LedgerUnavailable as error:
+                self._away = error.reason
+
+    def _recovered(self, made: ConnectionPool[Link]) -> None:
+        with self._lock:
+            old, self._pool = self._pool, made
+            self._away, self._doctor = "", None
+        if old is not None:
+            old.close(timeout=0)
+
+    def _watching(self) -> None:
+        """End connections whose operation has taken too long."""
+        while True:
+            time.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            for link, end in list(self._deadlines.items()):
+                if now > end:
+                    self._cut(link)
+
+    def _cut(self, link: Link) -> None:
+        with self._cutting:
+            if self._deadlines.pop(link, None) is None:  # it has just ended
+                return
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(link.fileno())) as s:
+                s.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close all connections; a later operation opens them again."""
+        with self._lock:
+            old, self._pool, self._closed = self._pool, None, True
+            self._away = ""
+        if old is not None:
+            old.close(timeout=0)
+
+    # -- time --
+
+    def now(self) -> float | None:
+        """Return the time by the database's clock, or None if it was never reached."""
+        return None if self._offset is None else time.monotonic() + self._offset
+
+    def synchronize(self) -> None:
+        """Read the database's clock again."""
+
+        _, read_only = self.run(self._ask_about)
+        if read_only:
+            raise self.is_away("it is read-only")
+
+    def _ask_about(self, link: Link) -> tuple[int, bool]:
+        """Read the clock; return the id of the session, and whether it may not write."""
+        began = time.monotonic()
+        [now, pid, read_only] = link.execute(_ABOUT).fetchone() or (0.0, 0, True)
+        self._offset = now - (began + time.monotonic()) / 2
+        return pid, read_only
+
+
+class _Lost(Exception):
+    """A connection was lost, or there is none."""
+
+    def __init__(self, reason: str, pool: ConnectionPool[Link]) -> None:
+        super().__init__(reason)
+        self.reason, self.pool = reason, pool
+
+
+def _rolled_back(link: Link) -> None:
+    with suppress(psycopg.Error):
+        link.rollback()
+    if link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+        link.close()
+
+
+def options(url: str) -> dict[str, Any]:
+    """Return the options of connections, but for those that the URL has."""
+    own: dict[str, Any] = {
+        "connect_timeout": round(CONNECT_SECONDS),
+        "application_name": "infermux",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+    given = conninfo_to_dict(url)
+    return {name: value for name, value in own.items() if name not in given} | {"autocommit": True}
+
+
+@contextmanager
+def opened(url: str, seconds: float) -> Iterator[Link]:
+    """Yield a connection of its own; raise LedgerUnavailable without the password."""
+    try:
+        link = psycopg.connect(url, **options(url) | {"connect_timeout": max(2, round(seconds))})
+    except _REFUSED as error:
+        raise LedgerUnavailable(_said(error), told="the database refuses") from None
+    except psycopg.Error as error:
+        reason = _said(error)
+        if refused(reason):
+            raise LedgerUnavailable(reason, told="the database refuses") from None
+        raise Away(reason) from None
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def refused(reason: str) -> bool:
+    """Return whether the server has refused a connection in a way that no waiting mends."""
+    return bool(
+        re.search(
+            r"password authentication failed|no password supplied|does not exist|"
+            r"permission denied|no pg_hba.conf entry|certificate|does not support SSL",
+            reason,
+        )
+    )
+
+
+def _said(error: BaseException) -> str:
+    """Return the first line of an error; libpq's never hold a password."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = lines[0] if lines else type(error).__name__
+    return found.removeprefix("connection failed: ").removeprefix("connection is bad: ")
+
+
+def password(url: str) -> list[str]:
+    """Return how the password of a URL may be written."""
+    try:
+        found = urlsplit(url).password or ""
+    except ValueError:
+        return []
+    return [word for word in {found, unquote(found), quote(unquote(found), safe="")} if word]
+
+
+@lru_cache(maxsize=512)
+def translated(statement: str) -> str:
+    """Return a portable statement in psycopg's form."""
+    return statement.replace("%", "%%").replace("?", "%s")
+
+
+class Sql:
+    """A connection as portable statements use it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._cursor: Any = None
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement has changed."""
+        return int(self._cursor.rowcount)
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Sql:
+        """Run a statement with `?` for values; return this."""
+        self._cursor = self._link.execute(translated(statement), values, prepare=False)
+        return self
+
+    def fetchone(self) -> Any:
+        """Return the next row, or None."""
+        return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows."""
+        return list(self._cursor.fetchall())
+
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a query."""
+        return self.execute(query, values).fetchall()
+
+
+def pipelined(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+    """Run statements as one transaction in one round trip; return their cursors."""
+    with link.pipeline():
+        return [link.execute(statement, values) for statement, values in statements]

@@ -1,0 +1,166 @@
+"""Limits per minute over all hosts: the requests and tokens of each caller's last 60 seconds.
+
+A caller has one row, with its counts by second; one statement tests and counts a request, by the
+database's clock once the row is locked. While the database is away, a host counts alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import accumulate
+from typing import Any, Protocol
+
+from .. import LedgerUnavailable
+from .connection import Database, Link
+
+SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
+_MOST = 2**62  # no limit
+_MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
+_CLOCK = "clock AS (SELECT floor(extract(epoch FROM clock_timestamp()))::bigint AS at)"
+_KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t),
+        clock WHERE s > clock.at - {SPAN})"""
+_NEW = "array_agg(s ORDER BY s), array_agg(n ORDER BY s), array_agg(t ORDER BY s)"
+_TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
+    SELECT %s, ARRAY[floor(extract(epoch FROM clock_timestamp()))::bigint], ARRAY[1::bigint],
+        ARRAY[%s::bigint], true
+    ON CONFLICT (caller) DO UPDATE SET (seconds, requests, tokens, admitted) = (
+        WITH {_CLOCK}, {_KEPT},
+        test AS (SELECT coalesce(sum(n), 0) < %s AND coalesce(sum(t), 0) + %s <= %s AS fits
+            FROM kept),
+        counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
+                SELECT s, n, t FROM kept
+                UNION ALL SELECT at, 1, %s::bigint FROM clock, test WHERE fits) AS every
+            GROUP BY s)
+        SELECT {_NEW}, bool_and(fits) FROM counted, test)
+    RETURNING admitted, seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8"""
+_ADD = f"""UPDATE rates AS r SET (seconds, requests, tokens) = (
+        WITH {_CLOCK}, {_KEPT},
+        counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
+                SELECT s, n, t FROM kept
+                UNION ALL SELECT at, 0, %s::bigint FROM clock) AS every
+            GROUP BY s)
+        SELECT {_NEW} FROM counted)
+    WHERE caller = %s"""
+_SUBTRACT = """UPDATE rates AS r SET tokens = (
+        SELECT array_agg(CASE WHEN s < %s THEN t
+                ELSE t - least(t, greatest(0, %s - before)) END ORDER BY s)
+        FROM (SELECT s, t, coalesce(sum(CASE WHEN s < %s THEN 0 ELSE t END)
+                OVER (ORDER BY s ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)::bigint
+                AS before
+            FROM unnest(r.seconds, r.tokens) AS u(s, t)) AS ordered)
+    WHERE caller = %s"""
+_USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
+    FROM rates AS r, unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t)
+    WHERE r.caller = %s AND s > floor(extract(epoch FROM clock_timestamp())) - {SPAN}"""
+
+
+class Local(Protocol):
+    """The limits of this host, as `admission.rate_limiter` keeps them."""
+
+    def take(
+        self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
+    ) -> float | None:
+        """Count a request and return None, or return the seconds to wait."""
+
+    def correct(self, caller: str, tokens: int, *, since: float) -> None:
+        """Correct the estimate of a call."""
+
+    def check(self) -> None:
+        """Raise ConfigError if the limits cannot be kept."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class SharedRates:
+    """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
+
+    What it admits, *local* counts too: so the host's own limit is right where it must do.
+    """
+
+    def __init__(self, database: Any, local: Local) -> None:
+        self._database, self._local = database, local
+        self.alone = False  # whether only the calls of this host count now
+
+    def take(
+        self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
+    ) -> float | None:
+        """Count a request of about *tokens* and return None, or return the seconds to wait."""
+        if rpm is None and tpm is None:
+            return None
+        tokens = min(tokens, _MAX_TOKENS)
+        if tpm is not None and tokens > tpm:
+            return math.inf
+        most, heaviest = _MOST if rpm is None else rpm, _MOST if tpm is None else tpm
+        values = (caller, tokens, most, tokens, heaviest, tokens)
+        try:
+            database: Database = self._database()
+            found = database.run(lambda link: link.execute(_TAKE, values).fetchone())
+        except LedgerUnavailable:
+            self.alone = True
+            return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
+        self.alone = False
+        assert found is not None
+        admitted, seconds, requests, used, now = found
+        if not admitted:
+            return max(
+                _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
+            )
+        self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
+        return None
+
+    def correct(self, caller: str, tokens: int, *, since: float) -> None:
+        """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
+
+        Added tokens count from now on; unused ones are subtracted where the estimate is.
+        """
+        if not tokens:
+            return
+        self._local.correct(caller, tokens, since=since)
+        try:
+            database: Database = self._database()
+            if tokens > 0:
+                values: tuple[Any, ...] = (min(tokens, _MAX_TOKENS), caller)
+                database.run(lambda link: link.execute(_ADD, values))
+                return
+            passed, now = time.monotonic() - since, database.now()
+            if now is not None and passed < SPAN:  # else the estimate no longer counts
+                start = math.floor(now - passed)
+                values = (start, -tokens, start, caller)
+                database.run(lambda link: link.execute(_SUBTRACT, values))
+        except LedgerUnavailable:
+            self.alone = True
+
+    def used(self, caller: str) -> tuple[int, int]:
+        """Return the requests and tokens of *caller* in the last 60 seconds."""
+
+        def work(link: Link) -> tuple[int, int]:
+            found = link.execute(_USED, (caller,)).fetchone() or (0, 0)
+            return int(found[0]), int(found[1])
+
+        database: Database = self._database()
+        return database.run(work)
+
+    def check(self) -> None:
+        """Raise ConfigError if this host cannot keep the limits alone."""
+        self._local.check()
+
+    def close(self) -> None:
+        """Close this host's own limits."""
+        self._local.close()
+
+
+def _wait(
+    seconds: list[int], counts: list[int], now: float, wanted: int, limit: int | None
+) -> float:
+    """Return the seconds until *wanted* more fit under *limit*."""
+    if limit is None:
+        return 0.0
+    recent = [(s, n) for s, n in zip(seconds, counts, strict=True) if s > math.floor(now) - SPAN]
+    over = sum(n for _, n in recent) + wanted - limit
+    if over <= 0:
+        return 0.0
+    freed = accumulate(n for _, n in recent)
+    at = next((s for (s, _), gone in zip(recent, freed, strict=True) if gone >= over), int(now))
+    return max(0.001, at + SPAN - now)

@@ -1,0 +1,288 @@
+"""Settlements in PostgreSQL: calls, attempts, sums and budgets, many calls per statement.
+
+A batch is one transaction in one round trip. It says what it expects: that its calls are new, and
+that their holds are as they were reserved. Where PostgreSQL finds otherwise it takes all of it
+back, and each call is settled on its own, with what there is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import tzinfo
+from typing import Any
+
+from psycopg import errors
+
+from .. import LOST, TEAM, AttemptRow, Budget, CallRow, Hold, Record
+from ..holds import MICRO, lost_record
+from ..periods import DAY, SLOT, ms
+from ..queries import digest
+from ..rollups import PRUNED
+from ..spool import Deferred
+from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
+from .connection import Link, pipelined
+
+MAX_PLANS = 4096  # digests that a process remembers
+MAX_LOST = 500  # holds that are turned into spending in one transaction
+_INTEGERS = {"at_ns", "n", "estimated", "attempts", "unpriced", "final", "assumed", "cost"}
+_INTEGERS |= {"cache_saved", "upstream_status"}
+
+
+_KEYS = [f"c{n}" for n in range(len(CallRow._fields))]
+
+
+def _type(name: str) -> str:
+    whole = name in _INTEGERS or name.endswith(("_tokens", "_ms"))
+    return "bigint" if whole else "text"
+
+
+def _insert(table: str, names: Sequence[str]) -> str:
+    """Return the statement that adds rows given as JSON, whose keys are short."""
+    keys = _KEYS[: len(names)]
+    typed = ", ".join(f"{key} {_type(name)}" for key, name in zip(keys, names, strict=True))
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(keys)} "
+        f"FROM json_to_recordset(%s::json) AS t({typed}) ON CONFLICT DO NOTHING"
+    )
+
+
+_CALLS, _ATTEMPTS = _insert("calls", CallRow._fields), _insert("attempts", AttemptRow._fields)
+_PLANS = """INSERT INTO plans (digest, line) SELECT * FROM unnest(%s::text[], %s::text[])
+    ON CONFLICT DO NOTHING"""
+_SUMS = """INSERT INTO sums (caller, slot, micro, pico)
+    SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
+    ON CONFLICT (caller, slot) DO UPDATE
+    SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
+_HELD = (
+    "unnest(%s::text[], %s::text[], %s::text[], %s::bigint[]) AS w(call_id, owner, period, pico)"
+)
+_BATCH = f"""WITH released AS (
+        DELETE FROM holds WHERE call_id = ANY(%s) RETURNING call_id, owner, period, pico),
+    called AS ({_CALLS} RETURNING 1), attempted AS ({_ATTEMPTS}), planned AS ({_PLANS}),
+    summed AS ({_SUMS})
+    SELECT 1 / (CASE WHEN (SELECT count(*) FROM called) = %s
+        AND (SELECT count(*) FROM released) = %s
+        AND (SELECT count(*) FROM released JOIN {_HELD} USING (call_id, owner, period, pico)) = %s
+        THEN 1 ELSE 0 END)"""
+_LATE = f"""INSERT INTO rolled (day, state) SELECT day, 0 FROM unnest(%s::bigint[]) AS w(day)
+    ON CONFLICT (day) DO UPDATE
+    SET state = CASE rolled.state WHEN {PRUNED} THEN {PRUNED} ELSE 0 END"""
+_RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
+_TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
+    RETURNING caller, cost"""
+_TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = %s AND call_id = %s"
+_EXPIRED = """SELECT call_id, owner, period, pico, at_ms, about FROM holds WHERE expires_ms <= %s
+    {owners} ORDER BY call_id, owner LIMIT {limit} FOR UPDATE SKIP LOCKED"""
+_ANY = _EXPIRED.format(owners="", limit=MAX_LOST)
+_OF = _EXPIRED.format(owners="AND owner = ANY(%s)", limit=MAX_LOST)
+_FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
+    WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
+_SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
+    USING (at_ns, id) WHERE c.status <> '{LOST}'"""
+Statement = tuple[str, Sequence[Any]]
+
+
+def settle(
+    link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
+) -> list[bool]:
+    """Write settlements; return for each whether its call was not stored before."""
+    if len({each.record.call.id for each in batch}) == len(batch):
+        try:
+            _settle_all(link, batch, now, zone, plans)
+            return [True] * len(batch)
+        except errors.DivisionByZero:
+            pass
+    return [_settle_one(link, each, now, zone) for each in batch]
+
+
+def _settle_all(
+    link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
+) -> None:
+    """Write settlements whose calls are new, and whose holds are as they were reserved."""
+    deltas: Deltas = {}
+    held = list[tuple[str, str, str, int]]()
+    for record, hold in batch:
+        held += _expect(deltas, record.call, hold, zone)
+    rows = [_row(record.call) for record, _ in batch]
+    new = sorted({key: line for _, key, line in rows if key and key not in plans}.items())
+    records = [record for record, _ in batch]
+    values = (
+        [hold.call_id if hold else record.call.id for record, hold in batch],
+        _json([row for row, _, _ in rows]),
+        _json([attempt for record in records for attempt in record.attempts]),
+        *_transposed(new, 2),
+        *_sums([record.call for record in records]),
+        len(batch),
+        len(held),
+        *_transposed(held, 4),
+        len(held),
+    )
+    statements: list[Statement] = [(SHARED, ())]
+    if days := _late(records, now):
+        statements.append((_LATE, (days,)))
+    statements += [(_BATCH, values), (CHANGE, columns(deltas))]
+    pipelined(link, statements)
+    if len(plans) < MAX_PLANS:
+        plans.update(key for key, _ in new)
+
+
+def _expect(
+    deltas: Deltas, call: CallRow, hold: Hold | None, zone: tzinfo
+) -> list[tuple[str, str, str, int]]:
+    """Add what a call spends and frees; return the holds that it has."""
+    cost, held = call.cost or 0, []
+    if hold is None:
+        spend(deltas, call.caller, cost, call.at_ns / 1e9, zone)
+        return []
+    for budget in hold.budget.all:
+        key = budget.key(hold.at, zone)
+        held.append((hold.call_id, budget.owner, key, hold.pico))
+        spend(deltas, budget.owner, cost, hold.at, zone)
+        add(deltas, budget.owner, key, 0, -hold.pico)
+    if hold.budget.members:  # the caller may have had a budget of its own in these periods
+        spend(deltas, call.caller, cost, hold.at, zone)
+    return held
+
+
+def _settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
+    """Write a settlement, whatever became of its holds; return False if its call is stored."""
+    record, hold = settlement
+    call, deltas = record.call, Deltas()
+    with link.transaction():
+        pipelined(link, [(SHARED, ()), *_marks([record], now)])
+        ids = list({call.id, hold.call_id} if hold else {call.id})
+        released = {
+            owner: (key, pico, at_ms / 1000)
+            for owner, key, pico, at_ms in link.execute(_RELEASE, (ids,)).fetchall()
+        }
+        for owner, (key, pico, _) in released.items():
+            add(deltas, owner, key, 0, -pico)
+        new, taken_back = _write(link, [record]) == 1, 0
+        if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
+            new = _write(link, [record]) == 1
+        if new and hold is not None and not taken_back and not released:
+            place = (lost_record(hold).call.at_ns, hold.call_id)  # as if nothing told of the call
+            taken_back = _found_again(link, *place)
+        if new:
+            _spend(deltas, call, hold, released, taken_back, zone)
+            link.execute(_SUMS, _sums([call]))
+        link.execute(CHANGE, columns(deltas))
+    return new
+
+
+def _spend(
+    deltas: Deltas,
+    call: CallRow,
+    hold: Hold | None,
+    released: dict[str, tuple[str, int, float]],
+    taken_back: int,
+    zone: tzinfo,
+) -> None:
+    """Add what a call has cost to the periods of what it held, else of its start."""
+    cost = call.cost or 0
+    owners = {call.caller, *released} if hold is None else {e.owner for e in hold.budget.all}
+    for owner in owners:
+        start = call.at_ns / 1e9 if hold is None else hold.at
+        at = released[owner][2] if owner in released else start
+        spend(deltas, owner, cost - (0 if owner in released else taken_back), at, zone)
+    if hold is not None and hold.budget.members:
+        spend(deltas, call.caller, cost, hold.at, zone)
+
+
+def _write(link: Link, records: Sequence[Record]) -> int:
+    """Add calls with their attempts; return how many were new."""
+    rows = [_row(record.call) for record in records]
+    added = link.execute(_CALLS, (_json([row for row, _, _ in rows]),)).rowcount
+    if added:
+        attempts = [attempt for record in records for attempt in record.attempts]
+        link.execute(_ATTEMPTS, (_json(attempts),))
+        link.execute(_PLANS, _transposed(sorted({(k, line) for _, k, line in rows if k}), 2))
+    return added
+
+
+def _found_again(link: Link, at_ns: int, id: str) -> int:
+    """Remove the rows of a call that was taken for lost; return what was spent for it, or 0."""
+    found = link.execute(_TAKE_BACK, (at_ns, id)).fetchone()
+    if found is None:
+        return 0
+    caller, cost = found
+    link.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
+    micro, pico = divmod(cost, MICRO)
+    link.execute(_SUMS, ([caller], [at_ns // (SLOT * 10**9)], [-micro], [-pico]))
+    return int(cost)
+
+
+def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) -> int:
+    """Turn holds whose lease has ended into spending, with a row for each call; return how many."""
+    with link.transaction():
+        link.execute(SHARED)
+        asked = (ms(now),) if owners is None else (ms(now), owners)
+        found = link.execute(_ANY if owners is None else _OF, asked).fetchall()
+        if not found:
+            return 0
+        link.execute(_FORGET, _transposed([row[:2] for row in found], 2))
+        lost = {row[0]: lost_record(_hold(row)) for row in found}
+        places = [(each.call.at_ns, id) for id, each in lost.items()]
+        settled = {id for (id,) in link.execute(_SETTLED, _transposed(places, 2)).fetchall()}
+        new = [record for id, record in lost.items() if id not in settled]
+        if marks := _marks(new, now):
+            link.execute(*marks[0])
+        for record in new:
+            if _write(link, [record]):
+                link.execute(_SUMS, _sums([record.call]))
+        deltas: Deltas = {}
+        for id, owner, period, pico, at_ms, _ in found:
+            add(deltas, owner, period, 0, -pico)
+            if id not in settled:
+                spend(deltas, owner, pico, at_ms / 1000, zone)
+        link.execute(CHANGE, columns(deltas))
+    return len(found)
+
+
+def _hold(row: Sequence[Any]) -> Hold:
+    id, owner, _, pico, at_ms, about = row
+    return Hold(id, Budget(owner.removeprefix(TEAM), 0), pico, at_ms / 1000, about=about)
+
+
+def _marks(records: Iterable[Record], now: float) -> list[Statement]:
+    """Return the statement that says of ended days that a call is added to them, if any."""
+    days = _late(records, now)
+    return [(_LATE, (days,))] if days else []
+
+
+def _late(records: Iterable[Record], now: float) -> list[int]:
+    days = {record.call.at_ns // (DAY * 10**9) for record in records}
+    return sorted(day for day in days if (day + 1) * DAY <= now)
+
+
+def _row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:
+    """Return a call's row, and the digest and text of its plan's first line."""
+    line, end, rest = call.plan.partition("\n")
+    key = digest(line)
+    return (*call[:-1], key + end + rest), key, clean(line)
+
+
+def _sums(calls: Iterable[CallRow]) -> tuple[list[Any], ...]:
+    found: dict[tuple[str, int], list[int]] = {}
+    for call in calls:
+        if call.cost:
+            sums = found.setdefault((call.caller, call.at_ns // (SLOT * 10**9)), [0, 0])
+            micro, pico = divmod(call.cost, MICRO)
+            sums[0] += micro
+            sums[1] += pico
+    return _transposed([(*key, *found[key]) for key in sorted(found)], 4)
+
+
+def _transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
+    return tuple(map(list, zip(*rows, strict=True))) if rows else ([],) * width
+
+
+def _json(rows: Sequence[Sequence[Any]]) -> str:
+    found = json.dumps([dict(zip(_KEYS, row, strict=False)) for row in rows])
+    return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
+
+
+def clean(text: str) -> str:
+    """Return *text* without NUL, which PostgreSQL refuses."""
+    return text.replace("\0", "\ufffd") if "\0" in text else text
