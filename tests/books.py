@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from infermux.errors import InferMuxError
 from infermux.ledger import AttemptRow, CallRow, Record
 from infermux.ledger.queries import WRITE_ATTEMPT, WRITE_CALL
+from infermux.ledger.sql import SQLLedger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
@@ -66,13 +70,28 @@ def call(
     return made
 
 
-def keep(path: Path, *calls: Call) -> Path:
+def keep(path: Path | SQLLedger, *calls: Call) -> Path:
     """Write calls into a ledger, as a service does."""
-    with closing(SQLiteLedger(path)) as ledger:
-        assert ledger.problem() is None
-        for each in calls:
-            assert ledger.settle(record(each))
+    ledger = SQLiteLedger(path) if isinstance(path, Path) else path
+    assert ledger.problem() is None
+    for each in calls:
+        assert ledger.settle(record(each))
+    if not isinstance(path, Path):
+        return Path()
+    ledger.close()
     return path
+
+
+def opened(place: tuple[str, str], **options: Any) -> SQLLedger:
+    """Return a ledger in the database of a test, from another process."""
+    where, folder = place
+    if "://" not in where:
+        return SQLiteLedger(where, **options)
+    from infermux.ledger.postgres import PostgresLedger
+
+    options.pop("busy", None)
+    spool = Path(folder) / f"{os.getpid()}.spool"
+    return PostgresLedger(where, spool=spool, **{"clock": time.time} | options)
 
 
 def large(path: Path, count: int, seed: int = 5) -> list[Record]:

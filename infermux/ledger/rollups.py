@@ -38,7 +38,8 @@ _PAIRS = {"cost": ("micro", "pico"), "cache_saved": ("saved_micro", "saved_pico"
 _PAIRS |= {"assumed": ("assumed_micro", "assumed_pico")}
 _MEASURES = [name for field in Total._fields[1:] for name in _PAIRS.get(field, (field,))]
 _COLUMNS = ", ".join(("kind", "day", "n", *_NAMES, *_MEASURES))
-_ADD = f"INSERT INTO rollups ({_COLUMNS}) VALUES ({', '.join('?' * (10 + len(_MEASURES)))})"
+ADD = f"INSERT INTO rollups ({_COLUMNS}) VALUES ({', '.join('?' * (10 + len(_MEASURES)))})"
+OF_DAY = f"SELECT {_COLUMNS} FROM rollups WHERE day = ? ORDER BY kind, n"
 CLEAR = f"DELETE FROM rollups WHERE kind < {len(KINDS)} AND kind >= 0 AND day = ?"
 SUM = ", ".join(f"sum({name})" for name in _MEASURES)
 _NEXT = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1"
@@ -64,6 +65,9 @@ class Sql(Protocol):
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
         """Run a statement and return the cursor."""
+
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Any:
+        """Run a statement for each of *rows*."""
 
     def fetchone(self) -> Any:
         """Return the next row, or None."""
@@ -260,14 +264,19 @@ def _coarser(
     return [(*key, *sums) for key, sums in groups.items()]
 
 
-def store_rows(sql: Sql, day: int, rows: Sequence[Sequence[tuple[Any, ...]]]) -> None:
-    for kind, (names, found) in enumerate(zip(KINDS, rows, strict=True)):
+def store_rows(sql: Sql, day: int, sums: Sequence[Sequence[tuple[Any, ...]]]) -> None:
+    for kind, (names, found) in enumerate(zip(KINDS, sums, strict=True)):
         first = sql.execute(_LAST, (kind, day)).fetchone()[0]
         places = [names.index(name) if name in names else None for name in _NAMES]
-        for n, row in enumerate(found, first):
-            keys = ["" if place is None else row[place] for place in places]
-            measures = [value or 0 for value in row[len(names) :]]
-            sql.execute(_ADD, (kind, day, n, *keys, *measures))
+        rows = [(kind, day, n, *_values(row, names, places)) for n, row in enumerate(found, first)]
+        sql.executemany(ADD, rows)
+
+
+def _values(
+    row: tuple[Any, ...], names: Sequence[str], places: Sequence[int | None]
+) -> Iterator[Any]:
+    yield from ("" if place is None else row[place] for place in places)
+    yield from (value or 0 for value in row[len(names) :])
 
 
 # -- checking --

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,8 +16,9 @@ import pytest
 from books import DAY, NOON, call, keep, large
 
 from infermux.errors import BudgetExceeded, ProviderTimeout, RequestError
-from infermux.ledger import MAX_ROWS, Ledger, Record, reports
+from infermux.ledger import MAX_ROWS, Record, reports
 from infermux.ledger.reports import Period
+from infermux.ledger.sql import SQLLedger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt
 from infermux.pricing import PICO
@@ -25,12 +26,6 @@ from infermux.types import Target, Usage
 
 ALWAYS = Period()
 LARGE = 100_000 if os.environ.get("CI") == "true" else 10_000
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with closing(SQLiteLedger(tmp_path / "l.db")) as made:
-        yield made
 
 
 def at(text: str) -> float:
@@ -126,10 +121,10 @@ def test_what_to_group_by_is_a_list_or_several() -> None:
 # -- costs -----------------------------------------------------------------------------------------
 
 
-def test_costs_are_exact_text_and_unknown_is_not_free(ledger: SQLiteLedger) -> None:
+def test_costs_are_exact_text_and_unknown_is_not_free(ledger: SQLLedger) -> None:
     slow = ProviderTimeout("slow")
     keep(
-        Path(ledger.path),
+        ledger,
         call("1", cost=1),
         call("2", cost=123_456_789_012_345_678, target="openai/gpt-5-pro"),
         call("3", cost=None, target="local/llama"),
@@ -166,8 +161,8 @@ def test_costs_are_exact_text_and_unknown_is_not_free(ledger: SQLiteLedger) -> N
     )
 
 
-def test_rows_beyond_the_limit_are_counted(ledger: SQLiteLedger) -> None:
-    keep(Path(ledger.path), *[call(str(n), target=f"p/m{n}", cost=n) for n in range(5)])
+def test_rows_beyond_the_limit_are_counted(ledger: SQLLedger) -> None:
+    keep(ledger, *[call(str(n), target=f"p/m{n}", cost=n) for n in range(5)])
     found = reports.costs(ledger, ("model",), ALWAYS, limit=2)
     assert ([row.key for row in found.rows], found.more, found.total.cost) == (
         [("m4",), ("m3",)],
@@ -176,9 +171,9 @@ def test_rows_beyond_the_limit_are_counted(ledger: SQLiteLedger) -> None:
     )
 
 
-def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLiteLedger) -> None:
+def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLLedger) -> None:
     keep(
-        Path(ledger.path),
+        ledger,
         call("1", at=NOON - 2 * DAY, cost=3),
         call("2", at=NOON, cost=4),
         call("3", at=NOON - 3600, caller="x", cost=5),
@@ -200,8 +195,8 @@ def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLiteLedger) -> No
     assert len(reports.series(ledger, "hour", ALWAYS, NOON)["rows"]) == 48
 
 
-def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLiteLedger) -> None:
-    keep(Path(ledger.path), call("1", at=NOON - 9 * DAY, cost=3), call("2", at=NOON - 1, cost=4))
+def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLLedger) -> None:
+    keep(ledger, call("1", at=NOON - 9 * DAY, cost=3), call("2", at=NOON - 1, cost=4))
     found = reports.series(ledger, "hour", Period(-9e9, 9e12), NOON, limit=MAX_ROWS)
     assert len(found["rows"]) == MAX_ROWS
     found = reports.series(ledger, "day", Period(0.0), NOON, limit=3)
@@ -211,10 +206,10 @@ def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLi
         reports.series(ledger, "model", ALWAYS, NOON)
 
 
-def test_a_call_is_told_with_its_attempts(ledger: SQLiteLedger) -> None:
+def test_a_call_is_told_with_its_attempts(ledger: SQLLedger) -> None:
     failed = Attempt(Target("a", "m"), 10.0, ended=10.25, error=ProviderTimeout("slow"))
     keep(
-        Path(ledger.path),
+        ledger,
         call(
             "1",
             tags={"env": "prod"},
@@ -261,14 +256,14 @@ OF_CALLS: dict[str, Key] = {
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     path = tmp_path_factory.mktemp("large") / "l.db"
     return path, large(path, LARGE)
 
 
 @pytest.mark.slow
-def test_every_report_on_a_large_ledger_is_exact(many: tuple[Path, list[Record]]) -> None:
-    path, records = many
+def test_every_report_on_a_large_ledger_is_exact(larger: tuple[Path, list[Record]]) -> None:
+    path, records = larger
     with closing(SQLiteLedger(path)) as ledger:
         for name, key in OF_CALLS.items():
             costs: Counter[str] = Counter()
@@ -305,9 +300,9 @@ def test_every_report_on_a_large_ledger_is_exact(many: tuple[Path, list[Record]]
 
 @pytest.mark.slow
 def test_a_series_and_a_page_of_a_large_ledger_agree_with_its_rows(
-    many: tuple[Path, list[Record]],
+    larger: tuple[Path, list[Record]],
 ) -> None:
-    path, records = many
+    path, records = larger
     span: Any = Period(NOON - 20 * DAY, NOON - 3 * DAY)
     inside = [record for record in records if span.since <= record.call.at_ns / 1e9 < span.until]
     with closing(SQLiteLedger(path)) as ledger:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from psycopg import errors
+
 from .. import (
     LEASE_SECONDS,
     Adjustment,
@@ -37,7 +39,7 @@ from ..sql import SQLLedger, amount
 from . import prune, schema, settlements
 from .budgets import Reservations
 from .circuits import Circuits
-from .connection import Away, Database, Link, Sql
+from .connection import CALL_SECONDS, Away, Database, Link, Sql, clean
 from .rates import Local, SharedRates
 
 CONNECTIONS = 4  # of a process, by default
@@ -118,7 +120,7 @@ class PostgresLedger(SQLLedger):
         about: str = "",
     ) -> Hold:
         """Reserve *pico* pico-USD by one conditional statement."""
-        hold = Hold(call_id, budget, amount(pico), self._time(at), about=settlements.clean(about))
+        hold = Hold(call_id, budget, amount(pico), self._time(at), about=clean(about))
         found = self._reservations().reserve(hold, self._rules(hold.at, lease, over))
         return self._held(found, hold.pico, hold.at)
 
@@ -159,14 +161,23 @@ class PostgresLedger(SQLLedger):
             for job in jobs:
                 self._commit(process, [job])
 
-    def _settle_all(self, database: Database, batch: Sequence[Deferred], **wait: float) -> Any:
-        now = self._time(self._clock())
-        return database.run(
-            lambda link: settlements.settle(link, batch, now, self.zone, database.plans), **wait
-        )
+    def _settle_all(
+        self, database: Database, batch: Sequence[Deferred], seconds: float = CALL_SECONDS
+    ) -> list[bool]:
+        """Settle a batch, or where it has something unusual, one by one."""
+        now, zone = self._time(self._clock()), self.zone
+        try:
+            return database.run(
+                lambda link: settlements.settle(link, batch, now, zone, database.plans), seconds
+            )
+        except errors.DivisionByZero:
+            return [
+                database.run(partial(settlements.settle_one, settlement=each, now=now, zone=zone))
+                for each in batch
+            ]
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
-        self._settle_all(self._here().database, batch, seconds=DRAIN_SECONDS)
+        self._settle_all(self._here().database, batch, DRAIN_SECONDS)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         """Return the state of each budget at one moment."""

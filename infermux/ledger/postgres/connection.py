@@ -149,11 +149,13 @@ class Database:
             return Away("a statement took too long")
         if isinstance(error, _REFUSED):
             return LedgerUnavailable(_said(error), told="the database refuses")
+        if isinstance(error, errors.IntegrityError | errors.DataError):
+            return error  # a value that cannot be, such as a hold that there is
         if link.broken or link.closed:
             return _Lost(_said(error), pool)
         if isinstance(error, psycopg.OperationalError):
             return self.is_away(_said(error))
-        return error  # a bug, such as a value of the wrong type
+        return error  # a bug
 
     # -- the pool --
 
@@ -398,8 +400,13 @@ class Sql:
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Sql:
         """Run a statement with `?` for values; return this."""
-        self._cursor = self._link.execute(translated(statement), values, prepare=False)
+        self._cursor = self._link.execute(translated(statement), _clean(values), prepare=False)
         return self
+
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """Run a statement for each of *rows*, in few round trips."""
+        with self._link.cursor() as cursor:
+            cursor.executemany(translated(statement), map(_clean, rows))
 
     def fetchone(self) -> Any:
         """Return the next row, or None."""
@@ -414,7 +421,23 @@ class Sql:
         return self.execute(query, values).fetchall()
 
 
+def clean(text: str) -> str:
+    """Return *text* without NUL, which PostgreSQL refuses."""
+    return text.replace("\0", "\ufffd") if "\0" in text else text
+
+
+def _clean(values: Sequence[Any]) -> list[Any]:
+    return [clean(value) if isinstance(value, str) else value for value in values]
+
+
 def pipelined(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
-    """Run statements as one transaction in one round trip; return their cursors."""
-    with link.pipeline():
-        return [link.execute(statement, values) for statement, values in statements]
+    """Run statements as one transaction in one round trip; return their cursors.
+
+    After an error the connection is closed: psycopg takes statements for prepared that are not.
+    """
+    try:
+        with link.pipeline():
+            return [link.execute(statement, values) for statement, values in statements]
+    except psycopg.Error:
+        link.close()
+        raise

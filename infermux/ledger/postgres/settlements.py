@@ -21,7 +21,7 @@ from ..queries import digest
 from ..rollups import PRUNED
 from ..spool import Deferred
 from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
-from .connection import Link, pipelined
+from .connection import Link, clean, pipelined
 
 MAX_PLANS = 4096  # digests that a process remembers
 MAX_LOST = 500  # holds that are turned into spending in one transaction
@@ -50,7 +50,7 @@ def _insert(table: str, names: Sequence[str]) -> str:
 _CALLS, _ATTEMPTS = _insert("calls", CallRow._fields), _insert("attempts", AttemptRow._fields)
 _PLANS = """INSERT INTO plans (digest, line) SELECT * FROM unnest(%s::text[], %s::text[])
     ON CONFLICT DO NOTHING"""
-_SUMS = """INSERT INTO sums (caller, slot, micro, pico)
+ADD_SUMS = """INSERT INTO sums (caller, slot, micro, pico)
     SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
     ON CONFLICT (caller, slot) DO UPDATE
     SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
@@ -60,7 +60,7 @@ _HELD = (
 _BATCH = f"""WITH released AS (
         DELETE FROM holds WHERE call_id = ANY(%s) RETURNING call_id, owner, period, pico),
     called AS ({_CALLS} RETURNING 1), attempted AS ({_ATTEMPTS}), planned AS ({_PLANS}),
-    summed AS ({_SUMS})
+    summed AS ({ADD_SUMS})
     SELECT 1 / (CASE WHEN (SELECT count(*) FROM called) = %s
         AND (SELECT count(*) FROM released) = %s
         AND (SELECT count(*) FROM released JOIN {_HELD} USING (call_id, owner, period, pico)) = %s
@@ -86,14 +86,14 @@ Statement = tuple[str, Sequence[Any]]
 def settle(
     link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
 ) -> list[bool]:
-    """Write settlements; return for each whether its call was not stored before."""
-    if len({each.record.call.id for each in batch}) == len(batch):
-        try:
-            _settle_all(link, batch, now, zone, plans)
-            return [True] * len(batch)
-        except errors.DivisionByZero:
-            pass
-    return [_settle_one(link, each, now, zone) for each in batch]
+    """Write settlements whose calls are new; raise DivisionByZero if one is not, or else differs.
+
+    Return for each that its call was not stored before.
+    """
+    if len({each.record.call.id for each in batch}) < len(batch):
+        raise errors.DivisionByZero
+    _settle_all(link, batch, now, zone, plans)
+    return [True] * len(batch)
 
 
 def _settle_all(
@@ -111,11 +111,11 @@ def _settle_all(
         [hold.call_id if hold else record.call.id for record, hold in batch],
         _json([row for row, _, _ in rows]),
         _json([attempt for record in records for attempt in record.attempts]),
-        *_transposed(new, 2),
+        *transposed(new, 2),
         *_sums([record.call for record in records]),
         len(batch),
         len(held),
-        *_transposed(held, 4),
+        *transposed(held, 4),
         len(held),
     )
     statements: list[Statement] = [(SHARED, ())]
@@ -145,12 +145,13 @@ def _expect(
     return held
 
 
-def _settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
+def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
     """Write a settlement, whatever became of its holds; return False if its call is stored."""
     record, hold = settlement
     call, deltas = record.call, Deltas()
     with link.transaction():
-        pipelined(link, [(SHARED, ()), *_marks([record], now)])
+        for statement in ((SHARED, ()), *_marks([record], now)):
+            link.execute(*statement)
         ids = list({call.id, hold.call_id} if hold else {call.id})
         released = {
             owner: (key, pico, at_ms / 1000)
@@ -158,15 +159,15 @@ def _settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> b
         }
         for owner, (key, pico, _) in released.items():
             add(deltas, owner, key, 0, -pico)
-        new, taken_back = _write(link, [record]) == 1, 0
+        new, taken_back = write_rows(link, [record]) == 1, 0
         if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
-            new = _write(link, [record]) == 1
+            new = write_rows(link, [record]) == 1
         if new and hold is not None and not taken_back and not released:
             place = (lost_record(hold).call.at_ns, hold.call_id)  # as if nothing told of the call
             taken_back = _found_again(link, *place)
         if new:
             _spend(deltas, call, hold, released, taken_back, zone)
-            link.execute(_SUMS, _sums([call]))
+            link.execute(ADD_SUMS, _sums([call]))
         link.execute(CHANGE, columns(deltas))
     return new
 
@@ -190,14 +191,14 @@ def _spend(
         spend(deltas, call.caller, cost, hold.at, zone)
 
 
-def _write(link: Link, records: Sequence[Record]) -> int:
+def write_rows(link: Link, records: Sequence[Record]) -> int:
     """Add calls with their attempts; return how many were new."""
     rows = [_row(record.call) for record in records]
     added = link.execute(_CALLS, (_json([row for row, _, _ in rows]),)).rowcount
     if added:
         attempts = [attempt for record in records for attempt in record.attempts]
         link.execute(_ATTEMPTS, (_json(attempts),))
-        link.execute(_PLANS, _transposed(sorted({(k, line) for _, k, line in rows if k}), 2))
+        link.execute(_PLANS, transposed(sorted({(k, line) for _, k, line in rows if k}), 2))
     return added
 
 
@@ -209,7 +210,7 @@ def _found_again(link: Link, at_ns: int, id: str) -> int:
     caller, cost = found
     link.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
     micro, pico = divmod(cost, MICRO)
-    link.execute(_SUMS, ([caller], [at_ns // (SLOT * 10**9)], [-micro], [-pico]))
+    link.execute(ADD_SUMS, ([caller], [at_ns // (SLOT * 10**9)], [-micro], [-pico]))
     return int(cost)
 
 
@@ -221,16 +222,16 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         found = link.execute(_ANY if owners is None else _OF, asked).fetchall()
         if not found:
             return 0
-        link.execute(_FORGET, _transposed([row[:2] for row in found], 2))
+        link.execute(_FORGET, transposed([row[:2] for row in found], 2))
         lost = {row[0]: lost_record(_hold(row)) for row in found}
         places = [(each.call.at_ns, id) for id, each in lost.items()]
-        settled = {id for (id,) in link.execute(_SETTLED, _transposed(places, 2)).fetchall()}
+        settled = {id for (id,) in link.execute(_SETTLED, transposed(places, 2)).fetchall()}
         new = [record for id, record in lost.items() if id not in settled]
         if marks := _marks(new, now):
             link.execute(*marks[0])
         for record in new:
-            if _write(link, [record]):
-                link.execute(_SUMS, _sums([record.call]))
+            if write_rows(link, [record]):
+                link.execute(ADD_SUMS, _sums([record.call]))
         deltas: Deltas = {}
         for id, owner, period, pico, at_ms, _ in found:
             add(deltas, owner, period, 0, -pico)
@@ -271,18 +272,13 @@ def _sums(calls: Iterable[CallRow]) -> tuple[list[Any], ...]:
             micro, pico = divmod(call.cost, MICRO)
             sums[0] += micro
             sums[1] += pico
-    return _transposed([(*key, *found[key]) for key in sorted(found)], 4)
+    return transposed([(*key, *found[key]) for key in sorted(found)], 4)
 
 
-def _transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
+def transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
     return tuple(map(list, zip(*rows, strict=True))) if rows else ([],) * width
 
 
 def _json(rows: Sequence[Sequence[Any]]) -> str:
     found = json.dumps([dict(zip(_KEYS, row, strict=False)) for row in rows])
     return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
-
-
-def clean(text: str) -> str:
-    """Return *text* without NUL, which PostgreSQL refuses."""
-    return text.replace("\0", "\ufffd") if "\0" in text else text

@@ -1,0 +1,179 @@
+"""Copies a ledger of SQLite into an empty one of PostgreSQL, resumably, and compares both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from .. import LedgerUnavailable, Record, queries, rollups
+from ..holds import MICRO
+from ..periods import DAY, MAX_INTEGER
+from ..rollups import PRUNED
+from ..sql import SQLLedger
+from .connection import Link, Sql
+from .schema import add_partitions, months
+from .settlements import ADD_SUMS, transposed, write_rows
+
+NEWEST = MAX_INTEGER - 1
+_FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
+_LAST = "SELECT at_ns FROM calls ORDER BY at_ns DESC LIMIT 1"
+_STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
+_BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '')"
+_ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
+_END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
+_USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
+    + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
+_SOURCE_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
+_SOURCE_BUDGETS = """SELECT caller, period, spent, held, waived, raised, warned_ms FROM budgets
+    WHERE call_id = ''"""
+_SOURCE_HOLDS = """SELECT call_id, caller, period, held, at_ms, expires_ms, about FROM budgets
+    WHERE call_id > ''"""
+_SOURCE_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
+_ADJUSTMENTS = "SELECT at_ns, name, team, period, action, pico FROM adjustments ORDER BY at_ns"
+_ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised, warned_ms)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+_ADD_PRUNED = f"INSERT INTO rolled VALUES (?, {PRUNED}) ON CONFLICT DO NOTHING"
+# what both must have: by month of some 30 days, by caller, and of budgets
+_CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
+        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
+    FROM calls GROUP BY 1 ORDER BY 1"""
+_ATTEMPTS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(cost / {MICRO}),
+        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens)
+    FROM attempts GROUP BY 1 ORDER BY 1"""
+_PRUNED_SUMS = f"""SELECT kind, day, count(*), sum(calls), sum(attempts), sum(micro), sum(pico)
+    FROM rollups WHERE day IN (SELECT day FROM rolled WHERE state = {PRUNED})
+    GROUP BY 1, 2 ORDER BY 1, 2"""
+_BUDGETS = "SELECT {owner}, period, spent, held, waived, raised FROM budgets {where} ORDER BY 1, 2"
+
+
+class Copied(NamedTuple):
+    """What was copied, and what differs between the ledgers: nothing, if all is well."""
+
+    calls: int
+    resumed: int  # of them, copied by an earlier run
+    differences: list[str]
+
+
+def copy(
+    source: SQLLedger,
+    name: str,
+    run: Callable[[Callable[[Link], Any]], Any],
+    target: SQLLedger,
+    told: Callable[[int], None] = lambda _: None,
+) -> Copied:
+    """Copy what is not yet copied of *source*, which is known as *name*, and compare.
+
+    Raise LedgerUnavailable if the target has calls of its own. Nobody may write to the source.
+    """
+    at, id, count, ended = run(lambda link: _begun(link, name))
+    resumed = count
+    if not ended:
+        run(lambda link: _partitions(link, source))
+        while page := source.page((at, id), NEWEST):
+            at, id = page[-1].call.at_ns, page[-1].call.id
+            run(partial(_add, name, page))
+            count += len(page)
+            told(count)
+        rest = source.snapshot(_rest)
+        run(lambda link: _finish(link, name, rest))
+    theirs = target.snapshot(lambda ask: _sums(ask, "owner", ""))
+    ours = source.snapshot(lambda ask: _sums(ask, "caller", "WHERE call_id = ''"))
+    found = [] if ended else list(_differences(ours, theirs))
+    return Copied(count, resumed, found)
+
+
+def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
+    sql = Sql(link)
+    found = sql.execute(_STATE, (name,)).fetchone()
+    if found is None:
+        [used] = sql.execute(_USED).fetchone()
+        if used:
+            raise LedgerUnavailable("it has calls or budgets already: copy into an empty one")
+        sql.execute(_BEGIN, (name,))
+        return -1, "", 0, 0
+    at, id, count, ended = found
+    return at, id, count, ended
+
+
+def _partitions(link: Link, source: SQLLedger) -> None:
+    first, last = source.snapshot(lambda ask: (ask(_FIRST, ()), ask(_LAST, ())))
+    if first:
+        since, until = first[0][0] / 1e9, last[0][0] / 1e9
+        needed = months(since, int((until - since) // (28 * DAY)) + 1)
+        add_partitions(link, needed[1:])
+
+
+def _add(name: str, page: Sequence[Record], link: Link) -> None:
+    last = page[-1].call
+    with link.transaction():
+        # what was committed by a run that did not learn of it is there: it is not added twice
+        write_rows(link, page)
+        Sql(link).execute(_ADVANCE, (last.at_ns, last.id, len(page), name))
+
+
+class _Rest(NamedTuple):
+    """What is copied in the last transaction."""
+
+    sums: list[tuple[Any, ...]]
+    budgets: list[tuple[Any, ...]]
+    holds: list[tuple[Any, ...]]
+    adjustments: list[tuple[Any, ...]]
+    days: list[tuple[Any, ...]]
+    rollups: list[tuple[Any, ...]]
+
+
+def _rest(ask: queries.Ask) -> _Rest:
+    days = ask(_SOURCE_PRUNED, ())
+    kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
+    sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
+    adjustments = ask(_ADJUSTMENTS, ())
+    return _Rest(sums, ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), adjustments, days, kept)
+
+
+def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
+    """Yield what each slot has cost, where SQLite has the sums up to its end."""
+    before, micro_before, pico_before = None, 0, 0
+    for caller, slot, micro, pico in rows:
+        if caller != before:
+            before, micro_before, pico_before = caller, 0, 0
+        yield caller, slot, micro - micro_before, pico - pico_before
+        micro_before, pico_before = micro, pico
+
+
+def _finish(link: Link, name: str, rest: _Rest) -> None:
+    with link.transaction():
+        sql = Sql(link)
+        if not sql.execute(_END, (name,)).rowcount:
+            return  # it was done before the connection was lost
+        link.execute(ADD_SUMS, transposed(sorted(rest.sums), 4))
+        for statement, rows in (
+            (_ADD_BUDGET, rest.budgets),
+            (_ADD_HOLD, rest.holds),
+            (_ADD_ADJUSTMENT, rest.adjustments),
+            (_ADD_PRUNED, rest.days),
+            (rollups.ADD, rest.rollups),
+        ):
+            sql.executemany(statement, rows)
+
+
+def _sums(ask: queries.Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
+    budgets = _BUDGETS.format(owner=owner, where=where)
+    asked = {"calls": _CALLS, "attempts": _ATTEMPTS, "removed calls": _PRUNED_SUMS}
+    return {
+        what: [tuple(value or 0 for value in row) for row in ask(query, ())]
+        for what, query in {**asked, "budgets": budgets}.items()
+    }
+
+
+def _differences(
+    ours: dict[str, list[tuple[Any, ...]]], theirs: dict[str, list[tuple[Any, ...]]]
+) -> Iterator[str]:
+    for what, rows in ours.items():
+        if rows != theirs[what]:
+            missing = [row for row in rows if row not in theirs[what]]
+            more = [row for row in theirs[what] if row not in rows]
+            yield f"the sums of {what} differ: {missing[:1]} in the source, {more[:1]} in the copy"
