@@ -13,7 +13,7 @@ from . import components as parts
 from . import config as configuration
 from .admission import Admission
 from .admission.keys import LiveKeyring
-from .components import providers
+from .components import ledgers, providers
 from .components.prices import own_prices, price_table
 from .components.providers import provider as provider
 from .config import Config
@@ -114,9 +114,11 @@ def _router(
     prices: dict[str, dict[str, Price]],
 ) -> Router:
     rules = config.reliability
-    ledger = parts.ledger(config, serving)
+    ledger = ledgers.ledger(config, serving)
     keyring = parts.live_keyring(config, ledger)
-    rates = parts.rates(config, live=isinstance(keyring, LiveKeyring))
+    live = isinstance(keyring, LiveKeyring) or (keyring is not None and keyring.limited)
+    live = live or any(each.rpm or each.tpm for each in config.providers)
+    rates, user_rates = ledgers.rates(config, ledger) if live else (None, None)
     targets = TargetPool(
         registry,
         overrides=prices,
@@ -134,9 +136,7 @@ def _router(
         on_unsupported=rules.on_unsupported,
         targets=targets,
         admission=Admission(
-            **(parts.room(config) if serving else {}),
-            rates=rates,
-            user_rates=None if rates is None else parts.user_rates(config),
+            **(parts.room(config) if serving else {}), rates=rates, user_rates=user_rates
         ),
         prices=prices,
         keyring=keyring,
@@ -176,7 +176,7 @@ def sources(config: Config, router: Router) -> list[str]:
 
 def summary(config: Config, router: Router) -> dict[str, str]:
     """Return a description of the settings by subject, without secrets."""
-    server, ledger = config.server, (config.ledger or LedgerConfig()).path
+    server = config.server
     urls = [url for url in (config.trace.tokentrace, config.trace.otlp) if url]
     metrics = "open" if server.metrics == "open" else "for operators"
     operators = "closed" if server.admin_key is None else "open to the admin key"
@@ -191,7 +191,7 @@ def summary(config: Config, router: Router) -> dict[str, str]:
         "names": listed([*router.registry.names, *router.registry.patterns]),
         **_patterns(config, router),
         **prices,
-        "ledger": os.path.abspath(ledger) if ledger else "none",
+        "ledger": ledgers.described(config.ledger or LedgerConfig()),
         "keys": keys,
         "admin": f"operators' endpoints are {operators}, /metrics is {metrics}",
         "traces": listed([urlsplit(url).netloc for url in urls]),
@@ -228,18 +228,18 @@ def check(config: Config) -> Router:
 
     Workers do not check again: one that cannot open a file logs it and lacks records or limits.
     """
-    made, rates = router(config, serving=True), parts.rates(config)
+    made = router(config, serving=True)
     routers.discard(made)
-    if rates is not None:
-        rates.check()
     try:
+        if (rates := made.admission.rates) is not None:
+            rates.check()
         if made.ledger is not None:
             made.ledger.check()
     except LedgerUnavailable as error:
         if not error.temporary:
             raise ConfigError(
-                f"the ledger cannot be used: {error.reason}; "
-                "name a file that this user may write as [ledger].path"
+                f"the ledger cannot be used: {error.reason}"
+                f"{ledgers.remedy(config.ledger or LedgerConfig())}"
             ) from None
         log.warning("calls are recorded later: the ledger cannot be used now: %s", error.reason)
     finally:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from typing import Protocol
 
 from ..errors import Overloaded, RateLimited, RequestError, RequestTooLarge
 from ..planning.call import Call, Window
-from .rate_limiter import RateLimiter
 
 USER = "\x1e"  # parts the names of a caller and of its end user
 _KEY = ("this key", "the key")
@@ -51,6 +51,30 @@ class ConcurrencyLimiter:
         return self._used
 
 
+class Rates(Protocol):
+    """Limits of requests and tokens per minute: a `RateLimiter`, or what hosts share."""
+
+    def take(
+        self,
+        caller: str,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        tokens: int = 0,
+        window: Window | None = None,
+    ) -> float | None:
+        """Count a request and return None, or return the seconds to wait."""
+
+    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
+        """Take back a request that was counted since *since*, and its tokens."""
+
+    def correct(self, caller: str, tokens: int, *, since: float) -> None:
+        """Correct the estimate of a call."""
+
+    def check(self) -> None:
+        """Raise ConfigError if the limits cannot be kept."""
+
+
 class Admission:
     """Admits calls within the limits of this process and the rates of their callers."""
 
@@ -60,13 +84,13 @@ class Admission:
         calls: int | None = None,
         streams: int | None = None,
         bodies: int | None = None,
-        rates: RateLimiter | None = None,
-        user_rates: RateLimiter | None = None,
+        rates: Rates | None = None,
+        user_rates: Rates | None = None,
     ) -> None:
         self.bodies = ConcurrencyLimiter(bodies or sys.maxsize)  # bytes of unanswered requests
         self._calls = ConcurrencyLimiter(calls) if calls else None
         self._streams = ConcurrencyLimiter(streams or sys.maxsize)
-        self._rates, self._user_rates = rates, user_rates
+        self.rates, self._user_rates = rates, user_rates
 
     def resize(self, *, calls: int, streams: int, bodies: int) -> None:
         """Change the limits of this process, if it has any."""
@@ -101,7 +125,7 @@ class Admission:
         caller, user = call.caller, call.user and call.caller.name + USER + call.user
         limits = [
             (self._user_rates if user else None, user, caller.user_rpm, caller.user_tpm, _USER),
-            (self._rates, caller.name, caller.rpm, caller.tpm, _KEY),
+            (self.rates, caller.name, caller.rpm, caller.tpm, _KEY),
         ]
         for rates, name, rpm, tpm, whose in limits:
             if rates is None or not (rpm or tpm):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
@@ -16,17 +16,19 @@ from ..errors import counted
 from ..ledger import Record, reports
 from ..ledger.periods import DAY, end, start, step_name
 from . import Command, Group, OneLine, csv_text, json_text, warn
-from .ledger import ledger_options, the_ledger, usage_errors
+from .ledger import usage_errors
+from .opening import ledger_options, opened, the_ledger, the_settings
 
 if TYPE_CHECKING:
-    from ..ledger.sqlite import SQLiteLedger
+    from ..ledger.postgres import PostgresLedger
+    from ..ledger.sql import SQLLedger
 
 
 @click.group(cls=Group)
 def ledger() -> None:
-    """Prune, export, back up or check the ledger.
+    """Make, check, prune, export, copy or back up the ledger.
 
-    A service may use it meanwhile.
+    A service may use it meanwhile, except for a copy.
 
     Example: infermux ledger backup infermux-backup.db
     """
@@ -38,8 +40,8 @@ def ledger() -> None:
 def prune(keep: str | None, **where: str | None) -> None:
     """Remove old calls; what each day cost stays, by model, caller, tag and error.
 
-    A service does this by itself where [ledger] keep is set. The file does not become smaller, but
-    new calls use the room.
+    A service does this by itself where [ledger] keep is set. A file does not become smaller, but
+    new calls use the room. In PostgreSQL whole months are removed: their partitions are dropped.
 
     Example: infermux ledger prune --keep 400d
     """
@@ -101,7 +103,11 @@ def backup(target: str, **where: str | None) -> None:
     if os.path.exists(target):
         raise OneLine(f"{target} exists already")
     partial = f"{target}.partial"
+    from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
+
     with closing(the_ledger(**where)) as file:
+        if not isinstance(file, SQLiteLedger):
+            raise OneLine("the ledger is in PostgreSQL: back it up with pg_dump")
         file.backup(partial)
     try:
         os.link(partial, target)  # a rename would replace a file
@@ -115,11 +121,12 @@ def backup(target: str, **where: str | None) -> None:
 @ledger.command(cls=Command)
 @ledger_options
 def check(**where: str | None) -> None:
-    """Check the file, and that all sums are equal to their rows; the exit code is 1 if not.
+    """Check the data, and that all sums are equal to their rows; the exit code is 1 if not.
 
     Example: infermux ledger check
     """
     with closing(the_ledger(**where)) as file:
+        file.check()
         found = file.problems()
         waiting = file.spooled()
     for problem in found:
@@ -128,6 +135,92 @@ def check(**where: str | None) -> None:
         sys.exit(1)
     rest = f"; {counted(waiting, 'call waits', 'calls wait')} for being written" if waiting else ""
     click.echo(f"the ledger is sound{rest}")
+
+
+@ledger.command(cls=Command)
+@click.option("--role", metavar="NAME", default="", help="Grant this role what a service needs.")
+@ledger_options
+def init(role: str, **where: str | None) -> None:
+    """Make the tables of a ledger in PostgreSQL, or bring them up to date.
+
+    The URL is that of a role that may create tables. A service needs only to select, insert,
+    update and delete: give it another role.
+
+    Example: DATABASE_URL=$OWNER_URL infermux ledger init --role infermux
+    """
+    _migrate(where, create=True, role=role)
+
+
+@ledger.command(cls=Command)
+@ledger_options
+def migrate(**where: str | None) -> None:
+    """Bring the tables of a ledger in PostgreSQL up to date, and make partitions ahead.
+
+    A service does not do this by itself, unless [ledger] migrate = true.
+
+    Example: infermux ledger migrate
+    """
+    _migrate(where, create=False)
+
+
+def _migrate(where: dict[str, str | None], *, create: bool, role: str = "") -> None:
+    settings = the_settings(where["config"], where["path"])
+    if settings.url is None:
+        raise OneLine("the configuration has no [ledger] url; a file needs no such command")
+    with closing(opened(settings)) as file:
+        done = file.migrate(create=create, role=role)
+    for each in done or ["nothing to do"]:
+        click.echo(each)
+
+
+@ledger.command("copy", cls=Command)
+@click.argument("source", metavar="FILE")
+@click.argument("target", metavar="[URL]", required=False)
+@ledger_options
+def copy_ledger(source: str, target: str | None, config: str | None, path: str | None) -> None:
+    """Copy the ledger in FILE to PostgreSQL, by default to [ledger] url, and compare the sums.
+
+    No service may write to FILE meanwhile. A copy that was interrupted goes on where it was.
+
+    Example: infermux ledger copy infermux.db
+    """
+    from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
+
+    with closing(the_ledger(None, source)) as old, closing(_target(config, target or path)) as new:
+        if not isinstance(old, SQLiteLedger):
+            raise OneLine(f"{source} is not a file: use pg_dump")
+        if old.spooled():
+            raise OneLine("calls wait for being written: start the service first, then stop it")
+        new.check()
+        with _progress() as told:
+            found = new.copied_from(old, old.path, told)
+    for difference in found.differences:
+        warn(difference)
+    if found.differences:
+        sys.exit(1)
+    resumed = f", {found.resumed:,} of them before" if found.resumed else ""
+    click.echo(f"copied {counted(found.calls, 'call')}{resumed}; the sums agree")
+
+
+def _target(config: str | None, place: str | None) -> PostgresLedger:
+    settings = the_settings(config, place)
+    if settings.url is None:
+        raise OneLine("a copy goes to PostgreSQL: set [ledger] url, or give the URL or env:NAME")
+    return cast("PostgresLedger", opened(settings))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many calls are copied, on a terminal."""
+    shown = sys.stderr.isatty()
+
+    def told(count: int) -> None:
+        if shown:
+            click.echo(f"\r{count:,} calls", nl=False, err=True)
+
+    yield told
+    if shown:
+        click.echo(err=True)
 
 
 class _Writer:
@@ -156,7 +249,7 @@ class _Writer:
         self.count += len(page)
 
 
-def _months(file: SQLiteLedger, span: reports.Period) -> Iterator[reports.Period]:
+def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:
     """Yield each month of the period that has calls."""
     since = span.since
     while True:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .. import build
 from .. import components as parts
-from ..config.settings import LedgerConfig
 from ..errors import RequestError, counted, shown
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
 from ..ledger.periods import midnight
@@ -27,7 +26,6 @@ from . import (
     bar,
     complete_models,
     complete_providers,
-    config_option,
     contents,
     csv_text,
     json_option,
@@ -35,12 +33,9 @@ from . import (
     table,
     warn,
 )
+from .opening import ledger_options, the_ledger
 from .prices import Known
 
-if TYPE_CHECKING:
-    from ..ledger.sqlite import SQLiteLedger
-
-_SQLITE_MAGIC = b"SQLite format 3\0"
 RECENT_DAYS = 30  # that `costs` shows by default
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
@@ -51,18 +46,6 @@ _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
 _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
-
-
-def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that name a ledger."""
-    path = click.option(
-        "--ledger",
-        "path",
-        type=click.Path(),
-        metavar="PATH",
-        help="The ledger.  [default: the configuration's]",
-    )
-    return config_option(path(command))
 
 
 @click.command(cls=Command)
@@ -238,33 +221,6 @@ def _records(
         now, found = time.time(), ended_since(looked)
         yield [record for record in reversed(found) if record.call[:2] not in seen]
         seen, looked = {record.call[:2] for record in found}, now
-
-
-def the_ledger(config: str | None, path: str | None) -> SQLiteLedger:
-    """Return the ledger at *path*, else the configured one; never create or replace a file.
-
-    With a *path* alone, its time zone is UTC.
-    """
-    settings = LedgerConfig()
-    if path is None or config is not None:
-        settings = build.settings(path=config).ledger or settings
-    path = settings.path if path is None else path
-    if not path:
-        raise OneLine("the configuration has no ledger: [ledger].path is empty")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_SQLITE_MAGIC))
-    except FileNotFoundError:
-        raise OneLine(
-            f"there is no ledger {path}: run this in the service's directory, or give --ledger PATH"
-        ) from None
-    except OSError as error:
-        raise OneLine(f"the ledger {path} cannot be read: {error.strerror}") from None
-    if start not in (b"", _SQLITE_MAGIC):
-        raise OneLine(f"{path} is not a ledger")
-    from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
-
-    return SQLiteLedger(path, timezone=settings.timezone, keep=settings.keep_seconds)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from . import (
     table,
     the_prompt,
 )
-from .ledger import ledger_options, the_ledger
+from .opening import ledger_options, the_ledger
 
 _TIMEOUT = 10.0  # seconds for a service to answer
 _MAX_ANSWER = 16 * 2**20  # bytes

@@ -8,11 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..admission.keys import Issued, Keyring, LiveKeyring
-from ..admission.rate_limiter import RateLimiter
 from ..config import Config
 from ..config.settings import (
     Breaker,
@@ -36,7 +34,6 @@ from ..telemetry.tokentrace import Reporter
 from ..types import NOTHING, Caller
 from .prices import is_vendor
 
-USERS = 16_384  # whose rates are counted at a time
 _NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
 log = logging.getLogger("infermux")
 
@@ -46,25 +43,6 @@ def concurrency(config: Config, serving: bool) -> dict[str, int]:
     half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
     limits = {each.name: each.concurrency or half for each in config.providers}
     return {name: limit for name, limit in limits.items() if limit}
-
-
-def rates(config: Config, *, live: bool = False) -> RateLimiter | None:
-    """Return the limiter of the rates of keys and providers, if one has any.
-
-    *live*: a key may get some at run time.
-    """
-    ring = keyring(config)
-    live = live or any(each.rpm or each.tpm for each in config.providers)
-    if not live and (ring is None or not ring.limited):
-        return None
-    beside = (config.ledger and config.ledger.path) or LedgerConfig().path
-    return RateLimiter(Path(beside).with_suffix(".rates"))
-
-
-def user_rates(config: Config) -> RateLimiter:
-    """Return the limiter of end users' rates; its file is apart, as its table has to evict."""
-    beside = (config.ledger and config.ledger.path) or LedgerConfig().path
-    return RateLimiter(Path(beside).with_suffix(".users.rates"), records=USERS)
 
 
 def users(config: Config) -> Users:
@@ -187,23 +165,6 @@ def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
     per_user = mine and Budget(key.name, usd=mine.usd, per=mine.per, then=mine.then)
     users = key.user_rpm or None, key.user_tpm or None, per_user
     return Caller(key.name, *limits, configured_budget(key, teams), tags, own, *users)
-
-
-def ledger(config: Config, serving: bool) -> Ledger | None:
-    """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
-    keys = [key for key in config.keys or () if key.budget or key.user_budget]
-    budgets = [f"[keys.{key.name}]" for key in keys]
-    budgets += [f"[budgets.{team.name}]" for team in config.budgets]
-    path = (config.ledger or LedgerConfig()).path
-    if budgets and not path:
-        raise ConfigError(f"[ledger].path is empty, but the budget of {budgets[0]} needs a ledger")
-    answers = any(model.cache_answers is not None for model in config.models)
-    if not path or not (config.ledger or budgets or serving or answers):
-        return None
-    from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
-
-    settings = config.ledger or LedgerConfig()
-    return SQLiteLedger(path, timezone=settings.timezone, keep=settings.keep_seconds)
 
 
 def observers(config: Config, serving: bool) -> list[Observer]:

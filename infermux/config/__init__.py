@@ -70,7 +70,7 @@ _SECTIONS: dict[str, Any] = {
     "trace": Trace,
 }
 _TABLES = ("providers", "models", "keys", "budgets", *_SECTIONS)
-_SECRETS = {"api_key", "admin_key", "admin", "hash", "users_secret"}
+_SECRETS = {"api_key", "admin_key", "admin", "hash", "users_secret", "url"}
 _ADDRESSES = ("_HOST", "_BASE_URL")  # end the variables that hold a local server's address
 _PORTS = {
     "OLLAMA_HOST": 11434,

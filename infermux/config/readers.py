@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import ConfigError, shown
 from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, text, texts
@@ -28,6 +30,45 @@ def secret(value: Any, place: str) -> Secret:
         remedy = f'"env:NAME" or "file:PATH"{more}, never the secret itself'
         raise ConfigError(f"{place} must be a reference, {remedy}")
     return value
+
+
+def database_url(value: Any, place: str) -> Secret:
+    """Read the URL of a PostgreSQL, by reference if it has a password; errors never quote it."""
+    found = value if isinstance(value, Secret) else Secret(text(value, place))
+    if isinstance(value, Secret) and _HASH.fullmatch(value.reveal()):
+        return value  # the loader could not read it, and has said so
+    try:
+        parts = urlsplit(found.reveal())
+        valid = parts.scheme in ("postgresql", "postgres") and "://" in found.reveal()
+    except ValueError:
+        raise ConfigError(f"{place} is not a URL") from None
+    if not valid:
+        raise ConfigError(f"{place} must be a URL that begins with postgresql://")
+    if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
+        remedy = 'put the URL into a variable, and name it: "env:NAME"'
+        raise ConfigError(f"{place} must not hold a password: {remedy}")
+    return found
+
+
+def ledger_url(value: str) -> Secret:
+    """Return the URL of a PostgreSQL that is given, or named as "env:NAME"; raise ConfigError."""
+    place, name = "the ledger's URL", value.removeprefix("env:")
+    found = value if name == value else os.environ.get(name, "").strip()
+    if not found:
+        raise ConfigError(f"{place}: the variable {name} is not set")
+    return database_url(Secret(found), place)
+
+
+def at_most_whole(limit: int) -> Reader:
+    """Return a reader of whole numbers above 0 and at most *limit*."""
+
+    def read(value: Any, place: str) -> int:
+        number: int = of_type(int, value, place)
+        if not 0 < number <= limit:
+            raise ConfigError(f"{place} must be a whole number from 1 to {limit}")
+        return number
+
+    return read
 
 
 def key_hash(value: Any, place: str) -> str:

@@ -14,6 +14,8 @@ from ..types import FALLBACK_ON, AnswerPolicy
 from .params import headers as read_headers
 from .params import params as read_params
 from .readers import (
+    at_most_whole,
+    database_url,
     days,
     key_hash,
     missing_features,
@@ -251,9 +253,16 @@ def caller_key(name: str, value: object) -> KeyConfig:
 
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
-    """Where calls are recorded, and for how long; an empty path disables the ledger."""
+    """Where calls are recorded, and for how long; an empty path disables the ledger.
+
+    With a *url*, it is a PostgreSQL that many hosts share, and *path* is not used.
+    """
 
     path: str = reads(or_empty(text), "infermux.db")
+    url: Secret | None = reads(database_url, None)
+    spool: str = reads(text, "infermux.spool")  # with a url: what cannot be written at the moment
+    connections: int = reads(at_most_whole(100), 4)  # of each worker to the url's database
+    migrate: bool = reads(flag, False)  # whether a service makes and migrates the url's tables
     keep: str = reads(or_empty(days), "")  # how long calls are kept, such as 400d; "": forever
     timezone: str = reads(time_zone, "UTC")  # of days and months, for budgets and reports
     # what calls keep of their end users: a keyed digest, the name itself, or nothing

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
 from ..errors import BudgetExceeded, Unavailable
@@ -392,6 +392,10 @@ class Ledger(ABC):
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""
+
+    def rates(self, local: Any) -> Any:
+        """Return limits per minute over the ledger's hosts; *local* are those of this host."""
+        return local
 
     def publish(self, action: str, provider: str, model: str) -> int:
         """Let all hosts of this ledger hear of an operator's command; return its number, or 0."""

@@ -96,6 +96,11 @@ class SQLLedger(Ledger):
     def prunes_before(self, before: float) -> float:
         """Return before when calls are removed by `prune`, which removes whole days or months."""
 
+    def migrate(self, *, create: bool, role: str = "") -> list[str]:
+        """Make the tables (*create*) or migrate them; return what was done."""
+        self.check()  # a file is made and migrated when it is opened
+        return []
+
     @abstractmethod
     def problems(self) -> list[str]:
         """Return what is wrong with the data: sums that differ from their rows."""

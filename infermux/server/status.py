@@ -67,6 +67,7 @@ class Monitor:
         self.metrics = metrics.Metrics(self.memory, router.registry)
         self.started = time.time()
         self._applied = 0  # number of the last applied command
+        self._heard: dict[tuple[str, str], int] = {}  # numbers of commands of other hosts
 
     def __call__(self, call: Call) -> None:
         self.metrics.count(call)
@@ -78,6 +79,27 @@ class Monitor:
                 for each in self.memory.commands(self._applied):
                     _apply(router, each)
                     self._applied = each.number
+
+    def hear(self, router: Router) -> None:
+        """Apply to *router* what operators have commanded at other hosts."""
+        if router.ledger is None or not (published := router.ledger.published()):
+            return
+        with _lock:
+            for heard in published:
+                place = heard.provider, heard.model
+                if self._heard.get(place, 0) < heard.number:
+                    self._heard[place] = heard.number
+                    _apply(router, Command(*heard))
+
+    def publish(self, router: Router, action: str, provider: str, model: str) -> bool | None:
+        """Let other hosts hear of a command; return whether they will, None: there are none."""
+        try:
+            number = 0 if router.ledger is None else router.ledger.publish(action, provider, model)
+        except LedgerUnavailable as error:
+            log.error("other hosts do not hear of the circuits: %s", error.reason)
+            return False
+        self._heard[provider, model] = number
+        return bool(number) or None
 
 
 def monitor(router: Router) -> Monitor:
@@ -100,6 +122,7 @@ def metrics_text(router: Router) -> bytes:
     gauges: dict[shared_memory.Key, int] = {
         ("streams_open",): streams,
         ("ledger_pending",): pending,
+        ("rate_limits_local",): int(limits_are_local(router)),
     }
     for target in targets(router):
         key = ("circuit_state", *own.metrics.labels(target.provider, target.model))
@@ -123,7 +146,9 @@ def count_failed_login(router: Router, api: str) -> None:
 def targets(router: Router) -> list[TargetStatus]:
     """Return the status of the configured targets, in order, then of others called."""
     states: dict[Target, list[BreakerState]] = {target: [] for target in router.registry.targets()}
-    others = _others(monitor(router).memory)
+    own_monitor = monitor(router)
+    own_monitor.hear(router)
+    others = _others(own_monitor.memory)
     own = {target: breaker.snapshot() for target, breaker in _breakers(router).items()}
     for known in (own, *map(_states, others)):
         for target, state in known.items():
@@ -157,6 +182,16 @@ def service(router: Router) -> JSON:
     }
 
 
+def limits_are_local(router: Router) -> bool:
+    """Return whether limits per minute count only this host's calls, as the ledger is away."""
+    own = _limits_are_local(router)
+    return own or any(each.get("local") for each in _others(monitor(router).memory))
+
+
+def _limits_are_local(router: Router) -> bool:
+    return bool(getattr(router.admission.rates, "alone", False))
+
+
 def budgets(router: Router) -> list[BudgetState]:
     """Return the state of each budget of the configured keys, and then of each shared one."""
     callers = router.keyring.known.values() if router.keyring else ()
@@ -172,12 +207,18 @@ def budgets(router: Router) -> list[BudgetState]:
     return router.ledger.states(ordered, time.time())
 
 
-def command(router: Router, action: str, provider: str, model: str | None) -> tuple[int, int]:
-    """Make every worker open, close or reset a provider's circuits, or one model's.
+class Commanded(NamedTuple):
+    """What has become of a command."""
 
-    Return the number of workers, and how many applied it within COMMAND_SECONDS.
-    """
+    workers: int
+    done: int  # workers that have applied it within COMMAND_SECONDS
+    heard: bool | None  # whether other hosts hear of it; None: no ledger connects them
+
+
+def command(router: Router, action: str, provider: str, model: str | None) -> Commanded:
+    """Make every worker of all hosts open, close or reset a provider's circuits, or one model's."""
     own = monitor(router)
+    heard = own.publish(router, action, provider, model or "")
     number = own.memory.command(action, provider, model)
     end = time.monotonic() + COMMAND_SECONDS
     own.apply_commands(router)
@@ -186,7 +227,7 @@ def command(router: Router, action: str, provider: str, model: str | None) -> tu
         others = own.memory.others()
         done = sum(slot.acknowledged >= number for slot in others)
         if done == len(others) or time.monotonic() > end:
-            return 1 + len(others), 1 + done
+            return Commanded(1 + len(others), 1 + done, heard)
         time.sleep(REPORT_SECONDS / 10)
 
 
@@ -319,6 +360,7 @@ def _report() -> None:
         breakers: dict[Target, CircuitBreaker] = {}
         for router, each in _monitors.items():
             each.apply_commands(router)
+            each.hear(router)
             breakers |= _breakers(router)
             if router.ledger is not None:
                 router.ledger.drain()
@@ -328,6 +370,7 @@ def _report() -> None:
             "started": max((each.started for each in _monitors.values()), default=time.time()),
             "streams": sum(router.admission.streams for router in _monitors),
             "waiting": sum(_backlog(router).waiting for router in _monitors),
+            "local": any(map(_limits_are_local, _monitors)),
             "targets": [(*target, *each.snapshot()) for target, each in breakers.items()],
         }
         memory.own.write_status(json.dumps(status).encode())

@@ -77,6 +77,9 @@ FAMILIES = {
     ),
     "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
     "ledger_pending": Family("gauge", (), "Calls that are not in the ledger yet."),
+    "rate_limits_local": Family(
+        "gauge", (), "1 while limits per minute count only the calls of this host."
+    ),
     "ledger_lost_total": Family("counter", (), "Calls that could not be recorded."),
     "budget_limit_usd": Family("gauge", _BUDGET, "Dollars that a key may spend.", PICO),
     "budget_spent_usd": Family("gauge", _BUDGET, "Dollars that are spent in the period.", PICO),

@@ -36,10 +36,10 @@ from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
-from . import prune, schema, settlements
+from . import copy, prune, schema, settlements
 from .budgets import Reservations
 from .circuits import Circuits
-from .connection import CALL_SECONDS, Away, Database, Link, Sql, clean
+from .connection import Away, Database, Link, Sql, clean
 from .rates import Local, SharedRates
 
 CONNECTIONS = 4  # of a process, by default
@@ -60,7 +60,7 @@ class _Process:
 
     def __init__(self, ledger: PostgresLedger) -> None:
         self.pid = os.getpid()
-        self.database = Database(ledger.url, ledger.connections)
+        self.database = Database(ledger.url, ledger.connections, patient=ledger.patient)
         self.spool = Spool(ledger.spool_path)
         self.group = GroupCommit(partial(ledger._commit, self))
         self.circuits = Circuits(self.database, ledger.url)
@@ -70,7 +70,8 @@ class _Process:
 class PostgresLedger(SQLLedger):
     """A ledger in the database at *url*, with its spool in the file *spool*.
 
-    A process has at most *connections* connections. Without a *clock*, time is the database's.
+    A process has at most *connections* connections, for which a *patient* one waits longer than a
+    call can. Without a *clock*, time is the database's.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class PostgresLedger(SQLLedger):
         timezone: str = "UTC",
         keep: float | None = None,
         migrate: bool = False,
+        patient: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(periods.time_zone(timezone), keep, clock or time.time)
         self.url, self.connections = url, connections
         self.spool_path = os.path.abspath(spool)
-        self._own_clock, self._migrate = clock is not None, migrate
+        self._own_clock, self._migrate, self.patient = clock is not None, migrate, patient
         self._process = _Process(self)
 
     # -- time --
@@ -162,7 +164,7 @@ class PostgresLedger(SQLLedger):
                 self._commit(process, [job])
 
     def _settle_all(
-        self, database: Database, batch: Sequence[Deferred], seconds: float = CALL_SECONDS
+        self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0
     ) -> list[bool]:
         """Settle a batch, or where it has something unusual, one by one."""
         now, zone = self._time(self._clock()), self.zone
@@ -271,6 +273,12 @@ class PostgresLedger(SQLLedger):
     def problems(self) -> list[str]:
         """Return which sums differ from their rows, and which partitions are missing."""
         return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
+
+    def copied_from(
+        self, source: SQLLedger, name: str, told: Callable[[int], None] = lambda _: None
+    ) -> copy.Copied:
+        """Copy *source*, which is known as *name*, into this empty ledger, and compare both."""
+        return copy.copy(source, name, self.run_long, self, told)
 
     def _spool(self) -> Spool:
         return self._here().spool

@@ -61,8 +61,10 @@ class Away(LedgerUnavailable):
 class Database:
     """The connections of this process to the database at *url*; at most *size*."""
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(self, url: str, size: int, *, patient: bool = False) -> None:
         self._url, self.size = url, size
+        self._wait = START_SECONDS if patient else WAIT_SECONDS
+        self._call = STATEMENT_SECONDS if patient else CALL_SECONDS
         self._pool: ConnectionPool[Link] | None = None
         self._lock = threading.Lock()  # of the pool's replacement
         self._away = ""  # why; "": it is not known to be
@@ -79,13 +81,13 @@ class Database:
 
     # -- work --
 
-    def run(self, work: Callable[[Link], T], seconds: float = CALL_SECONDS) -> T:
+    def run(self, work: Callable[[Link], T], seconds: float = 0.0) -> T:
         """Return the result of *work* with a connection; raise LedgerUnavailable.
 
         It runs again where PostgreSQL has taken it back, or its connection was lost: it must be
         right to run it twice.
         """
-        end, again = time.monotonic() + seconds, True
+        end, again = time.monotonic() + (seconds or self._call), True
         for tries in range(RETRIES):
             try:
                 return self._once(work, end)
@@ -111,7 +113,7 @@ class Database:
 
     def _once(self, work: Callable[[Link], T], end: float) -> T:
         pool = self._ready()
-        patience = min(WAIT_SECONDS, end - time.monotonic())
+        patience = min(self._wait, end - time.monotonic())
         try:
             link = pool.getconn(max(0.001, patience))
         except PoolClosed:
@@ -119,7 +121,7 @@ class Database:
         except PoolTimeout:
             if len(self._deadlines) >= self.size:
                 raise Away("all connections are in use") from None
-            raise self.is_away("it cannot be connected to") from None
+            raise self.is_away("the database cannot be reached") from None
         timed_out = False
         try:
             self._deadlines[link] = end
@@ -140,13 +142,15 @@ class Database:
     ) -> Exception:
         """Return what an error of a statement means."""
         if timed_out:
-            return self.is_away("it does not answer")
+            return self.is_away("the database does not answer")
         if isinstance(error, _AGAIN):
             return error
         if isinstance(error, errors.ReadOnlySqlTransaction):
-            return self.is_away("it is read-only")
+            return self.is_away("the database is read-only")
         if isinstance(error, errors.QueryCanceled):
             return Away("a statement took too long")
+        if isinstance(error, errors.UndefinedTable):
+            return LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
         if isinstance(error, _REFUSED):
             return LedgerUnavailable(_said(error), told="the database refuses")
         if isinstance(error, errors.IntegrityError | errors.DataError):
@@ -197,7 +201,7 @@ class Database:
     def _configure(self, link: Link) -> None:
         pid, read_only = self._ask_about(link)
         if read_only:
-            raise psycopg.OperationalError("it is read-only")
+            raise psycopg.OperationalError("the database is read-only")
         link.adapters.register_loader("numeric", IntLoader)  # sums of whole numbers
         if pid != link.info.backend_pid:
             link.prepare_threshold = None  # a pooler such as PgBouncer: no session lasts
@@ -211,6 +215,11 @@ class Database:
     def is_idle(self) -> bool:
         """Whether nothing was asked yet."""
         return self._pool is None and not self._away
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is not known to be away."""
+        return not self._away
 
     def alone(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work* with a connection of its own, before there is a pool.
@@ -296,7 +305,7 @@ class Database:
 
         _, read_only = self.run(self._ask_about)
         if read_only:
-            raise self.is_away("it is read-only")
+            raise self.is_away("the database is read-only")
 
     def _ask_about(self, link: Link) -> tuple[int, bool]:
         """Read the clock; return the id of the session, and whether it may not write."""

@@ -81,10 +81,20 @@ class SharedRates:
 
     def __init__(self, database: Any, local: Local) -> None:
         self._database, self._local = database, local
-        self.alone = False  # whether only the calls of this host count now
+        self._alone = False  # whether the last call was counted by this host alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether only the calls of this host count now."""
+        return self._alone and not self._database().is_up
 
     def take(
-        self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
+        self,
+        caller: str,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        tokens: int = 0,
     ) -> float | None:
         """Count a request of about *tokens* and return None, or return the seconds to wait."""
         if rpm is None and tpm is None:
@@ -98,9 +108,9 @@ class SharedRates:
             database: Database = self._database()
             found = database.run(lambda link: link.execute(_TAKE, values).fetchone())
         except LedgerUnavailable:
-            self.alone = True
+            self._alone = True
             return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
-        self.alone = False
+        self._alone = False
         assert found is not None
         admitted, seconds, requests, used, now = found
         if not admitted:
@@ -130,7 +140,7 @@ class SharedRates:
                 values = (start, -tokens, start, caller)
                 database.run(lambda link: link.execute(_SUBTRACT, values))
         except LedgerUnavailable:
-            self.alone = True
+            self._alone = True
 
     def used(self, caller: str) -> tuple[int, int]:
         """Return the requests and tokens of *caller* in the last 60 seconds."""

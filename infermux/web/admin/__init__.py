@@ -74,6 +74,9 @@ def _never_stored(response: Response) -> Response:
     return response
 
 
+LOCAL_RATES = "each host counts its own calls: the ledger is away"
+
+
 def health(_: Api) -> Response:
     """Report that the process responds."""
     return json_response({"status": "ok"})
@@ -101,6 +104,7 @@ def readiness(api: Api) -> Response:
         "ready": ready,
         "configuration": "ok",
         "ledger": "not configured" if ledger is None else problem or "ok",
+        **({"rate_limits": LOCAL_RATES} if status.limits_are_local(api.router) else {}),
         "records": status.records(api.router)._asdict(),
         "targets": {"usable": usable, "shut": unready},
     }
@@ -204,15 +208,16 @@ def circuit(api: Api, action: str, name: str) -> Response:
     registry.member(name)
     chosen = {target.model for target in registry.resolve(model, name)} if model else {None}
     for each in chosen:
-        workers, done = status.command(api.router, action, name, each)
+        made = status.command(api.router, action, name, each)
     found = [
         target._asdict()
         for target in status.targets(api.router)
         if target.provider == name and (not model or target.model in chosen)
     ]
-    return json_response(
-        {"provider": name, "action": action, "workers": workers, "done": done, "targets": found}
-    )
+    data = {"provider": name, "action": action, "workers": made.workers, "done": made.done}
+    if made.heard is not None:
+        data["other_hosts"] = made.heard
+    return json_response(data | {"targets": found})
 
 
 def _requested_model() -> str:

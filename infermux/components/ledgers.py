@@ -1,0 +1,92 @@
+"""Opens the configured ledger: a file of SQLite, or a PostgreSQL that many hosts share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ..admission import Rates
+from ..admission.rate_limiter import RateLimiter
+from ..config import Config
+from ..config.settings import LedgerConfig
+from ..errors import ConfigError
+from ..ledger import Ledger
+
+if TYPE_CHECKING:
+    from ..ledger.sql import SQLLedger
+
+FILE = LedgerConfig().path
+USERS = 16_384  # end users whose rates are counted at a time
+EXTRA = "[ledger].url needs psycopg: pip install 'infermux[postgres]'"
+
+
+def ledger(config: Config, serving: bool) -> Ledger | None:
+    """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
+    settings = config.ledger or LedgerConfig()
+    keys = [key for key in config.keys or () if key.budget or key.user_budget]
+    budgets = [f"[keys.{key.name}]" for key in keys]
+    budgets += [f"[budgets.{team.name}]" for team in config.budgets]
+    if settings.url is not None and settings.path not in (FILE, ""):
+        raise ConfigError("[ledger] has both path and url: a ledger is one or the other")
+    if settings.url is None and not settings.path:
+        if budgets:
+            needs = f"the budget of {budgets[0]} needs a ledger"
+            raise ConfigError(f"[ledger].path is empty, but {needs}")
+        return None
+    answers = any(model.cache_answers is not None for model in config.models)
+    if not (config.ledger or budgets or serving or answers):
+        return None
+    return opened(settings)
+
+
+def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
+    """Return the ledger of *settings*, which have a path or a url; raise ConfigError.
+
+    A *patient* one, for commands, waits longer for a connection than a call can.
+    """
+    if settings.url is None:
+        from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
+
+        return SQLiteLedger(settings.path, timezone=settings.timezone, keep=settings.keep_seconds)
+    try:
+        from ..ledger.postgres import PostgresLedger  # loads psycopg, which is an extra
+    except ImportError:
+        raise ConfigError(EXTRA) from None
+    return PostgresLedger(
+        settings.url.reveal(),
+        spool=settings.spool,
+        connections=settings.connections,
+        timezone=settings.timezone,
+        keep=settings.keep_seconds,
+        migrate=settings.migrate,
+        patient=patient,
+    )
+
+
+def rates(config: Config, found: Ledger | None) -> tuple[Rates, Rates]:
+    """Return the limiters of keys and of their end users: of this host, or of all.
+
+    The files are apart, as the table of end users has to evict.
+    """
+    settings = config.ledger or LedgerConfig()
+    beside = Path((settings.path if settings.url is None else settings.spool) or FILE)
+    keys: Rates = RateLimiter(beside.with_suffix(".rates"))
+    users: Rates = RateLimiter(beside.with_suffix(".users.rates"), records=USERS)
+    return (keys, users) if found is None else (found.rates(keys), found.rates(users))
+
+
+def described(settings: LedgerConfig) -> str:
+    """Return what the ledger is, without user and password."""
+    if settings.url is None:
+        return str(Path(settings.path).absolute()) if settings.path else "none"
+    parts = urlsplit(settings.url.reveal())
+    place = parts.netloc.rpartition("@")[2]
+    return f"PostgreSQL, {place or 'local'}{parts.path}"
+
+
+def remedy(settings: LedgerConfig) -> str:
+    """Return what to do about a ledger that cannot be used."""
+    if settings.url is None:
+        return "; name a file that this user may write as [ledger].path"
+    return ""
