@@ -333,27 +333,58 @@ class StatusUnknown(OneLine):
 
 
 @click.command(cls=Command)
-@service_options("http://127.0.0.1:8600")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    default=["http://127.0.0.1:8600"],
+    show_default=True,
+    metavar="URL",
+    help="The address of a service; may be repeated, for several hosts.",
+)
+@_key_option
 @config_option
-@json_option("Print what the service answers, as JSON.")
-def status(server: str, key: str | None, config: str | None, as_json: bool) -> None:
+@json_option("Print what the service answers, as JSON; of several, by address.")
+def status(servers: tuple[str, ...], key: str | None, config: str | None, as_json: bool) -> None:
     """Show the state of each target of a running service.
 
-    The state is that of all workers. Exit code 0 if every circuit is closed, 1 if one is not, 2 if
-    the service cannot be asked.
+    The state is that of all workers of a host; of several hosts, each has its own. Exit code 0 if
+    every circuit is closed, 1 if one is not, 2 if a service cannot be asked.
 
     Example: infermux status --server http://127.0.0.1:8600
     """
+    found, problems = dict[str, JSON](), []
+    for server in dict.fromkeys(servers):
+        try:
+            found[server] = _state_of(server, _admin_key(key, config))
+        except StatusUnknown as error:
+            problems.append(error.message)
+    if problems and not found:
+        raise StatusUnknown("; ".join(problems))
+    several = len(dict.fromkeys(servers)) > 1
+    if as_json:
+        click.echo(json_text(found if several else next(iter(found.values()))))
+    else:
+        texts = [f"{server}\n" * several + _status(**each) for server, each in found.items()]
+        click.echo("\n\n".join(texts))
+    if problems:
+        raise StatusUnknown("; ".join(problems))
+    targets = [target for each in found.values() for target in each["targets"]]
+    sys.exit(0 if all(target["state"] == "closed" for target in targets) else 1)
+
+
+def _state_of(server: str, key: str) -> JSON:
+    """Return what a service says of its targets; raise StatusUnknown."""
     try:
-        found = _ask(server, "/status/targets", key=_admin_key(key, config))
-        text = json_text(found) if as_json else _status(**found)
-        closed = all(target["state"] == "closed" for target in found["targets"])
+        found: JSON = _ask(server, "/status/targets", key=key)
+        _status(**found)
+        if not all(isinstance(target["state"], str) for target in found["targets"]):
+            raise TypeError
+        return found
     except (OneLine, InferMuxError) as error:
         raise StatusUnknown(error.message) from None
     except (LookupError, TypeError, ValueError):
         raise StatusUnknown(f"the server at {server} is not InferMux") from None
-    click.echo(text)
-    sys.exit(0 if closed else 1)
 
 
 def _status(targets: list[JSON], records: JSON | None = None) -> str:

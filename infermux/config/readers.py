@@ -20,6 +20,7 @@ _SIZE = re.compile(r"([1-9]\d{0,6}) ?(KB|MB|GB)", re.ASCII)
 _BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
 LONGEST, LEAST, MOST = 366 * 86_400, 2**16, 2**40  # seconds; bytes
 MAX_TAGS, MAX_TAG = 16, 200  # tags of a key, and characters of one
+_HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:@\[\]/]*)(:\d{1,5})?", re.ASCII)
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
@@ -39,11 +40,15 @@ def database_url(value: Any, place: str) -> Secret:
         return value  # the loader could not read it, and has said so
     try:
         parts = urlsplit(found.reveal())
-        valid = parts.scheme in ("postgresql", "postgres") and "://" in found.reveal()
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        valid = all(_HOST.fullmatch(host) for host in hosts)
     except ValueError:
         raise ConfigError(f"{place} is not a URL") from None
-    if not valid:
+    if parts.scheme not in ("postgresql", "postgres") or "://" not in found.reveal():
         raise ConfigError(f"{place} must be a URL that begins with postgresql://")
+    if not valid or "@" in parts.path or parts.fragment:
+        odd = "in the user and password, characters such as / # @ : are written as %2F %23 %40 %3A"
+        raise ConfigError(f"{place} is not a URL: {odd}")
     if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
         remedy = 'put the URL into a variable, and name it: "env:NAME"'
         raise ConfigError(f"{place} must not hold a password: {remedy}")

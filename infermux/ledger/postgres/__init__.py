@@ -98,7 +98,10 @@ class PostgresLedger(SQLLedger):
         """Return what the database's clock says at *at*, a time of this host's clock."""
         if self._own_clock:
             return at
-        now = self._here().database.now()
+        database = self._here().database
+        if (now := database.now()) is None:
+            database.synchronize()
+            now = database.now()
         skew = 0.0 if now is None else now - time.time()
         return at + skew if abs(skew) > SAME_CLOCK else at
 

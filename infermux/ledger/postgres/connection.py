@@ -27,7 +27,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from .. import LedgerUnavailable
 
 WAIT_SECONDS = 0.25  # for a connection
-CALL_SECONDS = 0.6  # that a call waits for the database in one operation, in all
+CALL_SECONDS = 0.7  # that a call waits for the database in one operation, in all
 START_SECONDS = 3.0  # that a start waits for a connection, and a report for others
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 0.25  # between two attempts to reach a database that is away
@@ -70,6 +70,7 @@ class Database:
         self._away = ""  # why; "": it is not known to be
         self._doctor: threading.Thread | None = None
         self._closed = False
+        self._succeeded = 0.0  # when an operation did last
         self._deadlines: dict[Link, float] = {}  # of the operations that run
         self._cutting = threading.Lock()
         self._watch: threading.Thread | None = None
@@ -119,13 +120,15 @@ class Database:
         except PoolClosed:
             raise _Lost("the pool was replaced", pool) from None
         except PoolTimeout:
-            if len(self._deadlines) >= self.size:
+            if self._deadlines or time.monotonic() < self._succeeded + 1.0:
                 raise Away("all connections are in use") from None
             raise self.is_away("the database cannot be reached") from None
         timed_out = False
         try:
             self._deadlines[link] = end
-            return work(link)
+            found = work(link)
+            self._succeeded = time.monotonic()
+            return found
         except psycopg.Error as error:
             timed_out = link not in self._deadlines
             raise self._judged(error, link, pool, timed_out) from None
@@ -166,12 +169,16 @@ class Database:
     def _ready(self) -> ConnectionPool[Link]:
         if self._away:
             raise Away(self._away)
-        return self._pool or self._renew(None)
+        try:
+            return self._pool or self._renew(None)
+        except psycopg.ProgrammingError:
+            raise LedgerUnavailable("[ledger].url is no URL of PostgreSQL") from None
 
     def _renew(self, old: ConnectionPool[Link] | None) -> ConnectionPool[Link]:
         """Replace the pool *old*, whose connections may all be dead, by a new one."""
         with self._lock:
             if self._pool is None or self._pool is old:
+                self._succeeded = 0.0
                 self._pool = self._made()
                 if old is not None:
                     old.close(timeout=0)
@@ -187,7 +194,7 @@ class Database:
         return ConnectionPool(
             self._url,
             kwargs=options(self._url),
-            min_size=1,
+            min_size=min(2, self.size),
             max_size=self.size,
             open=True,
             configure=self._configure,
@@ -348,7 +355,13 @@ def options(url: str) -> dict[str, Any]:
 def opened(url: str, seconds: float) -> Iterator[Link]:
     """Yield a connection of its own; raise LedgerUnavailable without the password."""
     try:
-        link = psycopg.connect(url, **options(url) | {"connect_timeout": max(2, round(seconds))})
+        given = options(url) | {"connect_timeout": max(2, round(seconds))}
+    except psycopg.ProgrammingError as error:
+        # libpq's words may quote a part of the password
+        what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
+        raise LedgerUnavailable(f"[ledger].url: {what}", told="its address is wrong") from None
+    try:
+        link = psycopg.connect(url, **given)
     except _REFUSED as error:
         raise LedgerUnavailable(_said(error), told="the database refuses") from None
     except psycopg.Error as error:

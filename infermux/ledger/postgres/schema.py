@@ -81,7 +81,7 @@ _FIRST = (
         ended BIGINT NOT NULL DEFAULT 0)""",
 )
 MIGRATIONS = (_FIRST,)  # item n migrates version n to n + 1
-TABLES = [
+TABLES: tuple[str, ...] = (
     "calls",
     "attempts",
     "plans",
@@ -90,10 +90,8 @@ TABLES = [
     "holds",
     "adjustments",
     "rolled",
-    "rollups",
-    "rates",
-    "circuits",
-]
+)
+TABLES += ("rollups", "rates", "circuits", "copies")
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

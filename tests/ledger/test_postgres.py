@@ -1,0 +1,561 @@
+"""Tests of the ledger in PostgreSQL: its schema, its partitions, and many hosts at a time."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from books import DAY, NOON, call, keep
+from databases import PASSWORD, Database, PgBouncer, Postgres
+from network import Proxy
+from support import eventually, how_many
+
+from infermux.errors import BudgetExceeded
+from infermux.ledger import Budget, Hold, LedgerUnavailable, Record
+from infermux.ledger.sqlite import SQLiteLedger
+from infermux.routing.accounting import record
+
+pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
+
+from infermux.admission.rate_limiter import RateLimiter
+from infermux.ledger.postgres import PostgresLedger, schema
+
+
+def settled(id: str, cost: int, *, at: float = NOON, caller: str = "web") -> Record:
+    return record(call(id, at=at, caller=caller, cost=cost))
+
+
+Opens = Callable[..., PostgresLedger]
+
+
+@pytest.fixture
+def opens(tmp_path: Path) -> Iterator[Opens]:
+    """Returns ledgers, each as on a host of its own."""
+    made: list[PostgresLedger] = []
+
+    def open_ledger(url: str, **options: Any) -> PostgresLedger:
+        spool = tmp_path / f"{len(made)}.spool"
+        made.append(PostgresLedger(url, spool=spool, **options))
+        return made[-1]
+
+    yield open_ledger
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def there(database: Database, opens: Opens) -> Database:
+    """A database with an empty ledger."""
+    opens(database.url).migrate(create=True)
+    return database
+
+
+def patiently(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do *work* again while the database is away: nothing counts twice."""
+    for _ in range(600):
+        try:
+            return work(*args, **options)
+        except LedgerUnavailable:
+            time.sleep(0.05)
+    raise AssertionError("the ledger stays away")
+
+
+# -- the schema ------------------------------------------------------------------------------------
+
+
+def test_a_service_neither_makes_nor_migrates_tables(database: Database, opens: Opens) -> None:
+    with pytest.raises(LedgerUnavailable) as error:
+        opens(database.service).check()
+    assert "infermux ledger init" in error.value.reason and not error.value.temporary
+    with pytest.raises(LedgerUnavailable, match="unavailable") as error:
+        opens(database.service).migrate(create=True)
+    assert "permission denied" in error.value.reason
+    with pytest.raises(LedgerUnavailable) as error:
+        opens(database.url).migrate(create=False)
+    assert "infermux ledger init" in error.value.reason
+    assert opens(database.url).migrate(create=True)
+    assert opens(database.url).migrate(create=True) == []
+    opens(database.service).check()
+    for version, words in ((0, "infermux ledger migrate"), (99, "newer than this InferMux")):
+        database.sql(f"UPDATE infermux_schema SET version = {version}")
+        with pytest.raises(LedgerUnavailable) as error:
+            opens(database.service).check()
+        assert words in error.value.reason and not error.value.temporary
+
+
+def test_a_service_that_may_makes_its_tables(database: Database, opens: Opens) -> None:
+    ledger = opens(database.url, migrate=True)
+    ledger.check()
+    assert ledger.settle(settled("a", 1))
+
+
+def test_init_grants_a_role_what_a_service_needs(postgres: Postgres, opens: Opens) -> None:
+    database = postgres.database()
+    database.sql(
+        "ALTER DEFAULT PRIVILEGES FOR ROLE ledger_owner REVOKE ALL ON TABLES FROM ledger_service"
+    )
+    opens(database.url).migrate(create=True, role="ledger_service")
+    ledger, budget = opens(database.service), Budget("web", 1000)
+    ledger.check()
+    assert ledger.settle(settled("a", 7), ledger.reserve(budget, 10, call_id="a", at=NOON))
+    ledger.publish("open", "a", "")
+    assert ledger.rates(RateLimiter(Path(ledger.spool_path).with_suffix(".r"))).take("a", rpm=1, tpm=None) is None  # fmt: skip
+    assert ledger.problems() == []
+    postgres.drop(database)
+
+
+def test_a_table_of_another_program_is_left_alone(database: Database, opens: Opens) -> None:
+    database.sql("CREATE TABLE calls (id INTEGER)")
+    with pytest.raises(LedgerUnavailable) as error:
+        opens(database.url).migrate(create=True)
+    assert "another program" in error.value.reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda url: url.replace(PASSWORD, "wr0ng-secret"),
+        lambda url: url.replace("127.0.0.1", "127.0.0.1,127.0.0.2"),
+        lambda url: url.rpartition("/")[0] + "/n0ne",
+        lambda url: url + "?sslmode=verify-full&sslrootcert=/nowhere",
+        lambda url: url + "?nonsense=1",
+    ],
+)
+def test_what_cannot_be_connected_to_is_told_without_the_password(
+    database: Database, opens: Opens, change: Callable[[str], str], caplog: Any
+) -> None:
+    url = change(database.service)
+    ledger = opens(url)
+    with pytest.raises(LedgerUnavailable) as error:
+        ledger.check()
+    with pytest.raises(LedgerUnavailable) as second:
+        ledger.reserve(Budget("web", 1), 1, call_id="a", at=NOON)
+    said = f"{error.value.reason} {error.value.told} {second.value.reason} {caplog.text} {error.value!r}"  # fmt: skip
+    assert PASSWORD not in said and "wr0ng-secret" not in said
+    assert "127.0.0" not in error.value.told
+
+
+# -- partitions ------------------------------------------------------------------------------------
+
+
+def rows(database: Database, table: str) -> int:
+    return int(database.sql(f"SELECT count(*) FROM {table}")[0][0])
+
+
+def test_calls_are_kept_by_month_and_a_month_is_dropped(there: Database, opens: Opens) -> None:
+    """The default partition has what no month's has, until `migrate` makes that one."""
+    ledger = opens(there.url, clock=lambda: NOON)
+    old = NOON - 400 * DAY
+    for n, at in enumerate([old, old + DAY, NOON, NOON]):
+        assert ledger.settle(settled(str(n), 10**n, at=at))
+    assert (rows(there, "calls_default"), rows(there, "calls_2026_11")) == (2, 2)
+    assert opens(there.url, clock=lambda: old).migrate(create=False) == ["made 13 partitions"]
+    assert (rows(there, "calls_default"), rows(there, "attempts_default")) == (0, 0)
+    assert (rows(there, "calls_2025_10"), rows(there, "attempts_2025_10")) == (2, 2)
+    before = ledger.totals("day", "model")
+    assert ledger.prune(NOON - 20 * DAY) == 2
+    names = {name for (name,) in there.sql("SELECT relname FROM pg_class WHERE relkind = 'r'")}
+    assert not {"calls_2025_10", "attempts_2025_10", "calls_2026_10"} & names
+    assert {"calls_2026_11", "calls_2026_12"} < names
+    assert ledger.totals("day", "model") == before and len(ledger.rows()) == 2
+    assert ledger.settle(settled("late", 5, at=old))  # to the default partition
+    assert ledger.prune(NOON - 20 * DAY) == 1
+    assert ledger.totals()[0].cost == 1111 + 5
+    assert ledger.problems() == []
+
+
+def test_a_role_that_owns_nothing_deletes_rows(there: Database, opens: Opens) -> None:
+    ledger = opens(there.service, clock=lambda: NOON)
+    old = NOON - 40 * DAY
+    for n in range(3):
+        assert ledger.settle(settled(str(n), 10**n, at=old))
+    assert ledger.prune(NOON) == 3
+    assert rows(there, "calls_2026_10") == 0
+    assert ledger.totals()[0].cost == 111
+
+
+# -- many at a time --------------------------------------------------------------------------------
+
+TEAM = Budget("crew", 4000, members=("a", "b", "c"))
+OTHER = Budget("zoo", 5000, members=("a", "b", "c"))
+KEYS = [  # the same rows, in different orders
+    Budget("a", 2000, "day", also=(TEAM, OTHER)),
+    Budget("b", 2000, "day", also=(OTHER, TEAM)),
+    Budget("c", 2000, "month", also=(TEAM,)),
+]
+
+
+def held(ledger: PostgresLedger, budget: Budget, id: str) -> Hold:
+    """Reserve 20 for a call, whose caller asks again if it was not told the outcome."""
+    try:
+        found: Hold = patiently(ledger.reserve, budget, 20, call_id=id, at=NOON)
+        return found
+    except ValueError:
+        return Hold(id, budget, 20, NOON)
+
+
+def hammer(ledgers: list[PostgresLedger], rounds: int, threads: int = 4) -> dict[str, int]:
+    """Reserve, top up and settle with all ledgers at a time; return what each caller has spent."""
+    spent, failures, lock = dict.fromkeys("abc", 0), list[BaseException](), threading.Lock()
+
+    def run(number: int, ledger: PostgresLedger) -> None:
+        chance = random.Random(number)
+        try:
+            for n in range(rounds):
+                budget, id = chance.choice(KEYS), f"{number}.{n}"
+                costs, hold = [chance.randrange(1, 20)], None
+                try:
+                    hold = held(ledger, budget, id)
+                    if chance.random() < 0.3:
+                        costs.append(chance.randrange(1, 20))
+                        hold = patiently(ledger.top_up, hold, 20, at=NOON)
+                except BudgetExceeded:
+                    if hold is None:
+                        continue
+                    costs = costs[:1]
+                cost = sum(costs)
+                row = settled(id, cost, caller=budget.caller)
+                patiently(ledger.settle, row, hold)
+                with lock:
+                    spent[budget.caller] += cost
+        except BaseException as error:
+            failures.append(error)
+
+    crew = [
+        threading.Thread(target=run, args=(n, ledgers[n % len(ledgers)]))
+        for n in range(threads * len(ledgers))
+    ]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join(300)
+    for failure in failures:
+        raise failure
+    return spent
+
+
+def nothing_differs(ledger: PostgresLedger, spent: dict[str, int]) -> None:
+    """The books are those of the callers, to the pico-dollar, and no budget is overspent."""
+    assert {total.key[0]: total.cost for total in ledger.totals("caller")} == {
+        caller: cost for caller, cost in spent.items() if cost
+    }
+    for budget in KEYS:
+        assert ledger.spent(budget, NOON) == (spent[budget.caller], 0)
+        assert spent[budget.caller] <= budget.limit_pico
+    for team, callers in ((TEAM, "abc"), (OTHER, "ab")):
+        assert ledger.spent(team, NOON) == (sum(spent[caller] for caller in callers), 0)
+        assert ledger.spent(team, NOON).spent <= team.limit_pico
+    assert ledger.problems() == []
+
+
+def test_budgets_in_any_order_neither_overspend_nor_wait_in_a_circle(
+    there: Database, opens: Opens
+) -> None:
+    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(3)]
+    before = there.server.log.count("deadlock detected")
+    nothing_differs(ledgers[0], hammer(ledgers, how_many(12, 60, 200)))
+    assert there.server.log.count("deadlock detected") == before
+
+
+def test_transactions_that_the_server_takes_back_are_repeated(
+    there: Database, opens: Opens
+) -> None:
+    """As CockroachDB does, all are serializable: many fail, and none is seen to."""
+    there.sql(f"ALTER DATABASE {there.name} SET default_transaction_isolation = 'serializable'")
+    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+    nothing_differs(ledgers[0], hammer(ledgers, how_many(5, 40, 100), 3))
+
+
+def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Opens) -> None:
+    """Also between a commit and its answer."""
+    with Proxy(there.server.port) as proxy:
+        ledgers = [opens(there.at(proxy.port), clock=lambda: NOON) for _ in range(2)]
+        over = threading.Event()
+
+        def cut() -> None:
+            while not over.wait(0.2):
+                proxy.cut()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        try:
+            spent = hammer(ledgers, how_many(12, 60, 200), 2)
+        finally:
+            over.set()
+            cutter.join()
+        nothing_differs(ledgers[0], spent)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_counts_nothing_twice(tmp_path: Path, opens: Opens) -> None:
+    with Postgres() as server:
+        there = server.database()
+        opens(there.url).migrate(create=True)
+        ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+        over = threading.Event()
+
+        def kill() -> None:
+            while not over.wait(1.5):
+                server.restart()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            spent = hammer(ledgers, how_many(30, 100, 300))
+        finally:
+            over.set()
+            killer.join()
+        nothing_differs(ledgers[0], spent)
+
+
+def test_a_pooler_between_changes_nothing(
+    there: Database, opens: Opens, pgbouncer: PgBouncer
+) -> None:
+    url = there.at(pgbouncer.port, "ledger_service")
+    ledgers = [opens(url, clock=lambda: NOON) for _ in range(2)]
+    nothing_differs(ledgers[0], hammer(ledgers, how_many(10, 60, 200)))
+
+
+def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Opens) -> None:
+    """What is settled at that moment counts once: in what the period begins with, or after it."""
+    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+    for turn in range(how_many(6, 40, 200)):
+        caller, together = f"c{turn}", threading.Barrier(5)
+
+        def run(n: int, caller: str, together: threading.Barrier) -> None:
+            together.wait()
+            if n == 0:
+                budget = Budget(caller, 1000, "day")
+                patiently(ledgers[0].reserve, budget, 1, call_id=f"{caller}.h", at=NOON)
+            else:
+                row = settled(f"{caller}.{n}", 10, caller=caller)
+                patiently(ledgers[n % 2].settle, row)
+
+        crew = [threading.Thread(target=run, args=(n, caller, together)) for n in range(5)]
+        for each in crew:
+            each.start()
+        for each in crew:
+            each.join()
+        assert ledgers[0].spent(Budget(caller, 1000, "day"), NOON) == (40, 1), turn
+
+
+# -- a database that is away -----------------------------------------------------------------------
+
+
+def test_a_database_that_does_not_answer_is_given_up_in_time(there: Database, opens: Opens) -> None:
+    """The first call waits, the next ones do not; it is noticed when it is back."""
+    with Proxy(there.server.port) as proxy:
+        ledger = opens(there.at(proxy.port), clock=lambda: NOON)
+        assert ledger.settle(settled("a", 1))
+        for trouble in (proxy.swallow, proxy.refuse):
+            trouble()
+            took = []
+            for n in range(3):
+                began = time.monotonic()
+                with pytest.raises(LedgerUnavailable) as error:
+                    ledger.reserve(Budget("web", 100), 1, call_id=f"x{n}", at=NOON)
+                took.append(time.monotonic() - began)
+                assert error.value.temporary and "127" not in error.value.told
+            assert took[0] < 0.95 and max(took[1:]) < 0.1
+            with pytest.raises(LedgerUnavailable):
+                ledger.check()
+            proxy.accept()
+            eventually(lambda: ledger.problem() is None, "the database being back")
+            assert ledger.settle(settled(trouble.__name__, 1))
+
+
+def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens) -> None:
+    there = own_server.database()
+    opens(there.url).migrate(create=True)
+    ledger = opens(there.service, clock=lambda: NOON)
+    assert ledger.settle(settled("a", 1))
+    own_server.read_only()
+    own_server.disconnect(there.name)
+
+    def refused() -> bool:
+        with pytest.raises(LedgerUnavailable) as error:
+            ledger.settle(settled("b", 1))
+        assert error.value.temporary
+        return ledger.problem() is not None
+
+    eventually(refused, "being away")
+    own_server.read_only(False)
+    eventually(lambda: ledger.problem() is None, "being back")
+    assert ledger.settle(settled("b", 1)) and ledger.totals()[0].calls == 2
+
+
+@pytest.fixture
+def own_server() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+# -- limits per minute -----------------------------------------------------------------------------
+
+
+def test_limits_per_minute_are_exact_over_hosts(
+    there: Database, opens: Opens, tmp_path: Path
+) -> None:
+    hosts = [opens(there.service).rates(RateLimiter(tmp_path / f"{n}.rates")) for n in range(3)]
+    waits: list[float | None] = []
+
+    def run(n: int) -> None:
+        for _ in range(10):
+            waits.append(hosts[n % 3].take("web", rpm=25, tpm=None))
+
+    crew = [threading.Thread(target=run, args=(n,)) for n in range(6)]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    assert waits.count(None) == 25
+    assert all(wait is None or 0 < wait <= 61 for wait in waits)
+    assert hosts[0].used("web") == (25, 0)
+    there.sql("UPDATE rates SET seconds = ARRAY(SELECT s - 60 FROM unnest(seconds) AS s)")
+    wait = hosts[1].take("web", rpm=25, tpm=None)
+    assert wait is None or wait < 1  # the first seconds have passed
+    there.sql("UPDATE rates SET seconds = ARRAY(SELECT s - 61 FROM unnest(seconds) AS s)")
+    assert [hosts[n % 3].take("web", rpm=2, tpm=None) is None for n in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_tokens_per_minute_are_corrected(there: Database, opens: Opens, tmp_path: Path) -> None:
+    one, two = (opens(there.service).rates(RateLimiter(tmp_path / f"{n}.r")) for n in range(2))
+    began = time.monotonic()
+    assert one.take("web", rpm=None, tpm=100, tokens=101) == float("inf")
+    assert one.take("web", rpm=None, tpm=100, tokens=60) is None
+    assert two.take("web", rpm=None, tpm=100, tokens=60) is not None
+    one.correct("web", -50, since=began)
+    assert two.used("web") == (1, 10)
+    assert two.take("web", rpm=None, tpm=100, tokens=60) is None
+    two.correct("web", 35, since=began)
+    assert one.used("web") == (2, 105)
+    assert one.take("web", rpm=9, tpm=100, tokens=1) is not None
+    one.correct("web", -1000, since=began)
+    assert one.used("web") == (2, 0)
+
+
+def test_a_host_counts_alone_while_the_database_is_away(
+    there: Database, opens: Opens, tmp_path: Path
+) -> None:
+    """Its own calls of the last minute count on."""
+    with Proxy(there.server.port) as proxy:
+        ledger = opens(there.at(proxy.port))
+        rates = ledger.rates(RateLimiter(tmp_path / "r"))
+        assert [rates.take("web", rpm=3, tpm=None) for _ in range(2)] == [None, None]
+        proxy.refuse()
+        assert rates.take("web", rpm=3, tpm=None) is None and rates.alone
+        assert rates.take("web", rpm=3, tpm=None) is not None
+        proxy.accept()
+        eventually(lambda: ledger.problem() is None, "the database being back")
+        assert not rates.alone
+        assert rates.take("web", rpm=3, tpm=None) is None and rates.used("web")[0] == 3
+
+
+# -- circuits, clocks ------------------------------------------------------------------------------
+
+
+def test_a_command_is_heard_at_each_host_and_by_those_that_start_later(
+    there: Database, opens: Opens
+) -> None:
+    one, two = opens(there.service), opens(there.service)
+    assert two.published() == ()
+    number = one.publish("open", "a", "")
+    eventually(lambda: [each[0] for each in two.published()] == [number], "hearing of it")
+    assert two.published()[0][1:] == ("open", "a", "")
+    one.publish("close", "a", "m")
+    two.publish("open", "b", "m")
+    later = opens(there.service)
+    expected = [("open", "a", ""), ("close", "a", "m"), ("open", "b", "m")]
+    for each in (one, two, later):
+        eventually(lambda: [told[1:] for told in each.published()] == expected, "hearing")  # noqa: B023
+    one.publish("close", "a", "")  # of the whole provider: what was said of its models is over
+    expected = [("open", "b", "m"), ("close", "a", "")]
+    eventually(lambda: [told[1:] for told in later.published()] == expected, "hearing")
+
+
+def test_periods_and_leases_are_those_of_the_databases_clock(
+    there: Database, opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, budget = time.time, Budget("web", 1000, "day")
+    ledger, other = opens(there.service), opens(there.service)
+    now = right()
+    other.reserve(budget, 5, call_id="a", at=now, lease=900)
+    monkeypatch.setattr(time, "time", lambda: right() + 40 * DAY)  # the host's clock is wrong
+    ledger.settle(settled("b", 7, at=now), ledger.reserve(budget, 10, call_id="b", at=time.time()))
+    assert ledger.spent(budget, time.time()) == (7, 5)
+    ledger.lose(time.time())
+    assert ledger.spent(budget, time.time()) == (7, 5)
+    monkeypatch.undo()
+    assert other.spent(budget, right()) == (7, 5)
+
+
+# -- moving a ledger -------------------------------------------------------------------------------
+
+
+def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
+    there: Database, opens: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infermux.ledger import queries
+
+    path = tmp_path / "l.db"
+    monkeypatch.setattr(queries, "PAGE", 7)
+    keep(path, *[call(f"{n:04}", at=NOON - n * DAY, cost=10**6 * n) for n in range(60)])
+    own = Budget("web", 10**9, "month")
+    with closing(SQLiteLedger(path, clock=lambda: NOON + DAY)) as old:
+        old.settle(settled("h", 10), old.reserve(own, 100, call_id="h", at=NOON))
+        old.reserve(own, 100, call_id="held", at=NOON)
+        old.adjust(own, 77, NOON)
+        old.prune(NOON - 40 * DAY)
+        ledger = opens(there.url, clock=lambda: NOON + DAY)
+
+        def stop(count: int) -> None:
+            if count > 15:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ledger.copied_from(old, "l.db", stop)
+        assert 0 < rows(there, "calls") < 30
+        found = ledger.copied_from(old, "l.db")
+        assert found.resumed > 15 and found.differences == []
+        for by in (("day",), ("model", "caller"), ("tag",), ()):
+            assert ledger.totals(*by) == old.totals(*by)
+        assert ledger.rows(limit=100) == old.rows(limit=100)
+        for period in ("day", "month", "total"):
+            budget = Budget("web", 10**9, period)
+            assert ledger.states([budget], NOON) == old.states([budget], NOON)
+        assert ledger.adjustments() == old.adjustments()
+        assert ledger.problems() == []
+        assert ledger.copied_from(old, "l.db").calls == found.calls
+        with pytest.raises(LedgerUnavailable) as error:
+            ledger.copied_from(old, "another.db")
+        assert "empty" in error.value.reason
+
+
+def test_a_copy_that_differs_is_told(there: Database, opens: Opens, tmp_path: Path) -> None:
+    keep(tmp_path / "l.db", call("a", cost=5), call("b", cost=6))
+    there.sql(
+        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NEW.cost = NEW.cost + 1; RETURN NEW; END'",
+    )
+    there.sql(
+        "CREATE TRIGGER spoil BEFORE INSERT ON attempts FOR EACH ROW EXECUTE FUNCTION spoil()"
+    )
+    with closing(SQLiteLedger(tmp_path / "l.db")) as old:
+        found = opens(there.url).copied_from(old, "l.db")
+    assert len(found.differences) == 1 and "attempts" in found.differences[0]
+
+
+def test_the_schema_has_what_a_role_is_granted(there: Database) -> None:
+    named = {name for (name,) in there.sql("SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace")}  # fmt: skip
+    assert named == {*schema.TABLES, "infermux_schema"}
