@@ -39,8 +39,9 @@ from ..sql import SQLLedger, amount
 from . import copy, prune, schema, settlements
 from .budgets import Reservations
 from .circuits import Circuits
-from .connection import Away, Database, Link, Sql, clean
+from .connection import Away, Database
 from .rates import Local, SharedRates
+from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls

@@ -17,7 +17,8 @@ from .. import LOST, Adjustment, Budget, BudgetState, Hold
 from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
-from .connection import Database, Link, pipelined, translated
+from .connection import Database
+from .statements import Link, pipelined, translated
 
 # A settlement holds it shared: while a period begins with what its calls have cost, none commits.
 PERIODS = "4992031, 1"

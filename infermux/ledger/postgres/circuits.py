@@ -13,7 +13,8 @@ from contextlib import suppress
 import psycopg
 
 from .. import CircuitCommand, LedgerUnavailable
-from .connection import Database, Link, opened
+from .connection import Database, opened
+from .statements import Link
 
 READ_SECONDS = 10.0
 RETRY_SECONDS = 1.0  # until the next attempt to listen

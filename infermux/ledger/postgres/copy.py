@@ -11,9 +11,9 @@ from ..holds import MICRO
 from ..periods import DAY, MAX_INTEGER
 from ..rollups import PRUNED
 from ..sql import SQLLedger
-from .connection import Link, Sql
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, transposed, write_rows
+from .statements import Link, Sql
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"

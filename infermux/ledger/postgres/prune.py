@@ -26,8 +26,8 @@ from ..rollups import (
     store_rows,
 )
 from .budgets import PERIODS
-from .connection import Link, Sql
 from .schema import following, partition, partitions
+from .statements import Link, Sql
 
 ROUNDS = 5  # in which a month is summed up that gets late calls meanwhile
 LOCK_MS = 2000  # that dropping a partition waits for others

@@ -12,7 +12,8 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from .. import LedgerUnavailable
-from .connection import Database, Link
+from .connection import Database
+from .statements import Link
 
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit

@@ -21,7 +21,7 @@ from ..queries import digest
 from ..rollups import PRUNED
 from ..spool import Deferred
 from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
-from .connection import Link, clean, pipelined
+from .statements import Link, clean, pipelined
 
 MAX_PLANS = 4096  # digests that a process remembers
 MAX_LOST = 500  # holds that are turned into spending in one transaction
