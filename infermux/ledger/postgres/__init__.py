@@ -109,7 +109,7 @@ class PostgresLedger(SQLLedger):
     # -- budgets --
 
     def _rules(self, at: float, lease: float, over: bool) -> Rules:
-        return Rules(at, at + lease, over, self._may_expire, self.zone)
+        return Rules(at, at + lease, over, self.may_expire, self.zone)
 
     def _reservations(self) -> Reservations:
         return Reservations(self._here().database, self.zone, self._lose)
@@ -205,7 +205,7 @@ class PostgresLedger(SQLLedger):
             process.database.synchronize()
         at = self._time(now)
         found = process.database.run(lambda link: link.execute(_EXPIRED, (ms(at),)).fetchone())
-        if found and self._may_expire():
+        if found and self.may_expire():
             self._lose(at)
 
     def _lose(self, at: float, owners: list[str] | None = None) -> None:
