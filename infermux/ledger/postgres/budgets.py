@@ -18,28 +18,29 @@ from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
 from .connection import Database
-from .statements import Link, pipelined, translated
+from .statements import Link, run, translated
 
 # A settlement holds it shared: while a period begins with what its calls have cost, none commits.
 PERIODS = "4992031, 1"
 SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
 _ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
 _USED = "spent::numeric + held - waived - raised"
-_TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + %s
-        WHERE owner = %s AND period = %s AND {_USED} + %s <= %s RETURNING 1)
+_HOLD = "%s::text, {}, %s::bigint, %s::bigint, %s::bigint, %s::text"
+_TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + %s::bigint
+        WHERE owner = %s AND period = %s AND {_USED} + %s::numeric <= %s::numeric RETURNING 1)
     INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    SELECT %s, %s, %s, %s, %s, %s, %s FROM taken"""
+    SELECT {_HOLD.format("%s::text, %s::text")} FROM taken"""
 _WANTED = "unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)"
 _LOCK = f"""SELECT 1 FROM budgets AS b JOIN {_WANTED} USING (owner, period)
     ORDER BY b.owner, b.period FOR UPDATE OF b"""
 _TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
     fits AS (SELECT count(*) AS n FROM budgets JOIN wanted USING (owner, period)
-        WHERE {_USED} + %s <= most),
-    taken AS (UPDATE budgets AS b SET held = b.held + %s FROM wanted AS w, fits
+        WHERE {_USED} + %s::numeric <= most),
+    taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
         WHERE fits.n = %s AND b.owner = w.owner AND b.period = w.period
         RETURNING b.owner, b.period)
     INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    SELECT %s, owner, period, %s, %s, %s, %s FROM taken"""
+    SELECT {_HOLD.format("owner, period")} FROM taken"""
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
     FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
     ORDER BY b.owner, b.period"""
@@ -105,10 +106,10 @@ class Reservations:
             owner, key = budget.owner, budget.key(hold.at, zone)
             place = (hold.pico, owner, key, hold.pico, budget.limit_pico)
             row = (hold.call_id, owner, key, hold.pico, *times)
-            return link.execute(_TAKE, (*place, *row)).rowcount == 1
+            return run(link, [(_TAKE, (*place, *row))])[0].changed == 1
         wanted = _wanted(budget.all, hold.at, zone)
         take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
-        return bool(pipelined(link, [(_LOCK, wanted), (_TAKE_ALL, take)])[1].rowcount)
+        return run(link, [(_LOCK, wanted), (_TAKE_ALL, take)])[1].changed > 0
 
     def _decided(
         self, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules

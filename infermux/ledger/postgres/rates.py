@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .. import LedgerUnavailable
 from .connection import Database
-from .statements import Link
+from .statements import Link, integers, run
 
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit
@@ -23,7 +23,7 @@ _KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens)
         clock WHERE s > clock.at - {SPAN})"""
 _NEW = "array_agg(s ORDER BY s), array_agg(n ORDER BY s), array_agg(t ORDER BY s)"
 _TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
-    SELECT %s, ARRAY[floor(extract(epoch FROM clock_timestamp()))::bigint], ARRAY[1::bigint],
+    SELECT %s::text, ARRAY[floor(extract(epoch FROM clock_timestamp()))::bigint], ARRAY[1::bigint],
         ARRAY[%s::bigint], true
     ON CONFLICT (caller) DO UPDATE SET (seconds, requests, tokens, admitted) = (
         WITH {_CLOCK}, {_KEPT},
@@ -107,14 +107,15 @@ class SharedRates:
         values = (caller, tokens, most, tokens, heaviest, tokens)
         try:
             database: Database = self._database()
-            found = database.run(lambda link: link.execute(_TAKE, values).fetchone())
+            [done] = database.run(lambda link: run(link, [(_TAKE, values)]))
         except LedgerUnavailable:
             self._alone = True
             return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
         self._alone = False
-        assert found is not None
-        admitted, seconds, requests, used, now = found
-        if not admitted:
+        [[admitted, *arrays, clock]] = done.rows
+        if admitted != b"t":
+            seconds, requests, used = map(integers, arrays)
+            now = float(clock or 0)
             return max(
                 _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
             )

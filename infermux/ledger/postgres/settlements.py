@@ -21,7 +21,7 @@ from ..queries import digest
 from ..rollups import PRUNED
 from ..spool import Deferred
 from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
-from .statements import Link, clean, pipelined
+from .statements import Link, clean, run
 
 MAX_PLANS = 4096  # digests that a process remembers
 MAX_LOST = 500  # holds that are turned into spending in one transaction
@@ -122,7 +122,7 @@ def _settle_all(
     if days := _late(records, now):
         statements.append((_LATE, (days,)))
     statements += [(_BATCH, values), (CHANGE, columns(deltas))]
-    pipelined(link, statements)
+    run(link, statements)
     if len(plans) < MAX_PLANS:
         plans.update(key for key, _ in new)
 
