@@ -234,10 +234,9 @@ class PostgresLedger(SQLLedger):
 
         def read(link: Link) -> T:
             link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                return work(Sql(link).ask)
-            finally:
-                link.rollback()
+            found = work(Sql(link).ask)
+            link.commit()
+            return found
 
         return self._here().database.report(read)
 

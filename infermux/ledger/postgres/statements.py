@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import weakref
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 Link = Connection[Any]
+_numbers = itertools.count()  # a name is used once, whatever became of a connection's others
 _prepared: weakref.WeakKeyDictionary[Link, dict[str, bytes]] = weakref.WeakKeyDictionary()
 
 
@@ -81,6 +83,14 @@ def run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Don
     They are prepared by their first use on a connection, unless a pooler is in between. This takes
     a third of the system calls of a pipeline of psycopg, which waits for each statement.
     """
+    try:
+        return _run(link, statements)
+    except psycopg.errors.InvalidSqlStatementName:
+        _prepared.pop(link, None)  # psycopg deallocates all statements after a rollback
+        return _run(link, statements)
+
+
+def _run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Done]:
     connection = link.pgconn
     names = [_name(link, statement) for statement, _ in statements]
     connection.enter_pipeline_mode()
@@ -106,7 +116,7 @@ def _name(link: Link, statement: str) -> bytes:
         return b""
     known = _prepared.setdefault(link, {})
     if statement not in known:
-        name = b"imx%d" % len(known)
+        name = b"infermux_%d" % next(_numbers)
         result = link.pgconn.prepare(name, numbered(statement))
         if result.status != ExecStatus.COMMAND_OK:
             raise _error(result)
