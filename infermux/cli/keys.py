@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from .. import build
-from .. import components as parts
 from ..components import keys as issuing
+from ..components import ledgers
 from ..errors import listed
 from ..ledger import Ledger
 from ..routing.router import Router
@@ -208,7 +208,7 @@ def _store(config: str | None) -> Iterator[tuple[Router, Ledger]]:
     settings = build.settings(path=config)
     build.announce(settings)
     with closing(build.router(settings)) as router:
-        ledger = router.ledger or parts.ledger(settings, serving=True)
+        ledger = router.ledger or ledgers.ledger(settings, serving=True)
         if ledger is None:
             raise OneLine("keys need a ledger: [ledger].path is empty")
         try:

@@ -464,19 +464,3 @@ class Ledger(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close files and connections; a later settlement opens them again."""
-
-
-def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
-    """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
-    reset, name = budget.resets(at, zone), f" {budget.caller!r} of" if budget.members else " of"
-    name, comma = (" of this end user,", ",") if budget.user else (name, "")
-    limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
-    per = "in total" if reset is None else f"per {budget.period}"
-    message = f"the budget{name} {limit} USD {per}{comma} has {rest} USD left"
-    message += f", and this call may cost {most} USD"
-    if reset is not None:
-        message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
-    error.then = budget.then
-    error.left = max(0, left)
-    return error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import NamedTuple
 
+from ..errors import BudgetExceeded
+from ..pricing import usd
 from . import LOST, AttemptRow, Budget, CallRow, Hold, Record
 from .periods import ms
 
@@ -38,6 +40,22 @@ class Taken(NamedTuple):
 
     pico: int  # spent and held, less what an operator has forgiven and added
     warned_ms: int
+
+
+def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
+    """Return the error for a call that may cost *pico* of a budget with *left* pico-USD."""
+    reset, name = budget.resets(at, zone), f" {budget.caller!r} of" if budget.members else " of"
+    name, comma = (" of this end user,", ",") if budget.user else (name, "")
+    limit, rest, most = (usd(amount) for amount in (budget.limit_pico, max(0, left), pico))
+    per = "in total" if reset is None else f"per {budget.period}"
+    message = f"the budget{name} {limit} USD {per}{comma} has {rest} USD left"
+    message += f", and this call may cost {most} USD"
+    if reset is not None:
+        message += f"; it resets at {datetime.fromtimestamp(reset, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
+    error.then = budget.then
+    error.left = max(0, left)
+    return error
 
 
 def decide(

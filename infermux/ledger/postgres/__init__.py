@@ -26,21 +26,22 @@ from .. import (
     Hold,
     LedgerUnavailable,
     Record,
-    exceeded,
     periods,
     rollups,
 )
+from ..answers import AnswerStore, SQLAnswers
 from ..groups import GroupCommit, Job
-from ..holds import Refused, Rules
+from ..holds import MAX_USERS, Refused, Rules, exceeded
+from ..keys import KeyStore, SQLKeys
 from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
 from . import copy, prune, schema, settlements
-from .budgets import Reservations
+from .budgets import Reservations, forget_users
 from .circuits import Circuits
 from .connection import Away, Database
-from .rates import Local, SharedRates
+from .rates import OLD_RATES, Local, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
@@ -66,6 +67,35 @@ class _Process:
         self.group = GroupCommit(partial(ledger._commit, self))
         self.circuits = Circuits(self.database, ledger.url)
         self.synchronized = 0.0
+
+
+class _Brief:
+    """The database as calls ask it, which cannot wait for long."""
+
+    def __init__(self, database: Callable[[], Database]) -> None:
+        self._database = database
+
+    def snapshot(self, work: Callable[[Ask], T]) -> T:
+        """Return the result of *work*, whose queries see one state."""
+        return self._database().run(lambda link: read_only(link, work))
+
+    def write(self, work: Callable[[Any], T]) -> T:
+        """Return the result of *work*, in a transaction."""
+        return self._database().run(lambda link: transact(link, work))
+
+
+def read_only(link: Link, work: Callable[[Ask], T]) -> T:
+    """Return the result of *work*, whose queries see one state."""
+    link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    found = work(Sql(link).ask)
+    link.commit()
+    return found
+
+
+def transact(link: Link, work: Callable[[Any], T]) -> T:
+    """Return the result of *work*, run in a transaction."""
+    with link.transaction():
+        return work(Sql(link))
 
 
 class PostgresLedger(SQLLedger):
@@ -213,7 +243,28 @@ class PostgresLedger(SQLLedger):
         while self._here().database.run(work, DRAIN_SECONDS) >= settlements.MAX_LOST:
             pass
 
+    def forget_users(self, now: float, most: int = MAX_USERS) -> None:
+        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
+        database = self._here().database
+        if not database.is_idle:
+            at = self._time(now)
+            database.run(partial(forget_users, now=at, zone=self.zone, most=most), DRAIN_SECONDS)
+
+    def tidy(self, now: float) -> None:
+        """Remove what grows with what requests say."""
+        if not self._here().database.is_idle:
+            super().tidy(now)
+            self._here().database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
+
     # -- what hosts share besides --
+
+    def keys(self) -> KeyStore:
+        """Return where keys are stored that are made at run time."""
+        return SQLKeys(_Brief(lambda: self._here().database))
+
+    def answers(self) -> AnswerStore:
+        """Return where answers are kept to be given again."""
+        return SQLAnswers(_Brief(lambda: self._here().database))
 
     def rates(self, local: Local) -> SharedRates:
         """Return limits per minute over all hosts, which *local* keeps while it is away."""
@@ -232,22 +283,12 @@ class PostgresLedger(SQLLedger):
     def snapshot(self, work: Callable[[Ask], T]) -> T:
         """Return the result of *work*, whose queries see one state."""
 
-        def read(link: Link) -> T:
-            link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            found = work(Sql(link).ask)
-            link.commit()
-            return found
-
-        return self._here().database.report(read)
+        return self._here().database.report(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
         """Return the result of *work*, run in a transaction."""
 
-        def transact(link: Link) -> T:
-            with link.transaction():
-                return work(Sql(link))
-
-        return self._here().database.report(transact)
+        return self._here().database.report(lambda link: transact(link, work))
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
         return self._here().database.report(lambda link: Sql(link).ask(query, values))

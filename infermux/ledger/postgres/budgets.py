@@ -13,9 +13,9 @@ from typing import Any
 
 from psycopg import errors
 
-from .. import LOST, Adjustment, Budget, BudgetState, Hold
+from .. import LOST, USER, Adjustment, Budget, BudgetState, Hold
 from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
-from ..periods import MAX_INTEGER, SLOT, ms, names
+from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
 from .connection import Database
 from .statements import Link, run, translated
@@ -69,6 +69,12 @@ _STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
             WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
     FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period)
     USING (owner, period)"""
+_OF_USERS = "left(owner, 1) = %s AND held = 0"
+_OLD_USERS = f"""DELETE FROM budgets WHERE {_OF_USERS}
+    AND (length(period) = 10 AND period < %s OR length(period) = 7 AND period < %s)"""
+_MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_OF_USERS}"
+_LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
+    (SELECT owner, period FROM budgets WHERE {_OF_USERS} ORDER BY spent, owner LIMIT %s)"""
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
 _RAISE = "UPDATE budgets SET raised = raised + %s WHERE owner = %s AND period = %s"
 _SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
@@ -266,9 +272,21 @@ class Reservations:
         return made
 
 
+def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
+    """Remove end users' budgets of past periods and, of more than *most*, those of the least spent.
+
+    Names of end users come from requests, so their number has no other bound.
+    """
+    day, month, _ = names(now - 2 * DAY, zone)
+    link.execute(_OLD_USERS, (USER, day, month))
+    [count] = link.execute(_MANY_USERS, (USER,)).fetchone() or (0,)
+    if count > most:
+        link.execute(_LEAST_USERS, (USER, count - most))
+
+
 def cost_so_far(link: Link, budget: Budget, at: float, zone: tzinfo) -> int:
     """Return what the callers' calls have cost in the period that contains *at*."""
-    end, callers = budget.resets(at, zone), list(budget.members or (budget.caller,))
+    end, callers = budget.resets(at, zone), list(budget.counts_for)
     first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
     [micro, pico] = link.execute(_SUM, (callers, first, last)).fetchone() or (0, 0)
     return max(0, min(int(micro) * MICRO + int(pico), MAX_SPENT))

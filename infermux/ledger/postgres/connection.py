@@ -60,7 +60,7 @@ class Database:
     """The connections of this process to the database at *url*; at most *size*."""
 
     def __init__(self, url: str, size: int, *, patient: bool = False) -> None:
-        self._url, self.size = url, size
+        self._url, self.size, self._patient = url, size, patient
         self._wait = START_SECONDS if patient else WAIT_SECONDS
         self._call = STATEMENT_SECONDS if patient else CALL_SECONDS
         self._pool: ConnectionPool[Link] | None = None
@@ -147,6 +147,8 @@ class Database:
         if isinstance(error, _AGAIN):
             return error
         if isinstance(error, errors.ReadOnlySqlTransaction):
+            if self._patient:  # a command, which may read a replica
+                return LedgerUnavailable("the database is read-only")
             return self.is_away("the database is read-only")
         if isinstance(error, errors.QueryCanceled):
             return Away("a statement took too long")
@@ -205,7 +207,7 @@ class Database:
 
     def _configure(self, link: Link) -> None:
         pid, read_only = self._ask_about(link)
-        if read_only:
+        if read_only and not self._patient:
             raise psycopg.OperationalError("the database is read-only")
         link.adapters.register_loader("numeric", IntLoader)  # sums of whole numbers
         if pid != link.info.backend_pid:

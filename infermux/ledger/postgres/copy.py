@@ -31,6 +31,11 @@ _SOURCE_HOLDS = """SELECT call_id, caller, period, held, at_ms, expires_ms, abou
     WHERE call_id > ''"""
 _SOURCE_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
 _ADJUSTMENTS = "SELECT at_ns, name, team, period, action, pico FROM adjustments ORDER BY at_ns"
+_KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys"
+_HASHES = "SELECT hash, name, at_ms, until_ms FROM key_hashes"
+_ADD_KEY = "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_ADD_HASH = "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
 _ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised, warned_ms)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
@@ -124,14 +129,16 @@ class _Rest(NamedTuple):
     adjustments: list[tuple[Any, ...]]
     days: list[tuple[Any, ...]]
     rollups: list[tuple[Any, ...]]
+    keys: list[tuple[Any, ...]]
+    hashes: list[tuple[Any, ...]]
 
 
 def _rest(ask: queries.Ask) -> _Rest:
     days = ask(_SOURCE_PRUNED, ())
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
     sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
-    adjustments = ask(_ADJUSTMENTS, ())
-    return _Rest(sums, ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), adjustments, days, kept)
+    rest = (ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), ask(_ADJUSTMENTS, ()))
+    return _Rest(sums, *rest, days, kept, ask(_KEYS, ()), ask(_HASHES, ()))
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
@@ -156,8 +163,11 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
             (_ADD_ADJUSTMENT, rest.adjustments),
             (_ADD_PRUNED, rest.days),
             (rollups.ADD, rest.rollups),
+            (_ADD_KEY, rest.keys),
+            (_ADD_HASH, rest.hashes),
         ):
             sql.executemany(statement, rows)
+        sql.execute(_NEW_KEYS)
 
 
 def _sums(ask: queries.Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:

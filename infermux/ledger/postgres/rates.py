@@ -51,18 +51,43 @@ _SUBTRACT = """UPDATE rates AS r SET tokens = (
                 AS before
             FROM unnest(r.seconds, r.tokens) AS u(s, t)) AS ordered)
     WHERE caller = %s"""
+_GIVE_BACK = """UPDATE rates AS r SET requests = (
+        SELECT array_agg(CASE WHEN s = last AND n > 0 THEN n - 1 ELSE n END ORDER BY s)
+        FROM (SELECT s, n, max(CASE WHEN n > 0 THEN s END) OVER () AS last
+            FROM unnest(r.seconds, r.requests) AS u(s, n)) AS ordered)
+    WHERE caller = %s"""
+OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds) AS u(s)
+    WHERE s > extract(epoch FROM clock_timestamp()) - {2 * SPAN})"""
 _USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
     FROM rates AS r, unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t)
     WHERE r.caller = %s AND s > floor(extract(epoch FROM clock_timestamp())) - {SPAN}"""
+
+
+class Window(Protocol):
+    """What is used of a limit."""
+
+    requests: int
+    tokens: int
+    requests_reset: float
+    tokens_reset: float
 
 
 class Local(Protocol):
     """The limits of this host, as `admission.rate_limiter` keeps them."""
 
     def take(
-        self, caller: str, *, rpm: int | None, tpm: int | None, tokens: int = 0
+        self,
+        caller: str,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        tokens: int = 0,
+        window: Any = None,
     ) -> float | None:
         """Count a request and return None, or return the seconds to wait."""
+
+    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
+        """Take back a request."""
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call."""
@@ -96,8 +121,12 @@ class SharedRates:
         rpm: int | None,
         tpm: int | None,
         tokens: int = 0,
+        window: Window | None = None,
     ) -> float | None:
-        """Count a request of about *tokens* and return None, or return the seconds to wait."""
+        """Count a request of about *tokens* and return None, or return the seconds to wait.
+
+        *window* receives what is used.
+        """
         if rpm is None and tpm is None:
             return None
         tokens = min(tokens, _MAX_TOKENS)
@@ -110,17 +139,31 @@ class SharedRates:
             [done] = database.run(lambda link: run(link, [(_TAKE, values)]))
         except LedgerUnavailable:
             self._alone = True
-            return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
+            return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens, window=window)
         self._alone = False
         [[admitted, *arrays, clock]] = done.rows
+        if window is None and admitted == b"t":
+            self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
+            return None
+        seconds, requests, used = map(integers, arrays)
+        now = float(clock or 0)
+        if window is not None:
+            _fill(window, seconds, requests, used, now)
         if admitted != b"t":
-            seconds, requests, used = map(integers, arrays)
-            now = float(clock or 0)
             return max(
                 _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
             )
         self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
         return None
+
+    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
+        """Take back a request that was counted since *since*, and its tokens."""
+        self.correct(caller, -tokens, since=since)
+        self._local.give_back(caller, 0, since=since)
+        try:
+            self._database().run(lambda link: link.execute(_GIVE_BACK, (caller,)))
+        except LedgerUnavailable:
+            self._alone = True
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call that began at *since* by *tokens*: used minus estimated.
@@ -176,3 +219,14 @@ def _wait(
     freed = accumulate(n for _, n in recent)
     at = next((s for (s, _), gone in zip(recent, freed, strict=True) if gone >= over), int(now))
     return max(0.001, at + SPAN - now)
+
+
+def _fill(
+    window: Window, seconds: list[int], requests: list[int], tokens: list[int], now: float
+) -> None:
+    """Tell what is used, and when none of it counts any more."""
+    recent = math.floor(now) - SPAN
+    counts = [each for each in zip(seconds, requests, tokens, strict=True) if each[0] > recent]
+    window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)
+    last = [max((s for s, *used in counts if used[k]), default=0) for k in (0, 1)]
+    window.requests_reset, window.tokens_reset = (max(0.0, s + SPAN - now) for s in last)

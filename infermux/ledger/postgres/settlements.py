@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg import errors
 
-from .. import LOST, TEAM, AttemptRow, Budget, CallRow, Hold, Record
+from .. import LOST, TEAM, USER, AttemptRow, Budget, CallRow, Hold, Record
 from ..holds import MICRO, lost_record
 from ..periods import DAY, SLOT, ms
 from ..queries import digest
@@ -140,7 +140,9 @@ def _expect(
         held.append((hold.call_id, budget.owner, key, hold.pico))
         spend(deltas, budget.owner, cost, hold.at, zone)
         add(deltas, budget.owner, key, 0, -hold.pico)
-    if hold.budget.members:  # the caller may have had a budget of its own in these periods
+    if (
+        hold.budget.members or hold.budget.user
+    ):  # the caller may have had a budget of its own in these periods
         spend(deltas, call.caller, cost, hold.at, zone)
     return held
 
@@ -187,7 +189,7 @@ def _spend(
         start = call.at_ns / 1e9 if hold is None else hold.at
         at = released[owner][2] if owner in released else start
         spend(deltas, owner, cost - (0 if owner in released else taken_back), at, zone)
-    if hold is not None and hold.budget.members:
+    if hold is not None and (hold.budget.members or hold.budget.user):
         spend(deltas, call.caller, cost, hold.at, zone)
 
 
@@ -243,7 +245,8 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
 
 def _hold(row: Sequence[Any]) -> Hold:
     id, owner, _, pico, at_ms, about = row
-    return Hold(id, Budget(owner.removeprefix(TEAM), 0), pico, at_ms / 1000, about=about)
+    name = owner.removeprefix(TEAM).removeprefix(USER).partition(USER)[0]
+    return Hold(id, Budget(name, 0), pico, at_ms / 1000, about=about)
 
 
 def _marks(records: Iterable[Record], now: float) -> list[Statement]:

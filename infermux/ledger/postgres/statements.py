@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import Connection
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 Link = Connection[Any]
@@ -92,11 +92,14 @@ def run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Don
 
 def _run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Done]:
     connection = link.pgconn
-    names = [_name(link, statement) for statement, _ in statements]
+    # all that may fail for the values' sake comes before the pipeline
+    sent = [
+        (_name(link, statement), statement, [_encoded(value) for value in values])
+        for statement, values in statements
+    ]
     connection.enter_pipeline_mode()
     try:
-        for name, (statement, values) in zip(names, statements, strict=True):
-            encoded = [_encoded(value) for value in values]
+        for name, statement, encoded in sent:
             if name:
                 connection.send_query_prepared(name, encoded)
             else:
@@ -107,6 +110,8 @@ def _run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Do
         if connection.status == ConnStatus.OK:
             with suppress(psycopg.Error):
                 connection.exit_pipeline_mode()
+        if connection.pipeline_status != PipelineStatus.OFF:
+            link.close()  # its results would be taken for those of others
     return found
 
 

@@ -32,12 +32,11 @@ from .. import (
     Hold,
     LedgerUnavailable,
     Record,
-    exceeded,
     periods,
     rollups,
 )
 from ..groups import GroupCommit, Job
-from ..holds import MAX_USERS, Refused, Rules
+from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
