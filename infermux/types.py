@@ -252,3 +252,12 @@ class TraceContext(NamedTuple):
     trace_id: str
     parent_id: str
     flags: str = "01"
+
+
+class CircuitCommand(NamedTuple):
+    """What an operator has made of a provider's circuits, or of one model's, at any host."""
+
+    number: int
+    action: str  # open, close or reset
+    provider: str
+    model: str  # "": all of the provider's

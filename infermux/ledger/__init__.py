@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, replace
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
-from ..errors import BudgetExceeded, Unavailable
-from ..pricing import PICO, usd
+from ..errors import Unavailable
+from ..pricing import PICO
+from ..types import CircuitCommand
 from . import periods
 from .periods import PERIODS
 from .stores.answers import AnswerStore
@@ -258,15 +259,6 @@ class Record(NamedTuple):
 
     call: CallRow
     attempts: tuple[AttemptRow, ...]
-
-
-class CircuitCommand(NamedTuple):
-    """What an operator has made of a provider's circuits, or of one model's, at any host."""
-
-    number: int
-    action: str  # open, close or reset
-    provider: str
-    model: str  # "": all of the provider's
 
 
 class Backlog(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from psycopg import errors
 
+from ...types import CircuitCommand
 from .. import (
     LEASE_SECONDS,
     Adjustment,
@@ -22,7 +23,6 @@ from .. import (
     Budget,
     BudgetState,
     CallRow,
-    CircuitCommand,
     Hold,
     LedgerUnavailable,
     Record,

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 import psycopg
 
-from .. import CircuitCommand, LedgerUnavailable
+from ...types import CircuitCommand
+from .. import LedgerUnavailable
 from .connection import Database, opened
 from .statements import Link
 
