@@ -65,6 +65,11 @@ class Rates(Protocol):
     ) -> float | None:
         """Count a request and return None, or return the seconds to wait."""
 
+    def wait(
+        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
+    ) -> float:
+        """Return the seconds until so many fit; count nothing."""
+
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         """Take back a request that was counted since *since*, and its tokens."""
 

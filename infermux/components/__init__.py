@@ -10,6 +10,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from ..admission import Rates
 from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..config import Config
 from ..config.settings import (
@@ -65,7 +66,7 @@ def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
     raise ConfigError(f"[models.{names[0]}].cache_answers needs a ledger: set [ledger].path")
 
 
-def pacers(config: Config, limiter: RateLimiter | None) -> dict[str, Pacer]:
+def pacers(config: Config, limiter: Rates | None) -> dict[str, Pacer]:
     """Return what keeps the requests to providers below their own rates."""
     return {
         each.name: Pacer(each.name, limiter, rpm=each.rpm, tpm=each.tpm, wait=each.wait)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from ..admission.rate_limiter import RateLimiter
+from ..admission import Rates
 from ..errors import Paced
 from ..planning.call import Call
 from ..types import Deadline
@@ -27,9 +27,7 @@ class Pacer:
     Calls wait in order, and only if their turn will come within *wait* seconds.
     """
 
-    def __init__(
-        self, provider: str, rates: RateLimiter, *, rpm: int, tpm: int, wait: float
-    ) -> None:
+    def __init__(self, provider: str, rates: Rates, *, rpm: int, tpm: int, wait: float) -> None:
         self.provider, self.wait = provider, wait
         self._name = f"\0provider {provider}"  # no key has such a name
         self._rates, self._rpm, self._tpm = rates, rpm or None, tpm or None

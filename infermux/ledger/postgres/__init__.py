@@ -29,14 +29,14 @@ from .. import (
     periods,
     rollups,
 )
-from ..answers import AnswerStore, SQLAnswers
 from ..groups import GroupCommit, Job
 from ..holds import MAX_USERS, Refused, Rules, exceeded
-from ..keys import KeyStore, SQLKeys
 from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
+from ..stores.answers import AnswerStore, SQLAnswers
+from ..stores.keys import KeyStore, SQLKeys
 from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits

@@ -58,6 +58,8 @@ _GIVE_BACK = """UPDATE rates AS r SET requests = (
     WHERE caller = %s"""
 OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds) AS u(s)
     WHERE s > extract(epoch FROM clock_timestamp()) - {2 * SPAN})"""
+_ROW = """SELECT seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8
+    FROM rates WHERE caller = %s"""
 _USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
     FROM rates AS r, unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t)
     WHERE r.caller = %s AND s > floor(extract(epoch FROM clock_timestamp())) - {SPAN}"""
@@ -88,6 +90,11 @@ class Local(Protocol):
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         """Take back a request."""
+
+    def wait(
+        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
+    ) -> float:
+        """Return the seconds until so many fit."""
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call."""
@@ -155,6 +162,21 @@ class SharedRates:
             )
         self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
         return None
+
+    def wait(
+        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
+    ) -> float:
+        """Return the seconds until so many *requests* and *tokens* fit; count nothing."""
+        try:
+            database: Database = self._database()
+            found = database.run(lambda link: link.execute(_ROW, (caller,)).fetchone())
+        except LedgerUnavailable:
+            limits = {"rpm": rpm, "tpm": tpm, "requests": requests, "tokens": tokens}
+            return self._local.wait(caller, **limits)  # type: ignore[arg-type]
+        seconds, counts, used, now = found or ([], [], [], 0.0)
+        return max(
+            _minutes(seconds, counts, now, requests, rpm), _minutes(seconds, used, now, tokens, tpm)
+        )
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         """Take back a request that was counted since *since*, and its tokens."""
@@ -230,3 +252,13 @@ def _fill(
     window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)
     last = [max((s for s, *used in counts if used[k]), default=0) for k in (0, 1)]
     window.requests_reset, window.tokens_reset = (max(0.0, s + SPAN - now) for s in last)
+
+
+def _minutes(
+    seconds: list[int], counts: list[int], now: float, wanted: int, limit: int | None
+) -> float:
+    """Return the seconds until *wanted* more fit; more than *limit* take several minutes."""
+    if limit is None or wanted <= 0:
+        return 0.0
+    whole, rest = divmod(wanted - 1, limit)
+    return whole * float(SPAN) + _wait(seconds, counts, now, rest + 1, limit)

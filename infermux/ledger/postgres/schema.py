@@ -34,7 +34,7 @@ _ATTEMPTS = f"""CREATE TABLE attempts (
     cache_write_tokens BIGINT, cache_write_1h_tokens BIGINT, reasoning_tokens BIGINT, cost BIGINT,
     unpriced {_COUNT}, error_code {_TEXT}, final BIGINT NOT NULL, upstream_status BIGINT,
     upstream_request_id {_TEXT} DEFAULT '', cache_saved BIGINT, assumed {_COUNT},
-    service_tier {_TEXT} DEFAULT '', billed {_TEXT} DEFAULT '',
+    service_tier {_TEXT} DEFAULT '', billed {_TEXT} DEFAULT '', reason {_TEXT} DEFAULT '',
     PRIMARY KEY (at_ns, call_id, n)) PARTITION BY RANGE (at_ns)"""
 _FIRST = (
     _CALLS,
@@ -88,6 +88,9 @@ _FIRST = (
     "CREATE INDEX answers_by_age ON answers (name, at_ms, digest)",
     "CREATE INDEX answers_by_end ON answers (expires_ms)",
     f"CREATE TABLE answer_sizes (name {_TEXT} PRIMARY KEY, bytes BIGINT NOT NULL)",
+    # the sums of each step of the last days; `recent.activity` says how
+    f"""CREATE TABLE activity (step BIGINT NOT NULL, start BIGINT NOT NULL, data {_TEXT},
+        PRIMARY KEY (step, start))""",
     # how far a ledger has been copied into this one, up to its call of that start and id
     f"""CREATE TABLE copies (
         source {_TEXT} PRIMARY KEY, at_ns BIGINT NOT NULL, id {_TEXT}, calls {_COUNT},
@@ -105,7 +108,7 @@ TABLES: tuple[str, ...] = (
     "rolled",
 )
 TABLES += ("rollups", "rates", "circuits", "copies", "api_keys", "key_hashes")
-TABLES += ("versions", "answers", "answer_sizes")
+TABLES += ("versions", "answers", "answer_sizes", "activity")
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

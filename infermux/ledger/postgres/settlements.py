@@ -18,6 +18,8 @@ from .. import LOST, TEAM, USER, AttemptRow, Budget, CallRow, Hold, Record
 from ..holds import MICRO, lost_record
 from ..periods import DAY, SLOT, ms
 from ..queries import digest
+from ..recent.activity import HOUR
+from ..recent.activity import SLOT as SLOT_SECONDS
 from ..rollups import PRUNED
 from ..spool import Deferred
 from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
@@ -68,6 +70,8 @@ _BATCH = f"""WITH released AS (
 _LATE = f"""INSERT INTO rolled (day, state) SELECT day, 0 FROM unnest(%s::bigint[]) AS w(day)
     ON CONFLICT (day) DO UPDATE
     SET state = CASE rolled.state WHEN {PRUNED} THEN {PRUNED} ELSE 0 END"""
+_FORGET_STEPS = """DELETE FROM activity WHERE step = 300 AND start = ANY(%s::bigint[])
+    OR step = 3600 AND start = ANY(%s::bigint[])"""
 _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
 _TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
     RETURNING caller, cost"""
@@ -118,9 +122,7 @@ def _settle_all(
         *transposed(held, 4),
         len(held),
     )
-    statements: list[Statement] = [(SHARED, ())]
-    if days := _late(records, now):
-        statements.append((_LATE, (days,)))
+    statements: list[Statement] = [(SHARED, ()), *_marks(records, now)]
     statements += [(_BATCH, values), (CHANGE, columns(deltas))]
     run(link, statements)
     if len(plans) < MAX_PLANS:
@@ -229,8 +231,8 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         places = [(each.call.at_ns, id) for id, each in lost.items()]
         settled = {id for (id,) in link.execute(_SETTLED, transposed(places, 2)).fetchall()}
         new = [record for id, record in lost.items() if id not in settled]
-        if marks := _marks(new, now):
-            link.execute(*marks[0])
+        for mark in _marks(new, now):
+            link.execute(*mark)
         for record in new:
             if write_rows(link, [record]):
                 link.execute(ADD_SUMS, _sums([record.call]))
@@ -249,10 +251,21 @@ def _hold(row: Sequence[Any]) -> Hold:
     return Hold(id, Budget(name, 0), pico, at_ms / 1000, about=about)
 
 
-def _marks(records: Iterable[Record], now: float) -> list[Statement]:
-    """Return the statement that says of ended days that a call is added to them, if any."""
-    days = _late(records, now)
-    return [(_LATE, (days,))] if days else []
+def _marks(records: Sequence[Record], now: float) -> list[Statement]:
+    """Return what says of ended days, and of steps of activity, that a call is added to them."""
+    found = list[Statement]()
+    if days := _late(records, now):
+        found.append((_LATE, (days,)))
+    starts = {step: _starts(records, step, now) for step in (SLOT_SECONDS, HOUR)}
+    if any(starts.values()):
+        found.append((_FORGET_STEPS, (starts[SLOT_SECONDS], starts[HOUR])))
+    return found
+
+
+def _starts(records: Iterable[Record], step: int, now: float) -> list[int]:
+    """Return the starts of the steps that have ended and get a call."""
+    starts = {record.call.at_ns // 10**9 // step * step for record in records}
+    return sorted(start for start in starts if start + step <= now)
 
 
 def _late(records: Iterable[Record], now: float) -> list[int]:
