@@ -371,6 +371,10 @@ class Peer:
         with self.lock:
             (self._connections.add if here else self._connections.discard)(connection)
 
+    def serve(self, handler: _Handler) -> None:
+        """Read a request's body and answer; a peer that reads it piece by piece overrides this."""
+        self.answer(handler, handler.rfile.read(int(handler.headers.get("Content-Length", 0))))
+
     def answer(self, handler: _Handler, body: bytes) -> None:
         raise NotImplementedError
 
@@ -390,7 +394,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def do_POST(self) -> None:
-        self.server.owner.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self.server.owner.serve(self)
 
     do_GET = do_PUT = do_DELETE = do_CONNECT = do_POST
 

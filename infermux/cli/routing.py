@@ -77,6 +77,7 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 @click.option("--caller", metavar="NAME", help="The caller, whose models and budget apply.")
 @click.option("--user", metavar="NAME", help="The end user, whose budget applies, too.")
 @click.option("--session", metavar="ID", help="The session, as X-Session-Id would name it.")
+@click.option("--endpoint", metavar="NAME", help="Another endpoint, such as images/generations.")
 @click.option(
     "--provider",
     metavar="NAME",

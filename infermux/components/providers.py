@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from ..config import Config, ProviderConfig
 from ..config.params import credential_of
 from ..config.patterns import is_pattern
+from ..config.readers import NO_ENDPOINTS
 from ..config.schema import Problems, suggestion
 from ..dialects.responses import STANDARD
 from ..errors import ConfigError, ModelNotFound, shown
@@ -198,4 +200,21 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
         params=config.params,
         headers=config.headers,
         auth=preset.auth,
+        endpoints=_endpoints(config, preset, own=own),
     )
+
+
+def _endpoints(config: ProviderConfig, preset: Preset, *, own: bool) -> Mapping[str, str] | None:
+    """Return what a provider has beside conversations; None: all, if its format has them.
+
+    Of a server with a vendor's format at another address it is not known what it lacks.
+    """
+    if not config.endpoints:
+        return preset.endpoints if own else None
+    if preset.dialect not in ("openai", "azure"):
+        raise ConfigError(
+            f"[providers.{config.name}].endpoints: {config.type} has another format than OpenAI's; "
+            "leave it out"
+        )
+    wanted = [name for name in config.endpoints if name != NO_ENDPOINTS]
+    return {name: preset.endpoints.get(name, "") if own else "" for name in wanted}

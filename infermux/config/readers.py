@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, shown
-from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, text, texts
+from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, text, texts, whole
 
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
@@ -177,9 +177,31 @@ def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+ENDPOINTS = (  # that are passed through
+    *("images/generations", "images/edits", "images/variations"),
+    *("audio/speech", "audio/transcriptions", "audio/translations"),
+    *("moderations", "rerank", "files", "batches"),
+)
+NO_ENDPOINTS = "none"
+
+
+def endpoint_names(value: Any, place: str) -> tuple[str, ...]:
+    """Read a list of endpoints, or "none" alone."""
+    read = one_of(*ENDPOINTS, NO_ENDPOINTS)
+    found = tuple(read(each, place) for each in texts(value, place))
+    if NO_ENDPOINTS in found and len(found) > 1:
+        raise ConfigError(f'{place} must have no other item beside "none"')
+    return found
+
+
 def or_empty(reader: Reader) -> Reader:
     """Return a reader that also accepts "", which disables the feature."""
     return lambda value, place: reader(value, place) if value != "" else ""
+
+
+def whole_or_zero(value: Any, place: str) -> int:
+    """Read a whole number, or 0, which stands for another limit."""
+    return 0 if value == 0 and type(value) is int else whole(value, place)
 
 
 def or_zero(reader: Reader) -> Reader:

@@ -17,6 +17,7 @@ from .readers import (
     at_most_whole,
     database_url,
     days,
+    endpoint_names,
     key_hash,
     missing_features,
     money,
@@ -32,6 +33,7 @@ from .readers import (
     target_names,
     time_zone,
     weights,
+    whole_or_zero,
 )
 from .schema import (
     Secret,
@@ -49,6 +51,7 @@ from .schema import (
     whole,
 )
 
+MAX_UPLOAD = "INFERMUX_MAX_UPLOAD"  # the key of [server] max_upload in an app's config
 EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in an app's config
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest", "sticky")
 
@@ -113,6 +116,8 @@ class ProviderConfig:
     circuit_breaker: OwnBreaker = reads(table(OwnBreaker), OwnBreaker())
     # the vendor's format of conversations; auto: Responses only where a request needs it
     api: str = reads(one_of("auto", "chat", "responses"), "auto")
+    # what it has beside conversations and embeddings; empty: as its type says
+    endpoints: tuple[str, ...] = reads(endpoint_names, ())
     options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
     source: str = ""  # the variable that configures it; empty: the file
 
@@ -188,6 +193,7 @@ class Server:
     streams: float = reads(share, 0.75)  # share of the threads that may stream at once
     graceful_timeout: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
+    max_upload: int = reads(whole_or_zero, 0)  # bytes of a multipart body; 0: max_body
     # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
     early_headers: float = reads(or_zero(seconds), 5.0)
     max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker

@@ -35,6 +35,7 @@ from .rollups import Sql
 from .spool import Deferred, Spool
 from .stores.answers import AnswerStore, SQLAnswers
 from .stores.keys import KeyStore, SQLKeys
+from .stores.objects import Objects, SQLObjects
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
@@ -140,6 +141,10 @@ class SQLLedger(Ledger):
     def answers(self) -> AnswerStore:
         """Return where answers are kept to be given again."""
         return SQLAnswers(self)
+
+    def objects(self) -> Objects:
+        """Return which files and batches at the vendors are whose."""
+        return SQLObjects(self.write, self.snapshot)
 
     # -- reports --
 

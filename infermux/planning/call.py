@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..dialects import add_detail
-from ..errors import FailedAttempt, Failure, InferMuxError
+from ..errors import FailedAttempt, Failure, InferMuxError, ProviderError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import InferRequest, InferResponse, new_id
@@ -198,6 +198,19 @@ class Call:
         """Return whether *target* was tried already."""
         return any(attempt.target == target for attempt in self.attempts)
 
+    def is_last(self, error: ProviderError) -> bool:
+        """Return whether the call cannot be tried again after *error*: what it does may be done.
+
+        An upload can be sent again only if all of it is held.
+        """
+        passed = self.request.passed
+        if passed is None:
+            return False
+        status = error.upstream_status
+        unknown = error.sent is not False and (status is None or status >= 500)
+        spent = passed.upload is not None and not passed.upload.repeatable
+        return spent or (unknown and not passed.repeatable)
+
     @property
     def input_size(self) -> int:
         """The estimated tokens of the messages."""
@@ -360,7 +373,7 @@ def for_target(
     lenient: bool = False,
 ) -> InferRequest:
     """Return the request for *target*; *dropped* collects the params left out for it."""
-    return InferRequest(
+    made = InferRequest(
         target.model,
         request.messages,
         target.provider,
@@ -372,3 +385,6 @@ def for_target(
         dropped,
         lenient,
     )
+    if request.passed is not None:
+        made.passed = request.passed
+    return made

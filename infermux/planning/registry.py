@@ -94,7 +94,13 @@ class Registry:
             served = {name: self.providers(name) for name in names}
             found = {each.name: [n for n in served if each.name in served[n]] for each in self}
         known = [name for name in found if names is None or found[name]]
-        return {"providers": [{"name": name, "models": found[name]} for name in known]}
+        listed = [{"name": name, "models": found[name]} | self._passed(name) for name in known]
+        return {"providers": listed}
+
+    def _passed(self, name: str) -> JSON:
+        """Return what else a provider has, of which the bytes pass as they are."""
+        endpoints = getattr(self.get(name), "endpoints", ())
+        return {"endpoints": list(endpoints)} if endpoints else {}
 
     def providers(self, model: str) -> list[str]:
         """Return the names of the providers of *model*, in order; [] if it is unknown."""

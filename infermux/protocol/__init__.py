@@ -1,7 +1,6 @@
 """The MIST protocol, version 1, compatible with mist-go: envelopes, requests, responses, spans.
 
-All of InferMux uses `InferRequest` and `InferResponse`; dialects (infermux/dialects) translate to
-and from them. `strict_json` reads and writes JSON, `sse` server-sent events.
+All of InferMux uses `InferRequest` and `InferResponse`; dialects translate to and from them.
 """
 
 from __future__ import annotations
@@ -185,6 +184,7 @@ class InferRequest:
     most_output: int | None = None  # tokens that a budget can pay
     forced: Any = None  # those of the params that the configuration sets (dialects.settled)
     timeouts: Mapping[str, float] | None = None  # that the configuration sets for the name
+    passed: Any = field(default=None, compare=False)  # a Passed, where the bytes pass as they are
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

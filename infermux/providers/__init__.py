@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..dialects.responses import STANDARD, Support
@@ -27,6 +27,8 @@ class Preset(NamedTuple):
     responses: Support | None = None  # how it supports Responses; None: it does not
     thoughtless: str = ""  # pattern of models that refuse to be asked for reasoning
     auth: str = ""  # "bearer": the key goes into Authorization, whatever the dialect is
+    # what it has of images, audio, files and so on; "", or its path if it is not the usual one
+    endpoints: Mapping[str, str] = {}
 
 
 # OpenAI's models: those without chat completions, and those that refuse tools there (all, or with
@@ -43,8 +45,8 @@ _PRESETS = {
     "openai": Preset(
         "https://api.openai.com/v1",
         ("gpt-6-luna", "gpt-6.1-terra", "gpt-6.1-sol"),
-        r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|omni-moderation|davinci-"
-        r"|babbage-",
+        r"(ft:)?gpt-(?!oss)|o[1-9](-|$)|chatgpt-|text-embedding-(3|ada)|(omni|text)-moderation"
+        r"|davinci-|babbage-|dall-e-|tts-1|whisper-1$",
         responses=_OPENAI._replace(counts=True),
     ),
     "anthropic": Preset(
@@ -105,7 +107,7 @@ _PRESETS = {
     "mistral": Preset(
         "https://api.mistral.ai/v1",
         ("mistral-medium-latest", "mistral-small-latest"),
-        r"(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)-",
+        r"(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral|voxtral)-",
     ),
     "deepseek": Preset(
         "https://api.deepseek.com/v1",
@@ -144,7 +146,7 @@ _PRESETS = {
     "cohere": Preset(
         "https://api.cohere.ai/compatibility/v1",
         ("command-a-03-2025",),
-        r"command-|c4ai-",
+        r"command-|c4ai-|rerank-",
     ),
     "minimax": Preset(
         "https://api.minimax.io/v1",
@@ -257,8 +259,34 @@ _LABELS = {
     "lmstudio": "LM Studio",
     "llamacpp": "llama.cpp",
 }
+_FILES = ("files", "batches")
+_IMAGES = ("images/generations", "images/edits")
+_HEARING = ("audio/transcriptions", "audio/translations")
+_AUDIO = ("audio/speech", *_HEARING)
+_ENDPOINTS: dict[str, tuple[str, ...]] = {
+    "openai": (*_IMAGES, "images/variations", *_AUDIO, "moderations", *_FILES),
+    "azure": (*_IMAGES, *_AUDIO, *_FILES),
+    "mistral": ("audio/transcriptions", "moderations", "files"),
+    "xai": (*_IMAGES, "files"),
+    "moonshot": ("files",),
+    "zai": ("images/generations", "audio/transcriptions"),
+    "dashscope": _FILES,
+    "groq": (*_AUDIO, *_FILES),
+    "together": ("images/generations", *_AUDIO, "rerank"),
+    "fireworks": ("rerank",),
+    "openrouter": ("rerank",),
+    "sambanova": _HEARING,
+    "deepinfra": (*_IMAGES, "images/variations", *_AUDIO),
+    "novita": ("rerank",),
+    "nebius": ("images/generations",),
+    "ollama": ("images/generations",),
+    "vllm": (*_IMAGES, *_AUDIO, "rerank"),
+    "llamacpp": ("audio/transcriptions", "rerank"),
+}
+_PATHS = {"cohere": {"rerank": "~/v2/rerank"}}  # ~: of the host, not of the base address
 PRESETS: dict[str, Preset] = {
     name: preset._replace(
+        endpoints=_PATHS.get(name) or dict.fromkeys(_ENDPOINTS.get(name, ()), ""),
         keys=preset.keys or (f"{name.upper()}_API_KEY",),
         label=_LABELS.get(name, name.capitalize()),
     )

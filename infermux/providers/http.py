@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -34,6 +34,7 @@ from ..errors import (
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import JSON, Chunk, Deadline
+from . import passing
 from .base import Provider, load_dialect, provider_failed
 from .bodies import LARGE, check_size, with_limit, with_members
 from .chunked import decoded, length, pieces
@@ -91,21 +92,21 @@ class HTTPProvider(Provider):
         thoughtless: str = "",
         params: Mapping[str, Any] | None = None,
         auth: str = "",
+        endpoints: Collection[str] | None = None,
     ) -> None:
         self.name, self.timeouts, self.models = name, timeouts, tuple(models)
         self.vendor, self.unsupported = vendor or name, unsupported or {}
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
         self.dialect = load_dialect(dialect, api, responses, self._key.seal if self._key else "")
+        self.endpoints = passing.paths(self.dialect, endpoints)  # by operation
         self._choose = getattr(self.dialect, "choose", None)
-        self._has_no_request_ids = getattr(self.dialect, "HAS_NO_REQUEST_IDS", False)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
         self._set_headers(headers or {}, _hosts(address), bearer=auth == "bearer")
         self._pattern = re.compile(pattern) if pattern else None
         self._thoughtless = re.compile(thoughtless) if thoughtless else None
-        self._adapter = partial(
-            Adapter, verify=ca or True, proxies={"http": proxy, "https": proxy} if proxy else {}
-        )
+        proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
         self._max_response, self._params = max_response, params or None
         self._limits = LIMITS.get(getattr(self.dialect, "NAME", ""), ())
         self.resting: dict[str, float] = {}  # until when, by model: its limit is used up
@@ -187,12 +188,12 @@ class HTTPProvider(Provider):
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         """Return what of the request cannot be expressed for *model*, for planning."""
-        return self.dialect.unsaid(request, model)
+        why = request.passed is not None and passing.lacks(self, request)
+        return Unsaid(why) if why else self.dialect.unsaid(request, model)
 
     def close(self) -> None:
         """Close this process's idle connections."""
-        adapter = self._adapters.pop(os.getpid(), None)
-        if adapter is not None:
+        if (adapter := self._adapters.pop(os.getpid(), None)) is not None:
             adapter.close()
 
     def body_of(self, request: InferRequest) -> JSON:
@@ -213,10 +214,10 @@ class HTTPProvider(Provider):
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
         if (request.provider, request.model) != (self.name, model):
             request = replace(request, provider=self.name, model=model)
-        if self._params is not None:
+        if self._params is not None and request.passed is None:
             request = settled(request, self._params, {})
         if request.forced is not None:
-            request = placed(request, self._speaks(request))
+            request = passing.unforced(request) or placed(request, self._speaks(request))
         return without_reasoning(request) if self._lacks_reasoning(model) else request
 
     def _patience(self, request: InferRequest) -> Timeouts:
@@ -225,10 +226,8 @@ class HTTPProvider(Provider):
 
     def _lacks_reasoning(self, model: str) -> bool:
         """Return whether a model has no reasoning, by the configuration or the preset."""
-        if self.unsupported and "reasoning" in self.unsupported.get(model, ()):
-            return True
-        pattern = self._thoughtless
-        return pattern is not None and pattern.match(model[:200]) is not None
+        pattern, lacking = self._thoughtless, self.unsupported.get(model, ())
+        return "reasoning" in lacking or bool(pattern and pattern.match(model[:200]))
 
     def _sent(
         self, request: InferRequest, exchange: Exchange, *, stream: bool
@@ -277,11 +276,14 @@ class HTTPProvider(Provider):
         if self._beta is not None and headers[BETA] != self._beta:
             headers[BETA] = f"{self._beta},{headers[BETA]}"
         prepared = PreparedRequest()
-        prepared.method, prepared.body, prepared.hooks = _method(request), body, {}
+        prepared.method = str(request.params["method"]) if request.op == RESOURCE else "POST"
+        prepared.body, prepared.hooks = body, {}
         prepared.url = self._base_url + path
         if self._query and "api-version=" not in path:
             prepared.url += ("&" if "?" in path else "?") + self._query
         prepared.headers = cast(Any, headers)  # a case-insensitive copy costs more than the JSON
+        if request.passed is not None:
+            passing.adapt(prepared, request, self.endpoints)
         return prepared
 
     def _post(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
@@ -303,6 +305,8 @@ class HTTPProvider(Provider):
     def _send(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
         """Return the response, read up to its body; raise its error if the status is not 2xx."""
         process = os.getpid()
+        if request.passed is not None:
+            passing.begin(prepared, exchange, request)
         adapter = self._adapters.get(process) or self._adapters.setdefault(process, self._adapter())
         try:
             answer = adapter.post(prepared, exchange)
@@ -336,9 +340,9 @@ class HTTPProvider(Provider):
 
     def _note_id(self, request: InferRequest, ident: str | None) -> None:
         """Note the answer's own id if the vendor has no other for a request."""
-        if not (self._has_no_request_ids and ident) or request.upstream_ids != []:
+        if request.upstream_ids != [] or not getattr(self.dialect, "HAS_NO_REQUEST_IDS", False):
             return
-        if found := self._upstream_id({"x-request-id": ident}):
+        if ident and (found := self._upstream_id({"x-request-id": ident})):
             request.upstream_ids.append(found)
 
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
@@ -380,6 +384,8 @@ class HTTPProvider(Provider):
         exchange: Exchange,
         dialect: Dialect,
     ) -> Iterator[Chunk]:
+        if request.passed is not None:
+            return passing.chunks(answer, body, request, dialect)
         is_sse = "event-stream" in answer.headers.get("content-type", "").lower()
         if parser := Parser if is_sse else getattr(dialect, "WITHOUT_SSE", None):
             return dialect.decode_events(self._events(body, exchange, parser()), request)
@@ -446,10 +452,6 @@ class HTTPProvider(Provider):
 def _hosts(address: str) -> tuple[str, str]:
     host = address.partition("://")[2].partition("/")[0]
     return host, host.rpartition(":")[0]
-
-
-def _method(request: InferRequest) -> str:
-    return str(request.params["method"]) if request.op == RESOURCE else "POST"
 
 
 def _is_plain(answer: Answer) -> bool:

@@ -16,9 +16,11 @@ from ..planning import Plan
 from ..planning.settings import NameSettings
 from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
+from ..protocol.passed import Passed
 from ..protocol.strict_json import Document
-from ..types import JSON, Caller, Target
+from ..types import JSON, Caller, Target, Usage
 from .callers import with_budget_of
+from .passed.endpoints import check, known
 from .router import Router
 from .targets import expected_usage
 
@@ -31,6 +33,7 @@ _TYPES = {
     "caller": str,
     "user": str,
     "session": str,
+    "endpoint": str,
     "image": bool,
     "structured": bool,
 }
@@ -74,7 +77,7 @@ def question(data: Mapping[str, Any]) -> Question:
     """Return the question in a request body; raise RequestError naming what is wrong.
 
     The body is an infer.request, an OpenAI chat request, or a short form: model, and optionally
-    provider, tokens, caller, user, session, and the booleans tools, image, structured.
+    provider, tokens, caller, user, session, endpoint, and the booleans tools, image, structured.
     """
     rest = dict(data)
     short = {name: rest.pop(name) for name in _TYPES if name in rest}
@@ -98,6 +101,7 @@ def question(data: Mapping[str, Any]) -> Question:
 def explain(router: Router, asked: Question) -> Explanation:
     """Return the plan of the call as of now, without side effects; raise `Router.plan`'s errors."""
     request, size, caller = asked.request, asked.size, _caller(router, asked.caller)
+    check(router, request, caller)
     user = router.users.of(request, asked.user)
     caller = with_budget_of(caller, user.digest) if user is not None else caller
     plan = router.plan(request, caller=caller, size=size)
@@ -114,7 +118,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         plan = router.plan(request, caller=replace(caller, models=None), size=size)
         over, exceeded = {}, False
     usage = expected_usage(request, size)
-    costs = router.targets.costs((*plan.targets, *plan.dropped), usage)
+    costs = _costs(router, plan, request, usage)
     refused = "budget_exceeded" if exceeded else None
     settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
@@ -136,6 +140,14 @@ def explain(router: Router, asked: Question) -> Explanation:
     return Explanation(plan, tuple(targets), tuple(dropped), about)
 
 
+def _costs(
+    router: Router, plan: Plan, request: InferRequest, usage: Usage
+) -> dict[Target, int | None]:
+    """Return what *usage* costs at each target; None for what is billed by something else."""
+    costs = router.targets.costs((*plan.targets, *plan.dropped), usage)
+    return costs if request.passed is None else dict.fromkeys(costs)
+
+
 def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
     params, messages = dict(request.params), list(request.messages)
     if short.get("tools"):
@@ -145,7 +157,10 @@ def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
     if short.get("image"):
         messages.append(_IMAGE)
     session = short.get("session", request.session)
-    return replace(request, params=params, messages=messages, native=None, session=session)
+    made = replace(request, params=params, messages=messages, native=None, session=session)
+    if name := short.get("endpoint"):
+        made.op, made.passed, made.messages = known(name), Passed(), ()
+    return made
 
 
 def _caller(router: Router, name: str) -> Caller:

@@ -52,7 +52,7 @@ from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
 from .callers import TAGS as TAGS
 from .callers import begun, has_hard_budget
-from .stored import Ids
+from .stored import Ids, has_files
 from .stream import Stream, open_chunks
 from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
 from .targets import TargetPermit, TargetPool
@@ -62,7 +62,7 @@ FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
 _PARTS = (
     *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
-    *("admission", "ids", "keyring", "accounting", "users", "answers", "observers"),
+    *("admission", "ids", "files", "keyring", "accounting", "users", "answers", "observers"),
 )
 log = logging.getLogger("infermux")
 
@@ -102,7 +102,7 @@ class Router:
         self.on_unsupported = on_unsupported  # "drop": omit preferences a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
-        self.ids = Ids(registry, keyring)  # of what vendors store
+        self.ids, self.files = Ids(registry, keyring), Ids(registry, keyring, has_files)
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
@@ -110,8 +110,7 @@ class Router:
         self.users = users or Users()  # knows the end users of callers
         self.answers = answers  # that are given again; None: none are
         self.observers = [*observers, *([self._report] if reporter is not None else [])]
-        self._sleep = sleep
-        self._rng = random.Random(seed)
+        self._sleep, self._rng = sleep, random.Random(seed)
         self._cursors: dict[str, int] = {}  # calls of each round-robin name or pattern so far
 
     def take_over(self, other: Router) -> None:
@@ -180,10 +179,10 @@ class Router:
         """
         return begun(request, caller, api, trace, tags, self.users, user)
 
-    def answer(self, call: Call) -> InferResponse:
-        """Return the answer to a call that has begun; raise InferMuxError."""
+    def answer(self, call: Call, send: Send[InferResponse] | None = None) -> InferResponse:
+        """Return the answer to a call that has begun, by *send* if given; raise InferMuxError."""
         try:
-            response = self._run(call, self._send, streamed=False)
+            response = self._run(call, send or self._send, streamed=False)
             call.stated_ms = response.latency_ms or None
         except BaseException as error:
             self.finish(call, error)
@@ -211,12 +210,9 @@ class Router:
         *,
         caller: Caller = ANONYMOUS,
         seed: int | None = None,
-        size: int | None = None,
+        size: int | None = None,  # the number of input tokens, if the text is not known
     ) -> Plan:
-        """Return the plan of a call for *request* now; raise ModelNotFound or ModelNotAllowed.
-
-        *size* is the number of input tokens, if the text is not known.
-        """
+        """Return the plan of a call for *request* now; raise ModelNotFound or ModelNotAllowed."""
         route = self._route(request, caller)
         return self._plan(route, request, seed, caller=caller, counts=False, size=size)
 
@@ -282,13 +278,16 @@ class Router:
         try:
             return self._first_success(call, deadline, send)
         except BudgetExceeded as error:
-            if call.attempts or error.then in ("reject", "warn"):
+            if call.attempts or error.then in ("reject", "warn") or call.request.passed:
                 raise
             call.override = error.then
-            cheaper = self.registry.route(error.then)
-            call.settings = self.registry.settings(cheaper)
-            call.plan = self._planned(call, cheaper)
-            return self._first_success(call, deadline, send)
+            other = self.registry.route(error.then)
+            call.settings = self.registry.settings(other)
+        except ProviderError as error:
+            self.files.pin_files(call, error)
+            other = self._route(call.request, call.caller)
+        call.plan = self._planned(call, other)
+        return self._first_success(call, deadline, send)
 
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
@@ -297,7 +296,7 @@ class Router:
         queue, with a wait. The limit of attempts and the deadline hold for all targets together.
         """
         assert call.plan is not None
-        failover = Deadline(FAILOVER_SECONDS)  # of attempts while another target is untried
+        failover = Deadline(FAILOVER_SECONDS if call.request.passed is None else CALL_SECONDS)
         queue = TargetQueue(call.plan.targets)
         last: InferMuxError | None = None
         try:
@@ -323,6 +322,8 @@ class Router:
                         last = error
                 except ProviderError as error:
                     last = error
+                    if call.is_last(error):
+                        break
                     if not error.failover:
                         queue.keep(self.targets.followers(target, error, call.plan.route))
                     elif (again := self._retry_at(call, target, error, deadline)) is not None:
@@ -454,6 +455,5 @@ class Router:
         if self.ledger is not None:
             self.ledger.close()
         for provider in self.registry:
-            release = getattr(provider.provider, "close", None)
-            if release is not None:
+            if (release := getattr(provider.provider, "close", None)) is not None:
                 release()

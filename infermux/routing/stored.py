@@ -11,24 +11,25 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import b32decode, b32encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ..admission.keys import Keyring
 from ..dialects.responses import NAME, RESOURCE
-from ..errors import PreviousResponseNotFound, shown
+from ..errors import NotFound, PreviousResponseNotFound, ProviderError, RequestError, shown
 from ..planning.call import Call
 from ..planning.registry import Registry
 from ..protocol import InferResponse, Native, strict_json
 from ..providers.base import RegisteredProvider
 from ..types import Caller, Chunk
 
-STORED, CONVERSATION = "r", "c"  # the kinds of ids
+STORED, CONVERSATION, FILE, BATCH = "r", "c", "f", "j"  # the kinds of ids
 BACKGROUND = "b"  # of responses to be billed when they have ended; then the second they began
-_TAGGED = re.compile(r"([\w.:-]{1,200})_([rc]|b[a-z2-7]{8})([a-z2-7]{16})", re.ASCII)
+_TAGGED = re.compile(r"([\w.:-]{1,200})_([rcfj]|b[a-z2-7]{8})([a-z2-7]{16})", re.ASCII)
 _IDENT = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
+_FILE_MARK = '"file_id'  # of a body that names files
 _MEMBERS = ("previous_response_id", "conversation")
 _SEND_ITEMS = "send the items of the conversation in input instead"
 
@@ -45,29 +46,47 @@ class Owner(NamedTuple):
         """The start and id of the row that bills the response, if one is to be written."""
         if not self.kind.startswith(BACKGROUND):
             return None
-        seconds = int.from_bytes(b32decode(self.kind[1:].upper()))
-        named = f"{self.provider}\0{self.ident}".encode()
-        return seconds * 10**9, sha256(named).hexdigest()[:32]
+        return billed_as(
+            self.provider, self.ident, int.from_bytes(b32decode(self.kind[1:].upper()))
+        )
 
 
-def speakers(registry: Registry) -> list[RegisteredProvider]:
-    """Return the providers that have Responses."""
-    return [each for each in registry if getattr(each.provider, "responses", None) is not None]
+def billed_as(provider: str, ident: str, began: int) -> tuple[int, str]:
+    """Return the start and id of the row that bills what a provider works on in the background."""
+    named = f"{provider}\0{ident}".encode()
+    return began * 10**9, sha256(named).hexdigest()[:32]
+
+
+def has_responses(provider: object) -> bool:
+    """Return whether a provider has Responses."""
+    return getattr(provider, "responses", None) is not None
+
+
+def has_files(provider: object) -> bool:
+    """Return whether a provider has files or batches."""
+    endpoints = getattr(provider, "endpoints", ())
+    return "files" in endpoints or "batches" in endpoints
 
 
 class Ids:
     """Writes and reads the ids of one router's providers."""
 
-    def __init__(self, registry: Registry, keyring: Keyring | None) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        registry: Registry,
+        keyring: Keyring | None,
+        has: Callable[[object], bool] = has_responses,
+    ) -> None:
+        self._registry, self._has = registry, has
         self._keyring = keyring
         self._speakers: tuple[int, list[RegisteredProvider]] = (-1, [])
 
     @property
     def speakers(self) -> list[RegisteredProvider]:
-        """The providers that have Responses."""
+        """The providers that have what the ids mean: Responses, or files."""
         if self._speakers[0] != self._registry.changes:
-            self._speakers = self._registry.changes, speakers(self._registry)
+            having = [each for each in self._registry if self._has(each.provider)]
+            self._speakers = self._registry.changes, having
         return self._speakers[1]
 
     def plain(self, caller: Caller) -> bool:
@@ -127,6 +146,55 @@ class Ids:
             request, params=params, native=native, provider=next(iter(providers))
         )
 
+    def pin_files(self, call: Call, error: ProviderError) -> None:
+        """Send a call that a vendor refused to the provider of its files, or raise *error*.
+
+        Only then are files looked for, as a body may be long. Raise RequestError if there is no
+        such provider among the model's.
+        """
+        request, owners = call.request, self._owners(call, error)
+        providers = {owner.provider for owner in owners.values()}
+        if not providers:
+            raise error
+        targets = {t.provider for t in self._registry.resolve(request.model, request.provider)}
+        if len(providers) > 1 or not providers <= targets:
+            raise RequestError(
+                f"the request names a file of {', '.join(sorted(providers))}, and "
+                f"{shown(request.model)} is not there: upload the file to the model's provider",
+                param="file_id",
+            )
+        call.ids = {owner.ident: ident for ident, owner in owners.items()}
+        call.attempts.pop()  # it was about an id that only we know
+        names = {ident: owner.ident for ident, owner in owners.items()}
+        native = request.native
+        assert native is not None
+        call.request = replace(
+            request,
+            messages=_with(names, list(request.messages)),
+            params=_with(names, dict(request.params)),
+            native=native._replace(body=strict_json.document(renamed(native.body.data, names))),
+            provider=next(iter(providers)),
+        )
+
+    def _owners(self, call: Call, error: ProviderError) -> dict[str, Owner]:
+        """Return who has the files of a call that a vendor may have refused for them."""
+        native = call.request.native
+        if error.upstream_status not in (400, 404, 422) or native is None or call.request.passed:
+            return {}
+        if call.ids is not None or self.plain(call.caller) or _FILE_MARK not in native.body.text:
+            return {}
+        found = {ident: self._file(ident, call) for ident in _file_ids(native.body.value)}
+        return {ident: owner for ident, owner in found.items() if owner is not None}
+
+    def _file(self, ident: str, call: Call) -> Owner | None:
+        """Return who has a file; None if the id is a vendor's own. Raise NotFound."""
+        if not _TAGGED.fullmatch(ident):
+            return None
+        found = self.owner(ident, call.caller)
+        if found is None or found.kind != FILE:
+            raise NotFound(f"no file {shown(ident)} was found", param="file_id")
+        return found
+
     def _found(self, name: str, value: Any, caller: Caller) -> Owner:
         owner = self.owner(value.get("id") if isinstance(value, dict) else value, caller)
         if owner is None:
@@ -185,6 +253,26 @@ class Ids:
             for own, each in {ident: kind, **refers}.items()
         } | (call.ids or {})
         return {name: given for name, given in names.items() if name and name != given}
+
+
+def _with(names: Mapping[str, str], value: Any) -> Any:
+    """Return a value with the strings that are ids in *names* replaced."""
+    return strict_json.lenient(renamed(strict_json.encode(value), names))
+
+
+def _file_ids(value: Any) -> Iterator[str]:
+    """Yield the ids of files in a request's body."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _file_ids(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            if name == "file_id" and isinstance(each, str):
+                yield each
+            elif name == "file_ids" and isinstance(each, list):
+                yield from (one for one in each if isinstance(one, str))
+            elif isinstance(each, dict | list):
+                yield from _file_ids(each)
 
 
 def _is_told(call: Call) -> bool:

@@ -93,6 +93,11 @@ class Stream:
         return self.call.usage
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the whole answer is there, before it is read."""
+        return any(chunk.finish_reason for chunk in self._first)
+
+    @property
     def dialect(self) -> str:
         """The dialect of the provider's own events, which chunks have as `native`."""
         return next((chunk.dialect for chunk in self._first if chunk.dialect), "")

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import EARLY_HEADERS, Config, Server, inherits_sockets
+from ..config.settings import EARLY_HEADERS, MAX_UPLOAD, Config, Server, inherits_sockets
 from ..errors import ConfigError, listed, printable, shown
 from ..pricing.compare import stale
 from ..routing import stream
@@ -210,13 +210,15 @@ def _check_certificate(certfile: str, keyfile: str | None) -> None:
         raise ConfigError(f"--certfile and --keyfile cannot be used: {why}") from None
 
 
-def on_reload(server: Any) -> None:
+def on_reload(arbiter: Any) -> None:
     """With --preload, reconfigure the master's app; otherwise each worker makes its own."""
-    if server.cfg.preload_app and build.pinned is not None:
+    if arbiter.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
+        server = build.pinned.server
         for app in list(build.apps):
-            app.config["MAX_CONTENT_LENGTH"] = build.pinned.server.max_body
-            app.config[EARLY_HEADERS] = build.pinned.server.early_headers
+            app.config["MAX_CONTENT_LENGTH"] = server.max_body
+            app.config[MAX_UPLOAD] = server.max_upload or server.max_body
+            app.config[EARLY_HEADERS] = server.early_headers
 
 
 def _renew(config: Config) -> None:

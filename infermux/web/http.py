@@ -130,12 +130,7 @@ def read_body(limit: int = MAX_BODY) -> bytes:
     Raise Overloaded if the bodies in flight leave no room for it.
     """
     request, room, size = current_request(), body_room(), body_size()
-    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
-    if encoding.lower() != "identity":
-        refuse_body()
-        raise UnsupportedEncoding(
-            f"content encoding {shown(encoding)} is not supported; send the body uncompressed"
-        )
+    check_encoding()
     own = request.max_content_length  # the app's MAX_CONTENT_LENGTH
     limit = min(limit, room.most, limit if own is None else own)
     try:
@@ -146,17 +141,32 @@ def read_body(limit: int = MAX_BODY) -> bytes:
     except Overloaded:
         raise
     except Exception as error:  # servers raise various errors for a truncated or malformed body
-        refuse_body()
-        if is_own_want(error):
-            raise Overloaded("too many clients send slowly; retry shortly") from None
-        slow = isinstance(error, TimeoutError)
-        what = "came too slowly" if slow else "ended early or is not well-formed"
-        raise RequestError(f"the body {what}") from None
+        raise unread(error) from None
     if size is not None and len(data) < size:
         raise RequestError(
             f"the body has {counted(len(data), 'byte')}, but Content-Length is {size}"
         )
     return data
+
+
+def check_encoding() -> None:
+    """Raise UnsupportedEncoding if the body is compressed."""
+    encoding: str = current_request().environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding.lower() != "identity":
+        refuse_body()
+        raise UnsupportedEncoding(
+            f"content encoding {shown(encoding)} is not supported; send the body uncompressed"
+        )
+
+
+def unread(error: Exception) -> InferMuxError:
+    """Return our error for a server's when it reads a body; the rest of it stays unread."""
+    refuse_body()
+    if is_own_want(error):
+        return Overloaded("too many clients send slowly; retry shortly")
+    slow = isinstance(error, TimeoutError)
+    what = "came too slowly" if slow else "ended early or is not well-formed"
+    return RequestError(f"the body {what}")
 
 
 def _received(request: Request, room: BodyRoom, size: int | None, limit: int) -> bytes:

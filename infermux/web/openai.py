@@ -1,4 +1,4 @@
-"""The OpenAI-compatible API: /v1/chat/completions, completions, embeddings, responses, models."""
+"""The OpenAI-compatible API: chat completions, embeddings, responses, models, and what passes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from .http import (
     refuse_body,
     start_call,
 )
+from .passed.files import FILE_ROUTES
+from .passed.media import MEDIA_ROUTES
 from .responses import STORED_ROUTES, respond
 from .sse import sse_response
 
@@ -55,6 +57,8 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
         ("POST", "/v1/embeddings", partial(complete, op="embeddings")),
         ("POST", "/v1/responses", respond),
         *STORED_ROUTES,
+        *MEDIA_ROUTES,
+        *FILE_ROUTES,
         *MODEL_ROUTES,
     ]
     return endpoints("infermux_openai", Api("openai", router, encode_error, caller), routes)

@@ -56,20 +56,20 @@ def sse_response(
     is sent early, and a later failure is sent as an event.
     """
     own = {**HEADERS, "Content-Type": media}
-    early = _EarlyHead(call, encode, own)
+    early = EarlyHead(call, encode, own)
     call.on_wait = early.on_wait
     try:
         stream = api.router.open(call)
     except Exception as error:
         if early.write is None:
             raise
-        return BytesResponse([_failure(error, encode(None))], 200, Headers(own))
+        return BytesResponse([failure(error, encode(None))], 200, Headers(own))
     finally:
         call.on_wait = None
         early.close()
     call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
-    response = BytesResponse(_events(stream, encode(stream)), 200, headers)
+    response = BytesResponse(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
 
@@ -102,14 +102,19 @@ def with_early_start(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
     return application
 
 
-class _EarlyHead:
+class EarlyHead:
     """Sends a stream's head, and heartbeats, while waiting for its first content."""
 
     def __init__(
-        self, call: Call, encode: Callable[[Stream | None], Encoder], headers: dict[str, str]
+        self,
+        call: Call,
+        encode: Callable[[Stream | None], Encoder],
+        headers: dict[str, str],
+        *,
+        is_stream: bool = True,
     ) -> None:
         self._headers = headers
-        seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers)
+        seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
         self._start: StartResponse | None = current_request().environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call
@@ -145,7 +150,7 @@ class _EarlyHead:
             raise ClientGone("the client has closed its connection") from error
 
 
-def _failure(error: Exception, encoder: Encoder) -> bytes:
+def failure(error: Exception, encoder: Encoder) -> bytes:
     """Return the error event for *error*."""
     if not isinstance(error, InferMuxError):  # report a bug as an error, not as the end
         log.error("a stream failed unexpectedly", exc_info=error)
@@ -153,7 +158,8 @@ def _failure(error: Exception, encoder: Encoder) -> bytes:
     return encoder.error(error)
 
 
-def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
+def events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
+    """Yield what *encoder* writes of a stream, and of its failure."""
     try:
         for chunk in stream:
             data = encoder.heartbeat() if chunk is HEARTBEAT else encoder.encode(chunk)
@@ -161,7 +167,7 @@ def _events(stream: Stream, encoder: Encoder) -> Iterator[bytes]:
                 yield data
         yield encoder.end(summary(stream.call), stream.usage)
     except Exception as error:
-        data = _failure(error, encoder)
+        data = failure(error, encoder)
         forget(error)  # its frames keep the request alive
         yield data
 

@@ -43,7 +43,8 @@ from .. import (
     word,
 )
 from ..parameters import Drop, Unsaid, hint
-from . import NAME
+from . import NAME, endpoints
+from .endpoints import Pieces
 from .requests import COMPLETION_TOKENS, embedding, fitted, fitted_names, refused, translated
 from .usage import usage_of
 
@@ -51,11 +52,14 @@ PATHS = {
     CHAT: "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
+    **endpoints.PATHS,
 }
 DONE = b"[DONE]"
 
 
 def path(request: InferRequest, *, stream: bool) -> str:
+    if request.op in endpoints.STORED:
+        return str(request.passed.path)
     return path_of(PATHS, request, NAME)
 
 
@@ -72,6 +76,8 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
 
     Streams are set to report usage. Params that the model refuses are always left out.
     """
+    if request.passed is not None:
+        return endpoints.encode(request)
     own, drop = request.body_in(NAME), Drop.of(request)
     out = refused(request.params, request.model)
     for name in out:
@@ -120,6 +126,8 @@ def _adapted(body: Document, request: InferRequest, out: list[str], *, stream: b
 
 
 def decode_response(data: bytes, request: InferRequest) -> InferResponse:
+    if request.passed is not None:
+        return endpoints.decode(data, request, decode_error)
     body, native = read_object(data, decode_error), (NAME, data)
     if request.op in (CHAT, "completions"):
         return _choice(body, request, native)
@@ -131,6 +139,11 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         id=text(body.get("id")),
         extra={"data": _embeddings(body)},
     )
+
+
+def decode_pieces(pieces: Pieces, request: InferRequest) -> Iterator[Chunk]:
+    """Yield an answer that is passed through as it arrives."""
+    return endpoints.decode_pieces(pieces, request, decode_error)
 
 
 def _embeddings(body: JSON) -> list[JSON]:
@@ -371,6 +384,8 @@ def _deltas(calls: object) -> list[JSON]:
 
 def _deployment(request: InferRequest, *, stream: bool) -> str:
     """Return the path of a deployment; the base URL holds the api-version."""
+    if request.op in endpoints.STORED:
+        return str(request.passed.path)
     if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted
         raise ModelNotFound(f"no deployment is named {shown(request.model)}", param="model")
     return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"

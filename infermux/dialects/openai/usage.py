@@ -40,7 +40,7 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
         cached,
         written,
         reasoning_tokens=reasoning,
-        cost_usd=_vendor_cost(data),
+        cost_usd=vendor_cost(data),
         service_tier=word(data.get("service_tier")) or word(tier) or None,
         total_tokens=total,
         input_audio_tokens=count(of_input.get("audio_tokens")),
@@ -74,7 +74,7 @@ def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
     return tuple(found.items())
 
 
-def _vendor_cost(data: JSON) -> float | None:
+def vendor_cost(data: JSON) -> float | None:
     """Return a vendor's cost in dollars, or None; xAI's is in ticks of 10^-10 dollars.
 
     With a key of one's own, OpenRouter bills its fee, and the vendor bills the rest.

@@ -13,6 +13,7 @@ from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
+from ..openai import requests as chat
 from ..openai.requests import fitted_name, nearest_effort, refused
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..stops import stops_of
@@ -21,43 +22,25 @@ from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
 _NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
-PARAMS = frozenset(
+_OWN = frozenset(  # params that chat completions lack
     {
-        "background",
-        "client_metadata",
-        "conversation",
-        "include",
-        "max_tool_calls",
-        "metadata",
-        "moderation",
-        "parallel_tool_calls",
-        "previous_response_id",
-        "prompt",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "temperature",
-        "top_logprobs",
-        "top_p",
-        "truncation",
-        "user",
+        *("background", "client_metadata", "conversation", "include", "max_tool_calls"),
+        *("previous_response_id", "prompt", "prompt_cache_options", "truncation"),
+    }
+)
+_CHAT_ONLY = frozenset(  # params of chat completions that this format lacks
+    {
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("modalities", "n", "prediction", "presence_penalty", "seed", "web_search_options"),
     }
 )
 _RENAMED = frozenset(
     {
-        "max_completion_tokens",
-        "max_tokens",
-        "reasoning_effort",
-        "reasoning_summary",
-        "response_format",
-        "tool_choice",
-        "tools",
-        "verbosity",
+        *("max_completion_tokens", "max_tokens", "reasoning_effort", "reasoning_summary"),
+        *("response_format", "tool_choice", "tools", "verbosity"),
     }
 )
+PARAMS = _OWN | (chat.PARAMS - _CHAT_ONLY - _RENAMED - {"stop"})  # under the same name
 EXPRESSED = (
     PARAMS
     | _RENAMED
@@ -69,22 +52,6 @@ EXPRESSED = (
         "tools.strict",
         "tools.tool_search",
         "tools.web_search",
-    }
-)
-_CHAT_ONLY = frozenset(  # params of chat completions that this format lacks
-    {
-        "audio",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "logprobs",
-        "modalities",
-        "n",
-        "prediction",
-        "presence_penalty",
-        "seed",
-        "web_search_options",
     }
 )
 _LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of messages and parts

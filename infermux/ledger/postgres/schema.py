@@ -88,6 +88,9 @@ _FIRST = (
     "CREATE INDEX answers_by_age ON answers (name, at_ms, digest)",
     "CREATE INDEX answers_by_end ON answers (expires_ms)",
     f"CREATE TABLE answer_sizes (name {_TEXT} PRIMARY KEY, bytes BIGINT NOT NULL)",
+    # which files and batches at the vendors are whose
+    f"""CREATE TABLE objects (provider {_TEXT}, caller {_TEXT}, ident {_TEXT},
+        at_ms BIGINT NOT NULL, PRIMARY KEY (provider, caller, ident))""",
     # the sums of each step of the last days; `recent.activity` says how
     f"""CREATE TABLE activity (step BIGINT NOT NULL, start BIGINT NOT NULL, data {_TEXT},
         PRIMARY KEY (step, start))""",
@@ -108,7 +111,7 @@ TABLES: tuple[str, ...] = (
     "rolled",
 )
 TABLES += ("rollups", "rates", "circuits", "copies", "api_keys", "key_hashes")
-TABLES += ("versions", "answers", "answer_sizes", "activity")
+TABLES += ("versions", "answers", "answer_sizes", "activity", "objects")
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

@@ -12,6 +12,7 @@ from sqlite3 import Cursor
 
 from .. import Hold, Record
 from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, digest
+from ..stores import objects
 from . import budgets
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
@@ -164,10 +165,11 @@ _ACTIVITY = (
             DELETE FROM activity WHERE step = 3600 AND start = {_HOUR_START}; END""",
     "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
 )
+_OBJECTS = (f"{objects.TABLE} STRICT, WITHOUT ROWID".replace("BIGINT", "INTEGER"),)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
-    *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY),
+    *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY, _OBJECTS),
 )
 
 # what is read of a damaged file, of any version, and how it is written to the new one

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from ...dialects.openai.endpoints import FREE
+from ...dialects.openai.metering import asked as asked_usage
 from ...dialects.responses import RESOURCE
 from ...errors import (
     BudgetExceeded,
@@ -39,7 +41,9 @@ from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
 from ...types import Target, Usage
+from ..stored import billed_as
 from ..targets import UNPRICED, TargetPool
+from .passed import by_price
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
@@ -50,7 +54,8 @@ HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_BILLED = 4096  # stored responses that are remembered as billed
-UNBILLED = (RESOURCE, "input_tokens", "count_tokens")  # operations that cost nothing themselves
+# operations that cost nothing themselves
+UNBILLED = (RESOURCE, "input_tokens", "count_tokens", *FREE)
 WORKED = 1.0  # seconds after which a vendor may bill what it answers with a server error
 ASSUMED = "assumed"  # the source of a cost
 _REFUSALS = (ProviderRejected, ProviderRateLimited, ProviderAuthError, ProviderModelNotFound)
@@ -259,7 +264,9 @@ class Accounting:
         return replace(response, usage=usage, tokens_in=tokens_in, tokens_out=tokens_out)
 
     def _settled(self, call: Call, attempt: Attempt, response: InferResponse) -> InferResponse:
-        """Price a stored response that has ended, if it was not billed before."""
+        """Price a stored response or a batch that has ended, if it was not billed before."""
+        if (began := response.extra.get("began")) is not None:
+            call.settles = billed_as(attempt.target.provider, response.id, began)
         if call.settles is None or response.usage is None or call.settles[1] in self._billed:
             call.settles = None
             return response
@@ -305,6 +312,8 @@ class Accounting:
         target = attempt.target
         vendor = self._targets.registry.member(target.provider).vendor
         tokens_in = usage.input_tokens or 0
+        if call.request.passed is not None:
+            usage = by_price(usage, self._targets.price(target))
         if usage.total_tokens is not None and usage.input_tokens is not None:
             # some vendors count what a model thinks only in the total
             most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
@@ -357,6 +366,11 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
 
 def unpriced(target: Target) -> UnpricedModel:
     """Return the error for a call of a hard budget whose most cost is not known."""
+    if not target.model:
+        return UnpricedModel(
+            "what a batch costs is known only when it has ended, and the key has a budget that "
+            'must not be exceeded; use a key without one, or one that only warns (then = "warn")'
+        )
     return UnpricedModel(
         f"the price of {shown(str(target))} is unknown for what this call asks, and the key has a "
         "budget that must not be exceeded; use a model with a price, or set one in [providers]",
@@ -387,11 +401,17 @@ def _stream_seconds(targets: TargetPool) -> float:
 
 
 def _is_empty(usage: Usage) -> bool:
-    return not usage.input_tokens and not usage.output_tokens and usage.cost_usd is None
+    tokens = usage.input_tokens or usage.output_tokens or usage.fees
+    return not tokens and usage.cost_usd is None
 
 
 def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usage:
-    """Return the estimated usage of an answer that came without one, but for what is *told*."""
+    """Return the estimated usage of an answer that came without one, but for what is *told*.
+
+    Of what passes through as it is, nothing is guessed that cannot be counted.
+    """
+    if request.passed is not None:
+        return asked_usage(request)
     tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
     asked = request.params.get("service_tier")
     if told.service_tier is None and isinstance(asked, str):

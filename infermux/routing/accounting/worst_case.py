@@ -15,6 +15,7 @@ from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, size_of, text_tokens
 from ...pricing import Price, cost
 from ...protocol import InferRequest
 from ...types import JSON, Usage
+from .passed import most_passed
 
 MAX_CONTEXT = 2_000_000  # tokens of a model whose context is not known
 MARGIN = 1.25  # of an estimated number of tokens: the 95th percentile of its error
@@ -64,6 +65,8 @@ def worst_case(
     if own is not None and getattr(provider, "price", None) is price:  # its own formula
         found: Size = own(request)
         return Worst(most_cost(found, price), found, price, True)
+    if request.passed is not None:
+        return Worst(most_passed(request, price), Size(), price, True)
     size = size_of(body_of(provider, request))
     if tokens is not None:
         size.text, size.tokens = 0, round(tokens * MARGIN) + 3

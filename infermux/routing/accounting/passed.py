@@ -1,0 +1,89 @@
+"""The most that a call may cost whose bytes pass through; and what of its usage a price lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ...dialects.openai.metering import asked
+from ...dialects.sizes import MAX_IMAGE, number, text_tokens
+from ...pricing import Price, cost
+from ...protocol import InferRequest
+from ...types import Usage
+
+MAX_IMAGES = 16  # that a client may send to be edited
+DOCUMENTS = 100  # that Cohere bills as one search
+DOCUMENT_TOKENS = 400  # of a document; a longer one counts as several
+
+
+def by_price(usage: Usage, price: Price | None) -> Usage:
+    """Return the usage of images or speech as *price* lists it: all of its output may be media."""
+    if price is None:
+        return usage
+    rates = price.rates
+    if usage.output_image_tokens and rates.output_image is None:
+        usage = replace(usage, output_image_tokens=None)
+    if usage.output_audio_tokens and rates.output_audio is None:
+        usage = replace(usage, output_audio_tokens=None)
+    return usage
+
+
+def most_passed(request: InferRequest, price: Price) -> int | None:
+    """Return the most that a request may cost in pico-USD; None if it cannot be told."""
+    costs = [cost(by_price(usage, price), price) for usage in _usages(request, price)]
+    known = [each for each in costs if each is not None]
+    return max(known) if known and len(known) == len(costs) else None
+
+
+def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
+    """Yield the usages of which one is the dearest."""
+    unit = _unit(request)
+    if unit is not None and unit[0] in dict(price.fees):
+        yield Usage(0, 0, fees=(unit,))
+        return
+    rates, body = price.rates, request.body_in("openai")
+    passed = request.passed
+    tokens = text_tokens(len(body.data)) if body is not None else 0
+    output: int | None = 0
+    if request.op.startswith("audio/t"):  # of transcriptions nothing tells the length
+        heard = price.max_input if rates.input or rates.input_audio else 0
+        if heard is None:
+            yield Usage()
+            return
+        tokens += heard
+    sent = 0
+    if request.op.startswith("images/") and request.op != "images/generations":
+        upload = passed.upload
+        sent = upload.files if upload is not None and upload.is_read else MAX_IMAGES
+    if request.op not in ("moderations", "rerank"):
+        priced = rates.output or rates.output_image or rates.output_audio
+        output = price.max_output if priced else 0
+    if output is None:
+        yield Usage()
+        return
+    output *= _answers(request)
+    images = sent * MAX_IMAGE
+    plain = Usage(tokens + images, output, input_image_tokens=images or None)
+    drawn = output if request.op.startswith("images/") else None
+    said = output if request.op == "audio/speech" else None
+    heard = tokens if request.op.startswith("audio/t") and rates.input_audio is not None else None
+    yield replace(
+        plain, output_image_tokens=drawn, output_audio_tokens=said, input_audio_tokens=heard
+    )
+
+
+def _answers(request: InferRequest) -> int:
+    return max(1, number(request.params.get("n")) or 1)
+
+
+def _unit(request: InferRequest) -> tuple[str, int] | None:
+    """Return what a request may be billed by, and how often at most."""
+    if request.op.startswith("images/"):
+        return "images", _answers(request)
+    if request.op == "rerank":
+        documents = request.params.get("documents")
+        listed = len(documents) if isinstance(documents, list) else 1
+        tokens = asked(request).input_tokens or 0
+        return "searches", math.ceil((listed + tokens // DOCUMENT_TOKENS) / DOCUMENTS)
+    return next(iter(asked(request).fees), None)

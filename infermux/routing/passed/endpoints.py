@@ -1,0 +1,59 @@
+"""Which providers have the endpoints that are passed through."""
+
+from __future__ import annotations
+
+from ...dialects.openai.endpoints import NAMES, endpoint_of
+from ...errors import ModelNotFound, NotFound, RequestError, close_to, listed, shown
+from ...protocol import InferRequest
+from ...providers.passing import has
+from ...types import Caller
+from ..router import Router
+
+
+def provider_of(router: Router, op: str, wanted: str) -> str:
+    """Return the provider for what has no id yet: *wanted*, else the first that has files."""
+    having = [each.name for each in router.registry if has(each.provider, op)]
+    if not wanted:
+        if not having:
+            raise NotFound(f"no provider has /v1/{op}")
+        return having[0]
+    if wanted not in router.registry:
+        hint = close_to(wanted, having)
+        raise ModelNotFound(f"no provider named {shown(wanted)}{hint}", param="provider")
+    if wanted not in having:
+        raise NotFound(
+            f"provider {wanted!r} has no /v1/{op}; providers that have it: {listed(having)}",
+            param="provider",
+        )
+    return wanted
+
+
+def check(router: Router, request: InferRequest, caller: Caller) -> None:
+    """Raise NotFound naming the providers that have the endpoint if none of the model's has it."""
+    if request.passed is None:
+        return
+    if caller.models is not None and request.model not in caller.models:
+        return  # the router says that
+    try:
+        targets = router.registry.resolve(request.model, request.provider)
+    except ModelNotFound:
+        return
+    if any(has(router.registry.get(target.provider), request.op) for target in targets):
+        return
+    names = dict.fromkeys(target.provider for target in targets)
+    having = [each.name for each in router.registry if has(each.provider, request.op)]
+    raise NotFound(
+        f"model {shown(request.model)} is at {listed([*names])}, which has no "
+        f"/v1/{endpoint_of(request.op)}; providers that have it: {listed(having)}",
+        param="model",
+    )
+
+
+def known(name: str) -> str:
+    """Return the name of an endpoint, written as a path or not; raise RequestError."""
+    found = name.strip("/").removeprefix("v1/")
+    if found not in NAMES:
+        raise RequestError(
+            f"there is no endpoint {shown(name)}{close_to(found, NAMES)}", param="endpoint"
+        )
+    return found

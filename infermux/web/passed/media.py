@@ -1,0 +1,100 @@
+"""Endpoints that are passed through to a model: images, audio, moderations, rerank."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from flask import Response
+
+from ...dialects import require, without
+from ...dialects.openai import NAME
+from ...dialects.openai.endpoints import ENDPOINTS
+from ...dialects.openai.metering import text_tokens
+from ...errors import InferMuxError, RequestError
+from ...protocol import InferRequest, Native, strict_json
+from ...protocol.passed import Passed
+from ...protocol.strict_json import Document
+from ...routing.passed.endpoints import check
+from ...types import JSON
+from .. import Route
+from ..auth import admitted
+from ..http import Api, call_response, current_request, json_body, refuse_body, start_call
+from .answers import passed_response
+from .uploads import is_multipart, read_upload
+
+EMPTY = Document({}, "", {})  # of requests without JSON
+_TRUE = (True, "true", "True", "1")
+_ALIASES = {"/v2/rerank": "rerank"}  # Cohere's own
+
+
+def pass_on(api: Api, op: str) -> Response:
+    """Respond to a request that is passed through to the provider of its model."""
+    caller = admitted(api)
+    request = _request(op)
+    call = start_call(named(api, op), request, caller)
+    upload = request.passed.upload
+    if upload is not None:
+        call.releases.append(upload.close)
+    try:
+        check(api.router, request, caller)
+    except InferMuxError as error:
+        api.router.finish(call, error)
+        raise
+    call.size = text_tokens(request)
+    try:
+        if not ENDPOINTS[op].whole:
+            return passed_response(api, call, wants_stream=_wants_stream(request))
+        response = api.router.answer(call)
+    finally:
+        if upload is not None and not upload.is_read:
+            refuse_body()
+    return call_response(call, response.native[1] if response.native else b"{}")
+
+
+def named(api: Api, op: str) -> Api:
+    """Return the API under the name that records have: that of the group of endpoints."""
+    return api._replace(name=op.partition("/")[0])
+
+
+def wanted_provider() -> str:
+    """Return the provider that the client names, or ""."""
+    name: str = current_request().environ.get("HTTP_X_INFERMUX_PROVIDER", "")
+    return name.strip()
+
+
+def _request(op: str) -> InferRequest:
+    passed, native = Passed(), EMPTY
+    if is_multipart():
+        passed.upload = upload = read_upload(model=True)
+        members: JSON = dict(upload.fields)
+    else:
+        native = json_body(strict_json.document)
+        members = native.value
+        if members.get("stream") is not None:
+            require(members["stream"], "stream", bool)
+    model = require(members.get("model") or ENDPOINTS[op].model, "model", str)
+    if not model:
+        raise RequestError("model is missing", param="model")
+    return InferRequest(
+        model,
+        provider=wanted_provider(),
+        params=without(members, "model"),
+        native=Native(NAME, native),
+        op=op,
+        passed=passed,
+    )
+
+
+def _wants_stream(request: InferRequest) -> bool:
+    params = request.params
+    return params.get("stream") in _TRUE or params.get("stream_format") == "sse"
+
+
+MEDIA_ROUTES: list[Route] = [
+    *(
+        ("POST", f"/v1/{op}", partial(pass_on, op=op))
+        for op in ENDPOINTS
+        if op not in ("files", "batches")
+    ),
+    *(("POST", path, partial(pass_on, op=op)) for path, op in _ALIASES.items()),
+]
