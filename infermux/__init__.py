@@ -20,6 +20,9 @@ _PUBLIC = {  # name: module, loaded on first use: Flask is loaded only if used
     "EchoProvider": "providers.echo",
     "FaultyVendor": "testing",
     "HTTPProvider": "providers.http",
+    "HookCall": "routing.hooks",
+    "HookRefused": "errors",
+    "Hooks": "routing.hooks",
     "InferMuxError": "errors",
     "InferRequest": "protocol",
     "InferResponse": "protocol",
@@ -49,6 +52,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
     from .app import blueprint as blueprint
     from .app import create_app as create_app
     from .build import load as load
+    from .errors import HookRefused as HookRefused
     from .errors import InferMuxError as InferMuxError
     from .ledger import Budget as Budget
     from .otel import OTLP as OTLP
@@ -60,6 +64,8 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares the two
     from .providers.base import Provider as Provider
     from .providers.echo import EchoProvider as EchoProvider
     from .providers.http import HTTPProvider as HTTPProvider
+    from .routing.hooks import HookCall as HookCall
+    from .routing.hooks import Hooks as Hooks
     from .routing.router import Router as Router
     from .telemetry.tokentrace import Reporter as Reporter
     from .testing import FaultyVendor as FaultyVendor

@@ -95,6 +95,7 @@ def router(config: Config, *, serving: bool = False) -> Router:
         prices = own_prices(config, known)
     with problems:
         made = _router(config, serving, registry, known, prices)
+        parts.complete(config, made)
     own = ConfigError(*problems.errors) if problems.errors else None
     told = own.at(config.path) if own and config.path else own
     if made is None or told or config.errors:

@@ -6,6 +6,7 @@ InferMuxError                   500 internal_error
 │  ├─ ProtocolError             400 invalid_message
 │  ├─ UnsupportedParameter      400 unsupported_parameter
 │  ├─ PreviousResponseNotFound  400 previous_response_not_found
+│  ├─ HookRefused               400 refused_by_hook
 │  ├─ AuthenticationError       401 invalid_api_key
 │  ├─ BudgetExceeded            402 budget_exceeded
 │  ├─ UnpricedModel             402 unpriced_model
@@ -19,6 +20,7 @@ InferMuxError                   500 internal_error
 │  ├─ UnsupportedEncoding       415 unsupported_encoding
 │  └─ RateLimited               429 rate_limit_exceeded
 ├─ ClientGone                   499 client_closed
+├─ HookFailed                   503 hook_failed
 ├─ Unavailable                  503
 │  ├─ NoHealthyProvider         503 no_healthy_providers
 │  ├─ Overloaded                503 overloaded
@@ -38,13 +40,11 @@ InferMuxError                   500 internal_error
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 MAX_LISTED = 12  # names that a message lists
 SHOWN = 100  # characters of a caller's value that a message quotes
-_WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def shown(value: object) -> str:
@@ -81,21 +81,6 @@ def listed(names: Sequence[str]) -> str:
 def counted(number: int, noun: str, many: str = "") -> str:
     """Return a number with its noun: 1 provider, 2 providers; *many* is an irregular plural."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"
-
-
-def is_own_want(error: BaseException | None) -> bool:
-    """Return whether this process ran out of descriptors, memory or threads."""
-    for _ in range(10):  # libraries wrap such errors
-        if isinstance(error, MemoryError):
-            return True
-        if isinstance(error, OSError) and error.errno in _WANTS:
-            return True
-        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            return True
-        if error is None:
-            return False
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class NativeError(NamedTuple):
@@ -171,6 +156,7 @@ class InferMuxError(Exception):
     upstream_status: int | None = None  # of the vendor's last answer
     hint = ""  # what the operator can do; not shown to anonymous clients
     cause = ""  # such as "connection refused"; likewise
+    hook = ""  # the name of the hook that raised it
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -257,6 +243,21 @@ class PreviousResponseNotFound(RequestError):
     code = "previous_response_not_found"
 
 
+class HookRefused(RequestError):
+    """A hook refuses the request or the answer, with a status and code of its own."""
+
+    code = "refused_by_hook"
+
+    def __init__(
+        self, message: str, *, status: int = 400, code: str = "", type: str = "", **more: Any
+    ) -> None:
+        super().__init__(message, **more)
+        if not 400 <= status < 600:
+            raise ValueError(f"the status of a refusal is from 400 to 599, not {status}")
+        self.status, self.code = status, code or self.code
+        self.type = type or (self.type if status < 500 else "server_error")
+
+
 class AuthenticationError(RequestError):
     """The caller's key is missing or unknown."""
 
@@ -341,6 +342,12 @@ class ClientGone(InferMuxError):
     """The client closed the connection before the first content."""
 
     status, code = 499, "client_closed"
+
+
+class HookFailed(InferMuxError):
+    """A hook failed or was late, and no call may pass without it."""
+
+    status, code = 503, "hook_failed"
 
 
 class Unavailable(InferMuxError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import math
 import os
@@ -37,6 +38,24 @@ def after_fork(function: Callable[[], object]) -> None:
     """Have *function* called in the child processes, where the system has such."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
+
+
+_WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def is_own_want(error: BaseException | None) -> bool:
+    """Return whether this process ran out of descriptors, memory or threads."""
+    for _ in range(10):  # libraries wrap such errors
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno in _WANTS:
+            return True
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return True
+        if error is None:
+            return False
+        error = error.__cause__ or error.__context__
+    return False
 
 
 OnWait = Callable[[], float]  # returns the seconds after which to call it again

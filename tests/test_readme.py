@@ -494,6 +494,8 @@ def test_the_topic_has_every_key_with_its_default() -> None:
         "ledger": settings.LedgerConfig,
         "prices": settings.PricesConfig,
         "trace": settings.Trace,
+        "hooks": settings.HooksConfig,
+        "alerts": settings.AlertsConfig,
     }
     known = [("providers.environment", "")]
     for place, kind in tables.items():

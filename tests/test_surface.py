@@ -61,7 +61,7 @@ OTEL = importlib.util.find_spec("opentelemetry") is not None
 ADMIN = "surface-admin"
 NOBODY = "zzqqxx"  # a name that is close to no other
 DATE = "1979-05-27"  # a value that hardly any key takes
-SECRET = {"SURFACE_SECRET": "a-secret"}
+SECRET = {"SURFACE_SECRET": "a-secret", "SURFACE_HOOK": "http://127.0.0.1:9"}
 LOCAL = ("OLLAMA_HOST", "VLLM_BASE_URL", "LMSTUDIO_BASE_URL", "LLAMACPP_BASE_URL")
 
 JSON = Any

@@ -6,42 +6,36 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, timedelta, timezone
+from datetime import UTC
 from typing import Any
 
 import click
 
 from .. import build
 from .. import components as parts
-from ..errors import RequestError, counted, shown
-from ..ledger import MAX_ROWS, Ledger, Record, Total, reconcile, reports
-from ..ledger.periods import midnight
-from ..ledger.reconcile import Bill, Compared
+from ..errors import RequestError, counted
+from ..ledger import MAX_ROWS, Ledger, Record, Total, reports
 from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
     Columns,
     Command,
-    OneLine,
     bar,
     complete_models,
     complete_providers,
-    contents,
     csv_text,
     json_option,
     json_text,
     table,
     warn,
 )
+from .comparisons import reconciled, side_by_side
 from .opening import ledger_options, the_ledger
-from .prices import Known
 
 RECENT_DAYS = 30  # that `costs` shows by default
 _POLL_SECONDS = 0.5  # between two reads of the ledger
 _WRITE_SECONDS = 10.0  # from the end of a call until its row is surely in the ledger
 _CALL_SECONDS = 3600.0  # a call that takes longer is not followed
-_MAX_PROBLEMS = 20  # lines of a bill that are named because they could not be read
-_CELLS = {None: "", True: "ok", False: "DIFFERS"}
 _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
 _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
@@ -95,6 +89,13 @@ _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_
     metavar="N% or USD",
     help="With --reconcile: the largest difference to accept.  [default: 1% or 0.01]",
 )
+@click.option(
+    "--compare",
+    "models",
+    nargs=2,
+    metavar="A B",
+    help="Compare two models: names, PROVIDER/MODEL, or a name and the target of its mirror.",
+)
 @ledger_options
 def costs(
     by: tuple[str, ...],
@@ -108,6 +109,7 @@ def costs(
     bill: str | None,
     providers: tuple[str, ...],
     tolerance: tuple[str, ...],
+    models: tuple[str, str] | None,
     **where: str | None,
 ) -> None:
     """Show what calls cost, by model or any other dimension.
@@ -128,8 +130,10 @@ def costs(
         zone = ledger.zone if bill is None else UTC  # vendors bill days of UTC
         since = f"{RECENT_DAYS}d" if recent else since
         span = reports.period(time.time(), since=since, until=until, month=month, zone=zone)
+        if models:
+            sys.exit(side_by_side(ledger, models, span, caller, form, by or bill))
         if bill is not None:
-            sys.exit(_reconcile(ledger, bill, span, caller, providers, tolerance, form))
+            sys.exit(reconciled(ledger, bill, span, caller, providers, tolerance, form))
         found = reports.costs(
             ledger, reports.dimensions(by), span, caller=caller, limit=min(limit, MAX_ROWS)
         )
@@ -322,86 +326,3 @@ def _row(record: Record) -> list[str]:
         call.id,
         call.error_code,
     ]
-
-
-# -- costs --reconcile --
-
-
-def _reconcile(
-    ledger: Ledger,
-    path: str,
-    span: reports.Period,
-    caller: str | None,
-    providers: tuple[str, ...],
-    tolerance: tuple[str, ...],
-    form: str | None,
-) -> int:
-    """Print the comparison; return the exit code."""
-    allowed = reconcile.Tolerance.of(tolerance)
-    known = Known.of(click.get_current_context().params.get("config"))
-    bill = reconcile.read(contents(path, f"the bill {path}"), known.table)
-    for problem in bill.unread[:_MAX_PROBLEMS]:
-        warn(f"{path}: {problem}")
-    if (more := len(bill.unread) - _MAX_PROBLEMS) > 0:
-        warn(f"{path}: {counted(more, 'more line')} could not be read")
-    for note in bill.notes:
-        warn(f"{path}: {note}")
-    bill.keep(lambda day: span.covers(midnight(day)))
-    if not (bill.usd or bill.empty):
-        raise OneLine(f"{path}: none of its lines can be compared")
-    rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
-    total = reconcile.summed(rows, allowed)
-    click.echo(_comparison(rows, total, bill, form))
-    return int(bool(bill.unread) or not all(row.agrees for row in [*rows, total]))
-
-
-def _ours(
-    ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
-) -> list[Total]:
-    """Return our totals by day, served model and provider, for the bill's days and vendor."""
-    first, last = bill.days
-    zone = timezone(bill.offset)
-    since = midnight(first, zone) if span.since is None else span.since
-    until = midnight(last + timedelta(1), zone) if span.until is None else span.until
-    totals = ledger.totals(
-        "day", "served", "provider", since=since, until=until, caller=caller, zone=zone
-    )
-    known = {total.key[2] for total in totals}
-    if not providers:  # on OpenAI's bill there are no calls to Anthropic
-        providers = tuple(name for name in known if bill.may_be_of(name))
-        if bill.vendors and known and not providers:
-            warn(f"no provider is called {bill.vendor}: compared with all; --provider chooses")
-    if missing := [name for name in providers if name not in known]:
-        warn(f"the ledger has no calls to {shown(missing[0])} in that time")
-    return [total for total in totals if not providers or total.key[2] in providers]
-
-
-def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
-    found = [_compared(row) for row in (*rows, total)]
-    if form == "json":
-        sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
-        said = {"words": reconcile.words(rows, bill), "notes": bill.notes}
-        return json_text(sides | {"unread": bill.unread} | said)
-    cells = [[_CELLS.get(value, value) for value in row.values()] for row in found]
-    if form == "csv":
-        head = [name.replace("agrees", "verdict") for name in found[-1]]
-        return csv_text(head, cells[:-1]).rstrip("\n")
-    differ = sum(not row.agrees for row in rows)
-    text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
-    compared = counted(len(rows), "day and model", "days and models")
-    text += f"\n{compared}: {len(rows) - differ} agree, {differ} differ"
-    text += "".join(f"\n{sentence}" for sentence in reconcile.words(rows, bill))
-    if not bill.priced:
-        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the price table"
-    return text
-
-
-def _compared(row: Compared) -> dict[str, Any]:
-    sums = {"ours": row.ours, "theirs": row.theirs, "difference": row.difference}
-    return {
-        "day": row.day,
-        "model": row.model,
-        **{f"{name}_usd": None if pico is None else usd(pico) for name, pico in sums.items()},
-        "agrees": row.agrees,
-        "note": row.note,
-    }

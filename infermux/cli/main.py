@@ -34,7 +34,7 @@ _MODULES = {  # where in infermux.cli a command is defined
     "prices": "prices",
     "replay": "routing",
     "serve": "serve",
-    "status": "routing",
+    "status": "status",
     "validate": "serve",
 }
 _HELP = resources.files("infermux") / "help"

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..admission import Rates
 from ..admission.keys import Issued, Keyring, LiveKeyring
-from ..config import Config
+from ..config import Config, Secret
 from ..config.settings import (
     Breaker,
     KeyConfig,
@@ -28,7 +28,7 @@ from ..planning.end_user import Users
 from ..routing.answers import AnswerCache
 from ..routing.circuit_breaker import CircuitBreaker
 from ..routing.pacing import Pacer
-from ..routing.router import Observer
+from ..routing.router import Observer, Router
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
 from ..telemetry.tokentrace import Reporter
@@ -37,6 +37,9 @@ from .prices import is_vendor
 
 _NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
 log = logging.getLogger("infermux")
+if TYPE_CHECKING:
+    from ..routing.hooks import Hooks
+    from ..routing.mirror import Mirror
 
 
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -175,7 +178,17 @@ def observers(config: Config, serving: bool) -> list[Observer]:
         observers.append(CallLog(config.server.log_level, config.server.log_format))
     if config.trace.otlp:
         observers.append(otlp(config))
+    if config.alerts.webhook is not None and (serving or config.ledger):
+        observers.append(alerts(config, config.alerts.webhook))
     return observers
+
+
+def alerts(config: Config, webhook: Secret) -> Observer:
+    """Return what sends alerts to *webhook*, signed by the secret or by the address itself."""
+    from ..telemetry.alerts import Alerts
+
+    key = config.alerts.secret or webhook
+    return Alerts(webhook.reveal(), key.reveal(), events=config.alerts.events)
 
 
 def otlp(config: Config) -> Observer:
@@ -196,3 +209,36 @@ def reporter(config: Config) -> SpanReporter | None:
     return Reporter(
         "infermux", config.trace.tokentrace, threads=config.trace.threads, size=config.trace.queue
     )
+
+
+def hooks(config: Config) -> Hooks | None:
+    """Return the functions of [hooks], if any; raise ConfigError if one cannot be used."""
+    if not any((config.hooks.before, config.hooks.after, config.hooks.chunk)):
+        return None
+    from .functions import made
+
+    return made(config.hooks, config.path)
+
+
+def complete(config: Config, router: Router) -> None:
+    """Add what stands around the router's calls: hooks, which see what is kept, and a mirror."""
+    router.hooks = hooks(config)
+    if router.answers is not None and router.hooks is not None:
+        router.answers.hooks = repr(sorted(router.hooks.names.items()))
+    if (own := mirror(config, router)) is not None:
+        router.observers.append(own)
+
+
+def mirror(config: Config, router: Router) -> Mirror | None:
+    """Return what sends copies of calls to other targets, if a name has a mirror."""
+    names = {each.name: each.mirror for each in config.models if each.mirror is not None}
+    if not names:
+        return None
+    from ..routing.mirror import Mirror, Rule
+
+    rules = {}
+    for name, each in names.items():
+        most = each.budget
+        own = None if most is None else Budget(f"mirror of {name}", usd=most.usd, per=most.per)
+        rules[name] = Rule(each.target, each.share, own)
+    return Mirror(router, rules)

@@ -27,11 +27,16 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     keys = [key for key in config.keys or () if key.budget or key.user_budget]
     budgets = [f"[keys.{key.name}]" for key in keys]
     budgets += [f"[budgets.{team.name}]" for team in config.budgets]
+    mirrors = [each for each in config.models if each.mirror is not None and each.mirror.budget]
+    budgets += [f"[models.{each.name}].mirror" for each in mirrors]
     if settings.url is not None and settings.path not in (FILE, ""):
         raise ConfigError("[ledger] has both path and url: a ledger is one or the other")
     if settings.url is None and not settings.path:
         if budgets:
             needs = f"the budget of {budgets[0]} needs a ledger"
+            raise ConfigError(f"[ledger].path is empty, but {needs}")
+        if config.alerts.webhook is not None:
+            needs = "[alerts] needs a ledger: it remembers them"
             raise ConfigError(f"[ledger].path is empty, but {needs}")
         return None
     answers = any(model.cache_answers is not None for model in config.models)

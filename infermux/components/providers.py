@@ -70,7 +70,8 @@ def registry(config: Config, problems: Problems) -> Registry:
 def _define(registry: Registry, config: Config, problems: Problems) -> None:
     """Define the names of [models]; every name in the file must lead to a target."""
     for model in config.models:
-        registry.define(**{each.name: getattr(model, each.name) for each in fields(model)})
+        told_of = [each.name for each in fields(model) if each.name != "mirror"]
+        registry.define(**{name: getattr(model, name) for name in told_of})
     inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
     places = [(f"[models] {name}", name, own) for name, own in inner.items()]
     for key in config.keys or ():
@@ -82,6 +83,12 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
     for team in config.budgets:
         if team.then not in ("reject", "warn"):
             places.append((f"[budgets.{team.name}].then", team.then, (team.then,)))
+    for model in config.models:
+        if (mirror := model.mirror) is not None:
+            places.append((f"[models.{model.name}].mirror.target", mirror.target, (mirror.target,)))
+            with problems:
+                if mirror.target == model.name:
+                    raise ConfigError(f"[models.{model.name}].mirror.target is the name itself")
     told: set[str] = set()
     for place, name, own in places:
         with problems:

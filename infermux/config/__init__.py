@@ -32,14 +32,10 @@ from .schema import (
     variables,
 )
 from .settings import (
+    SECTIONS,
     Config,
-    LedgerConfig,
     ModelConfig,
-    PricesConfig,
     ProviderConfig,
-    Reliability,
-    Server,
-    Trace,
     caller_key,
     price_file,
     team,
@@ -62,15 +58,8 @@ class NotTOML(ConfigError):
     """The file is not TOML."""
 
 
-_SECTIONS: dict[str, Any] = {
-    "reliability": Reliability,
-    "server": Server,
-    "ledger": LedgerConfig,
-    "prices": PricesConfig,
-    "trace": Trace,
-}
-_TABLES = ("providers", "models", "keys", "budgets", *_SECTIONS)
-_SECRETS = {"api_key", "admin_key", "admin", "hash", "users_secret", "url"}
+_TABLES = ("providers", "models", "keys", "budgets", *SECTIONS)
+_SECRETS = {"api_key", "admin_key", "admin", "hash", "users_secret", "url", "webhook", "secret"}
 _ADDRESSES = ("_HOST", "_BASE_URL")  # end the variables that hold a local server's address
 _PORTS = {
     "OLLAMA_HOST": 11434,
@@ -219,7 +208,7 @@ class _File:
         keys = self._all(data, "keys", caller_key, problems)
         budgets = self._all(data, "budgets", lambda *a: team(data.get("keys"), *a), problems)
         sections = {}
-        for name, kind in _SECTIONS.items():
+        for name, kind in SECTIONS.items():
             with problems:
                 if name in data:
                     value = self._renamed(kind, data[name], f"[{name}]")
@@ -388,12 +377,12 @@ class _Variables:
 
     def _overridden(self, config: Config, variable: str, value: str) -> Config:
         section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
-        if section in _SECTIONS:
-            old = getattr(config, section) or _SECTIONS[section]()
+        if section in SECTIONS:
+            old = getattr(config, section) or SECTIONS[section]()
             new = self._set.field(old, variable, f"[{section}]", key, value)
             return replace(config, **{section: new})
         if section != "providers":
-            hint = suggestion(section, [*_SECTIONS, "providers"])
+            hint = suggestion(section, [*SECTIONS, "providers"])
             raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
         name, _, key = key.partition("__")
         known = {provider.name.lower(): provider for provider in config.providers}
@@ -417,7 +406,7 @@ class _Variables:
         rest = name.removeprefix(PREFIX).upper()
         if rest in ("ADDR", "ADDRESS", "LISTEN", "BIND", "HOST", "PORT"):
             return ": the address is an option, `infermux serve --addr` or `gunicorn -b`"
-        sections = {name: getattr(config, name) or kind() for name, kind in _SECTIONS.items()}
+        sections = {name: getattr(config, name) or kind() for name, kind in SECTIONS.items()}
         places = [(f"{PREFIX}{name.upper()}__", value) for name, value in sections.items()]
         for each in config.providers:
             places.append((f"{PREFIX}PROVIDERS__{each.name.upper()}__", each))

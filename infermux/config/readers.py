@@ -76,6 +76,32 @@ def at_most_whole(limit: int) -> Reader:
     return read
 
 
+def web_address(value: Any, place: str) -> Secret:
+    """Read the reference to an http(s) address that is a secret itself."""
+    found = secret(value, place)
+    address = found.reveal()
+    if _HASH.fullmatch(address):  # it stands for a reference that could not be resolved
+        return found
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or " " in address:
+        where = found.source or "the variable"
+        raise ConfigError(f"{place}: {where} must hold a URL that begins with https:// or http://")
+    return found
+
+
+def alert_events(value: Any, place: str) -> tuple[str, ...]:
+    """Read what alerts are sent for."""
+    read = one_of("budget", "target", "prices", "records")
+    found = tuple(read(each, f"{place}[{n}]") for n, each in enumerate(texts(value, place)))
+    if not found:
+        raise ConfigError(f"{place} names no event; without [alerts] none is sent")
+    return found
+
+
 def key_hash(value: Any, place: str) -> str:
     """Read the SHA-256 of a key in hexadecimal, given as text or by reference."""
     found = value.reveal() if isinstance(value, Secret) else text(value, place)

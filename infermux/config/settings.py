@@ -14,6 +14,7 @@ from ..types import FALLBACK_ON, AnswerPolicy
 from .params import headers as read_headers
 from .params import params as read_params
 from .readers import (
+    alert_events,
     at_most_whole,
     database_url,
     days,
@@ -32,6 +33,7 @@ from .readers import (
     tags,
     target_names,
     time_zone,
+    web_address,
     weights,
     whole_or_zero,
 )
@@ -140,6 +142,32 @@ class AnswersConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """What a key may spend per day or month, in the ledger's time zone, or in total."""
+
+    usd: str = reads(money)
+    per: str = reads(one_of("day", "month", "total"), "month")
+    then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorBudget:
+    """What the copies of a name's calls may cost; once it is spent, no copies are sent."""
+
+    usd: str = reads(money)
+    per: str = reads(one_of("day", "month", "total"), "month")
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorConfig:
+    """Another target that gets copies of a share of a name's calls, after their answers."""
+
+    target: str = reads(text)
+    share: float = reads(share, 0.05)  # of the calls
+    budget: MirrorBudget | None = reads(table(MirrorBudget), None)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A model alias: its targets, and the strategy that orders them."""
 
@@ -160,6 +188,7 @@ class ModelConfig:
     timeout: NameTimeouts = reads(name_timeouts, NameTimeouts())
     attempts: int = reads(whole, 0)  # 0: those of [reliability], and so the next
     deadline: float = reads(or_zero(seconds), 0.0)
+    mirror: MirrorConfig | None = reads(table(MirrorConfig), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +231,6 @@ class Server:
     # warning: failed calls; info: every call
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetConfig:
-    """What a key may spend per day or month, in the ledger's time zone, or in total."""
-
-    usd: str = reads(money)
-    per: str = reads(one_of("day", "month", "total"), "month")
-    then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +319,32 @@ class Trace:
     otlp: str = reads(or_empty(url), "")  # an OpenTelemetry collector
 
 
+@dataclass(frozen=True, slots=True)
+class HooksConfig:
+    """Functions that see requests and answers, each as "package.module:function"."""
+
+    before: str = reads(or_empty(text), "")  # sees each request
+    after: str = reads(or_empty(text), "")  # sees each whole answer
+    chunk: str = reads(or_empty(text), "")  # sees each piece of a stream
+    # what a hook that fails or is late means: the call fails, or goes on without it
+    on_error: str = reads(one_of("closed", "open"), "closed")
+    timeout: float = reads(seconds, 5.0)  # of one run of a hook
+    threads: int = reads(whole, 64)  # of each worker that may run hooks at a time
+    # whether a stream is held back until `after` has seen it, where there is no hook for chunks
+    hold: bool = reads(flag, True)
+
+
+@dataclass(frozen=True, slots=True)
+class AlertsConfig:
+    """Where warnings about money, targets, prices and records are posted."""
+
+    webhook: Secret | None = reads(web_address, None)
+    secret: Secret | None = reads(
+        secret, None
+    )  # that signs each alert; None: the webhook's address
+    events: tuple[str, ...] = reads(alert_events, ("budget", "target", "prices", "records"))
+
+
 class PriceFile(NamedTuple):
     """A file of prices, and the JSON that it holds."""
 
@@ -327,6 +373,17 @@ def price_file(file: str, folder: Path) -> PriceFile | None:
         raise ConfigError(f"{place} is not the path of a JSON file") from None
 
 
+SECTIONS: Mapping[str, Any] = {  # that have no names in them
+    "reliability": Reliability,
+    "server": Server,
+    "ledger": LedgerConfig,
+    "prices": PricesConfig,
+    "trace": Trace,
+    "hooks": HooksConfig,
+    "alerts": AlertsConfig,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration."""
@@ -340,6 +397,8 @@ class Config:
     ledger: LedgerConfig | None = None
     trace: Trace = Trace()
     prices: PricesConfig = PricesConfig()
+    hooks: HooksConfig = HooksConfig()
+    alerts: AlertsConfig = AlertsConfig()
     path: str = ""  # of the file
     price_table: PriceFile | None = None  # what is in [prices].file; pricing reads it
     environment: bool = True  # whether the providers of the environment are used, and echo

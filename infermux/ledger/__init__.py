@@ -1,8 +1,7 @@
 """The ledger: stores every call with its cost, and enforces the budgets of callers.
 
-Values and interface of a ledger; money is in whole pico-USD. The most that a call may cost is
-reserved before it, and its real cost settled after it. The reservation's time decides the period.
-Sums are stored by the period's name, so a clock that steps back cannot reset a budget twice.
+Money is in whole pico-USD. The most that a call may cost is reserved before it, its real cost
+settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from ..pricing import PICO
 from ..types import CircuitCommand
 from . import periods
 from .periods import PERIODS
+from .stores.alerts import AlertLog
 from .stores.answers import AnswerStore
 from .stores.keys import KeyStore
 
@@ -53,13 +53,12 @@ class LedgerUnavailable(Unavailable):
 class Budget:
     """What a caller may spend per day, month or in total: Budget(usd="5.00").
 
-    *then* says what happens once it is spent: "reject", "warn", or the name of a cheaper model.
-    Without *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words
-    for *limit_pico* and *period*. Raise ValueError for an unknown period.
+    *then* says what happens once it is spent: "reject", "warn", or a cheaper model's name. Without
+    *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words for
+    *limit_pico* and *period*. Raise ValueError for an unknown period.
 
-    A budget with *members* is shared by these callers, and *caller* is its own name; one with a
-    *user* is that of an end user of the caller. A caller's calls also count in the budgets *also*.
-    Days and months are those of the ledger's time zone.
+    A budget with *members* is shared by them, and *caller* is its own name; one with a *user* is
+    an end user's. Calls also count in the budgets *also*. Days are those of the ledger's time zone.
     """
 
     caller: str = ""
@@ -211,12 +210,11 @@ class AttemptRow(NamedTuple):
     upstream_status: int | None = None  # of the vendor's answer to it
     upstream_request_id: str = ""  # the vendor's own id of it
     cache_saved: int | None = None  # pico-USD that the vendor's cache saved; negative: it cost more
-    assumed: int = (
-        0  # 1: it was sent, and whether it was billed is not known: the cost is estimated
-    )
+    assumed: int = 0  # 1: sent, and perhaps billed: the cost is estimated
     service_tier: str = ""  # that the vendor billed
     billed: str = ""  # by what else: a JSON object of media, fees, region, other models
     reason: str = ""  # why it failed, in our words
+    finish_reason: str = ""  # of the answer, in OpenAI's words
 
 
 class CallRow(NamedTuple):
@@ -381,6 +379,10 @@ class Ledger(ABC):
     def answers(self) -> AnswerStore:
         """Return where answers are kept to be given again."""
         raise LedgerUnavailable("this ledger keeps no answers")
+
+    def alerts(self) -> AlertLog:
+        """Return what remembers when alerts were sent."""
+        raise LedgerUnavailable("this ledger remembers no alerts")
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""

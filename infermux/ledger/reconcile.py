@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..errors import counted, printable, shown
 from ..pricing import PICO, usd
 from ..protocol import must_be
+from ..types import JSON
 from . import Total
 from .bills import Bill, Key
 from .bills.formats import read
@@ -38,6 +39,17 @@ class Compared(NamedTuple):
     def difference(self) -> int:
         """The ledger's cost minus the vendor's, in pico-USD; None counts as 0."""
         return (self.ours or 0) - (self.theirs or 0)
+
+    def to_dict(self) -> JSON:
+        """Return the row as JSON."""
+        sums = {"ours": self.ours, "theirs": self.theirs, "difference": self.difference}
+        return {
+            "day": self.day,
+            "model": self.model,
+            **{f"{name}_usd": None if pico is None else usd(pico) for name, pico in sums.items()},
+            "agrees": self.agrees,
+            "note": self.note,
+        }
 
 
 class Tolerance(NamedTuple):

@@ -50,7 +50,7 @@ _CALL = (
 ).split()
 _ATTEMPT = (
     "provider model served error_code reason upstream_status upstream_request_id "
-    f"{_USED} service_tier billed assumed unpriced started_ms first_ms ended_ms"
+    f"{_USED} service_tier billed assumed unpriced finish_reason started_ms first_ms ended_ms"
 ).split()
 
 

@@ -33,6 +33,7 @@ from .holds import MAX_USERS
 from .queries import Ask
 from .rollups import Sql
 from .spool import Deferred, Spool
+from .stores.alerts import AlertLog, SQLAlerts
 from .stores.answers import AnswerStore, SQLAnswers
 from .stores.keys import KeyStore, SQLKeys
 from .stores.objects import Objects, SQLObjects
@@ -48,10 +49,10 @@ class SQLLedger(Ledger):
     Calls are kept for *keep* seconds."""
 
     keep: float | None
-    _clock: Clock
+    clock: Clock
 
     def __init__(self, zone: tzinfo, keep: float | None, clock: Clock = time.time) -> None:
-        self.zone, self.keep, self._clock = zone, keep, clock
+        self.zone, self.keep, self.clock = zone, keep, clock
         self._maintenance = rollups.Maintenance(self, keep)
 
     # -- what a backend does --
@@ -161,6 +162,10 @@ class SQLLedger(Ledger):
         """Return the last changes of budgets by operators, newest first."""
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
 
+    def alerts(self) -> AlertLog:
+        """Return what remembers when alerts were sent."""
+        return SQLAlerts(self)
+
     def rows(
         self,
         *,
@@ -223,7 +228,7 @@ class SQLLedger(Ledger):
     ) -> list[Total]:
         """Return sums over groups of calls; first sum up ended days that are needed."""
         question = rollups.Question.of(by, since, until, caller, zone or self.zone)
-        return rollups.report(self, question, self._clock())
+        return rollups.report(self, question, self.clock())
 
     def maintain(self, now: float) -> None:
         """See `Maintenance`."""

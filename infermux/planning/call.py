@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Attempt:
         """The attempt as an error tells it; its failure is known."""
         target, error = self.target, self.error
         if error is None:
-            return FailedAttempt(*target, why="interrupted")
+            answered = self.usage is not None and not self.assumed
+            return FailedAttempt(*target, why="answered" if answered else "interrupted")
         why = error.summary.partition(": ")[2]
         return FailedAttempt(*target, error.upstream_status, error.code, why, error.hint)
 
@@ -91,6 +93,16 @@ class Window:
     tokens: int = 0
     requests_reset: float = 0.0  # seconds until none of the requests counts any more
     tokens_reset: float = 0.0
+
+
+@dataclass(slots=True)
+class HookRun:
+    """The runs of one hook for a call: how many, how long, and the outcome of the last."""
+
+    times: int = 0
+    seconds: float = 0.0
+    inside: float = 0.0  # of these, the seconds within an attempt: between chunks
+    outcome: str = "passed"  # changed, refused or failed
 
 
 @dataclass(slots=True)
@@ -138,6 +150,9 @@ class Call:
     finish_reason: str = ""
     answer: str | None = None  # the text, if traces hold content
     error: Failure | None = None
+    hooks: Any = None  # a HookRun by name, once a hook has run
+    told: Any = None  # what hooks are told of the call
+    form: str = ""  # the format of the client, if its own body is not known
 
     @classmethod
     def begin(
@@ -229,6 +244,11 @@ class Call:
         return (time.monotonic() if self.ended is None else self.ended) - self.started
 
     @property
+    def hooks_ms(self) -> float:
+        """The milliseconds that hooks took."""
+        return sum([float(run.seconds) for run in (self.hooks or {}).values()]) * 1000
+
+    @property
     def latency_ms(self) -> int:
         """The same in whole milliseconds; of the last attempt, what its provider says."""
         if self.stated_ms is None:
@@ -314,6 +334,10 @@ class StreamAccumulator:
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.model = chunk.model or self.model
         self.id = chunk.id or self.id
+
+    def copy(self) -> StreamAccumulator:
+        """Return one that goes on by itself."""
+        return copy.deepcopy(self)
 
     def _add_call(self, delta: JSON) -> None:
         call = self._calls.setdefault(

@@ -17,11 +17,10 @@ from ..errors import (
     InferMuxError,
     Overloaded,
     ProviderUnavailable,
-    is_own_want,
     shown,
 )
 from ..protocol import InferRequest, InferResponse
-from ..types import Chunk, Deadline, Usage
+from ..types import Chunk, Deadline, Usage, is_own_want
 
 Infer = Callable[[InferRequest, Deadline], InferResponse]
 OUT_OF_RESOURCES = "the service is out of resources; retry shortly"

@@ -17,8 +17,8 @@ from ..errors import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
-    is_own_want,
 )
+from ..types import is_own_want
 from .base import OUT_OF_RESOURCES
 
 FOREIGN = (

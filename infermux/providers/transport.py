@@ -31,8 +31,8 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..config.settings import Timeouts
-from ..errors import ProviderTimeout, is_own_want
-from ..types import POSIX, Deadline
+from ..errors import ProviderTimeout
+from ..types import POSIX, Deadline, is_own_want
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
 MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads

@@ -55,6 +55,7 @@ class AnswerCache:
     def __init__(self, store: AnswerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self.hooks = ""  # that see what is kept
         self._log = LogThrottle()
 
     def find(self, call: Call, route: Route) -> InferResponse | None:
@@ -65,7 +66,7 @@ class AnswerCache:
         if "no-store" in asked or not may_be_kept(call.request):
             call.cache = BYPASS
             return None
-        call.cache, call.answer_key = MISS, digest_of(call, route)
+        call.cache, call.answer_key = MISS, digest_of(call, route, self.hooks)
         match = _MAX_AGE.search(asked)
         if "no-cache" in asked or (match is not None and not int(match[1])):
             return None
@@ -214,7 +215,7 @@ def is_final(response: InferResponse) -> bool:
     return bool(response.content) and not response.extra and not paid
 
 
-def digest_of(call: Call, route: Route) -> str:
+def digest_of(call: Call, route: Route, hooks: str = "") -> str:
     """Return the digest under which the answer to a call is kept."""
     request = call.request
     native = request.native
@@ -226,6 +227,7 @@ def digest_of(call: Call, route: Route) -> str:
     who = [call.caller.name, call.user, request.provider, request.op]
     text = json.dumps([VERSION, who, dict(request.headers), asked], sort_keys=True, default=repr)
     known = route._replace(answers=None), route.answers and route.answers.settings
+    text += f"\n{hooks}" if hooks else ""
     return sha256(f"{known!r}\n{text}".encode(errors="replace")).hexdigest()
 
 

@@ -129,6 +129,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         "override": override or None,
         **_of_name(router, plan, settings),
         "refused": refused if plan.targets else "no_healthy_providers",
+        **_beside(router, plan.model),
     }
     targets = [
         _state(router, target, costs[target])
@@ -207,6 +208,15 @@ def _settings(settings: NameSettings | None, target: Target, request: InferReque
         "params": dict(sent.forced.params if sent.forced is not None else {}),
         "timeout": timeouts,
     }
+
+
+def _beside(router: Router, name: str) -> JSON:
+    """Return the hooks that see a call, and where copies of the name's calls go."""
+    hooks = dict(router.hooks.names) if router.hooks is not None else {}
+    rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
+    rule = next((each for each in rules if each is not None), None)
+    copied = None if rule is None else {"target": rule.target, "share": rule.share}
+    return {"mirror": copied, "hooks": hooks}
 
 
 def _state(router: Router, target: Target, cost: int | None) -> JSON:

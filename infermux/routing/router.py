@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 from ..admission import Admission
@@ -38,7 +39,7 @@ from ..errors import (
     Unavailable,
     shown,
 )
-from ..ledger import Budget, Ledger, LedgerUnavailable
+from ..ledger import Ledger
 from ..planning import Plan, plan, session_for, takes_turns
 from ..planning.call import Attempt, Call
 from ..planning.end_user import Users
@@ -46,11 +47,10 @@ from ..planning.registry import Registry
 from ..pricing import Price, usd_float
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, validated
-from ..telemetry.spans import SpanReporter, span
+from ..telemetry.spans import SpanReporter, reporting
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
-from .callers import TAGS as TAGS
 from .callers import begun, has_hard_budget
 from .stored import Ids, has_files
 from .stream import Stream, open_chunks
@@ -61,13 +61,12 @@ CALL_SECONDS = 600.0  # deadline if client and configuration set none (as the SD
 FAILOVER_SECONDS = 60.0  # deadline of attempts while another target is untried
 SHARE = 0.5  # of the remaining time, for an attempt while another target is untried
 _PARTS = (
-    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets"),
-    *("admission", "ids", "files", "keyring", "accounting", "users", "answers", "observers"),
+    *("registry", "reporter", "attempts", "deadline", "on_unsupported", "targets", "admission"),
+    *("ids", "files", "keyring", "accounting", "users", "answers", "observers", "hooks"),
 )
 log = logging.getLogger("infermux")
 
 Observer = Callable[[Call], None]
-Sleep = Callable[[float], None]
 Answer = TypeVar("Answer")
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
 
@@ -92,7 +91,8 @@ class Router:
         capture_content: bool = False,
         users: Users | None = None,
         answers: AnswerCache | None = None,
-        sleep: Sleep = time.sleep,
+        hooks: Any = None,
+        sleep: Callable[[float], None] = time.sleep,
         seed: int | None = None,
     ) -> None:
         self.registry = registry = Registry.of(registry)
@@ -109,7 +109,8 @@ class Router:
         )
         self.users = users or Users()  # knows the end users of callers
         self.answers = answers  # that are given again; None: none are
-        self.observers = [*observers, *([self._report] if reporter is not None else [])]
+        self.hooks: Any = hooks and import_module(".hooks", __package__).Hooks.of(hooks)
+        self.observers: list[Observer] = [*observers, *reporting(reporter)]
         self._sleep, self._rng = sleep, random.Random(seed)
         self._cursors: dict[str, int] = {}  # calls of each round-robin name or pattern so far
 
@@ -154,10 +155,7 @@ class Router:
         trace: TraceContext | None = None,
         user: str = "",
     ) -> Stream:
-        """Return the answer as a stream, after its first content; raise InferMuxError.
-
-        The arguments are those of `infer`; `with` closes the stream.
-        """
+        """Return the answer as a stream, after its first content; `with` closes it. See `infer`."""
         asked = InferRequest.of(request, model, provider, params)
         return self.open(self.begin(asked, caller=caller, trace=trace, user=user))
 
@@ -183,6 +181,8 @@ class Router:
         """Return the answer to a call that has begun, by *send* if given; raise InferMuxError."""
         try:
             response = self._run(call, send or self._send, streamed=False)
+            if self.hooks is not None and call.given is None and send is None:
+                response = self.hooks.after(call, response)
             call.stated_ms = response.latency_ms or None
         except BaseException as error:
             self.finish(call, error)
@@ -197,7 +197,8 @@ class Router:
     def open(self, call: Call) -> Stream:
         """Return the stream of a call that has begun; raise InferMuxError."""
         try:
-            return self._run(call, self._send_streamed, streamed=True)
+            stream = self._run(call, self._send_streamed, streamed=True)
+            return stream if self.hooks is None else stream.started()
         except BaseException as error:
             self.finish(call, error)
             raise
@@ -262,15 +263,11 @@ class Router:
 
     def _run(self, call: Call, send: Send[Answer], *, streamed: bool) -> Answer:
         """Admit the call, plan it, and try its targets."""
-        call.request.check()
-        self.ids.pin(call)
-        route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
-        call.settings = self.registry.settings(route)
-        call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
-        budget = call.caller.budget
-        if self.ledger is None and isinstance(budget, Budget) and budget.hard:
-            raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
+        route = self._checked(call)
+        self.accounting.check_caller(call.caller)
         self.admission.admit(call, streamed=streamed)
+        if self.hooks is not None and self.hooks.before(call, streamed=streamed):
+            route = self._checked(call)
         if self.answers is not None and (known := self.answers.find(call, route)) is not None:
             return cast(Answer, Replay(call, known, self.finish) if streamed else known)
         deadline = call.limit(self.deadline, CALL_SECONDS)
@@ -288,6 +285,15 @@ class Router:
             other = self._route(call.request, call.caller)
         call.plan = self._planned(call, other)
         return self._first_success(call, deadline, send)
+
+    def _checked(self, call: Call) -> Route:
+        """Return the route of a request that is valid and allowed; raise RequestError."""
+        call.request.check()
+        self.ids.pin(call)
+        route = (call.plan and call.plan.route) or self._route(call.request, call.caller)
+        call.settings = self.registry.settings(route)
+        call.lenient = (route.on_unsupported or self.on_unsupported) == "drop"
+        return route
 
     def _first_success(self, call: Call, deadline: Deadline, send: Send[Answer]) -> Answer:
         """Return the answer of the first target that gives one; raise the last error.
@@ -423,7 +429,8 @@ class Router:
         chunks = self.ids.told_stream(call, *chunks)
         if call.answer_key:
             chunks = watched(call, *chunks)
-        return Stream(call, *chunks, permit, self.accounting, self.finish, self.answers)
+        parts = call, *chunks, permit, self.accounting, self.finish, self.answers
+        return Stream(*parts) if self.hooks is None else cast(Stream, self.hooks.stream(*parts))
 
     # -- the record --
 
@@ -441,19 +448,12 @@ class Router:
         self.accounting.settle(call)
         self.targets.settle(call)
         for observer in self.observers:
-            try:
+            try:  # an observer must never break the call
                 observer(call)
-            except Exception:  # an observer must never break the call
+            except Exception:
                 log.exception("an observer failed")
-
-    def _report(self, call: Call) -> None:
-        assert self.reporter is not None
-        self.reporter.report(span(call))
 
     def close(self) -> None:
         """Close the ledger and the providers."""
-        if self.ledger is not None:
-            self.ledger.close()
-        for provider in self.registry:
-            if (release := getattr(provider.provider, "close", None)) is not None:
-                release()
+        for each in (self.ledger, *[member.provider for member in self.registry]):
+            getattr(each, "close", lambda: None)()

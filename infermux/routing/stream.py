@@ -51,7 +51,7 @@ class Stream:
         self._permit = permit
         self._accounting = accounting
         self._finish = finish
-        self._answer = StreamAccumulator()
+        self._answer = self._told = StreamAccumulator()  # of the provider, and for the caller
         self._answers = answers
 
     def __iter__(self) -> Stream:
@@ -72,12 +72,10 @@ class Stream:
             if chunk is not HEARTBEAT:
                 self._answer.add(chunk)
         except StopIteration:
-            self._settle(None)
-            if self.call.answer_key and self._answers is not None:
-                self._answers.keep(self.call, self.response())
+            self._end()
             raise
         except InferMuxError as error:
-            self._settle(error)
+            self.settle(error)
             raise
         except Exception as error:  # inline: ProviderGuard would cost two calls per event
             raise self._provider_failed(error) from error
@@ -86,6 +84,10 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_answer"):
             self.close()  # an abandoned stream is still billed
+
+    def started(self) -> Stream:
+        """Return the stream when there is something to send."""
+        return self
 
     @property
     def usage(self) -> Usage | None:
@@ -108,12 +110,12 @@ class Stream:
             while self._first:  # chunks that came before the first read are billed too
                 with ProviderGuard(self.call.provider):
                     self._answer.add(self._first.popleft())
-            self._settle(None)
+            self.settle(None)
 
     def response(self) -> InferResponse:
         """Return the answer so far as one response."""
         call = self.call
-        whole = self._answer.response(call.provider, call.attempts[-1].target.model)
+        whole = self._told.response(call.provider, call.attempts[-1].target.model)
         tokens_in, tokens_out = call.tokens
         return replace(
             whole,
@@ -126,19 +128,28 @@ class Stream:
 
     def _provider_failed(self, error: Exception) -> InferMuxError:
         ours = provider_failed(self.call.provider, error)
-        self._settle(ours)
+        self.settle(ours)
         return ours
 
-    def _settle(self, error: InferMuxError | None) -> None:
-        """Record the end once: the last chunk, an error or close, whichever comes first."""
+    def _end(self) -> None:
+        """Record the end of a complete stream, and keep its answer if it is to be given again."""
+        self.settle(None)
+        if self.call.answer_key and self._answers is not None:
+            self._answers.keep(self.call, self.response())
+
+    def settle(self, error: InferMuxError | None, *, ours: bool = False) -> None:
+        """Record the end once: the last chunk, an error or close, whichever comes first.
+
+        *ours*: the error is not the provider's.
+        """
         call, attempt = self.call, self.call.attempts[-1]
         if attempt.ended is not None:
             return
         attempt.ended = time.monotonic()
-        attempt.error = None if error is None else error.failure
+        attempt.error = None if error is None or ours else error.failure
         try:
             close_stream(self._rest, call.provider)
-            self._permit.end(error)
+            self._permit.end(None if ours else error)
             self._accounting.charge_stream(call, attempt, self._answer)
         finally:
             self._finish(call, error)
@@ -184,8 +195,20 @@ class _Drain:
         self._stopped = now if self._stopped is None else self._stopped
         return now - self._stopped > self.grace - LAST_EVENT_SECONDS
 
+    def left(self) -> float:
+        """Return the seconds until open streams must end."""
+        self.due()
+        stopped = time.monotonic() if self._stopped is None else self._stopped
+        left = stopped + self.grace - LAST_EVENT_SECONDS - time.monotonic()
+        return max(0.0, left) if self.grace < math.inf else LAST_EVENT_SECONDS
+
 
 _drain = _Drain(SimpleNamespace(alive=True), math.inf)
+
+
+def time_left() -> float:
+    """Return the seconds that this process has before it is killed, if it is shutting down."""
+    return _drain.left()
 
 
 def check_draining() -> None:

@@ -30,7 +30,7 @@ from ..pricing.compare import stale
 from ..routing import stream
 from ..telemetry import call_log, shared_memory
 from ..telemetry.exporter import flush_all
-from . import status
+from . import alerts, status
 
 log = logging.getLogger("infermux")
 
@@ -228,6 +228,7 @@ def _renew(config: Config) -> None:
         build.routers.discard(new)
         old.take_over(new)
         status.monitor(old)  # not among its new observers
+        alerts.arm(old)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -250,6 +251,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Collect garbage less often, as the objects of calls in flight stay in use."""
+    alerts.start()
     _freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     _map_large_blocks()
@@ -283,6 +285,7 @@ def _mask_stop_signals(how: int) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Send queued spans and records when a worker exits."""
+    status.send_copies()
     flush_all()
     status.stop()
     atexit.unregister(flush_all)  # already done

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -19,7 +20,9 @@ from ..ledger.reports import iso
 from ..planning.call import Call
 from ..routing.circuit_breaker import BreakerState, CircuitBreaker
 from ..routing.router import Router
+from ..routing.stream import time_left
 from ..telemetry import exporter, metrics, shared_memory
+from ..telemetry.alerts import alerts_of
 from ..telemetry.shared_memory import Command, SharedMemory
 from ..types import JSON, Target
 
@@ -66,6 +69,10 @@ class Monitor:
         self.memory = shared_memory.shared or SharedMemory()
         self.metrics = metrics.Metrics(self.memory, router.registry)
         self.started = time.time()
+        if (alerts := alerts_of(router.observers)) is not None:
+            alerts.memory = self.memory
+        if (mirror := _mirror_of(router)) is not None:
+            mirror.memory = self.memory
         self._applied = 0  # number of the last applied command
         self._heard: dict[tuple[str, str], int] = {}  # numbers of commands of other hosts
 
@@ -100,6 +107,12 @@ class Monitor:
             return False
         self._heard[provider, model] = number
         return bool(number) or None
+
+
+def _mirror_of(router: Router) -> Any:
+    """Return the router's mirror; its module is loaded only if there is one."""
+    module = sys.modules.get("infermux.routing.mirror")
+    return module and module.mirror_of(router.observers)
 
 
 def monitor(router: Router) -> Monitor:
@@ -326,6 +339,13 @@ def start() -> None:
     if shared_memory.shared is not None:
         _report()  # before the first call is admitted
         threading.Thread(target=_keep_reporting, name="infermux-status", daemon=True).start()
+
+
+def send_copies() -> None:
+    """Send a worker's last copies of calls in the time that it has, or count them as dropped."""
+    for router in list(_monitors):
+        if (mirror := _mirror_of(router)) is not None:
+            mirror.drain(time_left())
 
 
 def stop() -> None:

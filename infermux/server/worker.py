@@ -32,9 +32,9 @@ from typing import Any
 from gunicorn.workers.gthread import ThreadWorker
 
 from ..admission import ConcurrencyLimiter
-from ..errors import InferMuxError, RequestError, is_own_want
+from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
-from ..types import LogThrottle
+from ..types import LogThrottle, is_own_want
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread

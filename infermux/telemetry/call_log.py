@@ -74,6 +74,9 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
         found["cache"] = call.cache
     if call.end_user:
         found["user"] = call.end_user
+    if call.hooks:
+        found["hooks_ms"] = round(call.hooks_ms, 1)
+        found["hooks"] = ",".join(f"{name}:{run.outcome}" for name, run in call.hooks.items())
     return found | ({"tried": [_tried(attempt) for attempt in call.attempts]} if tried else {})
 
 

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from .. import errors
-from ..planning.call import Attempt, Call
+from ..planning.call import Attempt, Call, HookRun
 from ..planning.registry import Registry
 from ..pricing import PICO
 from ..types import Target
@@ -30,6 +30,7 @@ _TOKENS = [  # kinds, and the fields of Usage
     (kind, f"{kind}_tokens")
     for kind in ("input", "output", "cached_input", "cache_write", "reasoning")
 ]
+_NO_HOOKS: Mapping[str, HookRun] = {}
 _OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
@@ -57,6 +58,14 @@ FAMILIES = {
     ),
     "overhead_seconds": Family(
         "histogram", (), "Seconds of a call outside providers and waits.", _NANO, OWN_SECONDS
+    ),
+    "hooks_total": Family(
+        "counter",
+        ("hook", "outcome"),
+        "Calls that a hook has seen: passed, changed, refused or failed.",
+    ),
+    "hook_seconds": Family(
+        "histogram", ("hook",), "Seconds of a call in a hook.", _NANO, OWN_SECONDS
     ),
     "tokens_total": Family(
         "counter",
@@ -88,6 +97,12 @@ FAMILIES = {
     "answer_cache_total": Family(
         "counter", ("name", "result"), "Calls of names that keep answers: hit, miss or bypass."
     ),
+    "mirrored_total": Family(
+        "counter", ("model", "outcome"), "Copies of a name's calls: sent, failed, refused, dropped."
+    ),
+    "alerts_total": Family(
+        "counter", ("outcome",), "Alerts to the webhook: sent, retried or failed."
+    ),
     "failed_logins_total": Family("counter", ("api",), "Requests with a key that did not open."),
 }
 
@@ -115,6 +130,9 @@ class Metrics:
         own = seconds
         for attempt in attempts:
             own -= attempt.seconds + attempt.waited
+        hooks: Mapping[str, HookRun] = call.hooks or _NO_HOOKS
+        for run in hooks.values():
+            own += run.inside
         with slot.lock:
             slot.add(("requests_total", *target, status))
             _observe(slot, ("latency_seconds", *target), SECONDS, seconds)
@@ -125,6 +143,9 @@ class Metrics:
                     slot.add(("streams_incomplete_total", *target))
             if call.cache:
                 slot.add(("answer_cache_total", self._name(call.request.model), call.cache))
+            for name, run in hooks.items():
+                slot.add(("hooks_total", name, run.outcome))
+                _observe(slot, ("hook_seconds", name), OWN_SECONDS, run.seconds)
             for attempt in attempts:
                 _attempted(
                     slot, target if attempt is last else self.labels(*attempt.target), attempt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ..errors import Failure
@@ -70,6 +70,9 @@ def span(call: Call) -> TraceSpan:
         attrs["cost_usd"] = call.cost_usd
     if call.error is not None:
         attrs["error"] = call.error.summary
+    if call.hooks:
+        attrs["hooks"] = {name: run.outcome for name, run in call.hooks.items()}
+        attrs["hooks_ms"] = round(call.hooks_ms, 1)
     if len(call.attempts) > 1:  # a single one would repeat the call
         attrs["attempts"] = [_tried(call, attempt) for attempt in call.attempts]
     if call.answer is not None:  # only if [trace].content is set
@@ -85,6 +88,11 @@ def span(call: Call) -> TraceSpan:
         call.parent_id,
         attrs,
     )
+
+
+def reporting(reporter: SpanReporter | None) -> list[Callable[[Call], None]]:
+    """Return the observer that reports the span of each call, if there is a reporter."""
+    return [] if reporter is None else [lambda call: reporter.report(span(call))]
 
 
 def _tried(call: Call, attempt: Attempt) -> dict[str, Any]:

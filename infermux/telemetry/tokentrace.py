@@ -41,7 +41,7 @@ class Reporter(Exporter[TraceSpan]):
         def send(spans: list[TraceSpan]) -> int:
             nonlocal connection, descriptor, path
             if connection is None:  # here, where an error only drops spans
-                connection, path = _connection(self.url)
+                connection, path = unopened(self.url)
             lost = 0
             for span in spans:
                 message = Message.wrap(self.source, TRACE_SPAN, span.to_dict(), checksum=True)
@@ -53,7 +53,7 @@ class Reporter(Exporter[TraceSpan]):
         return send
 
 
-def _connection(url: str) -> tuple[HTTPConnection, str]:
+def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection, str]:
     """Return an unopened connection and the path to POST to; raise ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -62,13 +62,13 @@ def _connection(url: str) -> tuple[HTTPConnection, str]:
     if parts.query:
         path += f"?{parts.query}"
     if parts.scheme == "http":
-        return HTTPConnection(*address, timeout=TIMEOUT_SECONDS), path
+        return HTTPConnection(*address, timeout=seconds), path
     import ssl
 
     import certifi  # the certificates that requests trusts
 
     trusted = ssl.create_default_context(cafile=certifi.where())
-    return HTTPSConnection(*address, timeout=TIMEOUT_SECONDS, context=trusted), path
+    return HTTPSConnection(*address, timeout=seconds, context=trusted), path
 
 
 def _post(

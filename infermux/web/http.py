@@ -26,15 +26,15 @@ from ..errors import (
     RequestTooLarge,
     UnsupportedEncoding,
     counted,
-    is_own_want,
     shown,
 )
 from ..planning.call import Call
 from ..pricing import usd
 from ..protocol import InferRequest, new_id, strict_json
-from ..routing.router import TAGS, Router
+from ..routing.callers import TAGS
+from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller, LogThrottle
+from ..types import JSON, NOTHING, Caller, LogThrottle, is_own_want
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -341,11 +341,10 @@ def call_headers(call: Call) -> dict[str, str]:
         "X-Infermux-Latency-Ms": str(call.latency_ms),
     }
     if call.attempts:
-        upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
         headers |= {
             "X-Infermux-Provider": header_value(call.provider),
             "X-Infermux-Model": header_value(call.model),
-            "Server-Timing": f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}",
+            "Server-Timing": _timing(call),
         }
         last = call.attempts[-1]
         if last.upstream_ids and not _is_about_our_account(last.error):
@@ -372,6 +371,12 @@ def call_headers(call: Call) -> dict[str, str]:
             "X-Infermux-Cost": usd(call.cost),
         }
     return headers
+
+
+def _timing(call: Call) -> str:
+    upstream = sum([attempt.seconds for attempt in call.attempts]) * 1000
+    found = f"provider;dur={upstream:.1f}, total;dur={call.seconds * 1000:.1f}"
+    return found if not call.hooks else f"{found}, hooks;dur={call.hooks_ms:.1f}"
 
 
 def _is_about_our_account(error: Failure | None) -> bool:

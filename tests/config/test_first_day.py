@@ -479,7 +479,8 @@ def uncommented() -> str:
 
 def test_every_key_of_the_template_is_valid(tmp_path: Path) -> None:
     text = uncommented()
-    answer = validate(tmp_path, text)
+    env = {"ALERT_WEBHOOK": "https://hooks.example/x", "ALERT_SECRET": "signs"}
+    answer = validate(tmp_path, text, **env)
     assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
     assert "local (file), slow (file)" in answer.stdout
     prose = re.findall(r"(?m)^#\s*((?:\[|\w+ *=).*)$", text)
@@ -494,6 +495,7 @@ def test_the_template_has_every_key_and_states_the_defaults(tmp_path: Path) -> N
     kinds = [settings.ProviderConfig, settings.Timeouts, settings.ModelConfig, settings.Breaker]
     kinds += [settings.Reliability, settings.Server, settings.KeyConfig, settings.BudgetConfig]
     kinds += [settings.TeamConfig, settings.LedgerConfig, settings.PricesConfig, settings.Trace]
+    kinds += [settings.HooksConfig, settings.AlertsConfig]
     for kind in kinds:
         for item in fields(kind):
             if "reader" in item.metadata and item.name not in REFERENCES:

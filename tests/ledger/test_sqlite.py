@@ -531,7 +531,7 @@ OLD = {
 MISSING = {VERSION_1: {"unpriced", "plan"}, VERSION_2: {"plan"}}  # columns that it has not
 EIGHT = {"upstream_status", "upstream_request_id", "cache_saved"}
 # columns that none of them has
-NEW = EIGHT | {"assumed", "service_tier", "billed", "end_user", "reason"}
+NEW = EIGHT | {"assumed", "service_tier", "billed", "end_user", "reason", "finish_reason"}
 HAS = {VERSION_6: {"upstream_status"}, VERSION_8: EIGHT}  # except these
 
 

@@ -42,6 +42,8 @@ FAMILIES = {
     "infermux_latency_seconds": "histogram",
     "infermux_ttft_seconds": "histogram",
     "infermux_overhead_seconds": "histogram",
+    "infermux_hooks": "counter",
+    "infermux_hook_seconds": "histogram",
     "infermux_tokens": "counter",
     "infermux_cost_usd": "counter",
     "infermux_attempts": "counter",
@@ -53,6 +55,8 @@ FAMILIES = {
     "infermux_ledger_pending": "gauge",
     "infermux_ledger_lost": "counter",
     "infermux_answer_cache": "counter",
+    "infermux_alerts": "counter",
+    "infermux_mirrored": "counter",
     "infermux_failed_logins": "counter",
     **{f"infermux_budget_{name}_usd": "gauge" for name in ("limit", "spent", "held", "left")},
 }  # as the parser names them: a counter without its _total

@@ -371,6 +371,8 @@ def encode_error(error: InferMuxError) -> JSON:
         "invalid_request_error" if error.status < 500 else "api_error"
     )
     body: JSON = {"type": kind, "message": error.message}
+    if error.hook:  # this format has no code, and a hook's own says what was refused
+        body["code"] = error.code
     if isinstance(error, UnsupportedParameter) and error.param == "thread":
         body["details"] = _NO_THREAD  # then the SDK sends the whole conversation
     native = error.native_in(NAME)

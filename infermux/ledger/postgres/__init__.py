@@ -201,7 +201,7 @@ class PostgresLedger(SQLLedger):
         self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0
     ) -> list[bool]:
         """Settle a batch, or where it has something unusual, one by one."""
-        now, zone = self._time(self._clock()), self.zone
+        now, zone = self._time(self.clock()), self.zone
         try:
             return database.run(
                 lambda link: settlements.settle(link, batch, now, zone, database.plans), seconds
@@ -341,7 +341,7 @@ class PostgresLedger(SQLLedger):
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
         """Make the tables (*create*) or migrate them; return what was done."""
-        now = self._clock()
+        now = self.clock()
         return self._here().database.alone(
             lambda link: schema.migrate(link, now, create=create, role=role)
         )

@@ -35,6 +35,7 @@ _ATTEMPTS = f"""CREATE TABLE attempts (
     unpriced {_COUNT}, error_code {_TEXT}, final BIGINT NOT NULL, upstream_status BIGINT,
     upstream_request_id {_TEXT} DEFAULT '', cache_saved BIGINT, assumed {_COUNT},
     service_tier {_TEXT} DEFAULT '', billed {_TEXT} DEFAULT '', reason {_TEXT} DEFAULT '',
+    finish_reason {_TEXT} DEFAULT '',
     PRIMARY KEY (at_ns, call_id, n)) PARTITION BY RANGE (at_ns)"""
 _FIRST = (
     _CALLS,
@@ -88,6 +89,8 @@ _FIRST = (
     "CREATE INDEX answers_by_age ON answers (name, at_ms, digest)",
     "CREATE INDEX answers_by_end ON answers (expires_ms)",
     f"CREATE TABLE answer_sizes (name {_TEXT} PRIMARY KEY, bytes BIGINT NOT NULL)",
+    # when alerts were sent
+    f"CREATE TABLE alerts (subject {_TEXT} PRIMARY KEY, at_ms BIGINT NOT NULL, host {_TEXT})",
     # which files and batches at the vendors are whose
     f"""CREATE TABLE objects (provider {_TEXT}, caller {_TEXT}, ident {_TEXT},
         at_ms BIGINT NOT NULL, PRIMARY KEY (provider, caller, ident))""",
@@ -111,7 +114,7 @@ TABLES: tuple[str, ...] = (
     "rolled",
 )
 TABLES += ("rollups", "rates", "circuits", "copies", "api_keys", "key_hashes")
-TABLES += ("versions", "answers", "answer_sizes", "activity", "objects")
+TABLES += ("versions", "answers", "answer_sizes", "activity", "objects", "alerts")
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

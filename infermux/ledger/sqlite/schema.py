@@ -166,10 +166,16 @@ _ACTIVITY = (
     "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
 )
 _OBJECTS = (f"{objects.TABLE} STRICT, WITHOUT ROWID".replace("BIGINT", "INTEGER"),)
+_ALERTS = (  # when they were sent
+    """CREATE TABLE alerts (
+        subject TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, host TEXT NOT NULL)
+        STRICT, WITHOUT ROWID""",
+)
+_FINISH = ("ALTER TABLE attempts ADD COLUMN finish_reason TEXT NOT NULL DEFAULT ''",)
 # item n migrates version n to n + 1
 MIGRATIONS = (
     *(_FIRST, _UNPRICED, _PLANS, _HOLDS, _API, _STATUS, _UPSTREAM_ID, _CACHE_SAVED, SUMS),
-    *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY, _OBJECTS),
+    *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY, _OBJECTS, _ALERTS, _FINISH),
 )
 
 # what is read of a damaged file, of any version, and how it is written to the new one

@@ -1,4 +1,4 @@
-"""What a ledger's database stores beside calls and budgets: API keys, answers, whose files are.
+"""What a ledger's database stores beside calls and budgets: keys, answers, files, alerts.
 
 Each store is an abstract class, and one implementation in SQL that every database understands, with
 `?` for values. `Database` is what they need of a ledger.

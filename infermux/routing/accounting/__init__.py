@@ -40,7 +40,7 @@ from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
-from ...types import Target, Usage
+from ...types import Caller, Target, Usage
 from ..stored import billed_as
 from ..targets import UNPRICED, TargetPool
 from .passed import by_price
@@ -91,6 +91,11 @@ class Accounting:
         self._logged_at = -LOG_SECONDS
 
     # -- before and after a call --
+
+    def check_caller(self, caller: Caller) -> None:
+        """Raise LedgerUnavailable if the caller has a hard budget and there is no ledger."""
+        if self.ledger is None and isinstance(caller.budget, Budget) and caller.budget.hard:
+            raise LedgerUnavailable("the caller has a budget, but no ledger is configured")
 
     def reserve(self, call: Call, target: Target) -> None:
         """Reserve the most that *call* may cost at *target*, if its caller has a budget.

@@ -66,6 +66,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
     target, usage = attempt.target, attempt.usage or _NO_USAGE
     cost, start, model = attempt.cost, call.started, _text(target.model)
     start_ns, ident = call.settles or (call.start_ns, call.id)
+    final = n == len(call.attempts) - 1
     return AttemptRow(
         start_ns,
         ident,
@@ -85,7 +86,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         None if cost is None else max(0, min(cost, MAX_PICO)),
         int(cost is None and attempt.usage is not None),
         "" if attempt.error is None else attempt.error.code,
-        int(n == len(call.attempts) - 1),
+        int(final),
         None if attempt.error is None else attempt.error.upstream_status,
         attempt.upstream_request_id,
         attempt.cache_saved,
@@ -93,6 +94,7 @@ def _attempt(call: Call, n: int, attempt: Attempt) -> AttemptRow:
         _text(usage.service_tier),
         _billed(usage),
         "" if attempt.error is None else _text(reason(attempt.error)),
+        _text(call.finish_reason) if final and attempt.error is None else "",
     )
 
 

@@ -16,7 +16,7 @@ from ...ledger import Ledger, LedgerUnavailable, reports
 from ...protocol import strict_json
 from ...routing import explain as explaining
 from ...routing.router import Router
-from ...server import status
+from ...server import alerts, status
 from ...telemetry.metrics import CONTENT_TYPE
 from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, Route, auth, endpoints
@@ -44,6 +44,7 @@ def ops_blueprint(
     configuration, by subject.
     """
     status.monitor(router)
+    alerts.arm(router)
 
     def admin_only(view: View) -> View:
         return auth.admin_only(admin, view)

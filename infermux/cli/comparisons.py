@@ -1,0 +1,121 @@
+"""The comparisons of `infermux costs`: with a vendor's bill, and of two models."""
+
+from __future__ import annotations
+
+from datetime import timedelta, timezone
+from typing import Any
+
+import click
+
+from ..errors import counted, shown
+from ..ledger import Ledger, Total, reconcile, reports
+from ..ledger.compare import compare
+from ..ledger.periods import midnight
+from ..ledger.reconcile import Bill, Compared
+from . import OneLine, contents, csv_text, json_text, table, warn
+from .prices import Known
+
+_MAX_PROBLEMS = 20  # lines of a bill that are named because they could not be read
+_CELLS = {None: "", True: "ok", False: "DIFFERS"}
+
+
+# -- costs --reconcile --
+
+
+def reconciled(
+    ledger: Ledger,
+    path: str,
+    span: reports.Period,
+    caller: str | None,
+    providers: tuple[str, ...],
+    tolerance: tuple[str, ...],
+    form: str | None,
+) -> int:
+    """Print the comparison; return the exit code."""
+    allowed = reconcile.Tolerance.of(tolerance)
+    known = Known.of(click.get_current_context().params.get("config"))
+    bill = reconcile.read(contents(path, f"the bill {path}"), known.table)
+    for problem in bill.unread[:_MAX_PROBLEMS]:
+        warn(f"{path}: {problem}")
+    if (more := len(bill.unread) - _MAX_PROBLEMS) > 0:
+        warn(f"{path}: {counted(more, 'more line')} could not be read")
+    for note in bill.notes:
+        warn(f"{path}: {note}")
+    bill.keep(lambda day: span.covers(midnight(day)))
+    if not (bill.usd or bill.empty):
+        raise OneLine(f"{path}: none of its lines can be compared")
+    rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
+    total = reconcile.summed(rows, allowed)
+    click.echo(_comparison(rows, total, bill, form))
+    return int(bool(bill.unread) or not all(row.agrees for row in [*rows, total]))
+
+
+def _ours(
+    ledger: Ledger, bill: Bill, span: reports.Period, caller: str | None, providers: tuple[str, ...]
+) -> list[Total]:
+    """Return our totals by day, served model and provider, for the bill's days and vendor."""
+    first, last = bill.days
+    zone = timezone(bill.offset)
+    since = midnight(first, zone) if span.since is None else span.since
+    until = midnight(last + timedelta(1), zone) if span.until is None else span.until
+    totals = ledger.totals(
+        "day", "served", "provider", since=since, until=until, caller=caller, zone=zone
+    )
+    known = {total.key[2] for total in totals}
+    if not providers:  # on OpenAI's bill there are no calls to Anthropic
+        providers = tuple(name for name in known if bill.may_be_of(name))
+        if bill.vendors and known and not providers:
+            warn(f"no provider is called {bill.vendor}: compared with all; --provider chooses")
+    if missing := [name for name in providers if name not in known]:
+        warn(f"the ledger has no calls to {shown(missing[0])} in that time")
+    return [total for total in totals if not providers or total.key[2] in providers]
+
+
+def _cell(value: Any) -> Any:
+    return _CELLS[value] if value is None or isinstance(value, bool) else value
+
+
+def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
+    found = [row.to_dict() for row in (*rows, total)]
+    if form == "json":
+        sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
+        said = {"words": reconcile.words(rows, bill), "notes": bill.notes}
+        return json_text(sides | {"unread": bill.unread} | said)
+    cells = [[_cell(value) for value in row.values()] for row in found]
+    if form == "csv":
+        head = [name.replace("agrees", "verdict") for name in found[-1]]
+        return csv_text(head, cells[:-1]).rstrip("\n")
+    differ = sum(not row.agrees for row in rows)
+    text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
+    compared = counted(len(rows), "day and model", "days and models")
+    text += f"\n{compared}: {len(rows) - differ} agree, {differ} differ"
+    text += "".join(f"\n{sentence}" for sentence in reconcile.words(rows, bill))
+    if not bill.priced:
+        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the price table"
+    return text
+
+
+# -- costs --compare --
+
+
+def side_by_side(
+    ledger: Ledger,
+    models: tuple[str, str],
+    span: reports.Period,
+    caller: str | None,
+    form: str | None,
+    other: object,
+) -> int:
+    """Print the comparison of two models; *other* options exclude it. Return the exit code."""
+    if other:
+        raise click.UsageError("--compare takes neither --by nor --reconcile")
+    found = compare(ledger, *models, since=span.since, until=span.until, caller=caller)
+    head, rows = found.table()
+    if form == "json":
+        text = json_text(found.to_dict())
+    elif form == "csv":
+        text = csv_text(head, rows).rstrip("\n")
+    else:
+        text = "\n".join([*found.words(), table(head, rows, right=range(1, len(head)))])
+    click.echo(text)
+    return 0

@@ -1,0 +1,157 @@
+"""Writes the changes of hooks back into the bodies that the changed values were read from.
+
+A hook sees requests, answers and chunks in one form, whatever the wire. Between equal formats the
+client's and the vendor's own bytes pass, so a change must be made there, too, and only there: what
+a hook did not touch stays as it came. `requests` merges changes into a client's body, `places`
+knows where each format has its words, `streams` rewrites events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ...protocol import InferResponse, strict_json
+from ...types import JSON
+from .places import Place, places
+
+KINDS = {"text": "content", "reasoning": "reasoning", "refusal": "refusal"}  # fields of an answer
+Spoken = Callable[[int, InferResponse], InferResponse]  # what is to be said at a choice
+
+
+class CannotRewrite(Exception):
+    """A body has no place for a change."""
+
+
+def divided(parts: Sequence[str], new: str) -> list[str]:
+    """Divide *new* as its old text, the joined *parts*, is divided.
+
+    What is alike at both ends stays in its parts; what differs goes to the first part that it
+    touches.
+    """
+    old = "".join(parts)
+    most = min(len(old), len(new))
+    head = next((n for n in range(most) if old[n] != new[n]), most)
+    tail = next((n for n in range(most - head) if old[-1 - n] != new[-1 - n]), most - head)
+    found, start, end, more = [], 0, 0, len(new) - len(old)
+    for number, part in enumerate(parts):
+        end += len(part)
+        if end <= head and number < len(parts) - 1 and end < len(old):
+            cut = end
+        elif end >= len(old) - tail:
+            cut = end + more
+        else:
+            cut = len(new) - tail
+        cut = max(start, cut)
+        found.append(new[start:cut])
+        start = cut
+    return found
+
+
+def rewrite(found: Sequence[Place], old: str, new: str) -> None:
+    """Write *new* where *found* says *old*; raise CannotRewrite if it does not."""
+    parts = [place.text for place in found]
+    if not found or "".join(parts) != old:
+        raise CannotRewrite
+    for place, part, said in zip(found, parts, divided(parts, new), strict=True):
+        if said != part:
+            place.write(said)
+
+
+def details_of(before: InferResponse, after: InferResponse) -> Sequence[JSON]:
+    """Return the details of changed reasoning: the same words, and no signature of other ones."""
+    if before.reasoning == after.reasoning or before.details != after.details:
+        return after.details
+    details: list[JSON] = [dict(each) for each in after.details]
+    spoken = [
+        Place(each, name)
+        for each in details
+        for name in ("text", "summary")
+        if isinstance(each.get(name), str)
+    ]
+    try:
+        rewrite(spoken, before.reasoning, after.reasoning)
+    except CannotRewrite:
+        return []
+    return details
+
+
+def answered(
+    before: InferResponse, after: InferResponse, dialect: str, choice: int = 0
+) -> InferResponse:
+    """Return the answer *after* a change with its body rewritten for a client of *dialect*.
+
+    Where the body has no place for the change, or is of another format, the answer has none: it
+    is then written anew.
+    """
+    native = after.native
+    if native is None or (before.native is not None and native[1] != before.native[1]):
+        return after  # the hook wrote a body of its own
+    if native[0] != dialect:
+        return _without_body(after)
+    try:
+        return _with_body(after, (dialect, _rewritten(before, after, native, choice)))
+    except (CannotRewrite, ValueError, TypeError, LookupError, AttributeError):
+        return _without_body(after)
+
+
+def _rewritten(
+    before: InferResponse, after: InferResponse, native: tuple[str, bytes], choice: int
+) -> bytes:
+    body = strict_json.lenient(native[1])
+    known = places(native[0], body, choice)
+    for kind, name in KINDS.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            for spots in known.of(kind):
+                rewrite(spots, old, new)
+            known.say_otherwise(kind)
+    if list(before.tool_calls) != list(after.tool_calls):
+        _recall(known.calls(), before.tool_calls, after.tool_calls)
+    if list(before.details) != list(after.details):
+        known.think(after.details, again=before.reasoning == after.reasoning)
+    if before.finish_reason != after.finish_reason:
+        known.finish(after.finish_reason)
+    for name in ("extra", "usage", "model", "id"):
+        if getattr(before, name) != getattr(after, name):
+            raise CannotRewrite
+    return strict_json.encode(body)
+
+
+def _recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON]) -> None:
+    """Write the arguments of changed calls; raise CannotRewrite for any other change."""
+    was, now = list(before), list(after)
+    if len(was) != len(now) or len(spots) != len(was):
+        raise CannotRewrite
+    for spot, old, new in zip(spots, was, now, strict=True):
+        if old == new:
+            continue
+        if _bare(old) != _bare(new):
+            raise CannotRewrite
+        rewrite([spot], arguments(old), arguments(new))
+
+
+def arguments(call: JSON) -> str:
+    """Return what a call is made with."""
+    inner = call.get("custom") or call.get("function") or {}
+    said: Any = inner.get("input" if call.get("custom") else "arguments")
+    return said if isinstance(said, str) else ""
+
+
+def _bare(call: JSON) -> JSON:
+    """Return a call without its arguments."""
+    kind = "custom" if call.get("custom") else "function"
+    inner = dict(call.get(kind) or {})
+    for name in ("input", "arguments"):
+        inner.pop(name, None)
+    return call | {kind: inner}
+
+
+def _with_body(response: InferResponse, native: tuple[str, bytes] | None) -> InferResponse:
+    made = response.known(response.provider, response.cost_usd, response.latency_ms)
+    made.native = native
+    return made
+
+
+def _without_body(response: InferResponse) -> InferResponse:
+    return _with_body(response, None)

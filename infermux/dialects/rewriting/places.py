@@ -1,0 +1,249 @@
+"""Where the answers and the events of each format have their words, calls and finish reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ...protocol import strict_json
+from ...types import JSON
+from .. import members
+from ..anthropic import downstream as anthropic
+from ..gemini import downstream as gemini
+
+Found = Iterator[tuple[str, JSON, str]]  # the kind, the object, and its member
+
+
+class Place(NamedTuple):
+    """A member of an object that holds words, or an object that stands for words in JSON."""
+
+    holder: JSON
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The words."""
+        value = self.holder.get(self.key)
+        if isinstance(value, str):
+            return value
+        return "" if value is None else strict_json.dumps(value)
+
+    def write(self, text: str) -> None:
+        """Replace the words; a signature over the old ones goes with them."""
+        old = self.holder.get(self.key)
+        is_text = old is None or isinstance(old, str)
+        self.holder[self.key] = text if is_text else strict_json.loads(text)
+        for name in ("signature", "thoughtSignature"):
+            if name in self.holder:
+                self.holder[name] = ""
+
+
+class Places:
+    """The places of one choice of a body."""
+
+    def __init__(self, dialect: str, body: JSON, choice: int) -> None:
+        found = _READERS[dialect](body, choice)
+        self._found = [(kind, Place(holder, key)) for kind, holder, key in found]
+        self._dialect, self._body, self._choice = dialect, body, choice
+
+    def of(self, kind: str) -> list[list[Place]]:
+        """Return where words of a kind are; each list has all of them."""
+        found = [place for name, place in self._found if name == kind]
+        again = [[place] for name, place in self._found if name == f"{kind} again"]
+        return [found, *again]
+
+    def calls(self) -> list[Place]:
+        """Return the arguments of the calls, in order."""
+        return [place for name, place in self._found if name == "arguments"]
+
+    def text(self, kind: str) -> str:
+        """Return the words of a kind."""
+        return "".join(place.text for place in self.of(kind)[0])
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The finish reason of a choice of OpenAI's, if it has one."""
+        one = _numbered(_list(self._body.get("choices")), self._choice)
+        reason = one.get("finish_reason")
+        return reason if isinstance(reason, str) else None
+
+    def add(self, kind: str, text: str) -> None:
+        """Write words to a choice of OpenAI's that has none; raise LookupError elsewhere."""
+        one = _numbered(_list(self._body.get("choices")), self._choice)
+        said = one["delta"] if "delta" in one else one["message"]
+        said[{"text": "content", "reasoning": "reasoning_content"}.get(kind, kind)] = text
+
+    def say_otherwise(self, kind: str) -> None:
+        """Drop what belongs to the old words: their log probabilities."""
+        for holder in _objects(self._body):
+            if kind == "text":
+                if "logprobs" in holder:
+                    holder["logprobs"] = [] if isinstance(holder["logprobs"], list) else None
+                for name in ("logprobsResult", "avgLogprobs"):
+                    holder.pop(name, None)
+
+    def think(self, details: Sequence[JSON], *, again: bool) -> None:
+        """Write other details; raise LookupError if they are *again* other words for a format."""
+        holders = [each for each in _objects(self._body) if "reasoning_details" in each]
+        if again and not holders:
+            raise LookupError("reasoning_details")
+        for holder in holders[:1]:
+            holder["reasoning_details"] = list(details)
+
+    def finish(self, reason: str) -> None:
+        """Write another finish reason; raise LookupError if there is none to replace."""
+        holder, key, write = _FINISH[self._dialect](self._body, self._choice)
+        if holder.get(key) is None:
+            raise LookupError(key)
+        holder[key] = write(reason)
+
+
+def places(dialect: str, body: JSON, choice: int = 0) -> Places:
+    """Return the places of a choice in an answer or in an event of a stream."""
+    return Places(dialect, body, choice)
+
+
+def choices(dialect: str, body: JSON) -> list[int]:
+    """Return the numbers of the choices beyond the first, which an InferResponse does not hold."""
+    name = {"openai": "choices", "gemini": "candidates"}.get(dialect)
+    if name is None:
+        return []
+    found = [each.get("index", n) or 0 for n, each in enumerate(_list(body.get(name)))]
+    return sorted({number for number in found if isinstance(number, int) and number})
+
+
+def _list(value: object) -> list[JSON]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _objects(value: Any) -> Iterator[JSON]:
+    if isinstance(value, dict):
+        yield value
+        for each in value.values():
+            yield from _objects(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _objects(each)
+
+
+def _numbered(found: Sequence[JSON], choice: int) -> JSON:
+    """Return the choice with a number: by its index, else by its position."""
+    for position, each in enumerate(found):
+        number = each.get("index")
+        if number == choice or (number is None and position == choice):
+            return each
+    return {}
+
+
+# -- each format --
+
+
+def _openai(body: JSON, choice: int) -> Found:
+    one = _numbered(_list(body.get("choices")), choice)
+    said = members(one.get("delta")) or members(one.get("message"))
+    content = said.get("content")
+    if isinstance(content, str):
+        yield "text", said, "content"
+    for part in _list(content):
+        if part.get("type") == "thinking":
+            for thought in _list(part.get("thinking")):
+                yield "reasoning", thought, "text"
+        elif isinstance(part.get("text"), str):
+            yield "text", part, "text"
+    if isinstance(one.get("text"), str):
+        yield "text", one, "text"
+    names = [name for name in ("reasoning_content", "reasoning") if said.get(name)]
+    for number, name in enumerate(names):  # some vendors write both
+        yield "reasoning again" if number else "reasoning", said, name
+    if isinstance(said.get("refusal"), str):
+        yield "refusal", said, "refusal"
+    for call in _list(said.get("tool_calls")):
+        custom = isinstance(call.get("custom"), dict)
+        inner = call["custom"] if custom else members(call.get("function"))
+        yield "arguments", inner, "input" if custom else "arguments"
+
+
+def _anthropic(body: JSON, choice: int) -> Found:
+    blocks = [*_list(body.get("content")), members(body.get("content_block"))]
+    for block in [*blocks, members(body.get("delta"))]:
+        kind = block.get("type")
+        if kind in ("text", "text_delta"):
+            yield "text", block, "text"
+        elif kind in ("thinking", "thinking_delta"):
+            yield "reasoning", block, "thinking"
+        elif kind == "input_json_delta":
+            yield "arguments", block, "partial_json"
+        elif kind == "tool_use" and (block.get("input") or "content" in body):
+            yield "arguments", block, "input"
+
+
+def _gemini(body: JSON, choice: int) -> Found:
+    one = _numbered(_list(body.get("candidates")), choice)
+    for part in _list(members(one.get("content")).get("parts")):
+        if isinstance(part.get("functionCall"), dict):
+            part["functionCall"].setdefault("args", {})
+            yield "arguments", part["functionCall"], "args"
+        elif isinstance(part.get("text"), str):
+            yield "reasoning" if part.get("thought") else "text", part, "text"
+
+
+_DELTAS = {
+    "response.output_text.delta": "text",
+    "response.refusal.delta": "refusal",
+    "response.reasoning_summary_text.delta": "reasoning",
+    "response.reasoning_text.delta": "reasoning",
+    "response.function_call_arguments.delta": "arguments",
+    "response.custom_tool_call_input.delta": "arguments",
+}
+
+
+def _responses(body: JSON, choice: int) -> Found:
+    if (kind := _DELTAS.get(str(body.get("type")))) is not None:
+        yield kind, body, "delta"
+    for item in _list((members(body.get("response")) or body).get("output")):
+        what = item.get("type")
+        if what == "message":
+            for part in _list(item.get("content")):
+                refusal = part.get("type") == "refusal"
+                yield ("refusal", part, "refusal") if refusal else ("text", part, "text")
+        elif what == "reasoning":
+            for part in (*_list(item.get("summary")), *_list(item.get("content"))):
+                yield "reasoning", part, "text"
+        elif what in ("function_call", "custom_tool_call"):
+            yield "arguments", item, "arguments" if what == "function_call" else "input"
+
+
+_READERS: dict[str, Callable[[JSON, int], Found]] = {
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "gemini": _gemini,
+    "responses": _responses,
+}
+
+Finish = tuple[JSON, str, Callable[[str], str | None]]
+
+
+def _openai_finish(body: JSON, choice: int) -> Finish:
+    return _numbered(_list(body.get("choices")), choice), "finish_reason", lambda reason: reason
+
+
+def _anthropic_finish(body: JSON, choice: int) -> Finish:
+    holder = body if "stop_reason" in body else members(body.get("delta"))
+    return holder, "stop_reason", lambda reason: anthropic.stop_reason(reason, called=False)
+
+
+def _gemini_finish(body: JSON, choice: int) -> Finish:
+    one = _numbered(_list(body.get("candidates")), choice)
+    return one, "finishReason", gemini.finish_reason
+
+
+def _responses_finish(body: JSON, choice: int) -> Finish:
+    raise LookupError("a response has no finish reason")
+
+
+_FINISH: dict[str, Callable[[JSON, int], Finish]] = {
+    "openai": _openai_finish,
+    "anthropic": _anthropic_finish,
+    "gemini": _gemini_finish,
+    "responses": _responses_finish,
+}

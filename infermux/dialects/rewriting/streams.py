@@ -1,0 +1,343 @@
+"""Rewrites the events of a vendor's stream as hooks change its chunks.
+
+Words that a hook adds where an event has no place for words go into a copy of the last event that
+had such words. In formats that end a block before the next one begins, the events that end it are
+kept until the hook has seen the next content, so that it can still add to the block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...protocol import InferResponse, strict_json
+from ...protocol.sse import Event, Parser
+from ...types import JSON, Chunk
+from .. import members
+from . import KINDS, CannotRewrite, arguments, divided, rewrite
+from .places import Place, choices, places
+
+_FRAMED = ("openai", "anthropic", "responses")  # whose native chunks are events; Gemini's are JSON
+_ENDS_BLOCKS = ("anthropic", "responses")
+_SEVERAL = re.compile(rb'"index": ?[1-9]')
+_REPEATED = ("text", "refusal", "arguments", "input")  # members that repeat what deltas said
+
+
+class StreamRewriter:
+    """Rewrites one stream for a client of *dialect*; "": a client that gets no vendor's events."""
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._held: list[Chunk] = []
+        self._last: dict[str, Chunk] = {}  # events with words, by kind
+        self._said: dict[tuple[Any, ...], list[str]] = {}  # old and new words of each part
+        self._changed = self._rethought = False
+        self._added = 0  # events
+
+    def passed(self, chunk: Chunk) -> list[Chunk]:
+        """Return what is sent for a chunk without content."""
+        if not self._is_own(chunk):
+            return [chunk]
+        if self._dialect not in _ENDS_BLOCKS or not self._last:
+            return [self._renewed(chunk)]
+        if b'"ping"' in (chunk.native or b""):
+            return [chunk]
+        self._held.append(chunk)
+        return []
+
+    def rest(self) -> list[Chunk]:
+        """Return what is still to be sent at the end."""
+        held, self._held = self._held, []
+        return [self._renewed(chunk) for chunk in held]
+
+    def rewritten(self, before: Chunk, after: Sequence[Chunk]) -> list[Chunk]:
+        """Return what is sent for a chunk that a hook has replaced; raise CannotRewrite."""
+        if not self._is_own(before):
+            return [each if each is before else _bare(each) for each in after]
+        found: list[Chunk] = []
+        placed = False
+        for each in after:
+            if each is before or (each.native == before.native and not placed):
+                placed = True
+                found += self._own(before, each)
+            else:
+                found += self._words(each)
+        return found if placed else [*found, *self._dropped(before)]
+
+    def choices(self, chunk: Chunk) -> list[tuple[int, Chunk]]:
+        """Return the other choices in an event, as chunks of their own."""
+        if not self._is_own(chunk) or not _SEVERAL.search(chunk.native or b""):
+            return []
+        body = _body(chunk)
+        found = []
+        for number in choices(chunk.dialect, body):
+            known = places(chunk.dialect, body, number)
+            said: dict[str, Any] = {kind: known.text(kind) for kind in KINDS}
+            said["finish_reason"] = known.finish_reason
+            if any(said.values()):
+                found.append((number, Chunk(**said)))
+        return found
+
+    def with_choice(self, chunk: Chunk, number: int, was: Chunk, now: Chunk) -> Chunk:
+        """Return an event with the words of another choice replaced."""
+        body = _body(chunk)
+        known = places(chunk.dialect, body, number)
+        for kind in KINDS:
+            if not known.of(kind)[0] and getattr(now, kind):
+                known.add(kind, getattr(now, kind))
+            else:
+                _replace(known, kind, getattr(was, kind), getattr(now, kind))
+        more = now.text if chunk.more == was.text else chunk.more
+        return _with(chunk, body)._replace(more=more)
+
+    # -- the client's own format --
+
+    def _is_own(self, chunk: Chunk) -> bool:
+        return chunk.native is not None and chunk.dialect == self._dialect
+
+    def _own(self, before: Chunk, after: Chunk) -> list[Chunk]:
+        """Return the event of a chunk as changed, with what does not fit into it before it."""
+        body, kind = _body(before), self._kind(before)
+        known = places(self._dialect, body)
+        apart: list[Chunk] = []
+        own = after
+        for name in KINDS:
+            old, new = getattr(before, name), getattr(after, name)
+            if old == new:
+                continue
+            try:
+                _replace(known, name, old, new)
+            except CannotRewrite:
+                if old and self._repeats(body):
+                    continue  # what the deltas said is replaced below
+                if old:
+                    raise CannotRewrite from None
+                apart += self._words(_say(Chunk(), name, new))
+                own = _say(own, name, "")
+        if list(before.tool_calls) != list(after.tool_calls):
+            self._recall(body, known.calls(), before.tool_calls, after.tool_calls)
+        if before.finish_reason != after.finish_reason and after.finish_reason:
+            try:
+                known.finish(after.finish_reason)
+            except LookupError:
+                raise CannotRewrite from None
+        self._note(before, after, body)
+        unsigned = self._unsign(body, before.reasoning != after.reasoning)
+        sent = before if before is after and not unsigned else _with(own, body)
+        sent = self._renewed(sent)
+        if kind is not None:
+            self._last[kind] = sent
+        held, self._held = self._held, []
+        return [*apart, *map(self._renewed, held), sent]
+
+    def _unsign(self, body: JSON, rethought: bool) -> bool:
+        """Blank the signature of a thought whose words have changed; return whether there is one.
+
+        Anthropic would refuse it in the next request, but for a thought without one.
+        """
+        self._rethought = (self._rethought and "content_block" not in body) or rethought
+        delta = members(body.get("delta"))
+        if not self._rethought or delta.get("type") != "signature_delta":
+            return False
+        delta["signature"] = ""
+        return True
+
+    def _dropped(self, chunk: Chunk) -> list[Chunk]:
+        self._note(chunk, Chunk(), _body(chunk))
+        return []
+
+    def _kind(self, chunk: Chunk) -> str | None:
+        """Return the kind of the words of an event that has nothing else."""
+        if chunk.finish_reason or chunk.tool_calls:
+            return None
+        kinds = [kind for kind in KINDS if getattr(chunk, kind)]
+        return kinds[0] if len(kinds) == 1 else None
+
+    def _words(self, chunk: Chunk) -> list[Chunk]:
+        """Return events for words that have none; raise CannotRewrite if the format needs one."""
+        found: list[Chunk] = []
+        for kind in KINDS:
+            words = getattr(chunk, kind)
+            if not words:
+                continue
+            model = self._last.get(kind)
+            if model is None:
+                if self._dialect in _ENDS_BLOCKS:
+                    raise CannotRewrite
+                found.append(_say(Chunk(), kind, words))
+                continue
+            body = _body(model)
+            _replace(places(self._dialect, body), kind, getattr(model, kind), words)
+            self._say(body, kind, "", words)
+            self._added += self._dialect == "responses"
+            made = _with(_say(Chunk(dialect=model.dialect), kind, words), body)
+            found.append(self._renewed(made))
+        if chunk.tool_calls or chunk.finish_reason:
+            if self._dialect in _ENDS_BLOCKS:
+                raise CannotRewrite
+            found.append(chunk._replace(text="", reasoning="", refusal="", native=None))
+        return found
+
+    def _recall(
+        self, body: JSON, spots: Sequence[Place], was: Iterable[JSON], now: Iterable[JSON]
+    ) -> None:
+        """Write the changed arguments of calls."""
+        before, after = list(was), list(now)
+        alike = len(before) == len(after) and all(
+            _named(old) == _named(new) for old, new in zip(before, after, strict=True)
+        )
+        if not alike or len(spots) not in (0, len(before)):
+            if self._dialect != "openai":
+                raise CannotRewrite
+            for choice in body.get("choices") or ():
+                if not choice.get("index"):
+                    choice["delta"]["tool_calls"] = after
+            return
+        for spot, old, new in zip(spots, before, after, strict=False):
+            rewrite([spot], arguments(old), arguments(new))
+        if not spots and self._dialect != "responses":
+            raise CannotRewrite
+
+    # -- what later events repeat --
+
+    def _repeats(self, body: JSON) -> bool:
+        kind = str(body.get("type"))
+        return self._dialect == "responses" and not kind.endswith(".delta")
+
+    def _note(self, before: Chunk, after: Chunk, body: JSON) -> None:
+        """Note the words of a delta that later events repeat as a whole."""
+        if self._dialect != "responses":
+            return
+        for kind in KINDS:
+            self._say(body, kind, getattr(before, kind), getattr(after, kind))
+        new = [*after.tool_calls]
+        for number, call in enumerate(before.tool_calls):
+            said = arguments(new[number]) if number < len(new) else ""
+            self._say(body, "arguments", arguments(call), said)
+
+    def _say(self, body: JSON, kind: str, old: str, new: str) -> None:
+        if self._dialect != "responses" or not (old or new):
+            return
+        part = body.get("content_index", body.get("summary_index"))
+        number = body.get("output_index") if "output_index" in body else body.get("item_id")
+        said = self._said.setdefault((kind, number, part), ["", ""])
+        said[0], said[1] = said[0] + old, said[1] + new
+        self._changed = self._changed or old != new
+
+    def _renewed(self, chunk: Chunk) -> Chunk:
+        """Return an event that repeats words with the new ones, and with the right number."""
+        if not (self._changed or self._added) or chunk.native is None:
+            return chunk
+        body = _body(chunk)
+        if self._repeats(body):
+            wholes = {old: new for old, new in self._said.values() if old != new and old}
+            _repeat(body, wholes)
+        number = body.get("sequence_number")
+        if self._added and isinstance(number, int):
+            body["sequence_number"] = number + self._added
+        return _with(chunk, body)
+
+
+def _repeat(value: Any, wholes: dict[str, str]) -> None:
+    for each in value if isinstance(value, list) else ():
+        _repeat(each, wholes)
+    for name, each in value.items() if isinstance(value, dict) else ():
+        if name in _REPEATED and isinstance(each, str) and each in wholes:
+            value[name] = wholes[each]
+            if "logprobs" in value:
+                value["logprobs"] = []
+        elif isinstance(each, dict | list):
+            _repeat(each, wholes)
+
+
+def _replace(known: Any, kind: str, old: str, new: str) -> None:
+    if old == new:
+        return
+    for spots in known.of(kind):
+        rewrite(spots, old, new)
+    known.say_otherwise(kind)
+
+
+def _named(call: JSON) -> tuple[Any, ...]:
+    inner = members(call.get("custom") or call.get("function"))
+    return call.get("index"), call.get("id"), inner.get("name")
+
+
+def _body(chunk: Chunk) -> JSON:
+    data = chunk.native or b"{}"
+    if chunk.dialect in _FRAMED:
+        events = [*(parser := Parser()).feed(data), *parser.end()]
+        data = events[0].data if events else b"{}"
+    body: JSON = strict_json.lenient(data)
+    return body
+
+
+def _with(chunk: Chunk, body: JSON) -> Chunk:
+    """Return a chunk with *body* as its event."""
+    data = strict_json.encode(body)
+    if chunk.dialect in _FRAMED:
+        name = str(body.get("type", "")).encode() if chunk.dialect in _ENDS_BLOCKS else b""
+        data = Event(data, name).encode()
+    return chunk._replace(native=data)
+
+
+def _say(chunk: Chunk, kind: str, words: str) -> Chunk:
+    fields: dict[str, Any] = {kind: words}
+    return chunk._replace(**fields)
+
+
+def _bare(chunk: Chunk) -> Chunk:
+    return chunk if chunk.native is None else chunk._replace(native=None, dialect="")
+
+
+def spread(chunks: Sequence[Chunk], before: InferResponse, after: InferResponse) -> list[Chunk]:
+    """Return the chunks of a whole stream as they say *after*; raise CannotRewrite."""
+    found = list(chunks)
+    for kind, name in KINDS.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if old == new:
+            continue
+        parts = [getattr(chunk, kind) for chunk in found]
+        if "".join(parts) != old:
+            raise CannotRewrite
+        found = [
+            _say(chunk, kind, said) for chunk, said in zip(found, divided(parts, new), strict=True)
+        ]
+    if list(before.tool_calls) != list(after.tool_calls):
+        found = _called(found, list(before.tool_calls), list(after.tool_calls))
+    if before.finish_reason != after.finish_reason:
+        found = [
+            chunk._replace(finish_reason=after.finish_reason) if chunk.finish_reason else chunk
+            for chunk in found
+        ]
+    return found
+
+
+def _called(chunks: list[Chunk], was: list[JSON], now: list[JSON]) -> list[Chunk]:
+    """Return chunks whose calls have other arguments."""
+    if [_named(each) for each in was] != [_named(each) for each in now]:
+        raise CannotRewrite
+    places_of: dict[int, list[tuple[int, int]]] = {}
+    for at, chunk in enumerate(chunks):
+        for number, call in enumerate(chunk.tool_calls):
+            places_of.setdefault(call["index"], []).append((at, number))
+    for index, old, new in zip(sorted(places_of), was, now, strict=True):
+        where = places_of[index]
+        parts = [arguments(chunks[at].tool_calls[number]) for at, number in where]
+        if "".join(parts) != arguments(old):
+            raise CannotRewrite
+        for (at, number), said in zip(where, divided(parts, arguments(new)), strict=True):
+            calls = list(chunks[at].tool_calls)
+            calls[number] = _with_arguments(calls[number], said)
+            chunks[at] = chunks[at]._replace(tool_calls=calls)
+    return chunks
+
+
+def _with_arguments(call: JSON, said: str) -> JSON:
+    kind = "custom" if call.get("custom") else "function"
+    member = "input" if kind == "custom" else "arguments"
+    inner = dict(call.get(kind) or {})
+    if said or member in inner:
+        inner[member] = said
+    return call | {kind: inner}

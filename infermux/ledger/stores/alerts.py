@@ -1,0 +1,64 @@
+"""When alerts were sent, in the ledger's database: of all workers and hosts, one sends each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ..periods import ms
+from . import Database, Sql
+
+KEPT = 400 * 86_400.0  # seconds that a subject is remembered
+_SENT = "SELECT subject, at_ms, host FROM alerts"
+_FIRST = "INSERT INTO alerts (subject, at_ms, host) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_AGAIN = "UPDATE alerts SET at_ms = ?, host = ? WHERE subject = ? AND at_ms = ?"
+_FORGET = "DELETE FROM alerts WHERE at_ms < ?"
+
+
+class Sent(NamedTuple):
+    """When an alert was sent last, and by which host."""
+
+    at: float  # seconds since 1970
+    host: str
+
+
+class AlertLog(ABC):
+    """Remembers alerts. Methods raise LedgerUnavailable."""
+
+    @abstractmethod
+    def sent(self) -> Mapping[str, Sent]:
+        """Return the last alert of each subject."""
+
+    @abstractmethod
+    def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
+        """Note that an alert is sent; return False if another worker has done so since *before*."""
+
+    def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
+        """Note that alerts are not to be sent any more."""
+        for subject in subjects:
+            self.claim(subject, None, at, host)
+
+
+class SQLAlerts(AlertLog):
+    """Remembers alerts by plain SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def sent(self) -> Mapping[str, Sent]:
+        """Return the last alert of each subject."""
+        rows = self._database.snapshot(lambda ask: ask(_SENT, ()))
+        return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
+
+    def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
+        """Write the row, if it is as it was read."""
+
+        def work(sql: Sql) -> bool:
+            if before is None:
+                sql.execute(_FORGET, (ms(at - KEPT),))
+                return bool(sql.execute(_FIRST, (subject, ms(at), host)).rowcount)
+            was = round(before.at * 1000)
+            return bool(sql.execute(_AGAIN, (ms(at), host, subject, was)).rowcount)
+
+        return self._database.write(work)

@@ -1,0 +1,439 @@
+"""Hooks: an operator's functions that see each request, answer and chunk, and may change or refuse
+it.
+
+A hook runs in a thread of its own for at most `timeout` seconds: Python cannot stop a thread, so a
+hook that is late keeps its thread, and its result is ignored. An InferMuxError of a hook refuses
+the call; any other error, and no result in time, is a failure, and `on_error` says what it means.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from queue import SimpleQueue
+from typing import Any, Self
+
+from ...dialects.responses import NAME as RESPONSES
+from ...dialects.responses import RESOURCE
+from ...dialects.rewriting import answered, details_of, stored
+from ...dialects.rewriting.places import choices, places
+from ...dialects.rewriting.requests import with_own_body
+from ...errors import ConfigError, HookFailed, InferMuxError, close_to
+from ...planning.call import Call, HookRun
+from ...protocol import CHAT, InferRequest, InferResponse, strict_json
+from ...types import Chunk, Deadline, LogThrottle, after_fork
+from ..stream import Stream
+
+NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and what each gets
+TIMEOUT = 5.0  # seconds of one run
+THREADS = 64  # that run hooks at a time in this process
+_ANSWERS = (CHAT, "completions", "embeddings")  # operations with answers of a model
+_LATE = "did not answer in time"
+_throttle = LogThrottle(seconds=10.0)
+log = logging.getLogger("infermux")
+
+Hook = Callable[..., Any]
+
+
+@dataclass(slots=True)
+class HookCall:
+    """What a hook is told of the call; `state` is the hooks' own, for this call and choice."""
+
+    id: str
+    api: str
+    op: str
+    caller: str
+    model: str  # that the client asked for
+    streamed: bool
+    tags: Mapping[str, str] = field(default_factory=dict)
+    provider: str = ""  # that answers; "" before the call is sent
+    choice: int = 0  # of an answer with several (n)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class Hooks:
+    """The hooks of a router, and the threads that run them."""
+
+    def __init__(
+        self,
+        before: Hook | None = None,
+        after: Hook | None = None,
+        chunk: Hook | None = None,
+        *,
+        on_error: str = "closed",
+        timeout: float = TIMEOUT,
+        threads: int = THREADS,
+        hold: bool = True,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        if on_error not in ("closed", "open"):
+            raise ConfigError(f'on_error must be "closed" or "open", not {on_error!r}')
+        if not timeout > 0 or threads < 1:
+            raise ConfigError("the timeout and the threads of hooks must be more than 0")
+        given = {"before": before, "after": after, "chunk": chunk}
+        self._hooks = {
+            name: _checked(hook, name) for name, hook in given.items() if hook is not None
+        }
+        self.names = {
+            name: (names or {}).get(name) or getattr(given[name], "__qualname__", name)
+            for name in self._hooks
+        }
+        self.on_error, self.timeout = on_error, timeout
+        self.holds = hold and "after" in self._hooks and "chunk" not in self._hooks
+        self._threads = _Threads(threads)
+
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any] | None) -> Self | None:
+        """Return hooks as a router takes them: Hooks, or a mapping of their arguments."""
+        if given is None or isinstance(given, cls):
+            return given if given is None or given else None
+        if not isinstance(given, Mapping):
+            what = type(given).__name__
+            raise ConfigError(f'hooks must be Hooks or a mapping, {{"before": …}}, not {what}')
+        known = [*NAMES, "on_error", "timeout", "threads", "hold"]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"there is no hook {name!r}{close_to(str(name), known)}")
+        made = cls(**given)
+        return made or None
+
+    def stream(self, *parts: Any) -> Stream:
+        """Return a stream of these parts whose chunks the hooks see, if one sees answers."""
+        if self._hooks.keys() <= {"before"}:
+            return Stream(*parts)
+        found: Stream = import_module(".stream", __package__).HookedStream(*parts, self)
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a hook of this name."""
+        return name in self._hooks
+
+    # -- a request --
+
+    def before(self, call: Call, *, streamed: bool) -> bool:
+        """Let the hook see the request; return whether it has changed it. Raise its refusal."""
+        if "before" not in self._hooks or call.request.passed is not None:
+            return False
+        old, told = call.request, self.told(call, streamed=streamed)
+        if old.op == RESOURCE:
+            new = stored.with_items(old, lambda seen: self._asked(call, seen, told))
+        else:
+            new = self._asked(call, old, told)
+        if new is old:
+            return False
+        call.hooks["before"].outcome = "changed"
+        call.form = client_format(call)
+        call.request, call.size = new, None
+        return old.op != RESOURCE
+
+    def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
+        """Return the request as the hook wants it; the same one if it has not changed it."""
+        given = replace(old, **{name: _copied(getattr(old, name)) for name in _SEEN})
+
+        def checked(found: Any) -> InferRequest:
+            new = _of_type(found, InferRequest)
+            seen = {name: getattr(new, name) for name in _SEEN}
+            new = replace(old, model=new.model, provider=new.provider, **seen)
+            if all(getattr(old, name) == getattr(new, name) for name in _READ):
+                return old
+            try:
+                new.check()
+            except InferMuxError as error:
+                raise TypeError(f"the request would be invalid: {error.message}") from None
+            return with_own_body(old, new)
+
+        new: InferRequest = self.run("before", call, given, told, checked, lambda: old)
+        return new
+
+    def told(self, call: Call, *, streamed: bool, choice: int = 0) -> HookCall:
+        """Return what the hooks are told of a call, the same for all of its hooks."""
+        known: HookCall | None = call.told
+        if known is None:
+            asked = call.request
+            who = call.caller.name, asked.model, streamed, call.tags
+            call.told = known = HookCall(call.id, call.api, asked.op, *who)
+        known.provider = call.provider if call.attempts else ""
+        return known if not choice else replace(known, choice=choice, state={})
+
+    # -- an answer --
+
+    def after(
+        self, call: Call, response: InferResponse, *, dialect: str | None = None
+    ) -> InferResponse:
+        """Return the answer as the hook wants it; raise its refusal.
+
+        *dialect* is the format of the client; None: as the call says.
+        """
+        if "after" not in self._hooks:
+            return response
+        if call.request.op == RESOURCE:
+            told = self.told(call, streamed=False)
+            return stored.as_seen(
+                response, call.request, lambda seen: self._seen(call, seen, told, RESPONSES)
+            )
+        if call.request.op not in _ANSWERS or response.extra.get("pending"):
+            return response
+        form = client_format(call) if dialect is None else dialect
+        told = self.told(call, streamed=dialect is not None)
+        response = self._seen(call, response, told, form)
+        native = response.native
+        if native is not None and native[0] == form and dialect is None:
+            for number in choices(form, strict_json.lenient(native[1])):
+                response = self._other(call, response, number, form)
+        if call.answer is not None:
+            call.answer = response.content
+        return response
+
+    def _seen(
+        self, call: Call, response: InferResponse, told: HookCall, form: str, choice: int = 0
+    ) -> InferResponse:
+        given = replace(
+            response,
+            tool_calls=_copied(response.tool_calls),
+            details=_copied(response.details),
+            extra=_copied(response.extra),
+        )
+
+        def checked(found: Any) -> InferResponse:
+            new = _of_type(found, InferResponse)
+            new = replace(new, details=details_of(response, new))
+            return response if new == response else answered(response, new, form, choice)
+
+        made: InferResponse = self.run("after", call, given, told, checked, lambda: response)
+        if made is not response:
+            call.hooks["after"].outcome = "changed"
+        return made
+
+    def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
+        """Return an answer with its choice *number* as the hook wants it."""
+        native = response.native
+        if native is None:
+            return response
+        known = places(form, strict_json.lenient(native[1]), number)
+        said: dict[str, Any] = {
+            "content": known.text("text"),
+            "reasoning": known.text("reasoning"),
+            "refusal": known.text("refusal"),
+        }
+        one = replace(response, tool_calls=(), details=(), extra={}, **said)
+        told = self.told(call, streamed=False, choice=number)
+        made = self._seen(call, one, told, form, number)
+        if made is one:
+            return response
+        if made.native is None:  # it cannot be written into the body, which has other choices
+            raise HookFailed("an answer with several choices could not be changed")
+        return replace(response, native=made.native)
+
+    # -- running --
+
+    def run(
+        self,
+        name: str,
+        call: Call,
+        value: Any,
+        told: HookCall,
+        checked: Callable[[Any], Any],
+        otherwise: Callable[[], Any],
+    ) -> Any:
+        """Return what `checked` makes of a hook's result; None stands for *value* itself.
+
+        Raise the hook's refusal. If it fails, raise HookFailed or return *otherwise*.
+        """
+        hook, started = self._hooks[name], time.monotonic()
+        if call.hooks is None:
+            call.hooks = {}
+        ran = call.hooks.setdefault(name, HookRun())
+        ran.times += 1
+        try:
+            job = self._threads.run(lambda: hook(value, told), self.timeout, call)
+            if isinstance(error := job.error, InferMuxError):
+                ran.outcome = "refused"
+                raise _refusal(error, name) from None
+            if error is None:
+                try:
+                    return checked(value if job.value is None else job.value)
+                except Exception as wrong:  # what the hook returned cannot be used
+                    error = wrong
+            ran.outcome = "failed"
+            return self._failed(name, error, otherwise)
+        finally:
+            error = None  # else a cycle: its traceback refers to this frame
+            took = time.monotonic() - started
+            ran.seconds += took
+            if call.attempts and call.attempts[-1].ended is None:
+                ran.inside += took
+
+    def _failed(self, name: str, error: BaseException, otherwise: Callable[[], Any]) -> Any:
+        late = isinstance(error, _Late)
+        why = f"{_LATE} ({self.timeout:g} s)" if late else f"raised {type(error).__name__}"
+        is_open = self.on_error == "open"
+        if _throttle.due():
+            what = "is sent as it is" if is_open else "fails"
+            trace = None if late else error
+            subject = NAMES[name]
+            log.error(
+                "the hook %s (%s) %s; the %s %s", name, self.names[name], why, subject, what,
+                exc_info=trace,
+            )  # fmt: skip
+        if is_open:
+            return otherwise()
+        told = _LATE if late else "failed"
+        failure = HookFailed(f"a check of this service {told}; the {NAMES[name]} was not let pass")
+        failure.hook = name
+        raise failure from None
+
+
+_SEEN = ("messages", "params", "meta")  # what of a request a hook may change in place
+_READ = ("model", "provider", *_SEEN)
+
+
+def client_format(call: Call) -> str:
+    """Return the format of the client's API, or "" if it gets no vendor's bytes."""
+    if call.request.op == RESOURCE:
+        return RESPONSES
+    return call.form or (call.request.native.dialect if call.request.native is not None else "")
+
+
+def _refusal(error: InferMuxError, name: str) -> InferMuxError:
+    """Return a hook's error with a status that HTTP has for errors."""
+    error.hook = name
+    if not isinstance(error.status, int) or not 400 <= error.status < 600:
+        error.status = 500
+    return error
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of JSON whose parts a hook may change."""
+    if isinstance(value, Mapping):
+        return {name: _copied(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(each) for each in value]
+    return value
+
+
+def _of_type(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"the hook returned {type(value).__name__}, not {kind.__name__} or None")
+    return value
+
+
+def _checked(hook: Any, name: str) -> Hook:
+    """Return a hook that takes a value and the call; raise ConfigError if it cannot be one."""
+    what = NAMES[name]
+    if not callable(hook):
+        raise ConfigError(f"the hook {name} is not callable: {type(hook).__name__}")
+    inner = getattr(hook, "__call__", hook)  # noqa: B004 - to see an async __call__
+    if any(
+        test(each)
+        for each in (hook, inner)
+        for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    ):
+        raise ConfigError(f"the hook {name} is async, which is not supported: use a plain function")
+    wanted = f"it must take the {what}, and may take the call: {name}({what}, call)"
+    if isinstance(hook, type):
+        raise ConfigError(f"the hook {name} is the class {hook.__name__}, not a function: {wanted}")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return _alone(hook)
+    for arguments, made in (((None, None), hook), ((None,), _alone(hook))):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return made
+    raise ConfigError(f"the hook {name} has a wrong signature, {signature}: {wanted}")
+
+
+def _alone(hook: Hook) -> Hook:
+    return lambda value, call: hook(value)
+
+
+# -- threads --
+
+
+class _Late(Exception):
+    """A hook has not returned in time."""
+
+
+class _Job:
+    __slots__ = ("done", "error", "value", "work")
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.done = threading.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self.value = self.work()
+        except BaseException as error:  # it belongs to the thread that waits
+            self.error = error
+        self.done.set()
+
+
+class _Threads:
+    """At most *most* threads, which start as they are needed; a forked child starts its own."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._reset()
+        _all_threads.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._count = self._idle = 0
+
+    def run(self, work: Callable[[], Any], seconds: float, call: Call) -> _Job:
+        """Return the job of *work*, which has ended, or is late after *seconds*."""
+        job = _Job(work)
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            elif self._count < self._most:
+                self._count += 1
+                threading.Thread(target=self._serve, name="infermux-hook", daemon=True).start()
+        self._jobs.put(job)
+        for part in Deadline(seconds, on_wait=call.on_wait).slices(seconds):
+            if job.done.wait(part):
+                return job
+        job = _Job(work)  # the late one may still end
+        job.error = _Late()
+        return job
+
+    def _serve(self) -> None:
+        while True:
+            self._jobs.get()()
+            with self._lock:
+                self._idle += 1
+
+
+_all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for threads in list(_all_threads):
+        threads._reset()
+
+
+after_fork(_after_fork)
+
+
+def chunks_of(found: Any) -> list[Chunk]:
+    """Return what a hook made of a chunk: one, or several in order; raise TypeError."""
+    if isinstance(found, Chunk):
+        return [found]
+    if isinstance(found, str | bytes | Mapping):
+        raise TypeError(f"the hook returned {type(found).__name__}, not a Chunk, a list or None")
+    return [_of_type(each, Chunk) for each in found]

@@ -1,0 +1,233 @@
+"""A streamed answer whose chunks, and whose whole, hooks see before the client does."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...dialects import whole
+from ...dialects.rewriting import CannotRewrite, details_of
+from ...dialects.rewriting.streams import StreamRewriter, spread
+from ...errors import ClientGone, InferMuxError
+from ...planning.call import Call, StreamAccumulator
+from ...protocol import InferResponse
+from ...types import HEARTBEAT, Chunk
+from ..accounting import Accounting
+from ..stream import Finish, Stream
+from ..targets import TargetPermit
+from . import HookCall, Hooks, chunks_of, client_format
+
+
+class HookedStream(Stream):
+    """Iterates over the chunks as the hooks want them; `started` runs them on the first ones.
+
+    With a hook for chunks, each is sent when the hook has seen it, and the last ones when `after`
+    has seen the whole. With `after` alone the stream is held back until then.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        first: list[Chunk],
+        rest: Iterator[Chunk],
+        permit: TargetPermit,
+        accounting: Accounting,
+        finish: Finish,
+        answers: Any,
+        hooks: Hooks,
+    ) -> None:
+        super().__init__(call, first, rest, permit, accounting, self._finished, answers)
+        self._done, self._hooks = finish, hooks
+        self._told = StreamAccumulator()
+        self._form = client_format(call)
+        self._rewriter = StreamRewriter(self._form)
+        self._begun: deque[Chunk] = deque()  # what came before the caller has read anything
+        self._ready: deque[Chunk] = deque()
+        self._tail: list[Chunk] | None = None  # what waits for `after`
+        self._known = super().dialect
+        self._calls: dict[int, HookCall] = {}
+        self._final: StreamAccumulator | None = None
+        if hooks.holds:
+            self._tail = []
+
+    def started(self) -> Stream:
+        """Run the hooks until there is something to send; raise a refusal, which is then early."""
+        try:
+            while True:
+                chunk = self._next()
+                if chunk is not HEARTBEAT:
+                    self._begun.append(chunk)
+                if chunk.has_content:
+                    break
+        except StopIteration:
+            pass
+        return self
+
+    @property
+    def dialect(self) -> str:
+        """The dialect of the provider's own events, which chunks have as `native`."""
+        return self._known
+
+    def __next__(self) -> Chunk:
+        return self._begun.popleft() if self._begun else self._next()
+
+    def _next(self) -> Chunk:
+        while not self._ready:
+            try:
+                chunk = super().__next__()
+                if self.call.on_wait is not None:  # the client may have nothing yet
+                    self.call.on_wait()
+            except StopIteration:
+                if self._ready:
+                    break
+                raise
+            except ClientGone as error:
+                self.settle(error, ours=True)
+                raise
+            if chunk is HEARTBEAT:
+                return chunk
+            try:
+                self._take(chunk)
+            except InferMuxError as error:
+                self._refuse(error)
+        chunk = self._ready.popleft()
+        self._told.add(chunk)
+        return chunk
+
+    def _take(self, chunk: Chunk) -> None:
+        """Let the hook see a chunk, and send what it makes of it, or keep that for `after`."""
+        found = [chunk]
+        if self._hooks.has("chunk"):
+            found = self._changed(chunk)
+        if self._tail is None and self._hooks.has("after") and chunk.finish_reason:
+            self._tail = []
+        if self._tail is None:
+            self._ready.extend(found)
+        else:
+            self._tail += found
+
+    def _changed(self, chunk: Chunk) -> list[Chunk]:
+        for number, was in self._rewriter.choices(chunk):
+            chunk = self._other(chunk, number, was)
+        if not chunk.has_content:
+            return self._rewriter.passed(chunk)
+
+        def rewritten(found: list[Chunk]) -> list[Chunk]:
+            try:
+                return self._rewriter.rewritten(chunk, [_sincere(chunk, each) for each in found])
+            except CannotRewrite:
+                raise TypeError("the vendor's stream has no place for this change") from None
+
+        return self._hooked(chunk, 0, rewritten)
+
+    def _other(self, chunk: Chunk, number: int, was: Chunk) -> Chunk:
+        """Return an event with another choice in it as the hook wants that."""
+
+        def rewritten(found: list[Chunk]) -> list[Chunk]:
+            if found == [was]:
+                return [chunk]
+            said: dict[str, Any] = {
+                kind: "".join(getattr(each, kind) for each in found)
+                for kind in ("text", "reasoning", "refusal")
+            }
+            return [self._rewriter.with_choice(chunk, number, was, Chunk(**said))]
+
+        return self._hooked(was, number, rewritten)[0]
+
+    def _hooked(
+        self, chunk: Chunk, choice: int, made: Callable[[list[Chunk]], list[Chunk]]
+    ) -> list[Chunk]:
+        call = self.call
+        told = self._calls.get(choice)
+        if told is None:
+            told = self._hooks.told(call, streamed=True, choice=choice)
+            self._calls[choice] = told
+
+        def checked(result: object) -> list[Chunk]:
+            found = chunks_of(result)
+            if found != [chunk]:
+                call.hooks["chunk"].outcome = "changed"
+            return made([chunk] if found == [chunk] else found)
+
+        answer: list[Chunk] = self._hooks.run(
+            "chunk", call, chunk, told, checked, lambda: made([chunk])
+        )
+        return answer
+
+    # -- the end --
+
+    def _end(self) -> None:
+        """Let `after` see the whole; then record the end, and send what was kept."""
+        tail = [*(self._tail or ()), *self._rewriter.rest()]
+        try:
+            if self._hooks.has("after"):
+                tail = self._whole(tail)
+        except InferMuxError as error:
+            self._refuse(error)
+        self._tail = None
+        self._final = self._copy()
+        for chunk in tail:
+            self._final.add(chunk)
+        told, self._told = self._told, self._final
+        super()._end()
+        self._told = told
+        self._ready.extend(tail)
+
+    def _whole(self, tail: list[Chunk]) -> list[Chunk]:
+        """Return the last chunks as `after` wants them; what has been sent stays as it is."""
+        seen = StreamAccumulator() if self._hooks.holds else self._copy()
+        for chunk in tail:
+            seen.add(chunk)
+        target = self.call.attempts[-1].target
+        response = seen.response(self.call.provider, target.model)
+        made = self._hooks.after(self.call, response, dialect="")
+        if made is response or not self._hooks.holds:
+            return tail
+        return self._respread(tail, response, made)
+
+    def _copy(self) -> StreamAccumulator:
+        """Return an accumulator of what has been sent."""
+        return self._told.copy()
+
+    def _respread(
+        self, chunks: list[Chunk], before: InferResponse, after: InferResponse
+    ) -> list[Chunk]:
+        """Return a stream that was held back as it is to be, if need be in one chunk."""
+        try:
+            found: list[Chunk] = []
+            new = spread(chunks, before, after)
+            for old, now in zip(chunks, new, strict=True):
+                changed = old if now == old else _sincere(old, now)
+                has_content = old.has_content or changed.has_content
+                found += (
+                    self._rewriter.rewritten(old, [changed])
+                    if has_content
+                    else self._rewriter.passed(old)
+                )
+            return found + self._rewriter.rest()
+        except CannotRewrite:
+            self._known = ""
+            usage = next((each.usage for each in reversed(chunks) if each.usage), None)
+            return list(whole(replace(after, usage=usage)))
+
+    def _refuse(self, error: InferMuxError) -> None:
+        """End the stream with a hook's error, which is not the provider's, and raise it."""
+        self._ready.clear()
+        self.settle(error, ours=True)
+        raise error
+
+    def _finished(self, call: Call, error: BaseException | None) -> None:
+        if call.answer is not None:
+            call.answer = (self._final or self._told).text
+        self._done(call, error)
+
+
+def _sincere(before: Chunk, after: Chunk) -> Chunk:
+    """Return a chunk whose details say the same as its changed reasoning."""
+    if before.reasoning == after.reasoning or list(before.details) != list(after.details):
+        return after
+    was, now = (InferResponse("", "", "", reasoning=each.reasoning) for each in (before, after))
+    was.details = now.details = after.details
+    return after._replace(details=details_of(was, now))

@@ -1,0 +1,252 @@
+"""Mirrors: copies of a share of a name's calls, sent to another target after their answers.
+
+A copy waits in a bounded queue for one of a few threads of its own, and has circuits, limits and a
+budget of its own, so that it is never in the way of a caller. Its row in the ledger has the API
+"mirror" and an id that follows from the call's, by which `infermux costs --compare` pairs them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from ..dialects.responses import NAME as RESPONSES
+from ..errors import BudgetExceeded, ProviderError, ProviderRejected
+from ..ledger import Budget
+from ..ledger.compare import API, mirror_id
+from ..planning.call import Call
+from ..protocol import CHAT, InferRequest, Native, strict_json
+from ..telemetry.shared_memory import SharedMemory
+from ..types import Caller, LogThrottle, TraceContext, after_fork
+from .router import Router
+from .targets import TargetPool
+
+THREADS = 4  # that send copies, in each process
+QUEUE = 256  # copies that wait
+MAX_BYTES = 64 * 1024 * 1024  # of the requests that wait
+SECONDS = 600.0  # that a copy may take
+LAST_SECONDS = 3.0  # for the copies that wait when a process without a server ends
+_STATE = ("previous_response_id", "conversation", "background", "prompt", "container")
+_SERVERS = ("mcp_servers",)  # tools that act, wherever they are called from
+_throttle = LogThrottle(seconds=60.0)
+log = logging.getLogger("infermux")
+
+
+class Rule(NamedTuple):
+    """Where copies of a name's calls go, and of which share of the calls."""
+
+    target: str
+    share: float
+    budget: Budget | None = None
+
+
+class _Copy(NamedTuple):
+    name: str
+    request: InferRequest
+    streamed: bool
+    ident: str
+    trace: TraceContext
+    size: int  # bytes
+
+
+class Mirror:
+    """An observer that sends copies of calls by the rules of their names."""
+
+    def __init__(self, router: Router, rules: Mapping[str, Rule]) -> None:
+        self.rules = rules
+        self.memory: SharedMemory | None = None  # where outcomes are counted
+        pool = router.targets
+        self._router = Router(
+            router.registry,
+            attempts=1,
+            deadline=min(router.deadline or SECONDS, SECONDS),
+            on_unsupported="drop",
+            observers=[each for each in router.observers if not isinstance(each, Mirror)],
+            targets=TargetPool(router.registry, overrides=pool.overrides, table=pool.prices),
+            ledger=router.ledger,
+        )
+        self._callers = {
+            name: Caller(f"mirror of {name}", budget=rule.budget) for name, rule in rules.items()
+        }
+        self._reset()
+        _mirrors.add(self)
+
+    def _reset(self) -> None:
+        self._state = threading.Condition()
+        self._queue: deque[_Copy] = deque()
+        self._bytes = self._threads = self._busy = 0
+        self._ended = False
+
+    # -- on the way of a call: nothing here may take time --
+
+    def __call__(self, call: Call) -> None:
+        route = call.plan.route if call.plan is not None else None
+        rule = self.rules.get(route.name) if route is not None else None
+        if route is None or rule is None or not _is_drawn(call.id, rule.share):
+            return
+        if not _may_be_copied(call):
+            return
+        size = _size(call)
+        with self._state:
+            full = len(self._queue) >= QUEUE or self._bytes + size > MAX_BYTES
+            if not full and not self._ended:
+                self._bytes += size
+                self._queue.append(_copied(call, route.name, rule, size))
+                if self._threads < min(THREADS, self._busy + len(self._queue)):
+                    if not self._threads:
+                        atexit.register(self.drain)
+                    self._threads += 1
+                    name = f"infermux-mirror-{self._threads}"
+                    threading.Thread(target=self._run, name=name, daemon=True).start()
+                self._state.notify()
+                return
+        self._count(route.name, "dropped")
+
+    # -- in its own threads --
+
+    def _run(self) -> None:
+        while True:
+            with self._state:
+                while not self._queue:
+                    if self._ended:
+                        self._threads -= 1
+                        return
+                    self._state.wait()
+                copy = self._queue.popleft()
+                self._busy += 1
+            try:
+                self._count(copy.name, self._sent(copy))
+            except Exception:  # no failure may end the thread
+                if _throttle.due():
+                    log.exception("a copy of a call could not be sent")
+                self._count(copy.name, "failed")
+            finally:
+                with self._state:
+                    self._busy -= 1
+                    self._bytes -= copy.size
+                    self._state.notify_all()
+                del copy
+
+    def _sent(self, copy: _Copy) -> str:
+        """Send a copy; return the outcome."""
+        router, caller = self._router, self._callers[copy.name]
+        call = router.begin(copy.request, caller=caller, api=API, trace=copy.trace)
+        call.id, call.patience = copy.ident, SECONDS
+        try:
+            if copy.streamed:
+                with router.open(call) as stream:
+                    for _ in stream:
+                        pass
+            else:
+                router.answer(call)
+        except BudgetExceeded:
+            return "refused"
+        except Exception as error:  # it is recorded with the call
+            log.debug("a copy of a call failed: %s", type(error).__name__)
+            return "failed"
+        return "sent"
+
+    def drain(self, seconds: float = LAST_SECONDS) -> int:
+        """Wait until every copy is sent, at most *seconds*; return how many are given up."""
+        end = time.monotonic() + seconds
+        with self._state:
+            self._ended = True
+            self._state.notify_all()
+            while self._queue or self._busy:
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._state.wait(left)
+            given_up = [*self._queue]
+            self._queue.clear()
+        for copy in given_up:
+            self._count(copy.name, "dropped")
+        return len(given_up)
+
+    @property
+    def waiting(self) -> int:
+        """How many copies wait or are being sent."""
+        return len(self._queue) + self._busy
+
+    def _count(self, name: str, outcome: str) -> None:
+        if self.memory is not None:
+            slot = self.memory.own
+            with slot.lock:
+                slot.add(("mirrored_total", name, outcome))
+
+
+_mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for mirror in list(_mirrors):
+        mirror._reset()
+
+
+after_fork(_after_fork)
+
+
+def mirror_of(observers: Any) -> Mirror | None:
+    """Return the mirror among a router's observers, if there is one."""
+    return next((each for each in observers if isinstance(each, Mirror)), None)
+
+
+def _is_drawn(ident: str, share: float) -> bool:
+    """Return whether a call is copied: the same for the same id, on every host."""
+    digest = sha256(f"drawn\0{ident}".encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8]) / 2**64 < share
+
+
+def _may_be_copied(call: Call) -> bool:
+    """Return whether a call was sent to a vendor and changes nothing there but the bill."""
+    request, error = call.request, call.error
+    if call.api == API or request.op != CHAT or not call.attempts or call.override:
+        return False
+    if error is not None and (
+        not issubclass(error.kind, ProviderError) or issubclass(error.kind, ProviderRejected)
+    ):
+        return False
+    params = request.params
+    if call.ids or params.get("store") is True:
+        return False
+    if any(params.get(name) for name in (*_STATE, *_SERVERS)):
+        return False
+    tools = params.get("tools")
+    return not any(
+        isinstance(tool, dict) and "mcp" in str(tool.get("type", "")) for tool in tools or ()
+    )
+
+
+def _copied(call: Call, name: str, rule: Rule, size: int) -> _Copy:
+    request = call.request
+    native = request.native
+    params = request.params
+    if native is not None and native.dialect == RESPONSES:  # nothing is stored at the vendor
+        body = strict_json.document(native.body.replaced({"store": False}))
+        native = Native(native.dialect, body, native.query)
+        params = {**params, "store": False}
+    asked = replace(
+        request,
+        model=rule.target,
+        provider="",
+        params=params,
+        native=native,
+        dropped=None,
+        upstream_ids=None,
+    )
+    streamed = call.attempts[-1].first_chunk is not None
+    trace = TraceContext(call.trace_id, call.span_id)
+    return _Copy(name, asked, streamed, mirror_id(call.id), trace, size)
+
+
+def _size(call: Call) -> int:
+    native = call.request.native
+    return 4 * call.input_size if native is None else len(native.body.data or native.body.text)

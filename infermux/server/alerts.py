@@ -1,0 +1,267 @@
+"""Watches budgets, targets, prices and records, and has alerts sent for what an operator must know.
+
+A thread of each worker looks every few seconds; the ledger remembers what was sent, so that of all
+workers and hosts one sends each alert, and at most one per subject and hour.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from ..ledger import BudgetState, LedgerUnavailable
+from ..ledger.stores.alerts import AlertLog, Sent
+from ..pricing import usd
+from ..pricing.compare import stale
+from ..routing.router import Router
+from ..telemetry.alerts import Alert, Alerts, alerts_of, host
+from ..types import LogThrottle, Target
+from . import status
+from .status import TargetStatus
+
+CHECK_SECONDS = 2.0
+PRICES_SECONDS = 3600.0  # between two looks at the age of the prices
+HOUR = 3600.0  # in which a subject has one alert
+DAY = 86_400.0  # in which old prices have one
+FEW_SECONDS = 60.0  # after which a loss that another worker has told is a new one
+SHARES = (100, 80, 50)  # percent of a budget
+USED_UP = 80  # percent, from which a budget that refuses calls is used up
+_lock = threading.Lock()
+_watchers: weakref.WeakKeyDictionary[Router, Watcher] = weakref.WeakKeyDictionary()
+_throttle = LogThrottle(seconds=600.0)
+log = logging.getLogger("infermux")
+
+
+class Due(NamedTuple):
+    """An alert that may be sent, and how long its subject then rests; None: for ever."""
+
+    alert: Alert
+    rest: float | None = HOUR
+    also: tuple[str, ...] = ()  # subjects that it makes superfluous
+    sent: Callable[[], object] = lambda: None
+
+
+class Watcher:
+    """Looks at one router's state, and sends what is due."""
+
+    def __init__(self, router: Router, clock: Callable[[], float] = time.time) -> None:
+        self._router = weakref.ref(router)
+        self._clock = clock
+        self._seen_down: set[Target] = set()
+        self._lost: int | None = None  # records, that were told
+        self._prices_at = 0.0
+        self._process = 0
+
+    def start(self) -> None:
+        """Start the thread of this process, once."""
+        with _lock:
+            if self._process == os.getpid():
+                return
+            self._process = os.getpid()
+        threading.Thread(target=self._run, name="infermux-alerts", daemon=True).start()
+
+    def _run(self) -> None:
+        while (router := self._router()) is not None:
+            try:
+                self.check(router)
+            except LedgerUnavailable:
+                pass  # it cannot tell what was sent
+            except Exception:  # the next look may succeed
+                if _throttle.due():
+                    log.exception("alerts cannot be looked for")
+            del router
+            time.sleep(CHECK_SECONDS)
+
+    def check(self, router: Router) -> None:
+        """Send the alerts that are due."""
+        alerts = alerts_of(router.observers)
+        if alerts is None or router.ledger is None:
+            return
+        found = [*self._found(router, alerts)]
+        if not found and not self._seen_down:
+            return
+        memory = router.ledger.alerts()
+        known, now = memory.sent(), self._clock()
+        found += self._recovered(router, alerts, known, now)
+        for due in found:
+            if _may_send(due, known, now) and _claimed(due, memory, known, now):
+                alerts.send(due.alert)
+                due.sent()
+
+    def _found(self, router: Router, alerts: Alerts) -> Iterator[Due]:
+        if "budget" in alerts.events:
+            yield from _budgets(router, alerts)
+        if "target" in alerts.events:
+            yield from self._down(router)
+        if "prices" in alerts.events:
+            yield from self._prices(router)
+        if "records" in alerts.events:
+            yield from self._records(router)
+
+    # -- targets --
+
+    def _down(self, router: Router) -> Iterator[Due]:
+        named = set(router.registry.targets())
+        for each in status.targets(router):
+            target = Target(each.provider, each.model)
+            if target not in named or each.state != "open" or _by_hand(each):
+                continue
+            self._seen_down.add(target)
+            text = f"{target} is down: {each.reason or 'circuit open'}"
+            if each.error_rate is not None:
+                text += f"; {each.error_rate:.0%} of its calls failed in the last minute"
+            details = {"provider": target.provider, "model": target.model, "reason": each.reason}
+            yield Due(Alert("target", f"target down {target}", text, details))
+
+    def _recovered(
+        self, router: Router, alerts: Alerts, known: Mapping[str, Sent], now: float
+    ) -> Iterator[Due]:
+        """Yield the targets that were told to be down and serve again."""
+        told = {
+            subject.removeprefix("target down "): sent
+            for subject, sent in known.items()
+            if subject.startswith("target down ")
+        }
+        if "target" not in alerts.events or not (told or self._seen_down):
+            return
+        for each in status.targets(router):
+            target = Target(each.provider, each.model)
+            down = told.get(str(target))
+            if each.state != "closed":
+                continue
+            saw, self._seen_down = target in self._seen_down, self._seen_down - {target}
+            if down is None or _is_after(known.get(f"target up {target}"), down):
+                continue
+            serves = each.error_rate is not None and each.error_rate < 0.5
+            ours = down.host == host() or now - down.at >= HOUR
+            if saw or (serves and ours):
+                since = datetime.fromtimestamp(down.at, UTC)
+                text = f"{target} is up again; it was down since {since:%Y-%m-%d %H:%M} UTC"
+                details = {"provider": target.provider, "model": target.model}
+                yield Due(Alert("target", f"target up {target}", text, details))
+
+    # -- prices and records --
+
+    def _prices(self, router: Router) -> Iterator[Due]:
+        now = self._clock()
+        if now - self._prices_at < PRICES_SECONDS:
+            return
+        self._prices_at = now
+        if warning := stale(now, router.targets.prices):
+            yield Due(Alert("prices", "prices", warning[0].upper() + warning[1:]), DAY)
+
+    def _records(self, router: Router) -> Iterator[Due]:
+        lost = status.records(router).lost
+        if self._lost is None or lost < self._lost:
+            self._lost = 0
+        if lost <= self._lost:
+            return
+
+        def sent() -> None:
+            self._lost = lost
+
+        text = f"{lost} calls could not be recorded: their costs are in no report and no budget"
+        yield Due(Alert("records", "records", text, {"lost": lost}), sent=sent)
+
+
+def _by_hand(each: TargetStatus) -> bool:
+    return each.reason is not None and "forced" in each.reason
+
+
+def _is_after(up: Sent | None, down: Sent) -> bool:
+    return up is not None and up.at >= down.at
+
+
+# -- budgets --
+
+
+def _budgets(router: Router, alerts: Alerts) -> Iterator[Due]:
+    refused = frozenset(alerts.refused)
+    for state in status.budgets(router):
+        budget, used = state.budget, state.spent * 100 // state.limit if state.limit else 100
+        callers = {*budget.members} if budget.members else {budget.caller}
+        if used >= USED_UP and callers & refused:
+            used = max(used, 100)
+        reached = next((share for share in SHARES if used >= share), None)
+        if reached is not None:
+            yield _budget(state, reached)
+
+
+def _budget(state: BudgetState, reached: int) -> Due:
+    budget = state.budget
+    kind = "team" if budget.members else "key"
+    whose = (
+        f"The budget {budget.caller!r}" if budget.members else f"The budget of {budget.caller!r}"
+    )
+    per = "in total" if budget.period == "total" else f"per {budget.period}"
+    spent, limit = usd(state.spent), usd(state.limit)
+    what = f"{whose} has spent {reached} %: {spent} of {limit} USD {per}"
+    if reached == 100:
+        then = {"reject": "calls are refused", "warn": "calls are sent all the same"}
+        what = f"{whose} is used up: {spent} of {limit} USD {per} are spent"
+        what += f"; {then.get(budget.then, f'calls go to {budget.then}')}"
+    if state.resets is not None:
+        what += f"; it resets at {datetime.fromtimestamp(state.resets, UTC):%Y-%m-%d %H:%M} UTC"
+    subjects = {
+        share: f"budget {share} {budget.owner} {state.key} {state.limit}" for share in SHARES
+    }
+    details = {
+        kind: budget.caller,
+        "percent": reached,
+        "spent_usd": spent,
+        "limit_usd": limit,
+        "period": state.key,
+    }
+    lower = tuple(subject for share, subject in subjects.items() if share < reached)
+    return Due(Alert("budget", subjects[reached], what, details), None, lower)
+
+
+# -- what was sent --
+
+
+def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
+    """Return whether a subject has rested; a target is told to be down again once it was up."""
+    subject = due.alert.subject
+    last = known.get(subject)
+    if last is None:
+        return True
+    if due.rest is None or now - last.at < due.rest:
+        if due.alert.event == "records" and now - last.at < FEW_SECONDS:
+            due.sent()  # another worker has told of the same
+        return False
+    if subject.startswith("target down "):
+        up = known.get(subject.replace(" down ", " up ", 1))
+        return _is_after(up, last)
+    return True
+
+
+def _claimed(due: Due, memory: AlertLog, known: Mapping[str, Sent], now: float) -> bool:
+    subject = due.alert.subject
+    if not memory.claim(subject, known.get(subject), now, host()):
+        return False
+    memory.claim_all((each for each in due.also if each not in known), now, host())
+    return True
+
+
+# -- threads --
+
+
+def arm(router: Router) -> None:
+    """Have the alerts of *router* watched for from its first call on, if it sends any."""
+    alerts = alerts_of(router.observers)
+    if alerts is not None:
+        with _lock:
+            watcher = _watchers.setdefault(router, Watcher(router))
+        alerts.begin = watcher.start
+
+
+def start() -> None:
+    """Watch for the alerts of this process's routers, also before their first call."""
+    for watcher in list(_watchers.values()):
+        watcher.start()

@@ -1,0 +1,156 @@
+"""Posts alerts to a webhook from a background thread, signed, and again if that fails.
+
+A message is JSON with a `text`, as Slack and those like it read. The header X-Infermux-Signature is
+"t=SECONDS,v1=HEX": the HMAC-SHA256 of "SECONDS.BODY" by the secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from datetime import UTC, datetime
+from http.client import HTTPException
+from typing import Any, NamedTuple
+
+from ..planning.call import Call
+from ..protocol import new_id, strict_json
+from ..types import JSON
+from .exporter import Exporter, Send
+from .shared_memory import SharedMemory
+from .tokentrace import unopened
+
+EVENTS = ("budget", "target", "prices", "records")
+SIGNATURE = "X-Infermux-Signature"
+TIMEOUT_SECONDS = 10.0  # to connect, and for each part of the answer
+WAITS = (1.0, 5.0, 25.0, 60.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds before each further try
+QUEUE = 100  # alerts that wait
+MAX_ANSWER = 4096  # bytes that are read
+SPENT = ("budget_exceeded",)  # codes of calls that a budget refuses
+log = logging.getLogger("infermux")
+
+
+class Alert(NamedTuple):
+    """What is told: `event` is one of EVENTS, `subject` what it is about."""
+
+    event: str
+    subject: str
+    text: str
+    details: JSON = {}  # noqa: RUF012 - it is never changed
+
+
+class Alerts(Exporter[bytes]):
+    """Sends alerts to *url*; an observer that notes the callers whose budgets refuse calls.
+
+    *secret* is the key of the signature. `begin` is called with the first call that ends.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        *,
+        events: Collection[str] = EVENTS,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> None:
+        super().__init__("alerts cannot be sent", threads=1, size=QUEUE, linger=0.0)
+        self._url, self._secret, self._wait = url, secret.encode(), wait
+        self.events = frozenset(events)
+        self.refused: set[str] = set()  # names of callers
+        self.begin: Callable[[], object] | None = None
+        self.memory: SharedMemory | None = None  # where outcomes are counted
+        self._beginning = threading.Lock()
+
+    def __call__(self, call: Call) -> None:
+        if call.override or (call.error is not None and call.error.code in SPENT):
+            self.refused.add(call.caller.name)
+        if self.begin is not None:
+            with self._beginning:
+                begin, self.begin = self.begin, None
+            if begin is not None:
+                begin()
+
+    def send(self, alert: Alert) -> None:
+        """Queue an alert."""
+        now = datetime.fromtimestamp(time.time(), UTC)
+        body = {
+            "text": alert.text,
+            "event": alert.event,
+            "subject": alert.subject,
+            "id": new_id(),
+            "time": now.isoformat(timespec="seconds"),
+            "host": host(),
+            **({"details": alert.details} if alert.details else {}),
+        }
+        log.warning("alert: %s", alert.text)
+        self.put(strict_json.encode(body))
+
+    def sender(self) -> Send[bytes]:
+        """Return a function that posts alerts."""
+        return self._post_all
+
+    def _post_all(self, alerts: list[bytes]) -> int:
+        for body in alerts:
+            sent = self._delivered(body)
+            self._count("sent" if sent else "failed")
+            if not sent:
+                log.error("an alert could not be sent to the webhook; it is given up")
+        return 0  # spans alone count as dropped spans
+
+    def _delivered(self, body: bytes) -> bool:
+        """Post an alert until it is accepted; return whether it was."""
+        for wait in (0.0, *WAITS):
+            if wait:
+                self._count("retried")
+                self._wait(wait)
+            try:
+                status = self._post(body)
+            except (OSError, ValueError, HTTPException) as error:
+                log.debug("the webhook cannot be reached: %s", type(error).__name__)
+                continue
+            if 200 <= status < 300:
+                return True
+            log.debug("the webhook answered with status %d", status)
+            if 400 <= status < 500 and status not in (408, 425, 429):
+                return False  # it will not accept it later
+        return False
+
+    def _count(self, outcome: str) -> None:
+        if self.memory is not None:
+            slot = self.memory.own
+            with slot.lock:
+                slot.add(("alerts_total", outcome))
+
+    def _post(self, body: bytes) -> int:
+        link, path = unopened(self._url, TIMEOUT_SECONDS)
+        with closing(link):
+            headers = {
+                "Content-Type": "application/json",
+                "User-Agent": "infermux",
+                SIGNATURE: signature(body, self._secret, int(time.time())),
+            }
+            link.request("POST", path, body, headers)
+            answer = link.getresponse()
+            answer.read(MAX_ANSWER)
+            return answer.status
+
+
+def signature(body: bytes, secret: bytes, at: int) -> str:
+    """Return the header that signs *body* at the second *at*."""
+    digest = hmac.new(secret, b"%d." % at + body, hashlib.sha256).hexdigest()
+    return f"t={at},v1={digest}"
+
+
+def host() -> str:
+    """Return the name of this host."""
+    return socket.gethostname()[:100]
+
+
+def alerts_of(observers: Collection[Any]) -> Alerts | None:
+    """Return what sends alerts among a router's *observers*, if anything does."""
+    return next((each for each in observers if isinstance(each, Alerts)), None)
