@@ -126,8 +126,8 @@ class Failure(NamedTuple):
 
 
 def reason(error: InferMuxError | Failure) -> str:
-    """Return why, for the operator, without vendors' messages: "connection refused"."""
-    return error.cause or error.summary.partition(": ")[2]
+    """Return why, for the operator, in words of ours alone: "connection refused"."""
+    return error.cause
 
 
 def forget(error: BaseException | None) -> None:

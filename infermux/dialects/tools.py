@@ -73,8 +73,8 @@ def _is_custom(tool: object) -> bool:
     return isinstance(tool, dict) and tool.get("type") == "custom"
 
 
-def _has_no_custom(message: JSON) -> bool:
-    calls = message.get("tool_calls")
+def _has_no_custom(message: object) -> bool:
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
     return not isinstance(calls, list) or not any(map(_is_custom, calls))
 
 

@@ -430,7 +430,7 @@ class HTTPProvider(Provider):
             raise mapped(error) from error
         except NONSENSE as error:
             failed = ProviderUnavailable("the provider's answer could not be understood")
-            failed.sent = True
+            failed.sent, failed.cause = True, failed.message
             raise failed from error
         except (MemoryError, RuntimeError) as error:
             raise provider_failed(self.name, error) from error
@@ -441,6 +441,8 @@ class HTTPProvider(Provider):
             error.message = self._redacted(error.message)
             error.args = (error.message,)
             error.param = self._redacted(error.param)[:100] if error.param else None
+        else:  # our own words
+            error.cause = error.cause or error.message
         if error.native is not None:
             error.native = self._redacted.native(error.native)
         if isinstance(error, ProviderAuthError) and not error.hint:

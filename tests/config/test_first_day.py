@@ -480,6 +480,8 @@ def uncommented() -> str:
 def test_every_key_of_the_template_is_valid(tmp_path: Path) -> None:
     text = uncommented()
     env = {"ALERT_WEBHOOK": "https://hooks.example/x", "ALERT_SECRET": "signs"}
+    env |= OPENAI | {"OPENAI_API_KEY_2": "sk-second"}
+    env["DATABASE_URL"] = "postgresql://infermux@db.example/infermux"
     answer = validate(tmp_path, text, **env)
     assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
     assert "local (file), slow (file)" in answer.stdout

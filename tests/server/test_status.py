@@ -121,6 +121,8 @@ def test_a_script_reads_the_same_as_json(service: Service) -> None:
             "per_minute",
             "in_flight",
             "workers",
+            "since",
+            "why",
         }
     finally:
         order(service, "echo/circuit/close")
@@ -275,4 +277,5 @@ def test_numbers_of_several_workers_are_one() -> None:
         found.in_flight,
         found.workers,
     ) == (0.075, 1.5, 1.5, 40.0, 3, 3)
-    assert _merged(Target("a", "b"), [], 2)[2:] == ("closed", None, 0.0, None, None, None, 0, 0, 0)
+    nothing = ("closed", None, 0.0, None, None, None, 0, 0, 0, None, "")
+    assert _merged(Target("a", "b"), [], 2)[2:] == nothing

@@ -210,6 +210,7 @@ def test_a_calls_plan_and_attempts_are_told_with_status_and_reason(
     )
     assert "down/gone-1 connection refused upstream_error" in text
     error = ProviderUnavailable("the provider failed")
+    error.cause = error.message  # as HTTPProvider says of its own words
     error.upstream_status = 503
     call = put(ledger, tried("openai", "gpt-5", error=error, request_id="req_7"), error=error)
     assert (

@@ -45,6 +45,7 @@ EXPRESSED = (
     PARAMS
     | _RENAMED
     | {
+        "stop",
         "file.filename",
         "image_url.detail",
         "stream_options",

@@ -33,6 +33,13 @@ MEANINGS = {
     "invalid_api_key": Meaning(
         "The caller's API key is missing or unknown.", "Compare it with [keys]."
     ),
+    "refused_by_hook": Meaning(
+        "A function of [hooks] refused the request or its answer.", "Its message says why."
+    ),
+    "hook_failed": Meaning(
+        "A function of [hooks] failed or was late, and no call may pass without it.",
+        "See the log; [hooks] timeout and on_error say what happens then.",
+    ),
     "budget_exceeded": Meaning(
         "The key's budget is spent, or too small for the call.",
         "Raise the budget, or wait until it resets: see Budgets.",
