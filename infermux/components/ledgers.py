@@ -56,7 +56,9 @@ def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
         return SQLiteLedger(settings.path, timezone=settings.timezone, keep=settings.keep_seconds)
     try:
         from ..ledger.postgres import PostgresLedger  # loads psycopg, which is an extra
-    except ImportError:
+    except ImportError as error:
+        if (error.name or "").startswith("infermux"):
+            raise
         raise ConfigError(EXTRA) from None
     return PostgresLedger(
         settings.url.reveal(),
