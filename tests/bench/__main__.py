@@ -32,7 +32,7 @@ PARTS = (
     "start",
     "ledger",
 )
-ROWS = "rows"  # only if it is asked for
+EXTRA = ("rows", "postgres")  # only if they are asked for
 
 
 def main() -> None:
@@ -98,9 +98,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*PARTS, ROWS),
+        choices=(*PARTS, *EXTRA),
         metavar="NAME",
-        help=f"only these parts: {', '.join(PARTS)}; or {ROWS}, which takes minutes",
+        help=f"only these parts: {', '.join(PARTS)}; or rows, which takes minutes, or postgres, "
+        "which needs its programs",
     )
     parser.add_argument(
         "--rounds", type=int, help="how often each subject is measured (default: 5)"

@@ -144,7 +144,7 @@ class Gateway:
     @property
     def cpu(self) -> float:
         """Seconds of CPU of the whole tree of processes."""
-        return sum(_cpu(each) for each in self.processes)
+        return sum(cpu(each) for each in self.processes)
 
     def pss(self, *, worker: bool = False) -> float:
         """Proportional share of memory in KiB, of all processes or of the *worker* alone."""
@@ -161,14 +161,19 @@ def naive(upstream: Upstream) -> Gateway:
 
 
 def infermux(
-    name: str, features: Sequence[str], folder: str, upstream: Upstream, threads: int = THREADS
+    name: str,
+    features: Sequence[str],
+    folder: str,
+    upstream: Upstream,
+    threads: int = THREADS,
+    **env: str,
 ) -> Gateway:
     """Return InferMux as a clone runs it, with a file and a ledger of its own."""
     file = Path(folder) / f"{name}.toml"
     file.write_text(
         configuration(features, upstream, threads).replace("{folder}", f"{folder}/{name}")
     )
-    return Gateway(["wsgi:app"], "/providers", INFERMUX_CONFIG=str(file))
+    return Gateway(["wsgi:app"], "/providers", cwd=ROOT, INFERMUX_CONFIG=str(file), **env)
 
 
 @contextmanager
@@ -248,7 +253,7 @@ def _stat(process: int) -> list[str]:
         return []
 
 
-def _cpu(process: int) -> float:
+def cpu(process: int) -> float:
     """Return the seconds of CPU of a process by its own clock, as clock_getcpuclockid(3) names it:
     /proc counts in hundredths.
     """

@@ -9,7 +9,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -63,10 +63,11 @@ class Tally:
 class Lane:
     """One connection and the request that it repeats."""
 
-    __slots__ = ("ask", "at", "first", "inbox", "need", "probe", "socket")
+    __slots__ = ("ask", "at", "first", "inbox", "need", "port", "probe", "socket")
 
     def __init__(self, port: int, ask: Ask, *, probe: bool = False) -> None:
         self.ask = ask
+        self.port = port
         self.probe = probe
         self.socket = _connect(port)
 
@@ -126,7 +127,7 @@ def _size(inbox: bytes) -> int:
 
 class Load:
     """Drives *connections* that send *ask* to *port* again and again for *seconds*, or once each if
-    that is 0.
+    that is 0. With *others*, each of these lanes (a port and what it is asked) is driven as well.
 
     Meanwhile one more connection sends *probe* every 50 ms, and *look* is called once, after its
     number of seconds.
@@ -141,16 +142,17 @@ class Load:
         *,
         probe: Ask | None = None,
         look: tuple[float, Callable[[], None]] | None = None,
+        others: Sequence[tuple[int, Ask]] = (),
     ) -> None:
-        self._port = port
         self._seconds = seconds
         self._look = look
         self._poll = select.epoll()
         self._lanes: dict[int, Lane] = {}
         self._probe = Lane(port, probe, probe=True) if probe else None
-        self._busy = connections
+        self._busy = connections + len(others)
         for lane in (
             *(Lane(port, ask) for _ in range(connections)),
+            *(Lane(*other) for other in others),
             *([self._probe] if self._probe else []),
         ):
             self._open(lane)
@@ -194,7 +196,7 @@ class Load:
             return
         if not whole or CLOSING.search(lane.inbox, 0, lane.inbox.find(b"\r\n\r\n") + 1):
             self._close(lane)
-            lane.socket = _connect(self._port)
+            lane.socket = _connect(lane.port)
             self._open(lane)
         if not lane.probe:
             lane.send()

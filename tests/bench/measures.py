@@ -21,7 +21,7 @@ from infermux.planning.call import Call
 from infermux.routing.accounting import record
 
 from ..support import ROOT
-from . import agents, gateway, rows
+from . import agents, gateway, postgres, rows
 from .gateway import BUDGET, KEY, KEYS, LEDGER, NO_LEDGER, SPANS, Gateway, Upstream
 from .load import Ask, Load, Tally, get, post
 from .upstream import EVENTS
@@ -220,6 +220,7 @@ class Bench:
             ("start", self._start),
             ("ledger", self._ledger),
             ("rows", self._rows),
+            ("postgres", self._postgres),
         ):
             if name in self._wanted:
                 self._say(name)
@@ -388,6 +389,14 @@ class Bench:
         count = rows.ROWS if self._scale.seconds >= 1 else rows.ROWS // 50
         for name, value in rows.measure(self._folder, count):
             self.figures[f"rows/{name}"].append(value)
+
+    def _postgres(self) -> None:
+        upstream = self._upstream._replace(ca="")
+        compared = postgres.Compared(self._folder, upstream, lambda key: chat(key=key), self.notes)
+        for number in range(self._scale.rounds):
+            self._say(f"postgres, round {number + 1} of {self._scale.rounds}")
+            for name, value in compared.round(self._scale.seconds):
+                self.figures[f"postgres/{name}"].append(value)
 
     def _ledger(self) -> None:
         """Reserve, settle, and the rows of a call and its attempt; the median of single calls."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from infermux.ledger import Budget, schema
-from infermux.ledger.sqlite import SQLiteLedger
+from infermux.ledger import Budget
+from infermux.ledger.sqlite import SQLiteLedger, schema
 
 from ..support import ROOT
 

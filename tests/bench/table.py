@@ -58,6 +58,13 @@ ROWS = {
     "check": ("`infermux ledger check`, s", 1, ".1f"),
     "prune": ("`infermux ledger prune` of a quarter, s", 1, ".1f"),
 }
+POSTGRES = {
+    "naive": BASELINE,
+    "routing": "InferMux with keys, no ledger",
+    "sqlite": "… with budgets in SQLite",
+    "postgres": "… with budgets in PostgreSQL",
+    "unsynced": "… which does not wait for its disk",
+}
 CROWD = {"calls": "calls of 2 s", "streams": "streams of 20 events, 100 ms apart"}
 
 
@@ -142,6 +149,10 @@ def tables(figures: Figures, crowd: int) -> Iterator[str]:
             if f"rows/{name}" in figures
         ),
     )
+    if "postgres/rps/postgres" in figures:
+        yield from _postgres(
+            {name[9:]: f for name, f in figures.items() if name[:9] == "postgres/"}
+        )
     yield from _table("at the start and at rest | by hand | InferMux", _rest(figures))
 
 
@@ -165,6 +176,54 @@ def _beside(
         f"{found * times:,.{digits}f}",
         f"{found / statistics.median(baseline):.2f}" if baseline else "–",
     ]
+
+
+def _postgres(figures: Figures) -> Iterator[str]:
+    """Yield what a ledger in PostgreSQL costs, and what many hosts reach with it."""
+    yield from _table(
+        "a database beside the service | p50 ms, 1 connection | added | CPU µs per call, "
+        "16 connections | added, of by hand",
+        (
+            [
+                label,
+                *_beside(figures, "p50", name, 1000, 2)[:1],
+                _added(figures, "p50", name, 1000, "p50/routing"),
+                *(
+                    (
+                        *_beside(figures, "cpu", name)[:1],
+                        _added(figures, "cpu", name, 1 / statistics.median(figures["cpu/naive"])),
+                    )
+                    if f"cpu/{name}" in figures
+                    else ("", "")
+                ),
+            ]
+            for name, label in POSTGRES.items()
+        ),
+    )
+    rows = [
+        ["… on one host with SQLite", *_beside(figures, "rps", "sqlite", base="sqlite")],
+        ["… on 4 hosts with PostgreSQL", *_beside(figures, "rps", "postgres", base="sqlite")],
+    ]
+    yield from _table("64 callers with a budget each | requests/s | ratio", rows)
+    alone, shared, size = (
+        statistics.median(figures[name]) for name in ("cpu/server", "cpu/server_shared", "bytes")
+    )
+    yield from _table(
+        "the database itself | per call with a budget",
+        [
+            ["CPU µs, 16 at a time from one host", f"{alone:,.0f}"],
+            ["CPU µs, 64 at a time from 4 hosts", f"{shared:,.0f}"],
+            ["stored, with indexes, bytes", f"{size:,.0f}"],
+        ],
+    )
+
+
+def _added(figures: Figures, kind: str, name: str, times: float, base: str = "cpu/routing") -> str:
+    """Return what a ledger adds to a call without one."""
+    if name in ("naive", "routing"):
+        return "–"
+    more = statistics.median(figures[f"{kind}/{name}"]) - statistics.median(figures[base])
+    return f"{more * times:.2f}"
 
 
 def _crowd(figures: Figures, name: str, label: str) -> list[str]:
