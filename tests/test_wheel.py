@@ -82,7 +82,7 @@ def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
         "urllib3",
         "gunicorn",
     }
-    assert set(told.get_all("Provides-Extra")) == {"test", "otel"}
+    assert set(told.get_all("Provides-Extra")) == {"otel", "postgres", "test"}
     assert wheel.read(f"{folder}/entry_points.txt").decode().split() == [
         "[console_scripts]",
         "infermux",
