@@ -28,6 +28,8 @@ from traffic import (
     pico,
 )
 
+pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
+
 HOSTS = 4
 
 

@@ -27,6 +27,8 @@ from traffic import (
     pico,
 )
 
+pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
+
 SOON = 1.0  # seconds within which a call is answered or refused
 RPM = 5
 KEYS = keys(
