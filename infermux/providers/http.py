@@ -40,7 +40,7 @@ from .bodies import LARGE, check_size, with_limit, with_members
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, with_revealed
 from .failures import FOREIGN, NONSENSE, mapped
-from .redaction import Redactor
+from .redaction import Redactor, hosts_of
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
 MAX_RESPONSE = 32 * 1024 * 1024  # decoded bytes of one response
@@ -102,7 +102,7 @@ class HTTPProvider(Provider):
         self._choose = getattr(self.dialect, "choose", None)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
         self._base_url = address.rstrip("/")
-        self._set_headers(headers or {}, _hosts(address), bearer=auth == "bearer")
+        self._set_headers(headers or {}, hosts_of(address), bearer=auth == "bearer")
         self._pattern = re.compile(pattern) if pattern else None
         self._thoughtless = re.compile(thoughtless) if thoughtless else None
         proxies = {"http": proxy, "https": proxy} if proxy else {}
@@ -154,6 +154,8 @@ class HTTPProvider(Provider):
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
+            if (billed := getattr(dialect, "billed", None)) is not None:
+                response = billed(response, answer.headers)
             self._note_id(request, response.id)
             return response
 
@@ -388,7 +390,9 @@ class HTTPProvider(Provider):
             return passing.chunks(answer, body, request, dialect)
         is_sse = "event-stream" in answer.headers.get("content-type", "").lower()
         if parser := Parser if is_sse else getattr(dialect, "WITHOUT_SSE", None):
-            return dialect.decode_events(self._events(body, exchange, parser()), request)
+            chunks = dialect.decode_events(self._events(body, exchange, parser()), request)
+            billed = getattr(dialect, "billed", None)
+            return chunks if billed is None else (billed(each, answer.headers) for each in chunks)
         data = self._read(answer, exchange)
         check_size(data, exchange)
         return dialect.decode_whole(data, request)
@@ -449,11 +453,6 @@ class HTTPProvider(Provider):
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
-
-
-def _hosts(address: str) -> tuple[str, str]:
-    host = address.partition("://")[2].partition("/")[0]
-    return host, host.rpartition(":")[0]
 
 
 def _is_plain(answer: Answer) -> bool:

@@ -138,3 +138,9 @@ def _decoded(text: str) -> Iterator[str]:
             data = run[start:].translate(_STANDARD)
             data = data[: len(data) - (len(data) % 4 == 1)]
             yield binascii.a2b_base64(data + "=" * (-len(data) % 4)).decode("ascii", "replace")
+
+
+def hosts_of(address: str) -> tuple[str, str]:
+    """Return the host of an address, with its port and without."""
+    host = address.partition("://")[2].partition("/")[0]
+    return host, host.rpartition(":")[0]

@@ -511,3 +511,21 @@ def test_a_budget_counts_what_waits_in_the_spool(tmp_path, vendor):
         assert (refused.status_code, refused.json["error"]["code"]) == (402, "budget_exceeded")
     assert len(vendor.seen) == 1
     eventually(lambda: sum(row.call.cost or 0 for row in rows(client)) == 1020 * MICRO)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("told", "times"), [("priority", 2), ("standard", 1), ("FLEX", 0.5)])
+def test_google_tells_the_tier_in_a_header(stream, told, times, tmp_path, vendor):
+    """A priority request may be served, and billed, at the standard tier."""
+    client = service(tmp_path, vendor)
+    event = json.dumps(google()).encode()
+
+    def reply(handler: Any, asked: Any) -> None:
+        data = b"data: " + event + b"\n\n" if stream else event
+        kind = "text/event-stream" if stream else "application/json"
+        handler.reply(200, data, {"Content-Type": kind, "X-Gemini-Service-Tier": told})
+
+    vendor.reply = reply
+    answer = ask(client, "gemini/tiered", stream=stream, service_tier="priority")
+    assert answer.status_code == 200 and answer.data
+    assert cost(client) == int(times * PLAIN)

@@ -46,6 +46,7 @@ from .call_ids import seal_key, sealed
 from .requests import FORMAT, embedding, model_of, translated, wants_signatures
 from .signatures import PACKED, own_contents
 from .usage import Searches, usage_of
+from .usage import billed as billed
 
 EMBEDDINGS, COUNT_TOKENS = "embeddings", "count_tokens"
 VERBS = {CHAT: "generateContent", EMBEDDINGS: "embedContent", COUNT_TOKENS: "countTokens"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
-from ...types import JSON, Usage
+from ...protocol import InferResponse
+from ...types import JSON, Chunk, Usage
 from .. import count, items, word
 from .. import obj as strict
 
@@ -107,3 +110,21 @@ def _by_modality(data: JSON, name: str) -> dict[str, int]:
 
 def _sum(first: dict[str, int], second: dict[str, int], name: str) -> int | None:
     return first.get(name, 0) + second.get(name, 0) or None
+
+
+Billed = TypeVar("Billed", InferResponse, Chunk)
+
+
+def billed(answer: Billed, headers: Mapping[str, str]) -> Billed:
+    """Return an answer with the tier at which it was served, if only the headers tell it.
+
+    Google may serve a priority request at the standard tier:
+    ai.google.dev/gemini-api/docs/priority-inference.
+    """
+    usage, tier = answer.usage, headers.get("x-gemini-service-tier", "")
+    if usage is None or usage.service_tier or not tier:
+        return answer
+    usage = replace(usage, service_tier=tier.lower().removeprefix("service_tier_")[:40])
+    if isinstance(answer, Chunk):
+        return answer._replace(usage=usage)
+    return replace(answer, usage=usage)
