@@ -351,10 +351,9 @@ def test_many_threads_of_many_processes_never_overspend(
     than one call.
     """
     monkeypatch.syspath_prepend(HOME)
-    results = fresh.Queue()
+    results, times = fresh.Queue(), 200 if LONG and backend.name == "sqlite" else 12
     crew = [
-        fresh.Process(target=hammer, args=(backend.place, n, 64, 200 if LONG else 12, results))
-        for n in range(4)
+        fresh.Process(target=hammer, args=(backend.place, n, 64, times, results)) for n in range(4)
     ]
     for each in crew:
         each.start()
