@@ -55,7 +55,7 @@ MEANINGS: JSON = {
     "thread": {"create": {}},
     "response_format": {"type": "grammar"},
     "tool_choice": {"type": "allowed_tools"},
-    "tools": [TOOL, {"type": "custom", "custom": {"name": "x"}}],
+    "tools": [TOOL, {"type": "mystery", "mystery": {"name": "x"}}],
     "top_logprobs": 3,
     "web_search_options": {},
 }
@@ -70,7 +70,7 @@ MEANT: list[tuple[str, JSON]] = [
     ("messages.tool_calls", {"messages": [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c", "type": "custom", "custom": {"name": "x", "input": "y"}}]},
+            {"id": "c", "type": "mystery", "mystery": {"name": "x", "input": "y"}}]},
         {"role": "tool", "tool_call_id": "c", "content": "z"}]}),
 ]  # fmt: skip
 
