@@ -260,6 +260,9 @@ def test_a_configuration_is_valid(block: Block, tmp_path: Path, folder: Path) ->
     for number, name in enumerate(re.findall(r'"env:(\w+)"', text)):
         more[name] = f"{number:064x}"
     (folder / "infermux.toml").write_text(text, encoding="utf-8")
+    for module, function in re.findall(r'"(redact):(\w+)"', text):  # the page's own functions
+        with (folder / f"{module}.py").open("a", encoding="utf-8") as file:
+            file.write(f"def {function}(given):\n    return given\n")
     done = subprocess.run(
         ["infermux", "validate"],
         cwd=folder,

@@ -16,7 +16,11 @@ from support import ROOT, files, run
 setuptools = pytest.importorskip(
     "setuptools", minversion="70.1", reason="building a wheel offline takes setuptools 70.1"
 )
-DATA = {"infermux/py.typed", "infermux/prices.json", "infermux/web/admin/templates/status.html"}
+DATA = {
+    "infermux/py.typed",
+    "infermux/prices.json",
+    *(f"infermux/web/admin/templates/status.{kind}" for kind in ("html", "css", "js")),
+}
 DATA |= {"infermux/config/template.toml"}
 ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
