@@ -232,10 +232,10 @@ def check(config: Config) -> Router:
     made = router(config, serving=True)
     routers.discard(made)
     try:
-        if (rates := made.admission.rates) is not None:
-            rates.check()
         if made.ledger is not None:
             made.ledger.check()
+        if (rates := made.admission.rates) is not None:
+            rates.check()
     except LedgerUnavailable as error:
         if not error.temporary:
             raise ConfigError(

@@ -21,13 +21,14 @@ from ..dialects.responses import NAME as RESPONSES
 from ..dialects.responses import downstream as responses
 from ..errors import InferMuxError, ProtocolError, RequestError, RequestTooLarge, shown
 from ..planning.call import Call
-from ..protocol import INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
+from ..protocol import CHAT, INFER_REQUEST, InferRequest, InferResponse, Message, strict_json
 from ..protocol.strict_json import Document
 
 MAX_LINE = 32 * 1024 * 1024  # bytes
 MAX_ID = 512  # characters of a custom_id
 RECENT_IDS = 2**20  # how many custom_ids are remembered, at most
-OPS = {f"/v1{path}": op for op, path in PATHS.items()} | {"/v1/responses": RESPONSES}
+OPS = {f"/v1{PATHS[op]}": op for op in (CHAT, "completions", "embeddings")}
+OPS |= {"/v1/responses": RESPONSES}
 _START = b'{"id":"batch_req_'
 _RESULT = re.compile(
     _START + rb'(\d{1,15})_([0-9a-f]{16})_(\d{1,30}|unpriced)","custom_id":("(?:[^"\\]|\\.)*+"),'

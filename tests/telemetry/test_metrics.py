@@ -56,6 +56,7 @@ FAMILIES = {
     "infermux_ledger_lost": "counter",
     "infermux_answer_cache": "counter",
     "infermux_alerts": "counter",
+    "infermux_rate_limits_local": "gauge",
     "infermux_mirrored": "counter",
     "infermux_failed_logins": "counter",
     **{f"infermux_budget_{name}_usd": "gauge" for name in ("limit", "spent", "held", "left")},
