@@ -171,6 +171,13 @@ class Registry:
             return None
         return self._settings(route.name)
 
+    def settings_around(self, route: Route, model: str) -> NameSettings | None:
+        """Return what is set for calls of *model* as if it were the only target of *route*."""
+        if not self.has_settings:
+            return None
+        inside = self.route(model)
+        return settings_of(Route(route.name, (inside,), pattern=route.pattern), self._defined)
+
     def _settings_of(self, name: str) -> NameSettings:
         return settings_of(self.route(name), self._defined)
 

@@ -129,7 +129,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         "override": override or None,
         **_of_name(router, plan, settings),
         "refused": refused if plan.targets else "no_healthy_providers",
-        **_beside(router, plan.model),
+        **_beside(router, plan),
     }
     targets = [
         _state(router, target, costs[target])
@@ -210,9 +210,10 @@ def _settings(settings: NameSettings | None, target: Target, request: InferReque
     }
 
 
-def _beside(router: Router, name: str) -> JSON:
-    """Return the hooks that see a call, and where copies of the name's calls go."""
+def _beside(router: Router, plan: Plan) -> JSON:
+    """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
     hooks = dict(router.hooks.names) if router.hooks is not None else {}
+    name = (plan.route.pattern if plan.route is not None else "") or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
     rule = next((each for each in rules if each is not None), None)
     copied = None if rule is None else {"target": rule.target, "share": rule.share}

@@ -25,7 +25,7 @@ from ..ledger.compare import API, mirror_id
 from ..planning.call import Call
 from ..protocol import CHAT, InferRequest, Native, strict_json
 from ..telemetry.shared_memory import SharedMemory
-from ..types import Caller, LogThrottle, TraceContext, after_fork
+from ..types import Caller, LogThrottle, Route, TraceContext, after_fork
 from .router import Router
 from .targets import TargetPool
 
@@ -49,12 +49,23 @@ class Rule(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    name: str
+    name: str  # or pattern, that is mirrored
+    route: Route  # of the call
     request: InferRequest
     streamed: bool
     ident: str
     trace: TraceContext
     size: int  # bytes
+
+
+class _CopyRouter(Router):
+    """Sends copies with the settings that their calls have, as if of the mirrored name."""
+
+    def _checked(self, call: Call) -> Route:
+        settings = call.settings
+        route = super()._checked(call)
+        call.settings = settings
+        return route
 
 
 class Mirror:
@@ -64,7 +75,8 @@ class Mirror:
         self.rules = rules
         self.memory: SharedMemory | None = None  # where outcomes are counted
         pool = router.targets
-        self._router = Router(
+        self._registry = router.registry
+        self._router = _CopyRouter(
             router.registry,
             attempts=1,
             deadline=min(router.deadline or SECONDS, SECONDS),
@@ -89,8 +101,11 @@ class Mirror:
 
     def __call__(self, call: Call) -> None:
         route = call.plan.route if call.plan is not None else None
-        rule = self.rules.get(route.name) if route is not None else None
-        if route is None or rule is None or not _is_drawn(call.id, rule.share):
+        if route is None:
+            return
+        name = route.pattern or route.name
+        rule = self.rules.get(name)
+        if rule is None or not _is_drawn(call.id, rule.share):
             return
         if not _may_be_copied(call):
             return
@@ -99,16 +114,16 @@ class Mirror:
             full = len(self._queue) >= QUEUE or self._bytes + size > MAX_BYTES
             if not full and not self._ended:
                 self._bytes += size
-                self._queue.append(_copied(call, route.name, rule, size))
+                self._queue.append(_copied(call, name, route, rule, size))
                 if self._threads < min(THREADS, self._busy + len(self._queue)):
                     if not self._threads:
                         atexit.register(self.drain)
                     self._threads += 1
-                    name = f"infermux-mirror-{self._threads}"
-                    threading.Thread(target=self._run, name=name, daemon=True).start()
+                    own = f"infermux-mirror-{self._threads}"
+                    threading.Thread(target=self._run, name=own, daemon=True).start()
                 self._state.notify()
                 return
-        self._count(route.name, "dropped")
+        self._count(name, "dropped")
 
     # -- in its own threads --
 
@@ -138,7 +153,10 @@ class Mirror:
     def _sent(self, copy: _Copy) -> str:
         """Send a copy; return the outcome."""
         router, caller = self._router, self._callers[copy.name]
-        call = router.begin(copy.request, caller=caller, api=API, trace=copy.trace)
+        settings = self._registry.settings_around(copy.route, copy.request.model)
+        asked = copy.request if settings is None else settings.own.applied(copy.request)
+        call = router.begin(asked, caller=caller, api=API, trace=copy.trace)
+        call.settings = settings and replace(settings, attempts=1)
         call.id, call.patience = copy.ident, SECONDS
         try:
             if copy.streamed:
@@ -225,7 +243,7 @@ def _may_be_copied(call: Call) -> bool:
     )
 
 
-def _copied(call: Call, name: str, rule: Rule, size: int) -> _Copy:
+def _copied(call: Call, name: str, route: Route, rule: Rule, size: int) -> _Copy:
     request = call.request
     native = request.native
     params = request.params
@@ -244,7 +262,7 @@ def _copied(call: Call, name: str, rule: Rule, size: int) -> _Copy:
     )
     streamed = call.attempts[-1].first_chunk is not None
     trace = TraceContext(call.trace_id, call.span_id)
-    return _Copy(name, asked, streamed, mirror_id(call.id), trace, size)
+    return _Copy(name, route, asked, streamed, mirror_id(call.id), trace, size)
 
 
 def _size(call: Call) -> int:

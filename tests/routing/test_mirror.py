@@ -17,6 +17,7 @@ from support import PATIENCE, Service, eventually
 import infermux
 from infermux import Budget, HTTPProvider
 from infermux.cli.main import main
+from infermux.config.settings import NameTimeouts
 from infermux.dialects.responses import Support
 from infermux.errors import ConfigError
 from infermux.ledger.compare import bootstrap, mirror_id
@@ -43,14 +44,14 @@ def vendors():
 
 
 @contextlib.contextmanager
-def mirrored(vendors, tmp_path, share=1.0, budget=None, name="chat"):
+def mirrored(vendors, tmp_path, share=1.0, budget=None, name="chat", target=NEW, **settings):
     """A service whose name is mirrored, and its mirror."""
     old, new = vendors
     ledger = SQLiteLedger(str(tmp_path / "ledger.db"))
     providers = [old.provider(api="chat"), new.provider()]
     with Front(*providers, ledger=ledger, prices=PRICES) as front:
-        front.router.registry.define(name, [f"openai/{MODELS['openai']}"])
-        mirror = Mirror(front.router, {name: Rule(NEW, share, budget)})
+        front.router.registry.define(name, [f"openai/{MODELS['openai']}"], **settings)
+        mirror = Mirror(front.router, {name: Rule(target, share, budget)})
         mirror.memory = SharedMemory()
         front.router.observers.append(mirror)
         yield front, mirror, ledger
@@ -194,6 +195,51 @@ def test_copies_are_sent_before_the_end(vendors, tmp_path):
         assert [row.call.api for row in ledger.rows(limit=1000)].count("mirror") == 5
         ask(front)  # too late
         assert counts(mirror) == {"sent": 5, "dropped": 1}
+
+
+# -- the settings of the name ------------------------------------------------------------------------
+
+
+OWN = {"params": {"temperature": 0.2, "top_p": 0.5}, "override": {"max_tokens": 9}}
+INSIDE = {"params": {"temperature": 0.9, "stop": "X"}, "override": {"max_tokens": 7}}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "target"),
+    [("chat", "chat", NEW), ("chat", "chat", "inner"), ("chat-*", "chat-x", NEW)],
+)
+def test_copies_have_the_parameters_of_the_name(vendors, tmp_path, name, model, target):
+    with mirrored(vendors, tmp_path, name=name, target=target, **OWN) as (front, mirror, ledger):
+        front.router.registry.define("inner", [NEW], **INSIDE)
+        ask(front, model=model, max_tokens=50, top_p=0.25)
+        settled(mirror)
+        for vendor in vendors:
+            body = vendor.seen[-1].body
+            assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.2, 0.25, 9)
+        inner = vendors[1].seen[-1].body.get("stop_sequences")
+        assert inner == (["X"] if target == "inner" else None)
+        [copy] = [row.call for row in ledger.rows(limit=9) if row.call.api == "mirror"]
+        assert copy.caller == f"mirror of {name}"
+
+
+@pytest.mark.parametrize(
+    "limit", [{"timeout": 0.2}, {"deadline": 0.2}, {"timeout": NameTimeouts(first_byte=0.2)}]
+)
+def test_a_copy_has_the_time_of_the_name_and_one_attempt(vendors, tmp_path, limit):
+    release, heard = threading.Event(), []
+
+    def hang(vendor, handler):
+        heard.append(handler)
+        release.wait(PATIENCE)
+
+    vendors[1].script(hang)
+    with mirrored(vendors, tmp_path, attempts=3, **limit) as (front, mirror, ledger):
+        ask(front)
+        eventually(lambda: not mirror.waiting, "the copy")
+        release.set()
+        [copy] = [row for row in ledger.rows(limit=9) if row.call.api == "mirror"]
+        assert copy.call.error_code == "upstream_timeout" and copy.call.latency_ms < 10_000
+        assert len(copy.attempts) == len(heard) == 1
 
 
 # -- configuration ------------------------------------------------------------------------------------
