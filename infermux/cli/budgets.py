@@ -23,7 +23,7 @@ _HEAD = ["KEY", "PER", "LIMIT", "SPENT", "HELD", "LEFT", "RESET", "THEN"]
 def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
     """Show what each budget has spent and has left.
 
-    Money is in USD. A budget of [budgets] is shared by its keys.
+    Money is in USD. A budget of [budgets] is shared by its keys; a mirror's is that of its copies.
 
     Example: infermux budgets
     """

@@ -234,11 +234,12 @@ def mirror(config: Config, router: Router) -> Mirror | None:
     names = {each.name: each.mirror for each in config.models if each.mirror is not None}
     if not names:
         return None
+    from ..ledger.reports import MIRROR_OF
     from ..routing.mirror import Mirror, Rule
 
     rules = {}
     for name, each in names.items():
         most = each.budget
-        own = None if most is None else Budget(f"mirror of {name}", usd=most.usd, per=most.per)
+        own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
         rules[name] = Rule(each.target, each.share, own)
     return Mirror(router, rules)

@@ -20,6 +20,7 @@ from . import (
     MAX_ROWS,
     Adjustment,
     AttemptRow,
+    Budget,
     BudgetState,
     CallRow,
     Ledger,
@@ -32,6 +33,7 @@ from .periods import local, midnight, step_name
 from .sql import SQLLedger
 
 DEFAULT_ROWS = 1000
+MIRROR_OF = "mirror of "  # begins the caller of copies; a name follows
 MAX_DIMENSIONS = 4
 STEPS = {"day": 86_400, "hour": 3_600}  # seconds
 _LOOK_BACK = {"day": 30, "hour": 48}  # length of a series without *since*, in steps
@@ -255,13 +257,20 @@ def budgets_dict(states: Iterable[BudgetState], changes: Iterable[Adjustment]) -
     }
 
 
+def kind(budget: Budget) -> str:
+    """Return whose a budget is: "key", "team" (one of [budgets]) or "mirror"."""
+    if budget.members:
+        return "team"
+    return "mirror" if budget.caller.startswith(MIRROR_OF) else "key"
+
+
 def _budget_dict(state: BudgetState) -> JSON:
     """Return the state of a budget as JSON."""
     budget = state.budget
     money = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
         "name": budget.caller,
-        "kind": "team" if budget.members else "key",
+        "kind": kind(budget),
         "keys": list(budget.members or (budget.caller,)),
         "per": budget.period,
         "period": state.key,

@@ -22,6 +22,7 @@ from ..dialects.responses import NAME as RESPONSES
 from ..errors import BudgetExceeded, ProviderError, ProviderRejected
 from ..ledger import Budget
 from ..ledger.compare import API, mirror_id
+from ..ledger.reports import MIRROR_OF
 from ..planning.call import Call
 from ..protocol import CHAT, InferRequest, Native, strict_json
 from ..telemetry.shared_memory import SharedMemory
@@ -86,7 +87,7 @@ class Mirror:
             ledger=router.ledger,
         )
         self._callers = {
-            name: Caller(f"mirror of {name}", budget=rule.budget) for name, rule in rules.items()
+            name: Caller(MIRROR_OF + name, budget=rule.budget) for name, rule in rules.items()
         }
         self._reset()
         _mirrors.add(self)

@@ -183,7 +183,7 @@ def _is_after(up: Sent | None, down: Sent) -> bool:
 
 def _budgets(router: Router, alerts: Alerts) -> Iterator[Due]:
     refused = frozenset(alerts.refused)
-    for state in status.budgets(router):
+    for state in status.budgets(router, mirrors=False):
         budget, used = state.budget, state.spent * 100 // state.limit if state.limit else 100
         callers = {*budget.members} if budget.members else {budget.caller}
         if used >= USED_UP and callers & refused:

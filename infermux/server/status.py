@@ -141,7 +141,7 @@ def metrics_text(router: Router) -> bytes:
         key = ("circuit_state", *own.metrics.labels(target.provider, target.model))
         gauges[key] = max(gauges.get(key, 0), _SEVERITY[target.state])
     with suppress(LedgerUnavailable):  # readiness says so
-        for state in budgets(router):
+        for state in budgets(router, mirrors=False):
             name, shared = state.budget.caller, bool(state.budget.members)
             labels = ("", name) if shared else (name, "")
             for figure in ("limit", "spent", "held", "left"):
@@ -205,8 +205,8 @@ def _limits_are_local(router: Router) -> bool:
     return bool(getattr(router.admission.rates, "alone", False))
 
 
-def budgets(router: Router) -> list[BudgetState]:
-    """Return the state of each budget of the configured keys, and then of each shared one."""
+def budgets(router: Router, *, mirrors: bool = True) -> list[BudgetState]:
+    """Return the state of each budget: those of keys, of *mirrors*, and then the shared ones."""
     callers = router.keyring.known.values() if router.keyring else ()
     found = {
         budget.owner: budget
@@ -214,6 +214,9 @@ def budgets(router: Router) -> list[BudgetState]:
         if isinstance(caller.budget, Budget)
         for budget in caller.budget.all
     }
+    if mirrors and (mirror := _mirror_of(router)) is not None:
+        own = [rule.budget for rule in mirror.rules.values() if rule.budget is not None]
+        found |= {budget.owner: budget for budget in own}
     if router.ledger is None or not found:
         return []
     ordered = sorted(found.values(), key=lambda budget: bool(budget.members))

@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 from books import DAY, call, keep
 from click.testing import CliRunner, Result
+from support import eventually
 
 import infermux
 from infermux.admission.keys import hashed
 from infermux.cli.main import main
 from infermux.config import Config
 from infermux.errors import ConfigError
+from infermux.ledger import Budget
+from infermux.routing.mirror import mirror_of
 
 NOW = time.time()
 ADMIN = {"Authorization": "Bearer imx-admin-key-1"}
@@ -111,6 +114,42 @@ def test_budgets_are_told_over_http_in_metrics_and_by_the_command(client: Any, f
     assert f'infermux_budget_spent_usd{{key="",team="research"}} {web["spent_usd"]}' in metrics
     page = client.get("/status", headers=ADMIN).text
     assert '<section id="budgets"' in page and page.count("shared, per month") == 1
+
+
+def test_the_budget_of_a_mirror_is_told_but_alarms_nobody(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERMUX_CONFIG", str(file))
+    mirror = 'mirror = { target = "p/m", share = 1.0, budget = { usd = "0.0001", per = "day" } }'
+    file.write_text(f'{file.read_text()}[models.cheaper]\ntargets = "p/s"\n{mirror}\n')
+    with closing(infermux.load(file)) as router:
+        client = infermux.create_app(router).test_client()
+        copies = mirror_of(router.observers)
+        router.infer("Hi", model="cheaper", params={"max_tokens": 4})
+        eventually(lambda: not copies.waiting, "the copy")
+        found = shown(client)
+        assert list(found) == ["web", "loud", "thrifty", "mirror of cheaper", "research"]
+        own = found["mirror of cheaper"]
+        assert (own["kind"], own["keys"], own["per"]) == ("mirror", ["mirror of cheaper"], "day")
+        assert (own["spent_usd"], own["limit_usd"]) == ("0.00002", "0.0001")
+        assert json.loads(command("budgets", "-c", str(file), "--json").stdout)["budgets"] == [
+            *found.values()
+        ]
+        copying = Budget("mirror of cheaper", usd="0.0001", per="day")
+        router.ledger.reserve(copying, own["left_pico"], call_id="a", at=time.time())
+        overview = client.get("/status/overview", headers=ADMIN).json
+        bars = {each["name"]: each for each in overview["budgets"]}
+        assert (bars["mirror of cheaper"]["kind"], bars["mirror of cheaper"]["used"]) == (
+            "mirror",
+            1,
+        )
+        assert overview["level"] == "ok", overview["sentence"]
+        raised = command("budgets", "raise", "mirror of cheaper", "0.00001", "-c", str(file))
+        assert raised.exit_code == 0, raised.output
+        page = client.get("/status", headers=ADMIN).text
+        section = page.partition('<section id="budgets"')[2].partition("</section>")[0]
+        assert '<b class="name">mirror of cheaper</b> <small>per day' in section
+        assert "mirror of cheaper" not in client.get("/metrics").text.partition("budget_limit")[2]
 
 
 def test_a_shared_budget_stops_every_key_that_belongs_to_it(client: Any) -> None:

@@ -13,7 +13,7 @@ from ...errors import InferMuxError, close_to, printable, shown
 from ...ledger import Ledger, LedgerUnavailable, Total, summed
 from ...ledger.recent import activity
 from ...ledger.recent.activity import OTHERS, Activity, Step
-from ...ledger.reports import figures, iso
+from ...ledger.reports import figures, iso, kind
 from ...ledger.sql import SQLLedger
 from ...planning.registry import flat
 from ...pricing import usd
@@ -254,7 +254,7 @@ def _budget(state: Any) -> JSON:
     used = state.spent + state.held
     return {
         "name": printable(state.budget.caller),
-        "kind": "team" if state.budget.members else "key",
+        "kind": kind(state.budget),
         "per": state.budget.period,
         "then": state.budget.then,
         **{f"{name}_usd": usd(getattr(state, name)) for name in ("limit", "spent", "held", "left")},

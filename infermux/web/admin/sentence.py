@@ -64,7 +64,11 @@ def sentence(
 
 
 def _spent(budgets: Sequence[JSON]) -> str:
-    names = [each["name"] for each in budgets if each["used"] >= 1 and each["then"] != "warn"]
+    names = [
+        each["name"]
+        for each in budgets
+        if each["used"] >= 1 and each["then"] != "warn" and each["kind"] != "mirror"
+    ]
     if not names:
         return ""
     one = len(names) == 1
