@@ -151,8 +151,9 @@ class Admission:
             call.releases.pop()()
         if call.counted:
             used = sum(call.tokens)
+            is_told = used or call.usage is None or call.request.passed is None
             for (rates, name, tokens), window in zip(call.counted, call.windows, strict=True):
-                if window.tpm is not None:
+                if window.tpm is not None and is_told:  # else the estimate stands
                     rates.correct(name, used - tokens, since=call.started)
                     window.tokens = max(0, window.tokens + used - tokens)
             call.counted = ()

@@ -202,7 +202,8 @@ class TargetPool:
             pacer, usage = self.pacers.get(attempt.target.provider), attempt.usage
             if pacer is not None and attempt.paced is not None and usage is not None:
                 used = (usage.input_tokens or 0) + (usage.output_tokens or 0)
-                pacer.correct(attempt.paced, used, since=attempt.started)
+                if used or call.request.passed is None:  # else the estimate stands
+                    pacer.correct(attempt.paced, used, since=attempt.started)
 
     def resting(self, target: Target) -> float:
         """Return the seconds until a limit of the vendor is reset that is used up, or 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...config.patterns import covers
 from ...dialects.openai.endpoints import NAMES, endpoint_of
 from ...errors import ModelNotFound, NotFound, RequestError, close_to, listed, shown
 from ...protocol import InferRequest
@@ -32,7 +33,7 @@ def check(router: Router, request: InferRequest, caller: Caller) -> None:
     """Raise NotFound naming the providers that have the endpoint if none of the model's has it."""
     if request.passed is None:
         return
-    if caller.models is not None and request.model not in caller.models:
+    if caller.models is not None and not covers(caller.models, request.model):
         return  # the router says that
     try:
         targets = router.registry.resolve(request.model, request.provider)
