@@ -164,7 +164,22 @@ def warnings(config: Config, router: Router) -> list[str]:
         f"set [providers.{name}].models"
         for name in unlisted
     ]
+    found += _unseen(config, registry)
     return found if used else [*found, "no model can answer where a request names none"]
+
+
+def _unseen(config: Config, registry: Registry) -> list[str]:
+    """Return a warning if requests that no hook sees pass a hook that must see all."""
+    if not config.hooks.before or config.hooks.on_error != "closed":
+        return []
+    passing = [each.name for each in registry if getattr(each.provider, "endpoints", None)]
+    if not passing:
+        return []
+    return [
+        "[hooks].before does not see requests for images, audio, moderations, rerank, files and "
+        f"batches, which pass through to {listed(passing)}; "
+        '[providers.NAME] endpoints = ["none"] turns them off'
+    ]
 
 
 def sources(config: Config, router: Router) -> list[str]:

@@ -98,7 +98,7 @@ def validate(config: str | None, quiet: bool) -> None:
     """Check the configuration; print what is in force.
 
     What it refers to is checked, too. All errors are printed, and warnings where no provider or no
-    model can answer.
+    model can answer, or where requests pass hooks unseen.
     Exit code 0: valid; 1: no such file; 2: not TOML; 3: an invalid setting.
 
     Example: infermux validate -c infermux.toml

@@ -14,6 +14,7 @@ from importlib import resources
 
 import pytest
 import redaction
+from click.testing import CliRunner
 from doors import (
     CLIENTS,
     EVENTS,
@@ -35,6 +36,7 @@ from support import PATIENCE, eventually
 
 import infermux
 from infermux import Caller, EchoProvider, Hooks, HTTPProvider, Router, errors
+from infermux.cli.main import main
 from infermux.dialects.responses import Support
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price
@@ -547,6 +549,82 @@ def test_hooks_of_the_configuration_are_explained(tmp_path):
         assert found["hooks"] == {"before": "guards:check"}
         assert router.infer("hi", model="echo-v1").content == "echo: hi"
         router.close()
+
+
+@pytest.fixture
+def configured(vendors, tmp_path):
+    """A configuration whose hooks hide mail addresses, and its vendor."""
+    (tmp_path / "hiding.py").write_text(inspect.getsource(redaction))
+    file = tmp_path / "infermux.toml"
+    file.write_text(f"""
+[providers.openai]
+base_url = "{vendors["openai"].url}/v1"
+api_key = "env:VENDOR"
+models = ["{MODELS["openai"]}"]
+[hooks]
+before = "hiding:before"
+after = "hiding:after"
+[ledger]
+path = ""
+""")
+    with forgotten("hiding"):
+        yield file, vendors["openai"].script(says("openai", ANSWER, streamed=False))
+
+
+def command(*words):
+    return CliRunner().invoke(main, [*words], env={"VENDOR": "sk-vendor"})
+
+
+@BOTH
+def test_the_command_infer_runs_the_hooks(configured, streamed):
+    file, vendor = configured
+    vendor.script(says("openai", ANSWER, streamed=streamed))
+    answer = command("infer", f"I am {MAIL}", "-c", str(file), *["--stream"] * streamed)
+    assert answer.exit_code == 0, answer.output
+    sent = vendor.seen[-1].data.decode()
+    assert MAIL not in sent and "I am [mail]" in sent
+    assert HIDDEN in answer.stdout and "bob" not in answer.stdout
+
+
+def test_the_command_batch_runs_the_hooks(configured, tmp_path):
+    file, vendor = configured
+    asked = {"model": MODELS["openai"], "messages": [{"role": "user", "content": f"I am {MAIL}"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    out = tmp_path / "out.jsonl"
+    answer = command("batch", str(tmp_path / "in.jsonl"), "-o", str(out), "-c", str(file), "-q")
+    assert answer.exit_code == 0, answer.output
+    sent = vendor.seen[-1].data.decode()
+    assert MAIL not in sent and "I am [mail]" in sent
+    [found] = [json.loads(each) for each in out.read_text().splitlines()]
+    body = found["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == HIDDEN
+    refusing = (
+        'import infermux\ndef before(request): raise infermux.HookRefused("no", code="own")\n'
+    )
+    (tmp_path / "refusing.py").write_text(refusing)
+    file.write_text(file.read_text().replace("hiding:before", "refusing:before"))
+    with forgotten("refusing"):
+        answer = command("batch", str(tmp_path / "in.jsonl"), "-o", f"{out}2", "-c", str(file))
+    assert "1 failed" in answer.output
+    assert '"code":"own"' in (tmp_path / "out.jsonl2").read_text()
+
+
+def test_validate_warns_of_requests_that_no_hook_sees(configured):
+    file, _ = configured
+    warning = "[hooks].before does not see requests for images, audio"
+    answer = command("validate", "-c", str(file))
+    assert answer.exit_code == 0 and f"{warning}, moderations" in answer.stderr
+    assert "pass through to openai;" in answer.stderr
+    text = file.read_text()
+    for old, new in [
+        ("[hooks]", '[hooks]\non_error = "open"'),
+        ('before = "hiding:before"', ""),
+        ("models =", 'endpoints = ["none"]\nmodels ='),
+    ]:
+        file.write_text(text.replace(old, new))
+        answer = command("validate", "-c", str(file))
+        assert answer.exit_code == 0 and warning not in answer.output, answer.output
 
 
 def test_the_example_of_the_help_is_the_tested_one():
