@@ -249,7 +249,10 @@ def check(config: Config) -> Router:
     try:
         if made.ledger is not None:
             made.ledger.check()
-        if (rates := made.admission.rates) is not None:
+        limited = any(
+            key.rpm or key.tpm or key.user_rpm or key.user_tpm for key in config.keys or ()
+        )
+        if limited and (rates := made.admission.rates) is not None:
             rates.check()
     except LedgerUnavailable as error:
         if not error.temporary:
