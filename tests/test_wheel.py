@@ -22,7 +22,9 @@ DATA = {
     *(f"infermux/web/admin/templates/status.{kind}" for kind in ("html", "css", "js")),
 }
 DATA |= {"infermux/config/template.toml"}
-DATA |= {f"infermux/web/admin/templates/{name}" for name in ("parts.html", "login.html", "base.css")}
+DATA |= {
+    f"infermux/web/admin/templates/{name}" for name in ("parts.html", "login.html", "base.css")
+}
 ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
 

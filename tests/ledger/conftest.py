@@ -88,7 +88,8 @@ class PostgreSQL(Backend):
 
         url = options.pop("url", self.url)
         spool = self._folder / f"{next(_count)}.spool"  # as on a host of its own
-        return PostgresLedger(url, clock=clock, spool=spool, **options)
+        # how long a call waits for the database is in test_postgres.py: a busy machine is not away
+        return PostgresLedger(url, clock=clock, spool=spool, **{"patient": True} | options)
 
     def sql(self, statement: str) -> list[tuple[str, ...]]:
         return [tuple(row) for row in self.database.sql(statement)]
@@ -103,7 +104,7 @@ class Emptied:
         from infermux.ledger.postgres import PostgresLedger, copy, schema
 
         self.database = database
-        with closing(PostgresLedger(database.url, spool=folder / "spool")) as ledger:
+        with closing(PostgresLedger(database.url, spool=folder / "spool", patient=True)) as ledger:
             ledger.migrate(create=True)
             with closing(SQLiteLedger(books)) as source:
                 found = copy.copy(source, "books", ledger.run_long, ledger)
