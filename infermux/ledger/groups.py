@@ -32,6 +32,22 @@ class Job:
         self.wake: SimpleQueue[None] = SimpleQueue()  # its thread waits here
 
 
+def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]], None]) -> None:
+    """End jobs that have failed together: each with an error of its own, as threads raise it.
+
+    An error that is not the ledger's is that of one job: each is committed by itself.
+    """
+    if isinstance(error, LedgerUnavailable):
+        for job in jobs:
+            own = LedgerUnavailable(error.reason, temporary=error.temporary, told=error.told)
+            job.error, job.done = own, True
+    elif len(jobs) == 1:
+        jobs[0].error, jobs[0].done = error, True
+    else:
+        for job in jobs:
+            commit([job])
+
+
 class GroupCommit:
     """Lets one thread at a time write the jobs of all waiting threads in one transaction.
 

@@ -24,12 +24,11 @@ from .. import (
     BudgetState,
     CallRow,
     Hold,
-    LedgerUnavailable,
     Record,
     periods,
     rollups,
 )
-from ..groups import GroupCommit, Job
+from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
 from ..queries import Ask
@@ -186,16 +185,8 @@ class PostgresLedger(SQLLedger):
             results = self._settle_all(process.database, [job.work for job in jobs])
             for job, result in zip(jobs, results, strict=True):
                 job.result, job.done = result, True
-        except LedgerUnavailable as error:
-            for job in jobs:
-                again = LedgerUnavailable(error.reason, temporary=error.temporary, told=error.told)
-                job.error, job.done = again, True
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].error, jobs[0].done = error, True
-                return
-            for job in jobs:
-                self._commit(process, [job])
+            fail(jobs, error, partial(self._commit, process))
 
     def _settle_all(
         self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0

@@ -35,7 +35,7 @@ from .. import (
     periods,
     rollups,
 )
-from ..groups import GroupCommit, Job
+from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
 from ..queries import Ask
@@ -252,16 +252,8 @@ class SQLiteLedger(SQLLedger):
             self._failure = None
             for job, result in zip(jobs, results, strict=True):
                 job.result, job.done = result, True
-        except LedgerUnavailable as error:
-            for job in jobs:
-                again = LedgerUnavailable(error.reason, temporary=error.temporary, told=error.told)
-                job.error, job.done = again, True
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].error, jobs[0].done = error, True
-                return
-            for job in jobs:
-                self._commit(process, [job])
+            fail(jobs, error, partial(self._commit, process))
 
     def _at_once(self, process: _Process, job: Job) -> bool:
         """Try to run *job* directly; on False nothing was written, and `_guarded` is needed.
