@@ -39,11 +39,12 @@ from ..stores.keys import KeyStore, SQLKeys
 from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
-from .connection import Away, Database
+from .connection import STATEMENT_SECONDS, Away, Database
 from .rates import OLD_RATES, Local, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
+SETTLE_SECONDS = 1.0  # that a settlement waits for others; then it goes to the spool
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
 CLOCK_SECONDS = 10.0  # between two looks at the database's clock
@@ -172,7 +173,8 @@ class PostgresLedger(SQLLedger):
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write a call and its spending, in one transaction with those of other threads."""
-        job = Job(Deferred(record, hold), 1.0)
+        patience = STATEMENT_SECONDS if self.patient else SETTLE_SECONDS
+        job = Job(Deferred(record, hold), patience)
         if not self._here().group.run(job):
             raise Away("other settlements take too long")
         if job.error is not None:
