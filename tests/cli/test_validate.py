@@ -6,9 +6,10 @@ import re
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from click.testing import CliRunner
-from support import HELLO, ROOT, run, script
+from support import HELLO, ROOT, environment, run, script
 
 from infermux import build
 from infermux.admission.keys import hashed
@@ -22,7 +23,7 @@ ENV = {"OPENAI_API_KEY": "sk-live-zebra", "WEB_HASH": hashed("one"), "APP_HASH":
 
 
 def validate(folder: Path, *args: str, **env: str):
-    answer = run([*INFERMUX, "validate", *args], cwd=folder, env=ENV | env)
+    answer = commands.run("validate", *args, cwd=folder, env=environment(**ENV | env))
     assert "Traceback" not in answer.stderr and "sk-live-zebra" not in answer.stdout + answer.stderr
     return answer
 
@@ -154,7 +155,7 @@ def test_a_plug_in_that_fails_is_3(tmp_path):
 
 
 def new(*args: str):
-    return run([*INFERMUX, "keys", "new", *args])
+    return commands.run("keys", "new", *args, cwd=ROOT, env=environment())
 
 
 def key_of(answer) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+import commands
 import pytest
 from support import HELLO, ROOT, Service, environment, eventually, run
 
@@ -28,9 +29,8 @@ def infermux(folder: Path, *args: str, **env: str) -> subprocess.CompletedProces
     """Run a command in *folder*; its user has no file but what the folder has."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    answer = run(
-        [*INFERMUX, *args], cwd=folder, env={"HOME": str(home), "XDG_CONFIG_HOME": ""} | env
-    )
+    own = {"HOME": str(home), "XDG_CONFIG_HOME": ""} | env
+    answer = commands.run(*args, cwd=folder, env=environment(**own))
     assert "Traceback" not in answer.stderr, answer.stderr
     return answer
 
