@@ -271,6 +271,7 @@ class BudgetExceeded(RequestError):
     elsewhere = True
     then = "reject"  # what the budget says to do, such as the name of a cheaper model
     left: int | None = None  # pico-USD
+    budget: Any = None  # which one
 
 
 class UnpricedModel(RequestError):

@@ -55,6 +55,7 @@ def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC
     error = BudgetExceeded(message, retry_after=None if reset is None else reset - at)
     error.then = budget.then
     error.left = max(0, left)
+    error.budget = budget
     return error
 
 

@@ -123,6 +123,7 @@ class Call:
     hold: Any = None  # the amount that the ledger holds until the call is settled
     most_output: int | None = None  # tokens of each answer that the budget can pay
     override: str = ""  # the cheaper name that was used because the budget is spent
+    spent: Any = None  # the budget that refused it, or a target of it
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
     # rate limiters, names and tokens that are counted in them before the call
     counted: tuple[tuple[Any, str, int], ...] = ()

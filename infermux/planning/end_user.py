@@ -62,7 +62,8 @@ def named(request: InferRequest) -> str:
         metadata.get("user_id") if isinstance(metadata, dict) else None,
         meta.get("user") if isinstance(meta, Mapping) else None,
     )
-    return next((name for name in names if isinstance(name, str) and name), "")
+    told = (str(name) for name in names if type(name) in (str, int))  # a number is a name, too
+    return next(filter(None, told), "")
 
 
 def person_of(name: str) -> str:

@@ -21,6 +21,7 @@ MAX_FIELDS = 524_288  # bytes of the values of all fields
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(r"[0-9A-Za-z'+_.-]+")
 _PARAMETER = re.compile(r';[ \t]*([\w!#$&+.^|~-]+\*?)[ \t]*=[ \t]*("[^"\\]*"|[^\s;"\\]+)[ \t]*')
+_ONCE = ("n", "user")  # fields that decide what a call may cost, and whose it is
 _LIKE_MODEL = re.compile(r"\s*model\s*(\[.*)?", re.I)
 _MODEL = 'Content-Disposition: form-data; name="model"\r\n\r\n'
 Read = Callable[[int], bytes]  # returns b"" at the end of the body
@@ -132,6 +133,8 @@ class _Parts:
 
     def _end_field(self, value: bytes) -> None:
         if self._name != "model":
+            if self._name in _ONCE and self._name in self.fields:
+                raise RequestError(f"{self._name} is given twice", param=self._name)
             self.fields.setdefault(self._name, value.decode(errors="replace"))
             return
         try:

@@ -2,7 +2,8 @@
 
 The key is a digest of the caller and its end user, the whole request and the whole route. Kept are
 whole answers that ended by themselves, without a call of a tool; streamed ones as one answer. They
-are given streamed or not, as asked. A call that gets one sends nothing and costs nothing.
+are given streamed or not, as asked, unless a vendor's own answer has more than a stream of ours
+could tell. A call that gets one sends nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ _MAX_AGE = re.compile(r"max-age=(\d{1,9})", re.ASCII)
 _OWN_TOOLS = ("function", "custom")  # types of tools that the client runs itself
 _EFFECTS = ("background", "conversation", "mcp_servers", "web_search_options", "container")
 _STREAM = ("stream", "stream_options")
+# what a vendor's answer or event may have beside the members of a response, if it is not empty
+_BESIDE = re.compile(
+    rb'"(logprobs|annotations|citations|search_results|audio|images|logprobsResult|inlineData'
+    rb'|groundingMetadata|citationMetadata)"\s*:\s*[\[{]\s*[^\]}\s]'
+)
 _USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others")]
 _KEPT = [
     "model",
@@ -58,7 +64,7 @@ class AnswerCache:
         self.hooks = ""  # that see what is kept
         self._log = LogThrottle()
 
-    def find(self, call: Call, route: Route) -> InferResponse | None:
+    def find(self, call: Call, route: Route, *, streamed: bool = False) -> InferResponse | None:
         """Return the answer that is kept for the call, or None; note where to keep its own."""
         if route.answers is None:
             return None
@@ -76,11 +82,12 @@ class AnswerCache:
             if found is None or (match is not None and now - found.at > int(match[1])):
                 return None
             response, target = _decoded(found.body)
+            if streamed and has_more(response):
+                return None
             call.given = Given(target, response.model, max(0.0, now - found.at))
             call.cache, call.answer_key = HIT, ""
             call.cost, call.cost_source, call.usage = 0, GIVEN, _NOTHING_USED
             call.finish_reason = response.finish_reason
-            call.counted = ()  # what was counted before the call stays
             return response
         return None
 
@@ -122,7 +129,9 @@ class Replay(Stream):
 
     def __init__(self, call: Call, response: InferResponse, finish: Finish) -> None:
         self.call, self._kept, self._finish = call, response, finish
-        self._chunks: Iterator[Chunk] = whole(response)
+        [chunk] = whole(response)
+        end = Chunk(finish_reason=chunk.finish_reason, usage=chunk.usage)
+        self._chunks = iter([chunk._replace(finish_reason=None, usage=None), end])
 
     def __next__(self) -> Chunk:
         try:
@@ -176,7 +185,14 @@ def watched(
 
 
 def _is_more(chunk: Chunk) -> bool:
-    return bool(chunk.shown or chunk.more or chunk.function_call or chunk.tool_calls)
+    if chunk.shown or chunk.more or chunk.function_call or chunk.tool_calls:
+        return True
+    return _BESIDE.search(chunk.native or b"") is not None
+
+
+def has_more(response: InferResponse) -> bool:
+    """Whether the vendor's own answer has what a stream made of the response would lack."""
+    return response.native is not None and _BESIDE.search(response.native[1]) is not None
 
 
 # -- what is kept --

@@ -268,7 +268,7 @@ class Router:
         self.admission.admit(call, streamed=streamed)
         if self.hooks is not None and self.hooks.before(call, streamed=streamed):
             route = self._checked(call)
-        if self.answers is not None and (known := self.answers.find(call, route)) is not None:
+        if self.answers and (known := self.answers.find(call, route, streamed=streamed)):
             return cast(Answer, Replay(call, known, self.finish) if streamed else known)
         deadline = call.limit(self.deadline, CALL_SECONDS)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own

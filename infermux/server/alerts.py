@@ -182,11 +182,11 @@ def _is_after(up: Sent | None, down: Sent) -> bool:
 
 
 def _budgets(router: Router, alerts: Alerts) -> Iterator[Due]:
-    refused = frozenset(alerts.refused)
+    zone = router.ledger.zone if router.ledger is not None else UTC
     for state in status.budgets(router, mirrors=False):
         budget, used = state.budget, state.spent * 100 // state.limit if state.limit else 100
-        callers = {*budget.members} if budget.members else {budget.caller}
-        if used >= USED_UP and callers & refused:
+        at = alerts.refused.get(budget.owner)
+        if used >= USED_UP and at is not None and budget.resets(at, zone) == state.resets:
             used = max(used, 100)
         reached = next((share for share in SHARES if used >= share), None)
         if reached is not None:

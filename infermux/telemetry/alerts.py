@@ -61,14 +61,15 @@ class Alerts(Exporter[bytes]):
         super().__init__("alerts cannot be sent", threads=1, size=QUEUE, linger=0.0)
         self._url, self._secret, self._wait = url, secret.encode(), wait
         self.events = frozenset(events)
-        self.refused: set[str] = set()  # names of callers
+        self.refused: dict[str, float] = {}  # when budgets refused a call last, by owner
         self.begin: Callable[[], object] | None = None
         self.memory: SharedMemory | None = None  # where outcomes are counted
         self._beginning = threading.Lock()
 
     def __call__(self, call: Call) -> None:
-        if call.override or (call.error is not None and call.error.code in SPENT):
-            self.refused.add(call.caller.name)
+        spent = call.override or (call.error is not None and call.error.code in SPENT)
+        if spent and call.spent is not None and not call.spent.user:
+            self.refused[call.spent.owner] = time.time()
         if self.begin is not None:
             with self._beginning:
                 begin, self.begin = self.begin, None

@@ -237,6 +237,21 @@ def test_a_place_that_is_none_is_refused(text: str) -> None:
         search.place(text)
 
 
+def test_of_hours_that_are_long_over_no_shorter_steps_are_made(
+    ledger: SQLiteLedger, tmp_path: Path
+) -> None:
+    crowd(ledger, 300, 6)
+    activity.keep_up(ledger, NOON)
+    with closing(sqlite3.connect(tmp_path / "l.db")) as sql:
+        stored = sql.execute("SELECT step, count(*) FROM activity GROUP BY step").fetchall()
+    known = dict(stored)
+    assert known[HOUR] > 100 and known.get(SLOT, 0) <= activity.RECENT // SLOT
+    late = rows("late", NOON - 3 * DAY, ("a", "m", ""), cost=5)
+    ledger.settle(late)
+    check(ledger, 7 * DAY, 3 * HOUR)
+    check(ledger, DAY, HOUR)
+
+
 @pytest.mark.slow
 def test_a_long_ledger_answers_soon(ledger: SQLiteLedger, tmp_path: Path) -> None:
     ledger.check()

@@ -8,6 +8,7 @@ import hmac
 import json
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from support import PATIENCE, Peer, Service, eventually
 
 from infermux import build, create_app
 from infermux.admission.keys import hashed
-from infermux.errors import ConfigError
+from infermux.errors import BudgetExceeded, ConfigError
+from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.ledger.stores.alerts import Sent
 from infermux.server import alerts as watching
@@ -123,6 +125,25 @@ def test_a_budget_is_told_at_each_share_once(tmp_path, webhook):
     for headers, body in webhook.seen:
         check_signature(headers["x-infermux-signature"], body)
         assert headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("whose", ["an end user's", "an earlier period's"])
+def test_a_refusal_by_another_budget_does_not_use_this_one_up(tmp_path, webhook, whose):
+    with FaultyVendor() as vendor, service(tmp_path, vendor, webhook) as (client, router):
+        sender = alerts_of(router.observers)
+        if whose == "an end user's":
+            caller = router.keyring.own["web"]
+            limited = replace(caller, user_budget=Budget(usd="0.01"))
+            with pytest.raises(BudgetExceeded):
+                router.infer("hi", model="m", caller=limited, user="ann", params={"max_tokens": 99})
+        else:
+            sender.refused["web"] = time.time() - 40 * 86_400
+        while spent(router) < 8 * 10**10:
+            assert ask(client).status_code == 200
+        watching.Watcher(router).check(router)
+        eventually(partial(told_all, webhook, 1))
+        time.sleep(0.2)
+        assert {each["details"]["percent"] for each in webhook.events("budget")} <= {50, 80}
 
 
 def told_all(webhook, number):

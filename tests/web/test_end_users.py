@@ -167,11 +167,17 @@ def test_a_header_is_utf_8(plain):
     assert plain.last == "jürgen"
 
 
-@pytest.mark.parametrize("user", [5, None, ["a"], {"a": 1}, "", "   "])
+@pytest.mark.parametrize("user", [True, 1.5, None, ["a"], {"a": 1}, "", "   "])
 def test_what_is_no_name_is_nobody(plain, user):
     plain.ask("somebody-else")
     if plain.ask(user=user).status_code == 200:
         assert plain.last == ""
+
+
+def test_a_number_is_a_name(plain):
+    for number in (7, 0, -7):
+        assert plain.ask(user="", metadata={"user_id": number}).status_code == 200
+        assert plain.last == str(number)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from infermux.dialects.openai.endpoints import ENDPOINTS
 from infermux.errors import ConfigError, NotFound, RequestError
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
-from infermux.pricing import Price
+from infermux.pricing import Price, usd
 from infermux.providers import PRESETS
 from infermux.routing.explain import explain, question
 
@@ -257,6 +258,87 @@ def test_a_hard_budget_holds_what_can_be_computed(vendors, tmp_path):
             with pytest.raises(openai.APIStatusError) as caught:
                 ann.audio.speech.create(model="tts-1", voice="a", input="H" * 20_000)
             assert caught.value.code == "budget_exceeded"
+
+
+def edit(port: int, *fields: tuple[str, bytes], image: bytes = b"PNG") -> Any:
+    """Ask for an edited image; fields named "after" stand behind the image."""
+    parts = [(f'name="{name}"', value) for name, value in fields]
+    before = [each for each in parts if "after" not in each[0]]
+    behind = [(name.replace("after ", ""), value) for name, value in parts if "after" in name]
+    file = ('name="image"; filename="a.png"', image)
+    kind = {"Content-Type": "multipart/form-data; boundary=xYz"}
+    key = {"Authorization": "Bearer key-of-ann"}
+    body = form(*before, ('name="model"', b"gpt-image-1"), file, *behind)
+    return ask(port, "/v1/images/edits", body, headers=kind | key, method="POST")
+
+
+def test_a_hard_budget_counts_images_wherever_their_number_stands(vendors, tmp_path):
+    price = Price.of({"input": "0", "fees": {"images": "40"}})
+    keys = ring(budget=Budget(usd="0.30", then="reject"))
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    prices = {"openai": {"gpt-image-1": price}}
+    with Front(provider(vendors[0]), keyring=keys, ledger=ledger, prices=prices) as front:
+        answer = edit(front.port, ("n", b"1"), ("n", b"10"))
+        assert (answer.status, answer.json["error"]["param"]) == (400, "n")
+        long = bytes(2 * 1024 * 1024)
+        for fields, image in (([("n", b"10")], b"PNG"), ([("after n", b"10")], long)):
+            answer = edit(front.port, *fields, image=image)
+            assert (answer.status, answer.json["error"]["code"]) == (402, "budget_exceeded")
+        assert not vendors[0].seen
+        assert edit(front.port, ("n", b"3")).status == 200
+        assert edit(front.port, ("n", b"3"), image=long).status == 200
+        [state] = ledger.states([keys.own["ann"].budget], time.time())
+        assert usd(state.spent) == "0.24"  # though the vendor also told tokens
+        assert edit(front.port, ("n", b"3")).status == 402
+
+
+def test_a_hard_budget_needs_the_most_seconds_of_a_transcription(vendors, tmp_path):
+    price = Price.of({"input": "0", "output": "0", "fees": {"seconds": "0.1"}})
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    keys = ring(budget=Budget(usd="1", then="reject"))
+    prices = {"openai": {"whisper-1": price}}
+    with Front(provider(vendors[0]), keyring=keys, ledger=ledger, prices=prices) as front:
+        ann, _ = clients(front)
+        with ann, pytest.raises(openai.APIStatusError) as caught:
+            ann.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF"))
+        assert caught.value.code == "unpriced_model"
+
+
+@pytest.mark.parametrize("scope", ["openai/*", "openai/gpt-4.1", "gpt-4.1"])
+def test_a_key_of_some_models_has_the_files_of_their_providers(vendors, tmp_path, scope):
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    made = HTTPProvider(
+        "openai", base_url=f"{vendors[0].url}/v1", api_key="sk", models=["gpt-4.1", "gpt-5"]
+    )
+    other = HTTPProvider("other", base_url=f"{vendors[1].url}/v1", api_key="sk", models=["o-1"])
+    with Front(other, made, keyring=ring(models=(scope,)), ledger=ledger) as front:
+        ann, _ = clients(front)
+        with ann:
+            file = ann.files.create(file=("a.jsonl", LINES), purpose="batch")
+            assert file.id.startswith("file-one") and not vendors[1].seen
+            assert ann.files.retrieve(file.id).id == file.id
+            for work in (
+                lambda: ann.files.list(extra_headers=at("other")),
+                lambda: ann.batches.list(extra_headers=at("other")),
+                lambda: ann.files.create(
+                    file=("a", b"b"), purpose="batch", extra_headers=at("other")
+                ),
+            ):
+                with pytest.raises(openai.PermissionDeniedError, match="no model of provider"):
+                    work()
+        assert not vendors[1].seen
+
+
+@pytest.mark.parametrize("object", [["file"], {"a": 1}, 7, None])
+def test_a_vendors_odd_object_passes(shared, vendors, object):
+    vendors[0].forget(reply({"id": "file-1", "object": object}))
+    body = form(('name="purpose"', b"batch"), ('name="file"; filename="a"', b"b"))
+    kind = {
+        "Content-Type": "multipart/form-data; boundary=xYz",
+        "Authorization": "Bearer key-of-ann",
+    }
+    answer = ask(shared.port, "/v1/files", body, headers=kind | at("openai"), method="POST")
+    assert (answer.status, answer.json) == (200, {"id": "file-1", "object": object})
 
 
 def test_who_has_files_is_told(vendors):

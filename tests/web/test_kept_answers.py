@@ -295,13 +295,14 @@ def test_a_hit_is_marked_in_the_row_and_costs_nothing(tmp_path, monkeypatch):
     place.router.close()
 
 
-def test_a_hit_counts_in_the_rates(tmp_path, monkeypatch):
-    place = Place(tmp_path, monkeypatch, CONFIG.replace("rpm = 1000", "rpm = 2\ntpm = 1000"))
-    first, again = place.ask(), place.ask()
-    assert [state(first), state(again)] == ["miss", "hit"]
-    assert again.headers["x-ratelimit-remaining-requests"] == "0"
-    left = [int(each.headers["x-ratelimit-remaining-tokens"]) for each in (first, again)]
-    assert left[1] < left[0]
+def test_a_hit_counts_as_a_request_without_tokens(tmp_path, monkeypatch):
+    place = Place(tmp_path, monkeypatch, CONFIG.replace("rpm = 1000", "rpm = 3\ntpm = 1000"))
+    found = [place.ask(), place.ask(), place.ask(stream=True)]
+    assert [*map(state, found)] == ["miss", "hit", "hit"]
+    left = [int(each.headers["x-ratelimit-remaining-requests"]) for each in found]
+    assert left == [2, 1, 0]
+    rates = place.router.admission.rates
+    assert rates.wait("app", rpm=None, tpm=1000, requests=0, tokens=990) == 0
     assert place.ask().status_code == 429
     place.router.close()
 
@@ -356,6 +357,54 @@ def test_a_hit_has_the_vendor_s_own_bytes(vendor_place):
     streamed = place.ask(stream=True)
     assert state(streamed) == "hit" and "yes" in streamed.text
     assert len(vendor.seen) == 1
+
+
+ADDED = [
+    {"logprobs": {"content": [{"token": "yes", "logprob": -0.1, "top_logprobs": []}]}},
+    {"message": {"annotations": [{"type": "url_citation", "url_citation": {"url": "http://a"}}]}},
+    {"message": {"audio": {"id": "a", "data": "AAAA"}}},
+    {"citations": ["http://a"]},
+]
+
+
+def event(told: dict[str, Any], **choice: Any) -> bytes:
+    shown = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {}} | choice]} | told
+    return b"data: " + json.dumps(shown).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("added", ADDED, ids=["logprobs", "annotations", "audio", "citations"])
+def test_what_a_stream_could_not_tell_is_not_lost_by_a_hit(vendor_place, added):
+    """An answer with such a part is given again as it was, and neither as nor from a stream."""
+    place, vendor = vendor_place
+    body, more, message = answered(), dict(added), added.get("message", {})
+    more.pop("message", None)
+    own = {name: more.pop(name) for name in ("logprobs",) if name in more}
+    body["choices"][0] |= own
+    body["choices"][0]["message"] |= message
+    vendor.answers[:] = [Scripted(200, body | more)]
+    first, again = place.ask(), place.ask()
+    assert (state(again), again.data) == ("hit", first.data)
+    streamed = event(more, delta={"role": "assistant", "content": "yes"} | message, **own)
+    streamed += event({}, finish_reason="stop") + b"data: [DONE]\n\n"
+    vendor.answers[:] = [Scripted(200, streamed, {"Content-Type": "text/event-stream"})]
+    [name] = own or message or more
+    for _ in range(2):
+        answer = place.ask(stream=True)
+        assert state(answer) == "miss" and f'"{name}"' in answer.text
+    fresh = place.new()
+    assert state(place.ask(fresh, stream=True)) == "miss"
+    vendor.answers[:] = [Scripted(200, body | more)]
+    answer = place.ask(fresh)
+    assert state(answer) == "miss" and f'"{name}"' in answer.text
+
+
+def test_a_replayed_stream_ends_in_an_event_of_its_own(place):
+    said = place.new()
+    place.ask(said)
+    lines = place.ask(said, stream=True).text.splitlines()
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line[6:7] == "{"]
+    assert [each["finish_reason"] for each in choices] == [None, "stop"]
+    assert choices[0]["delta"]["content"] and not choices[1]["delta"].get("content")
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

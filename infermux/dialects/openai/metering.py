@@ -37,6 +37,8 @@ def usage_of(found: JSON, request: InferRequest, items: int = 0) -> Usage:
     if tokens_in is None:
         return Usage(0, 0, fees=fees, cost_usd=cost)
     images = op.startswith("images/")
+    if op != "rerank":  # some prices are those of an image, or of a second
+        fees = _units(found, request, items)
     of_input = members(told.get("input_tokens_details")) or members(told.get("input_token_details"))
     of_output = members(told.get("output_tokens_details"))
     drawn = _first(of_output, "image_tokens") if of_output else tokens_out if images else None

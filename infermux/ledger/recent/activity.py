@@ -1,8 +1,9 @@
 """Sums of the last days by steps of five minutes, and of the hours made of them.
 
-A step that has ended is summed up once and stored. A trigger forgets the stored step, and its hour,
-when a call is added to it, so the sums never depend on when they were made. Of each step the
-largest groups are kept and the others added up under OTHERS.
+A step that has ended is summed up once and stored; of hours that are long over, the hour alone. A
+trigger forgets the stored step, and its hour, when a call is added to it, so the sums never depend
+on when they were made. Of each step the largest groups are kept and the others added up under
+OTHERS.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..queries import Ask
 from ..rollups import Database, Sql, tasks
 
 SLOT, HOUR = 300, 3600  # seconds
+RECENT = 2 * HOUR  # seconds before the end for which steps are stored, if there are none yet
 LAG = 60  # seconds after its end until a step is stored: most of its calls have then ended
 KEPT = 8 * DAY  # seconds for which steps are stored
 MAX_GROUPS = 200  # of one kind in a step
@@ -97,9 +99,16 @@ def fill(file: Database, since: int, until: int, patience: float = 1e9) -> list[
     """Sum up and store what is missing; return the starts of what was left out."""
     end = time.monotonic() + patience
     left = sorted(file.snapshot(lambda ask: list(_missing(ask, since, until))), reverse=True)
+    whole = file.snapshot(lambda ask: _unknown(ask, left, since, until))
     while left and time.monotonic() < end:
-        batch, left = left[:BATCH], left[BATCH:]
-        _store(file, SLOT, batch, _slot)
+        hour = left[0] // HOUR * HOUR
+        if hour in whole:
+            batch = [at for at in left[:BATCH] if at >= hour]
+            _store(file, HOUR, [hour], partial(_sums, seconds=HOUR))
+        else:
+            batch = [at for at in left[:BATCH] if at // HOUR * HOUR not in whole]
+            _store(file, SLOT, batch, _sums)
+        left = [at for at in left if at not in batch]
     undone = {at // HOUR for at in left}
     hours = range(-(-since // HOUR) * HOUR, until - until % HOUR, HOUR)
     ready = file.snapshot(lambda ask: _hours(ask, [at for at in hours if at // HOUR not in undone]))
@@ -179,7 +188,7 @@ def _known(ask: Ask, since: int, until: int, step: int) -> Iterator[Step]:
 
 def _live(ask: Ask, since: int, until: int) -> Iterator[Step]:
     for at in _with_calls(ask, since, until, ()):
-        yield _slot(ask, at)
+        yield _sums(ask, at)
 
 
 def _missing(ask: Ask, since: int, until: int) -> Iterator[int]:
@@ -187,6 +196,13 @@ def _missing(ask: Ask, since: int, until: int) -> Iterator[int]:
     slots = set(_stored(ask, SLOT, since, until))
     slots |= {start + at for start in hours for at in range(0, HOUR, SLOT)}
     return _with_calls(ask, since, until, slots)
+
+
+def _unknown(ask: Ask, missing: Sequence[int], since: int, until: int) -> set[int]:
+    """Return the hours of *missing* steps that are long over, and of which nothing is stored."""
+    known = {at // HOUR * HOUR for at in _stored(ask, SLOT, since // HOUR * HOUR, until)}
+    hours = {at // HOUR * HOUR for at in missing}
+    return {at for at in hours - known if since <= at and at + HOUR <= until - RECENT}
 
 
 def _hours(ask: Ask, starts: Sequence[int]) -> list[int]:
@@ -238,9 +254,9 @@ def _store(
     file.write(partial(end, texts))
 
 
-def _slot(ask: Ask, start: int) -> Step:
-    """Sum up the calls of five minutes."""
-    time = (ns(start), ns(start + SLOT))
+def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
+    """Sum up the calls of five minutes, or of other *seconds*."""
+    time = (ns(start), ns(start + seconds))
     by_call = ask(*queries.totals(("caller", "error", "tag"), *time, None, UTC))
     by_attempt = ask(*queries.totals(_GROUPS[0], *time, None, UTC, every=True))
     tried = [(*[name or "" for name in row[:3]], *row[3:]) for row in by_attempt]

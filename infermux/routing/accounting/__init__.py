@@ -43,7 +43,7 @@ from ...protocol import InferRequest, InferResponse
 from ...types import Caller, Target, Usage
 from ..stored import billed_as
 from ..targets import UNPRICED, TargetPool
-from .passed import by_price
+from .passed import by_price, by_unit
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
@@ -124,6 +124,7 @@ class Accounting:
                 tokens = worst.affordable(left) if worst is not None else 0
                 last = tries == LIMITING_TRIES - 1  # other calls have taken what was left
                 if worst is None or worst.bounded or not tokens or last:
+                    call.spent = error.budget
                     raise helped(error, worst, tokens, left) from None
                 call.most_output, pico = tokens, most_cost(worst.with_output(tokens), worst.price)
 
@@ -317,14 +318,15 @@ class Accounting:
         target = attempt.target
         vendor = self._targets.registry.member(target.provider).vendor
         tokens_in = usage.input_tokens or 0
+        price = self._targets.price(target) if call.request.passed is not None else None
         if call.request.passed is not None:
-            usage = by_price(usage, self._targets.price(target))
+            usage = by_price(usage, price)
         if usage.total_tokens is not None and usage.input_tokens is not None:
             # some vendors count what a model thinks only in the total
             most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
             if most > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=most)
-        billed = usage
+        billed = by_unit(usage, price) if usage.fees else usage
         if usage.tool_use_tokens:
             billed = replace(usage, input_tokens=tokens_in + usage.tool_use_tokens)
         bill = charge(

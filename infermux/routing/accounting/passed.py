@@ -13,12 +13,19 @@ from ...protocol import InferRequest
 from ...types import Usage
 
 MAX_IMAGES = 16  # that a client may send to be edited
+MAX_ANSWERS = 10  # images that one request may ask for
 DOCUMENTS = 100  # that Cohere bills as one search
 DOCUMENT_TOKENS = 400  # of a document; a longer one counts as several
 
 
 def by_price(usage: Usage, price: Price | None) -> Usage:
-    """Return the usage of images or speech as *price* lists it: all of its output may be media."""
+    """Return the usage of images or speech as *price* lists it: all of its output may be media.
+
+    What comes with tokens is billed by its number, too, if that is listed.
+    """
+    if usage.fees and (usage.input_tokens or usage.output_tokens):
+        listed = {} if price is None else dict(price.fees)
+        usage = replace(usage, fees=tuple([each for each in usage.fees if each[0] in listed]))
     if price is None:
         return usage
     rates = price.rates
@@ -29,25 +36,36 @@ def by_price(usage: Usage, price: Price | None) -> Usage:
     return usage
 
 
+def by_unit(usage: Usage, price: Price | None) -> Usage:
+    """Return what is billed of a usage: the units and plain input, if output has no price."""
+    listed = {} if price is None else dict(price.fees)
+    if price is None or not any(name in listed for name, _ in usage.fees):
+        return usage
+    rates = price.rates
+    if any(rate is not None for rate in (rates.output, rates.output_image, rates.output_audio)):
+        return usage
+    return Usage(usage.input_tokens, 0, fees=usage.fees, cost_usd=usage.cost_usd)
+
+
 def most_passed(request: InferRequest, price: Price) -> int | None:
     """Return the most that a request may cost in pico-USD; None if it cannot be told."""
-    costs = [cost(by_price(usage, price), price) for usage in _usages(request, price)]
+    usages = [by_price(usage, price) for usage in _usages(request, price)]
+    costs = [cost(by_unit(usage, price), price) for usage in usages]
     known = [each for each in costs if each is not None]
     return max(known) if known and len(known) == len(costs) else None
 
 
 def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
     """Yield the usages of which one is the dearest."""
-    unit = _unit(request)
-    if unit is not None and unit[0] in dict(price.fees):
-        yield Usage(0, 0, fees=(unit,))
-        return
+    unit, listed = _unit(request), dict(price.fees)
+    fees = (unit,) if unit is not None and unit[0] in listed else ()
     rates, body = price.rates, request.body_in("openai")
     passed = request.passed
     tokens = text_tokens(len(body.data)) if body is not None else 0
     output: int | None = 0
     if request.op.startswith("audio/t"):  # of transcriptions nothing tells the length
         heard = price.max_input if rates.input or rates.input_audio else 0
+        heard = None if "seconds" in listed else heard
         if heard is None:
             yield Usage()
             return
@@ -64,7 +82,7 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
         return
     output *= _answers(request)
     images = sent * MAX_IMAGE
-    plain = Usage(tokens + images, output, input_image_tokens=images or None)
+    plain = Usage(tokens + images, output, input_image_tokens=images or None, fees=fees)
     drawn = output if request.op.startswith("images/") else None
     said = output if request.op == "audio/speech" else None
     heard = tokens if request.op.startswith("audio/t") and rates.input_audio is not None else None
@@ -74,7 +92,10 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
 
 
 def _answers(request: InferRequest) -> int:
-    return max(1, number(request.params.get("n")) or 1)
+    upload, n = request.passed.upload, request.params.get("n")
+    if n is None and upload is not None and not upload.is_read:  # it may stand behind the file
+        return MAX_ANSWERS
+    return max(1, number(n) or 1)
 
 
 def _unit(request: InferRequest) -> tuple[str, int] | None:

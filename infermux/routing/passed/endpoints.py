@@ -4,20 +4,49 @@ from __future__ import annotations
 
 from ...config.patterns import covers
 from ...dialects.openai.endpoints import NAMES, endpoint_of
-from ...errors import ModelNotFound, NotFound, RequestError, close_to, listed, shown
+from ...errors import (
+    ModelNotAllowed,
+    ModelNotFound,
+    NotFound,
+    RequestError,
+    close_to,
+    listed,
+    shown,
+)
+from ...planning.matching import within
 from ...protocol import InferRequest
 from ...providers.passing import has
 from ...types import Caller
 from ..router import Router
 
 
-def provider_of(router: Router, op: str, wanted: str) -> str:
-    """Return the provider for what has no id yet: *wanted*, else the first that has files."""
+def may_use(router: Router, caller: Caller, provider: str) -> bool:
+    """Whether some model that the caller may use could be at *provider*."""
+    scope = caller.models
+    if scope is None or covers(scope, f"{provider}/-"):
+        return True
+    named = any(each.startswith(f"{provider}/") for each in scope)
+    return named or any(provider in found for found in within(router.registry, scope).values())
+
+
+def check_provider(router: Router, caller: Caller, provider: str) -> None:
+    """Raise ModelNotAllowed if the caller may use no model of *provider*."""
+    if not may_use(router, caller, provider):
+        raise ModelNotAllowed(
+            f"this key may use no model of provider {shown(provider)}", param="provider"
+        )
+
+
+def provider_of(router: Router, op: str, wanted: str, caller: Caller) -> str:
+    """Return the provider for what has no id yet: *wanted*, else the caller's first that has files.
+
+    Raise ModelNotFound, NotFound or ModelNotAllowed.
+    """
     having = [each.name for each in router.registry if has(each.provider, op)]
     if not wanted:
         if not having:
             raise NotFound(f"no provider has /v1/{op}")
-        return having[0]
+        wanted = next((each for each in having if may_use(router, caller, each)), having[0])
     if wanted not in router.registry:
         hint = close_to(wanted, having)
         raise ModelNotFound(f"no provider named {shown(wanted)}{hint}", param="provider")
@@ -26,6 +55,7 @@ def provider_of(router: Router, op: str, wanted: str) -> str:
             f"provider {wanted!r} has no /v1/{op}; providers that have it: {listed(having)}",
             param="provider",
         )
+    check_provider(router, caller, wanted)
     return wanted
 
 

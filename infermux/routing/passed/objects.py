@@ -22,6 +22,7 @@ from ...types import JSON, Caller, Deadline
 from ..router import Router
 from ..stored import BATCH, FILE, Owner, renamed
 from ..targets import TargetPermit
+from .endpoints import check_provider
 
 MAX_PAGES = 50  # of a vendor's list that one request reads
 PAGE = 100  # objects of one page: OpenAI's limit for batches
@@ -51,6 +52,7 @@ def owner(router: Router, ident: object, caller: Caller, kind: str, field: str =
     found = router.files.owner(ident, caller)
     if found is None or found.kind not in ("", kind):
         raise NotFound(f"no {what} {shown(ident)} was found", param=field)
+    check_provider(router, caller, found.provider)
     return found
 
 
@@ -71,7 +73,7 @@ def told(router: Router, call: Call, data: bytes) -> bytes:
     if not isinstance(body, dict):
         raise ProviderUnavailable("the provider's answer could not be understood")
     kinds = dict(_ids(body))
-    if is_filtered(router, call.caller) and body.get("object") in _FIELDS:
+    if is_filtered(router, call.caller) and word(body.get("object")) in _FIELDS:
         _note(router, call, kinds if not body.get("deleted") else ())
     names = {
         ident: router.files.tagged(ident, kind, call.provider, call.caller)

@@ -48,7 +48,7 @@ def upload_file(api: Api) -> Response:
         raise RequestError("the body must be multipart/form-data, with file and purpose")
     upload = read_upload(model=False)
     try:
-        provider = provider_of(api.router, "files", wanted_provider())
+        provider = provider_of(api.router, "files", wanted_provider(), caller)
         call = _begin(api, "files", provider, "POST", "/files", caller, upload=upload)
     except BaseException:
         upload.close()
@@ -79,7 +79,7 @@ def create_batch(api: Api) -> Response:
     if found.ident != given:
         text = body.replaced({"input_file_id": found.ident})
         body = strict_json.document(text)
-    provider_of(api.router, "batches", found.provider)
+    provider_of(api.router, "batches", found.provider, caller)
     return _answered(
         api, _begin(api, "batches", found.provider, "POST", "/batches", caller, body=body)
     )
@@ -106,7 +106,7 @@ def listing(api: Api, *, what: str) -> Response:
     """List the caller's own files or batches at one provider."""
     caller, router = _admitted(api), api.router
     read_body()
-    provider = provider_of(router, what, wanted_provider())
+    provider = provider_of(router, what, wanted_provider(), caller)
     arguments = current_request().args
     after, limit = arguments.get("after", ""), _limit(arguments.get("limit", ""), what)
     if after:
