@@ -112,7 +112,7 @@ def _status(targets: list[JSON], records: JSON | None = None) -> str:
 
 
 def _cells(target: JSON) -> tuple[str, ...]:
-    name = f"{target['provider']}/{target['model']}"
+    name = f"{target['provider']}/{target['model'] or '(files and batches)'}"
     wait, rate = target["retry_in"], target["error_rate"]
     return (
         name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…",

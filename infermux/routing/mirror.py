@@ -68,6 +68,13 @@ class _CopyRouter(Router):
         call.settings = settings
         return route
 
+    def finish(self, call: Call, error: BaseException | None) -> None:
+        """Record a copy, unless its budget is spent, so that nothing was sent."""
+        if isinstance(error, BudgetExceeded) and not call.attempts:
+            call.ended = time.monotonic()
+            return
+        super().finish(call, error)
+
 
 class Mirror:
     """An observer that sends copies of calls by the rules of their names."""

@@ -27,6 +27,7 @@ from infermux.routing import mirror as mirrors
 from infermux.routing.explain import explain, question
 from infermux.routing.mirror import THREADS, Mirror, Rule
 from infermux.telemetry.shared_memory import SharedMemory
+from infermux.web.admin.overview import SPANS, overview
 
 PRICES = {
     name: {MODELS[name]: Price.of({"input": usd, "output": usd}, provider=name, id="m", place="t")}
@@ -185,6 +186,26 @@ def test_what_is_spent_is_the_mirrors(vendors, tmp_path):
         assert found["sent"] >= 1 and found["refused"] >= 1
         [state] = ledger.states([budget], time.time())
         assert 0 < state.spent < state.limit * 1.3  # the vendor counts more than it was asked
+        rows = [row.call.status for row in ledger.rows(limit=1000) if row.call.api == "mirror"]
+        assert rows == ["ok"] * found["sent"]  # what is not sent is no call that failed
+
+
+def test_a_broken_mirror_is_no_failure_of_the_service(vendors, tmp_path):
+    vendors[1].script(lambda vendor, handler: handler.reply(500, b"{}"))
+    with mirrored(vendors, tmp_path) as (front, mirror, ledger):
+        for _ in range(6):
+            assert ask(front).status == 200
+        settled(mirror)
+        now = time.time()
+        seen = overview(front.router, SPANS["1h"], now, {}).to_dict()
+        assert seen["sums"]["calls"] == 12 and seen["sums"]["errors"] == 0
+        assert "12 calls succeeded" in seen["sentence"] or "failed" not in seen["sentence"]
+        slowest = max(
+            row.call.latency_ms for row in ledger.rows(limit=99) if row.call.api != "mirror"
+        )
+        assert seen["sums"]["p95_ms"] <= slowest
+        assert [(each["code"], each["calls"]) for each in seen["errors"]] == [("upstream_error", 0)]
+        assert counts(mirror) == {"failed": 6}
 
 
 def test_copies_are_sent_before_the_end(vendors, tmp_path):

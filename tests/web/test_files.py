@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from doors import Front
 from media_vendor import MediaVendor, reply
+from pages import LOGIN, mounted
 from support import ask
 from test_media import form, provider
 
-from infermux import Caller, HTTPProvider, build
+from infermux import Caller, HTTPProvider, Router, build, openai_blueprint
+from infermux.admission import Admission
 from infermux.admission.keys import Keyring, hashed
+from infermux.admission.rate_limiter import RateLimiter
 from infermux.config import readers
 from infermux.dialects.openai.endpoints import ENDPOINTS
 from infermux.errors import ConfigError, NotFound, RequestError
@@ -327,6 +330,70 @@ def test_a_key_of_some_models_has_the_files_of_their_providers(vendors, tmp_path
                 with pytest.raises(openai.PermissionDeniedError, match="no model of provider"):
                     work()
         assert not vendors[1].seen
+
+
+def test_the_circuit_of_files_is_shown_and_does_not_stop_the_provider(vendors):
+    """A button in its row would open the circuits of all of the provider's models."""
+    router = Router([provider(vendors[0])], attempts=1)
+    app = mounted(router)
+    app.register_blueprint(openai_blueprint(router))
+    client = app.test_client()
+    body = form(('name="purpose"', b"batch"), ('name="file"; filename="a"', b"b"))
+    vendors[0].forget(*[reply({}, 500)] * 9)
+    for _ in range(6):
+        sent = client.post("/v1/files", data=body, content_type="multipart/form-data; boundary=xYz")
+        assert sent.status_code == 502
+    page = client.get("/ops/status", headers=LOGIN).text
+    assert "the files of openai" in page and "files and batches" in page
+    assert page.count('<details class="target"') == 2
+    assert page.count("data-target=") == 1 and "gpt-4.1" in page.partition("data-target=")[2][:60]
+    found = client.get("/ops/status/targets", headers=LOGIN).json["targets"]
+    assert [(each["model"], each["state"]) for each in found] == [
+        ("gpt-4.1", "closed"),
+        ("", "open"),
+    ]
+    body = {"model": "gpt-image-1", "prompt": "a"}
+    assert client.post("/v1/images/generations", json=body).status_code in (200, 502)
+    router.close()
+
+
+@pytest.mark.parametrize("what", ["files", "batches"])
+def test_limits_per_minute_hold_for_files_and_batches(vendors, tmp_path, what):
+    rates = {name: RateLimiter(tmp_path / name) for name in ("rates", "user_rates")}
+    keys = ring(rpm=3, user_rpm=1)
+    made = [provider(vendors[0]), provider(vendors[1], "other")]
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    with Front(*made, keyring=keys, admission=Admission(**rates), ledger=ledger) as front:
+
+        def asked(key: str, **more: str) -> Any:
+            headers = {"Authorization": f"Bearer key-of-{key}"} | more
+            return ask(front.port, f"/v1/{what}", headers=headers)
+
+        assert asked("ann", **{"X-Infermux-User": "eve"}).status == 200
+        refused = asked("ann", **{"X-Infermux-User": "eve"})
+        assert refused.status == 429 and "this end user" in refused.json["error"]["message"]
+        body = form(('name="purpose"', b"batch"), ('name="file"; filename="a"', b"b" * 2**21))
+        head = {"Authorization": "Bearer key-of-ann"}
+        head |= {"Content-Type": "multipart/form-data; boundary=xYz"}
+        assert ask(front.port, "/v1/files", body, headers=head, method="POST").status == 200
+        assert asked("ann").status == 200
+        seen = len(vendors[0].seen)
+        refused = ask(front.port, "/v1/files", body, headers=head, method="POST")
+        assert refused.status == 429 and "Retry-After" in refused.headers
+        assert [asked(key).status for key in ("ann", "bob")] == [429, 200]
+        assert len(vendors[0].seen) == seen
+        rows = [(row.call.api, row.call.status) for row in ledger.rows(limit=99)]
+        assert rows.count((what, "429")) + rows.count(("files", "429")) >= 3
+
+
+def test_bytes_of_uploads_are_bounded(vendors):
+    """What does not fit into the room for bodies is refused before it is read."""
+    with Front(provider(vendors[0]), admission=Admission(bodies=100_000)) as front:
+        head = {"Content-Type": "multipart/form-data; boundary=xYz"}
+        for size, status in ((10_000, 200), (200_000, 503), (10_000, 200)):
+            body = form(('name="purpose"', b"batch"), ('name="file"; filename="a"', b"b" * size))
+            sent = ask(front.port, "/v1/files", body, headers=head, method="POST")
+            assert sent.status == status, sent.data
 
 
 @pytest.mark.parametrize("object", [["file"], {"a": 1}, 7, None])

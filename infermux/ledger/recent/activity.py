@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from functools import partial
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import Total, queries, summed
 from ..periods import DAY, ns
 from ..queries import Ask
+from ..reports import MIRROR_OF
 from ..rollups import Database, Sql, tasks
 
 SLOT, HOUR = 300, 3600  # seconds
@@ -41,15 +42,19 @@ _LATENCY = """SELECT CASE WHEN latency_ms < 100 THEN latency_ms
         WHEN latency_ms < 1000 THEN latency_ms / 10 * 10
         WHEN latency_ms < 10000 THEN latency_ms / 100 * 100
         ELSE latency_ms / 1000 * 1000 END AS about, count(*)
-    FROM calls WHERE at_ns >= ? AND at_ns < ? AND status = 'ok' GROUP BY about"""
+    FROM calls WHERE at_ns >= ? AND at_ns < ? AND status = 'ok' AND api <> 'mirror'
+    GROUP BY about"""
 _FAILOVERS = """SELECT count(*) FROM calls AS c
     JOIN attempts AS a ON a.at_ns = c.at_ns AND a.call_id = c.id AND a.n = 0
-    WHERE c.at_ns >= ? AND c.at_ns < ? AND c.attempts > 1 AND c.status = 'ok'
+    WHERE c.at_ns >= ? AND c.at_ns < ? AND c.attempts > 1 AND c.status = 'ok' AND c.api <> 'mirror'
         AND (a.provider <> c.provider OR a.model <> c.model)"""
 
 
 class Step(NamedTuple):
-    """The sums of the calls that began in a step of time; of attempts, those of these calls."""
+    """The sums of the calls that began in a step of time; of attempts, those of these calls.
+
+    What mirrors send counts in costs and attempts, and neither in latency nor as calls that failed.
+    """
 
     start: int  # seconds since 1970
     failovers: int = 0  # calls that another than the first target answered
@@ -261,10 +266,16 @@ def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
     by_attempt = ask(*queries.totals(_GROUPS[0], *time, None, UTC, every=True))
     tried = [(*[name or "" for name in row[:3]], *row[3:]) for row in by_attempt]
     kinds = [queries.merged(_GROUPS[0], tried)]
+    by_call = [_unfailed(row) if row[0].startswith(MIRROR_OF) else row for row in by_call]
     for place, names in enumerate(_GROUPS[1:]):
         kinds.append(queries.merged(names, [(row[place], *row[3:]) for row in by_call]))
     [(failovers,)] = ask(_FAILOVERS, time)
     return _step(start, failovers, dict(ask(_LATENCY, time)), list(map(_largest, kinds)))
+
+
+def _unfailed(row: Sequence[Any]) -> Sequence[Any]:
+    """Return the sums of a mirror's calls, none of which counts as failed: nobody waits for it."""
+    return (row[0], "", row[2], row[3], row[4], 0, *row[6:])
 
 
 def _hour(ask: Ask, start: int) -> Step | None:

@@ -143,6 +143,8 @@ def _failing(whole: Step | None, span: str) -> str:
 
 
 def _name(target: TargetStatus) -> str:
+    if not target.model:  # of files and batches
+        return printable(f"the files of {target.provider}")
     return printable(f"{target.provider}/{target.model}")
 
 
