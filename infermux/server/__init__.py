@@ -287,6 +287,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     """Send queued spans and records when a worker exits."""
     status.send_copies()
     flush_all()
+    alerts.leave()
     status.stop()
     atexit.unregister(flush_all)  # already done
 

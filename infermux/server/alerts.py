@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -65,6 +66,16 @@ class Watcher:
                 return
             self._process = os.getpid()
         threading.Thread(target=self._run, name="infermux-alerts", daemon=True).start()
+
+    def leave(self) -> None:
+        """Have others send what could not be sent."""
+        router = self._router()
+        alerts = None if router is None else alerts_of(router.observers)
+        if router is None or alerts is None or router.ledger is None:
+            return
+        with suppress(LedgerUnavailable):
+            for subject in list(alerts.unsent):
+                router.ledger.alerts().undo(subject, host())
 
     def _run(self) -> None:
         while (router := self._router()) is not None:
@@ -265,3 +276,9 @@ def start() -> None:
     """Watch for the alerts of this process's routers, also before their first call."""
     for watcher in list(_watchers.values()):
         watcher.start()
+
+
+def leave() -> None:
+    """Leave the alerts that this process could not send to other workers, or to the next start."""
+    for watcher in list(_watchers.values()):
+        watcher.leave()

@@ -44,7 +44,7 @@ class Alert(NamedTuple):
     details: JSON = {}  # noqa: RUF012 - it is never changed
 
 
-class Alerts(Exporter[bytes]):
+class Alerts(Exporter[tuple[str, bytes]]):
     """Sends alerts to *url*; an observer that notes the callers whose budgets refuse calls.
 
     *secret* is the key of the signature. `begin` is called with the first call that ends.
@@ -62,6 +62,7 @@ class Alerts(Exporter[bytes]):
         self._url, self._secret, self._wait = url, secret.encode(), wait
         self.events = frozenset(events)
         self.refused: dict[str, float] = {}  # when budgets refused a call last, by owner
+        self.unsent: dict[str, None] = {}  # subjects that wait to be sent, or to be sent again
         self.begin: Callable[[], object] | None = None
         self.memory: SharedMemory | None = None  # where outcomes are counted
         self._beginning = threading.Lock()
@@ -89,26 +90,29 @@ class Alerts(Exporter[bytes]):
             **({"details": alert.details} if alert.details else {}),
         }
         log.warning("alert: %s", alert.text)
-        self.put(strict_json.encode(body))
+        self.unsent[alert.subject] = None
+        self.put((alert.subject, strict_json.encode(body)))
 
-    def sender(self) -> Send[bytes]:
+    def sender(self) -> Send[tuple[str, bytes]]:
         """Return a function that posts alerts."""
         return self._post_all
 
-    def _post_all(self, alerts: list[bytes]) -> int:
-        for body in alerts:
-            sent = self._delivered(body)
+    def _post_all(self, alerts: list[tuple[str, bytes]]) -> int:
+        for subject, body in alerts:
+            sent = self._delivered(subject, body)
             self._count("sent" if sent else "failed")
             if not sent:
                 log.error("an alert could not be sent to the webhook; it is given up")
         return 0  # spans alone count as dropped spans
 
-    def _delivered(self, body: bytes) -> bool:
+    def _delivered(self, subject: str, body: bytes) -> bool:
         """Post an alert until it is accepted; return whether it was."""
         for wait in (0.0, *WAITS):
             if wait:
+                self.unsent[subject] = None
                 self._count("retried")
                 self._wait(wait)
+            self.unsent.pop(subject, None)
             try:
                 status = self._post(body)
             except (OSError, ValueError, HTTPException) as error:

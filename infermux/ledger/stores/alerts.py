@@ -13,6 +13,7 @@ KEPT = 400 * 86_400.0  # seconds that a subject is remembered
 _SENT = "SELECT subject, at_ms, host FROM alerts"
 _FIRST = "INSERT INTO alerts (subject, at_ms, host) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _AGAIN = "UPDATE alerts SET at_ms = ?, host = ? WHERE subject = ? AND at_ms = ?"
+_UNDO = "DELETE FROM alerts WHERE subject = ? AND host = ?"
 _FORGET = "DELETE FROM alerts WHERE at_ms < ?"
 
 
@@ -33,6 +34,10 @@ class AlertLog(ABC):
     @abstractmethod
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
         """Note that an alert is sent; return False if another worker has done so since *before*."""
+
+    @abstractmethod
+    def undo(self, subject: str, host: str) -> None:
+        """Note that an alert that *host* has claimed was not sent, so that another worker may."""
 
     def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
         """Note that alerts are not to be sent any more."""
@@ -62,3 +67,11 @@ class SQLAlerts(AlertLog):
             return bool(sql.execute(_AGAIN, (ms(at), host, subject, was)).rowcount)
 
         return self._database.write(work)
+
+    def undo(self, subject: str, host: str) -> None:
+        """Remove the row, if it is this host's."""
+
+        def work(sql: Sql) -> None:
+            sql.execute(_UNDO, (subject, host))
+
+        self._database.write(work)
