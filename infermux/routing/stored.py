@@ -28,7 +28,7 @@ from ..types import Caller, Chunk
 STORED, CONVERSATION, FILE, BATCH = "r", "c", "f", "j"  # the kinds of ids
 BACKGROUND = "b"  # of responses to be billed when they have ended; then the second they began
 _TAGGED = re.compile(r"([\w.:-]{1,200})_([rcfj]|b[a-z2-7]{8})([a-z2-7]{16})", re.ASCII)
-_IDENT = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
+IDENT = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
 _FILE_MARK = '"file_id'  # of a body that names files
 _MEMBERS = ("previous_response_id", "conversation")
 _SEND_ITEMS = "send the items of the conversation in input instead"
@@ -109,7 +109,7 @@ class Ids:
             for each in self.speakers:
                 if hmac.compare_digest(_mac(each, own, kind, caller), mac):
                     return Owner(each.name, own, kind)
-        if self.plain(caller) and _IDENT.fullmatch(ident):
+        if self.plain(caller) and IDENT.fullmatch(ident):
             return Owner(self.speakers[0].name, ident)
         return None
 

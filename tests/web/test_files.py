@@ -187,6 +187,34 @@ def test_ids_stay_as_they_are_where_there_is_nothing_to_tell(vendors):
         assert client.files.content(file.id).read() == LINES
 
 
+def test_ids_stay_valid_when_there_are_more_providers_and_keys(vendors, tmp_path):
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    alone = Keyring([(hashed("key-of-ann"), Caller("ann"))])
+    with Front(provider(vendors[0]), keyring=alone, ledger=ledger) as front:
+        ann, _ = clients(front)
+        with ann:
+            file = ann.files.create(file=("a.jsonl", LINES), purpose="batch").id
+            batch = ann.batches.create(
+                input_file_id=file, endpoint="/v1/responses", completion_window="24h"
+            ).id
+    assert file in vendors[0].files and batch in vendors[0].batches
+    made = [provider(vendors[1], "other"), provider(vendors[0])]
+    with Front(*made, keyring=ring(), ledger=SQLiteLedger(tmp_path / "ledger.db")) as front:
+        ann, bob = clients(front)
+        with ann, bob:
+            assert ann.files.content(file).read() == LINES
+            assert ann.batches.retrieve(batch).status == "validating"
+            assert [each.id.startswith(file) for each in ann.files.list(extra_headers=at("openai"))]
+            for work in (bob.files.retrieve, bob.files.content, bob.files.delete):
+                with pytest.raises(openai.NotFoundError):
+                    work(file)
+            for unknown in (f"{file}x", "file-one99"):
+                with pytest.raises(openai.NotFoundError):
+                    ann.files.retrieve(unknown)
+            assert ann.files.delete(file).deleted
+    ledger.close()
+
+
 def test_a_batch_is_billed_once_when_it_has_ended(shared, vendors):
     ann, _ = clients(shared)
     rows = partial(shared.router.ledger.rows, limit=20)

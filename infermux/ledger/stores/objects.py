@@ -1,7 +1,7 @@
 """Which files and batches at the vendors are whose.
 
 Their ids are signed, so this is not needed to protect them; it is needed to list only one's own,
-as a vendor lists those of the whole account.
+as a vendor lists those of the whole account, and to know ids from when there was nothing to sign.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _ADD = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _REMOVE = "DELETE FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _LIST = """SELECT ident FROM objects WHERE provider = ? AND caller = ?
     ORDER BY at_ms DESC LIMIT ?"""
+_WHERE = "SELECT 1 FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 
 Ask = Callable[[str, Sequence[str | int]], list[Any]]
 
@@ -36,6 +37,10 @@ class Objects(ABC):
     @abstractmethod
     def of(self, provider: str, caller: str) -> frozenset[str]:
         """Return the vendor's ids of a caller's objects, the newest MAX_OBJECTS."""
+
+    @abstractmethod
+    def has(self, provider: str, caller: str, ident: str) -> bool:
+        """Return whether *caller* has made an object."""
 
 
 class SQLObjects(Objects):
@@ -66,3 +71,7 @@ class SQLObjects(Objects):
             return frozenset(row[0] for row in ask(_LIST, (provider, caller, MAX_OBJECTS)))
 
         return self._snapshot(work)  # type: ignore[no-any-return]
+
+    def has(self, provider: str, caller: str, ident: str) -> bool:
+        found = self._snapshot(lambda ask: ask(_WHERE, (provider, caller, ident)))
+        return bool(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ...dialects import items, word
@@ -20,7 +21,7 @@ from ...protocol import InferResponse, strict_json
 from ...providers.base import ProviderGuard, RegisteredProvider, validated
 from ...types import JSON, Caller, Deadline
 from ..router import Router
-from ..stored import BATCH, FILE, Owner, renamed
+from ..stored import BATCH, FILE, IDENT, Owner, renamed
 from ..targets import TargetPermit
 from .endpoints import check_provider
 
@@ -49,11 +50,23 @@ class Page(NamedTuple):
 def owner(router: Router, ident: object, caller: Caller, kind: str, field: str = "id") -> Owner:
     """Return who has the file or batch that *ident* means; raise NotFound."""
     what = "batch" if kind == BATCH else "file"
-    found = router.files.owner(ident, caller)
+    found = router.files.owner(ident, caller) or _noted(router, ident, caller)
     if found is None or found.kind not in ("", kind):
         raise NotFound(f"no {what} {shown(ident)} was found", param=field)
     check_provider(router, caller, found.provider)
     return found
+
+
+def _noted(router: Router, ident: object, caller: Caller) -> Owner | None:
+    """Return who has an object whose id is the vendor's own, from when ids stayed as they were."""
+    kept = _kept(router)
+    if kept is None or not isinstance(ident, str) or not IDENT.fullmatch(ident):
+        return None
+    with suppress(LedgerUnavailable):
+        for each in router.files.speakers:
+            if kept.has(each.name, caller.name, ident):
+                return Owner(each.name, ident)
+    return None
 
 
 def is_filtered(router: Router, caller: Caller) -> bool:
@@ -73,7 +86,7 @@ def told(router: Router, call: Call, data: bytes) -> bytes:
     if not isinstance(body, dict):
         raise ProviderUnavailable("the provider's answer could not be understood")
     kinds = dict(_ids(body))
-    if is_filtered(router, call.caller) and word(body.get("object")) in _FIELDS:
+    if word(body.get("object")) in _FIELDS:
         _note(router, call, kinds if not body.get("deleted") else ())
     names = {
         ident: router.files.tagged(ident, kind, call.provider, call.caller)
@@ -104,7 +117,7 @@ def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
 
 def forget(router: Router, call: Call, ident: str) -> None:
     """Forget a file that was deleted."""
-    kept = _kept(router) if is_filtered(router, call.caller) else None
+    kept = _kept(router)
     if kept is None:
         return
     try:
