@@ -24,6 +24,7 @@ MOST = 20_000  # calls of each model that are read, the newest
 ROUNDS = 1000  # of the bootstrap
 SAMPLE = 1000  # calls that each round draws at most; the interval is scaled to all of them
 LEVEL = 0.95
+LEAST = 8  # values of each model: of fewer, chance alone often makes all differences of one sign
 SEED = 20_260
 _TENTHS = 4
 Value = Callable[[Record], float | None]
@@ -60,6 +61,8 @@ class Comparison(NamedTuple):
         else:
             found = [f"{counted(first, 'call')} of {a} and {counted(second, 'call')} of {b}"]
             found[0] += ": different requests, so the difference may be theirs"
+        if min(first, second) < LEAST:
+            found.append(f"too few for intervals, which need {LEAST} of each")
         if max(first, second) >= MOST:
             found.append(f"only the last {MOST:,} calls of each are compared")
         for name, calls in zip(self.names, self.unpriced, strict=True):
@@ -292,8 +295,8 @@ def bootstrap(
     rounds: int = ROUNDS,
     seed: int = SEED,
 ) -> tuple[float, float] | None:
-    """Return the interval of the difference of two samples; None if one has a single value."""
-    if min(len(first), len(second)) < 2:
+    """Return the interval of the difference of two samples; None if one has too few values."""
+    if min(len(first), len(second)) < LEAST:
         return None
     rng, found = random.Random(seed), []
     center = statistic(second) - statistic(first)

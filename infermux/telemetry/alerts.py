@@ -99,14 +99,15 @@ class Alerts(Exporter[tuple[str, bytes]]):
 
     def _post_all(self, alerts: list[tuple[str, bytes]]) -> int:
         for subject, body in alerts:
-            sent = self._delivered(subject, body)
-            self._count("sent" if sent else "failed")
-            if not sent:
-                log.error("an alert could not be sent to the webhook; it is given up")
+            why = self._failed(subject, body)
+            self._count("failed" if why else "sent")
+            if why:
+                log.error("an alert could not be sent to the webhook (%s); it is given up", why)
         return 0  # spans alone count as dropped spans
 
-    def _delivered(self, subject: str, body: bytes) -> bool:
-        """Post an alert until it is accepted; return whether it was."""
+    def _failed(self, subject: str, body: bytes) -> str:
+        """Post an alert until it is accepted; return why it never was, or ""."""
+        why = ""
         for wait in (0.0, *WAITS):
             if wait:
                 self.unsent[subject] = None
@@ -116,14 +117,14 @@ class Alerts(Exporter[tuple[str, bytes]]):
             try:
                 status = self._post(body)
             except (OSError, ValueError, HTTPException) as error:
-                log.debug("the webhook cannot be reached: %s", type(error).__name__)
+                why = type(error).__name__
                 continue
             if 200 <= status < 300:
-                return True
-            log.debug("the webhook answered with status %d", status)
-            if 400 <= status < 500 and status not in (408, 425, 429):
-                return False  # it will not accept it later
-        return False
+                return ""
+            why = f"status {status}"
+            if 300 <= status < 500 and status not in (408, 425, 429):
+                return why  # it will not accept it later; redirects are not followed
+        return why
 
     def _count(self, outcome: str) -> None:
         if self.memory is not None:

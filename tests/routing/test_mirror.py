@@ -380,6 +380,9 @@ def test_models_without_a_mirror_are_compared_by_their_own_calls(vendors, tmp_pa
                 ask(front, model=model)
     answer = compared(tmp_path, f"openai/{MODELS['openai']}", NEW)
     assert answer.exit_code == 0 and "different requests" in answer.output
+    assert "too few for intervals, which need 8 of each" in answer.output
+    figures = json.loads(compared(tmp_path, f"openai/{MODELS['openai']}", NEW, "--json").stdout)
+    assert {each["interval"] for each in figures["figures"]} == {None}
 
 
 def test_what_cannot_be_compared_is_an_error(tmp_path):

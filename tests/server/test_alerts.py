@@ -245,14 +245,14 @@ def test_a_failed_alert_is_sent_again_and_counted():
 
 
 def test_an_alert_that_is_refused_or_never_accepted_is_given_up(caplog):
-    for statuses, tries in (((404,), 1), ([500] * 20, 1 + len(WAITS))):
+    for statuses, tries in (((404,), 1), ((302,), 1), ([500] * 20, 1 + len(WAITS))):
         with Webhook(*statuses) as webhook:
             sender = Alerts(webhook.url, SECRET, wait=lambda seconds: None)
             sender.memory = SharedMemory()
             sender.send(Alert("budget", "s", "text"))
             assert sender.flush(PATIENCE) and len(webhook.seen) == tries
             assert sender.memory.counts()[("alerts_total", "failed")][0] == 1
-    assert "given up" in caplog.text and "127.0.0.1" not in caplog.text
+    assert "(status 404); it is given up" in caplog.text and "127.0.0.1" not in caplog.text
 
 
 def test_a_call_does_not_wait_for_the_webhook(tmp_path):
