@@ -21,7 +21,7 @@ MAX_FIELDS = 524_288  # bytes of the values of all fields
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(r"[0-9A-Za-z'+_.-]+")
 _PARAMETER = re.compile(r';[ \t]*([\w!#$&+.^|~-]+\*?)[ \t]*=[ \t]*("[^"\\]*"|[^\s;"\\]+)[ \t]*')
-_ONCE = ("n", "user")  # fields that decide what a call may cost, and whose it is
+_ONCE = ("n", "partial_images", "user")  # fields that decide what a call may cost, and whose it is
 _LIKE_MODEL = re.compile(r"\s*model\s*(\[.*)?", re.I)
 _MODEL = 'Content-Disposition: form-data; name="model"\r\n\r\n'
 Read = Callable[[int], bytes]  # returns b"" at the end of the body

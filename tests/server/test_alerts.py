@@ -343,7 +343,7 @@ def test_a_service_of_several_workers_tells_once(tmp_path, webhook):
                 "/v1/chat/completions", body, headers={"Authorization": f"Bearer {KEY}"}
             ).status == 200:  # fmt: skip
                 pass
-            eventually(lambda: len(webhook.events("budget")) > 1, "the alerts")
+            eventually(lambda: webhook.events("budget"), "the alerts")  # one may be for all shares
             time.sleep(5)
             subjects = [each["subject"] for each in webhook.told]
             assert len(subjects) == len(set(subjects))

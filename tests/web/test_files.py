@@ -25,7 +25,10 @@ from infermux.errors import ConfigError, NotFound, RequestError
 from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price, usd
+from infermux.protocol import InferRequest
+from infermux.protocol.passed import Passed
 from infermux.providers import PRESETS
+from infermux.routing.accounting.passed import most_passed
 from infermux.routing.explain import explain, question
 
 openai = pytest.importorskip("openai")
@@ -286,6 +289,11 @@ def test_a_hard_budget_holds_what_can_be_computed(vendors, tmp_path):
             with pytest.raises(openai.APIStatusError) as caught:
                 ann.images.generate(prompt="a", model="gpt-image-1", n=3)
             assert caught.value.code == "budget_exceeded"
+            tight = {"model": "gpt-image-1", "prompt": "a", "stream": True, "partial_images": 3}
+            most = [most_passed(InferRequest(op="images/generations", params=tight | more,
+                                             passed=Passed()), image) or 0
+                    for more in ({}, {"partial_images": 0}, {"n": 2})]  # fmt: skip
+            assert [each - most[1] for each in most] == [300 * 40 * 10**6, 0, 2600 * 40 * 10**6]
             with pytest.raises(openai.APIStatusError) as caught:
                 ann.audio.speech.create(model="tts-1", voice="a", input="H" * 20_000)
             assert caught.value.code == "budget_exceeded"

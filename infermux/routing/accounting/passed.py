@@ -14,6 +14,7 @@ from ...types import Usage
 
 MAX_IMAGES = 16  # that a client may send to be edited
 MAX_ANSWERS = 10  # images that one request may ask for
+MAX_PARTIAL, PARTIAL_TOKENS = 3, 100  # images that a stream shows before, for each; and of one
 DOCUMENTS = 100  # that Cohere bills as one search
 DOCUMENT_TOKENS = 400  # of a document; a longer one counts as several
 
@@ -80,7 +81,7 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
     if output is None:
         yield Usage()
         return
-    output *= _answers(request)
+    output = (output + _partial(request) * bool(output)) * _answers(request)
     images = sent * MAX_IMAGE
     plain = Usage(tokens + images, output, input_image_tokens=images or None, fees=fees)
     drawn = output if request.op.startswith("images/") else None
@@ -92,10 +93,22 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
 
 
 def _answers(request: InferRequest) -> int:
-    upload, n = request.passed.upload, request.params.get("n")
-    if n is None and upload is not None and not upload.is_read:  # it may stand behind the file
-        return MAX_ANSWERS
-    return max(1, number(n) or 1)
+    return max(1, _number(request, "n", MAX_ANSWERS) or 1)
+
+
+def _partial(request: InferRequest) -> int:
+    """Return the tokens of the unfinished images that a stream shows of each one."""
+    if not request.op.startswith("images/"):
+        return 0
+    return PARTIAL_TOKENS * min(_number(request, "partial_images", MAX_PARTIAL), MAX_PARTIAL)
+
+
+def _number(request: InferRequest, name: str, most: int) -> int:
+    """Return a number that is asked for; *most* if it may stand behind a file that is not read."""
+    upload, value = request.passed.upload, request.params.get(name)
+    if value is None and upload is not None and not upload.is_read:
+        return most
+    return number(value) or 0
 
 
 def _unit(request: InferRequest) -> tuple[str, int] | None:
