@@ -21,7 +21,7 @@ from .config.settings import EARLY_HEADERS, MAX_UPLOAD, under_gunicorn
 from .dialects.anthropic.downstream import encode_error as anthropic_error
 from .dialects.gemini.downstream import encode_error as gemini_error
 from .routing.router import Router
-from .web import METHODS, REFUSES, EndpointBlueprint, endpoints
+from .web import METHODS, EndpointBlueprint, endpoints, methods_of
 from .web.admin import ops_blueprint
 from .web.anthropic import anthropic_blueprint
 from .web.gemini import gemini_blueprint
@@ -142,15 +142,18 @@ def _index(_: Api) -> Response:
     found: dict[str, list[str]] = {}
     for rule in current_app.url_map.iter_rules():
         blueprint = rule.endpoint.partition(".")[0]
-        if not rule.endpoint.endswith(REFUSES) and blueprint in _APIS:
-            found.setdefault(_APIS[blueprint], []).append(_named(rule))
+        if blueprint in _APIS:
+            place, known = _place(rule), found.setdefault(_APIS[blueprint], [])
+            known += [f"{method} {place}" for method in _methods(rule) if method != "HEAD"]
     return json_response({"service": "infermux", "base_url": _BASE_URLS, "endpoints": found})
 
 
-def _named(rule: Rule) -> str:
-    method = next((each for each in METHODS if each in (rule.methods or ())), "")
-    place = re.sub("<.*?>", "ID", rule.rule)
-    return place if rule.endpoint.endswith(REFUSES) else f"{method} {place}"
+def _place(rule: Rule) -> str:
+    return re.sub("<.*?>", "ID", rule.rule)
+
+
+def _methods(rule: Rule) -> tuple[str, ...]:
+    return methods_of(current_app.view_functions.get(rule.endpoint))
 
 
 def _suggested_endpoint() -> str:
@@ -160,8 +163,10 @@ def _suggested_endpoint() -> str:
         with contextlib.suppress(HTTPException):
             if path not in (request.path, "/"):
                 rule, _ = match(path, return_rule=True)
+                method = "GET" if request.method == "HEAD" else request.method
+                named = f"{method} " * (method in _methods(rule)) + _place(rule)
                 return (
-                    f"the endpoint is {_named(rule)}: the base URL of an OpenAI client ends "
+                    f"the endpoint is {named}: the base URL of an OpenAI client ends "
                     "in /v1, that of an Anthropic one does not"
                 )
     return "GET / names the endpoints"
@@ -170,7 +175,9 @@ def _suggested_endpoint() -> str:
 def _allowed() -> str:
     """Return the Allow header: the methods of the requested path."""
     match = current_app.url_map.bind_to_environ(request).match
-    return ", ".join(each for each in METHODS if not match(method=each)[0].endswith(REFUSES))
+    rule, _ = match(method="GET", return_rule=True)
+    known = _methods(rule)
+    return ", ".join(method for method in METHODS if method in known)
 
 
 def _bug(error: Exception) -> Response:

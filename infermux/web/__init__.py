@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,6 @@ from .sse import START, with_early_start
 
 log = logging.getLogger("infermux")
 EXTENSION = "infermux"  # the key of the router in `app.extensions`
-REFUSES = "_other"  # suffix of the endpoints that refuse other methods
 Route = tuple[str, str, View]  # method, path, view
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -53,44 +52,47 @@ def endpoints(
 ) -> EndpointBlueprint:
     """Return a blueprint that calls its views with *api*; other methods get a JSON 405.
 
-    *refusals* are routes whose views say more than that; they are not listed.
+    *refusals* are routes whose views say more than that; they are not listed. A path has one rule
+    for all methods, as Werkzeug takes a millisecond to compile one.
     """
     blueprint = EndpointBlueprint(name, __name__)
-    allowed: dict[str, list[str]] = {}
-
-    def add(path: str, suffix: str, methods: list[str], view: View) -> None:
-        endpoint = re.sub(r"\W+", "_", path).strip("_") or "index"
+    views: dict[str, dict[str, View]] = {}  # by path, then by method
+    for method, path, view in routes:
+        known = views.setdefault(path, {})
+        known |= dict.fromkeys(("GET", "HEAD") if method == "GET" else (method,), view)
+    others = {(method, path): view for method, path, view in refusals}
+    for path, known in views.items():
+        refuse = partial(_refuse, ", ".join(known))
+        more = {method: others.get((method, path), refuse) for method in METHODS}
         blueprint.add_url_rule(
             path,
-            endpoint + suffix,
-            _guarded(view, api),
-            methods=methods,
+            re.sub(r"\W+", "_", path).strip("_") or "index",
+            _guarded(more | known, api, tuple(known)),
+            methods=METHODS,
             provide_automatic_options=False,
         )
-
-    for method, path, view in routes:
-        known = allowed.setdefault(path, [])
-        add(path, f"_{method.lower()}" * bool(known), [method], partial(view, api))
-        known += ["GET", "HEAD"] if method == "GET" else [method]  # Werkzeug adds HEAD to GET
-    own = {(method, path): partial(view, api) for method, path, view in refusals}
-    for (method, path), refuse in own.items():
-        add(path, f"_{method.lower()}{REFUSES}", [method], refuse)
-    for path, known in allowed.items():
-        others = (method for method in METHODS if method not in known)
-        refused = [method for method in others if (method, path) not in own]
-        add(path, REFUSES, refused, partial(_refuse, ", ".join(known)))
     blueprint.record_once(lambda state: state.app.extensions.setdefault(EXTENSION, api.router))
     return blueprint
 
 
-def _guarded(view: View, api: Api) -> View:
-    """Wrap *view* to render its errors; log an unexpected one and respond with a 500."""
+def methods_of(view: object) -> tuple[str, ...]:
+    """Return the methods that the view of an endpoint does not refuse; () for an app's own."""
+    found: tuple[str, ...] = getattr(view, "allowed", ())
+    return found
+
+
+def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> View:
+    """Return a view that calls the one of the method, and renders its errors.
+
+    An unexpected error is logged, and the response is a 500.
+    """
 
     def guarded(**arguments: str) -> Response:
+        request = current_request()
         room = BodyRoom(api.router.admission.bodies)
-        current_request().environ[BODY] = room
+        request.environ[BODY] = room
         try:
-            response = view(**arguments)
+            response = views[request.method](api, **arguments)
         except InferMuxError as error:
             response = error_response(error, api.render)
             forget(error)
@@ -101,14 +103,15 @@ def _guarded(view: View, api: Api) -> View:
             response = error_response(InferMuxError("internal error"), api.render)
             forget(error)
         finally:
-            if BODY in current_request().environ:  # a stream releases it at its end
+            if BODY in request.environ:  # a stream releases it at its end
                 room.release()
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 
+    guarded.allowed = allowed  # type: ignore[attr-defined]
     return guarded
 
 
-def _refuse(allow: str, **arguments: str) -> Response:
+def _refuse(allow: str, api: Api, **arguments: str) -> Response:
     """Respond to OPTIONS with Allow; raise MethodNotAllowed for other methods."""
     method = current_request().method
     if method == "OPTIONS":
