@@ -7,7 +7,7 @@ conversation, are fitted alike by every worker and host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -39,18 +39,21 @@ def user(name: str, taken: re.Pattern[str]) -> str:
     return name if taken.fullmatch(name) else sha256(name.encode(errors="replace")).hexdigest()
 
 
-def _call_ids(message: JSON) -> Iterator[str]:
+def _fits(message: JSON, taken: re.Pattern[str]) -> bool:
+    """Return whether *taken* matches every id of a tool call in a message."""
     ident = message.get("tool_call_id")
-    if type(ident) is str:
-        yield ident
+    if type(ident) is str and ident and not taken.fullmatch(ident):
+        return False
     for call in message.get("tool_calls") or ():
-        if type(call.get("id")) is str:
-            yield call["id"]
+        ident = call.get("id")
+        if type(ident) is str and ident and not taken.fullmatch(ident):
+            return False
+    return True
 
 
 def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
     """Return a message in OpenAI's form with ids of tool calls that *taken* matches."""
-    if not any(not taken.fullmatch(ident) for ident in _call_ids(message) if ident):
+    if _fits(message, taken):
         return message
     new = dict(message)
     if type(ident := new.get("tool_call_id")) is str:

@@ -5,7 +5,7 @@ Each dialect's package has a table, PARAMETERS; `infermux help parameters` print
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from functools import cache
@@ -37,6 +37,7 @@ REMARK = "A parameter that is not listed is a meaning. Between equal formats all
 
 # A dialect's table: names by kind, with the reason. A name in no table is a meaning.
 Parameters = Mapping[Kind, Mapping[str, str]]
+_ROLES = ("user", "assistant", "tool", "system", "developer")
 DIALECTS = ("openai", "responses", "anthropic", "gemini")  # those with a table
 
 
@@ -115,22 +116,28 @@ def unsaid(
         if request.op != CHAT:
             path(replace(request, model=model), stream=False)
         else:
-            plain = all(map(_is_plain, request.messages))
-            messages = () if plain else request.messages
+            messages = () if _are_plain(request.messages) else request.messages
             translate(replace(request, model=model, messages=messages), drop)
     except RequestError as error:
         return Unsaid(f"cannot express {shown(error.param or request.op)}")
     return Unsaid("", drop.preference)
 
 
-def _is_plain(message: JSON) -> bool:
-    content, calls = message.get("content"), message.get("tool_calls")
-    return (
-        message.get("role") in ("user", "assistant", "tool", "system", "developer")
-        and not message.get("audio")
-        and (
-            not isinstance(content, list)
-            or all(part.get("type") in ("text", "image_url") for part in content)
-        )
-        and (not calls or all(call.get("type", "function") == "function" for call in calls))
-    )
+def _are_plain(messages: Iterable[JSON]) -> bool:
+    """Return whether messages have only what every format has.
+
+    One loop without calls, as a request may have hundreds of messages.
+    """
+    for message in messages:
+        content, calls = message.get("content"), message.get("tool_calls")
+        if message.get("role") not in _ROLES or message.get("audio"):
+            return False
+        if isinstance(content, list):
+            for part in content:
+                if part.get("type") not in ("text", "image_url"):
+                    return False
+        if calls:
+            for call in calls:
+                if call.get("type", "function") != "function":
+                    return False
+    return True

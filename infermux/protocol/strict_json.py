@@ -302,18 +302,21 @@ def _inspect(value: object) -> None:
 
     Raise UnicodeEncodeError for a string with a lone surrogate; such a string is never ASCII.
     """
-    parts, wide = [value], []
+    parts = [value]
+    wide = [value] if isinstance(value, str) else []
+    keys: set[str] = set()
     for _ in range(MAX_DEPTH + 1):
-        dicts = [each for each in parts if type(each) is dict]
-        lists = [each for each in parts if type(each) is list]
-        if not dicts and not lists:
+        inner = [each for each in parts if type(each) in (dict, list)]
+        if not inner:
             break
+        dicts = [each for each in inner if type(each) is dict]
+        lists = [each for each in inner if type(each) is list]
         parts = [*chain(*map(dict.values, dicts), *lists)]
-        words = chain([each for each in parts if type(each) is str], *dicts)
-        wide += [each for each in words if not each.isascii()]
+        wide += [each for each in parts if type(each) is str and not each.isascii()]
+        keys.update(*dicts)
     else:
         raise RecursionError
-    for each in wide:
+    for each in (*wide, *keys):
         each.encode()
 
 

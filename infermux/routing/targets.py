@@ -373,20 +373,29 @@ class TargetPool:
         self, targets: Iterable[Target], request: InferRequest, size: int | None
     ) -> dict[Target, str]:
         """Return the targets that cannot serve the request, each with the reason."""
-        needs = _needs(request)
-        length = _length(request) if size is None else 0
+        member = self.registry.member
+        lacking = {target: _lacks(member(target.provider), target.model) for target in targets}
+        needs = _needs(request) if any(lacking.values()) else set()
+        limits = self._limits(targets) if size or _may_be_long(request) else {}
+        if size is None and limits and _length(request) * MAX_DENSITY > min(limits.values()):
+            size = estimate_messages(request.messages)
         unfit = {}
-        for target in targets:
-            lacks = _lacks(self.registry.member(target.provider), target.model) if needs else set()
-            price = self.price(target) if size or length > LONG_REQUEST else None
-            limit = price.max_input if price else None
-            if limit is not None and size is None and length * MAX_DENSITY > limit:
-                size = estimate_messages(request.messages)
+        for target in targets if needs or limits else ():
+            lacks, limit = lacking[target], limits.get(target)
             if needs & lacks:
                 unfit[target] = f"cannot do {', '.join(sorted(needs & lacks))}"
             elif limit is not None and size is not None and size > limit:
                 unfit[target] = f"takes {limit} tokens, and the request has about {size}"
         return unfit
+
+    def _limits(self, targets: Iterable[Target]) -> dict[Target, int]:
+        """Return the most input tokens of each target, as far as they are known."""
+        prices = {target: self.price(target) for target in targets}
+        return {
+            target: price.max_input
+            for target, price in prices.items()
+            if price is not None and price.max_input is not None
+        }
 
 
 def expected_usage(request: InferRequest, size: int | None = None) -> Usage:
@@ -411,7 +420,15 @@ def _needs(request: InferRequest) -> set[str]:
 
 def _lacks(provider: RegisteredProvider, model: str) -> set[str]:
     found = getattr(provider.provider, "unsupported", None)
-    return set(found.get(model, ())) if isinstance(found, Mapping) else set()
+    return set(found.get(model, ())) if found and isinstance(found, Mapping) else set()
+
+
+def _may_be_long(request: InferRequest) -> bool:
+    """Return whether the messages may exceed a model's context."""
+    native = request.native
+    if native is not None and len(native.body.text) > LONG_REQUEST:
+        return True
+    return _length(request) > LONG_REQUEST
 
 
 def _length(request: InferRequest) -> int:

@@ -185,8 +185,12 @@ def _messages(turn: JSON) -> list[JSON]:
     blocks = _list(content)
     if role == "assistant":
         return [_assistant(blocks)]
-    results = [_result(block) for block in blocks if string(block, "type") == "tool_result"]
-    parts = [_part(block) for block in blocks if block["type"] != "tool_result"]
+    results, parts = list[JSON](), list[JSON]()
+    for block in blocks:
+        if string(block, "type") == "tool_result":
+            results.append(_result(block))
+        else:
+            parts.append(_part(block))
     return results + ([{"role": role, "content": parts}] if parts or not results else [])
 
 
@@ -196,7 +200,7 @@ def _result(block: JSON) -> JSON:
         [_part(part) for part in items(content)] if isinstance(content, list) else text(content)
     )
     message = {"role": "tool", "tool_call_id": string(block, "tool_use_id"), "content": content}
-    return message | result_flags(block)
+    return message | result_flags(block) if len(block) > 3 else message
 
 
 def _assistant(blocks: list[JSON]) -> JSON:
@@ -216,15 +220,16 @@ def _assistant(blocks: list[JSON]) -> JSON:
         else:
             parts.append(_part(block))
     message: JSON = {"role": "assistant", "content": _joined(parts) if parts or not calls else None}
-    extra = {
-        "tool_calls": calls,
-        "reasoning_content": "".join(detail.get("text", "") for detail in details),
-        "reasoning_details": [
+    if calls:
+        message["tool_calls"] = calls
+    if words := "".join(detail.get("text", "") for detail in details):
+        message["reasoning_content"] = words
+    if details:
+        message["reasoning_details"] = [
             detail | {"format": THINKING_FORMAT, "index": index}
             for index, detail in enumerate(details)
-        ],
-    }
-    return message | {name: value for name, value in extra.items() if value}
+        ]
+    return message
 
 
 def _joined(parts: list[JSON]) -> str | list[JSON]:
@@ -236,7 +241,7 @@ def _joined(parts: list[JSON]) -> str | list[JSON]:
 def _call(block: JSON) -> JSON:
     if not isinstance(block["input"], dict):
         raise ValueError("the input of a tool call is not an object")
-    extra = given(without(block, "type", "id", "name", "input"))
+    extra = given(without(block, "type", "id", "name", "input")) if len(block) > 4 else {}
     if extra.get("caller") == {"type": "direct"}:
         del extra["caller"]
     function = {"name": string(block, "name"), "arguments": strict_json.dumps(block["input"])}
@@ -246,6 +251,9 @@ def _call(block: JSON) -> JSON:
 def _part(block: JSON) -> JSON:
     """Return a block as a content part, unchanged if OpenAI has no such part."""
     kind = string(block, "type")
+    if kind == "text" and len(block) == 2:
+        string(block, "text")
+        return block
     extra = given(without(block, "type", "source", "title", "text"))
     if kind == "text":
         return {"type": "text", "text": string(block, "text"), **extra}

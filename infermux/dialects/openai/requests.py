@@ -65,6 +65,8 @@ _FOLLOWS = [{"type": "text", "text": "The result follows."}]
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
+_CALL = ("id", *_TOOL)
+_TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
 # These models refuse a tool turn without its reasoning.
 _KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
@@ -268,25 +270,37 @@ def _hoisted(messages: Iterable[JSON]) -> list[JSON]:
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     keep = (*_MESSAGE, "reasoning_content") if _KEEPS_REASONING.search(request.model) else _MESSAGE
     messages: list[JSON] = []
-    taken = call_ids(request.model)
+    taken, hoists = call_ids(request.model), False
     for number, message in enumerate(request.messages):
+        content = message.get("content")
+        if len(message) == 2 and type(content) is str:  # a role and its text: the usual one
+            messages.append(message)
+            continue
         new = _only(message, keep)
         _hints(message, drop)
-        if isinstance(new.get("content"), list):
-            place = f"messages[{number}]"
-            parts = (_part(each, place, drop) for each in new["content"])
-            new["content"] = [part for part in parts if part]
+        if isinstance(content, list):
+            place, hoists = f"messages[{number}]", hoists or message.get("role") == "tool"
+            parts = (_part(each, place, drop) for each in content)
+            new = new | {"content": [part for part in parts if part]}
         if new.get("tool_calls"):
-            new["tool_calls"] = [_only(call, ("id", *_TOOL)) for call in new["tool_calls"]]
+            new = new | {"tool_calls": [_only(call, _CALL) for call in new["tool_calls"]]}
         messages.append(fitting.with_call_ids(new, taken))
-    return _hoisted(messages)
+    return _hoisted(messages) if hoists else messages
 
 
 def _only(members: JSON, names: tuple[str, ...]) -> JSON:
+    """Return *members* if all of them are called *names*, else a copy of those that are."""
+    for name in members:
+        if name not in names:
+            break
+    else:
+        return members
     return {name: value for name, value in members.items() if name in names}
 
 
 def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
+    if part.keys() == _TEXT and part["type"] == "text":
+        return part
     kind = text(part.get("type"))
     _hints(part, drop)
     if kind not in _PARTS or (kind == "file" and "file_url" in obj(part.get("file"))):
@@ -303,8 +317,9 @@ def _is_function(tool: JSON, drop: Drop) -> bool:
 
 
 def _tool(tool: JSON, drop: Drop) -> JSON:
-    for name in without(tool, *_TOOL):
-        hint(f"tools.{name}", drop)
+    for name in tool:
+        if name not in _TOOL:
+            hint(f"tools.{name}", drop)
     return _only(tool, _TOOL)
 
 
