@@ -272,14 +272,7 @@ class InferRequest:
             if not said or not isinstance(said, Sequence) or isinstance(said, str):
                 raise must_be("messages", "a list of at least one message")
             for number, message in enumerate(said):
-                if (  # else it is a usual one, with a text: there may be hundreds
-                    type(message) is not dict
-                    or type(message.get("content")) is not str
-                    or type(message.get("role")) is not str
-                    or not message["role"]
-                    or "tool_calls" in message
-                ):
-                    check_message(message, f"messages[{number}]")
+                check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:
         """Return the infer.request, its fields in mist-go's order."""

@@ -9,6 +9,8 @@ from .. import count, word
 from .. import members as obj
 from .. import obj as strict
 
+_FEES = frozenset({"server_side_tool_usage_details", "server_tool_use", "num_sources_used"})
+
 
 def usage_of(value: object, tier: object = None) -> Usage | None:
     """Return the usage, or None; *tier* is the service tier that stands beside it."""
@@ -63,6 +65,8 @@ def _first_count(*values: object) -> int | None:
 
 def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
     """Return the vendor's own tools that were used, and how often: of xAI and OpenRouter."""
+    if not _FEES.intersection(data):
+        return ()
     used = obj(data.get("server_side_tool_usage_details")) | obj(data.get("server_tool_use"))
     found = {
         name.removesuffix("_calls").removesuffix("_requests"): number

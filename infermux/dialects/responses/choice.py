@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 from ...errors import ProviderError
 from ...protocol import CHAT, InferRequest, InferResponse
@@ -39,15 +39,16 @@ class Choice:
         self._learned: set[tuple[str, bool]] = set()  # models that refused, and whether for tools
         self._lacks = False  # the vendor has no Responses after all
 
-    def choose(self, request: InferRequest) -> Dialect:
-        """Return the dialect in which to send a request."""
+    def choose(self, request: InferRequest, model: str = "") -> Dialect:
+        """Return the dialect in which to send a request, to *model* instead of its own."""
+        model = model or request.model
         if request.op != CHAT:
             return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat
         native = request.native
         came = native is not None and native.dialect == NAME and not self._lacks
-        if self._always or came or needs_responses(request, self.support):
+        if self._always or came or needs_responses(request.params, model, self.support):
             return self._responses
-        if self._learned and not self._learned.isdisjoint(_cases(request)):
+        if self._learned and not self._learned.isdisjoint(_cases(request.params, model)):
             return self._responses
         return self._chat
 
@@ -66,7 +67,7 @@ class Choice:
         if before is self._chat:
             told = status in (400, 404) and _ELSEWHERE.search(error.message) is not None
             if told and len(self._learned) < MAX_LEARNED:
-                self._learned.add(_cases(request)[-1])
+                self._learned.add(_cases(request.params, request.model)[-1])
         elif self.support == STANDARD and status in _NO_SUCH_PATH:
             code = error.native.members.get("code") if error.native is not None else ""
             self._lacks = "model" not in f"{code} {error.message}".lower()
@@ -90,8 +91,7 @@ class Choice:
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         """Return what the dialect of the request cannot express."""
-        asked = InferRequest(model, params=request.params, native=request.native, op=request.op)
-        return self.choose(asked).unsaid(request, model)
+        return self.choose(request, model).unsaid(request, model)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         """Return the response in the dialect of the request."""
@@ -118,18 +118,16 @@ def _refuses_summary(error: ProviderError) -> bool:
     return "reasoning.summary" in f"{param} {error.message}" or "summaries" in error.message
 
 
-def _cases(request: InferRequest) -> list[tuple[str, bool]]:
-    """Return what may have been learnt of the request's model, the request's own case last."""
-    plain = (request.model, False)
-    return [plain, (request.model, True)] if request.params.get("tools") else [plain]
+def _cases(params: Mapping[str, Any], model: str) -> list[tuple[str, bool]]:
+    """Return what may have been learnt of the model, the request's own case last."""
+    return [(model, False), (model, True)] if params.get("tools") else [(model, False)]
 
 
-def needs_responses(request: InferRequest, support: Support) -> bool:
-    """Return whether the model refuses the request at chat completions."""
-    always, tools, effort = _refusals(request.model, support)
+def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> bool:
+    """Return whether the model refuses a request with *params* at chat completions."""
+    always, tools, effort = _refusals(model, support)
     if always or not (tools or effort):
         return always
-    params = request.params
     if not (params.get("tools") or params.get("functions")):
         return False
     return tools or params.get("reasoning_effort") not in (None, "none")
