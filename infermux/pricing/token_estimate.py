@@ -14,8 +14,10 @@ from typing import Any
 
 PER_MESSAGE = 4  # role and separators; OpenAI's cookbook has 3, plus 3 for the answer
 PER_IMAGE = 765  # 1024 x 1024 in high detail: 85 + 4 x 170, OpenAI's vision guide for GPT-4o
-_WHOLE = 2**18  # characters read in full; of longer texts, evenly spaced pieces are read
-_PIECES, _PIECE = 64, 2**12
+# Characters read in full. Of longer texts, evenly spaced pieces are read, which adds 1 % to the
+# median error and 4 % to the 95th percentile: reading 450 KB costs ten times as much as the call.
+_WHOLE = 2**15
+_PIECES, _PIECE = 64, 2**8
 _MAX_CACHED = 2**10  # estimates
 _cache: dict[int, int] = {}  # by the hash of the text
 
@@ -76,9 +78,13 @@ def estimate(text: str) -> int:
 def _estimate(text: str) -> int:
     if len(text) <= _WHOLE:
         return max(round(_weigh(text)), min(len(text), 1))
-    starts = ((len(text) - _PIECE) * number // (_PIECES - 1) for number in range(_PIECES))
-    pieces = (text[start : start + _PIECE] for start in starts)
-    return round(sum(map(_weigh, pieces)) * len(text) / (_PIECES * _PIECE))
+    total, read = 0.0, 0
+    for number in range(_PIECES):
+        start = (len(text) - _PIECE) * number // (_PIECES - 1)
+        start = max(start, text.find(" ", start, start + 32))  # not within a word
+        piece = text[start : start + _PIECE]
+        total, read = total + _weigh(piece), read + len(piece)
+    return round(total * len(text) / read)
 
 
 def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
@@ -86,7 +92,11 @@ def estimate_messages(messages: Sequence[Mapping[str, Any]]) -> int:
 
     It counts text, tool calls and PER_IMAGE per image; not audio, files or tool definitions.
     """
-    return sum(PER_MESSAGE + _message(message) for message in messages)
+    texts: list[str] = []
+    total = sum([PER_MESSAGE + _add(message, texts) for message in messages])
+    if sum(map(len, texts)) > _WHOLE:
+        return total + estimate("".join(texts))
+    return total + sum(map(estimate, texts))
 
 
 def estimate_prompts(params: Mapping[str, Any]) -> int:
@@ -102,7 +112,8 @@ def _prompt(value: object) -> int:
     if isinstance(value, list):
         numbers = sum([type(each) is int for each in value])
         return numbers + sum([_prompt(each) for each in value if type(each) is not int])
-    return _part(value)
+    texts: list[str] = []
+    return _add_part(value, texts) + sum(map(estimate, texts))
 
 
 def _weigh(text: str) -> float:
@@ -114,24 +125,26 @@ def _weigh(text: str) -> float:
     return total
 
 
-def _message(message: Mapping[str, Any]) -> int:
+def _add(message: Mapping[str, Any], texts: list[str]) -> int:
+    """Add the texts of a message to *texts*; return the tokens of its images."""
     content, calls = message.get("content"), message.get("tool_calls")
-    total = sum(map(_part, content if isinstance(content, list) else [content]))
+    parts = content if isinstance(content, list) else [content]
+    total = sum([_add_part(part, texts) for part in parts])
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
-            texts = (function.get("name"), function.get("arguments"))
-            total += sum(estimate(str(text)) for text in texts if text is not None)
+            found = (function.get("name"), function.get("arguments"))
+            texts += [str(text) for text in found if text is not None]
     return total
 
 
-def _part(part: object) -> int:
-    """Return the tokens of a content part; for an unknown type, those of its text."""
+def _add_part(part: object, texts: list[str]) -> int:
+    """Add the text of a content part to *texts*; return the tokens of an image."""
     if isinstance(part, str):
-        return estimate(part)
-    if not isinstance(part, Mapping):
-        return 0
-    if part.get("type") in ("image_url", "input_image", "image"):
-        return PER_IMAGE
-    text = part.get("text", part.get("refusal"))
-    return estimate(text) if isinstance(text, str) else 0
+        texts.append(part)
+    elif isinstance(part, Mapping):
+        if part.get("type") in ("image_url", "input_image", "image"):
+            return PER_IMAGE
+        text = part.get("text", part.get("refusal"))
+        texts += [text] if isinstance(text, str) else []
+    return 0
