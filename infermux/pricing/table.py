@@ -14,6 +14,7 @@ from datetime import date
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, close_to, shown
@@ -134,7 +135,7 @@ class PriceTable:
         """Return the one of a user's *overrides* that is for the model, or None."""
         if len(model) > MAX_ID:
             return None
-        for name in (model, *names(provider, model)):
+        for name in chain((model,), names(provider, model)):  # most are found by the first
             if name in overrides or self._listed(provider, name):
                 return overrides.get(name)
         return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -138,6 +140,31 @@ def test_a_long_text_is_read_in_pieces_from_end_to_end() -> None:
     )
     edge = (half * 2)[: 2**18]
     assert estimate(edge + "x") == pytest.approx(estimate(edge), rel=0.01)
+
+
+def test_of_a_long_conversation_a_sample_is_read() -> None:
+    rng = random.Random(5)
+    words = ["the", "value", "router,", "def", "self", "found:", "import", "12", "{key}", "->"]
+    messages = [
+        {"role": "user", "content": " ".join(rng.choices(words, k=rng.randrange(400)))}
+        for _ in range(400)
+    ]
+    read = 0
+
+    def seen(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal read
+        if event == "call" and frame.f_code is tokens._weigh.__code__:
+            read += len(frame.f_locals["text"])
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        found = estimate_messages(messages)
+    finally:
+        sys.setprofile(before)
+    assert 2**13 < read <= 2**15
+    each = [PER_MESSAGE + estimate(message["content"]) for message in messages]
+    assert found == pytest.approx(sum(each), rel=0.05)
 
 
 def test_a_message_counts_its_text_and_a_little_more() -> None:
