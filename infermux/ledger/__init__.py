@@ -148,7 +148,7 @@ class Hold(NamedTuple):
     over: bool = False  # it exceeds a budget, but the call was admitted
     warn: tuple[Budget, ...] = ()  # budgets that are exceeded, which is to be logged
     about: str = ""  # what a row tells of the call if it is lost, read by `lost_record`
-    known: tuple[int, int] | None = None  # the limit and what is left, where the database told
+    known: tuple[Budget, int, int] | None = None  # the tightest, its limit, and what it has left
 
 
 class Spent(NamedTuple):

@@ -71,10 +71,10 @@ def _budget(router: Router, call: Call) -> dict[str, str]:
     if router.ledger is None or not isinstance(budget, Budget):
         return {}
     if call.hold is not None and call.hold.known is not None:
-        limit, left = call.hold.known
+        tightest, limit, left = call.hold.known
         if call.ended is not None:  # the hold is settled
             left += call.hold.pico - sum([attempt.cost or 0 for attempt in call.attempts])
-        return _told(limit, left, budget.resets(call.hold.at, router.ledger.zone))
+        return _told(limit, left, tightest.resets(call.hold.at, router.ledger.zone))
     try:
         states = router.ledger.states(budget.all, time.time())
     except LedgerUnavailable:  # the call itself tells

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def settled(id: str, *costs: int | None, at: float = NOON, caller: str = "web") 
     )
     call.attempts = [Attempt(Target("p", "m"), 0.0, usage=Usage(1, 1), cost=cost) for cost in costs]
     return record(call)
+
+
+def test_a_reservation_tells_what_it_leaves(ledger: SQLLedger) -> None:
+    """Where it does, a caller hears of its budget without another look at it."""
+    team = Budget("crew", 70, "month", members=("web", "app"))
+    both = replace(DAILY, also=(team,))
+    for n, budget in enumerate((DAILY, DAILY, both, both)):
+        hold = ledger.reserve(budget, 10, call_id=f"{n}", at=NOON)
+        state = min(ledger.states(budget.all, NOON), key=lambda each: each.left)
+        told = (state.budget, state.limit, state.left)
+        assert hold.known == told or (hold.known is None and (n in (0, 2) or budget is both))
+        ledger.settle(settled(f"{n}", 4), hold)
+        ledger.adjust(DAILY, 100, NOON)
+    more = ledger.top_up(ledger.reserve(DAILY, 10, call_id="t", at=NOON), 10, at=NOON)
+    assert more.known is None
 
 
 # -- periods ---------------------------------------------------------------------------------------

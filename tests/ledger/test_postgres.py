@@ -18,6 +18,7 @@ from support import eventually, how_many
 
 from infermux.errors import BudgetExceeded
 from infermux.ledger import Budget, Hold, LedgerUnavailable, Record
+from infermux.ledger.spool import Deferred, Spool
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.routing.accounting import record
 
@@ -36,12 +37,12 @@ Opens = Callable[..., PostgresLedger]
 
 @pytest.fixture
 def opens(tmp_path: Path) -> Iterator[Opens]:
-    """Returns ledgers, each as on a host of its own."""
+    """Returns ledgers, each as on a host of its own; *patient*, as a busy machine is not away."""
     made: list[PostgresLedger] = []
 
     def open_ledger(url: str, **options: Any) -> PostgresLedger:
         spool = tmp_path / f"{len(made)}.spool"
-        made.append(PostgresLedger(url, spool=spool, **options))
+        made.append(PostgresLedger(url, spool=spool, **{"patient": True} | options))
         return made[-1]
 
     yield open_ledger
@@ -131,7 +132,7 @@ def test_what_cannot_be_connected_to_is_told_without_the_password(
     database: Database, opens: Opens, change: Callable[[str], str], caplog: Any
 ) -> None:
     url = change(database.service)
-    ledger = opens(url)
+    ledger = opens(url, patient=False)
     with pytest.raises(LedgerUnavailable) as error:
         ledger.check()
     with pytest.raises(LedgerUnavailable) as second:
@@ -257,7 +258,7 @@ def nothing_differs(ledger: PostgresLedger, spent: dict[str, int]) -> None:
 def test_budgets_in_any_order_neither_overspend_nor_wait_in_a_circle(
     there: Database, opens: Opens
 ) -> None:
-    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(3)]
+    ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(3)]
     before = there.server.log.count("deadlock detected")
     nothing_differs(ledgers[0], hammer(ledgers, how_many(12, 60, 200)))
     assert there.server.log.count("deadlock detected") == before
@@ -268,14 +269,14 @@ def test_transactions_that_the_server_takes_back_are_repeated(
 ) -> None:
     """As CockroachDB does, all are serializable: many fail, and none is seen to."""
     there.sql(f"ALTER DATABASE {there.name} SET default_transaction_isolation = 'serializable'")
-    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+    ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
     nothing_differs(ledgers[0], hammer(ledgers, how_many(5, 40, 100), 3))
 
 
 def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Opens) -> None:
     """Also between a commit and its answer."""
     with Proxy(there.server.port) as proxy:
-        ledgers = [opens(there.at(proxy.port), clock=lambda: NOON) for _ in range(2)]
+        ledgers = [opens(there.at(proxy.port), clock=lambda: NOON, patient=False) for _ in range(2)]
         over = threading.Event()
 
         def cut() -> None:
@@ -297,7 +298,7 @@ def test_a_server_that_is_killed_counts_nothing_twice(tmp_path: Path, opens: Ope
     with Postgres() as server:
         there = server.database()
         opens(there.url).migrate(create=True)
-        ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+        ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
         over = threading.Event()
 
         def kill() -> None:
@@ -318,13 +319,13 @@ def test_a_pooler_between_changes_nothing(
     there: Database, opens: Opens, pgbouncer: PgBouncer
 ) -> None:
     url = there.at(pgbouncer.port, "ledger_service")
-    ledgers = [opens(url, clock=lambda: NOON) for _ in range(2)]
+    ledgers = [opens(url, clock=lambda: NOON, patient=False) for _ in range(2)]
     nothing_differs(ledgers[0], hammer(ledgers, how_many(10, 60, 200)))
 
 
 def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Opens) -> None:
     """What is settled at that moment counts once: in what the period begins with, or after it."""
-    ledgers = [opens(there.service, clock=lambda: NOON) for _ in range(2)]
+    ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
     for turn in range(how_many(6, 40, 200)):
         caller, together = f"c{turn}", threading.Barrier(5)
 
@@ -345,36 +346,66 @@ def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Op
         assert ledgers[0].spent(Budget(caller, 1000, "day"), NOON) == (40, 1), turn
 
 
+def test_what_is_odd_in_a_batch_is_settled_alone_and_the_rest_together(
+    there: Database, opens: Opens, tmp_path: Path
+) -> None:
+    """Of a spool that is read again some calls are stored, some holds gone; the others are new."""
+    ledger, budget = opens(there.service, clock=lambda: NOON), Budget("web", 10**6, "day")
+    late = Spool(str(tmp_path / "late"))
+    for n in range(40):
+        hold = ledger.reserve(budget, 20, call_id=f"{n}", at=NOON, lease=60 if n == 7 else 900)
+        late.add(Deferred(settled(f"{n}", 10), hold))
+    late.add(Deferred(settled("free", 10), None))
+    for n in (3, 20):
+        ledger.settle(settled(f"{n}", 10), Hold(f"{n}", budget, 20, NOON))
+    ledger.top_up(Hold("30", budget, 20, NOON), 5, at=NOON)  # of which the spool does not know
+    opens(there.service, clock=lambda: NOON + 61).lose(NOON + 61)
+    [[before]] = there.sql("SELECT txid_current()")
+    late.drain(ledger._write_deferred)
+    [[after]] = there.sql("SELECT txid_current()")
+    assert int(after) - int(before) < 12, "one transaction for nearly all of them"
+    assert ledger.spent(budget, NOON) == (410, 0)
+    assert ledger.totals()[0][1:3] == (41, 41) and ledger.problems() == []
+
+
 # -- a database that is away -----------------------------------------------------------------------
 
 
 def test_a_database_that_does_not_answer_is_given_up_in_time(there: Database, opens: Opens) -> None:
     """The first call waits, the next ones do not; it is noticed when it is back."""
     with Proxy(there.server.port) as proxy:
-        ledger = opens(there.at(proxy.port), clock=lambda: NOON)
-        assert ledger.settle(settled("a", 1))
+        ledger = opens(there.at(proxy.port), clock=lambda: NOON, patient=False)
+        assert patiently(ledger.settle, settled("a", 1))
         for trouble in (proxy.swallow, proxy.refuse):
-            trouble()
-            took = []
-            for n in range(3):
-                began = time.monotonic()
-                with pytest.raises(LedgerUnavailable) as error:
-                    ledger.reserve(Budget("web", 100), 1, call_id=f"x{n}", at=NOON)
-                took.append(time.monotonic() - began)
-                assert error.value.temporary and "127" not in error.value.told
-            assert took[0] < 0.95 and max(took[1:]) < 0.1
-            with pytest.raises(LedgerUnavailable):
-                ledger.check()
-            proxy.accept()
-            eventually(lambda: ledger.problem() is None, "the database being back")
-            assert ledger.settle(settled(trouble.__name__, 1))
+            for _ in range(5):  # a busy machine may take longer, but not always
+                trouble()
+                took = list(refusals(ledger))
+                proxy.accept()
+                eventually(lambda: ledger.problem() is None, "the database being back")
+                if took[0] < 0.95 and max(took[1:]) < 0.1:
+                    break
+            else:
+                raise AssertionError(took)
+            assert patiently(ledger.settle, settled(trouble.__name__, 1))
+
+
+def refusals(ledger: PostgresLedger) -> Iterator[float]:
+    """Yield the seconds that each of three calls takes to learn that the database is away."""
+    for n in range(3):
+        began = time.monotonic()
+        with pytest.raises(LedgerUnavailable) as error:
+            ledger.reserve(Budget("web", 100), 1, call_id=f"x{n}", at=NOON)
+        yield time.monotonic() - began
+        assert error.value.temporary and "127" not in error.value.told
+    with pytest.raises(LedgerUnavailable):
+        ledger.check()
 
 
 def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens) -> None:
     there = own_server.database()
     opens(there.url).migrate(create=True)
-    ledger = opens(there.service, clock=lambda: NOON)
-    assert ledger.settle(settled("a", 1))
+    ledger = opens(there.service, clock=lambda: NOON, patient=False)
+    assert patiently(ledger.settle, settled("a", 1))
     own_server.read_only()
     own_server.disconnect(there.name)
 
@@ -387,7 +418,7 @@ def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens)
     eventually(refused, "being away")
     own_server.read_only(False)
     eventually(lambda: ledger.problem() is None, "being back")
-    assert ledger.settle(settled("b", 1)) and ledger.totals()[0].calls == 2
+    assert patiently(ledger.settle, settled("b", 1)) and ledger.totals()[0].calls == 2
 
 
 @pytest.fixture
@@ -448,10 +479,11 @@ def test_tokens_per_minute_are_corrected(there: Database, opens: Opens, tmp_path
 def test_a_host_counts_alone_while_the_database_is_away(
     there: Database, opens: Opens, tmp_path: Path
 ) -> None:
-    """Its own calls of the last minute count on."""
+    """Its own calls of the last minute count on, also once the database is back."""
     with Proxy(there.server.port) as proxy:
-        ledger = opens(there.at(proxy.port))
+        ledger = opens(there.at(proxy.port), patient=False)
         rates = ledger.rates(RateLimiter(tmp_path / "r"))
+        eventually(lambda: ledger.problem() is None, "the database being there")
         assert [rates.take("web", rpm=3, tpm=None) for _ in range(2)] == [None, None]
         proxy.refuse()
         assert rates.take("web", rpm=3, tpm=None) is None and rates.alone
@@ -459,7 +491,21 @@ def test_a_host_counts_alone_while_the_database_is_away(
         proxy.accept()
         eventually(lambda: ledger.problem() is None, "the database being back")
         assert not rates.alone
-        assert rates.take("web", rpm=3, tpm=None) is None and rates.used("web")[0] == 3
+        assert rates.take("web", rpm=3, tpm=None) is not None and patiently(rates.used, "web")[0] == 2  # fmt: skip
+        assert rates.take("web", rpm=4, tpm=None) is None
+
+
+def test_a_server_that_crashed_has_no_counts_but_each_host_has_its_own(
+    there: Database, opens: Opens, tmp_path: Path
+) -> None:
+    rates = opens(there.service).rates(RateLimiter(tmp_path / "r"))
+    assert [rates.take("web", rpm=2, tpm=90, tokens=40) for _ in range(2)] == [None, None]
+    there.sql("TRUNCATE rates")  # as a crash does with an unlogged table
+    there.server.disconnect(there.name)
+    assert rates.take("web", rpm=2, tpm=90, tokens=5) is not None
+    assert rates.take("web", rpm=9, tpm=90, tokens=15) is not None
+    assert rates.used("web") == (0, 0)
+    assert rates.take("web", rpm=9, tpm=90, tokens=5) is None and rates.used("web") == (1, 5)
 
 
 # -- circuits, clocks ------------------------------------------------------------------------------

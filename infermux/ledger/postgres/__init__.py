@@ -44,6 +44,7 @@ from .rates import OLD_RATES, Local, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
+COMPANY_SECONDS = 0.004  # that a settlement waits for others to share its transaction
 SETTLE_SECONDS = 1.0  # that a settlement waits for others; then it goes to the spool
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
@@ -64,7 +65,7 @@ class _Process:
         self.pid = os.getpid()
         self.database = Database(ledger.url, ledger.connections, patient=ledger.patient)
         self.spool = Spool(ledger.spool_path)
-        self.group = GroupCommit(partial(ledger._commit, self))
+        self.group = GroupCommit(partial(ledger._commit, self), COMPANY_SECONDS)
         self.circuits = Circuits(self.database, ledger.url)
         self.synchronized = 0.0
 
@@ -193,17 +194,31 @@ class PostgresLedger(SQLLedger):
     def _settle_all(
         self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0
     ) -> list[bool]:
-        """Settle a batch, or where it has something unusual, one by one."""
+        """Settle a batch; if it has something odd, first what is usual, and the rest one by one."""
         now, zone = self._time(self.clock()), self.zone
-        try:
+
+        def together(batch: Sequence[Deferred]) -> list[bool]:
             return database.run(
                 lambda link: settlements.settle(link, batch, now, zone, database.plans), seconds
             )
+
+        try:
+            return together(batch)
         except errors.DivisionByZero:
-            return [
-                database.run(partial(settlements.settle_one, settlement=each, now=now, zone=zone))
-                for each in batch
-            ]
+            pass
+        found = [False] * len(batch)
+        usual, odd = database.run(lambda link: settlements.expected(link, batch, zone), seconds)
+        try:
+            if usual:
+                together([batch[n] for n in usual])
+            for n in usual:
+                found[n] = True
+        except errors.DivisionByZero:  # another host has just written one
+            odd += usual
+        for n in odd:
+            work = partial(settlements.settle_one, settlement=batch[n], now=now, zone=zone)
+            found[n] = database.run(work, seconds)
+        return found
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
         self._settle_all(self._here().database, batch, DRAIN_SECONDS)

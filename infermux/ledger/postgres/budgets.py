@@ -18,18 +18,19 @@ from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
 from .connection import Database
-from .statements import Link, run, translated
+from .statements import Link, Rows, encoded, objects, run, translated
 
 # A settlement holds it shared: while a period begins with what its calls have cost, none commits.
 PERIODS = "4992031, 1"
 SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
 _ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
 _USED = "spent::numeric + held - waived - raised"
-_HOLD = "%s::text, {}, %s::bigint, %s::bigint, %s::bigint, %s::text"
-_TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + %s::bigint
-        WHERE owner = %s AND period = %s AND {_USED} + %s::numeric <= %s::numeric RETURNING 1)
-    INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    SELECT {_HOLD.format("%s::text, %s::text")} FROM taken"""
+_TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
+        WHERE owner = $2 AND period = $3 AND {_USED} + $4::bigint <= $5::numeric
+        RETURNING raised, spent::numeric + held - waived),
+    added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+        SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
+    SELECT * FROM taken"""
 _WANTED = "unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)"
 _LOCK = f"""SELECT 1 FROM budgets AS b JOIN {_WANTED} USING (owner, period)
     ORDER BY b.owner, b.period FOR UPDATE OF b"""
@@ -38,21 +39,23 @@ _TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
         WHERE {_USED} + %s::numeric <= most),
     taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
         WHERE fits.n = %s AND b.owner = w.owner AND b.period = w.period
-        RETURNING b.owner, b.period)
-    INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    SELECT {_HOLD.format("owner, period")} FROM taken"""
+        RETURNING b.raised, b.spent::numeric + b.held - b.waived, b.owner, b.period),
+    added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+        SELECT %s::text, owner, period, %s::bigint, %s::bigint, %s::bigint, %s::text FROM taken)
+    SELECT * FROM taken"""
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
     FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
     ORDER BY b.owner, b.period"""
-_CHANGE = """WITH changed AS MATERIALIZED (
-        SELECT b.owner, b.period, w.spent, w.held FROM budgets AS b
-        JOIN unnest(%s::text[], %s::text[], %s::numeric[], %s::numeric[])
-            AS w(owner, period, spent, held) USING (owner, period)
+_CHANGE = f"""WITH changed AS MATERIALIZED (
+        SELECT b.owner, b.period, w.c2 AS spent, w.c3 AS held FROM budgets AS b
+        JOIN json_to_recordset({{rows}}) AS w(c0 text, c1 text, c2 numeric, c3 numeric)
+            ON b.owner = w.c0 AND b.period = w.c1
         ORDER BY b.owner, b.period FOR UPDATE OF b)
-    UPDATE budgets AS b SET spent = least(b.spent + c.spent, {most})::bigint,
+    UPDATE budgets AS b SET spent = least(b.spent + c.spent, {MAX_INTEGER})::bigint,
         held = (b.held + c.held)::bigint
     FROM changed AS c WHERE b.owner = c.owner AND b.period = c.period"""
-CHANGE = _CHANGE.format(most=MAX_INTEGER)
+CHANGE = _CHANGE.format(rows="%s::json")
+CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
 _WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
 _ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
     VALUES (%s, %s, %s, %s, %s, %s, %s)"""
@@ -91,31 +94,32 @@ class Reservations:
         """Reserve a hold in all of its budgets, or in none; ValueError if the call has one."""
         seen = list[Link]()
 
-        def work(link: Link) -> bool:
+        def work(link: Link) -> Hold | None:
             seen.append(link)
             return self._took(link, hold, rules)
 
         try:
-            if self._database.run(work):
-                return hold
+            if (took := self._database.run(work)) is not None:
+                return took
         except errors.UniqueViolation:
             if len(seen) > 1:  # it was reserved before the connection was lost
                 return hold
             raise ValueError(f"call {hold.call_id!r} has a hold already") from None
         return self._decided(hold, [(each, hold.pico) for each in hold.budget.all], rules)
 
-    def _took(self, link: Link, hold: Hold, rules: Rules) -> bool:
+    def _took(self, link: Link, hold: Hold, rules: Rules) -> Hold | None:
         """Reserve by one conditional statement; after the rows of several budgets are locked."""
         budget, zone = hold.budget, self._zone
         times = (ms(hold.at), ms(rules.expires), hold.about)
         if not budget.also:  # the usual case
-            owner, key = budget.owner, budget.key(hold.at, zone)
-            place = (hold.pico, owner, key, hold.pico, budget.limit_pico)
-            row = (hold.call_id, owner, key, hold.pico, *times)
-            return run(link, [(_TAKE, (*place, *row))])[0].changed == 1
-        wanted = _wanted(budget.all, hold.at, zone)
-        take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
-        return run(link, [(_LOCK, wanted), (_TAKE_ALL, take)])[1].changed > 0
+            key, limit = budget.key(hold.at, zone), budget.limit_pico
+            row = (hold.call_id, budget.owner, key, hold.pico, limit, *times)
+            [rows] = run(link, [(_TAKE, row)])
+        else:
+            wanted = _wanted(budget.all, hold.at, zone)
+            take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
+            _, rows = run(link, [(_LOCK, wanted), (_TAKE_ALL, take)])
+        return hold._replace(known=_known(budget, rows)) if rows else None
 
     def _decided(
         self, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
@@ -171,7 +175,7 @@ class Reservations:
         deltas: Deltas = {}
         for budget, pico in amounts:
             deltas[budget.owner, budget.key(hold.at, self._zone)] = [0, pico]
-        link.execute(CHANGE, columns(deltas))
+        change(link, deltas)
         for budget in hold.warn:
             key = budget.key(hold.at, self._zone)
             link.execute(_WARNED, (ms(rules.at), budget.owner, key))
@@ -187,7 +191,7 @@ class Reservations:
 
     def top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
         """Add to a hold in all of its budgets, or in none; renew its lease."""
-        new = hold._replace(pico=hold.pico + more, warn=())
+        new = hold._replace(pico=hold.pico + more, warn=(), known=None)
         return self._database.run(lambda link: self._topped_up(link, hold, new, rules))
 
     def _topped_up(self, link: Link, hold: Hold, new: Hold, rules: Rules) -> Hold | Refused:
@@ -213,7 +217,7 @@ class Reservations:
                 spend(deltas, budget.owner, -gone, hold.at, self._zone)
                 add(deltas, budget.owner, budget.key(hold.at, self._zone), 0, pico + gone)
                 self._renew(link, new, budget, alive.get(budget.owner), rules, add=True)
-            link.execute(CHANGE, columns(deltas))
+            change(link, deltas)
             for budget in found.warn:
                 key = budget.key(hold.at, self._zone)
                 link.execute(_WARNED, (ms(rules.at), budget.owner, key))
@@ -299,10 +303,15 @@ def lost_cost(link: Link, hold: Hold) -> int:
     return int(found[0]) if found else 0
 
 
-def spend(deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo) -> None:
-    """Add *pico* to what is spent in each period that contains *at*."""
+def spend(
+    deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo, freed: tuple[str, int] = ("", 0)
+) -> None:
+    """Add *pico* to what is spent in each period that contains *at*; free an amount in one."""
     for key in names(at, zone):
-        add(deltas, owner, key, pico, 0)
+        found = deltas.setdefault((owner, key), [0, 0])
+        found[0] += pico
+        if key == freed[0]:
+            found[1] -= freed[1]
 
 
 def add(deltas: Deltas, owner: str, key: str, spent: int, held: int) -> None:
@@ -311,14 +320,25 @@ def add(deltas: Deltas, owner: str, key: str, spent: int, held: int) -> None:
     found[1] += held
 
 
-def columns(deltas: Deltas) -> tuple[list[Any], ...]:
-    """Return the values of CHANGE."""
-    keys = sorted(deltas)
-    return (
-        *_columns(keys),
-        [deltas[key][0] for key in keys],
-        [deltas[key][1] for key in keys],
-    )
+def changes(deltas: Deltas) -> list[tuple[Any, ...]]:
+    """Return the rows of CHANGE, in the order in which rows are locked."""
+    return [(*key, *deltas[key]) for key in sorted(deltas)]
+
+
+def change(link: Link, deltas: Deltas) -> None:
+    """Change what is spent and held."""
+    link.execute(CHANGE, (encoded(objects(changes(deltas))),))
+
+
+def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
+    """Return what a reservation leaves of the budget that has the least."""
+    limits = {each.owner.encode(): each for each in budget.also}
+    found = []
+    for raised, used, *owner in rows:
+        each = limits.get(owner[0] or b"", budget) if owner else budget
+        limit = each.limit_pico + int(raised or 0)
+        found.append((each, limit, limit - int(used or 0)))
+    return min(found, key=lambda known: known[2])
 
 
 def _columns(keys: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:

@@ -12,8 +12,8 @@ from ..periods import DAY, MAX_INTEGER
 from ..rollups import PRUNED
 from ..sql import SQLLedger
 from .schema import add_partitions, months
-from .settlements import ADD_SUMS, transposed, write_rows
-from .statements import Link, Sql
+from .settlements import ADD_SUMS, write_rows
+from .statements import Link, Sql, encoded, objects
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
@@ -156,7 +156,7 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
         sql = Sql(link)
         if not sql.execute(_END, (name,)).rowcount:
             return  # it was done before the connection was lost
-        link.execute(ADD_SUMS, transposed(sorted(rest.sums), 4))
+        link.execute(ADD_SUMS, (encoded(objects(sorted(rest.sums))),))
         for statement, rows in (
             (_ADD_BUDGET, rest.budgets),
             (_ADD_HOLD, rest.holds),

@@ -6,11 +6,13 @@ database's clock once the row is locked. While the database is away, a host coun
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from itertools import accumulate
 from typing import Any, Protocol
 
+from ...types import LogThrottle
 from .. import LedgerUnavailable
 from .connection import Database
 from .statements import Link, integers, run
@@ -63,6 +65,7 @@ _ROW = """SELECT seconds, requests, tokens, extract(epoch FROM clock_timestamp()
 _USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
     FROM rates AS r, unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t)
     WHERE r.caller = %s AND s > floor(extract(epoch FROM clock_timestamp())) - {SPAN}"""
+log = logging.getLogger("infermux")
 
 
 class Window(Protocol):
@@ -109,12 +112,15 @@ class Local(Protocol):
 class SharedRates:
     """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
 
-    What it admits, *local* counts too: so the host's own limit is right where it must do.
+    What it admits, *local* counts too: so the host's own limit is right where it must do. For a
+    minute after the database was away both must admit a call, as a server that crashes forgets its
+    counts, and does not know of calls that a host has counted alone.
     """
 
     def __init__(self, database: Any, local: Local) -> None:
         self._database, self._local = database, local
         self._alone = False  # whether the last call was counted by this host alone
+        self._log = LogThrottle()
 
     @property
     def alone(self) -> bool:
@@ -143,25 +149,38 @@ class SharedRates:
         values = (caller, tokens, most, tokens, heaviest, tokens)
         try:
             database: Database = self._database()
-            [done] = database.run(lambda link: run(link, [(_TAKE, values)]))
-        except LedgerUnavailable:
+            [rows] = database.run(lambda link: run(link, [(_TAKE, values)]))
+        except LedgerUnavailable as error:
             self._alone = True
+            if self._log.due():
+                log.warning("limits per minute count this host's own calls: %s", error.reason)
             return self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens, window=window)
         self._alone = False
-        [[admitted, *arrays, clock]] = done.rows
-        if window is None and admitted == b"t":
-            self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
-            return None
-        seconds, requests, used = map(integers, arrays)
+        [[admitted, *arrays, clock]] = rows
         now = float(clock or 0)
-        if window is not None:
-            _fill(window, seconds, requests, used, now)
-        if admitted != b"t":
-            return max(
-                _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
-            )
-        self._local.take(caller, rpm=_MOST, tpm=_MOST, tokens=tokens)
-        return None
+        if window is not None or admitted != b"t":
+            seconds, requests, used = map(integers, arrays)
+            if window is not None:
+                _fill(window, seconds, requests, used, now)
+            if admitted != b"t":
+                return max(
+                    _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
+                )
+        return self._count(
+            caller, rpm, tpm, tokens, exact=time.monotonic() < database.replaced + SPAN
+        )
+
+    def _count(
+        self, caller: str, rpm: int | None, tpm: int | None, tokens: int, *, exact: bool
+    ) -> float | None:
+        """Count here what the database has counted; if *exact*, only what fits here as well."""
+        began = time.monotonic()
+        if not exact:
+            rpm, tpm = _MOST, _MOST
+        wait = self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
+        if wait is not None:
+            self._uncount(caller, tokens, began)
+        return wait
 
     def wait(
         self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
@@ -180,8 +199,11 @@ class SharedRates:
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         """Take back a request that was counted since *since*, and its tokens."""
-        self.correct(caller, -tokens, since=since)
-        self._local.give_back(caller, 0, since=since)
+        self._local.give_back(caller, tokens, since=since)
+        self._uncount(caller, tokens, since)
+
+    def _uncount(self, caller: str, tokens: int, since: float) -> None:
+        self._correct(caller, -tokens, since)
         try:
             self._database().run(lambda link: link.execute(_GIVE_BACK, (caller,)))
         except LedgerUnavailable:
@@ -192,9 +214,11 @@ class SharedRates:
 
         Added tokens count from now on; unused ones are subtracted where the estimate is.
         """
-        if not tokens:
-            return
-        self._local.correct(caller, tokens, since=since)
+        if tokens:
+            self._local.correct(caller, tokens, since=since)
+            self._correct(caller, tokens, since)
+
+    def _correct(self, caller: str, tokens: int, since: float) -> None:
         try:
             database: Database = self._database()
             if tokens > 0:
@@ -202,7 +226,7 @@ class SharedRates:
                 database.run(lambda link: link.execute(_ADD, values))
                 return
             passed, now = time.monotonic() - since, database.now()
-            if now is not None and passed < SPAN:  # else the estimate no longer counts
+            if tokens and now is not None and passed < SPAN:  # else the estimate no longer counts
                 start = math.floor(now - passed)
                 values = (start, -tokens, start, caller)
                 database.run(lambda link: link.execute(_SUBTRACT, values))

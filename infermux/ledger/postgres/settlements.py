@@ -7,7 +7,6 @@ back, and each call is settled on its own, with what there is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from typing import Any
@@ -22,8 +21,8 @@ from ..recent.activity import HOUR
 from ..recent.activity import SLOT as SLOT_SECONDS
 from ..rollups import PRUNED
 from ..spool import Deferred
-from .budgets import CHANGE, SHARED, Deltas, add, columns, spend
-from .statements import Link, clean, run
+from .budgets import CHANGE_GIVEN, SHARED, Deltas, add, change, changes, spend
+from .statements import KEYS, Link, Statement, clean, encoded, objects, run
 
 MAX_PLANS = 4096  # digests that a process remembers
 MAX_LOST = 500  # holds that are turned into spending in one transaction
@@ -31,47 +30,54 @@ _INTEGERS = {"at_ns", "n", "estimated", "attempts", "unpriced", "final", "assume
 _INTEGERS |= {"cache_saved", "upstream_status"}
 
 
-_KEYS = [f"c{n}" for n in range(len(CallRow._fields))]
-
-
 def _type(name: str) -> str:
     whole = name in _INTEGERS or name.endswith(("_tokens", "_ms"))
     return "bigint" if whole else "text"
 
 
-def _insert(table: str, names: Sequence[str]) -> str:
+def _insert(table: str, names: Sequence[str], rows: str = "%s::json") -> str:
     """Return the statement that adds rows given as JSON, whose keys are short."""
-    keys = _KEYS[: len(names)]
+    keys = KEYS[: len(names)]
     typed = ", ".join(f"{key} {_type(name)}" for key, name in zip(keys, names, strict=True))
     return (
         f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(keys)} "
-        f"FROM json_to_recordset(%s::json) AS t({typed}) ON CONFLICT DO NOTHING"
+        f"FROM json_to_recordset({rows}) AS t({typed}) ON CONFLICT DO NOTHING"
     )
 
 
 _CALLS, _ATTEMPTS = _insert("calls", CallRow._fields), _insert("attempts", AttemptRow._fields)
-_PLANS = """INSERT INTO plans (digest, line) SELECT * FROM unnest(%s::text[], %s::text[])
-    ON CONFLICT DO NOTHING"""
-ADD_SUMS = """INSERT INTO sums (caller, slot, micro, pico)
-    SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
+_PLANS = """INSERT INTO plans (digest, line)
+    SELECT c0, c1 FROM json_to_recordset({rows}) AS t(c0 text, c1 text) ON CONFLICT DO NOTHING"""
+_SUMS = """INSERT INTO sums (caller, slot, micro, pico) SELECT c0, c1, c2, c3
+    FROM json_to_recordset({rows}) AS t(c0 text, c1 bigint, c2 bigint, c3 bigint)
     ON CONFLICT (caller, slot) DO UPDATE
     SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
-_HELD = (
-    "unnest(%s::text[], %s::text[], %s::text[], %s::bigint[]) AS w(call_id, owner, period, pico)"
-)
-_BATCH = f"""WITH released AS (
-        DELETE FROM holds WHERE call_id = ANY(%s) RETURNING call_id, owner, period, pico),
-    called AS ({_CALLS} RETURNING 1), attempted AS ({_ATTEMPTS}), planned AS ({_PLANS}),
-    summed AS ({ADD_SUMS})
-    SELECT 1 / (CASE WHEN (SELECT count(*) FROM called) = %s
-        AND (SELECT count(*) FROM released) = %s
-        AND (SELECT count(*) FROM released JOIN {_HELD} USING (call_id, owner, period, pico)) = %s
-        THEN 1 ELSE 0 END)"""
+ADD_SUMS, _ADD_PLANS = _SUMS.format(rows="%s::json"), _PLANS.format(rows="%s::json")
+_BATCH = f"""WITH given AS MATERIALIZED (SELECT * FROM json_to_record(%s::json)
+        AS t(ids json, calls json, attempts json, plans json, sums json, holds json)),
+    released AS (
+        DELETE FROM holds
+        WHERE call_id = ANY(ARRAY(SELECT json_array_elements_text(ids) FROM given))
+        RETURNING call_id, owner, period, pico),
+    called AS ({_insert("calls", CallRow._fields, "(SELECT calls FROM given)")} RETURNING 1),
+    attempted AS ({_insert("attempts", AttemptRow._fields, "(SELECT attempts FROM given)")}),
+    planned AS ({_PLANS.format(rows="(SELECT plans FROM given)")}),
+    summed AS ({_SUMS.format(rows="(SELECT sums FROM given)")}),
+    held AS (SELECT c0 AS call_id, c1 AS owner, c2 AS period, c3 AS pico
+        FROM json_to_recordset((SELECT holds FROM given))
+        AS t(c0 text, c1 text, c2 text, c3 bigint))
+    SELECT 1 / (CASE WHEN json_array_length(calls) = (SELECT count(*) FROM called)
+        AND json_array_length(holds) = (SELECT count(*) FROM released)
+        AND json_array_length(holds) = (SELECT count(*) FROM released
+            JOIN held USING (call_id, owner, period, pico)) THEN 1 ELSE 0 END) FROM given"""
 _LATE = f"""INSERT INTO rolled (day, state) SELECT day, 0 FROM unnest(%s::bigint[]) AS w(day)
     ON CONFLICT (day) DO UPDATE
     SET state = CASE rolled.state WHEN {PRUNED} THEN {PRUNED} ELSE 0 END"""
 _FORGET_STEPS = """DELETE FROM activity WHERE step = 300 AND start = ANY(%s::bigint[])
     OR step = 3600 AND start = ANY(%s::bigint[])"""
+_STORED = """SELECT c.id, c.status FROM calls AS c
+    JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id) USING (at_ns, id)"""
+_HELD = "SELECT call_id, owner, period, pico FROM holds WHERE call_id = ANY(%s)"
 _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
 _TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
     RETURNING caller, cost"""
@@ -84,7 +90,6 @@ _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
 _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
     USING (at_ns, id) WHERE c.status <> '{LOST}'"""
-Statement = tuple[str, Sequence[Any]]
 
 
 def settle(
@@ -94,39 +99,31 @@ def settle(
 
     Return for each that its call was not stored before.
     """
-    if len({each.record.call.id for each in batch}) < len(batch):
+    if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
-    _settle_all(link, batch, now, zone, plans)
-    return [True] * len(batch)
-
-
-def _settle_all(
-    link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
-) -> None:
-    """Write settlements whose calls are new, and whose holds are as they were reserved."""
-    deltas: Deltas = {}
-    held = list[tuple[str, str, str, int]]()
+    deltas, held = Deltas(), list[Sequence[Any]]()
+    rows, new = list[Sequence[Any]](), dict[str, str]()
     for record, hold in batch:
         held += _expect(deltas, record.call, hold, zone)
-    rows = [_row(record.call) for record, _ in batch]
-    new = sorted({key: line for _, key, line in rows if key and key not in plans}.items())
+        row, key, line = _row(record.call)
+        rows.append(row)
+        if key and key not in plans:
+            new[key] = line
     records = [record for record, _ in batch]
-    values = (
-        [hold.call_id if hold else record.call.id for record, hold in batch],
-        _json([row for row, _, _ in rows]),
-        _json([attempt for record in records for attempt in record.attempts]),
-        *transposed(new, 2),
-        *_sums([record.call for record in records]),
-        len(batch),
-        len(held),
-        *transposed(held, 4),
-        len(held),
-    )
-    statements: list[Statement] = [(SHARED, ()), *_marks(records, now)]
-    statements += [(_BATCH, values), (CHANGE, columns(deltas))]
-    run(link, statements)
+    given = {
+        "deltas": objects(changes(deltas)),
+        "ids": [hold.call_id if hold else record.call.id for record, hold in batch],
+        "calls": objects(rows),
+        "attempts": objects([each for record in records for each in record.attempts]),
+        "plans": objects(sorted(new.items())),
+        "sums": objects(_sums([record.call for record in records])),
+        "holds": objects(held),
+    }
+    values = (encoded(given),)
+    run(link, [(SHARED, ()), *_marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
     if len(plans) < MAX_PLANS:
-        plans.update(key for key, _ in new)
+        plans.update(new)
+    return [True] * len(batch)
 
 
 def _expect(
@@ -140,13 +137,35 @@ def _expect(
     for budget in hold.budget.all:
         key = budget.key(hold.at, zone)
         held.append((hold.call_id, budget.owner, key, hold.pico))
-        spend(deltas, budget.owner, cost, hold.at, zone)
-        add(deltas, budget.owner, key, 0, -hold.pico)
+        spend(deltas, budget.owner, cost, hold.at, zone, (key, hold.pico))
     if (
         hold.budget.members or hold.budget.user
     ):  # the caller may have had a budget of its own in these periods
         spend(deltas, call.caller, cost, hold.at, zone)
     return held
+
+
+def expected(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> tuple[list[int], list[int]]:
+    """Return the numbers of the settlements that `settle` can write together, and of odd ones.
+
+    What is in neither was written before, and has nothing left to free.
+    """
+    places = [(each.record.call.at_ns, each.record.call.id) for each in batch]
+    ids = [each.hold.call_id if each.hold else each.record.call.id for each in batch]
+    states = dict(link.execute(_STORED, transposed(places, 2)).fetchall())
+    holds: dict[str, set[Any]] = {}
+    for row in link.execute(_HELD, (ids,)).fetchall():
+        holds.setdefault(row[0], set()).add(row)
+    usual, odd, seen = list[int](), list[int](), set[str]()
+    for n, (record, hold) in enumerate(batch):
+        id = record.call.id
+        wanted = set(_expect({}, record.call, hold, zone))
+        if id in seen or states.get(id) == LOST or (id in states and ids[n] in holds):
+            odd.append(n)
+        elif id not in states:
+            (usual if holds.get(ids[n], set()) == wanted else odd).append(n)
+        seen.add(id)
+    return usual, odd
 
 
 def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
@@ -171,8 +190,8 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
             taken_back = _found_again(link, *place)
         if new:
             _spend(deltas, call, hold, released, taken_back, zone)
-            link.execute(ADD_SUMS, _sums([call]))
-        link.execute(CHANGE, columns(deltas))
+            link.execute(ADD_SUMS, (_json(_sums([call])),))
+        change(link, deltas)
     return new
 
 
@@ -202,7 +221,7 @@ def write_rows(link: Link, records: Sequence[Record]) -> int:
     if added:
         attempts = [attempt for record in records for attempt in record.attempts]
         link.execute(_ATTEMPTS, (_json(attempts),))
-        link.execute(_PLANS, transposed(sorted({(k, line) for _, k, line in rows if k}), 2))
+        link.execute(_ADD_PLANS, (_json(sorted({(k, line) for _, k, line in rows if k})),))
     return added
 
 
@@ -214,7 +233,7 @@ def _found_again(link: Link, at_ns: int, id: str) -> int:
     caller, cost = found
     link.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
     micro, pico = divmod(cost, MICRO)
-    link.execute(ADD_SUMS, ([caller], [at_ns // (SLOT * 10**9)], [-micro], [-pico]))
+    link.execute(ADD_SUMS, (_json([(caller, at_ns // (SLOT * 10**9), -micro, -pico)]),))
     return int(cost)
 
 
@@ -235,13 +254,13 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
             link.execute(*mark)
         for record in new:
             if write_rows(link, [record]):
-                link.execute(ADD_SUMS, _sums([record.call]))
+                link.execute(ADD_SUMS, (_json(_sums([record.call])),))
         deltas: Deltas = {}
         for id, owner, period, pico, at_ms, _ in found:
             add(deltas, owner, period, 0, -pico)
             if id not in settled:
                 spend(deltas, owner, pico, at_ms / 1000, zone)
-        link.execute(CHANGE, columns(deltas))
+        change(link, deltas)
     return len(found)
 
 
@@ -254,11 +273,10 @@ def _hold(row: Sequence[Any]) -> Hold:
 def _marks(records: Sequence[Record], now: float) -> list[Statement]:
     """Return what says of ended days, and of steps of activity, that a call is added to them."""
     found = list[Statement]()
-    if days := _late(records, now):
-        found.append((_LATE, (days,)))
-    starts = {step: _starts(records, step, now) for step in (SLOT_SECONDS, HOUR)}
-    if any(starts.values()):
-        found.append((_FORGET_STEPS, (starts[SLOT_SECONDS], starts[HOUR])))
+    if starts := _starts(records, SLOT_SECONDS, now):  # hours and days are whole steps
+        if days := _late(records, now):
+            found.append((_LATE, (days,)))
+        found.append((_FORGET_STEPS, (starts, _starts(records, HOUR, now))))
     return found
 
 
@@ -280,7 +298,7 @@ def _row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:
     return (*call[:-1], key + end + rest), key, clean(line)
 
 
-def _sums(calls: Iterable[CallRow]) -> tuple[list[Any], ...]:
+def _sums(calls: Iterable[CallRow]) -> list[tuple[Any, ...]]:
     found: dict[tuple[str, int], list[int]] = {}
     for call in calls:
         if call.cost:
@@ -288,7 +306,7 @@ def _sums(calls: Iterable[CallRow]) -> tuple[list[Any], ...]:
             micro, pico = divmod(call.cost, MICRO)
             sums[0] += micro
             sums[1] += pico
-    return transposed([(*key, *found[key]) for key in sorted(found)], 4)
+    return [(*key, *found[key]) for key in sorted(found)]
 
 
 def transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
@@ -296,5 +314,5 @@ def transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ..
 
 
 def _json(rows: Sequence[Sequence[Any]]) -> str:
-    found = json.dumps([dict(zip(_KEYS, row, strict=False)) for row in rows])
-    return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
+    """Return rows as `json_to_recordset` reads them, with the columns c0, c1 and so on."""
+    return encoded(objects(rows))

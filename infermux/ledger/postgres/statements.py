@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import select
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from psycopg import Connection
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-Link = Connection[Any]
 _numbers = itertools.count()  # a name is used once, whatever became of a connection's others
-_prepared: weakref.WeakKeyDictionary[Link, dict[str, bytes]] = weakref.WeakKeyDictionary()
+
+
+class Link(Connection[Any]):
+    """A connection, with the names under which it has prepared statements."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.prepared: dict[str, bytes] = {}
 
 
 @lru_cache(maxsize=512)
@@ -70,15 +76,12 @@ def _clean(values: Sequence[Any]) -> list[Any]:
     return [clean(value) if isinstance(value, str) else value for value in values]
 
 
-class Done(NamedTuple):
-    """What a statement has done."""
-
-    changed: int  # of rows that it has changed or found
-    rows: list[list[bytes | None]]
+Rows = list[list[bytes | None]]
+Statement = tuple[str, Sequence[Any]]
 
 
-def run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Done]:
-    """Run statements as one transaction in one round trip; raise psycopg.Error.
+def run(link: Link, statements: Sequence[Statement]) -> list[Rows]:
+    """Run statements as one transaction in one round trip; return the rows of each.
 
     They are prepared by their first use on a connection, unless a pooler is in between. This takes
     a third of the system calls of a pipeline of psycopg, which waits for each statement.
@@ -86,17 +89,21 @@ def run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Don
     try:
         return _run(link, statements)
     except psycopg.errors.InvalidSqlStatementName:
-        _prepared.pop(link, None)  # psycopg deallocates all statements after a rollback
+        link.prepared.clear()  # psycopg deallocates all statements after a rollback
         return _run(link, statements)
 
 
-def _run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Done]:
+def _run(link: Link, statements: Sequence[Statement]) -> list[Rows]:
     connection = link.pgconn
     # all that may fail for the values' sake comes before the pipeline
     sent = [
-        (_name(link, statement), statement, [_encoded(value) for value in values])
-        for statement, values in statements
+        (_name(link, statement), statement, _encoded(values)) for statement, values in statements
     ]
+    if len(sent) == 1:
+        [(name, statement, encoded)] = sent
+        if name:
+            return [_rows(connection.exec_prepared(name, encoded))]
+        return [_rows(connection.exec_params(numbered(statement), encoded))]
     connection.enter_pipeline_mode()
     try:
         for name, statement, encoded in sent:
@@ -105,64 +112,65 @@ def _run(link: Link, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Do
             else:
                 connection.send_query_params(numbered(statement), encoded)
         connection.pipeline_sync()
-        found = _received(connection)
+        results = _received(connection)
     finally:
         if connection.status == ConnStatus.OK:
             with suppress(psycopg.Error):
                 connection.exit_pipeline_mode()
         if connection.pipeline_status != PipelineStatus.OFF:
             link.close()  # its results would be taken for those of others
-    return found
+    return list(map(_rows, results))
 
 
 def _name(link: Link, statement: str) -> bytes:
     """Return the name under which a statement is prepared; b"" if it must not be."""
     if link.prepare_threshold is None:
         return b""
-    known = _prepared.setdefault(link, {})
-    if statement not in known:
+    if (name := link.prepared.get(statement)) is None:
         name = b"infermux_%d" % next(_numbers)
-        result = link.pgconn.prepare(name, numbered(statement))
-        if result.status != ExecStatus.COMMAND_OK:
-            raise _error(result)
-        known[statement] = name
-    return known[statement]
+        _rows(link.pgconn.prepare(name, numbered(statement)))
+        link.prepared[statement] = name
+    return name
 
 
-def _received(connection: PGconn) -> list[Done]:
-    """Return the results up to the end of the transaction; raise the first error."""
-    found = list[Done]()
-    error: psycopg.Error | None = None
-    result: PGresult | None = None
+def _received(connection: PGconn) -> list[PGresult]:
+    """Return the results up to the end of the transaction, or to the first error."""
+    found = list[PGresult]()
     poll = select.poll()
     poll.register(connection.socket, select.POLLIN | select.POLLOUT)
     while connection.flush():
         poll.poll()
         connection.consume_input()
     poll.modify(connection.socket, select.POLLIN)
+    is_busy, get_result, ended = connection.is_busy, connection.get_result, False
     while True:
-        while connection.is_busy():
-            poll.poll()
+        while is_busy():
+            poll.poll()  # without the interpreter's lock, unlike `get_result`
             connection.consume_input()
-        before, result = result, connection.get_result()
-        if result is None:  # a statement's end
-            if connection.status != ConnStatus.OK or before is None:
-                raise psycopg.OperationalError("the connection was lost")
-            continue
-        if result.status == ExecStatus.PIPELINE_SYNC:
-            break
-        if result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            found.append(Done(result.command_tuples or 0, _rows(result)))
-        elif error is None and result.status != ExecStatus.PIPELINE_ABORTED:
-            error = _error(result)
-            if connection.status != ConnStatus.OK:
-                raise error
-    if error is not None:
-        raise error
-    return found
+        result = get_result()
+        if result is not None:
+            if (status := result.status) == _SYNC:
+                return found
+            if status != _ABORTED:
+                found.append(result)
+            ended = False
+        elif ended or connection.status != ConnStatus.OK:
+            raise psycopg.OperationalError("the connection was lost")
+        else:
+            ended = True  # of a statement
 
 
-def _rows(result: PGresult) -> list[list[bytes | None]]:
+_COMMAND_OK, _TUPLES_OK = int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK)
+_SYNC, _ABORTED = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.PIPELINE_ABORTED)
+
+
+def _rows(result: PGresult) -> Rows:
+    """Return the rows of a statement; raise its error."""
+    status = result.status
+    if status == _COMMAND_OK:
+        return []
+    if status != _TUPLES_OK:
+        raise _error(result)
     columns = range(result.nfields)
     return [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
 
@@ -176,6 +184,21 @@ def _error(result: PGresult) -> psycopg.Error:
         return psycopg.OperationalError(text)
 
 
+KEYS = [f"c{n}" for n in range(40)]  # of rows as objects
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def objects(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return rows as `json_to_recordset` reads them, with the columns c0, c1 and so on."""
+    return [dict(zip(KEYS, row)) for row in rows]  # noqa: B905 - there are more keys
+
+
+def encoded(value: Any) -> str:
+    """Return a value as JSON without NUL, which PostgreSQL refuses."""
+    found = _encode(value)
+    return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
+
+
 @lru_cache(maxsize=64)
 def numbered(statement: str) -> bytes:
     """Return a statement with $1, $2 and so on for its values, in libpq's form."""
@@ -183,14 +206,20 @@ def numbered(statement: str) -> bytes:
     return (first + "".join(f"${n}{part}" for n, part in enumerate(rest, 1))).encode()
 
 
-def _encoded(value: Any) -> bytes:
-    if isinstance(value, list):
-        if value and isinstance(value[0], str):
-            return b'{"%b"}' % b'","'.join(
-                each.replace("\\", "\\\\").replace('"', '\\"').encode() for each in value
-            )
-        return b"{%b}" % ",".join(map(str, value)).encode()
-    return value.encode() if isinstance(value, str) else b"%d" % value
+def _encoded(values: Sequence[Any]) -> list[bytes]:
+    """Return values as libpq sends them: texts, whole numbers, and arrays of either."""
+    return [
+        each.encode() if type(each) is str else b"%d" % each if type(each) is int else _array(each)
+        for each in values
+    ]
+
+
+def _array(values: Sequence[Any]) -> bytes:
+    """Return texts or numbers as an array such as {1,2}."""
+    if values and isinstance(values[0], str):
+        text = '","'.join([each.replace("\\", "\\\\").replace('"', '\\"') for each in values])
+        return f'{{"{text}"}}'.encode()
+    return f"{{{','.join(map(str, values))}}}".encode()
 
 
 def integers(array: bytes | None) -> list[int]:

@@ -84,7 +84,7 @@ def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
             _add_hold(sql, budget.owner, key, hold, rules)
             [(raised, used)] = took
             limit = budget.limit_pico + raised
-            return hold._replace(known=(limit, limit - used))
+            return hold._replace(known=(budget, limit, limit - used))
     taken = _take_all(sql, hold, [(each, hold.pico) for each in budget.all], rules)
     if isinstance(taken, Hold):
         for each in budget.all:
