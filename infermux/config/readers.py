@@ -21,6 +21,7 @@ _BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
 LONGEST, LEAST, MOST = 366 * 86_400, 2**16, 2**40  # seconds; bytes
 MAX_TAGS, MAX_TAG = 16, 200  # tags of a key, and characters of one
 _HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:@\[\]/]*)(:\d{1,5})?", re.ASCII)
+_ODD = re.compile(r"%(?![0-9a-fA-F]{2})|\s")
 _MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
 
 
@@ -46,9 +47,10 @@ def database_url(value: Any, place: str) -> Secret:
         raise ConfigError(f"{place} is not a URL") from None
     if parts.scheme not in ("postgresql", "postgres") or "://" not in found.reveal():
         raise ConfigError(f"{place} must be a URL that begins with postgresql://")
-    if not valid or "@" in parts.path or parts.fragment:
-        odd = "in the user and password, characters such as / # @ : are written as %2F %23 %40 %3A"
-        raise ConfigError(f"{place} is not a URL: {odd}")
+    odd = parts.fragment or parts.netloc.count("@") > 1 or _ODD.search(found.reveal())
+    if not valid or "@" in parts.path or odd:
+        told = "in the user and password, / # @ : % and spaces are %2F %23 %40 %3A %25 %20"
+        raise ConfigError(f"{place} is not a URL: {told}")
     if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
         remedy = 'put the URL into a variable, and name it: "env:NAME"'
         raise ConfigError(f"{place} must not hold a password: {remedy}")

@@ -16,7 +16,9 @@ from databases import PASSWORD, Database, PgBouncer, Postgres
 from network import Proxy
 from support import eventually, how_many
 
-from infermux.errors import BudgetExceeded
+from infermux.config.readers import database_url
+from infermux.config.settings import Secret
+from infermux.errors import BudgetExceeded, ConfigError
 from infermux.ledger import Budget, Hold, LedgerUnavailable, Record
 from infermux.ledger.spool import Deferred, Spool
 from infermux.ledger.sqlite import SQLiteLedger
@@ -96,6 +98,25 @@ def test_a_service_that_may_makes_its_tables(database: Database, opens: Opens) -
     assert ledger.settle(settled("a", 1))
 
 
+def test_hosts_that_start_at_once_make_the_tables_once(database: Database, opens: Opens) -> None:
+    ledgers = [opens(database.url, migrate=True) for _ in range(4)]
+    together, problems = threading.Barrier(4), list[str | None]()
+
+    def start(ledger: PostgresLedger) -> None:
+        together.wait()
+        problems.append(ledger.problem())
+
+    crew = [threading.Thread(target=start, args=(each,)) for each in ledgers]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    assert problems == [None] * 4
+    assert database.sql("SELECT count(*) FROM infermux_schema") == [["1"]]
+    assert all(each.settle(settled(f"{n}", 1)) for n, each in enumerate(ledgers))
+    assert ledgers[0].problems() == []
+
+
 def test_init_grants_a_role_what_a_service_needs(postgres: Postgres, opens: Opens) -> None:
     database = postgres.database()
     database.sql(
@@ -140,6 +161,17 @@ def test_what_cannot_be_connected_to_is_told_without_the_password(
     said = f"{error.value.reason} {error.value.told} {second.value.reason} {caplog.text} {error.value!r}"  # fmt: skip
     assert PASSWORD not in said and "wr0ng-secret" not in said
     assert "127.0.0" not in error.value.told
+
+
+@pytest.mark.parametrize("odd", ["s3cr@t-word", "s3cr/t-word", "s3cr?t-word", "s3cr#t-word", "s3cr%zzt-word", "s3cr t-word"])  # fmt: skip
+def test_a_password_that_is_not_written_as_in_a_url_is_told_without_it(odd: str) -> None:
+    """libpq would take a part of it for the host, and show that."""
+    with pytest.raises(ConfigError) as error:
+        database_url(Secret(f"postgresql://web:{odd}@127.0.0.1:1/db"), "[ledger].url")
+    assert "%40" in str(error.value) and "%25" in str(error.value)
+    assert "s3cr" not in repr(error.value) and "t-word" not in repr(error.value)
+    written = odd.translate({ord(each): f"%{ord(each):02X}" for each in "%@/?# "})
+    database_url(Secret(f"postgresql://web:{written}@127.0.0.1:1/db"), "[ledger].url")
 
 
 # -- partitions ------------------------------------------------------------------------------------
@@ -562,6 +594,8 @@ def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
         old.settle(settled("h", 10), old.reserve(own, 100, call_id="h", at=NOON))
         old.reserve(own, 100, call_id="held", at=NOON)
         old.adjust(own, 77, NOON)
+        old.objects().add("openai", "web", ["file-1"], NOON)
+        assert old.alerts().claim("budget:web", None, NOON, "one")
         old.prune(NOON - 40 * DAY)
         ledger = opens(there.url, clock=lambda: NOON + DAY)
 
@@ -581,6 +615,8 @@ def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
             budget = Budget("web", 10**9, period)
             assert ledger.states([budget], NOON) == old.states([budget], NOON)
         assert ledger.adjustments() == old.adjustments()
+        assert ledger.objects().of("openai", "web") == {"file-1"}
+        assert ledger.alerts().sent() == old.alerts().sent() != {}
         assert ledger.problems() == []
         assert ledger.copied_from(old, "l.db").calls == found.calls
         with pytest.raises(LedgerUnavailable) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from traffic import (
 
 pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
 
-SOON = 1.0  # seconds within which a call is answered or refused
+SOON = 1.2  # seconds within which a call is answered or refused; more where the machine is busy
 RPM = 5
 KEYS = keys(
     web='budget = { usd = "0.05", per = "day" }',
@@ -54,6 +54,21 @@ class Served(NamedTuple):
 
     def ask(self, caller: str, number: int = 7) -> Outcome:
         return call(self.host.port, caller, PLAIN, number)
+
+    def answered(self, caller: str) -> Outcome:
+        """Return the outcome of a call that is answered, when there is time for the database."""
+
+        def answer() -> Outcome | None:
+            found = self.ask(caller)
+            return found if found.status == 200 else None
+
+        found: Outcome = eventually(answer, "an answer")
+        return found
+
+    def in_time(self, outcomes: Iterable[Outcome], usual: Sequence[Outcome]) -> bool:
+        """Return whether calls took no longer than they may, given what others take now."""
+        busy = max(each.ended - each.sent for each in usual)
+        return max(each.ended - each.sent for each in outcomes) < SOON + 20 * busy
 
 
 def configuration(vendor: MeteredVendor) -> str:
@@ -95,12 +110,6 @@ def served(postgres: Postgres) -> Iterator[Served]:
     postgres.drop(database)
 
 
-def timed(work: Callable[[], Outcome]) -> Outcome:
-    found = work()
-    assert found.ended - found.sent < SOON + 0.2, found  # and what a busy machine takes
-    return found
-
-
 # -- away ------------------------------------------------------------------------------------------
 
 TROUBLES: Mapping[str, Callable[[Served], None]] = {
@@ -121,12 +130,11 @@ TROUBLES: Mapping[str, Callable[[Served], None]] = {
 def test_while_the_database_is_away_only_hard_budgets_wait_for_it(
     served: Served, trouble: str
 ) -> None:
-    before = [served.ask("free"), served.ask("web")]
-    assert [each.status for each in before] == [200, 200]
+    before = [served.answered("free"), served.answered("web")]
     TROUBLES[trouble](served)
     with ThreadPoolExecutor(8) as pool:
         asked = [
-            (caller, pool.submit(timed, lambda caller=caller: served.ask(caller)))
+            (caller, pool.submit(served.ask, caller))
             for caller in ("free", "web", "warned", "free", "web", "warned")
         ]
     found = [(caller, each.result()) for caller, each in asked]
@@ -134,6 +142,7 @@ def test_while_the_database_is_away_only_hard_budgets_wait_for_it(
     assert [(caller, (each.status, each.code)) for caller, each in found] == [
         (caller, expected[caller]) for caller, _ in asked
     ]
+    assert served.in_time([each for _, each in found], before)
     said = served.host.ask("/readyz")
     assert said.json["ledger"] not in ("ok", "not configured")
     assert "10." not in said.data.decode() and SERVICE not in said.data.decode()
@@ -146,9 +155,11 @@ def test_while_the_database_is_away_only_hard_budgets_wait_for_it(
 
 
 def test_a_limit_per_minute_holds_on_the_host_while_the_database_is_away(served: Served) -> None:
+    usual = [served.answered("free")]
     served.proxy.refuse()
-    found = [timed(lambda: served.ask("limited")) for _ in range(RPM + 3)]
+    found = [served.ask("limited") for _ in range(RPM + 3)]
     assert [each.status for each in found] == [200] * RPM + [429] * 3
+    assert served.in_time(found, usual)
     assert "own calls" in served.host.ready()["rate_limits"]
     assert b"\ninfermux_rate_limits_local 1\n" in served.host.ask("/metrics").data
     served.proxy.accept()
@@ -160,10 +171,12 @@ def test_a_limit_per_minute_holds_on_the_host_while_the_database_is_away(served:
 @pytest.mark.slow
 def test_a_database_that_answers_late_is_away(served: Served) -> None:
     """Each packet takes a second: calls are answered in time all the same, and recorded."""
+    usual = [served.answered("free")]
     served.proxy.delay = 1.0
-    found = [timed(lambda: served.ask("free")) for _ in range(4)]
+    found = [served.ask("free") for _ in range(4)]
     assert {each.status for each in found} == {200}
-    assert timed(lambda: served.ask("web")).code == "ledger_unavailable"
+    refused = served.ask("web")
+    assert refused.code == "ledger_unavailable" and served.in_time([*found, refused], usual)
     served.proxy.accept()
     served.proxy.cut()
     assert {each.id for each in found} <= set(served.settled())
@@ -173,7 +186,7 @@ def test_connections_that_were_cut_are_replaced(served: Served) -> None:
     found = []
     for _ in range(3):
         found += [served.ask("free"), served.ask("web")]
-        assert served.proxy.cut() > 0
+        eventually(lambda: served.proxy.cut() > 0, "connections to cut")
     found += [served.ask("free"), served.ask("web")]
     assert {each.status for each in found} <= {200, 503}
     assert {each.id for each in found if each.status == 200} <= set(served.settled())

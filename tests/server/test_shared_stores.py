@@ -52,9 +52,17 @@ def test_a_key_that_one_host_makes_rotates_and_revokes_is_known_to_the_other(two
 
 
 def test_the_budget_of_an_end_user_holds_over_hosts(two):
-    def statuses(user: str) -> list[int]:
+    def status(user: str, n: int) -> int:
         body = {"model": "echo-v1", "user": user, **SAY}
-        return [two[n % 2].ask(CHAT, body, caller="app").status for n in range(12)]
+
+        def answer() -> int:  # a busy machine may have no time for the database
+            found = two[n % 2].ask(CHAT, body, caller="app").status
+            return 0 if found == 503 else found
+
+        return eventually(answer, "an answer")
+
+    def statuses(user: str) -> list[int]:
+        return [status(user, n) for n in range(12)]
 
     spent = statuses("ada")
     assert spent[0] == 200 and spent[-2:] == [402, 402]

@@ -35,6 +35,10 @@ _KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys
 _HASHES = "SELECT hash, name, at_ms, until_ms FROM key_hashes"
 _ADD_KEY = "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _ADD_HASH = "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_ALERTS = "SELECT subject, at_ms, host FROM alerts"
+_OBJECTS = "SELECT provider, caller, ident, at_ms FROM objects"
+_ADD_ALERT = "INSERT INTO alerts VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_ADD_OBJECT = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
 _ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised, warned_ms)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
@@ -131,6 +135,8 @@ class _Rest(NamedTuple):
     rollups: list[tuple[Any, ...]]
     keys: list[tuple[Any, ...]]
     hashes: list[tuple[Any, ...]]
+    alerts: list[tuple[Any, ...]]
+    objects: list[tuple[Any, ...]]
 
 
 def _rest(ask: queries.Ask) -> _Rest:
@@ -138,7 +144,8 @@ def _rest(ask: queries.Ask) -> _Rest:
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
     sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
     rest = (ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), ask(_ADJUSTMENTS, ()))
-    return _Rest(sums, *rest, days, kept, ask(_KEYS, ()), ask(_HASHES, ()))
+    others = [ask(query, ()) for query in (_KEYS, _HASHES, _ALERTS, _OBJECTS)]
+    return _Rest(sums, *rest, days, kept, *others)
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
@@ -165,6 +172,8 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
             (rollups.ADD, rest.rollups),
             (_ADD_KEY, rest.keys),
             (_ADD_HASH, rest.hashes),
+            (_ADD_ALERT, rest.alerts),
+            (_ADD_OBJECT, rest.objects),
         ):
             sql.executemany(statement, rows)
         sql.execute(_NEW_KEYS)
