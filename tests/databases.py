@@ -46,6 +46,7 @@ ROLES = f"""
 CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}';
 CREATE ROLE {SERVICE} LOGIN PASSWORD '{PASSWORD}';
 """
+START_SECONDS = 4 * PATIENCE  # of programs: a busy machine takes half a minute for an `initdb`
 _count = itertools.count()
 
 
@@ -109,7 +110,7 @@ def execute(*command: str) -> str:
         [program(command[0]), *command[1:]],
         text=True,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=START_SECONDS,
         check=False,
         **_as_user(),
     )
@@ -149,7 +150,7 @@ class Daemon:
             return ready()
 
         try:
-            eventually(up, f"{command[0]} serving")
+            eventually(up, f"{command[0]} serving", START_SECONDS)
         except BaseException:
             self.signal(signal.SIGKILL)
             raise
@@ -180,7 +181,7 @@ class Daemon:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(START_SECONDS)
             finally:
                 self.signal(signal.SIGKILL)
                 self.process.wait()

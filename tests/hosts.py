@@ -85,7 +85,7 @@ class Host:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(3 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -132,7 +132,7 @@ class Host:
             env=self.env | dict(env or {}),
             text=True,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=3 * PATIENCE,
             check=False,
             stdin=subprocess.DEVNULL,
         )
