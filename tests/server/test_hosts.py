@@ -58,7 +58,7 @@ class Scale(NamedTuple):
 
 
 QUICK = Scale(80, 1, 1, 0, 1, 15, "0.04", "0.025")
-LENGTHY = Scale(how_many(600, 600, 3000), 2, 4, 64, 2, 40, "0.3", "0.2")  # longer than a minute
+LENGTHY = Scale(how_many(300, 400, 3000), 2, 4, 64, 2, 40, "0.3", "0.2")  # longer than a minute
 ALL = (PLAIN, STREAM, FAILOVER, FAILOVER_STREAM)
 EXACT = {PLAIN.name, STREAM.name, LONG.name}  # kinds of which nothing is estimated
 CALLERS = [
