@@ -101,6 +101,10 @@ def _check_param(name: str, value: Any, place: str) -> None:
         raise ConfigError(f"{place} must be from {least} to {most}, not {shown(value)}")
     if name == "stop" and isinstance(value, list):
         _check_texts(value, place)
+    if name == "tools":
+        for number, each in enumerate(value):
+            if not isinstance(each, dict) or not isinstance(each.get("type"), str):
+                raise ConfigError(f"{place}[{number}] must be a table with a `type`")
     if name == "metadata":
         _check_texts([*value.values()], place)
 

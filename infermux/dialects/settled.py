@@ -6,7 +6,7 @@ client and vendor have the same format, they are translated to that format and p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,12 +14,16 @@ from ..protocol import CHAT, InferRequest, strict_json
 from ..types import JSON
 from . import Dialect, obj, without
 from .parameters import Drop, hint, kinds
+from .sizes import with_fitting_thoughts
 
 _COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
 _OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # objects whose members are set one by one, so that a client's others stay
 _HOLDERS = ("generationConfig", "generation_config", "reasoning", "text", "output_config")
+_OF_TOOLS = ("tool_choice", "parallel_tool_calls")  # vendors refuse them without tools
+# parameters of the client on which it depends how others are written
+_BESIDE = (*_LIMITS, "tools", *_OF_TOOLS)
 _TAKE_ANY = ("openai", "responses")  # formats in which vendors have parameters of their own
 _GOOGLE = ("generationConfig", "generation_config")
 
@@ -45,6 +49,8 @@ def settled(
     over = {name: value for name, value in override.items() if _fits(name, request.op)}
     gone = {each for name in over for each in _alike(name)}
     new = {name: value for name, value in new.items() if name not in gone} | over
+    if not (new.get("tools") or own.get("tools")):
+        new = without(new, *_OF_TOOLS)
     if not new:
         return request
     kept = {name: value for name, value in own.items() if name not in gone}
@@ -95,11 +101,34 @@ def _expressed(request: InferRequest, dialect: Dialect) -> InferRequest:
         raw = name not in kinds() and dialect.NAME in _TAKE_ANY
         if said.preference or (said.meaning and not raw and name in request.forced.defaults):
             lost.append(name)
-            hint(name, drop)
+    lost += _disturbing(request, dialect, lost)
     if not lost:
         return request
+    for name in lost:
+        hint(name, drop)
     forced = Forced(without(request.forced.params, *lost), request.forced.defaults)
     return replace(request, params=without(request.params, *lost), forced=forced)
+
+
+def _disturbing(request: InferRequest, dialect: Dialect, lost: Sequence[str]) -> list[str]:
+    """Return the defaults beside which *dialect* cannot express what the client has set."""
+    forced, model = request.forced, request.model
+    raw = forced.params.keys() - kinds().keys() if dialect.NAME in _TAKE_ANY else ()
+    params = without(request.params, *lost, *raw)
+
+    def fails(given: Mapping[str, Any]) -> bool:
+        said = dialect.unsaid(InferRequest(model, params=given), model)
+        return bool(said.meaning or said.preference)
+
+    if request.op != CHAT or not fails(params):
+        return []
+    own = {
+        name: value
+        for name, value in params.items()
+        if name not in forced.defaults and not fails({name: value})
+    }
+    defaults = sorted(forced.defaults & params.keys()) if not fails(own) else ()
+    return [name for name in defaults if fails({**own, name: params[name]})]
 
 
 def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:
@@ -115,7 +144,7 @@ def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) ->
         if name in _HOLDERS and isinstance(inner, dict) and isinstance(member, dict):
             member = without(inner, *map(_snake, member)) | member
         body[name] = member
-    return body
+    return with_fitting_thoughts(body) if limited else body
 
 
 def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) -> JSON:
@@ -129,7 +158,9 @@ def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Diale
 
     raw = {name: value for name, value in forced.items() if name not in kinds()}
     known = without(forced, *raw)
-    found, usual = body(known, request.dropped), body({}, None)
+    beside = {name: request.params[name] for name in _BESIDE if name in request.params}
+    beside = without(beside, *known)
+    found, usual = body(beside | known, request.dropped), body(beside, None)
     limits = _LIMITS if not known.keys().isdisjoint(_LIMITS) else ()
     new = {
         name: value

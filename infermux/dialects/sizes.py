@@ -13,6 +13,7 @@ from ..types import JSON
 from . import members as obj
 from . import word
 
+MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
 MIN_OUTPUT = 16  # tokens; OpenAI's Responses refuse a lower limit
 MAX_IMAGE = 10_000  # tokens of one image: OpenAI's largest number of patches
 FILE_TOKENS = 10_000  # that a small file may have beyond its bytes, such as pages that are images
@@ -126,7 +127,22 @@ def limited(body: JSON, tokens: int, *, completion: bool) -> JSON:
         return body | {name: obj(body.get(name)) | {"maxOutputTokens": tokens}}
     if "messages" not in body and "prompt" not in body:
         return body | {"max_output_tokens": tokens}
-    return body | {"max_completion_tokens" if completion else "max_tokens": tokens}
+    name = "max_completion_tokens" if completion else "max_tokens"
+    return with_fitting_thoughts(body | {name: tokens})
+
+
+def with_fitting_thoughts(body: JSON) -> JSON:
+    """Return a body whose thinking budget is below the limit of its output, as Anthropic demands.
+
+    For a limit that is not the client's: its own may be what it means.
+    """
+    thinking, limit = obj(body.get("thinking")), body.get("max_tokens")
+    budget = thinking.get("budget_tokens")
+    if type(limit) is not int or type(budget) is not int or budget < limit:
+        return body
+    if limit <= MIN_THINKING_BUDGET:
+        return body | {"thinking": {"type": "disabled"}}
+    return body | {"thinking": thinking | {"budget_tokens": max(MIN_THINKING_BUDGET, limit // 2)}}
 
 
 def _config(body: JSON) -> JSON:

@@ -203,6 +203,65 @@ def test_a_default_that_the_target_does_not_take_is_left_out_and_told(tmp_path):
         assert vendor.seen[-1].body.keys() <= {"model", "messages", "max_tokens", "system"}
 
 
+THINKS = {"type": "enabled", "budget_tokens": 2000}
+HIGH = 'params = { reasoning_effort = "high" }'
+TOOLS = [{"name": "f", "input_schema": {"type": "object"}}]
+CHOICE = 'params = { tool_choice = "auto", parallel_tool_calls = false }'
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked", "wanted", "dropped"),
+    [
+        (HIGH, {}, {"thinking": THINKS | {"budget_tokens": 2500}}, None),  # below the limit
+        (HIGH, {"temperature": 0.5}, {"temperature": 0.5}, "reasoning_effort"),
+        (
+            "params = { temperature = 0.2, top_k = 3 }",
+            {"thinking": THINKS},
+            {},
+            "temperature, top_k",
+        ),
+        (
+            "override = { max_tokens = 1500 }",
+            {"thinking": THINKS},
+            {"max_tokens": 1500, "thinking": THINKS | {"budget_tokens": 1024}},
+            None,
+        ),
+        (
+            "override = { max_tokens = 500 }",
+            {"thinking": THINKS},
+            {"max_tokens": 500, "thinking": {"type": "disabled"}},
+            None,
+        ),
+        (CHOICE, {}, {}, None),  # without tools a vendor refuses these
+        (
+            CHOICE,
+            {"tools": TOOLS},
+            {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+            None,
+        ),
+    ],
+)
+def test_what_is_set_agrees_with_what_the_client_asks(setting, asked, wanted, dropped, tmp_path):
+    with Vendor() as vendor:
+        found = build_router(
+            f'[providers.v]\ntype = "anthropic"\nbase_url = "{vendor.url}/v1"\napi_key = "env:K"\n'
+            f'[models.x]\ntargets = "v/claude-sonnet-4-5"\n{setting}\n',
+            tmp_path,
+        )
+        body = {"model": "x", "messages": SAID, "max_tokens": 5000, **asked}
+        answer = create_app(found).test_client().post("/v1/messages", json=body)
+        assert vendor.seen[-1].body == body | {"model": "claude-sonnet-4-5"} | wanted
+        assert answer.headers.get("X-Infermux-Dropped") == dropped
+
+
+def test_a_default_of_tools_is_not_sent_without_tools(vendor, tmp_path):
+    found = build_router(provider(vendor) + f'[models.x]\ntargets = "v/m"\n{CHOICE}\n', tmp_path)
+    assert sent(vendor, found).keys() == {"model", "messages"}
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = sent(vendor, found, tools=[tool])
+    assert (body["tool_choice"], body["parallel_tool_calls"]) == ("auto", False)
+
+
 def test_streams_have_them_too(vendor, tmp_path):
     found = build_router(
         provider(vendor) + '[models.x]\ntargets = "v/m"\nparams = { temperature = 0.25 }\n',
@@ -224,6 +283,7 @@ def test_streams_have_them_too(vendor, tmp_path):
         ("params = { max_tokens = 1.5 }", ["params.max_tokens must be a whole number"]),
         ("params = { max_tokns = 1 }", ["max_tokns", "did you mean 'max_tokens'"]),
         ("params = { stop = [1] }", ["params.stop must hold text"]),
+        ('params = { tools = ["f"] }', ["params.tools[0] must be a table with a `type`"]),
         ('params = { model = "y" }', ["params.model must not be set"]),
         ("params = { stream = true }", ["params.stream must not be set"]),
         ('override = { api_key = "x" }', ["override.api_key must not be set"]),

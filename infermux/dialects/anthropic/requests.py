@@ -18,11 +18,11 @@ from ...types import JSON
 from .. import data_uri, fitting, given, items, json_schema, obj, require, strings, text, without
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..sizes import MIN_THINKING_BUDGET
 from ..tools import leave_out, with_functions
 from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
-MIN_THINKING_BUDGET = 1024  # tokens
 # Thinking budgets in tokens by effort; models from 4.6 on have an effort parameter.
 BUDGETS = {
     "minimal": MIN_THINKING_BUDGET,
