@@ -66,7 +66,7 @@ def covers(scope: Collection[str], name: str) -> bool:
 
 def share_a_name(one: str, other: str) -> bool:
     """Whether a name could match both patterns."""
-    return next(_shapes(one, other), None) is not None
+    return _meeting(one, other)[0][0]
 
 
 def ties(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
@@ -89,24 +89,43 @@ def ties(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
 
 def _shapes(one: str, other: str) -> Iterator[str]:
     """Yield what matches both patterns, as patterns; not each is different from all others."""
-    stack = [("", one, other)]
+    meet = _meeting(one, other)
+    stack = [("", 0, 0)] if meet[0][0] else []
     seen = set()
     while stack:
         state = stack.pop()
         if state in seen:
             continue
         seen.add(state)
-        done, a, b = state
-        if not a and not b:
+        done, i, j = state
+        if i == len(one) and j == len(other):
             yield done
-        elif a[:1] == STAR and b[:1] == STAR:
-            more = done if done[-1:] == STAR else done + STAR
-            stack += [(more, a[1:], b), (more, a, b[1:])]
-        elif a[:1] == STAR:
-            stack += [(done + b[:1], a, b[1:])] if b else []
-            stack.append((done, a[1:], b))
-        elif b[:1] == STAR:
-            stack += [(done + a[:1], a[1:], b)] if a else []
-            stack.append((done, a, b[1:]))
-        elif a[:1] == b[:1]:
-            stack.append((done + a[:1], a[1:], b[1:]))
+        for text, right, down in _steps(one[i : i + 1], other[j : j + 1]):
+            if meet[i + right][j + down]:
+                more = done if text == STAR and done[-1:] == STAR else done + text
+                stack.append((more, i + right, j + down))
+
+
+def _steps(a: str, b: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the ways to go on where two patterns have *a* and *b*: what both match, and how far."""
+    if a == STAR:
+        yield (STAR if b == STAR else "", 1, 0)
+    if b == STAR:
+        yield (STAR if a == STAR else "", 0, 1)
+    elif a == STAR and b:
+        yield b, 0, 1
+    if b == STAR and a and a != STAR:
+        yield a, 1, 0
+    elif a == b and a and a != STAR:
+        yield a, 1, 1
+
+
+def _meeting(one: str, other: str) -> list[list[bool]]:
+    """Return for each two rests of the patterns whether a text matches both."""
+    meet = [[False] * (len(other) + 1) for _ in range(len(one) + 1)]
+    meet[-1][-1] = True
+    for i in range(len(one), -1, -1):
+        for j in range(len(other), -1, -1):
+            steps = _steps(one[i : i + 1], other[j : j + 1])
+            meet[i][j] = meet[i][j] or any(meet[i + right][j + down] for _, right, down in steps)
+    return meet

@@ -95,14 +95,21 @@ class Window:
     tokens_reset: float = 0.0
 
 
+_OUTCOMES = ("passed", "changed", "failed", "refused")
+
+
 @dataclass(slots=True)
 class HookRun:
-    """The runs of one hook for a call: how many, how long, and the outcome of the last."""
+    """The runs of one hook for a call: how many, how long, and what came of them."""
 
     times: int = 0
     seconds: float = 0.0
     inside: float = 0.0  # of these, the seconds within an attempt: between chunks
-    outcome: str = "passed"  # changed, refused or failed
+    outcome: str = "passed"  # changed, refused or failed; of several runs, the gravest
+
+    def ended(self, outcome: str) -> None:
+        """Note the outcome of a run, unless an earlier one was graver."""
+        self.outcome = max(self.outcome, outcome, key=_OUTCOMES.index)
 
 
 @dataclass(slots=True)
@@ -153,6 +160,7 @@ class Call:
     error: Failure | None = None
     hooks: Any = None  # a HookRun by name, once a hook has run
     told: Any = None  # what hooks are told of the call
+    asked: InferRequest | None = None  # the request before a hook has changed it
     form: str = ""  # the format of the client, if its own body is not known
 
     @classmethod

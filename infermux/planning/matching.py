@@ -84,12 +84,12 @@ def check(registry: Registry, name: str) -> None:
     for target in (*own.targets, *own.fallback) if own is not None else (name,):
         if not is_pattern(target):
             registry.route(target)
-        elif not _may_match(registry, target, but=name if own is not None else ""):
+        elif not _may_match(registry, target, {name} if own is not None else set()):
             raise _refused(registry, target)
 
 
-def _may_match(registry: Registry, target: str, *, but: str) -> bool:
-    """Return whether a name that *target* matches leads to a target, without the pattern *but*."""
+def _may_match(registry: Registry, target: str, seen: set[str]) -> bool:
+    """Return whether a name that *target* matches leads to a target, not by the patterns *seen*."""
     if target == STAR:
         return len(registry) > 0
     left, slash, _ = target.partition("/")
@@ -99,9 +99,19 @@ def _may_match(registry: Registry, target: str, *, but: str) -> bool:
     sample = found.filled(["1"] * target.count(STAR))
     return (
         any(found.match(name) is not None for name in candidates(registry))
-        or any(_is_meant(target, text) for text in registry.patterns if text != but)
         or any(knows(each, sample) for each in registry)
+        or any(
+            _leads_on(registry, text, seen) for text in registry.patterns if _is_meant(target, text)
+        )
     )
+
+
+def _leads_on(registry: Registry, text: str, seen: set[str]) -> bool:
+    """Return whether a target of the pattern *text* may be served, if that is not known yet."""
+    own = registry.pattern(text) if text not in seen else None
+    seen.add(text)
+    targets = (*own.targets, *own.fallback) if own is not None else ()
+    return any(not is_pattern(each) or _may_match(registry, each, seen) for each in targets)
 
 
 def _is_meant(target: str, text: str) -> bool:

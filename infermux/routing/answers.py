@@ -68,13 +68,13 @@ class AnswerCache:
         """Return the answer that is kept for the call, or None; note where to keep its own."""
         if route.answers is None:
             return None
-        asked = call.cache_control.lower()
-        if "no-store" in asked or not may_be_kept(call.request):
+        control = call.cache_control.lower()
+        if "no-store" in control or not may_be_kept(call.request):
             call.cache = BYPASS
             return None
         call.cache, call.answer_key = MISS, digest_of(call, route, self.hooks)
-        match = _MAX_AGE.search(asked)
-        if "no-cache" in asked or (match is not None and not int(match[1])):
+        match = _MAX_AGE.search(control)
+        if "no-cache" in control or (match is not None and not int(match[1])):
             return None
         now = self._clock()
         with suppress(ValueError, TypeError, KeyError):  # kept by another version
@@ -97,6 +97,8 @@ class AnswerCache:
         policy = route and route.answers
         if not route or not policy or call.override or not is_final(response):
             return
+        if any(run.outcome == "failed" for run in (call.hooks or {}).values()):
+            return  # it is not as the hooks want it
         body = _encoded(response, call.attempts[-1].target)
         if len(body) > MAX_BODY:
             return
@@ -234,17 +236,22 @@ def is_final(response: InferResponse) -> bool:
 def digest_of(call: Call, route: Route, hooks: str = "") -> str:
     """Return the digest under which the answer to a call is kept."""
     request = call.request
-    native = request.native
-    if native is None:
-        asked: Any = [list(request.messages), dict(request.params), dict(request.meta)]
-    else:
-        body = {name: value for name, value in native.body.value.items() if name not in _STREAM}
-        asked = [native.dialect, native.query and _without_form(native.query), body]
     who = [call.caller.name, call.user, request.provider, request.op]
-    text = json.dumps([VERSION, who, dict(request.headers), asked], sort_keys=True, default=repr)
+    whole = [VERSION, who, dict(request.headers), _asked(request)]
+    if call.asked is not None:  # hooks may have put back into the answer what they hid
+        whole.append(_asked(call.asked))
+    text = json.dumps(whole, sort_keys=True, default=repr)
     known = route._replace(answers=None), route.answers and route.answers.settings
     text += f"\n{hooks}" if hooks else ""
     return sha256(f"{known!r}\n{text}".encode(errors="replace")).hexdigest()
+
+
+def _asked(request: InferRequest) -> list[Any]:
+    native = request.native
+    if native is None:
+        return [list(request.messages), dict(request.params), dict(request.meta)]
+    body = {name: value for name, value in native.body.value.items() if name not in _STREAM}
+    return [native.dialect, native.query and _without_form(native.query), body]
 
 
 def _without_form(query: str) -> str:

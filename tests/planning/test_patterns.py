@@ -205,6 +205,7 @@ def test_names_are_resolved_as_before_without_a_pattern():
         ('[models]\n"a-*" = "nothing-*"', ["no provider for model 'nothing-*'"]),
         ('[models]\n"a-*" = "nothing"', ["no provider for model 'nothing'"]),
         ('[models]\n"a-*" = "b-*"\n"b-*" = "a-*"', ["is circular", "b-*"]),
+        ('[models]\n"a-*" = "c-a-*"\n"c-*" = "a-*"', ["no provider for model 'c-a-*'"]),
         ('[models]\n"a-*" = "openai/*"\n"*-b" = "openai/*"', ["'a-*' and '*-b'", "'a-*-b'"]),
         ('[models."a-*"]\ntargets = "openai/*"\nfallback = "antropic/*"', ["'antropic/*'"]),
         (f'[keys.k]\nhash = "{hashed("k")}"\nmodels = ["antropic/*"]', ["[keys.k].models"]),
@@ -249,6 +250,16 @@ def test_all_are_told_at_once(tmp_path):
 )
 def test_two_patterns_that_match_the_same_name_are_a_tie(names, tied):
     assert [found[:2] for found in ties(dict.fromkeys(names))] == tied
+
+
+def test_looking_for_ties_takes_no_long_time_for_any_patterns():
+    began = time.process_time()
+    for number in (12, 16):
+        one = "".join(f"*{letter}" for letter in "abcdefghijklmnop"[:number])
+        other = "".join(f"{letter}*" for letter in "abcdefghijklmnop"[:number])
+        assert not [*ties([f"{one}x", f"{other}y"])]
+        assert [*ties([f"{one}*", f"*{other}"])]
+    assert time.process_time() - began < 5
 
 
 def test_a_tie_that_a_more_specific_name_decides_is_none(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sqlite3
@@ -613,3 +614,53 @@ def test_whose_tools_are_run_by_the_client_may_be_kept():
     assert answers.may_be_kept(request(tools=[{"functionDeclarations": []}]))
     for tool in ({"googleSearch": {}}, {"type": "mcp"}, {"type": "web_search_20250305"}, 5):
         assert not answers.may_be_kept(request(tools=[*own, tool]))
+
+
+HOOKS = """
+import re
+MAIL = re.compile(r"[a-z]+@x[.]org")
+fail = False
+def before(request, call):
+    said = request.messages[-1]
+    found = MAIL.search(said["content"])
+    call.state["mail"] = found.group()
+    said["content"] = MAIL.sub("[mail]", said["content"])
+def after(answer, call):
+    if fail:
+        raise ValueError
+    answer.content = answer.content.replace("[mail]", call.state["mail"])
+"""
+
+
+@pytest.fixture
+def hooked(tmp_path, monkeypatch):
+    """A place whose hooks hide an address from the vendor, and put it back; and their module."""
+    name = f"hiding_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(HOOKS)
+    hooks = f'[hooks]\nbefore = "{name}:before"\nafter = "{name}:after"\non_error = "open"\n'
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = Place(tmp_path, monkeypatch, CONFIG + hooks)
+    yield made, importlib.import_module(name)
+    made.router.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_hooks_put_back_into_an_answer_is_given_to_nobody_else(hooked, streamed):
+    place, _ = hooked
+    ann, bob, again = (
+        place.ask(f"I am {who}@x.org", stream=streamed, max_tokens=100)
+        for who in ("ann", "bob", "ann")
+    )
+    assert [state(each) for each in (ann, bob, again)] == ["miss", "miss", "hit"]
+    for answer, who in ((ann, "ann"), (bob, "bob"), (again, "ann")):
+        assert f"{who}@x.org" in text_of(answer, CHAT)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_whose_hook_has_failed_is_not_kept(hooked, streamed):
+    place, module = hooked
+    module.fail = True
+    place.ask("I am eve@x.org", stream=streamed, max_tokens=100)
+    module.fail = False
+    answer = place.ask("I am eve@x.org", max_tokens=100)
+    assert state(answer) == "miss" and "eve@x.org" in text_of(answer, CHAT)

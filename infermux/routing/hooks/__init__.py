@@ -130,9 +130,9 @@ class Hooks:
             new = self._asked(call, old, told)
         if new is old:
             return False
-        call.hooks["before"].outcome = "changed"
+        call.hooks["before"].ended("changed")
         call.form = client_format(call)
-        call.request, call.size = new, None
+        call.asked, call.request, call.size = old, new, None
         return old.op != RESOURCE
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
@@ -210,7 +210,7 @@ class Hooks:
 
         made: InferResponse = self.run("after", call, given, told, checked, lambda: response)
         if made is not response:
-            call.hooks["after"].outcome = "changed"
+            call.hooks["after"].ended("changed")
         return made
 
     def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
@@ -256,14 +256,14 @@ class Hooks:
         try:
             job = self._threads.run(lambda: hook(value, told), self.timeout, call)
             if isinstance(error := job.error, InferMuxError):
-                ran.outcome = "refused"
+                ran.ended("refused")
                 raise _refusal(error, name) from None
             if error is None:
                 try:
                     return checked(value if job.value is None else job.value)
                 except Exception as wrong:  # what the hook returned cannot be used
                     error = wrong
-            ran.outcome = "failed"
+            ran.ended("failed")
             return self._failed(name, error, otherwise)
         finally:
             error = None  # else a cycle: its traceback refers to this frame

@@ -148,7 +148,7 @@ class HookedStream(Stream):
         def checked(result: object) -> list[Chunk]:
             found = chunks_of(result)
             if found != [chunk]:
-                call.hooks["chunk"].outcome = "changed"
+                call.hooks["chunk"].ended("changed")
             return made([chunk] if found == [chunk] else found)
 
         answer: list[Chunk] = self._hooks.run(
