@@ -68,9 +68,9 @@ class CommandSecret(Secret):
         return self.current(self._limit)
 
     @property
-    def seal(self) -> str:
-        """A text by which ids are signed: the same in all processes."""
-        return sha256("\0".join(self._argv).encode(errors="replace")).hexdigest()
+    def seals(self) -> tuple[str, ...]:
+        """Texts by which ids are signed: the same in all processes, whatever the key is."""
+        return (sha256("\0".join(self._argv).encode(errors="replace")).hexdigest(),)
 
     def current(self, patience: float) -> str:
         """Return the key within *patience* seconds; raise NoSecret."""

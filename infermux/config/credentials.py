@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class FileSecret(Secret):
         self._stamp, value = self._read(place)
         self._looked = time.monotonic()
         super().__init__(value, f"the file {path}")
+
+    @property
+    def seals(self) -> tuple[str, ...]:
+        """Texts by which ids are signed: by the place, as the key may change; the key's own."""
+        return sha256(f"file\0{self._path}".encode(errors="replace")).hexdigest(), self._value
 
     def _read(self, place: str) -> tuple[tuple[int, ...], str]:
         try:
@@ -85,9 +91,9 @@ class SecretPool(Secret):
         return self.keys[0].reveal()
 
     @property
-    def seal(self) -> str:
-        """A text by which ids are signed: that of the first key."""
-        return self.keys[0].seal
+    def seals(self) -> tuple[str, ...]:
+        """Texts by which ids are signed: those of all keys."""
+        return tuple(seal for key in self.keys for seal in key.seals)
 
 
 # -- reading --

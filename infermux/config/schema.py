@@ -49,9 +49,9 @@ class Secret:
         return self._value
 
     @property
-    def seal(self) -> str:
-        """A text by which ids are signed: the same in all processes of a service."""
-        return self._value
+    def seals(self) -> tuple[str, ...]:
+        """Texts by which ids are signed: by the first, the same in all processes of a service."""
+        return (self._value,)
 
     def __repr__(self) -> str:
         return "Secret(***)"

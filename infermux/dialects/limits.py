@@ -1,10 +1,11 @@
 """Vendors' rate limits as their answers tell them: whether one is used up, and until when.
 
-OpenAI and Groq: x-ratelimit-remaining-requests and -tokens; x-ratelimit-reset-requests and -tokens
-hold durations such as 1s, 6m0s or 2m59.56s
-(https://platform.openai.com/docs/guides/rate-limits, https://console.groq.com/docs/rate-limits).
-Anthropic: anthropic-ratelimit-requests-remaining, -tokens-, -input-tokens- and -output-tokens-; the
-resets are times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits).
+All have a header with "ratelimit" and "remaining" in its name, and mostly another one with "reset"
+in that place. OpenAI and Groq: x-ratelimit-remaining-requests and -tokens; the resets are durations
+such as 1s, 6m0s or 2m59.56s (https://platform.openai.com/docs/guides/rate-limits). Anthropic:
+anthropic-ratelimit-requests-remaining, -tokens-, -input-tokens- and -output-tokens-; the resets are
+times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits). Others: x-ratelimit-remaining,
+x-ratelimit-remaining-tokens-minute, ratelimit-remaining, with seconds or seconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,23 +21,18 @@ _EPOCH = 1e9  # above which a number is a time
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms])){1,5}|\d+(?:\.\d+)?", re.ASCII)
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms]|)", re.ASCII)
-_OPENAI = tuple(
-    (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
-    for what in ("requests", "tokens")
-)
-_ANTHROPIC = tuple(
-    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
-    for what in ("requests", "tokens", "input-tokens", "output-tokens")
-)
-LIMITS = {"openai": _OPENAI, "responses": _OPENAI, "anthropic": _ANTHROPIC}  # by dialect
 
 
-def used_up(headers: Mapping[str, str], limits: tuple[tuple[str, str], ...]) -> float:
+def used_up(headers: Mapping[str, str]) -> float:
     """Return the seconds until every limit that is used up is reset; 0: none is used up."""
     seconds = 0.0
-    for left, reset in limits:
-        if left in headers and headers[left].strip() == "0":
-            seconds = max(seconds, _seconds(headers.get(reset, "").strip()))
+    for name in [name for name in headers if "emaining" in name]:
+        lower = name.lower()
+        if headers[name].strip() != "0" or "ratelimit" not in lower:
+            continue
+        if headers.get(lower.replace("remaining", "limit"), "").strip() != "0":  # else it is none
+            reset = headers.get(lower.replace("remaining", "reset"), "")
+            seconds = max(seconds, _seconds(reset.strip()))
     return seconds
 
 

@@ -3,6 +3,10 @@
 A key that the vendor refuses, whose account is out of credit or whose rate is used up rests alone,
 while the others serve, also the request that was refused. If all rest, the one that rests least is
 used: the vendor decides.
+
+What a vendor stores belongs to the account of the key that made it. A request that names such a
+thing is sent with that key, where this process knows it, and where the vendor does not find it,
+with each other one.
 """
 
 from __future__ import annotations
@@ -10,21 +14,35 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from hashlib import sha256
 from typing import Any
+
+from requests import PreparedRequest
 
 from ..config.credentials import SecretPool
 from ..config.schema import NoSecret, Secret
+from ..dialects.limits import used_up
 from ..errors import ProviderAuthError, ProviderError, ProviderRateLimited, QuotaExhausted
 from ..types import Deadline, LogThrottle
-from .transport import Answer
+from .transport import Answer, Exchange
 
 REFUSED_SECONDS = 60.0  # that a refused key rests, or one whose account is out of credit
 LIMITED_SECONDS = 1.0  # the same after a rate limit without Retry-After
 MAX_REST = 3600.0
 MAX_VALUES = 16  # of each key that changes: as many are redacted
+MAX_STORED = 10_000  # ids whose key is known
+_PLACE = re.compile(r"/(files|batches|responses|conversations)\b(?:/([\w.:-]+))?")
+_NAMED = re.compile(  # what a body names, or carries, of what a vendor has stored or encrypted
+    rb'"(?:(?:input_)?file_id|previous_response_id|conversation|container|cached_?[cC]ontent'
+    rb'|encrypted_content)"\s*:\s*(?:\{\s*"id"\s*:\s*)?"([\w.:/=+-]{1,200})'
+)
+_MISSING = re.compile(
+    r"not[ _]found|no such|does(n't| not) exist|invalid.{0,20}\bids?\b|encrypted.content", re.I
+)
 Auth = Callable[[str], dict[str, str]]  # returns the headers that carry a key
 log = logging.getLogger("infermux")
 
@@ -68,47 +86,88 @@ class Credentials:
         self._next = random.randrange(len(keys))
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, str]] = {}  # the headers of each value
+        self._made: dict[str, _Key] = {}  # by the ids of what vendors store
 
     def send(
         self,
-        headers: dict[str, str],
+        prepared: PreparedRequest,
+        exchange: Exchange,
         post: Callable[[], Answer],
-        deadline: Deadline,
-        used_up: Callable[[Mapping[str, str]], float],
+        repeatable: Callable[[], bool],
     ) -> Answer:
         """Return the vendor's answer to the first key that it does not refuse; raise its error.
 
-        *used_up* returns the seconds until the limits that an answer's headers tell are reset.
+        *repeatable* tells whether it can be sent again.
         """
+        names = _stored(prepared) if len(self._keys) > 1 else ()
+        owner = next((key for name in names if (key := self._made.get(name))), None)
         tried: set[_Key] = set()
         while True:
-            key = self._chosen(tried)
+            key = self._chosen(tried, owner)
             tried.add(key)
             try:
-                headers |= self._headers(key.value(deadline))
-                answer = post()
+                answer = self._posted(key, prepared, exchange, post, repeatable)
             except (ProviderAuthError, ProviderRateLimited) as error:
-                renewed = isinstance(error, ProviderAuthError) and error.sent is not False
-                if renewed and not deadline.expired and key.renew():
-                    tried.discard(key)
-                    headers |= self._headers(key.value(deadline))
-                    return post()
                 self._rest(key, error)
                 if isinstance(error, ProviderAuthError) and error.sent is not False:
                     error.hint = f"does {key.secret.source or 'its api_key'} hold a valid key?"
-                if deadline.expired or all(each in tried for each in self._keys):
+                if key is owner and isinstance(error, ProviderRateLimited):
+                    raise  # no other account has what is named
+                if not self._goes_on(tried, exchange, repeatable):
+                    raise
+                continue
+            except ProviderError as error:
+                found = not names or not _is_missing(error)
+                if found or not self._goes_on(tried, exchange, repeatable):
                     raise
                 continue
             if seconds := used_up(answer.headers):
                 self._set(key, seconds)
+            if len(self._keys) > 1 and _PLACE.search(prepared.url or ""):
+                exchange.key = key
+            for name in names:
+                self.note(key, name)
             return answer
+
+    def _posted(
+        self,
+        key: _Key,
+        prepared: PreparedRequest,
+        exchange: Exchange,
+        post: Callable[[], Answer],
+        repeatable: Callable[[], bool],
+    ) -> Answer:
+        """Return the answer to a request with *key*, or with a newer value of it."""
+        prepared.headers.update(self._headers(key.value(exchange.deadline)))
+        try:
+            return post()
+        except ProviderAuthError:
+            if exchange.deadline.expired or not repeatable() or not key.renew():
+                raise
+        prepared.headers.update(self._headers(key.value(exchange.deadline)))
+        return post()
+
+    def _goes_on(
+        self, tried: set[_Key], exchange: Exchange, repeatable: Callable[[], bool]
+    ) -> bool:
+        return len(tried) < len(self._keys) and not exchange.deadline.expired and repeatable()
+
+    def note(self, key: _Key, ident: str) -> None:
+        """Note the key of the account that has what an id means."""
+        if self._made.get(ident) is not key:
+            with self._lock:
+                while len(self._made) >= MAX_STORED:
+                    del self._made[next(iter(self._made))]
+                self._made[ident] = key
 
     def rests(self) -> float:
         """Return the seconds until a key is free, or 0."""
         return max(0.0, min(key.until for key in self._keys) - time.monotonic())
 
-    def _chosen(self, tried: set[_Key]) -> _Key:
-        """Return the next key in turn that does not rest, else the one that rests least."""
+    def _chosen(self, tried: set[_Key], owner: _Key | None) -> _Key:
+        """Return *owner*, then the next key in turn that does not rest, or rests least."""
+        if owner is not None and owner not in tried:
+            return owner
         now, keys = time.monotonic(), self._keys
         with self._lock:
             start = self._next = (self._next + 1) % len(keys)
@@ -146,6 +205,24 @@ class Credentials:
         key.until = max(key.until, time.monotonic() + seconds)
 
 
+def _stored(prepared: PreparedRequest) -> Collection[str]:
+    """Return the ids that a request names of what a vendor stores."""
+    place = _PLACE.search(prepared.url or "")
+    found = [place[2]] if place and place[2] else []
+    body: object = prepared.body
+    if isinstance(body, bytes):
+        found += {each.decode() for each in _NAMED.findall(body)}
+    return found
+
+
+def _is_missing(error: ProviderError) -> bool:
+    """Return whether a vendor has not found what a request names."""
+    status = error.upstream_status
+    return status == 404 or (
+        status in (400, 403, 422) and _MISSING.search(error.message) is not None
+    )
+
+
 def with_revealed(headers: Mapping[str, str | Secret]) -> tuple[dict[str, str], list[str]]:
     """Return headers with names in lower case, and those of their values that are secret."""
     found = {
@@ -163,3 +240,10 @@ def bearer_token(key: str) -> dict[str, str]:
 def is_static(key: Any) -> bool:
     """Whether a provider always sends the same key."""
     return key is None or type(key) is Secret
+
+
+def signing_secrets(name: str, key: Secret | None, address: str) -> list[bytes]:
+    """Return the secrets that sign the ids of what a provider stores; new ones by the first."""
+    seals = key.seals if key is not None else (address,)
+    whole = ["\0".join(("infermux", name, seal)) for seal in seals]
+    return [sha256(each.encode(errors="replace")).digest() for each in whole]

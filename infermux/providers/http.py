@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from typing import Any, cast
 
 from requests import PreparedRequest
@@ -19,7 +18,7 @@ from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects import obj as as_object
 from ..dialects.fitting import without_reasoning
-from ..dialects.limits import LIMITS, used_up
+from ..dialects.limits import used_up
 from ..dialects.parameters import Unsaid
 from ..dialects.responses import RESOURCE, STANDARD, Support
 from ..dialects.settled import placed, settled
@@ -38,7 +37,7 @@ from . import passing
 from .base import Provider, load_dialect, provider_failed
 from .bodies import LARGE, check_size, with_limit, with_members
 from .chunked import decoded, length, pieces
-from .credentials import Credentials, bearer_token, is_static, with_revealed
+from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
 from .failures import FOREIGN, NONSENSE, mapped
 from .redaction import Redactor, hosts_of
 from .transport import READ_SIZE, Adapter, Answer, Exchange
@@ -97,7 +96,9 @@ class HTTPProvider(Provider):
         self.name, self.timeouts, self.models = name, timeouts, tuple(models)
         self.vendor, self.unsupported = vendor or name, unsupported or {}
         self._key = Secret(api_key) if isinstance(api_key, str) else api_key
-        self.dialect = load_dialect(dialect, api, responses, self._key.seal if self._key else "")
+        self.dialect = load_dialect(
+            dialect, api, responses, self._key.seals[0] if self._key else ""
+        )
         self.endpoints = passing.paths(self.dialect, endpoints)  # by operation
         self._choose = getattr(self.dialect, "choose", None)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
@@ -108,7 +109,6 @@ class HTTPProvider(Provider):
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
         self._max_response, self._params = max_response, params or None
-        self._limits = LIMITS.get(getattr(self.dialect, "NAME", ""), ())
         self.resting: dict[str, float] = {}  # until when, by model: its limit is used up
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
 
@@ -140,10 +140,9 @@ class HTTPProvider(Provider):
         return getattr(self.dialect, "support", None)
 
     @property
-    def responses_secret(self) -> bytes:
-        """The secret that signs the ids of responses which this vendor stores."""
-        key = self._key.seal if self._key is not None else self._base_url
-        return sha256("\0".join(("infermux", self.name, key)).encode(errors="replace")).digest()
+    def responses_secrets(self) -> list[bytes]:
+        """The secrets that sign the ids of what this vendor stores; new ones by the first."""
+        return signing_secrets(self.name, self._key, self._base_url)
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the response; raise ProviderError or RequestError."""
@@ -156,7 +155,7 @@ class HTTPProvider(Provider):
             response = dialect.decode_response(data, request)
             if (billed := getattr(dialect, "billed", None)) is not None:
                 response = billed(response, answer.headers)
-            self._note_id(request, response.id)
+            self._note_id(request, exchange, response.id)
             return response
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
@@ -173,7 +172,7 @@ class HTTPProvider(Provider):
                 body = self._body(answer, exchange)
                 chunks = self._chunks(answer, body, request, exchange, dialect)
                 for chunk in chunks:
-                    self._note_id(request, chunk.id)
+                    self._note_id(request, exchange, chunk.id)
                     if chunk.has_content:
                         exchange.deadline = Deadline(timeouts.total)
                         yield chunk
@@ -294,8 +293,7 @@ class HTTPProvider(Provider):
         if keys is None:
             return self._send(prepared, exchange, request)
         post = partial(self._send, prepared, exchange, request)
-        headers = cast(dict[str, str], prepared.headers)
-        answer = keys.send(headers, post, exchange.deadline, partial(used_up, limits=self._limits))
+        answer = keys.send(prepared, exchange, post, partial(passing.is_repeatable, request))
         if self.resting and not keys.rests():
             self.resting.pop(request.model, None)  # another key is free
         return answer
@@ -313,12 +311,12 @@ class HTTPProvider(Provider):
         try:
             answer = adapter.post(prepared, exchange)
         except ValueError as error:
-            if isinstance(error, FOREIGN):
-                raise
-            raise ProviderUnavailable("no connection to the provider") from error
+            if not isinstance(error, FOREIGN):
+                raise ProviderUnavailable("no connection to the provider") from error
+            raise
         if request.upstream_ids is not None and (ident := self._upstream_id(answer.headers)):
             request.upstream_ids.append(ident)
-        if self._limits and (seconds := used_up(answer.headers, self._limits)):
+        if seconds := used_up(answer.headers):
             self._rest(request.model, seconds)
         if not 200 <= answer.status_code < 300:
             data = b""
@@ -340,8 +338,10 @@ class HTTPProvider(Provider):
         found = next((headers[name] for name in _REQUEST_IDS if name in headers), "")
         return found if _REQUEST_ID.fullmatch(found) and not self._redacted.names_key(found) else ""
 
-    def _note_id(self, request: InferRequest, ident: str | None) -> None:
-        """Note the answer's own id if the vendor has no other for a request."""
+    def _note_id(self, request: InferRequest, exchange: Exchange, ident: str | None) -> None:
+        """Note the key that made what an answer's id means; the id, if a request has no other."""
+        if exchange.key is not None and ident and self._credentials is not None:
+            self._credentials.note(exchange.key, ident)
         if request.upstream_ids != [] or not getattr(self.dialect, "HAS_NO_REQUEST_IDS", False):
             return
         if ident and (found := self._upstream_id({"x-request-id": ident})):

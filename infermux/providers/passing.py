@@ -102,6 +102,12 @@ def unforced(request: InferRequest) -> InferRequest | None:
     return replace(request, forced=None)
 
 
+def is_repeatable(request: InferRequest) -> bool:
+    """Return whether a request can be sent once more: no part of its upload has gone."""
+    upload: Upload | None = request.passed.upload if request.passed is not None else None
+    return upload is None or upload.repeatable
+
+
 def begin(prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> None:
     """Send an upload on a new connection: it could not be sent again if a kept one were dead."""
     body: Any = prepared.body

@@ -62,6 +62,7 @@ class Exchange:
         self.received = False  # at least one byte of a response has come
         self.reader: DeadlineReader | None = None
         self.response: http.client.HTTPResponse | None = None
+        self.key: Any = None  # whose account has what the vendor stores by this request
 
     @property
     def stale(self) -> bool:

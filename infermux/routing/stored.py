@@ -98,7 +98,8 @@ class Ids:
         """Return the id that the client gets."""
         if not ident or (not kind.startswith(BACKGROUND) and self.plain(caller)):
             return ident
-        return f"{ident}_{kind}{_mac(self._registry.member(provider), ident, kind, caller)}"
+        mac = next(_macs(self._registry.member(provider), ident, kind, caller))
+        return f"{ident}_{kind}{mac}"
 
     def owner(self, ident: object, caller: Caller) -> Owner | None:
         """Return who has what *ident* means, or None if no provider gave it to this caller."""
@@ -107,7 +108,7 @@ class Ids:
         if found := _TAGGED.fullmatch(ident):
             own, kind, mac = found.groups()
             for each in self.speakers:
-                if hmac.compare_digest(_mac(each, own, kind, caller), mac):
+                if any(hmac.compare_digest(it, mac) for it in _macs(each, own, kind, caller)):
                     return Owner(each.name, own, kind)
         if self.plain(caller) and IDENT.fullmatch(ident):
             return Owner(self.speakers[0].name, ident)
@@ -289,11 +290,11 @@ def renamed(data: bytes, names: Mapping[str, str]) -> bytes:
     return data
 
 
-def _mac(provider: RegisteredProvider, ident: str, kind: str, caller: Caller) -> str:
-    """Return 80 bits in 16 letters."""
-    secret: bytes = provider.provider.responses_secret
+def _macs(provider: RegisteredProvider, ident: str, kind: str, caller: Caller) -> Iterator[str]:
+    """Yield 80 bits in 16 letters, for each secret of a provider."""
     told = "\0".join((kind, caller.name, ident)).encode(errors="replace")
-    return _letters(hmac.digest(secret, told, "sha256")[:10])
+    for secret in provider.provider.responses_secrets:
+        yield _letters(hmac.digest(secret, told, "sha256")[:10])
 
 
 def _letters(data: bytes) -> str:

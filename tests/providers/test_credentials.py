@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 import sys
 import threading
@@ -15,6 +17,8 @@ import pytest
 from support import Vendor, completion, eventually
 
 from infermux import InferRequest, Router, build
+from infermux.admission.keys import hashed
+from infermux.app import create_app
 from infermux.config import command, credentials
 from infermux.errors import ConfigError, InferMuxError
 from infermux.providers import PRESETS
@@ -39,8 +43,6 @@ class Keyed(Vendor):
         self.keys: list[str] = []
 
     def answer(self, handler: Any, body: bytes) -> None:
-        import json
-
         key = (handler.headers["Authorization"] or "").removeprefix("Bearer ")
         name = next((name for name, value in KEYS.items() if value == key), key)
         with self.lock:
@@ -417,3 +419,157 @@ def test_a_second_account_of_a_cloud_keeps_its_prices(tmp_path):
     found = build.router(build.settings({}, str(path)))
     [target] = found.registry.resolve("eu/google/gemini-2.5-pro")
     assert found.targets.price(target) is not None
+
+
+# -- what a vendor stores --------------------------------------------------------------------------
+
+
+class Accounts(Vendor):
+    """A vendor that stores files, batches, responses and conversations for each key apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, str] = {}  # keys by ids
+        self.limited: set[str] = set()  # keys
+        self.asked: list[tuple[str, str, int]] = []
+
+    def answer(self, handler: Any, body: bytes) -> None:
+        key = (handler.headers["Authorization"] or "").removeprefix("Bearer ")
+        with self.lock:
+            status, found = self._found(handler, key, body)
+            self.asked.append((handler.command, handler.path, status))
+        kind, data = "application/json", json.dumps(found).encode()
+        if isinstance(found, list):
+            kind = "text/event-stream"
+            events = [f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in found]
+            data = "".join(events).encode()
+        handler.reply(status, data, {"Content-Type": kind})
+
+    def _found(self, handler: Any, key: str, body: bytes) -> tuple[int, Any]:
+        what, *rest = handler.path.removeprefix("/v1/").split("/")
+        is_json = body and handler.headers.get_content_type() == "application/json"
+        asked = json.loads(body) if is_json else {}
+        named = [asked[name] for name in ("previous_response_id", "input_file_id") if name in asked]
+        if key in self.limited:
+            return LIMITED
+        for ident in (*rest[:1], *named, *re.findall(r'"file_id": ?"([^"]+)"', body.decode())):
+            if self.stored.get(ident) != key:
+                return (400 if named else 404), {
+                    "error": {
+                        "message": f"Previous response with id '{ident}' not found.",
+                        "type": "invalid_request_error",
+                        "code": "previous_response_not_found" if named else "not_found",
+                    }
+                }
+        if rest:
+            return 200, {"id": rest[0], "object": what[:-1]}
+        ident = f"{what[:4]}_{len(self.stored):04}"
+        self.stored[ident] = key
+        if what != "responses":
+            return 200, {"id": ident, "object": {"batches": "batch"}.get(what, what[:-1])}
+        said = {"type": "output_text", "text": "yes", "annotations": []}
+        item = {"type": "message", "id": "m_1", "role": "assistant", "content": [said]}
+        whole = {"id": ident, "object": "response", "status": "completed", "model": "m"}
+        whole |= {"output": [item], "usage": {"input_tokens": 1, "output_tokens": 1}}
+        return 200, whole if not asked.get("stream") else [
+            {"type": "response.created", "response": whole | {"output": []}},
+            {"type": "response.output_text.delta", "delta": "yes", "item_id": "m_1"},
+            {"type": "response.completed", "response": whole},
+        ]
+
+    @property
+    def missed(self) -> int:
+        """How many requests named what the account of their key does not have."""
+        return sum(status in (400, 404) for *_, status in self.asked)
+
+
+def clients(vendor: Vendor, folder: Path, workers: int = 1, key: str = POOL) -> list[Any]:
+    made = [
+        router(vendor, key, folder, 'api = "responses"\n[ledger]\npath = ""\n', **KEYS)
+        for _ in range(workers)
+    ]
+    return [create_app(each).test_client() for each in made]
+
+
+def upload(client: Any) -> Any:
+    part = "--b\r\nContent-Disposition: form-data; name="
+    form = (
+        f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="a.jsonl"\r\n\r\n{{}}\r\n--b--\r\n'
+    )
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = client.post("/v1/files", data=form.encode(), headers=kind)
+    assert answer.status_code == 200, answer.text
+    return answer.json["id"]
+
+
+def respond(client: Any, **more: Any) -> Any:
+    answer = client.post("/v1/responses", json={"model": "m", "input": "hi", **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json["id"] if not more.get("stream") else re.search(r"resp_\d+", answer.text)[0]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_a_key_has_stored_is_asked_for_with_this_key(workers, tmp_path):
+    with Accounts() as vendor:
+        found = clients(vendor, tmp_path, workers)
+        for number in range(6):
+            one, other = found[number % workers], found[(number + 1) % workers]
+            ident = upload(one)
+            assert other.get(f"/v1/files/{ident}").status_code == 200
+            batch = one.post(
+                "/v1/batches", json={"input_file_id": ident, "endpoint": "/v1/chat/completions"}
+            )
+            assert batch.status_code == 200, batch.text
+            assert other.get(f"/v1/batches/{batch.json['id']}").status_code == 200
+            assert other.delete(f"/v1/files/{ident}").status_code == 200
+            talk = one.post("/v1/conversations", json={})
+            assert other.get(f"/v1/conversations/{talk.json['id']}").status_code == 200
+            first = respond(one, stream=bool(number % 2))
+            second = respond(other, previous_response_id=first, stream=bool(number % 3))
+            assert one.get(f"/v1/responses/{second}").status_code == 200
+            part = {"type": "input_file", "file_id": upload(one)}
+            respond(other, input=[{"role": "user", "content": [part]}])
+        assert len({vendor.stored[ident] for ident in vendor.stored}) == 3
+        assert (vendor.missed == 0) == (workers == 1)
+
+
+def test_what_no_key_has_stored_is_not_found(tmp_path):
+    with Accounts() as vendor:
+        [client] = clients(vendor, tmp_path)
+        assert client.get("/v1/files/file_nobodys").status_code == 404
+        answer = client.post(
+            "/v1/responses", json={"model": "m", "input": "hi", "previous_response_id": "resp_x"}
+        )
+        assert answer.status_code == 400 and answer.json["error"]["code"], answer.text
+        assert vendor.missed == 6
+
+
+def test_a_limit_of_the_account_that_has_it_is_told_and_not_that_it_is_missing(tmp_path):
+    with Accounts() as vendor:
+        [client] = clients(vendor, tmp_path)
+        ident = upload(client)
+        vendor.limited = {vendor.stored[ident]}
+        assert client.get(f"/v1/files/{ident}").status_code == 429
+
+
+def test_ids_of_callers_stay_valid_when_the_key_in_a_file_changes(tmp_path, at_once):
+    key = tmp_path / "key"
+    key.write_text("sk-aaaaaaaaaaaa")
+    callers = "".join(f'[keys.{name}]\nhash = "{hashed(name)}"\n' for name in ("ann", "bob"))
+    with Accounts() as vendor:
+        more = f'[ledger]\npath = ""\n{callers}'
+        made = [router(vendor, f'"file:{key}"', tmp_path, more) for _ in range(2)]
+        one, other = (create_app(each).test_client() for each in made)
+        for client in (one, other):
+            client.environ_base["HTTP_AUTHORIZATION"] = "Bearer ann"
+        ident = upload(one)
+        assert other.get(f"/v1/files/{ident}").status_code == 200
+        vendor.stored = dict.fromkeys(vendor.stored, "sk-bbbbbbbbbbbb")
+        key.write_text("sk-bbbbbbbbbbbb")
+        assert one.get(f"/v1/files/{ident}").status_code == 200
+        later = create_app(router(vendor, f'"file:{key}"', tmp_path, more)).test_client()
+        later.environ_base["HTTP_AUTHORIZATION"] = "Bearer ann"
+        for client in (other, later):
+            assert client.get(f"/v1/files/{ident}").status_code == 200
+        later.environ_base["HTTP_AUTHORIZATION"] = "Bearer bob"
+        assert later.get(f"/v1/files/{ident}").status_code == 404
