@@ -130,14 +130,17 @@ class LiveKeyring(Keyring):
     def identify(self, key: str) -> Caller | None:
         """Return the caller that has *key*, or None; raise Unavailable if the keys are not known.
 
-        A look-up of an unknown key looks for changes, but not more often than MISS_SECONDS say.
+        A look-up of an unknown key looks for changes, but not more often than MISS_SECONDS say. A
+        key of the configuration never waits for the database.
         """
+        found = super().identify(key) if self._keys else None
+        if found is not None:
+            return found
         if self._monotonic() - self._looked > STALE_SECONDS:
             self._look()
         if self.open:
             return ANONYMOUS
-        found = super().identify(key) if self._keys else None
-        if found is None and (found := self._found(key)) is None and key:
+        if (found := self._found(key)) is None and key:
             if self._monotonic() - self._looked > MISS_SECONDS:
                 self._look()
                 found = self._found(key)
@@ -198,6 +201,7 @@ class LiveKeyring(Keyring):
             if self._monotonic() - self._looked > MISS_SECONDS:
                 self._read()
         finally:
+            self._looked = self._monotonic()  # a look may have waited for a database that is away
             self._lock.release()
 
     def _read(self) -> None:

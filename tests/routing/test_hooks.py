@@ -447,17 +447,23 @@ def test_a_failed_hook_is_closed_or_open(vendors, hook, bad, caplog):
 
 
 def test_hooks_run_on_bounded_threads(vendors):
-    release = threading.Event()
-    hooks = Hooks(before=lambda request: release.wait(PATIENCE) and None, timeout=0.05, threads=2)
+    release, seen = threading.Event(), []
+
+    def hang(request):
+        seen.append(request.messages[0]["content"])
+        release.wait(PATIENCE)
+
+    hooks = Hooks(before=hang, timeout=0.05, threads=2)
     with Front(vendors["openai"].provider(), hooks=hooks) as front:
         before = threading.active_count()
-        for _ in range(6):
+        for number in range(6):
             with pytest.raises(errors.HookFailed):
-                front.router.infer("hi", model=MODELS["openai"])
+                front.router.infer(f"late {number}", model=MODELS["openai"])
         assert threading.active_count() <= before + 2
         release.set()
         vendors["openai"].script(says("openai", Turn("hi"), streamed=False))
         eventually(lambda: passes(front), "the threads are free again")
+        assert len([each for each in seen if "late" in each]) == 2  # nobody waits for the others
 
 
 def passes(front):

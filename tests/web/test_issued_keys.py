@@ -20,6 +20,7 @@ import infermux
 from infermux.admission import keys as keyrings
 from infermux.admission.keys import Issued, LiveKeyring, hashed
 from infermux.cli.main import main
+from infermux.errors import Unavailable
 from infermux.types import Caller
 
 ADMIN = {"Authorization": "Bearer imx-admin-key-1"}
@@ -334,6 +335,23 @@ def test_unknown_keys_do_not_hammer_the_database():
         assert ring.identify(f"imx-{number}") is None
     assert len(looks) <= 21
     assert ring.identify("good") == Caller("app")
+
+
+def test_a_database_that_is_away_holds_up_nobody_twice():
+    """A look takes longer than the time between two of them; keys of the file need none."""
+    now, looks = [0.0], list[int]()
+
+    def load(version: int) -> None:
+        looks.append(version)
+        now[0] += 0.6
+        raise Unavailable("it is away")
+
+    ring = LiveKeyring([(hashed("own"), Caller("own"))], load, monotonic=lambda: now[0])
+    assert ring.identify("own") == Caller("own") and not looks
+    for _ in range(8):
+        with pytest.raises(Unavailable):
+            ring.identify("imx-other")
+    assert len(looks) == 1
 
 
 def put_another_program_s_file(file: Path) -> None:

@@ -13,10 +13,11 @@ import logging
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from queue import SimpleQueue
 from typing import Any, Self
 
 from ...dialects.responses import NAME as RESPONSES
@@ -391,32 +392,45 @@ class _Threads:
         _all_threads.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs = deque[_Job]()
         self._count = self._idle = 0
 
     def run(self, work: Callable[[], Any], seconds: float, call: Call) -> _Job:
         """Return the job of *work*, which has ended, or is late after *seconds*."""
         job = _Job(work)
-        with self._lock:
-            if self._idle > 0:
-                self._idle -= 1
-            elif self._count < self._most:
+        with self._changed:
+            self._jobs.append(job)
+            if self._idle < len(self._jobs) and self._count < self._most:
                 self._count += 1
                 threading.Thread(target=self._serve, name="infermux-hook", daemon=True).start()
-        self._jobs.put(job)
-        for part in Deadline(seconds, on_wait=call.on_wait).slices(seconds):
-            if job.done.wait(part):
-                return job
+            self._changed.notify()
+        try:
+            for part in Deadline(seconds, on_wait=call.on_wait).slices(seconds):
+                if job.done.wait(part):
+                    return job
+        finally:
+            if not job.done.is_set():
+                self._forget(job)
         job = _Job(work)  # the late one may still end
         job.error = _Late()
         return job
 
+    def _forget(self, job: _Job) -> None:
+        """Do not run a job for which nobody waits, where all threads hang."""
+        with self._changed, suppress(ValueError):
+            self._jobs.remove(job)
+
     def _serve(self) -> None:
         while True:
-            self._jobs.get()()
-            with self._lock:
-                self._idle += 1
+            with self._changed:
+                while not self._jobs:
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                job = self._jobs.popleft()
+            job()
+            del job  # it holds a request
 
 
 _all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
