@@ -125,6 +125,8 @@ def _explanation(found: JSON) -> str:
         lines.append(
             f"answers are kept for {kept['seconds']:.0f} s: the same request gets the same answer"
         )
+    if own := [f"{name} {found[name]:g}" for name in ("attempts", "deadline") if found.get(name)]:
+        lines.append(f"the name sets: {', '.join(own)}")
     if mirror := found.get("mirror"):
         share = f"{mirror['share'] * 100:g} %"
         lines.append(printable(f"{share} of the calls are copied to {mirror['target']} afterwards"))
@@ -149,6 +151,12 @@ def _row(target: JSON) -> list[str]:
     notes = ["over the remaining budget"] if target.get("over_budget") else []
     if rests := target.get("rests"):
         notes.append(f"tried last: the vendor's limit is used up for {rests:.0f} s")
+    if paced := target.get("paced"):
+        notes.append(f"its provider's own rate admits a request in {paced:.0f} s")
+    if (keys := target.get("keys")) and keys["serving"] < keys["all"]:
+        notes.append(f"{keys['serving']} of {keys['all']} keys serve")
+    if timeout := target.get("timeout"):
+        notes.append(", ".join(f"{name} {value:g} s" for name, value in timeout.items()))
     if params := target.get("params"):
         notes.append(f"set: {', '.join(params)}")
     return [

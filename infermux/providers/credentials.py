@@ -160,6 +160,17 @@ class Credentials:
                     del self._made[next(iter(self._made))]
                 self._made[ident] = key
 
+    @property
+    def count(self) -> int:
+        """How many keys there are."""
+        return len(self._keys)
+
+    @property
+    def serving(self) -> int:
+        """How many of them do not rest."""
+        now = time.monotonic()
+        return sum(key.until <= now for key in self._keys)
+
     def rests(self) -> float:
         """Return the seconds until a key is free, or 0."""
         return max(0.0, min(key.until for key in self._keys) - time.monotonic())
@@ -193,12 +204,10 @@ class Credentials:
         self._set(key, seconds)
         if not final or not key.log.due():
             return
-        now = time.monotonic()
-        left = sum(each.until <= now for each in self._keys)
         why = error.hint if error.sent is False else f"the vendor answers {error.upstream_status}"
         log.warning(
             "provider %r: the key of %s rests for %.0f s (%s); %d of %d keys serve",
-            *(self._name, key.secret.source or "api_key", seconds, why, left, len(self._keys)),
+            *(self._name, key.secret.source or "api_key", seconds, why, self.serving, self.count),
         )
 
     def _set(self, key: _Key, seconds: float) -> None:

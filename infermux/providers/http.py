@@ -95,10 +95,8 @@ class HTTPProvider(Provider):
     ) -> None:
         self.name, self.timeouts, self.models = name, timeouts, tuple(models)
         self.vendor, self.unsupported = vendor or name, unsupported or {}
-        self._key = Secret(api_key) if isinstance(api_key, str) else api_key
-        self.dialect = load_dialect(
-            dialect, api, responses, self._key.seals[0] if self._key else ""
-        )
+        self._key = key = Secret(api_key) if isinstance(api_key, str) else api_key
+        self.dialect = load_dialect(dialect, api, responses, key.seals[0] if key else "")
         self.endpoints = passing.paths(self.dialect, endpoints)  # by operation
         self._choose = getattr(self.dialect, "choose", None)
         address, _, self._query = url(base_url, f"base_url of provider {name!r}").partition("?")
@@ -125,9 +123,9 @@ class HTTPProvider(Provider):
         self._beta = added.get(BETA)  # which a client's own would replace
         self._hosts = hosts
         self._redacted = Redactor(self._headers, hosts, self._secrets)
-        self._credentials: Credentials | None = None
+        self.credentials: Credentials | None = None
         if key is not None and not static:
-            self._credentials = Credentials(self.name, key, auth, self._learn_key)
+            self.credentials = Credentials(self.name, key, auth, self._learn_key)
 
     def serves(self, model: str) -> bool:
         """Return whether *model* matches the pattern of this vendor's own models."""
@@ -289,7 +287,7 @@ class HTTPProvider(Provider):
 
     def _post(self, prepared: PreparedRequest, exchange: Exchange, request: InferRequest) -> Answer:
         """Return the response to a request; where keys change or are several, with one of them."""
-        keys = self._credentials
+        keys = self.credentials
         if keys is None:
             return self._send(prepared, exchange, request)
         post = partial(self._send, prepared, exchange, request)
@@ -340,8 +338,8 @@ class HTTPProvider(Provider):
 
     def _note_id(self, request: InferRequest, exchange: Exchange, ident: str | None) -> None:
         """Note the key that made what an answer's id means; the id, if a request has no other."""
-        if exchange.key is not None and ident and self._credentials is not None:
-            self._credentials.note(exchange.key, ident)
+        if exchange.key is not None and ident and self.credentials is not None:
+            self.credentials.note(exchange.key, ident)
         if request.upstream_ids != [] or not getattr(self.dialect, "HAS_NO_REQUEST_IDS", False):
             return
         if ident and (found := self._upstream_id({"x-request-id": ident})):

@@ -117,14 +117,14 @@ def explain(router: Router, asked: Question) -> Explanation:
         request = replace(request, model=override, provider="")
         plan = router.plan(request, caller=replace(caller, models=None), size=size)
         over, exceeded = {}, False
-    usage = expected_usage(request, size)
+    usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = _costs(router, plan, request, usage)
-    refused = "budget_exceeded" if exceeded else None
+    refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
     settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
         "caller": caller.name,
         "user": (user and user.shown) or None,
-        "tokens": {"input": usage.input_tokens, "output": usage.output_tokens},
+        "tokens": {"input": tokens, "output": usage.output_tokens},
         "budget_left_usd": usd_float(left),
         "override": override or None,
         **_of_name(router, plan, settings),
@@ -132,12 +132,12 @@ def explain(router: Router, asked: Question) -> Explanation:
         **_beside(router, plan),
     }
     targets = [
-        _state(router, target, costs[target])
+        _state(router, target, costs, tokens)
         | {"over_budget": over.get(target, False)}
         | _settings(settings, target, request)
         for target in plan.targets
     ]
-    dropped = [_state(router, t, costs[t]) | {"dropped": why} for t, why in plan.dropped.items()]
+    dropped = [_state(router, each, costs, tokens) | {"dropped": why} for each, why in gone]
     return Explanation(plan, tuple(targets), tuple(dropped), about)
 
 
@@ -220,7 +220,9 @@ def _beside(router: Router, plan: Plan) -> JSON:
     return {"mirror": copied, "hooks": hooks}
 
 
-def _state(router: Router, target: Target, cost: int | None) -> JSON:
+def _state(router: Router, target: Target, costs: Mapping[Target, int | None], tokens: int) -> JSON:
+    keys = getattr(router.registry.get(target.provider), "credentials", None)
+    pacer = router.targets.pacers.get(target.provider)
     breaker = router.targets.breakers().get(target)
     state = breaker and breaker.snapshot()
     return {
@@ -229,7 +231,9 @@ def _state(router: Router, target: Target, cost: int | None) -> JSON:
         "state": state.state if state else "closed",
         "retry_in": state.retry_in if state and state.reason else None,
         "rests": router.targets.resting(target) or None,
+        "paced": (pacer and pacer.turn(tokens)) or None,
+        "keys": (keys and keys.count > 1 and {"serving": keys.serving, "all": keys.count}) or None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
-        "cost_usd": usd_float(cost),
+        "cost_usd": usd_float(costs[target]),
     }

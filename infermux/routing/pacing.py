@@ -79,6 +79,11 @@ class Pacer:
     def _take(self, tokens: int) -> float | None:
         return self._rates.take(self._name, rpm=self._rpm, tpm=self._tpm, tokens=tokens)
 
+    def turn(self, tokens: int) -> float:
+        """Return the seconds until a request of so many tokens would be sent."""
+        with self._changed:
+            return self._turn(_Waiting(tokens if self._tpm is not None else 0))
+
     def _turn(self, own: _Waiting) -> float:
         """Return the seconds until all that wait before *own*, and *own*, have had their turn."""
         before = [each for each in self._queue if each is not own]
@@ -94,6 +99,12 @@ class Pacer:
             return Paced(what, retry_after=60.0)
         what = f"the rate that {place} allows to the provider is used up"
         return Paced(what, retry_after=max(0.1, min(seconds, 60.0)))
+
+    def give_back(self, tokens: int, *, since: float) -> None:
+        """Take back a request of *tokens* that was counted since *since*, and was not sent."""
+        self._rates.give_back(self._name, tokens, since=since)
+        with self._changed:
+            self._changed.notify_all()
 
     def correct(self, tokens: int, used: int, *, since: float) -> None:
         """Replace the *tokens* that were counted at *since* by those that were *used*."""

@@ -371,9 +371,7 @@ class Router:
     ) -> Answer:
         """Send one request; record its outcome, also in the target's circuit breaker."""
         self.accounting.reserve(call, target)
-        pacer = self.targets.pacers.get(target.provider)
-        tokens = None if pacer is None else pacer.admit(call, deadline, waits=waits)
-        permit = self.targets.acquire(target, force=call.must_try(target))
+        permit, tokens = self.targets.admit(call, target, deadline, waits=waits)
         attempt = Attempt(target, time.monotonic(), waited=waited, paced=tokens)
         call.attempts.append(attempt)
         try:
@@ -384,7 +382,7 @@ class Router:
             # a timeout of the client says nothing about the provider
             permit.end(error, neutral=deadline.by_client and deadline.expired)
             if isinstance(error, RequestError) and error.elsewhere:
-                call.attempts.pop()
+                self.targets.give_back(call.attempts.pop())
             else:
                 self.accounting.charge_failure(call, attempt, error)
             raise

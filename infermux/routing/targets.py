@@ -21,16 +21,17 @@ from ..errors import (
     ProviderUnavailable,
     QuotaExhausted,
     StreamIncomplete,
+    Unavailable,
     reason,
 )
 from ..planning import Snapshot, State, takes_turns
-from ..planning.call import Call
+from ..planning.call import Attempt, Call
 from ..planning.registry import Registry, flat
 from ..pricing import Price, PriceTable, cost, shipped
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest
 from ..providers.base import RegisteredProvider
-from ..types import JSON, Route, Target, Usage
+from ..types import JSON, Deadline, Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 from .pacing import Pacer
 
@@ -247,6 +248,27 @@ class TargetPool:
     def retry_budget(self, provider: str) -> RetryBudget:
         """Return the retry budget of a provider."""
         return self._retries.get(provider) or self._retries.setdefault(provider, RetryBudget())
+
+    def admit(
+        self, call: Call, target: Target, deadline: Deadline, *, waits: bool
+    ) -> tuple[TargetPermit, int | None]:
+        """Return the permission to call *target*, and the tokens counted in its provider's rate.
+
+        Raise Paced, Overloaded or NoHealthyProvider. See `Pacer.admit`.
+        """
+        pacer, since = self.pacers.get(target.provider), time.monotonic()
+        tokens = None if pacer is None else pacer.admit(call, deadline, waits=waits)
+        try:
+            return self.acquire(target, force=call.must_try(target)), tokens
+        except Unavailable:
+            if pacer is not None and tokens is not None:
+                pacer.give_back(tokens, since=since)
+            raise
+
+    def give_back(self, attempt: Attempt) -> None:
+        """Take back what was counted in a provider's rate for a request that was not sent."""
+        if attempt.paced is not None and (pacer := self.pacers.get(attempt.target.provider)):
+            pacer.give_back(attempt.paced, since=attempt.started)
 
     def acquire(self, target: Target, *, force: bool) -> TargetPermit:
         """Return the permission to call *target* now; raise Overloaded or NoHealthyProvider."""

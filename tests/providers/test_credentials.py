@@ -22,6 +22,7 @@ from infermux.app import create_app
 from infermux.config import command, credentials
 from infermux.errors import ConfigError, InferMuxError
 from infermux.providers import PRESETS
+from infermux.routing.explain import explain, question
 
 REFUSED = (401, {"error": {"message": "bad key", "type": "invalid_request_error", "code": "x"}})
 FORBIDDEN = (403, REFUSED[1])
@@ -90,6 +91,15 @@ def test_a_key_that_is_refused_rests_alone(refusal, tmp_path, caplog):
         [line] = [each.getMessage() for each in caplog.records if "rests" in each.getMessage()]
         assert "the key of B rests for 60 s" in line and "2 of 3 keys serve" in line
         assert not any(key in caplog.text for key in KEYS.values())
+
+
+def test_explain_tells_how_many_keys_serve(tmp_path):
+    with Keyed(B=REFUSED) as vendor:
+        found = router(vendor, POOL, tmp_path)
+        for _ in range(3):
+            found.infer("hi", model="v/m")
+        [target] = explain(found, question({"model": "v/m"})).to_dict()["targets"]
+        assert target["keys"] == {"serving": 2, "all": 3}
 
 
 def test_a_stream_goes_to_another_key_too(tmp_path):

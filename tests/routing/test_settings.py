@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support import Scripted, Vendor
 from urllib3 import HTTPHeaderDict
 
 from infermux import InferRequest, Router, build
 from infermux.app import create_app
+from infermux.cli.main import main
 from infermux.dialects.limits import used_up
 from infermux.errors import ConfigError, InferMuxError, Paced
 from infermux.types import Target
@@ -483,6 +485,38 @@ def test_with_a_fallback_the_call_goes_on_at_once(tmp_path):
         start = time.monotonic()
         assert [found.infer("hi", model="x").provider for _ in range(3)] == ["v0", "v1", "v1"]
         assert time.monotonic() - start < 5
+
+
+def test_a_request_that_is_not_sent_counts_in_no_rate(vendor, tmp_path):
+    found = build_router(
+        provider(vendor, more="rpm = 2\nwait = 0\nconcurrency = 1\n")
+        + provider(vendor, "w")
+        + f'[models]\nx = ["v/m", "w/m"]\n[ledger]\npath = "{tmp_path}/l.db"\n',
+        tmp_path,
+    )
+    held = found.targets.acquire(Target("v", "m"), force=False)
+    for _ in range(4):
+        assert found.infer("hi", model="x").provider == "w"  # the other one is at its limit
+    held.end(None)
+    assert [found.infer("hi", model="x").provider for _ in range(3)] == ["v", "v", "w"]
+
+
+def test_explain_tells_what_bears_on_the_decision(vendor, tmp_path, monkeypatch):
+    build_router(
+        provider(vendor, more="rpm = 1\nwait = 0\n").replace('"env:K"', '["env:K", "env:L"]')
+        + '[models.x]\ntargets = "v/m"\nattempts = 2\ndeadline = 9\ntimeout = 5\n'
+        f'[ledger]\npath = "{tmp_path}/l.db"\n',
+        tmp_path,
+        L="sk-klmnopqrst",
+    )
+    for name, value in (("K", "sk-abcdefghij"), ("L", "sk-klmnopqrst")):
+        monkeypatch.setenv(name, value)
+    told = [
+        CliRunner().invoke(main, [*words, "-c", str(tmp_path / "infermux.toml")]).output
+        for words in (["explain", "x"], ["infer", "hi", "-m", "x"], ["explain", "x"])
+    ]
+    assert "the name sets: attempts 2, deadline 9" in told[0] and "attempt 5 s" in told[0]
+    assert "own rate" not in told[0] and "own rate admits a request in" in told[2]
 
 
 def test_tokens_are_counted_as_they_were_used(vendor, tmp_path):
