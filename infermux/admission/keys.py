@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import math
+import mmap
 import secrets
 import threading
 import time
@@ -25,6 +26,8 @@ REFRESH_SECONDS = 2.0  # between two looks for changes, in the background where 
 STALE_SECONDS = 3.0  # after which a call looks itself
 MISS_SECONDS = 0.5  # between two looks because of a key that is not known
 log = logging.getLogger("infermux")
+# another number after each change of a key by this process or another worker of its service
+_changes = memoryview(mmap.mmap(-1, 8)).cast("q")
 
 
 def new_key() -> str:
@@ -124,6 +127,7 @@ class LiveKeyring(Keyring):
         self._load, self._clock, self._monotonic = load, clock, monotonic
         self._issued: _Loaded | None = None  # None: not read yet
         self._looked = -math.inf
+        self._seen = _changes[0]
         self._lock = threading.Lock()
         self._log = LogThrottle()
 
@@ -136,7 +140,9 @@ class LiveKeyring(Keyring):
         found = super().identify(key) if self._keys else None
         if found is not None:
             return found
-        if self._monotonic() - self._looked > STALE_SECONDS:
+        if self._seen != _changes[0]:
+            self._follow()
+        elif self._monotonic() - self._looked > STALE_SECONDS:
             self._look()
         if self.open:
             return ANONYMOUS
@@ -160,10 +166,16 @@ class LiveKeyring(Keyring):
         if self._monotonic() - self._looked > REFRESH_SECONDS:
             self._look()
 
-    def renew(self) -> None:
-        """Look for changes now."""
+    def changed(self) -> None:
+        """Look for changes now, in all workers, as this process has changed a key."""
+        _changes[0] = secrets.randbits(63)
+        self._follow()
+
+    def _follow(self) -> None:
         with self._lock:
-            self._read()
+            if self._seen != _changes[0]:
+                self._seen = _changes[0]
+                self._read()
 
     @property
     def callers(self) -> dict[str, Caller]:

@@ -54,6 +54,8 @@ def create(router: Router, ledger: Ledger, data: Mapping[str, Any]) -> Made:
             hint = suggestion(field, _FIELDS)
             raise RequestError(f"a key has no {shown(field)}{hint}", param=field[:100])
     name, now = _name(data.get("name")), time.time()
+    if data.get("models") == []:
+        raise must_be("models", "names of models: leave it out to admit all of them")
     settings = {each: data[each] for each in _SETTINGS if data.get(each) is not None}
     _check(router, name, settings)
     _refuse_own(router, name, "choose another name")
@@ -228,6 +230,6 @@ def _limits(budget: object) -> JSON | None:
 
 
 def _renew(router: Router) -> None:
-    """Have this process admit or refuse the key from now on."""
+    """Have the workers of this service admit or refuse the key from now on."""
     if isinstance(router.keyring, LiveKeyring):
-        router.keyring.renew()
+        router.keyring.changed()

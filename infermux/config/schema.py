@@ -225,7 +225,8 @@ def whole(value: Any, place: str) -> int:
     """Read a whole number above 0."""
     number: int = of_type(int, value, place)
     if not 0 < number < 10**12:
-        raise ConfigError(f"{place} must be a whole number above 0, not {shown(value)}")
+        bound = "above 0" if number < 1 else f"below {10**12:,}"
+        raise ConfigError(f"{place} must be a whole number {bound}, not {shown(value)}")
     return number
 
 

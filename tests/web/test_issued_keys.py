@@ -203,6 +203,8 @@ def test_an_expired_key_says_so(client):
         ({"name": "a", "rmp": 5}, "rmp", "did you mean 'rpm'"),
         ({"name": "a", "hash": "0" * 64}, "hash", "a key has no 'hash'"),
         ({"name": "a", "rpm": 0}, "rpm", "rpm must be a whole number above 0"),
+        ({"name": "a", "rpm": 10**30}, "rpm", "rpm must be a whole number below 1,000,000,000,000"),
+        ({"name": "a", "models": []}, "models", "leave it out to admit all"),
         ({"name": "a", "rpm": "5"}, "rpm", "whole number"),
         ({"name": "a", "models": "m"}, "models", "models must be a list"),
         ({"name": "a", "models": ["mm"]}, "models", "did you mean 'm'"),
@@ -315,6 +317,17 @@ def test_another_process_learns_of_each_change(client, file, at_once):
     with closing(infermux.load(file)) as router:
         other = infermux.create_app(router).test_client()
         assert ask(other, "web").status_code == 200
+        key = make(client)["key"]
+        assert ask(other, key).status_code == 200
+        client.delete("/keys/app", headers=ADMIN)
+        assert ask(other, key).status_code == 401
+
+
+def test_all_workers_of_a_service_know_its_changes_at_once(client, file):
+    """Without a wait for the next look, unlike with changes by another host."""
+    with closing(infermux.load(file)) as router:
+        other = infermux.create_app(router).test_client()
+        assert ask(other, "imx-unknown").status_code == 401  # it has just looked
         key = make(client)["key"]
         assert ask(other, key).status_code == 200
         client.delete("/keys/app", headers=ADMIN)
