@@ -251,9 +251,11 @@ class HookRefused(RequestError):
     def __init__(
         self, message: str, *, status: int = 400, code: str = "", type: str = "", **more: Any
     ) -> None:
-        super().__init__(message, **more)
+        super().__init__(str(message), **more)
         if not 400 <= status < 600:
             raise ValueError(f"the status of a refusal is from 400 to 599, not {status}")
+        if code and not (code.isprintable() and len(code) <= 100):
+            raise ValueError(f"the code of a refusal is one printable word, not {code[:100]!r}")
         self.status, self.code = status, code or self.code
         self.type = type or (self.type if status < 500 else "server_error")
 

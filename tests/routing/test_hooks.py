@@ -446,6 +446,59 @@ def test_a_failed_hook_is_closed_or_open(vendors, hook, bad, caplog):
     LATE.clear()
 
 
+NO_ANSWERS = {
+    "content": {"content": 5},
+    "nothing": {"content": None},
+    "end": {"finish_reason": 5},
+    "calls": {"tool_calls": "x"},
+    "nameless": {"tool_calls": [{}]},
+    "arguments": {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+    "usage": {"usage": 5},
+}
+NO_CHUNKS = {
+    "text": {"text": 5},
+    "end": {"finish_reason": 5},
+    "calls": {"tool_calls": [{}]},
+    "part": {"tool_calls": [{"index": 0, "function": "f"}]},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("members", NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_what_is_no_answer_is_a_failed_hook(streamed, members):
+    refused(CHATS | {"stream": streamed}, after=lambda answer: replace(answer, **members))
+
+
+@pytest.mark.parametrize("members", NO_CHUNKS.values(), ids=NO_CHUNKS)
+def test_what_is_no_chunk_is_a_failed_hook(members):
+    refused(CHATS | {"stream": True}, chunk=lambda chunk: chunk._replace(**members))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"status": 200}, {"code": "a\nb"}, {"code": "x" * 101}, {"status": 999}]
+)
+def test_a_refusal_that_cannot_be_told_is_a_failed_hook(wrong):
+    def before(request):
+        raise infermux.HookRefused("no", **wrong)
+
+    refused(CHATS, before=before)
+
+
+CHATS = {"model": "echo-v1", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def refused(body, **hook):
+    """Check that *hook* has failed: closed is 503, and open the answer without it."""
+    for on_error, status in (("closed", 503), ("open", 200)):
+        router = Router([EchoProvider()], hooks={**hook, "on_error": on_error})
+        client = infermux.create_app(router).test_client()
+        for path, more in (("/v1/chat/completions", {}), ("/v1/messages", {"max_tokens": 9})):
+            answer = client.post(path, json=body | more)
+            assert answer.status_code == status, answer.text
+            assert "hook_failed" in answer.text or status == 200
+            assert "internal" not in answer.text
+
+
 def test_hooks_run_on_bounded_threads(vendors):
     release, seen = threading.Event(), []
 

@@ -28,8 +28,9 @@ from ...dialects.rewriting.requests import with_own_body
 from ...errors import ConfigError, HookFailed, InferMuxError, close_to
 from ...planning.call import Call, HookRun
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
-from ...types import Chunk, Deadline, LogThrottle, after_fork
+from ...types import Deadline, LogThrottle, after_fork
 from ..stream import Stream
+from .results import answer_of, of_type
 
 NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and what each gets
 TIMEOUT = 5.0  # seconds of one run
@@ -141,7 +142,7 @@ class Hooks:
         given = replace(old, **{name: _copied(getattr(old, name)) for name in _SEEN})
 
         def checked(found: Any) -> InferRequest:
-            new = _of_type(found, InferRequest)
+            new = of_type(found, InferRequest)
             seen = {name: getattr(new, name) for name in _SEEN}
             new = replace(old, model=new.model, provider=new.provider, **seen)
             if all(getattr(old, name) == getattr(new, name) for name in _READ):
@@ -205,7 +206,7 @@ class Hooks:
         )
 
         def checked(found: Any) -> InferResponse:
-            new = _of_type(found, InferResponse)
+            new = answer_of(found, response)
             new = replace(new, details=details_of(response, new))
             return response if new == response else answered(response, new, form, choice)
 
@@ -318,12 +319,6 @@ def _copied(value: Any) -> Any:
         return {name: _copied(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_copied(each) for each in value]
-    return value
-
-
-def _of_type(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"the hook returned {type(value).__name__}, not {kind.__name__} or None")
     return value
 
 
@@ -442,12 +437,3 @@ def _after_fork() -> None:
 
 
 after_fork(_after_fork)
-
-
-def chunks_of(found: Any) -> list[Chunk]:
-    """Return what a hook made of a chunk: one, or several in order; raise TypeError."""
-    if isinstance(found, Chunk):
-        return [found]
-    if isinstance(found, str | bytes | Mapping):
-        raise TypeError(f"the hook returned {type(found).__name__}, not a Chunk, a list or None")
-    return [_of_type(each, Chunk) for each in found]

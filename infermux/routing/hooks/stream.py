@@ -17,7 +17,8 @@ from ...types import HEARTBEAT, Chunk
 from ..accounting import Accounting
 from ..stream import Finish, Stream
 from ..targets import TargetPermit
-from . import HookCall, Hooks, chunks_of, client_format
+from . import HookCall, Hooks, client_format
+from .results import chunks_of
 
 
 class HookedStream(Stream):
@@ -146,7 +147,7 @@ class HookedStream(Stream):
             self._calls[choice] = told
 
         def checked(result: object) -> list[Chunk]:
-            found = chunks_of(result)
+            found = chunks_of(result, chunk)
             if found != [chunk]:
                 call.hooks["chunk"].ended("changed")
             return made([chunk] if found == [chunk] else found)
