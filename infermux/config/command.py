@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -23,7 +24,11 @@ MAX_OUTPUT = 65536  # bytes that a command may print
 TTL = 300.0  # seconds that a command's key is used
 RUN_SECONDS = 10.0  # that a command may take
 REFRESH = 0.8  # of the ttl, after which a new key is fetched while the old one is used
+MIN_SECRET = 4  # characters of what is redacted in a command's errors
 RETRY_SECONDS = 5.0  # after a command that failed
+_PRIVATE = r"(?:pass|pw|secret|token|key|auth|credential)"  # in the name of what is secret
+_NAMED = re.compile(rf"({_PRIVATE}[\w-]*[\"']?\s*[=:]\s*)\S+", re.I)
+_OPTION = re.compile(rf"-.*{_PRIVATE}[\w-]*", re.I)
 _BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # that may be a token, in a command's words
 log = logging.getLogger("infermux")
 
@@ -153,7 +158,8 @@ class CommandSecret(Secret):
         finally:
             _stop(process)
         if code:
-            raise NoSecret(f"{self.source} failed with exit code {code}{_told(found[1])}")
+            secrets = [*_private(self._argv), *found[0].decode(errors="replace").split()]
+            raise NoSecret(f"{self.source} failed with exit code {code}{_told(found[1], secrets)}")
         if len(found[0]) > MAX_OUTPUT:
             raise NoSecret(f"{self.source} printed more than {MAX_OUTPUT} bytes")
         return found[0].decode("ascii", "replace")
@@ -178,11 +184,23 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(1.0)
 
 
-def _told(errors: bytearray) -> str:
-    """Return the last line of a command's errors, without what may be a token."""
+def _told(errors: bytearray, secrets: Iterable[str]) -> str:
+    """Return the last line of a command's errors, without *secrets* and what may be a token."""
     lines = errors.decode(errors="replace").strip().splitlines()
-    last = _BEARERS.sub("[redacted]", lines[-1][:300]) if lines else ""
+    last = lines[-1] if lines else ""
+    for known in sorted(secrets, key=len, reverse=True):
+        if len(known) >= MIN_SECRET:
+            last = last.replace(known, "[redacted]")
+    last = _NAMED.sub(r"\1[redacted]", _BEARERS.sub("[redacted]", last[:300]))
     return f": {printable(last)}" if last else ""
+
+
+def _private(argv: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command that are secret by the names of their options."""
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, own = option.partition("=")
+        if _OPTION.fullmatch(name):
+            yield own or value
 
 
 def words(command: str, place: str) -> list[str]:

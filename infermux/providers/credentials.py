@@ -202,7 +202,7 @@ class Credentials:
         usual = REFUSED_SECONDS if final else LIMITED_SECONDS
         seconds = min(error.retry_after or usual, MAX_REST)
         self._set(key, seconds)
-        if not final or not key.log.due():
+        if not final or self.count < 2 or not key.log.due():  # one alone does not rest
             return
         why = error.hint if error.sent is False else f"the vendor answers {error.upstream_status}"
         log.warning(

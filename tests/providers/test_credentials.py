@@ -344,6 +344,24 @@ def test_a_command_that_fails_is_told_without_the_secret(text, tmp_path, caplog)
     assert FAILURES[text] not in failed.value.message  # of which a caller gets no more
 
 
+def test_what_a_command_says_of_its_failure_holds_no_password(tmp_path, caplog):
+    text = (
+        "print('out-12')\n"
+        "print('no login by', sys.argv[2], 'or', sys.argv[3][8:], 'pw=abc1 out-12 user=ann', "
+        "file=sys.stderr)\nsys.exit(1)"
+    )
+    with Keyed() as vendor:
+        path = program(tmp_path, text)
+        found = router(vendor, f'"command:{path} --password hunter2 --token=t0k3n"', tmp_path)
+        with pytest.raises(InferMuxError) as failed:
+            found.infer("hi", model="v/m")
+    hidden = "[redacted]"
+    wanted = f"no login by {hidden} or {hidden} pw={hidden} {hidden} user=ann"
+    assert wanted in str(failed.value) and wanted in caplog.text
+    for word in ("hunter2", "t0k3n", "abc1", "out-12"):
+        assert word not in caplog.text
+
+
 @pytest.mark.slow
 def test_a_command_that_leaves_a_child_behind_does_not_hang(tmp_path):
     with Keyed() as vendor:
