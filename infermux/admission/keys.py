@@ -14,8 +14,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import Unavailable
@@ -110,7 +112,8 @@ class LiveKeyring(Keyring):
 
     If the configuration has no keys at all (None), callers without one are admitted until the first
     key is made, and never again in this process. *load* may raise Unavailable; then the keys known
-    so far stay in force. The hashes are in a dict: they are of random keys, and the time of a
+    so far stay in force. The file *mark* tells a later process of this host that there are keys,
+    where it cannot read them. The hashes are in a dict: they are of random keys, and the time of a
     look-up tells nothing about a key.
     """
 
@@ -119,12 +122,14 @@ class LiveKeyring(Keyring):
         keys: Iterable[tuple[str, Caller]] | None,
         load: Load,
         *,
+        mark: Path | None = None,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
         super().__init__(keys or ())
-        self.open = keys is None
+        self.open = self._opens = keys is None
         self._load, self._clock, self._monotonic = load, clock, monotonic
+        self._mark = mark
         self._issued: _Loaded | None = None  # None: not read yet
         self._looked = -math.inf
         self._seen = _changes[0]
@@ -224,14 +229,26 @@ class LiveKeyring(Keyring):
             if self._log.due():
                 why = getattr(error, "reason", error.message)
                 log.error("the API keys cannot be read: %s; those known so far stay in force", why)
+            if self._issued is None and self._mark is not None and self._mark.exists():
+                self.open = False
             return
         if found is not None:
             version, issued = found
             issued = [each for each in issued if each.caller.name not in self.own]
             by_hash = {bytes.fromhex(each.hash): each for each in issued}
             callers = {each.caller.name: each.caller for each in issued}
+            was_open = self._opens if self._issued is None else self.open
             self._issued = _Loaded(version, by_hash, callers)
-            self.open = self.open and not issued
+            self.open = was_open and not issued
+            self._note(bool(issued))
+
+    def _note(self, some: bool) -> None:
+        """Write or remove the mark, so that a start without the database opens nothing."""
+        with suppress(OSError):
+            if self._mark is not None and some and not self._mark.exists():
+                self._mark.touch(0o600)
+            elif self._mark is not None and not some:
+                self._mark.unlink(missing_ok=True)
 
 
 def _digest(key: str) -> bytes:

@@ -33,6 +33,7 @@ from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
 from ..telemetry.tokentrace import Reporter
 from ..types import NOTHING, Caller
+from . import ledgers
 from .prices import is_vendor
 
 _NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
@@ -140,7 +141,7 @@ def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
 
     own = config.keys
     pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
-    return LiveKeyring(pairs, load)
+    return LiveKeyring(pairs, load, mark=ledgers.beside(config, ".keys") if own is None else None)
 
 
 def issued(key: IssuedKey) -> Iterator[Issued]:

@@ -76,11 +76,16 @@ def rates(config: Config, found: Ledger | None) -> tuple[Rates, Rates]:
 
     The files are apart, as the table of end users has to evict.
     """
-    settings = config.ledger or LedgerConfig()
-    beside = Path((settings.path if settings.url is None else settings.spool) or FILE)
-    keys: Rates = RateLimiter(beside.with_suffix(".rates"))
-    users: Rates = RateLimiter(beside.with_suffix(".users.rates"), records=USERS)
+    keys: Rates = RateLimiter(beside(config, ".rates"))
+    users: Rates = RateLimiter(beside(config, ".users.rates"), records=USERS)
     return (keys, users) if found is None else (found.rates(keys), found.rates(users))
+
+
+def beside(config: Config, suffix: str) -> Path:
+    """Return a file of this host beside the ledger, or its spool."""
+    settings = config.ledger or LedgerConfig()
+    path = (settings.path if settings.url is None else settings.spool) or FILE
+    return Path(path).with_suffix(suffix)
 
 
 def described(settings: LedgerConfig) -> str:

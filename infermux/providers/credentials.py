@@ -35,7 +35,9 @@ LIMITED_SECONDS = 1.0  # the same after a rate limit without Retry-After
 MAX_REST = 3600.0
 MAX_VALUES = 16  # of each key that changes: as many are redacted
 MAX_STORED = 10_000  # ids whose key is known
-_PLACE = re.compile(r"/(files|batches|responses|conversations)\b(?:/([\w.:-]+))?")
+_PLACE = re.compile(
+    r"/(files|batches|responses|conversations)\b(?:/(?!input_tokens|compact)([\w.:-]+))?"
+)
 _NAMED = re.compile(  # what a body names, or carries, of what a vendor has stored or encrypted
     rb'"(?:(?:input_)?file_id|previous_response_id|conversation|container|cached_?[cC]ontent'
     rb'|encrypted_content)"\s*:\s*(?:\{\s*"id"\s*:\s*)?"([\w.:/=+-]{1,200})'
@@ -108,7 +110,8 @@ class Credentials:
             try:
                 answer = self._posted(key, prepared, exchange, post, repeatable)
             except (ProviderAuthError, ProviderRateLimited) as error:
-                self._rest(key, error)
+                if not names or error.upstream_status != 403:  # else it may be of another account
+                    self._rest(key, error)
                 if isinstance(error, ProviderAuthError) and error.sent is not False:
                     error.hint = f"does {key.secret.source or 'its api_key'} hold a valid key?"
                 if key is owner and isinstance(error, ProviderRateLimited):

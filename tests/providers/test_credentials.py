@@ -459,6 +459,7 @@ class Accounts(Vendor):
         super().__init__()
         self.stored: dict[str, str] = {}  # keys by ids
         self.limited: set[str] = set()  # keys
+        self.missing = 404
         self.asked: list[tuple[str, str, int]] = []
 
     def answer(self, handler: Any, body: bytes) -> None:
@@ -482,7 +483,7 @@ class Accounts(Vendor):
             return LIMITED
         for ident in (*rest[:1], *named, *re.findall(r'"file_id": ?"([^"]+)"', body.decode())):
             if self.stored.get(ident) != key:
-                return (400 if named else 404), {
+                return (400 if named else self.missing), {
                     "error": {
                         "message": f"Previous response with id '{ident}' not found.",
                         "type": "invalid_request_error",
@@ -559,6 +560,16 @@ def test_what_a_key_has_stored_is_asked_for_with_this_key(workers, tmp_path):
             respond(other, input=[{"role": "user", "content": [part]}])
         assert len({vendor.stored[ident] for ident in vendor.stored}) == 3
         assert (vendor.missed == 0) == (workers == 1)
+
+
+def test_a_key_that_may_not_see_what_another_one_has_stored_does_not_rest(tmp_path):
+    with Accounts() as vendor:
+        vendor.missing = 403
+        one, other = clients(vendor, tmp_path, 2)
+        idents = [upload(one) for _ in range(6)]
+        assert {other.get(f"/v1/files/{ident}").status_code for ident in idents} == {200}
+        made = [vendor.stored[upload(other)] for _ in range(6)]
+        assert len(set(made)) == 3
 
 
 def test_what_no_key_has_stored_is_not_found(tmp_path):

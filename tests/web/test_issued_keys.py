@@ -310,6 +310,21 @@ def test_a_service_whose_last_key_was_revoked_stays_closed_after_a_restart(open_
         assert ask(infermux.create_app(router).test_client(), "").status_code == 401
 
 
+def test_a_service_with_keys_stays_closed_after_a_start_that_cannot_read_them(open_client, file):
+    key = make(open_client)["key"]
+    ledger = file.parent / "l.db"
+    kept = ledger.rename(file.parent / "kept.db")
+    ledger.mkdir()  # it cannot be opened
+    with closing(infermux.load(file)) as router:
+        other = infermux.create_app(router).test_client()
+        assert [ask(other, each).status_code for each in ("", key)] == [401, 503]
+    ledger.rmdir()
+    kept.rename(ledger)
+    with closing(infermux.load(file)) as router:
+        other = infermux.create_app(router).test_client()
+        assert [ask(other, each).status_code for each in ("", key)] == [401, 200]
+
+
 # -- other processes --
 
 
