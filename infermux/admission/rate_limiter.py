@@ -102,7 +102,10 @@ class RateLimiter:
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         """Take back a request that was counted since *since*, and its tokens."""
         self.correct(caller, -tokens, since=since)
-        with self._table() as table:
+        opened = self._opened()
+        if opened is None:
+            return
+        with opened as table:
             second = int(self._clock())
             at = table.record(caller, second)
             for then in range(second, int(since) - 1, -1):

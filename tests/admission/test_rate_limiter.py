@@ -373,6 +373,7 @@ def test_a_file_that_cannot_be_used_is_named_and_left_alone(
         rates.check()
     assert [rates.take("a", rpm=1, tpm=None) for _ in range(3)] == [None] * 3
     rates.correct("a", 5, since=0.0)
+    rates.give_back("a", 5, since=0.0)
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert before == (path.read_bytes() if path.is_file() else None)
     assert len(os.listdir("/proc/self/fd")) == open_files
