@@ -356,7 +356,8 @@ class HookFailed(InferMuxError):
 class Unavailable(InferMuxError):
     """The call cannot be served now; nothing was sent to a provider."""
 
-    status, code, retry_after = 503, "unavailable", 1.0
+    status, code = 503, "unavailable"
+    retry_after: float | None = 1.0
     elsewhere = True
 
 

@@ -96,7 +96,10 @@ class Pacer:
         place = f"[providers.{self.provider}]"
         if self._tpm is not None and own.tokens > self._tpm:
             what = f"the request has about {own.tokens} tokens, more than {place}.tpm"
-            return Paced(what, retry_after=60.0)
+            error = Paced(what)  # a retry cannot help
+            error.status, error.retry_after = 413, None
+            error.code = error.type = "request_too_large"
+            return error
         what = f"the rate that {place} allows to the provider is used up"
         return Paced(what, retry_after=max(0.1, min(seconds, 60.0)))
 

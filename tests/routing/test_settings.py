@@ -487,6 +487,16 @@ def test_with_a_fallback_the_call_goes_on_at_once(tmp_path):
         assert time.monotonic() - start < 5
 
 
+def test_a_request_that_no_minute_can_take_is_too_large(vendor, tmp_path):
+    found = build_router(provider(vendor, more="tpm = 50\nwait = 0\n"), tmp_path)
+    client = create_app(found).test_client()
+    body = {"model": "v/m", "messages": [{"role": "user", "content": "many words " * 500}]}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 413 and "[providers.v].tpm" in answer.text
+    assert answer.json["error"]["code"] == "request_too_large" and not vendor.seen
+    assert "Retry-After" not in answer.headers
+
+
 def test_a_request_that_is_not_sent_counts_in_no_rate(vendor, tmp_path):
     found = build_router(
         provider(vendor, more="rpm = 2\nwait = 0\nconcurrency = 1\n")
