@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -13,6 +14,8 @@ BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the of
 MAX_BACKOFF = 8.0
 FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
 THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
+MAX_RETRIES = 10.0  # per provider, until successes add more
+RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
 
 
 class TargetQueue:
@@ -69,3 +72,25 @@ def longest_backoff(call: Call, target: Target, error: ProviderError) -> float:
     if isinstance(error, ProviderRateLimited):
         base = THROTTLED_BACKOFF
     return min(MAX_BACKOFF, base * 2.0 ** (times - 1))
+
+
+class RetryBudget:
+    """The retries left at one provider: a retry spends one, successes earn more."""
+
+    def __init__(self) -> None:
+        self._left = MAX_RETRIES
+        self._lock = threading.Lock()
+
+    def spend(self) -> bool:
+        """Take one retry; return whether there was one."""
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+    def earn(self) -> None:
+        """Add the credit of one success."""
+        if self._left < MAX_RETRIES:
+            with self._lock:
+                self._left = min(MAX_RETRIES, self._left + RETRY_CREDIT)

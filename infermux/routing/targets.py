@@ -34,10 +34,9 @@ from ..providers.base import RegisteredProvider
 from ..types import JSON, Deadline, Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 from .pacing import Pacer
+from .target_queue import RetryBudget
 
 MAX_TARGETS = 4096  # with a state: callers can name any number of models
-MAX_RETRIES = 10.0  # per provider, until successes add more
-RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
 COOL_SECONDS = 1.0  # after a rate limit without Retry-After
 QUOTA_SECONDS = 60.0  # after an account ran out of credit
 UNPRICED = "unpriced, and the key has a hard budget"
@@ -124,28 +123,6 @@ class TargetPermit:
 def _why(error: ProviderError) -> str:
     """Return what an operator is told of a failure: "503", "connection refused"."""
     return str(error.upstream_status or reason(error))
-
-
-class RetryBudget:
-    """The retries left at one provider: a retry spends one, successes earn more."""
-
-    def __init__(self) -> None:
-        self._left = MAX_RETRIES
-        self._lock = threading.Lock()
-
-    def spend(self) -> bool:
-        """Take one retry; return whether there was one."""
-        with self._lock:
-            if self._left < 1:
-                return False
-            self._left -= 1
-            return True
-
-    def earn(self) -> None:
-        """Add the credit of one success."""
-        if self._left < MAX_RETRIES:
-            with self._lock:
-                self._left = min(MAX_RETRIES, self._left + RETRY_CREDIT)
 
 
 class TargetPool:
