@@ -23,6 +23,7 @@ from support import (
     TokenTrace,
     Vendor,
     ask,
+    certificate,
     environment,
     eventually,
     run,
@@ -230,18 +231,6 @@ def test_a_successor_takes_the_socket_over(tmp_path: Path) -> None:
 
 
 # -- TLS --
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-    except FileNotFoundError:
-        pytest.skip("no openssl here")
-    return cert, key
 
 
 @pytest.mark.slow
