@@ -49,8 +49,7 @@ class Client(socket.socket):
     def begin(self) -> None:
         """Reset the counters of recv() for the next request."""
         self.has_head = False  # whether the head was read
-        self._received = 0  # bytes
-        self._waited = 0.0  # seconds
+        self._credit = float(CLIENT_SECONDS)  # how long recv() may still wait
 
     def watch(self) -> None:
         """Reset what lacks() knows, for the next request."""
@@ -79,7 +78,8 @@ class Client(socket.socket):
             except BlockingIOError:
                 self._wait()
             else:
-                self._received += len(data)
+                if self.has_head:  # what came fast earns no longer pause
+                    self._credit = min(CLIENT_SECONDS, self._credit + len(data) / PACE)
                 return data
 
     def _read(self, bufsize: int) -> bytes:
@@ -90,8 +90,7 @@ class Client(socket.socket):
         readers, start = self._readers, time.monotonic()
         if not readers.acquire():
             raise OSError(errno.ENOBUFS, "too many threads wait for clients")
-        allowed = CLIENT_SECONDS + self._received / PACE * self.has_head - self._waited
-        allowed = min(allowed, self._patience)
+        allowed = min(self._credit, self._patience)
         many = 1 < readers.used > readers.limit * 2 // 3
         try:
             if not is_readable(self, min(allowed, BRIEF_SECONDS) if many else allowed):
@@ -99,7 +98,7 @@ class Client(socket.socket):
                 raise OSError(code, "a client sends too slowly")
         finally:
             readers.release()
-            self._waited += time.monotonic() - start
+            self._credit -= time.monotonic() - start
 
     def lacks(self, *, eager: bool) -> int:
         """Return how many bytes must arrive in all before the request may start, 0 if it may.

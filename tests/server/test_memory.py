@@ -233,6 +233,22 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
             assert [call.result().status for call in calls] == [200] * 3
 
 
+def test_a_body_takes_room_as_it_arrives(tmp_path: Path) -> None:
+    """Announced bodies hold up nobody, and large ones leave room for small ones."""
+    vendor = Failing()
+    with (
+        serving(tmp_path, "max_inflight_body = 10000000", vendor) as service,
+        contextlib.ExitStack() as open_,
+    ):
+        for _ in range(5):  # that begin
+            sock = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
+            open_.enter_context(sock)
+            sock.sendall(head(KEYS["free"], f"Content-Length: {9 * MB}") + b" " * 20_000)
+        assert post(service, large(3 * MB, "echo-v1")).status == 200
+        statuses = [post(service, large(2 * MB, "echo-v1")).status for _ in range(3)]
+        assert statuses == [200] * 3
+
+
 # -- a soak ----------------------------------------------------------------------------------------
 
 SOAK = how_many(2_000, 10_000, 300_000)

@@ -148,7 +148,7 @@ def results(
     tasks = {
         "are_cut": _be_cut,
         "inside_tls": partial(_be_cut, folder),
-        "keeps_the_pace": _keep_the_pace,
+        "pace": _two_at_a_pace,
     }
     with ThreadPoolExecutor(3) as pool:
         yield {name: pool.submit(task) for name, task in tasks.items() if name in chosen}
@@ -166,11 +166,19 @@ def _be_cut(folder: Path | None = None) -> dict[str, list[bytes]]:
     return drips.answers
 
 
-def _keep_the_pace() -> bytes:
+def _two_at_a_pace() -> tuple[bytes, tuple[float, bytes]]:
+    """Return what came of a client that keeps the pace, and of one that does not."""
+    one = Service(env={"INFERMUX_SERVER__WORKERS": "1"})
+    with one as service, ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(_keep_the_pace, service)
+        paused = _pause(service)
+        return kept.result(), paused
+
+
+def _keep_the_pace(service: Service) -> bytes:
     """Send two kilobytes a second, in a head's time and beyond."""
     body = b'{"model":"echo-v1","messages":[{"role":"user","content":"%b"}]}' % (b"x" * 27_000)
-    one = Service(env={"INFERMUX_SERVER__WORKERS": "1"})
-    with one as service, socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
         head = HEAD + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
         for at in range(0, len(head), 50):
             sock.sendall(head[at : at + 50])
@@ -179,6 +187,18 @@ def _keep_the_pace() -> bytes:
             sock.sendall(body[at : at + 1000])
             time.sleep(0.4)
         return sock.recv(65536)
+
+
+def _pause(service: Service) -> tuple[float, bytes]:
+    """Send a part of a body at once, and then a byte now and then; return when that is cut."""
+    with socket.create_connection(("127.0.0.1", service.port), 1) as sock:
+        sock.sendall(HEAD + b"Content-Length: 30000000\r\n\r\n" + b" " * 100_000)
+        start, answer = time.monotonic(), b""
+        while not answer and time.monotonic() < start + 2 * PATIENCE:
+            with contextlib.suppress(TimeoutError):
+                sock.sendall(b" ")
+                answer = sock.recv(65536)
+        return time.monotonic() - start, answer
 
 
 def test_a_head_that_is_too_long_is_refused_before_its_end() -> None:
@@ -229,7 +249,13 @@ def test_clients_that_drip_are_cut_and_hold_no_thread(results: Results, name: st
 
 
 def test_a_slow_client_that_keeps_the_pace_is_served(results: Results) -> None:
-    assert results["keeps_the_pace"].result(2 * PATIENCE).startswith(b"HTTP/1.1 200")
+    assert results["pace"].result(3 * PATIENCE)[0].startswith(b"HTTP/1.1 200")
+
+
+def test_what_came_fast_before_the_pace_earns_no_pause(results: Results) -> None:
+    """Else a client could hold a thread and its room for a second per kilobyte."""
+    _, (seconds, answer) = results["pace"].result(3 * PATIENCE)
+    assert answer.startswith(b"HTTP/1.1 400") and seconds < PATIENCE
 
 
 @pytest.mark.slow
