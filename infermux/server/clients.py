@@ -13,11 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
-
-from gunicorn.sock import ssl_context
 
 from ..admission import ConcurrencyLimiter
 
@@ -260,11 +256,8 @@ class Certificate:
 
     def __init__(self, cfg: Any) -> None:
         """Take TLS from gunicorn's *cfg*; raise OSError if the files cannot be used."""
-        hook = cfg.ssl_context
-        cfg.set("ssl_context", lambda conf, default: partial(hook, conf, default))
-        make: Callable[[], ssl.SSLContext] = ssl_context(cfg)
+        self._cfg, self._hook = cfg, cfg.ssl_context
         cfg.set("ssl_context", lambda conf, default: self)  # gunicorn asks at each connection
-        self._make = make
         self._files = [file for file in (cfg.certfile, cfg.keyfile) if file]
         self._seen = self._stamps()
         self._context = self._make()
@@ -272,6 +265,19 @@ class Certificate:
     def wrap_socket(self, sock: SecureClient, **_: object) -> SecureClient:
         """Return *sock*, to gunicorn: its TLS ends in it."""
         return sock
+
+    def _make(self) -> ssl.SSLContext:
+        found: ssl.SSLContext = self._hook(self._cfg, self._default)
+        return found
+
+    def _default(self) -> ssl.SSLContext:
+        cfg = self._cfg
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=cfg.ca_certs)
+        context.load_cert_chain(cfg.certfile, cfg.keyfile)
+        context.verify_mode = cfg.cert_reqs
+        if cfg.ciphers:
+            context.set_ciphers(cfg.ciphers)
+        return context
 
     @property
     def context(self) -> ssl.SSLContext:

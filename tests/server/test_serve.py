@@ -250,6 +250,12 @@ def test_a_certificate_makes_it_https(tmp_path: Path) -> None:
                 assert b"echo: x" in client.getresponse().read()
         with pytest.raises((OSError, http.client.HTTPException)):
             health("127.0.0.1", port)
+        renewed = certificate(tmp_path, "renewed")
+        for old, new in zip((cert, key), renewed, strict=True):
+            new.replace(old)
+        context = ssl.create_default_context(cafile=str(cert))
+        answer = ask(port, "/healthz", tls=context, headers={"Connection": "close"})
+        assert answer.status == 200  # without a reload
         assert service.stop() == 0
 
 
