@@ -103,6 +103,11 @@ class BodyRoom:
             self._limiter.release(taken)
 
     @property
+    def is_used(self) -> bool:
+        """Whether any byte of the body was asked for."""
+        return self._taken > 0
+
+    @property
     def most(self) -> int:
         """The largest body, in bytes, that the limit allows."""
         return self._limiter.limit
@@ -119,6 +124,13 @@ def refuse_body() -> None:
     refuse = getattr(current_request().environ.get("wsgi.input"), "refuse", None)
     if refuse is not None and body_size() != 0:
         refuse()
+
+
+def refuse_any_body() -> None:
+    """Leave a body unread that nobody wants, if there is one: its end need not be awaited."""
+    environ = current_request().environ
+    if "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
+        refuse_body()
 
 
 def body_size() -> int | None:

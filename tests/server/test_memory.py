@@ -177,6 +177,22 @@ def test_without_a_good_key_only_the_head_is_read(tmp_path: Path, framing: str) 
         assert post(service, large(10, "echo-v1")).status == 200
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("line", ["POST /nothing", "POST /healthz", "GET /healthz", "PUT /infer"])
+def test_a_body_that_nobody_reads_is_not_awaited(tmp_path: Path, line: str, framing: str) -> None:
+    """Else gunicorn's thread waits for it, whoever asks."""
+    with serving(tmp_path) as service:
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            asked = head("wrong", framing).replace(b"POST /v1/chat/completions", line.encode())
+            sock.sendall(asked + b"1")  # and nothing more of the body
+            assert b"\r\nConnection: close" in said(sock)
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            for _ in range(2):  # without a body the connection stays
+                sock.sendall(f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+                assert sock.recv(65536).startswith(b"HTTP/1.1 ")
+
+
 @pytest.mark.slow
 def test_a_client_that_sends_a_large_body_with_a_wrong_key_hears_so(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
