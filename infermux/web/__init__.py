@@ -25,7 +25,7 @@ from .http import (
     View,
     current_request,
     error_response,
-    refuse_any_body,
+    refuse_long_body,
     with_request_id,
 )
 from .sse import START, with_early_start
@@ -106,7 +106,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
         finally:
             if BODY in request.environ:  # a stream releases it at its end
                 if not room.is_used and "stream" not in vars(request):
-                    refuse_any_body()
+                    refuse_long_body()
                 room.release()
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 

@@ -39,6 +39,7 @@ from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
 CHUNK = 256 * 1024  # bytes per read of a body
+SHORT_BODY = 16_384  # bytes, which our worker awaits without a thread
 SPARE_PART = 16  # of the room for bodies: for the first CHUNK of each
 BODY = "infermux.body"  # the key of a request's BodyRoom in its WSGI environ
 _CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
@@ -126,10 +127,9 @@ def refuse_body() -> None:
         refuse()
 
 
-def refuse_any_body() -> None:
-    """Leave a body unread that nobody wants, if there is one: its end need not be awaited."""
-    environ = current_request().environ
-    if "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
+def refuse_long_body() -> None:
+    """Leave a body unread that nobody wants, unless it is short: its end need not be awaited."""
+    if "HTTP_TRANSFER_ENCODING" in current_request().environ or (body_size() or 0) > SHORT_BODY:
         refuse_body()
 
 
