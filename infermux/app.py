@@ -31,6 +31,7 @@ from .web.http import (
     error_response,
     json_response,
     plain_error,
+    refuse_long_body,
     with_request_id,
 )
 from .web.mist import mist_blueprint
@@ -121,6 +122,7 @@ def _in_app(command: click.Command) -> click.Command:
 
 def _http_error(error: HTTPException) -> Response:
     """Return a JSON response for an error of Flask itself, such as an unknown path or method."""
+    refuse_long_body()
     status, answer = error.code or 500, errors.InferMuxError(error.name.lower())
     if status < 400:  # a redirect to the path with its slash
         location = {"Location": getattr(error, "new_url", "/")}

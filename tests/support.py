@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -187,9 +188,12 @@ def ask(
     *,
     method: str = "",
     headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Send one request on a new connection; encode a body as JSON unless bytes or an iterator."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    if tls is not None:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=tls)
     data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     with contextlib.closing(connection):
         # A server may answer, and close, before it has the whole body: then the answer can be read,
@@ -216,6 +220,20 @@ def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
         with contextlib.closing(answer):
             answer.begin()
             return Answer(answer.status, answer.headers, answer.read())
+
+
+def certificate(folder: Path, name: str = "own") -> tuple[Path, Path]:
+    """Return a certificate for localhost and its key, which any client may trust."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    if shutil.which("openssl") is None:
+        import pytest  # the bench does without
+
+        pytest.skip("no openssl here")
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return cert, key
 
 
 # -- the service -----------------------------------------------------------------------------------
@@ -251,6 +269,7 @@ class Service:
         self._env = environment(**(env or {}))
         self._cwd = cwd
         self.port = 0
+        self.tls: ssl.SSLContext | None = None  # of its clients, if it serves HTTPS
 
     def __enter__(self) -> Self:
         self._output = tempfile.TemporaryFile()
@@ -306,14 +325,14 @@ class Service:
         ]
 
     def ask(self, path: str, body: Any = None, **more: Any) -> Answer:
-        return ask(self.port, path, body, **more)
+        return ask(self.port, path, body, tls=self.tls, **more)
 
     def raw(self, data: bytes, **more: Any) -> Answer:
         return raw(self.port, data, **more)
 
     def _listening(self) -> re.Match[str] | None:
         assert self.process.poll() is None, f"the service ended:\n{self.log}"
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log)
+        return re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", self.log)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the service ended:\n{self.log}"

@@ -22,7 +22,7 @@ from gunicorn.http.parser import RequestParser
 import infermux
 
 ROOT = Path(infermux.__file__).parent
-MAX_NAMES = 15
+MAX_NAMES = 16
 
 
 class Name(NamedTuple):
@@ -40,6 +40,12 @@ TABLE = [
         "http.client.HTTPConnection.response_class",
         "providers/transport.py",
         "hangs in the reader that bounds every read by the call's deadline",
+    ),
+    Name(
+        "python",
+        "http.client.HTTPConnection.response_class",
+        "telemetry/tokentrace.py",
+        "bounds the whole of an answer that nobody waits for",
     ),
     Name(
         "python",

@@ -30,10 +30,13 @@ class ConcurrencyLimiter:
         self._used = 0
         self._lock = threading.Lock()
 
-    def acquire(self, slots: int = 1) -> bool:
-        """Take slots and return True, or return False if too few are free; never wait."""
+    def acquire(self, slots: int = 1, *, spare: int = 0) -> bool:
+        """Take slots and return True, or return False if too few are free; never wait.
+
+        *spare* slots stay free for others.
+        """
         with self._lock:
-            if self._used + slots > self.limit:
+            if self._used + slots + spare > self.limit:
                 return False
             self._used += slots
             return True

@@ -1,4 +1,4 @@
-"""gunicorn's thread worker with eight changes.
+"""gunicorn's thread worker with nine changes.
 
 1. Responses and log lines about a refused request do not quote it.
 2. A worker survives a lack of file descriptors.
@@ -8,13 +8,13 @@
 6. If no thread can be started, a request waits for an existing one.
 7. A request gets a thread when its head has arrived; it has ten seconds to do so.
 8. A body must arrive at 1 KB/s or faster, and few threads may wait for bodies.
+9. The same holds inside TLS, and for its handshake, except with gunicorn's http_protocols = "h2".
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import http
 import os
 import select
@@ -35,17 +35,22 @@ from ..admission import ConcurrencyLimiter
 from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
 from ..types import LogThrottle, is_own_want
+from .clients import (
+    CLIENT_SECONDS,
+    CLOSED,
+    HEAD_BYTES,
+    Certificate,
+    Client,
+    SecureClient,
+    is_readable,
+)
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request
 STARTS_PER_TURN = 2  # requests of a burst started together; each may need a thread
 TURN_SECONDS = 0.001  # minimum time between such starts
 ACCEPTS_PER_TURN = 256  # connections accepted per turn in a burst
 PAUSE_SECONDS = 0.1  # when out of descriptors
-CLIENT_SECONDS = 10  # for a head, for a body before PACE applies, for a client to read
-HEAD_BYTES = 65536  # maximum size of a head
-BODY_BYTES = 16_384  # of a body awaited without a thread
-PACE = 1024.0  # minimum bytes of a body per second
-BRIEF_SECONDS = 0.25  # maximum wait of a thread if many threads wait
+GREET_SECONDS = 0.005  # of TLS handshakes in a turn
 CHECK_SECONDS = 0.25  # between checks of arriving requests
 CUTS_PER_CHECK = 500
 LINGER_SECONDS = 2.0  # to read the last response before the connection closes
@@ -147,110 +152,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.log.error(f"{message}: %s\n%s", *args, type(error).__name__, frames)
 
 
-class Client(socket.socket):
-    """The socket of a client, which must send its requests at a minimum speed.
-
-    The socket always blocks, so that the kernel's send timeout applies. recv() waits with a limit
-    of its own, and in few threads at a time.
-    """
-
-    def __init__(self, sock: socket.socket, readers: ConcurrencyLimiter) -> None:
-        super().__init__(fileno=sock.detach())
-        super().setblocking(True)
-        self._readers, self._patience = readers, float(CLIENT_SECONDS)
-        self.begin()
-        self.watch()
-
-    def begin(self) -> None:
-        """Reset the counters of recv() for the next request."""
-        self.has_head = False  # whether the head was read
-        self._received = 0  # bytes
-        self._waited = 0.0  # seconds
-
-    def watch(self) -> None:
-        """Reset what lacks() knows, for the next request."""
-        self.seen = 0  # bytes received
-        self.body: int | None = None  # bytes of the body, once the head is there
-        self.since = time.monotonic()  # start of the head, then of the body
-        self.is_get = False
-
-    def setblocking(self, flag: bool) -> None:
-        """Do nothing: the socket stays blocking."""
-
-    def settimeout(self, value: float | None) -> None:
-        """Set how many seconds recv() waits at most."""
-        self._patience = CLIENT_SECONDS if value is None else value
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Read; raise TimeoutError if the client is too slow, OSError if too many threads wait."""
-        try:
-            data = super().recv(bufsize, flags | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._wait()
-            data = super().recv(bufsize, flags | socket.MSG_DONTWAIT)
-        self._received += len(data)
-        return data
-
-    def _wait(self) -> None:
-        readers, start = self._readers, time.monotonic()
-        if not readers.acquire():
-            raise OSError(errno.ENOBUFS, "too many threads wait for clients")
-        allowed = CLIENT_SECONDS + self._received / PACE * self.has_head - self._waited
-        allowed = min(allowed, self._patience)
-        many = 1 < readers.used > readers.limit * 2 // 3
-        try:
-            if not is_readable(self, min(allowed, BRIEF_SECONDS) if many else allowed):
-                code = errno.ENOBUFS if many else errno.ETIMEDOUT  # the latter is a TimeoutError
-                raise OSError(code, "a client sends too slowly")
-        finally:
-            readers.release()
-            self._waited += time.monotonic() - start
-
-    def lacks(self, *, eager: bool) -> int:
-        """Return how many bytes must arrive in all before the request may start, 0 if it may.
-
-        It needs its head and, if not *eager*, also BODY_BYTES of its body or all of it.
-        """
-        try:
-            data = super().recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 1
-        except OSError:
-            return 0  # its thread gets the same error
-        before, self.seen = self.seen, len(data)
-        end = data.find(b"\r\n\r\n", max(0, before - 3) if self.body is None else 0) + 4
-        if end < 4:
-            # no new bytes: the client has ended, or the kernel's buffer is full
-            return len(data) + 1 if before < len(data) < HEAD_BYTES else 0
-        if self.body is None:
-            self.since, self.is_get = time.monotonic(), data.startswith(b"GET /")
-        self.body = len(data) - end
-        if eager or len(data) == before or self.body >= BODY_BYTES:
-            return 0
-        wanted = _body_size(data[:end].lower())
-        if wanted is None:
-            return 0 if self.body and data.endswith(b"\r\n\r\n") else len(data) + 1
-        return end + wanted if wanted > self.body else 0
-
-    def is_too_slow(self, now: float) -> bool:
-        """Whether the head is late at *now*, or the body slower than PACE."""
-        return now - self.since > CLIENT_SECONDS + (self.body or 0) / PACE
-
-
-def _body_size(head: bytes) -> int | None:
-    """Return how many bytes of a body to wait for; None: until its end (chunked)."""
-    if b"\r\nexpect:" in head:  # the client waits for a 100 Continue
-        return 0
-    if b"\r\ntransfer-encoding:" in head:
-        return None
-    length = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0].strip()
-    return min(int(length), BODY_BYTES) if length.isdigit() and len(length) < 20 else 0
-
-
-CLOSED = Client(socket.socket(), ConcurrencyLimiter(1))  # gunicorn may close it again
-CLOSED.close()
-
-
 class Job(Future[Any]):
     """The task of a thread: one request, or several of one client."""
 
@@ -273,12 +174,16 @@ class Threads(ThreadPoolExecutor):
         self.arriving: set[Job] = set()  # incomplete requests
         self.current = threading.local()  # `sock` and `unreader` of a thread's last request
         self._worker = worker
-        self._has_tls = bool(worker.cfg.certfile or worker.cfg.keyfile)
+        cfg = worker.cfg
+        self._has_tls = bool(cfg.is_ssl)
+        by_gunicorn = self._has_tls and "h2" in cfg.http_protocols  # asks for an SSLSocket
+        self._certificate = Certificate(cfg) if self._has_tls and not by_gunicorn else None
         self._listeners: set[Any] = set()
         self._readers = ConcurrencyLimiter(max(1, self.size * 3 // 4))  # waiting for clients
         self._eager = max(1, self.size // 8)  # of the readers, for incomplete bodies
         self._busy: set[Job] = set()  # running, or waiting for a thread
         self._started = self._checked = 0.0  # times of the last start and check
+        self._greeted = 0.0  # seconds of handshakes in this turn
 
     def listen(self, listener: Any) -> None:
         """Make the kernel report connections only when data has arrived."""
@@ -295,9 +200,11 @@ class Threads(ThreadPoolExecutor):
             _bound(conn.sock)
             if len(conn.client) == 4:  # IPv6, perhaps an IPv4-mapped address
                 conn.client = (conn.client[0].removeprefix("::ffff:"), conn.client[1])
-            if not self._has_tls:
+            if self._certificate is not None:
+                conn.sock = SecureClient(conn.sock, self._readers, self._certificate.context)
+            elif not self._has_tls:
                 conn.sock = Client(conn.sock, self._readers)
-            conn.data_ready = not self._has_tls or is_readable(conn.sock, 0)
+            conn.data_ready = isinstance(conn.sock, Client) or is_readable(conn.sock, 0)
         elif isinstance(conn.sock, Client):
             conn.sock.begin()
             conn.sock.watch()
@@ -310,27 +217,39 @@ class Threads(ThreadPoolExecutor):
         if not isinstance(sock, Client):
             self.waiting.append(job)
             return
-        if lacking := sock.lacks(eager=self._readers.used < self._eager):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lacking)
+        if lacking := self._lacks(sock):
+            sock.wake_at(lacking)
             if not known:
                 self.arriving.add(job)
                 self._worker.poller.register(sock, select.POLLIN, partial(self._look, job))
             return
         if known:
             self._forget(job)
-        if sock.body is None and sock.seen == HEAD_BYTES:
+        if not sock.is_secured or (sock.body is None and sock.seen == HEAD_BYTES):
             job.function = partial(_refuse, status=431)
         if self.waiting and sock.is_get:  # a burst
             self._start(job)
         else:
             self.waiting.append(job)
 
+    def _lacks(self, sock: Client) -> int:
+        """Return how many bytes to wait for; handshakes wait when a turn had enough of them."""
+        eager = self._readers.used < self._eager
+        if sock.is_secured:
+            return sock.lacks(eager=eager)
+        if self._greeted > GREET_SECONDS:
+            return 1
+        start = time.monotonic()
+        lacking = sock.lacks(eager=eager)
+        self._greeted += time.monotonic() - start
+        return lacking
+
     def _forget(self, job: Job) -> None:
         """Stop waiting for more of a request."""
         self.arriving.remove(job)
         sock = job.conn.sock
         self._worker.poller.unregister(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        sock.wake_at(1)
 
     def _start(self, job: Job) -> None:
         """Give a request to a thread."""
@@ -343,6 +262,7 @@ class Threads(ThreadPoolExecutor):
 
     def take_turn(self, now: float, *, burst: bool) -> None:
         """Start some of the queued requests; refuse those that arrive too slowly."""
+        self._greeted = 0.0
         if now - self._checked > CHECK_SECONDS:
             self._checked = now
             self._check(now)
@@ -373,7 +293,7 @@ class Threads(ThreadPoolExecutor):
 
         The main loop would add a tenth to the time of a call.
         """
-        self.current.sock = CLOSED if self._has_tls else job.conn.sock
+        self.current.sock = job.conn.sock if isinstance(job.conn.sock, Client) else CLOSED
         try:
             kept = job.function(job.conn)
             while kept is True and self._next_follows(job.conn.sock):
@@ -395,7 +315,7 @@ class Threads(ThreadPoolExecutor):
         if not isinstance(sock, Client):
             return is_there  # poll() does not see data that TLS has buffered
         sock.begin()
-        if is_there:
+        if is_there or sock.holds_more:
             return True
         if not self._is_calm or not is_readable(sock, KEEP_THREAD_SECONDS):
             return False
@@ -434,13 +354,6 @@ def _bound(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         # each byte sent restarts SO_SNDTIMEO; this ends connections that are not read
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
-
-
-def is_readable(sock: socket.socket, seconds: float) -> bool:
-    """Whether a socket is readable within *seconds*; poll() uses no file descriptor."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def refusal(status: int) -> bytes:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import select
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+import time
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..protocol import TRACE_SPAN, Message, TraceSpan
@@ -13,6 +17,7 @@ from .exporter import Exporter, Send, dropped, flush_all
 __all__ = ["Reporter", "dropped", "flush_all"]
 
 TIMEOUT_SECONDS = 1.0  # to connect, to send, and for each part of the response
+ANSWER_PARTS = 2  # so many times that long for the whole response
 MAX_BODY = 65536  # bytes of a response that are read to keep its connection open
 HEADERS = {"User-Agent": "infermux", "Content-Type": "application/json"}
 
@@ -53,8 +58,53 @@ class Reporter(Exporter[TraceSpan]):
         return send
 
 
+class _Reader(io.RawIOBase):
+    """Reads a socket for so many seconds in all, however small the parts are."""
+
+    def __init__(self, sock: Any, seconds: float) -> None:
+        self._sock, self._file = sock, sock.makefile("rb", buffering=0)
+        self._end = time.monotonic() + seconds
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Return the file that http.client reads; it uses this object as its socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
+    def readinto(self, buffer: Any) -> Any:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the response takes too long")
+        if left < self._sock.gettimeout():
+            self._sock.settimeout(left)
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """A response that must end in time."""
+
+    def __init__(self, sock: Any, *, method: str, seconds: float) -> None:
+        reader: Any = _Reader(sock, seconds)
+        super().__init__(reader, method=method)
+
+
 def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection, str]:
     """Return an unopened connection and the path to POST to; raise ValueError."""
+    connection, path = _connection(url, seconds)
+    response: Any = partial(_Response, seconds=seconds * ANSWER_PARTS)
+    connection.response_class = response
+    return connection, path
+
+
+def _connection(url: str, seconds: float) -> tuple[HTTPConnection, str]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an HTTP URL")
@@ -82,6 +132,8 @@ def _post(
     try:
         if kept is not None and _is_readable(kept):
             connection.close()  # TokenTrace has closed it, or sent more than it announced
+        if connection.sock is not None:
+            connection.sock.settimeout(TIMEOUT_SECONDS)  # the last response may have shortened it
         connection.request("POST", path, body, HEADERS)
         response = connection.getresponse()
         descriptor = response.fileno()

@@ -25,6 +25,7 @@ from .http import (
     View,
     current_request,
     error_response,
+    refuse_long_body,
     with_request_id,
 )
 from .sse import START, with_early_start
@@ -104,6 +105,8 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
             forget(error)
         finally:
             if BODY in request.environ:  # a stream releases it at its end
+                if not room.is_used and "stream" not in vars(request):
+                    refuse_long_body()
                 room.release()
         return response if isinstance(response, BytesResponse) else with_request_id(response)
 

@@ -38,7 +38,9 @@ from ..types import JSON, NOTHING, Caller, LogThrottle, is_own_want
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
-CHUNK = 256 * 1024  # bytes per read of a body of unknown length
+CHUNK = 256 * 1024  # bytes per read of a body
+SHORT_BODY = 16_384  # bytes, which our worker awaits without a thread
+SPARE_PART = 16  # of the room for bodies: for the first CHUNK of each
 BODY = "infermux.body"  # the key of a request's BodyRoom in its WSGI environ
 _CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
@@ -84,8 +86,13 @@ class BodyRoom:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Reserve *size* bytes; raise Overloaded if too many are in use."""
-        if not self._limiter.acquire(size):
+        """Reserve *size* bytes more; raise Overloaded if too many are in use.
+
+        A body that has some leaves the last of the room for those that have none.
+        """
+        limiter, taken = self._limiter, self._taken
+        spare = limiter.limit // SPARE_PART if 0 < taken < limiter.used else 0
+        if not limiter.acquire(size, spare=spare):
             refuse_body()
             raise Overloaded("the service holds as many request bodies as it can; retry shortly")
         self._taken += size
@@ -95,6 +102,11 @@ class BodyRoom:
         taken, self._taken = self._taken, 0
         if taken:
             self._limiter.release(taken)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any byte of the body was asked for."""
+        return self._taken > 0
 
     @property
     def most(self) -> int:
@@ -113,6 +125,12 @@ def refuse_body() -> None:
     refuse = getattr(current_request().environ.get("wsgi.input"), "refuse", None)
     if refuse is not None and body_size() != 0:
         refuse()
+
+
+def refuse_long_body() -> None:
+    """Leave a body unread that nobody wants, unless it is short: its end need not be awaited."""
+    if "HTTP_TRANSFER_ENCODING" in current_request().environ or (body_size() or 0) > SHORT_BODY:
+        refuse_body()
 
 
 def body_size() -> int | None:
@@ -177,12 +195,24 @@ def _received(request: Request, room: BodyRoom, size: int | None, limit: int) ->
     elif size is None:
         data = _read_chunked(request, room, limit)
     else:  # four times as fast
-        room.take(size)
-        data = request.environ["wsgi.input"].read(size)
+        data = _read_sized(request.environ["wsgi.input"], room, size)
         request.stream = io.BytesIO(data)
     if len(data) > limit:
         raise RequestEntityTooLarge
     return data
+
+
+def _read_sized(body: Any, room: BodyRoom, size: int) -> bytes:
+    """Return a body of *size* bytes, or less at its end; what has not arrived takes no room."""
+    parts, left = [], size
+    while left > 0:
+        step = min(left, CHUNK)
+        room.take(step)
+        parts.append(part := body.read(step))
+        left -= step
+        if len(part) < step:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:

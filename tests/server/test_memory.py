@@ -177,6 +177,24 @@ def test_without_a_good_key_only_the_head_is_read(tmp_path: Path, framing: str) 
         assert post(service, large(10, "echo-v1")).status == 200
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("line", ["POST /nothing", "POST /healthz", "GET /healthz", "PUT /infer"])
+def test_a_body_that_nobody_reads_is_not_awaited(tmp_path: Path, line: str, framing: str) -> None:
+    """Else gunicorn's thread waits for it, whoever asks."""
+    with serving(tmp_path) as service:
+        with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as sock:
+            asked = head("wrong", framing).replace(b"POST /v1/chat/completions", line.encode())
+            sock.sendall(asked + b"1")  # and nothing more of the body
+            assert b"\r\nConnection: close" in said(sock)
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, PATIENCE)
+        with contextlib.closing(connection):  # which a short body does not end
+            method, _, path = line.partition(" ")
+            connection.request(method, path, b"{}")
+            connection.getresponse().read()
+            assert connection.sock is not None
+
+
 @pytest.mark.slow
 def test_a_client_that_sends_a_large_body_with_a_wrong_key_hears_so(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
@@ -231,6 +249,22 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
         with ThreadPoolExecutor(3) as pool:
             calls = [pool.submit(post, service, large(3 * MB, "echo-v1")) for _ in range(3)]
             assert [call.result().status for call in calls] == [200] * 3
+
+
+def test_a_body_takes_room_as_it_arrives(tmp_path: Path) -> None:
+    """Announced bodies hold up nobody, and large ones leave room for small ones."""
+    vendor = Failing()
+    with (
+        serving(tmp_path, "max_inflight_body = 10000000", vendor) as service,
+        contextlib.ExitStack() as open_,
+    ):
+        for _ in range(5):  # that begin
+            sock = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
+            open_.enter_context(sock)
+            sock.sendall(head(KEYS["free"], f"Content-Length: {9 * MB}") + b" " * 20_000)
+        assert post(service, large(3 * MB, "echo-v1")).status == 200
+        statuses = [post(service, large(2 * MB, "echo-v1")).status for _ in range(3)]
+        assert statuses == [200] * 3
 
 
 # -- a soak ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from support import (
     TokenTrace,
     Vendor,
     ask,
+    certificate,
     environment,
     eventually,
     run,
@@ -232,18 +233,6 @@ def test_a_successor_takes_the_socket_over(tmp_path: Path) -> None:
 # -- TLS --
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-    except FileNotFoundError:
-        pytest.skip("no openssl here")
-    return cert, key
-
-
 @pytest.mark.slow
 def test_a_certificate_makes_it_https(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "own")
@@ -261,6 +250,12 @@ def test_a_certificate_makes_it_https(tmp_path: Path) -> None:
                 assert b"echo: x" in client.getresponse().read()
         with pytest.raises((OSError, http.client.HTTPException)):
             health("127.0.0.1", port)
+        renewed = certificate(tmp_path, "renewed")
+        for old, new in zip((cert, key), renewed, strict=True):
+            new.replace(old)
+        context = ssl.create_default_context(cafile=str(cert))
+        answer = ask(port, "/healthz", tls=context, headers={"Connection": "close"})
+        assert answer.status == 200  # without a reload
         assert service.stop() == 0
 
 

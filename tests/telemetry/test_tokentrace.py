@@ -424,6 +424,31 @@ def test_an_answer_that_never_ends_is_left():
         assert reporter.dropped == 1
 
 
+class Dripping(Receiver):
+    """Sends its answer byte by byte, each sooner than the sender's patience ends."""
+
+    def _answered(self, sock):
+        while not sock.recv(65536).endswith(b"}"):
+            pass
+        self.messages += 1
+        sock.sendall(self.pieces[0])
+        while True:
+            sock.sendall(b"x")
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("begun", "lost"),
+    [(TAKEN + b"X: ", 1), (TAKEN + b"Content-Length: 99999\r\n\r\n", 0)],
+)
+def test_an_answer_that_drips_is_left_after_a_total_time(begun, lost):
+    with Dripping(begun) as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        report(reporter, 1)
+        assert reporter.flush(20)
+        assert (receiver.messages, reporter.dropped) == (1, lost)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A key and a certificate for 127.0.0.1 that nobody has signed, in one file."""
