@@ -81,7 +81,7 @@ FALLBACK_ON = ("context",)  # rejections after which the next target is tried, b
 
 
 class AnswerPolicy(NamedTuple):
-    """For how long answers are given again, and how many bytes of them are kept."""
+    """How long answers are cached, and how many bytes of them."""
 
     seconds: float
     most: int
@@ -100,7 +100,7 @@ class Route(NamedTuple):
     fallback_on: tuple[str, ...] = FALLBACK_ON
     sticky: bool = False  # whether a session stays at its target, whatever the strategy is
     cache: str = ""  # "auto": vendors are asked to cache prompts
-    answers: AnswerPolicy | None = None  # None: no answer is given again
+    answers: AnswerPolicy | None = None  # None: no answer is cached
     pattern: str = ""  # the one in [models] that the name matches
 
 

@@ -74,7 +74,7 @@ def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
 def rates(config: Config, found: Ledger | None) -> tuple[Rates, Rates]:
     """Return the limiters of keys and of their end users: of this host, or of all.
 
-    The files are apart, as the table of end users has to evict.
+    They have a file each, because only the table of end users evicts callers when it is full.
     """
     settings = config.ledger or LedgerConfig()
     beside = Path((settings.path if settings.url is None else settings.spool) or FILE)
@@ -84,7 +84,7 @@ def rates(config: Config, found: Ledger | None) -> tuple[Rates, Rates]:
 
 
 def described(settings: LedgerConfig) -> str:
-    """Return what the ledger is, without user and password."""
+    """Describe the ledger, without user and password."""
     if settings.url is None:
         return str(Path(settings.path).absolute()) if settings.path else "none"
     parts = urlsplit(settings.url.reveal())
@@ -93,7 +93,7 @@ def described(settings: LedgerConfig) -> str:
 
 
 def remedy(settings: LedgerConfig) -> str:
-    """Return what to do about a ledger that cannot be used."""
+    """Return a hint for the message about a ledger that cannot be used, or ""."""
     if settings.url is None:
         return "; name a file that this user may write as [ledger].path"
     return ""

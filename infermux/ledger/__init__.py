@@ -373,15 +373,15 @@ class Ledger(ABC):
         return []
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         raise LedgerUnavailable("this ledger stores no keys")
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
-        raise LedgerUnavailable("this ledger keeps no answers")
+        """Return the store of cached answers."""
+        raise LedgerUnavailable("this ledger caches no answers")
 
     def alerts(self) -> AlertLog:
-        """Return what remembers when alerts were sent."""
+        """Return the store of the times when alerts were sent."""
         raise LedgerUnavailable("this ledger remembers no alerts")
 
     def maintain(self, now: float) -> None:

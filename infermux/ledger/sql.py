@@ -136,15 +136,15 @@ class SQLLedger(Ledger):
         return self._spool().is_empty()
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         return SQLKeys(self)
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
+        """Return the store of cached answers."""
         return SQLAnswers(self)
 
     def objects(self) -> Objects:
-        """Return which files and batches at the vendors are whose."""
+        """Return the store of the owners of files and batches at vendors."""
         return SQLObjects(self.write, self.snapshot)
 
     # -- reports --
@@ -163,7 +163,7 @@ class SQLLedger(Ledger):
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
 
     def alerts(self) -> AlertLog:
-        """Return what remembers when alerts were sent."""
+        """Return the store of the times when alerts were sent."""
         return SQLAlerts(self)
 
     def rows(

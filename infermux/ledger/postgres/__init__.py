@@ -267,11 +267,11 @@ class PostgresLedger(SQLLedger):
     # -- what hosts share besides --
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         return SQLKeys(_Brief(lambda: self._here().database))
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
+        """Return the store of cached answers."""
         return SQLAnswers(_Brief(lambda: self._here().database))
 
     def rates(self, local: Local) -> SharedRates:

@@ -130,7 +130,7 @@ _BILLED = (  # by what else an attempt was billed, and which costs are assumed
     "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
 )
-_KEYS = (  # made at run time; a change raises the version
+_KEYS = (  # created at run time; each change raises the version
     """CREATE TABLE api_keys (
         name TEXT PRIMARY KEY, settings TEXT NOT NULL, created_ms INTEGER NOT NULL,
         expires_ms INTEGER, revoked_ms INTEGER) STRICT, WITHOUT ROWID""",
@@ -142,7 +142,7 @@ _KEYS = (  # made at run time; a change raises the version
     "INSERT INTO versions VALUES ('keys', 0)",
     "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
 )
-_ANSWERS = (  # that are given again
+_ANSWERS = (  # cached answers
     """CREATE TABLE answers (
         digest TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
         expires_ms INTEGER NOT NULL, size INTEGER NOT NULL, body TEXT NOT NULL) STRICT""",
