@@ -24,7 +24,7 @@ TTL = 300.0  # seconds that a command's key is used
 RUN_SECONDS = 10.0  # that a command may take
 REFRESH = 0.8  # of the ttl, after which a new key is fetched while the old one is used
 RETRY_SECONDS = 5.0  # after a command that failed
-_BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # that may be a token, in a command's words
+_BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # words that may be a token
 log = logging.getLogger("infermux")
 
 
@@ -69,7 +69,7 @@ class CommandSecret(Secret):
 
     @property
     def seal(self) -> str:
-        """A text by which ids are signed: the same in all processes."""
+        """The text that signs ids: the same in all processes."""
         return sha256("\0".join(self._argv).encode(errors="replace")).hexdigest()
 
     def current(self, patience: float) -> str:
@@ -92,11 +92,11 @@ class CommandSecret(Secret):
             raise NoSecret(self._why or f"{self.source} has not answered yet")
 
     def renew(self) -> bool:
-        """Fetch another key, as the vendor refuses this one; return whether it differs."""
+        """Fetch another key, as the vendor has refused this one; return whether it differs."""
         with self._changed:
             before = self._value
             if self._clock() - self._fetched < RETRY_SECONDS:
-                return False  # it is new
+                return False  # a new key already
             self._fetched = -float("inf")
         try:
             return self.current(self._limit) != before
@@ -124,7 +124,7 @@ class CommandSecret(Secret):
             log.error("no new API key: %s", why)
 
     def _output(self) -> str:
-        """Return what the command prints; raise NoSecret, naming what it says of its failure."""
+        """Return the command's output; raise NoSecret with the last line of its errors."""
         try:
             process = subprocess.Popen(
                 self._argv,

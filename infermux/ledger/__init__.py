@@ -147,7 +147,7 @@ class Hold(NamedTuple):
     at: float  # when it was reserved, in seconds since 1970; decides the period
     over: bool = False  # it exceeds a budget, but the call was admitted
     warn: tuple[Budget, ...] = ()  # budgets that are exceeded, which is to be logged
-    about: str = ""  # what a row tells of the call if it is lost, read by `lost_record`
+    about: str = ""  # the facts for the row of a lost call, read by `lost_record`
     known: tuple[Budget, int, int] | None = None  # the tightest, its limit, and what it has left
 
 
@@ -314,7 +314,7 @@ class Ledger(ABC):
     ) -> Hold:
         """Reserve *pico* pico-USD of the budget, and of those in `also`, for *lease* seconds.
 
-        If the call is not settled by then, the amount counts as spent; *about* tells of the call.
+        If the call is not settled by then, the amount counts as spent, with *about* in its row.
 
         Raise BudgetExceeded if one has less left, unless it only warns or *over* is true; *over*
         does not apply to one in `also` that rejects.
@@ -392,7 +392,7 @@ class Ledger(ABC):
         return local
 
     def publish(self, action: str, provider: str, model: str) -> int:
-        """Let all hosts of this ledger hear of an operator's command; return its number, or 0."""
+        """Send an operator's command to all hosts of this ledger; return its number, or 0."""
         return 0
 
     def published(self) -> Sequence[CircuitCommand]:

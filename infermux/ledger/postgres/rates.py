@@ -19,7 +19,7 @@ from .statements import Link, integers, run
 
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit
-_MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
+_MAX_TOKENS = 2**40  # tokens of one call, so that the sum of a minute cannot overflow
 _CLOCK = "clock AS (SELECT floor(extract(epoch FROM clock_timestamp()))::bigint AS at)"
 _KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t),
         clock WHERE s > clock.at - {SPAN})"""
@@ -97,7 +97,7 @@ class Local(Protocol):
     def wait(
         self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
     ) -> float:
-        """Return the seconds until so many fit."""
+        """Return the seconds until so many requests and tokens fit."""
 
     def correct(self, caller: str, tokens: int, *, since: float) -> None:
         """Correct the estimate of a call."""
@@ -106,25 +106,25 @@ class Local(Protocol):
         """Raise ConfigError if the limits cannot be kept."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close files."""
 
 
 class SharedRates:
     """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
 
-    What it admits, *local* counts too: so the host's own limit is right where it must do. For a
-    minute after the database was away both must admit a call, as a server that crashes forgets its
-    counts, and does not know of calls that a host has counted alone.
+    *local* counts what this admits, so it is right when it has to take over. For a minute after the
+    database was unavailable both must admit a call: a server that crashed has lost its counts, and it
+    has none of the calls that a host counted alone.
     """
 
     def __init__(self, database: Any, local: Local) -> None:
         self._database, self._local = database, local
-        self._alone = False  # whether the last call was counted by this host alone
+        self._alone = False  # whether the last request was counted by this host only
         self._log = LogThrottle()
 
     @property
     def alone(self) -> bool:
-        """Whether only the calls of this host count now."""
+        """Whether this host now counts only its own requests."""
         return self._alone and not self._database().is_up
 
     def take(
@@ -270,7 +270,7 @@ def _wait(
 def _fill(
     window: Window, seconds: list[int], requests: list[int], tokens: list[int], now: float
 ) -> None:
-    """Tell what is used, and when none of it counts any more."""
+    """Fill *window* with what is used, and when none of it counts any more."""
     recent = math.floor(now) - SPAN
     counts = [each for each in zip(seconds, requests, tokens, strict=True) if each[0] > recent]
     window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)

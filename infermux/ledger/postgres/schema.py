@@ -1,7 +1,7 @@
-"""The tables in PostgreSQL, by schema version, and who may make them.
+"""The tables in PostgreSQL by schema version, their partitions and privileges.
 
 Calls and attempts are partitioned by the month of their start (UTC), which is ordered as their
-keys are. Partitions are made ahead; what is in none of them goes to a default one.
+keys are. Partitions are created in advance; rows of other months go to a default one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _FIRST = (
     f"""CREATE TABLE adjustments (
         at_ns BIGINT NOT NULL, name {_TEXT}, team BIGINT NOT NULL, period {_TEXT},
         action {_TEXT}, pico BIGINT NOT NULL)""",
-    # 0: a call was added late, so the day is to be summed up; else as `rollups` says
+    # state 0: a call was added late, so the day is summed up again; others: see `rollups`
     "CREATE TABLE rolled (day BIGINT PRIMARY KEY, state BIGINT NOT NULL)",
     f"""CREATE TABLE rollups (
         kind BIGINT NOT NULL, day BIGINT NOT NULL, n BIGINT NOT NULL, caller {_TEXT}, tag {_TEXT},
@@ -94,7 +94,7 @@ _FIRST = (
     # the owners of files and batches at vendors
     f"""CREATE TABLE objects (provider {_TEXT}, caller {_TEXT}, ident {_TEXT},
         at_ms BIGINT NOT NULL, PRIMARY KEY (provider, caller, ident))""",
-    # the sums of each step of the last days; `recent.activity` says how
+    # the sums of each step of the last days; see `recent.activity`
     f"""CREATE TABLE activity (step BIGINT NOT NULL, start BIGINT NOT NULL, data {_TEXT},
         PRIMARY KEY (step, start))""",
     # the last call, by start and id, that was copied from another ledger
@@ -133,7 +133,7 @@ def version(connection: Connection[Any]) -> int | None:
 
 
 def check(connection: Connection[Any]) -> None:
-    """Raise LedgerUnavailable, with the command to run, if the schema is not the present one."""
+    """Raise LedgerUnavailable, with the command to run, if the schema is not the current one."""
     found, newest = version(connection), len(MIGRATIONS)
     if found is None:
         raise LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
@@ -150,7 +150,7 @@ def check(connection: Connection[Any]) -> None:
 
 
 def migrate(connection: Connection[Any], now: float, *, create: bool, role: str = "") -> list[str]:
-    """Make or migrate the tables and their partitions; return what was done.
+    """Create or migrate the tables and their partitions; return a message for each change.
 
     Without *create*, there must be a ledger. *role* is granted what a service needs.
     """
@@ -224,7 +224,7 @@ def partitions(connection: Connection[Any]) -> list[date]:
 
 
 def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
-    """Make the partitions of months that have none, with rows of the default one; return how many.
+    """Create missing partitions, and move rows there from the default one; return how many.
 
     Each is made in a transaction of its own, as it locks the tables.
     """
