@@ -2,6 +2,11 @@
 
 Money is in whole pico-USD. The most that a call may cost is reserved before it, its real cost
 settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
+
+`sql` is the base of both backends, `sqlite` and `postgres`; `spool` keeps what cannot be written
+now. `holds` and `periods` are the rules of budgets, `rollups` daily sums, `queries` and `reports`
+read. In `stores` are keys, cached answers and files, in `recent` the status page's queries; `bills`
+and `reconcile` read vendors' bills, `compare` compares two models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which of a provider's API keys a request gets: spread over those that the vendor accepts.
 
-A key that the vendor refuses, whose account is out of credit or whose rate is used up rests alone,
-while the others serve, also the request that was refused. If all rest, the one that rests least is
-used: the vendor decides.
+A key that the vendor refuses, whose account is out of credit or whose rate limit is exhausted
+rests: it is not used for a while, and another key serves the refused request. If all rest, the one
+that rests least is used: the vendor decides.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("infermux")
 
 
 class _Key:
-    """A key, and until when it rests."""
+    """A key, and the time until which it rests: it is not used."""
 
     def __init__(self, secret: Secret) -> None:
         self.secret = secret
