@@ -10,7 +10,6 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..admission import Rates
 from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..config import Config, Secret
 from ..config.settings import (
@@ -32,7 +31,7 @@ from ..routing.router import Observer, Router
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
 from ..telemetry.tokentrace import Reporter
-from ..types import NOTHING, Caller
+from ..types import NOTHING, Caller, Rates
 from .prices import is_vendor
 
 _NO_HASH = "0" * 64  # keys created at run time have theirs in the ledger

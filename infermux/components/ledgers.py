@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..admission import Rates
 from ..admission.rate_limiter import RateLimiter
 from ..config import Config
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError
 from ..ledger import Ledger
+from ..types import Rates
 
 if TYPE_CHECKING:
     from ..ledger.sql import SQLLedger

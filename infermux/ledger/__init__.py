@@ -3,10 +3,8 @@
 Money is in whole pico-USD. The most that a call may cost is reserved before it, its real cost
 settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
 
-`sql` is the base of both backends, `sqlite` and `postgres`; `spool` keeps what cannot be written
-now. `holds` and `periods` are the rules of budgets, `rollups` daily sums, `queries` and `reports`
-read. In `stores` are keys, cached answers and files, in `recent` the status page's queries; `bills`
-and `reconcile` read vendors' bills, `compare` compares two models.
+`sql` is the base of `sqlite` and `postgres`, `spool` holds what cannot be written now. `stores` has
+keys, cached answers and files, `reports` and `recent` sum up calls, `bills` reads vendors' bills.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, tzinfo
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
 from ..errors import Unavailable
 from ..pricing import PICO
-from ..types import CircuitCommand
+from ..types import CircuitCommand, Rates
 from . import periods
 from .periods import PERIODS
 from .stores.alerts import AlertLog
@@ -392,7 +390,7 @@ class Ledger(ABC):
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""
 
-    def rates(self, local: Any) -> Any:
+    def rates(self, local: Rates) -> Rates:
         """Return limits per minute over the ledger's hosts; *local* are those of this host."""
         return local
 
@@ -426,10 +424,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, or None.
-
-        Raise RequestError if *id* is too short or matches several calls.
-        """
+        """Return the call whose id starts with *id*; raise RequestError if too short or ambiguous."""
 
     @abstractmethod
     def totals(

@@ -24,6 +24,7 @@ from ..types import (
     Target,
     TraceContext,
     Usage,
+    Window,
 )
 from . import Plan
 from .session import session_of
@@ -81,18 +82,6 @@ class CachedAnswer(NamedTuple):
     target: Target
     served: str
     age: float
-
-
-@dataclass(slots=True)
-class Window:
-    """What a limit allows in 60 seconds, and what is used of it; None: no such limit."""
-
-    rpm: int | None
-    tpm: int | None
-    requests: int = 0
-    tokens: int = 0
-    requests_reset: float = 0.0  # seconds until none of the requests counts any more
-    tokens_reset: float = 0.0
 
 
 @dataclass(slots=True)

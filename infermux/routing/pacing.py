@@ -7,10 +7,9 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from ..admission import Rates
 from ..errors import Paced
 from ..planning.call import Call
-from ..types import Deadline
+from ..types import Deadline, Rates
 
 _POLL = 0.25  # seconds between two looks, as other processes take from the same rates
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from psycopg import errors
 
-from ...types import CircuitCommand
+from ...types import CircuitCommand, Rates
 from .. import (
     LEASE_SECONDS,
     Adjustment,
@@ -40,7 +40,7 @@ from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
 from .connection import STATEMENT_SECONDS, Away, Database
-from .rates import OLD_RATES, Local, SharedRates
+from .rates import OLD_RATES, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
@@ -274,7 +274,7 @@ class PostgresLedger(SQLLedger):
         """Return the store of cached answers."""
         return SQLAnswers(_Brief(lambda: self._here().database))
 
-    def rates(self, local: Local) -> SharedRates:
+    def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""
         return SharedRates(lambda: self._here().database, local)
 

@@ -10,9 +10,9 @@ import logging
 import math
 import time
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
-from ...types import LogThrottle
+from ...types import LogThrottle, Rates, Window
 from .. import LedgerUnavailable
 from .connection import Database
 from .statements import Link, integers, run
@@ -68,47 +68,6 @@ _USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
 log = logging.getLogger("infermux")
 
 
-class Window(Protocol):
-    """What is used of a limit."""
-
-    requests: int
-    tokens: int
-    requests_reset: float
-    tokens_reset: float
-
-
-class Local(Protocol):
-    """The limits of this host, as `admission.rate_limiter` keeps them."""
-
-    def take(
-        self,
-        caller: str,
-        *,
-        rpm: int | None,
-        tpm: int | None,
-        tokens: int = 0,
-        window: Any = None,
-    ) -> float | None:
-        """Count a request and return None, or return the seconds to wait."""
-
-    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
-        """Take back a request."""
-
-    def wait(
-        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
-    ) -> float:
-        """Return the seconds until so many requests and tokens fit."""
-
-    def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Correct the estimate of a call."""
-
-    def check(self) -> None:
-        """Raise ConfigError if the limits cannot be kept."""
-
-    def close(self) -> None:
-        """Close files."""
-
-
 class SharedRates:
     """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
 
@@ -117,7 +76,7 @@ class SharedRates:
     has none of the calls that a host counted alone.
     """
 
-    def __init__(self, database: Any, local: Local) -> None:
+    def __init__(self, database: Any, local: Rates) -> None:
         self._database, self._local = database, local
         self._alone = False  # whether the last request was counted by this host only
         self._log = LogThrottle()

@@ -19,7 +19,7 @@ from ...protocol import strict_json
 from ...protocol.sse import Event, comment
 from ...types import JSON, Chunk, Usage
 from ..http import BODY, Api, BytesResponse, call_headers, current_request
-from ..sse import HEADERS, EarlyHead, events, failure
+from ..sse import HEADERS, EarlyHead, events
 
 # Types that a browser does not run as a page of this server.
 _MEDIA = re.compile(
@@ -37,16 +37,9 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
     """
     environ, passed = current_request().environ, call.request.passed
     early = EarlyHead(call, lambda _: Encoder(environ), HEADERS, is_stream=wants_stream)
-    call.on_wait = early.on_wait
-    try:
-        stream = api.router.open(call)
-    except Exception as error:
-        if early.write is None:
-            raise
-        return BytesResponse([failure(error, Encoder(environ))], 200, Headers(HEADERS))
-    finally:
-        call.on_wait = None
-        early.close()
+    stream = early.open(api.router)
+    if isinstance(stream, Response):
+        return stream
     if stream.is_whole and early.write is None:
         data = b"".join([chunk.native or b"" for chunk in stream])
         whole = {"Content-Type": _type(passed.media), "Content-Length": str(len(data))}
