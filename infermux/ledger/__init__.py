@@ -424,7 +424,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
-        """Return the call whose id starts with *id*; raise RequestError if too short or ambiguous."""
+        """Return the call whose id starts with *id*; raise RequestError if short or ambiguous."""
 
     @abstractmethod
     def totals(
