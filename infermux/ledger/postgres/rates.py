@@ -72,8 +72,8 @@ class SharedRates:
     """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
 
     *local* counts what this admits, so it is right when it has to take over. For a minute after the
-    database was unavailable both must admit a call: a server that crashed has lost its counts, and it
-    has none of the calls that a host counted alone.
+    database was unavailable both must admit a call: a server that crashed has lost its counts, and
+    it has none of the calls that a host counted alone.
     """
 
     def __init__(self, database: Any, local: Rates) -> None:
