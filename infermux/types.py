@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 JSON = dict[str, Any]
 Clock = Callable[[], float]
@@ -81,7 +81,7 @@ FALLBACK_ON = ("context",)  # rejections after which the next target is tried, b
 
 
 class AnswerPolicy(NamedTuple):
-    """For how long answers are given again, and how many bytes of them are kept."""
+    """How long answers are cached, and how many bytes of them."""
 
     seconds: float
     most: int
@@ -100,7 +100,7 @@ class Route(NamedTuple):
     fallback_on: tuple[str, ...] = FALLBACK_ON
     sticky: bool = False  # whether a session stays at its target, whatever the strategy is
     cache: str = ""  # "auto": vendors are asked to cache prompts
-    answers: AnswerPolicy | None = None  # None: no answer is given again
+    answers: AnswerPolicy | None = None  # None: no answer is cached
     pattern: str = ""  # the one in [models] that the name matches
 
 
@@ -280,3 +280,47 @@ class CircuitCommand(NamedTuple):
     action: str  # open, close or reset
     provider: str
     model: str  # "": all of the provider's
+
+
+@dataclass(slots=True)
+class Window:
+    """What a limit allows in 60 seconds, and what is used of it; None: no such limit."""
+
+    rpm: int | None
+    tpm: int | None
+    requests: int = 0
+    tokens: int = 0
+    requests_reset: float = 0.0  # seconds until none of the requests counts any more
+    tokens_reset: float = 0.0
+
+
+class Rates(Protocol):
+    """Limits of requests and tokens per minute: a `RateLimiter`, or what hosts share."""
+
+    def take(
+        self,
+        caller: str,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        tokens: int = 0,
+        window: Window | None = None,
+    ) -> float | None:
+        """Count a request and return None, or return the seconds to wait."""
+
+    def wait(
+        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
+    ) -> float:
+        """Return the seconds until so many fit; count nothing."""
+
+    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
+        """Take back a request that was counted since *since*, and its tokens."""
+
+    def correct(self, caller: str, tokens: int, *, since: float) -> None:
+        """Correct the estimate of a call."""
+
+    def check(self) -> None:
+        """Raise ConfigError if the limits cannot be kept."""
+
+    def close(self) -> None:
+        """Close files."""

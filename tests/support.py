@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import http.client
 import json
@@ -166,6 +167,29 @@ def files() -> list[str]:
         command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     ).stdout.splitlines()
     return [name for name in listed if (ROOT / name).is_file()]
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of a JSON value, which is (), and of everything in it."""
+    yield at
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*at, key))
+
+
+def with_odd(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
+    """Return a copy of a JSON value with *odd* at a place."""
+    if not at:
+        return odd
+    value = copy.deepcopy(value)
+    inner = value
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = odd
+    return value
 
 
 # -- a client --------------------------------------------------------------------------------------

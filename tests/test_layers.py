@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -173,6 +174,14 @@ def test_the_package_stays_small() -> None:
 )
 def test_a_package_says_what_it_is_for(module: Module) -> None:
     assert ast.get_docstring(ast.parse(module.text))
+
+
+def test_the_manual_lists_the_packages_in_their_layers() -> None:
+    text = (ROOT / "help" / "development.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    layers = [set(row.split()) - {"__main__"} for row in LAYERS]
+    assert listed == layers
 
 
 # -- the reading itself ----------------------------------------------------------------------------

@@ -16,15 +16,14 @@ from support import ROOT, files, run
 setuptools = pytest.importorskip(
     "setuptools", minversion="70.1", reason="building a wheel offline takes setuptools 70.1"
 )
+PAGES = ("status.html", "status.css", "status.js", "parts.html", "login.html", "base.css")
 DATA = {
     "infermux/py.typed",
     "infermux/prices.json",
-    *(f"infermux/web/admin/templates/status.{kind}" for kind in ("html", "css", "js")),
+    "infermux/config/template.toml",
+    *(f"infermux/web/admin/templates/{name}" for name in PAGES),
 }
-DATA |= {"infermux/config/template.toml"}
-DATA |= {
-    f"infermux/web/admin/templates/{name}" for name in ("parts.html", "login.html", "base.css")
-}
+MAX_WHEEL, MAX_HELP, MAX_PRICES = 860_000, 90_000, 24_000  # bytes, compressed; the rest is code
 ABOUT = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
 
@@ -62,25 +61,37 @@ def wheel(clone):
         yield archive
 
 
+def about(wheel):
+    """Return the name of the folder of metadata."""
+    [found] = [name for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")]
+    return found.partition("/")[0]
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_the_package_and_nothing_else(wheel):
-    folder = next(
-        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
-    )
+    folder = about(wheel)
     kinds = ("infermux/*.py", "infermux/help/*.md")
     own = {name for name in files() if any(fnmatch(name, kind) for kind in kinds)}
     assert "infermux/help/shell.md" in own
-    about = {
+    metadata = {
         each if each != "licenses/LICENSE" or f"{folder}/{each}" in wheel.namelist() else "LICENSE"
         for each in ABOUT
     }
-    assert set(wheel.namelist()) == own | DATA | {f"{folder}/{each}" for each in about}
+    assert set(wheel.namelist()) == own | DATA | {f"{folder}/{each}" for each in metadata}
+
+
+def test_a_wheel_is_small_and_has_nothing_twice(wheel):
+    assert Path(wheel.filename).stat().st_size <= MAX_WHEEL
+    sizes = {each.filename: each.compress_size for each in wheel.infolist()}
+    assert sum(sizes[name] for name in sizes if fnmatch(name, "infermux/help/*")) <= MAX_HELP
+    assert sizes["infermux/prices.json"] <= MAX_PRICES
+    assert all(each.compress_type == zipfile.ZIP_DEFLATED for each in wheel.infolist())
+    sums = [each.CRC for each in wheel.infolist() if each.file_size]
+    assert len(sums) == len(set(sums))
 
 
 def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
-    folder = next(
-        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
-    )
+    folder = about(wheel)
     told = message_from_bytes(wheel.read(f"{folder}/METADATA"))
     needed = [each for each in told.get_all("Requires-Dist") if "extra ==" not in each]
     assert {each.split("<")[0].split(">")[0].strip() for each in needed} == {
@@ -99,9 +110,7 @@ def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
 
 
 def test_a_wheel_says_whose_it_is_and_where_it_runs(wheel):
-    folder = next(
-        name.partition("/")[0] for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")
-    )
+    folder = about(wheel)
     told = message_from_bytes(wheel.read(f"{folder}/METADATA"))
     assert told["Author"] and told["Keywords"] and told.get_all("Project-URL")
     assert {"gateway", "proxy", "failover"} <= {*told["Keywords"].split(", ")} | {

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from typing import Protocol
 
 from ..errors import Overloaded, RateLimited, RequestError, RequestTooLarge
-from ..planning.call import Call, Window
+from ..planning.call import Call
+from ..types import Rates, Window
 
 USER = "\x1e"  # parts the names of a caller and of its end user
 _KEY = ("this key", "the key")
@@ -52,35 +52,6 @@ class ConcurrencyLimiter:
     def used(self) -> int:
         """The number of slots that are taken."""
         return self._used
-
-
-class Rates(Protocol):
-    """Limits of requests and tokens per minute: a `RateLimiter`, or what hosts share."""
-
-    def take(
-        self,
-        caller: str,
-        *,
-        rpm: int | None,
-        tpm: int | None,
-        tokens: int = 0,
-        window: Window | None = None,
-    ) -> float | None:
-        """Count a request and return None, or return the seconds to wait."""
-
-    def wait(
-        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
-    ) -> float:
-        """Return the seconds until so many fit; count nothing."""
-
-    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
-        """Take back a request that was counted since *since*, and its tokens."""
-
-    def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Correct the estimate of a call."""
-
-    def check(self) -> None:
-        """Raise ConfigError if the limits cannot be kept."""
 
 
 class Admission:

@@ -24,9 +24,9 @@ from ..errors import Unavailable
 from ..types import ANONYMOUS, Caller, Clock, LogThrottle
 
 PREFIX = "imx-"
-REFRESH_SECONDS = 2.0  # between two looks for changes, in the background where there is one
-STALE_SECONDS = 3.0  # after which a call looks itself
-MISS_SECONDS = 0.5  # between two looks because of a key that is not known
+REFRESH_SECONDS = 2.0  # seconds between two checks for changes
+STALE_SECONDS = 3.0  # seconds without a check after which a call checks itself
+MISS_SECONDS = 0.5  # seconds between two checks because of unknown keys
 log = logging.getLogger("infermux")
 # another number after each change of a key by this process or another worker of its service
 _changes = memoryview(mmap.mmap(-1, 8)).cast("q")
@@ -73,7 +73,7 @@ class Keyring:
 
     @property
     def known(self) -> dict[str, Caller]:
-        """The same with callers whose keys are no longer admitted."""
+        """The callers, also those whose keys are no longer admitted."""
         return self.callers
 
     @property
@@ -89,7 +89,7 @@ class Keyring:
 
 
 class Issued(NamedTuple):
-    """A secret of a key that was made at run time."""
+    """A secret of a key that was created at run time."""
 
     hash: str  # in hexadecimal
     caller: Caller
@@ -103,12 +103,12 @@ class _Loaded(NamedTuple):
     callers: dict[str, Caller]  # by name, also of keys that are no longer admitted
 
 
-# returns the version and what there is now; None: nothing has changed since the given version
+# returns the version and the keys, or None if nothing has changed since the given version
 Load = Callable[[int], tuple[int, Sequence[Issued]] | None]
 
 
 class LiveKeyring(Keyring):
-    """Also finds callers by keys that are made at run time; those of the configuration win.
+    """Also finds callers by keys created at run time; those of the configuration take precedence.
 
     If the configuration has no keys at all (None), callers without one are admitted until the first
     key is made, and never again in this process. *load* may raise Unavailable; then the keys known

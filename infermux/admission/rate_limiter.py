@@ -19,8 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..planning.call import Window
-from ..types import POSIX, Clock, LogThrottle, fcntl
+from ..types import POSIX, Clock, LogThrottle, Window, fcntl
 
 RECORDS = 4096  # the most callers in the file
 

@@ -205,8 +205,9 @@ class FaultyVendor:
 def _bound(port: int) -> socket.socket:
     sock = socket.socket()
     try:
-        # the next socket is bound before this one is closed
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # The next socket is bound before this one is closed. Windows has one option for both.
+        reuse = getattr(socket, "SO_REUSEPORT", socket.SO_REUSEADDR)
+        sock.setsockopt(socket.SOL_SOCKET, reuse, 1)
         sock.bind(("127.0.0.1", port))
     except OSError:
         sock.close()

@@ -20,7 +20,7 @@ from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
-from ..types import fcntl
+from ..types import POSIX, fcntl
 from . import Command, OneLine, complete_models, config_option, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
@@ -205,6 +205,8 @@ def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
         with open(part, "wb") as kept:
             lines.results(file, lines.Recent(), keep=kept)
         shutil.copymode(real, part)
+        if not POSIX:  # Windows replaces no open file
+            file.close()
         os.replace(part, real)
     except RequestError:
         os.unlink(part)

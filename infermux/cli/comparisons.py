@@ -15,7 +15,7 @@ from ..ledger.reconcile import Bill, Compared
 from . import OneLine, contents, csv_text, json_text, table, warn
 from .prices import Known
 
-_MAX_PROBLEMS = 20  # lines of a bill that are named because they could not be read
+_MAX_PROBLEMS = 20  # unreadable lines of a bill that are named
 _CELLS = {None: "", True: "ok", False: "DIFFERS"}
 
 
@@ -62,7 +62,7 @@ def _ours(
         "day", "served", "provider", since=since, until=until, caller=caller, zone=zone
     )
     known = {total.key[2] for total in totals}
-    if not providers:  # on OpenAI's bill there are no calls to Anthropic
+    if not providers:  # OpenAI's bill has no calls to Anthropic
         providers = tuple(name for name in known if bill.may_be_of(name))
         if bill.vendors and known and not providers:
             warn(f"no provider is called {bill.vendor}: compared with all; --provider chooses")

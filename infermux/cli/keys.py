@@ -1,4 +1,4 @@
-"""The command group `infermux keys`: makes API keys, for the file or at run time."""
+"""The command group `infermux keys`: creates API keys, for the file or at run time."""
 
 from __future__ import annotations
 

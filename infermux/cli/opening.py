@@ -34,7 +34,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def the_ledger(config: str | None, path: str | None) -> SQLLedger:
-    """Return the ledger at *path*, a file or a URL, else the configured one; never make a file.
+    """Return the ledger at *path*, a file or URL, else the configured one; never create a file.
 
     With a *path* alone, its time zone is UTC.
     """

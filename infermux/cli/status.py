@@ -84,7 +84,7 @@ def status(servers: tuple[str, ...], key: str | None, config: str | None, as_jso
 
 
 def _state_of(server: str, key: str) -> JSON:
-    """Return what a service says of its targets; raise StatusUnknown."""
+    """Return a service's answer about its targets; raise StatusUnknown."""
     try:
         found: JSON = ask_service(server, "/status/targets", key=key)
         _status(**found)
@@ -135,9 +135,9 @@ _CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSCo
 
 
 def ask_service(server: str, path: str, body: object = None, *, key: str) -> Any:
-    """Return what the service at *server* answers; with a body, to a POST.
+    """Return the answer of the service at *server* to a GET, or with a body to a POST.
 
-    No proxy is used and no redirect is followed, as the key would go with it.
+    No proxy is used and no redirect is followed, as either could receive the key.
     """
     headers = {"Content-Type": "application/json"}
     if key:

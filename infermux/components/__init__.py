@@ -1,4 +1,4 @@
-"""Builds what stands around the router: callers, limits, the ledger and the observers."""
+"""Builds the parts of a router from the configuration: keys, limits, ledger, observers, hooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..admission import Rates
 from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..config import Config, Secret
 from ..config.settings import (
@@ -32,11 +31,11 @@ from ..routing.router import Observer, Router
 from ..telemetry.call_log import CallLog
 from ..telemetry.spans import SpanReporter
 from ..telemetry.tokentrace import Reporter
-from ..types import NOTHING, Caller
+from ..types import NOTHING, Caller, Rates
 from . import ledgers
 from .prices import is_vendor
 
-_NO_HASH = "0" * 64  # those of a key that is made at run time stand apart
+_NO_HASH = "0" * 64  # keys created at run time have theirs in the ledger
 log = logging.getLogger("infermux")
 if TYPE_CHECKING:
     from ..routing.hooks import Hooks
@@ -44,21 +43,21 @@ if TYPE_CHECKING:
 
 
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
-    """Return each provider's limit of calls: by default half the threads, as one may hang."""
+    """Return each provider's concurrency limit: by default half the threads, as one may hang."""
     half = max(1, config.server.threads // 2) if serving and len(config.providers) > 1 else 0
     limits = {each.name: each.concurrency or half for each in config.providers}
     return {name: limit for name, limit in limits.items() if limit}
 
 
 def users(config: Config) -> Users:
-    """Return what knows end users: by a digest with a secret, if one is configured."""
+    """Return the end users, who are stored by a digest, with a secret if one is configured."""
     settings = config.ledger or LedgerConfig()
     secret = settings.users_secret or config.server.admin_key
     return Users(settings.users, secret.reveal() if secret is not None else "")
 
 
 def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
-    """Return where answers are kept, if a name of [models] keeps any; raise ConfigError."""
+    """Return the cache of answers, if a name of [models] has one; raise ConfigError."""
     names = [model.name for model in config.models if model.cache_answers is not None]
     if not names:
         return None
@@ -71,7 +70,7 @@ def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
 
 
 def pacers(config: Config, limiter: Rates | None) -> dict[str, Pacer]:
-    """Return what keeps the requests to providers below their own rates."""
+    """Return the limiters that keep requests to a provider below the provider's own rates."""
     return {
         each.name: Pacer(each.name, limiter, rpm=each.rpm, tpm=each.tpm, wait=each.wait)
         for each in config.providers
@@ -80,7 +79,7 @@ def pacers(config: Config, limiter: Rates | None) -> dict[str, Pacer]:
 
 
 def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
-    """Return what makes the circuit breakers of providers with settings of their own."""
+    """Return the factories of circuit breakers, for providers with settings of their own."""
     usual, found = config.reliability.circuit_breaker, dict[str, Callable[[], CircuitBreaker]]()
     for each in config.providers:
         own = each.circuit_breaker
@@ -92,7 +91,7 @@ def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
 
 
 def breaker(settings: Breaker) -> Callable[[], CircuitBreaker]:
-    """Return what makes circuit breakers with these settings."""
+    """Return a factory of circuit breakers with these settings."""
     return partial(
         CircuitBreaker,
         failures=settings.failures,
@@ -102,7 +101,7 @@ def breaker(settings: Breaker) -> Callable[[], CircuitBreaker]:
 
 
 def room(config: Config) -> dict[str, int]:
-    """Return the limits of calls, streams and bodies; some threads stay for health checks."""
+    """Return the limits of calls, streams and bodies; some threads are left for health checks."""
     threads = config.server.threads
     calls = max(1, threads - max(1, threads // 8))
     streams = max(1, min(int(threads * config.server.streams), calls - 1))
@@ -110,7 +109,7 @@ def room(config: Config) -> dict[str, int]:
 
 
 def keyring(config: Config) -> Keyring | None:
-    """Return the keys that [keys] admits, or None; raise ConfigError for one hash twice."""
+    """Return the keys of [keys], or None; raise ConfigError if two have the same hash."""
     if config.keys is None:
         return None
     names: dict[str, str] = {}
@@ -124,7 +123,7 @@ def keyring(config: Config) -> Keyring | None:
 
 
 def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
-    """Return the keys of [keys] and those that are made at run time, which the ledger stores."""
+    """Return the keys of [keys], and those created at run time, which the ledger stores."""
     ring = keyring(config)
     if ledger is None:
         return ring
@@ -145,7 +144,7 @@ def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
 
 
 def issued(key: IssuedKey) -> Iterator[Issued]:
-    """Yield the secrets of a key that was made at run time."""
+    """Yield the secrets of a key that was created at run time."""
     try:
         made = caller(key_settings(key.name, json.loads(key.settings)), ())
     except (ConfigError, ValueError) as error:  # written by another version
@@ -158,12 +157,12 @@ def issued(key: IssuedKey) -> Iterator[Issued]:
 
 
 def key_settings(name: str, settings: Mapping[str, Any]) -> KeyConfig:
-    """Return the settings of a key that was made at run time; raise ConfigError."""
+    """Return the settings of a key that was created at run time; raise ConfigError."""
     return caller_key(name, {**settings, "hash": _NO_HASH})
 
 
 def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
-    """Return the caller that a key stands for."""
+    """Return the caller to whom a key belongs."""
     limits = key.models or None, key.rpm or None, key.tpm or None
     tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
     mine = key.user_budget
@@ -173,7 +172,7 @@ def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
 
 
 def observers(config: Config, serving: bool) -> list[Observer]:
-    """Return what receives each call: the log, and OpenTelemetry."""
+    """Return the observers, which receive each finished call: the log, and OpenTelemetry."""
     observers: list[Observer] = []
     if serving and config.server.log_level != "error":
         observers.append(CallLog(config.server.log_level, config.server.log_format))
@@ -185,7 +184,7 @@ def observers(config: Config, serving: bool) -> list[Observer]:
 
 
 def alerts(config: Config, webhook: Secret) -> Observer:
-    """Return what sends alerts to *webhook*, signed by the secret or by the address itself."""
+    """Return the sender of alerts to *webhook*, signed with the secret, or with the address."""
     from ..telemetry.alerts import Alerts
 
     key = config.alerts.secret or webhook
@@ -222,7 +221,7 @@ def hooks(config: Config) -> Hooks | None:
 
 
 def complete(config: Config, router: Router) -> None:
-    """Add what stands around the router's calls: hooks, which see what is kept, and a mirror."""
+    """Add the hooks and the mirror, which need the finished router."""
     router.hooks = hooks(config)
     if router.answers is not None and router.hooks is not None:
         router.answers.hooks = repr(sorted(router.hooks.names.items()))
@@ -231,7 +230,7 @@ def complete(config: Config, router: Router) -> None:
 
 
 def mirror(config: Config, router: Router) -> Mirror | None:
-    """Return what sends copies of calls to other targets, if a name has a mirror."""
+    """Return the mirror, which copies calls to other targets, if a name has one."""
     names = {each.name: each.mirror for each in config.models if each.mirror is not None}
     if not names:
         return None

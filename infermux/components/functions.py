@@ -1,4 +1,4 @@
-"""Finds the functions that [hooks] names."""
+"""Imports the functions that [hooks] names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORM = '"package.module:function"'
 
 
 def made(config: HooksConfig, file: str) -> Hooks | None:
-    """Return the hooks of the configuration *file*; raise ConfigError with all that is wrong."""
+    """Return the hooks of the configuration *file*; raise ConfigError with every error."""
     given = {name: where for name in NAMES if (where := getattr(config, name))}
     if not given:
         return None

@@ -1,6 +1,6 @@
-"""Makes, lists, rotates and revokes API keys at run time, for the command line and for operators.
+"""Creates, lists, rotates and revokes API keys at run time, for the commands and endpoints.
 
-Each function returns what GET /keys shows. What is wrong is a RequestError.
+Each function returns what GET /keys shows, and raises RequestError for invalid input.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FIELDS = ("name", *_SETTINGS, "expires")
 
 
 class Made(NamedTuple):
-    """A new secret, which is shown once, and what is known of its key."""
+    """A key with its new secret, which is shown once."""
 
     secret: str
     key: JSON
@@ -48,7 +48,7 @@ class Made(NamedTuple):
 
 
 def create(router: Router, ledger: Ledger, data: Mapping[str, Any]) -> Made:
-    """Make a key by *data*: a name, and what a table of [keys] may hold, and when it expires."""
+    """Create a key from *data*: a name, keys of a table of [keys], and when it expires."""
     for field in data:
         if field not in _FIELDS:
             hint = suggestion(field, _FIELDS)
@@ -94,7 +94,7 @@ def revoke(router: Router, ledger: Ledger, name: str) -> JSON:
 
 
 def listed(router: Router, ledger: Ledger | None) -> list[JSON]:
-    """Return what is known of each key: those of the configuration, then the others."""
+    """Return each key: those of the configuration, then those created at run time."""
     now, own = time.time(), router.keyring.own if router.keyring is not None else {}
     found = [_own(caller) for caller in own.values()]
     if ledger is None:
@@ -107,14 +107,14 @@ def listed(router: Router, ledger: Ledger | None) -> list[JSON]:
 
 
 def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
-    """Return what is known of a key; raise NotFound."""
+    """Return one key; raise NotFound."""
     known = {key["name"]: key for key in listed(router, ledger)}
     if name not in known:
         raise NotFound(f"there is no key {shown(name)}{close_to(name, known)}", param="name")
     return known[name]
 
 
-# -- what is asked --
+# -- reading a request --
 
 
 def _name(value: object) -> str:
@@ -124,7 +124,7 @@ def _name(value: object) -> str:
 
 
 def _check(router: Router, name: str, settings: JSON) -> None:
-    """Raise RequestError unless the settings are valid, and every name in them leads somewhere."""
+    """Raise RequestError unless the settings are valid and every model in them is known."""
     try:
         key = key_settings(name, settings)
     except ConfigError as error:
@@ -175,7 +175,7 @@ def _seconds(value: object, param: str) -> float:
     return float(seconds)
 
 
-# -- what is shown --
+# -- the answer --
 
 
 def _one(ledger: Ledger, name: str) -> IssuedKey:

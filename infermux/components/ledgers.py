@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..admission import Rates
 from ..admission.rate_limiter import RateLimiter
 from ..config import Config
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError
 from ..ledger import Ledger
+from ..types import Rates
 
 if TYPE_CHECKING:
     from ..ledger.sql import SQLLedger
@@ -74,7 +74,7 @@ def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
 def rates(config: Config, found: Ledger | None) -> tuple[Rates, Rates]:
     """Return the limiters of keys and of their end users: of this host, or of all.
 
-    The files are apart, as the table of end users has to evict.
+    They have a file each, because only the table of end users evicts callers when it is full.
     """
     keys: Rates = RateLimiter(beside(config, ".rates"))
     users: Rates = RateLimiter(beside(config, ".users.rates"), records=USERS)
@@ -89,7 +89,7 @@ def beside(config: Config, suffix: str) -> Path:
 
 
 def described(settings: LedgerConfig) -> str:
-    """Return what the ledger is, without user and password."""
+    """Describe the ledger, without user and password."""
     if settings.url is None:
         return str(Path(settings.path).absolute()) if settings.path else "none"
     parts = urlsplit(settings.url.reveal())
@@ -98,7 +98,7 @@ def described(settings: LedgerConfig) -> str:
 
 
 def remedy(settings: LedgerConfig) -> str:
-    """Return what to do about a ledger that cannot be used."""
+    """Return a hint for the message about a ledger that cannot be used, or ""."""
     if settings.url is None:
         return "; name a file that this user may write as [ledger].path"
     return ""

@@ -46,7 +46,7 @@ class _Unread:
 
 
 def registry(config: Config, problems: Problems) -> Registry:
-    """Return the providers and names of *config*; what is wrong goes to *problems*."""
+    """Return the providers and names of *config*; errors are added to *problems*."""
     found = Registry()
     for each in config.providers:
         with problems:

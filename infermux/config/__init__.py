@@ -1,4 +1,9 @@
-"""Loads the configuration from infermux.toml and the environment, which only this package reads."""
+"""Loads the configuration from infermux.toml and the environment, which only this package reads.
+
+`settings` has a dataclass for each table, `schema` reads tables into them, `readers` read values.
+`names` and `patterns` read [models], `params` parameters and headers, `credentials` and `command`
+providers' API keys.
+"""
 
 from __future__ import annotations
 

@@ -97,11 +97,11 @@ class CommandSecret(Secret):
             raise NoSecret(self._why or f"{self.source} has not answered yet")
 
     def renew(self) -> bool:
-        """Fetch another key, as the vendor refuses this one; return whether it differs."""
+        """Fetch another key, as the vendor has refused this one; return whether it differs."""
         with self._changed:
             before = self._value
             if self._clock() - self._fetched < RETRY_SECONDS:
-                return False  # it is new
+                return False  # a new key already
             self._fetched = -float("inf")
         try:
             return self.current(self._limit) != before
@@ -129,7 +129,7 @@ class CommandSecret(Secret):
             log.error("no new API key: %s", why)
 
     def _output(self) -> str:
-        """Return what the command prints; raise NoSecret, naming what it says of its failure."""
+        """Return the command's output; raise NoSecret with the last line of its errors."""
         try:
             process = subprocess.Popen(
                 self._argv,

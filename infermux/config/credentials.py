@@ -1,6 +1,6 @@
 """API keys of providers: from a variable, a file that may change, a command, or several of these.
 
-Each is a Secret; the value of one that may change is what `current` returns.
+Each is a Secret; `current` returns the value of one that may change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..types import LogThrottle
 from .schema import Secret, of_type, seconds, secret, suggestion, text
 
 MAX_KEYS = 100  # of one provider
-LOOK_SECONDS = 1.0  # between two looks at a file
+LOOK_SECONDS = 1.0  # seconds between two checks of a file
 _DURATION = re.compile(r"([1-9]\d{0,5})(s|m|h)", re.ASCII)
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 log = logging.getLogger("infermux")
@@ -59,7 +59,7 @@ class FileSecret(Secret):
         return self._value
 
     def renew(self) -> bool:
-        """Look at the file; return whether it holds another key."""
+        """Read the file again; return whether it holds another key."""
         with self._lock:
             before, self._looked = self._value, time.monotonic()
             with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class FileSecret(Secret):
                     return False
             try:
                 self._stamp, self._value = self._read("api_key")
-            except ConfigError as error:  # half written, or removed: the next look may succeed
+            except ConfigError as error:  # half written, or removed: the next check may succeed
                 if self._log.due():
                     log.warning("the last key is used: %s", error.message)
             return self._value != before

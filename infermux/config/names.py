@@ -30,7 +30,7 @@ def model_name(name: str, value: Any) -> ModelConfig:
 
 
 def _checked(model: ModelConfig, place: str) -> ModelConfig:
-    """Return *model*; raise ConfigError if nothing says what a `*` of a target stands for."""
+    """Return *model*; raise ConfigError if the name does not define a `*` of a target."""
     name, own = model.name, model.name.count(STAR)
     for target in (name, *model.targets, *model.fallback):
         if STAR * 2 in target:
@@ -49,9 +49,9 @@ def _checked(model: ModelConfig, place: str) -> ModelConfig:
 
 
 def without_cycles(models: list[ModelConfig], problems: Problems) -> list[ModelConfig]:
-    """Return *models* without those that lead back to themselves, which are reported.
+    """Return *models* without circular ones, which are reported.
 
-    A pattern may be its own target: it does not count while it is being resolved.
+    A pattern may be its own target, as it is ignored while it is being resolved.
     """
     while True:
         graph = {
@@ -73,7 +73,7 @@ def without_cycles(models: list[ModelConfig], problems: Problems) -> list[ModelC
 
 
 def check_ties(models: Iterable[ModelConfig], problems: Problems) -> None:
-    """Report each two patterns of which neither is the more specific one for some name."""
+    """Report pairs of equally specific patterns that match the same names."""
     for one, other, shape in ties([model.name for model in models]):
         problems.errors.append(
             f"[models] {shown(one)} and {shown(other)} match the same names, and neither is more "
@@ -84,7 +84,7 @@ def check_ties(models: Iterable[ModelConfig], problems: Problems) -> None:
 def check_stars(
     providers: Iterable[ProviderConfig], keys: Sequence[KeyConfig], problems: Problems
 ) -> None:
-    """Report a `*` where none is read: in lists of models, and names of budgets."""
+    """Report a `*` where it has no meaning: in lists of models, and names of budgets."""
     for provider in providers:
         for model in provider.models:
             if is_pattern(model):

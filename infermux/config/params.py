@@ -1,4 +1,4 @@
-"""Reads what is set for all calls of a name or a provider: parameters and headers."""
+"""Reads the parameters and headers that are set for all calls of a name or provider."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS: dict[Any, str] = {
     list: "a list",
     dict: "a table",
 }
-# Parameters by OpenAI's names: their types, and the least and greatest number.
+# Parameters by OpenAI's names: the type, and the smallest and largest number.
 _KNOWN: dict[str, tuple[tuple[type, ...], float, float]] = {
     "temperature": (_NUMBER, 0, 2),
     "top_p": (_NUMBER, 0, 1),
@@ -115,7 +115,7 @@ def _check_texts(values: list[Any], place: str) -> None:
 
 
 def _check_json(value: Any, place: str) -> None:
-    """Raise ConfigError for what JSON cannot say: dates, nan, inf."""
+    """Raise ConfigError for what JSON does not have: dates, nan, inf."""
     if isinstance(value, dict):
         for name, each in value.items():
             _check_json(each, f"{place}.{name}")

@@ -1,4 +1,4 @@
-"""Patterns of model names: `*` stands for any text, also none and with slashes.
+"""Patterns of model names: `*` stands for any text, also an empty one or one with slashes.
 
 Of the patterns that match a name the most specific one counts: the one with the most characters
 beside `*`. Two patterns that are equally specific must not match the same name (`ties`).
@@ -12,11 +12,11 @@ from itertools import islice
 from typing import NamedTuple
 
 STAR = "*"
-MAX_SHAPES = 256  # of the names that two patterns have in common
+MAX_SHAPES = 256  # patterns that two others have in common
 
 
 class Pattern(NamedTuple):
-    """A name with `*`, divided at each."""
+    """A name with `*`, split at each `*`."""
 
     text: str
     parts: tuple[str, ...]
@@ -70,7 +70,7 @@ def share_a_name(one: str, other: str) -> bool:
 
 
 def ties(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield each two patterns of which neither is the more specific, and a name that both match."""
+    """Yield pairs of equally specific patterns, each with a name that both match."""
     found = [pattern(name) for name in names if STAR in name]
     for number, one in enumerate(found):
         for other in found[:number]:

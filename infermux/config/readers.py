@@ -38,7 +38,7 @@ def database_url(value: Any, place: str) -> Secret:
     """Read the URL of a PostgreSQL, by reference if it has a password; errors never quote it."""
     found = value if isinstance(value, Secret) else Secret(text(value, place))
     if isinstance(value, Secret) and _HASH.fullmatch(value.reveal()):
-        return value  # the loader could not read it, and has said so
+        return value  # reported already: the loader could not read it
     try:
         parts = urlsplit(found.reveal())
         hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -79,10 +79,10 @@ def at_most_whole(limit: int) -> Reader:
 
 
 def web_address(value: Any, place: str) -> Secret:
-    """Read the reference to an http(s) address that is a secret itself."""
+    """Read the reference to an http(s) address, which is a secret."""
     found = secret(value, place)
     address = found.reveal()
-    if _HASH.fullmatch(address):  # it stands for a reference that could not be resolved
+    if _HASH.fullmatch(address):  # reported already: the reference could not be resolved
         return found
     try:
         parts = urlsplit(address)
@@ -96,7 +96,7 @@ def web_address(value: Any, place: str) -> Secret:
 
 
 def alert_events(value: Any, place: str) -> tuple[str, ...]:
-    """Read what alerts are sent for."""
+    """Read the names of the events that alerts are sent for."""
     read = one_of("budget", "target", "prices", "records")
     found = tuple(read(each, f"{place}[{n}]") for n, each in enumerate(texts(value, place)))
     if not found:
@@ -205,7 +205,7 @@ def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-ENDPOINTS = (  # that are passed through
+ENDPOINTS = (  # endpoints that are passed through
     *("images/generations", "images/edits", "images/variations"),
     *("audio/speech", "audio/transcriptions", "audio/translations"),
     *("moderations", "rerank", "files", "batches"),

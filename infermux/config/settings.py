@@ -131,7 +131,7 @@ def _fallbacks(value: object, place: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class AnswersConfig:
-    """How long answers are kept to be given again, and how many bytes of them."""
+    """How long answers are cached, and how many bytes of them."""
 
     ttl: str = reads(span, "1h")
     max: str = reads(size, "256MB")
@@ -181,7 +181,7 @@ class ModelConfig:
     fallback_on: tuple[str, ...] = reads(_fallbacks, FALLBACK_ON)
     sticky: bool = reads(flag, False)  # whether a session stays at its target while that is healthy
     cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
-    # answers of ours that are given again for the same request
+    # whether answers are cached, and given to the same request
     cache_answers: AnswersConfig | None = reads(table(AnswersConfig), None)
     params: Mapping[str, Any] = reads(read_params, {})  # where the client does not set them
     override: Mapping[str, Any] = reads(read_params, {})  # whatever the client sets

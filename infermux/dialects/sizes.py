@@ -109,7 +109,7 @@ def text_tokens(size: int) -> int:
 
 
 def number(value: object) -> int | None:
-    """Return a whole number, in whatever type a vendor may take it; None if it is none."""
+    """Return a number as a whole one; vendors take and write it as text, too. None: it is none."""
     if isinstance(value, str):
         try:
             value = float(value)

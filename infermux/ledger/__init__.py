@@ -2,6 +2,9 @@
 
 Money is in whole pico-USD. The most that a call may cost is reserved before it, its real cost
 settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
+
+`sql` is the base of `sqlite` and `postgres`, `spool` holds what cannot be written now. `stores` has
+keys, cached answers and files, `reports` and `recent` sum up calls, `bills` reads vendors' bills.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, tzinfo
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
 from ..errors import Unavailable
 from ..pricing import PICO
-from ..types import CircuitCommand
+from ..types import CircuitCommand, Rates
 from . import periods
 from .periods import PERIODS
 from .stores.alerts import AlertLog
@@ -147,7 +150,7 @@ class Hold(NamedTuple):
     at: float  # when it was reserved, in seconds since 1970; decides the period
     over: bool = False  # it exceeds a budget, but the call was admitted
     warn: tuple[Budget, ...] = ()  # budgets that are exceeded, which is to be logged
-    about: str = ""  # what a row tells of the call if it is lost, read by `lost_record`
+    about: str = ""  # the facts for the row of a lost call, read by `lost_record`
     known: tuple[Budget, int, int] | None = None  # the tightest, its limit, and what it has left
 
 
@@ -314,7 +317,7 @@ class Ledger(ABC):
     ) -> Hold:
         """Reserve *pico* pico-USD of the budget, and of those in `also`, for *lease* seconds.
 
-        If the call is not settled by then, the amount counts as spent; *about* tells of the call.
+        If the call is not settled by then, the amount counts as spent, with *about* in its row.
 
         Raise BudgetExceeded if one has less left, unless it only warns or *over* is true; *over*
         does not apply to one in `also` that rejects.
@@ -373,26 +376,26 @@ class Ledger(ABC):
         return []
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         raise LedgerUnavailable("this ledger stores no keys")
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
-        raise LedgerUnavailable("this ledger keeps no answers")
+        """Return the store of cached answers."""
+        raise LedgerUnavailable("this ledger caches no answers")
 
     def alerts(self) -> AlertLog:
-        """Return what remembers when alerts were sent."""
+        """Return the store of the times when alerts were sent."""
         raise LedgerUnavailable("this ledger remembers no alerts")
 
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""
 
-    def rates(self, local: Any) -> Any:
+    def rates(self, local: Rates) -> Rates:
         """Return limits per minute over the ledger's hosts; *local* are those of this host."""
         return local
 
     def publish(self, action: str, provider: str, model: str) -> int:
-        """Let all hosts of this ledger hear of an operator's command; return its number, or 0."""
+        """Send an operator's command to all hosts of this ledger; return its number, or 0."""
         return 0
 
     def published(self) -> Sequence[CircuitCommand]:
@@ -421,10 +424,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, or None.
-
-        Raise RequestError if *id* is too short or matches several calls.
-        """
+        """Return the call whose id starts with *id*; raise RequestError if short or ambiguous."""
 
     @abstractmethod
     def totals(

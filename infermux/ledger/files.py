@@ -21,6 +21,11 @@ def identity(file: str | int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def opened(path: str, flags: int) -> int:
+    """Open a file of bytes to read and write; a new one is only for its owner."""
+    return os.open(path, flags | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
+
+
 def lock(file: int, seconds: float) -> None:
     """Lock an open file; raise TimeoutError if it stays locked elsewhere for *seconds*."""
     end = time.monotonic() + seconds

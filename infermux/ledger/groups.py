@@ -31,13 +31,13 @@ class Job:
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
-        self.wake: SimpleQueue[None] = SimpleQueue()  # its thread waits here
+        self.wake: SimpleQueue[None] = SimpleQueue()  # its thread waits on it
 
 
 def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]], None]) -> None:
-    """End jobs that have failed together: each with an error of its own, as threads raise it.
+    """End jobs that have failed together, each with an error of its own, as its thread raises it.
 
-    An error that is not the ledger's is that of one job: each is committed by itself.
+    Any error but LedgerUnavailable is that of one job, so each is committed by itself.
     """
     if isinstance(error, LedgerUnavailable):
         for job in jobs:
@@ -115,7 +115,7 @@ class GroupCommit:
             if (left := until - time.monotonic()) > 0:
                 time.sleep(left)
             else:
-                _yield_cpu()  # lets others add their jobs: 17 % less CPU with 16 threads
+                _yield_cpu()  # so that others add their jobs: 17 % less CPU with 16 threads
         jobs: list[Job] = []
         try:
             while self._waiting and len(jobs) < MAX_JOBS:

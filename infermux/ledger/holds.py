@@ -1,4 +1,4 @@
-"""Amounts of budgets that calls hold: how they are reserved, and what becomes of lost ones."""
+"""Holds: how amounts of budgets are reserved for calls, and what a lost call is charged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .periods import ms
 MAX_USERS = 100_000  # end users whose budgets are counted at a time
 WARN_MS = 3_600_000  # between two warnings about a budget
 MICRO = 10**6  # pico-USD
-MAX_SPENT = 9 * 10**18  # pico-USD with which a period can begin
+MAX_SPENT = 9 * 10**18  # pico-USD: the most that a new period can start with
 
 
 class Rules(NamedTuple):
     """How an amount is reserved at the time *at*."""
 
     at: float
-    expires: float  # when the hold does
+    expires: float  # when the hold expires
     over: bool  # whether the limit may be exceeded
     expire: Callable[[], bool]  # whether holds whose lease has ended may be freed
     zone: tzinfo
@@ -36,7 +36,7 @@ class Refused(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What of a budget's limit is taken, and when a warning about it was last due."""
+    """How much of a budget is used, and when a warning about it was last due."""
 
     pico: int  # spent and held, less what an operator has forgiven and added
     warned_ms: int
@@ -89,7 +89,7 @@ def lost_record(hold: Hold) -> Record:
     try:
         told = json.loads(hold.about)
         at_ns, trace, caller, tags, api, requested, model, provider = told[:8]
-        user = "".join(told[8:9])  # older versions told none
+        user = "".join(told[8:9])  # older versions stored none
     except ValueError:
         at_ns, trace, caller, tags = int(hold.at * 1000) * 10**6, "", hold.budget.caller, "{}"
         api = requested = model = provider = user = ""

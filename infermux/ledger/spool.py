@@ -21,8 +21,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import counted
+from ..types import POSIX
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
-from .files import identity, lock, unlock
+from .files import identity, lock, opened, unlock
 
 BATCH_BYTES = 65_536  # read at once, about 50 lines, to keep transactions short
 BATCH_LINES = 50
@@ -147,9 +148,12 @@ class Spool:
                     start, lines = _last_lines(file, size)
                     self._write(write, lines)
                     os.ftruncate(file, start)
-                os.unlink(self.path + _DRAINING)
+                if POSIX:
+                    os.unlink(self.path + _DRAINING)
             finally:
                 unlock(file)
+            if not POSIX:  # Windows removes no open file
+                os.unlink(self.path + _DRAINING)
 
     def _flush(self) -> None:
         """Append the lines in memory, if the file can be written again."""
@@ -160,9 +164,9 @@ class Spool:
 
     def _append(self, data: bytes) -> None:
         """Append all of *data* or nothing; raise OSError."""
-        with _current(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+        with _current(self.path, os.O_APPEND | os.O_CREAT) as file:
             size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":
+            if size and _read(file, 1, size - 1) != b"\n":
                 data = b"\n" + data  # ends a line that a killed worker left unfinished
             try:
                 if os.write(file, data) < len(data):
@@ -176,10 +180,11 @@ class Spool:
         taken = self.path + _DRAINING
         try:
             if not os.path.exists(taken):
-                with _current(self.path, os.O_RDWR):  # no line is being appended
+                # No line is being appended; Windows renames no open file.
+                with _current(self.path) if POSIX else self._lock:
                     if not os.path.exists(taken):
                         os.rename(self.path, taken)
-            file = os.open(taken, os.O_RDWR)
+            file = opened(taken, 0)
         except FileNotFoundError:
             return None
         try:
@@ -284,18 +289,24 @@ def _last_lines(file: int, size: int) -> tuple[int, list[bytes]]:
     length = BATCH_BYTES
     while True:
         start = max(0, size - length)
-        data = os.pread(file, size - start, start)
+        data = _read(file, size - start, start)
         first = 0 if start == 0 else data.find(b"\n") + 1
         if start == 0 or 0 < first < len(data):
             return start + first, data[first:].removesuffix(b"\n").split(b"\n")
         length *= 2
 
 
+def _read(file: int, size: int, offset: int) -> bytes:
+    """Read *size* bytes of a file whose descriptor no other thread uses."""
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, size)
+
+
 @contextmanager
-def _current(path: str, flags: int) -> Iterator[int]:
+def _current(path: str, flags: int = 0) -> Iterator[int]:
     """Open and lock the file at *path*; if it was renamed before the lock, try again."""
     while True:
-        file = os.open(path, flags, 0o600)
+        file = opened(path, flags)
         try:
             lock(file, LOCK_SECONDS)
             if identity(path) == identity(file):

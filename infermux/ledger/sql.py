@@ -1,6 +1,6 @@
-"""What ledgers in SQL databases share: reports, the spool, and how their statements are run.
+"""The base of ledgers in SQL databases: reports, the spool, and transactions.
 
-Statements are portable SQL with `?` for values; each backend translates what it must.
+Statements are portable SQL with `?` for values; a backend may translate them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SQLLedger(Ledger):
         self.zone, self.keep, self.clock = zone, keep, clock
         self._maintenance = rollups.Maintenance(self, keep)
 
-    # -- what a backend does --
+    # -- implemented by each backend --
 
     @abstractmethod
     def snapshot(self, work: Callable[[Ask], T]) -> T:
@@ -86,26 +86,26 @@ class SQLLedger(Ledger):
         """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
 
     def tidy(self, now: float) -> None:
-        """Remove what grows with what requests say."""
+        """Remove rows whose number depends on the texts of requests."""
         self.forget_users(now)
         self.answers().forget(now)
 
     @abstractmethod
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
-        """Remove calls that started before *before*; return how many. What they cost stays."""
+        """Remove calls that started before *before*; return how many. Their sums stay."""
 
     @abstractmethod
     def prunes_before(self, before: float) -> float:
-        """Return before when calls are removed by `prune`, which removes whole days or months."""
+        """Return the time before which `prune` removes calls: the start of a day or month."""
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
-        """Make the tables (*create*) or migrate them; return what was done."""
-        self.check()  # a file is made and migrated when it is opened
+        """Create the tables (*create*) or migrate them; return a message for each change."""
+        self.check()  # a file is created and migrated when it is opened
         return []
 
     @abstractmethod
     def problems(self) -> list[str]:
-        """Return what is wrong with the data: sums that differ from their rows."""
+        """Return a message for each error in the data, such as a sum that differs from its rows."""
 
     # -- the spool --
 
@@ -136,15 +136,15 @@ class SQLLedger(Ledger):
         return self._spool().is_empty()
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         return SQLKeys(self)
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
+        """Return the store of cached answers."""
         return SQLAnswers(self)
 
     def objects(self) -> Objects:
-        """Return which files and batches at the vendors are whose."""
+        """Return the store of the owners of files and batches at vendors."""
         return SQLObjects(self.write, self.snapshot)
 
     # -- reports --
@@ -163,7 +163,7 @@ class SQLLedger(Ledger):
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
 
     def alerts(self) -> AlertLog:
-        """Return what remembers when alerts were sent."""
+        """Return the store of the times when alerts were sent."""
         return SQLAlerts(self)
 
     def rows(

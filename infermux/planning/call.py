@@ -24,6 +24,7 @@ from ..types import (
     Target,
     TraceContext,
     Usage,
+    Window,
 )
 from . import Plan
 from .session import session_of
@@ -75,24 +76,12 @@ class Attempt:
         return round(self.seconds * 1000)
 
 
-class Given(NamedTuple):
-    """An answer that was kept before: who gave it, and how many seconds ago."""
+class CachedAnswer(NamedTuple):
+    """Who gave a cached answer, and how many seconds ago."""
 
     target: Target
     served: str
     age: float
-
-
-@dataclass(slots=True)
-class Window:
-    """What a limit allows in 60 seconds, and what is used of it; None: no such limit."""
-
-    rpm: int | None
-    tpm: int | None
-    requests: int = 0
-    tokens: int = 0
-    requests_reset: float = 0.0  # seconds until none of the requests counts any more
-    tokens_reset: float = 0.0
 
 
 _OUTCOMES = ("passed", "changed", "failed", "refused")
@@ -139,7 +128,7 @@ class Call:
     cache_control: str = ""  # the client's header
     cache: str = ""  # hit, miss or bypass, where answers are kept
     answer_key: str = ""  # under which its answer is to be kept
-    given: Given | None = None  # the kept answer that it got
+    cached: CachedAnswer | None = None  # the cached answer that it got
     windows: tuple[Window, ...] = ()  # of the rate limits that it counts in
     limits_told: Callable[[Call], Mapping[str, str]] | None = None  # headers of the limits
     patience: float | None = None  # seconds that the client itself waits
@@ -276,15 +265,14 @@ class Call:
     def provider(self) -> str:
         """The provider that answered or was tried last."""
         if not self.attempts:
-            given = self.given
-            return given.target.provider if given else _name(self.request.provider)
+            return self.cached.target.provider if self.cached else _name(self.request.provider)
         return self.attempts[-1].target.provider
 
     @property
     def model(self) -> str:
         """The model that answered, else the requested one."""
         if not self.attempts:
-            return self.given.served if self.given else _name(self.request.model)
+            return self.cached.served if self.cached else _name(self.request.model)
         last = self.attempts[-1]
         return last.served or last.target.model
 

@@ -1,6 +1,6 @@
-"""End users: who uses the application that calls, as far as its requests say.
+"""End users: the people who use an application, as its requests name them.
 
-A name is told by the header X-Infermux-User, else by `user`, `safety_identifier` or
+The name is in the header X-Infermux-User, else by `user`, `safety_identifier` or
 `metadata.user_id`, in MIST also by `meta.user`. What is kept of it is a digest, or the name itself.
 """
 
@@ -30,7 +30,7 @@ class EndUser(NamedTuple):
 
 
 class Users:
-    """Knows end users by a digest that needs *secret* to be guessed, if there is one."""
+    """Turns the names of end users into digests; with *secret* these cannot be guessed."""
 
     def __init__(self, mode: str = DIGEST, secret: str = "") -> None:
         self.mode = mode
@@ -67,7 +67,7 @@ def named(request: InferRequest) -> str:
 
 
 def person_of(name: str) -> str:
-    """Return what of a name is the person's: ids of agents also tell the session."""
+    """Return the part of a name that is the person's: ids of agents also have the session."""
     name = name.strip()
     if match := _COMPOSED.fullmatch(name):
         return match[1]

@@ -1,4 +1,4 @@
-"""What patterns match: the names and models that are known, for lists and for checks."""
+"""The known names and models that patterns match, for lists and checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def listed(provider: RegisteredProvider) -> Iterable[str]:
 
 
 def candidates(registry: Registry, models: Models = listed) -> Iterator[str]:
-    """Yield what callers may ask for, as far as it is known, without patterns' own names."""
+    """Yield the known names and models that callers may ask for, without patterns."""
     yield from registry.names
     for each in registry:
         yield each.name

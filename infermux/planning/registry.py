@@ -17,7 +17,7 @@ from .settings import NameSettings, has_settings, settings_of
 AUTO = ("", "auto")
 MAX_DEPTH = 20  # of names inside names
 MAX_TARGETS = 256  # of a name
-MAX_MATCHED = 1024  # names that are kept with what a pattern makes of them: callers invent them
+MAX_MATCHED = 1024  # routes by pattern that are remembered, as callers can send any number of names
 
 
 class Registry:
@@ -32,7 +32,7 @@ class Registry:
         self._settings = lru_cache(maxsize=MAX_MATCHED)(self._settings_of)
         self.has_settings = False  # whether a name sets anything for its calls
         self.changes = 0  # the number of providers and names added
-        self.hint: Callable[[str], str] = lambda name: ""  # how to open what is not configured
+        self.hint: Callable[[str], str] = lambda name: ""  # for a vendor that is not configured
         for provider in providers:
             self.register(provider)
 
@@ -166,7 +166,7 @@ class Registry:
         self._patterns = {each: known[each] for each in order}
 
     def settings(self, route: Route) -> NameSettings | None:
-        """Return what is set for the calls of a name, or None."""
+        """Return the settings for the calls of a name, or None."""
         if not self.has_settings or not (route.pattern or route.name in self._names):
             return None
         return self._settings(route.name)
@@ -195,7 +195,7 @@ class Registry:
         return tuple(each.text for each in self._patterns)
 
     def pattern(self, text: str) -> ModelConfig | None:
-        """Return what is defined for a pattern, or None."""
+        """Return the definition of a pattern, or None."""
         return self._patterns.get(pattern(text))
 
     def targets(self) -> tuple[Target, ...]:
@@ -316,10 +316,10 @@ class Registry:
             raise missing[0]
         return _route(name, own, groups, fallback)
 
-    # -- what is not a defined name --
+    # -- names that are not defined --
 
     def plain(self, model: str, provider: str = "") -> tuple[Target, ...]:
-        """Return the targets of what is not a defined name; raise ModelNotFound."""
+        """Return the targets of a name that is not defined; raise ModelNotFound."""
         if provider:
             return (self._at(self.member(provider), model),)
         if model in self._members:

@@ -1,4 +1,4 @@
-"""The session of a request: what keeps one conversation at one target, whose cache knows it.
+"""The session of a request, which keeps a conversation at the target that has cached it.
 
 Named by the client, or a digest of how the conversation begins. Workers and hosts agree on it
 without sharing anything.

@@ -1,4 +1,4 @@
-"""What the configuration sets for the calls of a name: parameters, timeouts, attempts, a deadline.
+"""The settings for the calls of a name: parameters, timeouts, attempts, a deadline.
 
 A name inside another one adds what the outer one does not set.
 """
@@ -17,7 +17,7 @@ from ..types import Deadline, Route, Target
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """What is set for the calls of a name to one of its targets."""
+    """The settings for the calls of a name to one of its targets."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     override: Mapping[str, Any] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class TargetSettings:
 
 @dataclass(frozen=True, slots=True)
 class NameSettings:
-    """What is set for the calls of a name."""
+    """The settings for the calls of a name."""
 
     attempts: int  # 0: the router's
     deadline: float  # seconds; 0: the router's
-    own: TargetSettings  # without what names inside this one add
+    own: TargetSettings  # without the settings of names inside this one
     targets: Mapping[Target, TargetSettings]
 
     @property

@@ -1,4 +1,8 @@
-"""Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD."""
+"""Prices: the shipped table, the price of a model id, and the exact cost of a call in pico-USD.
+
+`table` loads prices, `price` and `tariff` are a model's, `token_estimate` counts what no vendor
+reported; `public`, `compare` and `update` read public price tables.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Providers: the presets of known vendors, one row each, and the types that plug-ins add."""
+"""Providers: the presets of known vendors, one row each, and the types that plug-ins add.
+
+`http` calls a vendor, over the connections of `transport`; `passing` does it for bytes that pass
+through. `credentials` chooses the API key, `failures` and `redaction` make errors.
+"""
 
 from __future__ import annotations
 

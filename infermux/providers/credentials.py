@@ -50,7 +50,7 @@ log = logging.getLogger("infermux")
 
 
 class _Key:
-    """A key, and until when it rests."""
+    """A key, and the time until which it rests: it is not used."""
 
     def __init__(self, secret: Secret) -> None:
         self.secret = secret

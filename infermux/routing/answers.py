@@ -1,9 +1,9 @@
-"""Answers that are given again: the same caller has asked the same of the same targets before.
+"""The cache of answers: the same request of the same caller gets the same answer.
 
-The key is a digest of the caller and its end user, the whole request and the whole route. Kept are
-whole answers that ended by themselves, without a call of a tool; streamed ones as one answer. They
-are given streamed or not, as asked, unless a vendor's own answer has more than a stream of ours
-could tell. A call that gets one sends nothing and costs nothing.
+The key is a digest of the caller, its end user, the whole request and the whole route. Cached are
+complete answers without tool calls; those of streams as one answer, so each can be sent streamed
+or not, as the request asks, unless a vendor's own answer has more than our stream could express. A
+call that gets a cached answer sends nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 from ..dialects import whole
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
-from ..planning.call import Call, Given
+from ..planning.call import CachedAnswer, Call
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage
 from .stream import Finish, Stream
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
-GIVEN = "cache"  # the source of the cost of a call that got a kept answer
-VERSION = 1  # of what is kept
-MAX_BODY = 2**21  # characters of an answer that is kept
+FROM_CACHE = "cache"  # the cost source of a call that got a cached answer
+VERSION = 1  # of the format of a cached answer
+MAX_BODY = 2**21  # characters of an answer that is cached
 _NOTHING_USED = Usage(0, 0)
 _MAX_AGE = re.compile(r"max-age=(\d{1,9})", re.ASCII)
 _OWN_TOOLS = ("function", "custom")  # types of tools that the client runs itself
@@ -56,20 +56,20 @@ log = logging.getLogger("infermux")
 
 
 class AnswerCache:
-    """Keeps answers in *store*."""
+    """Caches answers in *store*."""
 
     def __init__(self, store: AnswerStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self.hooks = ""  # that see what is kept
+        self.hooks = ""  # the hooks that have changed the answers: part of the key
         self._log = LogThrottle()
 
     def find(self, call: Call, route: Route, *, streamed: bool = False) -> InferResponse | None:
-        """Return the answer that is kept for the call, or None; note where to keep its own."""
+        """Return the cached answer to the call, or None; note the key for its own answer."""
         if route.answers is None:
             return None
         control = call.cache_control.lower()
-        if "no-store" in control or not may_be_kept(call.request):
+        if "no-store" in control or not may_be_cached(call.request):
             call.cache = BYPASS
             return None
         call.cache, call.answer_key = MISS, digest_of(call, route, self.hooks)
@@ -77,22 +77,22 @@ class AnswerCache:
         if "no-cache" in control or (match is not None and not int(match[1])):
             return None
         now = self._clock()
-        with suppress(ValueError, TypeError, KeyError):  # kept by another version
+        with suppress(ValueError, TypeError, KeyError):  # cached by another version
             found = self._read(call.answer_key, now)
             if found is None or (match is not None and now - found.at > int(match[1])):
                 return None
             response, target = _decoded(found.body)
             if streamed and has_more(response):
                 return None
-            call.given = Given(target, response.model, max(0.0, now - found.at))
+            call.cached = CachedAnswer(target, response.model, max(0.0, now - found.at))
             call.cache, call.answer_key = HIT, ""
-            call.cost, call.cost_source, call.usage = 0, GIVEN, _NOTHING_USED
+            call.cost, call.cost_source, call.usage = 0, FROM_CACHE, _NOTHING_USED
             call.finish_reason = response.finish_reason
             return response
         return None
 
     def keep(self, call: Call, response: InferResponse) -> None:
-        """Keep the answer to a call that has ended, if it is whole and without effects."""
+        """Cache the answer to a call that has ended, if it is complete and had no side effects."""
         route = call.plan.route if call.plan is not None else None
         policy = route and route.answers
         if not route or not policy or call.override or not is_final(response):
@@ -123,11 +123,11 @@ class AnswerCache:
 
     def _warn(self, error: LedgerUnavailable) -> None:
         if self._log.due():
-            log.warning("answers are neither kept nor given again: %s", error.reason)
+            log.warning("answers are not cached: %s", error.reason)
 
 
 class Replay(Stream):
-    """Gives a kept answer as a stream."""
+    """A cached answer as a stream."""
 
     def __init__(self, call: Call, response: InferResponse, finish: Finish) -> None:
         self.call, self._kept, self._finish = call, response, finish
@@ -147,12 +147,12 @@ class Replay(Stream):
 
     @property
     def dialect(self) -> str:
-        """None: its chunks have no events of a vendor."""
+        """ "": its chunks have no events of a vendor."""
         return ""
 
     @property
     def usage(self) -> Usage | None:
-        """The usage that the vendor told at first."""
+        """The usage of the vendor's answer."""
         return self._kept.usage
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Replay(Stream):
 def watched(
     call: Call, first: list[Chunk], rest: Iterator[Chunk]
 ) -> tuple[list[Chunk], Iterator[Chunk]]:
-    """Return the chunks; the answer is not kept if one shows what a whole answer lacks."""
+    """Return the chunks; do not cache the answer if one holds what `InferResponse` lacks."""
     if any(map(_is_more, first)):
         call.answer_key = ""
         return first, rest
@@ -197,11 +197,11 @@ def has_more(response: InferResponse) -> bool:
     return response.native is not None and _BESIDE.search(response.native[1]) is not None
 
 
-# -- what is kept --
+# -- what is cached --
 
 
-def may_be_kept(request: InferRequest) -> bool:
-    """Whether the answer to a request may be given again: the vendor does nothing but answer."""
+def may_be_cached(request: InferRequest) -> bool:
+    """Whether the answer to a request may be cached: the vendor does nothing but answer."""
     params = request.params
     body = request.native.body.value if request.native is not None else {}
     if request.op != CHAT or params.get("n") not in (None, 1):
@@ -225,7 +225,7 @@ def _is_own(tool: object) -> bool:
 
 
 def is_final(response: InferResponse) -> bool:
-    """Whether an answer has ended by itself, said something, and called no tool."""
+    """Whether an answer is complete, has text, and calls no tool."""
     if response.finish_reason != "stop" or response.tool_calls or response.refusal:
         return False
     usage = response.usage
@@ -234,7 +234,7 @@ def is_final(response: InferResponse) -> bool:
 
 
 def digest_of(call: Call, route: Route, hooks: str = "") -> str:
-    """Return the digest under which the answer to a call is kept."""
+    """Return the digest under which the answer to a call is cached."""
     request = call.request
     who = [call.caller.name, call.user, request.provider, request.op]
     whole = [VERSION, who, dict(request.headers), _asked(request)]
@@ -274,7 +274,7 @@ def _encoded(response: InferResponse, target: Target) -> str:
 def _decoded(body: str) -> tuple[InferResponse, Target]:
     data = json.loads(body)
     if not isinstance(data, dict) or data.get("version") != VERSION:
-        raise ValueError("it was kept by another version")
+        raise ValueError("it was cached by another version")
     native, usage = data.get("native"), data.get("usage")
     response = InferResponse(
         **{name: data[name] for name in _KEPT},

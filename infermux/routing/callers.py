@@ -1,4 +1,4 @@
-"""Who calls: the tags and the end user of a call, and the budget that the end user adds."""
+"""The caller of a call: its tags, its end user, and the budget of that end user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..protocol import InferRequest
 from ..telemetry.spans import of_meta
 from ..types import NOTHING, Caller, TraceContext
 
-TAGS = ("project", "env")  # that a request may set
+TAGS = ("project", "env")  # which a request may set
 
 
 def begun(
@@ -44,7 +44,7 @@ def begun(
 
 def has_hard_budget(caller: Caller) -> bool:
     """Whether a budget of the caller does more than warn."""
-    budget = caller.budget  # that of a batch is not a ledger.Budget
+    budget = caller.budget  # a batch has a budget of another class
     return budget.hard if isinstance(budget, Budget) else getattr(budget, "then", "warn") != "warn"
 
 

@@ -1,7 +1,7 @@
 """Mirrors: copies of a share of a name's calls, sent to another target after their answers.
 
 A copy waits in a bounded queue for one of a few threads of its own, and has circuits, limits and a
-budget of its own, so that it is never in the way of a caller. Its row in the ledger has the API
+budget of its own, so that it never delays a caller. Its row in the ledger has the API
 "mirror" and an id that follows from the call's, by which `infermux costs --compare` pairs them.
 """
 
@@ -30,19 +30,19 @@ from ..types import Caller, LogThrottle, Route, TraceContext, after_fork
 from .router import Router
 from .targets import TargetPool
 
-THREADS = 4  # that send copies, in each process
+THREADS = 4  # in each process, that send copies
 QUEUE = 256  # copies that wait
 MAX_BYTES = 64 * 1024 * 1024  # of the requests that wait
-SECONDS = 600.0  # that a copy may take
-LAST_SECONDS = 3.0  # for the copies that wait when a process without a server ends
+SECONDS = 600.0  # the time that a copy may take
+LAST_SECONDS = 3.0  # for the waiting copies, when a process that is no service ends
 _STATE = ("previous_response_id", "conversation", "background", "prompt", "container")
-_SERVERS = ("mcp_servers",)  # tools that act, wherever they are called from
+_SERVERS = ("mcp_servers",)  # tools that the vendor calls, which would act twice
 _throttle = LogThrottle(seconds=60.0)
 log = logging.getLogger("infermux")
 
 
 class Rule(NamedTuple):
-    """Where copies of a name's calls go, and of which share of the calls."""
+    """The target of the copies of a name's calls, and the share of calls that are copied."""
 
     target: str
     share: float
@@ -50,8 +50,8 @@ class Rule(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    name: str  # or pattern, that is mirrored
-    route: Route  # of the call
+    name: str  # the name or pattern that is mirrored
+    route: Route  # of the mirrored call
     request: InferRequest
     streamed: bool
     ident: str
@@ -60,7 +60,7 @@ class _Copy(NamedTuple):
 
 
 class _CopyRouter(Router):
-    """Sends copies with the settings that their calls have, as if of the mirrored name."""
+    """Sends copies with the settings of the mirrored name, like the calls themselves."""
 
     def _checked(self, call: Call) -> Route:
         settings = call.settings
@@ -81,7 +81,7 @@ class Mirror:
 
     def __init__(self, router: Router, rules: Mapping[str, Rule]) -> None:
         self.rules = rules
-        self.memory: SharedMemory | None = None  # where outcomes are counted
+        self.memory: SharedMemory | None = None  # counts the outcomes
         pool = router.targets
         self._registry = router.registry
         self._router = _CopyRouter(
@@ -105,7 +105,7 @@ class Mirror:
         self._bytes = self._threads = self._busy = 0
         self._ended = False
 
-    # -- on the way of a call: nothing here may take time --
+    # -- in the thread of a call: this must be quick --
 
     def __call__(self, call: Call) -> None:
         route = call.plan.route if call.plan is not None else None
@@ -147,7 +147,7 @@ class Mirror:
                 self._busy += 1
             try:
                 self._count(copy.name, self._sent(copy))
-            except Exception:  # no failure may end the thread
+            except Exception:  # the thread must survive any failure
                 if _throttle.due():
                     log.exception("a copy of a call could not be sent")
                 self._count(copy.name, "failed")
@@ -181,7 +181,7 @@ class Mirror:
         return "sent"
 
     def drain(self, seconds: float = LAST_SECONDS) -> int:
-        """Wait until every copy is sent, at most *seconds*; return how many are given up."""
+        """Wait until every copy is sent, at most *seconds*; drop the rest, and return how many."""
         end = time.monotonic() + seconds
         with self._state:
             self._ended = True
@@ -226,13 +226,13 @@ def mirror_of(observers: Any) -> Mirror | None:
 
 
 def _is_drawn(ident: str, share: float) -> bool:
-    """Return whether a call is copied: the same for the same id, on every host."""
+    """Return whether a call is copied. It follows from the id, so all hosts decide alike."""
     digest = sha256(f"drawn\0{ident}".encode(errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 
 
 def _may_be_copied(call: Call) -> bool:
-    """Return whether a call was sent to a vendor and changes nothing there but the bill."""
+    """Return whether a copy of a call would have no side effect at a vendor."""
     request, error = call.request, call.error
     if call.api == API or request.op != CHAT or not call.attempts or call.override:
         return False

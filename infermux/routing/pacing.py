@@ -7,12 +7,11 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from ..admission import Rates
 from ..errors import Paced
 from ..planning.call import Call
-from ..types import Deadline
+from ..types import Deadline, Rates
 
-_POLL = 0.25  # seconds between two looks, as other processes take from the same rates
+_POLL = 0.25  # seconds between two checks, as other processes use the same rates
 
 
 class _Waiting(NamedTuple):

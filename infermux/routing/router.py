@@ -108,7 +108,7 @@ class Router:
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
         self.users = users or Users()  # knows the end users of callers
-        self.answers = answers  # that are given again; None: none are
+        self.answers = answers  # the cache of answers, if there is one
         self.hooks: Any = hooks and import_module(".hooks", __package__).Hooks.of(hooks)
         self.observers: list[Observer] = [*observers, *reporting(reporter)]
         self._sleep, self._rng = sleep, random.Random(seed)
@@ -181,7 +181,7 @@ class Router:
         """Return the answer to a call that has begun, by *send* if given; raise InferMuxError."""
         try:
             response = self._run(call, send or self._send, streamed=False)
-            if self.hooks is not None and call.given is None and send is None:
+            if self.hooks is not None and call.cached is None and send is None:
                 response = self.hooks.after(call, response)
             call.stated_ms = response.latency_ms or None
         except BaseException as error:

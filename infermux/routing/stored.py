@@ -1,4 +1,4 @@
-"""What vendors store: responses and conversations, whose ids tell which provider has them.
+"""Responses and conversations that vendors store; their ids contain the provider.
 
 An id that a client gets ends in a tag: its kind, and a MAC of provider, caller and id by a secret
 that comes from the provider's API key. Every worker and host with the same configuration can check
@@ -35,7 +35,7 @@ _SEND_ITEMS = "send the items of the conversation in input instead"
 
 
 class Owner(NamedTuple):
-    """Who has what an id means."""
+    """The provider of a stored object, and the vendor's id of it."""
 
     provider: str
     ident: str  # the vendor's own

@@ -132,7 +132,7 @@ class Stream:
         return ours
 
     def _end(self) -> None:
-        """Record the end of a complete stream, and keep its answer if it is to be given again."""
+        """Record the end of a complete stream, and cache its answer if it may be cached."""
         self.settle(None)
         if self.call.answer_key and self._answers is not None:
             self._answers.keep(self.call, self.response())

@@ -1,4 +1,4 @@
-"""The targets that a call may still try, in order, and how long it waits before a retry."""
+"""The targets that a call may still try, in order, and the backoff before a retry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the re
 class TargetQueue:
     """The targets of a plan: a failover takes the next one, a retry appends one with its time.
 
-    Those whose own rate is used up come after the others, and then wait, the shortest wait first.
+    Targets that must wait for their provider's rate come last, the shortest wait first.
     """
 
     __slots__ = ("_left", "_paced")
@@ -49,7 +49,7 @@ class TargetQueue:
         return any(not call.has_tried(target) for target, _ in self._left)
 
     def waits(self, target: Target) -> bool:
-        """Return whether to wait for *target*'s rate: no other one may be quicker."""
+        """Return whether to wait for *target*'s rate, as no other target is ready sooner."""
         paced = self._paced
         known = target in paced or not self._left
         return known and all(other in paced for other, _ in self._left)
@@ -61,7 +61,7 @@ class TargetQueue:
             self._left.append((target, 0.0))
 
     def keep(self, follows: Callable[[Target], bool]) -> None:
-        """Keep the targets that may follow the one that has failed."""
+        """Drop the targets that must not follow the one that has failed."""
         self._left = deque(entry for entry in self._left if follows(entry[0]))
 
 

@@ -1,6 +1,7 @@
 """gunicorn's settings and hooks, for gunicorn.conf.py and `infermux serve`.
 
 A call holds a thread, mostly waiting, for up to a minute, so a worker has many threads.
+`worker` is the worker class, `status` joins the state of all workers, `alerts` watches for alerts.
 """
 
 from __future__ import annotations

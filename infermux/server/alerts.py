@@ -1,6 +1,6 @@
-"""Watches budgets, targets, prices and records, and has alerts sent for what an operator must know.
+"""Watches budgets, targets, prices and records, and sends alerts about them.
 
-A thread of each worker looks every few seconds; the ledger remembers what was sent, so that of all
+A thread of each worker checks every few seconds; the ledger remembers what was sent, so that of all
 workers and hosts one sends each alert, and at most one per subject and hour.
 """
 
@@ -27,10 +27,10 @@ from . import status
 from .status import TargetStatus
 
 CHECK_SECONDS = 2.0
-PRICES_SECONDS = 3600.0  # between two looks at the age of the prices
+PRICES_SECONDS = 3600.0  # seconds between two checks of the age of the prices
 HOUR = 3600.0  # in which a subject has one alert
 DAY = 86_400.0  # in which old prices have one
-FEW_SECONDS = 60.0  # after which a loss that another worker has told is a new one
+FEW_SECONDS = 60.0  # seconds after which a loss that another worker has reported is a new one
 SHARES = (100, 80, 50)  # percent of a budget
 USED_UP = 80  # percent, from which a budget that refuses calls is used up
 _lock = threading.Lock()
@@ -40,7 +40,7 @@ log = logging.getLogger("infermux")
 
 
 class Due(NamedTuple):
-    """An alert that may be sent, and how long its subject then rests; None: for ever."""
+    """An alert that may be sent, and for how long it is not repeated; None: for ever."""
 
     alert: Alert
     rest: float | None = HOUR
@@ -49,13 +49,13 @@ class Due(NamedTuple):
 
 
 class Watcher:
-    """Looks at one router's state, and sends what is due."""
+    """Checks one router's state, and sends the alerts that are due."""
 
     def __init__(self, router: Router, clock: Callable[[], float] = time.time) -> None:
         self._router = weakref.ref(router)
         self._clock = clock
         self._seen_down: set[Target] = set()
-        self._lost: int | None = None  # records, that were told
+        self._lost: int | None = None  # lost records that were reported
         self._prices_at = 0.0
         self._process = 0
 
@@ -82,7 +82,7 @@ class Watcher:
             try:
                 self.check(router)
             except LedgerUnavailable:
-                pass  # it cannot tell what was sent
+                pass  # what was sent is unknown
             except Exception:  # the next look may succeed
                 if _throttle.due():
                     log.exception("alerts cannot be looked for")
@@ -133,7 +133,7 @@ class Watcher:
     def _recovered(
         self, router: Router, alerts: Alerts, known: Mapping[str, Sent], now: float
     ) -> Iterator[Due]:
-        """Yield the targets that were told to be down and serve again."""
+        """Yield the targets that were reported as down and serve again."""
         told = {
             subject.removeprefix("target down "): sent
             for subject, sent in known.items()
@@ -237,14 +237,14 @@ def _budget(state: BudgetState, reached: int) -> Due:
 
 
 def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
-    """Return whether a subject has rested; a target is told to be down again once it was up."""
+    """Return whether a subject may be alerted again; a target after it was up in between."""
     subject = due.alert.subject
     last = known.get(subject)
     if last is None:
         return True
     if due.rest is None or now - last.at < due.rest:
         if due.alert.event == "records" and now - last.at < FEW_SECONDS:
-            due.sent()  # another worker has told of the same
+            due.sent()  # another worker has sent the same alert
         return False
     if subject.startswith("target down "):
         up = known.get(subject.replace(" down ", " up ", 1))

@@ -88,7 +88,7 @@ class Monitor:
                     self._applied = each.number
 
     def hear(self, router: Router) -> None:
-        """Apply to *router* what operators have commanded at other hosts."""
+        """Apply operators' commands at other hosts to *router*."""
         if router.ledger is None or not (published := router.ledger.published()):
             return
         with _lock:
@@ -196,7 +196,7 @@ def service(router: Router) -> JSON:
 
 
 def limits_are_local(router: Router) -> bool:
-    """Return whether limits per minute count only this host's calls, as the ledger is away."""
+    """Return whether limits per minute count only this host's calls, without the ledger."""
     own = _limits_are_local(router)
     return own or any(each.get("local") for each in _others(monitor(router).memory))
 
@@ -224,7 +224,7 @@ def budgets(router: Router, *, mirrors: bool = True) -> list[BudgetState]:
 
 
 class Commanded(NamedTuple):
-    """What has become of a command."""
+    """The outcome of a command."""
 
     workers: int
     done: int  # workers that have applied it within COMMAND_SECONDS

@@ -36,7 +36,7 @@ log = logging.getLogger("infermux")
 
 
 class Alert(NamedTuple):
-    """What is told: `event` is one of EVENTS, `subject` what it is about."""
+    """An alert: `event` is one of EVENTS, `subject` identifies its cause."""
 
     event: str
     subject: str
@@ -158,5 +158,5 @@ def host() -> str:
 
 
 def alerts_of(observers: Collection[Any]) -> Alerts | None:
-    """Return what sends alerts among a router's *observers*, if anything does."""
+    """Return the sender of alerts among a router's *observers*, if there is one."""
     return next((each for each in observers if isinstance(each, Alerts)), None)

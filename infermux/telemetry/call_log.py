@@ -18,7 +18,7 @@ from ..planning.call import Attempt, Call
 
 JSON_LINES = "json"
 MAX_TEXT = 200  # characters of a value: short lines are written atomically
-MAX_ERROR = 1500  # of an error, which tells each attempt
+MAX_ERROR = 1500  # characters of an error, which names each attempt
 _PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)  # needs no quotes
 _ours = logging.getLogger("infermux")
 _calls = logging.getLogger("infermux.calls")
@@ -81,7 +81,7 @@ def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dic
 
 
 def _told(call: Call, error: Failure) -> str:
-    """Return what went wrong at each attempt, in the words of the library's error."""
+    """Return the failure of each attempt, in the words of the library's error."""
     said = " then ".join(str(attempt.failed) for attempt in call.attempts)
     return said or "; ".join(filter(None, (error.summary.partition(": ")[2], error.hint)))
 

@@ -121,7 +121,7 @@ class Metrics:
         """Count a call that has ended."""
         attempts, error, seconds = call.attempts, call.error, call.seconds
         last = attempts[-1] if attempts else None
-        known = call.given.target if call.given else (call.provider, call.model)
+        known = call.cached.target if call.cached else (call.provider, call.model)
         target = self.labels(*(last.target if last is not None else known))
         slot = self._memory.own
         status = (

@@ -48,7 +48,7 @@ def messages(api: Api) -> Response:
 
         return sse_response(api, call, encoder)
     response = api.router.answer(call)
-    if (body := _native(response)) is not None:
+    if (body := native_body(response, dialect.NAME)) is not None:
         return call_response(call, body)
     data = wire.encode_response(response)
     if not response.id.startswith("msg_"):
@@ -61,14 +61,25 @@ def count_tokens(api: Api) -> Response:
     caller = admitted(api)
     wanted, _ = _read(COUNT)
     call = start_call(api, wanted, caller)
-    if (estimated := estimated_count(api, call)) is not None:
-        return call_response(call, {"input_tokens": estimated, "infermux": {"estimated": True}})
+    return token_count(api, call, "input_tokens", dialect.NAME)
+
+
+def token_count(api: Api, call: Call, member: str, name: str) -> Response:
+    """Respond with *member*, or the vendor's body if that is in the dialect called *name*."""
+    if (estimated := _estimated_count(api, call)) is not None:
+        return call_response(call, {member: estimated, "infermux": {"estimated": True}})
     response = api.router.answer(call)
-    counted = {"input_tokens": response.extra.get("input_tokens", response.tokens_in)}
-    return call_response(call, _native(response) or counted)
+    counted = {member: response.extra.get("input_tokens", response.tokens_in)}
+    return call_response(call, native_body(response, name) or counted)
 
 
-def estimated_count(api: Api, call: Call) -> int | None:
+def native_body(response: InferResponse, name: str) -> bytes | None:
+    """Return the vendor's body if it is in the dialect called *name*, else None."""
+    own, body = response.native or ("", None)
+    return body if own == name else None
+
+
+def _estimated_count(api: Api, call: Call) -> int | None:
     """Return an estimate of a call's input tokens, or None if its vendor can count them."""
     wanted = call.request
     target = next(iter(api.router.plan(wanted, caller=call.caller).targets), None)
@@ -81,12 +92,6 @@ def estimated_count(api: Api, call: Call) -> int | None:
         count += estimate(strict_json.dumps(wanted.params["tools"]))
     api.router.finish(call, None)
     return count
-
-
-def _native(response: InferResponse) -> bytes | None:
-    """Return the vendor's body if it is in Anthropic's format, else None."""
-    name, body = response.native or ("", None)
-    return body if name == dialect.NAME else None
 
 
 def _read(op: str) -> tuple[InferRequest, bool]:

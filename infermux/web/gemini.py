@@ -17,11 +17,11 @@ from ..dialects.gemini.stream import JSON_TYPE, Encoder
 from ..dialects.gemini.upstream import COUNT_TOKENS, EMBEDDINGS
 from ..errors import NotFound, UnsupportedParameter, shown
 from ..planning.call import Call
-from ..protocol import CHAT, InferResponse, must_be, strict_json
+from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
 from . import EndpointBlueprint, Route, endpoints
-from .anthropic import estimated_count
+from .anthropic import native_body, token_count
 from .auth import admitted
 from .http import (
     Api,
@@ -64,7 +64,9 @@ def generate(api: Api, ident: str) -> Response:
     """Respond to generateContent."""
     call = _begin(api, ident, CHAT)
     response = api.router.answer(call)
-    return call_response(call, _native(response) or wire.encode_response(response, ident=call.id))
+    return call_response(
+        call, native_body(response, dialect.NAME) or wire.encode_response(response, ident=call.id)
+    )
 
 
 def generate_streamed(api: Api, ident: str) -> Response:
@@ -82,18 +84,14 @@ def generate_streamed(api: Api, ident: str) -> Response:
 def count_tokens(api: Api, ident: str) -> Response:
     """Return the vendor's token count of a request, or an estimate marked as such."""
     call = _begin(api, ident, COUNT_TOKENS)
-    if (estimated := estimated_count(api, call)) is not None:
-        return call_response(call, {"totalTokens": estimated, "infermux": {"estimated": True}})
-    response = api.router.answer(call)
-    counted = {"totalTokens": response.extra.get("input_tokens", response.tokens_in)}
-    return call_response(call, _native(response) or counted)
+    return token_count(api, call, "totalTokens", dialect.NAME)
 
 
 def embed(api: Api, ident: str, *, batch: bool) -> Response:
     """Respond to embedContent or batchEmbedContents."""
     call = _begin(api, ident, EMBEDDINGS, batch=batch)
     response = api.router.answer(call)
-    if (body := _native(response)) is not None:
+    if (body := native_body(response, dialect.NAME)) is not None:
         return call_response(call, body)
     if not response.extra.get("data"):
         raise UnsupportedParameter(f"the model {shown(ident)} has no embeddings", param="model")
@@ -126,12 +124,6 @@ def _form() -> str:
     arguments = _arguments()
     form = arguments.get("alt") or arguments.get("$alt") or ""
     return form.partition(";")[0].lower()
-
-
-def _native(response: InferResponse) -> bytes | None:
-    """Return the vendor's body if it is in Google's format, else None."""
-    name, body = response.native or ("", None)
-    return body if name == dialect.NAME else None
 
 
 METHODS: dict[str, View] = {

@@ -383,8 +383,8 @@ def call_headers(call: Call) -> dict[str, str]:
             headers["X-Infermux-Dropped"] = header_value(", ".join(dropped))
     if call.cache:
         headers["X-Infermux-Cache"] = call.cache
-        if call.given is not None:
-            headers["Age"] = str(int(call.given.age))
+        if call.cached is not None:
+            headers["Age"] = str(int(call.cached.age))
             headers["X-Infermux-Provider"] = header_value(call.provider)
             headers["X-Infermux-Model"] = header_value(call.model)
     if call.limits_told is not None:

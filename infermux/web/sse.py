@@ -14,6 +14,7 @@ from werkzeug.datastructures import Headers
 from ..config.settings import EARLY_HEADERS, Server
 from ..errors import ClientGone, InferMuxError, forget
 from ..planning.call import Call
+from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
 from .http import BODY, Api, BytesResponse, call_headers, current_request
@@ -57,16 +58,9 @@ def sse_response(
     """
     own = {**HEADERS, "Content-Type": media}
     early = EarlyHead(call, encode, own)
-    call.on_wait = early.on_wait
-    try:
-        stream = api.router.open(call)
-    except Exception as error:
-        if early.write is None:
-            raise
-        return BytesResponse([failure(error, encode(None))], 200, Headers(own))
-    finally:
-        call.on_wait = None
-        early.close()
+    stream = early.open(api.router)
+    if isinstance(stream, Response):
+        return stream
     call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
     response = BytesResponse(events(stream, encode(stream)), 200, headers)
@@ -121,7 +115,22 @@ class EarlyHead:
         self._encode: Callable[[Stream | None], Encoder] | None = encode
         self.write: Callable[[bytes], object] | None = None
 
-    def close(self) -> None:
+    def open(self, router: Router) -> Stream | BytesResponse:
+        """Open the call's stream; if the head was sent, a failure is an event of a response."""
+        call, encode = self._call, self._encode
+        assert call is not None and encode is not None
+        call.on_wait = self.on_wait
+        try:
+            return router.open(call)
+        except Exception as error:
+            if self.write is None:
+                raise
+            return BytesResponse([failure(error, encode(None))], 200, Headers(self._headers))
+        finally:
+            call.on_wait = None
+            self._close()
+
+    def _close(self) -> None:
         """Drop the call, as a pooled connection to the provider may keep this object longer."""
         self._due = math.inf
         self._call = self._encode = self._start = None

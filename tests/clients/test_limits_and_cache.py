@@ -1,4 +1,4 @@
-"""The official SDKs with keys that have limits, and with answers that are given again."""
+"""The official SDKs with keys that have limits, and with cached answers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
-from support import how_many
+from support import how_many, places
 
 from infermux.dialects.anthropic import upstream as anthropic
 from infermux.dialects.gemini import downstream as gemini
@@ -603,18 +603,9 @@ TIMES = how_many(500, 3000, 20000)
 JUNK: list[Any] = [None, True, 0, -1, 1.5, "", "x", [], {}, [None], [1], {"text": 1}, {"type": "x"}]
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path] if path else []
-    if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, each in inner:
-            found += places(each, (*path, name))
-    return found
-
-
 def test_whatever_the_client_sends_is_read_or_refused() -> None:
     rng = random.Random(15)
-    known = places(WHOLE)
+    known = [*places(WHOLE)][1:]
     for _ in range(TIMES):
         body = copy.deepcopy(WHOLE)
         for path in rng.sample(known, rng.randint(1, 2)):

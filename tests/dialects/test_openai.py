@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import random
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support import places, with_odd
 
 from infermux import errors
 from infermux.dialects.openai import downstream
@@ -853,31 +853,6 @@ NONSENSE: list[Any] = [
     {"x": None},
     [1, "a", {}],
 ]
-
-
-def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of everything in a JSON value."""
-    yield at
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
-        yield from places(item, (*at, key))
-
-
-def with_odd(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
-    if not at:
-        return odd
-    value = copy.deepcopy(value)
-    inner = value
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = odd
-    return value
 
 
 def check_typed(response: InferResponse) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import gzip
 import http.client
@@ -30,6 +29,7 @@ import requests
 import responses
 import urllib3.exceptions
 from faulty import Peer, Script, Vendor, answer, answers, drips, events, then_closes, then_waits
+from support import places, with_odd
 
 from infermux.errors import (
     ConfigError,
@@ -1759,30 +1759,6 @@ RICH = GOOD | {
 }
 
 
-def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield at
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
-        yield from places(item, (*at, key))
-
-
-def changed(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
-    if not at:
-        return odd
-    value = copy.deepcopy(value)
-    inner = value
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = odd
-    return value
-
-
 def as_chunk(body: dict[str, Any]) -> dict[str, Any]:
     choice = body["choices"][0]
     return body | {
@@ -1804,7 +1780,7 @@ def test_no_value_anywhere_gives_anything_but_an_answer_or_our_error(
     body = as_chunk(RICH) if way == "stream" else RICH
     cases = [(at, odd) for at in places(body) for odd in ODD]
     random.Random(5).shuffle(cases)
-    raw = [json.dumps(changed(body, at, odd)).encode() for at, odd in cases]
+    raw = [json.dumps(with_odd(body, at, odd)).encode() for at, odd in cases]
     wire = [
         b"".join(events(data(each), DONE)) if way == "stream" else answer(200, each) for each in raw
     ]

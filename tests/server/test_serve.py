@@ -21,7 +21,6 @@ from support import (
     PATIENCE,
     ROOT,
     TokenTrace,
-    Vendor,
     ask,
     certificate,
     environment,
@@ -29,8 +28,6 @@ from support import (
     run,
     script,
 )
-
-import infermux
 
 LISTENING = re.compile(r"^infermux listening on (\S+)$", re.MULTILINE)
 
@@ -335,70 +332,3 @@ def test_a_mounted_router_warns_once_per_process_without_threads(
         processes = service.log.count("Booting worker")
         assert found == warnings if warnings is not None else 1 <= found <= processes
         assert SETTINGS not in service.log
-
-
-# -- where there is no POSIX --
-
-NOT_POSIX = """
-import os, select, signal, sys
-for name in ("fcntl", "resource", "pwd", "grp", "termios", "gunicorn"):
-    sys.modules[name] = None
-for module, names in (
-    (os, "fork register_at_fork O_CLOEXEC O_NOFOLLOW memfd_create pread pwrite getuid"),
-    (select, "poll epoll"),
-    (signal, "pthread_sigmask SIGKILL SIGHUP"),
-):
-    for name in names.split():
-        if hasattr(module, name):
-            delattr(module, name)
-"""
-
-
-def without_posix(code: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-c", NOT_POSIX + code], cwd=folder, env=env)
-
-
-def command(*args: str) -> str:
-    return f"from infermux.cli.main import main; main({list(args)!r}, prog_name='infermux')"
-
-
-def test_serve_says_that_it_is_posix_only(tmp_path: Path) -> None:
-    answer = without_posix(command("serve"), tmp_path)
-    assert answer.returncode == 1 and answer.stderr.count("\n") == 1, answer.stderr
-    assert "POSIX only" in answer.stderr and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_library_works_without_posix(tmp_path: Path) -> None:
-    """Every public name, a vendor over HTTP, a mounted blueprint and the operators' endpoints."""
-    code = """
-import infermux
-from flask import Flask
-for name in infermux.__all__:
-    getattr(infermux, name)
-router = infermux.load()
-request = infermux.InferRequest("openai/gpt-6-luna", [{"role": "user", "content": "hello"}])
-for _ in range(3):
-    assert router.infer(request).content == "hello"
-app = Flask("host")
-for blueprint in (infermux.blueprint, infermux.openai_blueprint, infermux.ops_blueprint):
-    app.register_blueprint(blueprint(router))
-client = app.test_client()
-body = {"model": "echo", "messages": request.messages}
-assert client.post("/infer", json=body).json["content"] == "echo: hello"
-assert client.get("/metrics").status_code == 200
-print("all of it")
-"""
-    with Vendor() as vendor:
-        answer = without_posix(code, tmp_path, **vendor.env)
-    assert answer.stdout == "all of it\n", answer.stderr
-    assert set(infermux.__all__) >= {"Router", "blueprint", "load"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "args", [("infer", "hi"), ("providers",), ("validate",), ("keys", "new", "x")]
-)
-def test_the_other_commands_work_without_posix(args: tuple[str, ...], tmp_path: Path) -> None:
-    answer = without_posix(command(*args), tmp_path, INFERMUX_LEDGER__PATH="calls.db")
-    assert answer.returncode == 0 and answer.stdout, answer.stderr

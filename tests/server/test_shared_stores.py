@@ -1,4 +1,4 @@
-"""What hosts share besides calls, through one PostgreSQL: keys, end users' budgets, kept answers."""
+"""What hosts share besides calls, through one PostgreSQL: keys, end users' budgets, cached answers."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from doors import (
     sse,
     stream,
 )
-from support import how_many
+from support import how_many, places
 
 PATH = "/v1/responses"
 DIALECTS = ("openai", "anthropic", "gemini")
@@ -991,20 +991,12 @@ JUNK = (
 )
 
 
-def places(value, path=()):
-    """Yield the path of each value inside *value*."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
-
-
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_no_request_is_a_500(front, vendors, dialect):
     """Values of the wrong type at random places are refused, or do no harm."""
     rng = random.Random(dialect)
     vendors[dialect].script(says(dialect, Turn("Yes."), streamed=False))
-    client, found = front.app.test_client(), list(places(WHOLE))
+    client, found = front.app.test_client(), [*places(WHOLE)][1:]
     statuses = Counter()
     for _ in range(how_many(80, 400, 4000)):
         body = json.loads(json.dumps(WHOLE))

@@ -6,13 +6,11 @@ may list among its fees: characters of speech, seconds of audio, images, searche
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from ...pricing.token_estimate import estimate, estimate_prompts
 from ...protocol import InferRequest
 from ...types import JSON, Usage
 from .. import count, members, word
+from ..sizes import number
 from .usage import vendor_cost
 
 READ = ("usage", "svg_usage", "meta", "duration", "model", "error", "object")  # members of answers
@@ -118,22 +116,11 @@ def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, i
     if op in _AUDIO:
         usage = members(found.get("usage"))
         told = (usage.get("seconds"), usage.get("prompt_audio_seconds"), found.get("duration"))
-        seconds = next((each for value in told if (each := _seconds(value)) is not None), None)
-        return (("seconds", seconds),) if seconds is not None else ()
+        seconds = next((each for value in told if (each := number(value)) is not None), None)
+        return (("seconds", min(seconds, MAX_UNITS)),) if seconds is not None else ()
     if op.startswith("images/") and items:
         return (("images", items),)
     return ()
-
-
-def _seconds(value: Any) -> int | None:
-    if isinstance(value, str):  # Groq and whisper.cpp write it as text
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return min(math.ceil(value), MAX_UNITS) if value >= 0 else None
 
 
 def _searches(found: JSON) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""Where the answers and the events of each format have their words, calls and finish reasons."""
+"""The places of text, tool calls and finish reasons in answers and events of each format."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _document(value: JSON) -> Document:
 
 
 def _says(after: InferRequest, read: InferRequest, before: InferRequest) -> bool:
-    """Return whether a body that was read again says what the hook wants it to say."""
+    """Return whether a body, read again, is the request that the hook returned."""
     if _normal(read.messages) != _normal(after.messages):
         return False
     names = before.params.keys() | after.params.keys()
@@ -107,7 +107,7 @@ def _read(native: Native, request: InferRequest) -> InferRequest:
     return found
 
 
-# -- the two ways --
+# -- merging, or writing anew --
 
 
 def _merged_body(before: InferRequest, after: InferRequest, own: Native) -> JSON:

@@ -36,7 +36,7 @@ def with_items(request: InferRequest, see: Callable[[InferRequest], InferRequest
 def as_seen(
     response: InferResponse, request: InferRequest, see: Callable[[InferResponse], InferResponse]
 ) -> InferResponse:
-    """Return what a vendor has stored as *see* wants it."""
+    """Return an object that a vendor has stored, as *see* returns it."""
     native = response.native
     body = strict_json.lenient(native[1]) if native is not None and native[1].strip() else None
     if native is None or not isinstance(body, dict):
@@ -60,7 +60,7 @@ def as_seen(
 
 
 def _items(body: JSON) -> list[Any]:
-    """Return the items in what a vendor has stored."""
+    """Return the items in an object that a vendor has stored."""
     if body.get("object") == "list":
         found = body.get("data")
     elif body.get("object") == "response":

@@ -1,7 +1,7 @@
 """Vendors' bills: exports of costs or usage, read as sums by day and model.
 
-`table` reads bytes, `cells` what is in a cell, `models` the names of models; `formats` tells the
-exports apart by their columns, and `focus` knows the one that clouds share.
+`table` reads a file, `cells` the cells of a line, `models` the names of models; `formats`
+recognises an export by its columns, and `focus` reads the format that clouds share.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ Key = tuple[str, str]  # a UTC day, and a model
 
 
 class Charge(NamedTuple):
-    """What a line of a bill says of a day and model."""
+    """The cost of a day and model on a line of a bill."""
 
     day: str
     model: str = ""
     usd: Fraction | None = None  # None: tokens without a price
-    kind: str = ""  # such as "batches", of what is told apart in words
-    unknown: str = ""  # what has no price, if it is not the model
-    outside: str = ""  # of what it is, if it is not compared
+    kind: str = ""  # such as "batches": a part of the cost that is named in the summary
+    unknown: str = ""  # the thing without a price, if it is not the model
+    outside: str = ""  # the name of a cost that is not compared
     empty: bool = False  # the day is on the bill, without any cost
-    offset: timedelta = timedelta(0)  # of the day's start, from UTC
+    offset: timedelta = timedelta(0)  # the day's start minus that of UTC
 
 
 @dataclass
@@ -38,13 +38,15 @@ class Bill:
     unread: list[str] = field(default_factory=list)
     priced: bool = True  # the export itself has dollars
     title: str = ""  # of the format
-    vendors: tuple[str, ...] = ()  # names that a provider of the vendor may have
-    notes: list[str] = field(default_factory=list)  # on how the file was read
+    vendors: tuple[
+        str, ...
+    ] = ()  # names that a provider of the vendor may have in the configuration
+    notes: list[str] = field(default_factory=list)  # messages about how the file was read
     kinds: dict[Key, dict[str, Fraction]] = field(default_factory=dict)  # parts of usd
-    unknown: dict[Key, str] = field(default_factory=dict)  # what has no price
+    unknown: dict[Key, str] = field(default_factory=dict)  # things without a price
     outside: dict[str, tuple[int, Fraction]] = field(default_factory=dict)  # lines not compared
     empty: set[str] = field(default_factory=set)  # days on the bill without any cost
-    offset: timedelta = timedelta(0)  # of the bill's days from those of UTC
+    offset: timedelta = timedelta(0)  # offsets of the bill's days from UTC
 
     @property
     def has_models(self) -> bool:
@@ -58,11 +60,11 @@ class Bill:
         return date.fromisoformat(found[0]), date.fromisoformat(found[-1])
 
     def may_be_of(self, provider: str) -> bool:
-        """Return whether a provider is called as the vendor is, or as that with more: azure-eu."""
+        """Return whether a provider has the vendor's name, or that with a suffix: azure-eu."""
         return any(re.match(rf"{re.escape(name)}(?:[-_]|\Z)", provider) for name in self.vendors)
 
     def add(self, charge: Charge) -> None:
-        """Add what a line says."""
+        """Add the charge of a line."""
         if charge.outside:
             lines, before = self.outside.get(charge.outside, (0, Fraction(0)))
             self.outside[charge.outside] = lines + 1, before + (charge.usd or 0)

@@ -33,10 +33,10 @@ class BadCell(ValueError):
 
 
 class Cells:
-    """The cells of a line by the keys of columns; of several keys, the first with a text counts.
+    """The cells of a line by the keys of columns; of several keys, the first that is not empty.
 
-    With *commas*, the file itself separates by something else, so that a number such as 1,234 may
-    be one with a decimal comma. The *prices* are for tokens without dollars.
+    With *commas*, cells are not separated by commas, so 1,234 may have a decimal comma. The
+    *prices* are for tokens without dollars.
     """
 
     def __init__(self, table: Table, line: Line, prices: PriceTable) -> None:
@@ -62,7 +62,7 @@ class Cells:
     def day(self, *keys: str, local: bool = False) -> tuple[str, timedelta]:
         """Return a day and its offset from UTC: that of UTC, or *local* if it starts at midnight.
 
-        A bill by days in a zone of its own says so by such starts.
+        A bill with days of another time zone has such times.
         """
         name = self.column(*keys)
         text = self._cells.get(name, "")

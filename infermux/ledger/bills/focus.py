@@ -1,6 +1,6 @@
-"""FOCUS, the form of bills that AWS, Azure, Google and others write: usage of models, by day.
+"""FOCUS, the format of bills from AWS, Azure, Google and others: usage of models, by day.
 
-A cloud's bill is of much else, and no column names a model: it is looked for in the SKU's words.
+A cloud's bill has many other services, and no column for a model: its name is found in the SKU.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from . import Charge
 from .cells import Cells
 from .models import model_key, spoken_of
 
-ANY = ("*",)  # the vendors of the format: the lines say which
-# columns that may speak of a model, the most exact first; names of resources are the user's own
+ANY = ("*",)  # any vendor: each line names its own
+# columns that may name a model, the most exact first; names of resources are the user's own
 _WORDS = (
     "skumeter",
     "x_skumetername",
@@ -31,7 +31,7 @@ _WORDS = (
 )
 _ARN = re.compile(r"\Aarn:aws[\w-]*:bedrock:.*?:(?:foundation-model|inference-profile)/(.+)\Z")
 _SERVICES = re.compile(r"bedrock|openai|vertex|gemini|foundry|cognitive services|sagemaker", re.I)
-_PROVIDERS = (  # what a cloud calls itself, and what its provider may be called here
+_PROVIDERS = (  # a cloud's name on its bill, and names of its provider in the configuration
     (re.compile(r"aws|amazon", re.I), ("bedrock", "aws")),
     (re.compile(r"microsoft|azure", re.I), ("azure",)),
     (re.compile(r"google|gcp", re.I), ("gemini", "google", "vertex")),
@@ -59,7 +59,7 @@ KNOWS = (
 
 
 def charges(cells: Cells) -> Iterator[Charge]:
-    """Yield the charge of a line; what is no usage of a model is told apart."""
+    """Yield the charge of a line; other services are kept apart."""
     category, (day, _) = cells.text("chargecategory") or "Usage", cells.day("chargeperiodstart")
     model = _model(cells)
     service = cells.text("servicename") or "other services"
@@ -101,7 +101,7 @@ def _dollars(cells: Cells) -> Fraction:
 def _model(cells: Cells) -> str:
     found = _ARN.match(cells.text("resourceid"))
     named = model_key(found[1]) if found and re.search(r"[a-z]\.[a-z]", found[1]) else ""
-    # other services have words such as o3, too
+    # names of other services also contain words such as o3
     words = _WORDS if _is_of_models(cells, cells.text("servicename")) else ("servicename",)
     return named or spoken_of(map(cells.text, words))
 

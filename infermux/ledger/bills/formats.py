@@ -1,4 +1,4 @@
-"""The exports that are known, told apart by their columns, and what a line of each says."""
+"""The known formats of exports, recognised by their columns, and readers of their lines."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ _PLAIN_USD = (
     "amount",
 )
 _PLAIN_CURRENCY = ("amount_currency", "currency")
-_MAX_UNREAD = 10_000  # messages that are kept
+_MAX_UNREAD = 10_000  # messages that are stored
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of export; a table is of the first one whose columns it has."""
+    """A format; a table has the first one whose columns it has."""
 
     title: str
     vendors: tuple[str, ...]  # names that a provider of the vendor may have
     needs: tuple[tuple[str, ...], ...]  # one column of each
     read: Read
     uses: str = ""  # further columns that `read` looks at
-    knows: str = ""  # columns that say nothing of the cost
+    knows: str = ""  # columns that do not affect the cost
     priced: bool = True  # in dollars
     note: str = ""
 
@@ -113,7 +113,7 @@ def _refused(message: str) -> RequestError:
     return RequestError(message, param="reconcile")
 
 
-# -- what a line says ------------------------------------------------------------------------------
+# -- readers of a line -----------------------------------------------------------------------------
 
 
 def _dollars(cells: Cells, *keys: str, currency: tuple[str, ...] = _PLAIN_CURRENCY) -> Fraction:
@@ -131,7 +131,7 @@ def _costs(
     models: Iterable[str],
     amounts: Iterable[str],
     *,
-    or_else: Iterable[str] = (),  # columns that name what is no model
+    or_else: Iterable[str] = (),  # columns that name other things than models
     scale: int = 1,
 ) -> Iterator[Charge]:
     day, offset = cells.day(*days, local=bool(cells.column("end_time_iso")))

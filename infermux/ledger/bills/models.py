@@ -1,4 +1,4 @@
-"""Names of models: the same key for all spellings, and the model that a cloud's SKU speaks of."""
+"""Names of models: one key for all spellings, and the model in the text of a cloud's SKU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"[a-z]+|\d+", re.ASCII)
 _VENDORS = frozenset(
     ["openai", "anthropic", "google", "mistral", "cohere", "xai", "deepseek", "azure", "bedrock"]
 )
-# a word that makes another model of the one before it
+# words that make it another model than the name before them
 _OTHERS = frozenset(
     [
         "mini",
@@ -73,7 +73,7 @@ def model_key(name: str) -> str:
 
 
 def spoken_of(texts: Iterable[str]) -> str:
-    """Return the key of the model that the first of *texts* with one speaks of, or ""."""
+    """Return the key of the model in the first of *texts* that names one, or ""."""
     given = [text[:_MAX_TEXT] for text in texts if text]
     every = " ".join(given).lower()
     family = next((word for name, word in _UNSAID.items() if name in every), "")

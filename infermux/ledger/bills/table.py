@@ -127,7 +127,7 @@ def _csv(text: str, notes: tuple[str, ...]) -> Table:
     rows = _numbered(csv.reader(stream, delimiter=delimiter), skipped)
     head = next((cells for _, cells in rows if any(map(str.strip, cells))), [])
     keys = [key(name) for name in head]
-    while keys and not keys[-1]:  # what is below no name is not counted as a column
+    while keys and not keys[-1]:  # cells below an empty header are no column
         keys.pop()
     columns = {each: name.strip() for each, name in zip(keys, head, strict=False) if each}
     twice = frozenset(each for each in columns if keys.count(each) > 1)
@@ -158,7 +158,7 @@ def _lines(
     rows: Iterable[tuple[int, list[str]]], head: list[str], keys: list[str]
 ) -> Iterator[Line]:
     for number, cells in rows:
-        if not any(map(str.strip, cells)) or cells == head:  # again, where files were joined
+        if not any(map(str.strip, cells)) or cells == head:  # repeated where files were joined
             continue
         problem = ""
         if any(map(str.strip, cells[len(keys) :])):
@@ -211,7 +211,7 @@ def _loads(text: str) -> Any:
 
 
 def _records(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a list, or in a page or bucket, with what is said of all of them."""
+    """Yield the objects in a list, page or bucket, each with the fields of what contains it."""
     if isinstance(value, list):
         for each in value:
             yield from _records(each)

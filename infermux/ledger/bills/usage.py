@@ -19,7 +19,7 @@ _HALF = Fraction(1, 2)  # of the price: a batch, at OpenAI and Anthropic
 _SEARCH = Fraction(1, 100)  # USD, for each of Anthropic's web searches
 _GEO = {"us": Fraction(11, 10)}  # factors of Anthropic's inference_geo
 _ANYWHERE = ("", "global", "not_available", "none", "null", "not_applicable")
-_TIERS = ("priority", "flex", "fast")  # that cost something else
+_TIERS = ("priority", "flex", "fast")  # that have another price
 _ANTHROPIC_INPUT = ("usage_input_tokens_no_cache", "uncached_input_tokens")
 _ANTHROPIC_CACHED = ("usage_input_tokens_cache_read", "cache_read_input_tokens")
 _ANTHROPIC_5M = (
@@ -33,7 +33,7 @@ _ANTHROPIC_1H = (
 _ANTHROPIC_SEARCHES = ("web_search_count", "server_tool_use_web_search_requests")
 _ANTHROPIC_WRITE = "usage_input_tokens_cache_write"  # of older exports
 ANTHROPIC_OUTPUT = ("usage_output_tokens", "output_tokens")
-_OPENAI_OTHER = (  # tokens that have their own prices, and what they are called
+_OPENAI_OTHER = (  # tokens with prices of their own, and their names in messages
     ("audio", ("input_audio_tokens", "output_audio_tokens", "input_cached_audio_tokens")),
     ("image", ("input_image_tokens", "output_image_tokens", "input_cached_image_tokens")),
 )
@@ -58,7 +58,7 @@ ANTHROPIC_USES = " ".join(
 
 
 def openai(cells: Cells, day: str, offset: timedelta) -> Iterator[Charge]:
-    """Yield the charge of a line of OpenAI's usage; an empty one says that the day had none.
+    """Yield the charge of a line of OpenAI's usage; an empty line is a day without usage.
 
     A line sums up many requests, so no size tier applies.
     """

@@ -1,8 +1,8 @@
 """The ledger in PostgreSQL, which any number of hosts share.
 
-Leases and periods go by the database's clock. A process has a pool of a few connections, made on
-first use and again after a fork, and one on which it hears of other hosts' commands. Each host has
-a spool for what cannot be written now; a call that is written twice counts once.
+Leases and periods go by the database's clock. A process has a small pool of connections, opened on
+first use and again after a fork, and one that listens for other hosts' commands. Each host has a
+spool for settlements that cannot be written now; a call that is written twice counts once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from psycopg import errors
 
-from ...types import CircuitCommand
+from ...types import CircuitCommand, Rates
 from .. import (
     LEASE_SECONDS,
     Adjustment,
@@ -40,15 +40,15 @@ from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
 from .connection import STATEMENT_SECONDS, Away, Database
-from .rates import OLD_RATES, Local, SharedRates
+from .rates import OLD_RATES, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 4  # of a process, by default
 COMPANY_SECONDS = 0.004  # that a settlement waits for others to share its transaction
-SETTLE_SECONDS = 1.0  # that a settlement waits for others; then it goes to the spool
+SETTLE_SECONDS = 1.0  # that a settlement waits for others, before it goes to the spool
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
-CLOCK_SECONDS = 10.0  # between two looks at the database's clock
+CLOCK_SECONDS = 10.0  # between two readings of the database's clock
 SAME_CLOCK = 0.02  # seconds that two clocks may differ
 _EXPIRED = "SELECT 1 FROM holds WHERE expires_ms <= %s LIMIT 1"
 _ATTEMPTS = f"""SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)}
@@ -71,7 +71,7 @@ class _Process:
 
 
 class _Brief:
-    """The database as calls ask it, which cannot wait for long."""
+    """The database with the short deadlines of calls."""
 
     def __init__(self, database: Callable[[], Database]) -> None:
         self._database = database
@@ -183,7 +183,7 @@ class PostgresLedger(SQLLedger):
         return bool(job.result)
 
     def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
-        """Settle what several threads wait for."""
+        """Settle the jobs of several threads."""
         try:
             results = self._settle_all(process.database, [job.work for job in jobs])
             for job, result in zip(jobs, results, strict=True):
@@ -194,7 +194,7 @@ class PostgresLedger(SQLLedger):
     def _settle_all(
         self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0
     ) -> list[bool]:
-        """Settle a batch; if it has something odd, first what is usual, and the rest one by one."""
+        """Settle a batch; if some are unusual, first the usual ones, then the others one by one."""
         now, zone = self._time(self.clock()), self.zone
 
         def together(batch: Sequence[Deferred]) -> list[bool]:
@@ -259,27 +259,27 @@ class PostgresLedger(SQLLedger):
             database.run(partial(forget_users, now=at, zone=self.zone, most=most), DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
-        """Remove what grows with what requests say."""
+        """Remove rows whose number depends on the texts of requests."""
         if not self._here().database.is_idle:
             super().tidy(now)
             self._here().database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
 
-    # -- what hosts share besides --
+    # -- what else hosts share --
 
     def keys(self) -> KeyStore:
-        """Return where keys are stored that are made at run time."""
+        """Return the store of keys that are created at run time."""
         return SQLKeys(_Brief(lambda: self._here().database))
 
     def answers(self) -> AnswerStore:
-        """Return where answers are kept to be given again."""
+        """Return the store of cached answers."""
         return SQLAnswers(_Brief(lambda: self._here().database))
 
-    def rates(self, local: Local) -> SharedRates:
-        """Return limits per minute over all hosts, which *local* keeps while it is away."""
+    def rates(self, local: Rates) -> SharedRates:
+        """Return limits per minute over all hosts; *local* is used while the database is away."""
         return SharedRates(lambda: self._here().database, local)
 
     def publish(self, action: str, provider: str, model: str) -> int:
-        """Let all hosts hear of an operator's command; return its number."""
+        """Send an operator's command to all hosts; return its number."""
         return self._here().circuits.publish(action, provider, model)
 
     def published(self) -> tuple[CircuitCommand, ...]:
@@ -323,7 +323,7 @@ class PostgresLedger(SQLLedger):
         return prune.first_kept(before)
 
     def problems(self) -> list[str]:
-        """Return which sums differ from their rows, and which partitions are missing."""
+        """Return a message for each sum that differs from its rows, and each missing partition."""
         return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def copied_from(
@@ -348,7 +348,7 @@ class PostgresLedger(SQLLedger):
         database.alone(schema.check)
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
-        """Make the tables (*create*) or migrate them; return what was done."""
+        """Create the tables (*create*) or migrate them; return a message for each change."""
         now = self.clock()
         return self._here().database.alone(
             lambda link: schema.migrate(link, now, create=create, role=role)

@@ -1,8 +1,8 @@
 """Budgets in PostgreSQL: what is reserved, spent, forgiven and added, by owner and period.
 
-A reservation is one conditional statement, exact however many hosts reserve at a time. Whoever
-locks rows of several tables does it in this order, and rows of a table by their keys, so that
-nobody waits in a circle: the lock of periods, rolled, holds, calls, attempts, plans, sums, budgets.
+A reservation is one conditional statement, exact however many hosts reserve at a time. To avoid
+deadlocks, every transaction locks in this order, and rows of a table by their keys: the lock of
+periods, rolled, holds, calls, attempts, plans, sums, budgets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..sql import ADJUSTED
 from .connection import Database
 from .statements import Link, Rows, encoded, objects, run, translated
 
-# A settlement holds it shared: while a period begins with what its calls have cost, none commits.
+# Settlements hold it shared, so none commits while a period begins with the cost of its calls.
 PERIODS = "4992031, 1"
 SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
 _ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
@@ -81,7 +81,7 @@ _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
 _RAISE = "UPDATE budgets SET raised = raised + %s WHERE owner = %s AND period = %s"
 _SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
-Deltas = dict[tuple[str, str], list[int]]  # what is spent and held more, by owner and period
+Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
 
 class Reservations:
@@ -108,7 +108,7 @@ class Reservations:
         return self._decided(hold, [(each, hold.pico) for each in hold.budget.all], rules)
 
     def _took(self, link: Link, hold: Hold, rules: Rules) -> Hold | None:
-        """Reserve by one conditional statement; after the rows of several budgets are locked."""
+        """Reserve by one conditional statement; with several budgets, lock the rows first."""
         budget, zone = hold.budget, self._zone
         times = (ms(hold.at), ms(rules.expires), hold.about)
         if not budget.also:  # the usual case
@@ -124,7 +124,7 @@ class Reservations:
     def _decided(
         self, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
     ) -> Hold | Refused:
-        """Reserve with the rows locked: a period may begin, leases may end, a limit be exceeded."""
+        """Reserve with the rows locked: begin periods, end leases, and check each limit."""
 
         def work(link: Link) -> Hold | Refused:
             self._begin(link, hold.budget.all, hold.at)
@@ -201,7 +201,7 @@ class Reservations:
             # what was spent when the call was taken for lost is held instead
             missing = [each for each in hold.budget.all if each.owner not in alive]
             back = lost_cost(link, hold) if missing else 0
-            # absolute: right, too, if it runs a second time
+            # absolute values, so it can run twice
             amounts = [
                 (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
                 for each in hold.budget.all

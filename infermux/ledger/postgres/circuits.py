@@ -1,7 +1,8 @@
-"""Circuits that operators open and close: a command at one host is heard at all.
+"""Circuits that operators open and close: a command at one host is carried out at all.
 
-The last command for each provider or target is a row, which also hosts read that start later.
-PostgreSQL notifies of a change; where a pooler swallows that, the rows are read every ten seconds.
+The last command for each provider or target is a row, so hosts that start later read it too.
+PostgreSQL notifies hosts of a change. Some poolers drop notifications, so hosts also read the rows
+every ten seconds.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _CHANNEL = "infermux_circuits"
 _PUBLISH = """INSERT INTO circuits (provider, model, action) VALUES (%s, %s, %s)
     ON CONFLICT (provider, model) DO UPDATE
     SET action = excluded.action, number = excluded.number RETURNING number"""
-# what was said of single models before is over
+# a command for a provider replaces those for its models
 _SUPERSEDE = "DELETE FROM circuits WHERE provider = %s AND model <> '' AND %s = ''"
 _ALL = "SELECT number, action, provider, model FROM circuits ORDER BY number"
 
 
 class Circuits:
-    """Hears and publishes commands in one process."""
+    """Publishes commands, and listens for them, in one process."""
 
     def __init__(self, database: Database, url: str) -> None:
         self._database, self._url = database, url

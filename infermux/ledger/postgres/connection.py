@@ -1,6 +1,6 @@
-"""The connections of one process to PostgreSQL: a bounded pool, deadlines, and what is tried again.
+"""The connections of one process to PostgreSQL: a bounded pool, deadlines and retries.
 
-While the database is away, every call learns so at once, and one thread asks whether it is back.
+While the database is unavailable, every call fails at once, and one thread tries to reconnect.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ CALL_SECONDS = 0.7  # that a call waits for the database in one operation, in al
 START_SECONDS = 3.0  # that a start waits for a connection, and a report for others
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 0.25  # between two attempts to reach a database that is away
-TICK_SECONDS = 0.05  # how exactly deadlines are kept
+TICK_SECONDS = 0.05  # the precision of deadlines
 LIFETIME_SECONDS = 1800.0  # of a connection
 STATEMENT_SECONDS = 60  # that the server lets a statement run
 KEPT_SECONDS = 60.0  # that a connection is kept at hand before the pool may replace it
-RETRIES = 8  # of a transaction that PostgreSQL took back for another one
+RETRIES = 8  # of a transaction that PostgreSQL rolled back because of another one
 _ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid(),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"""
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
-_REFUSED = (  # that no waiting mends
+_REFUSED = (  # permanent errors
     errors.InvalidPassword,
     errors.InvalidAuthorizationSpecification,
     errors.InvalidCatalogName,
@@ -111,17 +111,17 @@ class Database:
         self._call = STATEMENT_SECONDS if patient else CALL_SECONDS
         self._pool: Pool | None = None
         self._lock = threading.Lock()  # of the pool's replacement
-        self._away = ""  # why; "": it is not known to be
+        self._away = ""  # why it is unavailable; "": it is not known to be
         self._doctor: threading.Thread | None = None
         self._closed = False
-        self._succeeded = 0.0  # when an operation did last
-        self.replaced = -math.inf  # when connections were that had been lost
-        self._deadlines: dict[Link, float] = {}  # of the operations that run
+        self._succeeded = 0.0  # when an operation last succeeded
+        self.replaced = -math.inf  # when lost connections were last replaced
+        self._deadlines: dict[Link, float] = {}  # of the running operations
         self._cutting = threading.Lock()
         self._watch: threading.Thread | None = None
         self._reports = threading.BoundedSemaphore(max(1, size - 2))
         self._offset: float | None = None  # of the database's clock from the monotonic one
-        self.plans: set[str] = set()  # digests of plans that it has
+        self.plans: set[str] = set()  # digests of plans that the database has
         # it logs each attempt to connect
         logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
@@ -130,8 +130,8 @@ class Database:
     def run(self, work: Callable[[Link], T], seconds: float = 0.0) -> T:
         """Return the result of *work* with a connection; raise LedgerUnavailable.
 
-        It runs again where PostgreSQL has taken it back, or its connection was lost: it must be
-        right to run it twice.
+        It runs again if PostgreSQL has rolled it back or its connection was lost, so it must be
+        idempotent.
         """
         end, again = time.monotonic() + (seconds or self._call), True
         for tries in range(RETRIES):
@@ -179,14 +179,14 @@ class Database:
             raise self._judged(error, link, pool, timed_out) from None
         finally:
             if self._deadlines.pop(link, None) is None:
-                with self._cutting:  # the other thread is done with the connection
+                with self._cutting:  # the other thread no longer uses the connection
                     pass
             if link.pgconn.transaction_status != _IDLE:
                 _rolled_back(link)
             pool.give(link)
 
     def _judged(self, error: psycopg.Error, link: Link, pool: Pool, timed_out: bool) -> Exception:
-        """Return what an error of a statement means."""
+        """Return the exception to raise for an error of a statement."""
         if timed_out:
             return self.is_away("the database does not answer")
         if isinstance(error, _AGAIN):
@@ -202,7 +202,7 @@ class Database:
         if isinstance(error, _REFUSED):
             return LedgerUnavailable(_said(error), told="the database refuses")
         if isinstance(error, errors.IntegrityError | errors.DataError):
-            return error  # a value that cannot be, such as a hold that there is
+            return error  # an invalid value, such as a hold that exists already
         if link.broken or link.closed:
             return _Lost(_said(error), pool)
         if isinstance(error, psycopg.OperationalError):
@@ -220,7 +220,7 @@ class Database:
             raise LedgerUnavailable("[ledger].url is no URL of PostgreSQL") from None
 
     def _renew(self, old: Pool | None) -> Pool:
-        """Replace the pool *old*, whose connections may all be dead, by a new one."""
+        """Replace the pool *old*, all of whose connections may be broken."""
         with self._lock:
             if self._pool is None or self._pool is old:
                 self._succeeded = 0.0
@@ -247,7 +247,7 @@ class Database:
             configure=self._configure,
             timeout=WAIT_SECONDS,
             max_lifetime=LIFETIME_SECONDS,
-            reconnect_timeout=1.0,  # then `is_away` watches over it
+            reconnect_timeout=1.0,  # afterwards `is_away` watches it
             num_workers=1,
             name="infermux",
         )
@@ -256,7 +256,7 @@ class Database:
         pid, read_only = self._ask_about(link)
         if read_only and not self._patient:
             raise psycopg.OperationalError("the database is read-only")
-        link.adapters.register_loader("numeric", IntLoader)  # sums of whole numbers
+        link.adapters.register_loader("numeric", IntLoader)  # the type of sums of integers
         if pid != link.info.backend_pid:
             link.prepare_threshold = None  # a pooler such as PgBouncer: no session lasts
             return
@@ -267,18 +267,18 @@ class Database:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was asked yet."""
+        """Whether it was not used yet."""
         return self._pool is None and not self._away
 
     @property
     def is_up(self) -> bool:
-        """Whether it is not known to be away."""
+        """Whether it is not known to be unavailable."""
         return not self._away
 
     def alone(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work* with a connection of its own, before there is a pool.
 
-        Raise LedgerUnavailable, not temporary if waiting is no use.
+        Raise LedgerUnavailable, which is not temporary if waiting does not help.
         """
         with opened(self._url, START_SECONDS) as link:
             try:
@@ -290,7 +290,7 @@ class Database:
                 raise Away(_said(error)) from None
 
     def is_away(self, reason: str) -> Away:
-        """Note that the database is away, and look for it in the background."""
+        """Note that the database is unavailable, and try to reconnect in the background."""
         with self._lock:
             if not self._away and not self._closed:
                 self._away = reason or "it cannot be reached"
@@ -385,7 +385,7 @@ def _rolled_back(link: Link) -> None:
 
 
 def options(url: str) -> dict[str, Any]:
-    """Return the options of connections, but for those that the URL has."""
+    """Return the options of connections that the URL does not set."""
     own: dict[str, Any] = {
         "connect_timeout": round(CONNECT_SECONDS),
         "application_name": "infermux",
@@ -404,7 +404,7 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
     try:
         given = options(url) | {"connect_timeout": max(2, round(seconds))}
     except psycopg.ProgrammingError as error:
-        # libpq's words may quote a part of the password
+        # libpq's message may quote a part of the password
         what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
         raise LedgerUnavailable(f"[ledger].url: {what}", told="its address is wrong") from None
     try:
@@ -423,7 +423,7 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
 
 
 def refused(reason: str) -> bool:
-    """Return whether the server has refused a connection in a way that no waiting mends."""
+    """Return whether the server refused a connection for a permanent reason."""
     return bool(
         re.search(
             r"password authentication failed|no password supplied|does not exist|"

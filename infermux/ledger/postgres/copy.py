@@ -46,7 +46,7 @@ _ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_m
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 _ADD_PRUNED = f"INSERT INTO rolled VALUES (?, {PRUNED}) ON CONFLICT DO NOTHING"
-# what both must have: by month of some 30 days, by caller, and of budgets
+# sums that must be equal in both: per 30 days, per caller, and per budget
 _CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
         sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
     FROM calls GROUP BY 1 ORDER BY 1"""
@@ -60,10 +60,10 @@ _BUDGETS = "SELECT {owner}, period, spent, held, waived, raised FROM budgets {wh
 
 
 class Copied(NamedTuple):
-    """What was copied, and what differs between the ledgers: nothing, if all is well."""
+    """The number of copied calls, and a message for each difference between the ledgers."""
 
     calls: int
-    resumed: int  # of them, copied by an earlier run
+    resumed: int  # those of them that an earlier run has copied
     differences: list[str]
 
 
@@ -74,7 +74,7 @@ def copy(
     target: SQLLedger,
     told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
-    """Copy what is not yet copied of *source*, which is known as *name*, and compare.
+    """Copy the rest of *source*, recorded under *name*, and compare both.
 
     Raise LedgerUnavailable if the target has calls of its own. Nobody may write to the source.
     """
@@ -119,13 +119,13 @@ def _partitions(link: Link, source: SQLLedger) -> None:
 def _add(name: str, page: Sequence[Record], link: Link) -> None:
     last = page[-1].call
     with link.transaction():
-        # what was committed by a run that did not learn of it is there: it is not added twice
+        # a run that lost its connection may have committed: nothing is added twice
         write_rows(link, page)
         Sql(link).execute(_ADVANCE, (last.at_ns, last.id, len(page), name))
 
 
 class _Rest(NamedTuple):
-    """What is copied in the last transaction."""
+    """The rows that are copied in the last transaction."""
 
     sums: list[tuple[Any, ...]]
     budgets: list[tuple[Any, ...]]
@@ -149,7 +149,7 @@ def _rest(ask: queries.Ask) -> _Rest:
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
-    """Yield what each slot has cost, where SQLite has the sums up to its end."""
+    """Yield the cost of each slot; SQLite has the sums up to the end of each."""
     before, micro_before, pico_before = None, 0, 0
     for caller, slot, micro, pico in rows:
         if caller != before:

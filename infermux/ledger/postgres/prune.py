@@ -29,8 +29,8 @@ from .budgets import PERIODS
 from .schema import following, partition, partitions
 from .statements import Link, Sql
 
-ROUNDS = 5  # in which a month is summed up that gets late calls meanwhile
-LOCK_MS = 2000  # that dropping a partition waits for others
+ROUNDS = 5  # to sum up a month to which calls are added meanwhile
+LOCK_MS = 2000  # that dropping a partition waits for other transactions
 _OWNED = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'calls'::regclass"
 _MARK = f"UPDATE rolled SET state = {PRUNED} WHERE day = ANY(%s) AND state = {ROLLED}"
 _CALLS = "SELECT count(*) FROM calls WHERE at_ns >= %s AND at_ns < %s"
@@ -73,7 +73,7 @@ def prune(
         told(count)
     if owned:
         run(partial(_drop_empty, end))
-    # what budgets need of the present month stays, wherever it begins
+    # budgets need the current month, in every time zone
     slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
     oldest = step_name("day", end * DAY - 2 * DAY)[:7]
 
@@ -160,6 +160,6 @@ def _span(month: date) -> tuple[int, int]:
 
 
 def held(ask: Ask) -> Iterator[str]:
-    """Yield budgets that hold something else than their calls."""
+    """Yield a message for each budget whose holds differ from those of its calls."""
     for owner, period, kept, by_calls in ask(_HELD, ()):
         yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {by_calls}"

@@ -10,16 +10,16 @@ import logging
 import math
 import time
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
-from ...types import LogThrottle
+from ...types import LogThrottle, Rates, Window
 from .. import LedgerUnavailable
 from .connection import Database
 from .statements import Link, integers, run
 
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit
-_MAX_TOKENS = 2**40  # of one call, so that the sum of a minute cannot overflow
+_MAX_TOKENS = 2**40  # tokens of one call, so that the sum of a minute cannot overflow
 _CLOCK = "clock AS (SELECT floor(extract(epoch FROM clock_timestamp()))::bigint AS at)"
 _KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t),
         clock WHERE s > clock.at - {SPAN})"""
@@ -68,63 +68,22 @@ _USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
 log = logging.getLogger("infermux")
 
 
-class Window(Protocol):
-    """What is used of a limit."""
-
-    requests: int
-    tokens: int
-    requests_reset: float
-    tokens_reset: float
-
-
-class Local(Protocol):
-    """The limits of this host, as `admission.rate_limiter` keeps them."""
-
-    def take(
-        self,
-        caller: str,
-        *,
-        rpm: int | None,
-        tpm: int | None,
-        tokens: int = 0,
-        window: Any = None,
-    ) -> float | None:
-        """Count a request and return None, or return the seconds to wait."""
-
-    def give_back(self, caller: str, tokens: int, *, since: float) -> None:
-        """Take back a request."""
-
-    def wait(
-        self, caller: str, *, rpm: int | None, tpm: int | None, requests: int, tokens: int
-    ) -> float:
-        """Return the seconds until so many fit."""
-
-    def correct(self, caller: str, tokens: int, *, since: float) -> None:
-        """Correct the estimate of a call."""
-
-    def check(self) -> None:
-        """Raise ConfigError if the limits cannot be kept."""
-
-    def close(self) -> None:
-        """Close what is open."""
-
-
 class SharedRates:
     """Limits each caller's requests and tokens in any 60 seconds, over all hosts.
 
-    What it admits, *local* counts too: so the host's own limit is right where it must do. For a
-    minute after the database was away both must admit a call, as a server that crashes forgets its
-    counts, and does not know of calls that a host has counted alone.
+    *local* counts what this admits, so it is right when it has to take over. For a minute after the
+    database was unavailable both must admit a call: a server that crashed has lost its counts, and
+    it has none of the calls that a host counted alone.
     """
 
-    def __init__(self, database: Any, local: Local) -> None:
+    def __init__(self, database: Any, local: Rates) -> None:
         self._database, self._local = database, local
-        self._alone = False  # whether the last call was counted by this host alone
+        self._alone = False  # whether the last request was counted by this host only
         self._log = LogThrottle()
 
     @property
     def alone(self) -> bool:
-        """Whether only the calls of this host count now."""
+        """Whether this host now counts only its own requests."""
         return self._alone and not self._database().is_up
 
     def take(
@@ -270,7 +229,7 @@ def _wait(
 def _fill(
     window: Window, seconds: list[int], requests: list[int], tokens: list[int], now: float
 ) -> None:
-    """Tell what is used, and when none of it counts any more."""
+    """Fill *window* with what is used, and when none of it counts any more."""
     recent = math.floor(now) - SPAN
     counts = [each for each in zip(seconds, requests, tokens, strict=True) if each[0] > recent]
     window.requests, window.tokens = sum(n for _, n, _ in counts), sum(t for _, _, t in counts)

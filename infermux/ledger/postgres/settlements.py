@@ -1,8 +1,8 @@
 """Settlements in PostgreSQL: calls, attempts, sums and budgets, many calls per statement.
 
-A batch is one transaction in one round trip. It says what it expects: that its calls are new, and
-that their holds are as they were reserved. Where PostgreSQL finds otherwise it takes all of it
-back, and each call is settled on its own, with what there is.
+A batch is one transaction in one round trip. It asserts that its calls are new, and that their
+holds are as they were reserved. If not, PostgreSQL rolls it back, and each call is settled on its
+own.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[])
 def settle(
     link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
 ) -> list[bool]:
-    """Write settlements whose calls are new; raise DivisionByZero if one is not, or else differs.
+    """Write settlements of new calls; raise DivisionByZero if an assertion fails.
 
-    Return for each that its call was not stored before.
+    Return True for each, as its call was not stored before.
     """
     if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
@@ -129,7 +129,7 @@ def settle(
 def _expect(
     deltas: Deltas, call: CallRow, hold: Hold | None, zone: tzinfo
 ) -> list[tuple[str, str, str, int]]:
-    """Add what a call spends and frees; return the holds that it has."""
+    """Add what a call spends and releases; return its holds."""
     cost, held = call.cost or 0, []
     if hold is None:
         spend(deltas, call.caller, cost, call.at_ns / 1e9, zone)
@@ -169,7 +169,7 @@ def expected(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> tuple[list[
 
 
 def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
-    """Write a settlement, whatever became of its holds; return False if its call is stored."""
+    """Write a settlement in any state of its holds; return False if its call is stored already."""
     record, hold = settlement
     call, deltas = record.call, Deltas()
     with link.transaction():
@@ -186,7 +186,7 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
             new = write_rows(link, [record]) == 1
         if new and hold is not None and not taken_back and not released:
-            place = (lost_record(hold).call.at_ns, hold.call_id)  # as if nothing told of the call
+            place = (lost_record(hold).call.at_ns, hold.call_id)  # without facts about the call
             taken_back = _found_again(link, *place)
         if new:
             _spend(deltas, call, hold, released, taken_back, zone)
@@ -271,7 +271,7 @@ def _hold(row: Sequence[Any]) -> Hold:
 
 
 def _marks(records: Sequence[Record], now: float) -> list[Statement]:
-    """Return what says of ended days, and of steps of activity, that a call is added to them."""
+    """Return the statements that mark ended days and steps of activity to be summed up again."""
     found = list[Statement]()
     if starts := _starts(records, SLOT_SECONDS, now):  # hours and days are whole steps
         if days := _late(records, now):
@@ -281,7 +281,7 @@ def _marks(records: Sequence[Record], now: float) -> list[Statement]:
 
 
 def _starts(records: Iterable[Record], step: int, now: float) -> list[int]:
-    """Return the starts of the steps that have ended and get a call."""
+    """Return the starts of the ended steps to which a call is added."""
     starts = {record.call.at_ns // 10**9 // step * step for record in records}
     return sorted(start for start in starts if start + step <= now)
 

@@ -2,7 +2,7 @@
 
 A step that has ended is summed up once and stored; of hours that are long over, the hour alone. A
 trigger forgets the stored step, and its hour, when a call is added to it, so the sums never depend
-on when they were made. Of each step the largest groups are kept and the others added up under
+on when they were computed. Of each step the largest groups are kept and the others added up under
 OTHERS.
 """
 
@@ -57,8 +57,8 @@ class Step(NamedTuple):
     """
 
     start: int  # seconds since 1970
-    failovers: int = 0  # calls that another than the first target answered
-    latency: Mapping[int, int] = {}  # about how many milliseconds, and how many calls took so long
+    failovers: int = 0  # calls that were answered by another target than the first
+    latency: Mapping[int, int] = {}  # milliseconds, rounded: number of calls
     targets: Sequence[Total] = ()  # by provider, model and the attempt's error
     callers: Sequence[Total] = ()
     errors: Sequence[Total] = ()  # by the call's error
@@ -78,7 +78,7 @@ class Activity(NamedTuple):
 
     @property
     def unfinished(self) -> int:
-        """How many steps lack calls, as summing them up takes longer than a page may."""
+        """How many steps are incomplete, as summing them up takes longer than a page may."""
         return sum(not step.whole for step in self.steps)
 
 
@@ -123,12 +123,12 @@ def fill(file: Database, since: int, until: int, patience: float = 1e9) -> list[
 
 
 def keep_up(file: Database, now: float) -> None:
-    """Sum up all that ended, and remove what no page shows any more."""
+    """Sum up all steps that ended, and remove those that are too old for the page."""
     file.write(lambda sql: sql.execute(_OLD, (int(now - KEPT),)) and None)
     fill(file, int(now - KEPT) // HOUR * HOUR + HOUR, int(now - LAG) // SLOT * SLOT)
 
 
-tasks.append(keep_up)  # of a process that shows them
+tasks.append(keep_up)  # only in a process that shows a status page
 
 
 # -- sums --

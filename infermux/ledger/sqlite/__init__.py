@@ -45,11 +45,11 @@ from . import budgets, prune, schema
 from .budgets import state
 from .connection import Connection, DatabaseFile, damaged, passes
 
-BUSY_SECONDS = 0.35  # that a write waits for other threads, and then for other processes
+BUSY_SECONDS = 0.35  # seconds that a write waits for other threads, and then for other processes
 BRIEF_SECONDS = 0.02  # the same after a failure, until a write succeeds
 log = logging.getLogger("infermux")
 T = TypeVar("T")
-Place = Any  # a namespace whose attribute `connection` is a Connection, None or missing
+Place = Any  # an object whose attribute `connection` is a Connection, None or missing
 
 
 class _Process:
@@ -181,7 +181,7 @@ class SQLiteLedger(SQLLedger):
         return before // periods.DAY * periods.DAY
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the file: damage, or sums that differ from their rows."""
+        """Return a message for each error of the file: damage, or sums that differ from rows."""
         return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def _spool(self) -> Spool:
@@ -192,7 +192,8 @@ class SQLiteLedger(SQLLedger):
     def check(self) -> None:
         """Raise LedgerUnavailable if the ledger cannot be written.
 
-        After a failure this tries to write, as an unready service gets no calls that would.
+        After a failure this tries to write, because a service that is not ready gets no calls to
+        write.
         """
         version = "PRAGMA user_version"
         if self._failure is None:
@@ -355,7 +356,7 @@ class SQLiteLedger(SQLLedger):
                 process.opening.release()
             place.connection = connection
             process.connections.add(connection)
-            if place is process.writer:  # writes what an earlier process left
+            if place is process.writer:  # for the settlements of an earlier process
                 self.drain()
         return connection
 

@@ -1,7 +1,7 @@
 """The SQL of budgets: what is reserved, spent, forgiven and added, by owner and period.
 
-The row of a period has the sums; the holds of calls are rows next to it. A period begins with what
-its callers' calls have cost in it, which `sums` tells without reading a call.
+The row of a period has the sums; the holds of calls are rows next to it. A period begins with the
+cost of its callers' calls in it, which is in `sums`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
 def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
     budget = hold.budget
-    if not budget.also:  # the usual case, without its detours
+    if not budget.also:  # the usual case, in one statement
         key = budget.key(hold.at, rules.zone)
         if took := _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
             _add_hold(sql, budget.owner, key, hold, rules)
@@ -159,7 +159,7 @@ def _take(
     now = ms(rules.at) if rules.expire() else -MAX_INTEGER
     _lose(sql, sql.execute(_EXPIRE, (owner, key, now)).fetchall(), rules.zone)
     if not sql.execute(_LEFT, (0, owner, key)).fetchall():
-        # a new period: also those of past periods
+        # a new period begins: also free holds of past periods
         _lose(sql, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall(), rules.zone)
         _begin(sql, budget, of, rules.zone)
     if _took(sql, owner, key, pico, limit):
@@ -170,7 +170,7 @@ def _take(
 
 
 def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> list[tuple[int, int]]:
-    """Return what a period is raised by and what of it is used; [] if too little is left."""
+    """Return by how much a period is raised and how much is used; [] if too little is left."""
     return sql.execute(_TAKE, (pico, owner, key, pico, limit)).fetchall()
 
 
@@ -222,7 +222,7 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
 def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo) -> bool:
     """Release whatever the call holds, and spend in the periods of that hold, else of *at*.
 
-    Return whether it held something.
+    Return whether it held anything.
     """
     held = ("", 0)
     if released := sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():

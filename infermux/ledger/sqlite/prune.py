@@ -35,7 +35,7 @@ SUMMED = """SELECT caller, micro * 1000000 + pico FROM sums AS s
 
 
 def damage(ask: Ask) -> Iterator[str]:
-    """Yield what is damaged, and budgets that hold something else than their calls."""
+    """Yield a message for each damage, and each budget whose holds differ from its calls'."""
     yield from (f"the file is damaged: {text}" for (text,) in ask(_QUICK, ()) if text != "ok")
     for owner, period, kept, held in ask(_HELD, ()):
         yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {held}"
@@ -44,7 +44,7 @@ def damage(ask: Ask) -> Iterator[str]:
 def prune(file: Database, before: float, told: Callable[[int], None] = lambda _: None) -> int:
     """Remove the calls of the days that ended before *before*; return how many calls.
 
-    What they sum up to stays, by day. Each transaction leaves every report's sums as they were.
+    Their sums stay, by day, and no transaction changes the sums of a report.
     """
     end, count = int(before // DAY), 0
     days = file.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
@@ -56,7 +56,7 @@ def prune(file: Database, before: float, told: Callable[[int], None] = lambda _:
             told(count)
         if chunks > 1:
             file.write(partial(_compact, day))
-    # what budgets need of the present month stays, wherever it begins
+    # budgets need the current month, in every time zone
     slot = int(start("month", end * DAY) - 2 * DAY) // SLOT
     month = step_name("day", end * DAY - 2 * DAY)[:7]
     file.write(lambda sql: sql.execute(_THIN, (slot, slot)) and None)
@@ -74,7 +74,7 @@ def _remove(day: int, sql: Cursor) -> int:
     """Replace some calls of a pruned day by their sums; return how many."""
     since, until = day * DAY_NS, (day + 1) * DAY_NS
     if nth := sql.execute(_NTH, (since, until, CHUNK)).fetchone():
-        # calls with the same start stay together
+        # calls with the same start are removed together
         until = nth[0] if nth[0] > since else since + 1
     store_rows(sql, day, day_rows(lambda *asked: sql.execute(*asked).fetchall(), since, until))
     sql.execute("DELETE FROM attempts WHERE at_ns >= ? AND at_ns < ?", (since, until))

@@ -16,7 +16,7 @@ from ..stores import objects
 from . import budgets
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
-MAX_PLANS = 4096  # digests that a connection remembers
+MAX_PLANS = 4096  # digests of plans that a connection remembers
 
 _FIRST = (
     """CREATE TABLE calls (
@@ -91,7 +91,7 @@ SUMS = (
                 sum(cost % 1000000) AS pico
             FROM calls WHERE cost > 0 GROUP BY caller, slot)
         WINDOW earlier AS (PARTITION BY caller ORDER BY slot)""",
-    # The sums of each ended day (UTC), by some of what is known of a call; `rollups` says how.
+    # The sums of each ended day (UTC), by some columns of calls; see `rollups`.
     "CREATE TABLE rolled (day INTEGER PRIMARY KEY, state INTEGER NOT NULL) STRICT",
     """CREATE TABLE rollups (
         kind INTEGER NOT NULL, day INTEGER NOT NULL, n INTEGER NOT NULL, caller TEXT NOT NULL,
@@ -121,7 +121,7 @@ SUMS = (
         at_ns INTEGER NOT NULL, name TEXT NOT NULL, team INTEGER NOT NULL, period TEXT NOT NULL,
         action TEXT NOT NULL, pico INTEGER NOT NULL) STRICT""",
 )
-_BILLED = (  # by what else an attempt was billed, and which costs are assumed
+_BILLED = (  # what else an attempt was billed by, and whether its cost is assumed
     "ALTER TABLE attempts ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE attempts ADD COLUMN service_tier TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE attempts ADD COLUMN billed TEXT NOT NULL DEFAULT ''",
@@ -130,7 +130,7 @@ _BILLED = (  # by what else an attempt was billed, and which costs are assumed
     "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
 )
-_KEYS = (  # made at run time; a change raises the version
+_KEYS = (  # created at run time; each change raises the version
     """CREATE TABLE api_keys (
         name TEXT PRIMARY KEY, settings TEXT NOT NULL, created_ms INTEGER NOT NULL,
         expires_ms INTEGER, revoked_ms INTEGER) STRICT, WITHOUT ROWID""",
@@ -142,7 +142,7 @@ _KEYS = (  # made at run time; a change raises the version
     "INSERT INTO versions VALUES ('keys', 0)",
     "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
 )
-_ANSWERS = (  # that are given again
+_ANSWERS = (  # cached answers
     """CREATE TABLE answers (
         digest TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
         expires_ms INTEGER NOT NULL, size INTEGER NOT NULL, body TEXT NOT NULL) STRICT""",
@@ -151,7 +151,7 @@ _ANSWERS = (  # that are given again
     """CREATE TABLE answer_sizes (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL)
         STRICT, WITHOUT ROWID""",
 )
-# The sums of each step of the last days; `recent.activity` says how.
+# The sums of each step of the last days; see `recent.activity`.
 _SLOT_START = "NEW.at_ns / 300000000000 * 300"
 _HOUR_START = "NEW.at_ns / 3600000000000 * 3600"
 _ACTIVITY = (
@@ -166,7 +166,7 @@ _ACTIVITY = (
     "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
 )
 _OBJECTS = (f"{objects.TABLE} STRICT, WITHOUT ROWID".replace("BIGINT", "INTEGER"),)
-_ALERTS = (  # when they were sent
+_ALERTS = (  # when alerts were sent
     """CREATE TABLE alerts (
         subject TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, host TEXT NOT NULL)
         STRICT, WITHOUT ROWID""",
@@ -178,7 +178,7 @@ MIGRATIONS = (
     *(_BILLED, _KEYS, _ANSWERS, _ACTIVITY, _OBJECTS, _ALERTS, _FINISH),
 )
 
-# what is read of a damaged file, of any version, and how it is written to the new one
+# queries of a damaged file of any version, and statements that write their rows to the new one
 RESCUE = {
     "SELECT caller, period, sum(spent) FROM budgets GROUP BY caller, period": (
         """INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)

@@ -1,7 +1,7 @@
-"""What a ledger's database stores beside calls and budgets: keys, answers, files, alerts.
+"""Stores in a ledger's database beside calls and budgets: keys, cached answers, files, alerts.
 
 Each store is an abstract class, and one implementation in SQL that every database understands, with
-`?` for values. `Database` is what they need of a ledger.
+`?` for values. `Database` is the part of a ledger that they use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Sql(Protocol):
 
 
 class Database(Protocol):
-    """Where the stores are."""
+    """The database of the stores."""
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
         """Return the result of *work*, whose queries see one state."""

@@ -1,4 +1,4 @@
-"""When alerts were sent, in the ledger's database: of all workers and hosts, one sends each."""
+"""The times when alerts were sent, so that only one worker of all hosts sends each alert."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sent(NamedTuple):
 
 
 class AlertLog(ABC):
-    """Remembers alerts. Methods raise LedgerUnavailable."""
+    """Stores when alerts were sent. Methods raise LedgerUnavailable."""
 
     @abstractmethod
     def sent(self) -> Mapping[str, Sent]:
-        """Return the last alert of each subject."""
+        """Return when each subject was last alerted."""
 
     @abstractmethod
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
@@ -40,24 +40,24 @@ class AlertLog(ABC):
         """Note that an alert that *host* has claimed was not sent, so that another worker may."""
 
     def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
-        """Note that alerts are not to be sent any more."""
+        """Note these alerts as sent, so that none is sent."""
         for subject in subjects:
             self.claim(subject, None, at, host)
 
 
 class SQLAlerts(AlertLog):
-    """Remembers alerts by plain SQL."""
+    """Stores the times by plain SQL."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def sent(self) -> Mapping[str, Sent]:
-        """Return the last alert of each subject."""
+        """Return when each subject was last alerted."""
         rows = self._database.snapshot(lambda ask: ask(_SENT, ()))
         return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
 
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
-        """Write the row, if it is as it was read."""
+        """Write the row, if nobody else has changed it."""
 
         def work(sql: Sql) -> bool:
             if before is None:

@@ -1,7 +1,7 @@
-"""Answers that are kept to be given again, in the ledger's database: the table `answers`.
+"""Cached answers in the ledger's database: the table `answers`.
 
 Each name of [models] has its own bound of bytes, whose sum is in `answer_sizes`: the oldest answers
-make room for new ones. An answer that has expired is not given, and is removed within a minute.
+make room for new ones. An expired answer is not returned, and is removed within a minute.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""API keys that are made at run time: their hashes and limits, in the ledger's database.
+"""API keys that are created at run time: their hashes and limits, in the ledger's database.
 
 A key has a name, its settings as JSON, and the hashes of its secrets: after a rotation the old one
 is admitted for a while. Each change raises the version of `versions`, which services look at.
@@ -59,18 +59,18 @@ class KeyStore(ABC):
 
     @abstractmethod
     def create(self, key: IssuedKey) -> bool:
-        """Store a new key with its one hash; return False if one of its name is in force."""
+        """Store a new key with its hash; return False if a valid key has its name."""
 
     @abstractmethod
     def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
-        """Add a hash to a key in force, whose others end at *until*; return False if there is none.
+        """Add a hash to a valid key, whose others end at *until*; return False if there is none.
 
-        One that ends earlier by an earlier rotation still does.
+        A hash that ends earlier, by an earlier rotation, still does.
         """
 
     @abstractmethod
     def revoke(self, name: str, at: float) -> bool:
-        """Revoke a key; return False if there is none in force."""
+        """Revoke a key; return False if there is no valid one."""
 
 
 class SQLKeys(KeyStore):
@@ -88,7 +88,7 @@ class SQLKeys(KeyStore):
         return self._database.snapshot(lambda ask: (_version(ask), _keys(ask)))
 
     def create(self, key: IssuedKey) -> bool:
-        """Store a key; one that was revoked or has expired gives way to it."""
+        """Store a key; it replaces one of its name that was revoked or has expired."""
 
         def work(sql: Sql) -> bool:
             if sql.execute(_IN_FORCE, (key.name, ms(key.created))).fetchone():
@@ -97,7 +97,7 @@ class SQLKeys(KeyStore):
                 sql.execute(statement, (key.name,))
             expires = None if key.expires is None else ms(key.expires)
             row = (key.name, key.settings, ms(key.created), expires)
-            if not sql.execute(_ADD, row).rowcount:  # another was made at the same time
+            if not sql.execute(_ADD, row).rowcount:  # created elsewhere at the same time
                 return False
             for hash, _ in key.hashes:
                 sql.execute(_ADD_HASH, (hash, key.name, ms(key.created)))
@@ -107,7 +107,7 @@ class SQLKeys(KeyStore):
         return self._database.write(work)
 
     def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
-        """Add a hash, and end the others."""
+        """Add a hash; the others end at *until*."""
 
         def work(sql: Sql) -> bool:
             if not sql.execute(_IN_FORCE, (name, ms(at))).fetchone():

@@ -1,7 +1,7 @@
-"""Which files and batches at the vendors are whose.
+"""The owners of files and batches at vendors.
 
-Their ids are signed, so this is not needed to protect them; it is needed to list only one's own,
-as a vendor lists those of the whole account, and to know ids from when there was nothing to sign.
+Their ids are signed, so this does not protect them. It lets a list show only the caller's own, as a
+vendor lists those of the whole account, and it knows ids from a time when none were signed.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ from .records import about
 from .records import record as record
 from .worst_case import Worst, most_cost, worst_case
 
-LIMITING_TRIES = 4  # as other calls may take what was left
+LIMITING_TRIES = 4  # to reserve, as other calls may take what was left
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
 LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
@@ -87,7 +87,7 @@ class Accounting:
         self._streams = (-1, 0.0)  # registry.changes, and the longest stream then
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
-        self._billed: dict[str, None] = {}  # rows of stored responses; the ledger knows them, too
+        self._billed: dict[str, None] = {}  # ids of stored responses; the ledger has them, too
         self._logged_at = -LOG_SECONDS
 
     # -- before and after a call --
@@ -107,7 +107,7 @@ class Accounting:
         budget = call.caller.budget
         if self.ledger is None or not isinstance(budget, Budget):
             return
-        if call.request.op in UNBILLED:  # free of charge
+        if call.request.op in UNBILLED:  # the operation costs nothing
             return
         call.most_output = None
         worst = self._worst(call.sent(Attempt(target, 0.0)), target)
@@ -153,7 +153,7 @@ class Accounting:
         except LedgerUnavailable as error:
             if budget.hard:
                 raise
-            call.hold = call.hold or Hold(call.id, budget, pico, now)  # still settled
+            call.hold = call.hold or Hold(call.id, budget, pico, now)  # settled like any other
             self._log(error)
 
     def lease(self, call: Call) -> float:
@@ -174,7 +174,7 @@ class Accounting:
         rows = record(call)
         try:
             if not self.ledger.settle(rows, call.hold) and call.settles is not None:
-                call.cost = call.usage = None  # another worker has billed it
+                call.cost = call.usage = None  # another worker has recorded it
         except LedgerUnavailable as error:
             if not self.ledger.defer(rows, call.hold):
                 self.lost += 1
@@ -193,14 +193,14 @@ class Accounting:
     def exceeds(
         self, request: InferRequest, target: Target, left: int, size: int | None = None
     ) -> bool:
-        """Return whether a budget with *left* pico-USD cannot pay a call, even a limited one."""
+        """Return whether *left* pico-USD cannot pay for a call, even one with a short answer."""
         worst = self._worst(self._sent(request, target), target, size)
         if worst is None or (worst.pico or 0) <= left:
             return False
         return worst.bounded or not worst.affordable(left)
 
     def _sent(self, request: InferRequest, target: Target) -> InferRequest:
-        """Return what *target* is sent of a request that is not a call."""
+        """Return the request that *target* would be sent, without a call."""
         registry, found = self._targets.registry, for_target(request, target, lenient=True)
         if not registry.has_settings:
             return found
@@ -253,7 +253,7 @@ class Accounting:
         call.finish_reason = response.finish_reason
         if call.request.op in UNBILLED:
             return self._settled(call, attempt, response)
-        if response.extra.get("pending"):  # billed when it has ended, and somebody asks for it
+        if response.extra.get("pending"):  # billed when it has ended and is read
             attempt.usage = call.usage = _NO_USAGE
             return response
         if self._content:
@@ -322,7 +322,7 @@ class Accounting:
         if call.request.passed is not None:
             usage = by_price(usage, price)
         if usage.total_tokens is not None and usage.input_tokens is not None:
-            # some vendors count what a model thinks only in the total
+            # some vendors count reasoning only in the total
             most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
             if most > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=most)
@@ -348,7 +348,7 @@ class Accounting:
 
 def may_be_billed(error: BaseException, seconds: float) -> bool:
     """Return whether the vendor may bill an attempt that failed with *error* after *seconds*."""
-    if not isinstance(error, ProviderError):  # such as a client that has left
+    if not isinstance(error, ProviderError):  # such as a client that has disconnected
         return not isinstance(error, RequestError | Unavailable)
     if not error.sent or isinstance(error, _REFUSALS):
         return False
@@ -372,7 +372,7 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
 
 
 def unpriced(target: Target) -> UnpricedModel:
-    """Return the error for a call of a hard budget whose most cost is not known."""
+    """Return the error for a call with a hard budget whose worst case is unknown."""
     if not target.model:
         return UnpricedModel(
             "what a batch costs is known only when it has ended, and the key has a budget that "
@@ -386,7 +386,7 @@ def unpriced(target: Target) -> UnpricedModel:
 
 
 def helped(error: BudgetExceeded, worst: Worst | None, tokens: int, left: int) -> BudgetExceeded:
-    """Return the error with what would help."""
+    """Return the error with a hint about what would fit."""
     if worst is None or worst.pico is None:
         return error
     told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
@@ -413,9 +413,9 @@ def _is_empty(usage: Usage) -> bool:
 
 
 def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usage:
-    """Return the estimated usage of an answer that came without one, but for what is *told*.
+    """Return the estimated usage of an answer without usage; *told* is what the vendor did report.
 
-    Of what passes through as it is, nothing is guessed that cannot be counted.
+    Calls that pass through have only what can be counted: nothing is guessed.
     """
     if request.passed is not None:
         return asked_usage(request)
@@ -427,7 +427,7 @@ def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usa
 
 
 def said(response: InferResponse) -> str:
-    """Return all that a response says, for an estimate of its tokens."""
+    """Return all text of a response, to estimate its tokens."""
     inputs = [
         text
         for call in response.tool_calls

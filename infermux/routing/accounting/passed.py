@@ -1,4 +1,4 @@
-"""The most that a call may cost whose bytes pass through; and what of its usage a price lists."""
+"""The worst case of a call whose bytes pass through, and its usage in the units of its price."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ...pricing import Price, cost
 from ...protocol import InferRequest
 from ...types import Usage
 
-MAX_IMAGES = 16  # that a client may send to be edited
+MAX_IMAGES = 16  # images that a client may send to be edited
 MAX_ANSWERS = 10  # images that one request may ask for
-MAX_PARTIAL, PARTIAL_TOKENS = 3, 100  # images that a stream shows before, for each; and of one
-DOCUMENTS = 100  # that Cohere bills as one search
+MAX_PARTIAL, PARTIAL_TOKENS = 3, 100  # previews of an image in a stream, and tokens of each
+DOCUMENTS = 100  # documents that Cohere bills as one search
 DOCUMENT_TOKENS = 400  # of a document; a longer one counts as several
 
 
 def by_price(usage: Usage, price: Price | None) -> Usage:
-    """Return the usage of images or speech as *price* lists it: all of its output may be media.
+    """Return the usage of images or speech in the units of *price*: all output may be media.
 
-    What comes with tokens is billed by its number, too, if that is listed.
+    Units beside tokens are billed, too, if the price lists them.
     """
     if usage.fees and (usage.input_tokens or usage.output_tokens):
         listed = {} if price is None else dict(price.fees)
@@ -49,7 +49,7 @@ def by_unit(usage: Usage, price: Price | None) -> Usage:
 
 
 def most_passed(request: InferRequest, price: Price) -> int | None:
-    """Return the most that a request may cost in pico-USD; None if it cannot be told."""
+    """Return the most that a request may cost in pico-USD; None if it is unknown."""
     usages = [by_price(usage, price) for usage in _usages(request, price)]
     costs = [cost(by_unit(usage, price), price) for usage in usages]
     known = [each for each in costs if each is not None]
@@ -57,14 +57,14 @@ def most_passed(request: InferRequest, price: Price) -> int | None:
 
 
 def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
-    """Yield the usages of which one is the dearest."""
+    """Yield the possible usages, one of which is the most expensive."""
     unit, listed = _unit(request), dict(price.fees)
     fees = (unit,) if unit is not None and unit[0] in listed else ()
     rates, body = price.rates, request.body_in("openai")
     passed = request.passed
     tokens = text_tokens(len(body.data)) if body is not None else 0
     output: int | None = 0
-    if request.op.startswith("audio/t"):  # of transcriptions nothing tells the length
+    if request.op.startswith("audio/t"):  # the length of a recording is unknown
         heard = price.max_input if rates.input or rates.input_audio else 0
         heard = None if "seconds" in listed else heard
         if heard is None:
@@ -112,7 +112,7 @@ def _number(request: InferRequest, name: str, most: int) -> int:
 
 
 def _unit(request: InferRequest) -> tuple[str, int] | None:
-    """Return what a request may be billed by, and how often at most."""
+    """Return the unit that a request may be billed by, and the most units."""
     if request.op.startswith("images/"):
         return "images", _answers(request)
     if request.op == "rerank":

@@ -26,8 +26,8 @@ def record(call: Call) -> Record:
     last, error = rows[-1] if rows else None, call.error
     if last:
         names = (last.model, last.served, last.provider)
-    elif given := call.given:
-        names = (_text(given.target.model), _text(given.served), _text(given.target.provider))
+    elif cached := call.cached:
+        names = (_text(cached.target.model), _text(cached.served), _text(cached.target.provider))
     else:
         names = ("", "", _text(call.request.provider))
     tokens, cost, first, unpriced, saved = (
@@ -105,7 +105,7 @@ _BY = (
 
 
 def _billed(usage: Usage) -> str:
-    """Return by what else an answer was billed, as JSON; "" if by nothing."""
+    """Return what an answer was billed by besides tokens, as JSON; "" if nothing."""
     found = {name: value for name in _BY if (value := getattr(usage, name))}
     if usage.fees:
         found["fees"] = dict(usage.fees[:MAX_TAGS])
@@ -118,7 +118,7 @@ def _billed(usage: Usage) -> str:
 
 
 def about(call: Call, target: Target) -> str:
-    """Return what the ledger tells of a call whose worker dies."""
+    """Return what the row of a call contains if its worker dies."""
     return json.dumps(
         [
             call.start_ns,

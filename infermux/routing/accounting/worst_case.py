@@ -1,7 +1,7 @@
-"""The most that a call may cost: what a budget holds before it.
+"""The most that a call may cost, which a budget holds before it.
 
-Everything is counted as dear as the vendor could bill it, by the body that is really sent. Where
-the price of something that may be billed is not known, there is no worst case.
+Each part of the body that is sent counts at the highest price that the vendor could bill. If the
+price of a part is unknown, there is no worst case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LATER = timedelta(minutes=15)  # within which a price may change
 class Worst(NamedTuple):
     """The most that a call may cost at a target."""
 
-    pico: int | None  # None: a price is not known
+    pico: int | None  # None: a price is unknown
     size: Size
     price: Price
     bounded: bool  # whether something limits the answer
@@ -48,7 +48,7 @@ class Worst(NamedTuple):
 
 
 def body_of(provider: object, request: InferRequest) -> JSON:
-    """Return the body that *provider* is sent, or what of the request is like it."""
+    """Return the body that *provider* is sent, or the most similar part of the request."""
     sent = getattr(provider, "body_of", None)
     if sent is not None:
         found: JSON = sent(request)
@@ -60,9 +60,9 @@ def body_of(provider: object, request: InferRequest) -> JSON:
 def worst_case(
     provider: object, request: InferRequest, price: Price, tokens: int | None = None
 ) -> Worst:
-    """Return the most that *request* may cost; *tokens*: its input, if only that is known."""
+    """Return the most that *request* may cost; *tokens* is its input, if only that is known."""
     own = getattr(provider, "worst_case", None)
-    if own is not None and getattr(provider, "price", None) is price:  # its own formula
+    if own is not None and getattr(provider, "price", None) is price:  # it has a formula
         found: Size = own(request)
         return Worst(most_cost(found, price), found, price, True)
     if request.passed is not None:
@@ -99,7 +99,7 @@ def most_cost(size: Size, price: Price) -> int | None:
 
 
 def _usages(size: Size, price: Price) -> Iterator[Usage]:
-    """Yield the usages of which one is the dearest."""
+    """Yield the possible usages, one of which is the most expensive."""
     rates, images = price.rates, size.images * MAX_IMAGE
     tokens = (
         text_tokens(size.text)

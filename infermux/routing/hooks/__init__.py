@@ -32,10 +32,10 @@ from ...types import Deadline, LogThrottle, after_fork
 from ..stream import Stream
 from .results import answer_of, of_type
 
-NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and what each gets
+NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and what each receives
 TIMEOUT = 5.0  # seconds of one run
-THREADS = 64  # that run hooks at a time in this process
-_ANSWERS = (CHAT, "completions", "embeddings")  # operations with answers of a model
+THREADS = 64  # threads that run hooks in this process
+_ANSWERS = (CHAT, "completions", "embeddings")  # operations that a model answers
 _LATE = "did not answer in time"
 _throttle = LogThrottle(seconds=10.0)
 log = logging.getLogger("infermux")
@@ -45,17 +45,17 @@ Hook = Callable[..., Any]
 
 @dataclass(slots=True)
 class HookCall:
-    """What a hook is told of the call; `state` is the hooks' own, for this call and choice."""
+    """What a hook learns of the call; `state` is for the hooks to use, per call and choice."""
 
     id: str
     api: str
     op: str
     caller: str
-    model: str  # that the client asked for
+    model: str  # the model that the client asked for
     streamed: bool
     tags: Mapping[str, str] = field(default_factory=dict)
-    provider: str = ""  # that answers; "" before the call is sent
-    choice: int = 0  # of an answer with several (n)
+    provider: str = ""  # the provider that answers; "" before the call is sent
+    choice: int = 0  # the number of the choice, if an answer has several (n)
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,7 +92,7 @@ class Hooks:
 
     @classmethod
     def of(cls, given: Self | Mapping[str, Any] | None) -> Self | None:
-        """Return hooks as a router takes them: Hooks, or a mapping of their arguments."""
+        """Return Hooks from what a router is given: Hooks, or a mapping of their arguments."""
         if given is None or isinstance(given, cls):
             return given if given is None or given else None
         if not isinstance(given, Mapping):
@@ -138,7 +138,7 @@ class Hooks:
         return old.op != RESOURCE
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
-        """Return the request as the hook wants it; the same one if it has not changed it."""
+        """Return the request that the hook returns; the same one if it has not changed it."""
         given = replace(old, **{name: _copied(getattr(old, name)) for name in _SEEN})
 
         def checked(found: Any) -> InferRequest:
@@ -157,7 +157,7 @@ class Hooks:
         return new
 
     def told(self, call: Call, *, streamed: bool, choice: int = 0) -> HookCall:
-        """Return what the hooks are told of a call, the same for all of its hooks."""
+        """Return the HookCall of a call, the same one for all of its hooks."""
         known: HookCall | None = call.told
         if known is None:
             asked = call.request
@@ -171,7 +171,7 @@ class Hooks:
     def after(
         self, call: Call, response: InferResponse, *, dialect: str | None = None
     ) -> InferResponse:
-        """Return the answer as the hook wants it; raise its refusal.
+        """Return the answer that the hook returns; raise its refusal.
 
         *dialect* is the format of the client; None: as the call says.
         """
@@ -216,7 +216,7 @@ class Hooks:
         return made
 
     def _other(self, call: Call, response: InferResponse, number: int, form: str) -> InferResponse:
-        """Return an answer with its choice *number* as the hook wants it."""
+        """Return an answer whose choice *number* is the one that the hook returns."""
         native = response.native
         if native is None:
             return response
@@ -231,7 +231,7 @@ class Hooks:
         made = self._seen(call, one, told, form, number)
         if made is one:
             return response
-        if made.native is None:  # it cannot be written into the body, which has other choices
+        if made.native is None:  # the body, which has other choices, has no place for it
             raise HookFailed("an answer with several choices could not be changed")
         return replace(response, native=made.native)
 
@@ -294,7 +294,7 @@ class Hooks:
         raise failure from None
 
 
-_SEEN = ("messages", "params", "meta")  # what of a request a hook may change in place
+_SEEN = ("messages", "params", "meta")  # the members of a request that a hook may change in place
 _READ = ("model", "provider", *_SEEN)
 
 
@@ -314,7 +314,7 @@ def _refusal(error: InferMuxError, name: str) -> InferMuxError:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of JSON whose parts a hook may change."""
+    """Return a copy of JSON that a hook may change in place."""
     if isinstance(value, Mapping):
         return {name: _copied(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -392,7 +392,7 @@ class _Threads:
         self._count = self._idle = 0
 
     def run(self, work: Callable[[], Any], seconds: float, call: Call) -> _Job:
-        """Return the job of *work*, which has ended, or is late after *seconds*."""
+        """Run *work* in a thread; return its job once it has ended, or after *seconds* as late."""
         job = _Job(work)
         with self._changed:
             self._jobs.append(job)

@@ -1,4 +1,4 @@
-"""A streamed answer whose chunks, and whose whole, hooks see before the client does."""
+"""A streamed answer whose chunks, and then the whole, hooks see before the client does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .results import chunks_of
 
 
 class HookedStream(Stream):
-    """Iterates over the chunks as the hooks want them; `started` runs them on the first ones.
+    """Iterates over the chunks that the hooks return; `started` runs them on the first ones.
 
     With a hook for chunks, each is sent when the hook has seen it, and the last ones when `after`
     has seen the whole. With `after` alone the stream is held back until then.
@@ -44,9 +44,9 @@ class HookedStream(Stream):
         self._told = StreamAccumulator()
         self._form = client_format(call)
         self._rewriter = StreamRewriter(self._form)
-        self._begun: deque[Chunk] = deque()  # what came before the caller has read anything
+        self._begun: deque[Chunk] = deque()  # chunks that came before the caller read any
         self._ready: deque[Chunk] = deque()
-        self._tail: list[Chunk] | None = None  # what waits for `after`
+        self._tail: list[Chunk] | None = None  # chunks that wait for `after`
         self._known = super().dialect
         self._calls: dict[int, HookCall] = {}
         self._final: StreamAccumulator | None = None
@@ -54,7 +54,7 @@ class HookedStream(Stream):
             self._tail = []
 
     def started(self) -> Stream:
-        """Run the hooks until there is something to send; raise a refusal, which is then early."""
+        """Run the hooks until there is something to send; a refusal can still set the status."""
         try:
             while True:
                 chunk = self._next()
@@ -124,7 +124,7 @@ class HookedStream(Stream):
         return self._hooked(chunk, 0, rewritten)
 
     def _other(self, chunk: Chunk, number: int, was: Chunk) -> Chunk:
-        """Return an event with another choice in it as the hook wants that."""
+        """Return an event in which another choice is the one that the hook returns."""
 
         def rewritten(found: list[Chunk]) -> list[Chunk]:
             if found == [was]:
@@ -160,7 +160,7 @@ class HookedStream(Stream):
     # -- the end --
 
     def _end(self) -> None:
-        """Let `after` see the whole; then record the end, and send what was kept."""
+        """Let `after` see the whole; then record the end, and send what was held back."""
         tail = [*(self._tail or ()), *self._rewriter.rest()]
         try:
             if self._hooks.has("after"):
@@ -177,7 +177,7 @@ class HookedStream(Stream):
         self._ready.extend(tail)
 
     def _whole(self, tail: list[Chunk]) -> list[Chunk]:
-        """Return the last chunks as `after` wants them; what has been sent stays as it is."""
+        """Return the last chunks that `after` returns; what has been sent stays as it is."""
         seen = StreamAccumulator() if self._hooks.holds else self._copy()
         for chunk in tail:
             seen.add(chunk)
@@ -195,7 +195,7 @@ class HookedStream(Stream):
     def _respread(
         self, chunks: list[Chunk], before: InferResponse, after: InferResponse
     ) -> list[Chunk]:
-        """Return a stream that was held back as it is to be, if need be in one chunk."""
+        """Return the chunks of a stream that was held back and changed, if need be as one."""
         try:
             found: list[Chunk] = []
             new = spread(chunks, before, after)
@@ -214,7 +214,7 @@ class HookedStream(Stream):
             return list(whole(replace(after, usage=usage)))
 
     def _refuse(self, error: InferMuxError) -> None:
-        """End the stream with a hook's error, which is not the provider's, and raise it."""
+        """End the stream with a hook's error, not the provider's, and raise it."""
         self._ready.clear()
         self.settle(error, ours=True)
         raise error
@@ -226,7 +226,7 @@ class HookedStream(Stream):
 
 
 def _sincere(before: Chunk, after: Chunk) -> Chunk:
-    """Return a chunk whose details say the same as its changed reasoning."""
+    """Return a chunk whose details match its changed reasoning."""
     if before.reasoning == after.reasoning or list(before.details) != list(after.details):
         return after
     was, now = (InferResponse("", "", "", reasoning=each.reasoning) for each in (before, after))

@@ -1,1 +1,1 @@
-"""Calls whose bytes pass through: which providers have the endpoints, and whose files are whose."""
+"""Calls whose bytes pass through: the providers of each endpoint, and the owners of files."""

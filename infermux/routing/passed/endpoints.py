@@ -38,7 +38,7 @@ def check_provider(router: Router, caller: Caller, provider: str) -> None:
 
 
 def provider_of(router: Router, op: str, wanted: str, caller: Caller) -> str:
-    """Return the provider for what has no id yet: *wanted*, else the caller's first that has files.
+    """Return the provider for an object without an id: *wanted*, else the first with files.
 
     Raise ModelNotFound, NotFound or ModelNotAllowed.
     """

@@ -1,7 +1,7 @@
-"""Files and batches at vendors: which provider has them, and whose they are.
+"""Files and batches at vendors: their providers and owners.
 
-The ids that callers get are signed like those of stored responses; see `stored`. What a vendor
-lists is that of its whole account: where there are several callers, the ledger knows whose it is.
+The ids that callers get are signed like those of stored responses; see `stored`. A vendor lists the
+objects of its whole account: if there are several callers, the ledger has the owner of each.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ log = logging.getLogger("infermux")
 
 
 class Page(NamedTuple):
-    """What part of a list a client asks for."""
+    """The page of a list that a client asks for."""
 
-    path: Callable[[str, int], str]  # for an id after which to begin, and a number of objects
+    path: Callable[[str, int], str]  # by the id to begin after, and a number of objects
     after: str
     limit: int
 
 
 def owner(router: Router, ident: object, caller: Caller, kind: str, field: str = "id") -> Owner:
-    """Return who has the file or batch that *ident* means; raise NotFound."""
+    """Return the provider and the vendor's id of a file or batch; raise NotFound."""
     what = "batch" if kind == BATCH else "file"
     found = router.files.owner(ident, caller) or _noted(router, ident, caller)
     if found is None or found.kind not in ("", kind):
@@ -74,14 +74,14 @@ def is_filtered(router: Router, caller: Caller) -> bool:
     keyring = router.keyring
     if keyring is None:
         return bool(caller.name)
-    return keyring.count + keyring.open > 1  # an open one also admits callers without a key
+    return keyring.count + keyring.open > 1  # if the service is open, callers may have no key
 
 
 # -- answers --
 
 
 def told(router: Router, call: Call, data: bytes) -> bytes:
-    """Return an answer with the ids that the client gets; note what the caller has made."""
+    """Return an answer with the client's ids; record what the caller has created."""
     body = strict_json.lenient(data) if data.strip() else {}
     if not isinstance(body, dict):
         raise ProviderUnavailable("the provider's answer could not be understood")
@@ -111,7 +111,7 @@ def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
         return
     try:
         kept.add(call.provider, call.caller.name, found, time.time())
-    except LedgerUnavailable as error:  # they stay usable by their ids
+    except LedgerUnavailable as error:  # their ids still work
         log.error("a list of files will lack %s: %s", ", ".join(found), error.reason)
 
 
@@ -127,7 +127,7 @@ def forget(router: Router, call: Call, ident: str) -> None:
 
 
 def _kept(router: Router) -> Objects | None:
-    objects = getattr(router.ledger, "objects", None)  # an SQL ledger has them
+    objects = getattr(router.ledger, "objects", None)  # only an SQL ledger has one
     return objects() if objects is not None else None
 
 
@@ -135,7 +135,7 @@ def _kept(router: Router) -> Objects | None:
 
 
 class Listing:
-    """Lists a caller's own objects: pages of the vendor's list, without those of others."""
+    """Lists a caller's own objects: the vendor's list without those of other callers."""
 
     def __init__(self, router: Router, caller: Caller, provider: str, page: Page) -> None:
         kept = _kept(router)

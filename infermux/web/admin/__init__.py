@@ -40,8 +40,8 @@ def ops_blueprint(
     """Return the operators' endpoints for *router*.
 
     Without an *admin* key only health, readiness and metrics are available. If *metrics* is
-    "admin", metrics require the key. *about* returns what the status page tells of the
-    configuration, by subject.
+    "admin", metrics require the key. *about* returns the facts about the configuration that the
+    status page shows, by subject.
     """
     status.monitor(router)
     alerts.arm(router)
@@ -164,7 +164,7 @@ def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
 
 
 def budgets(api: Api) -> Response:
-    """Return the state of each budget, and what operators have changed."""
+    """Return the state of each budget, and the changes by operators."""
     with _ledger(api) as ledger:
         found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
     return json_response(found)

@@ -1,4 +1,4 @@
-"""The recorded calls: GET /calls searches them, GET /calls/ID tells one with its plan."""
+"""The recorded calls: GET /calls searches them, GET /calls/ID shows one with its plan."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def query(given: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Search:
 
 
 def find(ledger: Ledger, wanted: Search) -> Page:
-    """Return a page of calls; a ledger that is not a file has one page."""
+    """Return a page of calls; a ledger without SQL has one page."""
     if isinstance(ledger, SQLLedger):
         return search.find(ledger, wanted)
     status = wanted.status or None
@@ -76,7 +76,7 @@ def one(ledger: Ledger, id: str) -> Response:
 
 
 def about(record: Record) -> JSON:
-    """Return what the plan of a call left out, and what its error means."""
+    """Return the plan of a call with the targets that it left out, and the meaning of its error."""
     found, code = plan(record), record.call.error_code
     if found is None:
         told = None

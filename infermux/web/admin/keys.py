@@ -1,4 +1,4 @@
-"""The operators' endpoints for API keys that are made at run time."""
+"""The operators' endpoints for API keys that are created at run time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def show(api: Api, name: str) -> Response:
 
 
 def create(api: Api) -> Response:
-    """Make a key; the answer has its secret, which is not shown again."""
+    """Create a key; the answer has its secret, which is not shown again."""
     data = json_body(strict_json.document).value
     return json_response(keys.create(api.router, _ledger(api), data).to_dict(), 201)
 
 
 def rotate(api: Api, name: str) -> Response:
-    """Give a key a new secret; the old one stays for a while."""
+    """Give a key a new secret; the old one stays valid for a while."""
     data: JSON = json_body(strict_json.document).value if read_body() else {}
     if data.keys() - {"overlap"}:
         raise RequestError('the body must be empty or {"overlap": "24h"}', param="overlap")

@@ -1,4 +1,4 @@
-"""What an error code means for an operator, and what to do about it; `infermux help errors`."""
+"""The meaning of each error code for an operator, and the remedy; see `infermux help errors`."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ MEANINGS = {
 
 
 def meaning(code: str) -> Meaning:
-    """Return what *code* means; of an unknown one, that it is unknown."""
+    """Return the meaning of *code*, also of an unknown one."""
     return MEANINGS.get(code, _UNKNOWN)
 
 

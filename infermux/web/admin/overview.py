@@ -1,4 +1,4 @@
-"""What the status page shows, as JSON: GET /status/overview answers it, and the page renders it."""
+"""The data of the status page, which the page renders and GET /status/overview returns."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ...types import JSON, Target
 from .meanings import meaning
 from .sentence import Sentence, sentence
 
-MAX_ROWS = 12  # of a table; the others are added up in one more
-_filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers whose steps a thread sums up
+MAX_ROWS = 12  # rows of a table; the others are added up in one more
+_filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers for which a thread sums up steps
 _lock = threading.Lock()
 
 
 class Span(NamedTuple):
-    """How far back the page looks, and by which steps; both in seconds."""
+    """The period of the page and its steps, in seconds."""
 
     name: str
     seconds: int
@@ -59,7 +59,7 @@ def span_of(text: str) -> Span:
 
 
 class Overview(NamedTuple):
-    """All but the calls; `steps` and what is below are None if there is no ledger to read."""
+    """All data but the calls; `steps` and the fields below it are None without a ledger."""
 
     now: float
     span: Span
@@ -100,7 +100,7 @@ class Overview(NamedTuple):
 
 
 def overview(router: Router, span: Span, now: float, service: Mapping[str, str]) -> Overview:
-    """Return what is known of the service over *span*; *service* describes its configuration."""
+    """Return the overview of the service over *span*; *service* describes its configuration."""
     found, ledger = status.targets(router), router.ledger
     state, seen, budgets = "ok" if ledger is not None else "none", None, []
     if ledger is not None:
@@ -129,7 +129,7 @@ def recent(ledger: Ledger, span: Span, now: float) -> Activity | None:
 
 
 def _fill(ledger: Any, now: float) -> None:
-    """Sum up the rest in a thread, one for each ledger."""
+    """Sum up the remaining steps in a thread, one for each ledger."""
 
     def work() -> None:
         try:
@@ -148,12 +148,12 @@ def _fill(ledger: Any, now: float) -> None:
 
 
 def down(target: TargetStatus) -> bool:
-    """Return whether some worker refuses calls to the target."""
+    """Return whether any worker refuses calls to the target."""
     return target.state != "closed" or target.reason is not None
 
 
 def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
-    """Return where the calls of a target go instead: other targets, and names that have none."""
+    """Return the targets that get a target's calls instead, and the names that have none left."""
     refusing = {_target(each) for each in states if down(each)}
     instead, stranded = dict[Target, None](), list[str]()
     for name, route in _routes(router, target):
@@ -198,7 +198,7 @@ def _target_dict(target: TargetStatus, seen: Activity | None, instead: JSON | No
 
 
 def sums(step: Step) -> JSON:
-    """Return what the tiles and charts show of a step, or of all steps."""
+    """Return the figures of a step, or of all steps, for the tiles and charts."""
     latency = {f"p{n}_ms": activity.percentile(step.latency, n) for n in (50, 95)}
     return figures(step.total) | {"failovers": step.failovers} | latency
 
@@ -229,7 +229,7 @@ def _table(totals: Sequence[Total]) -> JSON:
 
 
 def errors(whole: Step) -> list[JSON]:
-    """Return each error code with its calls, its attempts and what it means."""
+    """Return each error code with its calls, its attempts and its meaning."""
     by_call = {total.key[0]: total.calls for total in whole.errors}
     by_attempt = {total.key[0]: total.attempts for total in activity.grouped(whole.targets, 2)}
     codes = {*by_call, *by_attempt} - {"", OTHERS}

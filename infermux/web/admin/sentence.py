@@ -12,14 +12,14 @@ from ...server.status import TargetStatus
 from ...types import JSON, Target
 from .meanings import phrase
 
-MOST = 3  # targets that it names
-WORRYING = 0.05  # share of failed calls that is told
+MOST = 3  # targets that are named
+WORRYING = 0.05  # share of failed calls that is worth a line
 _AGO = {"1h": "hour", "24h": "24 hours", "7d": "7 days"}
 Part = str | float  # a float is a time, in seconds since 1970
 
 
 class Sentence(NamedTuple):
-    """What is said in one or more lines; *level* is ok, warn, bad or none (nothing is known)."""
+    """One or more lines of text; *level* is ok, warn, bad or none (nothing is known)."""
 
     level: str
     lines: list[list[Part]]
@@ -42,7 +42,7 @@ def sentence(
     whole: Step | None,
     span: str,
 ) -> Sentence:
-    """Return what an operator must know first."""
+    """Return the most important line about the service."""
     bad = [target for target in targets if Target(target.provider, target.model) in detours]
     lines = list[list[Part]]()
     level = "ok"

@@ -1,6 +1,6 @@
 """The status page for operators: one HTML page that loads no other files, and its login.
 
-It shows what GET /status/overview and GET /calls tell. All of its state is in its URL, so it also
+It shows the data of GET /status/overview and GET /calls. All of its state is in its URL, so it also
 works without scripts; with them it refreshes itself part by part.
 """
 
@@ -80,7 +80,7 @@ class StatusPage:
     def page(self, api: Api) -> Response:
         """Return the page to an operator; a browser without a key gets a form to log in.
 
-        A browser whose login has ended is not asked for HTTP Basic.
+        A browser whose login has expired is not asked for HTTP Basic.
         """
         response = self._guarded(api)
         if response.status_code != 401 or "text/html" not in request.headers.get("Accept", ""):
@@ -91,7 +91,7 @@ class StatusPage:
         return form
 
     def json(self, _: Api) -> Response:
-        """Return what the page shows beside the calls."""
+        """Return the data of the page, without the calls."""
         from ..http import json_response
 
         for name in request.args:
@@ -128,7 +128,7 @@ class StatusPage:
         return _rendered("status.html", **view)
 
     def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
-        """Return a page of calls (None: there is no ledger to read), and what was wrong."""
+        """Return a page of calls, or None without a ledger, and an error message."""
         ledger, problem = self._router.ledger, ""
         try:
             wanted = calls.query(given, ignored=tuple(given))
@@ -206,9 +206,9 @@ def _rendered(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def _may_compress() -> bool:
-    """Return whether to compress the page: never for a request that another site may have made.
+    """Return whether to compress the page: not for a request that another site may have sent.
 
-    The length of a compressed page could tell that site something of its content.
+    The length of a compressed page could reveal its content to that site.
     """
     if not has_request_context() or "Sec-Fetch-Site" not in request.headers:
         return False
@@ -228,7 +228,7 @@ def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
 
 
 def _curl(router: Router) -> str:
-    """Return a command for a first call: it is shown while there is none."""
+    """Return a command for a first call, which is shown until there is a call."""
     host = request.host if has_request_context() and _HOST.fullmatch(request.host) else "HOST"
     scheme = request.scheme if has_request_context() else "http"
     names = [*router.registry.names, *map(str, router.registry.targets())]

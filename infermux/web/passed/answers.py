@@ -1,4 +1,4 @@
-"""Passes the bytes of an answer on to the client, and never ends politely what was cut."""
+"""Passes the bytes of an answer on to the client, and marks a cut answer as incomplete."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ...protocol import strict_json
 from ...protocol.sse import Event, comment
 from ...types import JSON, Chunk, Usage
 from ..http import BODY, Api, BytesResponse, call_headers, current_request
-from ..sse import HEADERS, EarlyHead, events, failure
+from ..sse import HEADERS, EarlyHead, events
 
-# Types that a browser does not run as a page of ours.
+# Types that a browser does not run as a page of this server.
 _MEDIA = re.compile(
     r"(application/(json|octet-stream|x-ndjson|jsonl|x-subrip|pdf|zip)|text/(plain|vtt|csv|srt)"
     r"|(audio|video)/[\w.+-]{1,60}|image/(png|jpeg|webp|gif))(;[ \w=.\"-]{1,100})?",
@@ -37,16 +37,9 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
     """
     environ, passed = current_request().environ, call.request.passed
     early = EarlyHead(call, lambda _: Encoder(environ), HEADERS, is_stream=wants_stream)
-    call.on_wait = early.on_wait
-    try:
-        stream = api.router.open(call)
-    except Exception as error:
-        if early.write is None:
-            raise
-        return BytesResponse([failure(error, Encoder(environ))], 200, Headers(HEADERS))
-    finally:
-        call.on_wait = None
-        early.close()
+    stream = early.open(api.router)
+    if isinstance(stream, Response):
+        return stream
     if stream.is_whole and early.write is None:
         data = b"".join([chunk.native or b"" for chunk in stream])
         whole = {"Content-Type": _type(passed.media), "Content-Length": str(len(data))}
@@ -91,7 +84,7 @@ class Encoder:
         return data
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return nothing: the vendor's bytes are all."""
+        """Return nothing: the answer has only the vendor's bytes."""
         return b""
 
     def error(self, error: InferMuxError) -> bytes:
@@ -99,7 +92,7 @@ class Encoder:
         if self._is_events and self._between:
             return Event(strict_json.encode(encode_error(error)), b"error").encode()
         if not self.has_length and self._environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-            self._reset()  # the end of the connection would be that of the answer
+            self._reset()  # a normal end of the connection would mark the answer as complete
         raise ConnectionResetError(errno.ECONNRESET, "the answer was cut")
 
     def _reset(self) -> None:

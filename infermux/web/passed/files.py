@@ -131,7 +131,7 @@ def listing(api: Api, *, what: str) -> Response:
 
 
 def _admitted(api: Api) -> Caller:
-    """Authenticate; raise NotFound for a client of Anthropic's API, whose files are others."""
+    """Authenticate; raise NotFound for a client of Anthropic's API, which has other files."""
     if "HTTP_ANTHROPIC_VERSION" in current_request().environ:
         refuse_body()
         raise NotFound("the files of Anthropic's API are not available; use OpenAI's")

@@ -22,7 +22,7 @@ from ..http import Api, call_response, current_request, json_body, refuse_body, 
 from .answers import passed_response
 from .uploads import is_multipart, read_upload
 
-EMPTY = Document({}, "", {})  # of requests without JSON
+EMPTY = Document({}, "", {})  # bodies that are not JSON
 _TRUE = (True, "true", "True", "1")
 _ALIASES = {"/v2/rerank": "rerank"}  # Cohere's own
 
@@ -52,7 +52,7 @@ def pass_on(api: Api, op: str) -> Response:
 
 
 def named(api: Api, op: str) -> Api:
-    """Return the API under the name that records have: that of the group of endpoints."""
+    """Return the API with the name of its group of endpoints, which records have."""
     return api._replace(name=op.partition("/")[0])
 
 

@@ -31,9 +31,9 @@ def _media() -> tuple[str, dict[str, str]]:
 
 
 def read_upload(*, model: bool) -> Upload:
-    """Return the multipart body, of which what comes before its file has been read.
+    """Return the multipart body, read up to its file, and with *model* at least up to that.
 
-    If it is to have a *model*, it is read at least up to that. Raise RequestError if it is
+    Raise RequestError if it is
     malformed, truncated or too long, Overloaded if there is no room for it.
     """
     check_encoding()
@@ -59,7 +59,7 @@ def _limit() -> int:
 def _reader(size: int | None, limit: int) -> Read:
     """Return a function that reads the next bytes of the body."""
     request = current_request()
-    if size is None or "stream" in vars(request):  # chunked, or a hook of the app has accessed it
+    if size is None or "stream" in vars(request):  # chunked, or the app has read from it already
         request.max_content_length = limit + 1
         stream, left = request.stream, limit + 1 if size is None else size
     else:

@@ -1,4 +1,4 @@
-"""Tests of answers that are given again: what is kept, for whom, for how long, and how it shows."""
+"""Tests of cached answers: what is cached, for whom, for how long, and how it shows."""
 
 from __future__ import annotations
 
@@ -605,15 +605,15 @@ def test_other_settings_of_a_name_give_no_answer_of_before(tmp_path, monkeypatch
     place.router.close()
 
 
-def test_whose_tools_are_run_by_the_client_may_be_kept():
+def test_whose_tools_are_run_by_the_client_may_be_cached():
     def request(**params: Any) -> infermux.InferRequest:
         return infermux.InferRequest("m", SAID, params=params)
 
     own = [{"type": "function", "function": {"name": "f"}}, {"name": "g", "input_schema": {}}]
-    assert answers.may_be_kept(request(tools=own))
-    assert answers.may_be_kept(request(tools=[{"functionDeclarations": []}]))
+    assert answers.may_be_cached(request(tools=own))
+    assert answers.may_be_cached(request(tools=[{"functionDeclarations": []}]))
     for tool in ({"googleSearch": {}}, {"type": "mcp"}, {"type": "web_search_20250305"}, 5):
-        assert not answers.may_be_kept(request(tools=[*own, tool]))
+        assert not answers.may_be_cached(request(tools=[*own, tool]))
 
 
 HOOKS = """
