@@ -44,6 +44,7 @@ def test_a_server_does_not_run_as_root(postgres: Postgres) -> None:
     assert os.stat(f"/proc/{postgres.process.pid}").st_uid == expected != 0
 
 
+@pytest.mark.slow
 def test_a_killed_server_keeps_what_was_committed() -> None:
     with Postgres() as server:
         database = server.database()

@@ -6,6 +6,7 @@ import ast
 import graphlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,11 @@ def modules() -> Iterator[Module]:
         yield Module(name, file.read_text("utf-8"), is_package)
 
 
+@cache
+def tree(module: Module) -> ast.Module:
+    return ast.parse(module.text)
+
+
 ALL = list(modules())
 NAMES = {module.name for module in ALL}
 OURS = [module for module in ALL if module.name]  # the package's own __init__ loads on first use
@@ -76,7 +82,7 @@ OURS = [module for module in ALL if module.name]  # the package's own __init__ l
 
 def imported(module: Module) -> Iterator[str]:
     """Yield the whole name of each import, wherever it stands."""
-    for node in ast.walk(ast.parse(module.text)):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -110,7 +116,7 @@ def trespassing(module: Module) -> list[str]:
 
 def reads_environment(module: Module) -> bool:
     found = False
-    for node in ast.walk(ast.parse(module.text)):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT:
             found |= isinstance(node.value, ast.Name) and node.value.id == "os"
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
@@ -120,7 +126,7 @@ def reads_environment(module: Module) -> bool:
 
 def functions(module: Module) -> Iterator[tuple[str, int]]:
     """Yield the name and length of each function, without its docstring."""
-    for node in ast.walk(ast.parse(module.text)):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             told = ast.get_docstring(node) is not None
@@ -173,7 +179,7 @@ def test_the_package_stays_small() -> None:
     "module", [m for m in ALL if m.is_package], ids=lambda m: m.name or "infermux"
 )
 def test_a_package_says_what_it_is_for(module: Module) -> None:
-    assert ast.get_docstring(ast.parse(module.text))
+    assert ast.get_docstring(tree(module))
 
 
 def test_the_manual_lists_the_packages_in_their_layers() -> None:

@@ -49,6 +49,7 @@ def test_every_name_can_be_imported_first(name: str) -> None:
     assert python(f"from infermux import {name}; {shown}") == 1
 
 
+@pytest.mark.slow
 def test_a_star_brings_exactly_the_public_names() -> None:
     found = python(
         "before = {*globals(), 'before'}\nfrom infermux import *\nimport json as j; print(j.dumps(sorted({*globals()} - before - {'j'})))"

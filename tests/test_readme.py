@@ -216,7 +216,7 @@ def need_clients(text: str) -> None:
             pytest.importorskip("google.genai" if name == "google" else name)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_works_as_it_stands(name: str, tmp_path: Path, folder: Path) -> None:
     text = TEXTS[name]

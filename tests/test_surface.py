@@ -1236,10 +1236,12 @@ def test_every_key_of_the_file_is_still_known_and_each_misspelling_refused() -> 
     same("file", NOTHING)
 
 
+@pytest.mark.slow
 def test_every_variable_still_sets_what_it_set() -> None:
     same("variables", NOTHING)
 
 
+@pytest.mark.slow
 def test_every_vendor_is_still_found_by_its_variables() -> None:
     same("vendors", NOTHING)
 
@@ -1249,6 +1251,7 @@ def test_every_endpoint_still_takes_its_methods(world: World) -> None:
     same("endpoints", world)
 
 
+@pytest.mark.slow
 def test_every_answer_still_has_its_status_its_headers_and_its_body(world: World) -> None:
     same("answers", world)
 
@@ -1295,6 +1298,7 @@ def test_every_error_still_has_its_status_and_its_code() -> None:
     same("errors", NOTHING)
 
 
+@pytest.mark.slow
 def test_the_package_still_announces_the_same() -> None:
     same("package", NOTHING)
 

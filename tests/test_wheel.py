@@ -90,6 +90,7 @@ def test_a_wheel_is_small_and_has_nothing_twice(wheel):
     assert len(sums) == len(set(sums))
 
 
+@pytest.mark.slow
 def test_a_wheel_asks_for_what_it_imports_and_starts_one_command(wheel):
     folder = about(wheel)
     told = message_from_bytes(wheel.read(f"{folder}/METADATA"))

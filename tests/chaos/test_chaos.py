@@ -78,7 +78,7 @@ def test_a_provider_alone_never_answers_wrongly(first: ProviderConfig) -> None:
     assert found(rows, "stream_json", streamed=True).outcome == "answer"
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [(OPENAI, ANTHROPIC), (ANTHROPIC, GEMINI), (GEMINI, OPENAI)],

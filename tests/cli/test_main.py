@@ -301,7 +301,7 @@ def test_every_command_prints_the_content(command):
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "echo: Hello world\n", "")
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [script("infermux"), FLASK], ids=["infermux", "flask"])
 def test_standard_input_json_usage_and_errors_at_a_real_shell(command):
     answer = run([*command, "infer", "--json", "--usage"], given="Hello world\n")

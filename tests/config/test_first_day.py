@@ -258,7 +258,7 @@ def test_a_vendor_that_is_configured_has_no_such_hint(tmp_path: Path) -> None:
     assert "set OPENAI" not in answer.stderr
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_a_services_log_has_the_hint_and_its_answers_do_not(tmp_path: Path, format: str) -> None:
     env = {"INFERMUX_SERVER__LOG_FORMAT": format, "INFERMUX_SERVER__WORKERS": "1"}
@@ -356,7 +356,7 @@ def test_a_variable_that_the_file_refers_to_is_read(tmp_path: Path) -> None:
 # -- the operators' key ----------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "env"),
     [
@@ -398,7 +398,7 @@ def test_two_operators_keys_that_differ_are_an_error(tmp_path: Path) -> None:
 # -- files -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["XDG_CONFIG_HOME", "HOME"])
 def test_the_users_own_file_is_read_where_the_folder_has_none(
     tmp_path: Path, variable: str
@@ -435,6 +435,7 @@ def test_a_yaml_file_is_named_as_not_read(tmp_path: Path, name: str, beside: boo
         assert ("infermux init" in answer.stderr) != beside
 
 
+@pytest.mark.slow
 def test_a_service_logs_a_yaml_file_and_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "infermux.yml").write_text("listen: :8600\n")
     (tmp_path / "infermux.toml").write_text("[server]\nworkers = 1\ngraceful = 5\n")

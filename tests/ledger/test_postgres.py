@@ -433,6 +433,7 @@ def refusals(ledger: PostgresLedger) -> Iterator[float]:
         ledger.check()
 
 
+@pytest.mark.slow
 def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens) -> None:
     there = own_server.database()
     opens(there.url).migrate(create=True)

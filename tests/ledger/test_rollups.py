@@ -173,6 +173,7 @@ def test_a_budget_whose_length_changes_and_changes_back_misses_nothing(backend: 
 # -- removing old calls ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [7, 5000])
 def test_what_old_calls_have_cost_outlasts_them(
     full: Any, chunk: int, monkeypatch: pytest.MonkeyPatch

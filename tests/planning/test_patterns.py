@@ -162,6 +162,7 @@ def test_strategy_weights_and_fallback_hold_for_patterns(tmp_path):
     assert (route.name, route.pattern) == ("x-1", "x-*")
 
 
+@pytest.mark.slow
 def test_a_pattern_takes_turns_over_all_its_names_and_keeps_no_state_for_each(tmp_path):
     found = router(
         ECHOES + '[models."x-*"]\ntargets = ["one/a-1", "two/c-1"]\nstrategy = "round_robin"\n',

@@ -189,6 +189,7 @@ def test_the_weight_of_a_name_is_the_weight_of_its_group(tmp_path):
     assert set(found) == {"one/a", "two/b"} and 0.71 < found["one/a"] / 4000 < 0.79
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_model_is_shared_by_its_providers(tmp_path):
     """Two providers serve `both`: that does not double its share."""
     router = from_file(

@@ -212,6 +212,7 @@ def test_what_is_no_table_is_one_line_and_writes_nothing(data: bytes, home: Path
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_odd_figures_and_names_never_break_an_update(home: Path) -> None:
     """Whatever a table says, the one that is written can be read, and no price falls to 0."""
     rng = random.Random(16)
@@ -470,6 +471,7 @@ def test_the_list_of_models_has_the_limits_of_the_file(vendor: FaultyVendor) -> 
     assert "777" in client.get("/v1/models/openai/gpt-4o").text + client.get("/v1/models").text
 
 
+@pytest.mark.slow
 def test_an_alias_gets_its_own_price_and_leaves_the_others() -> None:
     table_of(
         "openai",
@@ -564,6 +566,7 @@ def test_a_newer_own_table_ends_the_warning_that_prices_are_old(
     assert infermux("prices", "gpt-4o").stderr == ""
 
 
+@pytest.mark.slow
 def test_a_reload_reads_the_file_again_and_a_bad_one_changes_nothing(
     tmp_path: Path, vendor: FaultyVendor
 ) -> None:

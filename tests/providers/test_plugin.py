@@ -104,6 +104,7 @@ def test_the_plugin_is_a_provider_before_echo(installed):
     ]
 
 
+@pytest.mark.slow
 def test_vendors_of_the_environment_come_before_it(installed):
     assert names(installed | {"OPENAI_API_KEY": "sk-test"}) == ["openai", "shout", "echo"]
 

@@ -349,6 +349,7 @@ def compared(tmp_path, *args):
     return CliRunner().invoke(main, ["costs", "--compare", *args, "--ledger", path])
 
 
+@pytest.mark.slow
 def test_a_name_and_its_mirror_are_compared_in_pairs(vendors, tmp_path):
     with mirrored(vendors, tmp_path, share=0.5) as (front, mirror, _):
         for _ in range(40):

@@ -175,6 +175,7 @@ def told_by(service: Service) -> Iterator[str]:
         yield answer.data.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_the_log_and_the_page_tell_and_the_answers_do_not(format: str, tmp_path: Path) -> None:
     with ExitStack() as stack:

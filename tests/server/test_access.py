@@ -166,6 +166,7 @@ def test_no_cache_keeps_what_is_for_operators(stand: Guarded, path: str) -> None
             assert answer.headers["Cache-Control"] == "no-store", (method, key, answer.status)
 
 
+@pytest.mark.slow
 def test_metrics_for_operators_need_a_key(tmp_path: Path) -> None:
     """In the file and by variable; the start says what is missing."""
     (tmp_path / "infermux.toml").write_text('[providers.echo]\n[server]\nmetrics = "admin"\n')
@@ -239,7 +240,7 @@ def spellings(key: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_key_is_redacted_in_whatever_spelling_a_vendor_repeats_it(status: int) -> None:
     words = spellings(VENDOR_KEY)

@@ -378,6 +378,7 @@ def test_with_every_slot_taken_health_answers_and_the_rest_is_shed(
         assert [span["status"] for span in spans].count("error") == len(paths) + 1
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_the_threads_of_the_command_line_are_the_ones_that_count(
     gated: Gated, written: Write, args: tuple[str, ...]
@@ -488,6 +489,7 @@ def test_a_reload_loses_no_call(gated: Gated, written: Write, args: tuple[str, .
     assert set(crowd.statuses) == {200}, crowd.statuses
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_reload_changes_who_operates_and_how_long_a_body_may_be(
     gated: Gated, written: Write, args: tuple[str, ...]

@@ -154,6 +154,7 @@ def test_while_the_database_is_away_only_hard_budgets_wait_for_it(
     eventually(lambda: served.ask("web").status == 200, "budgets being back")
 
 
+@pytest.mark.slow
 def test_a_limit_per_minute_holds_on_the_host_while_the_database_is_away(served: Served) -> None:
     usual = [served.answered("free")]
     served.proxy.refuse()
@@ -182,6 +183,7 @@ def test_a_database_that_answers_late_is_away(served: Served) -> None:
     assert {each.id for each in found} <= set(served.settled())
 
 
+@pytest.mark.slow
 def test_connections_that_were_cut_are_replaced(served: Served) -> None:
     found = []
     for _ in range(3):
@@ -342,6 +344,7 @@ def test_hosts_behind_pgbouncer(postgres: Postgres, pgbouncer: PgBouncer) -> Non
 # -- the start -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_service_starts_while_its_database_is_away(postgres: Postgres) -> None:
     """It answers calls, and records them once the database is there."""
     database = postgres.database()
@@ -361,6 +364,7 @@ def test_a_service_starts_while_its_database_is_away(postgres: Postgres) -> None
         assert set(host.calls()) == {each.id for each in found}
 
 
+@pytest.mark.slow
 def test_a_database_without_a_schema_stops_the_start(database: Database) -> None:
     env = {"DATABASE_URL": database.service}
     host = Host('[ledger]\nurl = "env:DATABASE_URL"\n', env)

@@ -310,6 +310,7 @@ def test_what_it_says_gives_it_the_settings(tmp_path: Path) -> None:
         assert "Using worker: infermux.server.worker.Worker" in service.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "warnings"),
     [

@@ -571,6 +571,7 @@ def inside(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_each_worker_switches_threads_less_often_and_bounds_its_clients(inside):
     with inside(workers=2) as service:
         seen = {}
@@ -678,6 +679,7 @@ def test_every_call_has_one_valid_span(tokentrace, args):
     assert len({span["trace_id"] for span in spans}) == 42
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_every_refused_call_has_a_valid_span_or_none(tokentrace, args):
     """What a caller sends in the wrong type must not reach TokenTrace in the wrong type."""
@@ -705,6 +707,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode != "reset")) for mode in MODES]
 )

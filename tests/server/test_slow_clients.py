@@ -201,6 +201,7 @@ def _pause(service: Service) -> tuple[float, bytes]:
         return time.monotonic() - start, answer
 
 
+@pytest.mark.slow
 def test_a_head_that_is_too_long_is_refused_before_its_end() -> None:
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 8000) for number in range(9))
     one = Service(env={"INFERMUX_SERVER__WORKERS": "1"})
@@ -209,6 +210,7 @@ def test_a_head_that_is_too_long_is_refused_before_its_end() -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True])
 def test_what_comes_in_pieces_is_put_together(tmp_path: Path, secure: bool) -> None:
     """Requests cut anywhere, several in one packet, and one that ends in the middle."""

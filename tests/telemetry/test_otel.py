@@ -102,7 +102,7 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": PROMPT}], **more}
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args", [("--workers", "2"), ("--workers", "1", "--preload")], ids=["two", "preload"]
 )

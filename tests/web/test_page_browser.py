@@ -134,6 +134,7 @@ def busy_day(front: Front, ledger: SQLiteLedger) -> None:
         ask(front.port, "/infer", {**HELLO, "model": "gone-1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "widths", [(360,), pytest.param((1280, 768, 360), marks=pytest.mark.slow)], ids=["phone", "any"]
 )

@@ -136,6 +136,7 @@ def test_a_hostile_name_is_refused_without_harm(front: Front, body: dict[str, An
     assert not {"\x1b", "\r", "\u202e"} & set(answer.data.decode())
 
 
+@pytest.mark.slow
 def test_a_service_writes_plans_down_that_can_be_derived_again(tmp_path: Any) -> None:
     """Through gunicorn and its workers: each answer's id leads to the decision that led to it."""
     (tmp_path / "infermux.toml").write_text("""
