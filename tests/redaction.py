@@ -3,7 +3,7 @@
 import re
 
 MAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
-PERHAPS = re.compile(r"[\w.+-]*(@[\w.-]*)?$")  # may go on as an address
+PERHAPS = re.compile(r"[\w.+-]*(@[\w.-]*)?$")  # may become an address
 
 
 def hidden(value):
