@@ -55,9 +55,11 @@ class Watcher:
         self._router = weakref.ref(router)
         self._clock = clock
         self._seen_down: set[Target] = set()
+        self._also: dict[str, list[str]] = {}  # subjects claimed with one, which are not sent
         self._lost: int | None = None  # lost records that were reported
         self._prices_at = 0.0
         self._process = 0
+        self._has_left = False
 
     def start(self) -> None:
         """Start the thread of this process, once."""
@@ -68,17 +70,19 @@ class Watcher:
         threading.Thread(target=self._run, name="infermux-alerts", daemon=True).start()
 
     def leave(self) -> None:
-        """Have others send what could not be sent."""
+        """Have others send what could not be sent, and send no more."""
+        self._has_left = True
         router = self._router()
         alerts = None if router is None else alerts_of(router.observers)
         if router is None or alerts is None or router.ledger is None:
             return
         with suppress(LedgerUnavailable):
             for subject in list(alerts.unsent):
-                router.ledger.alerts().undo(subject, host())
+                for each in (subject, *self._also.get(subject, ())):
+                    router.ledger.alerts().undo(each, host())
 
     def _run(self) -> None:
-        while (router := self._router()) is not None:
+        while (router := self._router()) is not None and not self._has_left:
             try:
                 self.check(router)
             except LedgerUnavailable:
@@ -101,9 +105,20 @@ class Watcher:
         known, now = memory.sent(), self._clock()
         found += self._recovered(router, alerts, known, now)
         for due in found:
-            if _may_send(due, known, now) and _claimed(due, memory, known, now):
+            if self._has_left:
+                return
+            if _may_send(due, known, now) and self._claimed(due, memory, known, now):
                 alerts.send(due.alert)
                 due.sent()
+
+    def _claimed(self, due: Due, memory: AlertLog, known: Mapping[str, Sent], now: float) -> bool:
+        subject = due.alert.subject
+        if not memory.claim(subject, known.get(subject), now, host()):
+            return False
+        if also := [each for each in due.also if each not in known]:
+            self._also[subject] = also
+            memory.claim_all(also, now, host())
+        return True
 
     def _found(self, router: Router, alerts: Alerts) -> Iterator[Due]:
         if "budget" in alerts.events:
@@ -249,14 +264,6 @@ def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
     if subject.startswith("target down "):
         up = known.get(subject.replace(" down ", " up ", 1))
         return _is_after(up, last)
-    return True
-
-
-def _claimed(due: Due, memory: AlertLog, known: Mapping[str, Sent], now: float) -> bool:
-    subject = due.alert.subject
-    if not memory.claim(subject, known.get(subject), now, host()):
-        return False
-    memory.claim_all((each for each in due.also if each not in known), now, host())
     return True
 
 

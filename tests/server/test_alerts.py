@@ -298,6 +298,10 @@ def test_a_bad_configuration_stops_the_start(tmp_path, written, env, told):
     assert told in str(caught.value) and "secret" not in str(caught.value).partition("never")[0]
 
 
+def sent(router):
+    return router.ledger.alerts().sent()
+
+
 def test_what_could_not_be_sent_is_left_to_the_next_start(tmp_path):
     """The webhook is down while the service stops: nothing that was claimed is lost."""
     with FaultyVendor() as vendor, Webhook() as webhook:
@@ -309,18 +313,17 @@ def test_what_could_not_be_sent_is_left_to_the_next_start(tmp_path):
             sender._wait = lambda seconds: (waiting.set(), go_on.wait(PATIENCE))
             while ask(client).status_code == 200:
                 pass
-            watching.Watcher(router).check(router)
+            eventually(lambda: [each for each in sent(router) if each.startswith("budget 100 ")])
             assert waiting.wait(PATIENCE)
-            [tried] = {told["subject"] for told in webhook.told}
-            assert tried in router.ledger.alerts().sent()
             watching.leave()
-            assert tried not in router.ledger.alerts().sent()
+            assert not sent(router)
             webhook.seen.clear()
             with service(tmp_path, vendor, webhook) as (_, other):
-                watching.Watcher(other).check(other)
-                eventually(lambda: tried in {told["subject"] for told in webhook.told})
-            webhook.statuses[:] = [500] * 9
-            go_on.set()
+                watching.Watcher(other).check(other)  # it knows of no refusal
+                eventually(lambda: webhook.events("budget"))
+                assert webhook.events("budget")[0]["details"]["percent"] >= 80
+                webhook.statuses[:] = [500] * 9
+                go_on.set()
 
 
 class Guarded(Service):
