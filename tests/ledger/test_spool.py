@@ -442,6 +442,7 @@ def defer(path: Path, worker: int, count: int, started: Any) -> None:
     """Defer settlements and drain at the same time as others do."""
     with closing(SQLiteLedger(path, busy=60)) as ledger:
         started.wait()
+        (path.parent / f"{worker}.started").touch()
         for n in range(count):
             assert ledger.defer(settled(f"{worker}-{n:04d}"))
         eventually(lambda: ledger.spooled() == 0)
@@ -456,7 +457,8 @@ def test_workers_append_to_and_drain_one_spool(path: Path, killed: int, monkeypa
     workers = [fresh.Process(target=defer, args=(path, n, count, started)) for n in range(crew)]
     for each in workers:
         each.start()
-    if killed:
+    if killed:  # none at the barrier, whose lock would be kept
+        eventually(lambda: len([*path.parent.glob("*.started")]) == crew)
         eventually(spool_of(path).exists)
     for each in workers[:killed]:
         each.kill()
