@@ -454,7 +454,10 @@ def test_workers_append_to_and_drain_one_spool(path: Path, killed: int, monkeypa
     monkeypatch.syspath_prepend(HOME)
     crew, count = 4, 300
     started = fresh.Barrier(crew)
-    workers = [fresh.Process(target=defer, args=(path, n, count, started)) for n in range(crew)]
+    workers = [
+        fresh.Process(target=defer, args=(path, n, count, started), daemon=True)
+        for n in range(crew)
+    ]
     for each in workers:
         each.start()
     if killed:  # none at the barrier, whose lock would be kept
