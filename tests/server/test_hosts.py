@@ -144,7 +144,7 @@ def test_limits_are_exact_and_no_call_is_lost_over_hosts(fleet: Fleet) -> None:
     assert [each for each, found in told if found != each.cost] == []
     nothing_is_overspent(fleet, calls)
     busy = [each for each in traffic.outcomes if each.code == "ledger_unavailable"]
-    assert len(busy) < len(traffic.outcomes) / 4  # a machine may have no time for the database
+    assert len(busy) < len(traffic.outcomes) / 20  # a machine may have no time for the database
     limited = [each for each in traffic.outcomes if each.caller == "limited"]
     alone = any("limits per minute count this host's own calls" in each.log for each in fleet.hosts)
     rates_are_exact(limited, scale.rpm, alone)
