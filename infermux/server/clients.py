@@ -171,11 +171,11 @@ class SecureClient(Client):
         with contextlib.suppress(BlockingIOError):
             if len(self._text) < HEAD_BYTES:
                 self._fetch()
-        if not self._greet():
+        if not self._continue_handshake():
             return self._text, True
         return self._text, self._decrypt() if self.is_secured else self._has_ended
 
-    def _greet(self) -> bool:
+    def _continue_handshake(self) -> bool:
         """Continue the handshake, if it is not complete; return whether it has not failed."""
         if self.is_secured:
             return True

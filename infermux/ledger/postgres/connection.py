@@ -112,7 +112,7 @@ class Database:
         self._pool: Pool | None = None
         self._lock = threading.Lock()  # of the pool's replacement
         self._away = ""  # why it is unavailable; "": it is not known to be
-        self._doctor: threading.Thread | None = None
+        self._reconnector: threading.Thread | None = None
         self._closed = False
         self._succeeded = 0.0  # when an operation last succeeded
         self.replaced = -math.inf  # when lost connections were last replaced
@@ -294,14 +294,14 @@ class Database:
         with self._lock:
             if not self._away and not self._closed:
                 self._away = reason or "it cannot be reached"
-                if self._doctor is None:
-                    self._doctor = threading.Thread(
-                        target=self._treating, name="infermux-database", daemon=True
+                if self._reconnector is None:
+                    self._reconnector = threading.Thread(
+                        target=self._reconnecting, name="infermux-database", daemon=True
                     )
-                    self._doctor.start()
+                    self._reconnector.start()
         return Away(reason)
 
-    def _treating(self) -> None:
+    def _reconnecting(self) -> None:
         """Try to connect until the database is back."""
         while not self._closed:
             time.sleep(RETRY_SECONDS)
@@ -320,7 +320,7 @@ class Database:
     def _recovered(self, made: Pool) -> None:
         with self._lock:
             old, self._pool = self._pool, made
-            self._away, self._doctor, self.replaced = "", None, time.monotonic()
+            self._away, self._reconnector, self.replaced = "", None, time.monotonic()
         if old is not None:
             old.end()
 
