@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 30.0  # seconds until a condition that should hold soon counts as failed
+PATIENCE = 60.0  # seconds until a condition that should hold soon counts as failed
 NO_FOLDER = "/nonexistent"  # has no infermux.toml of a developer's own
 HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -93,7 +93,7 @@ def run(
         env=environment(**(env or {})),
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=5 * PATIENCE,
         check=False,
         input=given or "",
     )

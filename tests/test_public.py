@@ -127,8 +127,8 @@ def test_a_provider_behind_http_loads_requests_but_not_flask() -> None:
 
 
 def test_import_infermux_takes_under_60_milliseconds() -> None:
-    """The best of five: what the machine does beside is not ours."""
-    code = "import time; start = time.perf_counter(); import infermux; print(time.perf_counter() - start)"
+    """Of CPU time, and the best of five: what the machine does beside is not ours."""
+    code = "import time; start = time.process_time(); import infermux; print(time.process_time() - start)"
     assert min(python(code) for _ in range(5)) < 0.060
 
 

@@ -134,7 +134,7 @@ class SharedMemory:
     def __init__(self) -> None:
         size = _FRONT + SLOTS * _SLOT
         self.created = time.time()
-        self._fd = _anonymous_file(size)
+        self._fd = anonymous_file(size)
         weakref.finalize(self, os.close, self._fd)
         self._memory = memoryview(mmap.mmap(self._fd, size))
         self._head = self._memory[: _HEAD * _WORD].cast("q")
@@ -254,7 +254,7 @@ def share() -> None:
     shared = shared or SharedMemory()
 
 
-def _anonymous_file(size: int) -> int:
+def anonymous_file(size: int) -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("infermux")
     else:

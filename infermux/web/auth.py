@@ -17,7 +17,8 @@ from ..config import Secret
 from ..errors import AuthenticationError, Forbidden, Overloaded, Unavailable
 from ..protocol import InferRequest
 from ..server import status
-from ..types import ANONYMOUS, Caller, Clock
+from ..telemetry.shared_memory import anonymous_file
+from ..types import ANONYMOUS, Caller, Clock, fcntl
 from . import operator_session
 from .http import (
     Api,
@@ -166,7 +167,8 @@ class AddressThrottle:
     def __init__(
         self, *, places: int = 4096, seconds: float = 60.0, clock: Clock = time.monotonic
     ) -> None:
-        self._last = memoryview(mmap.mmap(-1, 8 * places)).cast("d")  # shared; 0: never
+        self._fd = anonymous_file(8 * places)
+        self._last = memoryview(mmap.mmap(self._fd, 8 * places)).cast("d")  # shared; 0: never
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
@@ -174,12 +176,13 @@ class AddressThrottle:
     def due(self, address: str) -> bool:
         """Whether a message about *address* may be logged now; if so, restart its interval."""
         place, now = hash(address) % len(self._last), self._clock()
-        with self._lock:
+        with self._lock:  # of threads; the next one is of processes
+            fcntl.lockf(self._fd, fcntl.LOCK_EX)
             last = self._last[place]
-            if last and now - last < self._seconds:
-                return False
-            self._last[place] = now
-        return True
+            if is_due := not last or now - last >= self._seconds:
+                self._last[place] = now
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        return is_due
 
 
 _throttle = AddressThrottle()  # made before the fork: workers share it

@@ -64,7 +64,8 @@ class SQLite(Backend):
         return str(self.path), ""
 
     def _new(self, clock: Callable[[], float], **options: Any) -> SQLLedger:
-        return SQLiteLedger(self.path, clock=clock, **options)
+        # as below: a busy machine is not a locked ledger
+        return SQLiteLedger(self.path, clock=clock, **{"busy": 60} | options)
 
     def sql(self, statement: str) -> list[tuple[str, ...]]:
         with closing(sqlite3.connect(self.path)) as sql, sql:
