@@ -28,6 +28,7 @@ def proxy(database: Database) -> Iterator[Proxy]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_owner_creates_and_the_service_only_uses(database: Database) -> None:
     assert client(database.url, "CREATE TABLE t (a int)") == ""
     assert client(database.service, "INSERT INTO t VALUES (3) RETURNING a") == "3"
@@ -98,6 +99,7 @@ def execute_twice(url: str) -> str:
     return client(url, "PREPARE mine AS SELECT 1")  # the server's connection still has it
 
 
+@pytest.mark.slow
 def test_a_proxy_delays_cuts_refuses_and_moves(database: Database, proxy: Proxy) -> None:
     url = database.at(proxy.port)
     assert client(url, "SELECT 7") == "7"

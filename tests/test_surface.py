@@ -1256,6 +1256,7 @@ def test_every_answer_still_has_its_status_its_headers_and_its_body(world: World
     same("answers", world)
 
 
+@pytest.mark.slow
 def test_a_vendor_is_still_sent_the_same_headers(world: World) -> None:
     same("upstream", world)
 

@@ -249,6 +249,7 @@ UNSENT = {  # no lines of a batch
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("bad", "name"), UNSENT.values(), ids=UNSENT)
 def test_what_is_no_line_of_a_batch_is_named(bad, name, tmp_path):
     assert batch(written(tmp_path, bad, b"", b"  ", line("good"))).exit_code == 0
@@ -291,6 +292,7 @@ def test_model_is_asked_instead_of_each_lines_own(tmp_path, vendor):
     assert {each["response"]["status_code"] for each in results(tmp_path).values()} == {200}
 
 
+@pytest.mark.slow
 def test_dashes_are_standard_input_and_output():
     done = run(
         [*script("infermux"), "batch", "-", "-o", "-", "-q"],
@@ -323,6 +325,7 @@ def test_a_vendor_that_has_no_room_for_now_is_waited_for(trouble, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_no_target_can_do_is_not_waited_for(tmp_path, vendor):
     path = config(tmp_path, vendor, '[providers.openai.unsupported]\nm = ["tools"]')
     source = written(
@@ -418,6 +421,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
 def test_results_of_another_input_are_refused_and_left_alone(other, tmp_path, vendor):
     args = ["-c", config(tmp_path, vendor)]
@@ -492,6 +496,7 @@ def test_a_first_signal_lets_lines_in_flight_end(number, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     gate = threading.Event()
     with (
@@ -511,6 +516,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert finished(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_signal_stops_a_run_that_waits_for_its_input(tmp_path):
     command = [*script("infermux"), "batch", "-", "-o", str(tmp_path / "out.jsonl")]
     with subprocess.Popen(

@@ -222,6 +222,7 @@ def test_a_hostile_name_moves_no_cursor(tmp_path: Path) -> None:
     assert json.loads(infermux("logs", "--json", "--ledger", path).stdout)["requested"] == HOSTILE
 
 
+@pytest.mark.slow
 def test_a_terminal_has_bars(path: str) -> None:
     mine, theirs = pty.openpty()
     try:

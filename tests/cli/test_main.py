@@ -355,6 +355,7 @@ OUTPUTS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("to", "why"), [("> /dev/full", "No space left on device"), ("| exec sleep 0", "Broken pipe")]

@@ -178,6 +178,7 @@ def test_a_key_is_shown_once_and_its_hash_matches(made):
     assert "not shown again" in made.stderr
 
 
+@pytest.mark.slow
 def test_its_lines_can_be_appended_to_the_file(tmp_path):
     """The key is on the terminal; a file without its last newline is not damaged."""
     file = tmp_path / "infermux.toml"

@@ -106,6 +106,7 @@ MORE = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", MORE)
 def test_a_parameter_beside_the_others_reaches_the_vendor_or_is_400(name: str, vendor: Any) -> None:
     app = create_app(infermux.load(vendor.env))
@@ -128,6 +129,7 @@ def test_stream_beside_the_others_is_a_stream() -> None:
     assert wrong.status_code == 400 and "stream" in wrong.json["error"]["message"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", ["echo-v1", "slow-v1", "openai/gpt-4.1-mini", "both"])
 def test_latency_is_one_number_in_body_header_and_ledger(
     model: str, vendor: Any, tmp_path: Any

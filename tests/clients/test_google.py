@@ -70,6 +70,7 @@ def client(service, request):
     return genai.Client(api_key="any", http_options=types.HttpOptions(**options))
 
 
+@pytest.mark.sampled(1)
 @every_vendor
 def test_it_generates(client, vendors, dialect):
     vendors[dialect].script(says(dialect, ANSWER, streamed=False))
@@ -100,6 +101,7 @@ def test_it_streams(client, vendors, dialect):
     assert chunks[-1].usage_metadata.total_token_count == 48
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @every_vendor
 def test_a_chat_calls_functions_by_itself(client, vendors, dialect, streamed):
@@ -175,6 +177,7 @@ def test_errors(client, vendors, dialect):
         client.models.generate_content(model=MODELS[dialect], contents=ASK)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["cut", "error"])
 @every_vendor
 def test_a_stream_that_breaks_is_an_error(client, vendors, dialect, how):
@@ -276,6 +279,7 @@ def test_a_loop_of_tools_at_a_strict_vendor(strict, target, thinking, streamed):
     assert vendor.refused[refused:] == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(("first", "second"), [(a, b) for a in FORMATS for b in FORMATS if a != b])

@@ -139,6 +139,7 @@ def test_a_table_of_another_program_is_left_alone(database: Database, opens: Ope
     assert "another program" in error.value.reason
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "change",
     [
@@ -181,6 +182,7 @@ def rows(database: Database, table: str) -> int:
     return int(database.sql(f"SELECT count(*) FROM {table}")[0][0])
 
 
+@pytest.mark.slow
 def test_calls_are_kept_by_month_and_a_month_is_dropped(there: Database, opens: Opens) -> None:
     """The default partition has what no month's has, until `migrate` makes that one."""
     ledger = opens(there.url, clock=lambda: NOON)
@@ -203,6 +205,7 @@ def test_calls_are_kept_by_month_and_a_month_is_dropped(there: Database, opens: 
     assert ledger.problems() == []
 
 
+@pytest.mark.slow
 def test_a_role_that_owns_nothing_deletes_rows(there: Database, opens: Opens) -> None:
     ledger = opens(there.service, clock=lambda: NOON)
     old = NOON - 40 * DAY
@@ -287,6 +290,7 @@ def nothing_differs(ledger: PostgresLedger, spent: dict[str, int]) -> None:
     assert ledger.problems() == []
 
 
+@pytest.mark.slow
 def test_budgets_in_any_order_neither_overspend_nor_wait_in_a_circle(
     there: Database, opens: Opens
 ) -> None:
@@ -296,6 +300,7 @@ def test_budgets_in_any_order_neither_overspend_nor_wait_in_a_circle(
     assert there.server.log.count("deadlock detected") == before
 
 
+@pytest.mark.slow
 def test_transactions_that_the_server_takes_back_are_repeated(
     there: Database, opens: Opens
 ) -> None:
@@ -305,6 +310,7 @@ def test_transactions_that_the_server_takes_back_are_repeated(
     nothing_differs(ledgers[0], hammer(ledgers, how_many(5, 40, 100), 3))
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Opens) -> None:
     """Also between a commit and its answer."""
     with Proxy(there.server.port) as proxy:
@@ -347,6 +353,7 @@ def test_a_server_that_is_killed_counts_nothing_twice(tmp_path: Path, opens: Ope
         nothing_differs(ledgers[0], spent)
 
 
+@pytest.mark.slow
 def test_a_pooler_between_changes_nothing(
     there: Database, opens: Opens, pgbouncer: PgBouncer
 ) -> None:
@@ -355,6 +362,7 @@ def test_a_pooler_between_changes_nothing(
     nothing_differs(ledgers[0], hammer(ledgers, how_many(10, 60, 200)))
 
 
+@pytest.mark.slow
 def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Opens) -> None:
     """What is settled at that moment counts once: in what the period begins with, or after it."""
     ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
@@ -378,6 +386,7 @@ def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Op
         assert ledgers[0].spent(Budget(caller, 1000, "day"), NOON) == (40, 1), turn
 
 
+@pytest.mark.slow
 def test_what_is_odd_in_a_batch_is_settled_alone_and_the_rest_together(
     there: Database, opens: Opens, tmp_path: Path
 ) -> None:
@@ -403,6 +412,7 @@ def test_what_is_odd_in_a_batch_is_settled_alone_and_the_rest_together(
 # -- a database that is away -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_database_that_does_not_answer_is_given_up_in_time(there: Database, opens: Opens) -> None:
     """The first call waits, the next ones do not; it is noticed when it is back."""
     with Proxy(there.server.port) as proxy:
@@ -463,6 +473,7 @@ def own_server() -> Iterator[Postgres]:
 # -- limits per minute -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_limits_per_minute_are_exact_over_hosts(
     there: Database, opens: Opens, tmp_path: Path
 ) -> None:
@@ -493,6 +504,7 @@ def test_limits_per_minute_are_exact_over_hosts(
     ]
 
 
+@pytest.mark.slow
 def test_tokens_per_minute_are_corrected(there: Database, opens: Opens, tmp_path: Path) -> None:
     one, two = (opens(there.service).rates(RateLimiter(tmp_path / f"{n}.r")) for n in range(2))
     began = time.monotonic()
@@ -509,6 +521,7 @@ def test_tokens_per_minute_are_corrected(there: Database, opens: Opens, tmp_path
     assert one.used("web") == (2, 0)
 
 
+@pytest.mark.slow
 def test_a_host_counts_alone_while_the_database_is_away(
     there: Database, opens: Opens, tmp_path: Path
 ) -> None:
@@ -528,6 +541,7 @@ def test_a_host_counts_alone_while_the_database_is_away(
         assert rates.take("web", rpm=4, tpm=None) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_crashed_has_no_counts_but_each_host_has_its_own(
     there: Database, opens: Opens, tmp_path: Path
 ) -> None:
@@ -544,6 +558,7 @@ def test_a_server_that_crashed_has_no_counts_but_each_host_has_its_own(
 # -- circuits, clocks ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_command_is_heard_at_each_host_and_by_those_that_start_later(
     there: Database, opens: Opens
 ) -> None:
@@ -563,6 +578,7 @@ def test_a_command_is_heard_at_each_host_and_by_those_that_start_later(
     eventually(lambda: [told[1:] for told in later.published()] == expected, "hearing")
 
 
+@pytest.mark.slow
 def test_periods_and_leases_are_those_of_the_databases_clock(
     there: Database, opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,6 +598,7 @@ def test_periods_and_leases_are_those_of_the_databases_clock(
 # -- moving a ledger -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
     there: Database, opens: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,6 +642,7 @@ def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
         assert "empty" in error.value.reason
 
 
+@pytest.mark.slow
 def test_a_copy_that_differs_is_told(there: Database, opens: Opens, tmp_path: Path) -> None:
     keep(tmp_path / "l.db", call("a", cost=5), call("b", cost=6))
     there.sql(

@@ -581,6 +581,7 @@ def damaged(whole: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_a_damaged_bill_is_a_clear_error(name: str) -> None:
     """Whatever becomes of bytes or cells, each line is summed, or named with its column."""
@@ -888,6 +889,7 @@ def test_notes_and_problems_are_told_on_the_side(ledger: str) -> None:
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", ["--json", "--csv", ""])
 def test_the_command_tells_of_a_damaged_bill_without_a_traceback(ledger: str, form: str) -> None:
     chance, path = random.Random(f"cli{form}"), Path(ledger).with_name("bill.csv")

@@ -195,6 +195,7 @@ def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLLedger) -> None:
     assert len(reports.series(ledger, "hour", ALWAYS, NOON)["rows"]) == 48
 
 
+@pytest.mark.sampled(1)
 def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLLedger) -> None:
     keep(ledger, call("1", at=NOON - 9 * DAY, cost=3), call("2", at=NOON - 1, cost=4))
     found = reports.series(ledger, "hour", Period(-9e9, 9e12), NOON, limit=MAX_ROWS)

@@ -53,6 +53,7 @@ def rolled(backend: Any) -> Counter[int]:
 # -- reports ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("by", DIMENSIONS, ids=lambda by: "+".join(by) or "all")
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_daily_sums_say_what_the_calls_say(
     ).is_summed
 
 
+@pytest.mark.sampled(1)
 def test_a_call_that_comes_late_counts_in_its_day(full: Any) -> None:
     with closing(full.make(LATER)) as ledger:
         before = {total.key[0]: total for total in ledger.totals("day")}
@@ -109,6 +111,7 @@ def test_a_report_that_cannot_be_kept_is_right_all_the_same(path: Path) -> None:
             assert ledger.totals("model") == expected
 
 
+@pytest.mark.sampled(1)
 def test_check_finds_each_kind_of_drift(full: Any) -> None:
     with closing(full.make(LATER)) as ledger:
         ledger.totals("model")
@@ -128,6 +131,7 @@ def test_check_finds_each_kind_of_drift(full: Any) -> None:
 # -- reservations ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("period", ["day", "month", "total"])
 def test_a_period_begins_without_reading_a_call(full: Any, period: str) -> None:
     with closing(full.make(BEFORE)) as ledger:
@@ -199,6 +203,7 @@ def test_what_old_calls_have_cost_outlasts_them(
         assert problems(ledger) == []
 
 
+@pytest.mark.sampled(1)
 def test_a_service_removes_what_is_older_than_it_keeps(full: Any) -> None:
     ledger = full.make(LATER, keep=110 * DAY)
     with closing(ledger):

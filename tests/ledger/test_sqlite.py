@@ -236,6 +236,7 @@ def test_rows_are_the_newest_first_and_filtered(ledger: SQLLedger) -> None:
     assert ids(model="odd%_", caller="", status="ok", since=NOON) == ["x"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "hostile",
     ["%", "%%%", "_", "' OR 1=1 --", '"; DROP TABLE calls; --', "\0", "\ud800", "a" * 10**6],
@@ -271,6 +272,7 @@ def test_too_little_of_an_id_is_refused(ledger: SQLLedger, little: str) -> None:
         ledger.call(little)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -307,6 +309,7 @@ def test_equal_plans_are_kept_once(ledger: SQLLedger, backend: Any) -> None:
     assert int(longest) < 40
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("limit", "found"), [(10**30, 3), (-1, 0), (0, 0), (2, 2)])
 def test_a_limit_is_kept_within_reason(ledger: SQLLedger, limit: int, found: int) -> None:
     put(ledger, *[call(str(n)) for n in range(3)])
@@ -554,6 +557,7 @@ def old_file(path: Path, version: str, *records: Record) -> None:
                 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("version", OLD.values(), ids=OLD)
 def test_a_file_of_an_older_version_is_migrated_with_its_rows(
     own: SQLiteLedger, path: Path, version: str

@@ -178,6 +178,7 @@ def test_genai_prices_as_json_or_as_its_module_that_is_not_run(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_openrouters_answer_goes_over_what_follows_a_vendor(home: Path) -> None:
     assert update(OPENROUTER).exit_code == 0
     use(home / "prices.json")

@@ -298,6 +298,7 @@ def test_a_command_is_run_once_for_its_ttl_without_a_shell(tmp_path):
         assert vendor.keys == ["token-number-1-a;b $HOME"] * 8 and runs(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_a_new_token_is_fetched_in_the_background_before_the_old_one_ends(tmp_path):
     with Keyed() as vendor:
         path = program(tmp_path, COUNTS)
@@ -537,6 +538,7 @@ def respond(client: Any, **more: Any) -> Any:
     return answer.json["id"] if not more.get("stream") else re.search(r"resp_\d+", answer.text)[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_a_key_has_stored_is_asked_for_with_this_key(workers, tmp_path):
     with Accounts() as vendor:
@@ -583,6 +585,7 @@ def test_what_no_key_has_stored_is_not_found(tmp_path):
         assert vendor.missed == 6
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_account_that_has_it_is_told_and_not_that_it_is_missing(tmp_path):
     with Accounts() as vendor:
         [client] = clients(vendor, tmp_path)

@@ -106,6 +106,7 @@ def why(found: Explanation) -> dict[str, str]:
 # -- what is said is what is done ------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("tools", [False, True])
 def test_the_plan_that_is_explained_is_the_one_that_is_executed(strategy: str, tools: bool) -> None:

@@ -317,6 +317,7 @@ CODES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(6)
 @EACH
 @pytest.mark.parametrize("hook", ["before", "after", "chunk"])
@@ -425,6 +426,7 @@ LATE = threading.Event()
 FAILING = pytest.mark.parametrize("bad", [broken, late, lambda value: "words"])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @FAILING
 @pytest.mark.parametrize("hook", ["before", "after", "chunk"])
@@ -463,6 +465,7 @@ NO_CHUNKS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("members", NO_ANSWERS.values(), ids=NO_ANSWERS)
 def test_what_is_no_answer_is_a_failed_hook(streamed, members):
@@ -474,6 +477,7 @@ def test_what_is_no_chunk_is_a_failed_hook(members):
     refused(CHATS | {"stream": True}, chunk=lambda chunk: chunk._replace(**members))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "wrong", [{"status": 200}, {"code": "a\nb"}, {"code": "x" * 101}, {"status": 999}]
 )

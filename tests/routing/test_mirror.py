@@ -243,6 +243,7 @@ def test_copies_have_the_parameters_of_the_name(vendors, tmp_path, name, model, 
         assert copy.caller == f"mirror of {name}"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "limit", [{"timeout": 0.2}, {"deadline": 0.2}, {"timeout": NameTimeouts(first_byte=0.2)}]
 )

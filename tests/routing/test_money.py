@@ -204,6 +204,7 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("model", "body", "expected"), [each[1:] for each in BILLS], ids=[each[0] for each in BILLS]
 )
@@ -304,6 +305,7 @@ def part(kind: str, **more: Any) -> list[dict[str, Any]]:
 OUT = 10 * MICRO  # pico-USD per token of output
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("asked", "least", "most"),
     [
@@ -419,6 +421,7 @@ def cut(handler: Any, asked: Any) -> None:
     handler.reset()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("fault", "assumed"),
     [

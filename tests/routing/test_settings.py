@@ -142,6 +142,7 @@ CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("dialect", ["anthropic", "gemini", "openai"])
 @pytest.mark.parametrize("client", CLIENTS)
@@ -212,6 +213,7 @@ TOOLS = [{"name": "f", "input_schema": {"type": "object"}}]
 CHOICE = 'params = { tool_choice = "auto", parallel_tool_calls = false }'
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("setting", "asked", "wanted", "dropped"),
     [
@@ -339,6 +341,7 @@ def test_a_longer_timeout_holds_while_another_target_waits(tmp_path, monkeypatch
         assert found.infer("hi", model="x").provider == "v0"
 
 
+@pytest.mark.slow
 def test_attempts_and_deadline_of_a_name(tmp_path):
     with Vendor(Scripted(500)) as broken, Vendor(Scripted(delay=20)) as slow:
         found = names([broken], "attempts = 1", tmp_path)
@@ -404,6 +407,7 @@ def test_a_header_may_carry_the_key_where_there_is_no_api_key(vendor, tmp_path):
     assert vendor.seen[-1].headers["authorization"] == "Basic abc"
 
 
+@pytest.mark.slow
 def test_betas_of_the_configuration_and_of_the_client_are_both_sent(tmp_path):
     with Vendor() as vendor:
         found = build_router(

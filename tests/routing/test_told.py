@@ -121,6 +121,7 @@ def test_the_hint_names_where_the_key_is_from(key: str, words: str, tmp_path: Pa
     assert f"does {words.format(folder=tmp_path)} hold a valid key?" in error.attempts[1].hint
 
 
+@pytest.mark.slow
 def test_an_error_inside_a_200_has_the_status_that_it_names() -> None:
     body = {"error": {"code": 429, "message": "slow down"}}
     with Vendor(Scripted(200, body)) as vendor:
@@ -148,6 +149,7 @@ def test_a_call_without_attempts_tells_what_was_asked_for() -> None:
     assert NoHealthyProvider("x").attempts == ()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("args", [[], ["--stream"], ["--json"]])
 def test_the_command_line_says_the_same_in_one_line(args: list[str], tmp_path: Path) -> None:
     with vendors(401, 529, tmp_path) as environ:

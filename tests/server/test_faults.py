@@ -412,6 +412,7 @@ def test_a_vendor_that_is_alone_and_fails(stand: Stand, name: str, api: str) -> 
     is_alive(stand)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("api", ["infer", "stream"])
 @pytest.mark.parametrize("name", FAULTS)

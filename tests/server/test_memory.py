@@ -251,6 +251,7 @@ def test_bodies_in_flight_have_a_bound(tmp_path: Path) -> None:
             assert [call.result().status for call in calls] == [200] * 3
 
 
+@pytest.mark.slow
 def test_a_body_takes_room_as_it_arrives(tmp_path: Path) -> None:
     """Announced bodies hold up nobody, and large ones leave room for small ones."""
     vendor = Failing()

@@ -118,6 +118,7 @@ WRONG = [":99999", "foo", ":abc", "127.0.0.1:", "127.0.0.1:-1", "8600", "::1:80"
 WRONG += ["[::1]", ":", "a:b:c", "127.0.0.1:8600/x", "x" * 3000, ":8600 ", "http://a:80"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("addr", WRONG)
 def test_an_address_that_is_none_is_one_line(addr: str, tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_what_comes_in_pieces_is_put_together(tmp_path: Path, secure: bool) -> N
         eventually(lambda: service.ask("/healthz").status == 200)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["are_cut", "inside_tls"])
 def test_clients_that_drip_are_cut_and_hold_no_thread(results: Results, name: str) -> None:
     answers = results[name].result(3 * PATIENCE)

@@ -133,6 +133,7 @@ def test_whatever_a_model_is_called_a_line_in_json_is_one_line(
     assert line.isascii() and line.isprintable()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", HOSTILE, ids=range(len(HOSTILE)))
 def test_whatever_a_model_is_called_a_line_to_be_read_is_one_line(

@@ -278,6 +278,7 @@ def test_a_provider_that_joins_later_has_its_label() -> None:
     assert scrape(client).value("requests_total", provider="late", model="l", status="200") == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", ["read", "left", "broken", "dropped"])
 def test_streams_are_open_until_they_end_however_they_end(end: str) -> None:
     router, client = served(Model(error=StreamIncomplete("x") if end == "broken" else None))

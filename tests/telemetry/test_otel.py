@@ -251,6 +251,7 @@ def python(code: str, *args: str, **env: str) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_odd_names_and_parameters_spoil_no_batch() -> None:
     with Collector() as collector:
         code = """

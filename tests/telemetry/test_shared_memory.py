@@ -121,6 +121,7 @@ def test_counts_outlive_a_process_and_its_successor_goes_on_from_them() -> None:
     """)
 
 
+@pytest.mark.slow
 def test_a_process_more_than_there_is_room_for_works_all_the_same() -> None:
     forked("""
         for _ in range(SLOTS):

@@ -437,6 +437,7 @@ class Dripping(Receiver):
             time.sleep(0.1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("begun", "lost"),
     [(TAKEN + b"X: ", 1), (TAKEN + b"Content-Length: 99999\r\n\r\n", 0)],
@@ -509,6 +510,7 @@ def python(code: str, *args: object, **env: str):
     )
 
 
+@pytest.mark.slow
 def test_spans_are_flushed_at_exit(tokentrace):
     answer = python(SEND, tokentrace.url, 50)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "done\n", "")
@@ -526,6 +528,7 @@ def test_exit_waits_three_seconds_at_most_for_a_tokentrace_that_hangs():
         )  # forty spans over two threads of a second each would be twenty
 
 
+@pytest.mark.slow
 def test_a_proxy_and_a_netrc_of_the_environment_are_ignored(tokentrace, tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
@@ -572,6 +575,7 @@ QUEUED = FORK.replace("assert reporter.flush(10)\nchildren", "children").replace
 )
 
 
+@pytest.mark.slow
 def test_after_a_fork_every_process_has_threads_of_its_own(tokentrace):
     answer = python(FORK, tokentrace.url)
     assert (answer.returncode, answer.stdout) == (0, "done\n"), answer.stderr
@@ -580,6 +584,7 @@ def test_after_a_fork_every_process_has_threads_of_its_own(tokentrace):
     }
 
 
+@pytest.mark.slow
 def test_what_was_queued_before_a_fork_is_sent_by_the_parent_only():
     with TokenTrace("slow", seconds=0.3) as receiver:
         answer = python(QUEUED, receiver.url)
@@ -615,6 +620,7 @@ print("done" if not any(ends) else ends)
 """
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_reports_does_not_hang():
     with nobody() as url:
         answer = python(HELD, url)

@@ -190,6 +190,7 @@ def test_ids_stay_as_they_are_where_there_is_nothing_to_tell(vendors):
         assert client.files.content(file.id).read() == LINES
 
 
+@pytest.mark.slow
 def test_ids_stay_valid_when_there_are_more_providers_and_keys(vendors, tmp_path):
     ledger = SQLiteLedger(tmp_path / "ledger.db")
     alone = Keyring([(hashed("key-of-ann"), Caller("ann"))])
@@ -343,6 +344,7 @@ def test_a_hard_budget_needs_the_most_seconds_of_a_transcription(vendors, tmp_pa
         assert caught.value.code == "unpriced_model"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("scope", ["openai/*", "openai/gpt-4.1", "gpt-4.1"])
 def test_a_key_of_some_models_has_the_files_of_their_providers(vendors, tmp_path, scope):
     ledger = SQLiteLedger(tmp_path / "ledger.db")

@@ -149,6 +149,7 @@ def results(calls: list[Any], *, idents: bool) -> JSON:
 # -- every vendor ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("idents", [True, False], ids=["ids", "no ids"])
 @every_form
 @every_vendor

@@ -232,6 +232,7 @@ def service():
         yield running
 
 
+@pytest.mark.slow
 def test_an_answer_survives_a_relay_in_go(service):
     asked = {"messages": [{"role": "user", "content": ODD}]}
     payload = json.dumps(asked).encode()

@@ -236,6 +236,7 @@ def test_it_refreshes_itself_and_keeps_what_is_open(
     assert browser.log() == []
 
 
+@pytest.mark.slow
 def test_what_is_read_stays_where_it_is(browser: Browser, ledger: SQLiteLedger) -> None:
     calls = [put(ledger, tried("a", "m"), at=time.time() - 60 + n) for n in range(40)]
     refresh(browser)

@@ -176,6 +176,7 @@ def test_a_client_of_anthropic_goes_to_other_vendors(front, vendors, vendor):
     assert ("reasoning_effort" in told(answer)) == (vendor == "openai")  # gpt-4o takes none
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("model", "effort"),
     [("gpt-4.1", None), ("o3", "medium"), ("gpt-5.5", None), ("gpt-5", "medium"), ("m", "medium")],

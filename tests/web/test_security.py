@@ -250,6 +250,7 @@ BYPASSES: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", DOORS)
 def test_nothing_but_a_key_opens_a_door(stand: Stand, path: str) -> None:
@@ -291,6 +292,7 @@ def test_another_spelling_of_an_address_opens_nothing(stand: Stand, path: str) -
     assert len(stand.vendor.requests) == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", DOORS)
 def test_bearer_and_x_api_key_open_the_same_doors(stand: Stand, path: str) -> None:
     bearer = stand.service.ask(path, DOORS[path], headers={"Authorization": f"Bearer {GOOD}"})
@@ -476,6 +478,7 @@ def test_a_models_name_that_is_no_text_is_the_callers_fault(stand: Stand, model:
     assert stand.infer(model).status in (200, 400, 404)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("op", ["/v1/responses", "/v1/completions", "/v1/embeddings"])
 @pytest.mark.parametrize("dialect", PATHS)
 def test_an_operation_that_a_vendor_lacks_is_the_callers_fault(
@@ -579,6 +582,7 @@ HEADS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_a_head_that_is_none_is_refused_without_a_word_of_it(guarded: Service, head: str) -> None:
     """gunicorn's own refusals count too; what follows a refused head is never answered as a second

@@ -38,6 +38,7 @@ def talk(number: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"hello {number}"}]}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["pool", "cheap"])
 def test_a_session_stays_at_its_target_at_every_host(hosts, name):
     one, other = hosts

@@ -314,6 +314,7 @@ def test_comments_and_pings_of_the_vendor_are_no_content(serve, api, dialect):
     assert b"VENDOR" not in answer.data
 
 
+@pytest.mark.sampled(2)
 @every_pair
 def test_a_silent_vendor_is_bridged_by_heartbeats(serve, monkeypatch, api, dialect):
     monkeypatch.setattr(http, "HEARTBEAT_SECONDS", 0.05)
@@ -398,6 +399,7 @@ def test_after_the_terminator_the_vendor_is_not_waited_for(serve, api, dialect):
     eventually(vendor.left.is_set, "the vendor's connection is closed", 3)
 
 
+@pytest.mark.sampled(2)
 @every_pair
 def test_the_idle_limit_closes_the_vendors_connection(serve, api, dialect):
     front, vendor = serve(dialect, stream(FIRST[dialect], end="hang"), timeouts=Timeouts(idle=0.2))

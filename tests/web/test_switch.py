@@ -310,6 +310,7 @@ CASES = [
 random.Random(15).shuffle(CASES)  # so that the first ones are of every kind
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.sampled(20)
 @pytest.mark.parametrize(("client", "one", "other", "streamed"), CASES)
 def test_a_conversation_changes_its_vendor_and_goes_on(front, vendor, client, one, other, streamed):

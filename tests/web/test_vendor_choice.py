@@ -292,6 +292,7 @@ def test_a_client_of_responses_gets_the_vendors_own_error(front, body, code):
 # -- what is learnt from a refusal -----------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_model_of_unknown_name_that_refuses_tools_is_asked_by_responses(stream):
     with OpenAIVendor(alias={"our-own": "gpt-6-luna"}) as vendor, Front(provider(vendor)) as front:
@@ -396,6 +397,7 @@ def said(answer: Any) -> tuple[str, str]:
     return words, reason
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize(
