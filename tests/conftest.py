@@ -1,5 +1,6 @@
 """Shared fixtures: a clean environment, and servers on loopback."""
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,15 @@ pytest.register_assert_rewrite("databases", "network", "support", "doors", "reco
 
 from databases import database, pgbouncer, postgres  # noqa: E402, F401  (fixtures)
 from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
+
+
+gc.disable()  # what is collected stays until the end; looking through it again and again takes long
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
