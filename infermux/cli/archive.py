@@ -83,6 +83,8 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
         if folder is None:
             for page in reports.export(file, span):
                 write.calls(sys.stdout, page)
+            if not write.count:
+                warn("there are no calls of that time; pruned ones have left only their sums")
             return
         os.makedirs(folder, exist_ok=True)
         for each in _months(file, span):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import threading
 import shutil
 import signal
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress

@@ -148,8 +148,8 @@ class Hooks:
         if request.op not in STORED:
             return True
         if self.unseen == "refuse" and (request.op == "batches" or request.passed.upload):
-            why = "this service checks each request, which it cannot in files: send them one by one"
-            why += " ([hooks].unseen)"
+            why = "this service checks each request, but cannot look into files: "
+            why += "send the requests one by one ([hooks].unseen)"
             raise _refusal(HookRefused(why, status=403), "before")
         return False
 
