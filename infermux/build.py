@@ -27,6 +27,7 @@ from .planning.registry import Registry
 from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS
 from .routing.router import Router
+from .routing.stored import has_files
 from .routing.targets import TargetPool
 
 log = logging.getLogger("infermux")
@@ -170,15 +171,13 @@ def warnings(config: Config, router: Router) -> list[str]:
 
 def _unseen(config: Config, registry: Registry) -> list[str]:
     """Return a warning if requests that no hook sees pass a hook that must see all."""
-    if not config.hooks.before or config.hooks.on_error != "closed":
-        return []
-    passing = [each.name for each in registry if getattr(each.provider, "endpoints", None)]
-    if not passing:
+    hooks = config.hooks
+    passing = [each.name for each in registry if has_files(each.provider)]
+    if not passing or (hooks.before and hooks.on_error, hooks.unseen) != ("closed", "pass"):
         return []
     return [
-        "[hooks].before does not see requests for images, audio, moderations, rerank, files and "
-        f"batches, which pass through to {listed(passing)}; "
-        '[providers.NAME] endpoints = ["none"] turns them off'
+        "[hooks].before does not see what is in files and batches, which pass to "
+        f'{listed(passing)}; unseen = "refuse" refuses them'
     ]
 
 

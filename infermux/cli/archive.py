@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
-from ..errors import counted
+from ..config.readers import days
+from ..config.settings import LedgerConfig
+from ..errors import ConfigError, counted
 from ..ledger import Record, reports
-from ..ledger.periods import DAY, end, start, step_name
+from ..ledger.periods import end, start, step_name
 from . import Command, Group, OneLine, csv_text, json_text, warn
 from .ledger import usage_errors
 from .opening import ledger_options, opened, the_ledger, the_settings
@@ -46,7 +48,7 @@ def prune(keep: str | None, **where: str | None) -> None:
     Example: infermux ledger prune --keep 400d
     """
     with closing(the_ledger(**where)) as file:
-        seconds = file.keep if keep is None else _days(keep)
+        seconds = file.keep if keep is None else LedgerConfig(keep=_days(keep)).keep_seconds
         if seconds is None:
             raise click.UsageError("say how long calls are kept: --keep 400d, or [ledger] keep")
         if file.spooled():
@@ -81,6 +83,8 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
         if folder is None:
             for page in reports.export(file, span):
                 write.calls(sys.stdout, page)
+            if not write.count:
+                warn("there are no calls of that time; pruned ones have left only their sums")
             return
         os.makedirs(folder, exist_ok=True)
         for each in _months(file, span):
@@ -102,6 +106,8 @@ def backup(target: str, **where: str | None) -> None:
     """
     if os.path.exists(target):
         raise OneLine(f"{target} exists already")
+    if not os.path.isdir(folder := os.path.dirname(target) or "."):
+        raise OneLine(f"there is no folder {folder}")
     partial = f"{target}.partial"
     from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
 
@@ -262,10 +268,11 @@ def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:
         since = month.until
 
 
-def _days(text: str) -> float:
-    if not (text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and int(text[:-1])):
-        raise click.BadParameter("a number of days, such as 400d", param_hint="--keep")
-    return int(text[:-1]) * float(DAY)
+def _days(text: str) -> str:
+    try:
+        return days(text, "--keep")
+    except ConfigError as error:
+        raise click.UsageError(error.message) from None
 
 
 def _private(path: str, flags: int) -> int:

@@ -145,6 +145,7 @@ def costs(
         click.echo(_costs_table(found, bars=sys.stdout.isatty()))
     if recent:
         warn(f"these are the last {RECENT_DAYS} days; --all shows all calls")
+    _warn_of_pruned(found)
 
 
 @click.command(cls=Command)
@@ -257,6 +258,13 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     text = table(head, rows, right=range(width, len(head) - 2))
     more = counted(found.more, "more row")
     return text + (f"\n{more}: see --limit" if found.more else "")
+
+
+def _warn_of_pruned(found: reports.Costs) -> None:
+    """Tell how many calls no row has: of days that were pruned, hours and users are not known."""
+    left = found.total.calls - sum(row.calls for row in found.rows)
+    if left > 0 and not found.more and {"hour", "user"}.intersection(found.by):
+        warn(f"the rows lack {counted(left, 'call')} of days that were pruned; TOTAL has them")
 
 
 def _sums(total: Total, cost: str) -> list[str]:

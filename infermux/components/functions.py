@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,7 @@ def made(config: HooksConfig, file: str) -> Hooks | None:
             found[name] = function(where, f"[hooks].{name}", file)
             _check(name, found[name])
     problems.check()
-    return Hooks(
-        **found,
-        on_error=config.on_error,
-        timeout=config.timeout,
-        threads=config.threads,
-        hold=config.hold,
-        names=given,
-    )
+    return Hooks(**{**asdict(config), **dict.fromkeys(NAMES), **found, "names": given})
 
 
 def _check(name: str, hook: Any) -> None:

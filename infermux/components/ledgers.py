@@ -48,12 +48,18 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
 def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
     """Return the ledger of *settings*, which have a path or a url; raise ConfigError.
 
-    A *patient* one, for commands, waits longer for a connection than a call can.
+    A *patient* one, for commands, waits longer for a connection than a call can, and leaves a
+    damaged file to the service.
     """
     if settings.url is None:
         from ..ledger.sqlite import SQLiteLedger  # loads sqlite3
 
-        return SQLiteLedger(settings.path, timezone=settings.timezone, keep=settings.keep_seconds)
+        return SQLiteLedger(
+            settings.path,
+            timezone=settings.timezone,
+            keep=settings.keep_seconds,
+            replaces=not patient,
+        )
     try:
         from ..ledger.postgres import PostgresLedger  # loads psycopg, which is an extra
     except ImportError as error:

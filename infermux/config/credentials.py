@@ -12,13 +12,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, shown
 from ..types import LogThrottle
-from .schema import Secret, of_type, seconds, secret, suggestion, text
+from .schema import PLACE, Secret, of_type, seconds, secret, suggestion, text
 
 MAX_KEYS = 100  # of one provider
 LOOK_SECONDS = 1.0  # seconds between two checks of a file
@@ -42,7 +41,7 @@ class FileSecret(Secret):
     @property
     def seals(self) -> tuple[str, ...]:
         """Texts by which ids are signed: by the place, as the key may change; the key's own."""
-        return sha256(f"file\0{self._path}".encode(errors="replace")).hexdigest(), self._value
+        return f"{PLACE}file\0{self._path}", self._value
 
     def _read(self, place: str) -> tuple[tuple[int, ...], str]:
         try:

@@ -34,6 +34,9 @@ _TYPES = {
 }
 
 
+PLACE = "\0"
+
+
 class Secret:
     """A value that stays hidden in reprs, logs and tracebacks; *source* is where it is from."""
 
@@ -50,7 +53,10 @@ class Secret:
 
     @property
     def seals(self) -> tuple[str, ...]:
-        """Texts by which ids are signed: by the first, the same in all processes of a service."""
+        """Texts by which ids are signed: by the first, the same in all processes of a service.
+
+        One that begins with PLACE is no secret: it says where the key is from.
+        """
         return (self._value,)
 
     def __repr__(self) -> str:

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, tzinfo
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
-from . import LedgerUnavailable, Total, queries, summed
+from . import LedgerUnavailable, Total, queries, stores, summed
 from .periods import DAY, MAX_INTEGER, SLOT, ns, step_name
 from .queries import Ask
+from .stores import Sql
 
 ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it
@@ -53,37 +54,10 @@ _DIFFER = """SELECT count(*) FROM calls AS c WHERE at_ns >= ? AND at_ns < ?
 _COST = "SELECT caller, sum(cost) FROM calls WHERE at_ns >= ? AND at_ns < ? AND cost > 0 GROUP BY 1"
 _PRUNED_COST = f"""SELECT caller, sum(micro) * 1000000 + sum(pico) FROM rollups
     WHERE kind = 0 AND day IN (SELECT day FROM rolled WHERE state = {PRUNED}) GROUP BY caller"""
-T = TypeVar("T")
 
 
-class Sql(Protocol):
-    """A cursor in a transaction."""
-
-    @property
-    def rowcount(self) -> int:
-        """How many rows the last statement has changed."""
-
-    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
-        """Run a statement and return the cursor."""
-
-    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Any:
-        """Run a statement for each of *rows*."""
-
-    def fetchone(self) -> Any:
-        """Return the next row, or None."""
-
-    def fetchall(self) -> list[Any]:
-        """Return all rows."""
-
-
-class Database(Protocol):
+class Database(stores.Database, Protocol):
     """The ledger whose days are rolled."""
-
-    def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
-
-    def write(self, work: Callable[[Sql], T]) -> T:
-        """Return the result of *work*, in a transaction."""
 
     def spooled(self) -> int:
         """Return how many calls wait for being written; one might be written twice."""
@@ -126,6 +100,12 @@ class Question(NamedTuple):
         return range(-(-max(self.since, 0) // DAY_NS), min(self.until, ns(9e9)) // DAY_NS)
 
     @property
+    def noons(self) -> range:
+        """The days whose noon is in the period: a day of which only sums are left counts there."""
+        first, last = (max(at, 0) - DAY_NS // 2 for at in (self.since, min(self.until, ns(9e9))))
+        return range(-(-first // DAY_NS), -(-last // DAY_NS))
+
+    @property
     def is_local(self) -> bool:
         """Whether groups are days of another zone than the sums'."""
         return self.zone is not UTC and "day" in self.by
@@ -161,14 +141,13 @@ def report(file: Database, question: Question, now: float) -> list[Total]:
 
 def totals(ask: Ask, question: Question) -> Iterator[Sequence[Any]]:
     """Yield rows of groups and sums, as `queries.merged` reads them."""
-    kind, days = question.kind, question.days
-    if kind is None or not days:
-        known: dict[int, int] = {}
-    else:
+    kind, days, noons = question.kind, question.days, question.noons
+    known: dict[int, int] = {}
+    if kind is not None and noons:
         query = "SELECT day, state FROM rolled WHERE day >= ? AND day < ? AND state > 0"
-        known = dict(ask(query, (days.start, days.stop)))
-        if question.is_local:
-            known = {day: state for day, state in known.items() if state == PRUNED}
+        whole = () if question.is_local else days
+        found = ask(query, (noons.start, noons.stop))
+        known = {day: state for day, state in found if state == PRUNED or day in whole}
     summed = sorted(known)
     for place in range(0, len(summed), DAYS):
         yield from ask(*_summed(question, kind or 0, summed[place : place + DAYS]))

@@ -31,12 +31,12 @@ from . import (
 )
 from .holds import MAX_USERS
 from .queries import Ask
-from .rollups import Sql
 from .spool import Deferred, Spool
-from .stores.alerts import AlertLog, SQLAlerts
-from .stores.answers import AnswerStore, SQLAnswers
-from .stores.keys import KeyStore, SQLKeys
-from .stores.objects import Objects, SQLObjects
+from .stores import Sql
+from .stores.alerts import AlertLog
+from .stores.answers import AnswerStore
+from .stores.keys import KeyStore
+from .stores.objects import Objects
 
 T = TypeVar("T")
 ADJUSTMENTS = "SELECT * FROM adjustments ORDER BY at_ns DESC LIMIT ?"
@@ -136,16 +136,14 @@ class SQLLedger(Ledger):
         return self._spool().is_empty()
 
     def keys(self) -> KeyStore:
-        """Return the store of keys that are created at run time."""
-        return SQLKeys(self)
+        return KeyStore(self)
 
     def answers(self) -> AnswerStore:
-        """Return the store of cached answers."""
-        return SQLAnswers(self)
+        return AnswerStore(self)
 
     def objects(self) -> Objects:
         """Return the store of the owners of files and batches at vendors."""
-        return SQLObjects(self.write, self.snapshot)
+        return Objects(self)
 
     # -- reports --
 
@@ -159,12 +157,10 @@ class SQLLedger(Ledger):
         """Return the state of each budget at one moment."""
 
     def adjustments(self, limit: int = 50) -> list[Adjustment]:
-        """Return the last changes of budgets by operators, newest first."""
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
 
     def alerts(self) -> AlertLog:
-        """Return the store of the times when alerts were sent."""
-        return SQLAlerts(self)
+        return AlertLog(self)
 
     def rows(
         self,

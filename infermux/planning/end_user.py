@@ -34,7 +34,7 @@ class Users:
 
     def __init__(self, mode: str = DIGEST, secret: str = "") -> None:
         self.mode = mode
-        self._key = blake2b(secret.encode()).digest() if secret else b""
+        self.secret = blake2b(secret.encode()).digest() if secret else b""
 
     def of(self, request: InferRequest, name: str = "") -> EndUser | None:
         """Return the end user of a request, or None; *name* is that of the header."""
@@ -47,7 +47,7 @@ class Users:
     def digest(self, person: str) -> str:
         """Return the digest of a name."""
         data = person.encode(errors="replace")
-        return blake2b(data, digest_size=DIGEST_BYTES, key=self._key).hexdigest()
+        return blake2b(data, digest_size=DIGEST_BYTES, key=self.secret).hexdigest()
 
 
 def named(request: InferRequest) -> str:

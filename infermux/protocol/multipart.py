@@ -7,7 +7,7 @@ If the model stands after it, everything up to the model is spooled to a tempora
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import Overloaded, RequestError, RequestTooLarge, shown
@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"[0-9A-Za-z'+_.-]+")
 _PARAMETER = re.compile(r';[ \t]*([\w!#$&+.^|~-]+\*?)[ \t]*=[ \t]*("[^"\\]*"|[^\s;"\\]+)[ \t]*')
 _ONCE = ("n", "partial_images", "user")  # fields that decide what a call may cost, and whose it is
 _LIKE_MODEL = re.compile(r"\s*model\s*(\[.*)?", re.I)
-_MODEL = 'Content-Disposition: form-data; name="model"\r\n\r\n'
+_HEAD = 'Content-Disposition: form-data; name="{}"\r\n\r\n{}'
 Read = Callable[[int], bytes]  # returns b"" at the end of the body
 
 
@@ -38,9 +38,10 @@ class _Parts:
     """
 
     def __init__(self, boundary: str) -> None:
-        self.fields: dict[str, str] = {}  # the first value of each
+        self.fields: dict[str, Any] = {}  # a text, or a list of several
         self.files: list[str] = []  # the names of parts with a file
-        self.model: tuple[int, int] | None = None  # where its part begins and ends
+        self.places: dict[str, tuple[int, int]] = {}  # where the part of a field begins and ends
+        self.cut = False  # whether a value is longer than what of it is read
         self.ended = False
         self._dash = b"--" + boundary.encode()
         self._rest = bytearray()
@@ -100,7 +101,7 @@ class _Parts:
         if _LIKE_MODEL.fullmatch(self._name):
             if self._name != "model" or is_file:
                 raise RequestError("model must be a plain field", param="model")
-            if self.model is not None or "model" in self.fields:
+            if "model" in self.fields:
                 raise RequestError("model is given twice", param="model")
         self._value = None if is_file else bytearray()
         if is_file:
@@ -126,22 +127,23 @@ class _Parts:
         if size <= 0:
             return
         data, value = self._take(size), self._value
-        if value is not None and self._kept + len(data) <= MAX_FIELDS:
-            more = data[: MAX_FIELD - len(value)]
+        if value is not None:
+            more = data[: min(MAX_FIELD - len(value), MAX_FIELDS - self._kept)]
+            self.cut |= len(more) < len(data)
             value += more
             self._kept += len(more)
 
     def _end_field(self, value: bytes) -> None:
-        if self._name != "model":
-            if self._name in _ONCE and self._name in self.fields:
-                raise RequestError(f"{self._name} is given twice", param=self._name)
-            self.fields.setdefault(self._name, value.decode(errors="replace"))
-            return
+        name, known = self._name, self.fields.get(self._name)
+        if known is not None and name in _ONCE:
+            raise RequestError(f"{name} is given twice", param=name)
         try:
-            self.fields["model"] = value.decode()
+            text = value.decode(errors="strict" if name == "model" else "replace")
         except UnicodeDecodeError:
             raise RequestError("model must be text in UTF-8", param="model") from None
-        self.model = self._begin, self._at
+        several = known if isinstance(known, list) else [known]
+        self.fields[name] = text if known is None else [*several, text]
+        self.places[name] = self._begin, self._at
 
     def _epilogue(self) -> bool:
         if self._dash in self._rest:
@@ -180,11 +182,18 @@ class Upload:
     """A multipart body that is sent on as it arrives, or again if all of it is held.
 
     *size* is its length, None if unknown; *limit* the most bytes that it may have. A body that
-    has a *model* is read at least up to it.
+    has a *model* is read at least up to it; one whose fields must all be *seen*, to its end.
     """
 
     def __init__(
-        self, read: Read, *, boundary: str, size: int | None, limit: int, model: bool
+        self,
+        read: Read,
+        *,
+        boundary: str,
+        size: int | None,
+        limit: int,
+        model: bool,
+        seen: bool = False,
     ) -> None:
         if not _BOUNDARY.fullmatch(boundary):
             raise _malformed("its Content-Type has no valid boundary")
@@ -199,15 +208,16 @@ class Upload:
         self._whole = False  # whether all is held
         self._passing = False  # whether bytes that are not held were sent
         self._done = False
+        self._changed: dict[str, str] = {}
         try:
-            self._hold(model)
+            self._hold(model, seen)
         except BaseException:
             self.close()
             raise
 
     @property
-    def fields(self) -> dict[str, str]:
-        """The fields that have been read; those after a large file are not."""
+    def fields(self) -> dict[str, Any]:
+        """The fields that have been read; unless all must be seen, not those after a large file."""
         return self._parts.fields
 
     @property
@@ -233,20 +243,28 @@ class Upload:
     def length(self, model: str) -> int | None:
         """Return the length of the body with *model*; None if it is unknown."""
         total = self.received if self._whole else self._size
-        if total is None or not model:
-            return total
-        start, end, part = self._change(model)
-        return total - (end - start) + len(part)
+        if total is None:
+            return None
+        return total + sum(len(part) - (end - start) for start, end, part in self._changes(model))
+
+    def change(self, fields: Mapping[str, Any]) -> None:
+        """Send other values of fields, or more fields; raise TypeError if that cannot be done."""
+        for name, value in fields.items():
+            new = isinstance(value, str) and re.fullmatch(r"[\w.-]+", name, re.ASCII)
+            if not new or isinstance(self.fields.get(name), list) or self._boundary in value:
+                raise TypeError(f"the field {name!r} of a form cannot be changed so")
+        self._changed |= fields
 
     def pieces(self, model: str) -> Iterator[bytes]:
         """Yield the body with *model*; "": as it came. Raise RequestError if it is invalid."""
         if self._passing:
             raise RequestError("the upload has been sent in part; send it again")
-        start, end, part = self._change(model) if model else (0, 0, b"")
-        yield from self._between(0, start)
-        if part:
+        at = 0
+        for start, end, part in self._changes(model):
+            yield from self._between(at, start)
             yield part
-        yield from self._between(end, self.received)
+            at = end
+        yield from self._between(at, self.received)
         if self._whole:
             return
         self._passing = True
@@ -254,13 +272,16 @@ class Upload:
             yield data
         self._done = True
 
-    def _change(self, model: str) -> tuple[int, int, bytes]:
-        """Return what to replace of the body, and by what."""
-        if (place := self._parts.model) is not None:
-            return *place, f"{_MODEL}{model}".encode()
-        return 0, 0, f"--{self._boundary}\r\n{_MODEL}{model}\r\n".encode()
+    def _changes(self, model: str) -> list[tuple[int, int, bytes]]:
+        """Return what to replace of the body, in order, and by what."""
+        found = list[tuple[int, int, bytes]]()
+        for name, value in (self._changed | ({"model": model} if model else {})).items():
+            text, place = _HEAD.format(name, value), self._parts.places.get(name)
+            before, after = ("", "") if place else (f"--{self._boundary}\r\n", "\r\n")
+            found.append((*(place or (0, 0)), f"{before}{text}{after}".encode(errors="replace")))
+        return sorted(found)
 
-    def _hold(self, model: bool) -> None:
+    def _hold(self, model: bool, seen: bool) -> None:
         """Read all of a short body; of another one, what comes before its file."""
         short = self._size is not None and self._size <= HOLD
         while data := self._next():
@@ -272,10 +293,12 @@ class Upload:
                 self._held += data
             else:
                 self._write(data)
-            known = not model or "model" in self.fields
+            known = not seen and (not model or "model" in self.fields)
             ended = short or self._file is not None or self._parts.ended
             if known and self._parts.files and not ended:
                 return
+        if seen and self._parts.cut:
+            raise RequestTooLarge("a field of the form is too long")
         self._whole = True
 
     def _write(self, data: bytes | bytearray) -> None:

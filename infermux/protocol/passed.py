@@ -15,5 +15,6 @@ class Passed:
     path: str = ""  # with the query, of what a vendor stores; "": that of the operation
     upload: Upload | None = None  # the body, if it is multipart
     repeatable: bool = True  # whether sending it twice does the same as sending it once
+    account: int | None = None  # the number of the provider's key to send it with; None: any
     media: str = ""  # the type of the answer
     length: int | None = None  # of the answer in bytes, if the vendor told it

@@ -18,16 +18,19 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from requests import PreparedRequest
 
 from ..config.credentials import SecretPool
-from ..config.schema import NoSecret, Secret
+from ..config.schema import PLACE, NoSecret, Secret
 from ..dialects.limits import used_up
 from ..errors import ProviderAuthError, ProviderError, ProviderRateLimited, QuotaExhausted
+from ..protocol import InferRequest
 from ..types import Deadline, LogThrottle
+from .passing import is_repeatable
 from .transport import Answer, Exchange
 
 REFUSED_SECONDS = 60.0  # that a refused key rests, or one whose account is out of credit
@@ -95,15 +98,15 @@ class Credentials:
         prepared: PreparedRequest,
         exchange: Exchange,
         post: Callable[[], Answer],
-        repeatable: Callable[[], bool],
+        request: InferRequest,
     ) -> Answer:
-        """Return the vendor's answer to the first key that it does not refuse; raise its error.
-
-        *repeatable* tells whether it can be sent again.
-        """
+        """Return the vendor's answer to the first key that it does not refuse; raise its error."""
+        only = request.passed and request.passed.account  # the number of the key to use
+        repeatable = partial(is_repeatable, request)
         names = _stored(prepared) if len(self._keys) > 1 else ()
-        owner = next((key for name in names if (key := self._made.get(name))), None)
-        tried: set[_Key] = set()
+        known = (key for name in names if (key := self._made.get(name)))
+        owner = next(known, None) if only is None else self._keys[only]
+        tried = set(self._keys if only is not None else ()) - {owner}
         while True:
             key = self._chosen(tried, owner)
             tried.add(key)
@@ -254,8 +257,11 @@ def is_static(key: Any) -> bool:
     return key is None or type(key) is Secret
 
 
-def signing_secrets(name: str, key: Secret | None, address: str) -> list[bytes]:
-    """Return the secrets that sign the ids of what a provider stores; new ones by the first."""
-    seals = key.seals if key is not None else (address,)
-    whole = ["\0".join(("infermux", name, seal)) for seal in seals]
-    return [sha256(each.encode(errors="replace")).digest() for each in whole]
+def signing_secrets(name: str, key: Secret | None, address: str) -> list[tuple[bytes, bool]]:
+    """Return what signs the ids of what a provider stores, new ones by the first.
+
+    Each is a digest, and whether it can be guessed: then it needs a secret of the service, too.
+    """
+    seals = key.seals if key is not None else (PLACE + address,)
+    whole = [("\0".join(("infermux", name, seal)), seal[0] == PLACE) for seal in seals]
+    return [(sha256(each.encode(errors="replace")).digest(), known) for each, known in whole]

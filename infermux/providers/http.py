@@ -107,6 +107,7 @@ class HTTPProvider(Provider):
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._adapter = partial(Adapter, verify=ca or True, proxies=proxies)
         self._max_response, self._params = max_response, params or None
+        self.settings = base_url, vendor, api, with_revealed(headers or {})[0], params, unsupported
         self.resting: dict[str, float] = {}  # until when, by model: its limit is used up
         self._adapters: dict[int, Adapter] = {}  # by process: a fork shares no connection
 
@@ -138,8 +139,8 @@ class HTTPProvider(Provider):
         return getattr(self.dialect, "support", None)
 
     @property
-    def responses_secrets(self) -> list[bytes]:
-        """The secrets that sign the ids of what this vendor stores; new ones by the first."""
+    def responses_secrets(self) -> list[tuple[bytes, bool]]:
+        """What signs the ids of what this vendor stores; see `signing_secrets`."""
         return signing_secrets(self.name, self._key, self._base_url)
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
@@ -291,7 +292,7 @@ class HTTPProvider(Provider):
         if keys is None:
             return self._send(prepared, exchange, request)
         post = partial(self._send, prepared, exchange, request)
-        answer = keys.send(prepared, exchange, post, partial(passing.is_repeatable, request))
+        answer = keys.send(prepared, exchange, post, request)
         if self.resting and not keys.rests():
             self.resting.pop(request.model, None)  # another key is free
         return answer

@@ -1,6 +1,7 @@
 """The cache of answers: the same request of the same caller gets the same answer.
 
-The key is a digest of the caller, its end user, the whole request and the whole route. Cached are
+The key is a digest of the caller, its end user, the whole request, the whole route and the settings
+of its providers. Cached are
 complete answers without tool calls; those of streams as one answer, so each can be sent streamed
 or not, as the request asks, unless a vendor's own answer has more than our stream could express. A
 call that gets a cached answer sends nothing and costs nothing.
@@ -22,6 +23,7 @@ from ..dialects import whole
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import CachedAnswer, Call
+from ..planning.registry import Registry, flat
 from ..protocol import CHAT, InferRequest, InferResponse
 from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage
 from .stream import Finish, Stream
@@ -64,7 +66,9 @@ class AnswerCache:
         self.hooks = ""  # the hooks that have changed the answers: part of the key
         self._log = LogThrottle()
 
-    def find(self, call: Call, route: Route, *, streamed: bool = False) -> InferResponse | None:
+    def find(
+        self, call: Call, route: Route, registry: Registry, streamed: bool
+    ) -> InferResponse | None:
         """Return the cached answer to the call, or None; note the key for its own answer."""
         if route.answers is None:
             return None
@@ -72,7 +76,9 @@ class AnswerCache:
         if "no-store" in control or not may_be_cached(call.request):
             call.cache = BYPASS
             return None
-        call.cache, call.answer_key = MISS, digest_of(call, route, self.hooks)
+        providers = {target.provider for target in flat(route)}
+        sent = [(name, getattr(registry.get(name), "settings", "")) for name in sorted(providers)]
+        call.cache, call.answer_key = MISS, digest_of(call, route, f"{sent}{self.hooks}")
         match = _MAX_AGE.search(control)
         if "no-cache" in control or (match is not None and not int(match[1])):
             return None
@@ -233,8 +239,8 @@ def is_final(response: InferResponse) -> bool:
     return bool(response.content) and not response.extra and not paid
 
 
-def digest_of(call: Call, route: Route, hooks: str = "") -> str:
-    """Return the digest under which the answer to a call is cached."""
+def digest_of(call: Call, route: Route, more: str) -> str:
+    """Return the digest under which the answer to a call is cached; *more* belongs to the key."""
     request = call.request
     who = [call.caller.name, call.user, request.provider, request.op]
     whole = [VERSION, who, dict(request.headers), _asked(request)]
@@ -242,8 +248,7 @@ def digest_of(call: Call, route: Route, hooks: str = "") -> str:
         whole.append(_asked(call.asked))
     text = json.dumps(whole, sort_keys=True, default=repr)
     known = route._replace(answers=None), route.answers and route.answers.settings
-    text += f"\n{hooks}" if hooks else ""
-    return sha256(f"{known!r}\n{text}".encode(errors="replace")).hexdigest()
+    return sha256(f"{known!r}\n{text}\n{more}".encode(errors="replace")).hexdigest()
 
 
 def _asked(request: InferRequest) -> list[Any]:

@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
@@ -52,7 +53,7 @@ from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, T
 from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
 from .callers import begun, has_hard_budget
-from .stored import Ids, has_files
+from .stored import Ids, has_files, service_secret
 from .stream import Stream, open_chunks
 from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
 from .targets import TargetPermit, TargetPool
@@ -102,12 +103,13 @@ class Router:
         self.on_unsupported = on_unsupported  # "drop": omit preferences a target cannot express
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
-        self.ids, self.files = Ids(registry, keyring), Ids(registry, keyring, has_files)
+        self.users = users or Users()  # knows the end users of callers
+        ids = partial(Ids, registry, keyring, secret=service_secret(self.users, ledger))
+        self.ids, self.files = ids(), ids(has_files)
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(
             self.targets, ledger, deadline=deadline, longest=CALL_SECONDS, content=capture_content
         )
-        self.users = users or Users()  # knows the end users of callers
         self.answers = answers  # the cache of answers, if there is one
         self.hooks: Any = hooks and import_module(".hooks", __package__).Hooks.of(hooks)
         self.observers: list[Observer] = [*observers, *reporting(reporter)]
@@ -268,7 +270,7 @@ class Router:
         self.admission.admit(call, streamed=streamed)
         if self.hooks is not None and self.hooks.before(call, streamed=streamed):
             route = self._checked(call)
-        if self.answers and (known := self.answers.find(call, route, streamed=streamed)):
+        if self.answers and (known := self.answers.find(call, route, self.registry, streamed)):
             return cast(Answer, Replay(call, known, self.finish) if streamed else known)
         deadline = call.limit(self.deadline, CALL_SECONDS)
         call.plan = call.plan or self._planned(call, route)  # a replayed call has its own

@@ -1,8 +1,9 @@
 """Responses and conversations that vendors store; their ids contain the provider.
 
 An id that a client gets ends in a tag: its kind, and a MAC of provider, caller and id by a secret
-that comes from the provider's API key. Every worker and host with the same configuration can check
-it, and nobody else's id passes. Ids stay as they are where there is nothing to tell: one provider
+that comes from the provider's API key; if that changes, being from a file or a command, from the
+service's own. Every worker and host with the same configuration can check it, and nobody else's id
+passes. Ids stay as they are where there is nothing to tell: one provider
 has Responses, and there is at most one caller.
 """
 
@@ -12,6 +13,7 @@ import hmac
 import re
 from base64 import b32decode, b32encode
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -19,9 +21,12 @@ from typing import Any, NamedTuple
 from ..admission.keys import Keyring
 from ..dialects.responses import NAME, RESOURCE
 from ..errors import NotFound, PreviousResponseNotFound, ProviderError, RequestError, shown
+from ..ledger import LedgerUnavailable
+from ..ledger.stores.objects import objects_of
 from ..planning.call import Call
+from ..planning.end_user import Users
 from ..planning.registry import Registry
-from ..protocol import InferResponse, Native, strict_json
+from ..protocol import InferRequest, InferResponse, Native, strict_json
 from ..providers.base import RegisteredProvider
 from ..types import Caller, Chunk
 
@@ -76,8 +81,9 @@ class Ids:
         registry: Registry,
         keyring: Keyring | None,
         has: Callable[[object], bool] = has_responses,
+        secret: Callable[[], bytes] = bytes,
     ) -> None:
-        self._registry, self._has = registry, has
+        self._registry, self._has, self._secret = registry, has, secret
         self._keyring = keyring
         self._speakers: tuple[int, list[RegisteredProvider]] = (-1, [])
 
@@ -98,7 +104,7 @@ class Ids:
         """Return the id that the client gets."""
         if not ident or (not kind.startswith(BACKGROUND) and self.plain(caller)):
             return ident
-        mac = next(_macs(self._registry.member(provider), ident, kind, caller))
+        mac = next(self._macs(self._registry.member(provider), ident, kind, caller))
         return f"{ident}_{kind}{mac}"
 
     def owner(self, ident: object, caller: Caller) -> Owner | None:
@@ -108,7 +114,7 @@ class Ids:
         if found := _TAGGED.fullmatch(ident):
             own, kind, mac = found.groups()
             for each in self.speakers:
-                if any(hmac.compare_digest(it, mac) for it in _macs(each, own, kind, caller)):
+                if any(hmac.compare_digest(it, mac) for it in self._macs(each, own, kind, caller)):
                     return Owner(each.name, own, kind)
         if self.plain(caller) and IDENT.fullmatch(ident):
             return Owner(self.speakers[0].name, ident)
@@ -127,8 +133,7 @@ class Ids:
         owners = {name: self._found(name, value, call.caller) for name, value in given.items()}
         providers = {owner.provider for owner in owners.values()}
         names = ", ".join(given)
-        targets = {t.provider for t in self._registry.resolve(request.model, request.provider)}
-        if len(providers) > 1 or not providers <= targets:
+        if self._are_elsewhere(providers, request):
             raise PreviousResponseNotFound(
                 f"{names}: {shown(request.model)} is not at the provider that gave the id; "
                 f"{_SEND_ITEMS}",
@@ -147,6 +152,10 @@ class Ids:
             request, params=params, native=native, provider=next(iter(providers))
         )
 
+    def _are_elsewhere(self, providers: set[str], request: InferRequest) -> bool:
+        targets = self._registry.resolve(request.model, request.provider)
+        return len(providers) > 1 or not providers <= {target.provider for target in targets}
+
     def pin_files(self, call: Call, error: ProviderError) -> None:
         """Send a call that a vendor refused to the provider of its files, or raise *error*.
 
@@ -157,8 +166,7 @@ class Ids:
         providers = {owner.provider for owner in owners.values()}
         if not providers:
             raise error
-        targets = {t.provider for t in self._registry.resolve(request.model, request.provider)}
-        if len(providers) > 1 or not providers <= targets:
+        if self._are_elsewhere(providers, request):
             raise RequestError(
                 f"the request names a file of {', '.join(sorted(providers))}, and "
                 f"{shown(request.model)} is not there: upload the file to the model's provider",
@@ -204,6 +212,15 @@ class Ids:
                 param=name,
             )
         return owner
+
+    def _macs(
+        self, provider: RegisteredProvider, ident: str, kind: str, caller: Caller
+    ) -> Iterator[str]:
+        """Yield 80 bits in 16 letters, for each secret of a provider."""
+        told = "\0".join((kind, caller.name, ident)).encode(errors="replace")
+        for secret, known in provider.provider.responses_secrets:
+            key = secret + self._secret() if known else secret
+            yield _letters(hmac.digest(key, told, "sha256")[:10])
 
     # -- answers --
 
@@ -290,11 +307,17 @@ def renamed(data: bytes, names: Mapping[str, str]) -> bytes:
     return data
 
 
-def _macs(provider: RegisteredProvider, ident: str, kind: str, caller: Caller) -> Iterator[str]:
-    """Yield 80 bits in 16 letters, for each secret of a provider."""
-    told = "\0".join((kind, caller.name, ident)).encode(errors="replace")
-    for secret in provider.provider.responses_secrets:
-        yield _letters(hmac.digest(secret, told, "sha256")[:10])
+def service_secret(users: Users, ledger: Any) -> Callable[[], bytes]:
+    """Return what returns a secret of the service: the configuration's, else the ledger's."""
+    found = [users.secret]
+
+    def secret() -> bytes:
+        if not found[0] and (objects := objects_of(ledger)) is not None:
+            with suppress(LedgerUnavailable):
+                found[0] = objects.secret()
+        return found[0]
+
+    return secret
 
 
 def _letters(data: bytes) -> str:

@@ -285,6 +285,53 @@ def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_months_keep_what_removed_calls_have_cost(tmp_path: Path) -> None:
+    """Of removed calls only sums of days of UTC are left: each of them is in one month."""
+    calls = [call(f"c{n}", at=NOW - n * DAY / 4, cost=n) for n in range(220)]
+    ledger, file = keep(tmp_path / "l.db", *calls), tmp_path / "infermux.toml"
+    file.write_text(f'[ledger]\npath = "{ledger}"\ntimezone = "Asia/Kolkata"\n')
+    months = sorted({time.strftime("%Y-%m", time.gmtime(NOW - n * DAY)) for n in range(-1, 57)})
+
+    def costs(*args: str) -> Any:
+        result = infermux("costs", "-c", str(file), "--json", *args)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)["total"]
+
+    for removed in (False, True):
+        if removed:
+            result = infermux("ledger", "prune", "--keep", "20d", "-c", str(file))
+            assert result.stdout.startswith("removed 1"), result.output
+        parts = [costs("--month", month) for month in months]
+        for name in ("calls", "cost_pico"):
+            assert sum(part[name] for part in parts) == costs()[name]
+    result = infermux("costs", "-c", str(file), "--all", "--by", "user")
+    assert re.search(r"the rows lack 1\d\d calls of days that were pruned", result.stderr)
+
+
+def test_a_command_leaves_a_damaged_file_to_the_service(path: str) -> None:
+    with open(path, "r+b") as file:
+        file.seek(8192)
+        file.write(b"\xa5" * 4096)
+    for command in (["ledger", "check"], ["costs", "--all"], ["ledger", "prune", "--keep", "1d"]):
+        failed_in_one_line(infermux(*command, "--ledger", path))
+    assert not [name for name in os.listdir(os.path.dirname(path)) if "corrupt" in name]
+
+
+def test_wrong_arguments_of_ledger_commands_are_named(path: str, tmp_path: Path) -> None:
+    for keep_days in ("400", "0d", "1y", "99999999999d"):
+        result = infermux("ledger", "prune", "--keep", keep_days, "--ledger", path)
+        assert result.exit_code == 2
+        assert (
+            f"--keep must be a number of days, such as \"400d\", not '{keep_days}'" in result.stderr
+        )
+    result = infermux("ledger", "export", "--month", "2020-01", "--ledger", path)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no calls of that time" in result.stderr
+    missing = str(tmp_path / "none" / "b.db")
+    result = infermux("ledger", "backup", missing, "--ledger", path)
+    failed_in_one_line(result, "there is no folder", "none")
+
+
 def test_the_ledger_is_the_configurations(tmp_path: Path, path: str) -> None:
     file = tmp_path / "infermux.toml"
     file.write_text(f'[ledger]\npath = "{path}"\n')

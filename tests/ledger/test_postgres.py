@@ -613,6 +613,7 @@ def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
         old.reserve(own, 100, call_id="held", at=NOON)
         old.adjust(own, 77, NOON)
         old.objects().add("openai", "web", ["file-1"], NOON)
+        secret = old.objects().secret()
         assert old.alerts().claim("budget:web", None, NOON, "one")
         old.prune(NOON - 40 * DAY)
         ledger = opens(there.url, clock=lambda: NOON + DAY)
@@ -634,6 +635,7 @@ def test_a_ledger_is_moved_with_its_budgets_and_an_interrupted_copy_goes_on(
             assert ledger.states([budget], NOON) == old.states([budget], NOON)
         assert ledger.adjustments() == old.adjustments()
         assert ledger.objects().of("openai", "web") == {"file-1"}
+        assert ledger.objects().secret() == secret
         assert ledger.alerts().sent() == old.alerts().sent() != {}
         assert ledger.problems() == []
         assert ledger.copied_from(old, "l.db").calls == found.calls

@@ -955,6 +955,44 @@ def test_a_comparison_can_be_read_by_programs(ledger: str) -> None:
     assert any(",'=cmd" in line or ",\"'=cmd" in line for line in lines)
 
 
+def test_a_day_without_results_is_an_empty_day(ledger: str) -> None:
+    """An answer of OpenAI's API has a bucket for each day, and members that others lack."""
+    used = {"input_tokens": 80_000, "output_tokens": 10_000, "num_model_requests": 2}
+    result = {"object": "organization.usage.completions.result", "model": "gpt-5", **used}
+    buckets = [
+        {"object": "bucket", "start_time": 1795392000 + n * 86_400, "results": results}
+        for n, results in enumerate([[], [result, result | {"input_audio_tokens": 0}], []], -1)
+    ]
+    answer = {"object": "page", "data": buckets, "has_more": False, "next_page": None}
+    found = reconcile(ledger, json.dumps(answer), "--tolerance", "50%")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert rows(found)[0][:3] == ["2026-11-23", "gpt-5", "0.2"]
+
+
+def test_columns_that_only_some_lines_need_are_known() -> None:
+    report = {"starting_at": "2026-11-23T00:00:00Z", "amount": "100", "currency": "USD"}
+    more = {"model": "claude-haiku-4-5", "description": "Usage", "cost_type": "tokens"}
+    bill = bills.read(json.dumps({"data": [report | more]}).encode())
+    assert (bill.usd, bill.notes) == ({("2026-11-23", "claude-haiku-4-5"): 1}, [])
+    assert bills.read(OPENAI_HEAD.encode()).notes == []  # no line says what is used
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "words"),
+    [
+        ("\n", (), "the bill is empty"),
+        (OPENAI_HEAD, (), "none of its lines can be compared"),
+        (OPENAI_COSTS, ("--month", "2025-01"), "none of its days is in that time"),
+        ('date,model,usd\n2026-11-23,gpt-5,"0,012"\n', (), "has a decimal comma"),  # not 12
+    ],
+)
+def test_nothing_to_compare_says_why(
+    ledger: str, text: str, args: tuple[str, ...], words: str
+) -> None:
+    result = reconcile(ledger, text, *args)
+    assert result.exit_code and words in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "code"), [(["--tolerance", "much"], 2), (["--provider", "x"], 1), ([], 1)]
 )

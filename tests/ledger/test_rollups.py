@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -211,6 +212,28 @@ def test_a_service_removes_what_is_older_than_it_keeps(full: Any) -> None:
         maintenance.run(LATER)
         assert 0 < len(ledger.rows(limit=10_000)) < 1500
         assert ledger.totals()[0].calls == 1500
+
+
+# -- the secret that signs ids ---------------------------------------------------------------------
+
+
+def test_all_services_of_a_ledger_have_one_secret_however_they_begin(backend: Any) -> None:
+    made = [backend.make() for _ in range(4)]
+    found: list[bytes] = []
+    begin = threading.Barrier(len(made))
+
+    def ask(ledger: Any) -> None:
+        begin.wait(60)
+        found.append(ledger.objects().secret())
+
+    threads = [threading.Thread(target=ask, args=(each,)) for each in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 4 and len({*found}) == 1 and len(found[0]) == 32
+    assert backend.make().objects().secret() == found[0]
+    assert made[0].objects().of("", "") and not made[0].objects().of("openai", "")
 
 
 # -- several budgets -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import re
@@ -9,9 +10,13 @@ import stat
 import sys
 import threading
 import time
+from base64 import b32encode
 from collections import Counter
+from contextlib import ExitStack, closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from support import Vendor, completion, eventually
@@ -460,6 +465,7 @@ class Accounts(Vendor):
         super().__init__()
         self.stored: dict[str, str] = {}  # keys by ids
         self.limited: set[str] = set()  # keys
+        self.accounts: dict[str, str] = {}  # by keys; others are accounts of their own
         self.missing = 404
         self.asked: list[tuple[str, str, int]] = []
 
@@ -476,7 +482,8 @@ class Accounts(Vendor):
         handler.reply(status, data, {"Content-Type": kind})
 
     def _found(self, handler: Any, key: str, body: bytes) -> tuple[int, Any]:
-        what, *rest = handler.path.removeprefix("/v1/").split("/")
+        path, _, self.query = handler.path.partition("?")
+        what, *rest = path.removeprefix("/v1/").split("/")
         is_json = body and handler.headers.get_content_type() == "application/json"
         asked = json.loads(body) if is_json else {}
         named = [asked[name] for name in ("previous_response_id", "input_file_id") if name in asked]
@@ -491,6 +498,8 @@ class Accounts(Vendor):
                         "code": "previous_response_not_found" if named else "not_found",
                     }
                 }
+        if handler.command == "GET" and not rest:
+            return self._page(what, key)
         if rest:
             return 200, {"id": rest[0], "object": what[:-1]}
         ident = f"{what[:4]}_{len(self.stored):04}"
@@ -506,6 +515,26 @@ class Accounts(Vendor):
             {"type": "response.output_text.delta", "delta": "yes", "item_id": "m_1"},
             {"type": "response.completed", "response": whole},
         ]
+
+    def _page(self, what: str, key: str) -> tuple[int, Any]:
+        """Return a page of the account's own objects: two, however many are asked for."""
+        asked = dict(parse_qsl(self.query))
+        account = self.accounts.get(key, key)
+        if account == "revoked":
+            return REFUSED
+        own = [
+            ident
+            for ident, by in self.stored.items()
+            if ident.startswith(what[:4]) and self.accounts.get(by, by) == account
+        ]
+        own = own if asked.get("order") == "asc" else own[::-1]
+        if after := asked.get("after"):
+            if after not in own:
+                return 404, {"error": {"message": f"No such object: {after}"}}
+            own = own[own.index(after) + 1 :]
+        kind = {"batches": "batch"}.get(what, what[:-1])
+        data = [{"id": each, "object": kind, "created_at": int(each[-4:])} for each in own]
+        return 200, {"object": "list", "data": data[:2], "has_more": len(data) > 2}
 
     @property
     def missed(self) -> int:
@@ -615,3 +644,120 @@ def test_ids_of_callers_stay_valid_when_the_key_in_a_file_changes(tmp_path, at_o
             assert client.get(f"/v1/files/{ident}").status_code == 200
         later.environ_base["HTTP_AUTHORIZATION"] = "Bearer bob"
         assert later.get(f"/v1/files/{ident}").status_code == 404
+
+
+def listed(client: Any, what: str, query: str = "", **headers: str) -> list[str]:
+    """Return the ids of a whole list, read by pages of two."""
+    found: list[str] = []
+    more, after = True, ""
+    while more:
+        path = f"/v1/{what}?limit=2{query}" + (f"&after={after}" if after else "")
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == 200, answer.text
+        page, more = [each["id"] for each in answer.json["data"]], answer.json["has_more"]
+        assert [answer.json["first_id"], answer.json["last_id"]] == [page[0], page[-1]]
+        found, after = found + page, page[-1]
+    return found
+
+
+def test_a_list_has_the_objects_of_every_account(tmp_path):
+    with Accounts() as vendor:
+        one, other = clients(vendor, tmp_path, 2)
+        made = [upload([one, other][number % 3 == 0]) for number in range(7)]
+        assert len({vendor.stored[ident] for ident in made}) == 3
+        for client in (one, other):
+            assert listed(client, "files") == made[::-1]
+            assert listed(client, "files", "&order=asc") == made
+            whole = client.get("/v1/files").json
+            assert [each["id"] for each in whole["data"]] == made[::-1] and not whole["has_more"]
+        for ident in made[:4]:
+            one.post("/v1/batches", json={"input_file_id": ident, "endpoint": "/v1/responses"})
+        batches = [ident for ident in vendor.stored if ident.startswith("batc")]
+        assert listed(other, "batches") == batches[::-1]
+        assert one.get("/v1/files?after=file_none").status_code == 404
+
+
+def test_keys_of_one_account_list_its_objects_once(tmp_path):
+    with Accounts() as vendor:
+        vendor.accounts = dict.fromkeys((KEYS["A"], KEYS["B"]), "shared")
+        [client] = clients(vendor, tmp_path)
+        made = [upload(client) for _ in range(6)]
+        assert listed(client, "files") == made[::-1]
+
+
+def test_a_key_that_is_revoked_hides_no_objects_of_others(tmp_path):
+    with Accounts() as vendor:
+        [client] = clients(vendor, tmp_path)
+        made = [upload(client) for _ in range(6)]
+        vendor.accounts[KEYS["B"]] = "revoked"
+        assert listed(client, "files") == [
+            ident for ident in made[::-1] if vendor.stored[ident] != KEYS["B"]
+        ]
+        vendor.accounts = dict.fromkeys(KEYS.values(), "revoked")
+        assert client.get("/v1/files").status_code == 502
+
+
+def test_a_caller_s_list_has_its_own_objects_of_every_account(tmp_path):
+    callers = "".join(f'[keys.{name}]\nhash = "{hashed(name)}"\n' for name in ("ann", "bob"))
+    with Accounts() as vendor:
+        more = f'api = "responses"\n[ledger]\npath = "{tmp_path}/l.db"\n{callers}'
+        with closing(router(vendor, POOL, tmp_path, more)) as found:
+            client, made = create_app(found).test_client(), {"ann": [], "bob": []}
+            for number in range(8):
+                name = ["ann", "bob"][number % 3 == 0]
+                client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {name}"
+                made[name].append(upload(client))
+            for name, idents in made.items():
+                client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {name}"
+                assert listed(client, "files") == idents[::-1]
+
+
+def forged(ident: str, caller: str, secret: str) -> str:
+    """Return the id that *caller* would get if the secret were no more than this text."""
+    key = sha256("\0".join(("infermux", "v", secret)).encode()).digest()
+    mac = hmac.digest(key, "\0".join(("f", caller, ident)).encode(), "sha256")[:10]
+    return f"{ident}_f{b32encode(mac).decode().lower()}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "secret"),
+    [("file", "ledger"), ("file", "users"), ("command", "ledger"), ("header", "admin")],
+)
+def test_no_id_can_be_made_from_what_is_known_of_a_key(kind, secret, tmp_path):
+    file = tmp_path / "key"
+    file.write_text(KEYS["A"])
+    key = {"file": f'"file:{file}"', "command": '"command:echo sk-aaaaaaaaaaaa"'}.get(kind)
+    text = f"api_key = {key}\n" if key else 'headers = { authorization = "env:BEARER" }\n'
+    callers = "".join(f'[keys.{name}]\nhash = "{hashed(name)}"\n' for name in ("ann", "bob"))
+    own = {"admin": '[server]\nadmin_key = "env:ADMIN"\n', "users": 'users_secret = "env:ADMIN"\n'}
+    made, env = [], {"ADMIN": "imx-admin-key-1", "BEARER": "Bearer sk-aaaaaaaaaaaa"}
+    with Accounts() as vendor, ExitStack() as stack:
+        for host in ("one", "two"):  # services of two workers, or of hosts with a secret of theirs
+            path = tmp_path / ("one" if secret == "ledger" else host)
+            ledger = f'[ledger]\npath = "{path}.db"\n' + (own["users"] if secret == "users" else "")
+            config = tmp_path / f"{host}.toml"
+            config.write_text(
+                f'[providers.v]\ntype = "openai"\nbase_url = "{vendor.url}/v1"\nmodels = ["m"]\n'
+                f"{text}{ledger}{callers}{own['admin'] if secret == 'admin' else ''}"
+            )
+            found = build.router(build.settings(env, str(config)))
+            stack.callback(found.close)
+            made.append(create_app(found).test_client())
+        one, other = made
+        ann, bob = ({"Authorization": f"Bearer {name}"} for name in ("ann", "bob"))
+        one.environ_base["HTTP_AUTHORIZATION"] = ann["Authorization"]
+        given = upload(one)
+        [ident] = vendor.stored
+        assert other.get(f"/v1/files/{given}", headers=ann).status_code == 200
+        assert other.get(f"/v1/files/{given}", headers=bob).status_code == 404
+        seals = (
+            f"\0file\0{file}",
+            sha256(f"file\0{file}".encode()).hexdigest(),
+            "\0echo\0sk-aaaaaaaaaaaa",
+            sha256(b"echo\0sk-aaaaaaaaaaaa").hexdigest(),
+            f"\0{vendor.url}/v1",
+            f"{vendor.url}/v1",
+        )
+        for seal in seals:
+            answer = other.get(f"/v1/files/{forged(ident, 'bob', seal)}", headers=bob)
+            assert answer.status_code == 404, seal

@@ -664,3 +664,27 @@ def test_an_answer_whose_hook_has_failed_is_not_kept(hooked, streamed):
     module.fail = False
     answer = place.ask("I am eve@x.org", max_tokens=100)
     assert state(answer) == "miss" and "eve@x.org" in text_of(answer, CHAT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("models =", "params = { temperature = 0.5 }\nmodels ="),
+        ("models =", 'headers = { x-tenant = "b" }\nmodels ='),
+        ('/v1"', '/v1/b"'),
+        ("models =", 'unsupported = { m = ["reasoning"] }\nmodels ='),
+    ],
+    ids=["params", "headers", "base_url", "unsupported"],
+)
+def test_other_settings_of_a_provider_give_no_answer_of_before(
+    vendor_place, tmp_path, monkeypatch, change
+):
+    place, vendor = vendor_place
+    text = place.file.read_text()
+    vendor.answers[:] = [Scripted(200, answered())]
+    assert [state(place.ask()) for _ in range(2)] == ["miss", "hit"]
+    place.router.close()
+    for found, states in ((text.replace(*change), ["miss", "hit"]), (text, ["hit"])):
+        place = Place(tmp_path, monkeypatch, found)
+        assert [state(place.ask()) for _ in states] == states
+        place.router.close()

@@ -19,6 +19,7 @@ from .places import Place
 
 _NOTHING = object()
 _TURNS = {"messages": "content", "contents": "parts"}
+_SPOKEN = ("system", "messages", "input", "instructions", "contents", "systemInstruction")
 _PARTS = ("text", "image_url", "file", "input_audio", "refusal")  # that every format reads
 _MARK = {"role": "system", "content": "\N{OBJECT REPLACEMENT CHARACTER}"}
 Bodies = tuple[JSON, JSON]  # of the request before and after the change, in the client's format
@@ -30,6 +31,8 @@ def with_own_body(before: InferRequest, after: InferRequest) -> InferRequest:
     There is none where the body cannot say it: vendors of the same format then get a translation.
     """
     own = before.native
+    if before.passed is not None:
+        return _passed(before, after)
     if own is None or _same(before, after):
         return replace(after, native=own)
     for merge in (_merged_body, _replaced_body):
@@ -41,6 +44,20 @@ def with_own_body(before: InferRequest, after: InferRequest) -> InferRequest:
         except (InferMuxError, ValueError, TypeError, LookupError, AttributeError):
             continue
     return replace(after, native=None)
+
+
+def _passed(before: InferRequest, after: InferRequest) -> InferRequest:
+    """Return *after* with its params as the body: what is passed through has no other form."""
+    own, upload = before.native, before.passed.upload
+    if after.messages or own is None:
+        raise TypeError("such a request has no messages")
+    if upload is None:
+        return replace(after, native=own._replace(body=_document(dict(after.params))))
+    if before.params.keys() - after.params.keys():
+        raise TypeError("a field of a form cannot be removed")
+    was = before.params
+    upload.change({name: each for name, each in after.params.items() if was.get(name) != each})
+    return after
 
 
 def _same(before: InferRequest, after: InferRequest) -> bool:
@@ -112,7 +129,7 @@ def _read(native: Native, request: InferRequest) -> InferRequest:
 
 def _merged_body(before: InferRequest, after: InferRequest, own: Native) -> JSON:
     """Return the own body with only what has changed."""
-    value = dict(camel(own.body.value)) if own.dialect == "gemini" else own.body.value
+    value = _value(own)
     for was, now in _bodies(before, after, own):
         for name, inner in _TURNS.items():
             turns = was.get(name)
@@ -123,6 +140,10 @@ def _merged_body(before: InferRequest, after: InferRequest, own: Native) -> JSON
                 )
         value = merged(was, now, value)
     return value
+
+
+def _value(own: Native) -> JSON:
+    return dict(camel(own.body.value) if own.dialect == "gemini" else own.body.value)
 
 
 def _joined(turns: list[JSON], inner: str) -> list[JSON]:
@@ -140,7 +161,7 @@ def _joined(turns: list[JSON], inner: str) -> list[JSON]:
 
 def _replaced_body(before: InferRequest, after: InferRequest, own: Native) -> JSON:
     """Return the own body with the members that have changed as a translation writes them."""
-    value = dict(camel(own.body.value)) if own.dialect == "gemini" else dict(own.body.value)
+    value = _value(own)
     for was, now in _bodies(before, after, own):
         if was != now:
             value = {name: each for name, each in value.items() if name not in was} | now
@@ -185,12 +206,8 @@ def _spoken(request: InferRequest, own: Native) -> JSON:
     if marked:  # else the first system message would become the instructions
         messages = [_MARK, *messages]
     body = _translated(replace(request, messages=messages, params={}, op=CHAT), own)
-    names = {"system", "messages", "input", "instructions", "contents", "systemInstruction"}
-    return {
-        name: body[name]
-        for name in names - ({"instructions"} if marked else set()) & names
-        if name in body
-    }
+    body.pop("instructions" if marked else "", None)
+    return {name: body[name] for name in _SPOKEN if name in body}
 
 
 def _known(message: JSON) -> JSON:
@@ -213,7 +230,7 @@ def _settings(request: InferRequest, names: set[str], own: Native) -> JSON:
     messages = [{"role": "user", "content": "-"}] if request.op == CHAT else ()
     params = _some(request.params, names)
     body = _translated(replace(request, messages=messages, params=params), own)
-    for name in ("system", "messages", "input", "instructions", "contents", "systemInstruction"):
+    for name in _SPOKEN:
         body.pop(name, None)
     return body
 

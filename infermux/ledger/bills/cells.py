@@ -17,7 +17,7 @@ MAX_AMOUNT = 10**15
 _MAX_DIGITS = 16  # of a count, too many
 _GROUPS = ",\u00a0\u202f\u2009 '\u2019"  # what separates thousands
 _NUMBER = re.compile(
-    r"(?P<minus>-?)\$?(?P<whole>\d{1,15}|\d{1,3}(?:(?P<group>[" + _GROUPS + r"])\d{3})"
+    r"(?P<minus>-?)\$?(?P<whole>\d{1,15}|[1-9]\d{0,2}(?:(?P<group>[" + _GROUPS + r"])\d{3})"
     r"(?:(?P=group)\d{3}){0,3})(?P<part>\.\d{1,40})?(?P<power>[eE][+-]?\d{1,2})?",
     re.ASCII,
 )
@@ -35,18 +35,18 @@ class BadCell(ValueError):
 class Cells:
     """The cells of a line by the keys of columns; of several keys, the first that is not empty.
 
-    With *commas*, cells are not separated by commas, so 1,234 may have a decimal comma. The
-    *prices* are for tokens without dollars.
+    The *prices* are for tokens without dollars; *asked* collects the keys that are looked at.
     """
 
-    def __init__(self, table: Table, line: Line, prices: PriceTable) -> None:
-        self.prices = prices
+    def __init__(self, table: Table, line: Line, prices: PriceTable, asked: set[str]) -> None:
+        self.prices, self._asked = prices, asked
         self._columns: Mapping[str, str] = table.columns
         self._cells = line.cells
-        self._commas = table.delimiter != ","
+        self._commas = table.delimiter != ","  # then 1,234 may have a decimal comma
 
     def column(self, *keys: str) -> str:
         """Return the first of *keys* with a text, else the first that the table has, or ""."""
+        self._asked.update(keys)
         present = [each for each in keys if each in self._columns]
         filled = (each for each in present if self._cells.get(each))
         return next(filled, present[0] if present else "")

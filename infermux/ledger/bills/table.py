@@ -63,6 +63,8 @@ def read(data: bytes) -> Table:
         if data.startswith(magic):
             _refuse(f"the bill {problem}")
     text, notes = _text(data)
+    if not text.strip():
+        _refuse("the bill is empty")
     return _json(text, notes) if text.lstrip()[:1] in ("{", "[") else _csv(text, notes)
 
 
@@ -184,8 +186,9 @@ def _json(text: str, notes: tuple[str, ...]) -> Table:
     if more:
         notes += ("it says has_more: it is one page of several",)
     keys = {name: key(name) for name in columns}
+    empty = dict.fromkeys(keys.values(), "")  # a record may lack members: an empty day has none
     lines = [
-        Line(place, {keys[name]: cell.strip() for name, cell in record.items()})
+        Line(place, empty | {keys[name]: cell.strip() for name, cell in record.items()})
         for place, record in records
     ]
     known = {keys[name]: name for name in columns if keys[name] not in _PAGE}

@@ -15,45 +15,18 @@ from .cells import Cells
 from .models import model_key
 
 _MODEL = ("model", "model_version", "model_id", "snapshot_id")
+_UNNAMED = "it is empty, but the line has usage: group it by model"
 _HALF = Fraction(1, 2)  # of the price: a batch, at OpenAI and Anthropic
 _SEARCH = Fraction(1, 100)  # USD, for each of Anthropic's web searches
 _GEO = {"us": Fraction(11, 10)}  # factors of Anthropic's inference_geo
 _ANYWHERE = ("", "global", "not_available", "none", "null", "not_applicable")
 _TIERS = ("priority", "flex", "fast")  # that have another price
-_ANTHROPIC_INPUT = ("usage_input_tokens_no_cache", "uncached_input_tokens")
-_ANTHROPIC_CACHED = ("usage_input_tokens_cache_read", "cache_read_input_tokens")
-_ANTHROPIC_5M = (
-    "usage_input_tokens_cache_write_5m",
-    "cache_creation_ephemeral_5m_input_tokens",
-)
-_ANTHROPIC_1H = (
-    "usage_input_tokens_cache_write_1h",
-    "cache_creation_ephemeral_1h_input_tokens",
-)
-_ANTHROPIC_SEARCHES = ("web_search_count", "server_tool_use_web_search_requests")
-_ANTHROPIC_WRITE = "usage_input_tokens_cache_write"  # of older exports
+_WRITE = "usage_input_tokens_cache_write"
+_EPHEMERAL = "cache_creation_ephemeral_{}_input_tokens"
 ANTHROPIC_OUTPUT = ("usage_output_tokens", "output_tokens")
 _OPENAI_OTHER = (  # tokens with prices of their own, and their names in messages
     ("audio", ("input_audio_tokens", "output_audio_tokens", "input_cached_audio_tokens")),
     ("image", ("input_image_tokens", "output_image_tokens", "input_cached_image_tokens")),
-)
-OPENAI_USES = (
-    "model model_id snapshot_id batch service_tier input_tokens output_tokens input_cached_tokens "
-    "input_cache_write_tokens input_uncached_tokens input_text_tokens output_text_tokens "
-    "input_cached_text_tokens num_model_requests "
-    + " ".join(name for _, names in _OPENAI_OTHER for name in names)
-)
-ANTHROPIC_USES = " ".join(
-    (
-        "model_version model usage_type service_tier context_window inference_geo speed",
-        _ANTHROPIC_WRITE,
-        *_ANTHROPIC_INPUT,
-        *_ANTHROPIC_CACHED,
-        *_ANTHROPIC_5M,
-        *_ANTHROPIC_1H,
-        *_ANTHROPIC_SEARCHES,
-        "output_tokens",
-    )
 )
 
 
@@ -69,16 +42,14 @@ def openai(cells: Cells, day: str, offset: timedelta) -> Iterator[Charge]:
         cached_input_tokens=cells.count("input_cached_tokens"),
         cache_write_tokens=cells.count("input_cache_write_tokens"),
     )
-    others = [kind for kind, names in _OPENAI_OTHER if any(map(cells.count, names))]
-    if not name:
-        if counted.input_tokens or counted.output_tokens or cells.count("num_model_requests"):
-            raise cells.bad(
-                cells.column(*_MODEL), "it is empty, but the line has usage: group it by model"
-            )
-        yield Charge(day, empty=True, offset=offset)
-        return
+    others = [kind for kind, names in _OPENAI_OTHER if sum(map(cells.count, names))]
     tier = cells.text("service_tier").lower()
     batch = cells.flag("batch") or tier == "batch"
+    if not name:
+        if counted.input_tokens or counted.output_tokens or cells.count("num_model_requests"):
+            raise cells.bad(cells.column(*_MODEL), _UNNAMED)
+        yield Charge(day, empty=True, offset=offset)
+        return
     key = model_key(name)
     if others:
         yield Charge(day, key, None, unknown=f"{others[0]} tokens", offset=offset)
@@ -93,16 +64,16 @@ def anthropic(cells: Cells, day: str) -> Iterator[Charge]:
     Its context window says whether all of its requests were long.
     """
     name = cells.text(*_MODEL)
-    cached, hour = cells.count(*_ANTHROPIC_CACHED), cells.count(*_ANTHROPIC_1H)
-    written = hour + cells.count(*_ANTHROPIC_5M) + cells.count(_ANTHROPIC_WRITE)
-    fresh, out = cells.count(*_ANTHROPIC_INPUT), cells.count(*ANTHROPIC_OUTPUT)
+    cached = cells.count("usage_input_tokens_cache_read", "cache_read_input_tokens")
+    five, hour = (cells.count(f"{_WRITE}_{time}", _EPHEMERAL.format(time)) for time in ("5m", "1h"))
+    written = hour + five + cells.count(_WRITE)  # in older exports
+    fresh = cells.count("usage_input_tokens_no_cache", "uncached_input_tokens")
+    out = cells.count(*ANTHROPIC_OUTPUT)
     counted = Usage(fresh + cached + written, out, cached, written, hour)
-    searches = cells.count(*_ANTHROPIC_SEARCHES)
+    searches = cells.count("web_search_count", "server_tool_use_web_search_requests")
     if not name:
         if fresh + cached + written + out + searches:
-            raise cells.bad(
-                cells.column(*_MODEL), "it is empty, but the line has usage: group it by model"
-            )
+            raise cells.bad(cells.column(*_MODEL), _UNNAMED)
         yield Charge(day, empty=True)
         return
     key, kind = model_key(name), cells.text("usage_type", "service_tier").lower()

@@ -34,8 +34,8 @@ from ..periods import ms
 from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
-from ..stores.answers import AnswerStore, SQLAnswers
-from ..stores.keys import KeyStore, SQLKeys
+from ..stores.answers import AnswerStore
+from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
@@ -224,17 +224,14 @@ class PostgresLedger(SQLLedger):
         self._settle_all(self._here().database, batch, DRAIN_SECONDS)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget at one moment."""
         now, made = self._time(at), self._reservations()
         return self._here().database.run(lambda link: made.states(link, budgets, now, now))
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
-        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
         now, made = self._time(at), self._reservations()
         return self._here().database.run(lambda link: made.adjust(link, budget, more, now))
 
     def lose(self, now: float) -> None:
-        """Turn the holds of calls that nobody settled in time into spending."""
         process = self._here()
         if process.database.is_idle:
             return
@@ -252,7 +249,6 @@ class PostgresLedger(SQLLedger):
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
         database = self._here().database
         if not database.is_idle:
             at = self._time(now)
@@ -267,12 +263,10 @@ class PostgresLedger(SQLLedger):
     # -- what else hosts share --
 
     def keys(self) -> KeyStore:
-        """Return the store of keys that are created at run time."""
-        return SQLKeys(_Brief(lambda: self._here().database))
+        return KeyStore(_Brief(lambda: self._here().database))
 
     def answers(self) -> AnswerStore:
-        """Return the store of cached answers."""
-        return SQLAnswers(_Brief(lambda: self._here().database))
+        return AnswerStore(_Brief(lambda: self._here().database))
 
     def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""
@@ -289,13 +283,9 @@ class PostgresLedger(SQLLedger):
     # -- reading and writing --
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
-
         return self._here().database.report(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
-        """Return the result of *work*, run in a transaction."""
-
         return self._here().database.report(lambda link: transact(link, work))
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:

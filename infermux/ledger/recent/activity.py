@@ -21,7 +21,8 @@ from .. import Total, queries, summed
 from ..periods import DAY, ns
 from ..queries import Ask
 from ..reports import MIRROR_OF
-from ..rollups import Database, Sql, tasks
+from ..rollups import Database, tasks
+from ..stores import Sql
 
 SLOT, HOUR = 300, 3600  # seconds
 RECENT = 2 * HOUR  # seconds before the end for which steps are stored, if there are none yet

@@ -69,7 +69,7 @@ class _Process:
 class SQLiteLedger(SQLLedger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
-    Calls are kept for *keep* seconds."""
+    Calls are kept for *keep* seconds. A damaged file is moved aside if a new one *replaces* it."""
 
     def __init__(
         self,
@@ -78,12 +78,13 @@ class SQLiteLedger(SQLLedger):
         busy: float = BUSY_SECONDS,
         timezone: str = "UTC",
         keep: float | None = None,
+        replaces: bool = True,
         clock: Clock = time.time,
     ) -> None:
         self.path = os.path.abspath(path)
         super().__init__(periods.time_zone(timezone), keep, clock)
         self._busy = busy
-        self._file = DatabaseFile(self.path, clock=clock)
+        self._file = DatabaseFile(self.path, replaces=replaces, clock=clock)
         self._process = _Process(self.path, self._commit)
         self._failure: str | None = None
 
@@ -141,15 +142,12 @@ class SQLiteLedger(SQLLedger):
         self._write(work)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget at one moment."""
         return self.snapshot(lambda ask: [state(ask, each, at, self.zone) for each in budgets])
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
-        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
         return self.write(lambda sql: budgets.adjust(sql, budget, more, at, self.zone))
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        """Remove end users' budgets of past periods, and those of the least spent beyond *most*."""
         if self._read(budgets.MANY_USERS, (USER,))[0][0]:
             self.write(lambda sql: budgets.forget_users(sql, now, self.zone, most))
 
@@ -160,15 +158,12 @@ class SQLiteLedger(SQLLedger):
         self._use_reader(lambda connection: connection.backup(path))
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
         return self._use_reader(lambda connection: connection.snapshot(work))
 
     def write(self, work: Callable[[Cursor], T]) -> T:
-        """Return the result of *work*, run in a transaction."""
         return self._write(lambda connection: work(connection.cursor))
 
     def lose(self, now: float) -> None:
-        """Turn the holds of calls that nobody settled in time into spending."""
         if self._read(budgets.EXPIRED, (ms(now),)) and not self.spooled():
             self.write(lambda sql: budgets.lose(sql, now, self.zone))
 

@@ -99,8 +99,8 @@ class Connection:
 class DatabaseFile:
     """Opens the SQLite file at *path*: creates or migrates it, and renames a damaged one."""
 
-    def __init__(self, path: str, *, clock: Clock) -> None:
-        self.path = path
+    def __init__(self, path: str, *, replaces: bool, clock: Clock) -> None:
+        self.path, self._replaces = path, replaces
         self._clock = clock  # only for the names of damaged files
         self.moved: list[str] = []  # messages about damaged files, to be logged
 
@@ -129,7 +129,7 @@ class DatabaseFile:
                     _prepare(sql, saved)
                     return Connection(sql, identity(self.path))
                 except BaseException as error:
-                    if not damaged(error):
+                    if not (damaged(error) and self._replaces):
                         sql.close()
                         raise
                     saved, suspect = _rescued(sql), False

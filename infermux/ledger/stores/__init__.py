@@ -1,7 +1,7 @@
 """Stores in a ledger's database beside calls and budgets: keys, cached answers, files, alerts.
 
-Each store is an abstract class, and one implementation in SQL that every database understands, with
-`?` for values. `Database` is the part of a ledger that they use.
+Each uses SQL that every database understands, with `?` for values. `Database` is the part of a
+ledger that they use.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class Sql(Protocol):
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
         """Run a statement and return the cursor."""
+
+    def executemany(self, statement: str, rows: Sequence[Any], /) -> Any:
+        """Run a statement for each of *rows*."""
 
 
 class Database(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -24,29 +23,8 @@ class Sent(NamedTuple):
     host: str
 
 
-class AlertLog(ABC):
+class AlertLog:
     """Stores when alerts were sent. Methods raise LedgerUnavailable."""
-
-    @abstractmethod
-    def sent(self) -> Mapping[str, Sent]:
-        """Return when each subject was last alerted."""
-
-    @abstractmethod
-    def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
-        """Note that an alert is sent; return False if another worker has done so since *before*."""
-
-    @abstractmethod
-    def undo(self, subject: str, host: str) -> None:
-        """Note that an alert that *host* has claimed was not sent, so that another worker may."""
-
-    def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
-        """Note these alerts as sent, so that none is sent."""
-        for subject in subjects:
-            self.claim(subject, None, at, host)
-
-
-class SQLAlerts(AlertLog):
-    """Stores the times by plain SQL."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,7 +35,7 @@ class SQLAlerts(AlertLog):
         return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
 
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
-        """Write the row, if nobody else has changed it."""
+        """Note that an alert is sent; return False if another worker has done so since *before*."""
 
         def work(sql: Sql) -> bool:
             if before is None:
@@ -69,9 +47,14 @@ class SQLAlerts(AlertLog):
         return self._database.write(work)
 
     def undo(self, subject: str, host: str) -> None:
-        """Remove the row, if it is this host's."""
+        """Note that an alert that *host* has claimed was not sent, so that another worker may."""
 
         def work(sql: Sql) -> None:
             sql.execute(_UNDO, (subject, host))
 
         self._database.write(work)
+
+    def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
+        """Note these alerts as sent, so that none is sent."""
+        for subject in subjects:
+            self.claim(subject, None, at, host)

@@ -6,7 +6,6 @@ make room for new ones. An expired answer is not returned, and is removed within
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -34,35 +33,19 @@ class Kept(NamedTuple):
     body: str
 
 
-class AnswerStore(ABC):
+class AnswerStore:
     """Keeps texts by a digest. Methods raise LedgerUnavailable."""
-
-    @abstractmethod
-    def find(self, digest: str, now: float) -> Kept | None:
-        """Return what is kept under *digest* and has not expired, or None."""
-
-    @abstractmethod
-    def keep(self, digest: str, name: str, kept: Kept, *, expires: float, most: int) -> None:
-        """Keep a text; remove the oldest ones of *name* if they have more than *most* bytes."""
-
-    @abstractmethod
-    def forget(self, now: float) -> int:
-        """Remove what has expired; return how many texts."""
-
-
-class SQLAnswers(AnswerStore):
-    """Keeps texts by plain SQL."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, digest: str, now: float) -> Kept | None:
-        """Return what is kept under *digest*."""
+        """Return what is kept under *digest* and has not expired, or None."""
         found = self._database.snapshot(lambda ask: ask(_FIND, (digest, ms(now))))
         return Kept(found[0][0] / 1000, str(found[0][1])) if found else None
 
     def keep(self, digest: str, name: str, kept: Kept, *, expires: float, most: int) -> None:
-        """Keep a text, if it fits at all."""
+        """Keep a text; remove the oldest ones of *name* if they have more than *most* bytes."""
         size = len(kept.body) + OVERHEAD
         if size > most:
             return
@@ -89,7 +72,7 @@ class SQLAnswers(AnswerStore):
         self._database.write(work)
 
     def forget(self, now: float) -> int:
-        """Remove what has expired, some at a time."""
+        """Remove what has expired; return how many texts."""
         count = 0
         while self._database.snapshot(lambda ask: ask(_EXPIRED, (ms(now), 1))):
             count += self._database.write(

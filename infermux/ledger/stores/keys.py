@@ -6,7 +6,6 @@ is admitted for a while. Each change raises the version of `versions`, which ser
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from ..periods import ms
@@ -46,49 +45,22 @@ class IssuedKey(NamedTuple):
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
-class KeyStore(ABC):
+class KeyStore:
     """Stores keys. Methods raise LedgerUnavailable."""
-
-    @abstractmethod
-    def version(self) -> int:
-        """Return a number that each change of a key raises."""
-
-    @abstractmethod
-    def keys(self) -> tuple[int, list[IssuedKey]]:
-        """Return the version, and every key by name, also revoked ones, at one moment."""
-
-    @abstractmethod
-    def create(self, key: IssuedKey) -> bool:
-        """Store a new key with its hash; return False if a valid key has its name."""
-
-    @abstractmethod
-    def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
-        """Add a hash to a valid key, whose others end at *until*; return False if there is none.
-
-        A hash that ends earlier, by an earlier rotation, still does.
-        """
-
-    @abstractmethod
-    def revoke(self, name: str, at: float) -> bool:
-        """Revoke a key; return False if there is no valid one."""
-
-
-class SQLKeys(KeyStore):
-    """Stores keys by plain SQL."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def version(self) -> int:
-        """Return the number of the last change."""
+        """Return a number that each change of a key raises."""
         return self._database.snapshot(_version)
 
     def keys(self) -> tuple[int, list[IssuedKey]]:
-        """Return the version and every key."""
+        """Return the version, and every key by name, also revoked ones, at one moment."""
         return self._database.snapshot(lambda ask: (_version(ask), _keys(ask)))
 
     def create(self, key: IssuedKey) -> bool:
-        """Store a key; it replaces one of its name that was revoked or has expired."""
+        """Store a new key with its hash; return False if a valid key has its name."""
 
         def work(sql: Sql) -> bool:
             if sql.execute(_IN_FORCE, (key.name, ms(key.created))).fetchone():
@@ -107,7 +79,10 @@ class SQLKeys(KeyStore):
         return self._database.write(work)
 
     def rotate(self, name: str, hash: str, at: float, until: float) -> bool:
-        """Add a hash; the others end at *until*."""
+        """Add a hash to a valid key, whose others end at *until*; return False if there is none.
+
+        A hash that ends earlier, by an earlier rotation, still does.
+        """
 
         def work(sql: Sql) -> bool:
             if not sql.execute(_IN_FORCE, (name, ms(at))).fetchone():
@@ -121,7 +96,7 @@ class SQLKeys(KeyStore):
         return self._database.write(work)
 
     def revoke(self, name: str, at: float) -> bool:
-        """Note when the key was revoked; its name and limits stay, for reports."""
+        """Revoke a key; return False if there is no valid one."""
 
         def work(sql: Sql) -> bool:
             if not sql.execute(_REVOKE, (ms(at), name)).rowcount:

@@ -1,14 +1,18 @@
 """The owners of files and batches at vendors.
 
 Their ids are signed, so this does not protect them. It lets a list show only the caller's own, as a
-vendor lists those of the whole account, and it knows ids from a time when none were signed.
+vendor lists those of the whole account, and it knows ids from a time when none were signed. The
+rows of no provider hold the secret that signs ids where a provider's key cannot.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from secrets import randbits
 from typing import Any
+
+from ..periods import ms
+from . import Database, Sql
 
 MAX_OBJECTS = 100_000  # of one caller at one provider, that are listed
 TABLE = """CREATE TABLE objects (
@@ -19,59 +23,52 @@ _REMOVE = "DELETE FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _LIST = """SELECT ident FROM objects WHERE provider = ? AND caller = ?
     ORDER BY at_ms DESC LIMIT ?"""
 _WHERE = "SELECT 1 FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
+_SECRET = "SELECT at_ms FROM objects WHERE provider = '' ORDER BY ident"
 
-Ask = Callable[[str, Sequence[str | int]], list[Any]]
 
-
-class Objects(ABC):
+class Objects:
     """The ids of what callers have made at providers; methods raise LedgerUnavailable."""
 
-    @abstractmethod
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
     def add(self, provider: str, caller: str, idents: Iterable[str], at: float) -> None:
         """Note that *caller* has made objects; known ones stay as they are."""
+        self._write(_ADD, ((provider, caller, ident, ms(at)) for ident in idents))
 
-    @abstractmethod
     def remove(self, provider: str, caller: str, ident: str) -> None:
         """Forget an object that was deleted."""
+        self._write(_REMOVE, [(provider, caller, ident)])
 
-    @abstractmethod
     def of(self, provider: str, caller: str) -> frozenset[str]:
         """Return the vendor's ids of a caller's objects, the newest MAX_OBJECTS."""
+        return frozenset(row[0] for row in self._rows(_LIST, provider, caller, MAX_OBJECTS))
 
-    @abstractmethod
     def has(self, provider: str, caller: str, ident: str) -> bool:
         """Return whether *caller* has made an object."""
+        return bool(self._rows(_WHERE, provider, caller, ident))
 
+    def secret(self) -> bytes:
+        """Return 252 random bits, the same for all services of the ledger."""
+        if not (found := self._rows(_SECRET)):
+            self._write(_ADD, [("", "", str(n), randbits(63)) for n in range(4)])
+            found = self._rows(_SECRET)  # those of another service that was first
+        return b"".join(part.to_bytes(8, "big") for (part,) in found)
 
-class SQLObjects(Objects):
-    """The ids in a table, by the *write* and *snapshot* of an SQL ledger."""
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
+        return self._database.snapshot(lambda ask: ask(query, values))
 
-    def __init__(
-        self, write: Callable[[Callable[[Any], None]], None], snapshot: Callable[..., Any]
-    ) -> None:
-        self._write, self._snapshot = write, snapshot
+    def _write(self, statement: str, rows: Iterable[Sequence[str | int]]) -> None:
+        rows = list(rows)
 
-    def add(self, provider: str, caller: str, idents: Iterable[str], at: float) -> None:
-        rows = [(provider, caller, ident, int(at * 1000)) for ident in idents]
-
-        def work(sql: Any) -> None:
+        def work(sql: Sql) -> None:
             for row in rows:
-                sql.execute(_ADD, row)
+                sql.execute(statement, row)
 
-        self._write(work)
+        self._database.write(work)
 
-    def remove(self, provider: str, caller: str, ident: str) -> None:
-        def work(sql: Any) -> None:
-            sql.execute(_REMOVE, (provider, caller, ident))
 
-        self._write(work)
-
-    def of(self, provider: str, caller: str) -> frozenset[str]:
-        def work(ask: Ask) -> frozenset[str]:
-            return frozenset(row[0] for row in ask(_LIST, (provider, caller, MAX_OBJECTS)))
-
-        return self._snapshot(work)  # type: ignore[no-any-return]
-
-    def has(self, provider: str, caller: str, ident: str) -> bool:
-        found = self._snapshot(lambda ask: ask(_WHERE, (provider, caller, ident)))
-        return bool(found)
+def objects_of(ledger: Any) -> Objects | None:
+    """Return the objects that a ledger knows; only an SQL ledger has them."""
+    objects = getattr(ledger, "objects", None)
+    return None if objects is None else objects()

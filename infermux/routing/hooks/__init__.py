@@ -20,12 +20,14 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Self
 
+from ...dialects.openai.endpoints import STORED
+from ...dialects.openai.metering import text_tokens
 from ...dialects.responses import NAME as RESPONSES
 from ...dialects.responses import RESOURCE
 from ...dialects.rewriting import answered, details_of, stored
 from ...dialects.rewriting.places import choices, places
 from ...dialects.rewriting.requests import with_own_body
-from ...errors import ConfigError, HookFailed, InferMuxError, close_to
+from ...errors import ConfigError, HookFailed, HookRefused, InferMuxError, close_to
 from ...planning.call import Call, HookRun
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
 from ...types import Deadline, LogThrottle, after_fork
@@ -72,10 +74,13 @@ class Hooks:
         timeout: float = TIMEOUT,
         threads: int = THREADS,
         hold: bool = True,
+        unseen: str = "refuse",
         names: Mapping[str, str] | None = None,
     ) -> None:
         if on_error not in ("closed", "open"):
             raise ConfigError(f'on_error must be "closed" or "open", not {on_error!r}')
+        if unseen not in ("refuse", "pass"):
+            raise ConfigError(f'unseen must be "refuse" or "pass", not {unseen!r}')
         if not timeout > 0 or threads < 1:
             raise ConfigError("the timeout and the threads of hooks must be more than 0")
         given = {"before": before, "after": after, "chunk": chunk}
@@ -86,7 +91,7 @@ class Hooks:
             name: (names or {}).get(name) or getattr(given[name], "__qualname__", name)
             for name in self._hooks
         }
-        self.on_error, self.timeout = on_error, timeout
+        self.on_error, self.timeout, self.unseen = on_error, timeout, unseen
         self.holds = hold and "after" in self._hooks and "chunk" not in self._hooks
         self._threads = _Threads(threads)
 
@@ -98,7 +103,7 @@ class Hooks:
         if not isinstance(given, Mapping):
             what = type(given).__name__
             raise ConfigError(f'hooks must be Hooks or a mapping, {{"before": …}}, not {what}')
-        known = [*NAMES, "on_error", "timeout", "threads", "hold"]
+        known = [*NAMES, "on_error", "timeout", "threads", "hold", "unseen"]
         for name in given:
             if name not in known:
                 raise ConfigError(f"there is no hook {name!r}{close_to(str(name), known)}")
@@ -107,7 +112,7 @@ class Hooks:
 
     def stream(self, *parts: Any) -> Stream:
         """Return a stream of these parts whose chunks the hooks see, if one sees answers."""
-        if self._hooks.keys() <= {"before"}:
+        if self._hooks.keys() <= {"before"} or parts[0].request.passed is not None:
             return Stream(*parts)
         found: Stream = import_module(".stream", __package__).HookedStream(*parts, self)
         return found
@@ -123,7 +128,7 @@ class Hooks:
 
     def before(self, call: Call, *, streamed: bool) -> bool:
         """Let the hook see the request; return whether it has changed it. Raise its refusal."""
-        if "before" not in self._hooks or call.request.passed is not None:
+        if "before" not in self._hooks or not self._sees(call.request):
             return False
         old, told = call.request, self.told(call, streamed=streamed)
         if old.op == RESOURCE:
@@ -134,8 +139,19 @@ class Hooks:
             return False
         call.hooks["before"].ended("changed")
         call.form = client_format(call)
-        call.asked, call.request, call.size = old, new, None
+        call.asked, call.request = old, new
+        call.size = None if new.passed is None else text_tokens(new)
         return old.op != RESOURCE
+
+    def _sees(self, request: InferRequest) -> bool:
+        """Return whether `before` sees a request; raise HookRefused for a file or batch."""
+        if request.op not in STORED:
+            return True
+        if self.unseen == "refuse" and (request.op == "batches" or request.passed.upload):
+            why = "this service checks each request, but cannot look into files: "
+            why += "send the requests one by one ([hooks].unseen)"
+            raise _refusal(HookRefused(why, status=403), "before")
+        return False
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
         """Return the request that the hook returns; the same one if it has not changed it."""
@@ -317,7 +333,7 @@ def _copied(value: Any) -> Any:
     """Return a copy of JSON that a hook may change in place."""
     if isinstance(value, Mapping):
         return {name: _copied(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value != ():  # which is nothing to change
         return [_copied(each) for each in value]
     return value
 

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...dialects import items, word
-from ...errors import NotFound, ProviderUnavailable, RequestError, shown
+from ...dialects.sizes import number
+from ...errors import NotFound, ProviderAuthError, ProviderUnavailable, RequestError, shown
 from ...ledger import LedgerUnavailable
-from ...ledger.stores.objects import Objects
+from ...ledger.stores.objects import objects_of
 from ...planning.call import Attempt, Call
 from ...protocol import InferResponse, strict_json
 from ...providers.base import ProviderGuard, RegisteredProvider, validated
@@ -26,7 +28,6 @@ from ..targets import TargetPermit
 from .endpoints import check_provider
 
 MAX_PAGES = 50  # of a vendor's list that one request reads
-PAGE = 100  # objects of one page: OpenAI's limit for batches
 _FIELDS = {  # the members that hold ids, by the type of an object
     "file": {"id": FILE},
     "batch": {
@@ -39,12 +40,17 @@ _FIELDS = {  # the members that hold ids, by the type of an object
 log = logging.getLogger("infermux")
 
 
+Read = Callable[[str], tuple[JSON, Sequence[JSON]]]  # reads the objects after an id
+
+
 class Page(NamedTuple):
     """The page of a list that a client asks for."""
 
     path: Callable[[str, int], str]  # by the id to begin after, and a number of objects
     after: str
     limit: int
+    most: int  # objects of a vendor's page
+    rising: bool  # whether the oldest come first
 
 
 def owner(router: Router, ident: object, caller: Caller, kind: str, field: str = "id") -> Owner:
@@ -59,7 +65,7 @@ def owner(router: Router, ident: object, caller: Caller, kind: str, field: str =
 
 def _noted(router: Router, ident: object, caller: Caller) -> Owner | None:
     """Return who has an object whose id is the vendor's own, from when ids stayed as they were."""
-    kept = _kept(router)
+    kept = objects_of(router.ledger)
     if kept is None or not isinstance(ident, str) or not IDENT.fullmatch(ident):
         return None
     with suppress(LedgerUnavailable):
@@ -106,7 +112,7 @@ def _ids(body: JSON) -> Iterator[tuple[str, str]]:
 
 
 def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
-    kept = _kept(router)
+    kept = objects_of(router.ledger)
     if kept is None or not (found := list(idents)):
         return
     try:
@@ -117,7 +123,7 @@ def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
 
 def forget(router: Router, call: Call, ident: str) -> None:
     """Forget a file that was deleted."""
-    kept = _kept(router)
+    kept = objects_of(router.ledger)
     if kept is None:
         return
     try:
@@ -126,25 +132,26 @@ def forget(router: Router, call: Call, ident: str) -> None:
         log.debug("a deleted file is not forgotten: %s", error.reason)
 
 
-def _kept(router: Router) -> Objects | None:
-    objects = getattr(router.ledger, "objects", None)  # only an SQL ledger has one
-    return objects() if objects is not None else None
-
-
 # -- lists --
 
 
 class Listing:
-    """Lists a caller's own objects: the vendor's list without those of other callers."""
+    """Lists a caller's own objects: the vendor's list without those of other callers.
+
+    Keys of a provider may be of several accounts, which are listed one after the other.
+    """
 
     def __init__(self, router: Router, caller: Caller, provider: str, page: Page) -> None:
-        kept = _kept(router)
+        self._page, self._own = page, None
+        self._accounts = accounts(router, provider)
+        if not is_filtered(router, caller):
+            return
+        kept = objects_of(router.ledger)
         if kept is None:
             raise RequestError(
                 "a list needs a ledger, as the vendor lists what all keys have made: "
                 "set [ledger].path, or ask for an id"
             )
-        self._router, self._page = router, page
         self._own = kept.of(provider, caller.name)
 
     def send(
@@ -156,19 +163,44 @@ class Listing:
         permit: TargetPermit,
     ) -> InferResponse:
         """Send the requests for a page; return it as one answer."""
-        found, more, after = list[JSON](), True, self._page.after
-        for _ in range(MAX_PAGES if self._own else 0):
-            response, data = self._read(provider, call, attempt, deadline, after)
-            found += [each for each in data if each.get("id") in self._own]
-            more = _has_more(response) and bool(data)
-            if not more or len(found) > self._page.limit:
-                break
-            after = word(data[-1].get("id"))
+        found, more, refused = list[JSON](), False, 0
+        for account in range(self._accounts if self._own is None or self._own else 0):
+            call.request.passed.account = account if self._accounts > 1 else None
+            try:
+                more |= self._collect(found, partial(self._read, provider, call, attempt, deadline))
+            except ProviderAuthError:  # a key that is not valid any more hides no other's objects
+                refused += 1
+                if refused == self._accounts:
+                    raise
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)
+        found = self._merged(found) if self._accounts > 1 else found
         page = found[: self._page.limit]
-        more = bool(self._own) and (more or len(found) > len(page))
+        more |= len(found) > len(page)
         return InferResponse("", provider.name, "", native=("openai", _listed(page, more)))
+
+    def _collect(self, found: list[JSON], read: Read) -> bool:
+        """Add objects of an account, of the only one up to the page; return if more are left."""
+        one = self._accounts == 1
+        after = self._page.after if one else ""
+        for _ in range(MAX_PAGES):
+            body, data = read(after)
+            found += [each for each in data if self._own is None or _id(each) in self._own]
+            if body.get("has_more") is not True or not data:
+                return False
+            if one and len(found) > self._page.limit:
+                break
+            after = _id(data[-1])
+        return True
+
+    def _merged(self, found: Sequence[JSON]) -> list[JSON]:
+        """Return the objects of several accounts in order, from where the page begins."""
+        objects = {_id(each): each for each in found}  # an account may have several keys
+        made = {ident: number(each.get("created_at")) or 0 for ident, each in objects.items()}
+        idents = sorted(objects, key=made.__getitem__, reverse=not self._page.rising)
+        if (after := self._page.after) and after not in objects:
+            raise NotFound("there is no object of this id to begin after", param="after")
+        return [objects[each] for each in idents[idents.index(after) + 1 if after else 0 :]]
 
     def _read(
         self,
@@ -179,7 +211,7 @@ class Listing:
         after: str,
     ) -> tuple[JSON, Sequence[JSON]]:
         request = call.sent(attempt)
-        request.passed.path = self._page.path(after, PAGE)
+        request.passed.path = self._page.path(after, self._page.most)
         with ProviderGuard(provider.name):
             response = validated(provider.infer(request, deadline))
         try:
@@ -189,11 +221,17 @@ class Listing:
             raise ProviderUnavailable("the provider's answer could not be understood") from None
 
 
-def _has_more(body: JSON) -> bool:
-    return body.get("has_more") is True
+def _id(found: JSON) -> str:
+    return word(found.get("id"))
+
+
+def accounts(router: Router, provider: str) -> int:
+    """Return how many accounts a provider's keys may belong to."""
+    keys = getattr(router.registry.get(provider), "credentials", None)
+    return 1 if keys is None else keys.count
 
 
 def _listed(page: Sequence[JSON], more: bool) -> bytes:
-    ends = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    ends = (_id(page[0]), _id(page[-1])) if page else (None, None)
     whole = {"object": "list", "data": list(page), "first_id": ends[0], "last_id": ends[1]}
     return strict_json.encode(whole | {"has_more": more})

@@ -118,12 +118,14 @@ def listing(api: Api, *, what: str) -> Response:
         return f"/{what}{_query(after=after, limit=str(limit))}"
 
     op = "batch" if what == "batches" else "files"
-    if not objects.is_filtered(router, caller):
+    several = objects.accounts(router, provider) > 1
+    if not several and not objects.is_filtered(router, caller):
         own = _query(**({"after": after} if after else {}))
         return _answered(api, _begin(api, op, provider, "GET", f"/{what}{own}", caller))
     call = _begin(api, op, provider, "GET", path("", limit), caller)
+    most, rising = _LIMITS[what][1] if several else 100, arguments.get("order") == "asc"
     try:
-        own_list = Listing(router, caller, provider, Page(path, after, limit))
+        own_list = Listing(router, caller, provider, Page(path, after, limit, most, rising))
     except BaseException as error:
         router.finish(call, error)
         raise

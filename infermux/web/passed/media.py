@@ -30,7 +30,8 @@ _ALIASES = {"/v2/rerank": "rerank"}  # Cohere's own
 def pass_on(api: Api, op: str) -> Response:
     """Respond to a request that is passed through to the provider of its model."""
     caller = admitted(api)
-    request = _request(op)
+    hooks = api.router.hooks
+    request = _request(op, seen=hooks is not None and hooks.has("before"))
     call = start_call(named(api, op), request, caller)
     upload = request.passed.upload
     if upload is not None:
@@ -62,10 +63,10 @@ def wanted_provider() -> str:
     return name.strip()
 
 
-def _request(op: str) -> InferRequest:
+def _request(op: str, *, seen: bool) -> InferRequest:
     passed, native = Passed(), EMPTY
     if is_multipart():
-        passed.upload = upload = read_upload(model=True)
+        passed.upload = upload = read_upload(model=True, seen=seen)
         members: JSON = dict(upload.fields)
     else:
         native = json_body(strict_json.document)

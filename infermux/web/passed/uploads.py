@@ -30,11 +30,10 @@ def _media() -> tuple[str, dict[str, str]]:
     return media.lower(), options
 
 
-def read_upload(*, model: bool) -> Upload:
-    """Return the multipart body, read up to its file, and with *model* at least up to that.
+def read_upload(*, model: bool, seen: bool = False) -> Upload:
+    """Return the multipart body, read as `Upload` says.
 
-    Raise RequestError if it is
-    malformed, truncated or too long, Overloaded if there is no room for it.
+    Raise RequestError if it is malformed, truncated or too long, Overloaded if there is no room.
     """
     check_encoding()
     size, limit = body_size(), _limit()
@@ -44,7 +43,8 @@ def read_upload(*, model: bool) -> Upload:
     body_room().take(HOLD if size is None else min(size, HOLD))
     boundary = _media()[1].get("boundary", "")
     try:
-        return Upload(_reader(size, limit), boundary=boundary, size=size, limit=limit, model=model)
+        read = _reader(size, limit)
+        return Upload(read, boundary=boundary, size=size, limit=limit, model=model, seen=seen)
     except InferMuxError:
         refuse_body()
         raise
