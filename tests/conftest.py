@@ -26,7 +26,6 @@ pytest.register_assert_rewrite("databases", "network", "support", "doors", "reco
 from databases import database, pgbouncer, postgres  # noqa: E402, F401  (fixtures)
 from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
 
-
 gc.disable()  # what is collected stays until the end; looking through it again and again takes long
 
 
