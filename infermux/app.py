@@ -35,7 +35,7 @@ from .web.http import (
     with_request_id,
 )
 from .web.mist import mist_blueprint
-from .web.openai import openai_blueprint
+from .web.openai import is_anthropic, is_google, openai_blueprint
 
 _APIS = {
     "infermux": "mist",
@@ -134,8 +134,8 @@ def _http_error(error: HTTPException) -> Response:
     elif status < 500:
         answer = errors.RequestError(error.name.lower())
     answer.status = status
-    known = {"/v1/messages": anthropic_error, "/v1beta/": gemini_error}
-    render = next((each for path, each in known.items() if path in request.path), plain_error)
+    theirs = gemini_error if is_google() else plain_error
+    render = anthropic_error if is_anthropic() or "/v1/messages" in request.path else theirs
     return error_response(answer, render)
 
 

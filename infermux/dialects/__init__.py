@@ -254,6 +254,12 @@ def token_count(value: object, request: InferRequest, native: tuple[str, bytes])
     )
 
 
+def tier_of(usage: Usage | None, plain: str, others: Collection[str]) -> str | None:
+    """Return the billed tier in a format: *plain* is the usual one, *others* have one name."""
+    name = usage.service_tier if usage is not None else None
+    return plain if name in ("default", "standard") else name if name in others else None
+
+
 def packed(vector: list[float]) -> str:
     """Return an embedding as base64 of little-endian 32-bit floats, or raise ValueError."""
     try:

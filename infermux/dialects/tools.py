@@ -32,10 +32,12 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     if params.get("top_logprobs"):  # they are in no answer but the vendor's own
         unsupported("logprobs", dialect, drop)
     params.pop("top_logprobs", None)
+    lost = ["context_management"]  # Anthropic's has another form
     if dialect == "openai":  # what chat completions store is never read again
-        for name in ("store", "metadata"):
-            if params.pop(name, None):
-                hint(name, drop)
+        lost += ["store", "metadata"]
+    for name in lost:
+        if params.pop(name, None):
+            hint(name, drop)
     tools = objects(params.pop("tools", None) or [], "tools")
     choice = params.pop("tool_choice", None)
     functions = [new for tool in tools if (new := _function(tool, dialect, drop))]

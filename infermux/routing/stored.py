@@ -97,8 +97,10 @@ class Ids:
 
     def plain(self, caller: Caller) -> bool:
         """Return whether ids stay as the vendor made them."""
-        alone = not caller.name or (self._keyring is not None and self._keyring.count == 1)
-        return len(self.speakers) == 1 and alone
+        return len(self.speakers) == 1 and self._is_alone(caller)
+
+    def _is_alone(self, caller: Caller) -> bool:
+        return not caller.name or (self._keyring is not None and self._keyring.count == 1)
 
     def tagged(self, ident: str, kind: str, provider: str, caller: Caller) -> str:
         """Return the id that the client gets."""
@@ -120,6 +122,14 @@ class Ids:
             return Owner(self.speakers[0].name, ident)
         return None
 
+    def owners(self, ident: object, caller: Caller) -> list[Owner]:
+        """Return who may have what *ident* means: anyone, if it is from a time without tags."""
+        if (found := self.owner(ident, caller)) is not None:
+            return [found]
+        if not isinstance(ident, str) or not self._is_alone(caller) or _TAGGED.fullmatch(ident):
+            return []
+        return [Owner(each.name, ident) for each in self.speakers if IDENT.fullmatch(ident)]
+
     def pin(self, call: Call) -> None:
         """Send a call that goes on from what a provider stored to that provider.
 
@@ -130,31 +140,31 @@ class Ids:
         if not given or call.ids is not None:
             return
         params = dict(request.params)
-        owners = {name: self._found(name, value, call.caller) for name, value in given.items()}
-        providers = {owner.provider for owner in owners.values()}
-        names = ", ".join(given)
-        if self._are_elsewhere(providers, request):
+        found = {name: self._found(name, value, call.caller) for name, value in given.items()}
+        targets = self._targets(request)
+        for owners in found.values():
+            targets &= {owner.provider for owner in owners}
+        if not targets:
+            names = ", ".join(given)
             raise PreviousResponseNotFound(
                 f"{names}: {shown(request.model)} is not at the provider that gave the id; "
                 f"{_SEND_ITEMS}",
                 param=next(iter(given)),
             )
+        provider = next(each.name for each in self.speakers if each.name in targets)
         call.ids = {}
         for name, value in given.items():
-            own = owners[name].ident
+            own = found[name][0].ident
             call.ids[own] = value["id"] if isinstance(value, dict) else value
             params[name] = value | {"id": own} if isinstance(value, dict) else own
         native = request.native
         if native is not None and native.dialect == NAME:
             text = native.body.replaced({name: params[name] for name in given})
             native = Native(NAME, strict_json.document(text))
-        call.request = replace(
-            request, params=params, native=native, provider=next(iter(providers))
-        )
+        call.request = replace(request, params=params, native=native, provider=provider)
 
-    def _are_elsewhere(self, providers: set[str], request: InferRequest) -> bool:
-        targets = self._registry.resolve(request.model, request.provider)
-        return len(providers) > 1 or not providers <= {target.provider for target in targets}
+    def _targets(self, request: InferRequest) -> set[str]:
+        return {t.provider for t in self._registry.resolve(request.model, request.provider)}
 
     def pin_files(self, call: Call, error: ProviderError) -> None:
         """Send a call that a vendor refused to the provider of its files, or raise *error*.
@@ -166,7 +176,7 @@ class Ids:
         providers = {owner.provider for owner in owners.values()}
         if not providers:
             raise error
-        if self._are_elsewhere(providers, request):
+        if len(providers) > 1 or not providers <= self._targets(request):
             raise RequestError(
                 f"the request names a file of {', '.join(sorted(providers))}, and "
                 f"{shown(request.model)} is not there: upload the file to the model's provider",
@@ -204,14 +214,14 @@ class Ids:
             raise NotFound(f"no file {shown(ident)} was found", param="file_id")
         return found
 
-    def _found(self, name: str, value: Any, caller: Caller) -> Owner:
-        owner = self.owner(value.get("id") if isinstance(value, dict) else value, caller)
-        if owner is None:
+    def _found(self, name: str, value: Any, caller: Caller) -> list[Owner]:
+        owners = self.owners(value.get("id") if isinstance(value, dict) else value, caller)
+        if not owners:
             raise PreviousResponseNotFound(
                 f"{name} {shown(value)} was not found: no provider gave it; {_SEND_ITEMS}",
                 param=name,
             )
-        return owner
+        return owners
 
     def _macs(
         self, provider: RegisteredProvider, ident: str, kind: str, caller: Caller
@@ -229,9 +239,7 @@ class Ids:
         native = response.native
         if native is None or native[0] != NAME or not _is_told(call):
             return response
-        kind = STORED
-        if response.extra.get("pending"):
-            kind = BACKGROUND + _letters((call.start_ns // 10**9).to_bytes(5))
+        kind = _kind(call, response.extra.get("pending"))
         names = self._names(call, response.id, kind, response.extra.get("refers", {}))
         if not names:
             return response
@@ -242,7 +250,8 @@ class Ids:
         self, call: Call, first: list[Chunk], rest: Iterator[Chunk]
     ) -> tuple[list[Chunk], Iterator[Chunk]]:
         """Return the parts of a stream with the ids that the client gets."""
-        if not _is_told(call) or (call.ids is None and self.plain(call.caller)):
+        named = call.ids is not None or call.request.params.get("background")
+        if not _is_told(call) or (not named and self.plain(call.caller)):
             return first, rest
         return list(self._told_chunks(call, iter(first))), self._told_chunks(call, rest)
 
@@ -258,7 +267,10 @@ class Ids:
     def _told_chunk(self, call: Call, chunk: Chunk) -> Chunk:
         if chunk.native is None or chunk.dialect != NAME or chunk.id is None:
             return chunk
-        names = self._names(call, chunk.id, STORED, {})
+        kind = _kind(call, call.request.params.get("background"))
+        if kind != STORED and chunk.usage is not None:  # reading it later is free
+            call.settles = Owner(call.provider, chunk.id, kind).settles
+        names = self._names(call, chunk.id, kind, {})
         ident = names.get(chunk.id, chunk.id)
         return chunk._replace(id=ident, native=renamed(chunk.native, names))
 
@@ -271,6 +283,10 @@ class Ids:
             for own, each in {ident: kind, **refers}.items()
         } | (call.ids or {})
         return {name: given for name, given in names.items() if name and name != given}
+
+
+def _kind(call: Call, goes_on: object) -> str:
+    return BACKGROUND + _letters((call.start_ns // 10**9).to_bytes(5)) if goes_on else STORED
 
 
 def _with(names: Mapping[str, str], value: Any) -> Any:

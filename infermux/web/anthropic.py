@@ -9,9 +9,7 @@ from flask import Response
 from ..dialects import anthropic as dialect
 from ..dialects.anthropic import downstream as wire
 from ..dialects.anthropic.stream import Encoder
-from ..planning.call import Call
-from ..pricing.token_estimate import estimate, estimate_messages
-from ..protocol import CHAT, InferRequest, InferResponse, strict_json
+from ..protocol import CHAT, InferRequest, strict_json
 from ..routing.router import Router
 from ..routing.stream import Stream
 from . import EndpointBlueprint, endpoints
@@ -19,6 +17,7 @@ from .auth import admitted
 from .http import Api, Identify, call_response, current_request, json_body, start_call
 from .openai import MODEL_ROUTES
 from .sse import sse_response
+from .token_count import native_body, token_count
 
 COUNT = "count_tokens"
 
@@ -61,37 +60,7 @@ def count_tokens(api: Api) -> Response:
     caller = admitted(api)
     wanted, _ = _read(COUNT)
     call = start_call(api, wanted, caller)
-    return token_count(api, call, "input_tokens", dialect.NAME)
-
-
-def token_count(api: Api, call: Call, member: str, name: str) -> Response:
-    """Respond with *member*, or the vendor's body if that is in the dialect called *name*."""
-    if (estimated := _estimated_count(api, call)) is not None:
-        return call_response(call, {member: estimated, "infermux": {"estimated": True}})
-    response = api.router.answer(call)
-    counted = {member: response.extra.get("input_tokens", response.tokens_in)}
-    return call_response(call, native_body(response, name) or counted)
-
-
-def native_body(response: InferResponse, name: str) -> bytes | None:
-    """Return the vendor's body if it is in the dialect called *name*, else None."""
-    own, body = response.native or ("", None)
-    return body if own == name else None
-
-
-def _estimated_count(api: Api, call: Call) -> int | None:
-    """Return an estimate of a call's input tokens, or None if its vendor can count them."""
-    wanted = call.request
-    target = next(iter(api.router.plan(wanted, caller=call.caller).targets), None)
-    provider = api.router.registry.get(target.provider) if target is not None else None
-    if getattr(getattr(provider, "dialect", None), "COUNTS_TOKENS", False):
-        return None
-    api.router.admission.admit(call, streamed=False)
-    count = estimate_messages(wanted.messages)
-    if wanted.params.get("tools"):
-        count += estimate(strict_json.dumps(wanted.params["tools"]))
-    api.router.finish(call, None)
-    return count
+    return token_count(api, call, dialect.NAME, "input_tokens")
 
 
 def _read(op: str) -> tuple[InferRequest, bool]:

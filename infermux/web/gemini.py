@@ -19,9 +19,7 @@ from ..errors import NotFound, UnsupportedParameter, shown
 from ..planning.call import Call
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
-from ..routing.stream import Stream
 from . import EndpointBlueprint, Route, endpoints
-from .anthropic import native_body, token_count
 from .auth import admitted
 from .http import (
     Api,
@@ -34,6 +32,7 @@ from .http import (
 )
 from .openai import model, models, refuse_key
 from .sse import HEADERS, sse_response
+from .token_count import native_body, token_count
 
 PATHS = ("/v1beta/models", "/v1/models")
 _OPTIONS = ("alt", "$alt", "prettyPrint", "$prettyPrint")  # in addresses, passed to Google
@@ -73,18 +72,15 @@ def generate_streamed(api: Api, ident: str) -> Response:
     """Respond to streamGenerateContent, with events if alt=sse, else with an array."""
     call = _begin(api, ident, CHAT)
     array = _form() != "sse"
-
-    def encoder(_: Stream | None) -> Encoder:
-        return Encoder(model=call.model, ident=call.id, array=array)
-
     media = JSON_TYPE if array else HEADERS["Content-Type"]
-    return sse_response(api, call, encoder, media=media)
+    make = partial(Encoder, ident=call.id, array=array)
+    return sse_response(api, call, lambda _: make(model=call.model), media=media)
 
 
 def count_tokens(api: Api, ident: str) -> Response:
     """Return the vendor's token count of a request, or an estimate marked as such."""
     call = _begin(api, ident, COUNT_TOKENS)
-    return token_count(api, call, "totalTokens", dialect.NAME)
+    return token_count(api, call, dialect.NAME, "totalTokens")
 
 
 def embed(api: Api, ident: str, *, batch: bool) -> Response:
@@ -100,13 +96,14 @@ def embed(api: Api, ident: str, *, batch: bool) -> Response:
 
 def no_method(api: Api, ident: str) -> Response:
     """Refuse a method that is not offered."""
-    raise NotFound(wire.no_method(ident.rpartition(":")[2]))
+    raise NotFound(f"no method {shown(ident.rpartition(':')[2])}: models have {', '.join(METHODS)}")
 
 
 def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
     """Authenticate, read the body, and return the call."""
     caller = admitted(api)
-    options = {key: value for key, value in _arguments().items() if key in _OPTIONS}
+    given = current_request().args.items()  # each once
+    options = {key: value for key, value in given if key in _OPTIONS}
     if _form() not in ("", "json", "sse"):
         raise must_be("alt", "json or sse")
     asked = wire.Asked(ident, urlencode(options), batch)
@@ -114,14 +111,9 @@ def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
     return start_call(api, wanted, caller)
 
 
-def _arguments() -> dict[str, str]:
-    """Return the options in the address, each once."""
-    return current_request().args.to_dict()
-
-
 def _form() -> str:
     """Return the form of the answer that the address asks for, such as sse."""
-    arguments = _arguments()
+    arguments = current_request().args
     form = arguments.get("alt") or arguments.get("$alt") or ""
     return form.partition(";")[0].lower()
 

@@ -18,7 +18,6 @@ from ..errors import InferMuxError, ModelNotFound, RequestError, shown
 from ..planning.matching import all_matched, within
 from ..protocol import CHAT, must_be, strict_json
 from ..routing.router import Router
-from ..routing.stream import Stream
 from ..types import JSON
 from . import EndpointBlueprint, Route, endpoints
 from .auth import admitted, authenticated
@@ -72,17 +71,14 @@ def complete(api: Api, op: str) -> Response:
     ident, created = f"chatcmpl-{call.id}", int(time.time())
     if wants_stream and op != "embeddings":
         options = request.native.body.value.get("stream_options") if request.native else None
-
-        def encoder(_: Stream | None) -> wire.Encoder:
-            return wire.Encoder(
-                model=call.model,
-                ident=ident,
-                created=created,
-                include_usage=bool(options and options.get("include_usage")),
-                custom=custom_names(request),
-            )
-
-        return sse_response(api, call, encoder)
+        make = partial(
+            wire.Encoder,
+            ident=ident,
+            created=created,
+            include_usage=bool(options and options.get("include_usage")),
+            custom=custom_names(request),
+        )
+        return sse_response(api, call, lambda _: make(model=call.model))
     response = api.router.answer(call)
     data = wire.encode_answer(
         response, call.request, model=call.model, ident=ident, created=created

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from functools import partial
 from urllib.parse import quote, urlencode
 
@@ -15,16 +13,15 @@ from ..dialects.responses.stream import Encoder
 from ..errors import NotFound, ProviderError, RequestError, shown
 from ..planning import Snapshot, plan
 from ..planning.call import Call
-from ..pricing.token_estimate import estimate, estimate_messages
 from ..protocol import InferRequest, Native, strict_json
 from ..protocol.strict_json import Document
-from ..routing.stored import Owner
-from ..routing.stream import Stream
-from ..types import JSON, Caller, Route, Target
+from ..routing.stored import IDENT, Owner
+from ..types import Caller, Route, Target
 from . import Route as Endpoint
 from .auth import admitted
 from .http import Api, call_response, current_request, json_body, read_body, start_call
 from .sse import sse_response
+from .token_count import token_count
 
 _QUERY = frozenset(
     {
@@ -32,8 +29,6 @@ _QUERY = frozenset(
         *("starting_after", "stream"),
     }
 )
-_ITEM = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
-_MISSING = (404, 405, 501)  # what vendors without an endpoint answer
 
 
 def respond(api: Api) -> Response:
@@ -41,19 +36,10 @@ def respond(api: Api) -> Response:
     caller = admitted(api)
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document))
     call = start_call(api, wanted, caller)
-    ident, created = f"resp_{call.id}", int(time.time())
-
-    def answer() -> wire.Answer:
-        return wire.Answer(call.request, ident=ident, created=created, model=call.model)
-
     if wants_stream:
-
-        def encoder(_: Stream | None) -> Encoder:
-            return Encoder(answer())
-
-        return sse_response(api, call, encoder)
+        return sse_response(api, call, lambda _: Encoder(_answer(call)))
     response = api.router.answer(call)
-    data = wire.encode_answer(response, answer())
+    data = wire.encode_answer(response, _answer(call))
     native = response.native is not None and data is response.native[1]
     return call_response(call, data if native else data + b"\n")
 
@@ -67,17 +53,26 @@ def stored(
     """Respond to a call about what a provider has stored."""
     caller = admitted(api)
     body = _body(method, rest)
-    owner = api.router.ids.owner(ident, caller)
-    if owner is None or (item and not _ITEM.fullmatch(item)):
+    owners = api.router.ids.owners(ident, caller)
+    if not owners or (item and not IDENT.fullmatch(item)):
         raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
-    path = f"/{kind}s/{quote(owner.ident, safe='')}{rest}"
-    if item:
-        path += f"/{quote(item, safe='')}"
-    call = _begin(api, owner, method, path + _query(), body, caller)
-    call.ids, call.settles = {owner.ident: ident}, owner.settles
-    if method == "GET" and current_request().args.get("stream") == "true":
-        return sse_response(api, call, lambda _: Encoder(_answer(call)))
-    return _answered(api, call)
+    more = rest + (f"/{quote(item, safe='')}" if item else "") + _query()
+
+    def ask(owner: Owner) -> Response:
+        path = f"/{kind}s/{quote(owner.ident, safe='')}{more}"
+        call = _begin(api, owner, method, path, body, caller)
+        call.ids, call.settles = {owner.ident: ident}, owner.settles
+        if method == "GET" and current_request().args.get("stream") == "true":
+            return sse_response(api, call, lambda _: Encoder(_answer(call)))
+        return _answered(api, call)
+
+    for owner in owners[:-1]:
+        try:
+            return ask(owner)
+        except ProviderError as error:
+            if error.upstream_status not in (400, 404, 405):
+                raise
+    return ask(owners[-1])
 
 
 def create(api: Api) -> Response:
@@ -120,13 +115,13 @@ def _begin(
 
 
 def _answered(api: Api, call: Call) -> Response:
-    response = api.router.answer(call)
-    return call_response(call, response.native[1] if response.native else b"{}")
+    native = api.router.answer(call).native
+    return call_response(call, native[1] if native else b"{}")
 
 
 def _answer(call: Call) -> wire.Answer:
-    ident = f"resp_{call.id}"
-    return wire.Answer(call.request, ident=ident, created=int(time.time()), model=call.model)
+    created = call.start_ns // 10**9
+    return wire.Answer(call.request, ident=f"resp_{call.id}", created=created, model=call.model)
 
 
 # -- operations on a request --
@@ -142,25 +137,7 @@ def input_tokens(api: Api) -> Response:
     """Return the vendor's count of a request's tokens, or an estimate marked as such."""
     caller = admitted(api)
     call = start_call(api, _read("input_tokens"), caller)
-    router = api.router
-    router.ids.pin(call)
-    target = next(iter(router.plan(call.request, caller=call.caller).targets), None)
-    provider = router.registry.get(target.provider) if target is not None else None
-    support = getattr(provider, "responses", None)
-    if support is not None and support.counts:
-        try:
-            return _answered(api, call)
-        except ProviderError as error:
-            if error.upstream_status not in _MISSING:
-                raise
-    else:
-        router.admission.admit(call, streamed=False)
-        router.finish(call, None)
-    count = estimate_messages(call.request.messages)
-    if call.request.params.get("tools"):
-        count += estimate(strict_json.dumps(call.request.params["tools"]))
-    told: JSON = {"object": "response.input_tokens", "input_tokens": count}
-    return call_response(call, told | {"infermux": {"estimated": True}})
+    return token_count(api, call, NAME, "input_tokens", object="response.input_tokens")
 
 
 def _read(op: str) -> InferRequest:

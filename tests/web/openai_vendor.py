@@ -57,6 +57,7 @@ class OpenAIVendor(Peer):
         self.stored: dict[str, JSON] = {}
         self.conversations: dict[str, JSON] = {}
         self.count = 0
+        self.cuts_background = False  # its streams end early
 
     def answer(self, handler: Any, body: bytes) -> None:
         url = urlsplit(handler.path)
@@ -169,9 +170,9 @@ class OpenAIVendor(Peer):
             self._check(item)
         previous = asked.get("previous_response_id")
         if previous is not None and previous not in self.stored:
-            raise Refused(
-                400, f"Previous response {previous!r} not found.", "previous_response_not_found"
-            )
+            name = "previous_response_id"
+            why = f"Previous response {previous!r} not found."
+            raise Refused(400, why, "previous_response_not_found", name)
         answered = any(item.get("type", "").endswith("_output") for item in items)
         tools = [tool for tool in asked.get("tools", ()) if tool["type"] in ("function", "custom")]
         for tool in tools:
@@ -214,7 +215,8 @@ class OpenAIVendor(Peer):
         if asked.get("background") and not asked.get("stream"):
             response |= {"status": "queued", "output": [], "usage": None}
         self.stored[ident] = response
-        return events(response) if asked.get("stream") else response
+        cut = 2 if self.cuts_background and asked.get("background") else None
+        return events(response)[:cut] if asked.get("stream") else response
 
 
 def thought() -> JSON:

@@ -585,6 +585,25 @@ def test_other_methods_and_addresses(front, method):
 # -- lists, counts, vectors ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("where", ["/v1/cachedContents", "/upload/v1/files", "/v1beta/files"])
+def test_an_unknown_path_is_told_in_googles_form(front, where):
+    answer = ask(front.port, where, {}, headers={"x-goog-api-key": "k"})
+    error = answer.json["error"]
+    assert (answer.status, error["code"], error["status"]) == (404, 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+def test_the_tier_has_the_name_that_google_gives_it(front, vendors, dialect):
+    own = {"openai": "default", "anthropic": "standard"}[dialect]
+    whole = json.loads(WHOLE[dialect](Turn("Hi")))
+    holder = whole if dialect == "openai" else whole["usage"]
+    for tier, told in ((own, "standard"), ("priority", "priority"), ("another", None)):
+        holder["service_tier"] = tier
+        vendors[dialect].script(reply(whole))
+        answer = front.ask(path(MODELS[dialect], "whole"), HELLO)
+        assert answer.json["usageMetadata"].get("serviceTier") == told
+
+
 @pytest.mark.parametrize("version", ["v1beta", "v1"])
 def test_models(front, version):
     own = {"x_goog_api_client": "google-genai-sdk/9.9"}

@@ -18,9 +18,11 @@ from doors import (
     Vendor,
     anthropic_event,
     anthropic_start,
+    anthropic_whole,
     gemini_body,
     gemini_chunk,
     openai_chunk,
+    openai_whole,
     reply,
     request,
     response_items,
@@ -285,6 +287,13 @@ def test_words_that_only_a_reference_names_are_left_out_beside_a_call_and_told(a
     assert answer.headers["X-Infermux-Dropped"] == "input.words"
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_management_of_the_context_is_openais_own(ask, dialect):
+    answer, asked = ask(dialect, context_management=[{"type": "compaction"}])
+    assert "context_management" not in asked
+    assert answer.headers["X-Infermux-Dropped"] == "context_management"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -369,6 +378,19 @@ def test_an_invalid_request_is_400_with_the_field(front, vendors, param):
     answer = front.ask(PATH, {"model": MODELS["openai"], "input": "?"} | BAD[param])
     assert param.strip() in is_error(answer, 400, "invalid_request", param.strip())
     assert vendor.seen == []
+
+
+@pytest.mark.parametrize(
+    ("dialect", "counted"), [("anthropic", {"input_tokens": 21}), ("gemini", {"totalTokens": 21})]
+)
+def test_tokens_are_counted_by_the_vendor_that_can(front, vendors, dialect, counted):
+    body = {"model": MODELS[dialect], "input": "?", "tools": [WEATHER], "max_output_tokens": 9}
+    seen = vendors[dialect].script(reply(counted), reply({}, 404)).seen
+    answer = front.ask(f"{PATH}/input_tokens", body)
+    assert answer.json == {"object": "response.input_tokens", "input_tokens": 21}
+    assert "ount" in seen[0].path and "weather" in str(seen[0].body)
+    missing = front.ask(f"{PATH}/input_tokens", body).json
+    assert missing["infermux"] == {"estimated": True} and 0 < missing["input_tokens"] < 100
 
 
 # -- parameters ------------------------------------------------------------------------------------
@@ -915,6 +937,29 @@ def test_calls_that_a_vendor_mixes_are_told_one_after_another(front, vendors):
     body = ResponsesClient.body(MODELS["openai"], [USER], tools=[WEATHER], streamed=True)
     got = request(ResponsesClient, front, body, streamed=True)
     assert got.calls == [("a", "weather", {"city": "Köln"}), ("b", "weather", {"city": "Bonn"})]
+
+
+@both_ways
+def test_a_call_without_arguments_has_an_empty_object(front, vendors, streamed):
+    made = {"id": "a", "type": "function", "function": {"name": "weather"}}
+    events = [openai_chunk({"tool_calls": [{"index": 0, **made}]}), openai_chunk({}, "tool_calls")]
+    body = json.loads(openai_whole(Turn("")))
+    body["choices"][0]["message"] |= {"content": None, "tool_calls": [made]}
+    vendors["openai"].script(stream(*events, b"data: [DONE]\n\n") if streamed else reply(body))
+    asked = ResponsesClient.body(MODELS["openai"], [USER], tools=[WEATHER], streamed=streamed)
+    got = request(ResponsesClient, front, asked, streamed=streamed)
+    assert got.message["items"][0]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"), [("standard", "default"), ("priority", "priority"), ("batch", "default")]
+)
+def test_the_tier_has_a_name_that_openais_clients_know(front, vendors, own, told):
+    body = json.loads(anthropic_whole(Turn("Hi")))
+    body["usage"]["service_tier"] = own
+    vendors["anthropic"].script(reply(body))
+    answer = front.ask(PATH, {"model": MODELS["anthropic"], "input": "?"})
+    assert answer.json["service_tier"] == told
 
 
 @every_dialect

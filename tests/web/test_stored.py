@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ def test_the_sdk_goes_on_at_the_provider_that_gave_the_id(pair, vendors, model, 
 
 def test_an_id_of_another_vendor_says_to_send_the_items(pair, vendors):
     given = ask(pair.port, "/v1/responses", {"model": "other/gpt-4.1", "input": "Hi"}).json["id"]
-    for ident in (given, given[:-1] + "x", given.rpartition("_")[0], "resp_unknown", "x" * 5000):
+    untagged = given.rpartition("_")[0]
+    for ident in (given, given[:-1] + "x", "x" * 5000, untagged, "resp_unknown"):
         body = {"model": "openai/gpt-4.1", "input": "Hi", "previous_response_id": ident}
         answer = ask(pair.port, "/v1/responses", body)
         assert answer.status == 400
@@ -113,7 +114,63 @@ def test_an_id_of_another_vendor_says_to_send_the_items(pair, vendors):
         assert error["code"] == "previous_response_not_found"
         assert error["param"] == "previous_response_id"
         assert "send the items" in error["message"]
-    assert not vendors[0].seen
+    asked = [body["previous_response_id"] for _, _, body in vendors[0].seen]
+    assert asked == [untagged, "resp_unknown"], "these may be of a time when ids had no tag"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_ids_of_a_time_with_one_provider_work_when_there_are_more(vendors, first):
+    one, two = vendors
+    body = {"model": "openai/gpt-4.1", "input": "Hi"}
+    with Front(provider(one, stores=True)) as front, client(front) as oai:
+        given = oai.responses.create(**body).id
+        talk = oai.conversations.create(metadata={}).id
+    assert given in one.stored, "it has no tag"
+    both = [provider(one, stores=True), provider(two, "other", "sk-2")]
+    with Front(*(both if first else both[::-1])) as front, client(front) as oai:
+        front.router.registry.define("fast", ["other/gpt-4.1", "openai/gpt-4.1"])
+        assert oai.responses.retrieve(given).id == given
+        assert oai.responses.input_items.list(given).data == []
+        assert oai.conversations.retrieve(talk).id == talk
+        with oai.responses.create(**body, conversation=talk, stream=True) as events:
+            assert list(events)[-1].response.status == "completed"
+        second = oai.responses.create(**body, previous_response_id=given)
+        assert second.previous_response_id == given
+        assert second.id not in one.stored, "it has a tag"
+        assert oai.responses.create(**body, previous_response_id=second.id).output_text
+        with pytest.raises(openai.BadRequestError) as error:
+            oai.responses.create(model="other/gpt-4.1", input="Hi", previous_response_id=given)
+        assert error.value.code == "previous_response_not_found"
+        for refused in (oai.responses.retrieve, oai.responses.delete):
+            with pytest.raises(openai.NotFoundError):
+                refused("resp_nobody")
+        oai.responses.delete(given)
+    assert given not in one.stored
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 500])
+def test_an_id_without_a_tag_is_looked_for_at_each_provider(vendors, status):
+    with Front(provider(vendors[0])) as front:
+        given = ask(front.port, "/v1/responses", {"model": "gpt-4.1", "input": "Hi"}).json["id"]
+    refusal = reply({"error": {"message": "no such id", "code": "x"}}, status)
+    with (
+        Vendor("openai", refusal) as odd,
+        Front(provider(odd, "odd"), provider(vendors[0]), attempts=1) as front,
+    ):
+        answer = call(front, "GET", f"/v1/responses/{given}")
+    assert len(odd.seen) == 1
+    assert answer.status == (502 if status == 500 else 200)
+
+
+def test_with_several_keys_an_id_without_a_tag_is_nobodys(vendors):
+    one, two = vendors
+    with Front(provider(one)) as front:
+        given = ask(front.port, "/v1/responses", {"model": "gpt-4.1", "input": "Hi"}).json["id"]
+    keys = Keyring((hashed(KEYS[name]), Caller(name)) for name in KEYS)
+    one.seen.clear()
+    with Front(provider(one), provider(two, "other"), keyring=keys) as front:
+        assert call(front, "GET", f"/v1/responses/{given}", KEYS["ann"]).status == 404
+    assert not one.seen
 
 
 def test_an_id_chooses_among_the_targets_of_a_name(pair, vendors):
@@ -308,6 +365,26 @@ def test_a_background_response_that_is_streamed_later_is_billed_too(keyed, vendo
         assert events[-1]["response"]["id"] == ident
     billed = [row for row in rows(tmp_path / "ledger.db") if row[2]]
     assert billed == [BILLED]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_background_stream_is_billed_once_also_if_it_was_cut(
+    keyed, vendors, tmp_path, monkeypatch, cut
+):
+    monkeypatch.setattr(vendors[0], "cuts_background", cut)
+    body = {"model": "gpt-4.1", "input": "Hi", "background": True}
+    with client(keyed, KEYS["ann"]) as oai:
+        with oai.responses.create(**body, stream=True) as stream:
+            ident = next(iter(stream)).response.id
+            with pytest.raises(openai.APIError) if cut else nullcontext():
+                assert [*stream][-1].response.id == ident
+        first = ("ann", None, None, 1, "gpt-4.1") if cut else (*BILLED[:4], "gpt-4.1")
+        assert rows(tmp_path / "ledger.db") == [first]
+        for _ in range(2):
+            with oai.responses.retrieve(ident, stream=True, starting_after=1) as stream:
+                assert [*stream][-1].response.id == ident
+            assert oai.responses.retrieve(ident).status == "completed"
+    assert [row[:4] for row in rows(tmp_path / "ledger.db") if row[2]] == [BILLED[:4]]
 
 
 def test_reading_what_was_billed_costs_nothing(keyed, vendors, tmp_path):

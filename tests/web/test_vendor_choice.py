@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from doors import Front, sse
+from doors import Front, Vendor, reply, sse
 from openai_vendor import ENCRYPTED, OpenAIVendor
 
 from infermux import HTTPProvider, build
@@ -324,6 +324,19 @@ def test_an_unknown_model_is_not_a_server_without_responses(vendor, seen):
         answer = front.ask("/v1/responses", {"model": "local/missing", "input": "Hi"})
     assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
     assert len(seen) == 1
+
+
+def test_an_unknown_id_is_not_a_server_without_responses():
+    """Some servers answer 404 to it."""
+    with Vendor("openai") as other:
+        local = HTTPProvider("local", base_url=f"{other.url}/v1", models=["m"])
+        body = {"model": "m", "input": "Hi"}
+        with Front(local) as front:
+            other.script(reply({"error": {"message": "no such response", "code": 404}}, 404))
+            answer = front.ask("/v1/responses", body | {"previous_response_id": "resp_1"})
+            assert answer.status in (400, 404)
+            front.ask("/v1/responses", body)
+        assert [each.path for each in other.seen][:2] == ["/v1/responses"] * 2
 
 
 THINKING = {"thinking": {"type": "adaptive"}, "max_tokens": 500}

@@ -14,7 +14,7 @@ from ...errors import InferMuxError, RequestError, UnsupportedParameter
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, items, obj, strings, text, without
+from .. import given, items, obj, strings, text, tier_of, without
 from ..fitting import is_strict
 from . import NAME
 from .requests import (
@@ -370,7 +370,7 @@ def encode_usage(usage: Usage) -> JSON:
     }
     if usage.reasoning_tokens is not None:
         data["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
-    return data | ({"service_tier": usage.service_tier} if usage.service_tier else {})
+    return data | given({"service_tier": tier_of(usage, "standard", ("priority", "batch"))})
 
 
 def encode_error(error: InferMuxError) -> JSON:

@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ...errors import InferMuxError, shown
+from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, obj, require, without
+from .. import given, obj, require, tier_of, without
 from . import NAME
 from .contents import messages, plain_text, repeated
 from .requests import BUDGETS
@@ -42,7 +42,6 @@ _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"
 _MODE_NUMBERS = ("", "AUTO", "ANY", "NONE", "VALIDATED")
 _LEVELS = ("minimal", "low", "medium", "high")
 _TIERS = {"standard": "default"}
-_DECLARED = ("name", "description", "parameters", "parametersJsonSchema")
 
 
 class Asked(NamedTuple):
@@ -325,7 +324,7 @@ def encode_usage(usage: Usage) -> JSON:
         "toolUsePromptTokenCount": usage.tool_use_tokens,
     }
     data |= {name: tokens for name, tokens in details.items() if tokens}
-    return data | ({"serviceTier": usage.service_tier} if usage.service_tier else {})
+    return data | given({"serviceTier": tier_of(usage, "standard", ("flex", "priority"))})
 
 
 def encode_embeddings(response: InferResponse, *, batch: bool) -> JSON:
@@ -373,11 +372,3 @@ def encode_error(error: InferMuxError) -> JSON:
     if error.retry_after is not None:
         details.append({"@type": f"{_TYPE}RetryInfo", "retryDelay": f"{error.retry_after:g}s"})
     return {"error": body | {"details": details}}
-
-
-def no_method(name: str) -> str:
-    """Return the message for a method of models that is not offered."""
-    return (
-        f"no method {shown(name)}: models have generateContent, streamGenerateContent, "
-        "countTokens, embedContent and batchEmbedContents"
-    )

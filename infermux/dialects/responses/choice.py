@@ -11,8 +11,8 @@ from ...errors import ProviderError
 from ...protocol import CHAT, InferRequest, InferResponse
 from ...types import Chunk
 from .. import Dialect, Events, Headers
-from ..parameters import Unsaid
-from . import NAME, RESOURCE, STANDARD, Support
+from ..parameters import Kind, Unsaid
+from . import NAME, PARAMETERS, RESOURCE, STANDARD, Support
 from .requests import asks_thoughts
 from .upstream import PATHS, Responses
 
@@ -20,6 +20,7 @@ MAX_LEARNED = 1000  # models
 # How vendors refuse at chat completions what Responses would serve.
 _ELSEWHERE = re.compile(r"\bv1/responses\b|responses (api|endpoint)", re.I)
 _NO_SUCH_PATH = (404, 405, 501)
+_STATE = frozenset(PARAMETERS[Kind.MEANING])
 
 
 class Choice:
@@ -70,43 +71,35 @@ class Choice:
                 self._learned.add(_cases(request.params, request.model)[-1])
         elif self.support == STANDARD and status in _NO_SUCH_PATH:
             code = error.native.members.get("code") if error.native is not None else ""
-            self._lacks = "model" not in f"{code} {error.message}".lower()
+            known = _STATE.isdisjoint(request.params)  # else it may be about an id
+            self._lacks = known and "model" not in f"{code} {error.message}".lower()
         return self.choose(request) is not before
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        """Return the path in the dialect of the request."""
         return self.choose(request).path(request, stream=stream)
 
     def auth(self, key: str) -> dict[str, str]:
-        """Return the headers that carry the API key."""
         return self._chat.auth(key)
 
     def headers(self, request: InferRequest) -> dict[str, str]:
-        """Return the headers of the request's dialect."""
         return self.choose(request).headers(request)
 
     def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
-        """Return the body in the dialect of the request."""
         return self.choose(request).encode_request(request, stream=stream)
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
-        """Return what the dialect of the request cannot express."""
         return self.choose(request, model).unsaid(request, model)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        """Return the response in the dialect of the request."""
         return self.choose(request).decode_response(data, request)
 
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
-        """Return the error: both formats have the same."""
         return self._chat.decode_error(status, headers, data)
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of a stream in the dialect of the request."""
         return self.choose(request).decode_events(events, request)
 
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of a response that is no stream."""
         return self.choose(request).decode_whole(data, request)
 
 

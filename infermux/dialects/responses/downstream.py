@@ -12,30 +12,30 @@ from ...errors import InferMuxError, UnsupportedParameter
 from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, obj, objects, require, without
+from .. import given, obj, objects, require, tier_of, without
 from ..tools import custom_input
 from . import NAME
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
 _STATE = ("prompt", "previous_response_id", "conversation")  # with which there need be no input
-_TYPES: Mapping[str, tuple[type, ...]] = {  # of params that keep their names
-    "background": (bool,),
-    "client_metadata": (dict,),
-    "include": (list,),
-    "max_tool_calls": (int,),
-    "metadata": (dict,),
-    "parallel_tool_calls": (bool,),
-    "previous_response_id": (str,),
-    "prompt_cache_key": (str,),
-    "safety_identifier": (str,),
-    "service_tier": (str,),
-    "store": (bool,),
-    "temperature": (float,),
-    "top_logprobs": (int,),
-    "top_p": (float,),
-    "truncation": (str,),
-    "user": (str,),
+_TYPES: Mapping[str, type] = {  # of params that keep their names
+    "background": bool,
+    "client_metadata": dict,
+    "include": list,
+    "max_tool_calls": int,
+    "metadata": dict,
+    "parallel_tool_calls": bool,
+    "previous_response_id": str,
+    "prompt_cache_key": str,
+    "safety_identifier": str,
+    "service_tier": str,
+    "store": bool,
+    "temperature": float,
+    "top_logprobs": int,
+    "top_p": float,
+    "truncation": str,
+    "user": str,
 }
 
 
@@ -75,9 +75,9 @@ def decode_request(document: Document) -> tuple[InferRequest, bool]:
 
 def _params(body: JSON) -> JSON:
     """Return the body's params in the form of chat completions; *body* has no nulls."""
-    for name, types in _TYPES.items():
+    for name, kind in _TYPES.items():
         if name in body:
-            require(body[name], name, *types)
+            require(body[name], name, kind)
     params = without(body, "max_output_tokens", "text", "reasoning", "tools", "tool_choice")
     if "max_output_tokens" in body:
         params["max_tokens"] = require(body["max_output_tokens"], "max_output_tokens", int)
@@ -198,7 +198,7 @@ class Answer:
                 for name, value in _DEFAULTS.items()
             },
             "reasoning": {"effort": None, "summary": None} | obj(asked.get("reasoning")),
-            "service_tier": (usage and usage.service_tier) or "default",
+            "service_tier": tier_of(usage, "default", _TIERS) or "default",
             "store": False,  # here no answer is stored
             "text": {"format": {"type": "text"}, "verbosity": "medium"} | given(text),
             "usage": None if usage is None else encode_usage(usage),
@@ -211,7 +211,7 @@ class Answer:
         item = {
             "id": self.ident("reasoning", number),
             "type": "reasoning",
-            "summary": [{"type": "summary_text", "text": part} for part in parts],
+            "summary": [SUMMARY | {"text": part} for part in parts],
         }
         return item | ({"encrypted_content": encrypted} if encrypted else {})
 
@@ -244,6 +244,8 @@ class Answer:
         return call.get("type") == "custom" or called(call).get("name") in self.custom
 
 
+SUMMARY: JSON = {"type": "summary_text", "text": ""}
+NO_ARGUMENTS = "{}"
 _PREFIXES = {
     "reasoning": "rs",
     "message": "msg",
@@ -259,6 +261,7 @@ _ECHOED = (
     "safety_identifier",
     "user",
 )
+_TIERS = ("flex", "scale", "priority", "fast", "ultrafast")
 _DEFAULTS: JSON = {
     "frequency_penalty": 0.0,
     "metadata": {},
@@ -346,7 +349,7 @@ def words_of(call: JSON, *, custom: bool) -> str:
     if "input" in tool:
         return str(tool["input"])
     words = tool.get("arguments") or ""
-    return custom_input(words) if custom else words
+    return custom_input(words) if custom else words or NO_ARGUMENTS
 
 
 def ending(finish_reason: str | None) -> tuple[str, str | None]:
@@ -379,14 +382,17 @@ def encode_error(error: InferMuxError) -> JSON:
     """Return the error object, as OpenAI's SDKs expect it."""
     body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
     if isinstance(error, UnsupportedParameter) and error.param in _STORED:
-        body["code"] = "previous_response_not_found"
+        body["code"] = _NOT_FOUND
         body["message"] += _SEND_ITEMS
         return {"error": body}
     native = error.native_in(NAME) or error.native_in("openai")
     members = native.members if native is not None else {}
-    return {"error": body | members | {"message": error.message}}
+    more = _INSTEAD * (members.get("code") == _NOT_FOUND)
+    return {"error": body | members | {"message": error.message + more}}
 
 
+_NOT_FOUND = "previous_response_not_found"
+_INSTEAD = " Instead, send the items of the conversation."
 _SEND_ITEMS = (
     ": nothing is stored here; send the items of the conversation, as clients do that set store to "
     "false"

@@ -232,7 +232,9 @@ class Reader:
             return self._item(kind, body)
         if kind.startswith("response.") and isinstance(body.get("response"), dict):
             response = body["response"]
-            return Chunk(model=response.get("model") or None, id=response.get("id") or None)
+            model, ident = response.get("model") or None, response.get("id") or None
+            goes_on = response.get("background") is True  # without the client: it needs the id
+            return Chunk(model=model, id=ident, shown=goes_on)
         return Chunk(shown=kind.startswith("response.") and kind not in _SILENT)
 
     def _words(self, kind: str, body: JSON, words: str) -> Chunk:

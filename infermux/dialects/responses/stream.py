@@ -16,6 +16,8 @@ from ..blocks import TOOL, BlockWriter, Key
 from ..tools import custom_input
 from . import NAME
 from .downstream import (
+    NO_ARGUMENTS,
+    SUMMARY,
     Answer,
     encode_error,
     ending,
@@ -28,7 +30,11 @@ from .downstream import (
 _MESSAGE: Key = ("message", None)
 _REASONING: Key = ("reasoning", False)
 _LATE: Key = ("reasoning", True)  # without words, after the text
-_DELTAS = {"output_text": ("output_text", "text"), "refusal": ("refusal", "refusal")}
+_PARTS = {  # by type: the event and the index of the part, and the event and member of its words
+    "output_text": ("content_part", "content_index", "output_text", "text"),
+    "refusal": ("content_part", "content_index", "refusal", "refusal"),
+    "summary_text": ("reasoning_summary_part", "summary_index", "reasoning_summary_text", "text"),
+}
 
 
 class Encoder(BlockWriter):
@@ -135,27 +141,28 @@ class Encoder(BlockWriter):
         if key != _MESSAGE:
             for detail in piece["details"]:
                 add_detail(self._details, detail)
-            return b"".join(
-                self._more_summary(part, words) for part, words in piece["words"] if words
-            )
+            spoken = [(part, {**SUMMARY}, words) for part, words in piece["words"] if words]
+            return b"".join(self._more_words(*each) for each in spoken)
         ((kind, words),) = piece.items()
-        return self._more_content(kind, words)
+        part = text_part("") if kind == "output_text" else refusal_part("")
+        return self._more_words(kind, part, words)
 
     def finish(self, key: Key) -> bytes:
         """Return the events that end the open item; what is open at a cut is incomplete."""
         number, cut = len(self._items), ending(self._reason)[1]
         status = "incomplete" if cut else "completed"
-        head = self._end_part(key)
+        head = self._end_part()
         if key[0] == TOOL:
-            words = "".join(self.arguments)
+            words = said = "".join(self.arguments)
+            kind, member = "response.function_call_arguments", "arguments"
             if self._answer.is_custom(self._call):
+                kind, member, said = "response.custom_tool_call_input", "input", ""
                 words = words if self._call.get("type") == "custom" else custom_input(words)
-                kind, place = "response.custom_tool_call_input", self._place
-                head += self._event(f"{kind}.delta", delta=words, **place) if words else b""
-                head += self._event(f"{kind}.done", input=words, **place)
             else:
-                done = "response.function_call_arguments.done"
-                head += self._event(done, arguments=words, **self._place)
+                words = words or NO_ARGUMENTS
+            if words != said:
+                head += self._event(f"{kind}.delta", delta=words, **self._place)
+            head += self._event(f"{kind}.done", **{member: words}, **self._place)
             item = self._answer.call(number, self._call, words, status)
         elif key == _MESSAGE:
             item = self._answer.message(number, self._parts, status)
@@ -172,57 +179,37 @@ class Encoder(BlockWriter):
             return b""
         return self._event("response.function_call_arguments.delta", delta=more, **self._place)
 
-    def _more_content(self, kind: str, words: str) -> bytes:
-        name, _ = _DELTAS[kind]
+    def _more_words(self, mark: Any, part: JSON, words: str) -> bytes:
+        """Return the events of more words, in *part* if its *mark* is not that of the open one."""
         head = b""
-        if kind != self._part:
-            part = text_part("") if kind == "output_text" else refusal_part("")
-            head = self._end_part(_MESSAGE)
+        if not self._parts or mark != self._part:
+            head = self._end_part()
             self._parts.append(part)
-            self._part, self._words = kind, []
-            index = len(self._parts) - 1
-            head += self._event(
-                "response.content_part.added", content_index=index, part=part, **self._place
-            )
+            self._part, self._words = mark, []
+            head += self._part_event(0, "added", part=part)
         if not words:
             return head
         self._words.append(words)
-        where = {"content_index": len(self._parts) - 1, **self._place}
-        logprobs: JSON = {"logprobs": []} if kind == "output_text" else {}
-        return head + self._event(f"response.{name}.delta", delta=words, **where, **logprobs)
+        return head + self._part_event(2, "delta", delta=words)
 
-    def _more_summary(self, part: Any, words: str) -> bytes:
-        head = b""
-        if not self._parts or part != self._part:
-            head = self._end_part(_REASONING)
-            self._parts.append({"type": "summary_text", "text": ""})
-            self._part, self._words = part, []
-            head += self._event(
-                "response.reasoning_summary_part.added",
-                summary_index=len(self._parts) - 1,
-                part=self._parts[-1],
-                **self._place,
-            )
-        self._words.append(words)
-        where = {"summary_index": len(self._parts) - 1, **self._place}
-        return head + self._event("response.reasoning_summary_text.delta", delta=words, **where)
-
-    def _end_part(self, key: Key) -> bytes:
+    def _end_part(self) -> bytes:
         """Return the events that end the open part."""
         if not self._parts:
             return b""
-        part, index = self._parts[-1], len(self._parts) - 1
-        part["refusal" if part["type"] == "refusal" else "text"] = "".join(self._words)
-        if key != _MESSAGE:
-            where = {"summary_index": index, **self._place}
-            done = self._event("response.reasoning_summary_text.done", text=part["text"], **where)
-            return done + self._event("response.reasoning_summary_part.done", part=part, **where)
-        where = {"content_index": index, **self._place}
-        name, member = _DELTAS[part["type"]]
-        logprobs: JSON = {"logprobs": []} if member == "text" else {}
-        words = {member: part[member]} | logprobs
-        done = self._event(f"response.{name}.done", **words, **where)
-        return done + self._event("response.content_part.done", part=part, **where)
+        part = self._parts[-1]
+        member = _PARTS[part["type"]][3]
+        part[member] = "".join(self._words)
+        done = self._part_event(2, "done", **{member: part[member]})
+        return done + self._part_event(0, "done", part=part)
+
+    def _part_event(self, which: int, step: str, **more: Any) -> bytes:
+        """Return an event of the open part (0) or of its words (2)."""
+        names, index = _PARTS[self._parts[-1]["type"]], len(self._parts) - 1
+        if names[which] == "output_text":
+            more["logprobs"] = []
+        return self._event(
+            f"response.{names[which]}.{step}", **{names[1]: index}, **self._place, **more
+        )
 
 
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}

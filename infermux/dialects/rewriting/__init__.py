@@ -88,11 +88,11 @@ def answered(
     if native is None or (before.native is not None and native[1] != before.native[1]):
         return after  # the hook wrote a body of its own
     if native[0] != dialect:
-        return _without_body(after)
+        return _with_body(after, None)
     try:
         return _with_body(after, (dialect, _rewritten(before, after, native, choice)))
     except (CannotRewrite, ValueError, TypeError, LookupError, AttributeError):
-        return _without_body(after)
+        return _with_body(after, None)
 
 
 def _rewritten(
@@ -151,7 +151,3 @@ def _with_body(response: InferResponse, native: tuple[str, bytes] | None) -> Inf
     made = response.known(response.provider, response.cost_usd, response.latency_ms)
     made.native = native
     return made
-
-
-def _without_body(response: InferResponse) -> InferResponse:
-    return _with_body(response, None)

@@ -293,6 +293,9 @@ class Accounting:
         if call.request.op in UNBILLED:
             self._settled(call, attempt, answer.response("", ""))
             return
+        if call.request.params.get("background") and not answer.finish_reason:
+            attempt.usage = call.usage = _NO_USAGE  # it goes on; billed when it is read
+            return
         if _is_empty(usage):
             usage = _estimated(call.request, answer.text, usage)
         elif not answer.finish_reason:  # cut off: the vendor's count lacks the last words
