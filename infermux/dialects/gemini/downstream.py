@@ -42,7 +42,6 @@ _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"
 _MODE_NUMBERS = ("", "AUTO", "ANY", "NONE", "VALIDATED")
 _LEVELS = ("minimal", "low", "medium", "high")
 _TIERS = {"standard": "default"}
-_DECLARED = ("name", "description", "parameters", "parametersJsonSchema")
 
 
 class Asked(NamedTuple):

@@ -21,7 +21,9 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
     tokens_in = count(data.get("prompt_tokens"))
     tokens_out = count(data.get("completion_tokens"))
     if tokens_in is None and tokens_out is None:
-        return None
+        if total is None:
+            return None
+        tokens_in = total  # of embeddings
     of_input = strict(data.get("prompt_tokens_details"))
     of_output = strict(data.get("completion_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))
@@ -56,7 +58,6 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
 
 
 def _first_count(*values: object) -> int | None:
-    """Return the first count that is not None, as vendors use different names."""
     for value in values:
         if value is not None:
             return count(value)
@@ -64,7 +65,6 @@ def _first_count(*values: object) -> int | None:
 
 
 def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
-    """Return the vendor's own tools that were used, and how often: of xAI and OpenRouter."""
     if not _FEES.intersection(data):
         return ()
     used = obj(data.get("server_side_tool_usage_details")) | obj(data.get("server_tool_use"))
