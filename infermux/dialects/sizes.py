@@ -68,7 +68,7 @@ _GOOGLES_OWN = ("functionDeclarations", "function_declarations", "computerUse", 
 
 
 # words that are at most two tokens in every vocabulary
-_COMMON = " about and any are can for from have hello how that the there they this today what you "
+_COMMON = " and any are can for from have hello how that the there they this today what word you "
 _WORD = re.compile(" ?[A-Za-z]+")
 
 
@@ -125,11 +125,10 @@ def size_of(body: JSON) -> Size:
 
 
 def fallbacks(body: JSON) -> list[str]:
-    """Return the models that a gateway may take instead, as OpenRouter, Vercel and LiteLLM do."""
+    """Return the models that a gateway may take instead, as OpenRouter and Vercel do."""
     gateway = obj(obj(body.get("providerOptions")).get("gateway"))
-    named = (body.get("models"), body.get("fallbacks"), gateway.get("models"))
-    listed = [each for names in named if isinstance(names, list) for each in names]
-    return [each if isinstance(each, str) else "" for each in listed]
+    listed = [body.get("models"), gateway.get("models")]
+    return [word(each) for names in listed if isinstance(names, list) for each in names]
 
 
 def number(value: object) -> int | None:
@@ -312,11 +311,9 @@ def _tools(body: JSON, size: Size) -> None:
             _server_tool(name, most if limit is None else limit, size)
     if body.get("web_search_options") is not None:
         _server_tool("web_search", 1, size)
-    if search := body.get("search_parameters"):
-        _server_tool("search_source", number(obj(search).get("max_search_results")), size)
-    plugins = body.get("plugins")
-    for each in plugins if isinstance(plugins, list) else ():
-        _server_tool(f"plugin {word(obj(each).get('id'))}", None, size)
+    for name in ("search_parameters", "plugins"):  # searches, whose number is not known
+        if body.get(name):
+            _server_tool(name, None, size)
     size.unknown = size.unknown or bool(body.get("mcp_servers"))
 
 

@@ -48,14 +48,9 @@ _LITELLM = {
     "output_cost_per_audio_token": "output_audio",
     "output_cost_per_reasoning_token": "reasoning",
 }
-_GENAI = {
-    "input_mtok": "input",
-    "output_mtok": "output",
+_ALIKE = ("input", "output", "cache_write", "cache_write_1h", "input_audio", "output_audio")
+_GENAI = {f"{name}_mtok": name for name in _ALIKE} | {
     "cache_read_mtok": "cached_input",
-    "cache_write_mtok": "cache_write",
-    "cache_write_1h_mtok": "cache_write_1h",
-    "input_audio_mtok": "input_audio",
-    "output_audio_mtok": "output_audio",
     "output_reasoning_mtok": "reasoning",
 }
 _OPENROUTER = {
@@ -202,7 +197,6 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
 
 
 def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
-    """Return the rates of a service tier by the size above which they hold."""
     rates: dict[int, _Rates] = {0: {}}
     for key, value in entry.items():
         match = _LITELLM_KEY.fullmatch(key)
@@ -270,7 +264,6 @@ def _genai_model(
 
 
 def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any] | None, bool]:
-    """Return the prices that hold today, and the later ones; and whether others have hours."""
     dated = prices if isinstance(prices, list) else [{"prices": prices}]
     starts = [_start(each.get("constraint")) for each in dated]
     begun = [

@@ -14,16 +14,14 @@ _FEES = frozenset({"server_side_tool_usage_details", "server_tool_use", "num_sou
 
 def usage_of(value: object, tier: object = None) -> Usage | None:
     """Return the usage, or None; *tier* is the service tier that stands beside it."""
-    data = strict(value)
-    if not data:
+    if not (data := strict(value)):
         return None
-    total = count(data.get("total_tokens"))
-    tokens_in = count(data.get("prompt_tokens"))
-    tokens_out = count(data.get("completion_tokens"))
+    names = ("total_tokens", "prompt_tokens", "completion_tokens")
+    total, tokens_in, tokens_out = [count(data.get(name)) for name in names]
+    if total is not None and tokens_in is None:
+        tokens_in = max(0, total - (tokens_out or 0))  # as of embeddings
     if tokens_in is None and tokens_out is None:
-        if total is None:
-            return None
-        tokens_in = total  # of embeddings
+        return None
     of_input = strict(data.get("prompt_tokens_details"))
     of_output = strict(data.get("completion_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))

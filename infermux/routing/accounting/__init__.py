@@ -312,11 +312,12 @@ class Accounting:
 
     def charge_failure(self, call: Call, attempt: Attempt, error: BaseException) -> None:
         """Assume that an attempt was billed if it failed after the vendor may have worked."""
-        unbilled = call.request.op in UNBILLED or attempt.usage is not None
-        if not unbilled and isinstance(error, ProviderError) and error.usage is not None:
+        if call.request.op in UNBILLED or attempt.usage is not None:
+            return
+        if isinstance(error, ProviderError) and error.usage is not None:
             self._charge(call, attempt, error.usage)
             return
-        if unbilled or not may_be_billed(error, attempt.seconds):
+        if not may_be_billed(error, attempt.seconds):
             return
         told = call.usage, call.cost, call.cost_source
         self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
@@ -328,10 +329,9 @@ class Accounting:
     def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
         target = attempt.target
         vendor = self._targets.registry.member(target.provider).vendor
-        tokens_in = usage.input_tokens or 0
-        price = self._targets.price(target) if call.request.passed is not None else None
+        tokens_in, price = usage.input_tokens or 0, None
         if call.request.passed is not None:
-            usage = by_price(usage, price)
+            usage = by_price(usage, price := self._targets.price(target))
         if usage.total_tokens is not None and usage.input_tokens is not None:
             # some vendors count reasoning only in the total
             most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
@@ -373,18 +373,18 @@ class Accounting:
         if self.ledger is None or hold is None or not hold.pico:
             return
         at_ns, row = billed_as(attempt.target.provider, ident, call.start_ns // 10**9)
-        also = tuple([replace(each, then="warn") for each in hold.budget.also])
         told = about(call, attempt.target, at_ns)
         try:
             self.ledger.reserve(
-                replace(hold.budget, then="warn", also=also),  # whatever is left: it was sent
+                hold.budget,
                 hold.pico - sum([each.cost or 0 for each in call.attempts]),
                 call_id=row,
                 at=hold.at,
                 lease=MAX_CALL,
+                over=True,
                 about=told,
             )
-        except (LedgerUnavailable, ValueError):  # or the vendor has given this id before
+        except (BudgetExceeded, LedgerUnavailable, ValueError):  # or the id was given before
             self._assume(call, attempt)
 
 
@@ -429,7 +429,7 @@ def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
         return told
     if request.passed is not None:
         return asked_usage(request)
-    if not tokens_out and (text or tokens_out is None):
+    if not tokens_out and (told.total_tokens or 0) <= (tokens_in or 0):
         tokens_out = estimate(text)
     if tokens_in is None or not (tokens_in or told.output_tokens or told.fees):
         tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
