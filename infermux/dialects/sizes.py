@@ -22,7 +22,6 @@ FILE_TOKENS = 10_000  # that a small file may have beyond its bytes, such as pag
 TOOL_TOKENS = 1000  # of the instructions that vendors add if there are tools
 FEATURE_TOKENS = 500  # likewise for a document, structured output or thinking
 MESSAGE_TOKENS = 4  # role and separators
-FRAME_TOKENS = 2  # around all messages
 SHORT = 1024  # bytes of a text in which common words are looked for
 MAX_SEARCHES = 20  # of one answer, if the request sets no limit
 _BYTES_PER_TOKEN = {"wav": 125, "mp3": 30}  # of audio: 32 tokens a second, at the lowest rates
@@ -94,12 +93,12 @@ class Size:
 
 def size_of(body: JSON) -> Size:
     """Return the size of the body of a request."""
-    size = Size(FRAME_TOKENS + FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
+    size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
     configs = [obj(body.get(name)) for name in _GOOGLE]
     for members in (without(body, *_GOOGLE), *configs):
         for name, value in members.items():
             if name in _TEXTS or isinstance(value, dict | list):
-                _walk(value, size, media=name in _TOP)
+                _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
     _caches(body, size)
     given = _limits(body, configs)
     limits = [limit for each in given if (limit := number(each))]  # some take 0 for none

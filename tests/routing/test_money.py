@@ -18,6 +18,8 @@ from support import Peer, eventually
 
 from infermux import build, create_app
 from infermux.admission.keys import hashed
+from infermux.dialects.sizes import MAX_IMAGE, size_of
+from infermux.pricing import find
 
 KEY = "imx-test-key"
 OWN = {"Authorization": f"Bearer {KEY}"}
@@ -580,6 +582,28 @@ def test_budgets_can_be_tried_with_echo(tmp_path, vendor):
     statuses = [ask(client, "echo/echo-v1").status_code for _ in range(5)]
     assert statuses[0] == 200 and statuses[-1] == 402
     assert sum(row.call.cost or 0 for row in rows(client)) <= 10**8
+
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "wire" / "exchanges"
+VENDORS = {"gemini": "google", "gemini-openai": "google", "vertex": "google"}
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="no recordings")
+def test_no_real_call_had_more_input_than_is_held() -> None:
+    compared = 0
+    for file in RECORDED.glob("*.json"):
+        found = json.loads(file.read_text())
+        used, body = found["expected"].get("usage"), found["request"].get("body")
+        vendor = VENDORS.get(found["provider"], found["provider"])
+        price = find(vendor, found["model"] or "") if used and isinstance(body, dict) else None
+        if price is None or isinstance(body.get("models"), list):
+            continue
+        size = size_of(body)
+        held = size.tokens + size.audio + size.images * MAX_IMAGE + (price.max_added or 0)
+        billed = (used.get("all_input_tokens") or 0) + (used.get("tool_use_prompt_tokens") or 0)
+        assert size.unknown or held >= billed, file.name
+        compared += 1
+    assert compared > 80
 
 
 # -- attempts that may have been billed ------------------------------------------------------------
