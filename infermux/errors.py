@@ -386,6 +386,7 @@ class ProviderError(InferMuxError):
     retryable = False
     failover = True
     sent: bool | None = None  # whether the request reached the provider; None: unknown
+    usage: Any = None  # a Usage, if the provider tells what the failure cost
 
 
 class ProviderTimeout(ProviderError):

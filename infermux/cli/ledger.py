@@ -209,7 +209,6 @@ def logs(
 def _records(
     ledger: Ledger, count: int, since: float | None, filters: dict[str, Any], *, follow: bool
 ) -> Iterator[list[Record]]:
-    """Yield the last calls; with *follow*, then each call that ends."""
 
     def ended_since(time: float) -> list[Record]:
         # a call is found by its start, so a long one is looked for far back

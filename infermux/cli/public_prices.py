@@ -188,7 +188,6 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _accepted(file: str) -> list[Any]:
-    """Return the differences that a file accepts."""
     try:
         stored = json.loads(contents(file, file))
         found = stored["accepted"]

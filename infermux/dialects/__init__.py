@@ -157,8 +157,8 @@ def count(value: object) -> int | None:
     """Return a token count, None for null; raise ValueError if it is not a number."""
     if value is None or (type(value) is int and 0 <= value < 2**53):
         return value
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
-        return int(value)
+    if isinstance(value, str):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
         raise ValueError("a token count is not a number")
     return int(value)

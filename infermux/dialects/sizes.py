@@ -6,33 +6,44 @@ The body is the one that is really sent, in any of the formats: their members ha
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..protocol import strict_json
 from ..types import JSON
 from . import members as obj
-from . import word
+from . import without, word
 
 MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
 MIN_OUTPUT = 16  # tokens; OpenAI's Responses refuse a lower limit
 MAX_IMAGE = 10_000  # tokens of one image: OpenAI's largest number of patches
 FILE_TOKENS = 10_000  # that a small file may have beyond its bytes, such as pages that are images
 TOOL_TOKENS = 1000  # of the instructions that vendors add if there are tools
+FEATURE_TOKENS = 500  # likewise for a document, structured output or thinking
 MESSAGE_TOKENS = 4  # role and separators
-DENSE = 1024  # bytes from which on each may be a token; of the first, every other
+SHORT = 1024  # bytes of a text in which common words are looked for
 MAX_SEARCHES = 20  # of one answer, if the request sets no limit
 _BYTES_PER_TOKEN = {"wav": 125, "mp3": 30}  # of audio: 32 tokens a second, at the lowest rates
 _OTHER_AUDIO = 15
-_IMAGES = frozenset(("image_url", "input_image", "image"))
+_IMAGES = frozenset(("image_url", "input_image", "image", "computer_screenshot"))
 _AUDIO = frozenset(("input_audio", "audio", "audio_url"))
 _FILES = frozenset(
     ("file", "input_file", "document", "container_upload", "video_url", "video", "input_video")
 )
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
-_KINDS = frozenset(("type", "inlineData", "inline_data", "fileData", "file_data"))
+_DATA = (*_SOURCES, "image", "audio", "audio_url", "video", "url", "data", "file_data")
+_GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
 _GOOGLE = ("generationConfig", "generation_config")
-_TEXTS = ("prompt", "input", "instructions", "system", "suffix")
+_GOOGLES_LIMITS = ("maxOutputTokens", "max_output_tokens")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_TEXTS = frozenset(("prompt", "input", "instructions", "system", "suffix"))
+# members whose objects may be media; all others are text, whatever they look like
+_CONTENT = frozenset(("content", "parts", "output", "functionResponse", "function_response"))
+_TOP = _TEXTS | _CONTENT | frozenset(("messages", "contents", "requests"))
+_TOP |= {"systemInstruction", "system_instruction"}
 _FRAME = frozenset(("role", "type", "content", "text", "parts"))
+_FEATURES = ("response_format", "output_format", "output_config", "thinking", "documents")
 _STORED = (  # what is not in the request
     *("previous_response_id", "conversation", "cachedContent", "cached_content"),
 )
@@ -49,20 +60,27 @@ _BILLED_AS = {
     "code_execution_tool": "",
     "mcp": "",
     "mcp_toolset": "",
+    "mcp_servers": "",
     "tool_search": "",
 }
+_GOOGLES_OWN = ("functionDeclarations", "function_declarations", "computerUse", "computer_use")
+
+
+# words that are at most two tokens in every vocabulary
+_COMMON = " and any are can for from have hello how that the there they this today what word you "
+_WORD = re.compile(" ?[A-Za-z]+")
 
 
 @dataclass(slots=True)
 class Size:
     """What a vendor may bill of a request, at most."""
 
-    text: int = 0  # bytes of input text
-    tokens: int = 0  # of other input
+    tokens: int = 0  # of input; each byte of a text may be one
     images: int = 0
     audio: int = 0  # tokens
     unknown: bool = False  # the input is also something that only the vendor has
     output: int | None = None  # tokens of each answer; None: not limited
+    predicted: int = 0  # of them beyond the limit: what the client expects is billed as well
     answers: int = 1
     fees: dict[str, int] = field(default_factory=dict)
     tier: str = ""
@@ -75,18 +93,21 @@ class Size:
 
 def size_of(body: JSON) -> Size:
     """Return the size of the body of a request."""
-    size = Size()
-    for name, value in body.items():
-        if name in _TEXTS or isinstance(value, dict | list):
-            _walk(value, size)
-    for name in ("messages", "contents", "input", "requests"):
-        if isinstance(body.get(name), list):
-            size.tokens += MESSAGE_TOKENS * len(body[name])
-    config = _config(body)
-    limits = [limit for value in _limits(body, config) if (limit := number(value)) is not None]
-    size.output = max(limits, default=None)
+    size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
+    configs = [obj(body.get(name)) for name in _GOOGLE]
+    for members in (without(body, *_GOOGLE), *configs):
+        for name, value in members.items():
+            if name in _TEXTS or isinstance(value, dict | list):
+                _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
+    _caches(body, size)
+    given = _limits(body, configs)
+    limits = [limit for each in given if (limit := number(each))]  # some take 0 for none
+    size.output = max(limits) if limits and len(limits) == len(given) else None
+    if expected := body.get("prediction"):
+        size.predicted = len(strict_json.encode(expected))
     wanted = [body.get("n"), body.get("best_of")]
-    wanted += [config.get("candidateCount"), config.get("candidate_count")]
+    for config in configs:
+        wanted += [config.get("candidateCount"), config.get("candidate_count")]
     size.answers = max([1, *[each for value in wanted if (each := number(value))]])
     prompts = body.get("prompt")
     if isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts):
@@ -96,16 +117,17 @@ def size_of(body: JSON) -> Size:
     tier = body.get("service_tier") or body.get("serviceTier")
     size.tier = "fast" if body.get("speed") == "fast" else word(tier)
     size.geo = word(body.get("inference_geo"))
-    modes = body.get("modalities") or config.get("responseModalities")
-    modes = str(modes or config.get("response_modalities") or "").lower()
+    modes = str([body.get("modalities"), *map(_modes, configs)]).lower()
     size.speaks, size.draws = "audio" in modes or bool(body.get("audio")), "image" in modes
     _tools(body, size)
     return size
 
 
-def text_tokens(size: int) -> int:
-    """Return the most tokens of *size* bytes of text."""
-    return size - min(size, DENSE) // 2
+def fallbacks(body: JSON) -> list[str]:
+    """Return the models that a gateway may take instead, as OpenRouter and Vercel do."""
+    gateway = obj(obj(body.get("providerOptions")).get("gateway"))
+    listed = [body.get("models"), gateway.get("models")]
+    return [word(each) for names in listed if isinstance(names, list) for each in names]
 
 
 def number(value: object) -> int | None:
@@ -123,12 +145,13 @@ def number(value: object) -> int | None:
 def limited(body: JSON, tokens: int, *, completion: bool) -> JSON:
     """Return the body with a limit of the output; *completion*: by OpenAI's newer name."""
     if "contents" in body:
-        name = next((each for each in _GOOGLE if each in body), _GOOGLE[0])
-        return body | {name: obj(body.get(name)) | {"maxOutputTokens": tokens}}
+        configs = [without(obj(body.get(each)), "max_output_tokens") for each in _GOOGLE]
+        limit = {"maxOutputTokens": tokens}
+        return without(body, *_GOOGLE) | {_GOOGLE[0]: configs[1] | configs[0] | limit}
     if "messages" not in body and "prompt" not in body:
         return body | {"max_output_tokens": tokens}
     name = "max_completion_tokens" if completion else "max_tokens"
-    return with_fitting_thoughts(body | {name: tokens})
+    return with_fitting_thoughts(without(body, *_LIMITS) | {name: tokens})
 
 
 def with_fitting_thoughts(body: JSON) -> JSON:
@@ -145,62 +168,76 @@ def with_fitting_thoughts(body: JSON) -> JSON:
     return body | {"thinking": thinking | {"budget_tokens": max(MIN_THINKING_BUDGET, limit // 2)}}
 
 
-def _config(body: JSON) -> JSON:
-    return obj(body.get(_GOOGLE[0]) or body.get(_GOOGLE[1]))
-
-
-def _limits(body: JSON, config: JSON) -> list[object]:
-    """Return the values of the output limits that the body's format has."""
+def _limits(body: JSON, configs: list[JSON]) -> list[object]:
+    """Return the values of the output limits that the body's format has, as far as given."""
+    found = [body.get("max_output_tokens")]
     if "contents" in body:
-        return [config.get("maxOutputTokens"), config.get("max_output_tokens")]
-    if "messages" in body or "prompt" in body:
-        return [body.get("max_tokens"), body.get("max_completion_tokens")]
-    return [body.get("max_output_tokens")]
+        found = [config.get(name) for name in _GOOGLES_LIMITS for config in configs]
+    elif "messages" in body or "prompt" in body:
+        found = [body.get(name) for name in _LIMITS]
+    return [each for each in found if each is not None]
+
+
+def _modes(config: JSON) -> object:
+    return config.get("responseModalities"), config.get("response_modalities")
 
 
 # -- input --
 
 
-def _walk(value: Any, size: Size) -> None:
-    """Add a part of the body: each text by its bytes, other media by their kind and bytes."""
+def _walk(value: Any, size: Size, *, media: bool) -> None:
+    """Add a part of the body: each text by its bytes, other media by their kind and bytes.
+
+    Without *media* it is JSON that the vendor writes into its prompt, such as a tool's schema.
+    """
     if isinstance(value, str):
-        size.text += len(value) if value.isascii() else len(value.encode(errors="replace"))
-    elif isinstance(value, dict):
-        if not _KINDS.isdisjoint(value) and value.get("type") != "text" and _medium(value, size):
-            return
-        if control := value.get("cache_control"):
-            size.caches = True
-            size.long_cache = size.long_cache or obj(control).get("ttl") == "1h"
-        for name, each in value.items():
-            if name not in _FRAME:
-                size.text += len(name) + 1
-            if name not in ("role", "type") or not isinstance(each, str):
-                _walk(each, size)
+        size.tokens += _text(value, short=size.tokens < SHORT)
+    elif not media or not isinstance(value, dict | list):
+        size.tokens += len(strict_json.encode(value))
+        for each in value if isinstance(value, list) else [value]:
+            _caches(obj(each), size)
     elif isinstance(value, list):
         numbers = sum([type(each) is int for each in value])  # tokens
-        size.tokens += numbers
+        size.tokens += numbers + MESSAGE_TOKENS * (len(value) - numbers)
         for each in value if numbers < len(value) else ():
-            _walk(each, size)
-    else:
-        size.text += 4
+            if type(each) is not int:
+                _walk(each, size, media=True)
+    elif value.get("type") == "text" or not _medium(value, size):
+        _caches(value, size)
+        size.unknown = size.unknown or "id" in obj(value.get("audio"))  # said before
+        for name, each in value.items():
+            if name not in _FRAME:
+                size.tokens += len(name.encode(errors="replace")) + 1
+            if name not in ("role", "type") or not isinstance(each, str):
+                _walk(each, size, media=name in _CONTENT)
+
+
+def _text(text: str, *, short: bool) -> int:
+    """Return the most tokens of a text: its bytes; of a *short* one, a common word is two."""
+    if not text.isascii():
+        return len(text.encode(errors="replace"))
+    words = _WORD.findall(text) if short and len(text) < SHORT else ()
+    return len(text) - sum(
+        [len(each) - 2 for each in words if f" {each.strip().lower()} " in _COMMON]
+    )
+
+
+def _caches(holder: JSON, size: Size) -> None:
+    if control := holder.get("cache_control"):
+        size.caches = True
+        size.long_cache = size.long_cache or obj(control).get("ttl") == "1h"
 
 
 def _medium(part: JSON, size: Size) -> bool:
-    """Add a part that is not text; return False if it is."""
     kind = part.get("type")
-    if kind == "item_reference":
-        size.unknown = True
-        return True
-    inline = part.get("inlineData") or part.get("inline_data")
-    stored = part.get("fileData") or part.get("file_data")
-    if isinstance(inline, dict) or isinstance(stored, dict):
-        found = obj(inline) or obj(stored)
+    if found := obj(next((part[name] for name in _GOOGLES_DATA if part.get(name)), None)):
         mime = word(found.get("mimeType")) or word(found.get("mime_type"))
         _add(mime, word(found.get("data")), size)
-        return True
-    if not isinstance(kind, str):
+    elif kind == "item_reference":
+        size.unknown = True
+    elif not isinstance(kind, str):
         return False
-    if kind in _IMAGES:
+    elif kind in _IMAGES:
         size.images += 1
     elif kind in _AUDIO:
         held = obj(part.get("input_audio"))
@@ -209,6 +246,8 @@ def _medium(part: JSON, size: Size) -> bool:
         _file(part, size)
     else:
         return False
+    _caches(part, size)
+    _walk(without(part, "type", *_DATA, *_GOOGLES_DATA), size, media=False)  # such as its title
     return True
 
 
@@ -217,8 +256,11 @@ def _file(part: JSON, size: Size) -> None:
     for name in _SOURCES:
         held = obj(part.get(name)) or held
     if held.get("type") in ("text", "content"):
-        _walk(without_type(held), size)
+        size.tokens += FEATURE_TOKENS
+        _walk(held, size, media=True)
         return
+    if held is not part:
+        _walk(without(held, *_DATA), size, media=False)
     data = word(held.get("file_data")) or word(held.get("data")) or word(held.get("url"))
     mime = word(held.get("media_type"))
     if data.startswith("data:"):
@@ -229,13 +271,7 @@ def _file(part: JSON, size: Size) -> None:
     _add(mime, data, size)
 
 
-def without_type(members: JSON) -> JSON:
-    """Return the members but the type."""
-    return {name: value for name, value in members.items() if name != "type"}
-
-
 def _add(mime: str, data: str, size: Size) -> None:
-    """Add a medium by its type and its base64."""
     if mime.startswith("image/"):
         size.images += 1
     elif mime.startswith("audio/"):
@@ -265,8 +301,8 @@ def _bytes(data: str) -> int:
 def _tools(body: JSON, size: Size) -> None:
     given = body.get("tools")
     listed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
-    if listed or body.get("functions"):
-        size.tokens += TOOL_TOKENS
+    own = sum([each.get("type") not in (None, "function", "custom") for each in listed])
+    size.tokens += TOOL_TOKENS * (own + bool(listed or body.get("functions")))
     most = number(body.get("max_tool_calls"))
     for tool in listed:
         for name in _names(tool):
@@ -274,8 +310,10 @@ def _tools(body: JSON, size: Size) -> None:
             _server_tool(name, most if limit is None else limit, size)
     if body.get("web_search_options") is not None:
         _server_tool("web_search", 1, size)
-    for name in ("search_parameters", "plugins", "mcp_servers"):
-        size.unknown = size.unknown or bool(body.get(name))
+    for name in ("search_parameters", "plugins"):  # searches, whose number is not known
+        if body.get(name):
+            _server_tool(name, None, size)
+    size.unknown = size.unknown or bool(body.get("mcp_servers"))
 
 
 def _server_tool(name: str, most: int | None, size: Size) -> None:
@@ -296,9 +334,11 @@ def _names(tool: JSON) -> list[str]:
         if base.startswith("web_search_preview"):
             base = "web_search"
         return [_BILLED_AS.get(base, base)]
-    names = [_snake(name) for name in tool if name.lower().startswith(("google", "url", "code"))]
+    if "name" in tool or "function" in tool:  # the client's
+        return []
+    names = [_snake(name) for name in tool if name not in _GOOGLES_OWN]
     names = ["code_execution_tool" if name == "code_execution" else name for name in names]
-    return [_BILLED_AS.get(name, name) for name in names]
+    return ["" if name == "file_search" else _BILLED_AS.get(name, name) for name in names]
 
 
 def _snake(name: str) -> str:

@@ -169,7 +169,6 @@ def _calls(
     *,
     mirrored: bool,
 ) -> list[Record]:
-    """Return the calls of a name, of a target or of a model that reached a vendor."""
     found = _rows(ledger, name, since, until, caller)
     if not found and "/" in name:  # the row has the model alone
         found = _rows(ledger, name.partition("/")[2], since, until, caller)
@@ -266,7 +265,6 @@ def _figure(
 
 
 def _shares(sides: Sides, paired: bool) -> list[Figure]:
-    """Return a row for each finish reason, in percent of the answers."""
     counts: Counter[str] = Counter()
     for side in sides:
         counts.update(_reason(each) for each in side)

@@ -131,7 +131,6 @@ def _key(row: Compared) -> Key:
 
 
 def _by_model(rows: Iterable[Compared]) -> list[_Model]:
-    """Return the differences by model, the largest first."""
     found: dict[str, _Model] = {}
     for row in rows:
         _, pico, days = found.get(row.model, _Model("", 0, ()))

@@ -265,7 +265,6 @@ def kind(budget: Budget) -> str:
 
 
 def _budget_dict(state: BudgetState) -> JSON:
-    """Return the state of a budget as JSON."""
     budget = state.budget
     money = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
@@ -282,7 +281,6 @@ def _budget_dict(state: BudgetState) -> JSON:
 
 
 def _adjustment_dict(change: Adjustment) -> JSON:
-    """Return an operator's change of a budget as JSON."""
     return {
         "time": iso(change.at_ns / 1e9),
         "name": change.name,
@@ -324,7 +322,6 @@ def iso(seconds: float | None) -> str | None:
 
 
 def _steps(step: str, since: float, until: float, zone: tzinfo) -> list[tuple[str, float]]:
-    """Return the names and starts of the days or hours of a period."""
     found, at = list[tuple[str, float]](), since
     while at < until:
         if step == "day":

@@ -60,6 +60,8 @@ class Price:
     as_text: tuple[str, ...] = ()  # media whose input costs what text does
     max_input: int | None = None
     max_output: int | None = None
+    max_image: int | None = None  # tokens of one image, if they may be more than usual
+    max_added: int | None = None  # tokens that the vendor may add to the input
     src: str = ""
     note: str = ""
     as_of: str = ""  # the day of the figures, if it is not that of the table
@@ -240,7 +242,6 @@ def _fees(usage: Usage, price: Price) -> Fraction | None:
 
 
 def _geo(usage: Usage, price: Price) -> Fraction | None:
-    """Return the factor of the region; None if it is not listed."""
     where = (usage.geo or "").lower()
     if where in ANYWHERE:
         return Fraction(1)
@@ -249,7 +250,6 @@ def _geo(usage: Usage, price: Price) -> Fraction | None:
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
-    """Return the rate of each class, or the one used instead if it is not listed."""
     fresh = rates.input or Decimal(0)
     write = fresh if rates.cache_write is None else rates.cache_write
     return (
@@ -262,7 +262,6 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    """Return pico-USD per token of each class, or None if one is unknown or a fraction."""
     units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
     if rates.output is None or any(unit.denominator != 1 for unit in units):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -48,14 +48,9 @@ _LITELLM = {
     "output_cost_per_audio_token": "output_audio",
     "output_cost_per_reasoning_token": "reasoning",
 }
-_GENAI = {
-    "input_mtok": "input",
-    "output_mtok": "output",
+_ALIKE = ("input", "output", "cache_write", "cache_write_1h", "input_audio", "output_audio")
+_GENAI = {f"{name}_mtok": name for name in _ALIKE} | {
     "cache_read_mtok": "cached_input",
-    "cache_write_mtok": "cache_write",
-    "cache_write_1h_mtok": "cache_write_1h",
-    "input_audio_mtok": "input_audio",
-    "output_audio_mtok": "output_audio",
     "output_reasoning_mtok": "reasoning",
 }
 _OPENROUTER = {
@@ -71,6 +66,7 @@ _LITELLM_KEY = re.compile(
     rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
     re.ASCII,
 )
+_UNREAD = "a figure is not a price"
 _MODES = ("chat", "completion", "responses", "embedding")
 _Rates = dict[str, Decimal]
 
@@ -100,6 +96,13 @@ class PublicTable:
         """Leave out a model."""
         self.skipped.setdefault(reason, []).append(model)
 
+    def take(self, read: Callable[..., None], id: str, *entry: Any) -> None:
+        """Read a model, or leave it out if it cannot be read."""
+        try:
+            read(self, id, *entry)
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            self.skip(_reason(error), id)
+
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
         """Take a model in."""
         if 0 < len(model) <= MAX_ID:
@@ -117,15 +120,14 @@ def read(data: bytes, today: date) -> PublicTable:
         stored = _json(data)
     except (ValueError, RecursionError):
         stored = _module(data)
-    try:
-        found = _of_any_kind(stored, today)
-    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
-        raise ConfigError("parts of the price table cannot be read") from None
+    found = _of_any_kind(stored, today)
     if found is None:
         raise ConfigError(
             "the file is neither litellm's price table, nor that of genai-prices, "
             "nor OpenRouter's list of models"
         )
+    if not found.listed and found.skipped.keys() == {_UNREAD}:
+        raise ConfigError("the price table cannot be read")
     return found
 
 
@@ -141,21 +143,25 @@ def _of_any_kind(stored: Any, today: date) -> PublicTable | None:
     if isinstance(stored, dict) and _any_has("litellm_provider", stored.values()):
         table = PublicTable(LITELLM)
         for id, entry in stored.items():
-            _litellm(table, id, entry)
+            table.take(_litellm, id, entry)
         return table
     providers = stored.get("providers") if isinstance(stored, dict) else stored
     if isinstance(providers, list) and _any_has("models", providers):
         table = PublicTable(GENAI)
         for provider in providers:
-            _genai(table, provider, today)
+            table.take(_genai, _id(provider), provider, today)
         return table
     models = stored.get("data") if isinstance(stored, dict) else None
     if isinstance(models, list) and _any_has("pricing", models):
         table = PublicTable(OPENROUTER)
         for model in models:
-            _openrouter(table, model)
+            table.take(_openrouter, _id(model), model)
         return table
     return None
+
+
+def _id(entry: object) -> str:
+    return str(entry.get("id")) if isinstance(entry, dict) else shown(entry)
 
 
 def _any_has(key: str, entries: Iterable[object]) -> bool:
@@ -174,13 +180,9 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
     if mode not in _MODES:
         table.skip("not a model for text", id)
         return
-    try:
-        rates = _litellm_rates(entry, "")
-        _by_size(rates, entry.get("tiered_pricing"))
-        found = _entry(rates)
-    except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
-        table.skip(_reason(error), id)
-        return
+    rates = _litellm_rates(entry, "")
+    _by_size(rates, entry.get("tiered_pricing"))
+    found = _entry(rates)
     if found is None:
         table.skip("without a price of input tokens", id)
         return
@@ -195,7 +197,6 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
 
 
 def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
-    """Return the rates of a service tier by the size above which they hold."""
     rates: dict[int, _Rates] = {0: {}}
     for key, value in entry.items():
         match = _LITELLM_KEY.fullmatch(key)
@@ -238,31 +239,31 @@ def _service(
 # -- genai-prices --
 
 
-def _genai(table: PublicTable, provider: Mapping[str, Any], today: date) -> None:
-    name = str(provider["id"])
+def _genai(table: PublicTable, name: str, provider: Mapping[str, Any], today: date) -> None:
     vendor, suffix = GENAI_VENDORS.get(name), ""
     if name.startswith(_ROUTED):
         vendor, suffix = "huggingface", f":{name.removeprefix(_ROUTED)}"
     for model in provider["models"]:
-        id = model["id"]
+        id = _id(model)
         if vendor is None:
             table.skip("of a vendor without a preset", f"{name}/{id}")
-            continue
-        try:
-            found, by_hour = _genai_entry(model["prices"], today)
-        except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
-            table.skip(_reason(error), f"{name}/{id}")
-            continue
-        if found is None:
-            table.skip("without a price of input tokens", f"{name}/{id}")
-            continue
-        if _is_size(size := model.get("context_window")):
-            found["max_input"] = size
-        table.add(vendor, id + suffix, found, by_hour=by_hour)
+        else:
+            table.take(_genai_model, f"{name}/{id}", vendor, id + suffix, model, today)
+
+
+def _genai_model(
+    table: PublicTable, told: str, vendor: str, id: str, model: Mapping[str, Any], today: date
+) -> None:
+    found, by_hour = _genai_entry(model["prices"], today)
+    if found is None:
+        table.skip("without a price of input tokens", told)
+        return
+    if _is_size(size := model.get("context_window")):
+        found["max_input"] = size
+    table.add(vendor, id, found, by_hour=by_hour)
 
 
 def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any] | None, bool]:
-    """Return the prices that hold today, and the later ones; and whether others have hours."""
     dated = prices if isinstance(prices, list) else [{"prices": prices}]
     starts = [_start(each.get("constraint")) for each in dated]
     begun = [
@@ -337,19 +338,14 @@ def _literal(node: ast.expr) -> Any:
 # -- OpenRouter --
 
 
-def _openrouter(table: PublicTable, model: Mapping[str, Any]) -> None:
-    id = str(model["id"])
+def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     prices = model.get("pricing") or {}
-    try:
-        rates = {
-            name: _figure(prices[key], _MILLION)
-            for key, name in _OPENROUTER.items()
-            if prices.get(key) is not None
-        }
-        request = _figure(prices.get("request") or 0, 1000)
-    except (TypeError, ArithmeticError, ValueError) as error:
-        table.skip(_reason(error), id)
-        return
+    rates = {
+        name: _figure(prices[key], _MILLION)
+        for key, name in _OPENROUTER.items()
+        if prices.get(key) is not None
+    }
+    request = _figure(prices.get("request") or 0, 1000)
     found = _entry({0: rates})
     if found is None:
         table.skip("without a price of input tokens", id)
@@ -407,7 +403,7 @@ class _BelowZero(ValueError):
 
 
 def _reason(error: Exception) -> str:
-    return "a price is below 0" if isinstance(error, _BelowZero) else "a figure is not a price"
+    return "a price is below 0" if isinstance(error, _BelowZero) else _UNREAD
 
 
 def _is_size(value: object) -> bool:

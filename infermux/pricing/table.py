@@ -209,7 +209,6 @@ class PriceTable:
     # -- merging --
 
     def _merge(self, layer: Layer, vendor: str, entry: Entry) -> None:
-        """Merge an entry of a user's table."""
         rows, id = self._rows.setdefault(vendor, {}), str(entry["id"]).lower()
         found = self._look_up(vendor, id)
         base: Entry = found.entry if found else {}

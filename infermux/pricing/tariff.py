@@ -225,6 +225,8 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "as_text": _media,
     "max_input": _whole,
     "max_output": _whole,
+    "max_image": _whole,
+    "max_added": _whole,
 }
 TERMS = _OVERLAY | {*_READ, "note"}  # keys of a user's own price
 ENTRY = TERMS | {"id", "aliases", "src", "as_of"}  # of an entry of a table

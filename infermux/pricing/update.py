@@ -215,7 +215,6 @@ def _tiers(ours: Price, theirs: Price) -> list[dict[str, Any]]:
 
 
 def _rates(price: Price, service: Service) -> list[Decimal | None]:
-    """Return the rates of a service tier for input, output and cached input."""
     rates = price.rates.under(service.rates)
     return [rate and rate * service.factor for rate in rates[:2]]
 

@@ -271,6 +271,8 @@ class Ids:
         if kind != STORED and chunk.usage is not None:  # reading it later is free
             call.settles = Owner(call.provider, chunk.id, kind).settles
         names = self._names(call, chunk.id, kind, {})
+        if kind != STORED:
+            call.ids = names
         ident = names.get(chunk.id, chunk.id)
         return chunk._replace(id=ident, native=renamed(chunk.native, names))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -258,6 +259,22 @@ def test_a_hold_that_its_owner_has_lost_is_settled_in_its_period(ledger: SQLLedg
     ledger.settle(settled("a", 300, at=after))
     assert [ledger.spent(DAILY, at).held for at in (before, after)] == [0, 0]
     assert ledger.spent(DAILY, before).spent == 300
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_does_not_know_what_is_held_settles_it_all_the_same(
+    ledger: SQLLedger, lost: bool
+) -> None:
+    """As a background response, which another worker may read."""
+    budget = Budget("web", 1000, also=(Budget("team", 1000, members=("web",)),))
+    about = json.dumps([int(NOON) * 10**9, "", "web", "{}", "library", "m", "m", "p", ""])
+    ledger.reserve(budget, 900, call_id="r", at=NOON + 0.5, lease=60, about=about)
+    if lost:
+        ledger.lose(NOON + 100)
+        assert ledger.spent(budget, NOON) == (900, 0)
+    ledger.settle(settled("r", 100, at=NOON), Hold("r", budget, 0, float(int(NOON))))
+    for each in budget.all:
+        assert ledger.spent(each, NOON) == (100, 0)
 
 
 def test_more_than_was_held_is_recorded_as_it_is(ledger: SQLLedger) -> None:

@@ -201,6 +201,25 @@ def test_openrouters_answer_goes_over_what_follows_a_vendor(home: Path) -> None:
     assert "below 0: 1 (openrouter/auto)" in update(OPENROUTER, "--dry-run").stdout
 
 
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [
+        (LITELLM | {"a": 5, "b": {"litellm_provider": []}}, "gpt-text"),
+        ({"data": [*OPENROUTER["data"], 7, {"id": 1, "pricing": "x"}]}, "openrouter/auto"),
+        ([{"id": "openai", "models": [
+            {"id": "new", "prices": {"input_mtok": 1}}, {"id": "odd", "prices": []}, 5]}, 6], "openai/odd"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_of_a_table_is_left_out_alone(
+    table: Any, model: str, home: Path
+) -> None:
+    result = update(table)
+    assert result.exit_code == 0, result.stderr
+    skipped = [line for line in result.stdout.splitlines() if "not a price" in line]
+    assert len(skipped) == 1 and any(word in skipped[0] for word in (model, " 2 "))
+    assert "wrote" in result.stdout
+
+
 BROKEN = [b"", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, b'{"data": [{"pricing": 1}]}', b"x = 1", b"providers = f()",
           b"providers: list = [g(id=1/0)]", b'{"a": {"litellm_provider": []}}', b'[{"id": [], "models": 5}]', HOSTILE.encode()]  # fmt: skip
 

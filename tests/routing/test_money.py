@@ -18,8 +18,11 @@ from support import Peer, eventually
 
 from infermux import build, create_app
 from infermux.admission.keys import hashed
+from infermux.dialects.sizes import MAX_IMAGE, size_of
+from infermux.pricing import find
 
 KEY = "imx-test-key"
+OWN = {"Authorization": f"Bearer {KEY}"}
 HELLO = [{"role": "user", "content": "Hello"}]
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 Reply = Callable[[Any], tuple[int, bytes, str]]
@@ -33,7 +36,7 @@ class Vendor(Peer):
         self.reply: Callable[[Any, Any], None] = lambda handler, body: None
 
     def answer(self, handler: Any, body: bytes) -> None:
-        asked = json.loads(body)
+        asked = json.loads(body or b"{}")
         self.seen.append(asked)
         self.reply(handler, asked)
 
@@ -271,6 +274,101 @@ def test_every_choice_of_an_answer_without_usage_is_estimated(tmp_path, vendor):
     assert two > 1.9 * one > 50 and both > 1.9 * whole > 50 and called > 50
 
 
+WORDS = "many words of one choice " * 20
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens_in", "least_out"),
+    [
+        ({"prompt_tokens": 1000}, 1000, 50),
+        ({"prompt_tokens": 1000, "completion_tokens": None}, 1000, 50),
+        ({"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}, 1000, 50),
+        ({"completion_tokens": 70}, 5, 70),
+        ({"total_tokens": 900}, 900, 50),
+        ({"prompt_tokens": "1000.0", "completion_tokens": "7e1"}, 1000, 70),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_vendor_does_not_count_is_estimated(
+    told, tokens_in, least_out, stream, tmp_path, vendor
+):
+    client = service(tmp_path, vendor)
+    choice = {"index": 0, "finish_reason": "stop", "message": {"content": WORDS}}
+    end = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    if stream:
+        vendor.says(events(delta(0, WORDS), end, {"id": "c", "choices": [], "usage": told}))
+    else:
+        vendor.says(chat(told, choices=[choice]))
+    assert ask(client, stream=stream).data
+    call = rows(client)[0].call
+    assert call.input_tokens == tokens_in and call.output_tokens >= least_out
+    assert call.cost == (call.input_tokens + 10 * call.output_tokens) * MICRO
+    assert call.estimated == (least_out == 50 or tokens_in == 5)
+
+
+def test_a_failed_response_costs_what_it_says(tmp_path, vendor):
+    client = service(tmp_path, vendor, more="[reliability]\nattempts = 1\n")
+    vendor.says(responses(status="failed", error={"code": "server_error", "message": "no"}))
+    answer = ask(client, "openai/sized", "/v1/responses", messages=None, input="Hello")
+    assert answer.status_code == 502
+    assert (cost(client), rows(client)[0].attempts[0].assumed) == (PLAIN, 0)
+
+
+def budget_of(client: FlaskClient) -> tuple[int, int]:
+    """Return what is spent and held of the key's budget."""
+    with contextlib.closing(
+        sqlite3.connect(client.application.extensions["infermux"].ledger.path)
+    ) as db:
+        found = db.execute("SELECT sum(spent), sum(held) FROM budgets WHERE call_id = ''")
+        return found.fetchone()
+
+
+@pytest.mark.parametrize(("then", "spends"), [("reject", True), ("warn", False)])
+def test_an_answer_without_a_price_spends_what_was_held(then, spends, tmp_path, vendor):
+    client = service(tmp_path, vendor, f'usd = "1", then = "{then}"')
+    vendor.says(chat(service_tier="priority"))
+    answer = ask(client, max_tokens=50)
+    assert (answer.status_code, answer.headers["X-Infermux-Cost"]) == (200, "unpriced")
+    [record] = rows(client)
+    spent, kept = budget_of(client)
+    assert kept == 0 and spent == (record.call.cost or 0) == record.call.assumed
+    assert (spent >= 500 * MICRO, record.call.unpriced) == (spends, int(not spends))
+
+
+def test_a_background_response_is_held_until_it_is_read(tmp_path, vendor):
+    asked = {"path": "/v1/responses", "messages": None, "input": "Hello", "background": True}
+    client = service(tmp_path, vendor, 'usd = "0.015"')
+    queued = responses(status="queued", output=[], usage=None, background=True)
+    vendor.says(queued)
+    ident = ask(client, **asked).json["id"]
+    spent, kept = budget_of(client)
+    assert spent == 0 and kept >= 10_000 * MICRO
+    assert ask(client, **asked).status_code == 402
+    vendor.says(queued | responses())  # of the model "m", which has no price
+    assert client.get(f"/v1/responses/{ident}", headers=OWN).status_code == 200
+    assert budget_of(client) == (0, kept)
+    vendor.says(queued | responses(model="sized"))
+    for _ in range(2):
+        answer = client.get(f"/v1/responses/{ident}", headers=OWN)
+        assert answer.json["status"] == "completed"
+        assert budget_of(client) == (PLAIN, 0)
+
+
+def test_a_background_response_that_nobody_reads_is_spent(tmp_path, vendor):
+    asked = {"path": "/v1/responses", "messages": None, "input": "Hello", "background": True}
+    client = service(tmp_path, vendor, 'usd = "1"')
+    vendor.says(responses(status="queued", output=[], usage=None, background=True))
+    ident = ask(client, **asked).json["id"]
+    ledger = client.application.extensions["infermux"].ledger
+    kept = budget_of(client)[1]
+    ledger.lose(time.time() + 2 * 86400)
+    assert budget_of(client) == (kept, 0)
+    vendor.says(responses(background=True, model="sized"))
+    client.get(f"/v1/responses/{ident}", headers=OWN)
+    assert budget_of(client) == (PLAIN, 0)
+    assert sum(row.call.cost or 0 for row in rows(client)) == PLAIN
+
+
 def test_counting_tokens_costs_nothing(tmp_path, vendor):
     client = service(tmp_path, vendor, 'usd = "0.000001"')
     vendor.says({"input_tokens": 1000})
@@ -334,6 +432,84 @@ def test_what_is_held_is_the_most_that_the_vendor_could_bill(asked, least, most,
     client = service(tmp_path, vendor, 'usd = "0.0000001"')
     assert least * OUT <= (held(client, **asked) or 0) <= most * OUT
     assert vendor.seen == []
+
+
+LONG = "x" * 20_000
+CLAUDE = {"model": "anthropic/sized", "path": "/v1/messages"}
+GEMINI = {
+    "path": "/v1beta/models/gemini/sized:generateContent",
+    "messages": None,
+    "max_tokens": None,
+    "contents": [{"parts": [{"text": "Hello"}]}],
+}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "image", "description": LONG}}}
+USED = {"type": "tool_use", "id": "t", "name": "f", "input": {"type": "image", "source": LONG}}
+DOCUMENT = {"type": "text", "media_type": "text/plain", "data": "d"}
+
+
+def schema(value: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": value}}]}
+
+
+def limits(**config: Any) -> dict[str, Any]:
+    return GEMINI | {"generationConfig": config}
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"),  # tokens of input, of which 10 cost one of output
+    [
+        ({"messages": [{"role": "user", "content": "\x01\u0300" * 100}]}, 300),
+        ({"messages": [{"role": "user", "content": "q"}]}, 1),
+        (schema(SCHEMA), 20_000),
+        (schema({"enum": [[] for _ in range(5000)]}), 10_000),
+        (schema({"enum": [10**15 + n for n in range(1000)]}), 16_000),
+        (schema({"properties": {"\U0001f600" * 1000: {}}}), 4000),
+        (CLAUDE | {"messages": [{"role": "assistant", "content": [USED]}, *HELLO]}, 20_000),
+        (CLAUDE | {"messages": part("document", source=DOCUMENT, context=LONG)}, 20_000),
+        (CLAUDE | {"tools": [{"type": "bash_20250124", "name": "bash"}]}, 2000),
+        ({"messages": part("file", file={"filename": LONG, "file_data": data(10)})}, 30_000),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}, *HELLO]}, 10_000),
+        ({"max_tokens": 0}, 10_000),
+        ({"max_tokens": -1}, 10_000),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, 10_000),
+        ({"prediction": {"type": "content", "content": LONG}}, 200_000),
+        ({"models": ["heard"], "messages": [{"role": "user", "content": LONG}]}, 20_000),
+        (limits(maxOutputTokens=5) | {"generation_config": {"maxOutputTokens": 900}}, 9000),
+        (limits(maxOutputTokens=5, max_output_tokens=900, candidate_count=3), 27_000),
+        (GEMINI | {"tools": [{"fileSearch": {"fileSearchStoreNames": ["s"]}}]}, 11_000),
+    ],
+)
+def test_nothing_that_a_caller_sends_makes_the_hold_too_small(asked, least, tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    assert (held(client, **{"max_tokens": 5} | asked) or 0) >= least * MICRO
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"models": ["unknown"]}, {"search_parameters": {"mode": "on"}}, {"plugins": [{"id": "web"}]}],
+)
+def test_what_has_no_price_is_refused(asked, tmp_path, vendor):
+    """A gateway may take another model, and some search the web."""
+    client = service(tmp_path, vendor, 'usd = "5"')
+    assert held(client, max_tokens=5, **asked) is None
+
+
+@pytest.mark.parametrize(("place", "times"), [("top", 6), ("part", 6), ("", 1)])
+def test_a_cache_that_lasts_an_hour_is_held_at_its_price(place, times, tmp_path, vendor):
+    own = """
+[providers.cached]
+type = "anthropic"
+base_url = "http://127.0.0.1:9"
+api_key = "env:VENDOR"
+prices.c = { input = "1", output = "0", cache_write = "2", cache_write_1h = "6", max_output = 9 }
+"""
+    client = service(tmp_path, vendor, 'usd = "0.0000001"', own)
+    control = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    text = {"type": "text", "text": LONG} | (control if place == "part" else {})
+    asked = {"messages": [{"role": "user", "content": [text]}]}
+    asked |= control if place == "top" else {}
+    found = held(client, model="cached/c", path="/v1/messages", max_tokens=5, **asked)
+    assert 20_000 * times <= (found or 0) / MICRO < 20_100 * times
 
 
 def test_each_api_and_operation_has_its_own_limits(tmp_path, vendor):
@@ -406,6 +582,28 @@ def test_budgets_can_be_tried_with_echo(tmp_path, vendor):
     statuses = [ask(client, "echo/echo-v1").status_code for _ in range(5)]
     assert statuses[0] == 200 and statuses[-1] == 402
     assert sum(row.call.cost or 0 for row in rows(client)) <= 10**8
+
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "wire" / "exchanges"
+VENDORS = {"gemini": "google", "gemini-openai": "google", "vertex": "google"}
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="no recordings")
+def test_no_real_call_had_more_input_than_is_held() -> None:
+    compared = 0
+    for file in RECORDED.glob("*.json"):
+        found = json.loads(file.read_text())
+        used, body = found["expected"].get("usage"), found["request"].get("body")
+        vendor = VENDORS.get(found["provider"], found["provider"])
+        price = find(vendor, found["model"] or "") if used and isinstance(body, dict) else None
+        if price is None or isinstance(body.get("models"), list):
+            continue
+        size = size_of(body)
+        held = size.tokens + size.audio + size.images * MAX_IMAGE + (price.max_added or 0)
+        billed = (used.get("all_input_tokens") or 0) + (used.get("tool_use_prompt_tokens") or 0)
+        assert size.unknown or held >= billed, file.name
+        compared += 1
+    assert compared > 80
 
 
 # -- attempts that may have been billed ------------------------------------------------------------

@@ -106,7 +106,6 @@ def decode(data: bytes, request: InferRequest, raising: Raise) -> InferResponse:
 
 
 def _ended_batch(body: JSON) -> tuple[Usage | None, JSON]:
-    """Return what a batch that has ended used, and when it was made."""
     made = body.get("created_at")
     if body.get("object") != "batch" or body.get("status") not in _ENDED or type(made) is not int:
         return None, {}
@@ -138,7 +137,6 @@ def decode_pieces(pieces: Pieces, request: InferRequest, raising: Raise) -> Iter
 
 
 def _bytes(pieces: Pieces, request: InferRequest, raising: Raise | None) -> Iterator[Chunk]:
-    """Yield the bytes of an answer, which is JSON if *raising* is there."""
     found, held = Members(*READ), bytearray()
     most = HOLD if raising is not None else 0
     for piece in pieces:
@@ -220,7 +218,6 @@ class _Events:
 
 
 def _sum(one: Usage, other: Usage) -> Usage:
-    """Return the usage of several images, of which each event tells its own."""
     sums: dict[str, Any] = {
         name: None if a is None and b is None else (a or 0) + (b or 0)
         for name in _SUMMED

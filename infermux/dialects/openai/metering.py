@@ -108,7 +108,6 @@ def _cost(told: JSON) -> float | None:
 
 
 def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, int], ...]:
-    """Return the number of what is billed, if it is not tokens."""
     op, params = request.op, request.params
     if op == "audio/speech":
         said = params.get("input")
@@ -124,13 +123,11 @@ def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, i
 
 
 def _searches(found: JSON) -> tuple[tuple[str, int], ...]:
-    """Return the search units that Cohere bills."""
     units = _first(members(members(found.get("meta")).get("billed_units")), "search_units")
     return (("searches", units),) if units else ()
 
 
 def _svg(found: JSON) -> tuple[tuple[str, Usage], ...]:
-    """Return what the model that writes an SVG used, beside the one that draws."""
     told = members(found.get("svg_usage"))
     tokens = _first(told, "input_tokens"), _first(told, "output_tokens")
     model = word(told.get("model"))

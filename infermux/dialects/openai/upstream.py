@@ -154,7 +154,6 @@ def _embeddings(body: JSON) -> list[JSON]:
 
 
 def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
-    """Return the response with the first choice; others are only in the native body."""
     choices = items(body.get("choices"))
     if not choices and request.op == CHAT:
         raise ValueError("an answer without choices")
@@ -383,7 +382,6 @@ def _deltas(calls: object) -> list[JSON]:
 
 
 def _deployment(request: InferRequest, *, stream: bool) -> str:
-    """Return the path of a deployment; the base URL holds the api-version."""
     if request.op in endpoints.STORED:
         return str(request.passed.path)
     if not request.model.strip("."):  # dots are path segments with a meaning, even if quoted

@@ -14,12 +14,12 @@ _FEES = frozenset({"server_side_tool_usage_details", "server_tool_use", "num_sou
 
 def usage_of(value: object, tier: object = None) -> Usage | None:
     """Return the usage, or None; *tier* is the service tier that stands beside it."""
-    data = strict(value)
-    if not data:
+    if not (data := strict(value)):
         return None
-    total = count(data.get("total_tokens"))
-    tokens_in = count(data.get("prompt_tokens"))
-    tokens_out = count(data.get("completion_tokens"))
+    names = ("total_tokens", "prompt_tokens", "completion_tokens")
+    total, tokens_in, tokens_out = [count(data.get(name)) for name in names]
+    if total is not None and tokens_in is None:
+        tokens_in = max(0, total - (tokens_out or 0))  # as of embeddings
     if tokens_in is None and tokens_out is None:
         return None
     of_input = strict(data.get("prompt_tokens_details"))
@@ -56,7 +56,6 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
 
 
 def _first_count(*values: object) -> int | None:
-    """Return the first count that is not None, as vendors use different names."""
     for value in values:
         if value is not None:
             return count(value)
@@ -64,7 +63,6 @@ def _first_count(*values: object) -> int | None:
 
 
 def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
-    """Return the vendor's own tools that were used, and how often: of xAI and OpenRouter."""
     if not _FEES.intersection(data):
         return ()
     used = obj(data.get("server_side_tool_usage_details")) | obj(data.get("server_tool_use"))

@@ -347,5 +347,7 @@ def read_response(data: bytes) -> JSON:
     """Return a response's object; raise the error that it holds, or ValueError."""
     body = strict_json.lenient(data)
     if isinstance(body, dict) and body.get("status") == "failed":
-        raise failure(body.get("error"))
+        error = failure(body.get("error"))
+        error.usage = usage_of(body)
+        raise error
     return read_object(data, decode_error)

@@ -275,7 +275,6 @@ FORMATS = (
 
 
 def _plain(found: Table) -> Format:
-    """Return the format of a table of date, model and dollars."""
     columns = found.columns
     day, model, usd = (
         [name for name in names if name in columns][:1]

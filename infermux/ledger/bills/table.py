@@ -144,7 +144,6 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _numbered(rows: Any, skipped: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield rows with the number of the line on which each starts."""
     while True:
         number = rows.line_num + 1 + skipped
         try:
@@ -196,7 +195,6 @@ def _json(text: str, notes: tuple[str, ...]) -> Table:
 
 
 def _documents(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a JSON document, or of JSON lines."""
     try:
         whole = _loads(text)
     except ValueError:

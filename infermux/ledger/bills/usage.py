@@ -110,7 +110,6 @@ def _priced(
     batch: bool,
     long: bool = False,
 ) -> Fraction | None:
-    """Return the cost of tokens in USD, or None if it is unknown."""
     if not (counted.input_tokens or counted.output_tokens):
         return Fraction(0)
     price = prices.find(vendor, name.lower()) or prices.find(vendor, model_key(name))

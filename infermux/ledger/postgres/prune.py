@@ -90,7 +90,6 @@ def prune(
 def _remove(
     database: Database, run: Callable[[Callable[[Link], Any]], Any], month: date, owned: bool
 ) -> int:
-    """Replace the calls of a month by their sums."""
     for _ in range(ROUNDS):
         days, done = run(partial(_days, month))
         for day in days:
@@ -141,7 +140,6 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
 
 
 def _drop_empty(end: int, link: Link) -> None:
-    """Drop the partitions of past months that have no calls."""
     for month in partitions(link):
         if midnight(following(month)) > end * DAY:
             return

@@ -165,7 +165,6 @@ _SYNC, _ABORTED = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.PIPELINE_ABORTED
 
 
 def _rows(result: PGresult) -> Rows:
-    """Return the rows of a statement; raise its error."""
     status = result.status
     if status == _COMMAND_OK:
         return []
@@ -215,7 +214,6 @@ def _encoded(values: Sequence[Any]) -> list[bytes]:
 
 
 def _array(values: Sequence[Any]) -> bytes:
-    """Return texts or numbers as an array such as {1,2}."""
     if values and isinstance(values[0], str):
         text = '","'.join([each.replace("\\", "\\\\").replace('"', '\\"') for each in values])
         return f'{{"{text}"}}'.encode()

@@ -71,7 +71,6 @@ def _mark(day: int, sql: Cursor) -> None:
 
 
 def _remove(day: int, sql: Cursor) -> int:
-    """Replace some calls of a pruned day by their sums; return how many."""
     since, until = day * DAY_NS, (day + 1) * DAY_NS
     if nth := sql.execute(_NTH, (since, until, CHUNK)).fetchone():
         # calls with the same start are removed together

@@ -16,8 +16,6 @@ from ...dialects.openai.metering import asked as asked_usage
 from ...dialects.responses import RESOURCE
 from ...errors import (
     BudgetExceeded,
-    InferMuxError,
-    NoHealthyProvider,
     ProviderAuthError,
     ProviderError,
     ProviderModelNotFound,
@@ -25,8 +23,6 @@ from ...errors import (
     ProviderRejected,
     RequestError,
     Unavailable,
-    UnpricedModel,
-    shown,
 )
 from ...ledger import (
     MAX_PICO,
@@ -35,19 +31,19 @@ from ...ledger import (
     Ledger,
     LedgerUnavailable,
 )
-from ...planning import Plan
 from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
 from ...types import Caller, Target, Usage
 from ..stored import billed_as
-from ..targets import UNPRICED, TargetPool
+from ..targets import TargetPool
 from .passed import by_price, by_unit
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
-from .worst_case import Worst, most_cost, worst_case
+from .worst_case import Worst, helped, most_cost, unpriced, worst_case
+from .worst_case import no_target as no_target
 
 LIMITING_TRIES = 4  # to reserve, as other calls may take what was left
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
@@ -215,7 +211,11 @@ class Accounting:
         if price is None:
             return None
         provider = self._targets.registry.member(target.provider).provider
-        return worst_case(provider, request, price, size)
+
+        def other(model: str) -> Price | None:
+            return self._targets.price(Target(target.provider, model))
+
+        return worst_case(provider, request, price, size, other)
 
     def _warn(self, budget: Budget, now: float) -> None:
         assert self.ledger is not None
@@ -255,14 +255,14 @@ class Accounting:
             return self._settled(call, attempt, response)
         if response.extra.get("pending"):  # billed when it has ended and is read
             attempt.usage = call.usage = _NO_USAGE
+            self._hold_on(call, attempt, response.id)
             return response
         if self._content:
             call.answer = response.content
         usage = response.usage or Usage(
             response.tokens_in, response.tokens_out, cost_usd=response.cost_usd
         )
-        if _is_empty(usage):
-            usage = _estimated(call.request, said(response), usage)
+        usage = _completed(call.request, said(response), usage)
         self._charge(call, attempt, usage)
         if response.usage is usage:
             return response
@@ -276,11 +276,18 @@ class Accounting:
         if call.settles is None or response.usage is None or call.settles[1] in self._billed:
             call.settles = None
             return response
+        before, attempt.target = attempt.target, Target(attempt.target.provider, response.model)
+        self._charge(call, attempt, response.usage)
+        budget = call.caller.budget
+        if self.ledger is not None and isinstance(budget, Budget):  # `_hold_on` may have held it
+            call.hold = Hold(call.settles[1], budget, 0, call.settles[0] / 1e9)
+            if attempt.cost is None and budget.hard:  # the hold stays, and is spent when it expires
+                attempt.target, call.hold, call.settles = before, None, None
+                attempt.usage = call.usage = None
+                return response
         self._billed[call.settles[1]] = None
         if len(self._billed) > MAX_BILLED:
             del self._billed[next(iter(self._billed))]
-        attempt.target = Target(attempt.target.provider, response.model)
-        self._charge(call, attempt, response.usage)
         return response
 
     def charge_stream(self, call: Call, attempt: Attempt, answer: StreamAccumulator) -> None:
@@ -295,10 +302,11 @@ class Accounting:
             return
         if call.request.params.get("background") and not answer.finish_reason:
             attempt.usage = call.usage = _NO_USAGE  # it goes on; billed when it is read
+            given = {told: own for own, told in (call.ids or {}).items()}
+            self._hold_on(call, attempt, given.get(answer.id, ""))
             return
-        if _is_empty(usage):
-            usage = _estimated(call.request, answer.text, usage)
-        elif not answer.finish_reason:  # cut off: the vendor's count lacks the last words
+        usage = _completed(call.request, answer.text, usage)
+        if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
             written = estimate(answer.text)
             if written > (usage.output_tokens or 0):
                 usage = replace(usage, output_tokens=written, estimated=True)
@@ -307,11 +315,15 @@ class Accounting:
 
     def charge_failure(self, call: Call, attempt: Attempt, error: BaseException) -> None:
         """Assume that an attempt was billed if it failed after the vendor may have worked."""
-        unbilled = call.request.op in UNBILLED or attempt.usage is not None
-        if unbilled or not may_be_billed(error, attempt.seconds):
+        if call.request.op in UNBILLED or attempt.usage is not None:
+            return
+        if isinstance(error, ProviderError) and error.usage is not None:
+            self._charge(call, attempt, error.usage)
+            return
+        if not may_be_billed(error, attempt.seconds):
             return
         told = call.usage, call.cost, call.cost_source
-        self._charge(call, attempt, _estimated(call.request, ""))
+        self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
         attempt.assumed = True
         call.usage, call.cost, call.cost_source = told
         if call.cost_source == "unpriced" and attempt.cost is not None:
@@ -320,10 +332,9 @@ class Accounting:
     def _charge(self, call: Call, attempt: Attempt, usage: Usage) -> None:
         target = attempt.target
         vendor = self._targets.registry.member(target.provider).vendor
-        tokens_in = usage.input_tokens or 0
-        price = self._targets.price(target) if call.request.passed is not None else None
+        tokens_in, price = usage.input_tokens or 0, None
         if call.request.passed is not None:
-            usage = by_price(usage, price)
+            usage = by_price(usage, price := self._targets.price(target))
         if usage.total_tokens is not None and usage.input_tokens is not None:
             # some vendors count reasoning only in the total
             most = max(usage.output_tokens or 0, usage.total_tokens - tokens_in)
@@ -347,6 +358,33 @@ class Accounting:
         attempt.usage = call.usage = usage
         attempt.cost = call.cost = bill.pico
         call.cost_source = bill.source
+        if bill.pico is None:
+            self._assume(call, attempt)
+
+    def _assume(self, call: Call, attempt: Attempt) -> None:
+        """Let a hard budget spend what it holds for an attempt whose cost is not known."""
+        hold = call.hold
+        if hold is None or not hold.budget.hard:
+            return
+        rest = hold.pico - sum([each.cost or 0 for each in call.attempts if each is not attempt])
+        if rest > (attempt.cost or 0):
+            attempt.cost, attempt.assumed, call.cost_source = rest, True, ASSUMED
+
+    def _hold_on(self, call: Call, attempt: Attempt, ident: str) -> None:
+        """Hold what a call may cost until the row that bills it is written: by its *ident*."""
+        hold = call.hold
+        if self.ledger is None or hold is None or not hold.pico:
+            return
+        if not ident:
+            self._assume(call, attempt)
+            return
+        at_ns, row = billed_as(attempt.target.provider, ident, call.start_ns // 10**9)
+        rest = hold.pico - sum([each.cost or 0 for each in call.attempts])
+        named = {"call_id": row, "about": about(call, attempt.target, at_ns)}
+        try:
+            self.ledger.reserve(hold.budget, rest, at=hold.at, lease=MAX_CALL, over=True, **named)
+        except (BudgetExceeded, LedgerUnavailable, ValueError):  # or the id was given before
+            self._assume(call, attempt)
 
 
 def may_be_billed(error: BaseException, seconds: float) -> bool:
@@ -374,59 +412,33 @@ def cache_saved(usage: Usage, price: Price | None) -> int | None:
     return max(-MAX_PICO, min(without - real, MAX_PICO))
 
 
-def unpriced(target: Target) -> UnpricedModel:
-    """Return the error for a call with a hard budget whose worst case is unknown."""
-    if not target.model:
-        return UnpricedModel(
-            "what a batch costs is known only when it has ended, and the key has a budget that "
-            'must not be exceeded; use a key without one, or one that only warns (then = "warn")'
-        )
-    return UnpricedModel(
-        f"the price of {shown(str(target))} is unknown for what this call asks, and the key has a "
-        "budget that must not be exceeded; use a model with a price, or set one in [providers]",
-        param="model",
-    )
-
-
-def helped(error: BudgetExceeded, worst: Worst | None, tokens: int, left: int) -> BudgetExceeded:
-    """Return the error with a hint about what would fit."""
-    if worst is None or worst.pico is None:
-        return error
-    told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
-    if tokens:
-        told = f"set max_tokens: {told}; at most {tokens} tokens can be paid"
-    elif worst.size.output:
-        told = f"set max_tokens, or send less: {told}"
-    else:
-        told = f"send less: {told}"
-    error.message = f"{error.message}; {told}"
-    error.args = (error.message,)
-    return error
-
-
 def _stream_seconds(targets: TargetPool) -> float:
     """Return the most seconds that a stream may last after its first content."""
     limits = [getattr(each.provider, "timeouts", None) for each in targets.registry]
     return max((float(limit.total) for limit in limits if limit is not None), default=0.0)
 
 
-def _is_empty(usage: Usage) -> bool:
-    tokens = usage.input_tokens or usage.output_tokens or usage.fees
-    return not tokens and usage.cost_usd is None
-
-
-def _estimated(request: InferRequest, text: str, told: Usage = _NO_USAGE) -> Usage:
-    """Return the estimated usage of an answer without usage; *told* is what the vendor did report.
+def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
+    """Return a usage in which what the vendor does not tell is estimated.
 
     Calls that pass through have only what can be counted: nothing is guessed.
     """
+    tokens_in, tokens_out = told.input_tokens, told.output_tokens
+    if told.cost_usd is not None or (request.passed and (tokens_in or tokens_out or told.fees)):
+        return told
     if request.passed is not None:
         return asked_usage(request)
-    tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
+    if not tokens_out and (told.total_tokens or 0) <= (tokens_in or 0):
+        tokens_out = estimate(text)
+    if tokens_in is None or not (tokens_in or told.output_tokens or told.fees):
+        tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
+    if (tokens_in, tokens_out or None) == (told.input_tokens, told.output_tokens or None):
+        return told
     asked = request.params.get("service_tier")
-    if told.service_tier is None and isinstance(asked, str):
-        told = replace(told, service_tier=asked)
-    return replace(told, input_tokens=tokens_in, output_tokens=estimate(text), estimated=True)
+    tier = asked if told.service_tier is None and isinstance(asked, str) else told.service_tier
+    return replace(
+        told, input_tokens=tokens_in, output_tokens=tokens_out, service_tier=tier, estimated=True
+    )
 
 
 def said(response: InferResponse) -> str:
@@ -441,14 +453,3 @@ def said(response: InferResponse) -> str:
     more = response.extra.get("more", "")
     words = response.content, response.reasoning, response.refusal, more
     return "".join((*words, str(legacy.get("arguments") or ""), *inputs))
-
-
-def no_target(plan: Plan) -> InferMuxError:
-    """Return why a plan has no target."""
-    if plan.dropped and set(plan.dropped.values()) == {UNPRICED}:
-        return unpriced(next(iter(plan.dropped)))
-    reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
-    return NoHealthyProvider(
-        f"no target is available for model {shown(plan.model)} ({reasons[:300]})",
-        retry_after=plan.retry_in,
-    )

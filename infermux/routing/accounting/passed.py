@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...dialects.openai.metering import asked
-from ...dialects.sizes import MAX_IMAGE, number, text_tokens
+from ...dialects.sizes import MAX_IMAGE, number
 from ...pricing import Price, cost
 from ...protocol import InferRequest
 from ...types import Usage
@@ -62,7 +62,7 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
     fees = (unit,) if unit is not None and unit[0] in listed else ()
     rates, body = price.rates, request.body_in("openai")
     passed = request.passed
-    tokens = text_tokens(len(body.data)) if body is not None else 0
+    tokens = len(body.data) if body is not None else 0
     output: int | None = 0
     if request.op.startswith("audio/t"):  # the length of a recording is unknown
         heard = price.max_input if rates.input or rates.input_audio else 0
@@ -97,14 +97,12 @@ def _answers(request: InferRequest) -> int:
 
 
 def _partial(request: InferRequest) -> int:
-    """Return the tokens of the unfinished images that a stream shows of each one."""
     if not request.op.startswith("images/"):
         return 0
     return PARTIAL_TOKENS * min(_number(request, "partial_images", MAX_PARTIAL), MAX_PARTIAL)
 
 
 def _number(request: InferRequest, name: str, most: int) -> int:
-    """Return a number that is asked for; *most* if it may stand behind a file that is not read."""
     upload, value = request.passed.upload, request.params.get(name)
     if value is None and upload is not None and not upload.is_read:
         return most
@@ -112,7 +110,6 @@ def _number(request: InferRequest, name: str, most: int) -> int:
 
 
 def _unit(request: InferRequest) -> tuple[str, int] | None:
-    """Return the unit that a request may be billed by, and the most units."""
     if request.op.startswith("images/"):
         return "images", _answers(request)
     if request.op == "rerank":

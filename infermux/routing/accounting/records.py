@@ -117,11 +117,11 @@ def _billed(usage: Usage) -> str:
     return json.dumps(found) if found else ""
 
 
-def about(call: Call, target: Target) -> str:
-    """Return what the row of a call contains if its worker dies."""
+def about(call: Call, target: Target, at_ns: int | None = None) -> str:
+    """Return what the row of a call contains if its worker dies; *at_ns*: another start."""
     return json.dumps(
         [
-            call.start_ns,
+            call.start_ns if at_ns is None else at_ns,
             call.trace_id,
             call.caller.name,
             _tags(tuple(call.tags.items())) if call.tags else "{}",
@@ -140,7 +140,6 @@ def _same(row: AttemptRow) -> _Sums:
 
 
 def _sums(rows: Sequence[AttemptRow]) -> _Sums:
-    """Return the sums over all attempts (None: all unknown), and the last known first token."""
     columns = zip(*[row[9:15] for row in rows], strict=True)
     known = [[count for count in column if count is not None] for column in columns]
     sums = [sum(counts) if counts else None for counts in known] or [None] * 6
@@ -155,7 +154,6 @@ def _sums(rows: Sequence[AttemptRow]) -> _Sums:
 
 
 def _count(value: int | None) -> int | None:
-    """Return a number of tokens, limited to what can be stored; None if it is not an int."""
     if not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else max(0, min(value, MAX_TOKENS))
@@ -166,7 +164,6 @@ def _ms(seconds: float) -> int:
 
 
 def _text(value: object) -> str:
-    """Return a name as it can be stored: short, and without lone surrogates."""
     if not isinstance(value, str):
         return ""
     if len(value) <= MAX_TEXT and value.isascii():

@@ -6,15 +6,19 @@ price of a part is unknown, there is no worst case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, size_of, text_tokens
-from ...pricing import Price, cost
+from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, fallbacks, size_of
+from ...errors import BudgetExceeded, InferMuxError, NoHealthyProvider, UnpricedModel, shown
+from ...planning import Plan
+from ...pricing import Price, cost, usd
 from ...protocol import InferRequest
-from ...types import JSON, Usage
+from ...types import JSON, Target, Usage
+from ..targets import UNPRICED
 from .passed import most_passed
 
 MAX_CONTEXT = 2_000_000  # tokens of a model whose context is not known
@@ -58,23 +62,41 @@ def body_of(provider: object, request: InferRequest) -> JSON:
 
 
 def worst_case(
-    provider: object, request: InferRequest, price: Price, tokens: int | None = None
+    provider: object,
+    request: InferRequest,
+    price: Price,
+    tokens: int | None = None,
+    others: Callable[[str], Price | None] = lambda _: None,
 ) -> Worst:
-    """Return the most that *request* may cost; *tokens* is its input, if only that is known."""
+    """Return the most that *request* may cost; *tokens* is its input, if only that is known.
+
+    *others* returns the prices of the models that a gateway may take instead.
+    """
     own = getattr(provider, "worst_case", None)
     if own is not None and getattr(provider, "price", None) is price:  # it has a formula
         found: Size = own(request)
         return Worst(most_cost(found, price), found, price, True)
     if request.passed is not None:
         return Worst(most_passed(request, price), Size(), price, True)
-    size = size_of(body_of(provider, request))
+    body = body_of(provider, request)
+    size = size_of(body)
     if tokens is not None:
-        size.text, size.tokens = 0, round(tokens * MARGIN) + 3
+        size.tokens = round(tokens * MARGIN) + 3
     if request.op == "embeddings":
         size.output = 0
-    bounded = size.output is not None or price.max_output is not None
-    if size.output is None:
-        size.output = price.max_output or context_of(price)
+    worst = _of(size, price)
+    for name in fallbacks(body):
+        known = others(name)
+        other = worst._replace(pico=None) if known is None else _of(size, known)
+        worst = max(worst, other, key=lambda each: math.inf if each.pico is None else each.pico)
+    return worst
+
+
+def _of(size: Size, price: Price) -> Worst:
+    bounded, output = True, size.output
+    if output is None:
+        bounded, output = price.max_output is not None, price.max_output or context_of(price)
+    size = replace(size, output=output + size.predicted)
     return Worst(most_cost(size, price), size, price, bounded)
 
 
@@ -100,14 +122,9 @@ def most_cost(size: Size, price: Price) -> int | None:
 
 def _usages(size: Size, price: Price) -> Iterator[Usage]:
     """Yield the possible usages, one of which is the most expensive."""
-    rates, images = price.rates, size.images * MAX_IMAGE
-    tokens = (
-        text_tokens(size.text)
-        + size.tokens
-        + size.audio
-        + images
-        + (context_of(price) if size.unknown else 0)
-    )
+    rates, images = price.rates, size.images * (price.max_image or MAX_IMAGE)
+    added = (price.max_added or 0) + (context_of(price) if size.unknown else 0)
+    tokens = size.tokens + size.audio + images + added
     output = (size.output or 0) * size.answers
     usage = Usage(
         tokens,
@@ -125,9 +142,53 @@ def _usages(size: Size, price: Price) -> Iterator[Usage]:
         kinds.append(replace(usage, output_image_tokens=output))
     # where a cache for an hour has a price, only what is marked is written to a cache
     writes = rates.cache_write is not None and (size.caches or rates.cache_write_1h is None)
-    text = tokens - size.audio - images
+    text = tokens - size.audio - (images if usage.input_image_tokens else 0)
     for kind in kinds:
         yield kind
         if writes or size.caches:
             hour = text if size.long_cache else None
             yield replace(kind, cache_write_tokens=text, cache_write_1h_tokens=hour)
+
+
+# -- refusals --
+
+
+def unpriced(target: Target) -> UnpricedModel:
+    """Return the error for a call with a hard budget whose worst case is unknown."""
+    if not target.model:
+        return UnpricedModel(
+            "what a batch costs is known only when it has ended, and the key has a budget that "
+            'must not be exceeded; use a key without one, or one that only warns (then = "warn")'
+        )
+    return UnpricedModel(
+        f"the price of {shown(str(target))} is unknown for what this call asks, and the key has a "
+        "budget that must not be exceeded; use a model with a price, or set one in [providers]",
+        param="model",
+    )
+
+
+def helped(error: BudgetExceeded, worst: Worst | None, tokens: int, left: int) -> BudgetExceeded:
+    """Return the error with a hint about what would fit."""
+    if worst is None or worst.pico is None:
+        return error
+    told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
+    if tokens:
+        told = f"set max_tokens: {told}; at most {tokens} tokens can be paid"
+    elif worst.size.output:
+        told = f"set max_tokens, or send less: {told}"
+    else:
+        told = f"send less: {told}"
+    error.message = f"{error.message}; {told}"
+    error.args = (error.message,)
+    return error
+
+
+def no_target(plan: Plan) -> InferMuxError:
+    """Return why a plan has no target."""
+    if plan.dropped and set(plan.dropped.values()) == {UNPRICED}:
+        return unpriced(next(iter(plan.dropped)))
+    reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.dropped.items())
+    return NoHealthyProvider(
+        f"no target is available for model {shown(plan.model)} ({reasons[:300]})",
+        retry_after=plan.retry_in,
+    )
