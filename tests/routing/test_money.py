@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -351,6 +352,21 @@ def test_a_background_response_is_held_until_it_is_read(tmp_path, vendor):
     for _ in range(2):
         answer = client.get(f"/v1/responses/{ident}", headers=OWN)
         assert answer.json["status"] == "completed"
+        assert budget_of(client) == (PLAIN, 0)
+
+
+def test_a_background_stream_that_is_cut_is_held_until_it_is_read(tmp_path, vendor):
+    asked = {"path": "/v1/responses", "messages": None, "input": "Hello", "background": True}
+    client = service(tmp_path, vendor, 'usd = "0.015"')
+    begun = responses(status="queued", output=[], usage=None, background=True)
+    event = {"type": "response.created", "sequence_number": 0, "response": begun}
+    vendor.says(b"data: " + json.dumps(event).encode() + b"\n\n")
+    [ident] = set(re.findall(r'"id": ?"(r_[^"]+)"', ask(client, stream=True, **asked).text))
+    spent, kept = budget_of(client)
+    assert spent == 0 and kept >= 10_000 * MICRO
+    vendor.says(begun | responses(model="sized"))
+    for _ in range(2):
+        client.get(f"/v1/responses/{ident}", headers=OWN)
         assert budget_of(client) == (PLAIN, 0)
 
 
