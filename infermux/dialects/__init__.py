@@ -37,6 +37,7 @@ from ..types import JSON, Chunk, Usage
 from .parameters import Unsaid
 
 MAX_RETRY_AFTER_SECONDS = 86400.0  # longer waits are cut to this
+BEGIN = "Begin."  # the user's first words, for vendors that want some
 NO_TERMINATOR = "the provider's stream ended without its terminator"
 Headers = Mapping[str, str]
 Events = Iterable[Event | None]  # None: no event for a while
@@ -197,6 +198,16 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("expected a string")
     return value
+
+
+def arguments_of(raw: object) -> JSON:
+    """Return a call's arguments; what is no object, as models sometimes write it, in one."""
+    words = text(raw).strip() or "{}"
+    try:
+        value = strict_json.loads(words)
+    except ValueError:
+        value = words
+    return value if isinstance(value, dict) else {} if value is None else {"arguments": raw}
 
 
 def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], ProviderError]) -> JSON:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..types import JSON
 from . import members as obj
-from . import word
+from . import without, word
 
 MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
 MIN_OUTPUT = 16  # tokens; OpenAI's Responses refuse a lower limit
@@ -217,7 +217,7 @@ def _file(part: JSON, size: Size) -> None:
     for name in _SOURCES:
         held = obj(part.get(name)) or held
     if held.get("type") in ("text", "content"):
-        _walk(without_type(held), size)
+        _walk(without(held, "type"), size)
         return
     data = word(held.get("file_data")) or word(held.get("data")) or word(held.get("url"))
     mime = word(held.get("media_type"))
@@ -227,11 +227,6 @@ def _file(part: JSON, size: Size) -> None:
     elif "://" in data:
         data = ""
     _add(mime, data, size)
-
-
-def without_type(members: JSON) -> JSON:
-    """Return the members but the type."""
-    return {name: value for name, value in members.items() if name != "type"}
 
 
 def _add(mime: str, data: str, size: Size) -> None:
@@ -296,10 +291,11 @@ def _names(tool: JSON) -> list[str]:
         if base.startswith("web_search_preview"):
             base = "web_search"
         return [_BILLED_AS.get(base, base)]
-    names = [_snake(name) for name in tool if name.lower().startswith(("google", "url", "code"))]
+    names = [snake(name) for name in tool if name.lower().startswith(("google", "url", "code"))]
     names = ["code_execution_tool" if name == "code_execution" else name for name in names]
     return [_BILLED_AS.get(name, name) for name in names]
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
+    """Return the other spelling of a member that Google takes."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
