@@ -418,6 +418,29 @@ def test_the_id_of_a_custom_call_is_short_and_googles_signature_survives(
 
 # -- what clients and vendors do besides -----------------------------------------------------------
 
+LONG = f"mcp__{'plugin_' * 12}x"  # Claude takes 128 characters, OpenAI 64
+NAMED = {Chat: "3d_view", Responses: "3d_view", Messages: LONG, Google: "ns.tool:x"}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("client", NAMED)
+def test_a_function_keeps_the_name_that_its_client_gave_it(
+    front, vendor, monkeypatch, client, streamed
+):
+    name = NAMED[client]
+    monkeypatch.setitem(globals(), "TOOLS", {name: CITY})
+    monkeypatch.setattr(Google, "functions", [{"name": name, "parameters": CITY}])
+    vendor.seen.clear()
+    for at in MODELS:
+        talk = client(front, streamed=streamed, thinks=False)
+        talk.turns = [{"role": "user", "content": "go", "parts": [{"text": "go"}]}]
+        talk.turns[0].pop("content" if client is Google else "parts")
+        text, calls = talk.answered(f"{at}/{MODELS[at]}")
+        assert [called for _, called, _ in calls] == [name]
+        talk.results(calls)
+        text, calls = talk.answered(f"{at}/{MODELS[at]}")
+        assert text and not calls and vendor.refused == []
+
 
 def function(ident: str, arguments: str = '{"city": "Oslo"}') -> Any:
     return {
@@ -448,6 +471,8 @@ FOUND = {
 }
 USED = {"type": "tool_use", "id": "u", "name": "weather", "input": {}}
 ODD = {  # conversations that one vendor takes, or gave, and another one would refuse
+    "one id for two calls": ("chat", [HI, *step(function("call_0")), *step(function("call_0"))], '"r0"'),
+    "no ids": ("chat", [HI, *step(function(""), function(""))], '"r1"'),
     "arguments that are no JSON": ("chat", [HI, *step(function("c", '{"city": '))], '{\\"city\\": '),
     "arguments that are no object": ("chat", [HI, *step(function("c", "null"))], "r0"),
     "a system message amid results": ("chat", [
@@ -498,3 +523,21 @@ def test_results_keep_the_order_of_their_calls_at_google(front, vendor):
     parts = vendor.seen[0].body["contents"][2]["parts"]
     said = [part["functionResponse"]["response"]["result"] for part in parts]
     assert ["A" in said[0], "B" in said[1]] == [True, True]
+
+
+def test_an_id_that_a_vendor_gives_again_is_another_one_for_the_client(front, vendor, monkeypatch):
+    """Claude Code takes a call with a known id for the old one, and asks again and again."""
+    monkeypatch.setattr("strict_vendor.call_id", lambda *_, **__: "call_0")
+    for streamed in (False, True):
+        for client in (Messages, Responses):
+            talk = client(front, streamed=streamed, thinks=False)
+            talk.turns = [
+                {"role": "user", "content": 'call weather {"city": "A"}\nthen\ncall weather {}'}
+            ]
+            idents = []
+            for _ in range(2):
+                [found] = talk.answered("chat/gpt-5.2")[1]
+                idents.append(found[0])
+                talk.results([found])
+            assert len(set(idents)) == 2 and idents[0] == "call_0"
+            assert talk.answered("chat/gpt-5.2")[1] == []
