@@ -200,16 +200,6 @@ def text(value: object) -> str:
     return value
 
 
-def arguments_of(raw: object) -> JSON:
-    """Return a call's arguments; what is no object, as models sometimes write it, in one."""
-    words = text(raw).strip() or "{}"
-    try:
-        value = strict_json.loads(words)
-    except ValueError:
-        value = words
-    return value if isinstance(value, dict) else {} if value is None else {"arguments": raw}
-
-
 def read_object(data: bytes, decode_error: Callable[[int, Headers, bytes], ProviderError]) -> JSON:
     """Return a response's JSON object; raise its `error`, if any, or ValueError if it is none."""
     body = strict_json.lenient(data)

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
-from . import given, members, obj, objects, require, without
+from . import given, members, obj, objects, require, text, without
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
@@ -260,3 +260,13 @@ def custom_input(arguments: str) -> str:
         return arguments  # as models sometimes write it
     found = value.get(INPUT) if isinstance(value, dict) else None
     return found if isinstance(found, str) else arguments
+
+
+def arguments_of(raw: object) -> JSON:
+    """Return a call's arguments; what is no object, as models sometimes write it, in one."""
+    words = text(raw).strip() or "{}"
+    try:
+        value = strict_json.loads(words)
+    except ValueError:
+        value = words
+    return value if isinstance(value, dict) else {} if value is None else {"arguments": raw}

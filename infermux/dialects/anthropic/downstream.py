@@ -13,8 +13,9 @@ from ...errors import InferMuxError, RequestError, UnsupportedParameter
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import arguments_of, given, items, obj, strings, text, tier_of, without
+from .. import given, items, obj, strings, text, tier_of, without
 from ..fitting import is_strict
+from ..tools import arguments_of
 from . import NAME
 from .requests import (
     BUDGETS,

@@ -17,7 +17,6 @@ from ...protocol import CHAT, InferRequest
 from ...types import JSON
 from .. import (
     BEGIN,
-    arguments_of,
     data_uri,
     fitting,
     given,
@@ -32,7 +31,7 @@ from .. import (
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from ..sizes import MIN_THINKING_BUDGET
-from ..tools import leave_out, with_functions
+from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed

@@ -12,7 +12,8 @@ from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import arguments_of, given, obj, require, tier_of, without
+from .. import given, obj, require, tier_of, without
+from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
 from .requests import BUDGETS

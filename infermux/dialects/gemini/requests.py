@@ -15,7 +15,6 @@ from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
 from .. import (
     BEGIN,
-    arguments_of,
     data_uri,
     fitting,
     given,
@@ -27,7 +26,7 @@ from .. import (
 )
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
-from ..tools import leave_out, with_functions, without_lost
+from ..tools import arguments_of, leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
 from .call_ids import unsealed
 
