@@ -1210,6 +1210,7 @@ def _check_turns(turns: Any) -> None:
     if not isinstance(turns, list) or not turns:
         raise Refused("messages: at least one message is required")
     waiting: list[str] = []
+    known_ids: set[str] = set()
     for number, turn in enumerate(turns):
         place, role, content = f"messages.{number}", turn.get("role"), turn.get("content")
         known(turn, {"role", "content"}, place, EXTRA)
@@ -1223,6 +1224,8 @@ def _check_turns(turns: Any) -> None:
             )
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         waiting = _check_blocks(blocks, role, place, waiting)
+        if len(known_ids) + len(waiting) > len(known_ids := known_ids | {*waiting}):
+            raise Refused(f"{place}: `tool_use` ids must be unique")
     if waiting:
         raise _without_result(len(turns), waiting)
 

@@ -37,6 +37,7 @@ from ..types import JSON, Chunk, Usage
 from .parameters import Unsaid
 
 MAX_RETRY_AFTER_SECONDS = 86400.0  # longer waits are cut to this
+BEGIN = "Begin."  # the user's first words, for vendors that want some
 NO_TERMINATOR = "the provider's stream ended without its terminator"
 Headers = Mapping[str, str]
 Events = Iterable[Event | None]  # None: no event for a while

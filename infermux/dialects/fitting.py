@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -96,6 +97,16 @@ def _is_object(schema: JSON) -> bool:
         or (isinstance(kind, list) and "object" in kind)
         or (kind is None and "properties" in schema)
     )
+
+
+def parameters(schema: Any, *, inside: bool = False) -> Any:
+    """Return a function's schema as OpenAI takes it: an object's, with items in every array."""
+    if not isinstance(schema, dict):
+        return schema
+    new = _inner(schema, partial(parameters, inside=True))
+    if not inside:
+        return {"type": "object", "properties": {}} | new
+    return {"items": {}} | new if "array" in (new.get("type") or ()) else new
 
 
 # What Anthropic's structured output refuses; a description says it instead, as in its own SDKs.

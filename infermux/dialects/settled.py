@@ -14,7 +14,7 @@ from ..protocol import CHAT, InferRequest, strict_json
 from ..types import JSON
 from . import Dialect, obj, without
 from .parameters import Drop, hint, kinds
-from .sizes import with_fitting_thoughts
+from .sizes import snake, with_fitting_thoughts
 
 _COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
 _OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
@@ -142,7 +142,7 @@ def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) ->
         name = holder if name in _GOOGLE else name
         inner = body.get(name)
         if name in _HOLDERS and isinstance(inner, dict) and isinstance(member, dict):
-            member = without(inner, *map(_snake, member)) | member
+            member = without(inner, *map(snake, member)) | member
         body[name] = member
     return with_fitting_thoughts(body) if limited else body
 
@@ -168,8 +168,3 @@ def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Diale
         if name in limits or name not in usual or usual[name] != value
     }
     return new | raw
-
-
-def _snake(name: str) -> str:
-    """Return the other spelling of a member that Google takes."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)

@@ -336,10 +336,11 @@ def _names(tool: JSON) -> list[str]:
         return [_BILLED_AS.get(base, base)]
     if "name" in tool or "function" in tool:  # the client's
         return []
-    names = [_snake(name) for name in tool if name not in _GOOGLES_OWN]
+    names = [snake(name) for name in tool if name not in _GOOGLES_OWN]
     names = ["code_execution_tool" if name == "code_execution" else name for name in names]
     return ["" if name == "file_search" else _BILLED_AS.get(name, name) for name in names]
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
+    """Return the other spelling of a member that Google takes."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)

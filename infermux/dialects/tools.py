@@ -7,14 +7,16 @@ are sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
-from . import given, obj, objects, require, without
+from . import given, members, obj, objects, require, text, without
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
@@ -24,6 +26,7 @@ INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
+    request = without_server_tools(request, drop)
     if request.native is None or request.native.dialect != RESPONSES:
         return _of_chat(request) if dialect != CHAT else request
     params = dict(request.params)
@@ -50,6 +53,28 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     else:
         params.pop("parallel_tool_calls", None)
     return replace(request, params=params, messages=[_message(one) for one in request.messages])
+
+
+def without_server_tools(request: InferRequest, drop: Drop) -> InferRequest:
+    """Return the request without the parts of vendors' own tools in what the assistant said."""
+    messages = [_without_server_tools(message) for message in request.messages]
+    if all(map(is_, messages, request.messages)):
+        return request
+    hint("server_tools", drop)
+    return replace(request, messages=messages)
+
+
+def _without_server_tools(message: JSON) -> JSON:
+    content = members(message).get("content")
+    if not isinstance(content, list) or message.get("role") != "assistant":
+        return message
+    kept = [one for one in content if not _SERVER_TOOL.fullmatch(str(members(one).get("type")))]
+    return message if len(kept) == len(content) else message | {"content": kept}
+
+
+_SERVER_TOOL = re.compile(
+    "(server|mcp)_tool_use|[a-z_]+_tool_result|(exec|codeE|tool[CR])[A-Za-z]+"
+)
 
 
 def _of_chat(request: InferRequest) -> InferRequest:
@@ -235,3 +260,13 @@ def custom_input(arguments: str) -> str:
         return arguments  # as models sometimes write it
     found = value.get(INPUT) if isinstance(value, dict) else None
     return found if isinstance(found, str) else arguments
+
+
+def arguments_of(raw: object) -> JSON:
+    """Return a call's arguments; what is no object, as models sometimes write it, in one."""
+    words = text(raw).strip() or "{}"
+    try:
+        value = strict_json.loads(words)
+    except ValueError:
+        value = words
+    return value if isinstance(value, dict) else {} if value is None else {"arguments": raw}

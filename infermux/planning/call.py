@@ -26,7 +26,7 @@ from ..types import (
     Usage,
     Window,
 )
-from . import Plan
+from . import Plan, is_sticky
 from .session import session_of
 from .settings import NameSettings
 
@@ -186,8 +186,10 @@ class Call:
         if self.settings is not None and (own := self.settings.targets.get(attempt.target)):
             request = own.applied(request)
         request.upstream_ids, request.most_output = attempt.upstream_ids, self.most_output
-        if plan is not None and plan.route is not None and plan.route.cache:
-            request.cache_key = session_of(self.request, self.caller)
+        route = plan.route if plan is not None else None
+        if route is not None and (route.cache or is_sticky(route)):
+            request.stays = session_of(self.request, self.caller)
+            request.cache_key = request.stays if route.cache else ""
         return request
 
     def limit(self, usual: float | None, longest: float) -> Deadline:

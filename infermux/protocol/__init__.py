@@ -185,6 +185,7 @@ class InferRequest:
     forced: Any = None  # those of the params that the configuration sets (dialects.settled)
     timeouts: Mapping[str, float] | None = None  # that the configuration sets for the name
     passed: Any = field(default=None, compare=False)  # a Passed, where the bytes pass as they are
+    stays: str = ""  # digest of the session, if it stays with one of the provider's keys
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

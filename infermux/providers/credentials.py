@@ -55,10 +55,15 @@ log = logging.getLogger("infermux")
 class _Key:
     """A key, and the time until which it rests: it is not used."""
 
-    def __init__(self, secret: Secret) -> None:
+    def __init__(self, secret: Secret, number: int) -> None:
         self.secret = secret
+        self.name = secret.source or str(number)
         self.until = -math.inf
         self.log = LogThrottle()
+
+    def rank(self, session: str) -> bytes:
+        """Return the place of this key for a session (rendezvous hashing, as among targets)."""
+        return sha256(f"{session}\0{self.name}".encode(errors="replace")).digest()
 
     def value(self, deadline: Deadline) -> str:
         """Return the key itself; raise ProviderAuthError if it cannot be had."""
@@ -87,7 +92,7 @@ class Credentials:
     ) -> None:
         keys = secret.keys if isinstance(secret, SecretPool) else (secret,)
         self._name, self._auth, self._learned = name, auth, learned
-        self._keys = [_Key(each) for each in keys]
+        self._keys = [_Key(each, number) for number, each in enumerate(keys)]
         self._next = random.randrange(len(keys))
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, str]] = {}  # the headers of each value
@@ -108,7 +113,7 @@ class Credentials:
         owner = next(known, None) if only is None else self._keys[only]
         tried = set(self._keys if only is not None else ()) - {owner}
         while True:
-            key = self._chosen(tried, owner)
+            key = self._chosen(tried, owner, request.stays)
             tried.add(key)
             try:
                 answer = self._posted(key, prepared, exchange, post, repeatable)
@@ -181,14 +186,21 @@ class Credentials:
         """Return the seconds until a key is free, or 0."""
         return max(0.0, min(key.until for key in self._keys) - time.monotonic())
 
-    def _chosen(self, tried: set[_Key], owner: _Key | None) -> _Key:
-        """Return *owner*, then the next key in turn that does not rest, or rests least."""
+    def _chosen(self, tried: set[_Key], owner: _Key | None, session: str) -> _Key:
+        """Return *owner*, then the next key that does not rest, or rests least.
+
+        The next one in turn, or in the order of the session, which is the same everywhere.
+        """
         if owner is not None and owner not in tried:
             return owner
         now, keys = time.monotonic(), self._keys
-        with self._lock:
-            start = self._next = (self._next + 1) % len(keys)
-        order = [key for key in (*keys[start:], *keys[:start]) if key not in tried]
+        if session:
+            keys = sorted(keys, key=lambda key: key.rank(session))
+        else:
+            with self._lock:
+                start = self._next = (self._next + 1) % len(keys)
+            keys = [*keys[start:], *keys[:start]]
+        order = [key for key in keys if key not in tried]
         free = (key for key in order if key.until <= now)
         return next(free, None) or min(order, key=lambda key: key.until)
 

@@ -17,6 +17,7 @@ from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects import obj as as_object
+from ..dialects.calls import fitted
 from ..dialects.fitting import without_reasoning
 from ..dialects.limits import used_up
 from ..dialects.parameters import Unsaid
@@ -145,13 +146,14 @@ class HTTPProvider(Provider):
 
     def infer(self, request: InferRequest, deadline: Deadline) -> InferResponse:
         """Return the response; raise ProviderError or RequestError."""
-        request = self._own(request)
+        request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=False)
         with self._guarded():
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
+            response.tool_calls = calls.restored(response.tool_calls)
             if (billed := getattr(dialect, "billed", None)) is not None:
                 response = billed(response, answer.headers)
             self._note_id(request, exchange, response.id)
@@ -163,13 +165,13 @@ class HTTPProvider(Provider):
         The call's deadline applies up to the first content; then timeouts.total applies to the
         rest. The idle limit applies from the first byte of the body.
         """
-        request = self._own(request)
+        request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, timeouts := self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=True)
         with self._guarded():
             try:
                 body = self._body(answer, exchange)
-                chunks = self._chunks(answer, body, request, exchange, dialect)
+                chunks = calls.chunks(self._chunks(answer, body, request, exchange, dialect))
                 for chunk in chunks:
                     self._note_id(request, exchange, chunk.id)
                     if chunk.has_content:

@@ -178,6 +178,22 @@ def test_a_user_is_fitted_to_the_vendor(model, user, same):
     assert request.dropped == []
 
 
+@pytest.mark.parametrize(
+    ("model", "user", "same"),
+    [
+        ("gpt-5.2", "u" * 65, False),
+        ("glm-5.1", "u" * 128, True),
+        ("glm-5.1", "u" * 129, False),
+        ("deepseek-chat", "user@example.org", False),
+    ],
+)
+def test_a_user_is_fitted_also_in_a_native_body(model, user, same):
+    text = json.dumps({"model": model, "messages": HELLO, "user": user}, indent=3)
+    request, _ = chat.decode_request(strict_json.document(text))
+    sent = openai.encode_request(request, stream=False)
+    assert (sent.decode() == text) == same and len(json.loads(sent)["user"]) <= 128
+
+
 # -- schemas ---------------------------------------------------------------------------------------
 
 PERSON = {
@@ -212,6 +228,26 @@ def test_every_object_is_closed_for_anthropic():
         "description": "{minLength: 1}",
     }
     assert PERSON["additionalProperties"] == {"type": "string"}  # the caller's own stays as it was
+
+
+def test_openai_gets_an_object_that_says_what_is_in_its_arrays():
+    """It refuses {"type": "object"} and {"type": "array"}, which many MCP servers write."""
+    lists = {"type": "array"}
+    inner = {
+        "a": lists,
+        "b": {"anyOf": [lists, {"type": ["array", "null"], "items": {"type": "string"}}]},
+    }
+    for schema in ({"type": "object"}, {}, {"properties": inner, "$defs": {"c": lists}}):
+        body = {"model": "m", "max_tokens": 9, "messages": HELLO,
+                "tools": [{"name": "f", "input_schema": schema}]}  # fmt: skip
+        request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+        [tool] = json.loads(openai.encode_request(request, stream=False))["tools"]
+        sent = tool["function"]["parameters"]
+        assert (sent["type"], sent["properties"].keys()) == (
+            "object",
+            schema.get("properties", {}).keys(),
+        )
+        assert json.dumps(sent).count('"items"') == (4 if "$defs" in schema else 0)
 
 
 def test_google_gets_its_subset():

@@ -433,7 +433,12 @@ def test_params_get_their_names_and_forms() -> None:
     assert body["reasoning"] == {"effort": "high", "summary": "auto"}
     assert body["text"] == {"verbosity": "low", "format": {"type": "json_schema", **schema}}
     assert body["tools"] == [
-        {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False},
+        {
+            "type": "function",
+            "name": "look",
+            "parameters": {"type": "object", "properties": {}},
+            "strict": False,
+        },
         {
             "type": "custom",
             "name": "patch",

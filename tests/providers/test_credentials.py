@@ -83,6 +83,46 @@ def test_calls_are_spread_over_the_keys(tmp_path):
         assert Counter(vendor.keys) == {"A": 3, "B": 3, "C": 3}
 
 
+STICKY = """[models.plain]
+targets = ["v/m"]
+[models.sticky]
+targets = ["v/m", "v/n"]
+strategy = "sticky"
+[models.one]
+targets = ["v/m"]
+sticky = true
+[models.cached]
+targets = ["v/m"]
+cache = "auto"
+"""
+
+
+@pytest.mark.parametrize("name", ["sticky", "one", "cached"])
+def test_a_session_stays_with_one_key_at_every_host(name, tmp_path):
+    """A vendor's cache is its account's: the keys of a pool count as targets."""
+    with Keyed() as vendor:
+        hosts = [router(vendor, POOL, tmp_path, STICKY) for _ in range(2)]
+
+        def keys_of(session: str) -> set[str]:
+            vendor.keys.clear()
+            for host in hosts * 2:
+                talk = [{"role": "user", "content": "hi"}]
+                host.infer(InferRequest(name, talk, session=session))
+            return set(vendor.keys)
+
+        sessions = [f"session {number}" for number in range(24)]
+        usual = {session: keys_of(session) for session in sessions}
+        assert {len(keys) for keys in usual.values()} == {1}
+        assert set().union(*usual.values()) == set(KEYS)
+        vendor.refused["B"] = REFUSED
+        for host in hosts:
+            for _ in range(3):
+                host.infer("hi", model="v/m")  # each finds B refused
+        for session, keys in usual.items():
+            now = keys_of(session)
+            assert now == keys if keys != {"B"} else len(now) == 1 and "B" not in now
+
+
 @pytest.mark.parametrize("refusal", [REFUSED, FORBIDDEN, NO_CREDIT, LIMITED])
 def test_a_key_that_is_refused_rests_alone(refusal, tmp_path, caplog):
     with Keyed(B=refusal) as vendor:

@@ -327,7 +327,7 @@ def test_values_that_ask_for_nothing_stop_nothing(front, vendors, more, vendor):
 
 def test_an_invalid_value_ends_no_fallback_in_400(front, vendors):
     """What the second target's format cannot take may be fine at the first, whose failure counts."""
-    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{not json"}}]
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": 5}}]
     messages = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": None, "tool_calls": calls},

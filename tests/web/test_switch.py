@@ -253,20 +253,21 @@ class Budget(Messages):
 class Google(Conversation):
     """A client of Gemini's format, which returns each content as it came."""
 
+    functions: ClassVar[Any] = [
+        {"name": "weather", "parameters": CITY},
+        {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {"at": {"type": "string"}},
+                "required": ["at"],
+            },
+        },
+    ]
+
     def answered(self, model: str) -> Any:
         self.turns = self.turns or [{"role": "user", "parts": [{"text": ASK}]}]
-        functions = [
-            {"name": "weather", "parameters": CITY},
-            {
-                "name": "look",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"at": {"type": "string"}},
-                    "required": ["at"],
-                },
-            },
-        ]
-        body: Any = {"contents": self.turns, "tools": [{"functionDeclarations": functions}]}
+        body: Any = {"contents": self.turns, "tools": [{"functionDeclarations": self.functions}]}
         if self.thinks:
             body["generationConfig"] = {
                 "thinkingConfig": {"includeThoughts": True, "thinkingBudget": 2000}
@@ -375,3 +376,168 @@ def test_a_chat_client_calls_its_custom_tool_at_every_vendor(front, at, streamed
     body |= {"tool_choice": {"type": "custom", "custom": {"name": "apply"}}, "messages": turns[:1]}
     [made] = client.chat.completions.create(**body).choices[0].message.tool_calls
     assert (made.type, made.custom.name) == ("custom", "apply")
+
+
+@pytest.mark.parametrize("keeps", ["all", "items without reasoning"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_the_id_of_a_custom_call_is_short_and_googles_signature_survives(
+    front, vendor, streamed, keeps
+):
+    """Codex refuses an id of more than 256 bytes: the signature rides in an item beside it."""
+    turns: list[Any] = [
+        {"role": "user", "content": f"call apply {json.dumps({'input': PATCH})}\ncall weather {{}}"}
+    ]
+    tools: list[Any] = [
+        {"type": "custom", "name": "apply"},
+        {"type": "function", "name": "weather", "parameters": CITY},
+    ]
+    body: Any = {"model": "gemini/gemini-3.1-pro", "input": turns, "tools": tools, "store": False}
+    client = openais(f"http://127.0.0.1:{front.port}/v1")
+    if streamed:
+        with client.responses.stream(**body) as stream:
+            response = stream.get_final_response()
+    else:
+        response = client.responses.create(**body)
+    items = [
+        item.model_dump(exclude_none=True, exclude={"parsed_arguments"}) for item in response.output
+    ]
+    assert [item["type"] for item in items] == ["reasoning", "custom_tool_call", "function_call"]
+    assert items[1]["input"] == PATCH and len(items[1]["call_id"]) <= 64
+    turns += items if keeps == "all" else items[1:]
+    turns += [
+        {"type": f"{item['type']}_output", "call_id": item["call_id"], "output": item["name"]}
+        for item in items[1:]
+    ]
+    vendor.seen.clear()
+    assert "apply" in client.responses.create(**body).output_text
+    [called] = [one["parts"] for one in vendor.seen[0].body["contents"] if one["role"] == "model"]
+    assert [part["functionCall"]["name"] for part in called] == ["apply", "weather"]
+    kept = called[0]["thoughtSignature"] != "skip_thought_signature_validator"
+    assert kept == (keeps == "all")
+
+
+# -- what clients and vendors do besides -----------------------------------------------------------
+
+LONG = f"mcp__{'plugin_' * 12}x"  # Claude takes 128 characters, OpenAI 64
+NAMED = {Chat: "3d_view", Responses: "3d_view", Messages: LONG, Google: "ns.tool:x"}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("client", NAMED)
+def test_a_function_keeps_the_name_that_its_client_gave_it(
+    front, vendor, monkeypatch, client, streamed
+):
+    name = NAMED[client]
+    monkeypatch.setitem(globals(), "TOOLS", {name: CITY})
+    monkeypatch.setattr(Google, "functions", [{"name": name, "parameters": CITY}])
+    vendor.seen.clear()
+    for at in MODELS:
+        talk = client(front, streamed=streamed, thinks=False)
+        talk.turns = [{"role": "user", "content": "go", "parts": [{"text": "go"}]}]
+        talk.turns[0].pop("content" if client is Google else "parts")
+        text, calls = talk.answered(f"{at}/{MODELS[at]}")
+        assert [called for _, called, _ in calls] == [name]
+        talk.results(calls)
+        text, calls = talk.answered(f"{at}/{MODELS[at]}")
+        assert text and not calls and vendor.refused == []
+
+
+def function(ident: str, arguments: str = '{"city": "Oslo"}') -> Any:
+    return {
+        "id": ident,
+        "type": "function",
+        "function": {"name": "weather", "arguments": arguments},
+    }
+
+
+def step(*calls: Any) -> list[Any]:
+    results = [
+        {"role": "tool", "tool_call_id": c["id"], "content": f"r{n}"} for n, c in enumerate(calls)
+    ]
+    return [{"role": "assistant", "content": None, "tool_calls": [*calls]}, *results]
+
+
+HI = {"role": "user", "content": "hi"}
+SEARCHED = [
+    {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+    {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+    {"type": "text", "text": "found"},
+]
+FOUND = {
+    "type": "search_result",
+    "source": "s",
+    "title": "t",
+    "content": [{"type": "text", "text": "found"}],
+}
+USED = {"type": "tool_use", "id": "u", "name": "weather", "input": {}}
+ODD = {  # conversations that one vendor takes, or gave, and another one would refuse
+    "one id for two calls": ("chat", [HI, *step(function("call_0")), *step(function("call_0"))], '"r0"'),
+    "no ids": ("chat", [HI, *step(function(""), function(""))], '"r1"'),
+    "arguments that are no JSON": ("chat", [HI, *step(function("c", '{"city": '))], '{\\"city\\": '),
+    "arguments that are no object": ("chat", [HI, *step(function("c", "null"))], "r0"),
+    "a system message amid results": ("chat", [
+        HI, *step(function("a"), function("b"))[:2], {"role": "system", "content": "be quick"},
+        {"role": "tool", "tool_call_id": "b", "content": "r1"}], "be quick"),
+    "a greeting first": ("chat", [{"role": "assistant", "content": "Welcome!"}, HI], "Welcome!"),
+    "a system message alone": ("chat", [{"role": "system", "content": "Write a poem."}], "a poem"),
+    "an empty question": ("chat", [HI, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": " "}], "yes?"),
+    "a search of the vendor's": ("messages", [HI, {"role": "assistant", "content": SEARCHED}, HI], "found"),
+    "a search result of a tool": ("messages", [HI, {"role": "assistant", "content": [USED]}, {"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "u", "content": [FOUND]}]}], "found"),
+    "nothing as a result": ("messages", [HI, {"role": "assistant", "content": [USED]}, {"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "u", "content": []}]}], "weather"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_conversation_that_another_vendor_took_goes_on_at_each(front, vendor, case):
+    door, turns, held = ODD[case]
+    own = "chat" if door == "chat" else "anthropic"
+    for at in MODELS.keys() - {own}:
+        vendor.seen.clear()
+        body: Any = {"model": f"{at}/{MODELS[at]}", "messages": turns, "max_tokens": 50}
+        if door == "chat":
+            body["tools"] = [
+                {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+            ]
+        else:
+            body["tools"] = [{"name": "weather", "input_schema": {"type": "object"}}]
+        answer = front.ask("/v1/messages" if door == "messages" else "/v1/chat/completions", body)
+        assert (answer.status, vendor.refused) == (200, []), answer.data
+        sent = json.dumps(vendor.seen[0].body)
+        assert held in sent and "The result follows" not in sent
+        if "vendor's" in case:
+            assert "server_tools" in answer.headers["X-Infermux-Dropped"]
+
+
+def test_results_keep_the_order_of_their_calls_at_google(front, vendor):
+    """Google knows a call that it gave no id by its name alone: two calls of one function differ."""
+    talk = Chat(front, streamed=False, thinks=False)
+    talk.turns = [
+        {"role": "user", "content": 'call weather {"city": "A"}\ncall weather {"city": "B"}'}
+    ]
+    calls = talk.answered("gemini/gemini-2.5-pro")[1]
+    vendor.seen.clear()
+    talk.results(calls[::-1])
+    talk.answered("gemini/gemini-2.5-pro")
+    parts = vendor.seen[0].body["contents"][2]["parts"]
+    said = [part["functionResponse"]["response"]["result"] for part in parts]
+    assert ["A" in said[0], "B" in said[1]] == [True, True]
+
+
+def test_an_id_that_a_vendor_gives_again_is_another_one_for_the_client(front, vendor, monkeypatch):
+    """Claude Code takes a call with a known id for the old one, and asks again and again."""
+    monkeypatch.setattr("strict_vendor.call_id", lambda *_, **__: "call_0")
+    for streamed in (False, True):
+        for client in (Messages, Responses):
+            talk = client(front, streamed=streamed, thinks=False)
+            talk.turns = [
+                {"role": "user", "content": 'call weather {"city": "A"}\nthen\ncall weather {}'}
+            ]
+            idents = []
+            for _ in range(2):
+                [found] = talk.answered("chat/gpt-5.2")[1]
+                idents.append(found[0])
+                talk.results([found])
+            assert len(set(idents)) == 2 and idents[0] == "call_0"
+            assert talk.answered("chat/gpt-5.2")[1] == []

@@ -5,17 +5,17 @@ Clients are the official SDK and Claude Code. `stream` writes the event streams.
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from itertools import chain
 from typing import Any
 
 from ...errors import InferMuxError, RequestError, UnsupportedParameter
-from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json
+from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, tier_of, without
 from ..fitting import is_strict
+from ..tools import arguments_of
 from . import NAME
 from .requests import (
     BUDGETS,
@@ -257,6 +257,10 @@ def _part(block: JSON) -> JSON:
     extra = given(without(block, "type", "source", "title", "text"))
     if kind == "text":
         return {"type": "text", "text": string(block, "text"), **extra}
+    if kind in _WRITTEN:
+        parts = [block.get(name) for name in _WRITTEN[kind]]
+        words = [text_of(part) if isinstance(part, list) else text(part) for part in parts]
+        return {"type": "text", "text": "\n".join(filter(None, words))}
     if kind not in ("image", "document"):
         return block
     source = obj(block["source"])
@@ -271,6 +275,10 @@ def _part(block: JSON) -> JSON:
         return {"type": "image_url", "image_url": {"url": url}, **extra}
     name = "file_url" if form == "url" else "file_data"
     return {"type": "file", "file": {name: url, **title}, **extra}
+
+
+# Blocks of text alone, and the members that have it.
+_WRITTEN = {"search_result": ("title", "source", "content"), "tool_reference": ("tool_name",)}
 
 
 def _url(form: str, source: JSON) -> str:
@@ -339,12 +347,7 @@ def _input(call: JSON) -> JSON:
     """Return a tool call's arguments as an object; wrap others in one."""
     if call.get("type") == "custom":
         return {"input": obj(call.get("custom")).get("input")}
-    raw = obj(call.get("function")).get("arguments") or "{}"
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {"arguments": raw}
+    return arguments_of(obj(call.get("function")).get("arguments"))
 
 
 def stop_reason(reason: str | None, *, called: bool) -> str:

@@ -13,13 +13,25 @@ from typing import Any
 
 from ...errors import RequestError
 from ...pricing import find
-from ...protocol import CHAT, InferRequest, strict_json
+from ...protocol import CHAT, InferRequest
 from ...types import JSON
-from .. import data_uri, fitting, given, items, json_schema, obj, require, strings, text, without
+from .. import (
+    BEGIN,
+    data_uri,
+    fitting,
+    given,
+    items,
+    json_schema,
+    obj,
+    require,
+    strings,
+    text,
+    without,
+)
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from ..sizes import MIN_THINKING_BUDGET
-from ..tools import leave_out, with_functions
+from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
 
 THINKING_FORMAT = "anthropic-claude-v1"  # of reasoning details that Anthropic signed
@@ -37,41 +49,26 @@ SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (Non
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
 JSON_OBJECT = {"type": "json_object"}
-ONLY_JSON = (
-    "Answer with a single valid JSON object and nothing else: no text before or after it, no code "
-    "fence around it."
-)
+ONLY_JSON = """\
+Answer with a single valid JSON object and nothing else: no text before or after it, no code fence \
+around it."""
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 # Anthropic's own params, which keep their names.
 OWN = frozenset(name for names in PARAMETERS.values() for name in names) - {"thread"}
-COUNTED = frozenset(
+COUNTED = frozenset(  # params of count_tokens
     {
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_format",
-        "reasoning_effort",
-        "thinking",
-        "output_config",
-        "cache_control",
+        *("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"),
+        *("thinking", "output_config", "cache_control"),
     }
-)  # params of count_tokens
+)
 KNOWN = (
     COUNTED
     | OWN
     | {
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "stop",
-        "user",
-        "safety_identifier",
-        "metadata",
-        "service_tier",
+        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "stop"),
+        *("user", "safety_identifier", "metadata", "service_tier"),
         "stream_options",  # every stream has usage anyway
     }
 )
@@ -146,7 +143,8 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
                 hint("messages.name", drop)
             if role in ("system", "developer"):
                 system.append(content)
-            elif role == "tool" and before == "tool":
+                continue
+            if role == "tool" and before == "tool":
                 turns[-1]["content"].append(_tool_result(message, drop))
             elif role == "tool":
                 turns.append({"role": "user", "content": [_tool_result(message, drop)]})
@@ -154,17 +152,21 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
                 if said := _assistant(message, drop):
                     turns.append({"role": role, "content": said})
             elif role == "user":
-                turns.append({"role": role, "content": _content(content, drop)})
+                if words := _content(content, drop):
+                    turns.append({"role": role, "content": words})
             else:
                 raise ValueError("no such role")
             before = role
+    if not turns or turns[0]["role"] != "user":
+        turns = [{"role": "user", "content": BEGIN}, *turns]
     with reading("messages"):
         plain = system[0] if len(system) == 1 and isinstance(system[0], str) else ""
         return plain or [block for content in system for block in _blocks(content, drop)], turns
 
 
 def _content(value: object, drop: Drop) -> str | list[JSON]:
-    return value if isinstance(value, str) else _blocks(value, drop)
+    words = "" if isinstance(value, str) and value.isspace() else value
+    return words if isinstance(words, str) else _blocks(words, drop)
 
 
 def _blocks(value: object, drop: Drop) -> list[JSON]:
@@ -256,14 +258,11 @@ def _tool_use(call: JSON, drop: Drop) -> JSON | None:
         unsupported("messages.tool_calls", NAME, drop)
         return None
     function = obj(call["function"])
-    arguments = strict_json.loads(text(function.get("arguments")).strip() or "{}")
-    if not isinstance(arguments, dict):
-        raise ValueError("arguments are not an object")
     return {
         "type": "tool_use",
         "id": call_ident(string(call, "id")),
         "name": string(function, "name"),
-        "input": arguments,
+        "input": arguments_of(function.get("arguments")),
         **without(call, "id", "type", "function", "index", "extra_content"),
     }
 
@@ -453,7 +452,7 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
         leave_out(tool, NAME, drop)
         return None
     function = dict(tool["function"])
-    schema = function.pop("parameters", None) or {"type": "object", "properties": {}}
+    schema = {"type": "object"} | (function.pop("parameters", None) or {"properties": {}})
     extra = without(given(function | tool), "name", "type", "function")
     if extra.get("strict"):
         schema = fitting.closed(schema)

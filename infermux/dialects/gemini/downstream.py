@@ -5,7 +5,6 @@ Clients are Google's SDKs. `contents` reads the conversation, `stream` writes th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, obj, require, tier_of, without
+from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
 from .requests import BUDGETS
@@ -285,21 +285,12 @@ def calls(found: Any) -> list[JSON]:
 
 def _call(call: JSON) -> JSON:
     function = obj(call.get("function"))
-    name, args = function.get("name"), _arguments(function.get("arguments") or "{}")
+    name, args = function.get("name"), arguments_of(function.get("arguments"))
     ident = {"id": call["id"]} if call.get("id") else {}
     google = obj(obj(call.get("extra_content")).get("google"))
     signature = google.get("thought_signature")
     part: JSON = {"functionCall": ident | {"name": name or "", "args": args}}
     return part | ({"thoughtSignature": signature} if signature else {})
-
-
-def _arguments(raw: str) -> JSON:
-    """Return a call's arguments; wrap what is no object in one."""
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {"arguments": raw}
 
 
 def finish_reason(reason: str) -> str:

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from operator import itemgetter
 from typing import Any
 
 from ...errors import RequestError, shown
 from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
-from .. import data_uri, fitting, given, json_schema, objects, require, strings, without
+from .. import (
+    BEGIN,
+    data_uri,
+    fitting,
+    given,
+    json_schema,
+    objects,
+    require,
+    strings,
+    without,
+)
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
-from ..tools import leave_out, with_functions, without_lost
+from ..tools import arguments_of, leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
 from .call_ids import unsealed
 
@@ -130,6 +141,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
+    talk.contents = talk.contents or [{"role": "user", "parts": [{"text": BEGIN}]}]
     system = {"systemInstruction": {"parts": talk.system}} if talk.system else {}
     body: JSON = {"contents": talk.contents} | system
     config: JSON = {}
@@ -257,6 +269,9 @@ class _Conversation:
         self.system: list[JSON] = []
         self.contents: list[JSON] = []
         self._names: dict[str, str] = {}  # of functions, by call id
+        self._turn: list[str] = []  # the ids of the last turn's calls
+        self._results: list[tuple[int, list[JSON]]] = []  # of them, in their order
+        self._signed: dict[str, JSON] = {}  # signatures that came beside their calls, by call id
         self._drop = drop
         self._key = key  # that seals the ids of calls
         self._signs = signs  # whether the model refuses calls without a signature
@@ -270,8 +285,10 @@ class _Conversation:
         if role in ("system", "developer"):
             self.system += self._parts(content, place)
         elif role == "user":
+            self._results = []
             self.contents.append({"role": "user", "parts": self._parts(content, place)})
         elif role == "assistant":
+            self._turn, self._results = [], []
             if parts := [*self._words(message, place), *self._calls(message, place)]:
                 self.contents.append({"role": "model", "parts": parts})
         elif role == "tool":
@@ -329,7 +346,11 @@ class _Conversation:
             if detail.get("format") != FORMAT:
                 continue
             if kind == "reasoning.encrypted":
-                signatures.append({"thoughtSignature": require(detail.get("data"), place, str)})
+                signed = {"thoughtSignature": require(detail.get("data"), place, str)}
+                if ident := detail.get("id"):  # of a call
+                    self._signed[require(ident, place, str)] = signed
+                else:
+                    signatures.append(signed)
             elif kind == "reasoning.text":
                 signature = require(detail.get("signature"), place, str)
                 said = require(detail.get("text", ""), place, str)
@@ -351,9 +372,11 @@ class _Conversation:
             name = require(function.get("name"), f"{where}.function.name", str)
             ident = require(call.get("id", ""), f"{where}.id", str)
             self._names[ident] = name
-            arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-            sent = self._named(name, ident) | {"args": arguments}
-            part: JSON = {"functionCall": sent} | _signature(call, f"{where}.extra_content")
+            self._turn.append(ident)
+            raw = require(function.get("arguments") or "", f"{where}.function.arguments", str)
+            sent = self._named(name, ident) | {"args": arguments_of(raw)}
+            part: JSON = {"functionCall": sent} | self._signed.get(ident, {})
+            part |= _signature(call, f"{where}.extra_content")
             if "thoughtSignature" not in part and (found := unsealed(ident, self._key)):
                 part["thoughtSignature"] = found.signature
             parts.append(part)
@@ -381,11 +404,12 @@ class _Conversation:
         response = {"result": words} if result is None else result
         media = [part for part in parts if "text" not in part]
         new = [{"functionResponse": self._named(name, ident) | {"response": response}}, *media]
-        before = self.contents[-1]["parts"] if self.contents else []
-        if any("functionResponse" in part for part in before):
-            before += new  # the results of parallel calls must be in one content
-        else:
-            self.contents.append({"role": "user", "parts": new})
+        if not self._results:
+            self.contents.append({"role": "user"})
+        # the results of parallel calls must be in one content; without ids, in the calls' order
+        self._results.append((self._turn.index(ident) if ident in self._turn else -1, new))
+        self._results.sort(key=itemgetter(0))
+        self.contents[-1]["parts"] = [part for _, found in self._results for part in found]
 
 
 def _json_object(words: str) -> JSON | None:
@@ -394,15 +418,6 @@ def _json_object(words: str) -> JSON | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _arguments(raw: object, place: str) -> JSON:
-    if raw is None or raw == "":
-        return {}
-    value = _json_object(raw) if isinstance(raw, str) else None
-    if value is None:
-        raise must_be(place, "the JSON text of an object")
-    return value
 
 
 def _signature(call: JSON, place: str) -> JSON:

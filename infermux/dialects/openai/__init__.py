@@ -28,6 +28,7 @@ PARAMETERS: Parameters = {
         "prompt_cache_retention": "caching",
         "reasoning_effort": "effort",
         "safety_identifier": "identity",
+        "server_tools": "the answer after them says what was found",
         "service_tier": "price",
         "store": "housekeeping",
         "stream_options": "every stream has its usage",

@@ -173,18 +173,17 @@ def fitted_name(name: str, model: str) -> str:
 
 
 def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
-    """Return the names in a body that are too long for OpenAI, fitted.
+    """Return the names in a body that the model's vendor would refuse, fitted.
 
     With *cache_key* OpenAI is asked to cache the prompt, unless the body has a key of its own.
     """
-    if not _OPENAI.match(model):
-        return {}
+    is_openais = _OPENAI.match(model)
     new: JSON = {}
-    for name in _NAMES:
+    for name in _NAMES if is_openais else _NAMES[:1]:
         value = body.get(name)
-        if type(value) is str and len(value) > 64:
-            new[name] = fitted_name(value, model)
-    if cache_key and not body.get("prompt_cache_key"):
+        if type(value) is str and (fits := fitted_name(value, model)) != value:
+            new[name] = fits
+    if is_openais and cache_key and not body.get("prompt_cache_key"):
         new["prompt_cache_key"] = cache_key
     return new
 
@@ -260,9 +259,10 @@ def _hoisted(messages: Iterable[JSON]) -> list[JSON]:
             images = []
         content = message.get("content")
         if message.get("role") == "tool" and isinstance(content, list):
-            images += [part for part in content if part["type"] != "text"]
+            media = [part for part in content if part["type"] != "text"]
             parts = [part for part in content if part["type"] == "text"]
-            message = message | {"content": parts or _FOLLOWS}
+            images += media
+            message = message | {"content": parts or (_FOLLOWS if media else "")}
         found.append(message)
     return found + ([{"role": "user", "content": images}] if images else [])
 
@@ -281,7 +281,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         if isinstance(content, list):
             place, hoists = f"messages[{number}]", hoists or message.get("role") == "tool"
             parts = (_part(each, place, drop) for each in content)
-            new = new | {"content": [part for part in parts if part]}
+            new = new | {"content": [part for part in parts if part] or ""}
         if new.get("tool_calls"):
             new = new | {"tool_calls": [_only(call, _CALL) for call in new["tool_calls"]]}
         messages.append(fitting.with_call_ids(new, taken))
@@ -320,7 +320,10 @@ def _tool(tool: JSON, drop: Drop) -> JSON:
     for name in tool:
         if name not in _TOOL:
             hint(f"tools.{name}", drop)
-    return _only(tool, _TOOL)
+    new, function = _only(tool, _TOOL), obj(tool.get("function") or {})
+    if (schema := function.get("parameters")) is not None:
+        new = new | {"function": function | {"parameters": fitting.parameters(schema)}}
+    return new
 
 
 def _hints(holder: JSON, drop: Drop) -> None:

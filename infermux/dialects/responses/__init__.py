@@ -17,6 +17,8 @@ PARAMETERS: Parameters = {  # of this format only
         "background_options": "speed",
         "client_metadata": "housekeeping",
         "include": "what else the answer repeats",
+        "input.code_interpreter_call": "the answer after it says what was found",
+        "input.mcp_call": "the answer after it says what was found",
         "input.file_search_call": "the answer after it says what was found",
         "input.mcp_list_tools": "housekeeping",
         "input.tool_search_call": "the vendor's own tool",

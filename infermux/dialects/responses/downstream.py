@@ -12,7 +12,8 @@ from ...errors import InferMuxError, UnsupportedParameter
 from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
-from .. import given, obj, objects, require, tier_of, without
+from .. import fitting, given, obj, objects, require, tier_of, without
+from ..gemini.requests import FORMAT as GOOGLES
 from ..tools import custom_input
 from . import NAME
 from .items import ADDED, Items, all_added_tools, string
@@ -239,6 +240,19 @@ class Answer:
             **({"namespace": space} if (space := self._spaces.get(name)) else {}),
         }
 
+    def shortened(self, call: JSON) -> tuple[JSON, list[JSON]]:
+        """Return a call, and the detail with its signature if its id, of a custom tool, is long.
+
+        Codex takes up to 256 bytes.
+        """
+        google, taken = obj(obj(call.get("extra_content")).get("google")), fitting.RESPONSES_CALL_ID
+        data, ident = google.get("thought_signature"), call.get("id") or ""
+        if not data or taken.fullmatch(ident) or not self.is_custom(call):
+            return call, []
+        ident = fitting.call_id(ident, taken)
+        kind = {"type": "reasoning.encrypted", "format": GOOGLES}
+        return call | {"id": ident}, [kind | {"id": ident, "index": ident, "data": data}]
+
     def is_custom(self, call: JSON) -> bool:
         """Return whether the client knows the called tool as a custom one."""
         return call.get("type") == "custom" or called(call).get("name") in self.custom
@@ -291,7 +305,7 @@ def refusal_part(words: str) -> JSON:
 
 def is_late(detail: JSON) -> bool:
     """Return whether a detail comes after the text: Google signs that at its end."""
-    return detail.get("type") == "reasoning.encrypted" and "gemini" in str(detail.get("format"))
+    return detail.get("type") == "reasoning.encrypted" and detail.get("format") == GOOGLES
 
 
 def sealed(details: Sequence[JSON], words: str) -> str:
@@ -317,18 +331,20 @@ def encode_response(response: InferResponse, answer: Answer) -> JSON:
     items: list[JSON] = []
     early = [one for one in response.details if not is_late(one)]
     late = [one for one in response.details if is_late(one)]
+    found = [answer.shortened(call) for call in response.tool_calls]
+    late += [one for _, held in found for one in held]
     if response.reasoning or early:
         thoughts = summaries(response.reasoning, early)
         items.append(answer.reasoning(0, thoughts, sealed(early, response.reasoning)))
     parts = [text_part(response.content)] if response.content else []
     parts += [refusal_part(response.refusal)] if response.refusal else []
-    if not (parts or items or late or response.tool_calls):
+    if not (parts or items or late or found):
         parts = [text_part("")]
     if parts:
         items.append(answer.message(len(items), parts))
     if late:
         items.append(answer.reasoning(len(items), (), sealed(late, "")))
-    for call in response.tool_calls:
+    for call, _ in found:
         items.append(answer.call(len(items), call, words_of(call, custom=answer.is_custom(call))))
     if reason and "status" in items[-1]:
         items[-1]["status"] = "incomplete"

@@ -17,6 +17,7 @@ from ..openai import requests as chat
 from ..openai.requests import fitted_name, nearest_effort, refused
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..stops import stops_of
+from ..tools import without_server_tools
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -72,7 +73,7 @@ def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
     *form* is the format of the reasoning details that the vendor takes back.
     """
     body: JSON = {"model": request.model}
-    messages = list(request.messages)
+    messages = list(without_server_tools(request, drop).messages)
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         body["instructions"] = first["content"]
@@ -196,11 +197,8 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
         hint(f"tools.{name}", drop)
     if kind == "function":
         # a schema is strict here unless one says otherwise
-        return {
-            "type": kind,
-            "parameters": {"type": "object", "properties": {}},
-            "strict": False,
-        } | (given(own))
+        schema = fitting.parameters(obj(own.get("parameters")))
+        return {"type": kind, "strict": False} | given(own) | {"parameters": schema}
     form = obj(own.get("format"))
     flat = {"type": "grammar"} | obj(form.get("grammar")) if "grammar" in form else form
     return {"type": kind} | given(own) | ({"format": flat} if flat else {})

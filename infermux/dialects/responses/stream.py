@@ -64,7 +64,8 @@ class Encoder(BlockWriter):
         if not chunk.has_content:
             return b""
         self._answer.model = self._answer.model if self._started else chunk.model or self._model
-        return self._start() + self.drain(_pieces(chunk), last=bool(chunk.finish_reason))
+        pieces = _pieces(chunk, self._answer)
+        return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events: the vendor's own came already, ours has *summary*."""
@@ -121,7 +122,6 @@ class Encoder(BlockWriter):
         return {"item_id": self._ident, "output_index": len(self._items)}
 
     def begin(self, key: Key, piece: JSON) -> bytes:
-        """Return the event that adds an item."""
         number = len(self._items)
         if key[0] == TOOL:
             self._call = piece
@@ -135,7 +135,6 @@ class Encoder(BlockWriter):
         return self._event("response.output_item.added", output_index=number, item=item)
 
     def grow(self, key: Key, piece: JSON) -> bytes:
-        """Return the events that add a piece to the open item."""
         if key[0] == TOOL:
             return self._more_arguments(piece)
         if key != _MESSAGE:
@@ -215,11 +214,13 @@ class Encoder(BlockWriter):
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
-def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
+def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
     """Return the pieces of a chunk, each with the key of its item."""
     pieces: list[tuple[Key, JSON]] = []
     early = [detail for detail in chunk.details if not is_late(detail)]
     late = [detail for detail in chunk.details if is_late(detail)]
+    found = [answer.shortened(call) for call in chunk.tool_calls]
+    late += [detail for _, held in found for detail in held]
     if chunk.reasoning or early:
         pieces.append((_REASONING, {"details": early, "words": _spoken(chunk.reasoning, early)}))
     for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
@@ -227,7 +228,7 @@ def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
             pieces.append((_MESSAGE, {kind: words}))
     if late:
         pieces.append((_LATE, {"details": late, "words": ()}))
-    return pieces + [((TOOL, call["index"]), _call(call)) for call in chunk.tool_calls]
+    return pieces + [((TOOL, call["index"]), _call(call)) for call, _ in found]
 
 
 def _spoken(reasoning: str, details: list[JSON]) -> list[tuple[Any, str]]:

@@ -64,7 +64,6 @@ class Responses:
         self.summarizes = True  # until the vendor refuses it
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
-        """Return the path of the operation, or that of a stored resource."""
         support = self._support
         own = request.op == RESOURCE
         path = str(request.params["path"]) if own else path_of(PATHS, request, NAME)
@@ -73,7 +72,6 @@ class Responses:
         return f"{support.prefix}{path}{'&' if '?' in path else '?'}{support.query}"
 
     def headers(self, request: InferRequest) -> dict[str, str]:
-        """Return no header."""
         return {}
 
     def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
@@ -138,7 +136,6 @@ class Responses:
         return parameters.unsaid(request, model, self.path, translated)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        """Return the response; raise its error if it has failed."""
         native = (NAME, data)
         if request.op == RESOURCE:
             return _resource(data, request, native)
@@ -168,7 +165,6 @@ class Responses:
         return stopped(found, stops) if stops else found
 
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        """Return a stream's chunks, which raise StreamIncomplete without a final event."""
         chunks, stops = self._read(events), stops_of(request)
         return stopped_stream(chunks, stops) if stops else chunks
 
@@ -183,7 +179,6 @@ class Responses:
             raise StreamIncomplete(NO_TERMINATOR)
 
     def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield a response that is no stream."""
         yield from whole(self.decode_response(data, request))
 
 
