@@ -110,8 +110,9 @@ class TargetPermit:
             self._permit.succeeded(seconds)
         elif isinstance(error, ProviderRateLimited):
             self._permit.neutral()
+            own = error.retry_after
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
-            self._breaker.cool_down(error.retry_after or default, _why(error))
+            self._breaker.cool_down(own or default, _why(error), stated=bool(own))
         elif neutral:
             self._permit.neutral()
         elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):

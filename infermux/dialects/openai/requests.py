@@ -12,11 +12,12 @@ from typing import Any
 from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, obj, objects, strings, text, without
-from ..parameters import Drop, hint, unsupported
+from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..tools import leave_out, with_functions, without_lost
 from . import NAME, is_neutral
 
-_LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
+_MARK = "cache_control"
+_LEFT_OUT = frozenset({_MARK, "is_error", "citations"})  # of messages and parts
 PARAMS = frozenset(
     {
         "audio",
@@ -60,6 +61,7 @@ EXPRESSED = PARAMS | {
     "stream_options",
     "tools.strict",
 }
+_KNOWN = EXPRESSED | {"client_metadata"}  # to OpenAI's models
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 _FOLLOWS = [{"type": "text", "text": "The result follows."}]
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
@@ -112,6 +114,20 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
         for name in params
         if name in found and params[name] is not None and params[name] != _SAMPLING.get(name)
     ]
+
+
+def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
+    """Return the params that only others' models know and that may be left out; add to *drop*."""
+    if params.keys() <= _KNOWN or not _OPENAI.match(model):
+        return []
+    left = []
+    for name in params.keys() - _KNOWN:
+        kind = kinds().get(name)
+        if kind is Kind.HINT or (kind is Kind.PREFERENCE and drop.lenient):
+            left.append(name)
+            if not is_neutral(name, params[name]):
+                unsupported(name, NAME, drop)
+    return left
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
@@ -189,21 +205,24 @@ def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JS
     return new
 
 
-def fitted(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
+def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "") -> JSON:
     """Return the members of a body in this dialect that the model's vendor would refuse, fitted.
 
-    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts of
-    others and images in a tool's result. For *cache_key* see `fitted_names`.
+    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts and
+    cache marks of others and images in a tool's result. For *cache_key* see `fitted_names`.
     """
     new = fitted_names(body, model, cache_key)
     messages, taken = body.get("messages"), call_ids(model)
     if not isinstance(messages, list):
         return new
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
+    tools = body.get("tools") if strict else None
+    if isinstance(tools, list) and _are_marked(tools):
+        new["tools"] = [_unmarked(tool, drop) for tool in tools]
     if not _needs_fitting(messages, taken, strict=strict):
         return new
     if strict:
-        messages = _hoisted(_native(message) for message in messages)
+        messages = _hoisted(_native(message, drop) for message in messages)
     return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
 
 
@@ -228,14 +247,32 @@ def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool
             "reasoning_content" in message
             or "reasoning_details" in message
             or "reasoning" in message
-            or (message["role"] == "tool" and _has_media(message.get("content")))
+            or _MARK in message
+        ):
+            return True
+        if (
+            strict
+            and type(content := message.get("content")) is list
+            and (_are_marked(content) or (message["role"] == "tool" and _has_media(content)))
         ):
             return True
     return False
 
 
-def _has_media(content: Any) -> bool:
-    return isinstance(content, list) and any(part.get("type") != "text" for part in content)
+def _has_media(content: list[JSON]) -> bool:
+    return any(part.get("type") != "text" for part in content)
+
+
+def _are_marked(holders: list[JSON]) -> bool:
+    """Return whether a part or tool asks for caching as at Anthropic."""
+    return any(_MARK in holder for holder in holders)
+
+
+def _unmarked(holder: JSON, drop: Drop) -> JSON:
+    if _MARK not in holder:
+        return holder
+    hint(_MARK, drop)
+    return without(holder, _MARK)
 
 
 def call_ids(model: str) -> re.Pattern[str]:
@@ -243,8 +280,10 @@ def call_ids(model: str) -> re.Pattern[str]:
     return fitting.MISTRAL_CALL_ID if _MISTRAL.match(model) else fitting.OPENAI_CALL_ID
 
 
-def _native(message: JSON) -> JSON:
-    new = without(message, *_FOREIGN)
+def _native(message: JSON, drop: Drop) -> JSON:
+    new = _unmarked(without(message, *_FOREIGN), drop)
+    if type(parts := new.get("content")) is list:
+        new["content"] = [_unmarked(part, drop) for part in parts]
     if new.get("tool_calls"):
         new["tool_calls"] = [without(call, "extra_content") for call in new["tool_calls"]]
     return new

@@ -6,7 +6,7 @@ Reasoning goes back to a vendor only in the format that this vendor gave.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ...protocol import InferRequest, text_of
@@ -14,9 +14,10 @@ from ...types import JSON
 from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
-from ..openai.requests import fitted_name, nearest_effort, refused
+from ..openai.requests import fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..stops import stops_of
+from ..tools import leave_out, without_lost
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -62,7 +63,6 @@ _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-
 # These can tell their thoughts in a summary: platform.openai.com/docs/guides/reasoning
 _SUMMARIZES = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
-_HOSTED = re.compile(r"(web_search|tool_search|namespace)")  # hosted tools that may be left out
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
 
@@ -114,6 +114,7 @@ def asks_thoughts(request: InferRequest) -> bool:
 
 def _params(request: InferRequest, drop: Drop) -> JSON:
     body: JSON = {}
+    others = _others(request)
     for name, value in given(request.params).items():
         if name in _RENAMED:
             _renamed(name, value, request.model, body, drop)
@@ -125,12 +126,14 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             stops_of(request)  # the answer ends at them: see `upstream`
         elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
             continue
-        elif name in _CHAT_ONLY or not _is_alike(request):
+        elif name in _CHAT_ONLY or name in others:
             if not is_neutral(name, value):
                 _refuse(name, request.model, drop)
         else:
             body[name] = value
-    if "tools" not in body:
+    names, tools = [tool.get("name") for tool in body.get("tools", ())], request.params.get("tools")
+    lost = len(names) < len(tools or ()) or not names
+    if lost and without_lost(request.params.get("tool_choice"), names, drop) is None:
         body.pop("tool_choice", None)
     return body
 
@@ -146,8 +149,12 @@ def _refuse(name: str, model: str, drop: Drop) -> None:
         unsupported(name, NAME, drop)
 
 
-def _is_alike(request: InferRequest) -> bool:
-    return (request.native and request.native.dialect) in _TAKEN_ALIKE
+def _others(request: InferRequest) -> Collection[str]:
+    """Return the params that the vendor does not know, as far as the client's format tells."""
+    form, params = request.native and request.native.dialect, request.params
+    if form not in _TAKEN_ALIKE:
+        return params.keys()
+    return () if form == NAME else unknown(params, request.model, Drop(lenient=True))
 
 
 def _renamed(name: str, value: Any, model: str, body: JSON, drop: Drop) -> None:
@@ -187,8 +194,8 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
     """Return a tool in this format's flat form; None for one that the vendor lacks."""
     kind = text(tool.get("type"))
     if kind not in ("function", "custom"):
-        if _HOSTED.match(kind) and re.search(r"_20\d{6}$", kind):  # Anthropic's own
-            hint("tools.web_search", drop)
+        if re.search(r"_20\d{6}$", kind):  # Anthropic's own
+            leave_out(tool, NAME, drop)
             return None
         return tool
     own = require(tool.get(kind), f"tools.{kind}", dict)
