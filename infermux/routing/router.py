@@ -398,9 +398,10 @@ class Router:
         wait = error.retry_after
         if wait is None:
             wait = self._rng.uniform(0, longest_backoff(call, target, error))
-        if wait >= deadline.remaining() or not self.targets.retry_budget(target.provider).spend():
+        if wait >= deadline.remaining():
             return None
-        return time.monotonic() + wait
+        may = call.has_head or self.targets.retry_budget(target.provider).spend()
+        return time.monotonic() + wait if may else None
 
     def _send(
         self,

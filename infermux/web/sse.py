@@ -153,6 +153,7 @@ class EarlyHead:
                 self.write = self._start.early(
                     {**self._headers, "X-Request-Id": ident, "Request-Id": ident, **limits}
                 )
+                call.has_head = True
             if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())
         except Exception as error:  # each server has its own

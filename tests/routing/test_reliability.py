@@ -359,6 +359,27 @@ def test_retries_are_a_small_share_of_the_calls(ask: Any, targets: int) -> None:
     assert all(vendor.calls >= 45 for vendor in vendors)
 
 
+def test_a_client_with_the_head_of_its_stream_is_retried_for() -> None:
+    """An SDK does not retry a stream that has begun."""
+    from doors import Front
+
+    def slow(request: InferRequest, deadline: Deadline) -> ProviderError:
+        for part in deadline.slices(0.3):
+            time.sleep(part)
+        return DOWN
+
+    vendor = Scripted("v", *[DOWN] * 11, slow, "ok")
+    with Front(vendor, attempts=2, sleep=lambda _: None) as front:
+        front.app.config["INFERMUX_EARLY_HEADERS"] = 0.1
+        while front.router.targets.retry_budget("v").spend():
+            pass
+        body = {"model": "v/m", "messages": HELLO.messages, "stream": True}
+        while vendor.calls < 11:
+            assert front.ask("/v1/chat/completions", body).status == 502
+        assert b'"content":"ok"' in front.ask("/v1/chat/completions", body).data
+    assert vendor.calls == 13
+
+
 def test_successes_earn_retries_again() -> None:
     acts: list[Any] = [DOWN] * 50 + ["ok"] * 100 + [DOWN, "ok"]
     vendor = Scripted("v", *acts)
