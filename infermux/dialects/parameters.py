@@ -34,8 +34,8 @@ EFFECTS = {
     "target can; if none\n            can, the answer is 400.",
 }
 REMARK = (
-    "A parameter that is not listed is a meaning. Between equal formats all of them pass, but not "
-    "hints and\npreferences that the model refuses."
+    "A parameter that is not listed is a meaning. "
+    "Between equal formats all pass that the model takes."
 )
 
 # A dialect's table: names by kind, with the reason. A name in no table is a meaning.

@@ -1,16 +1,6 @@
 """The router: makes a plan for a request, attempts its targets, and records the call.
 
-The path of a request through the packages:
-
-    web         POST /v1/chat/completions: `endpoints` → `authenticate` → `begin`
-    dialects    `openai.downstream.decode_request`: bytes → InferRequest
-    routing     `Router.answer` or `Router.open`
-    admission     `Admission.admit`: the limits of this process and of the caller
-    planning      `plan`: the targets in order
-    ledger        `Accounting.reserve`: the highest cost of each attempt
-    providers     `HTTPProvider.infer` or `.stream`: `dialects.*.upstream` → socket
-    routing     `Router.finish`: ledger, span, metrics and log line, each from the one `Call`
-    dialects    `openai.downstream.encode_response` → web → bytes
+`infermux help development` has the path of a request through the packages.
 """
 
 from __future__ import annotations

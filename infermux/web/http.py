@@ -371,12 +371,11 @@ def call_headers(call: Call) -> dict[str, str]:
         "X-Infermux-Attempts": str(len(call.attempts)),
         "X-Infermux-Latency-Ms": str(call.latency_ms),
     }
+    if call.attempts or call.cached is not None:
+        headers["X-Infermux-Provider"] = header_value(call.provider)
+        headers["X-Infermux-Model"] = header_value(call.model)
     if call.attempts:
-        headers |= {
-            "X-Infermux-Provider": header_value(call.provider),
-            "X-Infermux-Model": header_value(call.model),
-            "Server-Timing": _timing(call),
-        }
+        headers["Server-Timing"] = _timing(call)
         last = call.attempts[-1]
         if last.upstream_ids and not _is_about_our_account(last.error):
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
@@ -386,8 +385,6 @@ def call_headers(call: Call) -> dict[str, str]:
         headers["X-Infermux-Cache"] = call.cache
         if call.cached is not None:
             headers["Age"] = str(int(call.cached.age))
-            headers["X-Infermux-Provider"] = header_value(call.provider)
-            headers["X-Infermux-Model"] = header_value(call.model)
     if call.limits_told is not None:
         headers |= call.limits_told(call)
     if call.most_output is not None:

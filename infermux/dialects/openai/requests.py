@@ -96,7 +96,8 @@ _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
-_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
+_STRANGE = _FOREIGN | {_MARK}
+NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
@@ -117,7 +118,7 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
 
 
 def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
-    """Return the params that only others' models know and that may be left out; add to *drop*."""
+    """Return the params of others' models that may be left out; add them to *drop*."""
     if params.keys() <= _KNOWN or not _OPENAI.match(model):
         return []
     left = []
@@ -142,7 +143,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body.setdefault("max_completion_tokens", value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
-        elif name in _NAMES and isinstance(value, str):
+        elif name in NAMES and isinstance(value, str):
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
@@ -196,7 +197,7 @@ def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JS
     if not _OPENAI.match(model):
         return {}
     new: JSON = {}
-    for name in _NAMES:
+    for name in NAMES:
         value = body.get(name)
         if type(value) is str and len(value) > 64:
             new[name] = fitted_name(value, model)
@@ -243,28 +244,21 @@ def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool
                     return True
         elif ident and type(ident) is str and not fits(ident):
             return True
-        if strict and (
-            "reasoning_content" in message
-            or "reasoning_details" in message
-            or "reasoning" in message
-            or _MARK in message
-        ):
+        if not strict:
+            continue
+        if not _STRANGE.isdisjoint(message):
             return True
-        if (
-            strict
-            and type(content := message.get("content")) is list
-            and (_are_marked(content) or (message["role"] == "tool" and _has_media(content)))
-        ):
+        content = message.get("content")
+        if type(content) is list and (_are_marked(content) or _has_media(message, content)):
             return True
     return False
 
 
-def _has_media(content: list[JSON]) -> bool:
-    return any(part.get("type") != "text" for part in content)
+def _has_media(message: JSON, content: list[JSON]) -> bool:
+    return message["role"] == "tool" and any(part.get("type") != "text" for part in content)
 
 
 def _are_marked(holders: list[JSON]) -> bool:
-    """Return whether a part or tool asks for caching as at Anthropic."""
     return any(_MARK in holder for holder in holders)
 
 
@@ -316,7 +310,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
             messages.append(message)
             continue
         new = _only(message, keep)
-        _hints(message, drop)
+        hints(message, drop)
         if isinstance(content, list):
             place, hoists = f"messages[{number}]", hoists or message.get("role") == "tool"
             parts = (_part(each, place, drop) for each in content)
@@ -341,7 +335,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
     if part.keys() == _TEXT and part["type"] == "text":
         return part
     kind = text(part.get("type"))
-    _hints(part, drop)
+    hints(part, drop)
     if kind not in _PARTS or (kind == "file" and "file_url" in obj(part.get("file"))):
         unsupported(f"{place}.content.{kind}", NAME, drop)
         return None
@@ -362,7 +356,7 @@ def _tool(tool: JSON, drop: Drop) -> JSON:
     return _only(tool, _TOOL)
 
 
-def _hints(holder: JSON, drop: Drop) -> None:
+def hints(holder: JSON, drop: Drop) -> None:
     for name in _LEFT_OUT.intersection(holder):
         if holder[name]:
             hint(name, drop)

@@ -14,7 +14,7 @@ from ...types import JSON
 from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
-from ..openai.requests import fitted_name, nearest_effort, refused, unknown
+from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..stops import stops_of
 from ..tools import leave_out, without_lost
@@ -22,7 +22,6 @@ from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
-_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 _OWN = frozenset(  # params that chat completions lack
     {
         *("background", "client_metadata", "conversation", "include", "max_tool_calls"),
@@ -56,7 +55,6 @@ EXPRESSED = (
         "tools.web_search",
     }
 )
-_LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of messages and parts
 _ROLES = ("system", "developer", "user", "assistant")
 # These models encrypt their reasoning; others refuse to be asked for it.
 _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
@@ -118,7 +116,7 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
     for name, value in given(request.params).items():
         if name in _RENAMED:
             _renamed(name, value, request.model, body, drop)
-        elif name in _NAMES and isinstance(value, str):
+        elif name in NAMES and isinstance(value, str):
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
@@ -150,7 +148,7 @@ def _refuse(name: str, model: str, drop: Drop) -> None:
 
 
 def _others(request: InferRequest) -> Collection[str]:
-    """Return the params that the vendor does not know, as far as the client's format tells."""
+    """Return the params that the vendor does not know."""
     form, params = request.native and request.native.dialect, request.params
     if form not in _TAKEN_ALIKE:
         return params.keys()
@@ -322,9 +320,9 @@ def _call_id(value: Any) -> str:
 
 
 def _hints(holder: JSON, drop: Drop) -> None:
-    for name in _LEFT_OUT.intersection(holder):
-        if holder[name]:
-            hint("messages.name" if name == "name" else name, drop)
+    chat.hints(holder, drop)
+    if holder.get("name"):
+        hint("messages.name", drop)
 
 
 # -- reasoning --
