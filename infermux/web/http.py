@@ -353,7 +353,7 @@ def error_response(error: InferMuxError, render: Render) -> Response:
 
 
 def _used_up(call: Call) -> bool:
-    """Whether we tried as often as an SDK, and as long as the client waits: it need not retry."""
+    """Whether we tried as often as an SDK, and as long as the client waits."""
     patience = call.patience
     return len(call.attempts) >= SDK_TRIES and patience is not None and call.seconds >= patience
 
