@@ -2,8 +2,6 @@
 
 Libraries limit each wait for a byte, so a vendor that sends byte by byte could block a thread for
 ever. Here http.client reads through a DeadlineReader, which ends every read by the deadline.
-Libraries also limit the connection to each address of a name, but not the name look-up; here one
-limit covers both.
 """
 
 from __future__ import annotations
