@@ -402,7 +402,7 @@ def _kind(status: int, words: str) -> type[ProviderError]:
 
 
 _LIMITS = re.compile(r"(x|anthropic)-ratelimit-[a-z0-9-]{1,60}|retry-after-ms", re.I)
-SDK_STATUSES = {400, 404, 413, 422, 429, 503, 504}  # that the official SDKs distinguish
+SDK_STATUSES = {400, 404, 409, 413, 422, 429, 503, 504}  # that the official SDKs distinguish
 _APART = {"message", "request_id"}
 _MEMBERS = ("type", "code", "param", "details")  # of errors that callers cannot fix
 
@@ -425,7 +425,8 @@ def with_native(
     own = error_object(data)
     spoken = word(own.get("type")) or word(own.get("code"))
     ours = isinstance(error, ProviderAuthError | QuotaExhausted) and status != 429
-    if not spoken or ours or type(error) is ProviderError:  # the last: a wrong address
+    lost = type(error) is ProviderError and status != 409  # a wrong address
+    if not spoken or ours or lost:
         return error
     told = isinstance(error, ProviderRejected | ProviderModelNotFound)
     ident = own.get("request_id") or headers.get("request-id") or headers.get("x-request-id")

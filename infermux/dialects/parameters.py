@@ -33,7 +33,10 @@ EFFECTS = {
     Kind.MEANING: "Never left out. A target that cannot express it is not tried while another "
     "target can; if none\n            can, the answer is 400.",
 }
-REMARK = "A parameter that is not listed is a meaning. Between equal formats all of them pass."
+REMARK = (
+    "A parameter that is not listed is a meaning. "
+    "Between equal formats all pass that the model takes."
+)
 
 # A dialect's table: names by kind, with the reason. A name in no table is a meaning.
 Parameters = Mapping[Kind, Mapping[str, str]]

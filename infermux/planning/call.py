@@ -134,6 +134,7 @@ class Call:
     patience: float | None = None  # seconds that the client itself waits
     lenient: bool = False  # whether preferences may be left out even for a single target
     on_wait: OnWait | None = None  # called while the call waits for a provider
+    has_head: bool = False  # the client has its stream's status line, and cannot retry
     ended: float | None = None
     ids: dict[str, str] | None = None  # those that the client gave, by the vendor's own
     settles: tuple[int, str] | None = None  # start and id of the row that bills a stored response

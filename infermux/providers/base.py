@@ -199,3 +199,12 @@ def close_stream(chunks: Any, name: str) -> None:
             chunks.close()
     except Exception as error:  # a provider's own code
         log.error("the stream of provider %r could not be closed", name, exc_info=error)
+
+
+def changed(chunks: Iterator[Chunk], change: Callable[[Chunk], Chunk]) -> Iterator[Chunk]:
+    """Yield what *change* returns for each chunk; close *chunks* at the end."""
+    try:
+        yield from map(change, chunks)
+    finally:
+        if hasattr(chunks, "close"):
+            chunks.close()

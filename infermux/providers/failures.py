@@ -66,7 +66,7 @@ def _cause(error: object) -> str:
     return ""
 
 
-def _chain(error: object) -> Iterator[BaseException]:
+def _chain(error: object, *, context: bool = True) -> Iterator[BaseException]:
     """Yield an error and those that it wraps."""
     for _ in range(6):
         if not isinstance(error, BaseException):
@@ -74,7 +74,7 @@ def _chain(error: object) -> Iterator[BaseException]:
         yield error
         inner = getattr(error, "reason", None)
         first = error.args[0] if error.args else None
-        wrapped = (inner, first, error.__cause__, error.__context__)
+        wrapped = (inner, first, error.__cause__, error.__context__ if context else None)
         error = next((each for each in wrapped if isinstance(each, BaseException)), None)
 
 
@@ -90,18 +90,7 @@ _UNSENT = (
 
 def _is_unsent(error: object) -> bool:
     """Return whether no connection was made, by an error or one that it wraps."""
-    for _ in range(6):
-        if isinstance(error, (*_UNSENT, *_TLS)):
-            return True
-        if not isinstance(error, BaseException):
-            return False
-        inner = getattr(error, "reason", None)
-        first = error.args[0] if error.args else None
-        error = next(
-            (each for each in (inner, first, error.__cause__) if isinstance(each, BaseException)),
-            None,
-        )
-    return False
+    return any(isinstance(each, (*_UNSENT, *_TLS)) for each in _chain(error, context=False))
 
 
 def _mapped(error: BaseException, *, refused: bool) -> ProviderError:

@@ -2,8 +2,6 @@
 
 Libraries limit each wait for a byte, so a vendor that sends byte by byte could block a thread for
 ever. Here http.client reads through a DeadlineReader, which ends every read by the deadline.
-Libraries also limit the connection to each address of a name, but not the name look-up; here one
-limit covers both.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectionError as ConnectionFailed
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout
@@ -39,7 +38,6 @@ MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads
 READ_SIZE = 65536  # bytes of one read of a socket, at most
 MIN_WAIT = 0.001  # seconds: 0 would mean for ever, or not at all
 ATTEMPT_DELAY = 0.25  # seconds until another address is tried as well (RFC 8305, section 5)
-MIN_ATTEMPT_DELAY = 0.01
 MAX_ADDRESSES = 32  # of one name
 FRESH_SECONDS = 5.0  # for which a name's addresses are used without a look-up
 STALE_WAIT = 0.5  # seconds for a look-up if older addresses are known
@@ -247,7 +245,7 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
     After a short delay the next address is tried as well (RFC 8305); *options* are for setsockopt.
     """
     waiting = deque(_alternating(addresses)[:MAX_ADDRESSES])
-    delay = max(MIN_ATTEMPT_DELAY, min(ATTEMPT_DELAY, seconds / (len(waiting) + 1)))
+    delay = min(ATTEMPT_DELAY, seconds / (len(waiting) + 1))
     end = next_at = time.monotonic() + seconds
     tried: set[Any] = set()
     poll, last = _Selector(), OSError("a name without addresses")
@@ -375,7 +373,13 @@ class _Connection(HTTPConnection):
 
 
 class _TLSConnection(_Connection, HTTPSConnection):
-    pass
+    def connect(self) -> None:
+        """Load the certificates, which is slow, before the time for connecting is measured."""
+        if self.proxy is None and (self.ca_certs or self.ca_cert_dir):
+            self.ssl_context = create_urllib3_context()
+            self.ssl_context.load_verify_locations(self.ca_certs, self.ca_cert_dir)
+            self.ca_certs = self.ca_cert_dir = None
+        super().connect()
 
 
 class _Pool(HTTPConnectionPool):
@@ -389,9 +393,7 @@ class _TLSPool(HTTPSConnectionPool):
 _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
-class Answer(NamedTuple):
-    """A vendor's response; that of requests would make a cookie jar, which is slow."""
-
+class Answer(NamedTuple):  # that of requests would make a cookie jar, which is slow
     status_code: int
     headers: Mapping[str, str]  # case-insensitive
     raw: Any  # urllib3's response
@@ -445,13 +447,10 @@ class Adapter(HTTPAdapter):
             late = ProviderTimeout("no time is left to ask the provider")
             late.sent = False
             raise late
-        limits = (max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.connect)), None)
         _current.exchange, _current.names = exchange, self._names
         try:
-            answer = self.send(
-                request, stream=True, timeout=limits, verify=self._verify, proxies=self._proxies
-            )
-            return cast(Answer, answer)
+            own: Any = {"verify": self._verify, "proxies": self._proxies}
+            return cast(Answer, self.send(request, stream=True, **own))
         except BaseException:
             exchange.close()  # urllib3 does not close the socket if it refuses a head
             raise

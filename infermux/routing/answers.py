@@ -13,8 +13,8 @@ import json
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from hashlib import sha256
 from typing import Any
@@ -25,6 +25,7 @@ from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import CachedAnswer, Call
 from ..planning.registry import Registry, flat
 from ..protocol import CHAT, InferRequest, InferResponse
+from ..providers.base import changed
 from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage
 from .stream import Finish, Stream
 
@@ -43,17 +44,10 @@ _BESIDE = re.compile(
     rb'|groundingMetadata|citationMetadata)"\s*:\s*[\[{]\s*[^\]}\s]'
 )
 _USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others")]
-_KEPT = [
-    "model",
-    "provider",
-    "content",
-    "tokens_in",
-    "tokens_out",
-    "finish_reason",
-    "reasoning",
-    "refusal",
-    "id",
-]
+_KEPT = (
+    *("model", "provider", "content", "tokens_in", "tokens_out"),
+    *("finish_reason", "reasoning", "refusal", "id"),
+)
 log = logging.getLogger("infermux")
 
 
@@ -83,8 +77,8 @@ class AnswerCache:
         if "no-cache" in control or (match is not None and not int(match[1])):
             return None
         now = self._clock()
-        with suppress(ValueError, TypeError, KeyError):  # cached by another version
-            found = self._read(call.answer_key, now)
+        try:
+            found = self._store.find(call.answer_key, now)
             if found is None or (match is not None and now - found.at > int(match[1])):
                 return None
             response, target = _decoded(found.body)
@@ -95,6 +89,10 @@ class AnswerCache:
             call.cost, call.cost_source, call.usage = 0, FROM_CACHE, _NOTHING_USED
             call.finish_reason = response.finish_reason
             return response
+        except LedgerUnavailable as error:
+            self._warn(error)
+        except (ValueError, TypeError, KeyError):
+            pass  # cached by another version
         return None
 
     def keep(self, call: Call, response: InferResponse) -> None:
@@ -120,13 +118,6 @@ class AnswerCache:
         except LedgerUnavailable as error:
             self._warn(error)
 
-    def _read(self, digest: str, now: float) -> Kept | None:
-        try:
-            return self._store.find(digest, now)
-        except LedgerUnavailable as error:
-            self._warn(error)
-            return None
-
     def _warn(self, error: LedgerUnavailable) -> None:
         if self._log.due():
             log.warning("answers are not cached: %s", error.reason)
@@ -137,6 +128,7 @@ class Replay(Stream):
 
     def __init__(self, call: Call, response: InferResponse, finish: Finish) -> None:
         self.call, self._kept, self._finish = call, response, finish
+        self._first = deque()  # its chunks have no events of a vendor
         [chunk] = whole(response)
         end = Chunk(finish_reason=chunk.finish_reason, usage=chunk.usage)
         self._chunks = iter([chunk._replace(finish_reason=None, usage=None), end])
@@ -150,11 +142,6 @@ class Replay(Stream):
 
     def __del__(self) -> None:
         self.close()
-
-    @property
-    def dialect(self) -> str:
-        """ "": its chunks have no events of a vendor."""
-        return ""
 
     @property
     def usage(self) -> Usage | None:
@@ -175,21 +162,13 @@ def watched(
     call: Call, first: list[Chunk], rest: Iterator[Chunk]
 ) -> tuple[list[Chunk], Iterator[Chunk]]:
     """Return the chunks; do not cache the answer if one holds what `InferResponse` lacks."""
-    if any(map(_is_more, first)):
-        call.answer_key = ""
-        return first, rest
 
-    def watch() -> Iterator[Chunk]:
-        try:
-            for chunk in rest:
-                if _is_more(chunk):
-                    call.answer_key = ""
-                yield chunk
-        finally:
-            if (close := getattr(rest, "close", None)) is not None:
-                close()
+    def watch(chunk: Chunk) -> Chunk:
+        if _is_more(chunk):
+            call.answer_key = ""
+        return chunk
 
-    return first, watch()
+    return [watch(chunk) for chunk in first], changed(rest, watch)
 
 
 def _is_more(chunk: Chunk) -> bool:

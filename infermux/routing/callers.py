@@ -34,11 +34,10 @@ def begun(
         own = {name: value for name, value in given.items() if isinstance(value, str)}
     merged = {**own, **caller.tags} if own or caller.tags else NOTHING
     who = users.of(request, user)
-    if who is None:
-        return Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
-    caller = with_budget_of(caller, who.digest)
+    if who is not None:
+        caller = with_budget_of(caller, who.digest)
     call = Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
-    call.user, call.end_user = who
+    call.user, call.end_user = who or ("", "")
     return call
 
 

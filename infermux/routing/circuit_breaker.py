@@ -89,7 +89,7 @@ class CircuitBreaker:
         self._latency = _Latency(self.window)
         self._is_open = False
         self.forced_open = False  # by an operator
-        self._open_until = self._cool_until = -math.inf
+        self._open_until = self._cool_until = self._stated_until = -math.inf
         self._probe: Permit | None = None
         self.changes = 0  # of the circuit's state
         self.in_flight = 0  # calls
@@ -110,18 +110,21 @@ class CircuitBreaker:
             self.in_flight += 1
             return permit
 
-    def cool_down(self, seconds: float, why: str = "") -> None:
-        """Refuse calls for *seconds*, a vendor's Retry-After; never shorten a cool-down."""
+    def cool_down(self, seconds: float, why: str = "", *, stated: bool = True) -> None:
+        """Refuse calls for *seconds*; never shorten a cool-down. *stated*: by the vendor."""
         if seconds > 0:
             with self._lock:
                 now = self.clock()
                 if not self._is_open and now >= self._cool_until:
                     self._since, self._why = time.time(), why
-                self._cool_until = max(self._cool_until, now + min(seconds, MAX_COOL_DOWN))
+                until = now + min(seconds, MAX_COOL_DOWN)
+                self._cool_until = max(self._cool_until, until)
+                if stated:
+                    self._stated_until = max(self._stated_until, until)
 
     def cooling(self) -> float:
-        """Return the seconds until the cool-down ends."""
-        return max(0.0, self._cool_until - self.clock())
+        """Return the seconds until the vendor's own Retry-After ends."""
+        return max(0.0, self._stated_until - self.clock())
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
@@ -174,13 +177,14 @@ class CircuitBreaker:
         """Close the circuit and end the cool-down."""
         with self._lock:
             self._turn(is_open=False)
-            self._cool_until = -math.inf
+            self._cool_until = self._stated_until = -math.inf
 
     def reset(self) -> None:
         """Close the circuit and forget all history, except for calls in flight."""
         with self._lock:
             self._turn(is_open=False)
-            self._cool_until, self._trips = -math.inf, 0
+            self._cool_until = self._stated_until = -math.inf
+            self._trips = 0
             self._window = _Window(self.window / _PARTS)
             self._latency = _Latency(self.window)
 

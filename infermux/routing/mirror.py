@@ -35,8 +35,10 @@ QUEUE = 256  # copies that wait
 MAX_BYTES = 64 * 1024 * 1024  # of the requests that wait
 SECONDS = 600.0  # the time that a copy may take
 LAST_SECONDS = 3.0  # for the waiting copies, when a process that is no service ends
-_STATE = ("previous_response_id", "conversation", "background", "prompt", "container")
-_SERVERS = ("mcp_servers",)  # tools that the vendor calls, which would act twice
+_ACTS = (
+    *("previous_response_id", "conversation", "background", "prompt", "container"),
+    "mcp_servers",  # tools that the vendor calls, which would act twice
+)
 _throttle = LogThrottle(seconds=60.0)
 log = logging.getLogger("infermux")
 
@@ -113,9 +115,7 @@ class Mirror:
             return
         name = route.pattern or route.name
         rule = self.rules.get(name)
-        if rule is None or not _is_drawn(call.id, rule.share):
-            return
-        if not _may_be_copied(call):
+        if rule is None or not _is_drawn(call.id, rule.share) or not _may_be_copied(call):
             return
         size = _size(call)
         with self._state:
@@ -241,9 +241,7 @@ def _may_be_copied(call: Call) -> bool:
     ):
         return False
     params = request.params
-    if call.ids or params.get("store") is True:
-        return False
-    if any(params.get(name) for name in (*_STATE, *_SERVERS)):
+    if call.ids or params.get("store") is True or any(map(params.get, _ACTS)):
         return False
     tools = params.get("tools")
     return not any(

@@ -1,16 +1,6 @@
 """The router: makes a plan for a request, attempts its targets, and records the call.
 
-The path of a request through the packages:
-
-    web         POST /v1/chat/completions: `endpoints` → `authenticate` → `begin`
-    dialects    `openai.downstream.decode_request`: bytes → InferRequest
-    routing     `Router.answer` or `Router.open`
-    admission     `Admission.admit`: the limits of this process and of the caller
-    planning      `plan`: the targets in order
-    ledger        `Accounting.reserve`: the highest cost of each attempt
-    providers     `HTTPProvider.infer` or `.stream`: `dialects.*.upstream` → socket
-    routing     `Router.finish`: ledger, span, metrics and log line, each from the one `Call`
-    dialects    `openai.downstream.encode_response` → web → bytes
+`infermux help development` has the path of a request through the packages.
 """
 
 from __future__ import annotations
@@ -398,9 +388,10 @@ class Router:
         wait = error.retry_after
         if wait is None:
             wait = self._rng.uniform(0, longest_backoff(call, target, error))
-        if wait >= deadline.remaining() or not self.targets.retry_budget(target.provider).spend():
+        if wait >= deadline.remaining():
             return None
-        return time.monotonic() + wait
+        may = call.has_head or self.targets.retry_budget(target.provider).spend()
+        return time.monotonic() + wait if may else None
 
     def _send(
         self,

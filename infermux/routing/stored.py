@@ -15,6 +15,7 @@ from base64 import b32decode, b32encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from ..planning.call import Call
 from ..planning.end_user import Users
 from ..planning.registry import Registry
 from ..protocol import InferRequest, InferResponse, Native, strict_json
-from ..providers.base import RegisteredProvider
+from ..providers.base import RegisteredProvider, changed
 from ..types import Caller, Chunk
 
 STORED, CONVERSATION, FILE, BATCH = "r", "c", "f", "j"  # the kinds of ids
@@ -69,8 +70,7 @@ def has_responses(provider: object) -> bool:
 
 def has_files(provider: object) -> bool:
     """Return whether a provider has files or batches."""
-    endpoints = getattr(provider, "endpoints", ())
-    return "files" in endpoints or "batches" in endpoints
+    return not {"files", "batches"}.isdisjoint(getattr(provider, "endpoints", ()))
 
 
 class Ids:
@@ -253,19 +253,11 @@ class Ids:
         named = call.ids is not None or call.request.params.get("background")
         if not _is_told(call) or (not named and self.plain(call.caller)):
             return first, rest
-        return list(self._told_chunks(call, iter(first))), self._told_chunks(call, rest)
-
-    def _told_chunks(self, call: Call, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        try:
-            for chunk in chunks:
-                yield self._told_chunk(call, chunk) if chunk.id else chunk
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
+        tell = partial(self._told_chunk, call)
+        return [tell(chunk) for chunk in first], changed(rest, tell)
 
     def _told_chunk(self, call: Call, chunk: Chunk) -> Chunk:
-        if chunk.native is None or chunk.dialect != NAME or chunk.id is None:
+        if not chunk.id or chunk.native is None or chunk.dialect != NAME:
             return chunk
         kind = _kind(call, call.request.params.get("background"))
         if kind != STORED and chunk.usage is not None:  # reading it later is free

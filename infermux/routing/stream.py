@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import InferMuxError, StreamIncomplete
 from ..planning.call import Attempt, Call, StreamAccumulator
@@ -26,12 +26,6 @@ LAST_EVENT_SECONDS = 2.0  # for a stream's last event, before the worker is kill
 Finish = Callable[[Call, BaseException | None], None]
 
 
-class Keeper(Protocol):
-    """Keeps whole answers."""
-
-    def keep(self, call: Call, response: InferResponse) -> None: ...
-
-
 class Stream:
     """Iterates over the chunks of an answer; use `with`, or call `close` where you stop."""
 
@@ -43,7 +37,7 @@ class Stream:
         permit: TargetPermit,
         accounting: Accounting,
         finish: Finish,
-        answers: Keeper | None = None,
+        answers: Any = None,  # the cache
     ) -> None:
         self.call = call
         self._first = deque(first)

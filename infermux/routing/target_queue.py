@@ -12,8 +12,7 @@ from ..types import Target
 
 BACKOFF = 0.5  # seconds: full jitter up to this, doubled each time (AWS, the official SDKs)
 MAX_BACKOFF = 8.0
-FAILOVER_BACKOFF = 0.05  # the same for a call with several targets
-THROTTLED_BACKOFF = 1.0  # the same after a rate limit without Retry-After
+FAILOVER_BACKOFF = 0.05  # the same for a call with several targets, but after a rate limit
 MAX_RETRIES = 10.0  # per provider, until successes add more
 RETRY_CREDIT = 0.2  # per success (Google SRE: retries at most a tenth of the requests)
 
@@ -68,9 +67,8 @@ class TargetQueue:
 def longest_backoff(call: Call, target: Target, error: ProviderError) -> float:
     """Return the most seconds to wait after *error*; the wait is random up to these."""
     times = sum(attempt.target == target for attempt in call.attempts)
-    base = BACKOFF if call.has_one_target else FAILOVER_BACKOFF
-    if isinstance(error, ProviderRateLimited):
-        base = THROTTLED_BACKOFF
+    slow = call.has_one_target or isinstance(error, ProviderRateLimited)
+    base = BACKOFF if slow else FAILOVER_BACKOFF
     return min(MAX_BACKOFF, base * 2.0 ** (times - 1))
 
 

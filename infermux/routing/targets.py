@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ..admission import ConcurrencyLimiter
 from ..dialects.parameters import Unsaid
@@ -30,7 +31,6 @@ from ..planning.registry import Registry, flat
 from ..pricing import Price, PriceTable, cost, shipped
 from ..pricing.token_estimate import estimate_messages
 from ..protocol import CHAT, InferRequest
-from ..providers.base import RegisteredProvider
 from ..types import JSON, Deadline, Route, Target, Usage
 from .circuit_breaker import CircuitBreaker, Permit
 from .pacing import Pacer
@@ -98,7 +98,7 @@ class TargetPermit:
     ) -> None:
         """Record success (None) or *error*; only the provider's failures count against it.
 
-        *seconds* is the time to the first content. *neutral*: the client's timeout ended it.
+        *seconds*: to the first content. *neutral*: the client's timeout ended it.
         """
         if self._ended:
             return
@@ -110,8 +110,9 @@ class TargetPermit:
             self._permit.succeeded(seconds)
         elif isinstance(error, ProviderRateLimited):
             self._permit.neutral()
+            own = error.retry_after
             default = QUOTA_SECONDS if isinstance(error, QuotaExhausted) else COOL_SECONDS
-            self._breaker.cool_down(error.retry_after or default, _why(error))
+            self._breaker.cool_down(own or default, _why(error), stated=bool(own))
         elif neutral:
             self._permit.neutral()
         elif isinstance(error, ProviderTimeout | ProviderUnavailable | StreamIncomplete):
@@ -185,7 +186,7 @@ class TargetPool:
 
     def resting(self, target: Target) -> float:
         """Return the seconds until a limit of the vendor is reset that is used up, or 0."""
-        found = getattr(self.registry.member(target.provider).provider, "resting", None)
+        found = self._of_provider(target, "resting")
         return max(0.0, found.get(target.model, 0.0) - time.monotonic()) if found else 0.0
 
     def _evict(self) -> None:
@@ -199,17 +200,11 @@ class TargetPool:
     def followers(
         self, failed: Target, error: ProviderError, route: Route | None
     ) -> Callable[[Target], bool]:
-        """Return a function that returns whether a target `may_follow` *failed*."""
-        return lambda target: self.may_follow(target, failed, error, route)
-
-    def may_follow(
-        self, target: Target, failed: Target, error: ProviderError, route: Route | None
-    ) -> bool:
-        """Return whether `fallback_on` allows *target* after *failed* rejected the request."""
+        """Return a function: may a target follow *failed*, which rejected the request?"""
         kind = next((name for name, kind in REJECTIONS.items() if isinstance(error, kind)), "")
         if route is None or kind not in route.fallback_on:
-            return False
-        return kind != "context" or self._takes_more(target, failed)
+            return lambda target: False
+        return lambda target: kind != "context" or self._takes_more(target, failed)
 
     def _takes_more(self, target: Target, than: Target) -> bool:
         """Return whether *target* is another model and may take more input than *than*."""
@@ -331,15 +326,17 @@ class TargetPool:
         own = self.overrides.get(target.provider, {}).get(target.model)
         vendor = self.registry.member(target.provider).vendor
         found = own or self.prices.find(vendor, target.model)
-        return found or getattr(self.registry.member(target.provider).provider, "price", None)
+        return found or self._of_provider(target, "price")
+
+    def _of_provider(self, target: Target, name: str) -> Any:
+        return getattr(self.registry.member(target.provider).provider, name, None)
 
     def abilities(self, target: Target) -> list[str]:
         """Return what a target can do beside text, as far as its format and settings tell.
 
         A model whose price is for input alone makes embeddings.
         """
-        member, price = self.registry.member(target.provider), self.price(target)
-        ask = getattr(member.provider, "unsaid", None)
+        price, ask = self.price(target), self._of_provider(target, "unsaid")
         if price is not None and price.rates.output is None:
             found = ["embeddings"]
         elif ask is None:  # not a vendor's format
@@ -348,7 +345,7 @@ class TargetPool:
             found = [
                 name for name, each in _ABILITIES.items() if not ask(each, target.model).meaning
             ]
-        lacks = _lacks(member, target.model)
+        lacks = self._lacks(target)
         return [name for name in found if name not in lacks]
 
     def _unsaid(
@@ -360,7 +357,7 @@ class TargetPool:
         """
         said = {}
         for target in targets:
-            ask = getattr(self.registry.member(target.provider).provider, "unsaid", None)
+            ask = self._of_provider(target, "unsaid")
             said[target] = ask(request, target.model) if ask is not None else _ALL_SAID
         unable = {target: found.meaning for target, found in said.items() if found.meaning}
         if len(unable) == len(said):
@@ -372,8 +369,7 @@ class TargetPool:
         self, targets: Iterable[Target], request: InferRequest, size: int | None
     ) -> dict[Target, str]:
         """Return the targets that cannot serve the request, each with the reason."""
-        member = self.registry.member
-        lacking = {target: _lacks(member(target.provider), target.model) for target in targets}
+        lacking = {target: self._lacks(target) for target in targets}
         needs = _needs(request) if any(lacking.values()) else set()
         limits = self._limits(targets) if size or _may_be_long(request) else {}
         if size is None and limits and _length(request) * MAX_DENSITY > min(limits.values()):
@@ -386,6 +382,10 @@ class TargetPool:
             elif limit is not None and size is not None and size > limit:
                 unfit[target] = f"takes {limit} tokens, and the request has about {size}"
         return unfit
+
+    def _lacks(self, target: Target) -> set[str]:
+        found = self._of_provider(target, "unsupported")
+        return set(found.get(target.model, ())) if isinstance(found, Mapping) else set()
 
     def _limits(self, targets: Iterable[Target]) -> dict[Target, int]:
         """Return the most input tokens of each target, as far as they are known."""
@@ -417,17 +417,11 @@ def _needs(request: InferRequest) -> set[str]:
     return needs
 
 
-def _lacks(provider: RegisteredProvider, model: str) -> set[str]:
-    found = getattr(provider.provider, "unsupported", None)
-    return set(found.get(model, ())) if found and isinstance(found, Mapping) else set()
-
-
 def _may_be_long(request: InferRequest) -> bool:
     """Return whether the messages may exceed a model's context."""
     native = request.native
-    if native is not None and len(native.body.text) > LONG_REQUEST:
-        return True
-    return _length(request) > LONG_REQUEST
+    told = native is not None and len(native.body.text) > LONG_REQUEST
+    return told or _length(request) > LONG_REQUEST
 
 
 def _length(request: InferRequest) -> int:

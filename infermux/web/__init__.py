@@ -83,10 +83,7 @@ def methods_of(view: object) -> tuple[str, ...]:
 
 
 def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> View:
-    """Return a view that calls the one of the method, and renders its errors.
-
-    An unexpected error is logged, and the response is a 500.
-    """
+    """Return a view that calls the one of the method, and renders its errors."""
 
     def guarded(**arguments: str) -> Response:
         request = current_request()

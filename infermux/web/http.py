@@ -42,6 +42,7 @@ CHUNK = 256 * 1024  # bytes per read of a body
 SHORT_BODY = 16_384  # bytes, which our worker awaits without a thread
 SPARE_PART = 16  # of the room for bodies: for the first CHUNK of each
 BODY = "infermux.body"  # the key of a request's BodyRoom in its WSGI environ
+SDK_TRIES = 3  # of an official SDK, by default
 _CALL = "infermux.call"  # the key of a request's Call in its WSGI environ
 _TAG_HEADERS = tuple((name, f"HTTP_X_INFERMUX_{name.upper()}") for name in TAGS)
 _NO_THREADS = (
@@ -345,16 +346,16 @@ def error_response(error: InferMuxError, render: Render) -> Response:
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif error.status == 429 or status == 503:  # the vendor named no time
-        headers["Retry-After"] = "60" if isinstance(error, QuotaExhausted) else "1"
+        headers["Retry-After"] = "1"
     elif status >= 500 and call is not None and _used_up(call):
         headers["x-should-retry"] = "false"
     return json_response(render(error), status, headers)
 
 
 def _used_up(call: Call) -> bool:
-    """Whether attempts took as long as the client's timeout, so that retries are useless."""
+    """Whether we tried as often as an SDK, and as long as the client waits."""
     patience = call.patience
-    return bool(call.attempts) and patience is not None and call.seconds >= patience
+    return len(call.attempts) >= SDK_TRIES and patience is not None and call.seconds >= patience
 
 
 def plain_error(error: InferMuxError) -> JSON:
@@ -370,12 +371,11 @@ def call_headers(call: Call) -> dict[str, str]:
         "X-Infermux-Attempts": str(len(call.attempts)),
         "X-Infermux-Latency-Ms": str(call.latency_ms),
     }
+    if call.attempts or call.cached is not None:
+        headers["X-Infermux-Provider"] = header_value(call.provider)
+        headers["X-Infermux-Model"] = header_value(call.model)
     if call.attempts:
-        headers |= {
-            "X-Infermux-Provider": header_value(call.provider),
-            "X-Infermux-Model": header_value(call.model),
-            "Server-Timing": _timing(call),
-        }
+        headers["Server-Timing"] = _timing(call)
         last = call.attempts[-1]
         if last.upstream_ids and not _is_about_our_account(last.error):
             headers["X-Upstream-Request-Id"] = last.upstream_request_id
@@ -385,8 +385,6 @@ def call_headers(call: Call) -> dict[str, str]:
         headers["X-Infermux-Cache"] = call.cache
         if call.cached is not None:
             headers["Age"] = str(int(call.cached.age))
-            headers["X-Infermux-Provider"] = header_value(call.provider)
-            headers["X-Infermux-Model"] = header_value(call.model)
     if call.limits_told is not None:
         headers |= call.limits_told(call)
     if call.most_output is not None:

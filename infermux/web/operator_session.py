@@ -22,9 +22,12 @@ _DAY = 86_400
 
 def _signed(key: str, purpose: str, text: str) -> str:
     message = f"infermux {purpose} {text}"
-    return hmac.new(
-        key.encode(errors="replace"), message.encode(errors="replace"), "sha256"
-    ).hexdigest()
+    data = message.encode(errors="replace")
+    return hmac.digest(key.encode(errors="replace"), data, "sha256").hex()
+
+
+def _is(signature: str, genuine: str) -> bool:
+    return hmac.compare_digest(signature.encode(errors="replace"), genuine.encode())
 
 
 def token(key: str, clock: Callable[[], float] = time.time) -> str:
@@ -42,10 +45,8 @@ def is_ours(request: Request, key: str, clock: Callable[[], float] = time.time) 
     """Return whether a request has a token of today or yesterday, and is not another site's."""
     nonce, _, signature = request.headers.get(TOKEN, "").partition(".")
     today = int(clock() // _DAY)
-    known = [_signed(key, "csrf", f"{day}.{nonce}") for day in (today, today - 1)]
-    fits = [
-        hmac.compare_digest(signature.encode(errors="replace"), each.encode()) for each in known
-    ]
+    days = (today, today - 1)
+    fits = [_is(signature, _signed(key, "csrf", f"{day}.{nonce}")) for day in days]
     return any(fits) and is_same_site(request)
 
 
@@ -60,8 +61,7 @@ def is_logged_in(request: Request, key: str, clock: Callable[[], float] = time.t
     nonce, _, signature = rest.partition(".")
     if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         return False
-    genuine = _signed(key, "session", f"{expires}.{nonce}")
-    is_valid = hmac.compare_digest(signature.encode(errors="replace"), genuine.encode())
+    is_valid = _is(signature, _signed(key, "session", f"{expires}.{nonce}"))
     return is_valid and clock() < int(expires)
 
 

@@ -52,9 +52,6 @@ def sse_response(
     """Respond to *call* with server-sent events; the stream is closed even if not read.
 
     *media* is the response's type, where the encoder writes something else than events.
-
-    Until the first content another provider may be tried. If that takes long, the response's head
-    is sent early, and a later failure is sent as an event.
     """
     own = {**HEADERS, "Content-Type": media}
     early = EarlyHead(call, encode, own)
@@ -153,6 +150,7 @@ class EarlyHead:
                 self.write = self._start.early(
                     {**self._headers, "X-Request-Id": ident, "Request-Id": ident, **limits}
                 )
+                call.has_head = True
             if self.write is not None and self._encode is not None:
                 self.write(self._encode(None).heartbeat())
         except Exception as error:  # each server has its own

@@ -17,6 +17,7 @@ from infermux.dialects.gemini import call_ids
 from infermux.dialects.gemini import upstream as gemini
 from infermux.dialects.openai import downstream as chat
 from infermux.dialects.openai import upstream as openai
+from infermux.dialects.responses.upstream import Responses
 from infermux.errors import UnsupportedParameter
 from infermux.protocol import InferRequest, strict_json
 
@@ -343,7 +344,7 @@ def test_a_model_without_reasoning_is_not_asked_for_it(decode, encode, body, lef
 # -- tools of a vendor's own -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encode", [openai, gemini])
+@pytest.mark.parametrize("encode", [openai, gemini, Responses()])
 def test_a_search_is_left_out_and_told_other_hosted_tools_are_refused_by_name(encode):
     tool = {"name": "f", "input_schema": {"type": "object"}}
     for kind, fits in [
@@ -363,7 +364,7 @@ def test_a_search_is_left_out_and_told_other_hosted_tools_are_refused_by_name(en
                 encode.encode_request(request, stream=False)
 
 
-@pytest.mark.parametrize("encode", [openai, gemini])
+@pytest.mark.parametrize("encode", [openai, gemini, Responses()])
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "web_search"}])
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_choice_of_a_tool_that_was_left_out_is_left_out_too(encode, choice, beside):

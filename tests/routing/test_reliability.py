@@ -234,15 +234,19 @@ def test_the_clients_own_patience_caps_the_deadline(
     assert expected - 0.05 < time.monotonic() - started < expected + SLACK
 
 
-def test_a_client_says_its_patience_in_a_header() -> None:
+@pytest.mark.parametrize(("before", "patience"), [(0, "0.3"), (2, "1.6")])
+def test_a_client_says_its_patience_in_a_header(before: int, patience: str) -> None:
+    """It retries itself, unless we have tried as often as it would have."""
     from doors import Front
 
-    with Front(Scripted("v", hangs)) as front:
+    vendor = Scripted("v", *[DOWN] * before, hangs)
+    with Front(vendor, attempts=3, sleep=lambda seconds: None) as front:
         started = time.monotonic()
         body = {"model": "v/m", "messages": HELLO.messages}
-        found = front.ask("/v1/chat/completions", body, **{"x-stainless-read-timeout": "0.3"})
+        found = front.ask("/v1/chat/completions", body, **{"x-stainless-read-timeout": patience})
         assert found.status == 504
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
+        assert found.headers.get("x-should-retry") == ("false" if before == 2 else None)
 
 
 # -- what is tried again ---------------------------------------------------------------------------
@@ -355,6 +359,27 @@ def test_retries_are_a_small_share_of_the_calls(ask: Any, targets: int) -> None:
     assert all(vendor.calls >= 45 for vendor in vendors)
 
 
+def test_a_client_with_the_head_of_its_stream_is_retried_for() -> None:
+    """An SDK does not retry a stream that has begun."""
+    from doors import Front
+
+    def slow(request: InferRequest, deadline: Deadline) -> ProviderError:
+        for part in deadline.slices(0.3):
+            time.sleep(part)
+        return DOWN
+
+    vendor = Scripted("v", *[DOWN] * 11, slow, "ok")
+    with Front(vendor, attempts=2, sleep=lambda _: None) as front:
+        front.app.config["INFERMUX_EARLY_HEADERS"] = 0.1
+        while front.router.targets.retry_budget("v").spend():
+            pass
+        body = {"model": "v/m", "messages": HELLO.messages, "stream": True}
+        while vendor.calls < 11:
+            assert front.ask("/v1/chat/completions", body).status == 502
+        assert b'"content":"ok"' in front.ask("/v1/chat/completions", body).data
+    assert vendor.calls == 13
+
+
 def test_successes_earn_retries_again() -> None:
     acts: list[Any] = [DOWN] * 50 + ["ok"] * 100 + [DOWN, "ok"]
     vendor = Scripted("v", *acts)
@@ -393,6 +418,20 @@ def test_a_lone_target_that_cools_down_is_waited_for(ask: Any) -> None:
     router = make(vendor, sleep=slept.append)
     assert [ask(router), ask(router)] == ["ok", "ok"]
     assert [round(each) for each in slept] == [2, 2]  # the retry, and the call after it
+
+
+@BOTH
+@pytest.mark.parametrize("error", [throttled(None), QuotaExhausted("no")], ids=["rate", "quota"])
+def test_a_lone_target_that_named_no_time_is_asked_again(ask: Any, error: InferMuxError) -> None:
+    """As an SDK would: what we guess keeps calls from it only while there are others."""
+    slept: list[float] = []
+    vendor, second = Scripted("v", error, "ok"), Scripted("w", "second")
+    router = make(vendor, attempts=1, sleep=slept.append)
+    assert failure(router, ask).status == 429
+    assert (ask(router), vendor.calls, slept) == ("ok", 2, [])
+    vendor = Scripted("v", error, "ok")
+    router = make(vendor, second)
+    assert [ask(router), ask(router), vendor.calls] == ["second", "second", 1]
 
 
 @BOTH

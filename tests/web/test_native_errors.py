@@ -53,6 +53,7 @@ def fresh(vendor: str) -> str:
 ANSWERS = [
     ("openai", 400, "invalid_request_error", 400, 400, True),
     ("openai", 404, "invalid_request_error", 404, 404, True),
+    ("openai", 409, "conflict_error", 409, 502, False),
     ("openai", 422, "invalid_request_error", 422, 400, True),
     ("openai", 429, "tokens", 429, 429, False),
     ("openai", 500, "server_error", 502, 502, False),
@@ -60,6 +61,7 @@ ANSWERS = [
     ("openai", 504, "timeout", 504, 504, False),
     ("anthropic", 400, "invalid_request_error", 400, 400, True),
     ("anthropic", 404, "not_found_error", 404, 404, True),
+    ("anthropic", 409, "conflict_error", 409, 502, False),
     ("anthropic", 413, "request_too_large", 413, 413, True),
     ("anthropic", 429, "rate_limit_error", 429, 429, False),
     ("anthropic", 500, "api_error", 502, 502, False),

@@ -273,6 +273,47 @@ def test_an_older_model_gets_its_sampling(front, vendors):
     assert vendors["anthropic"].seen[-1].body["temperature"] == 0.1 and not told(answer)
 
 
+FOREIGN: JSON = {  # what OpenAI's own models refuse, and others of its format take
+    "messages": [{"role": "user", "content": [
+        {"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}]}],
+    "tools": [TOOL | {"cache_control": {"type": "ephemeral"}}],
+    "thinking": {"type": "disabled"},
+    "top_k": 5,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+}  # fmt: skip
+REFUSED = {"cache_control", "thinking", "top_k", "min_p", "repetition_penalty"}
+
+
+def test_what_others_know_does_not_stop_a_fallback_to_openai(front, vendors):
+    down(vendors, "anthropic")
+    well(vendors, "openai")
+    running = front("anthropic", "openai", models={"openai": "gpt-5.2"})
+    answer = running.ask(OPENAI, FOREIGN | {"model": "x", "max_tokens": 50})
+    assert (answer.status, told(answer)) == (200, REFUSED), answer.data
+    sent = vendors["openai"].seen[-1].body
+    messages, tools = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}], [TOOL]
+    wanted = {"messages": messages, "tools": tools, "max_completion_tokens": 50}
+    assert sent == wanted | {"model": "gpt-5.2"}
+
+
+@pytest.mark.parametrize("rule", ["error", "drop"])
+def test_alone_openai_refuses_a_preference_of_others_itself(front, vendors, rule):
+    well(vendors, "openai")
+    running = front("openai", on_unsupported=rule, models={"openai": "gpt-4.1"})
+    answer = running.ask(OPENAI, HELLO | {"model": "x", "top_k": 5, "thinking": {}})
+    assert told(answer) == {"thinking"} | ({"top_k"} if rule == "drop" else set())
+    assert ("top_k" in vendors["openai"].seen[-1].body) == (rule == "error")
+
+
+def test_a_model_of_another_vendor_gets_what_it_may_know(front, vendors):
+    well(vendors, "openai")
+    body = FOREIGN | {"model": "x", "max_tokens": 50}
+    answer = front("openai", models={"openai": "qwen3-32b"}).ask(OPENAI, body)
+    assert (answer.status, told(answer)) == (200, set())
+    assert vendors["openai"].seen[-1].body == body | {"model": "qwen3-32b"}
+
+
 # -- meanings --------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, obj, objects, strings, text, without
-from ..parameters import Drop, hint, unsupported
+from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..tools import leave_out, with_functions, without_lost
 from . import NAME, is_neutral
 
-_LEFT_OUT = frozenset({"cache_control", "is_error", "citations"})  # of messages and parts
+_MARK = "cache_control"
+_LEFT_OUT = frozenset({_MARK, "is_error", "citations"})  # of messages and parts
 PARAMS = frozenset(
     {
         "audio",
@@ -60,6 +61,7 @@ EXPRESSED = PARAMS | {
     "stream_options",
     "tools.strict",
 }
+_KNOWN = EXPRESSED | {"client_metadata"}  # to OpenAI's models
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 _FOLLOWS = [{"type": "text", "text": "The result follows."}]
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
@@ -94,7 +96,8 @@ _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
-_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
+_STRANGE = _FOREIGN | {_MARK}
+NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
@@ -114,6 +117,20 @@ def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list
     ]
 
 
+def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
+    """Return the params of others' models that may be left out; add them to *drop*."""
+    if params.keys() <= _KNOWN or not _OPENAI.match(model):
+        return []
+    left = []
+    for name in params.keys() - _KNOWN:
+        kind = kinds().get(name)
+        if kind is Kind.HINT or (kind is Kind.PREFERENCE and drop.lenient):
+            left.append(name)
+            if not is_neutral(name, params[name]):
+                unsupported(name, NAME, drop)
+    return left
+
+
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     request = with_functions(request, NAME, drop)
@@ -126,7 +143,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
             body.setdefault("max_completion_tokens", value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
-        elif name in _NAMES and isinstance(value, str):
+        elif name in NAMES and isinstance(value, str):
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
@@ -179,7 +196,7 @@ def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JS
     """
     is_openais = _OPENAI.match(model)
     new: JSON = {}
-    for name in _NAMES if is_openais else _NAMES[:1]:
+    for name in NAMES if is_openais else NAMES[:1]:
         value = body.get(name)
         if type(value) is str and (fits := fitted_name(value, model)) != value:
             new[name] = fits
@@ -188,21 +205,24 @@ def fitted_names(body: Mapping[str, Any], model: str, cache_key: str = "") -> JS
     return new
 
 
-def fitted(body: Mapping[str, Any], model: str, cache_key: str = "") -> JSON:
+def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "") -> JSON:
     """Return the members of a body in this dialect that the model's vendor would refuse, fitted.
 
-    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts of
-    others and images in a tool's result. For *cache_key* see `fitted_names`.
+    Such are ids of tool calls and names that are too long and, at OpenAI and Mistral, thoughts and
+    cache marks of others and images in a tool's result. For *cache_key* see `fitted_names`.
     """
     new = fitted_names(body, model, cache_key)
     messages, taken = body.get("messages"), call_ids(model)
     if not isinstance(messages, list):
         return new
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
+    tools = body.get("tools") if strict else None
+    if isinstance(tools, list) and _are_marked(tools):
+        new["tools"] = [_unmarked(tool, drop) for tool in tools]
     if not _needs_fitting(messages, taken, strict=strict):
         return new
     if strict:
-        messages = _hoisted(_native(message) for message in messages)
+        messages = _hoisted(_native(message, drop) for message in messages)
     return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
 
 
@@ -223,18 +243,29 @@ def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool
                     return True
         elif ident and type(ident) is str and not fits(ident):
             return True
-        if strict and (
-            "reasoning_content" in message
-            or "reasoning_details" in message
-            or "reasoning" in message
-            or (message["role"] == "tool" and _has_media(message.get("content")))
-        ):
+        if not strict:
+            continue
+        if not _STRANGE.isdisjoint(message):
+            return True
+        content = message.get("content")
+        if type(content) is list and (_are_marked(content) or _has_media(message, content)):
             return True
     return False
 
 
-def _has_media(content: Any) -> bool:
-    return isinstance(content, list) and any(part.get("type") != "text" for part in content)
+def _has_media(message: JSON, content: list[JSON]) -> bool:
+    return message["role"] == "tool" and any(part.get("type") != "text" for part in content)
+
+
+def _are_marked(holders: list[JSON]) -> bool:
+    return any(_MARK in holder for holder in holders)
+
+
+def _unmarked(holder: JSON, drop: Drop) -> JSON:
+    if _MARK not in holder:
+        return holder
+    hint(_MARK, drop)
+    return without(holder, _MARK)
 
 
 def call_ids(model: str) -> re.Pattern[str]:
@@ -242,8 +273,10 @@ def call_ids(model: str) -> re.Pattern[str]:
     return fitting.MISTRAL_CALL_ID if _MISTRAL.match(model) else fitting.OPENAI_CALL_ID
 
 
-def _native(message: JSON) -> JSON:
-    new = without(message, *_FOREIGN)
+def _native(message: JSON, drop: Drop) -> JSON:
+    new = _unmarked(without(message, *_FOREIGN), drop)
+    if type(parts := new.get("content")) is list:
+        new["content"] = [_unmarked(part, drop) for part in parts]
     if new.get("tool_calls"):
         new["tool_calls"] = [without(call, "extra_content") for call in new["tool_calls"]]
     return new
@@ -277,7 +310,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
             messages.append(message)
             continue
         new = _only(message, keep)
-        _hints(message, drop)
+        hints(message, drop)
         if isinstance(content, list):
             place, hoists = f"messages[{number}]", hoists or message.get("role") == "tool"
             parts = (_part(each, place, drop) for each in content)
@@ -302,7 +335,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
     if part.keys() == _TEXT and part["type"] == "text":
         return part
     kind = text(part.get("type"))
-    _hints(part, drop)
+    hints(part, drop)
     if kind not in _PARTS or (kind == "file" and "file_url" in obj(part.get("file"))):
         unsupported(f"{place}.content.{kind}", NAME, drop)
         return None
@@ -326,7 +359,7 @@ def _tool(tool: JSON, drop: Drop) -> JSON:
     return new
 
 
-def _hints(holder: JSON, drop: Drop) -> None:
+def hints(holder: JSON, drop: Drop) -> None:
     for name in _LEFT_OUT.intersection(holder):
         if holder[name]:
             hint(name, drop)

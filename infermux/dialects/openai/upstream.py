@@ -45,7 +45,15 @@ from .. import (
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
 from .endpoints import Pieces
-from .requests import COMPLETION_TOKENS, embedding, fitted, fitted_names, refused, translated
+from .requests import (
+    COMPLETION_TOKENS,
+    embedding,
+    fitted,
+    fitted_names,
+    refused,
+    translated,
+    unknown,
+)
 from .usage import usage_of
 
 PATHS = {
@@ -82,8 +90,10 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     out = refused(request.params, request.model)
     for name in out:
         hint(name, drop)
+    if request.op == CHAT:
+        out += unknown(request.params, request.model, drop)
     if own is not None:
-        return _adapted(own, request, out, stream=stream)
+        return _adapted(own, request, drop, out, stream=stream)
     if request.op == "embeddings" and request.native is not None:
         body = embedding(request, drop)
     elif request.native is not None:
@@ -95,28 +105,35 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
         body = {"model": request.model, **messages, **request.params}
         if "max_tokens" in body and COMPLETION_TOKENS.match(request.model):
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
-        body |= fitted(body, request.model, request.cache_key)
+        body |= fitted(body, request.model, drop, request.cache_key)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return request.encode(without(body, *out) if out else body)
 
 
 def unsaid(request: InferRequest, model: str) -> Unsaid:
-    """Return what of the request cannot be expressed: nothing if its form is this dialect's."""
+    """Return what of the request cannot be expressed; of this dialect's form, no meaning."""
     native = request.native
     if native is None or native.dialect == NAME or request.op == "count_tokens":
-        return Unsaid()
+        unknown(request.params, model, drop := Drop(lenient=True))
+        return Unsaid("", drop.preference)
     return parameters.unsaid(request, model, path, translated)
 
 
-def _adapted(body: Document, request: InferRequest, out: list[str], *, stream: bool) -> bytes:
+def _adapted(
+    body: Document, request: InferRequest, drop: Drop, out: list[str], *, stream: bool
+) -> bytes:
     new: JSON = {} if body.value.get("model") == request.model else {"model": request.model}
     if stream and request.op in (CHAT, "completions"):
         options = obj(body.value.get("stream_options"))
         if not options.get("include_usage"):
             new["stream_options"] = options | {"include_usage": True}
     if request.op == CHAT:
-        new |= fitted(body.value, request.model, request.cache_key)
+        new |= fitted(body.value, request.model, drop, request.cache_key)
+        most = body.value.get("max_tokens")
+        if most is not None and COMPLETION_TOKENS.match(request.model):
+            new |= {"max_completion_tokens": body.value.get("max_completion_tokens") or most}
+            out = [*out, "max_tokens"]
     if out:
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)

@@ -6,7 +6,7 @@ Reasoning goes back to a vendor only in the format that this vendor gave.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ...protocol import InferRequest, text_of
@@ -14,15 +14,14 @@ from ...types import JSON
 from .. import fitting, given, items, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
-from ..openai.requests import fitted_name, nearest_effort, refused
+from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..stops import stops_of
-from ..tools import without_server_tools
+from ..tools import leave_out, without_lost, without_server_tools
 from . import NAME, Support
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
-_NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 _OWN = frozenset(  # params that chat completions lack
     {
         *("background", "client_metadata", "conversation", "include", "max_tool_calls"),
@@ -56,14 +55,12 @@ EXPRESSED = (
         "tools.web_search",
     }
 )
-_LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of messages and parts
 _ROLES = ("system", "developer", "user", "assistant")
 # These models encrypt their reasoning; others refuse to be asked for it.
 _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
 # These can tell their thoughts in a summary: platform.openai.com/docs/guides/reasoning
 _SUMMARIZES = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
-_HOSTED = re.compile(r"(web_search|tool_search|namespace)")  # hosted tools that may be left out
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
 
@@ -115,10 +112,11 @@ def asks_thoughts(request: InferRequest) -> bool:
 
 def _params(request: InferRequest, drop: Drop) -> JSON:
     body: JSON = {}
+    others = _others(request)
     for name, value in given(request.params).items():
         if name in _RENAMED:
             _renamed(name, value, request.model, body, drop)
-        elif name in _NAMES and isinstance(value, str):
+        elif name in NAMES and isinstance(value, str):
             body[name] = fitted_name(value, request.model)
         elif name in PARAMS:
             body[name] = value
@@ -126,12 +124,14 @@ def _params(request: InferRequest, drop: Drop) -> JSON:
             stops_of(request)  # the answer ends at them: see `upstream`
         elif name == "stream_options" or (is_neutral(name, value) and name in _CHAT_ONLY):
             continue
-        elif name in _CHAT_ONLY or not _is_alike(request):
+        elif name in _CHAT_ONLY or name in others:
             if not is_neutral(name, value):
                 _refuse(name, request.model, drop)
         else:
             body[name] = value
-    if "tools" not in body:
+    names, tools = [tool.get("name") for tool in body.get("tools", ())], request.params.get("tools")
+    lost = len(names) < len(tools or ()) or not names
+    if lost and without_lost(request.params.get("tool_choice"), names, drop) is None:
         body.pop("tool_choice", None)
     return body
 
@@ -147,8 +147,12 @@ def _refuse(name: str, model: str, drop: Drop) -> None:
         unsupported(name, NAME, drop)
 
 
-def _is_alike(request: InferRequest) -> bool:
-    return (request.native and request.native.dialect) in _TAKEN_ALIKE
+def _others(request: InferRequest) -> Collection[str]:
+    """Return the params that the vendor does not know."""
+    form, params = request.native and request.native.dialect, request.params
+    if form not in _TAKEN_ALIKE:
+        return params.keys()
+    return () if form == NAME else unknown(params, request.model, Drop(lenient=True))
 
 
 def _renamed(name: str, value: Any, model: str, body: JSON, drop: Drop) -> None:
@@ -188,8 +192,8 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
     """Return a tool in this format's flat form; None for one that the vendor lacks."""
     kind = text(tool.get("type"))
     if kind not in ("function", "custom"):
-        if _HOSTED.match(kind) and re.search(r"_20\d{6}$", kind):  # Anthropic's own
-            hint("tools.web_search", drop)
+        if re.search(r"_20\d{6}$", kind):  # Anthropic's own
+            leave_out(tool, NAME, drop)
             return None
         return tool
     own = require(tool.get(kind), f"tools.{kind}", dict)
@@ -313,9 +317,9 @@ def _call_id(value: Any) -> str:
 
 
 def _hints(holder: JSON, drop: Drop) -> None:
-    for name in _LEFT_OUT.intersection(holder):
-        if holder[name]:
-            hint("messages.name" if name == "name" else name, drop)
+    chat.hints(holder, drop)
+    if holder.get("name"):
+        hint("messages.name", drop)
 
 
 # -- reasoning --
