@@ -57,8 +57,9 @@ def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
     from difflib import get_close_matches  # slow to import
 
-    found = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=cutoff)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    names, word = {each.casefold(): each for each in known}, name[:SHOWN].casefold()
+    found = [word] if word in names else get_close_matches(word, names, n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(names[each]) for each in found)}?" if found else ""
 
 
 def printable(text: str) -> str:
@@ -426,7 +427,6 @@ class ProviderModelNotFound(ProviderError):
 
     @property
     def summary(self) -> str:
-        """The code; the message is the vendor's."""
         return f"{self.code}: the provider does not know the model"
 
 
@@ -437,7 +437,6 @@ class ProviderRejected(ProviderError):
 
     @property
     def summary(self) -> str:
-        """The code; the message is the vendor's."""
         return f"{self.code}: the provider rejected the request"
 
 

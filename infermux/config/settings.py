@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON, AnswerPolicy
@@ -217,6 +217,10 @@ class Reliability:
 class Server:
     """The server's resources, limits and log."""
 
+    elsewhere: ClassVar = dict.fromkeys(
+        ("addr", "address", "listen", "bind", "host", "port"),
+        ": the address is an option, `infermux serve --addr` or `gunicorn -b`",
+    )
     workers: int = reads(whole, 2)
     threads: int = reads(whole, 1536)  # per worker, at most; each call holds one
     streams: float = reads(share, 0.75)  # share of the threads that may stream at once

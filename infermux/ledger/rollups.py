@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from . import LedgerUnavailable, Total, queries, stores, summed
 from .periods import DAY, MAX_INTEGER, SLOT, ns, step_name
-from .queries import Ask
-from .stores import Sql
+from .stores import Ask, Sql
 
 ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it

@@ -30,9 +30,8 @@ from . import (
     rollups,
 )
 from .holds import MAX_USERS
-from .queries import Ask
 from .spool import Deferred, Spool
-from .stores import Sql
+from .stores import Ask, Sql
 from .stores.alerts import AlertLog
 from .stores.answers import AnswerStore
 from .stores.keys import KeyStore

@@ -34,7 +34,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller, LogThrottle, is_own_want
+from ..types import JSON, NOTHING, Caller, LogThrottle, is_shortage
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -180,7 +180,7 @@ def check_encoding() -> None:
 def unread(error: Exception) -> InferMuxError:
     """Return our error for a server's when it reads a body; the rest of it stays unread."""
     refuse_body()
-    if is_own_want(error):
+    if is_shortage(error):
         return Overloaded("too many clients send slowly; retry shortly")
     slow = isinstance(error, TimeoutError)
     what = "came too slowly" if slow else "ended early or is not well-formed"

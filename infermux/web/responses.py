@@ -79,10 +79,10 @@ def create(api: Api) -> Response:
     """Create a conversation at the first provider that has them."""
     caller = admitted(api)
     body = json_body(strict_json.document)
-    speakers = api.router.ids.speakers
-    if not speakers:
+    providers = api.router.ids.providers
+    if not providers:
         raise NotFound("no provider has conversations")
-    first = next((each for each in speakers if each.provider.responses.stores), speakers[0])
+    first = next((each for each in providers if each.provider.responses.stores), providers[0])
     owner = Owner(first.name, "")
     return _answered(api, _begin(api, owner, "POST", "/conversations", body, caller))
 

@@ -293,6 +293,7 @@ UNREAD = {
     ),
     "INFERMUX_PROVIDERS_OPENAI_MODELS": "did you mean 'INFERMUX_PROVIDERS__OPENAI__MODELS'?",
     "INFERMUX_LOG_LEVEL": "did you mean 'INFERMUX_SERVER__LOG_LEVEL'?",
+    "INFERMUX_LOGLEVEL": "did you mean 'INFERMUX_SERVER__LOG_LEVEL'?",
     "INFERMUX_TOKENTRACE_URL": "did you mean 'INFERMUX_TRACE__TOKENTRACE'?",
     "INFERMUX_GRACEFUL": "did you mean 'INFERMUX_SERVER__GRACEFUL_TIMEOUT'?",
     "INFERMUX_LEDGER": "did you mean 'INFERMUX_LEDGER__PATH'",
@@ -346,6 +347,35 @@ def test_gunicorn_does_not_start_with_one_either(tmp_path: Path) -> None:
 def test_a_variable_that_somebody_reads_does_not(tmp_path: Path, env: Mapping[str, str]) -> None:
     answer = validate(tmp_path, None, **env)
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_a_provider_that_is_not_configured_says_which_key_is_missing(tmp_path: Path) -> None:
+    [line] = errors(tmp_path, None, INFERMUX_PROVIDERS__OPENAI__RPM="5")
+    assert "'openai' is not configured; set OPENAI_API_KEY" in line
+    [line] = errors(tmp_path, ECHO, INFERMUX_PROVIDERS__OPENAI__RPM="5")
+    assert "add [providers.openai] to infermux.toml" in line
+
+
+def test_what_is_no_file_in_its_place_is_an_error(tmp_path: Path) -> None:
+    """Docker makes a folder where a file to mount is missing."""
+    (tmp_path / "infermux.toml").mkdir()
+    assert "Is a directory" in infermux(tmp_path, "infer", "hello").stderr
+    (tmp_path / "infermux.toml").rmdir()
+    (tmp_path / "infermux.toml").symlink_to("nowhere")
+    answer = infermux(tmp_path, "validate")
+    assert answer.returncode == 1 and "there is no file infermux.toml" in answer.stderr
+    (tmp_path / "infermux.toml").unlink()
+    (tmp_path / "infermux.toml").write_text("[models]", encoding="utf-16")
+    answer = infermux(tmp_path, "validate")
+    assert answer.returncode == 2 and "it is not UTF-8 text" in answer.stderr
+
+
+def test_what_is_set_and_does_nothing_is_a_warning(tmp_path: Path) -> None:
+    text = "[providers.openai]\noptions = { a = 1 }\n[alerts]\nevents = ['budget']\n"
+    answer = validate(tmp_path, text, **OPENAI)
+    assert answer.returncode == 0
+    assert "[providers.openai].options are not read" in answer.stderr
+    assert "[alerts] has no webhook" in answer.stderr
 
 
 def test_a_variable_that_the_file_refers_to_is_read(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ _LEFT_OUT = frozenset({"cache_control", "is_error", "citations", "name"})  # of 
 _ROLES = ("system", "developer", "user", "assistant")
 # These models encrypt their reasoning; others refuse to be asked for it.
 _REASONS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)|grok-([4-9]|3-mini)")
-# These can tell their thoughts in a summary: platform.openai.com/docs/guides/reasoning
+# These can summarize their reasoning: platform.openai.com/docs/guides/reasoning
 _SUMMARIZES = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)(?!.*-chat)|o\d|codex-)")
 _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor may know
 _HOSTED = re.compile(r"(web_search|tool_search|namespace)")  # hosted tools that may be left out

@@ -8,7 +8,7 @@ knows where each format has its words, `streams` rewrites events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...protocol import InferResponse, strict_json
@@ -16,7 +16,6 @@ from ...types import JSON
 from .places import Place, places
 
 KINDS = {"text": "content", "reasoning": "reasoning", "refusal": "refusal"}  # fields of an answer
-Spoken = Callable[[int, InferResponse], InferResponse]  # what is to be said at a choice
 
 
 class CannotRewrite(Exception):

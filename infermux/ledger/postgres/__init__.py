@@ -31,9 +31,9 @@ from .. import (
 from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
-from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
+from ..stores import Ask
 from ..stores.answers import AnswerStore
 from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements

@@ -14,7 +14,6 @@ from typing import Any
 from psycopg import Rollback, errors
 
 from ..periods import DAY, SLOT, midnight, start, step_name
-from ..queries import Ask
 from ..rollups import (
     DAY_NS,
     PRUNED,
@@ -25,6 +24,7 @@ from ..rollups import (
     roll_day,
     store_rows,
 )
+from ..stores import Ask
 from .budgets import PERIODS
 from .schema import following, partition, partitions
 from .statements import Link, Sql

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from .. import Total, queries, summed
 from ..periods import DAY, ns
-from ..queries import Ask
 from ..reports import MIRROR_OF
 from ..rollups import Database, tasks
-from ..stores import Sql
+from ..stores import Ask, Sql
 
 SLOT, HOUR = 300, 3600  # seconds
 RECENT = 2 * HOUR  # seconds before the end for which steps are stored, if there are none yet

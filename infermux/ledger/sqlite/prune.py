@@ -7,7 +7,6 @@ from functools import partial
 from sqlite3 import Cursor
 
 from ..periods import DAY, SLOT, start, step_name
-from ..queries import Ask
 from ..rollups import (
     CLEAR,
     DAY_NS,
@@ -19,6 +18,7 @@ from ..rollups import (
     days_with_calls,
     store_rows,
 )
+from ..stores import Ask
 
 CHUNK = 5000  # calls that are removed in one transaction
 _NTH = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1 OFFSET ?"

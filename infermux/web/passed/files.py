@@ -192,7 +192,7 @@ def _begin(
 def _answered(api: Api, call: Call, response: InferResponse | None = None) -> Response:
     found = response or api.router.answer(call)
     data = found.native[1] if found.native else b"{}"
-    return call_response(call, objects.told(api.router, call, data))
+    return call_response(call, objects.client_ids(api.router, call, data))
 
 
 FILE_ROUTES: list[Endpoint] = [
