@@ -150,6 +150,7 @@ class InferMuxError(Exception):
     type = "server_error"
     retry_after: float | None = None  # seconds
     param: str | None = None  # the invalid part of the request
+    _summary = ""  # of an error whose message is the vendor's
     native: NativeError | None = None
     provider = ""  # that failed last or was requested
     model = ""
@@ -188,7 +189,7 @@ class InferMuxError(Exception):
     @property
     def summary(self) -> str:
         """The text for logs and spans, without vendors' messages, which may quote a prompt."""
-        return f"{self.code}: {self.message}"
+        return f"{self.code}: {self._summary or self.message}"
 
     @property
     def failure(self) -> Failure:
@@ -424,20 +425,14 @@ class ProviderModelNotFound(ProviderError):
     """The provider does not know the model."""
 
     status, code, type = 404, "model_not_found", "not_found_error"
-
-    @property
-    def summary(self) -> str:
-        return f"{self.code}: the provider does not know the model"
+    _summary = "the provider does not know the model"
 
 
 class ProviderRejected(ProviderError):
     """The provider rejects the caller's request."""
 
     status, code, type, failover = 400, "invalid_request", "invalid_request_error", False
-
-    @property
-    def summary(self) -> str:
-        return f"{self.code}: the provider rejected the request"
+    _summary = "the provider rejected the request"
 
 
 class ProviderContextTooLong(ProviderRejected):

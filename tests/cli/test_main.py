@@ -241,6 +241,12 @@ def test_every_help_shows_an_example(name, flag):
     assert re.search(rf"Example: .*infermux {name}", result.stdout), result.stdout
 
 
+@pytest.mark.parametrize("group", ["", "keys", "ledger", "budgets"])
+def test_the_help_of_each_command_fits_its_line(group):
+    lines = CliRunner().invoke(main, [*group.split(), "--help"]).stdout.split("Commands:\n")[1]
+    assert "..." not in lines, lines
+
+
 def test_help_lists_its_topics_and_prints_the_table_of_parameters():
     """Each parameter of the tables has a row: its kind, and the formats that can express it."""
     assert "parameters" in CliRunner().invoke(main, ["help"]).stdout
