@@ -184,7 +184,8 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
     ]
 
     def read_table(value: Any, place: str) -> Record:
-        data = of_type(dict, value, place, f" of {', '.join(readers)}")
+        few = f" of {', '.join(readers)}" * (len(readers) < 7)
+        data = of_type(dict, value, place, few)
         read, problems = {}, Problems()
         for name, item in data.items():
             with problems:
