@@ -19,7 +19,7 @@ from .components.providers import provider as provider
 from .config import Config
 from .config.patterns import is_pattern
 from .config.schema import Problems
-from .config.settings import AlertsConfig, LedgerConfig
+from .config.settings import LedgerConfig
 from .errors import ConfigError, listed
 from .ledger import LedgerUnavailable
 from .planning import matching
@@ -171,7 +171,7 @@ def warnings(config: Config, router: Router) -> list[str]:
         for each in config.providers
         if each.options and each.type in PRESETS
     ]
-    if config.alerts != AlertsConfig() and config.alerts.webhook is None:
+    if config.alerts.webhook is None and config.alerts != type(config.alerts)():
         found.append("[alerts] has no webhook: no alert is sent")
     return found if used else [*found, "no model can answer where a request names none"]
 

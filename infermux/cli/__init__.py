@@ -49,19 +49,18 @@ def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
-def tokentrace_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --tokentrace, which sets [trace] tokentrace."""
-    return click.option(
-        "--tokentrace",
-        metavar="URL",
-        expose_value=False,
-        callback=lambda ctx, param, value: _send_spans(value) if value else None,
-        help="Send spans to this TokenTrace.",
-    )(command)
+def _send_spans(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        override("TRACE__TOKENTRACE", url(value, "--tokentrace"))
 
 
-def _send_spans(address: str) -> None:
-    override("TRACE__TOKENTRACE", url(address, "--tokentrace"))
+tokentrace_option = click.option(
+    "--tokentrace",
+    metavar="URL",
+    expose_value=False,
+    callback=_send_spans,
+    help="Send spans to this TokenTrace.",
+)
 
 
 class OneLine(click.ClickException):
@@ -103,13 +102,11 @@ class Group(click.Group):
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Turn errors of ours, of the input, and of writing to a full disk or a closed pipe into one
-    line.
-    """
-    for name in ("stdin", "stdout"):
+    """Turn errors, also of writing to a full disk or a closed pipe, into one line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w")):
         if getattr(sys, name) is None:  # closed: it reads as empty, and cannot be written
             file = os.open(os.devnull, os.O_RDONLY)
-            setattr(sys, name, os.fdopen(file, "r" if name == "stdin" else "w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(file, mode, encoding="utf-8"))
     try:
         yield
         sys.stdout.flush()

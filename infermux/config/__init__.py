@@ -429,11 +429,7 @@ class _Variables:
         names = {each.removeprefix(PREFIX): each for each in known}
         names["SERVER__ADMIN_KEY"] = ADMIN_KEY  # the longer name works, too
         bare = rest.replace("_", "")
-        found = [
-            each
-            for each in names
-            if bare in (each.replace("_", ""), each.rpartition("__")[2].replace("_", ""))
-        ]
+        found = [each for each in names if each.replace("_", "") == bare]
         found = found or [each for each in names if resembles(rest, each)]
         vendors = {each for keys in self._environment.keys.values() for each in keys}
         if not found and rest in vendors:

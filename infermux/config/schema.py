@@ -122,9 +122,6 @@ class Setter:
         other = self.by.setdefault(f"{place}.{key}", variable)
         if other != variable:
             raise ConfigError(f"{variable} and {other} are the same; unset one of them")
-        if hasattr(old, "__dataclass_fields__"):
-            inner = next(variables(f"{variable}__", old))
-            raise ConfigError(f"{variable} must be a table: set a key of it, such as {inner}")
         typed = _typed(old, value, known[key].type, variable)
         return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
 

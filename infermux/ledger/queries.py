@@ -73,14 +73,14 @@ def of_status(status: str) -> tuple[str, ...]:
 
 def rows(
     *,
-    model: str | None,
-    status: str | None,
-    caller: str | None,
-    users: Sequence[str] | None,
-    since: float | None,
-    until: float | None,
-    ended: float | None,
-    limit: int,
+    model: str | None = None,
+    status: str | None = None,
+    caller: str | None = None,
+    users: Sequence[str] | None = None,
+    since: float | None = None,
+    until: float | None = None,
+    ended: float | None = None,
+    limit: int = 50,
 ) -> tuple[str, list[str | int]]:
     """Return the query for calls, newest first, and its values."""
     where = _Where(*bounds(since, until), caller)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,6 +73,15 @@ class Api(NamedTuple):
 def current_request() -> Request:
     """Return the request itself, as Flask's proxy takes three function calls per access."""
     found: Request = request._get_current_object()  # type: ignore[attr-defined]  # documented
+    return found
+
+
+def query_of(known: Collection[str]) -> list[tuple[str, str]]:
+    """Return the parameters of the URL; raise RequestError for one that is not *known*."""
+    found = list(current_request().args.items(multi=True))
+    for name, _ in found:
+        if name not in known:
+            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,8 @@ from ...errors import ClientGone, InferMuxError
 from ...planning.call import Call, StreamAccumulator
 from ...protocol import InferResponse
 from ...types import HEARTBEAT, Chunk
-from ..accounting import Accounting
-from ..stream import Finish, Stream
-from ..targets import TargetPermit
-from . import HookCall, Hooks, client_format
+from ..stream import Stream
+from . import HookCall, client_format
 from .results import chunks_of
 
 
@@ -28,19 +26,9 @@ class HookedStream(Stream):
     has seen the whole. With `after` alone the stream is held back until then.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        first: list[Chunk],
-        rest: Iterator[Chunk],
-        permit: TargetPermit,
-        accounting: Accounting,
-        finish: Finish,
-        answers: Any,
-        hooks: Hooks,
-    ) -> None:
+    def __init__(self, *parts: Any) -> None:
+        call, first, rest, permit, accounting, self._done, answers, self._hooks = parts
         super().__init__(call, first, rest, permit, accounting, self._finished, answers)
-        self._done, self._hooks = finish, hooks
         self._sent = StreamAccumulator()
         self._form = client_format(call)
         self._rewriter = StreamRewriter(self._form)
@@ -50,7 +38,7 @@ class HookedStream(Stream):
         self._known = super().dialect
         self._calls: dict[int, HookCall] = {}
         self._final: StreamAccumulator | None = None
-        if hooks.holds:
+        if self._hooks.holds:
             self._tail = []
 
     def started(self) -> Stream:
