@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -114,15 +114,13 @@ def backup(target: str, **where: str | None) -> None:
     with closing(the_ledger(**where)) as file:
         if not isinstance(file, SQLiteLedger):
             raise OneLine("the ledger is in PostgreSQL: back it up with pg_dump")
-        try:
-            os.close(_private(partial, os.O_CREAT))  # an error of the ledger would not name it
-            file.backup(partial)
-            os.link(partial, target)  # a rename would replace a file
-        except OSError as error:
-            raise OneLine(f"{target} cannot be written: {error.strerror}") from None
-        finally:
-            with suppress(OSError):
-                os.unlink(partial)
+        file.backup(partial)
+    try:
+        os.link(partial, target)  # a rename would replace a file
+    except OSError as error:
+        raise OneLine(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        os.unlink(partial)
     click.echo(f"wrote {target}")
 
 
