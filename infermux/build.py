@@ -166,6 +166,13 @@ def warnings(config: Config, router: Router) -> list[str]:
         for name in unlisted
     ]
     found += _unseen(config, registry)
+    found += [
+        f"[providers.{each.name}].options are not read: they are for plug-ins"
+        for each in config.providers
+        if each.options and each.type in PRESETS
+    ]
+    if config.alerts.webhook is None and config.alerts != type(config.alerts)():
+        found.append("[alerts] has no webhook: no alert is sent")
     return found if used else [*found, "no model can answer where a request names none"]
 
 

@@ -57,8 +57,9 @@ def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the *known* names that resemble *name*, or ""."""
     from difflib import get_close_matches  # slow to import
 
-    found = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=cutoff)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    names, word = {each.casefold(): each for each in known}, name[:SHOWN].casefold()
+    found = [word] if word in names else get_close_matches(word, names, n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(names[each]) for each in found)}?" if found else ""
 
 
 def printable(text: str) -> str:
@@ -149,6 +150,7 @@ class InferMuxError(Exception):
     type = "server_error"
     retry_after: float | None = None  # seconds
     param: str | None = None  # the invalid part of the request
+    _summary = ""  # of an error whose message is the vendor's
     native: NativeError | None = None
     provider = ""  # that failed last or was requested
     model = ""
@@ -187,7 +189,7 @@ class InferMuxError(Exception):
     @property
     def summary(self) -> str:
         """The text for logs and spans, without vendors' messages, which may quote a prompt."""
-        return f"{self.code}: {self.message}"
+        return f"{self.code}: {self._summary or self.message}"
 
     @property
     def failure(self) -> Failure:
@@ -423,22 +425,14 @@ class ProviderModelNotFound(ProviderError):
     """The provider does not know the model."""
 
     status, code, type = 404, "model_not_found", "not_found_error"
-
-    @property
-    def summary(self) -> str:
-        """The code; the message is the vendor's."""
-        return f"{self.code}: the provider does not know the model"
+    _summary = "the provider does not know the model"
 
 
 class ProviderRejected(ProviderError):
     """The provider rejects the caller's request."""
 
     status, code, type, failover = 400, "invalid_request", "invalid_request_error", False
-
-    @property
-    def summary(self) -> str:
-        """The code; the message is the vendor's."""
-        return f"{self.code}: the provider rejected the request"
+    _summary = "the provider rejected the request"
 
 
 class ProviderContextTooLong(ProviderRejected):

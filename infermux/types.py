@@ -40,15 +40,15 @@ def after_fork(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
-_WANTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def is_own_want(error: BaseException | None) -> bool:
+def is_shortage(error: BaseException | None) -> bool:
     """Return whether this process ran out of descriptors, memory or threads."""
     for _ in range(10):  # libraries wrap such errors
         if isinstance(error, MemoryError):
             return True
-        if isinstance(error, OSError) and error.errno in _WANTS:
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
             return True
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
             return True
@@ -257,8 +257,10 @@ class Caller:
     user_budget: object = None  # a ledger.Budget of each of them
 
     def __post_init__(self) -> None:
-        if self.budget is not None and getattr(self.budget, "caller", None) == "":
-            own: Any = self.budget
+        own: Any = self.budget
+        if isinstance(own, str | int | float):
+            raise TypeError('budget must be a Budget, such as Budget(usd="5.00")')
+        if getattr(own, "caller", None) == "":
             object.__setattr__(self, "budget", replace(own, caller=self.name))
 
 

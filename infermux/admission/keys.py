@@ -200,7 +200,6 @@ class LiveKeyring(Keyring):
 
     @property
     def count(self) -> int:
-        """How many callers are known."""
         return len(self.own) + (0 if self._issued is None else len(self._issued.callers))
 
     def _found(self, key: str) -> Caller | None:

@@ -99,7 +99,6 @@ class RateLimiter:
             return wait
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
-        """Take back a request that was counted since *since*, and its tokens."""
         self.correct(caller, -tokens, since=since)
         opened = self._opened()
         if opened is None:

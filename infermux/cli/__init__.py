@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from .. import build
+from ..config import override
+from ..config.schema import url
 from ..errors import InferMuxError, printable
 from ..ledger import LedgerUnavailable
 from ..planning.matching import all_matched
@@ -38,13 +40,27 @@ config_option = click.option(
     "-c",
     type=click.Path(),
     metavar="FILE",
-    help="The configuration.  [default: infermux.toml, or the environment]",
+    help="The configuration.  [default: infermux.toml, else the environment]",
 )
 
 
 def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds --json."""
     return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+def _send_spans(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        override("TRACE__TOKENTRACE", url(value, "--tokentrace"))
+
+
+tokentrace_option = click.option(
+    "--tokentrace",
+    metavar="URL",
+    expose_value=False,
+    callback=_send_spans,
+    help="Send spans to this TokenTrace.",
+)
 
 
 class OneLine(click.ClickException):
@@ -62,19 +78,12 @@ class Command(click.Command):
         known = {name for each in options for name in (*each.opts, *each.secondary_opts)}
         end = args.index("--") if "--" in args else len(args)
         doubled = [f"-{arg}" if f"-{arg.partition('=')[0]}" in known else arg for arg in args[:end]]
-        with written():
+        with in_one_line():
             return super().parse_args(ctx, doubled + args[end:])
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with written():
-                return super().invoke(ctx)
-        except LedgerUnavailable as error:
-            raise OneLine(error.reason) from None  # who runs commands is an operator
-        except InferMuxError as error:
-            raise OneLine(str(error)) from None
-        except UnicodeDecodeError:
-            raise OneLine("the input is not UTF-8 text") from None
+        with in_one_line():
+            return super().invoke(ctx)
 
 
 class Group(click.Group):
@@ -83,27 +92,49 @@ class Group(click.Group):
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with written():
+        with in_one_line():
             return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with in_one_line():
+            return super().invoke(ctx)
 
 
 @contextmanager
-def written() -> Iterator[None]:
-    """Turn an error of writing output, such as a full disk or a closed pipe, into one line."""
+def in_one_line() -> Iterator[None]:
+    """Turn errors, also of writing to a full disk or a closed pipe, into one line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w")):
+        if getattr(sys, name) is None:  # closed: it reads as empty, and cannot be written
+            file = os.open(os.devnull, os.O_RDONLY)
+            setattr(sys, name, os.fdopen(file, mode, encoding="utf-8"))
     try:
         yield
+        sys.stdout.flush()
+    except LedgerUnavailable as error:
+        raise OneLine(error.reason) from None  # who runs commands is an operator
+    except InferMuxError as error:
+        raise OneLine(str(error)) from None
+    except UnicodeDecodeError:
+        raise OneLine("the input is not UTF-8 text") from None
     except OSError as error:
         if error.errno not in _UNWRITTEN or error.filename is not None:
             raise
-        with contextlib.suppress(OSError):  # what is buffered would fail again at the exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise OneLine(f"the output cannot be written: {os.strerror(error.errno or 0)}") from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Discard what a stream cannot write: it would fail again at the exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def warn(text: str) -> None:
     """Print a line on standard error."""
-    with contextlib.suppress(OSError):  # it may be on the same full device
+    try:
         click.echo(f"infermux: {text}", err=True)
+    except OSError:  # it may be on the same full device
+        _discard(sys.stderr)
 
 
 def contents(path: str, what: str) -> bytes:

@@ -40,7 +40,7 @@ def ledger() -> None:
 @click.option("--keep", metavar="DAYS", help="Such as 400d.  [default: [ledger] keep]")
 @ledger_options
 def prune(keep: str | None, **where: str | None) -> None:
-    """Remove old calls; what each day cost stays, by model, caller, tag and error.
+    """Remove old calls. The sums of each day stay, by model, caller, tag and error.
 
     A service does this by itself where [ledger] keep is set. A file does not become smaller, but
     new calls use the room. In PostgreSQL whole months are removed: their partitions are dropped.
@@ -127,7 +127,7 @@ def backup(target: str, **where: str | None) -> None:
 @ledger.command(cls=Command)
 @ledger_options
 def check(**where: str | None) -> None:
-    """Check the data, and that all sums are equal to their rows; the exit code is 1 if not.
+    """Check the data, and that all sums equal their rows. Exit code 1 if not.
 
     Example: infermux ledger check
     """
@@ -147,7 +147,7 @@ def check(**where: str | None) -> None:
 @click.option("--role", metavar="NAME", default="", help="Grant this role what a service needs.")
 @ledger_options
 def init(role: str, **where: str | None) -> None:
-    """Make the tables of a ledger in PostgreSQL, or bring them up to date.
+    """Create or update the tables of a ledger in PostgreSQL.
 
     The URL is that of a role that may create tables. A service needs only to select, insert,
     update and delete: give it another role.
@@ -160,7 +160,7 @@ def init(role: str, **where: str | None) -> None:
 @ledger.command(cls=Command)
 @ledger_options
 def migrate(**where: str | None) -> None:
-    """Bring the tables of a ledger in PostgreSQL up to date, and make partitions ahead.
+    """Update the tables of a ledger in PostgreSQL. It makes partitions ahead.
 
     A service does not do this by itself, unless [ledger] migrate = true.
 
@@ -184,9 +184,10 @@ def _migrate(where: dict[str, str | None], *, create: bool, role: str = "") -> N
 @click.argument("target", metavar="[URL]", required=False)
 @ledger_options
 def copy_ledger(source: str, target: str | None, config: str | None, path: str | None) -> None:
-    """Copy the ledger in FILE to PostgreSQL, by default to [ledger] url, and compare the sums.
+    """Copy the ledger in FILE to PostgreSQL, and compare the sums.
 
-    No service may write to FILE meanwhile. A copy that was interrupted goes on where it was.
+    URL is [ledger] url by default. No service may write to FILE meanwhile. A copy that was
+    interrupted goes on where it was.
 
     Example: infermux ledger copy infermux.db
     """

@@ -45,7 +45,7 @@ def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
 @click.option("--team", is_flag=True, help="KEY is the name of a budget of [budgets].")
 @config_option
 def reset(name: str, team: bool, config: str | None) -> None:
-    """Forgive what KEY has spent in the current period; its calls stay in all reports.
+    """Forgive what KEY has spent in this period. Its calls stay in all reports.
 
     Example: infermux budgets reset web
     """

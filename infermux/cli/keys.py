@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -20,6 +20,15 @@ from . import Command, Group, OneLine, config_option, json_option, json_text, ta
 
 _HEAD = ["NAME", "STATE", "MODELS", "RPM", "TPM", "BUDGET", "EXPIRES", "CREATED", "FROM"]
 _ONCE = "The key, which is not shown again; give it to the caller now:"
+
+
+def _limit(name: str, help: str) -> Callable[[Any], Any]:
+    return click.option(name, type=click.IntRange(1), metavar="N", help=help)
+
+
+def _period(name: str, budget: str) -> Callable[[Any], Any]:
+    known = click.Choice(["day", "month", "total"])
+    return click.option(name, type=known, help=f"The period of {budget}.  [default: month]")
 
 
 @click.group(cls=Group)
@@ -61,14 +70,10 @@ def new_key(name: str) -> None:
     metavar="NAME",
     help="May use this model; may be repeated.  [default: all]",
 )
-@click.option("--rpm", type=click.IntRange(1), metavar="N", help="Requests per minute.")
-@click.option("--tpm", type=click.IntRange(1), metavar="N", help="Tokens per minute.")
+@_limit("--rpm", "Requests per minute.")
+@_limit("--tpm", "Tokens per minute.")
 @click.option("--budget", metavar="USD", help="Dollars that it may spend, such as 200.00.")
-@click.option(
-    "--per",
-    type=click.Choice(["day", "month", "total"]),
-    help="The period of the budget.  [default: month]",
-)
+@_period("--per", "the budget")
 @click.option(
     "--then",
     metavar="WHAT",
@@ -84,18 +89,10 @@ def new_key(name: str) -> None:
 @click.option(
     "--own-tags", is_flag=True, help="Let its requests name their project and environment."
 )
-@click.option(
-    "--user-rpm", type=click.IntRange(1), metavar="N", help="Requests per minute of each end user."
-)
-@click.option(
-    "--user-tpm", type=click.IntRange(1), metavar="N", help="Tokens per minute of each end user."
-)
+@_limit("--user-rpm", "Requests per minute of each end user.")
+@_limit("--user-tpm", "Tokens per minute of each end user.")
 @click.option("--user-budget", metavar="USD", help="Dollars that each end user may spend.")
-@click.option(
-    "--user-per",
-    type=click.Choice(["day", "month", "total"]),
-    help="The period of --user-budget.  [default: month]",
-)
+@_period("--user-per", "--user-budget")
 @click.option(
     "--expires", metavar="WHEN", help="After 90d or 12h, or at 2027-01-31.  [default: never]"
 )

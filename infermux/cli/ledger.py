@@ -15,6 +15,7 @@ from .. import build
 from .. import components as parts
 from ..errors import RequestError, counted
 from ..ledger import MAX_ROWS, Ledger, Record, Total, reports
+from ..ledger.recent.search import checked_status
 from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
@@ -184,6 +185,7 @@ def logs(
     config: str | None,
     path: str | None,
     user: str | None,
+    status: str | None,
     **filters: Any,
 ) -> None:
     """Print the last calls, the newest last.
@@ -197,6 +199,7 @@ def logs(
         known = parts.users(build.settings(path=config, strict=False))
         filters["users"] = (user, known.digest(person_of(user)))
     with usage_errors(), closing(the_ledger(config, path)) as ledger:
+        filters["status"] = status and checked_status(status)
         start = reports.period(time.time(), since=since, zone=ledger.zone).since
         try:
             for records in _records(ledger, count, start, filters, follow=follow):
@@ -233,6 +236,8 @@ def usage_errors() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
+        if error.param is None:
+            raise
         raise click.BadParameter(error.message, param_hint=f"--{error.param}") from None
 
 

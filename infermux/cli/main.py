@@ -11,12 +11,19 @@ import click
 from click.shell_completion import get_completion_class
 
 from .. import __version__
-from ..config import override
 from ..dialects import parameters
 from ..errors import close_to
 from ..protocol import strict_json
 from ..providers import PRESETS
-from . import Group, config_option, json_option, open_router, table, the_prompt
+from . import (
+    Group,
+    config_option,
+    json_option,
+    open_router,
+    table,
+    the_prompt,
+    tokentrace_option,
+)
 from .chat import ask, asking, attachment, said, the_request
 
 _MODULES = {  # where in infermux.cli a command is defined
@@ -91,7 +98,7 @@ def main() -> None:
     default=None,
     help="Print the answer as it arrives.  [default: to a terminal]",
 )
-@click.option("--tokentrace", metavar="URL", help="Send a span to this TokenTrace.")
+@tokentrace_option
 def infer(
     text: str | None,
     prompt: str | None,
@@ -99,7 +106,6 @@ def infer(
     as_json: bool,
     stream: bool | None,
     config: str | None,
-    tokentrace: str | None,
     usage: bool,
     verbose: bool,
     **asked: Any,
@@ -110,8 +116,8 @@ def infer(
 
     Example: infermux infer "Say hello" -m echo-v1 -o temperature 0.2
     """
-    if tokentrace:
-        override("TRACE__TOKENTRACE", tokentrace)
+    if as_json and stream:
+        raise click.UsageError("give --json or --stream, not both")
     if "-" in attached and (text or prompt or "-") == "-":
         raise click.UsageError("standard input is attached: give the prompt as the argument")
     content: object = the_prompt(text, prompt)
@@ -159,35 +165,38 @@ def version() -> None:
 @main.command("help")
 @click.argument(
     "topic",
-    required=False,
+    nargs=-1,
     shell_complete=lambda ctx, param, start: [
         name for name in (*_topics(), *main.list_commands(ctx)) if name.startswith(start)
     ],
 )
 @click.pass_context
-def help_(ctx: click.Context, topic: str | None) -> None:
+def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
     """List topics and commands, or explain one.
 
     Example: infermux help shell
     """
-    topics, commands = _topics(), main.list_commands(ctx)
-    if topic is None:
+    name, topics, commands = " ".join(topic), _topics(), main.list_commands(ctx)
+    if not topic:
         click.echo(table(("TOPIC", ""), list(topics.items())) + "\n")
         found = [(name, main.get_command(ctx, name)) for name in commands]
         rows = [(name, each.get_short_help_str(limit=80)) for name, each in found if each]
         click.echo(table(("COMMAND", ""), rows))
-    elif topic in topics:
-        path = _HELP / f"{topic}.md"
-        text = _parameters() if topic == _GENERATED[0] else path.read_text(encoding="utf-8")
-        text = text.replace(_BEFORE, f"{_vendors()}\n{_BEFORE}", 1) if topic == "vendors" else text
+    elif name in topics:
+        path = _HELP / f"{name}.md"
+        text = _parameters() if name == _GENERATED[0] else path.read_text(encoding="utf-8")
+        text = text.replace(_BEFORE, f"{_vendors()}\n{_BEFORE}", 1) if name == "vendors" else text
         click.echo_via_pager(text.rstrip("\n"))
-    elif topic in commands and (command := main.get_command(ctx, topic)):
-        parent = click.Context(main, info_name="infermux", **main.context_settings)
-        with click.Context(command, parent, info_name=topic) as its:
-            click.echo(command.get_help(its))
     else:
-        known = [*topics, *commands]
-        raise click.UsageError(f"there is no topic {topic!r}{close_to(topic, known)}")
+        its = click.Context(main, info_name="infermux", **main.context_settings)
+        for word in topic:
+            group = its.command
+            inner = group.get_command(its, word) if isinstance(group, click.Group) else None
+            if inner is None:
+                hint = close_to(name, [*topics, *commands])
+                raise click.UsageError(f"there is no topic {name!r}{hint}")
+            its = click.Context(inner, its, info_name=word)
+        click.echo(its.get_help())
 
 
 def _topics() -> dict[str, str]:

@@ -59,7 +59,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, config: str | None) -> Known:
-        """Return those of a file; if None is named, ignore an invalid one."""
+        """Return the prices of a configuration; without a path, ignore an invalid one."""
         try:
             settings = build.settings(path=config)
             table = price_table(settings)
@@ -92,14 +92,7 @@ class Known(NamedTuple):
     help="With --check: write the present differences to the --accepted file.",
 )
 @json_option("Print JSON.")
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(),
-    metavar="FILE",
-    help="The configuration with your own prices.  "
-    "[default: infermux.toml, if there is one that is good]",
-)
+@config_option
 def prices(
     names: tuple[str, ...],
     provider: str | None,
@@ -250,6 +243,7 @@ def _named(name: str, provider: str | None, known: Known) -> list[Price]:
         found = _found(rest, [first, *([preset.vendor] if preset else [])], known)
     found = found or _found(name, vendors, known)
     if not found:
+        _listed(provider, known)  # there may be no such provider
         ids = [*compare.known(known.table), *(price.id for price in known.own)]
         hint = close_to(name.rpartition("/")[2], ids)
         raise OneLine(f"no price is known for {shown(name)}{hint}")

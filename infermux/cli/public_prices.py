@@ -72,10 +72,7 @@ def update(
         raise OneLine(f"{source}: {error.message}") from None
     wrote = bool(found.new or found.changed) and not dry_run
     if wrote:
-        try:
-            _replace(path, written(found.table))
-        except OSError as error:
-            raise OneLine(f"{path} cannot be written: {error.strerror}") from None
+        _replace(path, written(found.table))
     if as_json:
         kept = {key: value for key, value in found._asdict().items() if key != "table"}
         changed = [each._asdict() for each in found.changed]
@@ -168,22 +165,24 @@ def _present(path: Path) -> PriceTable:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file as a whole: a reader finds the old one or the new one."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    real, name = Path(os.path.realpath(path)), ""
     try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~mask
+        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~mask
         os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
+        os.replace(name, real)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            raise OneLine(f"{path} cannot be written: {error.strerror}") from None
         raise
 
 
@@ -200,10 +199,7 @@ def _accepted(file: str) -> list[Any]:
 
 def _keep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)
-    try:
-        _replace(path, f'{{"accepted": [\n{lines}\n]}}\n')
-    except OSError as error:
-        raise OneLine(f"{path} cannot be written: {error.strerror}") from None
+    _replace(path, f'{{"accepted": [\n{lines}\n]}}\n')
     warn(f"{path}: {counted(len(rows), 'difference')} accepted")
 
 

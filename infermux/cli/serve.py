@@ -13,7 +13,7 @@ import click
 from .. import build
 from ..errors import InferMuxError, counted, listed
 from ..types import POSIX
-from . import Command, OneLine, config_option, table, warn
+from . import Command, OneLine, config_option, table, tokentrace_option, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
@@ -30,18 +30,13 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), help="The port of --addr.")
 @click.option("--certfile", type=click.Path(), help="Serve HTTPS with this certificate (PEM).")
 @click.option("--keyfile", type=click.Path(), help="The certificate's key, if it is apart.")
-@click.option("--tokentrace", metavar="URL", help="Send spans to this TokenTrace.")
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(),
-    help="The configuration file.  [default: ./infermux.toml, else your own, if there is one]",
-)
+@tokentrace_option
+@config_option
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads in each worker.  [default: 1536]")
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     help="warning: a line for each failed call; info: for every call; "
     "debug: with its attempts.  [default: warning]",
 )
@@ -74,7 +69,7 @@ def serve(
         raise click.UsageError("give the address with --addr or with --host and --port, not both")
     for name, value in given.items():
         if value is not None:
-            override(f"{'TRACE' if name == 'tokentrace' else 'SERVER'}__{name.upper()}", str(value))
+            override(f"SERVER__{name.upper()}", str(value))
     if config:
         override("CONFIG", config)
     if keyfile and not certfile:
@@ -87,12 +82,7 @@ def serve(
 
 
 @click.command(cls=Command)
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(),
-    help="The file.  [default: INFERMUX_CONFIG, else ./infermux.toml, else your own]",
-)
+@config_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
 def validate(config: str | None, quiet: bool) -> None:
     """Check the configuration; print what is in force.

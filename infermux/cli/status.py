@@ -154,7 +154,8 @@ def ask_service(server: str, path: str, body: object = None, *, key: str) -> Any
         if answer.status == 200:
             return strict_json.loads(text)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise OneLine(f"no service answers at {server}: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise OneLine(f"no service answers at {server}: {why}") from None
     try:
         reason = strict_json.loads(text)["error"]["message"]
     except (ValueError, LookupError, TypeError):

@@ -42,6 +42,9 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     answers = any(model.cache_answers is not None for model in config.models)
     if not (config.ledger or budgets or serving or answers):
         return None
+    path = Path(settings.path)
+    if settings.url is None and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(f"[ledger].path: no file can be made at {path}")
     return opened(settings)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -140,7 +141,10 @@ def _address(config: ProviderConfig, preset: Preset) -> str:
     if not address:
         variable = preset.address or f"{config.name.upper()}_BASE_URL"
         raise ConfigError(f"provider {config.name!r} has no address; set {variable}")
-    return address if urlsplit(address).path.strip("/") else address.rstrip("/") + preset.path
+    path = urlsplit(address).path
+    if end := re.search(r"/((chat/)?completions|embeddings|messages|responses)$", path):
+        raise ConfigError(f"[providers.{config.name}].base_url must end before {end[0]}")
+    return address if path.strip("/") else address.rstrip("/") + preset.path
 
 
 def _add_plugin(registry: Registry, name: str) -> None:
@@ -159,7 +163,11 @@ def provider(config: ProviderConfig) -> Any:
         return configured(config)
     make = plugin(config.type)
     if make is None:
-        hint = suggestion(config.type, [*PRESETS, ECHO, *plugins()])
+        labels = {each.label.casefold(): name for name, each in PRESETS.items()}
+        meant = labels.get(config.type.casefold(), config.type)
+        hint = suggestion(meant, [*PRESETS, ECHO, *plugins()])
+        if config.type == config.name and hint.startswith("; there are"):
+            hint = """; for OpenAI's format set type = "openai\""""
         raise ConfigError(f"provider {config.name!r}: there is no type {config.type!r}{hint}")
     try:
         return make(config)
@@ -177,7 +185,7 @@ def _http(config: ProviderConfig, preset: Preset) -> Any:
     from ..providers.http import HTTPProvider  # loads requests
 
     own = is_vendor(config)
-    if config.ca and not Path(config.ca).exists():
+    if config.ca and not os.path.isfile(config.ca):
         raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
     if config.api == "responses" and preset.dialect not in ("openai", "azure"):
         raise ConfigError(

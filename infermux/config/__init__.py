@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError
+from ..errors import ConfigError, close_to
 from .credentials import api_key, reference
 from .names import check_stars, check_ties, model_name, without_cycles
 from .params import credential_of
@@ -41,6 +41,7 @@ from .settings import (
     Config,
     ModelConfig,
     ProviderConfig,
+    Server,
     caller_key,
     price_file,
     team,
@@ -144,7 +145,7 @@ def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
     folders = [Path(named).parent if named else Path()]
     if not named and (own := _user_folder(environment.get)):
         folders.append(Path(own))
-    default = next((str(each / FILE) for each in folders if (each / FILE).is_file()), "")
+    default = next((str(each / FILE) for each in folders if os.path.lexists(each / FILE)), "")
     file = named or default
     remedy = "" if file else "; `infermux init` writes one"
     notices = [
@@ -200,7 +201,9 @@ class _File:
         for name in data:
             with problems:
                 if name not in _TABLES:
-                    raise ConfigError(f"there is no section [{name}]{suggestion(name, _TABLES)}")
+                    own = [f"[{each}]" for each, kind in SECTIONS.items() if hasattr(kind, name)]
+                    hint = f"; it is a key of {own[0]}" if own else suggestion(name, _TABLES)
+                    raise ConfigError(f"there is no section [{name}]{hint}")
         everything = "providers" not in data
         data = self._dereferenced(data, "", problems)
         if not isinstance((vendors := data.get("providers", {})), dict):
@@ -269,7 +272,7 @@ class _File:
             elif isinstance(item, str) and (name in _SECRETS or _is_headers(place)):
                 found[name] = Secret(sha256(inner.encode()).hexdigest())  # to go on after an error
                 with problems:
-                    found[name] = reference(item, inner, self.environment.get)
+                    found[name] = reference(item, f"[{place}].{name}", self.environment.get)
             else:
                 found[name] = self._dereferenced(item, inner, problems)
         return found
@@ -316,7 +319,9 @@ def _toml(file: str) -> dict[str, Any]:
         raise Missing(f"there is no file {file}") from None
     except RecursionError:
         raise NotTOML(f"{file} is not TOML: it is nested too deeply") from None
-    except ValueError as error:  # of tomllib, of UTF-8, or of a number with thousands of digits
+    except UnicodeDecodeError:
+        raise NotTOML(f"{file} is not TOML: it is not UTF-8 text") from None
+    except ValueError as error:  # of tomllib, or of a number with thousands of digits
         raise NotTOML(f"{file} is not TOML: {error}") from None
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
@@ -388,14 +393,19 @@ class _Variables:
             return replace(config, **{section: new})
         if section != "providers":
             hint = suggestion(section, [*SECTIONS, "providers"])
-            raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
+            why = f"there is no section {section!r}{hint}"
+            if section in _TABLES:
+                why = f"there is no section {section!r} of variables: [{section}] is read in {FILE}"
+            raise ConfigError(f"{variable}: {why}")
         name, _, key = key.partition("__")
         known = {provider.name.lower(): provider for provider in config.providers}
         if name not in known and name in (each.lower() for each, _ in config.unread):
             return config
         if name not in known:
-            hint = f"set its key first{suggestion(name, known)}"
-            raise ConfigError(f"{variable}: provider {name!r} is not configured; {hint}")
+            keys = [*self._environment.keys.get(name, ())] if config.environment else []
+            remedy = f"add [providers.{name}] to {FILE}{close_to(name, known)}"
+            remedy = f"set {keys[0]}" if keys else remedy
+            raise ConfigError(f"{variable}: provider {name!r} is not configured; {remedy}")
         new = self._set.field(known[name], variable, f"[providers.{name}]", key, value)
         providers = [new if each is known[name] else each for each in config.providers]
         return replace(config, providers=tuple(providers))
@@ -409,8 +419,8 @@ class _Variables:
         from difflib import get_close_matches  # here: only an error needs it
 
         rest = name.removeprefix(PREFIX).upper()
-        if rest in ("ADDR", "ADDRESS", "LISTEN", "BIND", "HOST", "PORT"):
-            return ": the address is an option, `infermux serve --addr` or `gunicorn -b`"
+        if address := Server.elsewhere.get(rest.lower()):
+            return address
         sections = {name: getattr(config, name) or kind() for name, kind in SECTIONS.items()}
         places = [(f"{PREFIX}{name.upper()}__", value) for name, value in sections.items()]
         for each in config.providers:

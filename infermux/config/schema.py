@@ -149,7 +149,9 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
     if "Secret" in str(kind):
         return secret(variable, value)
     if isinstance(old, bool):
-        return {"true": True, "false": False}.get(value.strip().lower(), value)
+        if (word := value.strip().lower()) not in ("true", "false"):
+            raise ConfigError(f"{variable} must be true or false, not {shown(value)}")
+        return word == "true"
     if isinstance(old, tuple):
         return [item.strip() for item in value.split(",") if item.strip()]
     if isinstance(old, int | float):
@@ -179,11 +181,14 @@ def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
     ]
 
     def read_table(value: Any, place: str) -> Record:
-        data, read, problems = of_type(dict, value, place), {}, Problems()
+        few = f" of {', '.join(readers)}" * (len(readers) < 7)
+        data = of_type(dict, value, place, few)
+        read, problems = {}, Problems()
         for name, item in data.items():
             with problems:
                 if name not in readers:
-                    raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, readers)}")
+                    hint = getattr(kind, "elsewhere", {}).get(name) or suggestion(name, readers)
+                    raise ConfigError(f"{place} has no {shown(name)}{hint}")
                 read[name] = readers[name](item, f"{place}.{name}")
         problems.errors += [f"{place} needs {name!r}" for name in required if name not in data]
         problems.check()
@@ -198,13 +203,13 @@ def current(name: str, known: Container[str]) -> str:
     return new if new in known and name not in known else name
 
 
-def of_type(kind: type, value: Any, place: str) -> Any:
-    """Return *value* if it has the type; otherwise raise ConfigError."""
+def of_type(kind: type, value: Any, place: str, more: str = "") -> Any:
+    """Return *value* if it has the type; otherwise raise ConfigError, with *more* of the type."""
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
         # never the value: it may be a secret in the wrong place
         what = _TYPES.get(type(value).__name__, "a date or a time")
-        raise ConfigError(f"{place} must be {_TYPES[kind.__name__]}, not {what}")
+        raise ConfigError(f"{place} must be {_TYPES[kind.__name__]}{more}, not {what}")
     return value
 
 
@@ -295,4 +300,5 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt *word*: similar names, or all that are known."""
     names = list(known)
     verb = "is" if len(names) == 1 else "are"
+    word = next((each for each in names if word in each.split("_")), word)
     return close_to(word, names, 0.61) or f"; there {verb} {', '.join(names) or 'none'}"

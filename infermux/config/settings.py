@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ..errors import ConfigError, shown
 from ..types import FALLBACK_ON, AnswerPolicy
@@ -55,6 +55,8 @@ from .schema import (
 
 MAX_UPLOAD = "INFERMUX_MAX_UPLOAD"  # the key of [server] max_upload in an app's config
 EARLY_HEADERS = "INFERMUX_EARLY_HEADERS"  # the key of [server] early_headers in an app's config
+_PERIOD = one_of("day", "month", "total")
+_SECONDS, _TEXT = or_zero(seconds), or_empty(text)
 STRATEGIES = ("priority", "weighted", "round_robin", "least_latency", "cheapest", "sticky")
 
 
@@ -73,19 +75,19 @@ class OwnBreaker:
     """What of [reliability.circuit_breaker] a provider has otherwise; 0: the same."""
 
     failures: int = reads(whole, 0)
-    window: float = reads(or_zero(seconds), 0.0)
-    open: float = reads(or_zero(seconds), 0.0)
+    window: float = reads(_SECONDS, 0.0)
+    open: float = reads(_SECONDS, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class NameTimeouts:
     """Limits of waiting for the calls of a name, in seconds; 0: the provider's."""
 
-    attempt: float = reads(or_zero(seconds), 0.0)  # of an answer, or until a stream's content
-    connect: float = reads(or_zero(seconds), 0.0)
-    first_byte: float = reads(or_zero(seconds), 0.0)
-    idle: float = reads(or_zero(seconds), 0.0)
-    total: float = reads(or_zero(seconds), 0.0)
+    attempt: float = reads(_SECONDS, 0.0)  # of an answer, or until a stream's content
+    connect: float = reads(_SECONDS, 0.0)
+    first_byte: float = reads(_SECONDS, 0.0)
+    idle: float = reads(_SECONDS, 0.0)
+    total: float = reads(_SECONDS, 0.0)
 
 
 def name_timeouts(value: Any, place: str) -> NameTimeouts:
@@ -114,7 +116,7 @@ class ProviderConfig:
     params: Mapping[str, Any] = reads(read_params, {})  # where neither client nor name sets them
     rpm: int = reads(whole, 0)  # requests that we send per minute, over all workers; 0: no limit
     tpm: int = reads(whole, 0)  # tokens per minute, likewise
-    wait: float = reads(or_zero(seconds), 10.0)  # seconds that a call may wait for these two
+    wait: float = reads(_SECONDS, 10.0)  # seconds that a call may wait for these two
     circuit_breaker: OwnBreaker = reads(table(OwnBreaker), OwnBreaker())
     # the vendor's format of conversations; auto: Responses only where a request needs it
     api: str = reads(one_of("auto", "chat", "responses"), "auto")
@@ -146,7 +148,7 @@ class BudgetConfig:
     """What a key may spend per day or month, in the ledger's time zone, or in total."""
 
     usd: str = reads(money)
-    per: str = reads(one_of("day", "month", "total"), "month")
+    per: str = reads(_PERIOD, "month")
     then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
 
 
@@ -155,7 +157,7 @@ class MirrorBudget:
     """What the copies of a name's calls may cost; once it is spent, no copies are sent."""
 
     usd: str = reads(money)
-    per: str = reads(one_of("day", "month", "total"), "month")
+    per: str = reads(_PERIOD, "month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class ModelConfig:
     override: Mapping[str, Any] = reads(read_params, {})  # whatever the client sets
     timeout: NameTimeouts = reads(name_timeouts, NameTimeouts())
     attempts: int = reads(whole, 0)  # 0: those of [reliability], and so the next
-    deadline: float = reads(or_zero(seconds), 0.0)
+    deadline: float = reads(_SECONDS, 0.0)
     mirror: MirrorConfig | None = reads(table(MirrorConfig), None)
 
 
@@ -217,6 +219,10 @@ class Reliability:
 class Server:
     """The server's resources, limits and log."""
 
+    elsewhere: ClassVar = dict.fromkeys(
+        ("addr", "address", "listen", "bind", "host", "port"),
+        ": the address is an option, `infermux serve --addr` or `gunicorn -b`",
+    )
     workers: int = reads(whole, 2)
     threads: int = reads(whole, 1536)  # per worker, at most; each call holds one
     streams: float = reads(share, 0.75)  # share of the threads that may stream at once
@@ -224,7 +230,7 @@ class Server:
     max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
     max_upload: int = reads(whole_or_zero, 0)  # bytes of a multipart body; 0: max_body
     # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
-    early_headers: float = reads(or_zero(seconds), 5.0)
+    early_headers: float = reads(_SECONDS, 5.0)
     max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker
     admin_key: Secret | None = reads(secret, None)  # key of the operators' endpoints
     metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
@@ -240,7 +246,7 @@ class TeamConfig:
     name: str
     usd: str = reads(money)
     keys: tuple[str, ...] = reads(some_texts)
-    per: str = reads(one_of("day", "month", "total"), "month")
+    per: str = reads(_PERIOD, "month")
     then: str = reads(text, "reject")  # as of a key's own budget
 
 
@@ -284,7 +290,7 @@ class LedgerConfig:
     With a *url*, it is a PostgreSQL that many hosts share, and *path* is not used.
     """
 
-    path: str = reads(or_empty(text), "infermux.db")
+    path: str = reads(_TEXT, "infermux.db")
     url: Secret | None = reads(database_url, None)
     spool: str = reads(text, "infermux.spool")  # with a url: what cannot be written at the moment
     connections: int = reads(at_most_whole(100), 4)  # of each worker to the url's database
@@ -305,7 +311,7 @@ class LedgerConfig:
 class PricesConfig:
     """The user's own price table, which `infermux prices update` writes; empty: none."""
 
-    file: str = reads(or_empty(text), "")
+    file: str = reads(_TEXT, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +329,9 @@ class Trace:
 class HooksConfig:
     """Functions that see requests and answers, each as "package.module:function"."""
 
-    before: str = reads(or_empty(text), "")  # sees each request
-    after: str = reads(or_empty(text), "")  # sees each whole answer
-    chunk: str = reads(or_empty(text), "")  # sees each piece of a stream
+    before: str = reads(_TEXT, "")  # sees each request
+    after: str = reads(_TEXT, "")  # sees each whole answer
+    chunk: str = reads(_TEXT, "")  # sees each piece of a stream
     # what a hook that fails or is late means: the call fails, or goes on without it
     on_error: str = reads(one_of("closed", "open"), "closed")
     timeout: float = reads(seconds, 5.0)  # of one run of a hook

@@ -19,7 +19,7 @@ from .sizes import snake, with_fitting_thoughts
 _COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
 _OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-# objects whose members are set one by one, so that a client's others stay
+# objects of which single members are set: the client's other members stay
 _HOLDERS = ("generationConfig", "generation_config", "reasoning", "text", "output_config")
 _OF_TOOLS = ("tool_choice", "parallel_tool_calls")  # vendors refuse them without tools
 # parameters of the client on which it depends how others are written

@@ -57,8 +57,7 @@ class Budget:
     """What a caller may spend per day, month or in total: Budget(usd="5.00").
 
     *then* says what happens once it is spent: "reject", "warn", or a cheaper model's name. Without
-    *caller*, it is the budget of the Caller that has it. *usd* and *per* are other words for
-    *limit_pico* and *period*. Raise ValueError for an unknown period.
+    *caller*, it is that of the Caller that has it. *usd* and *per* set *limit_pico* and *period*.
 
     A budget with *members* is shared by them, and *caller* is its own name; one with a *user* is
     an end user's. Calls also count in the budgets *also*. Days are those of the ledger's time zone.
@@ -75,14 +74,15 @@ class Budget:
     user: str = ""
 
     def __post_init__(self, usd: str | int | Decimal | None, per: str | None) -> None:
-        if (usd is None) == (self.limit_pico == _UNSET) or isinstance(usd, bool | float):
+        missing = (usd is None) == (self.limit_pico == _UNSET)
+        if missing or isinstance(usd, bool | float) or isinstance(self.limit_pico, str):
             raise TypeError('a budget is dollars as text: Budget(usd="5.00", per="month")')
         if usd is not None:
             object.__setattr__(self, "limit_pico", _pico(usd))
         if per is not None:
             object.__setattr__(self, "period", per)
         if self.period not in PERIODS or self.limit_pico < 0:
-            raise ValueError(f"no such budget: {self.limit_pico} per {self.period!r}")
+            raise ValueError("no such budget: it is 0 or more, per day, month or total")
 
     @property
     def all(self) -> tuple[Budget, ...]:

@@ -35,9 +35,9 @@ class Job:
 
 
 def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]], None]) -> None:
-    """End jobs that have failed together, each with an error of its own, as its thread raises it.
+    """End the jobs of a commit that failed; each gets an error object of its own to raise.
 
-    Any error but LedgerUnavailable is that of one job, so each is committed by itself.
+    Any error but LedgerUnavailable comes from one of the jobs: each is committed again, alone.
     """
     if isinstance(error, LedgerUnavailable):
         for job in jobs:

@@ -9,7 +9,6 @@ from datetime import UTC, tzinfo
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import product
-from typing import Any
 
 from ..errors import RequestError, shown
 from . import MAX_ROWS, AttemptRow, CallRow, Total, periods, summed
@@ -17,7 +16,7 @@ from .periods import ns
 
 DIGEST_LENGTH = 32  # of the hexadecimal digest of a plan's first line
 MIN_ID_LENGTH = 6  # characters of the shortest accepted start of an id
-_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
+CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 
 # -- calls --
 
@@ -39,7 +38,6 @@ def _insert(table: str, names: Sequence[str]) -> str:
 WRITE_CALL = _insert("calls", CallRow._fields)
 WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
 WRITE_PLAN = _insert("plans", ("digest", "line"))
-Ask = Callable[[str, Sequence[Any]], list[Any]]  # returns the rows of a query
 
 
 class _Where:
@@ -64,16 +62,25 @@ class _Where:
         return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
 
 
+def of_status(status: str) -> tuple[str, ...]:
+    """Return the condition for "error", a class such as 4xx, or a status, and its values."""
+    if status == "error":
+        return ("c.status <> 'ok'",)
+    if status in CLASSES:
+        return "c.status >= ? AND c.status < ?", f"{status[0]}00", f"{int(status[0]) + 1}00"
+    return "c.status = ?", bindable(status)
+
+
 def rows(
     *,
-    model: str | None,
-    status: str | None,
-    caller: str | None,
-    users: Sequence[str] | None,
-    since: float | None,
-    until: float | None,
-    ended: float | None,
-    limit: int,
+    model: str | None = None,
+    status: str | None = None,
+    caller: str | None = None,
+    users: Sequence[str] | None = None,
+    since: float | None = None,
+    until: float | None = None,
+    ended: float | None = None,
+    limit: int = 50,
 ) -> tuple[str, list[str | int]]:
     """Return the query for calls, newest first, and its values."""
     where = _Where(*bounds(since, until), caller)
@@ -83,12 +90,8 @@ def rows(
         where.add("? IN (c.requested, c.model, c.served)", bindable(model))
     if users is not None:
         where.add(f"c.end_user IN ({', '.join('?' * len(users))})", *map(bindable, users))
-    if status == "error":
-        where.add("c.status <> 'ok'")
-    elif status in _CLASSES:
-        where.add("c.status >= ? AND c.status < ?", f"{status[0]}00", f"{int(status[0]) + 1}00")
-    elif status is not None:
-        where.add("c.status = ?", bindable(status))
+    if status is not None:
+        where.add(*of_status(status))
     order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
     return f"{CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
 

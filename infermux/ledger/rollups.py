@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from . import LedgerUnavailable, Total, queries, stores, summed
 from .periods import DAY, MAX_INTEGER, SLOT, ns, step_name
-from .queries import Ask
-from .stores import Sql
+from .stores import Ask, Sql
 
 ROLLED, PRUNED = 1, 2
 SETTLED = 3600  # seconds after which an ended day is rolled: few calls are added to it
@@ -43,7 +42,7 @@ ADD = f"INSERT INTO rollups ({_COLUMNS}) VALUES ({', '.join('?' * (10 + len(_MEA
 OF_DAY = f"SELECT {_COLUMNS} FROM rollups WHERE day = ? ORDER BY kind, n"
 CLEAR = f"DELETE FROM rollups WHERE kind < {len(KINDS)} AND kind >= 0 AND day = ?"
 SUM = ", ".join(f"sum({name})" for name in _MEASURES)
-_NEXT = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1"
+NEXT = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1"
 _LAST = "SELECT coalesce(max(n), -1) + 1 FROM rollups WHERE kind = ? AND day = ?"
 _BEGIN = """INSERT INTO rolled VALUES (?, ?)
     ON CONFLICT (day) DO UPDATE SET state = excluded.state WHERE rolled.state <= 0"""
@@ -164,7 +163,7 @@ def totals(ask: Ask, question: Question) -> Iterator[Sequence[Any]]:
 def days_with_calls(ask: Ask, since: int, until: int, skipped: set[int]) -> Iterator[int]:
     """Yield the days that have calls, except *skipped* ones."""
     at = max(since, 0)
-    while found := ask(_NEXT, (at, until)):
+    while found := ask(NEXT, (at, until)):
         day = found[0][0] // DAY_NS
         if day not in skipped:
             yield day

@@ -30,9 +30,8 @@ from . import (
     rollups,
 )
 from .holds import MAX_USERS
-from .queries import Ask
 from .spool import Deferred, Spool
-from .stores import Sql
+from .stores import Ask, Sql
 from .stores.alerts import AlertLog
 from .stores.answers import AnswerStore
 from .stores.keys import KeyStore
@@ -162,31 +161,9 @@ class SQLLedger(Ledger):
     def alerts(self) -> AlertLog:
         return AlertLog(self)
 
-    def rows(
-        self,
-        *,
-        model: str | None = None,
-        status: str | None = None,
-        caller: str | None = None,
-        users: Sequence[str] | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        ended: float | None = None,
-        limit: int = 50,
-    ) -> list[Record]:
-        """Return calls with their attempts, newest first."""
-        return self._records(
-            *queries.rows(
-                model=model,
-                status=status,
-                caller=caller,
-                users=users,
-                since=since,
-                until=until,
-                ended=ended,
-                limit=limit,
-            )
-        )
+    def rows(self, **chosen: Any) -> list[Record]:
+        """Return calls with their attempts, newest first; see `Ledger.rows`."""
+        return self._records(*queries.rows(**chosen))
 
     def call(self, id: str) -> Record | None:
         """Return the call whose id begins with *id*, with its attempts, or None."""

@@ -235,7 +235,7 @@ ENTRY = TERMS | {"id", "aliases", "src", "as_of"}  # of an entry of a table
 def check_keys(entry: object, known: Collection[str], place: str) -> None:
     """Raise ConfigError if *entry* is not a table, or has an unknown key."""
     if not isinstance(entry, Mapping):
-        _wrong(place, 'a table such as {"input": "0", "output": "0"}', entry)
+        _wrong(place, 'a table such as { input = "0.5", output = "2" }', entry)
     for key in entry:
         if key not in known:
             _fail(place, f"has an unknown key {shown(key)}{close_to(str(key), known)}")

@@ -20,7 +20,7 @@ from ..errors import (
     shown,
 )
 from ..protocol import InferRequest, InferResponse
-from ..types import Chunk, Deadline, Usage, is_own_want
+from ..types import Chunk, Deadline, Usage, is_shortage
 
 Infer = Callable[[InferRequest, Deadline], InferResponse]
 OUT_OF_RESOURCES = "the service is out of resources; retry shortly"
@@ -64,6 +64,8 @@ class RegisteredProvider(NamedTuple):
     @classmethod
     def of(cls, provider: Any) -> Self:
         """Wrap *provider*; raise ConfigError if a member is missing or has the wrong type."""
+        if isinstance(provider, type):
+            raise TypeError(f"a provider is an object: {provider.__name__}(), not its class")
         for lack in ("name", "models", "infer"):
             if not hasattr(provider, lack):
                 kind = type(provider).__name__
@@ -184,7 +186,7 @@ class ProviderGuard:
 
 def provider_failed(name: str, error: Exception) -> InferMuxError:
     """Return Overloaded if we lack resources; else log *error*, return ProviderUnavailable."""
-    if is_own_want(error):
+    if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
     log.error("provider %r raised %s", name, type(error).__name__, exc_info=error)
     ours = ProviderUnavailable(f"provider {name!r} failed")

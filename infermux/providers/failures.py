@@ -18,7 +18,7 @@ from ..errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from ..types import is_own_want
+from ..types import is_shortage
 from .base import OUT_OF_RESOURCES
 
 FOREIGN = (
@@ -35,7 +35,7 @@ _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 def mapped(error: BaseException) -> InferMuxError:
     """Return our error for a library's exception, without its message."""
-    if is_own_want(error):
+    if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
     failed = _mapped(error, refused=refused)

@@ -92,9 +92,9 @@ def adapt(prepared: PreparedRequest, request: InferRequest, paths: Mapping[str, 
 
 
 def unforced(request: InferRequest) -> InferRequest | None:
-    """Return the request without the configuration's params; None if it takes them.
+    """Return the request without the configuration's params; None if they apply to it.
 
-    Of those that are passed through, only JSON for a model does.
+    Of requests that are passed through, they apply only to JSON that is sent to a model.
     """
     native = request.native
     if request.passed is None or (request.op not in STORED and native and native.body.text):

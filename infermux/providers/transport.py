@@ -31,7 +31,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout
-from ..types import POSIX, Deadline, is_own_want
+from ..types import POSIX, Deadline, is_shortage
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
 MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads
@@ -211,7 +211,7 @@ class Names:
             family = socket.AF_UNSPEC if socket.has_ipv6 else socket.AF_INET
             addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         except Exception as error:
-            failure = error if is_own_want(error) else _own_want() or error
+            failure = error if is_shortage(error) else _no_descriptor() or error
         with self._changed:
             self._lookups[host].remove(began)
             if failure is None:
@@ -230,8 +230,8 @@ def _literal(host: str, port: int) -> Address | None:
     return None
 
 
-def _own_want() -> OSError | None:
-    """Return the error if no descriptor is free: the C library reports an unknown name then."""
+def _no_descriptor() -> OSError | None:
+    """Return the error if no descriptor is free, which a look-up reports as an unknown name."""
     try:
         socket.socket().close()
     except OSError as error:
@@ -258,7 +258,7 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
                     sock: Any = _connecting(waiting.popleft(), options)
                 except OSError as error:
                     last = error
-                    if is_own_want(error):  # attempts under way may still succeed
+                    if is_shortage(error):  # attempts under way may still succeed
                         waiting.clear()
                     continue
                 tried.add(sock)

@@ -25,6 +25,8 @@ def begun(
     user: str,
 ) -> Call:
     """Return the record of a call that starts now; see `Router.begin`."""
+    if not isinstance(caller, Caller):
+        raise TypeError('caller must be a Caller, such as Caller("web")')
     meta: Mapping[str, str] = request.meta if isinstance(request.meta, Mapping) else NOTHING
     if trace is None and meta:
         trace = of_meta(meta)

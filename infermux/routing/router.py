@@ -405,7 +405,7 @@ class Router:
             response = validated(provider.infer(call.sent(attempt), deadline))
         attempt.ended = time.monotonic()
         permit.end(None, attempt.seconds)
-        return self.ids.told(call, self.accounting.charge_response(call, attempt, response))
+        return self.ids.client_ids(call, self.accounting.charge_response(call, attempt, response))
 
     def _send_streamed(
         self,
@@ -417,7 +417,7 @@ class Router:
     ) -> Stream:
         chunks = open_chunks(provider, call.sent(attempt), deadline, attempt)
         permit.started(attempt.seconds)
-        chunks = self.ids.told_stream(call, *chunks)
+        chunks = self.ids.client_ids_stream(call, *chunks)
         if call.answer_key:
             chunks = watched(call, *chunks)
         parts = call, *chunks, permit, self.accounting, self.finish, self.answers

@@ -85,19 +85,19 @@ class Ids:
     ) -> None:
         self._registry, self._has, self._secret = registry, has, secret
         self._keyring = keyring
-        self._speakers: tuple[int, list[RegisteredProvider]] = (-1, [])
+        self._providers: tuple[int, list[RegisteredProvider]] = (-1, [])
 
     @property
-    def speakers(self) -> list[RegisteredProvider]:
+    def providers(self) -> list[RegisteredProvider]:
         """The providers that have what the ids mean: Responses, or files."""
-        if self._speakers[0] != self._registry.changes:
+        if self._providers[0] != self._registry.changes:
             having = [each for each in self._registry if self._has(each.provider)]
-            self._speakers = self._registry.changes, having
-        return self._speakers[1]
+            self._providers = self._registry.changes, having
+        return self._providers[1]
 
     def plain(self, caller: Caller) -> bool:
         """Return whether ids stay as the vendor made them."""
-        return len(self.speakers) == 1 and self._is_alone(caller)
+        return len(self.providers) == 1 and self._is_alone(caller)
 
     def _is_alone(self, caller: Caller) -> bool:
         return not caller.name or (self._keyring is not None and self._keyring.count == 1)
@@ -115,11 +115,11 @@ class Ids:
             return None
         if found := _TAGGED.fullmatch(ident):
             own, kind, mac = found.groups()
-            for each in self.speakers:
+            for each in self.providers:
                 if any(hmac.compare_digest(it, mac) for it in self._macs(each, own, kind, caller)):
                     return Owner(each.name, own, kind)
         if self.plain(caller) and IDENT.fullmatch(ident):
-            return Owner(self.speakers[0].name, ident)
+            return Owner(self.providers[0].name, ident)
         return None
 
     def owners(self, ident: object, caller: Caller) -> list[Owner]:
@@ -128,7 +128,7 @@ class Ids:
             return [found]
         if not isinstance(ident, str) or not self._is_alone(caller) or _TAGGED.fullmatch(ident):
             return []
-        return [Owner(each.name, ident) for each in self.speakers if IDENT.fullmatch(ident)]
+        return [Owner(each.name, ident) for each in self.providers if IDENT.fullmatch(ident)]
 
     def pin(self, call: Call) -> None:
         """Send a call that goes on from what a provider stored to that provider.
@@ -151,7 +151,7 @@ class Ids:
                 f"{_SEND_ITEMS}",
                 param=next(iter(given)),
             )
-        provider = next(each.name for each in self.speakers if each.name in targets)
+        provider = next(each.name for each in self.providers if each.name in targets)
         call.ids = {}
         for name, value in given.items():
             own = found[name][0].ident
@@ -234,10 +234,10 @@ class Ids:
 
     # -- answers --
 
-    def told(self, call: Call, response: InferResponse) -> InferResponse:
+    def client_ids(self, call: Call, response: InferResponse) -> InferResponse:
         """Return a response with the ids that the client gets."""
         native = response.native
-        if native is None or native[0] != NAME or not _is_told(call):
+        if native is None or native[0] != NAME or not _has_client_ids(call):
             return response
         kind = _kind(call, response.extra.get("pending"))
         names = self._names(call, response.id, kind, response.extra.get("refers", {}))
@@ -246,17 +246,17 @@ class Ids:
         ident = names.get(response.id, response.id)
         return replace(response, id=ident, native=(NAME, renamed(native[1], names)))
 
-    def told_stream(
+    def client_ids_stream(
         self, call: Call, first: list[Chunk], rest: Iterator[Chunk]
     ) -> tuple[list[Chunk], Iterator[Chunk]]:
         """Return the parts of a stream with the ids that the client gets."""
         named = call.ids is not None or call.request.params.get("background")
-        if not _is_told(call) or (not named and self.plain(call.caller)):
+        if not _has_client_ids(call) or (not named and self.plain(call.caller)):
             return first, rest
-        tell = partial(self._told_chunk, call)
+        tell = partial(self._chunk, call)
         return [tell(chunk) for chunk in first], changed(rest, tell)
 
-    def _told_chunk(self, call: Call, chunk: Chunk) -> Chunk:
+    def _chunk(self, call: Call, chunk: Chunk) -> Chunk:
         if not chunk.id or chunk.native is None or chunk.dialect != NAME:
             return chunk
         kind = _kind(call, call.request.params.get("background"))
@@ -303,7 +303,7 @@ def _file_ids(value: Any) -> Iterator[str]:
                 yield from _file_ids(each)
 
 
-def _is_told(call: Call) -> bool:
+def _has_client_ids(call: Call) -> bool:
     native = call.request.native
     return call.request.op == RESOURCE or (native is not None and native.dialect == NAME)
 

@@ -45,7 +45,7 @@ class Stream:
         self._permit = permit
         self._accounting = accounting
         self._finish = finish
-        self._answer = self._told = StreamAccumulator()  # of the provider, and for the caller
+        self._answer = self._sent = StreamAccumulator()  # of the provider, and for the caller
         self._answers = answers
 
     def __iter__(self) -> Stream:
@@ -109,7 +109,7 @@ class Stream:
     def response(self) -> InferResponse:
         """Return the answer so far as one response."""
         call = self.call
-        whole = self._told.response(call.provider, call.attempts[-1].target.model)
+        whole = self._sent.response(call.provider, call.attempts[-1].target.model)
         tokens_in, tokens_out = call.tokens
         return replace(
             whole,

@@ -207,7 +207,8 @@ def _check_certificate(certfile: str, keyfile: str | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: "")
     except OSError as error:
-        why = printable(error.strerror or "it is not PEM, or the key is another's")
+        is_pem = not isinstance(error, ssl.SSLError)
+        why = error.strerror if is_pem else "they are not PEM, or the key is another's"
         raise ConfigError(f"--certfile and --keyfile cannot be used: {why}") from None
 
 

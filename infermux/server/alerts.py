@@ -271,7 +271,7 @@ def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
 
 
 def arm(router: Router) -> None:
-    """Have the alerts of *router* watched for from its first call on, if it sends any."""
+    """Start watching for alerts at the first call of *router*, if it sends any."""
     alerts = alerts_of(router.observers)
     if alerts is not None:
         with _lock:

@@ -128,7 +128,7 @@ class Client(socket.socket):
         return data, len(data) == self.seen
 
     def wake_at(self, size: int) -> None:
-        """Let poll() report the socket once so many bytes have arrived, or its end."""
+        """Let poll() report the socket once *size* bytes, or the end, have arrived."""
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def is_too_slow(self, now: float) -> bool:

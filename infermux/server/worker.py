@@ -34,7 +34,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from ..admission import ConcurrencyLimiter
 from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
-from ..types import LogThrottle, is_own_want
+from ..types import LogThrottle, is_shortage
 from .clients import (
     CLIENT_SECONDS,
     CLOSED,
@@ -112,7 +112,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if threads.submitted == before:
                     break
         except OSError as error:
-            if not is_own_want(error):
+            if not is_shortage(error):
                 raise
             if self._complaint.due():
                 self.log.error("cannot accept connections: %s", os.strerror(error.errno or 0))
@@ -257,7 +257,7 @@ class Threads(ThreadPoolExecutor):
         try:
             super().submit(self._run, job)
         except RuntimeError as error:
-            if not is_own_want(error):
+            if not is_shortage(error):
                 raise
 
     def take_turn(self, now: float, *, burst: bool) -> None:

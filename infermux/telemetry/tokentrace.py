@@ -66,7 +66,6 @@ class _Reader(io.RawIOBase):
         self._end = time.monotonic() + seconds
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the file that http.client reads; it uses this object as its socket."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:

@@ -17,6 +17,7 @@ from flask import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed, forget
+from ..routing.router import Router
 from .http import (
     BODY,
     Api,
@@ -56,6 +57,8 @@ def endpoints(
     *refusals* are routes whose views say more than that; they are not listed. A path has one rule
     for all methods, as Werkzeug takes a millisecond to compile one.
     """
+    if not isinstance(api.router, Router) or not callable(api.identify or print):
+        raise TypeError("give a Router, such as infermux.load(), and a function as caller")
     blueprint = EndpointBlueprint(name, __name__)
     views: dict[str, dict[str, View]] = {}  # by path, then by method
     for method, path, view in routes:

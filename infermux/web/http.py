@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,7 +34,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller, LogThrottle, is_own_want
+from ..types import JSON, NOTHING, Caller, LogThrottle, is_shortage
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -74,6 +74,15 @@ class Api(NamedTuple):
 def current_request() -> Request:
     """Return the request itself, as Flask's proxy takes three function calls per access."""
     found: Request = request._get_current_object()  # type: ignore[attr-defined]  # documented
+    return found
+
+
+def query_of(known: Collection[str]) -> list[tuple[str, str]]:
+    """Return the parameters of the URL; raise RequestError for one that is not *known*."""
+    found = list(current_request().args.items(multi=True))
+    for name, _ in found:
+        if name not in known:
+            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
     return found
 
 
@@ -181,7 +190,7 @@ def check_encoding() -> None:
 def unread(error: Exception) -> InferMuxError:
     """Return our error for a server's when it reads a body; the rest of it stays unread."""
     refuse_body()
-    if is_own_want(error):
+    if is_shortage(error):
         return Overloaded("too many clients send slowly; retry shortly")
     slow = isinstance(error, TimeoutError)
     what = "came too slowly" if slow else "ended early or is not well-formed"

@@ -10,7 +10,7 @@ from flask import Response
 from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
 from ..dialects.responses.stream import Encoder
-from ..errors import NotFound, ProviderError, RequestError, shown
+from ..errors import NotFound, ProviderError, shown
 from ..planning import Snapshot, plan
 from ..planning.call import Call
 from ..protocol import InferRequest, Native, strict_json
@@ -19,7 +19,7 @@ from ..routing.stored import IDENT, Owner
 from ..types import Caller, Route, Target
 from . import Route as Endpoint
 from .auth import admitted
-from .http import Api, call_response, current_request, json_body, read_body, start_call
+from .http import Api, call_response, current_request, json_body, query_of, read_body, start_call
 from .sse import sse_response
 from .token_count import token_count
 
@@ -56,7 +56,8 @@ def stored(
     owners = api.router.ids.owners(ident, caller)
     if not owners or (item and not IDENT.fullmatch(item)):
         raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
-    more = rest + (f"/{quote(item, safe='')}" if item else "") + _query()
+    query = urlencode(query_of(_QUERY))
+    more = rest + (f"/{quote(item, safe='')}" if item else "") + f"?{query}" * bool(query)
 
     def ask(owner: Owner) -> Response:
         path = f"/{kind}s/{quote(owner.ident, safe='')}{more}"
@@ -79,10 +80,10 @@ def create(api: Api) -> Response:
     """Create a conversation at the first provider that has them."""
     caller = admitted(api)
     body = json_body(strict_json.document)
-    speakers = api.router.ids.speakers
-    if not speakers:
+    providers = api.router.ids.providers
+    if not providers:
         raise NotFound("no provider has conversations")
-    first = next((each for each in speakers if each.provider.responses.stores), speakers[0])
+    first = next((each for each in providers if each.provider.responses.stores), providers[0])
     owner = Owner(first.name, "")
     return _answered(api, _begin(api, owner, "POST", "/conversations", body, caller))
 
@@ -92,15 +93,6 @@ def _body(method: str, rest: str) -> Document | None:
         return json_body(strict_json.document)
     read_body()  # SDKs send none, or an empty object
     return None
-
-
-def _query() -> str:
-    """Return the query for the vendor; raise RequestError for an unknown parameter."""
-    found = list(current_request().args.items(multi=True))
-    for name, _ in found:
-        if name not in _QUERY:
-            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
-    return f"?{urlencode(found)}" if found else ""
 
 
 def _begin(

@@ -258,6 +258,8 @@ def test_an_empty_ledger_costs_nothing(tmp_path: Path) -> None:
         (["costs", "--tolerance", "1%"], "--reconcile"),
         (["logs", "--since", "soon"], "--since"),
         (["logs", "-n", "-1"], "-n"),
+        (["logs", "--status", "failed"], "--status"),
+        (["logs", "--status", "99"], "--status"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_names_the_option(
@@ -266,6 +268,21 @@ def test_wrong_usage_is_exit_code_2_and_names_the_option(
     result = infermux(*args, "--ledger", path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert word in result.stderr
+
+
+def test_an_error_names_what_is_wrong_and_not_the_ledger(path: str, tmp_path: Path) -> None:
+    unknown = infermux("costs", "--compare", "gpt-5", "nobody", "--ledger", path)
+    failed_in_one_line(unknown, "no calls of 'nobody'")
+    nowhere = infermux("ledger", "backup", str(tmp_path / "no" / "x.db"), "--ledger", path)
+    failed_in_one_line(nowhere, "there is no folder")
+
+
+@pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
+def test_an_export_that_cannot_be_written_fails(path: str, to: str) -> None:
+    (own,) = script("infermux")
+    answer = run(["bash", "-c", f"{own} ledger export --ledger {path} {to}"])
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("infermux: the output cannot be written")
 
 
 # -- which ledger ----------------------------------------------------------------------------------

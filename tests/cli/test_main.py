@@ -132,6 +132,24 @@ def test_a_model_name_of_two_lines_is_still_one_line(args):
     failed_in_one_line(infer("Hello", "--model", "a\nb", *args))
 
 
+def test_closed_and_full_streams_leave_the_exit_code_as_it_is(tmp_path):
+    (own,) = script("infermux")
+    for command, code in [
+        (f"{own} infer <&-", 2),
+        (f"{own} infer -m nope Hello 2>/dev/full", 1),
+        (f"{own} infer Hello >/dev/full 2>&1", 1),
+    ]:
+        answer = run(["bash", "-c", command], cwd=tmp_path)
+        assert (answer.returncode, answer.stdout) == (code, ""), command
+        assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["infer Hello", "serve --addr 127.0.0.1:0"])
+def test_an_address_of_tokentrace_without_a_scheme_is_the_options_error(command):
+    result = CliRunner().invoke(main, [*command.split(), "--tokentrace", "localhost:8700"])
+    failed_in_one_line(result, "--tokentrace must be a URL that begins with http://")
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("args", [[], ["--stream"]])
 @pytest.mark.parametrize(
@@ -174,6 +192,7 @@ USAGE = {
     "two prompts": ["infer", "a", "--prompt", "b"],
     "unknown option": ["infer", "a", "--modell", "b"],
     "three arguments": ["infer", "a", "b"],
+    "JSON as it arrives": ["infer", "a", "--json", "--stream"],
     "option without value": ["infer", "a", "--model"],
     "unknown command": ["infre", "a"],
     "serve with a word for a number": ["serve", "--workers", "many"],
@@ -222,6 +241,12 @@ def test_every_help_shows_an_example(name, flag):
     assert re.search(rf"Example: .*infermux {name}", result.stdout), result.stdout
 
 
+@pytest.mark.parametrize("group", ["", "keys", "ledger", "budgets"])
+def test_the_help_of_each_command_fits_its_line(group):
+    lines = CliRunner().invoke(main, [*group.split(), "--help"]).stdout.split("Commands:\n")[1]
+    assert "..." not in lines, lines
+
+
 def test_help_lists_its_topics_and_prints_the_table_of_parameters():
     """Each parameter of the tables has a row: its kind, and the formats that can express it."""
     assert "parameters" in CliRunner().invoke(main, ["help"]).stdout
@@ -231,6 +256,8 @@ def test_help_lists_its_topics_and_prints_the_table_of_parameters():
     for kind, name, why in parameters.rows():
         assert [name, str(kind), ", ".join(parameters.formats(name)) or "-", why] in rows
     assert ["prompt_cache_key", "hint", "openai, responses", "caching"] in rows
+    assert "[OPTIONS] NAME" in CliRunner().invoke(main, ["help", "keys", "new"]).stdout
+    assert CliRunner().invoke(main, ["help", "keys", "nwe"]).exit_code == 2
     odd = CliRunner().invoke(main, ["help", "parametres"])
     assert odd.exit_code == 2 and "did you mean 'parameters'?" in odd.stderr
 
@@ -338,6 +365,7 @@ def test_a_command_reports_its_span_before_it_ends():
 
 OUTPUTS = [
     "providers",
+    "budgets",
     "infer Hello",
     "infer --stream Hello",
     "infer --json Hello",
@@ -358,7 +386,12 @@ OUTPUTS = [
 @pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
-    ("to", "why"), [("> /dev/full", "No space left on device"), ("| exec sleep 0", "Broken pipe")]
+    ("to", "why"),
+    [
+        ("> /dev/full", "No space left on device"),
+        ("| exec sleep 0", "Broken pipe"),
+        (">&-", "Bad file descriptor"),
+    ],
 )
 @pytest.mark.parametrize("command", OUTPUTS)
 def test_an_output_that_cannot_be_written_is_one_line(command, to, why, tmp_path):

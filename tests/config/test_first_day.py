@@ -348,6 +348,35 @@ def test_a_variable_that_somebody_reads_does_not(tmp_path: Path, env: Mapping[st
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
+def test_a_provider_that_is_not_configured_says_which_key_is_missing(tmp_path: Path) -> None:
+    [line] = errors(tmp_path, None, INFERMUX_PROVIDERS__OPENAI__RPM="5")
+    assert "'openai' is not configured; set OPENAI_API_KEY" in line
+    [line] = errors(tmp_path, ECHO, INFERMUX_PROVIDERS__OPENAI__RPM="5")
+    assert "add [providers.openai] to infermux.toml" in line
+
+
+def test_what_is_no_file_in_its_place_is_an_error(tmp_path: Path) -> None:
+    """Docker makes a folder where a file to mount is missing."""
+    (tmp_path / "infermux.toml").mkdir()
+    assert "Is a directory" in infermux(tmp_path, "infer", "hello").stderr
+    (tmp_path / "infermux.toml").rmdir()
+    (tmp_path / "infermux.toml").symlink_to("nowhere")
+    answer = infermux(tmp_path, "validate")
+    assert answer.returncode == 1 and "there is no file infermux.toml" in answer.stderr
+    (tmp_path / "infermux.toml").unlink()
+    (tmp_path / "infermux.toml").write_text("[models]", encoding="utf-16")
+    answer = infermux(tmp_path, "validate")
+    assert answer.returncode == 2 and "it is not UTF-8 text" in answer.stderr
+
+
+def test_what_is_set_and_does_nothing_is_a_warning(tmp_path: Path) -> None:
+    text = "[providers.openai]\noptions = { a = 1 }\n[alerts]\nevents = ['budget']\n"
+    answer = validate(tmp_path, text, **OPENAI)
+    assert answer.returncode == 0
+    assert "[providers.openai].options are not read" in answer.stderr
+    assert "[alerts] has no webhook" in answer.stderr
+
+
 def test_a_variable_that_the_file_refers_to_is_read(tmp_path: Path) -> None:
     text = "[providers.openai]\napi_key = 'env:INFERMUX_OPENAI_KEY'\n"
     assert validate(tmp_path, text, INFERMUX_OPENAI_KEY="k").returncode == 0

@@ -690,6 +690,16 @@ def test_a_file_that_is_no_database_is_kept_and_reported(
     assert "l.db.corrupt-20261123T120000Z" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["infermux.toml", "passwd", "main.py"])
+def test_a_file_that_is_not_named_like_a_database_is_left_alone(tmp_path: Path, name: str) -> None:
+    """[ledger].path may be wrong: a file of somebody else must not move."""
+    path = tmp_path / name
+    path.write_bytes(b"root:x:0:0\n" * 100)
+    with closing(SQLiteLedger(path)) as ledger:
+        assert "not a database" in (ledger.problem() or "")
+    assert path.read_bytes() == b"root:x:0:0\n" * 100 and moved(path) == []
+
+
 def test_a_truncated_file_is_kept(path: Path) -> None:
     with closing(SQLiteLedger(path)) as ledger:
         put(ledger, *[call(str(n)) for n in range(200)])

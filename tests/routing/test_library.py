@@ -138,6 +138,25 @@ def test_a_budget_is_dollars_and_belongs_to_its_caller(tmp_path: Path) -> None:
         router.close()
 
 
+WRONG = {
+    "create_app": lambda: infermux.create_app("infermux.toml"),  # type: ignore[arg-type]
+    "function": lambda: infermux.blueprint(load),  # type: ignore[arg-type]
+    "none": lambda: infermux.openai_blueprint(None),  # type: ignore[arg-type]
+    "caller of an app": lambda: infermux.blueprint(Router([]), caller="web"),  # type: ignore[arg-type]
+    "class": lambda: Router([EchoProvider]),
+    "caller": lambda: Router([EchoProvider()]).infer("Hello", caller="web"),  # type: ignore[arg-type]
+    "budget of a caller": lambda: Caller("web", budget="5.00"),
+}
+RIGHT = {"class": r"EchoProvider\(\)", "caller": r'Caller\("web"\)'}
+RIGHT["budget of a caller"] = r'Budget\(usd="5.00"\)'
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_refused_at_once_and_told_what_to_write(name: str, file: Path) -> None:
+    with pytest.raises(TypeError, match=RIGHT.get(name, r"infermux\.load\(\)")):
+        WRONG[name]()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -150,6 +169,7 @@ def test_a_budget_is_dollars_and_belongs_to_its_caller(tmp_path: Path) -> None:
         ({"usd": "nan"}, ValueError),
         ({"usd": "-1"}, ValueError),
         ({"usd": "5", "per": "week"}, ValueError),
+        ({"caller": "5", "limit_pico": "month"}, TypeError),
         ({"usd": "0.0000000000001"}, ValueError),
     ],
 )

@@ -36,7 +36,6 @@ class Encoder(BlockWriter):
         self._called = False
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk, b"" if there are none."""
         if self._native and chunk.native is not None and chunk.dialect == NAME:
             return self._pass(chunk.native)
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage

@@ -144,7 +144,7 @@ def _budgets(value: JSON) -> bool:
 
 
 def _is_foreign(turns: list[JSON]) -> bool:
-    """Return whether a turn has what Anthropic refuses, and other vendors gave.
+    """Return whether a turn has content of other vendors that Anthropic refuses.
 
     One loop without calls, as a request may have hundreds of turns.
     """

@@ -39,7 +39,7 @@ def usage_of(value: object) -> Usage | None:
 
 
 def _larger(told: Usage, summed: Usage) -> Usage:
-    """Return the usage of the iterations, unless they are fewer than what the answer tells."""
+    """Return the larger: the answer's own usage, or the sum of its iterations."""
     fewer = (summed.input_tokens or 0) + (summed.output_tokens or 0) < (
         (told.input_tokens or 0) + (told.output_tokens or 0)
     )

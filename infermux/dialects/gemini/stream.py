@@ -28,7 +28,6 @@ class Encoder:
         self._details: list[JSON] = []
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk, b"" if there are none."""
         self._reason = chunk.finish_reason or self._reason
         if chunk.native is not None and chunk.dialect == NAME:
             ready, self._held = self._held, chunk.native

@@ -158,7 +158,6 @@ class Encoder:
         return held + _event(encode_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return a comment, which clients ignore."""
         return comment("waiting for the provider")
 
 

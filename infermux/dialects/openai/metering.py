@@ -1,7 +1,7 @@
-"""What answers of the endpoints that are passed through say of their usage, and what they do not.
+"""Reads the usage of answers that are passed through.
 
-Tokens where the vendor tells them; else what can be counted is a number of a unit, which a price
-may list among its fees: characters of speech, seconds of audio, images, searches of a reranker.
+Where the vendor reports no tokens, it counts units for which a price may list a fee: characters of
+speech, seconds of audio, images, searches of a reranker.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import fitting, given, obj, objects, require, tier_of, without
 from ..gemini.requests import FORMAT as GOOGLES
+from ..openai import downstream as openai
 from ..tools import custom_input
 from . import NAME
 from .items import ADDED, Items, all_added_tools, string
@@ -396,15 +397,13 @@ def encode_usage(usage: Usage) -> JSON:
 
 def encode_error(error: InferMuxError) -> JSON:
     """Return the error object, as OpenAI's SDKs expect it."""
-    body: JSON = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
+    found = openai.encode_error(error)
     if isinstance(error, UnsupportedParameter) and error.param in _STORED:
-        body["code"] = _NOT_FOUND
-        body["message"] += _SEND_ITEMS
-        return {"error": body}
-    native = error.native_in(NAME) or error.native_in("openai")
-    members = native.members if native is not None else {}
-    more = _INSTEAD * (members.get("code") == _NOT_FOUND)
-    return {"error": body | members | {"message": error.message + more}}
+        found["error"]["code"] = _NOT_FOUND
+        found["error"]["message"] += _SEND_ITEMS
+    elif found["error"]["code"] == _NOT_FOUND and error.native_in(NAME):
+        found["error"]["message"] += _INSTEAD
+    return found
 
 
 _NOT_FOUND = "previous_response_not_found"

@@ -44,9 +44,9 @@ class Items:
             self.params[kind] = True
 
     def end(self) -> None:
-        """Complete the messages: late results go to their calls, turns of reasoning alone go.
+        """Complete the messages: move late results to their calls, drop turns of only reasoning.
 
-        Words that only a reference names may be missing beside a call.
+        A turn that an item_reference stands for is missing, or lacks its text beside a call.
         """
         self._complete()
         for turn in self._referred:

@@ -55,7 +55,6 @@ class Encoder(BlockWriter):
         self._usage: Usage | None = None
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the events for a chunk, b"" if there are none."""
         if chunk.native is not None and chunk.dialect == NAME:
             self._passed = True
             self._number += 1
@@ -94,7 +93,6 @@ class Encoder(BlockWriter):
         return last + self._event("response.failed", response=whole)
 
     def heartbeat(self) -> bytes:
-        """Return a comment, which clients ignore."""
         return comment("waiting for the provider")
 
     @property

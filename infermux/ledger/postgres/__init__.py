@@ -31,9 +31,9 @@ from .. import (
 from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
-from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
+from ..stores import Ask
 from ..stores.answers import AnswerStore
 from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
@@ -77,11 +77,9 @@ class _Brief:
         self._database = database
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
         return self._database().run(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
-        """Return the result of *work*, in a transaction."""
         return self._database().run(lambda link: transact(link, work))
 
 
@@ -162,7 +160,6 @@ class PostgresLedger(SQLLedger):
         return self._held(found, hold.pico, hold.at)
 
     def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Add to a hold; if its lease has expired, reserve the whole amount again."""
         more, now = amount(more), self._time(at)
         found = self._reservations().top_up(more, hold, self._rules(now, lease, hold.over))
         return self._held(found, more, now)
@@ -255,7 +252,6 @@ class PostgresLedger(SQLLedger):
             database.run(partial(forget_users, now=at, zone=self.zone, most=most), DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
-        """Remove rows whose number depends on the texts of requests."""
         if not self._here().database.is_idle:
             super().tidy(now)
             self._here().database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
@@ -277,7 +273,6 @@ class PostgresLedger(SQLLedger):
         return self._here().circuits.publish(action, provider, model)
 
     def published(self) -> tuple[CircuitCommand, ...]:
-        """Return the last command for each provider or model of all hosts, in order."""
         return self._here().circuits.published()
 
     # -- reading and writing --
@@ -328,7 +323,6 @@ class PostgresLedger(SQLLedger):
     # -- the database --
 
     def check(self) -> None:
-        """Raise LedgerUnavailable if the ledger cannot be written."""
         database = self._here().database
         if not database.is_idle:
             database.synchronize()
@@ -338,7 +332,6 @@ class PostgresLedger(SQLLedger):
         database.alone(schema.check)
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
-        """Create the tables (*create*) or migrate them; return a message for each change."""
         now = self.clock()
         return self._here().database.alone(
             lambda link: schema.migrate(link, now, create=create, role=role)

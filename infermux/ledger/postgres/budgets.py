@@ -277,10 +277,7 @@ class Reservations:
 
 
 def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
-    """Remove end users' budgets of past periods and, of more than *most*, those of the least spent.
-
-    Names of end users come from requests, so their number has no other bound.
-    """
+    """See `SQLLedger.forget_users`."""
     day, month, _ = names(now - 2 * DAY, zone)
     link.execute(_OLD_USERS, (USER, day, month))
     [count] = link.execute(_MANY_USERS, (USER,)).fetchone() or (0,)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from .. import LedgerUnavailable, Record, queries, rollups
+from .. import LedgerUnavailable, Record, rollups
 from ..holds import MICRO
 from ..periods import DAY, MAX_INTEGER
 from ..rollups import PRUNED
 from ..sql import SQLLedger
+from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, write_rows
 from .statements import Link, Sql, encoded, objects
@@ -139,7 +140,7 @@ class _Rest(NamedTuple):
     objects: list[tuple[Any, ...]]
 
 
-def _rest(ask: queries.Ask) -> _Rest:
+def _rest(ask: Ask) -> _Rest:
     days = ask(_SOURCE_PRUNED, ())
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
     sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
@@ -179,7 +180,7 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
         sql.execute(_NEW_KEYS)
 
 
-def _sums(ask: queries.Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
+def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
     budgets = _BUDGETS.format(owner=owner, where=where)
     asked = {"calls": _CALLS, "attempts": _ATTEMPTS, "removed calls": _PRUNED_SUMS}
     return {

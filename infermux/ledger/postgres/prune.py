@@ -14,7 +14,6 @@ from typing import Any
 from psycopg import Rollback, errors
 
 from ..periods import DAY, SLOT, midnight, start, step_name
-from ..queries import Ask
 from ..rollups import (
     DAY_NS,
     PRUNED,
@@ -25,6 +24,7 @@ from ..rollups import (
     roll_day,
     store_rows,
 )
+from ..stores import Ask
 from .budgets import PERIODS
 from .schema import following, partition, partitions
 from .statements import Link, Sql
@@ -62,7 +62,7 @@ def prune(
     database: Database, run: Callable[[Callable[[Link], Any]], Any], before: float,
     told: Callable[[int], None],
 ) -> int:  # fmt: skip
-    """Remove the calls of the months that ended before *before*; return how many calls."""
+    """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
     days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
     months = sorted({first_kept(day * DAY) for day in days})

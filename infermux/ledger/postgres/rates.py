@@ -157,7 +157,6 @@ class SharedRates:
         )
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
-        """Take back a request that was counted since *since*, and its tokens."""
         self._local.give_back(caller, tokens, since=since)
         self._uncount(caller, tokens, since)
 
@@ -193,8 +192,6 @@ class SharedRates:
             self._alone = True
 
     def used(self, caller: str) -> tuple[int, int]:
-        """Return the requests and tokens of *caller* in the last 60 seconds."""
-
         def work(link: Link) -> tuple[int, int]:
             found = link.execute(_USED, (caller,)).fetchone() or (0, 0)
             return int(found[0]), int(found[1])

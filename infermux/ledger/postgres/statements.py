@@ -33,7 +33,7 @@ def translated(statement: str) -> str:
 
 
 class Sql:
-    """A connection as portable statements use it."""
+    """A connection as portable statements use it; see `stores.Sql`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -41,7 +41,6 @@ class Sql:
 
     @property
     def rowcount(self) -> int:
-        """How many rows the last statement has changed."""
         return int(self._cursor.rowcount)
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Sql:
@@ -55,11 +54,9 @@ class Sql:
             cursor.executemany(translated(statement), map(_clean, rows))
 
     def fetchone(self) -> Any:
-        """Return the next row, or None."""
         return self._cursor.fetchone()
 
     def fetchall(self) -> list[Any]:
-        """Return all rows."""
         return list(self._cursor.fetchall())
 
     def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from .. import Total, queries, summed
 from ..periods import DAY, ns
-from ..queries import Ask
 from ..reports import MIRROR_OF
-from ..rollups import Database, tasks
-from ..stores import Sql
+from ..rollups import NEXT, Database, tasks
+from ..stores import Ask, Sql
 
 SLOT, HOUR = 300, 3600  # seconds
 RECENT = 2 * HOUR  # seconds before the end for which steps are stored, if there are none yet
@@ -37,7 +36,6 @@ _BEGIN = """INSERT INTO activity (step, start, data) VALUES (?, ?, ?)
     ON CONFLICT (step, start) DO UPDATE SET data = excluded.data"""
 _END = "UPDATE activity SET data = ? WHERE step = ? AND start = ? AND data = ?"
 _OLD = "DELETE FROM activity WHERE start < ?"
-_NEXT = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1"
 # milliseconds with two digits: a percentile is exact to a few percent
 _LATENCY = """SELECT CASE WHEN latency_ms < 100 THEN latency_ms
         WHEN latency_ms < 1000 THEN latency_ms / 10 * 10
@@ -227,7 +225,7 @@ def _with_calls(ask: Ask, since: int, until: int, skipped: Iterable[int]) -> Ite
         if at in known:
             at += SLOT
             continue
-        found = ask(_NEXT, (ns(at), ns(until)))
+        found = ask(NEXT, (ns(at), ns(until)))
         if not found:
             return
         at = found[0][0] // ns(SLOT) * SLOT

@@ -9,13 +9,12 @@ from ...errors import RequestError, shown
 from ...protocol import must_be
 from .. import AttemptRow, CallRow, Record, queries
 from ..periods import MAX_INTEGER
-from ..queries import Ask
 from ..sql import SQLLedger
+from ..stores import Ask
 
 SCANNED = 20_000  # calls that one search reads
 MAX_FOUND = 200  # calls on a page
 MAX_TEXT = 200  # characters of a search
-_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")  # of statuses
 _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _PLACE = re.compile(r"(\d{1,19})-(.{0,200})", re.ASCII)
 _LAST = "SELECT at_ns FROM calls WHERE (at_ns, id) < (?, ?) ORDER BY at_ns DESC, id DESC"
@@ -58,7 +57,7 @@ class Page(NamedTuple):
 
 def checked_status(text: str) -> str:
     """Return a status to search for; raise RequestError for one that no call can have."""
-    if text in ("", "ok", "error", *_CLASSES) or _STATUS.fullmatch(text):
+    if text in ("", "ok", "error", *queries.CLASSES) or _STATUS.fullmatch(text):
         return text
     raise must_be("status", f'"ok", "error", a class such as "4xx" or a status, not {shown(text)}')
 
@@ -105,13 +104,8 @@ def _conditions(search: Search) -> tuple[str, list[str | int]]:
         parts.append(condition)
         values.extend(map(queries.bindable, given))
 
-    if search.status == "error":
-        add("c.status <> 'ok'")
-    elif search.status in _CLASSES:
-        digit = search.status[0]
-        add("c.status >= ? AND c.status < ?", f"{digit}00", f"{int(digit) + 1}00")
-    elif search.status:
-        add("c.status = ?", search.status)
+    if search.status:
+        add(*queries.of_status(search.status))
     if search.caller is not None:
         add("c.caller = ?", search.caller)
     if name := search.model:

@@ -38,9 +38,9 @@ from .. import (
 from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules, exceeded
 from ..periods import ms
-from ..queries import Ask
 from ..spool import Deferred, Spool
 from ..sql import SQLLedger, amount
+from ..stores import Ask
 from . import budgets, prune, schema
 from .budgets import state
 from .connection import Connection, DatabaseFile, damaged, passes

@@ -14,8 +14,9 @@ from typing import Any
 from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
 from ..holds import MAX_SPENT, MICRO, WARN_MS, Refused, Rules, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
-from ..queries import WRITE_ATTEMPT, WRITE_CALL, Ask
+from ..queries import WRITE_ATTEMPT, WRITE_CALL
 from ..sql import ADJUSTED
+from ..stores import Ask
 
 _BUDGET = "caller = ? AND period = ? AND call_id = ''"
 _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"

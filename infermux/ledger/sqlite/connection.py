@@ -129,7 +129,9 @@ class DatabaseFile:
                     _prepare(sql, saved)
                     return Connection(sql, identity(self.path))
                 except BaseException as error:
-                    if not (damaged(error) and self._replaces):
+                    named = self.path.endswith((".db", ".sqlite", ".sqlite3"))
+                    foreign = not named and "not a database" in str(error)  # a wrong path
+                    if foreign or not (damaged(error) and self._replaces):
                         sql.close()
                         raise
                     saved, suspect = _rescued(sql), False

@@ -7,11 +7,11 @@ from functools import partial
 from sqlite3 import Cursor
 
 from ..periods import DAY, SLOT, start, step_name
-from ..queries import Ask
 from ..rollups import (
     CLEAR,
     DAY_NS,
     KINDS,
+    NEXT,
     PRUNED,
     SUM,
     Database,
@@ -19,9 +19,10 @@ from ..rollups import (
     days_with_calls,
     store_rows,
 )
+from ..stores import Ask
 
 CHUNK = 5000  # calls that are removed in one transaction
-_NTH = "SELECT at_ns FROM calls WHERE at_ns >= ? AND at_ns < ? ORDER BY at_ns LIMIT 1 OFFSET ?"
+_NTH = f"{NEXT} OFFSET ?"
 _MARK_PRUNED = f"INSERT OR REPLACE INTO rolled VALUES (?, {PRUNED})"
 _THIN = """DELETE FROM sums WHERE slot < ? AND slot <
     (SELECT max(slot) FROM sums AS s WHERE s.caller = sums.caller AND s.slot < ?)"""

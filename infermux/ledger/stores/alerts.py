@@ -30,7 +30,6 @@ class AlertLog:
         self._database = database
 
     def sent(self) -> Mapping[str, Sent]:
-        """Return when each subject was last alerted."""
         rows = self._database.snapshot(lambda ask: ask(_SENT, ()))
         return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,8 @@ from ...errors import ClientGone, InferMuxError
 from ...planning.call import Call, StreamAccumulator
 from ...protocol import InferResponse
 from ...types import HEARTBEAT, Chunk
-from ..accounting import Accounting
-from ..stream import Finish, Stream
-from ..targets import TargetPermit
-from . import HookCall, Hooks, client_format
+from ..stream import Stream
+from . import HookCall, client_format
 from .results import chunks_of
 
 
@@ -28,20 +26,10 @@ class HookedStream(Stream):
     has seen the whole. With `after` alone the stream is held back until then.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        first: list[Chunk],
-        rest: Iterator[Chunk],
-        permit: TargetPermit,
-        accounting: Accounting,
-        finish: Finish,
-        answers: Any,
-        hooks: Hooks,
-    ) -> None:
+    def __init__(self, *parts: Any) -> None:
+        call, first, rest, permit, accounting, self._done, answers, self._hooks = parts
         super().__init__(call, first, rest, permit, accounting, self._finished, answers)
-        self._done, self._hooks = finish, hooks
-        self._told = StreamAccumulator()
+        self._sent = StreamAccumulator()
         self._form = client_format(call)
         self._rewriter = StreamRewriter(self._form)
         self._begun: deque[Chunk] = deque()  # chunks that came before the caller read any
@@ -50,7 +38,7 @@ class HookedStream(Stream):
         self._known = super().dialect
         self._calls: dict[int, HookCall] = {}
         self._final: StreamAccumulator | None = None
-        if hooks.holds:
+        if self._hooks.holds:
             self._tail = []
 
     def started(self) -> Stream:
@@ -68,7 +56,6 @@ class HookedStream(Stream):
 
     @property
     def dialect(self) -> str:
-        """The dialect of the provider's own events, which chunks have as `native`."""
         return self._known
 
     def __next__(self) -> Chunk:
@@ -94,7 +81,7 @@ class HookedStream(Stream):
             except InferMuxError as error:
                 self._refuse(error)
         chunk = self._ready.popleft()
-        self._told.add(chunk)
+        self._sent.add(chunk)
         return chunk
 
     def _take(self, chunk: Chunk) -> None:
@@ -117,7 +104,7 @@ class HookedStream(Stream):
 
         def rewritten(found: list[Chunk]) -> list[Chunk]:
             try:
-                return self._rewriter.rewritten(chunk, [_sincere(chunk, each) for each in found])
+                return self._rewriter.rewritten(chunk, [_consistent(chunk, each) for each in found])
             except CannotRewrite:
                 raise TypeError("the vendor's stream has no place for this change") from None
 
@@ -141,10 +128,10 @@ class HookedStream(Stream):
         self, chunk: Chunk, choice: int, made: Callable[[list[Chunk]], list[Chunk]]
     ) -> list[Chunk]:
         call = self.call
-        told = self._calls.get(choice)
-        if told is None:
-            told = self._hooks.told(call, streamed=True, choice=choice)
-            self._calls[choice] = told
+        context = self._calls.get(choice)
+        if context is None:
+            context = self._hooks.told(call, streamed=True, choice=choice)
+            self._calls[choice] = context
 
         def checked(result: object) -> list[Chunk]:
             found = chunks_of(result, chunk)
@@ -153,7 +140,7 @@ class HookedStream(Stream):
             return made([chunk] if found == [chunk] else found)
 
         answer: list[Chunk] = self._hooks.run(
-            "chunk", call, chunk, told, checked, lambda: made([chunk])
+            "chunk", call, chunk, context, checked, lambda: made([chunk])
         )
         return answer
 
@@ -171,9 +158,9 @@ class HookedStream(Stream):
         self._final = self._copy()
         for chunk in tail:
             self._final.add(chunk)
-        told, self._told = self._told, self._final
+        sent, self._sent = self._sent, self._final
         super()._end()
-        self._told = told
+        self._sent = sent
         self._ready.extend(tail)
 
     def _whole(self, tail: list[Chunk]) -> list[Chunk]:
@@ -190,7 +177,7 @@ class HookedStream(Stream):
 
     def _copy(self) -> StreamAccumulator:
         """Return an accumulator of what has been sent."""
-        return self._told.copy()
+        return self._sent.copy()
 
     def _respread(
         self, chunks: list[Chunk], before: InferResponse, after: InferResponse
@@ -200,7 +187,7 @@ class HookedStream(Stream):
             found: list[Chunk] = []
             new = spread(chunks, before, after)
             for old, now in zip(chunks, new, strict=True):
-                changed = old if now == old else _sincere(old, now)
+                changed = old if now == old else _consistent(old, now)
                 has_content = old.has_content or changed.has_content
                 found += (
                     self._rewriter.rewritten(old, [changed])
@@ -221,11 +208,11 @@ class HookedStream(Stream):
 
     def _finished(self, call: Call, error: BaseException | None) -> None:
         if call.answer is not None:
-            call.answer = (self._final or self._told).text
+            call.answer = (self._final or self._sent).text
         self._done(call, error)
 
 
-def _sincere(before: Chunk, after: Chunk) -> Chunk:
+def _consistent(before: Chunk, after: Chunk) -> Chunk:
     """Return a chunk whose details match its changed reasoning."""
     if before.reasoning == after.reasoning or list(before.details) != list(after.details):
         return after

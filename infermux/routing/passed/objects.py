@@ -69,7 +69,7 @@ def _noted(router: Router, ident: object, caller: Caller) -> Owner | None:
     if kept is None or not isinstance(ident, str) or not IDENT.fullmatch(ident):
         return None
     with suppress(LedgerUnavailable):
-        for each in router.files.speakers:
+        for each in router.files.providers:
             if kept.has(each.name, caller.name, ident):
                 return Owner(each.name, ident)
     return None
@@ -86,7 +86,7 @@ def is_filtered(router: Router, caller: Caller) -> bool:
 # -- answers --
 
 
-def told(router: Router, call: Call, data: bytes) -> bytes:
+def client_ids(router: Router, call: Call, data: bytes) -> bytes:
     """Return an answer with the client's ids; record what the caller has created."""
     body = strict_json.lenient(data) if data.strip() else {}
     if not isinstance(body, dict):

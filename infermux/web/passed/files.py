@@ -27,6 +27,7 @@ from ..http import (
     call_response,
     current_request,
     json_body,
+    query_of,
     read_body,
     refuse_body,
     start_call,
@@ -151,11 +152,8 @@ def _limit(text: str, what: str) -> int:
 
 def _query(**own: str) -> str:
     """Return the query for the vendor; raise RequestError for an unknown parameter."""
-    found = dict(current_request().args.items())
-    for name in found:
-        if name not in _QUERY:
-            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
-    found |= own
+    query_of(_QUERY)
+    found = current_request().args.to_dict() | own
     found = {name: value for name, value in found.items() if value}
     return f"?{urlencode(found)}" if found else ""
 
@@ -192,7 +190,7 @@ def _begin(
 def _answered(api: Api, call: Call, response: InferResponse | None = None) -> Response:
     found = response or api.router.answer(call)
     data = found.native[1] if found.native else b"{}"
-    return call_response(call, objects.told(api.router, call, data))
+    return call_response(call, objects.client_ids(api.router, call, data))
 
 
 FILE_ROUTES: list[Endpoint] = [

@@ -53,7 +53,7 @@ def pass_on(api: Api, op: str) -> Response:
 
 
 def named(api: Api, op: str) -> Api:
-    """Return the API with the name of its group of endpoints, which records have."""
+    """Return the API under the name of the endpoint's group, such as "images", for records."""
     return api._replace(name=op.partition("/")[0])
 
 
