@@ -283,7 +283,7 @@ def test_the_ledger_remembers_alerts(tmp_path):
     ("written", "env", "told"),
     [
         ('webhook = "https://hooks.example/T0/secret"', "", "[alerts].webhook must be a reference"),
-        ('webhook = "env:MISSING"', "", "alerts.webhook: the variable MISSING is not set"),
+        ('webhook = "env:MISSING"', "", "[alerts].webhook: the variable MISSING is not set"),
         ('webhook = "env:HOOK"', "not-a-url", "HOOK must hold a URL"),
         ('webhook = "env:HOOK"\nevents = ["budgets"]', "http://h", "did you mean 'budget'?"),
         ('webhok = "env:HOOK"', "http://h", "did you mean 'webhook'?"),
