@@ -111,10 +111,10 @@ class LiveKeyring(Keyring):
     """Also finds callers by keys created at run time; those of the configuration take precedence.
 
     If the configuration has no keys at all (None), callers without one are admitted until the first
-    key is made, and never again in this process. *load* may raise Unavailable; then the keys known
-    so far stay in force. The file *mark* tells a later process of this host that there are keys,
-    where it cannot read them. The hashes are in a dict: they are of random keys, and the time of a
-    look-up tells nothing about a key.
+    key is made, and never again. *load* may raise Unavailable; then the keys known so far stay in
+    force. The file *mark* tells a later process of this host that there are keys, also where it
+    cannot read them, or the ledger has lost them. The hashes are in a dict: they are of random
+    keys, and the time of a look-up tells nothing about a key.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class LiveKeyring(Keyring):
             if self._log.due():
                 why = getattr(error, "reason", error.message)
                 log.error("the API keys cannot be read: %s; those known so far stay in force", why)
-            if self._issued is None and self._mark is not None and self._mark.exists():
+            if self._issued is None and self._marked:
                 self.open = False
             return
         if found is not None:
@@ -236,18 +236,22 @@ class LiveKeyring(Keyring):
             issued = [each for each in issued if each.caller.name not in self.own]
             by_hash = {bytes.fromhex(each.hash): each for each in issued}
             callers = {each.caller.name: each.caller for each in issued}
-            was_open = self._opens if self._issued is None else self.open
+            if self._issued is None:
+                lost = self._opens and self._marked and not issued
+                self.open = self._opens and not lost
+                if lost:
+                    told = "%s says that API keys were created, but the ledger has none: a key is"
+                    log.warning(f"{told} required; remove the file to open the service", self._mark)
             self._issued = _Loaded(version, by_hash, callers)
-            self.open = was_open and not issued
-            self._note(bool(issued))
+            if issued:
+                self.open = False
+                with suppress(OSError):
+                    if self._mark is not None and not self._marked:
+                        self._mark.touch(0o600)
 
-    def _note(self, some: bool) -> None:
-        """Write or remove the mark, so that a start without the database opens nothing."""
-        with suppress(OSError):
-            if self._mark is not None and some and not self._mark.exists():
-                self._mark.touch(0o600)
-            elif self._mark is not None and not some:
-                self._mark.unlink(missing_ok=True)
+    @property
+    def _marked(self) -> bool:
+        return self._mark is not None and self._mark.exists()
 
 
 def _digest(key: str) -> bytes:

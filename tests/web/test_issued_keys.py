@@ -324,6 +324,24 @@ def test_a_service_with_keys_stays_closed_after_a_start_that_cannot_read_them(op
         assert [ask(other, each).status_code for each in ("", key)] == [401, 200]
 
 
+@pytest.mark.parametrize("lost", [Path.unlink, lambda ledger: ledger.write_bytes(b"no database")])
+def test_a_service_with_keys_stays_closed_if_its_ledger_is_lost(open_client, file, lost, caplog):
+    key = make(open_client)["key"]
+    lost(file.parent / "l.db")
+    for suffix in ("-wal", "-shm"):
+        (file.parent / f"l.db{suffix}").unlink(missing_ok=True)
+    with closing(infermux.load(file)) as router:
+        other = infermux.create_app(router).test_client()
+        assert [ask(other, each).status_code for each in ("", key)] == [401, 401]
+        assert "l.keys says that API keys were created" in caplog.text
+        assert ask(other, make(other, name="new")["key"]).status_code == 200
+    [mark] = file.parent.glob("*.keys")
+    (file.parent / "l.db").unlink()
+    mark.unlink()
+    with closing(infermux.load(file)) as router:
+        assert ask(infermux.create_app(router).test_client(), "").status_code == 200
+
+
 # -- other processes --
 
 
