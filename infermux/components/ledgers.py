@@ -43,7 +43,8 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     if not (config.ledger or budgets or serving or answers):
         return None
     path = Path(settings.path)
-    if settings.url is None and (path.is_dir() or not path.parent.is_dir()):
+    lost = settings.url is None and (path.is_dir() or not path.parent.is_dir())
+    if lost and not serving:  # a service checks it when it starts; its next workers serve without
         raise ConfigError(f"[ledger].path: no file can be made at {path}")
     return opened(settings)
 
