@@ -283,7 +283,7 @@ WORDS = "many words of one choice " * 20
     [
         ({"prompt_tokens": 1000}, 1000, 50),
         ({"prompt_tokens": 1000, "completion_tokens": None}, 1000, 50),
-        ({"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}, 1000, 50),
+        ({"prompt_tokens": 1000, "completion_tokens": 0}, 1000, 0),  # it bills as it counts
         ({"completion_tokens": 70}, 5, 70),
         ({"total_tokens": 900}, 900, 50),
         ({"prompt_tokens": "1000.0", "completion_tokens": "7e1"}, 1000, 70),

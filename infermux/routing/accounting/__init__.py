@@ -428,9 +428,10 @@ def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
         return told
     if request.passed is not None:
         return asked_usage(request)
-    if not tokens_out and (told.total_tokens or 0) <= (tokens_in or 0):
+    is_empty = not (tokens_in or tokens_out or told.fees)
+    if (tokens_out is None or is_empty) and (told.total_tokens or 0) <= (tokens_in or 0):
         tokens_out = estimate(text)
-    if tokens_in is None or not (tokens_in or told.output_tokens or told.fees):
+    if tokens_in is None or is_empty:
         tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
     if (tokens_in, tokens_out or None) == (told.input_tokens, told.output_tokens or None):
         return told
