@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import multiprocessing
 import os
 import resource
@@ -115,7 +116,7 @@ class Stand:
             while not over.is_set():
                 try:
                     self.ask(key)
-                except OSError as error:  # its worker was killed
+                except (OSError, http.client.HTTPException) as error:  # its worker was killed
                     problems.append(error)
                 time.sleep(0.02)
 
