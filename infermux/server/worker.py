@@ -245,7 +245,6 @@ class Threads(ThreadPoolExecutor):
         return lacking
 
     def _forget(self, job: Job) -> None:
-        """Stop waiting for more of a request."""
         self.arriving.remove(job)
         sock = job.conn.sock
         self._worker.poller.unregister(sock)

@@ -190,7 +190,6 @@ class Encoder(BlockWriter):
         return head + self._part_event(2, "delta", delta=words)
 
     def _end_part(self) -> bytes:
-        """Return the events that end the open part."""
         if not self._parts:
             return b""
         part = self._parts[-1]

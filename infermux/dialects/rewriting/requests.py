@@ -111,7 +111,6 @@ def _normal(messages: Sequence[JSON]) -> list[JSON]:
 
 
 def _read(native: Native, request: InferRequest) -> InferRequest:
-    """Return the request in a client's body."""
     module = import_module(f"..{native.dialect}.downstream", __package__)
     if native.dialect == "responses":
         found: InferRequest = module.decode_request(native.body)[0]

@@ -60,7 +60,6 @@ def as_seen(
 
 
 def _items(body: JSON) -> list[Any]:
-    """Return the items in an object that a vendor has stored."""
     if body.get("object") == "list":
         found = body.get("data")
     elif body.get("object") == "response":
