@@ -240,13 +240,16 @@ class LiveKeyring(Keyring):
                 lost = self._opens and self._marked and not issued
                 self.open = self._opens and not lost
                 if lost:
-                    told = "%s says that API keys were created, but the ledger has none: a key is"
-                    log.warning(f"{told} required; remove the file to open the service", self._mark)
+                    log.warning(
+                        "%s says that API keys were created, but the ledger has none: "
+                        "a key is required; remove the file to open the service",
+                        self._mark,
+                    )
             self._issued = _Loaded(version, by_hash, callers)
             if issued:
                 self.open = False
-                with suppress(OSError):
-                    if self._mark is not None and not self._marked:
+                if self._mark is not None:
+                    with suppress(OSError):
                         self._mark.touch(0o600)
 
     @property

@@ -261,7 +261,6 @@ class Stopped(KeyboardInterrupt):
 
 
 def _plan_and_attempts(call: Call) -> str:
-    """Return the plan and the attempts of a call as lines."""
     lines = [f"call {call.id}"]
     if call.plan is not None:
         targets = ", ".join(map(str, call.plan.targets)) or "no target"

@@ -41,10 +41,11 @@ def reconciled(
         warn(f"{path}: {counted(more, 'more line')} could not be read")
     for note in bill.notes:
         warn(f"{path}: {note}")
-    for what in ("lines can be compared", "days is in that time"):
-        if not (bill.usd or bill.empty):
-            raise OneLine(f"{path}: none of its {what}")
-        bill.keep(lambda day: span.covers(midnight(day)))
+    if not (bill.usd or bill.empty):
+        raise OneLine(f"{path}: none of its lines can be compared")
+    bill.keep(lambda day: span.covers(midnight(day)))
+    if not (bill.usd or bill.empty):
+        raise OneLine(f"{path}: none of its days is in that time")
     rows = reconcile.compare(bill, _ours(ledger, bill, span, caller, providers), allowed)
     total = reconcile.summed(rows, allowed)
     click.echo(_comparison(rows, total, bill, form))

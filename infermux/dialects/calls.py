@@ -117,6 +117,5 @@ def _unique(messages: Sequence[JSON]) -> Sequence[JSON]:
 
 
 def _with_id(call: JSON, number: int) -> JSON:
-    """Return a call with another id."""
     digest = sha256(f"{number} {call.get('id')}".encode(errors="replace")).hexdigest()
     return call | {"id": f"call_{digest[:24]}"}

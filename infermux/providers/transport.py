@@ -280,7 +280,6 @@ def connect(addresses: Sequence[Address], seconds: float, options: Iterable[Any]
 
 
 def _connecting(address: Address, options: Iterable[Any]) -> socket.socket:
-    """Return a socket that has begun to connect."""
     family, kind, protocol, _, place = address
     sock = socket.socket(family, kind, protocol)
     try:

@@ -1,6 +1,16 @@
 """The router: makes a plan for a request, attempts its targets, and records the call.
 
-`infermux help development` has the path of a request through the packages.
+The path of a request through the packages:
+
+    web         POST /v1/chat/completions: `endpoints` → `authenticated` → `start_call`
+    dialects    `openai.downstream.decode_request`: bytes → InferRequest
+    routing     `Router.answer` or `Router.open`
+    admission     `Admission.admit`: the limits of this process and of the caller
+    planning      `plan`: the targets in order
+    ledger        `Accounting.reserve`: the highest cost of each attempt
+    providers     `HTTPProvider.infer` or `.stream`: `dialects.*.upstream` → socket
+    routing     `Router.finish`: ledger, span, metrics and log line, each from the one `Call`
+    dialects    `openai.downstream.encode_answer` → web → bytes
 """
 
 from __future__ import annotations

@@ -405,7 +405,6 @@ def expected_usage(request: InferRequest, size: int | None = None) -> Usage:
 
 
 def _needs(request: InferRequest) -> set[str]:
-    """Return the abilities that a request needs."""
     needs = set() if request.op == CHAT else {request.op}
     if request.params.get("tools"):
         needs.add("tools")

@@ -225,7 +225,6 @@ def _choice(choice: Any) -> Any:
 
 
 def _items(messages: list[JSON], drop: Drop, form: str) -> Iterator[list[JSON]]:
-    """Yield the items of each message."""
     custom: set[str] = set()  # the ids of calls of custom tools
     for number, message in enumerate(messages):
         place, role = f"messages[{number}]", text(message.get("role"))

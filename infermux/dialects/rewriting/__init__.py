@@ -138,7 +138,6 @@ def arguments(call: JSON) -> str:
 
 
 def _bare(call: JSON) -> JSON:
-    """Return a call without its arguments."""
     kind = "custom" if call.get("custom") else "function"
     inner = dict(call.get(kind) or {})
     for name in ("input", "arguments"):

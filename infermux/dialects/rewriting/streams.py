@@ -274,7 +274,6 @@ def _body(chunk: Chunk) -> JSON:
 
 
 def _with(chunk: Chunk, body: JSON) -> Chunk:
-    """Return a chunk with *body* as its event."""
     data = strict_json.encode(body)
     if chunk.dialect in _FRAMED:
         name = str(body.get("type", "")).encode() if chunk.dialect in _ENDS_BLOCKS else b""
@@ -315,7 +314,6 @@ def spread(chunks: Sequence[Chunk], before: InferResponse, after: InferResponse)
 
 
 def _called(chunks: list[Chunk], was: list[JSON], now: list[JSON]) -> list[Chunk]:
-    """Return chunks whose calls have other arguments."""
     if [_named(each) for each in was] != [_named(each) for each in now]:
         raise CannotRewrite
     places_of: dict[int, list[tuple[int, int]]] = {}

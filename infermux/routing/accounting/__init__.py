@@ -255,7 +255,7 @@ class Accounting:
             return self._settled(call, attempt, response)
         if response.extra.get("pending"):  # billed when it has ended and is read
             attempt.usage = call.usage = _NO_USAGE
-            self._hold_on(call, attempt, response.id)
+            self._keep_hold(call, attempt, response.id)
             return response
         if self._content:
             call.answer = response.content
@@ -279,7 +279,7 @@ class Accounting:
         before, attempt.target = attempt.target, Target(attempt.target.provider, response.model)
         self._charge(call, attempt, response.usage)
         budget = call.caller.budget
-        if self.ledger is not None and isinstance(budget, Budget):  # `_hold_on` may have held it
+        if self.ledger is not None and isinstance(budget, Budget):  # `_keep_hold` may have held it
             call.hold = Hold(call.settles[1], budget, 0, call.settles[0] / 1e9)
             if attempt.cost is None and budget.hard:  # the hold stays, and is spent when it expires
                 attempt.target, call.hold, call.settles = before, None, None
@@ -303,7 +303,7 @@ class Accounting:
         if call.request.params.get("background") and not answer.finish_reason:
             attempt.usage = call.usage = _NO_USAGE  # it goes on; billed when it is read
             given = {told: own for own, told in (call.ids or {}).items()}
-            self._hold_on(call, attempt, given.get(answer.id, ""))
+            self._keep_hold(call, attempt, given.get(answer.id, ""))
             return
         usage = _completed(call.request, answer.text, usage)
         if not answer.finish_reason:  # cut off: the vendor's count lacks the last words
@@ -370,7 +370,7 @@ class Accounting:
         if rest > (attempt.cost or 0):
             attempt.cost, attempt.assumed, call.cost_source = rest, True, ASSUMED
 
-    def _hold_on(self, call: Call, attempt: Attempt, ident: str) -> None:
+    def _keep_hold(self, call: Call, attempt: Attempt, ident: str) -> None:
         """Hold what a call may cost until the row that bills it is written: by its *ident*."""
         hold = call.hold
         if self.ledger is None or hold is None or not hold.pico:

@@ -70,7 +70,6 @@ def ops_blueprint(
 
 
 def _never_stored(response: Response) -> Response:
-    """Forbid caches to store the response."""
     response.headers["Cache-Control"] = "no-store"
     return response
 
