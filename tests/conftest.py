@@ -8,7 +8,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import certifi
 import pytest
+from werkzeug.routing import Rule
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     # The tests start Python hundreds of times; compiling each time would double their duration.
@@ -26,6 +28,15 @@ pytest.register_assert_rewrite("databases", "network", "support", "doors", "reco
 from databases import database, pgbouncer, postgres  # noqa: E402, F401  (fixtures)
 from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
 
+compile_builder = Rule._compile_builder
+
+
+def compile_when_built(rule, append_unknown=True):
+    """Leave out what makes three quarters of `create_app`: the tests build no URLs."""
+    return lambda _, **values: compile_builder(rule, append_unknown)(rule, **values)
+
+
+Rule._compile_builder = compile_when_built
 gc.disable()  # what is collected stays until the end; looking through it again and again takes long
 
 
@@ -48,9 +59,19 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("slow")
 
 
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory):
+    """A file of one certificate: each official client reads all of them, and calls loopback."""
+    certificates = Path(certifi.where()).read_text(encoding="utf-8")
+    path = tmp_path_factory.mktemp("authorities") / "one.pem"
+    path.write_text(certificates[: certificates.index("-----END") + 26], encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
+def clean_environment(monkeypatch, one_authority):
     """Remove keys, addresses and settings of the developer's own environment."""
+    monkeypatch.setenv("SSL_CERT_FILE", one_authority)
     for name in [name for name in os.environ if is_ours(name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", NO_FOLDER)
