@@ -97,12 +97,10 @@ def router(config: Config, *, serving: bool = False) -> Router:
     with problems:
         made = _router(config, serving, registry, known, prices)
         parts.complete(config, made)
-    own = ConfigError(*problems.errors) if problems.errors else None
-    told = own.at(config.path) if own and config.path else own
-    if made is None or told or config.errors:
+    if made is None or problems.errors or config.errors:
         if made is not None:
             made.close()
-        raise ConfigError(*config.errors, *(told.errors if told else ()))
+        raise ConfigError(*config.errors, *problems.at(config.path))
     if serving:
         routers.add(made)
     return made

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ConfigError, printable, shown
-from ..types import POSIX, Clock, LogThrottle
+from ..types import POSIX, LogThrottle
 from .schema import PLACE, NoSecret, Secret, secret
 
 MAX_OUTPUT = 65536  # bytes that a command may print
@@ -39,30 +39,10 @@ class CommandSecret(Secret):
     is fetched in the background. After a failure the last key is used for as long as it lasts.
     """
 
-    __slots__ = (
-        "_argv",
-        "_changed",
-        "_clock",
-        "_failed",
-        "_fetched",
-        "_limit",
-        "_log",
-        "_runs",
-        "_ttl",
-        "_why",
-    )
-
-    def __init__(
-        self,
-        argv: list[str],
-        *,
-        ttl: float = TTL,
-        limit: float = RUN_SECONDS,
-        clock: Clock = time.monotonic,
-    ) -> None:
+    def __init__(self, argv: list[str], *, ttl: float = TTL, limit: float = RUN_SECONDS) -> None:
         super().__init__("unknown", f"the command {argv[0]!r}")
         self._value = ""
-        self._argv, self._ttl, self._limit, self._clock = argv, ttl, limit, clock
+        self._argv, self._ttl, self._limit = argv, ttl, limit
         self._changed, self._log = threading.Condition(), LogThrottle()
         self._runs, self._why = False, ""
         self._fetched = self._failed = -float("inf")  # times
@@ -78,7 +58,7 @@ class CommandSecret(Secret):
 
     def current(self, patience: float) -> str:
         """Return the key within *patience* seconds; raise NoSecret."""
-        now = self._clock()
+        now = time.monotonic()
         if now - self._fetched < self._ttl * REFRESH:
             return self._value
         end = now + patience
@@ -89,9 +69,9 @@ class CommandSecret(Secret):
                     raise NoSecret(self._why)
                 self._runs = True
                 threading.Thread(target=self._run, daemon=True).start()
-            while self._runs and not good and (left := end - self._clock()) > 0:
+            while self._runs and not good and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            if good or self._clock() - self._fetched < self._ttl:
+            if good or time.monotonic() - self._fetched < self._ttl:
                 return self._value
             raise NoSecret(self._why or f"{self.source} has not answered yet")
 
@@ -99,7 +79,7 @@ class CommandSecret(Secret):
         """Fetch another key, as the vendor has refused this one; return whether it differs."""
         with self._changed:
             before = self._value
-            if self._clock() - self._fetched < RETRY_SECONDS:
+            if time.monotonic() - self._fetched < RETRY_SECONDS:
                 return False  # a new key already
             self._fetched = -float("inf")
         try:
@@ -118,7 +98,7 @@ class CommandSecret(Secret):
         except Exception as error:
             why = f"{self.source} failed with {type(error).__name__}"
         with self._changed:
-            self._runs, now = False, self._clock()
+            self._runs, now = False, time.monotonic()
             if value:
                 self._value, self._fetched, self._why = value, now, ""
             else:

@@ -17,20 +17,18 @@ from typing import Any
 
 from ..errors import ConfigError, shown
 from ..types import LogThrottle
-from .schema import PLACE, Secret, of_type, seconds, secret, suggestion, text
+from .readers import span_seconds
+from .schema import PLACE, Secret, seconds, secret, suggestion, text
 
 MAX_KEYS = 100  # of one provider
 LOOK_SECONDS = 1.0  # seconds between two checks of a file
-_DURATION = re.compile(r"([1-9]\d{0,5})(s|m|h)", re.ASCII)
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"[1-9]\d{0,5}[smh]", re.ASCII)
 log = logging.getLogger("infermux")
 Get = Callable[[str], str]  # returns the value of a variable, or ""
 
 
 class FileSecret(Secret):
     """A key in a file, which is read again when the file, or what a link leads to, changes."""
-
-    __slots__ = ("_lock", "_log", "_looked", "_path", "_stamp")
 
     def __init__(self, path: str, place: str) -> None:
         self._path, self._lock, self._log = Path(path), threading.Lock(), LogThrottle()
@@ -78,8 +76,6 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
 
 class SecretPool(Secret):
     """Several keys of one provider, among which its calls are spread."""
-
-    __slots__ = ("keys",)
 
     def __init__(self, keys: tuple[Secret, ...]) -> None:
         super().__init__("several", ", ".join(key.source for key in keys))
@@ -167,8 +163,7 @@ def _command_table(value: Mapping[str, Any], place: str) -> Secret:
 def _ttl(value: Any, place: str) -> float:
     """Read seconds, or a text such as 50m."""
     if isinstance(value, str):
-        found = _DURATION.fullmatch(value)
-        if not found:
+        if not _DURATION.fullmatch(value):
             raise ConfigError(f'{place} must be seconds or a text such as "50m"')
-        value = int(found[1]) * _UNITS[found[2]]
-    return float(seconds(of_type(float, value, place), place))
+        value = span_seconds(value)
+    return float(seconds(value, place))
