@@ -68,7 +68,6 @@ class Keyring:
 
     @property
     def callers(self) -> dict[str, Caller]:
-        """The callers by name."""
         return self.own
 
     @property
@@ -78,12 +77,10 @@ class Keyring:
 
     @property
     def count(self) -> int:
-        """How many callers are known."""
         return len(self.own)
 
     @property
     def limited(self) -> bool:
-        """Whether any caller has a rate limit."""
         limits = [(it.rpm, it.tpm, it.user_rpm, it.user_tpm) for it in self.own.values()]
         return any(map(any, limits))
 
@@ -184,7 +181,6 @@ class LiveKeyring(Keyring):
 
     @property
     def callers(self) -> dict[str, Caller]:
-        """The callers whose keys are admitted, by name."""
         issued, now = self._issued, self._clock()
         admitted = {
             each.caller.name: each.caller

@@ -54,7 +54,6 @@ class Tally:
 
     @property
     def lines(self) -> int:
-        """The number of lines with a result."""
         return self.ok + self.failed
 
 

@@ -56,7 +56,6 @@ class Answer(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The content type."""
         return _STREAM if self.streamed else _JSON
 
     @property
@@ -114,7 +113,6 @@ class Peer:
         return data
 
     def send(self, *data: bytes) -> None:
-        """Send bytes."""
         self._sock.sendall(b"".join(data))
 
     def drip(self, data: bytes) -> None:
@@ -148,7 +146,6 @@ class Peer:
 
 
 def encode(value: Any) -> bytes:
-    """Return *value* as JSON."""
     return json.dumps(value).encode()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -79,21 +79,16 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
     """
     with usage_errors(), closing(the_ledger(**where)) as file:
         span = reports.period(time.time(), month=month, zone=file.zone)
-        write = _Writer(form)
         if folder is None:
-            for page in reports.export(file, span):
-                write.calls(sys.stdout, page)
-            if not write.count:
+            if not _write(sys.stdout, form, reports.export(file, span)):
                 warn("there are no calls of that time; pruned ones have left only their sums")
             return
         os.makedirs(folder, exist_ok=True)
         for each in _months(file, span):
             path = Path(folder, f"calls-{step_name('day', each.since or 0, file.zone)[:7]}.{form}")
             with open(path, "w", encoding="utf-8", opener=_private) as out:
-                write = _Writer(form)
-                for page in reports.export(file, each):
-                    write.calls(out, page)
-            click.echo(f"wrote {path}: {counted(write.count, 'call')}")
+                count = _write(out, form, reports.export(file, each))
+            click.echo(f"wrote {path}: {counted(count, 'call')}")
 
 
 @ledger.command(cls=Command)
@@ -135,10 +130,7 @@ def check(**where: str | None) -> None:
         file.check()
         found = file.problems()
         waiting = file.spooled()
-    for problem in found:
-        warn(problem)
-    if found:
-        sys.exit(1)
+    _exit_with(found)
     rest = f"; {counted(waiting, 'call waits', 'calls wait')} for being written" if waiting else ""
     click.echo(f"the ledger is sound{rest}")
 
@@ -199,12 +191,10 @@ def copy_ledger(source: str, target: str | None, config: str | None, path: str |
         if old.spooled():
             raise OneLine("calls wait for being written: start the service first, then stop it")
         new.check()
-        with _progress() as told:
-            found = new.copied_from(old, old.path, told)
-    for difference in found.differences:
-        warn(difference)
-    if found.differences:
-        sys.exit(1)
+        is_terminal = sys.stderr.isatty()
+        found = new.copied_from(old, old.path, _show_progress if is_terminal else lambda _: None)
+    click.echo("\n" * is_terminal, nl=False, err=True)
+    _exit_with(found.differences)
     resumed = f", {found.resumed:,} of them before" if found.resumed else ""
     click.echo(f"copied {counted(found.calls, 'call')}{resumed}; the sums agree")
 
@@ -216,44 +206,33 @@ def _target(config: str | None, place: str | None) -> PostgresLedger:
     return cast("PostgresLedger", opened(settings))
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many calls are copied, on a terminal."""
-    shown = sys.stderr.isatty()
-
-    def told(count: int) -> None:
-        if shown:
-            click.echo(f"\r{count:,} calls", nl=False, err=True)
-
-    yield told
-    if shown:
-        click.echo(err=True)
+def _show_progress(count: int) -> None:
+    click.echo(f"\r{count:,} calls", nl=False, err=True)
 
 
-class _Writer:
-    """Writes calls in one form."""
+def _exit_with(problems: Sequence[str]) -> None:
+    for problem in problems:
+        warn(problem)
+    if problems:
+        sys.exit(1)
 
-    def __init__(self, form: str) -> None:
-        self._form = form
-        self.count = 0
 
-    def calls(self, out: TextIO, page: list[Record]) -> None:
-        """Write calls; before the first of a table, its head."""
+def _write(out: TextIO, form: str, pages: Iterable[list[Record]]) -> int:
+    """Write calls as lines of JSON, or as a table with one head; return how many."""
+    count = 0
+    for page in pages:
         found = [reports.call_dict(record) for record in page]
-        if self._form == "csv":
-            head = list(found[0])
-            rows = [
-                [
-                    len(v) if n == "attempts" else json_text(v) if n == "tags" else v
-                    for n, v in each.items()
-                ]
+        if form == "csv":
+            flat = [
+                each | {"attempts": len(each["attempts"]), "tags": json_text(each["tags"])}
                 for each in found
             ]
-            text = csv_text(head, rows)
-            out.write(text if not self.count else text.partition("\n")[2])
+            text = csv_text([*flat[0]], [[*each.values()] for each in flat])
+            out.write(text.partition("\n")[2] if count else text)
         else:
             out.writelines(f"{json_text(each)}\n" for each in found)
-        self.count += len(page)
+        count += len(page)
+    return count
 
 
 def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:

@@ -157,8 +157,8 @@ def list_(whole: bool, as_json: bool, config: str | None) -> None:
     if as_json:
         click.echo(json_text({"keys": found}))
         return
-    found = [key for key in found if whole or key["state"] == "active"]
-    click.echo(table(_HEAD, [_row(key) for key in found], right=(3, 4)) if found else "no keys")
+    rows = [_row(key) for key in found if whole or key["state"] == "active"]
+    click.echo(table(_HEAD, rows, right=(3, 4)) if rows else "no keys")
 
 
 @keys.command(cls=Command)
@@ -234,7 +234,7 @@ def _show(made: issuing.Made, as_json: bool) -> None:
 
 
 def _row(key: JSON) -> list[str]:
-    budget = key["budget"] or {}
+    budget = key["budget"]
     money = f"{budget['usd']} per {budget.get('per', 'month')}" if budget else "-"
     if budget and budget.get("then", "reject") != "reject":
         money += f", then {budget['then']}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC
+from operator import attrgetter
 from typing import Any
 
 import click
@@ -260,8 +261,7 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
     head += [*["CACHE SAVED USD"] * (len(rows[0]) - len(head) - 2), "", ""]
     text = table(head, rows, right=range(width, len(head) - 2))
-    more = counted(found.more, "more row")
-    return text + (f"\n{more}: see --limit" if found.more else "")
+    return text + f"\n{counted(found.more, 'more row')}: see --limit" * bool(found.more)
 
 
 def _warn_of_pruned(found: reports.Costs) -> None:
@@ -272,12 +272,11 @@ def _warn_of_pruned(found: reports.Costs) -> None:
 
 
 def _sums(total: Total, cost: str) -> list[str]:
-    calls = (total.calls, total.attempts, total.errors)
-    counts = (*calls, total.input_tokens, total.output_tokens)
+    names = ("calls", "attempts", "errors", "input_tokens", "output_tokens")
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
     notes += [f"{usd(total.assumed)} ~ assumed"] * bool(total.assumed)
-    return [*(f"{count:,}" for count in counts), cost, ", ".join(notes)]
+    return [*(f"{getattr(total, name):,}" for name in names), cost, ", ".join(notes)]
 
 
 def _aligned(amounts: Sequence[int | None]) -> list[str]:
@@ -291,14 +290,9 @@ def _aligned(amounts: Sequence[int | None]) -> list[str]:
 
 
 def _costs_csv(found: reports.Costs) -> str:
+    counts = attrgetter(*_COUNTS)
     rows = [
-        [
-            *row.key,
-            usd(reports.amount(row)),
-            *(getattr(row, name) for name in _COUNTS),
-            usd(row.cache_saved),
-            usd(row.assumed),
-        ]
+        [*row.key, usd(reports.amount(row)), *counts(row), usd(row.cache_saved), usd(row.assumed)]
         for row in found.rows
     ]
     return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd", "assumed_usd"], rows)

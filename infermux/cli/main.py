@@ -200,7 +200,6 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
 
 
 def _topics() -> dict[str, str]:
-    """Return the title of each topic, by its name."""
     found = dict([_GENERATED])
     for path in _HELP.iterdir():
         if path.name.endswith(".md"):
@@ -228,7 +227,6 @@ def completion(shell: str) -> None:
 
 
 def _vendors() -> str:
-    """Return the presets as text: each with its variables, its format and its address."""
     rows = [
         (
             name,
@@ -242,7 +240,6 @@ def _vendors() -> str:
 
 
 def _parameters() -> str:
-    """Return the dialects' tables of parameters as text."""
     kinds = [f"{kind.upper():<10}  {parameters.EFFECTS[kind]}" for kind in parameters.Kind]
     rows = [
         (name, kind, ", ".join(parameters.formats(name)) or "-", why)

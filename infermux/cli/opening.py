@@ -22,7 +22,6 @@ _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that name a ledger."""
     path = click.option(
         "--ledger",
         "path",
@@ -53,7 +52,6 @@ def the_settings(config: str | None, path: str | None) -> LedgerConfig:
 
 
 def opened(settings: LedgerConfig) -> SQLLedger:
-    """Return the ledger of *settings*."""
     try:
         return ledgers.opened(settings, patient=True)
     except ConfigError as error:

@@ -6,8 +6,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -22,7 +23,7 @@ from ..config import default_file
 from ..errors import ConfigError, InferMuxError, counted, printable
 from ..pricing import PriceTable, compare, public, shipped, table
 from ..pricing.tariff import figure_text
-from ..pricing.update import Changed, Update, written
+from ..pricing.update import Update, written
 from ..pricing.update import update as updated
 from . import Command, OneLine, contents, json_option, json_text, warn
 from . import table as columns
@@ -64,8 +65,7 @@ def update(
     today = datetime.fromtimestamp(time.time(), UTC).date()
     path = Path(output) if output else _own_place()
     before = _present(path)
-    rows = map(_difference, _accepted(accepted)) if accepted else ()
-    allowed = [row for row in rows if row is not None]
+    allowed = [*filter(None, map(_difference, _accepted(accepted) if accepted else ()))]
     try:
         found = updated(public.read(_read(source), today), before, today, allowed)
     except ConfigError as error:
@@ -74,9 +74,9 @@ def update(
     if wrote:
         _replace(path, written(found.table))
     if as_json:
-        kept = {key: value for key, value in found._asdict().items() if key != "table"}
-        changed = [each._asdict() for each in found.changed]
-        click.echo(json_text(kept | {"changed": changed, "file": str(path), "wrote": wrote}))
+        told = found._asdict() | {"changed": [each._asdict() for each in found.changed]}
+        del told["table"]
+        click.echo(json_text(told | {"file": str(path), "wrote": wrote}))
     else:
         click.echo(_told(source, found))
         click.echo(_outcome(path, found, wrote))
@@ -165,25 +165,22 @@ def _present(path: Path) -> PriceTable:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file as a whole: a reader finds the old one or the new one."""
-    real, name = Path(os.path.realpath(path)), ""
+    real = Path(os.path.realpath(path))
+    part = real.with_name(f".{real.name}.{secrets.token_hex(4)}")
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
-        with open(handle, "w", encoding="utf-8") as file:
+        with part.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~mask
-        os.chmod(name, mode)
-        os.replace(name, real)
-    except BaseException as error:
+        if real.exists():
+            shutil.copymode(real, part)
+        os.replace(part, real)
+    except OSError as error:
+        raise OneLine(f"{path} cannot be written: {error.strerror}") from None
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError):
-            raise OneLine(f"{path} cannot be written: {error.strerror}") from None
-        raise
+            part.unlink()
 
 
 def _accepted(file: str) -> list[Any]:
@@ -213,8 +210,13 @@ def _told(source: str, found: Update) -> str:
         parts.append(f"new: {_names(found.new)}")
     if found.changed:
         head = ("CHANGED", "TERM", "WAS", "NOW")
-        rows = [_cells(each) for each in found.changed[:_LISTED]]
-        parts.append(columns(head, rows, right=(2, 3)) + _rest(found.changed))
+        rows = [
+            (each.model, each.term.replace("_", " "), each.was or "-", each.now or "-")
+            for each in found.changed[:_LISTED]
+        ]
+        parts.append(columns(head, rows, right=(2, 3)))
+        if (more := len(found.changed) - _LISTED) > 0:
+            parts.append(f"\u2026 and {more} more (--json names them)")
     if found.kept:
         listed = _names(found.kept, 3)
         parts.append(f"kept, prices of long requests, which the table does not list: {listed}")
@@ -223,18 +225,9 @@ def _told(source: str, found: Update) -> str:
     return "\n".join(parts)
 
 
-def _cells(each: Changed) -> tuple[str, ...]:
-    return each.model, each.term.replace("_", " "), each.was or "-", each.now or "-"
-
-
 def _names(models: Sequence[str], most: int = _LISTED) -> str:
     named = ", ".join(models[:most]) + (", \u2026" if len(models) > most else "")
     return printable(f"{len(models)} ({named})")
-
-
-def _rest(changed: Sequence[Changed]) -> str:
-    more = len(changed) - _LISTED
-    return f"\n\u2026 and {more} more (--json names them)" if more > 0 else ""
 
 
 def _outcome(path: Path, found: Update, wrote: bool) -> str:
@@ -243,10 +236,8 @@ def _outcome(path: Path, found: Update, wrote: bool) -> str:
         f"{counted(len(found.new), 'new model')}, {counted(models, 'changed one')}, "
         f"{counted(found.same, 'is as known', 'are as known')}"
     )
-    if wrote:
-        return printable(f"{what}: wrote {path}")
     left = "nothing was written" if found.new or found.changed else f"{path} stays as it is"
-    return printable(f"{what}: {left}")
+    return printable(f"{what}: {f'wrote {path}' if wrote else left}")
 
 
 def _advise(path: Path) -> None:

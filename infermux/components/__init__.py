@@ -91,7 +91,6 @@ def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
 
 
 def breaker(settings: Breaker) -> Callable[[], CircuitBreaker]:
-    """Return a factory of circuit breakers with these settings."""
     return partial(
         CircuitBreaker,
         failures=settings.failures,
@@ -162,7 +161,6 @@ def key_settings(name: str, settings: Mapping[str, Any]) -> KeyConfig:
 
 
 def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
-    """Return the caller to whom a key belongs."""
     limits = key.models or None, key.rpm or None, key.tpm or None
     tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
     mine = key.user_budget
@@ -203,7 +201,6 @@ def otlp(config: Config) -> Observer:
 
 
 def reporter(config: Config) -> SpanReporter | None:
-    """Return the reporter of spans to TokenTrace, if configured."""
     if not config.trace.tokentrace:
         return None
     return Reporter(

@@ -83,6 +83,5 @@ def _module(name: str, place: str, file: str) -> Any:
 
 
 def _heads(name: str) -> set[str]:
-    """Return a module's name and those of its packages."""
     parts = name.split(".")
     return {".".join(parts[: number + 1]) for number in range(len(parts))}

@@ -43,7 +43,6 @@ class Made(NamedTuple):
     key: JSON
 
     def to_dict(self) -> JSON:
-        """Return the body of the answer to POST /keys."""
         return {"key": self.secret} | self.key
 
 

@@ -259,7 +259,6 @@ class _File:
         return {renamed[name]: item for name, item in value.items()}
 
     def _dereferenced(self, value: Any, place: str) -> Any:
-        """Return the tables with every reference to a secret replaced by the secret."""
         if not isinstance(value, dict):
             return value
         found = {}
@@ -355,7 +354,6 @@ class _Variables:
         self._environment, self._problems, self._set = environment, problems, Setter(notices)
 
     def applied(self, config: Config) -> Config:
-        """Return *config* with the values of the variables."""
         for name, value in sorted(self._environment.variables.items()):
             if name.startswith(PREFIX) and "__" in name:
                 with self._problems:
@@ -403,7 +401,6 @@ class _Variables:
         return replace(config, providers=tuple(providers))
 
     def _hint(self, name: str, config: Config) -> str:
-        """Return a hint with the variable that was probably meant."""
         from difflib import get_close_matches  # here: only an error needs it
 
         rest = name.removeprefix(PREFIX).upper()

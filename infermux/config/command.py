@@ -153,7 +153,6 @@ def _read_all(stream: Any, into: bytearray) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command and what it started."""
     with contextlib.suppress(OSError):
         if POSIX:
             os.killpg(process.pid, signal.SIGKILL)

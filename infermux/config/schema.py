@@ -46,7 +46,6 @@ class Secret:
         self._value, self.source = value, source
 
     def reveal(self) -> str:
-        """Return the value itself."""
         return self._value
 
     @property

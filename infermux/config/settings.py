@@ -277,7 +277,6 @@ class KeyConfig:
 
 
 def caller_key(name: str, value: object) -> KeyConfig:
-    """Read a table of [keys]."""
     return table(KeyConfig, name=name)(value, f"[keys.{name}]")
 
 

@@ -92,5 +92,4 @@ def entries() -> Iterator[Price]:
 
 
 def table_date() -> date:
-    """Return the date of the shipped prices."""
     return shipped().day

@@ -74,7 +74,6 @@ def check(data: bytes, today: date, table: PriceTable | None = None) -> Check:
 
 
 def known(table: PriceTable) -> Iterator[str]:
-    """Yield the ids and aliases of the prices."""
     for price in table.entries():
         yield from (price.id, *price.aliases)
 

@@ -72,8 +72,6 @@ _Rates = dict[str, Decimal]
 
 
 class Listed(NamedTuple):
-    """A model and its entry."""
-
     vendor: str
     entry: Entry
     by_hour: bool = False  # whether the table also has prices of certain hours, which are not here
@@ -93,7 +91,6 @@ class PublicTable:
         return len(self.listed) + sum(map(len, self.skipped.values()))
 
     def skip(self, reason: str, model: str) -> None:
-        """Leave out a model."""
         self.skipped.setdefault(reason, []).append(model)
 
     def take(self, read: Callable[..., None], id: str, *entry: Any) -> None:
@@ -104,7 +101,6 @@ class PublicTable:
             self.skip(_reason(error), id)
 
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
-        """Take a model in."""
         if 0 < len(model) <= MAX_ID:
             self.listed.append(Listed(vendor, {"id": model.lower(), **entry}, by_hour))
         else:

@@ -58,7 +58,6 @@ class Layer(NamedTuple):
     dates: Mapping[str, str] = {}  # of sources that are newer than the table, by letter
 
     def told(self, entry: Entry) -> tuple[str, ...]:
-        """Return the names of the sources of an entry."""
         named = _SOURCES | {key: text.partition(" (")[0] for key, text in self.sources.items()}
         letters = str(entry.get("src", ""))
         return tuple(_SOURCES.get(each) or named.get(each, each) for each in letters)
@@ -69,7 +68,6 @@ class Layer(NamedTuple):
         return str(entry.get("as_of") or max(dates, default="") or self.day or "")
 
     def label(self, entry: Entry) -> str:
-        """Return where the figures of an entry are from, and of which day they are."""
         found = [", ".join(self.told(entry)), self.day_of(entry)]
         about = "; ".join(filter(None, found))
         return f"{self.name} ({about})" if about else self.name
@@ -237,7 +235,6 @@ class PriceTable:
 
 @cache
 def shipped() -> PriceTable:
-    """Return the table that InferMux ships."""
     from importlib.resources import files  # here, because it doubles the time to import this module
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))

@@ -105,7 +105,6 @@ def figure_text(figure: Decimal | None) -> str | None:
 
 
 def figures(rates: Tariff) -> dict[str, str]:
-    """Return the rates that are listed, as text."""
     listed = {name: rate for name, rate in rates._asdict().items() if rate is not None}
     return {name: figure_text(rate) or "" for name, rate in listed.items()}
 

@@ -128,8 +128,6 @@ def _put(listed: list[Entry], entry: Entry) -> None:
 
 @dataclass(slots=True)
 class _Work:
-    """Compares models with the present prices, one at a time."""
-
     present: PriceTable
     source: str
     day: date

@@ -69,7 +69,6 @@ def load() -> dict[str, Any]:
 
 
 def options(server: Server) -> dict[str, Any]:
-    """Return gunicorn's settings for *server*."""
     return {
         "bind": f":{PORT}",
         "worker_class": "infermux.server.worker.Worker",
@@ -224,7 +223,6 @@ def on_reload(arbiter: Any) -> None:
 
 
 def _renew(config: Config) -> None:
-    """Rebuild the master's routers from *config*."""
     for old in list(build.routers):
         new = build.router(config, serving=True)
         build.routers.discard(new)

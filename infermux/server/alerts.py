@@ -94,7 +94,6 @@ class Watcher:
             time.sleep(CHECK_SECONDS)
 
     def check(self, router: Router) -> None:
-        """Send the alerts that are due."""
         alerts = alerts_of(router.observers)
         if alerts is None or router.ledger is None:
             return

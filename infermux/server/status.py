@@ -127,7 +127,6 @@ def monitor(router: Router) -> Monitor:
 
 
 def metrics_text(router: Router) -> bytes:
-    """Return the metrics of all workers in Prometheus's text format."""
     own = monitor(router)
     _count_losses(own.memory)
     streams = router.admission.streams + sum(each["streams"] for each in _others(own.memory))
@@ -171,7 +170,6 @@ def targets(router: Router) -> list[TargetStatus]:
 
 
 def records(router: Router) -> Records:
-    """Return how many calls of all workers are not in the ledger."""
     memory = monitor(router).memory
     _count_losses(memory)
     pending = sum(each["waiting"] for each in _others(memory))
@@ -224,8 +222,6 @@ def budgets(router: Router, *, mirrors: bool = True) -> list[BudgetState]:
 
 
 class Commanded(NamedTuple):
-    """The outcome of a command."""
-
     workers: int
     done: int  # workers that have applied it within COMMAND_SECONDS
     heard: bool | None  # whether other hosts hear of it; None: no ledger connects them
@@ -338,7 +334,6 @@ def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
 
 
 def start() -> None:
-    """Start reporting the status of this worker."""
     if shared_memory.shared is not None:
         _report()  # before the first call is admitted
         threading.Thread(target=_keep_reporting, name="infermux-status", daemon=True).start()

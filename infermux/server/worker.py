@@ -89,7 +89,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """Return the thread pool that answers requests."""
         self.threads = Threads(self)
         return self.threads
 
@@ -251,7 +250,6 @@ class Threads(ThreadPoolExecutor):
         sock.wake_at(1)
 
     def _start(self, job: Job) -> None:
-        """Give a request to a thread."""
         self._busy.add(job)
         try:
             super().submit(self._run, job)
@@ -356,7 +354,6 @@ def _bound(sock: socket.socket) -> None:
 
 
 def refusal(status: int) -> bytes:
-    """Return a complete HTTP/1.1 error response with a JSON body."""
     phrase = http.HTTPStatus(status).phrase
     kind: type[InferMuxError] = RequestError
     message = f"the request was refused: {phrase.lower()}"

@@ -78,7 +78,6 @@ class Alerts(Exporter[tuple[str, bytes]]):
                 begin()
 
     def send(self, alert: Alert) -> None:
-        """Queue an alert."""
         now = datetime.fromtimestamp(time.time(), UTC)
         body = {
             "text": alert.text,
@@ -94,7 +93,6 @@ class Alerts(Exporter[tuple[str, bytes]]):
         self.put((alert.subject, strict_json.encode(body)))
 
     def sender(self) -> Send[tuple[str, bytes]]:
-        """Return a function that posts alerts."""
         return self._post_all
 
     def _post_all(self, alerts: list[tuple[str, bytes]]) -> int:
@@ -153,7 +151,6 @@ def signature(body: bytes, secret: bytes, at: int) -> str:
 
 
 def host() -> str:
-    """Return the name of this host."""
     return socket.gethostname()[:100]
 
 

@@ -118,7 +118,6 @@ class Metrics:
         self._changes = -1
 
     def count(self, call: Call) -> None:
-        """Count a call that has ended."""
         attempts, error, seconds = call.attempts, call.error, call.seconds
         last = attempts[-1] if attempts else None
         known = call.cached.target if call.cached else (call.provider, call.model)

@@ -149,7 +149,6 @@ class SharedMemory:
 
     @property
     def own(self) -> WorkerSlot:
-        """The slot of this process."""
         return self._own or self._claim()
 
     def _claim(self) -> WorkerSlot:
@@ -202,7 +201,6 @@ class SharedMemory:
 
     @property
     def last_command(self) -> int:
-        """The number of the last command."""
         return self._head[0]
 
     def command(self, action: str, provider: str, model: str | None = None) -> int:
@@ -265,7 +263,6 @@ def anonymous_file(size: int) -> int:
 
 
 def _after_fork() -> None:
-    """Forget the parent's slot and locks."""
     for memory in list(_memories):
         memory._reset()
 

@@ -22,8 +22,6 @@ _STATE = re.compile(r"\bmist=([0-9a-f]{32})\b")
 
 
 class SpanReporter(Protocol):
-    """A receiver of spans."""
-
     def report(self, span: TraceSpan) -> None:
         """Accept one span; never block, never raise."""
 

@@ -112,7 +112,6 @@ def readiness(api: Api) -> Response:
 
 
 def prometheus(api: Api) -> Response:
-    """Return the counters of all workers in Prometheus's text format."""
     headers = {"X-Content-Type-Options": "nosniff"}
     return Response(status.metrics_text(api.router), headers=headers, content_type=CONTENT_TYPE)
 
@@ -170,13 +169,11 @@ def budgets(api: Api) -> Response:
 
 
 def find_calls(api: Api) -> Response:
-    """Return recorded calls, newest first and page by page."""
     with _ledger(api) as ledger:
         return calls.listed(ledger)
 
 
 def one_call(api: Api, id: str) -> Response:
-    """Return a recorded call with its attempts and plan."""
     with _ledger(api) as ledger:
         return calls.one(ledger, id)
 

@@ -13,13 +13,11 @@ from ..http import Api, json_body, json_response, read_body
 
 
 def show_all(api: Api) -> Response:
-    """List the keys, without secrets."""
     _only_parameters()
     return json_response({"keys": keys.listed(api.router, api.router.ledger)})
 
 
 def show(api: Api, name: str) -> Response:
-    """Describe one key."""
     return json_response(keys.one(api.router, api.router.ledger, name))
 
 

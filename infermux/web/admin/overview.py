@@ -204,7 +204,6 @@ def sums(step: Step) -> JSON:
 
 
 def costs(whole: Step) -> dict[str, list[Total]]:
-    """Return the costs by model, key and tag."""
     return {
         "model": activity.grouped(whole.targets, 0, 1),
         "key": list(whole.callers),

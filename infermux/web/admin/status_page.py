@@ -68,7 +68,6 @@ class StatusPage:
         self._guarded = admin_only(admin, lambda _: self.response())
 
     def routes(self) -> list[Route]:
-        """Return the endpoints of the page, its login and its JSON."""
         return [
             ("GET", "/status", self.page),
             ("GET", "/status/overview", admin_only(self._admin, self.json)),
@@ -143,7 +142,6 @@ class StatusPage:
             return None, wanted, problem
 
     def _names(self, found: overview.Overview) -> list[str]:
-        """Return the models to choose from."""
         registry = self._router.registry
         names = [*registry.names, *(target.model for target in registry.targets())]
         seen = found.whole.targets if found.whole else ()
@@ -175,7 +173,6 @@ class StatusPage:
         return response
 
     def logout(self, _: Api) -> Response:
-        """Remove the cookie."""
         response = Response(status=204)
         session.log_out(response, request)
         return response
