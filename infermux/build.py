@@ -115,7 +115,7 @@ def _router(
 ) -> Router:
     rules = config.reliability
     ledger = ledgers.ledger(config, serving)
-    keyring = parts.live_keyring(config, ledger)
+    keyring = parts.keyring(config, ledger)
     live = isinstance(keyring, LiveKeyring) or (keyring is not None and keyring.limited)
     live = live or any(each.rpm or each.tpm for each in config.providers)
     rates, user_rates = ledgers.rates(config, ledger) if live else (None, None)

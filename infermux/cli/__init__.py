@@ -83,7 +83,7 @@ class OneLine(click.ClickException):
     """An error that is one line on standard error and exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        warn(" ".join(self.message.split()))
+        warn(self.message)
 
 
 class Command(click.Command):
@@ -139,7 +139,7 @@ def _discard(stream: TextIO) -> None:
 
 def warn(text: str) -> None:
     try:
-        click.echo(f"infermux: {text}", err=True)
+        click.echo(f"infermux: {' '.join(text.split())}", err=True)
     except OSError:  # it may be on the same full device
         _discard(sys.stderr)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
+from ..components import ledgers
 from ..config.readers import days
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError, counted
@@ -19,7 +20,7 @@ from ..ledger import Record, reports
 from ..ledger.periods import end, start, step_name
 from . import Command, Group, OneLine, csv_text, json_text, warn
 from .ledger import usage_errors
-from .opening import ledger_options, opened, the_ledger, the_settings
+from .opening import ledger_options, the_ledger, the_settings
 
 if TYPE_CHECKING:
     from ..ledger.postgres import PostgresLedger
@@ -165,7 +166,7 @@ def _migrate(where: dict[str, str | None], *, create: bool, role: str = "") -> N
     settings = the_settings(where["config"], where["path"])
     if settings.url is None:
         raise OneLine("the configuration has no [ledger] url; a file needs no such command")
-    with closing(opened(settings)) as file:
+    with closing(ledgers.opened(settings, patient=True)) as file:
         done = file.migrate(create=create, role=role)
     for each in done or ["nothing to do"]:
         click.echo(each)
@@ -203,7 +204,7 @@ def _target(config: str | None, place: str | None) -> PostgresLedger:
     settings = the_settings(config, place)
     if settings.url is None:
         raise OneLine("a copy goes to PostgreSQL: set [ledger] url, or give the URL or env:NAME")
-    return cast("PostgresLedger", opened(settings))
+    return cast("PostgresLedger", ledgers.opened(settings, patient=True))
 
 
 def _show_progress(count: int) -> None:

@@ -333,7 +333,7 @@ class Chat:
             except KeyboardInterrupt:
                 click.echo()  # at the prompt the line is dropped, else the answer ends
             except InferMuxError as error:
-                warn(" ".join(str(error).split()))
+                warn(str(error))
 
     def take(self, line: str) -> bool:
         """Send a message or obey a command; return whether the chat goes on."""

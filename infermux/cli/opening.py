@@ -12,7 +12,6 @@ from .. import build
 from ..components import ledgers
 from ..config.readers import ledger_url
 from ..config.settings import LedgerConfig
-from ..errors import ConfigError
 from . import OneLine, config_option
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def the_ledger(config: str | None, path: str | None) -> SQLLedger:
     settings = the_settings(config, path)
     if settings.url is None:
         _check_file(settings.path)
-    return opened(settings)
+    return ledgers.opened(settings, patient=True)
 
 
 def the_settings(config: str | None, path: str | None) -> LedgerConfig:
@@ -51,21 +50,11 @@ def the_settings(config: str | None, path: str | None) -> LedgerConfig:
     return settings if path is None else at_place(settings, path)
 
 
-def opened(settings: LedgerConfig) -> SQLLedger:
-    try:
-        return ledgers.opened(settings, patient=True)
-    except ConfigError as error:
-        raise OneLine(error.message) from None
-
-
 def at_place(settings: LedgerConfig, path: str) -> LedgerConfig:
     """Return the settings with a ledger at *path*: a file, a URL of PostgreSQL, or "env:NAME"."""
     if not path.startswith(("postgresql:", "postgres:", "env:")):
         return replace(settings, path=path, url=None)
-    try:
-        return replace(settings, url=ledger_url(path))
-    except ConfigError as error:
-        raise OneLine(error.message) from None
+    return replace(settings, url=ledger_url(path))
 
 
 def _check_file(path: str) -> None:

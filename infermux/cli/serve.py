@@ -103,7 +103,7 @@ def validate(config: str | None, quiet: bool) -> None:
         router = build.router(settings)
     except InferMuxError as error:
         for line in getattr(error, "errors", (error.message,)):
-            warn(" ".join(line.split()))
+            warn(line)
         sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
     for warning in (*build.warnings(settings, router), stale(time.time(), router.targets.prices)):
         if warning:

@@ -6,7 +6,8 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,8 @@ def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
     for each in config.providers:
         own = each.circuit_breaker
         if own != OwnBreaker():
-            pairs = [(getattr(own, item.name), item.name) for item in fields(own)]
-            merged = Breaker(*(value or getattr(usual, name) for value, name in pairs))
-            found[each.name] = breaker(merged)
+            merged = {name: value for name, value in asdict(own).items() if value}
+            found[each.name] = breaker(replace(usual, **merged))
     return found
 
 
@@ -107,29 +107,26 @@ def room(config: Config) -> dict[str, int]:
     return {"calls": calls, "streams": streams, "bodies": config.server.max_inflight_body}
 
 
-def keyring(config: Config) -> Keyring | None:
-    """Return the keys of [keys], or None; raise ConfigError if two have the same hash."""
-    if config.keys is None:
-        return None
+def keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
+    """Return the keys of [keys], and those created at run time, which the ledger stores.
+
+    Raise ConfigError if two have the same hash.
+    """
     names: dict[str, str] = {}
-    for key in config.keys:
+    for key in config.keys or ():
         if (other := names.setdefault(key.hash, key.name)) != key.name:
             raise ConfigError(
                 f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
                 "the two callers cannot be told apart"
             )
-    return Keyring((key.hash, caller(key, config.budgets)) for key in config.keys)
-
-
-def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
-    """Return the keys of [keys], and those created at run time, which the ledger stores."""
-    ring = keyring(config)
-    if ledger is None:
-        return ring
-    try:
-        store = ledger.keys()
-    except LedgerUnavailable:
-        return ring
+    own = config.keys
+    pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
+    store = None
+    if ledger is not None:
+        with suppress(LedgerUnavailable):
+            store = ledger.keys()
+    if store is None:
+        return None if pairs is None else Keyring(pairs)
 
     def load(version: int) -> tuple[int, list[Issued]] | None:
         if store.version() == version:
@@ -137,8 +134,6 @@ def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
         now, found = store.keys()
         return now, [each for key in found for each in issued(key)]
 
-    own = config.keys
-    pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
     return LiveKeyring(pairs, load, mark=ledgers.beside(config, ".keys") if own is None else None)
 
 

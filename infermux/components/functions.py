@@ -11,31 +11,23 @@ from typing import Any
 
 from ..config.schema import Problems
 from ..config.settings import HooksConfig
-from ..errors import ConfigError, close_to, shown
+from ..errors import ConfigError, close_to, shown, wrong_value
 from ..routing.hooks import NAMES, Hooks
 
-FORM = '"package.module:function"'
 
-
-def made(config: HooksConfig, file: str) -> Hooks | None:
+def made(config: HooksConfig, file: str) -> Hooks:
     """Return the hooks of the configuration *file*; raise ConfigError with every error."""
     given = {name: where for name in NAMES if (where := getattr(config, name))}
-    if not given:
-        return None
     problems, found = Problems(), dict[str, Callable[..., Any]]()
     for name, where in given.items():
         with problems:
-            found[name] = function(where, f"[hooks].{name}", file)
-            _check(name, found[name])
+            found[name] = hook = function(where, f"[hooks].{name}", file)
+            try:
+                Hooks(**{name: hook})
+            except ConfigError as error:
+                raise ConfigError(f"[hooks].{name}: {error.message}") from None
     problems.check()
     return Hooks(**{**asdict(config), **dict.fromkeys(NAMES), **found, "names": given})
-
-
-def _check(name: str, hook: Any) -> None:
-    try:
-        Hooks(**{name: hook})
-    except ConfigError as error:
-        raise ConfigError(f"[hooks].{name}: {error.message}") from None
 
 
 def function(where: str, place: str, file: str) -> Any:
@@ -46,7 +38,7 @@ def function(where: str, place: str, file: str) -> Any:
     name, colon, path = where.partition(":")
     parts = [*name.split("."), *path.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"{place} must be {FORM}, not {shown(where)}")
+        raise wrong_value(place, '"package.module:function"', where)
     found: Any = _module(name, place, file)
     for number, part in enumerate(path.split(".")):
         if not hasattr(found, part):

@@ -32,12 +32,11 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     if settings.url is not None and settings.path not in (FILE, ""):
         raise ConfigError("[ledger] has both path and url: a ledger is one or the other")
     if settings.url is None and not settings.path:
-        if budgets:
-            needs = f"the budget of {budgets[0]} needs a ledger"
-            raise ConfigError(f"[ledger].path is empty, but {needs}")
+        needs = [f"the budget of {each} needs a ledger" for each in budgets]
         if config.alerts.webhook is not None:
-            needs = "[alerts] needs a ledger: it remembers them"
-            raise ConfigError(f"[ledger].path is empty, but {needs}")
+            needs.append("[alerts] needs a ledger: it remembers them")
+        if needs:
+            raise ConfigError(f"[ledger].path is empty, but {needs[0]}")
         return None
     answers = any(model.cache_answers is not None for model in config.models)
     if not (config.ledger or budgets or serving or answers):
@@ -109,6 +108,5 @@ def described(settings: LedgerConfig) -> str:
 
 def remedy(settings: LedgerConfig) -> str:
     """Return a hint for the message about a ledger that cannot be used, or ""."""
-    if settings.url is None:
-        return "; name a file that this user may write as [ledger].path"
-    return ""
+    is_file = settings.url is None
+    return "; name a file that this user may write as [ledger].path" if is_file else ""

@@ -74,24 +74,22 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
         told_of = [each.name for each in fields(model) if each.name != "mirror"]
         registry.define(**{name: getattr(model, name) for name in told_of})
     inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
-    places = [(f"[models] {name}", name, own) for name, own in inner.items()]
+    places = [(f"[models] {name}", name) for name in inner]
+    budgets = [(f"[budgets.{team.name}].then", team.then) for team in config.budgets]
     for key in config.keys or ():
-        names = [(f"[keys.{key.name}].models", name) for name in key.models]
+        places += [(f"[keys.{key.name}].models", name) for name in key.models]
         for kind, budget in (("budget", key.budget), ("user_budget", key.user_budget)):
-            if budget is not None and budget.then not in ("reject", "warn"):
-                names.append((f"[keys.{key.name}].{kind}.then", budget.then))
-        places += [(place, name, (name,)) for place, name in names]
-    for team in config.budgets:
-        if team.then not in ("reject", "warn"):
-            places.append((f"[budgets.{team.name}].then", team.then, (team.then,)))
+            if budget is not None:
+                budgets.append((f"[keys.{key.name}].{kind}.then", budget.then))
+    places += [(place, then) for place, then in budgets if then not in ("reject", "warn")]
     for model in config.models:
         if (mirror := model.mirror) is not None:
-            places.append((f"[models.{model.name}].mirror.target", mirror.target, (mirror.target,)))
-            with problems:
-                if mirror.target == model.name:
-                    raise ConfigError(f"[models.{model.name}].mirror.target is the name itself")
+            places.append((f"[models.{model.name}].mirror.target", mirror.target))
+            if mirror.target == model.name:
+                problems.errors.append(f"[models.{model.name}].mirror.target is the name itself")
     told: set[str] = set()
-    for place, name, own in places:
+    for place, name in places:
+        own = inner[name] if place.startswith("[models] ") else (name,)
         with problems:
             try:
                 check(registry, name)
@@ -131,9 +129,8 @@ def _hint(config: Config, name: str) -> str:
     label, variable = PRESETS[vendor].label, PRESETS[vendor].keys[0]
     is_model = name != vendor
     what = f"{shown(name)[1:-1]} is {label}'s" if is_model else f"{label} is not configured"
-    if config.environment:
-        return f"{what}: set {variable}"
-    return f"{what}: add [providers.{vendor}] to {config.path}, and set {variable}"
+    add = "" if config.environment else f"add [providers.{vendor}] to {config.path}, and "
+    return f"{what}: {add}set {variable}"
 
 
 def _address(config: ProviderConfig, preset: Preset) -> str:

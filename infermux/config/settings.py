@@ -236,6 +236,16 @@ class Server:
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")
 
+    @property
+    def for_flask(self) -> dict[str, int | float]:
+        """What an app has of it in its own config."""
+        upload = self.max_upload or self.max_body
+        return {
+            "MAX_CONTENT_LENGTH": self.max_body,
+            MAX_UPLOAD: upload,
+            EARLY_HEADERS: self.early_headers,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class TeamConfig:

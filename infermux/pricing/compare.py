@@ -43,11 +43,9 @@ def stale(now: float, table: PriceTable | None = None) -> str | None:
     age = (datetime.fromtimestamp(now, UTC).date() - table.day).days
     if age <= MAX_AGE_DAYS:
         return None
-    which = (
-        "the shipped prices" if table.own is None else f"the shipped prices and {table.own.name}"
-    )
+    own = f" and {table.own.name}" if table.own else ""
     return (
-        f"{which} are from {table.day}, {age} days ago: update infermux, or run "
+        f"the shipped prices{own} are from {table.day}, {age} days ago: update infermux, or run "
         "`infermux prices update FILE` with a newer table"
     )
 

@@ -58,9 +58,8 @@ class Layer(NamedTuple):
     dates: Mapping[str, str] = {}  # of sources that are newer than the table, by letter
 
     def told(self, entry: Entry) -> tuple[str, ...]:
-        named = _SOURCES | {key: text.partition(" (")[0] for key, text in self.sources.items()}
-        letters = str(entry.get("src", ""))
-        return tuple(_SOURCES.get(each) or named.get(each, each) for each in letters)
+        named = {key: text.partition(" (")[0] for key, text in self.sources.items()} | _SOURCES
+        return tuple(named.get(each, each) for each in str(entry.get("src", "")))
 
     def day_of(self, entry: Entry) -> str:
         """Return the day of an entry's figures, or ""."""
@@ -68,8 +67,7 @@ class Layer(NamedTuple):
         return str(entry.get("as_of") or max(dates, default="") or self.day or "")
 
     def label(self, entry: Entry) -> str:
-        found = [", ".join(self.told(entry)), self.day_of(entry)]
-        about = "; ".join(filter(None, found))
+        about = "; ".join(filter(None, (", ".join(self.told(entry)), self.day_of(entry))))
         return f"{self.name} ({about})" if about else self.name
 
 
@@ -185,20 +183,18 @@ class PriceTable:
 
     def _price(self, vendor: str, entry: Entry) -> Price:
         key = vendor, entry["id"]
-        price = self._prices.get(key)
-        if price is None:
+        if key not in self._prices:
             origin = self._origin(vendor, entry)
             layers = tuple(origin.layers.items()) if key in self._merged else ()
             day = self.shipped.day_of(entry)
-            price = Price.from_entry(
+            self._prices[key] = Price.from_entry(
                 vendor,
                 entry,
                 sources=origin.sources,
                 layers=layers,
                 as_of=day if day != str(self.shipped.day) else "",
             )
-            self._prices[key] = price
-        return price
+        return self._prices[key]
 
     def _origin(self, vendor: str, entry: Entry) -> _Origin:
         layers = dict.fromkeys(_terms(entry), self.shipped.label(entry))

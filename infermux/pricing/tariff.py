@@ -99,14 +99,17 @@ class Peak(NamedTuple):
 _OVERLAY = frozenset(Tariff._fields)
 
 
-def figure_text(figure: Decimal | None) -> str | None:
+def plain(figure: Decimal) -> str:
     """Return a figure as text, without an exponent."""
-    return None if figure is None else f"{figure.normalize():f}"
+    return f"{figure.normalize():f}"
+
+
+def figure_text(figure: Decimal | None) -> str | None:
+    return None if figure is None else plain(figure)
 
 
 def figures(rates: Tariff) -> dict[str, str]:
-    listed = {name: rate for name, rate in rates._asdict().items() if rate is not None}
-    return {name: figure_text(rate) or "" for name, rate in listed.items()}
+    return {name: plain(rate) for name, rate in rates._asdict().items() if rate is not None}
 
 
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -190,14 +193,15 @@ def _span(text: object, place: str) -> tuple[int, int]:
 def _services(value: Mapping[str, Any], place: str) -> tuple[Service, ...]:
     if not isinstance(value, Mapping):
         raise wrong_value(place, "a table of service tiers", value)
-    return tuple(_offer(name.lower(), offer, f"{place}.{name}") for name, offer in value.items())
-
-
-def _offer(name: str, offer: object, place: str) -> Service:
-    if not isinstance(offer, Mapping):
-        return Service(name, factor=_figure(offer, place))
-    check_keys(offer, _OVERLAY, place)
-    return Service(name, _rates(offer, place))
+    found = []
+    for name, offer in value.items():
+        at = f"{place}.{name}"
+        if isinstance(offer, Mapping):
+            check_keys(offer, _OVERLAY, at)
+            found.append(Service(name.lower(), _rates(offer, at)))
+        else:
+            found.append(Service(name.lower(), factor=_figure(offer, at)))
+    return tuple(found)
 
 
 def _figures(value: object, place: str) -> tuple[tuple[str, Decimal], ...]:

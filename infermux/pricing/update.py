@@ -98,16 +98,11 @@ def _table(
 def written(table: Mapping[str, Any]) -> str:
     """Return a table as text, a line per model."""
     about = {key: value for key, value in table.items() if key != "models"}
-    lists = [
-        f"{json.dumps(vendor)}:[\n{_lines(listed)}\n]" for vendor, listed in table["models"].items()
-    ]
-    head = json.dumps(about, separators=(",", ":"))[:-1]
-    return f'{head},"models":{{\n' + ",\n".join(lists) + "\n}}\n"
-
-
-def _lines(listed: list[Entry]) -> str:
-    entries = sorted(listed, key=lambda entry: str(entry["id"]))
-    return ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+    dense, lists = json.JSONEncoder(separators=(",", ":")).encode, []
+    for vendor, listed in table["models"].items():
+        entries = sorted(listed, key=lambda entry: str(entry["id"]))
+        lists.append(f"{json.dumps(vendor)}:[\n" + ",\n".join(map(dense, entries)) + "\n]")
+    return f'{dense(about)[:-1]},"models":{{\n' + ",\n".join(lists) + "\n}}\n"
 
 
 def _put(listed: list[Entry], entry: Entry) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import EARLY_HEADERS, MAX_UPLOAD, Config, Server, inherits_sockets
+from ..config.settings import Config, Server, inherits_sockets
 from ..errors import ConfigError, listed, printable, shown
 from ..pricing.compare import stale
 from ..routing import stream
@@ -130,9 +130,8 @@ def _say_where(server: Any) -> None:
     scheme = "https" if server.cfg.is_ssl else "http"
     places = [listener.sock.getsockname() for listener in server.LISTENERS]
     for place in places or server.cfg.bind:
-        where = place
-        if isinstance(place, tuple):
-            where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}"
+        is_tcp = isinstance(place, tuple)
+        where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}" if is_tcp else place
         with contextlib.suppress(OSError):  # stderr may be closed
             os.write(1, f"infermux listening on {where}\n".encode())
 
@@ -215,11 +214,8 @@ def on_reload(arbiter: Any) -> None:
     """With --preload, reconfigure the master's app; otherwise each worker makes its own."""
     if arbiter.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
-        server = build.pinned.server
         for app in list(build.apps):
-            app.config["MAX_CONTENT_LENGTH"] = server.max_body
-            app.config[MAX_UPLOAD] = server.max_upload or server.max_body
-            app.config[EARLY_HEADERS] = server.early_headers
+            app.config.update(build.pinned.server.for_flask)
 
 
 def _renew(config: Config) -> None:

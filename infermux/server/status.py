@@ -54,6 +54,16 @@ class TargetStatus(NamedTuple):
     since: float | None = None  # seconds since 1970: when one first refused calls
     why: str = ""  # the failure upon which it did
 
+    @property
+    def target(self) -> Target:
+        """The target itself."""
+        return Target(self.provider, self.model)
+
+    @property
+    def forced(self) -> bool:
+        """Whether an operator has opened its circuit."""
+        return (self.reason or "").startswith("circuit forced open")
+
 
 class Records(NamedTuple):
     """Numbers of calls that all workers have not written to the ledger."""

@@ -31,7 +31,6 @@ TIMEOUT_SECONDS = 10.0  # to connect, and for each part of the answer
 WAITS = (1.0, 5.0, 25.0, 60.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds before each further try
 QUEUE = 100  # alerts that wait
 MAX_ANSWER = 4096  # bytes that are read
-SPENT = ("budget_exceeded",)  # codes of calls that a budget refuses
 log = logging.getLogger("infermux")
 
 
@@ -68,8 +67,8 @@ class Alerts(Exporter[tuple[str, bytes]]):
         self._beginning = threading.Lock()
 
     def __call__(self, call: Call) -> None:
-        spent = call.override or (call.error is not None and call.error.code in SPENT)
-        if spent and call.spent is not None and not call.spent.user:
+        refused = call.error is not None and call.error.code == "budget_exceeded"
+        if (refused or call.override) and call.spent is not None and not call.spent.user:
             self.refused[call.spent.owner] = time.time()
         if self.begin is not None:
             with self._beginning:

@@ -144,30 +144,25 @@ def configure(level: str, format: str) -> None:
 
 
 class _Lines(logging.Handler):
-    """Writes each line with one system call, so that lines of processes do not mix."""
+    """Writes each line with one system call, so that lines of processes do not mix.
 
-    def __init__(self, format: str) -> None:
-        super().__init__()
-        self.setFormatter(_Formatter(format))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # a broken log must not fail a call
-            os.write(2, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
-
-
-class _Formatter(logging.Formatter):
-    """Leaves the line of a call unchanged, and formats other messages like it."""
+    The line of a call is as it is; other messages are formatted like it.
+    """
 
     def __init__(self, format: str) -> None:
         super().__init__()
         self._json = format == JSON_LINES
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # a broken log must not fail a call
+            os.write(2, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         if record.name == _calls.name:
             return message
         head = _head(record.created, record.levelno)
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         if self._json:
             more = {"traceback": trace} if trace else {}
             return _ENCODER.encode({**head, "message": message, **more})

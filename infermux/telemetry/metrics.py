@@ -30,7 +30,6 @@ _TOKENS = [  # kinds, and the fields of Usage
     (kind, f"{kind}_tokens")
     for kind in ("input", "output", "cached_input", "cache_write", "reasoning")
 ]
-_NO_HOOKS: Mapping[str, HookRun] = {}
 _OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
@@ -129,7 +128,7 @@ class Metrics:
         own = seconds
         for attempt in attempts:
             own -= attempt.seconds + attempt.waited
-        hooks: Mapping[str, HookRun] = call.hooks or _NO_HOOKS
+        hooks: Mapping[str, HookRun] = call.hooks or {}
         for run in hooks.values():
             own += run.inside
         with slot.lock:
@@ -146,9 +145,8 @@ class Metrics:
                 slot.add(("hooks_total", name, run.outcome))
                 _observe(slot, ("hook_seconds", name), OWN_SECONDS, run.seconds)
             for attempt in attempts:
-                _attempted(
-                    slot, target if attempt is last else self.labels(*attempt.target), attempt
-                )
+                labels = target if attempt is last else self.labels(*attempt.target)
+                _attempted(slot, labels, attempt)
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
         """Return the labels for a provider and a model; unknown names become "other"."""

@@ -11,7 +11,7 @@ from functools import partial
 
 from flask import Response, request
 
-from ...errors import NotFound, RequestError, close_to, shown
+from ...errors import NotFound, RequestError
 from ...ledger import Ledger, LedgerUnavailable, reports
 from ...protocol import strict_json
 from ...routing import explain as explaining
@@ -21,13 +21,12 @@ from ...telemetry.metrics import CONTENT_TYPE
 from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, Route, auth, endpoints
 from ..auth import Admin
-from ..http import Api, View, json_body, json_response, plain_error, read_body
+from ..http import Api, View, json_body, json_response, only_parameters, plain_error, read_body
 from . import calls, keys
 from .status_page import About, StatusPage
 
 log = logging.getLogger("infermux")
 _unready = LogThrottle()
-_COST_PARAMETERS = ("by", "since", "until", "month", "caller", "limit")
 
 
 def ops_blueprint(
@@ -53,12 +52,11 @@ def ops_blueprint(
         for_all = (metrics() if callable(metrics) else metrics) == "open"
         return (prometheus if for_all else admin_only(prometheus))(api)
 
-    page = StatusPage(router, admin, about=about)
     routes = [
         ("GET", "/healthz", health),
         ("GET", "/readyz", readiness),
         ("GET", "/metrics", counters),
-        *page.routes(),
+        *StatusPage(router, admin, about=about).routes(),
     ]
     routes += [(method, path, admin_only(view)) for method, path, view in _FOR_OPERATORS]
     for action in status.ACTIONS:
@@ -146,10 +144,7 @@ def cost_series(api: Api) -> Response:
 
 def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
     """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
-    for name in request.args:
-        if name not in _COST_PARAMETERS:
-            hint = close_to(name, _COST_PARAMETERS)
-            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
+    only_parameters("by", "since", "until", "month", "caller", "limit")
     given, ledger = request.args.get, api.router.ledger
     span = reports.period(
         now,

@@ -110,9 +110,9 @@ def overview(router: Router, span: Span, now: float, service: Mapping[str, str])
         except LedgerUnavailable:
             state = "unavailable"
     whole = None if seen is None else activity.merged(span.since(now), seen.steps)
-    detours = {_target(each): detour(router, _target(each), found) for each in found if down(each)}
+    detours = {each.target: detour(router, each.target, found) for each in found if down(each)}
     told = sentence(found, detours, state, budgets, whole, span.name)
-    targets = [_target_dict(each, seen, detours.get(_target(each))) for each in found]
+    targets = [_target_dict(each, seen, detours.get(each.target)) for each in found]
     about = status.service(router) | {"version": __version__, "configuration": dict(service)}
     return Overview(now, span, told, state, targets, budgets, about, seen, whole)
 
@@ -154,7 +154,7 @@ def down(target: TargetStatus) -> bool:
 
 def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
     """Return the targets that get a target's calls instead, and the names that have none left."""
-    refusing = {_target(each) for each in states if down(each)}
+    refusing = {each.target for each in states if down(each)}
     instead, stranded = dict[Target, None](), list[str]()
     for name, route in _routes(router, target):
         usable = next((each for each in route if each not in refusing), None)
@@ -179,16 +179,14 @@ def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]
             yield target.model, list(flat(registry.route(target.model)))
 
 
-def _target(status: TargetStatus) -> Target:
-    return Target(status.provider, status.model)
-
-
 def _target_dict(target: TargetStatus, seen: Activity | None, instead: JSON | None) -> JSON:
-    key = (target.provider, target.model)
     told = target._asdict() | {"since": iso(target.since), "down": instead is not None}
     told["instead"] = instead
     if seen is not None:
-        mine = [[total for total in step.targets if total.key[:2] == key] for step in seen.steps]
+        mine = [
+            [total for total in step.targets if total.key[:2] == target.target]
+            for step in seen.steps
+        ]
         told["attempts"] = [sum(total.attempts for total in step) for step in mine]
         told["failed"] = [sum(each.attempts for each in step if each.key[2]) for step in mine]
     return told
@@ -250,14 +248,15 @@ def errors(whole: Step) -> list[JSON]:
 
 def _budget(state: Any) -> JSON:
     """Return a budget with the share of it that is used."""
-    used = state.spent + state.held
+    used, budget = state.spent + state.held, state.budget
+    picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
-        "name": printable(state.budget.caller),
-        "kind": kind(state.budget),
-        "per": state.budget.period,
-        "then": state.budget.then,
-        **{f"{name}_usd": usd(getattr(state, name)) for name in ("limit", "spent", "held", "left")},
-        **{f"{name}_pico": getattr(state, name) for name in ("limit", "spent", "held", "left")},
+        "name": printable(budget.caller),
+        "kind": kind(budget),
+        "per": budget.period,
+        "then": budget.then,
+        **{f"{name}_usd": usd(pico) for name, pico in picos.items()},
+        **{f"{name}_pico": pico for name, pico in picos.items()},
         "used": round(used / state.limit, 4) if state.limit else 1.0,
         "resets": iso(state.resets),
     }
