@@ -124,7 +124,7 @@ def infer(
     request = the_request(**asked)
     if attached:
         content = [*map(attachment, attached), {"type": "text", "text": content}]
-    streamed = stream if stream is not None else sys.stdout.isatty() and not as_json
+    streamed = sys.stdout.isatty() and not as_json if stream is None else stream
     with open_router(config) as router:
         response = ask(
             router, said(request, "user", content), stream=streamed, usage=usage, verbose=verbose
@@ -143,11 +143,9 @@ def providers(config: str | None, as_json: bool) -> None:
     """
     with open_router(config) as router:
         data = router.registry.to_dict()
-    if as_json:
-        click.echo(strict_json.dumps(data))
-    else:
-        rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
-        click.echo(table(("PROVIDER", "MODELS"), rows))
+    rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
+    text = table(("PROVIDER", "MODELS"), rows)
+    click.echo(strict_json.dumps(data) if as_json else text)
 
 
 @main.command()

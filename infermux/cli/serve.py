@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,9 +106,9 @@ def validate(config: str | None, quiet: bool) -> None:
         for line in getattr(error, "errors", (error.message,)):
             warn(line)
         sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
-    for warning in (*build.warnings(settings, router), stale(time.time(), router.targets.prices)):
-        if warning:
-            warn(warning)
+    old = stale(time.time(), router.targets.prices)
+    for warning in filter(None, (*build.warnings(settings, router), old)):
+        warn(warning)
     if not quiet:
         counts = [
             counted(len(router.registry), "provider"),
@@ -211,12 +212,9 @@ def chaos_table(rows: list[Row]) -> str:
         for row in rows
     ]
     first, *rest = table(head, cells, right=(4, 5)).splitlines()
-    lines, model = [first], ""
-    for row, line in zip(rows, rest, strict=True):
-        if row.model != model:
-            model = row.model
-            lines.append(f"-- {model}")
-        lines.append(line)
+    lines = [first]
+    for model, group in groupby(zip(rows, rest, strict=True), lambda pair: pair[0].model):
+        lines += [f"-- {model}", *(line for _, line in group)]
     failed, wrong = sum(not row.ok for row in rows), sum(row.silently_wrong for row in rows)
     lines.append(
         f"{counted(len(rows), 'call')}: {len(rows) - failed} passed, {failed} failed, "

@@ -189,8 +189,7 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
     services = {name: offer for name in _SERVICES if (offer := _service(rates, entry, name))}
     if services:
         found["service"] = services
-    sizes = {"max_input": "max_input_tokens", "max_output": "max_output_tokens"}
-    found |= {ours: entry[name] for ours, name in sizes.items() if _is_size(entry.get(name))}
+    found |= _sizes(entry.get("max_input_tokens"), entry.get("max_output_tokens"))
     table.add(vendor, id.removeprefix(f"{provider}/"), found)
 
 
@@ -207,10 +206,10 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
 def _by_size(rates: dict[int, _Rates], pricing: Any) -> None:
     """Read litellm's `tiered_pricing`: prices by ranges of input tokens."""
     for each in pricing or ():
-        start = int(each["range"][0])
-        tier = rates.setdefault(start, {})
-        named = {name: each[key] for key, name in _LITELLM.items() if each.get(key) is not None}
-        tier.update({name: _figure(value, _MILLION) for name, value in named.items()})
+        tier = rates.setdefault(int(each["range"][0]), {})
+        for key, name in _LITELLM.items():
+            if each.get(key) is not None:
+                tier[name] = _figure(each[key], _MILLION)
 
 
 def _service(
@@ -252,25 +251,21 @@ def _genai_model(
     if vendor is None:
         raise _Skipped(_NO_PRESET)
     found, by_hour = _genai_entry(model["prices"], today)
-    if _is_size(size := model.get("context_window")):
-        found["max_input"] = size
-    table.add(vendor, id, found, by_hour=by_hour)
+    table.add(vendor, id, found | _sizes(model.get("context_window")), by_hour=by_hour)
 
 
 def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any], bool]:
-    dated = prices if isinstance(prices, list) else [{"prices": prices}]
-    starts = [_start(each.get("constraint")) for each in dated]
-    begun = [
-        each for each, start in zip(dated, starts, strict=True) if start is None or start <= today
-    ]
+    listed = prices if isinstance(prices, list) else [{"prices": prices}]
+    dated = [(_start(each.get("constraint")), each) for each in listed]
+    begun = [each for start, each in dated if start is None or start <= today]
     timed = [
         each for each in begun if (limit := each.get("constraint")) and "start_date" not in limit
     ]
     always = [each for each in begun if each not in timed]
-    found = _entry(_genai_rates((always or dated)[-1 if always else 0]["prices"]))
+    found = _entry(_genai_rates((always[-1] if always else listed[0])["prices"]))
     later = [
         {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
-        for each, start in zip(dated, starts, strict=True)
+        for start, each in dated
         if start is not None and start > today
     ]
     if later:
@@ -342,11 +337,8 @@ def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     if request:
         found["request_per_1k_max"] = plain(request)
     top = model.get("top_provider") or {}
-    sizes = {
-        "max_input": top.get("context_length") or model.get("context_length"),
-        "max_output": top.get("max_completion_tokens"),
-    }
-    table.add("openrouter", id, found | {name: n for name, n in sizes.items() if _is_size(n)})
+    most = top.get("context_length") or model.get("context_length")
+    table.add("openrouter", id, found | _sizes(most, top.get("max_completion_tokens")))
 
 
 # -- figures --
@@ -387,8 +379,10 @@ def _figure(value: object, times: int = 1) -> Decimal:
     return abs(figure)
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
+def _sizes(max_input: object, max_output: object = None) -> dict[str, int]:
+    """Return those that are known."""
+    sizes = {"max_input": max_input, "max_output": max_output}
+    return {name: size for name, size in sizes.items() if type(size) is int and size > 0}
 
 
 def _texts(rates: _Rates) -> dict[str, Any]:

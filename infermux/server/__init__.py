@@ -22,7 +22,6 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .. import build
 from ..config.settings import Config, Server, inherits_sockets
@@ -116,8 +115,16 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """Print where the service listens; warn if anyone on the network may call it."""
-    _say_where(server)
-    public = [place for bind in server.cfg.bind if (place := _public(bind))]
+    scheme, public = "https" if server.cfg.is_ssl else "http", []
+    places = [listener.sock.getsockname() for listener in server.LISTENERS]
+    for place in places or server.cfg.address:
+        where = place
+        if isinstance(place, tuple):
+            where = f"{_bracketed(place[0])}:{place[1]}"
+            public += [] if _is_local(place[0]) else [where]
+            where = f"{scheme}://{where}"
+        with contextlib.suppress(OSError):  # stderr may be closed
+            os.write(1, f"infermux listening on {where}\n".encode())
     if public and build.settings().keys is None:
         server.log.warning(
             "no [keys]: the endpoints at %s are open to anyone, "
@@ -126,27 +133,11 @@ def when_ready(server: Any) -> None:
         )
 
 
-def _say_where(server: Any) -> None:
-    scheme = "https" if server.cfg.is_ssl else "http"
-    places = [listener.sock.getsockname() for listener in server.LISTENERS]
-    for place in places or server.cfg.bind:
-        is_tcp = isinstance(place, tuple)
-        where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}" if is_tcp else place
-        with contextlib.suppress(OSError):  # stderr may be closed
-            os.write(1, f"infermux listening on {where}\n".encode())
-
-
-def _public(bind: str) -> str:
-    """Return the address of gunicorn's *bind* if other hosts can reach it, else ""."""
-    if bind.startswith(("unix:", "fd://")):
-        return ""
-    parts = urlsplit("//" + bind.removeprefix("tcp://"))
-    host = parts.hostname or "0.0.0.0"
+def _is_local(host: str) -> bool:
+    """Whether no other host can reach an address."""
     with contextlib.suppress(ValueError):  # a host name
-        if ip_address(host.partition("%")[0]).is_loopback:
-            return ""
-    port = parts.port if parts.port is not None else 8000
-    return "" if host == "localhost" else f"{_bracketed(host)}:{port}"
+        return ip_address(host.partition("%")[0]).is_loopback
+    return host == "localhost"
 
 
 def address_of(config: Config, host: str | None = None, port: int | None = None) -> str:
@@ -165,10 +156,12 @@ def usable(addr: str) -> str:
 
     Without a host it is every address of this host, including IPv6 where available.
     """
-    if addr.startswith(("unix:", "fd://")):
+    if addr.startswith("fd://"):
+        return addr
+    if addr.startswith("unix:"):
         path = Path(addr.removeprefix("unix:").removeprefix("//"))
         free = path.is_socket() or not path.exists()
-        if addr[0] == "u" and not (free and os.access(path.parent, os.W_OK)):
+        if not (free and os.access(path.parent, os.W_OK)):
             raise ConfigError(f"cannot listen at {shown(addr)}: no socket can be made there")
         return addr
     host, colon, number = addr.removeprefix("tcp://").rpartition(":")
@@ -205,8 +198,8 @@ def _check_certificate(certfile: str, keyfile: str | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: "")
     except OSError as error:
-        is_pem = not isinstance(error, ssl.SSLError)
-        why = error.strerror if is_pem else "they are not PEM, or the key is another's"
+        unread = isinstance(error, ssl.SSLError)
+        why = "they are not PEM, or the key is another's" if unread else error.strerror
         raise ConfigError(f"--certfile and --keyfile cannot be used: {why}") from None
 
 
