@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..admission.keys import Issued, Keyring, LiveKeyring
-from ..config import Config, Secret
+from ..config import Config
 from ..config.settings import (
     Breaker,
     KeyConfig,
@@ -171,17 +171,13 @@ def observers(config: Config, serving: bool) -> list[Observer]:
         observers.append(CallLog(config.server.log_level, config.server.log_format))
     if config.trace.otlp:
         observers.append(otlp(config))
-    if config.alerts.webhook is not None and (serving or config.ledger):
-        observers.append(alerts(config, config.alerts.webhook))
+    webhook = config.alerts.webhook
+    if webhook is not None and (serving or config.ledger):
+        from ..telemetry.alerts import Alerts
+
+        key = config.alerts.secret or webhook  # of the signature
+        observers.append(Alerts(webhook.reveal(), key.reveal(), events=config.alerts.events))
     return observers
-
-
-def alerts(config: Config, webhook: Secret) -> Observer:
-    """Return the sender of alerts to *webhook*, signed with the secret, or with the address."""
-    from ..telemetry.alerts import Alerts
-
-    key = config.alerts.secret or webhook
-    return Alerts(webhook.reveal(), key.reveal(), events=config.alerts.events)
 
 
 def otlp(config: Config) -> Observer:

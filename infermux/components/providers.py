@@ -181,17 +181,14 @@ def provider(config: ProviderConfig) -> Any:
 def _http(config: ProviderConfig, preset: Preset) -> Any:
     from ..providers.http import HTTPProvider  # loads requests
 
-    own = is_vendor(config)
+    own, place = is_vendor(config), f"[providers.{config.name}]"
     if config.ca and not os.path.isfile(config.ca):
-        raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
+        raise ConfigError(f"{place}.ca: there is no file {config.ca}")
     if config.api == "responses" and preset.dialect not in ("openai", "azure"):
-        raise ConfigError(
-            f'[providers.{config.name}].api: {config.type} has no Responses; use "auto"'
-        )
+        raise ConfigError(f'{place}.api: {config.type} has no Responses; use "auto"')
     if config.api_key is not None and (credential := credential_of(config.headers)):
         raise ConfigError(
-            f"[providers.{config.name}].headers: {credential!r} carries a key, and so does "
-            "api_key: set one of them"
+            f"{place}.headers: {credential!r} carries a key, and so does api_key: set one of them"
         )
     support = preset.responses or (STANDARD if config.api == "responses" else None)
     return HTTPProvider(

@@ -140,10 +140,9 @@ def load(
         config = replace(config, price_table=price_file(config.prices.file, Path(file).parent))
     if file:
         _check_keys(config, keys, problems)
-    config = replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))
     if strict:
         problems.check()
-    return config
+    return replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))
 
 
 def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
@@ -250,13 +249,15 @@ class _File:
         if not isinstance(value, dict):
             return value
         known = keys_of(kind)
-        renamed = {name: current(name, known) for name in value}
-        for old, new in renamed.items():
+        found = {}
+        for old, item in value.items():
+            new = current(old, known)
             if old != new:
                 if new in value:
                     raise ConfigError(f"{place} has both {old!r}, the old name, and {new!r}")
                 self.notices.append(f"{self.path}: {place}: {old!r} is now called {new!r}")
-        return {renamed[name]: item for name, item in value.items()}
+            found[new] = item
+        return found
 
     def _dereferenced(self, value: Any, place: str) -> Any:
         if not isinstance(value, dict):

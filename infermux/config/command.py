@@ -13,11 +13,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, printable, shown
 from ..types import POSIX, LogThrottle
-from .schema import PLACE, NoSecret, Secret, secret
+from .readers import span_seconds
+from .schema import PLACE, NoSecret, Secret, reads, seconds, secret, table, text
 
 MAX_OUTPUT = 65536  # bytes that a command may print
 TTL = 300.0  # seconds that a command's key is used
@@ -28,8 +30,34 @@ RETRY_SECONDS = 5.0  # after a command that failed
 _PRIVATE = r"(?:pass|pw|secret|token|key|auth|credential)"  # in the name of what is secret
 _NAMED = re.compile(rf"({_PRIVATE}[\w-]*[\"']?\s*[=:]\s*)\S+", re.I)
 _OPTION = re.compile(rf"-.*{_PRIVATE}[\w-]*", re.I)
+_DURATION = re.compile(r"[1-9]\d{0,5}[smh]", re.ASCII)
 _BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # that may be a token, in a command's words
 log = logging.getLogger("infermux")
+
+
+def _ttl(value: Any, place: str) -> float:
+    """Read seconds, or a text such as 50m."""
+    if isinstance(value, str):
+        if not _DURATION.fullmatch(value):
+            raise ConfigError(f'{place} must be seconds or a text such as "50m"')
+        value = span_seconds(value)
+    return float(seconds(value, place))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A command in a table: its words, how long its key is used, and how long it may take."""
+
+    command: str = reads(text)
+    ttl: float = reads(_ttl, TTL)
+    timeout: float = reads(seconds, RUN_SECONDS)
+
+
+def from_table(value: object, place: str) -> Secret:
+    """Return the key of a table with a command; raise ConfigError."""
+    found = table(Settings)(value, place)
+    argv = words(found.command, f"{place}.command")
+    return CommandSecret(argv, ttl=found.ttl, limit=found.timeout)
 
 
 class CommandSecret(Secret):

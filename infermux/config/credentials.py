@@ -8,21 +8,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError
 from ..types import LogThrottle
-from .readers import span_seconds
-from .schema import PLACE, Secret, seconds, secret, suggestion, text
+from .readers import REFERENCES
+from .schema import PLACE, Secret, keys_of, secret
 
 MAX_KEYS = 100  # of one provider
 LOOK_SECONDS = 1.0  # seconds between two checks of a file
-_DURATION = re.compile(r"[1-9]\d{0,5}[smh]", re.ASCII)
 log = logging.getLogger("infermux")
 Get = Callable[[str], str]  # returns the value of a variable, or ""
 
@@ -140,30 +138,9 @@ def _pool(values: list[Any], place: str, get: Get) -> Secret:
     return found[0] if len(found) == 1 else SecretPool(tuple(found))
 
 
-REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
-
-
 def _command_table(value: Mapping[str, Any], place: str) -> Secret:
-    from .command import RUN_SECONDS, TTL, CommandSecret, words
+    from .command import Settings, from_table  # loads subprocess
 
-    known = ("command", "ttl", "timeout")
-    if "command" not in value and value.keys().isdisjoint(known):
+    if value.keys().isdisjoint(keys_of(Settings)):
         raise ConfigError(f"{place} must be a reference, {REFERENCES}")
-    for name in value:
-        if name not in known:
-            raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, known)}")
-    if "command" not in value:
-        raise ConfigError(f"{place} needs 'command'")
-    argv = words(text(value["command"], f"{place}.command"), f"{place}.command")
-    ttl = _ttl(value.get("ttl", TTL), f"{place}.ttl")
-    limit = seconds(value.get("timeout", RUN_SECONDS), f"{place}.timeout")
-    return CommandSecret(argv, ttl=ttl, limit=limit)
-
-
-def _ttl(value: Any, place: str) -> float:
-    """Read seconds, or a text such as 50m."""
-    if isinstance(value, str):
-        if not _DURATION.fullmatch(value):
-            raise ConfigError(f'{place} must be seconds or a text such as "50m"')
-        value = span_seconds(value)
-    return float(seconds(value, place))
+    return from_table(value, place)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError, wrong_value
 from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts, whole
 
+REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -39,9 +40,8 @@ def of_form(
 def secret(value: Any, place: str) -> Secret:
     """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
-        more = ', "command:PROGRAM" or a list of these' if place.endswith(".api_key") else ""
-        remedy = f'"env:NAME" or "file:PATH"{more}, never the secret itself'
-        raise ConfigError(f"{place} must be a reference, {remedy}")
+        forms = REFERENCES if place.endswith(".api_key") else '"env:NAME" or "file:PATH"'
+        raise ConfigError(f"{place} must be a reference, {forms}, never the secret itself")
     return value
 
 
