@@ -108,6 +108,11 @@ class Group(Command, click.Group):
     command_class = Command
 
 
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes such a command."""
+    return click.command(name, Command)
+
+
 @contextmanager
 def in_one_line() -> Iterator[None]:
     """Turn errors, also of writing to a full disk or a closed pipe, into one line."""

@@ -18,7 +18,7 @@ from ..config.settings import LedgerConfig
 from ..errors import ConfigError, counted
 from ..ledger import Record, reports
 from ..ledger.periods import end, start, step_name
-from . import Command, Group, OneLine, csv_text, json_text, warn
+from . import Group, OneLine, csv_text, json_text, warn
 from .ledger import usage_errors
 from .opening import ledger_options, the_ledger, the_settings
 
@@ -37,7 +37,7 @@ def ledger() -> None:
     """
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--keep", metavar="DAYS", help="Such as 400d.  [default: [ledger] keep]")
 @ledger_options
 def prune(keep: str | None, **where: str | None) -> None:
@@ -59,7 +59,7 @@ def prune(keep: str | None, **where: str | None) -> None:
     click.echo(f"removed {counted(count, 'call')} from before {step_name('day', before)}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--month", metavar="MONTH", help="Only this month: 2026-11, this or last.")
 @click.option("--csv", "form", flag_value="csv", help="A row for each call, for a spreadsheet.")
 @click.option(
@@ -92,7 +92,7 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
             click.echo(f"wrote {path}: {counted(count, 'call')}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.argument("target", type=click.Path(), metavar="FILE")
 @ledger_options
 def backup(target: str, **where: str | None) -> None:
@@ -120,7 +120,7 @@ def backup(target: str, **where: str | None) -> None:
     click.echo(f"wrote {target}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @ledger_options
 def check(**where: str | None) -> None:
     """Check the data, and that all sums equal their rows. Exit code 1 if not.
@@ -136,7 +136,7 @@ def check(**where: str | None) -> None:
     click.echo(f"the ledger is sound{rest}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--role", metavar="NAME", default="", help="Grant this role what a service needs.")
 @ledger_options
 def init(role: str, **where: str | None) -> None:
@@ -150,7 +150,7 @@ def init(role: str, **where: str | None) -> None:
     _migrate(where, create=True, role=role)
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @ledger_options
 def migrate(**where: str | None) -> None:
     """Update the tables of a ledger in PostgreSQL. It makes partitions ahead.
@@ -172,7 +172,7 @@ def _migrate(where: dict[str, str | None], *, create: bool, role: str = "") -> N
         click.echo(each)
 
 
-@ledger.command("copy", cls=Command)
+@ledger.command("copy")
 @click.argument("source", metavar="FILE")
 @click.argument("target", metavar="[URL]", required=False)
 @ledger_options

@@ -20,7 +20,7 @@ from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
 from ..types import POSIX, fcntl
-from . import Command, OneLine, complete_models, config_option, dollars, warn
+from . import OneLine, command, complete_models, config_option, dollars, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -31,7 +31,7 @@ _STOPPED = {
 }
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("source", metavar="IN.jsonl", type=click.Path(allow_dash=True))
 @click.option(
     "--output",

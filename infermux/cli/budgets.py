@@ -11,7 +11,6 @@ from ..ledger import Adjustment, BudgetState, reports
 from ..pricing import usd
 from ..server import status
 from . import (
-    Command,
     Group,
     OneLine,
     config_option,
@@ -52,7 +51,7 @@ def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
         click.echo(_table(found, changes))
 
 
-@budgets.command(cls=Command)
+@budgets.command()
 @click.argument("name", metavar="KEY")
 @_team_option
 @config_option
@@ -64,7 +63,7 @@ def reset(name: str, team: bool, config: str | None) -> None:
     _adjust(name, team, config, None)
 
 
-@budgets.command("raise", cls=Command)
+@budgets.command("raise")
 @click.argument("name", metavar="KEY")
 @click.argument("amount", metavar="USD", callback=dollars)
 @_team_option

@@ -26,8 +26,8 @@ from ..protocol import InferRequest, InferResponse, strict_json
 from ..routing.router import Router
 from ..types import JSON
 from . import (
-    Command,
     OneLine,
+    command,
     complete_models,
     complete_providers,
     config_option,
@@ -283,7 +283,7 @@ def _outcome(attempt: Attempt) -> str:
 # -- chat --
 
 
-@click.command(cls=Command)
+@command()
 @asking
 def chat(
     model: str,

@@ -16,7 +16,7 @@ from ..errors import listed
 from ..ledger import Ledger
 from ..routing.router import Router
 from ..types import JSON
-from . import Command, Group, OneLine, config_option, json_option, json_text, table, warn
+from . import Group, OneLine, config_option, json_option, json_text, table, warn
 
 _HEAD = ["NAME", "STATE", "MODELS", "RPM", "TPM", "BUDGET", "EXPIRES", "CREATED", "FROM"]
 _ONCE = "The key, which is not shown again; give it to the caller now:"
@@ -60,7 +60,7 @@ def new_key(name: str) -> None:
     click.echo(f"\n{_ONCE}\n{key}", err=True)
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @click.option(
     "--model",
@@ -143,7 +143,7 @@ def create(
     _show(made, as_json)
 
 
-@keys.command("list", cls=Command)
+@keys.command("list")
 @click.option("--all", "whole", is_flag=True, help="Also keys that have expired or were revoked.")
 @json_option("Print what GET /keys answers.")
 @config_option
@@ -161,7 +161,7 @@ def list_(whole: bool, as_json: bool, config: str | None) -> None:
     click.echo(table(_HEAD, rows, right=(3, 4)) if rows else "no keys")
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @click.option(
     "--overlap",
@@ -184,7 +184,7 @@ def rotate(name: str, overlap: str | None, as_json: bool, config: str | None) ->
         click.echo(f"the old one is admitted until {until}", err=True)
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @config_option
 def revoke(name: str, config: str | None) -> None:

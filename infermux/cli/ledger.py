@@ -21,8 +21,8 @@ from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
     Columns,
-    Command,
     bar,
+    command,
     complete_models,
     complete_providers,
     csv_text,
@@ -44,7 +44,7 @@ _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--by",
     multiple=True,
@@ -150,7 +150,7 @@ def costs(
     _warn_of_pruned(found)
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "-n",
     "count",

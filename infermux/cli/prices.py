@@ -22,6 +22,7 @@ from ..types import JSON, Route, Target
 from . import (
     Command,
     OneLine,
+    command,
     complete_models,
     config_option,
     json_option,
@@ -132,7 +133,7 @@ def prices(
         click.echo(_table(found, day))
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--all", "everything", is_flag=True, help="Also each preset and the variable that enables it."
 )

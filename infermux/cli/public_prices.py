@@ -25,7 +25,7 @@ from ..pricing import PriceTable, compare, public, shipped, table
 from ..pricing.tariff import figure_text
 from ..pricing.update import Update, written
 from ..pricing.update import update as updated
-from . import Command, OneLine, contents, json_option, json_text, warn
+from . import OneLine, command, contents, json_option, json_text, warn
 from . import table as columns
 
 FILE = "prices.json"  # beside the user's own infermux.toml
@@ -33,7 +33,7 @@ _MODULES = ("genai_prices", "genai-prices")
 _LISTED = 20  # models of a kind that are named, without --json
 
 
-@click.command("update", cls=Command)
+@command("update")
 @click.argument("source", metavar="FILE | -", type=click.Path(allow_dash=True))
 @click.option(
     "--output",

@@ -17,8 +17,8 @@ from ..protocol import InferRequest
 from ..routing import explain as explaining
 from ..types import JSON, Target
 from . import (
-    Command,
     OneLine,
+    command,
     complete_models,
     complete_providers,
     config_option,
@@ -33,7 +33,7 @@ from .status import admin_key, ask_service, key_option
 # -- explain --
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("model", shell_complete=complete_models)
 @click.option("--tokens", type=click.IntRange(0), metavar="N", help="Input tokens.  [default: 0]")
 @click.option(
@@ -155,7 +155,7 @@ def _row(target: JSON) -> list[str]:
 # -- replay --
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("call_id")
 @click.argument("text", required=False, metavar="[PROMPT]")
 @json_option("Print everything as JSON.")

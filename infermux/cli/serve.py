@@ -14,13 +14,13 @@ import click
 from .. import build
 from ..errors import InferMuxError, counted, listed
 from ..types import POSIX
-from . import Command, OneLine, config_option, table, tokentrace_option, warn
+from . import OneLine, command, config_option, table, tokentrace_option, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--addr",
     "-b",
@@ -82,7 +82,7 @@ def serve(
     server.run(addr or server.address_of(settings, host, port), certfile, keyfile)
 
 
-@click.command(cls=Command)
+@command()
 @config_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
 def validate(config: str | None, quiet: bool) -> None:
@@ -123,7 +123,7 @@ def validate(config: str | None, quiet: bool) -> None:
             click.echo(f"  {subject:<13}  {what}")
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--config",
     "-c",
@@ -159,7 +159,7 @@ def init(config: str | None, user: bool, force: bool) -> None:
 # -- chaos --
 
 
-@click.command(cls=Command)
+@command()
 @config_option
 @click.option(
     "--fault",

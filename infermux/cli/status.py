@@ -14,7 +14,7 @@ from .. import build
 from ..errors import InferMuxError, counted, printable
 from ..protocol import strict_json
 from ..types import JSON
-from . import Command, OneLine, config_option, json_option, json_text, table
+from . import OneLine, command, config_option, json_option, json_text, table
 
 _TIMEOUT = 10.0  # seconds for a service to answer
 _MAX_ANSWER = 16 * 2**20  # bytes
@@ -35,7 +35,7 @@ class StatusUnknown(OneLine):
     exit_code = 2
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--server",
     "servers",
