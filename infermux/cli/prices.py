@@ -154,7 +154,15 @@ def models(everything: bool, config: str | None, as_json: bool) -> None:
         models = [own for text in registry.patterns if (own := registry.pattern(text))]
         names += [_name(each.name, each.strategy, each.targets, each.fallback) for each in models]
         listed = [_model(router, target) for target in registry.targets()]
-        presets = [_preset(name, name in registry) for name in PRESETS] if everything else []
+        presets = [
+            {
+                "name": name,
+                "variables": [*preset.keys],
+                "needs": [preset.address] if preset.address else [],
+                "in_use": name in registry,
+            }
+            for name, preset in (PRESETS.items() if everything else ())
+        ]
         day = router.targets.prices.day
     found = {"names": names, "models": listed} | ({"presets": presets} if presets else {})
     click.echo(json_text(found) if as_json else _models_text(names, listed, presets, day))
@@ -179,12 +187,6 @@ def _model(router: Router, target: Target) -> JSON:
         "max_output": price and price.max_output,
         "can": router.targets.abilities(target),
     }
-
-
-def _preset(name: str, in_use: bool) -> JSON:
-    preset = PRESETS[name]
-    needed = [preset.address] if preset.address else []
-    return {"name": name, "variables": [*preset.keys], "needs": needed, "in_use": in_use}
 
 
 def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day: date) -> str:

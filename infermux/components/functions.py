@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +51,25 @@ def function(where: str, place: str, file: str) -> Any:
 
 
 def _module(name: str, place: str, file: str) -> Any:
-    folder = str(Path(file or ".").absolute().parent if file else Path.cwd())
+    folder = str(Path(file).absolute().parent if file else Path.cwd())
+    heads = [*accumulate(name.split("."), "{}.{}".format)]  # for a.b.c: a, a.b and a.b.c
     try:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in _heads(name) or folder in sys.path:
+            if error.name not in heads or folder in sys.path:
                 raise
         sys.path.append(folder)
         importlib.invalidate_caches()
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name in _heads(name):
-            raise ConfigError(
-                f"{place}: there is no module {shown(error.name)}: it must be installed, or be in "
+        why = f"{name} needs the module {error.name!r}, which is not installed"
+        if error.name in heads:
+            why = (
+                f"there is no module {shown(error.name)}: it must be installed, or be in "
                 f"the folder of the configuration, {folder}"
-            ) from None
-        raise ConfigError(
-            f"{place}: {name} needs the module {error.name!r}, which is not installed"
-        ) from None
+            )
+        raise ConfigError(f"{place}: {why}") from None
     except (Exception, SystemExit) as error:  # the operator's own code
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigError(f"{place}: {name} cannot be imported: {told[:300]}") from error
-
-
-def _heads(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[: number + 1]) for number in range(len(parts))}

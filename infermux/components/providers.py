@@ -59,7 +59,10 @@ def registry(config: Config, problems: Problems) -> Registry:
     if config.environment:
         for name in plugins():
             if name not in found:
-                _add_plugin(found, name)
+                try:
+                    found.register(provider(ProviderConfig(name, name)))
+                except Exception as error:
+                    log.warning("the plug-in provider %r is not used: %s", name, error)
         if ECHO not in found:
             found.register(EchoProvider())
     found.hint = partial(_hint, config)
@@ -103,17 +106,17 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
 def _check_overrides(registry: Registry, config: Config, problems: Problems) -> None:
     """Report a value that overrides and that no target of its name can express."""
     for model in config.models:
-        with problems:
-            if not model.override or is_pattern(model.name):
-                continue
-            try:
-                targets = registry.resolve(model.name)
-            except (ModelNotFound, ConfigError):
-                continue  # reported already
-            asked = InferRequest(model.name, params=dict(model.override))
-            why = [_unsaid(registry, target, asked) for target in targets]
-            if all(why):
-                raise ConfigError(f"[models.{model.name}].override: {targets[0]} {why[0]}")
+        if not model.override or is_pattern(model.name):
+            continue
+        try:
+            targets = registry.resolve(model.name)
+        except (ModelNotFound, ConfigError):
+            continue  # reported already
+        asked = InferRequest(model.name, params=dict(model.override))
+        why = [_unsaid(registry, target, asked) for target in targets]
+        if all(why):
+            place = f"[models.{model.name}].override"
+            problems.errors.append(f"{place}: {targets[0]} {why[0]}")
 
 
 def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
@@ -144,13 +147,6 @@ def _address(config: ProviderConfig, preset: Preset) -> str:
     return address if path.strip("/") else address.rstrip("/") + preset.path
 
 
-def _add_plugin(registry: Registry, name: str) -> None:
-    try:
-        registry.register(provider(ProviderConfig(name, name)))
-    except Exception as error:
-        log.warning("the plug-in provider %r is not used: %s", name, error)
-
-
 def provider(config: ProviderConfig) -> Any:
     """Return the provider of one entry of the configuration; raise ConfigError."""
     preset = PRESETS.get(config.type)
@@ -172,10 +168,8 @@ def provider(config: ProviderConfig) -> Any:
         raise
     except Exception as error:  # third-party code
         log.debug("the plug-in type %r failed", config.type, exc_info=error)
-        raise ConfigError(
-            f"[providers.{config.name}]: the plug-in type {config.type!r} failed "
-            f"with {type(error).__name__}"
-        ) from error
+        failed = f"the plug-in type {config.type!r} failed with {type(error).__name__}"
+        raise ConfigError(f"[providers.{config.name}]: {failed}") from error
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:

@@ -125,9 +125,7 @@ class Alerts(Exporter[tuple[str, bytes]]):
 
     def _count(self, outcome: str) -> None:
         if self.memory is not None:
-            slot = self.memory.own
-            with slot.lock:
-                slot.add(("alerts_total", outcome))
+            self.memory.count("alerts_total", outcome)
 
     def _post(self, body: bytes) -> int:
         link, path = unopened(self._url, TIMEOUT_SECONDS)

@@ -176,6 +176,12 @@ class SharedMemory:
             return False
         return True
 
+    def count(self, *key: str) -> None:
+        """Add one to a series of one cell."""
+        slot = self.own
+        with slot.lock:
+            slot.add(key)
+
     def others(self) -> list[WorkerSlot]:
         """Return the slots of the other live workers."""
         found = []
