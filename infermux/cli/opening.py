@@ -47,14 +47,11 @@ def the_settings(config: str | None, path: str | None) -> LedgerConfig:
     settings = LedgerConfig()
     if path is None or config is not None:
         settings = build.settings(path=config).ledger or settings
-    return settings if path is None else at_place(settings, path)
-
-
-def at_place(settings: LedgerConfig, path: str) -> LedgerConfig:
-    """Return the settings with a ledger at *path*: a file, a URL of PostgreSQL, or "env:NAME"."""
-    if not path.startswith(("postgresql:", "postgres:", "env:")):
-        return replace(settings, path=path, url=None)
-    return replace(settings, url=ledger_url(path))
+    if path is None:
+        return settings
+    if path.startswith(("postgresql:", "postgres:", "env:")):
+        return replace(settings, url=ledger_url(path))
+    return replace(settings, path=path, url=None)
 
 
 def _check_file(path: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..admission.keys import Issued, Keyring, LiveKeyring
 from ..config import Config
@@ -38,9 +38,6 @@ from .prices import is_vendor
 
 _NO_HASH = "0" * 64  # keys created at run time have theirs in the ledger
 log = logging.getLogger("infermux")
-if TYPE_CHECKING:
-    from ..routing.hooks import Hooks
-    from ..routing.mirror import Mirror
 
 
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -199,35 +196,25 @@ def reporter(config: Config) -> SpanReporter | None:
     )
 
 
-def hooks(config: Config) -> Hooks | None:
-    """Return the functions of [hooks], if any; raise ConfigError if one cannot be used."""
-    if not any((config.hooks.before, config.hooks.after, config.hooks.chunk)):
-        return None
-    from .functions import made
-
-    return made(config.hooks, config.path)
-
-
 def complete(config: Config, router: Router) -> None:
-    """Add the hooks and the mirror, which need the finished router."""
-    router.hooks = hooks(config)
-    if router.answers is not None and router.hooks is not None:
-        router.answers.hooks = repr(sorted(router.hooks.names.items()))
-    if (own := mirror(config, router)) is not None:
-        router.observers.append(own)
+    """Add what needs the finished router: the functions of [hooks], and the mirror of calls.
 
+    Raise ConfigError if a function cannot be used.
+    """
+    if any((config.hooks.before, config.hooks.after, config.hooks.chunk)):
+        from .functions import made
 
-def mirror(config: Config, router: Router) -> Mirror | None:
-    """Return the mirror, which copies calls to other targets, if a name has one."""
+        router.hooks = made(config.hooks, config.path)
+        if router.answers is not None:
+            router.answers.hooks = repr(sorted(router.hooks.names.items()))
     names = {each.name: each.mirror for each in config.models if each.mirror is not None}
-    if not names:
-        return None
-    from ..ledger.reports import MIRROR_OF
-    from ..routing.mirror import Mirror, Rule
+    if names:
+        from ..ledger.reports import MIRROR_OF
+        from ..routing.mirror import Mirror, Rule
 
-    rules = {}
-    for name, each in names.items():
-        most = each.budget
-        own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
-        rules[name] = Rule(each.target, each.share, own)
-    return Mirror(router, rules)
+        rules = {}
+        for name, each in names.items():
+            most = each.budget
+            own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
+            rules[name] = Rule(each.target, each.share, own)
+        router.observers.append(Mirror(router, rules))

@@ -70,15 +70,11 @@ def charge(
         own = prices.override(provider, model, overrides) if model and overrides else None
         price = own or (prices.find(provider, model) if model else None)
         if price is not None:
-            amount = cost(usage, price, at=at, service_tier=service_tier)
-            for name, more in usage.others:
-                amount = _added(amount, cost(more, prices.find(provider, name), at=at))
+            costs = [cost(usage, price, at=at, service_tier=service_tier)]
+            costs += [cost(more, prices.find(provider, name), at=at) for name, more in usage.others]
+            amount = None if None in costs else sum(filter(None, costs))
             return Charge(amount, "unpriced" if amount is None else "override" if own else source)
     return Charge(None, "unpriced")
-
-
-def _added(amount: int | None, more: int | None) -> int | None:
-    return None if amount is None or more is None else amount + more
 
 
 def find(provider: str, model: str) -> Price | None:

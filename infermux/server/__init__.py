@@ -13,6 +13,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -25,7 +26,7 @@ from typing import Any
 
 from .. import build
 from ..config.settings import Config, Server, inherits_sockets
-from ..errors import ConfigError, listed, printable, shown
+from ..errors import ConfigError, listed, printable, shown, wrong_value
 from ..pricing.compare import stale
 from ..routing import stream
 from ..telemetry import call_log, shared_memory
@@ -35,6 +36,7 @@ from . import alerts, status
 log = logging.getLogger("infermux")
 
 PORT = 8600
+ADDRESS = re.compile(r"(\[[^\[\]]*\]|[^:]*):(\d{1,5})", re.ASCII)
 MIN_CONNECTIONS = 4096  # per worker, approximately
 MAX_DESCRIPTORS = 65536  # per process, if allowed; a call uses several
 LARGE_BLOCK = 1024 * 1024  # bytes; malloc maps larger ones
@@ -164,13 +166,10 @@ def usable(addr: str) -> str:
         if not (free and os.access(path.parent, os.W_OK)):
             raise ConfigError(f"cannot listen at {shown(addr)}: no socket can be made there")
         return addr
-    host, colon, number = addr.removeprefix("tcp://").rpartition(":")
-    port = int(number) if number.isascii() and number.isdigit() and len(number) < 6 else -1
-    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not 0 <= port < 65536 or (name == host and ":" in host):
-        raise ConfigError(
-            f"--addr must be HOST:PORT or :PORT, such as 127.0.0.1:{PORT}, not {shown(addr)}"
-        )
+    found = ADDRESS.fullmatch(addr.removeprefix("tcp://"))
+    if found is None or int(found[2]) > 65535:
+        raise wrong_value("--addr", f"HOST:PORT or :PORT, such as 127.0.0.1:{PORT}", addr)
+    name, port = found[1].strip("[]"), int(found[2])
     if inherits_sockets():  # from systemd, or from the master that this one replaces
         return addr
     if not name:

@@ -76,7 +76,6 @@ LOCAL_RATES = "each host counts its own calls: the ledger is away"
 
 
 def health(_: Api) -> Response:
-    """Report that the process responds."""
     return json_response({"status": "ok"})
 
 

@@ -155,14 +155,12 @@ def down(target: TargetStatus) -> bool:
 def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
     """Return the targets that get a target's calls instead, and the names that have none left."""
     refusing = {each.target for each in states if down(each)}
-    instead, stranded = dict[Target, None](), list[str]()
-    for name, route in _routes(router, target):
-        usable = next((each for each in route if each not in refusing), None)
-        if usable is None:
-            stranded.append(name)
-        else:
-            instead[usable] = None
-    return {"to": [str(each) for each in instead], "stranded": stranded}
+    found = {
+        name: next((str(each) for each in route if each not in refusing), "")
+        for name, route in _routes(router, target)
+    }
+    stranded = [name for name, usable in found.items() if not usable]
+    return {"to": [*dict.fromkeys(filter(None, found.values()))], "stranded": stranded}
 
 
 def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]]:
