@@ -77,7 +77,7 @@ class Keyring:
 
     @property
     def count(self) -> int:
-        return len(self.own)
+        return len(self.known)
 
     @property
     def limited(self) -> bool:
@@ -187,10 +187,6 @@ class LiveKeyring(Keyring):
     def known(self) -> dict[str, Caller]:
         """Every caller, also those whose keys have expired or were revoked."""
         return (self._issued.callers if self._issued else {}) | self.own
-
-    @property
-    def count(self) -> int:
-        return len(self.own) + (len(self._issued.callers) if self._issued else 0)
 
     def _found(self, key: str) -> Caller | None:
         issued = self._at(key)

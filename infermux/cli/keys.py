@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -53,7 +52,7 @@ def new_key(name: str) -> None:
     """
     from ..admission.keys import hashed, new_key
 
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+    if not issuing.NAME.fullmatch(name):
         raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
     key = new_key()
     click.echo(f'\n[keys.{name}]\nhash = "{hashed(key)}"')  # a file may lack its last newline

@@ -30,7 +30,7 @@ from . import key_settings
 
 OVERLAP = "24h"  # for which the old secret is admitted after a rotation
 MAX_SECONDS = 100 * 366 * 86_400.0
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SPAN = re.compile(r"\d{1,6}[smhdw]", re.ASCII)
 _SETTINGS = ("models", "rpm", "tpm", "budget", "tags", "user_rpm", "user_tpm", "user_budget")
 _FIELDS = ("name", *_SETTINGS, "expires")
@@ -117,7 +117,7 @@ def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise must_be("name", "letters, digits, - and _, at most 64")
     return value
 

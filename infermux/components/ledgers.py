@@ -25,9 +25,9 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
     settings = config.ledger or LedgerConfig()
     keys = [key for key in config.keys or () if key.budget or key.user_budget]
+    mirrors = [each for each in config.models if each.mirror and each.mirror.budget]
     budgets = [f"[keys.{key.name}]" for key in keys]
     budgets += [f"[budgets.{team.name}]" for team in config.budgets]
-    mirrors = [each for each in config.models if each.mirror is not None and each.mirror.budget]
     budgets += [f"[models.{each.name}].mirror" for each in mirrors]
     if settings.url is not None and settings.path not in (FILE, ""):
         raise ConfigError("[ledger] has both path and url: a ledger is one or the other")

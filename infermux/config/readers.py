@@ -108,10 +108,9 @@ def web_address(value: Any, place: str) -> Secret:
 
 def alert_events(value: Any, place: str) -> tuple[str, ...]:
     """Read the names of the events that alerts are sent for."""
-    found = some_of("budget", "target", "prices", "records")(value, place)
-    if not found:
-        raise ConfigError(f"{place} names no event; without [alerts] none is sent")
-    return found
+    if found := some_of("budget", "target", "prices", "records")(value, place):
+        return found
+    raise ConfigError(f"{place} names no event; without [alerts] none is sent")
 
 
 def key_hash(value: Any, place: str) -> str:
@@ -132,10 +131,9 @@ def money(value: Any, place: str) -> str:
 
 
 def some_texts(value: Any, place: str) -> tuple[str, ...]:
-    found = texts(value, place)
-    if not found:
-        raise ConfigError(f"{place} must name a key")
-    return found
+    if found := texts(value, place):
+        return found
+    raise ConfigError(f"{place} must name a key")
 
 
 def span_seconds(word: str) -> int:
@@ -233,11 +231,11 @@ def or_zero(reader: Reader) -> Reader:
 
 def tags(value: Any, place: str) -> bool | dict[str, str]:
     """Read whether requests may set project and env, or the tags of all requests."""
-    if not isinstance(value, dict):
-        if not isinstance(value, bool):
-            what = 'true or false, or a table of text such as { project = "search" }'
-            raise ConfigError(f"{place} must be {what}")
+    if isinstance(value, bool):
         return value
+    if not isinstance(value, dict):
+        what = 'true or false, or a table of text such as { project = "search" }'
+        raise ConfigError(f"{place} must be {what}")
     if not 0 < len(value) <= MAX_TAGS:
         raise ConfigError(f"{place} must have 1 to {MAX_TAGS} tags")
     for name, item in value.items():

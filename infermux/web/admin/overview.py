@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -225,22 +226,18 @@ def _table(totals: Sequence[Total]) -> JSON:
 
 def errors(whole: Step) -> list[JSON]:
     """Return each error code with its calls, its attempts and its meaning."""
-    by_call = {total.key[0]: total.calls for total in whole.errors}
-    by_attempt = {total.key[0]: total.attempts for total in activity.grouped(whole.targets, 2)}
+    by_call = Counter({total.key[0]: total.calls for total in whole.errors})
+    by_attempt = Counter({t.key[0]: t.attempts for t in activity.grouped(whole.targets, 2)})
     codes = {*by_call, *by_attempt} - {"", OTHERS}
-
-    def order(code: str) -> tuple[int, int, str]:
-        return -by_call.get(code, 0), -by_attempt.get(code, 0), code
-
     return [
         {
             "code": code,
-            "calls": by_call.get(code, 0),
-            "attempts": by_attempt.get(code, 0),
+            "calls": by_call[code],
+            "attempts": by_attempt[code],
             "meaning": meaning(code).what,
             "remedy": meaning(code).remedy,
         }
-        for code in sorted(codes, key=order)
+        for code in sorted(codes, key=lambda code: (-by_call[code], -by_attempt[code], code))
     ]
 
 

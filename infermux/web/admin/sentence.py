@@ -69,10 +69,8 @@ def _spent(budgets: Sequence[JSON]) -> str:
         for each in budgets
         if each["used"] >= 1 and each["then"] != "warn" and each["kind"] != "mirror"
     ]
-    if not names:
-        return ""
-    one = len(names) == 1
-    return f"The budget{'s' * (not one)} of {_some(names)} {'is' if one else 'are'} spent."
+    what, verb = ("budget", "is") if len(names) == 1 else ("budgets", "are")
+    return f"The {what} of {_some(names)} {verb} spent." if names else ""
 
 
 def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tuple[str, str]:
@@ -84,7 +82,7 @@ def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tup
         return "ok", f"{head}."
     total = whole.total
     if not total.calls:
-        head = f"{'All ' * many}{counted(len(targets), 'target')} {'are' if many else 'is'} ready"
+        head = f"All {len(targets)} targets are ready" if many else "1 target is ready"
         return "none", f"{head}; no calls in the last {_AGO[span]}."
     failed = f"{total.errors:,} of {counted(total.calls, 'call')} failed" if total.errors else ""
     calls = failed or f"{'all ' * (total.calls > 1)}{counted(total.calls, 'call')} succeeded"
