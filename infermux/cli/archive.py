@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -17,14 +18,13 @@ from ..config.readers import days
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError, counted
 from ..ledger import Record, reports
-from ..ledger.periods import end, start, step_name
+from ..ledger.periods import step_name
 from . import Group, OneLine, csv_text, json_text, warn
 from .ledger import usage_errors
 from .opening import ledger_options, the_ledger, the_settings
 
 if TYPE_CHECKING:
     from ..ledger.postgres import PostgresLedger
-    from ..ledger.sql import SQLLedger
 
 
 @click.group(cls=Group)
@@ -79,16 +79,20 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
     Example: infermux ledger export --csv --month last
     """
     with usage_errors(), closing(the_ledger(**where)) as file:
-        span = reports.period(time.time(), month=month, zone=file.zone)
+        zone = file.zone
+        span = reports.period(time.time(), month=month, zone=zone)
+        records = chain.from_iterable(reports.export(file, span))
         if folder is None:
-            if not _write(sys.stdout, form, reports.export(file, span)):
+            if not _write(sys.stdout, form, records):
                 warn("there are no calls of that time; pruned ones have left only their sums")
             return
         os.makedirs(folder, exist_ok=True)
-        for each in _months(file, span):
-            path = Path(folder, f"calls-{step_name('day', each.since or 0, file.zone)[:7]}.{form}")
+        for name, calls in groupby(
+            records, lambda record: step_name("day", record.call.at_ns / 1e9, zone)[:7]
+        ):
+            path = Path(folder, f"calls-{name}.{form}")
             with open(path, "w", encoding="utf-8", opener=_private) as out:
-                count = _write(out, form, reports.export(file, each))
+                count = _write(out, form, calls)
             click.echo(f"wrote {path}: {counted(count, 'call')}")
 
 
@@ -218,35 +222,18 @@ def _exit_with(problems: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _write(out: TextIO, form: str, pages: Iterable[list[Record]]) -> int:
+def _write(out: TextIO, form: str, records: Iterable[Record]) -> int:
     """Write calls as lines of JSON, or as a table with one head; return how many."""
     count = 0
-    for page in pages:
-        found = [reports.call_dict(record) for record in page]
+    for count, record in enumerate(records, 1):
+        found = reports.call_dict(record)
         if form == "csv":
-            flat = [
-                each | {"attempts": len(each["attempts"]), "tags": json_text(each["tags"])}
-                for each in found
-            ]
-            text = csv_text([*flat[0]], [[*each.values()] for each in flat])
-            out.write(text.partition("\n")[2] if count else text)
+            found |= {"attempts": len(found["attempts"]), "tags": json_text(found["tags"])}
+            text = csv_text([*found], [[*found.values()]])
+            out.write(text if count == 1 else text.partition("\n")[2])
         else:
-            out.writelines(f"{json_text(each)}\n" for each in found)
-        count += len(page)
+            out.write(f"{json_text(found)}\n")
     return count
-
-
-def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:
-    """Yield each month of the period that has calls."""
-    since = span.since
-    while True:
-        page = next(reports.export(file, reports.Period(since, span.until)), None)
-        if page is None:
-            return
-        at = page[0].call.at_ns / 1e9
-        month = reports.Period(start("month", at, file.zone), end("month", at, file.zone))
-        yield month
-        since = month.until
 
 
 def _days(text: str) -> str:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -65,7 +65,7 @@ def update(
     today = datetime.fromtimestamp(time.time(), UTC).date()
     path = Path(output) if output else _own_place()
     before = _present(path)
-    allowed = [*filter(None, map(_difference, _accepted(accepted) if accepted else ()))]
+    allowed = _accepted(accepted) if accepted else []
     try:
         found = updated(public.read(_read(source), today), before, today, allowed)
     except ConfigError as error:
@@ -100,24 +100,20 @@ def checked(
             "the data.json of genai-prices, or OpenRouter's answer to GET /models"
         )
     allowed = _accepted(accepted) if accepted and not accept else []
-    kept, code = list[dict[str, Any]](), 0
+    kept, code = list[compare.Difference](), 0
     for file in files:
         try:
             found = compare.check(_read(file), today, known)
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
-        rows = [_row(each) for each in found.differences]
-        kept += [row for row in rows if row not in kept]
-        fresh = [row for row in rows if row not in allowed]
+        kept += [each for each in found.differences if each not in kept]
+        fresh = [each for each in found.differences if each not in allowed]
         code |= bool(fresh) and not accept
-        click.echo(
-            _check_json(file, found, rows, allowed)
-            if as_json
-            else _check_text(file, found, known, fresh)
-        )
+        text = _check_text(file, found, known, fresh)
+        click.echo(_check_json(file, found, allowed) if as_json else text)
     if accept and accepted:
         _keep(Path(accepted), kept)
-    elif gone := [row for row in allowed if row not in kept]:
+    elif gone := [each for each in allowed if each not in kept]:
         what = counted(len(gone), "accepted difference is", "accepted differences are")
         warn(f"{accepted}: {what} no more; --accept writes the present ones")
     return code
@@ -183,21 +179,26 @@ def _replace(path: Path, text: str) -> None:
             part.unlink()
 
 
-def _accepted(file: str) -> list[Any]:
+def _accepted(file: str) -> list[compare.Difference]:
+    """Return the differences that `_keep` has written."""
     try:
-        stored = json.loads(contents(file, file))
-        found = stored["accepted"]
-        if not all(isinstance(row, dict) for row in found):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return [
+            compare.Difference(
+                row["model"],
+                row["figure"],
+                None if row["ours"] is None else Decimal(row["ours"]),
+                Decimal(row["theirs"]),
+            )
+            for row in json.loads(contents(file, file))["accepted"]
+        ]
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         raise OneLine(f"{file} has no accepted differences: --accept writes such a file") from None
-    return list(found)
 
 
-def _keep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = ",\n".join(json.dumps(row) for row in rows)
+def _keep(path: Path, found: Sequence[compare.Difference]) -> None:
+    lines = ",\n".join(json.dumps(_row(each)) for each in found)
     _replace(path, f'{{"accepted": [\n{lines}\n]}}\n')
-    warn(f"{path}: {counted(len(rows), 'difference')} accepted")
+    warn(f"{path}: {counted(len(found), 'difference')} accepted")
 
 
 # -- output --
@@ -254,27 +255,18 @@ def _row(each: compare.Difference) -> dict[str, Any]:
     return each._asdict() | {"ours": figure_text(each.ours), "theirs": figure_text(each.theirs)}
 
 
-def _difference(row: Mapping[str, Any]) -> compare.Difference | None:
-    """Return a difference that `_row` has written, or None."""
-    try:
-        ours = None if row["ours"] is None else Decimal(row["ours"])
-        return compare.Difference(row["model"], row["figure"], ours, Decimal(row["theirs"]))
-    except (KeyError, TypeError, ArithmeticError):
-        return None
-
-
-def _check_json(
-    file: str, found: compare.Check, rows: list[dict[str, Any]], allowed: list[Any]
-) -> str:
-    told = [row | {"accepted": True} if row in allowed else row for row in rows]
+def _check_json(file: str, found: compare.Check, allowed: list[compare.Difference]) -> str:
+    told = [
+        _row(each) | ({"accepted": True} if each in allowed else {}) for each in found.differences
+    ]
     return json_text({"file": file} | found._asdict() | {"differences": told})
 
 
 def _check_text(
-    file: str, found: compare.Check, known: PriceTable, fresh: list[dict[str, Any]]
+    file: str, found: compare.Check, known: PriceTable, fresh: list[compare.Difference]
 ) -> str:
     head = ["MODEL", "FIGURE", "OURS", "THERE"]
-    cells = [[row["model"], row["figure"], row["ours"] or "-", row["theirs"]] for row in fresh]
+    cells = [[text or "-" for text in _row(each).values()] for each in fresh]
     differences = columns(head, cells, right=(2, 3)) + "\n"
     accepted = len(found.differences) - len(fresh)
     return differences * bool(fresh) + printable(
