@@ -42,6 +42,7 @@ _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
 _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
+_caller_option = click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 
 
 @command()
@@ -60,7 +61,7 @@ _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_
 @click.option("--until", metavar="WHEN", help="Before this date or time, written like --since.")
 @click.option("--month", metavar="MONTH", help="A month: 2026-11, this or last.")
 @click.option("--all", "whole", is_flag=True, help="All calls, however old.")
-@click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+@_caller_option
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -169,7 +170,7 @@ def costs(
 @click.option(
     "--status", metavar="STATUS", help="Only this status: ok, error, a number such as 429, or 4xx."
 )
-@click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+@_caller_option
 @click.option("--user", metavar="NAME", help="Only calls for this end user: its name, or digest.")
 @click.option(
     "--since",

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, close_to, shown
 from .price import Price
-from .tariff import ENTRY, TERMS, Tariff, check_keys, terms
+from .tariff import ENTRY, TERMS, Tariff, check_keys, day, terms
 
 Entry = Mapping[str, Any]  # of a table, as it is written
 MAX_ID = 200  # characters of a model id that is looked up
@@ -275,7 +275,7 @@ def read(stored: object, name: str) -> Layer:
         raise ConfigError(f"{name}: sources must be a table of names by letter")
     for vendor, listed in models.items():
         _check_entries(listed, f"{name}: models.{vendor}")
-    return Layer(name, _date(stored.get("as_of"), f"{name}: as_of"), sources, models)
+    return Layer(name, _day(stored.get("as_of"), f"{name}: as_of"), sources, models)
 
 
 def names(provider: str, model: str) -> Iterator[str]:
@@ -330,11 +330,8 @@ def _check_entries(listed: object, place: str) -> None:
         aliases = entry.get("aliases", [])
         if not isinstance(aliases, list) or not all(isinstance(name, str) for name in aliases):
             raise ConfigError(f"{at}.aliases must be a list of names")
-        _date(entry.get("as_of"), f"{at}.as_of")
+        _day(entry.get("as_of"), f"{at}.as_of")
 
 
-def _date(value: object, place: str) -> date | None:
-    try:
-        return date.fromisoformat(str(value)) if value is not None else None
-    except ValueError:
-        raise ConfigError(f'{place} must be a date such as "2026-12-01"') from None
+def _day(value: object, place: str) -> date | None:
+    return None if value is None else day(value, place)

@@ -147,7 +147,8 @@ def _whole(value: object, place: str) -> int:
     return value
 
 
-def _day(value: object, place: str) -> date:
+def day(value: object, place: str) -> date:
+    """Read a date such as "2026-12-01"; raise ConfigError."""
     try:
         return value if type(value) is date else date.fromisoformat(cast(str, value))
     except (TypeError, ValueError):
@@ -218,10 +219,10 @@ def _media(value: object, place: str) -> tuple[str, ...]:
 
 _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
-    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", _day, place))),
+    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", day, place))),
     "peak": _peak,
     "service": _services,
-    "since": _day,
+    "since": day,
     "request_per_1k_max": _figure,
     "fees": _figures,
     "geo": _figures,

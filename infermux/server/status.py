@@ -204,7 +204,7 @@ def service(router: Router) -> JSON:
 def limits_are_local(router: Router) -> bool:
     """Return whether limits per minute count only this host's calls, without the ledger."""
     own = _limits_are_local(router)
-    return own or any(each.get("local") for each in _others(monitor(router).memory))
+    return own or any(each["local"] for each in _others(monitor(router).memory))
 
 
 def _limits_are_local(router: Router) -> bool:
@@ -326,11 +326,11 @@ def _backlog(router: Router) -> Backlog:
     return Backlog(0, 0) if router.ledger is None else router.ledger.backlog()
 
 
-def _others(memory: SharedMemory) -> list[dict[str, Any]]:
+def _others(memory: SharedMemory) -> list[JSON]:
     return [json.loads(status) for slot in memory.others() if (status := slot.read_status())]
 
 
-def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
+def _states(status: JSON) -> dict[Target, BreakerState]:
     age = time.monotonic() - status["at"]
     states = {}
     for provider, model, *values in status["targets"]:
