@@ -154,7 +154,6 @@ class RateLimiter:
                         break
 
     def used(self, caller: str) -> tuple[int, int]:
-        """Return the requests and tokens of *caller* in the last 60 seconds."""
         with self._table() as table:
             at = table.record(caller, int(self._clock()))
             return table.words[at + _REQUESTS], table.words[at + _TOKENS]

@@ -94,7 +94,6 @@ class Batch:
             raise self.error
 
     def stop(self, why: str = "interrupted") -> None:
-        """Start no more lines."""
         with self._state:
             self.stopped = self.stopped or why
             self._halt.set()

@@ -60,7 +60,6 @@ class Answer(NamedTuple):
 
     @property
     def body(self) -> bytes:
-        """The body in one piece."""
         if not self.streamed:
             return self.whole
         return self.opening + b"".join(self.tokens) + self.ending
@@ -87,8 +86,6 @@ class Fault(NamedTuple):
 
 
 class Peer:
-    """The vendor's end of a connection."""
-
     def __init__(self, sock: socket.socket, stopped: threading.Event) -> None:
         self._sock, self._stopped, self._rest = sock, stopped, b""
 

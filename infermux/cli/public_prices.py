@@ -205,7 +205,6 @@ def _keep(path: Path, found: Sequence[compare.Difference]) -> None:
 
 
 def _told(source: str, found: Update) -> str:
-    """Return what was read, what is new, what changed, and what was left out and why."""
     parts = [f"{source} ({found.source}): {counted(found.read, 'model')} read"]
     if found.new:
         parts.append(f"new: {_names(found.new)}")

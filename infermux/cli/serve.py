@@ -196,7 +196,6 @@ def chaos(config: str | None, faults: tuple[str, ...], deadline: float | None) -
 
 
 def chaos_table(rows: list[Row]) -> str:
-    """Return the rows as aligned text, grouped by model, and a summary."""
     head = ("FAULT", "WHEN", "ASKED", "CLIENT GOT", "ATTEMPTS", "SECONDS", "FAILOVER", "")
     cells = [
         (

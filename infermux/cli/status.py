@@ -89,7 +89,6 @@ def _state_of(server: str, key: str) -> JSON:
 
 
 def _status(targets: list[JSON], records: JSON | None = None) -> str:
-    """Return a line for each target, why it gets no calls, and warnings of lost records."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
     text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()

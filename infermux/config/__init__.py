@@ -234,7 +234,6 @@ class _File:
         )
 
     def _all(self, data: Any, section: str, read: Any) -> list[Any]:
-        """Return the records that *read* returns for each table of a section."""
         found = []
         with self.problems:
             for name, value in any_table(data.get(section, {}), f"[{section}]").items():

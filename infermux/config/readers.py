@@ -107,7 +107,6 @@ def web_address(value: Any, place: str) -> Secret:
 
 
 def alert_events(value: Any, place: str) -> tuple[str, ...]:
-    """Read the names of the events that alerts are sent for."""
     if found := some_of("budget", "target", "prices", "records")(value, place):
         return found
     raise ConfigError(f"{place} names no event; without [alerts] none is sent")
@@ -142,7 +141,6 @@ def span_seconds(word: str) -> int:
 
 
 def size_bytes(word: str) -> int:
-    """Return the bytes of a number that was read."""
     return int(word[:-2]) * _BYTES[word[-2:]]
 
 
@@ -190,7 +188,6 @@ def weights(value: Any, place: str) -> dict[str, float]:
 
 
 def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
-    """Read a table of features that models lack."""
     read = some_of("tools", "images", "structured output", "embeddings", "reasoning")
     found = any_table(value, place)
     return {model: read(items, f"{place}.{model}") for model, items in found.items()}

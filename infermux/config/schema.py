@@ -273,8 +273,6 @@ def printable_name(value: str, place: str) -> str:
 
 
 def one_of(*words: str) -> Reader:
-    """Return a reader that accepts these words only."""
-
     def read(value: Any, place: str) -> str:
         word: str = of_type(str, value, place)
         if word not in words:
@@ -286,7 +284,6 @@ def one_of(*words: str) -> Reader:
 
 
 def some_of(*words: str) -> Callable[[Any, str], tuple[str, ...]]:
-    """Return a reader of a list of these words."""
     read = one_of(*words)
     return lambda value, place: tuple(
         read(word, f"{place}[{number}]") for number, word in enumerate(texts(value, place))

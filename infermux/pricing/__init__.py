@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import NamedTuple
 
 from ..types import Usage
-from .price import PICO, Price, cost, usd, usd_float
+from .price import PICO, Price, cost, decimal, usd, usd_float
 from .table import MAX_ID, Entry, Layer, PriceTable, shipped
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PriceTable",
     "charge",
     "cost",
+    "decimal",
     "entries",
     "find",
     "shipped",

@@ -29,8 +29,6 @@ class Difference(NamedTuple):
 
 
 class Check(NamedTuple):
-    """The result of a comparison."""
-
     source: str  # litellm, genai-prices or OpenRouter
     compared: int
     differences: list[Difference]

@@ -37,8 +37,6 @@ class Changed(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A user's new table, and how it came about."""
-
     source: str
     read: int  # models in the public table
     same: int  # models whose prices are known

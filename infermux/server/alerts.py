@@ -166,8 +166,7 @@ class Watcher:
             serves = each.error_rate is not None and each.error_rate < 0.5
             ours = down.host == host() or now - down.at >= HOUR
             if saw or (serves and ours):
-                since = datetime.fromtimestamp(down.at, UTC)
-                text = f"{target} is up again; it was down since {since:%Y-%m-%d %H:%M} UTC"
+                text = f"{target} is up again; it was down since {_minute(down.at)}"
                 details = {"provider": target.provider, "model": target.model}
                 yield Due(Alert("target", UP + str(target), text, details))
 
@@ -193,6 +192,10 @@ class Watcher:
 
         text = f"{lost} calls could not be recorded: their costs are in no report and no budget"
         yield Due(Alert("records", "records", text, {"lost": lost}), sent=sent)
+
+
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _is_after(up: Sent | None, down: Sent) -> bool:
@@ -226,7 +229,7 @@ def _budget(state: BudgetState, reached: int) -> Due:
         what = f"{whose} is used up: {spent} of {limit} USD {per} are spent"
         what += f"; {then.get(budget.then, f'calls go to {budget.then}')}"
     if state.resets is not None:
-        what += f"; it resets at {datetime.fromtimestamp(state.resets, UTC):%Y-%m-%d %H:%M} UTC"
+        what += f"; it resets at {_minute(state.resets)}"
     details = {
         kind: budget.caller,
         "percent": reached,

@@ -72,8 +72,6 @@ SETTINGS = (  # read on every request by some version of gunicorn
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The gunicorn worker class of the service."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log: Any = copy.copy(self.log)  # leave the master's logger unchanged
@@ -118,7 +116,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             time.sleep(PAUSE_SECONDS)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Handle events, then start some of the queued requests."""
         burst = bool(self.threads.waiting)
         if burst or self.threads.arriving:
             timeout = min(timeout, TURN_SECONDS if burst else CHECK_SECONDS)

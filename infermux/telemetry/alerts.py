@@ -77,13 +77,12 @@ class Alerts(Exporter[tuple[str, bytes]]):
                 begin()
 
     def send(self, alert: Alert) -> None:
-        now = datetime.fromtimestamp(time.time(), UTC)
         body = {
             "text": alert.text,
             "event": alert.event,
             "subject": alert.subject,
             "id": new_id(),
-            "time": now.isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": host(),
             **({"details": alert.details} if alert.details else {}),
         }
@@ -152,5 +151,4 @@ def host() -> str:
 
 
 def alerts_of(observers: Collection[Any]) -> Alerts | None:
-    """Return the sender of alerts among a router's *observers*, if there is one."""
     return next((each for each in observers if isinstance(each, Alerts)), None)

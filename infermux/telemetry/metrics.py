@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .. import errors
 from ..planning.call import Attempt, Call, HookRun
 from ..planning.registry import Registry
-from ..pricing import PICO
+from ..pricing import PICO, decimal
 from ..types import Target
 from .shared_memory import Key, SharedMemory, WorkerSlot
 
@@ -212,18 +212,13 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
 def _values(family: Family, cells: Sequence[int]) -> Iterator[tuple[str, list[str], str]]:
     """Yield name suffix, bucket label and value for each line of a sample."""
     if not family.bounds:
-        yield "", [], _decimal(cells[0], family.unit)
+        yield "", [], decimal(cells[0], family.unit)
         return
     below = list(accumulate(cells[:-1]))
     for bound, count in zip((*family.bounds, "+Inf"), below, strict=True):
         yield "_bucket", [f'le="{bound}"'], str(count)
-    yield "_sum", [], _decimal(cells[-1], family.unit)
+    yield "_sum", [], decimal(cells[-1], family.unit)
     yield "_count", [], str(below[-1])
-
-
-def _decimal(count: int, unit: int) -> str:
-    whole, rest = divmod(count, unit)
-    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
 
 
 def _escaped(value: str) -> str:

@@ -120,7 +120,6 @@ class WorkerSlot:
 
     @property
     def acknowledged(self) -> int:
-        """The number of the last command that the worker has carried out."""
         return self._head[_ACKNOWLEDGED]
 
     @acknowledged.setter
@@ -169,7 +168,6 @@ class SharedMemory:
         return WorkerSlot(self._memory[start : start + _SLOT])
 
     def _lock_slot(self, number: int) -> bool:
-        """Lock a slot; return False if another process owns it."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
         except OSError:

@@ -156,7 +156,6 @@ def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
 
 
 def budgets(api: Api) -> Response:
-    """Return the state of each budget, and the changes by operators."""
     with _ledger(api) as ledger:
         found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
     return json_response(found)
@@ -188,7 +187,6 @@ def _ledger(api: Api) -> Iterator[Ledger]:
 
 
 def targets(api: Api) -> Response:
-    """Return the status of each target, and how many calls are not in the ledger."""
     found = [each._asdict() for each in status.targets(api.router)]
     return json_response({"targets": found, "records": status.records(api.router)._asdict()})
 

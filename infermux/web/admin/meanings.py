@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 
 class Meaning(NamedTuple):
-    """Two short sentences about an error code."""
-
     what: str
     remedy: str
 

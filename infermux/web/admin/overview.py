@@ -149,7 +149,6 @@ def _fill(ledger: Any, now: float) -> None:
 
 
 def down(target: TargetStatus) -> bool:
-    """Return whether any worker refuses calls to the target."""
     return target.state != "closed" or target.reason is not None
 
 

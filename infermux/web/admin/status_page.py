@@ -51,8 +51,6 @@ About = Callable[[], Mapping[str, str]]
 
 
 class StatusPage:
-    """The status page of one router; *about* describes its configuration."""
-
     def __init__(
         self,
         router: Router,
