@@ -17,7 +17,7 @@ from werkzeug.routing import Rule
 from . import build, errors
 from .cli import OneLine
 from .cli import main as cli
-from .config.settings import EARLY_HEADERS, MAX_UPLOAD, under_gunicorn
+from .config.settings import under_gunicorn
 from .dialects.anthropic.downstream import encode_error as anthropic_error
 from .dialects.gemini.downstream import encode_error as gemini_error
 from .routing.router import Router
@@ -76,9 +76,7 @@ def create_app(router: Router | None = None) -> Flask:
     build.apps.add(app)
     if build.pinned is None and under_gunicorn():
         log.warning(_NOT_OURS)
-    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body
-    app.config[MAX_UPLOAD] = settings.server.max_upload or settings.server.max_body
-    app.config[EARLY_HEADERS] = settings.server.early_headers
+    app.config.update(settings.server.for_flask)
     app.register_blueprint(blueprint(router))
     app.register_blueprint(openai_blueprint(router))
     app.register_blueprint(anthropic_blueprint(router))

@@ -97,12 +97,10 @@ def router(config: Config, *, serving: bool = False) -> Router:
     with problems:
         made = _router(config, serving, registry, known, prices)
         parts.complete(config, made)
-    own = ConfigError(*problems.errors) if problems.errors else None
-    told = own.at(config.path) if own and config.path else own
-    if made is None or told or config.errors:
+    if made is None or problems.errors or config.errors:
         if made is not None:
             made.close()
-        raise ConfigError(*config.errors, *(told.errors if told else ()))
+        raise ConfigError(*config.errors, *problems.at(config.path))
     if serving:
         routers.add(made)
     return made
@@ -117,7 +115,7 @@ def _router(
 ) -> Router:
     rules = config.reliability
     ledger = ledgers.ledger(config, serving)
-    keyring = parts.live_keyring(config, ledger)
+    keyring = parts.keyring(config, ledger)
     live = isinstance(keyring, LiveKeyring) or (keyring is not None and keyring.limited)
     live = live or any(each.rpm or each.tpm for each in config.providers)
     rates, user_rates = ledgers.rates(config, ledger) if live else (None, None)

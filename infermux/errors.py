@@ -213,10 +213,10 @@ class ConfigError(InferMuxError):
         rest = f" (and {more} more: `infermux validate` reports all)" if more else ""
         super().__init__(f"{errors[0]}{rest}")
 
-    def at(self, place: str) -> ConfigError:
-        """Return a copy with *place* before each message."""
-        told = [e if e.startswith(f"{place}: ") else f"{place}: {e}" for e in self.errors]
-        return ConfigError(*told)
+
+def wrong_value(place: str, right: str, value: object) -> ConfigError:
+    """Return the error that *value*, at *place*, must be something else."""
+    return ConfigError(f"{place} must be {right}, not {shown(value)}")
 
 
 class RequestError(InferMuxError):

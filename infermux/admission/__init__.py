@@ -50,7 +50,6 @@ class ConcurrencyLimiter:
 
     @property
     def used(self) -> int:
-        """The number of slots that are taken."""
         return self._used
 
 

@@ -68,7 +68,6 @@ class Keyring:
 
     @property
     def callers(self) -> dict[str, Caller]:
-        """The callers by name."""
         return self.own
 
     @property
@@ -78,14 +77,12 @@ class Keyring:
 
     @property
     def count(self) -> int:
-        """How many callers are known."""
-        return len(self.own)
+        return len(self.known)
 
     @property
     def limited(self) -> bool:
-        """Whether any caller has a rate limit."""
-        limits = [(it.rpm, it.tpm, it.user_rpm, it.user_tpm) for it in self.own.values()]
-        return any(map(any, limits))
+        own = self.own.values()
+        return any(it.rpm or it.tpm or it.user_rpm or it.user_tpm for it in own)
 
 
 class Issued(NamedTuple):
@@ -123,13 +120,11 @@ class LiveKeyring(Keyring):
         load: Load,
         *,
         mark: Path | None = None,
-        clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
         super().__init__(keys or ())
         self.open = self._opens = keys is None
-        self._load, self._clock, self._monotonic = load, clock, monotonic
-        self._mark = mark
+        self._load, self._mark, self._monotonic = load, mark, monotonic
         self._issued: _Loaded | None = None  # None: not read yet
         self._looked = -math.inf
         self._seen = _changes[0]
@@ -162,7 +157,7 @@ class LiveKeyring(Keyring):
     def refusal(self, key: str) -> str:
         """Return why *key* is refused, such as "has expired, at 2026-12-01T00:00:00Z"."""
         issued = self._at(key)
-        if issued is None or self._clock() < issued.until:
+        if issued is None or time.time() < issued.until:
             return ""
         return f"{issued.ended}, at {datetime.fromtimestamp(issued.until, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
@@ -184,30 +179,21 @@ class LiveKeyring(Keyring):
 
     @property
     def callers(self) -> dict[str, Caller]:
-        """The callers whose keys are admitted, by name."""
-        issued, now = self._issued, self._clock()
-        admitted = {
-            each.caller.name: each.caller
-            for each in (issued.by_hash.values() if issued is not None else ())
-            if now < each.until
-        }
+        issued, now = self._issued.by_hash.values() if self._issued else (), time.time()
+        admitted = {each.caller.name: each.caller for each in issued if now < each.until}
         return admitted | self.own
 
     @property
     def known(self) -> dict[str, Caller]:
         """Every caller, also those whose keys have expired or were revoked."""
-        return (self._issued.callers if self._issued is not None else {}) | self.own
-
-    @property
-    def count(self) -> int:
-        return len(self.own) + (0 if self._issued is None else len(self._issued.callers))
+        return (self._issued.callers if self._issued else {}) | self.own
 
     def _found(self, key: str) -> Caller | None:
         issued = self._at(key)
-        return issued.caller if issued is not None and self._clock() < issued.until else None
+        return issued.caller if issued is not None and time.time() < issued.until else None
 
     def _at(self, key: str) -> Issued | None:
-        return None if self._issued is None else self._issued.by_hash.get(_digest(key))
+        return self._issued and self._issued.by_hash.get(bytes.fromhex(hashed(key)))
 
     def _look(self) -> None:
         """Look for changes; if another thread does, wait for it only if nothing is known yet."""
@@ -255,7 +241,3 @@ class LiveKeyring(Keyring):
     @property
     def _marked(self) -> bool:
         return self._mark is not None and self._mark.exists()
-
-
-def _digest(key: str) -> bytes:
-    return bytes.fromhex(hashed(key))

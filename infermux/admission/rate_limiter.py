@@ -72,8 +72,7 @@ class RateLimiter:
 
         Infinity means that the request alone exceeds the limit. *window* receives what is used.
         """
-        opened = self._opened() if rpm is not None or tpm is not None else None
-        if opened is None:
+        if (rpm is None and tpm is None) or (opened := self._opened()) is None:
             return None
         with opened as table:
             now = self._clock()
@@ -100,16 +99,16 @@ class RateLimiter:
 
     def give_back(self, caller: str, tokens: int, *, since: float) -> None:
         self.correct(caller, -tokens, since=since)
-        opened = self._opened()
-        if opened is None:
+        if (opened := self._opened()) is None:
             return
         with opened as table:
             second = int(self._clock())
-            at = table.record(caller, second)
+            at, words = table.record(caller, second), table.words
             for then in range(second, int(since) - 1, -1):
-                if table.words[at + _REQUEST_BUCKETS + then % _SPAN]:
-                    table.words[at + _REQUEST_BUCKETS + then % _SPAN] -= 1
-                    table.words[at + _REQUESTS] -= 1
+                bucket = at + _REQUEST_BUCKETS + then % _SPAN
+                if words[bucket]:
+                    words[bucket] -= 1
+                    words[at + _REQUESTS] -= 1
                     return
 
     def wait(
@@ -119,8 +118,7 @@ class RateLimiter:
 
         More than fit into a minute take several.
         """
-        opened = self._opened()
-        if opened is None:
+        if (opened := self._opened()) is None:
             return 0.0
         with opened as table:
             now = self._clock()
@@ -140,8 +138,7 @@ class RateLimiter:
         Added tokens count from now on. Unused ones are subtracted from the buckets since *since*,
         where the estimate is.
         """
-        opened = self._opened()
-        if opened is None:
+        if (opened := self._opened()) is None:
             return
         with opened as table:
             second = int(self._clock())
@@ -157,7 +154,6 @@ class RateLimiter:
                         break
 
     def used(self, caller: str) -> tuple[int, int]:
-        """Return the requests and tokens of *caller* in the last 60 seconds."""
         with self._table() as table:
             at = table.record(caller, int(self._clock()))
             return table.words[at + _REQUESTS], table.words[at + _TOKENS]

@@ -54,7 +54,6 @@ class Tally:
 
     @property
     def lines(self) -> int:
-        """The number of lines with a result."""
         return self.ok + self.failed
 
 
@@ -77,10 +76,8 @@ class Batch:
         self._caller = ANONYMOUS if self.budget is None else Caller(budget=_HardBudget())
         self._held = 0  # pico-USD that lines in flight may cost at most
         self._busy = self._threads = 0
-        self._reading = threading.Lock()
-        self._writing = threading.Lock()
-        self._state = threading.Condition()
-        self._halt = threading.Event()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._state, self._halt = threading.Condition(), threading.Event()
 
     def run(self, asked: Iterator[Line], tick: Callable[[], object]) -> None:
         """Process the lines *asked* until their end or a stop; call *tick* meanwhile.
@@ -97,7 +94,6 @@ class Batch:
             raise self.error
 
     def stop(self, why: str = "interrupted") -> None:
-        """Start no more lines."""
         with self._state:
             self.stopped = self.stopped or why
             self._halt.set()
@@ -239,7 +235,7 @@ class Batch:
         with self._state:
             while not self.stopped and self._held and self.spent + self._held + worst > self.budget:
                 self._state.wait()
-            if not self.stopped and self.spent + worst > self.budget:
+            if self.spent + worst > self.budget:
                 self.stop("budget")
             if not self.stopped:
                 self._held += worst

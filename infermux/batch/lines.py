@@ -244,7 +244,6 @@ def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None)
 
 
 def refused(line: Line, error: InferMuxError) -> bytes:
-    """Return the result of a line that could not be sent."""
     message = f"line {line.number}: {error.message}"
     reason = {"code": error.code, "message": message, "param": error.param}
     return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(reason))

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import build
 from ..components.providers import ECHO
 from ..config import Config, ProviderConfig
 from ..config.schema import Secret, suggestion
-from ..config.settings import ModelConfig, NameTimeouts, Reliability, Timeouts, Trace
+from ..config.settings import NameTimeouts, Reliability, Timeouts, Trace
 from ..errors import ConfigError, InferMuxError, UnsupportedParameter
 from ..planning.call import Call
 from ..protocol import InferRequest
@@ -196,14 +196,12 @@ def _isolated(config: Config, limit: float) -> Config:
             tpm=0,
         )
 
-    def named_alike(each: ModelConfig) -> ModelConfig:
-        found = replace(each, deadline=0.0, timeout=NameTimeouts())
-        return replace(found, strategy="priority", weights={})
-
+    usual: dict[str, Any] = {"deadline": 0.0, "timeout": NameTimeouts()}
+    usual |= {"strategy": "priority", "weights": {}}
     return replace(
         quiet,
         providers=tuple(map(isolated, quiet.providers)),
-        models=tuple(map(named_alike, config.models)),
+        models=tuple(replace(each, **usual) for each in config.models),
         reliability=replace(config.reliability, deadline=limit),
     )
 
@@ -301,13 +299,8 @@ def _called(
     else:
         name = error.code if isinstance(error, InferMuxError) else type(error).__name__
         outcome = f"error {name}"
-    able = _able(config, case, trial)
+    able = case.providers
+    if trial.fault.params is MEANINGS:
+        dialects = {each.name: PRESETS[each.type].dialect for each in config.providers}
+        able = tuple(name for name in able if dialects[name] in _SAYS_ALL)
     return _Result(case, trial, outcome, error, seconds, call, len(faulty.requests), able)
-
-
-def _able(config: Config, case: Case, trial: _Trial) -> tuple[str, ...]:
-    """Return the providers of a case that can express a trial's request."""
-    if trial.fault.params is not MEANINGS:
-        return case.providers
-    dialects = {each.name: PRESETS[each.type].dialect for each in config.providers}
-    return tuple(name for name in case.providers if dialects[name] in _SAYS_ALL)

@@ -56,12 +56,10 @@ class Answer(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The content type."""
         return _STREAM if self.streamed else _JSON
 
     @property
     def body(self) -> bytes:
-        """The body in one piece."""
         if not self.streamed:
             return self.whole
         return self.opening + b"".join(self.tokens) + self.ending
@@ -88,8 +86,6 @@ class Fault(NamedTuple):
 
 
 class Peer:
-    """The vendor's end of a connection."""
-
     def __init__(self, sock: socket.socket, stopped: threading.Event) -> None:
         self._sock, self._stopped, self._rest = sock, stopped, b""
 
@@ -114,7 +110,6 @@ class Peer:
         return data
 
     def send(self, *data: bytes) -> None:
-        """Send bytes."""
         self._sock.sendall(b"".join(data))
 
     def drip(self, data: bytes) -> None:
@@ -148,7 +143,6 @@ class Peer:
 
 
 def encode(value: Any) -> bytes:
-    """Return *value* as JSON."""
     return json.dumps(value).encode()
 
 

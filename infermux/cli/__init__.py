@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,12 +29,14 @@ from ..errors import InferMuxError, printable
 from ..ledger import LedgerUnavailable
 from ..planning.matching import all_matched
 from ..planning.registry import Registry
+from ..pricing import PICO
 from ..routing.router import Router
 
 _UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _BAR = 24  # characters of the longest bar
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes text that begins so for a formula
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 config_option = click.option(
     "--config",
@@ -45,7 +48,6 @@ config_option = click.option(
 
 
 def json_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds --json."""
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
@@ -63,11 +65,25 @@ tokentrace_option = click.option(
 )
 
 
+def dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return an option's or argument's dollars in pico-USD."""
+    if value is None:
+        return None
+    try:
+        pico = Decimal(value) * PICO
+        if not 0 < pico < 10**9 * PICO or pico % 1:
+            raise InvalidOperation
+    except InvalidOperation:
+        message = f"{value!r} is not an amount of dollars above 0, such as 2.50"
+        raise click.BadParameter(message) from None
+    return int(pico)
+
+
 class OneLine(click.ClickException):
     """An error that is one line on standard error and exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        warn(" ".join(self.message.split()))
+        warn(self.message)
 
 
 class Command(click.Command):
@@ -86,18 +102,15 @@ class Command(click.Command):
             return super().invoke(ctx)
 
 
-class Group(click.Group):
+class Group(Command, click.Group):
     """A group of such commands."""
 
     command_class = Command
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with in_one_line():
-            return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        with in_one_line():
-            return super().invoke(ctx)
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
+    """Return a decorator that makes such a command."""
+    return click.command(name, Command)
 
 
 @contextmanager
@@ -130,9 +143,8 @@ def _discard(stream: TextIO) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line on standard error."""
     try:
-        click.echo(f"infermux: {text}", err=True)
+        click.echo(f"infermux: {' '.join(text.split())}", err=True)
     except OSError:  # it may be on the same full device
         _discard(sys.stderr)
 
@@ -185,26 +197,22 @@ def model_names(registry: Registry) -> list[str]:
     return list(dict.fromkeys([*found, *map(str, registry.targets())]))
 
 
-def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a model name, for the shell."""
-    return _completed(ctx, incomplete, model_names)
+def _completing(names: Callable[[Registry], list[str]]) -> Complete:
+    """Return the completion of *names*; there are none if the configuration is invalid."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        logging.disable()
+        try:
+            with open_router(ctx.params.get("config")) as router:
+                return [name for name in names(router.registry) if name.startswith(incomplete)]
+        except InferMuxError:
+            return []
+
+    return complete
 
 
-def complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a provider name, for the shell."""
-    return _completed(ctx, incomplete, lambda registry: [each.name for each in registry])
-
-
-def _completed(
-    ctx: click.Context, incomplete: str, names: Callable[[Registry], list[str]]
-) -> list[str]:
-    """Return the names that start with *incomplete*; none if the configuration is invalid."""
-    logging.disable()
-    try:
-        with open_router(ctx.params.get("config")) as router:
-            return [name for name in names(router.registry) if name.startswith(incomplete)]
-    except InferMuxError:
-        return []
+complete_models = _completing(model_names)
+complete_providers = _completing(lambda registry: [each.name for each in registry])
 
 
 # -- output: names come from callers and vendors, so what a terminal could obey is escaped --
@@ -219,7 +227,6 @@ class Columns:
         self._widths: dict[int, int] = {}
 
     def lines(self, rows: Iterable[Sequence[str]]) -> list[str]:
-        """Return a line for each row."""
         cells = [[*map(printable, row)] for row in rows]
         for row in cells:
             for number, cell in enumerate(row):
@@ -238,7 +245,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
 
 
 def json_text(value: object) -> str:
-    """Return *value* as JSON in ASCII."""
     return json.dumps(value, allow_nan=False)
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
+from ..components import ledgers
 from ..config.readers import days
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError, counted
 from ..ledger import Record, reports
-from ..ledger.periods import end, start, step_name
-from . import Command, Group, OneLine, csv_text, json_text, warn
+from ..ledger.periods import step_name
+from . import Group, OneLine, csv_text, json_text, warn
 from .ledger import usage_errors
-from .opening import ledger_options, opened, the_ledger, the_settings
+from .opening import ledger_options, the_ledger, the_settings
 
 if TYPE_CHECKING:
     from ..ledger.postgres import PostgresLedger
-    from ..ledger.sql import SQLLedger
 
 
 @click.group(cls=Group)
@@ -36,7 +37,7 @@ def ledger() -> None:
     """
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--keep", metavar="DAYS", help="Such as 400d.  [default: [ledger] keep]")
 @ledger_options
 def prune(keep: str | None, **where: str | None) -> None:
@@ -58,7 +59,7 @@ def prune(keep: str | None, **where: str | None) -> None:
     click.echo(f"removed {counted(count, 'call')} from before {step_name('day', before)}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--month", metavar="MONTH", help="Only this month: 2026-11, this or last.")
 @click.option("--csv", "form", flag_value="csv", help="A row for each call, for a spreadsheet.")
 @click.option(
@@ -78,25 +79,24 @@ def export(month: str | None, form: str, folder: str | None, **where: str | None
     Example: infermux ledger export --csv --month last
     """
     with usage_errors(), closing(the_ledger(**where)) as file:
-        span = reports.period(time.time(), month=month, zone=file.zone)
-        write = _Writer(form)
+        zone = file.zone
+        span = reports.period(time.time(), month=month, zone=zone)
+        records = chain.from_iterable(reports.export(file, span))
         if folder is None:
-            for page in reports.export(file, span):
-                write.calls(sys.stdout, page)
-            if not write.count:
+            if not _write(sys.stdout, form, records):
                 warn("there are no calls of that time; pruned ones have left only their sums")
             return
         os.makedirs(folder, exist_ok=True)
-        for each in _months(file, span):
-            path = Path(folder, f"calls-{step_name('day', each.since or 0, file.zone)[:7]}.{form}")
+        for name, calls in groupby(
+            records, lambda record: step_name("day", record.call.at_ns / 1e9, zone)[:7]
+        ):
+            path = Path(folder, f"calls-{name}.{form}")
             with open(path, "w", encoding="utf-8", opener=_private) as out:
-                write = _Writer(form)
-                for page in reports.export(file, each):
-                    write.calls(out, page)
-            click.echo(f"wrote {path}: {counted(write.count, 'call')}")
+                count = _write(out, form, calls)
+            click.echo(f"wrote {path}: {counted(count, 'call')}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.argument("target", type=click.Path(), metavar="FILE")
 @ledger_options
 def backup(target: str, **where: str | None) -> None:
@@ -124,7 +124,7 @@ def backup(target: str, **where: str | None) -> None:
     click.echo(f"wrote {target}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @ledger_options
 def check(**where: str | None) -> None:
     """Check the data, and that all sums equal their rows. Exit code 1 if not.
@@ -135,15 +135,12 @@ def check(**where: str | None) -> None:
         file.check()
         found = file.problems()
         waiting = file.spooled()
-    for problem in found:
-        warn(problem)
-    if found:
-        sys.exit(1)
+    _exit_with(found)
     rest = f"; {counted(waiting, 'call waits', 'calls wait')} for being written" if waiting else ""
     click.echo(f"the ledger is sound{rest}")
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @click.option("--role", metavar="NAME", default="", help="Grant this role what a service needs.")
 @ledger_options
 def init(role: str, **where: str | None) -> None:
@@ -157,7 +154,7 @@ def init(role: str, **where: str | None) -> None:
     _migrate(where, create=True, role=role)
 
 
-@ledger.command(cls=Command)
+@ledger.command()
 @ledger_options
 def migrate(**where: str | None) -> None:
     """Update the tables of a ledger in PostgreSQL. It makes partitions ahead.
@@ -173,13 +170,13 @@ def _migrate(where: dict[str, str | None], *, create: bool, role: str = "") -> N
     settings = the_settings(where["config"], where["path"])
     if settings.url is None:
         raise OneLine("the configuration has no [ledger] url; a file needs no such command")
-    with closing(opened(settings)) as file:
+    with closing(ledgers.opened(settings, patient=True)) as file:
         done = file.migrate(create=create, role=role)
     for each in done or ["nothing to do"]:
         click.echo(each)
 
 
-@ledger.command("copy", cls=Command)
+@ledger.command("copy")
 @click.argument("source", metavar="FILE")
 @click.argument("target", metavar="[URL]", required=False)
 @ledger_options
@@ -199,12 +196,10 @@ def copy_ledger(source: str, target: str | None, config: str | None, path: str |
         if old.spooled():
             raise OneLine("calls wait for being written: start the service first, then stop it")
         new.check()
-        with _progress() as told:
-            found = new.copied_from(old, old.path, told)
-    for difference in found.differences:
-        warn(difference)
-    if found.differences:
-        sys.exit(1)
+        is_terminal = sys.stderr.isatty()
+        found = new.copied_from(old, old.path, _show_progress if is_terminal else lambda _: None)
+    click.echo("\n" * is_terminal, nl=False, err=True)
+    _exit_with(found.differences)
     resumed = f", {found.resumed:,} of them before" if found.resumed else ""
     click.echo(f"copied {counted(found.calls, 'call')}{resumed}; the sums agree")
 
@@ -213,60 +208,32 @@ def _target(config: str | None, place: str | None) -> PostgresLedger:
     settings = the_settings(config, place)
     if settings.url is None:
         raise OneLine("a copy goes to PostgreSQL: set [ledger] url, or give the URL or env:NAME")
-    return cast("PostgresLedger", opened(settings))
+    return cast("PostgresLedger", ledgers.opened(settings, patient=True))
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many calls are copied, on a terminal."""
-    shown = sys.stderr.isatty()
-
-    def told(count: int) -> None:
-        if shown:
-            click.echo(f"\r{count:,} calls", nl=False, err=True)
-
-    yield told
-    if shown:
-        click.echo(err=True)
+def _show_progress(count: int) -> None:
+    click.echo(f"\r{count:,} calls", nl=False, err=True)
 
 
-class _Writer:
-    """Writes calls in one form."""
+def _exit_with(problems: Sequence[str]) -> None:
+    for problem in problems:
+        warn(problem)
+    if problems:
+        sys.exit(1)
 
-    def __init__(self, form: str) -> None:
-        self._form = form
-        self.count = 0
 
-    def calls(self, out: TextIO, page: list[Record]) -> None:
-        """Write calls; before the first of a table, its head."""
-        found = [reports.call_dict(record) for record in page]
-        if self._form == "csv":
-            head = list(found[0])
-            rows = [
-                [
-                    len(v) if n == "attempts" else json_text(v) if n == "tags" else v
-                    for n, v in each.items()
-                ]
-                for each in found
-            ]
-            text = csv_text(head, rows)
-            out.write(text if not self.count else text.partition("\n")[2])
+def _write(out: TextIO, form: str, records: Iterable[Record]) -> int:
+    """Write calls as lines of JSON, or as a table with one head; return how many."""
+    count = 0
+    for count, record in enumerate(records, 1):
+        found = reports.call_dict(record)
+        if form == "csv":
+            found |= {"attempts": len(found["attempts"]), "tags": json_text(found["tags"])}
+            text = csv_text([*found], [[*found.values()]])
+            out.write(text if count == 1 else text.partition("\n")[2])
         else:
-            out.writelines(f"{json_text(each)}\n" for each in found)
-        self.count += len(page)
-
-
-def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:
-    """Yield each month of the period that has calls."""
-    since = span.since
-    while True:
-        page = next(reports.export(file, reports.Period(since, span.until)), None)
-        if page is None:
-            return
-        at = page[0].call.at_ns / 1e9
-        month = reports.Period(start("month", at, file.zone), end("month", at, file.zone))
-        yield month
-        since = month.until
+            out.write(f"{json_text(found)}\n")
+    return count
 
 
 def _days(text: str) -> str:

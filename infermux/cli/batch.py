@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
 from types import FrameType
 from typing import BinaryIO, Literal
 
@@ -21,7 +20,7 @@ from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
 from ..types import POSIX, fcntl
-from . import Command, OneLine, complete_models, config_option, warn
+from . import OneLine, command, complete_models, config_option, dollars, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -32,19 +31,7 @@ _STOPPED = {
 }
 
 
-def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        amount = Decimal(value)
-    except InvalidOperation:
-        amount = Decimal(0)
-    if not (amount.is_finite() and 0 < amount < 10**9):
-        raise click.BadParameter(f"{value!r} is not an amount of dollars above 0, such as 2.50")
-    return int(amount * PICO)
-
-
-@click.command(cls=Command)
+@command()
 @click.argument("source", metavar="IN.jsonl", type=click.Path(allow_dash=True))
 @click.option(
     "--output",
@@ -70,7 +57,7 @@ def _dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 )
 @click.option(
     "--budget",
-    callback=_dollars,
+    callback=dollars,
     metavar="USD",
     help="Stop before the results in OUT.jsonl could cost more than this in all.",
 )
@@ -166,7 +153,6 @@ class Files:
         self.output.seek(0, os.SEEK_END)
 
     def write(self, result: bytes) -> None:
-        """Append a result and flush it to the disk."""
         self.output.write(result)
         self.output.flush()
 
@@ -279,7 +265,6 @@ class View:
         return f"{done}  {tally.lines / seconds:,.1f}/s{failed}  ${dollars:,.4f}"
 
     def summarize(self) -> None:
-        """Print the outcome of the run."""
         tally, done = self._run.tally, self._files.done
         if not self._quiet:
             unpriced = f" and {tally.unpriced:,} unpriced" if tally.unpriced else ""

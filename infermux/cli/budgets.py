@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal, InvalidOperation
 
 import click
 
 from ..config.schema import suggestion
 from ..ledger import Adjustment, BudgetState, reports
-from ..pricing import PICO, usd
+from ..pricing import usd
 from ..server import status
-from . import Command, Group, OneLine, config_option, json_option, json_text, open_router, table
+from . import (
+    Group,
+    OneLine,
+    config_option,
+    dollars,
+    json_option,
+    json_text,
+    open_router,
+    table,
+)
 
 _HEAD = ["KEY", "PER", "LIMIT", "SPENT", "HELD", "LEFT", "RESET", "THEN"]
+_team_option = click.option(
+    "--team", is_flag=True, help="KEY is the name of a budget of [budgets]."
+)
 
 
 @click.group(cls=Group, invoke_without_command=True)
@@ -40,9 +51,9 @@ def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
         click.echo(_table(found, changes))
 
 
-@budgets.command(cls=Command)
+@budgets.command()
 @click.argument("name", metavar="KEY")
-@click.option("--team", is_flag=True, help="KEY is the name of a budget of [budgets].")
+@_team_option
 @config_option
 def reset(name: str, team: bool, config: str | None) -> None:
     """Forgive what KEY has spent in this period. Its calls stay in all reports.
@@ -52,23 +63,17 @@ def reset(name: str, team: bool, config: str | None) -> None:
     _adjust(name, team, config, None)
 
 
-@budgets.command("raise", cls=Command)
+@budgets.command("raise")
 @click.argument("name", metavar="KEY")
-@click.argument("amount", metavar="USD")
-@click.option("--team", is_flag=True, help="KEY is the name of a budget of [budgets].")
+@click.argument("amount", metavar="USD", callback=dollars)
+@_team_option
 @config_option
-def raise_limit(name: str, amount: str, team: bool, config: str | None) -> None:
+def raise_limit(name: str, amount: int, team: bool, config: str | None) -> None:
     """Let KEY spend USD more in the current period.
 
     Example: infermux budgets raise web 2.50
     """
-    try:
-        pico = Decimal(amount) * PICO
-        if not 0 < pico < 10**9 * PICO or pico != int(pico):
-            raise InvalidOperation
-    except InvalidOperation:
-        raise click.BadParameter('dollars above 0, such as "2.50"', param_hint="USD") from None
-    _adjust(name, team, config, int(pico))
+    _adjust(name, team, config, amount)
 
 
 def _adjust(name: str, team: bool, config: str | None, more: int | None) -> None:

@@ -26,8 +26,8 @@ from ..protocol import InferRequest, InferResponse, strict_json
 from ..routing.router import Router
 from ..types import JSON
 from . import (
-    Command,
     OneLine,
+    command,
     complete_models,
     complete_providers,
     config_option,
@@ -40,13 +40,13 @@ from . import (
 _MAX_ATTACHED = 50 * 2**20  # bytes of a file
 _FETCH_SECONDS = 30.0  # between two pieces of a file that is fetched
 _MAX_TOLD = 200  # characters of an attempt's error
+_PDF = "application/pdf"
 _SIGNS = {
     b"\x89PNG\r\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
-    b"%PDF-": "application/pdf",
+    b"%PDF-": _PDF,
 }
-_PDF = "application/pdf"
 _LOOSE = {"allOf", "not", "if", "oneOf", "patternProperties", "dependentSchemas"}
 _COMMAND = re.compile(r"/([^\s/]*)(?:\s+(.*))?")
 _COMMANDS = {
@@ -125,21 +125,20 @@ def the_request(
         ("max_tokens", "--max-tokens", max_tokens),
         ("response_format", "--schema", schema and response_format(schema)),
     ):
-        if value is not None and name in params:
-            raise click.UsageError(f"give {name} with -o or with {flag}, not both")
-        params |= {} if value is None else {name: value}
+        if value is not None:
+            if name in params:
+                raise click.UsageError(f"give {name} with -o or with {flag}, not both")
+            params[name] = value
     messages = [{"role": "system", "content": system}] if system else []
     request = {"model": model, "provider": provider, "messages": messages, "params": params}
     return InferRequest.from_dict(request)
 
 
 def said(request: InferRequest, role: str, content: object) -> InferRequest:
-    """Return a copy of the request with another message."""
     return replace(request, messages=[*request.messages, {"role": role, "content": content}])
 
 
 def response_format(path: str) -> JSON:
-    """Return the response_format of a JSON schema in a file."""
     try:
         schema = strict_json.loads(contents(path, f"the schema {path}"), what="the schema")
         if not isinstance(schema, dict):
@@ -177,14 +176,13 @@ def attachment(place: str) -> JSON:
     The vendor fetches the URL of an image; a PDF is fetched here, as not every format has its URL.
     """
     is_url = place.lower().startswith(("http://", "https://"))
-    path = PurePath(urlsplit(place).path if is_url else place)
+    path, url = PurePath(urlsplit(place).path if is_url else place), place
     kind = mimetypes.guess_type(path.name)[0] or ""
-    if is_url and kind.startswith("image/"):
-        return {"type": "image_url", "image_url": {"url": place}}
-    data = _bytes(place, is_url=is_url)
-    kind = "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else kind
-    kind = next((kind for sign, kind in _SIGNS.items() if data.startswith(sign)), kind)
-    url = f"data:{kind};base64,{b64encode(data).decode()}"
+    if not (is_url and kind.startswith("image/")):
+        data = _bytes(place, is_url=is_url)
+        kind = "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else kind
+        kind = next((kind for sign, kind in _SIGNS.items() if data.startswith(sign)), kind)
+        url = f"data:{kind};base64,{b64encode(data).decode()}"
     if kind == _PDF:
         name = path.name if path.suffix.lower() == ".pdf" else f"{path.name.strip('-') or 'a'}.pdf"
         return {"type": "file", "file": {"filename": name, "file_data": url}}
@@ -246,13 +244,13 @@ def _streamed(router: Router, call: Call) -> InferResponse:
             for chunk in stream:
                 click.echo(chunk.text, nl=False)
                 begun = begun or bool(chunk.text)
-        except (InferMuxError, KeyboardInterrupt) as error:
-            click.echo()  # what is told of it goes on a line of its own
-            if begun and isinstance(error, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            if begun:
                 stream.close()
                 raise Stopped(stream.response().content) from None
             raise
-        click.echo()
+        finally:
+            click.echo()  # what is told of an error goes on a line of its own
         return stream.response()
 
 
@@ -272,21 +270,20 @@ def _plan_and_attempts(call: Call) -> str:
 
 def _outcome(attempt: Attempt) -> str:
     waited = f"waited {attempt.waited:.1f} s, " if attempt.waited else ""
-    text = f"{attempt.target}: {waited}"
+    text, took = f"{attempt.target}: {waited}", f"after {attempt.latency_ms} ms"
     if (error := attempt.error) is not None:
         told = error.message[:_MAX_TOLD] + (f"; {error.hint}" if error.hint else "")
         upstream = f"upstream {error.upstream_status}, " if error.upstream_status else ""
-        took = f"after {attempt.latency_ms} ms"
         return f"{text}{error.status} {error.code} {took}: {upstream}{told}"
     cost = "" if attempt.cost is None else f", {usd(attempt.cost)} USD"
     dropped = f", without {', '.join(attempt.dropped)}" if attempt.dropped else ""
-    return f"{text}ok after {attempt.latency_ms} ms{cost}{dropped}"
+    return f"{text}ok {took}{cost}{dropped}"
 
 
 # -- chat --
 
 
-@click.command(cls=Command)
+@command()
 @asking
 def chat(
     model: str,
@@ -320,9 +317,7 @@ class Chat:
     """A conversation: its request grows by each message and answer."""
 
     def __init__(self, router: Router, request: InferRequest, shown: dict[str, bool]) -> None:
-        self._router = router
-        self._request = request
-        self._shown = shown  # usage, verbose
+        self._router, self._request, self._shown = router, request, shown
 
     def at_terminal(self) -> None:
         """Read lines until end of file; an error is printed, and the conversation goes on."""
@@ -338,7 +333,7 @@ class Chat:
             except KeyboardInterrupt:
                 click.echo()  # at the prompt the line is dropped, else the answer ends
             except InferMuxError as error:
-                warn(" ".join(str(error).split()))
+                warn(str(error))
 
     def take(self, line: str) -> bool:
         """Send a message or obey a command; return whether the chat goes on."""
@@ -347,9 +342,9 @@ class Chat:
             if line.strip():
                 self._send(line)
             return True
-        name, argument = command[1], (command[2] or "").strip()
+        name = command[1]
         if name == "model":
-            self._use(argument)
+            self._use((command[2] or "").strip())
         elif name == "help":
             click.echo("\n".join(_COMMANDS.values()), err=True)
         elif name != "exit":
@@ -379,7 +374,7 @@ def _edit_lines(registry: Registry) -> None:
         import readline
     except ImportError:
         return
-    words = ["/model ", "/exit", "/help"] + model_names(registry)
+    words = ["/model ", "/exit", "/help", *model_names(registry)]
 
     def complete(text: str, number: int) -> str | None:
         if not readline.get_line_buffer().startswith("/"):

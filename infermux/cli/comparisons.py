@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta, timezone
-from typing import Any
 
 import click
 
@@ -16,7 +15,6 @@ from . import OneLine, contents, csv_text, json_text, table, warn
 from .prices import Known
 
 _MAX_PROBLEMS = 20  # unreadable lines of a bill that are named
-_CELLS = {None: "", True: "ok", False: "DIFFERS"}
 
 
 # -- costs --reconcile --
@@ -73,17 +71,17 @@ def _ours(
     return [total for total in totals if not providers or total.key[2] in providers]
 
 
-def _cell(value: Any) -> Any:
-    return _CELLS[value] if value is None or isinstance(value, bool) else value
-
-
 def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | None) -> str:
     found = [row.to_dict() for row in (*rows, total)]
     if form == "json":
         sides = {"vendor": bill.vendor or None, "rows": found[:-1], "total": found[-1]}
         said = {"words": reconcile.words(rows, bill), "notes": bill.notes}
         return json_text(sides | {"unread": bill.unread} | said)
-    cells = [[_cell(value) for value in row.values()] for row in found]
+    words = {None: "", True: "ok", False: "DIFFERS"}
+    cells = [
+        [words[each] if each is None or isinstance(each, bool) else each for each in row.values()]
+        for row in found
+    ]
     if form == "csv":
         head = [name.replace("agrees", "verdict") for name in found[-1]]
         return csv_text(head, cells[:-1]).rstrip("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from ..errors import listed
 from ..ledger import Ledger
 from ..routing.router import Router
 from ..types import JSON
-from . import Command, Group, OneLine, config_option, json_option, json_text, table, warn
+from . import Group, OneLine, config_option, json_option, json_text, table, warn
 
 _HEAD = ["NAME", "STATE", "MODELS", "RPM", "TPM", "BUDGET", "EXPIRES", "CREATED", "FROM"]
 _ONCE = "The key, which is not shown again; give it to the caller now:"
@@ -53,14 +52,14 @@ def new_key(name: str) -> None:
     """
     from ..admission.keys import hashed, new_key
 
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+    if not issuing.NAME.fullmatch(name):
         raise click.BadParameter("use letters, digits, - and _, at most 64", param_hint="NAME")
     key = new_key()
     click.echo(f'\n[keys.{name}]\nhash = "{hashed(key)}"')  # a file may lack its last newline
     click.echo(f"\n{_ONCE}\n{key}", err=True)
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @click.option(
     "--model",
@@ -143,7 +142,7 @@ def create(
     _show(made, as_json)
 
 
-@keys.command("list", cls=Command)
+@keys.command("list")
 @click.option("--all", "whole", is_flag=True, help="Also keys that have expired or were revoked.")
 @json_option("Print what GET /keys answers.")
 @config_option
@@ -157,11 +156,11 @@ def list_(whole: bool, as_json: bool, config: str | None) -> None:
     if as_json:
         click.echo(json_text({"keys": found}))
         return
-    found = [key for key in found if whole or key["state"] == "active"]
-    click.echo(table(_HEAD, [_row(key) for key in found], right=(3, 4)) if found else "no keys")
+    rows = [_row(key) for key in found if whole or key["state"] == "active"]
+    click.echo(table(_HEAD, rows, right=(3, 4)) if rows else "no keys")
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @click.option(
     "--overlap",
@@ -184,7 +183,7 @@ def rotate(name: str, overlap: str | None, as_json: bool, config: str | None) ->
         click.echo(f"the old one is admitted until {until}", err=True)
 
 
-@keys.command(cls=Command)
+@keys.command()
 @click.argument("name")
 @config_option
 def revoke(name: str, config: str | None) -> None:
@@ -234,7 +233,7 @@ def _show(made: issuing.Made, as_json: bool) -> None:
 
 
 def _row(key: JSON) -> list[str]:
-    budget = key["budget"] or {}
+    budget = key["budget"]
     money = f"{budget['usd']} per {budget.get('per', 'month')}" if budget else "-"
     if budget and budget.get("then", "reject") != "reject":
         money += f", then {budget['then']}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC
+from operator import attrgetter
 from typing import Any
 
 import click
@@ -20,8 +21,8 @@ from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
     Columns,
-    Command,
     bar,
+    command,
     complete_models,
     complete_providers,
     csv_text,
@@ -41,9 +42,10 @@ _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
 _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
+_caller_option = click.option("--caller", metavar="NAME", help="Only this caller's calls.")
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--by",
     multiple=True,
@@ -59,7 +61,7 @@ _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_
 @click.option("--until", metavar="WHEN", help="Before this date or time, written like --since.")
 @click.option("--month", metavar="MONTH", help="A month: 2026-11, this or last.")
 @click.option("--all", "whole", is_flag=True, help="All calls, however old.")
-@click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+@_caller_option
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -149,7 +151,7 @@ def costs(
     _warn_of_pruned(found)
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "-n",
     "count",
@@ -168,7 +170,7 @@ def costs(
 @click.option(
     "--status", metavar="STATUS", help="Only this status: ok, error, a number such as 429, or 4xx."
 )
-@click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+@_caller_option
 @click.option("--user", metavar="NAME", help="Only calls for this end user: its name, or digest.")
 @click.option(
     "--since",
@@ -260,8 +262,7 @@ def _costs_table(found: reports.Costs, *, bars: bool) -> str:
     head = [*names, "CALLS", "ATTEMPTS", "ERRORS", "INPUT", "OUTPUT", "COST USD"]
     head += [*["CACHE SAVED USD"] * (len(rows[0]) - len(head) - 2), "", ""]
     text = table(head, rows, right=range(width, len(head) - 2))
-    more = counted(found.more, "more row")
-    return text + (f"\n{more}: see --limit" if found.more else "")
+    return text + f"\n{counted(found.more, 'more row')}: see --limit" * bool(found.more)
 
 
 def _warn_of_pruned(found: reports.Costs) -> None:
@@ -272,12 +273,11 @@ def _warn_of_pruned(found: reports.Costs) -> None:
 
 
 def _sums(total: Total, cost: str) -> list[str]:
-    calls = (total.calls, total.attempts, total.errors)
-    counts = (*calls, total.input_tokens, total.output_tokens)
+    names = ("calls", "attempts", "errors", "input_tokens", "output_tokens")
     notes = [f"{total.unpriced:,} unpriced"] * bool(total.unpriced)
     notes += [f"~{total.estimated:,} estimated"] * bool(total.estimated)
     notes += [f"{usd(total.assumed)} ~ assumed"] * bool(total.assumed)
-    return [*(f"{count:,}" for count in counts), cost, ", ".join(notes)]
+    return [*(f"{getattr(total, name):,}" for name in names), cost, ", ".join(notes)]
 
 
 def _aligned(amounts: Sequence[int | None]) -> list[str]:
@@ -291,14 +291,9 @@ def _aligned(amounts: Sequence[int | None]) -> list[str]:
 
 
 def _costs_csv(found: reports.Costs) -> str:
+    counts = attrgetter(*_COUNTS)
     rows = [
-        [
-            *row.key,
-            usd(reports.amount(row)),
-            *(getattr(row, name) for name in _COUNTS),
-            usd(row.cache_saved),
-            usd(row.assumed),
-        ]
+        [*row.key, usd(reports.amount(row)), *counts(row), usd(row.cache_saved), usd(row.assumed)]
         for row in found.rows
     ]
     return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd", "assumed_usd"], rows)

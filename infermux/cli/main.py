@@ -124,7 +124,7 @@ def infer(
     request = the_request(**asked)
     if attached:
         content = [*map(attachment, attached), {"type": "text", "text": content}]
-    streamed = stream if stream is not None else sys.stdout.isatty() and not as_json
+    streamed = sys.stdout.isatty() and not as_json if stream is None else stream
     with open_router(config) as router:
         response = ask(
             router, said(request, "user", content), stream=streamed, usage=usage, verbose=verbose
@@ -143,11 +143,9 @@ def providers(config: str | None, as_json: bool) -> None:
     """
     with open_router(config) as router:
         data = router.registry.to_dict()
-    if as_json:
-        click.echo(strict_json.dumps(data))
-    else:
-        rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
-        click.echo(table(("PROVIDER", "MODELS"), rows))
+    rows = [(each["name"], ", ".join(each["models"]) or "-") for each in data["providers"]]
+    text = table(("PROVIDER", "MODELS"), rows)
+    click.echo(strict_json.dumps(data) if as_json else text)
 
 
 @main.command()
@@ -200,7 +198,6 @@ def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
 
 
 def _topics() -> dict[str, str]:
-    """Return the title of each topic, by its name."""
     found = dict([_GENERATED])
     for path in _HELP.iterdir():
         if path.name.endswith(".md"):
@@ -228,7 +225,6 @@ def completion(shell: str) -> None:
 
 
 def _vendors() -> str:
-    """Return the presets as text: each with its variables, its format and its address."""
     rows = [
         (
             name,
@@ -242,7 +238,6 @@ def _vendors() -> str:
 
 
 def _parameters() -> str:
-    """Return the dialects' tables of parameters as text."""
     kinds = [f"{kind.upper():<10}  {parameters.EFFECTS[kind]}" for kind in parameters.Kind]
     rows = [
         (name, kind, ", ".join(parameters.formats(name)) or "-", why)

@@ -12,7 +12,6 @@ from .. import build
 from ..components import ledgers
 from ..config.readers import ledger_url
 from ..config.settings import LedgerConfig
-from ..errors import ConfigError
 from . import OneLine, config_option
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that name a ledger."""
     path = click.option(
         "--ledger",
         "path",
@@ -41,7 +39,7 @@ def the_ledger(config: str | None, path: str | None) -> SQLLedger:
     settings = the_settings(config, path)
     if settings.url is None:
         _check_file(settings.path)
-    return opened(settings)
+    return ledgers.opened(settings, patient=True)
 
 
 def the_settings(config: str | None, path: str | None) -> LedgerConfig:
@@ -49,25 +47,11 @@ def the_settings(config: str | None, path: str | None) -> LedgerConfig:
     settings = LedgerConfig()
     if path is None or config is not None:
         settings = build.settings(path=config).ledger or settings
-    return settings if path is None else at_place(settings, path)
-
-
-def opened(settings: LedgerConfig) -> SQLLedger:
-    """Return the ledger of *settings*."""
-    try:
-        return ledgers.opened(settings, patient=True)
-    except ConfigError as error:
-        raise OneLine(error.message) from None
-
-
-def at_place(settings: LedgerConfig, path: str) -> LedgerConfig:
-    """Return the settings with a ledger at *path*: a file, a URL of PostgreSQL, or "env:NAME"."""
-    if not path.startswith(("postgresql:", "postgres:", "env:")):
-        return replace(settings, path=path, url=None)
-    try:
+    if path is None:
+        return settings
+    if path.startswith(("postgresql:", "postgres:", "env:")):
         return replace(settings, url=ledger_url(path))
-    except ConfigError as error:
-        raise OneLine(error.message) from None
+    return replace(settings, path=path, url=None)
 
 
 def _check_file(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import click
 
 from .. import build
 from ..components.prices import own_prices, price_table
-from ..config.settings import ModelConfig
 from ..errors import InferMuxError, close_to, counted, printable, shown
 from ..pricing import Price, PriceTable, compare, shipped
 from ..pricing.table import OWN
@@ -22,6 +22,7 @@ from ..types import JSON, Route, Target
 from . import (
     Command,
     OneLine,
+    command,
     complete_models,
     config_option,
     json_option,
@@ -32,7 +33,6 @@ from . import (
 )
 from .public_prices import checked, update
 
-_SIZES = ("max_input", "max_output")
 _DAYS = {
     frozenset(range(5)): "Monday to Friday",
     frozenset((5, 6)): "Saturday and Sunday",
@@ -56,6 +56,11 @@ class Known(NamedTuple):
 
     table: PriceTable
     own: list[Price]
+
+    @property
+    def every(self) -> list[Price]:
+        """All prices, the configuration's own first."""
+        return [*self.own, *self.table.entries()]
 
     @classmethod
     def of(cls, config: str | None) -> Known:
@@ -128,7 +133,7 @@ def prices(
         click.echo(_table(found, day))
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--all", "everything", is_flag=True, help="Also each preset and the variable that enables it."
 )
@@ -144,24 +149,31 @@ def models(everything: bool, config: str | None, as_json: bool) -> None:
     """
     with open_router(config) as router:
         registry = router.registry
-        names = [_name(registry.route(name)) for name in registry.names]
-        names += [_pattern(own) for text in registry.patterns if (own := registry.pattern(text))]
+        routes = [registry.route(name) for name in registry.names]
+        names = [_name(each.name, each.strategy, each.entries, each.then) for each in routes]
+        models = [own for text in registry.patterns if (own := registry.pattern(text))]
+        names += [_name(each.name, each.strategy, each.targets, each.fallback) for each in models]
         listed = [_model(router, target) for target in registry.targets()]
-        presets = [_preset(name, name in registry) for name in PRESETS] if everything else []
+        presets = [
+            {
+                "name": name,
+                "variables": [*preset.keys],
+                "needs": [preset.address] if preset.address else [],
+                "in_use": name in registry,
+            }
+            for name, preset in (PRESETS.items() if everything else ())
+        ]
         day = router.targets.prices.day
     found = {"names": names, "models": listed} | ({"presets": presets} if presets else {})
     click.echo(json_text(found) if as_json else _models_text(names, listed, presets, day))
 
 
-def _name(route: Route) -> JSON:
-    entries = [each.name if isinstance(each, Route) else str(each) for each in route.entries]
-    then = [each.name if isinstance(each, Route) else str(each) for each in route.then]
-    return {"name": route.name, "strategy": route.strategy, "targets": entries, "fallback": then}
-
-
-def _pattern(own: ModelConfig) -> JSON:
-    found = {"name": own.name, "strategy": own.strategy, "targets": [*own.targets]}
-    return found | {"fallback": [*own.fallback]}
+def _name(name: str, strategy: str, *targets: Iterable[Route | Target | str]) -> JSON:
+    first, then = (
+        [each.name if isinstance(each, Route) else str(each) for each in listed]
+        for listed in targets
+    )
+    return {"name": name, "strategy": strategy, "targets": first, "fallback": then}
 
 
 def _model(router: Router, target: Target) -> JSON:
@@ -177,47 +189,34 @@ def _model(router: Router, target: Target) -> JSON:
     }
 
 
-def _preset(name: str, in_use: bool) -> JSON:
-    preset = PRESETS[name]
-    needed = [preset.address] if preset.address else []
-    return {"name": name, "variables": [*preset.keys], "needs": needed, "in_use": in_use}
-
-
 def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day: date) -> str:
     tables = []
     if names:
         rows = [
-            (
-                each["name"],
-                each["strategy"],
-                ", ".join(each["targets"]),
-                ", ".join(each["fallback"]),
-            )
-            for each in names
+            (name, strategy, ", ".join(targets), ", ".join(fallback))
+            for name, strategy, targets, fallback in map(dict.values, names)
         ]
         tables.append(table(("NAME", "STRATEGY", "TARGETS", "FALLBACK"), rows))
-    sizes = [[f"{each[name]:,}" if each[name] else "" for name in _SIZES] for each in listed]
     cells = [
         (
             f"{each['provider']}/{each['model']}",
             each["input"] or "unpriced",
             each["output"] or "",
-            *size,
+            *(f"{each[name]:,}" if each[name] else "" for name in ("max_input", "max_output")),
             ", ".join(each["can"]) or "text",
         )
-        for each, size in zip(listed, sizes, strict=True)
+        for each in listed
     ]
     head = ("MODEL", "INPUT", "OUTPUT", "MAX INPUT", "MAX OUTPUT", "CAN DO")
     tables.append(
         table(head, cells, right=(1, 2, 3, 4)) + f"\nprices in USD per million tokens, as of {day}"
     )
     if presets:
-        variables = [
-            " and ".join([" or ".join(each["variables"]), *each["needs"]]) for each in presets
+        settings = [
+            (name, " and ".join([" or ".join(keys), *needs]), "in use" * in_use)
+            for name, keys, needs, in_use in map(dict.values, presets)
         ]
-        uses = [(each["name"], "in use" * each["in_use"]) for each in presets]
-        opened = [(name, to_set, use) for (name, use), to_set in zip(uses, variables, strict=True)]
-        tables.append(table(("PRESET", "SET", ""), opened))
+        tables.append(table(("PRESET", "SET", ""), settings))
     return "\n\n".join(tables)
 
 
@@ -225,18 +224,16 @@ def _models_text(names: list[JSON], listed: list[JSON], presets: list[JSON], day
 
 
 def _listed(provider: str | None, known: Known) -> list[Price]:
-    every = [*known.own, *known.table.entries()]
-    names = {price.provider for price in every}
+    names = {price.provider for price in known.every}
     if provider is not None and provider not in names:
         hint = close_to(provider, names) or f"; there are {', '.join(sorted(names))}"
         raise OneLine(f"no prices are known for provider {shown(provider)}{hint}")
-    return [price for price in every if provider in (None, price.provider)]
+    return [price for price in known.every if provider in (None, price.provider)]
 
 
 def _named(name: str, provider: str | None, known: Known) -> list[Price]:
     first, slash, rest = name.partition("/")
-    every = [*known.own, *known.table.entries()]
-    vendors = [provider] if provider else [price.provider for price in every]
+    vendors = [provider] if provider else [price.provider for price in known.every]
     found = []
     if slash and provider in (None, first):
         preset = PRESETS.get(first)
@@ -268,9 +265,9 @@ def _table(found: list[Price], day: str) -> str:
             "scheduled": price.next,
             "service tiers": price.service,
         }
-        shown_rates = [figure_text(figure) or "" for figure in price.rates[:4]]
+        rates = [figure_text(figure) or "" for figure in price.rates[:4]]
         notes = ", ".join(name for name, value in terms.items() if value)
-        rows.append([price.provider, price.id, *shown_rates, notes])
+        rows.append([price.provider, price.id, *rates, notes])
     head = ["PROVIDER", "MODEL", "INPUT", "OUTPUT", "CACHED", "CACHE WRITE", ""]
     return (
         table(head, rows, right=(2, 3, 4, 5))
@@ -323,21 +320,20 @@ def _sources(price: Price) -> list[str]:
 
 
 def _rates(rates: Tariff) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {figure}" for name, figure in figures(rates).items()
-    )
+    listed = figures(rates).items()
+    return ", ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in listed)
 
 
 def _hours(peak: Peak) -> str:
     times = ["-".join(f"{at // 60:02}:{at % 60:02}" for at in span) for span in peak.hours]
-    spans = ", ".join(times)
-    return f"{spans} UTC, {_DAYS[peak.days]}"
+    return f"{', '.join(times)} UTC, {_DAYS[peak.days]}"
 
 
 def _dict(price: Price) -> JSON:
-    names = {"provider": price.provider, "id": price.id, "aliases": list(price.aliases)}
     return {
-        **names,
+        "provider": price.provider,
+        "id": price.id,
+        "aliases": list(price.aliases),
         **figures(price.rates),
         "tiers": [{"over": tier.over} | figures(tier.rates) for tier in price.tiers],
         "next": [

@@ -6,10 +6,11 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -22,9 +23,9 @@ from ..config import default_file
 from ..errors import ConfigError, InferMuxError, counted, printable
 from ..pricing import PriceTable, compare, public, shipped, table
 from ..pricing.tariff import figure_text
-from ..pricing.update import Changed, Update, written
+from ..pricing.update import Update, written
 from ..pricing.update import update as updated
-from . import Command, OneLine, contents, json_option, json_text, warn
+from . import OneLine, command, contents, json_option, json_text, warn
 from . import table as columns
 
 FILE = "prices.json"  # beside the user's own infermux.toml
@@ -32,7 +33,7 @@ _MODULES = ("genai_prices", "genai-prices")
 _LISTED = 20  # models of a kind that are named, without --json
 
 
-@click.command("update", cls=Command)
+@command("update")
 @click.argument("source", metavar="FILE | -", type=click.Path(allow_dash=True))
 @click.option(
     "--output",
@@ -64,8 +65,7 @@ def update(
     today = datetime.fromtimestamp(time.time(), UTC).date()
     path = Path(output) if output else _own_place()
     before = _present(path)
-    rows = map(_difference, _accepted(accepted)) if accepted else ()
-    allowed = [row for row in rows if row is not None]
+    allowed = _accepted(accepted) if accepted else []
     try:
         found = updated(public.read(_read(source), today), before, today, allowed)
     except ConfigError as error:
@@ -74,9 +74,9 @@ def update(
     if wrote:
         _replace(path, written(found.table))
     if as_json:
-        kept = {key: value for key, value in found._asdict().items() if key != "table"}
-        changed = [each._asdict() for each in found.changed]
-        click.echo(json_text(kept | {"changed": changed, "file": str(path), "wrote": wrote}))
+        told = found._asdict() | {"changed": [each._asdict() for each in found.changed]}
+        del told["table"]
+        click.echo(json_text(told | {"file": str(path), "wrote": wrote}))
     else:
         click.echo(_told(source, found))
         click.echo(_outcome(path, found, wrote))
@@ -100,24 +100,20 @@ def checked(
             "the data.json of genai-prices, or OpenRouter's answer to GET /models"
         )
     allowed = _accepted(accepted) if accepted and not accept else []
-    kept, code = list[dict[str, Any]](), 0
+    kept, code = list[compare.Difference](), 0
     for file in files:
         try:
             found = compare.check(_read(file), today, known)
         except ConfigError as error:
             raise OneLine(f"{file}: {error.message}") from None
-        rows = [_row(each) for each in found.differences]
-        kept += [row for row in rows if row not in kept]
-        fresh = [row for row in rows if row not in allowed]
+        kept += [each for each in found.differences if each not in kept]
+        fresh = [each for each in found.differences if each not in allowed]
         code |= bool(fresh) and not accept
-        click.echo(
-            _check_json(file, found, rows, allowed)
-            if as_json
-            else _check_text(file, found, known, fresh)
-        )
+        text = _check_text(file, found, known, fresh)
+        click.echo(_check_json(file, found, allowed) if as_json else text)
     if accept and accepted:
         _keep(Path(accepted), kept)
-    elif gone := [row for row in allowed if row not in kept]:
+    elif gone := [each for each in allowed if each not in kept]:
         what = counted(len(gone), "accepted difference is", "accepted differences are")
         warn(f"{accepted}: {what} no more; --accept writes the present ones")
     return code
@@ -165,56 +161,62 @@ def _present(path: Path) -> PriceTable:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file as a whole: a reader finds the old one or the new one."""
-    real, name = Path(os.path.realpath(path)), ""
+    real = Path(os.path.realpath(path))
+    part = real.with_name(f".{real.name}.{secrets.token_hex(4)}")
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
-        with open(handle, "w", encoding="utf-8") as file:
+        with part.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~mask
-        os.chmod(name, mode)
-        os.replace(name, real)
-    except BaseException as error:
+        if real.exists():
+            shutil.copymode(real, part)
+        os.replace(part, real)
+    except OSError as error:
+        raise OneLine(f"{path} cannot be written: {error.strerror}") from None
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError):
-            raise OneLine(f"{path} cannot be written: {error.strerror}") from None
-        raise
+            part.unlink()
 
 
-def _accepted(file: str) -> list[Any]:
+def _accepted(file: str) -> list[compare.Difference]:
+    """Return the differences that `_keep` has written."""
     try:
-        stored = json.loads(contents(file, file))
-        found = stored["accepted"]
-        if not all(isinstance(row, dict) for row in found):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return [
+            compare.Difference(
+                row["model"],
+                row["figure"],
+                None if row["ours"] is None else Decimal(row["ours"]),
+                Decimal(row["theirs"]),
+            )
+            for row in json.loads(contents(file, file))["accepted"]
+        ]
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         raise OneLine(f"{file} has no accepted differences: --accept writes such a file") from None
-    return list(found)
 
 
-def _keep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = ",\n".join(json.dumps(row) for row in rows)
+def _keep(path: Path, found: Sequence[compare.Difference]) -> None:
+    lines = ",\n".join(json.dumps(_row(each)) for each in found)
     _replace(path, f'{{"accepted": [\n{lines}\n]}}\n')
-    warn(f"{path}: {counted(len(rows), 'difference')} accepted")
+    warn(f"{path}: {counted(len(found), 'difference')} accepted")
 
 
 # -- output --
 
 
 def _told(source: str, found: Update) -> str:
-    """Return what was read, what is new, what changed, and what was left out and why."""
     parts = [f"{source} ({found.source}): {counted(found.read, 'model')} read"]
     if found.new:
         parts.append(f"new: {_names(found.new)}")
     if found.changed:
         head = ("CHANGED", "TERM", "WAS", "NOW")
-        rows = [_cells(each) for each in found.changed[:_LISTED]]
-        parts.append(columns(head, rows, right=(2, 3)) + _rest(found.changed))
+        rows = [
+            (each.model, each.term.replace("_", " "), each.was or "-", each.now or "-")
+            for each in found.changed[:_LISTED]
+        ]
+        parts.append(columns(head, rows, right=(2, 3)))
+        if (more := len(found.changed) - _LISTED) > 0:
+            parts.append(f"\u2026 and {more} more (--json names them)")
     if found.kept:
         listed = _names(found.kept, 3)
         parts.append(f"kept, prices of long requests, which the table does not list: {listed}")
@@ -223,18 +225,9 @@ def _told(source: str, found: Update) -> str:
     return "\n".join(parts)
 
 
-def _cells(each: Changed) -> tuple[str, ...]:
-    return each.model, each.term.replace("_", " "), each.was or "-", each.now or "-"
-
-
 def _names(models: Sequence[str], most: int = _LISTED) -> str:
     named = ", ".join(models[:most]) + (", \u2026" if len(models) > most else "")
     return printable(f"{len(models)} ({named})")
-
-
-def _rest(changed: Sequence[Changed]) -> str:
-    more = len(changed) - _LISTED
-    return f"\n\u2026 and {more} more (--json names them)" if more > 0 else ""
 
 
 def _outcome(path: Path, found: Update, wrote: bool) -> str:
@@ -243,10 +236,8 @@ def _outcome(path: Path, found: Update, wrote: bool) -> str:
         f"{counted(len(found.new), 'new model')}, {counted(models, 'changed one')}, "
         f"{counted(found.same, 'is as known', 'are as known')}"
     )
-    if wrote:
-        return printable(f"{what}: wrote {path}")
     left = "nothing was written" if found.new or found.changed else f"{path} stays as it is"
-    return printable(f"{what}: {left}")
+    return printable(f"{what}: {f'wrote {path}' if wrote else left}")
 
 
 def _advise(path: Path) -> None:
@@ -263,27 +254,18 @@ def _row(each: compare.Difference) -> dict[str, Any]:
     return each._asdict() | {"ours": figure_text(each.ours), "theirs": figure_text(each.theirs)}
 
 
-def _difference(row: Mapping[str, Any]) -> compare.Difference | None:
-    """Return a difference that `_row` has written, or None."""
-    try:
-        ours = None if row["ours"] is None else Decimal(row["ours"])
-        return compare.Difference(row["model"], row["figure"], ours, Decimal(row["theirs"]))
-    except (KeyError, TypeError, ArithmeticError):
-        return None
-
-
-def _check_json(
-    file: str, found: compare.Check, rows: list[dict[str, Any]], allowed: list[Any]
-) -> str:
-    told = [row | {"accepted": True} if row in allowed else row for row in rows]
+def _check_json(file: str, found: compare.Check, allowed: list[compare.Difference]) -> str:
+    told = [
+        _row(each) | ({"accepted": True} if each in allowed else {}) for each in found.differences
+    ]
     return json_text({"file": file} | found._asdict() | {"differences": told})
 
 
 def _check_text(
-    file: str, found: compare.Check, known: PriceTable, fresh: list[dict[str, Any]]
+    file: str, found: compare.Check, known: PriceTable, fresh: list[compare.Difference]
 ) -> str:
     head = ["MODEL", "FIGURE", "OURS", "THERE"]
-    cells = [[row["model"], row["figure"], row["ours"] or "-", row["theirs"]] for row in fresh]
+    cells = [[text or "-" for text in _row(each).values()] for each in fresh]
     differences = columns(head, cells, right=(2, 3)) + "\n"
     accepted = len(found.differences) - len(fresh)
     return differences * bool(fresh) + printable(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import click
 
@@ -19,8 +17,8 @@ from ..protocol import InferRequest
 from ..routing import explain as explaining
 from ..types import JSON, Target
 from . import (
-    Command,
     OneLine,
+    command,
     complete_models,
     complete_providers,
     config_option,
@@ -32,23 +30,10 @@ from . import (
 from .opening import ledger_options, the_ledger
 from .status import admin_key, ask_service, key_option
 
-
-def service_options(server: str | None = None) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that adds the options for a running service, by default at *server*."""
-    url = click.option(
-        "--server",
-        metavar="URL",
-        default=server,
-        show_default=server is not None,
-        help="Ask the service that runs at this address.",
-    )
-    return lambda command: url(key_option(command))
-
-
 # -- explain --
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("model", shell_complete=complete_models)
 @click.option("--tokens", type=click.IntRange(0), metavar="N", help="Input tokens.  [default: 0]")
 @click.option(
@@ -72,7 +57,8 @@ def service_options(server: str | None = None) -> Callable[[Callable[..., Any]],
 )
 @config_option
 @json_option("Print what POST /explain answers.")
-@service_options()
+@click.option("--server", metavar="URL", help="Ask the service that runs at this address.")
+@key_option
 def explain(
     model: str,
     tokens: int | None,
@@ -107,15 +93,13 @@ def explain(
 
 def _explanation(found: JSON) -> str:
     tokens, retry = found["tokens"], found["retry_in"]
-    caller = f", by {found['caller']}" if found["caller"] else ""
-    caller += f" for {found['user']}" if found.get("user") else ""
     pattern = f" ({found['pattern']})" if found.get("pattern") else ""  # not of older services
     head = (
         f"{found['model']}{pattern}: {found['strategy']}, "
-        f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out{caller}"
+        f"for {counted(tokens['input'], 'token')} in and {tokens['output']:,} out"
     )
-    if found.get("session"):
-        head += f", in session {found['session']}"
+    more = {"caller": ", by", "user": " for", "session": ", in session"}
+    head += "".join(f"{text} {found[name]}" for name, text in more.items() if found.get(name))
     lines = [printable(head)]
     if found["override"]:
         lines.append(
@@ -171,7 +155,7 @@ def _row(target: JSON) -> list[str]:
 # -- replay --
 
 
-@click.command(cls=Command)
+@command()
 @click.argument("call_id")
 @click.argument("text", required=False, metavar="[PROMPT]")
 @json_option("Print everything as JSON.")
@@ -232,7 +216,7 @@ def _decision(record: Record) -> Replay:
 
 
 def _replay_text(record: Record, decision: Replay) -> str:
-    call, plan = record.call, decision.plan
+    call, plan, session = record.call, decision.plan, _session(decision.plan)
     head = [call.id, iso(call.at_ns // 10**9) or "", call.requested, call.caller or "-"]
     rows = [
         [str(number), str(target), _tried(record, target)]
@@ -241,7 +225,7 @@ def _replay_text(record: Record, decision: Replay) -> str:
     rows += [["-", str(target), f"dropped: {why}"] for target, why in plan.dropped.items()]
     lines = [
         printable("  ".join([*head, f"{call.status} {call.error_code}"]).rstrip()),
-        printable(f"{plan.model}: {plan.strategy}{_session(plan)}"),
+        printable(f"{plan.model}: {plan.strategy}{session and f', in session {session}'}"),
         table(["", "TARGET", "OUTCOME"], rows),
         "not identical: the recorded state leads to a different decision now"
         if decision.differences
@@ -253,8 +237,7 @@ def _replay_text(record: Record, decision: Replay) -> str:
 
 
 def _session(plan: Plan) -> str:
-    known = plan.snapshot
-    return f", in session {known.state.session}" if known and known.state.session else ""
+    return plan.snapshot.state.session if plan.snapshot else ""
 
 
 def _tried(record: Record, target: Target) -> str:
@@ -268,7 +251,7 @@ def _tried(record: Record, target: Target) -> str:
 
 
 def _replay_json(record: Record, decision: Replay) -> JSON:
-    call, differences = record.call, decision.differences
+    call, plan, differences = record.call, decision.plan, decision.differences
     attempts = [
         {
             "provider": each.provider,
@@ -287,11 +270,11 @@ def _replay_json(record: Record, decision: Replay) -> JSON:
         "status": call.status,
         "error": call.error_code or None,
         "identical": not differences,
-        "model": decision.plan.model,
-        "strategy": decision.plan.strategy,
-        "seed": decision.plan.seed,
-        "session": _session(decision.plan).removeprefix(", in session ") or None,
-        **outcome(decision.plan),
+        "model": plan.model,
+        "strategy": plan.strategy,
+        "seed": plan.seed,
+        "session": _session(plan) or None,
+        **outcome(plan),
         "attempts": attempts,
         "differences": {
             name: {"then": then, "now": now} for name, (then, now) in differences.items()
@@ -322,6 +305,3 @@ def _outcome(call: JSON) -> str:
     price = "unpriced" if cost is None else f"{cost:.12f}".rstrip("0").rstrip(".") + " USD"
     target = f"{call['provider']}/{call['model']}"
     return printable(f"{target}  {price}  {call['latency_ms']} ms  {call['id']}")
-
-
-# -- status --

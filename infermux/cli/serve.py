@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,13 @@ import click
 from .. import build
 from ..errors import InferMuxError, counted, listed
 from ..types import POSIX
-from . import Command, OneLine, config_option, table, tokentrace_option, warn
+from . import OneLine, command, config_option, table, tokentrace_option, warn
 
 if TYPE_CHECKING:
     from ..chaos import Row
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--addr",
     "-b",
@@ -81,7 +82,7 @@ def serve(
     server.run(addr or server.address_of(settings, host, port), certfile, keyfile)
 
 
-@click.command(cls=Command)
+@command()
 @config_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing if the configuration is valid.")
 def validate(config: str | None, quiet: bool) -> None:
@@ -103,11 +104,11 @@ def validate(config: str | None, quiet: bool) -> None:
         router = build.router(settings)
     except InferMuxError as error:
         for line in getattr(error, "errors", (error.message,)):
-            warn(" ".join(line.split()))
+            warn(line)
         sys.exit(1 if isinstance(error, Missing) else 2 if isinstance(error, NotTOML) else 3)
-    for warning in (*build.warnings(settings, router), stale(time.time(), router.targets.prices)):
-        if warning:
-            warn(warning)
+    old = stale(time.time(), router.targets.prices)
+    for warning in filter(None, (*build.warnings(settings, router), old)):
+        warn(warning)
     if not quiet:
         counts = [
             counted(len(router.registry), "provider"),
@@ -122,7 +123,7 @@ def validate(config: str | None, quiet: bool) -> None:
             click.echo(f"  {subject:<13}  {what}")
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--config",
     "-c",
@@ -158,7 +159,7 @@ def init(config: str | None, user: bool, force: bool) -> None:
 # -- chaos --
 
 
-@click.command(cls=Command)
+@command()
 @config_option
 @click.option(
     "--fault",
@@ -195,7 +196,6 @@ def chaos(config: str | None, faults: tuple[str, ...], deadline: float | None) -
 
 
 def chaos_table(rows: list[Row]) -> str:
-    """Return the rows as aligned text, grouped by model, and a summary."""
     head = ("FAULT", "WHEN", "ASKED", "CLIENT GOT", "ATTEMPTS", "SECONDS", "FAILOVER", "")
     cells = [
         (
@@ -211,12 +211,9 @@ def chaos_table(rows: list[Row]) -> str:
         for row in rows
     ]
     first, *rest = table(head, cells, right=(4, 5)).splitlines()
-    lines, model = [first], ""
-    for row, line in zip(rows, rest, strict=True):
-        if row.model != model:
-            model = row.model
-            lines.append(f"-- {model}")
-        lines.append(line)
+    lines = [first]
+    for model, group in groupby(zip(rows, rest, strict=True), lambda pair: pair[0].model):
+        lines += [f"-- {model}", *(line for _, line in group)]
     failed, wrong = sum(not row.ok for row in rows), sum(row.silently_wrong for row in rows)
     lines.append(
         f"{counted(len(rows), 'call')}: {len(rows) - failed} passed, {failed} failed, "

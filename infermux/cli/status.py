@@ -14,14 +14,7 @@ from .. import build
 from ..errors import InferMuxError, counted, printable
 from ..protocol import strict_json
 from ..types import JSON
-from . import (
-    Command,
-    OneLine,
-    config_option,
-    json_option,
-    json_text,
-    table,
-)
+from . import OneLine, command, config_option, json_option, json_text, table
 
 _TIMEOUT = 10.0  # seconds for a service to answer
 _MAX_ANSWER = 16 * 2**20  # bytes
@@ -42,7 +35,7 @@ class StatusUnknown(OneLine):
     exit_code = 2
 
 
-@click.command(cls=Command)
+@command()
 @click.option(
     "--server",
     "servers",
@@ -69,12 +62,10 @@ def status(servers: tuple[str, ...], key: str | None, config: str | None, as_jso
             found[server] = _state_of(server, admin_key(key, config))
         except StatusUnknown as error:
             problems.append(error.message)
-    if problems and not found:
-        raise StatusUnknown("; ".join(problems))
-    several = len(dict.fromkeys(servers)) > 1
-    if as_json:
+    several = len(found) + len(problems) > 1
+    if found and as_json:
         click.echo(json_text(found if several else next(iter(found.values()))))
-    else:
+    elif found:
         texts = [f"{server}\n" * several + _status(**each) for server, each in found.items()]
         click.echo("\n\n".join(texts))
     if problems:
@@ -98,13 +89,11 @@ def _state_of(server: str, key: str) -> JSON:
 
 
 def _status(targets: list[JSON], records: JSON | None = None) -> str:
-    """Return a line for each target, why it gets no calls, and warnings of lost records."""
     columns = ("TARGET", "STATE", "RETRY", "ERRORS", "P50", "P95", "/MIN")
     text = table(columns, [*map(_cells, targets)], right=(2, 3, 4, 5, 6))
     head, *lines = text.splitlines()
     for target, line in zip(targets, lines, strict=True):
-        reason = f"\n  {printable(target['reason'])}" if target["reason"] else ""
-        head += f"\n{line}{reason}"
+        head += f"\n{line}" + (f"\n  {printable(target['reason'])}" if target["reason"] else "")
     if records and any(records.values()):  # an older service does not report them
         pending = counted(records["pending"], "call")
         head += f"\n\nledger: {pending} pending, {records['lost']} lost"
@@ -140,8 +129,7 @@ def ask_service(server: str, path: str, body: object = None, *, key: str) -> Any
     No proxy is used and no redirect is followed, as either could receive the key.
     """
     headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
     try:
         url = urlsplit((server if "://" in server else f"http://{server}").rstrip("/") + path)
         if url.scheme not in _CONNECTIONS:

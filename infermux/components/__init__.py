@@ -6,12 +6,13 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..admission.keys import Issued, Keyring, LiveKeyring
-from ..config import Config, Secret
+from ..config import Config
 from ..config.settings import (
     Breaker,
     KeyConfig,
@@ -37,9 +38,6 @@ from .prices import is_vendor
 
 _NO_HASH = "0" * 64  # keys created at run time have theirs in the ledger
 log = logging.getLogger("infermux")
-if TYPE_CHECKING:
-    from ..routing.hooks import Hooks
-    from ..routing.mirror import Mirror
 
 
 def concurrency(config: Config, serving: bool) -> dict[str, int]:
@@ -84,14 +82,12 @@ def breakers(config: Config) -> dict[str, Callable[[], CircuitBreaker]]:
     for each in config.providers:
         own = each.circuit_breaker
         if own != OwnBreaker():
-            pairs = [(getattr(own, item.name), item.name) for item in fields(own)]
-            merged = Breaker(*(value or getattr(usual, name) for value, name in pairs))
-            found[each.name] = breaker(merged)
+            merged = {name: value for name, value in asdict(own).items() if value}
+            found[each.name] = breaker(replace(usual, **merged))
     return found
 
 
 def breaker(settings: Breaker) -> Callable[[], CircuitBreaker]:
-    """Return a factory of circuit breakers with these settings."""
     return partial(
         CircuitBreaker,
         failures=settings.failures,
@@ -108,29 +104,26 @@ def room(config: Config) -> dict[str, int]:
     return {"calls": calls, "streams": streams, "bodies": config.server.max_inflight_body}
 
 
-def keyring(config: Config) -> Keyring | None:
-    """Return the keys of [keys], or None; raise ConfigError if two have the same hash."""
-    if config.keys is None:
-        return None
+def keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
+    """Return the keys of [keys], and those created at run time, which the ledger stores.
+
+    Raise ConfigError if two have the same hash.
+    """
     names: dict[str, str] = {}
-    for key in config.keys:
+    for key in config.keys or ():
         if (other := names.setdefault(key.hash, key.name)) != key.name:
             raise ConfigError(
                 f"{config.path}: [keys.{key.name}] has the same hash as [keys.{other}]; "
                 "the two callers cannot be told apart"
             )
-    return Keyring((key.hash, caller(key, config.budgets)) for key in config.keys)
-
-
-def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
-    """Return the keys of [keys], and those created at run time, which the ledger stores."""
-    ring = keyring(config)
-    if ledger is None:
-        return ring
-    try:
-        store = ledger.keys()
-    except LedgerUnavailable:
-        return ring
+    own = config.keys
+    pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
+    store = None
+    if ledger is not None:
+        with suppress(LedgerUnavailable):
+            store = ledger.keys()
+    if store is None:
+        return None if pairs is None else Keyring(pairs)
 
     def load(version: int) -> tuple[int, list[Issued]] | None:
         if store.version() == version:
@@ -138,8 +131,6 @@ def live_keyring(config: Config, ledger: Ledger | None) -> Keyring | None:
         now, found = store.keys()
         return now, [each for key in found for each in issued(key)]
 
-    own = config.keys
-    pairs = None if own is None else [(key.hash, caller(key, config.budgets)) for key in own]
     return LiveKeyring(pairs, load, mark=ledgers.beside(config, ".keys") if own is None else None)
 
 
@@ -162,7 +153,6 @@ def key_settings(name: str, settings: Mapping[str, Any]) -> KeyConfig:
 
 
 def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
-    """Return the caller to whom a key belongs."""
     limits = key.models or None, key.rpm or None, key.tpm or None
     tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
     mine = key.user_budget
@@ -178,17 +168,13 @@ def observers(config: Config, serving: bool) -> list[Observer]:
         observers.append(CallLog(config.server.log_level, config.server.log_format))
     if config.trace.otlp:
         observers.append(otlp(config))
-    if config.alerts.webhook is not None and (serving or config.ledger):
-        observers.append(alerts(config, config.alerts.webhook))
+    webhook = config.alerts.webhook
+    if webhook is not None and (serving or config.ledger):
+        from ..telemetry.alerts import Alerts
+
+        key = config.alerts.secret or webhook  # of the signature
+        observers.append(Alerts(webhook.reveal(), key.reveal(), events=config.alerts.events))
     return observers
-
-
-def alerts(config: Config, webhook: Secret) -> Observer:
-    """Return the sender of alerts to *webhook*, signed with the secret, or with the address."""
-    from ..telemetry.alerts import Alerts
-
-    key = config.alerts.secret or webhook
-    return Alerts(webhook.reveal(), key.reveal(), events=config.alerts.events)
 
 
 def otlp(config: Config) -> Observer:
@@ -203,7 +189,6 @@ def otlp(config: Config) -> Observer:
 
 
 def reporter(config: Config) -> SpanReporter | None:
-    """Return the reporter of spans to TokenTrace, if configured."""
     if not config.trace.tokentrace:
         return None
     return Reporter(
@@ -211,35 +196,25 @@ def reporter(config: Config) -> SpanReporter | None:
     )
 
 
-def hooks(config: Config) -> Hooks | None:
-    """Return the functions of [hooks], if any; raise ConfigError if one cannot be used."""
-    if not any((config.hooks.before, config.hooks.after, config.hooks.chunk)):
-        return None
-    from .functions import made
-
-    return made(config.hooks, config.path)
-
-
 def complete(config: Config, router: Router) -> None:
-    """Add the hooks and the mirror, which need the finished router."""
-    router.hooks = hooks(config)
-    if router.answers is not None and router.hooks is not None:
-        router.answers.hooks = repr(sorted(router.hooks.names.items()))
-    if (own := mirror(config, router)) is not None:
-        router.observers.append(own)
+    """Add what needs the finished router: the functions of [hooks], and the mirror of calls.
 
+    Raise ConfigError if a function cannot be used.
+    """
+    if any((config.hooks.before, config.hooks.after, config.hooks.chunk)):
+        from .functions import made
 
-def mirror(config: Config, router: Router) -> Mirror | None:
-    """Return the mirror, which copies calls to other targets, if a name has one."""
+        router.hooks = made(config.hooks, config.path)
+        if router.answers is not None:
+            router.answers.hooks = repr(sorted(router.hooks.names.items()))
     names = {each.name: each.mirror for each in config.models if each.mirror is not None}
-    if not names:
-        return None
-    from ..ledger.reports import MIRROR_OF
-    from ..routing.mirror import Mirror, Rule
+    if names:
+        from ..ledger.reports import MIRROR_OF
+        from ..routing.mirror import Mirror, Rule
 
-    rules = {}
-    for name, each in names.items():
-        most = each.budget
-        own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
-        rules[name] = Rule(each.target, each.share, own)
-    return Mirror(router, rules)
+        rules = {}
+        for name, each in names.items():
+            most = each.budget
+            own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
+            rules[name] = Rule(each.target, each.share, own)
+        router.observers.append(Mirror(router, rules))

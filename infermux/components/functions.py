@@ -6,36 +6,29 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import Problems
 from ..config.settings import HooksConfig
-from ..errors import ConfigError, close_to, shown
+from ..errors import ConfigError, close_to, shown, wrong_value
 from ..routing.hooks import NAMES, Hooks
 
-FORM = '"package.module:function"'
 
-
-def made(config: HooksConfig, file: str) -> Hooks | None:
+def made(config: HooksConfig, file: str) -> Hooks:
     """Return the hooks of the configuration *file*; raise ConfigError with every error."""
     given = {name: where for name in NAMES if (where := getattr(config, name))}
-    if not given:
-        return None
     problems, found = Problems(), dict[str, Callable[..., Any]]()
     for name, where in given.items():
         with problems:
-            found[name] = function(where, f"[hooks].{name}", file)
-            _check(name, found[name])
+            found[name] = hook = function(where, f"[hooks].{name}", file)
+            try:
+                Hooks(**{name: hook})
+            except ConfigError as error:
+                raise ConfigError(f"[hooks].{name}: {error.message}") from None
     problems.check()
     return Hooks(**{**asdict(config), **dict.fromkeys(NAMES), **found, "names": given})
-
-
-def _check(name: str, hook: Any) -> None:
-    try:
-        Hooks(**{name: hook})
-    except ConfigError as error:
-        raise ConfigError(f"[hooks].{name}: {error.message}") from None
 
 
 def function(where: str, place: str, file: str) -> Any:
@@ -46,7 +39,7 @@ def function(where: str, place: str, file: str) -> Any:
     name, colon, path = where.partition(":")
     parts = [*name.split("."), *path.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"{place} must be {FORM}, not {shown(where)}")
+        raise wrong_value(place, '"package.module:function"', where)
     found: Any = _module(name, place, file)
     for number, part in enumerate(path.split(".")):
         if not hasattr(found, part):
@@ -58,31 +51,25 @@ def function(where: str, place: str, file: str) -> Any:
 
 
 def _module(name: str, place: str, file: str) -> Any:
-    folder = str(Path(file or ".").absolute().parent if file else Path.cwd())
+    folder = str(Path(file).absolute().parent if file else Path.cwd())
+    heads = [*accumulate(name.split("."), "{}.{}".format)]  # for a.b.c: a, a.b and a.b.c
     try:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in _heads(name) or folder in sys.path:
+            if error.name not in heads or folder in sys.path:
                 raise
         sys.path.append(folder)
         importlib.invalidate_caches()
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name in _heads(name):
-            raise ConfigError(
-                f"{place}: there is no module {shown(error.name)}: it must be installed, or be in "
+        why = f"{name} needs the module {error.name!r}, which is not installed"
+        if error.name in heads:
+            why = (
+                f"there is no module {shown(error.name)}: it must be installed, or be in "
                 f"the folder of the configuration, {folder}"
-            ) from None
-        raise ConfigError(
-            f"{place}: {name} needs the module {error.name!r}, which is not installed"
-        ) from None
+            )
+        raise ConfigError(f"{place}: {why}") from None
     except (Exception, SystemExit) as error:  # the operator's own code
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigError(f"{place}: {name} cannot be imported: {told[:300]}") from error
-
-
-def _heads(name: str) -> set[str]:
-    """Return a module's name and those of its packages."""
-    parts = name.split(".")
-    return {".".join(parts[: number + 1]) for number in range(len(parts))}

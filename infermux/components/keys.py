@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..admission.keys import LiveKeyring, hashed, new_key
 from ..config.patterns import STAR
+from ..config.readers import span_seconds
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
 from ..ledger import Budget, Ledger, LedgerUnavailable
@@ -29,9 +30,8 @@ from . import key_settings
 
 OVERLAP = "24h"  # for which the old secret is admitted after a rotation
 MAX_SECONDS = 100 * 366 * 86_400.0
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_SPAN = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_SPAN = re.compile(r"\d{1,6}[smhdw]", re.ASCII)
 _SETTINGS = ("models", "rpm", "tpm", "budget", "tags", "user_rpm", "user_tpm", "user_budget")
 _FIELDS = ("name", *_SETTINGS, "expires")
 
@@ -43,7 +43,6 @@ class Made(NamedTuple):
     key: JSON
 
     def to_dict(self) -> JSON:
-        """Return the body of the answer to POST /keys."""
         return {"key": self.secret} | self.key
 
 
@@ -110,7 +109,7 @@ def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
     """Return one key; raise NotFound."""
     known = {key["name"]: key for key in listed(router, ledger)}
     if name not in known:
-        raise NotFound(f"there is no key {shown(name)}{close_to(name, known)}", param="name")
+        raise _missing(name, known)
     return known[name]
 
 
@@ -118,7 +117,7 @@ def one(router: Router, ledger: Ledger | None, name: str) -> JSON:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise must_be("name", "letters, digits, - and _, at most 64")
     return value
 
@@ -167,9 +166,9 @@ def _end(value: object, now: float) -> float | None:
 
 
 def _seconds(value: object, param: str) -> float:
-    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
-    least = 1 if param == "expires" else 0
-    seconds = int(match[1]) * _UNITS[match[2]] if match else -1 if value not in (0, "0") else 0
+    seconds, least = 0 if value in (0, "0") else -1, 1 if param == "expires" else 0
+    if isinstance(value, str) and _SPAN.fullmatch(value):
+        seconds = span_seconds(value)
     if not least <= seconds <= MAX_SECONDS:
         raise must_be(param, f'a time such as "24h", "7d" or "30m", not {shown(value)}')
     return float(seconds)
@@ -184,9 +183,13 @@ def _one(ledger: Ledger, name: str) -> IssuedKey:
 
 def _unknown(ledger: Ledger, name: str, now: float) -> RequestError:
     known = {key.name: key for key in ledger.keys().keys()[1]}
-    if name in known:
-        state = known[name].state(now)
-        return Conflict(f"the key {shown(name)} is {state}: create it again", param="name")
+    if name not in known:
+        return _missing(name, known)
+    state = known[name].state(now)
+    return Conflict(f"the key {shown(name)} is {state}: create it again", param="name")
+
+
+def _missing(name: str, known: Iterable[str]) -> NotFound:
     return NotFound(f"there is no key {shown(name)}{close_to(name, known)}", param="name")
 
 
@@ -206,7 +209,6 @@ def _shown(key: IssuedKey, now: float) -> JSON:
 
 
 def _own(caller: Caller) -> JSON:
-    times = dict.fromkeys(("created", "expires", "revoked", "old_secret_until"))
     return {
         "name": caller.name,
         "source": "configuration",
@@ -219,7 +221,7 @@ def _own(caller: Caller) -> JSON:
         "user_rpm": caller.user_rpm,
         "user_tpm": caller.user_tpm,
         "user_budget": _limits(caller.user_budget),
-        **times,
+        **dict.fromkeys(("created", "expires", "revoked", "old_secret_until")),
     }
 
 

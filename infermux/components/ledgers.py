@@ -25,19 +25,18 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     """Return the ledger, if any: services have one by default, others for a budget or [ledger]."""
     settings = config.ledger or LedgerConfig()
     keys = [key for key in config.keys or () if key.budget or key.user_budget]
+    mirrors = [each for each in config.models if each.mirror and each.mirror.budget]
     budgets = [f"[keys.{key.name}]" for key in keys]
     budgets += [f"[budgets.{team.name}]" for team in config.budgets]
-    mirrors = [each for each in config.models if each.mirror is not None and each.mirror.budget]
     budgets += [f"[models.{each.name}].mirror" for each in mirrors]
     if settings.url is not None and settings.path not in (FILE, ""):
         raise ConfigError("[ledger] has both path and url: a ledger is one or the other")
     if settings.url is None and not settings.path:
-        if budgets:
-            needs = f"the budget of {budgets[0]} needs a ledger"
-            raise ConfigError(f"[ledger].path is empty, but {needs}")
+        needs = [f"the budget of {each} needs a ledger" for each in budgets]
         if config.alerts.webhook is not None:
-            needs = "[alerts] needs a ledger: it remembers them"
-            raise ConfigError(f"[ledger].path is empty, but {needs}")
+            needs.append("[alerts] needs a ledger: it remembers them")
+        if needs:
+            raise ConfigError(f"[ledger].path is empty, but {needs[0]}")
         return None
     answers = any(model.cache_answers is not None for model in config.models)
     if not (config.ledger or budgets or serving or answers):
@@ -109,6 +108,5 @@ def described(settings: LedgerConfig) -> str:
 
 def remedy(settings: LedgerConfig) -> str:
     """Return a hint for the message about a ledger that cannot be used, or ""."""
-    if settings.url is None:
-        return "; name a file that this user may write as [ledger].path"
-    return ""
+    is_file = settings.url is None
+    return "; name a file that this user may write as [ledger].path" if is_file else ""

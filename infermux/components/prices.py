@@ -27,23 +27,18 @@ def price_table(config: Config) -> PriceTable:
 
 def own_prices(config: Config, known: PriceTable) -> dict[str, dict[str, Price]]:
     """Return the prices set in the configuration, by provider and model; the rest is as *known*."""
-    problems = Problems()
-    found = {each.name: _prices(each, known, problems) for each in config.providers if each.prices}
+    problems, found = Problems(), dict[str, dict[str, Price]]()
+    for each in config.providers:
+        for model, entry in each.prices.items():
+            with problems:
+                found.setdefault(each.name, {})[model] = known.with_own(
+                    entry,
+                    provider=each.name,
+                    vendor=vendor_of(each),
+                    model=model,
+                    place=f"[providers.{each.name}].prices.{model}",
+                )
     problems.check()
-    return found
-
-
-def _prices(config: ProviderConfig, known: PriceTable, problems: Problems) -> dict[str, Price]:
-    found, place = {}, f"[providers.{config.name}].prices"
-    for model, entry in config.prices.items():
-        with problems:
-            found[model] = known.with_own(
-                entry,
-                provider=config.name,
-                vendor=vendor_of(config),
-                model=model,
-                place=f"{place}.{model}",
-            )
     return found
 
 

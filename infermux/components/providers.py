@@ -59,7 +59,10 @@ def registry(config: Config, problems: Problems) -> Registry:
     if config.environment:
         for name in plugins():
             if name not in found:
-                _add_plugin(found, name)
+                try:
+                    found.register(provider(ProviderConfig(name, name)))
+                except Exception as error:
+                    log.warning("the plug-in provider %r is not used: %s", name, error)
         if ECHO not in found:
             found.register(EchoProvider())
     found.hint = partial(_hint, config)
@@ -74,24 +77,22 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
         told_of = [each.name for each in fields(model) if each.name != "mirror"]
         registry.define(**{name: getattr(model, name) for name in told_of})
     inner = {model.name: (*model.targets, *model.fallback) for model in config.models}
-    places = [(f"[models] {name}", name, own) for name, own in inner.items()]
+    places = [(f"[models] {name}", name) for name in inner]
+    budgets = [(f"[budgets.{team.name}].then", team.then) for team in config.budgets]
     for key in config.keys or ():
-        names = [(f"[keys.{key.name}].models", name) for name in key.models]
+        places += [(f"[keys.{key.name}].models", name) for name in key.models]
         for kind, budget in (("budget", key.budget), ("user_budget", key.user_budget)):
-            if budget is not None and budget.then not in ("reject", "warn"):
-                names.append((f"[keys.{key.name}].{kind}.then", budget.then))
-        places += [(place, name, (name,)) for place, name in names]
-    for team in config.budgets:
-        if team.then not in ("reject", "warn"):
-            places.append((f"[budgets.{team.name}].then", team.then, (team.then,)))
+            if budget is not None:
+                budgets.append((f"[keys.{key.name}].{kind}.then", budget.then))
+    places += [(place, then) for place, then in budgets if then not in ("reject", "warn")]
     for model in config.models:
         if (mirror := model.mirror) is not None:
-            places.append((f"[models.{model.name}].mirror.target", mirror.target, (mirror.target,)))
-            with problems:
-                if mirror.target == model.name:
-                    raise ConfigError(f"[models.{model.name}].mirror.target is the name itself")
+            places.append((f"[models.{model.name}].mirror.target", mirror.target))
+            if mirror.target == model.name:
+                problems.errors.append(f"[models.{model.name}].mirror.target is the name itself")
     told: set[str] = set()
-    for place, name, own in places:
+    for place, name in places:
+        own = inner[name] if place.startswith("[models] ") else (name,)
         with problems:
             try:
                 check(registry, name)
@@ -105,17 +106,17 @@ def _define(registry: Registry, config: Config, problems: Problems) -> None:
 def _check_overrides(registry: Registry, config: Config, problems: Problems) -> None:
     """Report a value that overrides and that no target of its name can express."""
     for model in config.models:
-        with problems:
-            if not model.override or is_pattern(model.name):
-                continue
-            try:
-                targets = registry.resolve(model.name)
-            except (ModelNotFound, ConfigError):
-                continue  # reported already
-            asked = InferRequest(model.name, params=dict(model.override))
-            why = [_unsaid(registry, target, asked) for target in targets]
-            if all(why):
-                raise ConfigError(f"[models.{model.name}].override: {targets[0]} {why[0]}")
+        if not model.override or is_pattern(model.name):
+            continue
+        try:
+            targets = registry.resolve(model.name)
+        except (ModelNotFound, ConfigError):
+            continue  # reported already
+        asked = InferRequest(model.name, params=dict(model.override))
+        why = [_unsaid(registry, target, asked) for target in targets]
+        if all(why):
+            place = f"[models.{model.name}].override"
+            problems.errors.append(f"{place}: {targets[0]} {why[0]}")
 
 
 def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
@@ -131,9 +132,8 @@ def _hint(config: Config, name: str) -> str:
     label, variable = PRESETS[vendor].label, PRESETS[vendor].keys[0]
     is_model = name != vendor
     what = f"{shown(name)[1:-1]} is {label}'s" if is_model else f"{label} is not configured"
-    if config.environment:
-        return f"{what}: set {variable}"
-    return f"{what}: add [providers.{vendor}] to {config.path}, and set {variable}"
+    add = "" if config.environment else f"add [providers.{vendor}] to {config.path}, and "
+    return f"{what}: {add}set {variable}"
 
 
 def _address(config: ProviderConfig, preset: Preset) -> str:
@@ -145,13 +145,6 @@ def _address(config: ProviderConfig, preset: Preset) -> str:
     if end := re.search(r"/((chat/)?completions|embeddings|messages|responses)$", path):
         raise ConfigError(f"[providers.{config.name}].base_url must end before {end[0]}")
     return address if path.strip("/") else address.rstrip("/") + preset.path
-
-
-def _add_plugin(registry: Registry, name: str) -> None:
-    try:
-        registry.register(provider(ProviderConfig(name, name)))
-    except Exception as error:
-        log.warning("the plug-in provider %r is not used: %s", name, error)
 
 
 def provider(config: ProviderConfig) -> Any:
@@ -175,26 +168,21 @@ def provider(config: ProviderConfig) -> Any:
         raise
     except Exception as error:  # third-party code
         log.debug("the plug-in type %r failed", config.type, exc_info=error)
-        raise ConfigError(
-            f"[providers.{config.name}]: the plug-in type {config.type!r} failed "
-            f"with {type(error).__name__}"
-        ) from error
+        failed = f"the plug-in type {config.type!r} failed with {type(error).__name__}"
+        raise ConfigError(f"[providers.{config.name}]: {failed}") from error
 
 
 def _http(config: ProviderConfig, preset: Preset) -> Any:
     from ..providers.http import HTTPProvider  # loads requests
 
-    own = is_vendor(config)
+    own, place = is_vendor(config), f"[providers.{config.name}]"
     if config.ca and not os.path.isfile(config.ca):
-        raise ConfigError(f"[providers.{config.name}].ca: there is no file {config.ca}")
+        raise ConfigError(f"{place}.ca: there is no file {config.ca}")
     if config.api == "responses" and preset.dialect not in ("openai", "azure"):
-        raise ConfigError(
-            f'[providers.{config.name}].api: {config.type} has no Responses; use "auto"'
-        )
+        raise ConfigError(f'{place}.api: {config.type} has no Responses; use "auto"')
     if config.api_key is not None and (credential := credential_of(config.headers)):
         raise ConfigError(
-            f"[providers.{config.name}].headers: {credential!r} carries a key, and so does "
-            "api_key: set one of them"
+            f"{place}.headers: {credential!r} carries a key, and so does api_key: set one of them"
         )
     support = preset.responses or (STANDARD if config.api == "responses" else None)
     return HTTPProvider(

@@ -11,7 +11,8 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,10 @@ from .schema import (
     Problems,
     Secret,
     Setter,
+    any_table,
     current,
     flag,
-    of_type,
+    keys_of,
     printable_name,
     resembles,
     secret,
@@ -122,7 +124,11 @@ def load(
     environment = _Environment(variables, keys, addresses, {CONFIG, "INFERMUX_LONG"})
     file, notices = _found(path or environment.get(CONFIG), environment)
     problems = Problems()
-    config = _File(file, environment, problems, notices).read() if file else Config()
+    config = Config()
+    if file:
+        reader = _File(file, environment, notices)
+        config = reader.read()
+        problems.errors += reader.problems.at(file)
     if config.environment:
         known = {provider.name for provider in config.providers}
         for preset in keys:
@@ -134,10 +140,9 @@ def load(
         config = replace(config, price_table=price_file(config.prices.file, Path(file).parent))
     if file:
         _check_keys(config, keys, problems)
-    config = replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))
     if strict:
         problems.check()
-    return config
+    return replace(config, notices=tuple(dict.fromkeys(notices)), errors=tuple(problems.errors))
 
 
 def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
@@ -181,48 +186,42 @@ def override(name: str, value: str) -> None:
 
 @dataclass(slots=True)
 class _File:
-    """Reads infermux.toml; collects its errors in *problems*, so that all are reported at once."""
+    """Reads infermux.toml; its errors are collected, so that all are reported at once."""
 
     path: str
     environment: _Environment
-    problems: Problems
     notices: list[str]
+    problems: Problems = field(default_factory=Problems)
     unread: dict[str, Any] = field(default_factory=dict)  # what has errors, as it is written
 
     def read(self) -> Config:
         """Return the configuration; raise Missing or NotTOML."""
-        data, own = _toml(self.path), Problems()
-        config = self._config(data, own)
-        told = ConfigError(*own.errors).at(self.path).errors if own.errors else ()
-        self.problems.errors += told
-        return config
-
-    def _config(self, data: dict[str, Any], problems: Problems) -> Config:
+        data = _toml(self.path)
         for name in data:
-            with problems:
+            with self.problems:
                 if name not in _TABLES:
                     own = [f"[{each}]" for each, kind in SECTIONS.items() if hasattr(kind, name)]
                     hint = f"; it is a key of {own[0]}" if own else suggestion(name, _TABLES)
                     raise ConfigError(f"there is no section [{name}]{hint}")
         everything = "providers" not in data
-        data = self._dereferenced(data, "", problems)
+        data = self._dereferenced(data, "")
         if not isinstance((vendors := data.get("providers", {})), dict):
             vendors = {}
         if not isinstance(vendors.get("environment", {}), dict):  # else a provider of that name
-            with problems:
+            with self.problems:
                 everything = flag(vendors.pop("environment"), "[providers].environment")
-        providers = self._all(data, "providers", self._provider, problems)
-        models = self._all(data, "models", self._model, problems)
-        keys = self._all(data, "keys", caller_key, problems)
-        budgets = self._all(data, "budgets", lambda *a: team(data.get("keys"), *a), problems)
+        providers = self._all(data, "providers", self._provider)
+        models = self._all(data, "models", self._model)
+        keys = self._all(data, "keys", caller_key)
+        budgets = self._all(data, "budgets", partial(team, data.get("keys")))
         sections = {}
         for name, kind in SECTIONS.items():
-            with problems:
+            with self.problems:
                 if name in data:
                     value = self._renamed(kind, data[name], f"[{name}]")
                     sections[name] = table(kind)(value, f"[{name}]")
-        models = self._without_cycles(models, problems)
-        check_stars(providers, keys, problems)
+        models = self._without_cycles(models)
+        check_stars(providers, keys, self.problems)
         return Config(
             providers=tuple(providers),
             models=tuple(models),
@@ -234,12 +233,11 @@ class _File:
             **sections,
         )
 
-    def _all(self, data: Any, section: str, read: Any, problems: Problems) -> list[Any]:
-        """Return the records that *read* returns for each table of a section."""
+    def _all(self, data: Any, section: str, read: Any) -> list[Any]:
         found = []
-        with problems:
-            for name, value in of_type(dict, data.get(section, {}), f"[{section}]").items():
-                with problems:
+        with self.problems:
+            for name, value in any_table(data.get(section, {}), f"[{section}]").items():
+                with self.problems:
                     self.unread[printable_name(name, f"[{section}]")] = value
                     found.append(read(name, value))
                     del self.unread[name]
@@ -249,32 +247,34 @@ class _File:
         """Return a table with old names of keys replaced by the current ones."""
         if not isinstance(value, dict):
             return value
-        known = {item.name for item in fields(kind) if "reader" in item.metadata}
-        renamed = {name: current(name, known) for name in value}
-        for old, new in renamed.items():
+        known = keys_of(kind)
+        found = {}
+        for old, item in value.items():
+            new = current(old, known)
             if old != new:
                 if new in value:
                     raise ConfigError(f"{place} has both {old!r}, the old name, and {new!r}")
                 self.notices.append(f"{self.path}: {place}: {old!r} is now called {new!r}")
-        return {renamed[name]: item for name, item in value.items()}
+            found[new] = item
+        return found
 
-    def _dereferenced(self, value: Any, place: str, problems: Problems) -> Any:
-        """Return the tables with every reference to a secret replaced by the secret."""
+    def _dereferenced(self, value: Any, place: str) -> Any:
         if not isinstance(value, dict):
             return value
         found = {}
         for name, item in value.items():
             inner = f"{place}.{name}" if place else name
-            if inner.startswith("providers.") and name == "api_key":
-                found[name] = Secret(sha256(inner.encode()).hexdigest())
-                with problems:
-                    found[name] = api_key(item, f"[{place}].{name}", self.environment.get)
-            elif isinstance(item, str) and (name in _SECRETS or _is_headers(place)):
-                found[name] = Secret(sha256(inner.encode()).hexdigest())  # to go on after an error
-                with problems:
-                    found[name] = reference(item, f"[{place}].{name}", self.environment.get)
+            in_provider, read = place.startswith("providers."), None
+            if in_provider and name == "api_key":
+                read = api_key
+            elif name in _SECRETS or (in_provider and place.endswith(".headers")):
+                read = reference if isinstance(item, str) else None
+            if read is None:
+                found[name] = self._dereferenced(item, inner)
             else:
-                found[name] = self._dereferenced(item, inner, problems)
+                found[name] = Secret(sha256(inner.encode()).hexdigest())  # to go on after an error
+                with self.problems:
+                    found[name] = read(item, f"[{place}].{name}", self.environment.get)
         return found
 
     def _provider(self, name: str, value: Any) -> ProviderConfig:
@@ -299,17 +299,12 @@ class _File:
     def _model(self, name: str, value: Any) -> ModelConfig:
         return model_name(name, self._renamed(ModelConfig, value, f"[models.{name}]"))
 
-    def _without_cycles(self, models: list[ModelConfig], problems: Problems) -> list[ModelConfig]:
-        found = without_cycles(models, problems)
+    def _without_cycles(self, models: list[ModelConfig]) -> list[ModelConfig]:
+        found = without_cycles(models, self.problems)
         kept = {model.name for model in found}
         self.unread |= dict.fromkeys(model.name for model in models if model.name not in kept)
-        check_ties(found, problems)
+        check_ties(found, self.problems)
         return found
-
-
-def _is_headers(place: str) -> bool:
-    """Whether *place* is a provider's table of headers."""
-    return place.startswith("providers.") and place.endswith(".headers")
 
 
 def _toml(file: str) -> dict[str, Any]:
@@ -317,12 +312,10 @@ def _toml(file: str) -> dict[str, Any]:
         return tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise Missing(f"there is no file {file}") from None
-    except RecursionError:
-        raise NotTOML(f"{file} is not TOML: it is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise NotTOML(f"{file} is not TOML: it is not UTF-8 text") from None
-    except ValueError as error:  # of tomllib, or of a number with thousands of digits
-        raise NotTOML(f"{file} is not TOML: {error}") from None
+    except (RecursionError, ValueError) as error:  # a ValueError also for very long numbers
+        known = {RecursionError: "nested too deeply", UnicodeDecodeError: "not UTF-8 text"}
+        why = f"it is {known[type(error)]}" if type(error) in known else error
+        raise NotTOML(f"{file} is not TOML: {why}") from None
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
 
@@ -358,12 +351,9 @@ class _Variables:
     """Applies the variables INFERMUX_SECTION__KEY; reports unknown ones."""
 
     def __init__(self, environment: _Environment, problems: Problems, notices: list[str]) -> None:
-        self._environment = environment
-        self._problems = problems
-        self._set = Setter(notices)
+        self._environment, self._problems, self._set = environment, problems, Setter(notices)
 
     def applied(self, config: Config) -> Config:
-        """Return *config* with the values of the variables."""
         for name, value in sorted(self._environment.variables.items()):
             if name.startswith(PREFIX) and "__" in name:
                 with self._problems:
@@ -371,7 +361,8 @@ class _Variables:
         with self._problems:
             config = self._with_admin_key(config)
         for name, value in sorted(self._environment.variables.items()):
-            if self._is_unread(name, value):
+            known = "__" in name or name in self._environment.used or _of_kubernetes(name, value)
+            if name.startswith(PREFIX) and not known:
                 hint = self._hint(name, config)
                 self._problems.errors.append(f"{name} is no variable of InferMux{hint}")
         return config
@@ -392,41 +383,34 @@ class _Variables:
             new = self._set.field(old, variable, f"[{section}]", key, value)
             return replace(config, **{section: new})
         if section != "providers":
-            hint = suggestion(section, [*SECTIONS, "providers"])
-            why = f"there is no section {section!r}{hint}"
-            if section in _TABLES:
-                why = f"there is no section {section!r} of variables: [{section}] is read in {FILE}"
-            raise ConfigError(f"{variable}: {why}")
+            hint = f" of variables: [{section}] is read in {FILE}"
+            if section not in _TABLES:
+                hint = suggestion(section, [*SECTIONS, "providers"])
+            raise ConfigError(f"{variable}: there is no section {section!r}{hint}")
         name, _, key = key.partition("__")
         known = {provider.name.lower(): provider for provider in config.providers}
         if name not in known and name in (each.lower() for each, _ in config.unread):
             return config
         if name not in known:
-            keys = [*self._environment.keys.get(name, ())] if config.environment else []
             remedy = f"add [providers.{name}] to {FILE}{close_to(name, known)}"
-            remedy = f"set {keys[0]}" if keys else remedy
+            if config.environment and (keys := [*self._environment.keys.get(name, ())]):
+                remedy = f"set {keys[0]}"
             raise ConfigError(f"{variable}: provider {name!r} is not configured; {remedy}")
         new = self._set.field(known[name], variable, f"[providers.{name}]", key, value)
         providers = [new if each is known[name] else each for each in config.providers]
         return replace(config, providers=tuple(providers))
 
-    def _is_unread(self, name: str, value: str) -> bool:
-        known = "__" in name or name in self._environment.used
-        return name.startswith(PREFIX) and not known and not _of_kubernetes(name, value)
-
     def _hint(self, name: str, config: Config) -> str:
-        """Return a hint with the variable that was probably meant."""
         from difflib import get_close_matches  # here: only an error needs it
 
         rest = name.removeprefix(PREFIX).upper()
         if address := Server.elsewhere.get(rest.lower()):
             return address
-        sections = {name: getattr(config, name) or kind() for name, kind in SECTIONS.items()}
-        places = [(f"{PREFIX}{name.upper()}__", value) for name, value in sections.items()]
-        for each in config.providers:
-            places.append((f"{PREFIX}PROVIDERS__{each.name.upper()}__", each))
-        known = [CONFIG, ADMIN_KEY, *(each for place in places for each in variables(*place))]
-        names = {each.removeprefix(PREFIX): each for each in known}
+        records = {name: getattr(config, name) or kind() for name, kind in SECTIONS.items()}
+        records |= {f"providers__{each.name}": each for each in config.providers}
+        names = {"CONFIG": CONFIG, "ADMIN_KEY": ADMIN_KEY}
+        for place, record in records.items():
+            names |= {each: PREFIX + each for each in variables(f"{place.upper()}__", record)}
         names["SERVER__ADMIN_KEY"] = ADMIN_KEY  # the longer name works, too
         bare = rest.replace("_", "")
         found = [each for each in names if each.replace("_", "") == bare]

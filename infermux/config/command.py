@@ -13,11 +13,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, printable, shown
-from ..types import POSIX, Clock, LogThrottle
-from .schema import PLACE, NoSecret, Secret, secret
+from ..types import POSIX, LogThrottle
+from .readers import span_seconds
+from .schema import PLACE, NoSecret, Secret, reads, seconds, secret, table, text
 
 MAX_OUTPUT = 65536  # bytes that a command may print
 TTL = 300.0  # seconds that a command's key is used
@@ -28,8 +30,34 @@ RETRY_SECONDS = 5.0  # after a command that failed
 _PRIVATE = r"(?:pass|pw|secret|token|key|auth|credential)"  # in the name of what is secret
 _NAMED = re.compile(rf"({_PRIVATE}[\w-]*[\"']?\s*[=:]\s*)\S+", re.I)
 _OPTION = re.compile(rf"-.*{_PRIVATE}[\w-]*", re.I)
+_DURATION = re.compile(r"[1-9]\d{0,5}[smh]", re.ASCII)
 _BEARERS = re.compile(r"[A-Za-z0-9_\-.~+/=]{16,}")  # that may be a token, in a command's words
 log = logging.getLogger("infermux")
+
+
+def _ttl(value: Any, place: str) -> float:
+    """Read seconds, or a text such as 50m."""
+    if isinstance(value, str):
+        if not _DURATION.fullmatch(value):
+            raise ConfigError(f'{place} must be seconds or a text such as "50m"')
+        value = span_seconds(value)
+    return float(seconds(value, place))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A command in a table: its words, how long its key is used, and how long it may take."""
+
+    command: str = reads(text)
+    ttl: float = reads(_ttl, TTL)
+    timeout: float = reads(seconds, RUN_SECONDS)
+
+
+def from_table(value: object, place: str) -> Secret:
+    """Return the key of a table with a command; raise ConfigError."""
+    found = table(Settings)(value, place)
+    argv = words(found.command, f"{place}.command")
+    return CommandSecret(argv, ttl=found.ttl, limit=found.timeout)
 
 
 class CommandSecret(Secret):
@@ -39,30 +67,10 @@ class CommandSecret(Secret):
     is fetched in the background. After a failure the last key is used for as long as it lasts.
     """
 
-    __slots__ = (
-        "_argv",
-        "_changed",
-        "_clock",
-        "_failed",
-        "_fetched",
-        "_limit",
-        "_log",
-        "_runs",
-        "_ttl",
-        "_why",
-    )
-
-    def __init__(
-        self,
-        argv: list[str],
-        *,
-        ttl: float = TTL,
-        limit: float = RUN_SECONDS,
-        clock: Clock = time.monotonic,
-    ) -> None:
+    def __init__(self, argv: list[str], *, ttl: float = TTL, limit: float = RUN_SECONDS) -> None:
         super().__init__("unknown", f"the command {argv[0]!r}")
         self._value = ""
-        self._argv, self._ttl, self._limit, self._clock = argv, ttl, limit, clock
+        self._argv, self._ttl, self._limit = argv, ttl, limit
         self._changed, self._log = threading.Condition(), LogThrottle()
         self._runs, self._why = False, ""
         self._fetched = self._failed = -float("inf")  # times
@@ -78,7 +86,7 @@ class CommandSecret(Secret):
 
     def current(self, patience: float) -> str:
         """Return the key within *patience* seconds; raise NoSecret."""
-        now = self._clock()
+        now = time.monotonic()
         if now - self._fetched < self._ttl * REFRESH:
             return self._value
         end = now + patience
@@ -89,9 +97,9 @@ class CommandSecret(Secret):
                     raise NoSecret(self._why)
                 self._runs = True
                 threading.Thread(target=self._run, daemon=True).start()
-            while self._runs and not good and (left := end - self._clock()) > 0:
+            while self._runs and not good and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            if good or self._clock() - self._fetched < self._ttl:
+            if good or time.monotonic() - self._fetched < self._ttl:
                 return self._value
             raise NoSecret(self._why or f"{self.source} has not answered yet")
 
@@ -99,7 +107,7 @@ class CommandSecret(Secret):
         """Fetch another key, as the vendor has refused this one; return whether it differs."""
         with self._changed:
             before = self._value
-            if self._clock() - self._fetched < RETRY_SECONDS:
+            if time.monotonic() - self._fetched < RETRY_SECONDS:
                 return False  # a new key already
             self._fetched = -float("inf")
         try:
@@ -118,7 +126,7 @@ class CommandSecret(Secret):
         except Exception as error:
             why = f"{self.source} failed with {type(error).__name__}"
         with self._changed:
-            self._runs, now = False, self._clock()
+            self._runs, now = False, time.monotonic()
             if value:
                 self._value, self._fetched, self._why = value, now, ""
             else:
@@ -173,7 +181,6 @@ def _read_all(stream: Any, into: bytearray) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command and what it started."""
     with contextlib.suppress(OSError):
         if POSIX:
             os.killpg(process.pid, signal.SIGKILL)

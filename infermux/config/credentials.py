@@ -8,29 +8,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError
 from ..types import LogThrottle
-from .schema import PLACE, Secret, of_type, seconds, secret, suggestion, text
+from .readers import REFERENCES
+from .schema import PLACE, Secret, keys_of, secret
 
 MAX_KEYS = 100  # of one provider
 LOOK_SECONDS = 1.0  # seconds between two checks of a file
-_DURATION = re.compile(r"([1-9]\d{0,5})(s|m|h)", re.ASCII)
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 log = logging.getLogger("infermux")
 Get = Callable[[str], str]  # returns the value of a variable, or ""
 
 
 class FileSecret(Secret):
     """A key in a file, which is read again when the file, or what a link leads to, changes."""
-
-    __slots__ = ("_lock", "_log", "_looked", "_path", "_stamp")
 
     def __init__(self, path: str, place: str) -> None:
         self._path, self._lock, self._log = Path(path), threading.Lock(), LogThrottle()
@@ -78,8 +74,6 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
 
 class SecretPool(Secret):
     """Several keys of one provider, among which its calls are spread."""
-
-    __slots__ = ("keys",)
 
     def __init__(self, keys: tuple[Secret, ...]) -> None:
         super().__init__("several", ", ".join(key.source for key in keys))
@@ -144,31 +138,9 @@ def _pool(values: list[Any], place: str, get: Get) -> Secret:
     return found[0] if len(found) == 1 else SecretPool(tuple(found))
 
 
-REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
-
-
 def _command_table(value: Mapping[str, Any], place: str) -> Secret:
-    from .command import RUN_SECONDS, TTL, CommandSecret, words
+    from .command import Settings, from_table  # loads subprocess
 
-    known = ("command", "ttl", "timeout")
-    if "command" not in value and value.keys().isdisjoint(known):
+    if value.keys().isdisjoint(keys_of(Settings)):
         raise ConfigError(f"{place} must be a reference, {REFERENCES}")
-    for name in value:
-        if name not in known:
-            raise ConfigError(f"{place} has no {shown(name)}{suggestion(name, known)}")
-    if "command" not in value:
-        raise ConfigError(f"{place} needs 'command'")
-    argv = words(text(value["command"], f"{place}.command"), f"{place}.command")
-    ttl = _ttl(value.get("ttl", TTL), f"{place}.ttl")
-    limit = seconds(value.get("timeout", RUN_SECONDS), f"{place}.timeout")
-    return CommandSecret(argv, ttl=ttl, limit=limit)
-
-
-def _ttl(value: Any, place: str) -> float:
-    """Read seconds, or a text such as 50m."""
-    if isinstance(value, str):
-        found = _DURATION.fullmatch(value)
-        if not found:
-            raise ConfigError(f'{place} must be seconds or a text such as "50m"')
-        value = int(found[1]) * _UNITS[found[2]]
-    return float(seconds(of_type(float, value, place), place))
+    return from_table(value, place)

@@ -67,8 +67,7 @@ def without_cycles(models: list[ModelConfig], problems: Problems) -> list[ModelC
             return models
         except CycleError as error:
             cycle = error.args[1][::-1]
-            way = " -> ".join(cycle)
-            problems.errors.append(f"[models] {cycle[0]} is circular: {way}")
+            problems.errors.append(f"[models] {cycle[0]} is circular: {' -> '.join(cycle)}")
             models = [model for model in models if model.name not in cycle]
 
 
@@ -96,11 +95,8 @@ def check_stars(
     for key in keys:
         for scope in key.models:
             if STAR * 2 in scope:
-                problems.errors.append(
-                    f"[keys.{key.name}].models: write * instead of ** in {shown(scope)}"
-                )
+                what = f"write * instead of ** in {shown(scope)}"
+                problems.errors.append(f"[keys.{key.name}].models: {what}")
         if key.budget is not None and is_pattern(key.budget.then):
-            problems.errors.append(
-                f"[keys.{key.name}].budget.then must be a name, not the pattern "
-                f"{shown(key.budget.then)}"
-            )
+            what = f"must be a name, not the pattern {shown(key.budget.then)}"
+            problems.errors.append(f"[keys.{key.name}].budget.then {what}")

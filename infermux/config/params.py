@@ -7,18 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, close_to, shown
-from .schema import Problems, Secret, any_table, of_type
+from ..errors import ConfigError, close_to, shown, wrong_value
+from .schema import TYPES, Problems, Secret, any_table, of_type
 
 _NUMBER = (int, float)
-_WORDS: dict[Any, str] = {
-    str: "text in quotes",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
 # Parameters by OpenAI's names: the type, and the smallest and largest number.
 _KNOWN: dict[str, tuple[tuple[type, ...], float, float]] = {
     "temperature": (_NUMBER, 0, 2),
@@ -95,10 +87,10 @@ def _check_param(name: str, value: Any, place: str) -> None:
         return
     kinds, least, most = _KNOWN[name]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(_WORDS[kind] for kind in kinds if kind is not int or len(kinds) == 1)
-        raise ConfigError(f"{place} must be {wanted}, not {shown(value)}")
+        wanted = " or ".join(TYPES[kind] for kind in kinds if kind is not int or len(kinds) == 1)
+        raise wrong_value(place, wanted, value)
     if isinstance(value, _NUMBER) and least < most and not least <= value <= most:
-        raise ConfigError(f"{place} must be from {least} to {most}, not {shown(value)}")
+        raise wrong_value(place, f"from {least} to {most}", value)
     if name == "stop" and isinstance(value, list):
         _check_texts(value, place)
     if name == "tools":

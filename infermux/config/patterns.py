@@ -47,7 +47,6 @@ class Pattern(NamedTuple):
 
 
 def is_pattern(name: str) -> bool:
-    """Whether *name* holds a `*`."""
     return STAR in name
 
 

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, shown
-from .schema import Reader, Secret, any_table, of_type, one_of, printable_name, text, texts, whole
+from ..errors import ConfigError, wrong_value
+from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts, whole
 
+REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
-_DAYS = re.compile(r"[1-9]\d{0,4}d", re.ASCII)
-_SPAN = re.compile(r"([1-9]\d{0,6})([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_SIZE = re.compile(r"([1-9]\d{0,6}) ?(KB|MB|GB)", re.ASCII)
 _BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
 LONGEST, LEAST, MOST = 366 * 86_400, 2**16, 2**40  # seconds; bytes
 MAX_TAGS, MAX_TAG = 16, 200  # tags of a key, and characters of one
 _HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:@\[\]/]*)(:\d{1,5})?", re.ASCII)
 _ODD = re.compile(r"%(?![0-9a-fA-F]{2})|\s")
-_MONEY = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
+
+
+def of_form(
+    pattern: str, right: str, fits: Callable[[str], bool] = lambda word: True
+) -> Callable[[Any, str], str]:
+    """Return a reader of text that matches *pattern* and *fits*; *right* is what it must be."""
+
+    def read(value: Any, place: str) -> str:
+        word = text(value, place)
+        if not re.fullmatch(pattern, word, re.ASCII) or not fits(word):
+            raise wrong_value(place, right, word)
+        return word
+
+    return read
 
 
 def secret(value: Any, place: str) -> Secret:
     """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
-        more = ', "command:PROGRAM" or a list of these' if place.endswith(".api_key") else ""
-        remedy = f'"env:NAME" or "file:PATH"{more}, never the secret itself'
-        raise ConfigError(f"{place} must be a reference, {remedy}")
+        forms = REFERENCES if place.endswith(".api_key") else '"env:NAME" or "file:PATH"'
+        raise ConfigError(f"{place} must be a reference, {forms}, never the secret itself")
     return value
 
 
@@ -96,12 +107,9 @@ def web_address(value: Any, place: str) -> Secret:
 
 
 def alert_events(value: Any, place: str) -> tuple[str, ...]:
-    """Read the names of the events that alerts are sent for."""
-    read = one_of("budget", "target", "prices", "records")
-    found = tuple(read(each, f"{place}[{n}]") for n, each in enumerate(texts(value, place)))
-    if not found:
-        raise ConfigError(f"{place} names no event; without [alerts] none is sent")
-    return found
+    if found := some_of("budget", "target", "prices", "records")(value, place):
+        return found
+    raise ConfigError(f"{place} names no event; without [alerts] none is sent")
 
 
 def key_hash(value: Any, place: str) -> str:
@@ -113,56 +121,40 @@ def key_hash(value: Any, place: str) -> str:
     return found.lower().removeprefix("sha256:")
 
 
+_dollars = of_form(r"\d{1,9}(\.\d{1,12})?", 'dollars as text, such as "200.00"')
+
+
 def money(value: Any, place: str) -> str:
     """Read dollars as decimal text, so that no digit is lost."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    word = str(value) if is_whole else text(value, place)
-    if not _MONEY.fullmatch(word):
-        raise ConfigError(f'{place} must be dollars as text, such as "200.00", not {shown(word)}')
-    return word
+    return _dollars(str(value) if type(value) is int else value, place)
 
 
 def some_texts(value: Any, place: str) -> tuple[str, ...]:
-    found = texts(value, place)
-    if not found:
-        raise ConfigError(f"{place} must name a key")
-    return found
+    if found := texts(value, place):
+        return found
+    raise ConfigError(f"{place} must name a key")
 
 
-def days(value: Any, place: str) -> str:
-    """Read a number of days, such as 400d."""
-    word = text(value, place)
-    if not _DAYS.fullmatch(word):
-        raise ConfigError(f'{place} must be a number of days, such as "400d", not {shown(word)}')
-    return word
-
-
-def span(value: Any, place: str) -> str:
-    """Read a length of time, such as 1h."""
-    word = text(value, place)
-    if not _SPAN.fullmatch(word) or span_seconds(word) > LONGEST:
-        forms = 'a time such as "90s", "15m", "1h" or "7d", at most "366d"'
-        raise ConfigError(f"{place} must be {forms}, not {shown(word)}")
-    return word
-
-
-def span_seconds(word: str) -> float:
+def span_seconds(word: str) -> int:
     """Return the seconds of a length of time that was read."""
-    return float(word[:-1]) * _SECONDS[word[-1]]
-
-
-def size(value: Any, place: str) -> str:
-    """Read a number of bytes, such as 256MB."""
-    word = text(value, place)
-    if not _SIZE.fullmatch(word) or not LEAST <= size_bytes(word) <= MOST:
-        forms = 'bytes such as "500KB", "256MB" or "2GB", from "64KB" to "1024GB"'
-        raise ConfigError(f"{place} must be {forms}, not {shown(word)}")
-    return word
+    return int(word[:-1]) * _SECONDS[word[-1]]
 
 
 def size_bytes(word: str) -> int:
-    """Return the bytes of a number that was read."""
     return int(word[:-2]) * _BYTES[word[-2:]]
+
+
+days = of_form(r"[1-9]\d{0,4}d", 'a number of days, such as "400d"')
+span = of_form(
+    r"[1-9]\d{0,6}[smhdw]",
+    'a time such as "90s", "15m", "1h" or "7d", at most "366d"',
+    lambda word: span_seconds(word) <= LONGEST,
+)
+size = of_form(
+    r"[1-9]\d{0,6} ?(KB|MB|GB)",
+    'bytes such as "500KB", "256MB" or "2GB", from "64KB" to "1024GB"',
+    lambda word: LEAST <= size_bytes(word) <= MOST,
+)
 
 
 def time_zone(value: Any, place: str) -> str:
@@ -173,9 +165,8 @@ def time_zone(value: Any, place: str) -> str:
         if name != "UTC":
             ZoneInfo(name)
     except (LookupError, ValueError, OSError):  # OSError: the name of a folder
-        raise ConfigError(
-            f'{place} must be a time zone such as "Europe/Berlin" or "UTC", not {shown(name)}'
-        ) from None
+        right = 'a time zone such as "Europe/Berlin" or "UTC"'
+        raise wrong_value(place, right, name) from None
     return name
 
 
@@ -197,12 +188,9 @@ def weights(value: Any, place: str) -> dict[str, float]:
 
 
 def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
-    """Read a table of features that models lack."""
-    read = one_of("tools", "images", "structured output", "embeddings", "reasoning")
-    return {
-        model: tuple(read(item, f"{place}.{model}") for item in texts(items, f"{place}.{model}"))
-        for model, items in any_table(value, place).items()
-    }
+    read = some_of("tools", "images", "structured output", "embeddings", "reasoning")
+    found = any_table(value, place)
+    return {model: read(items, f"{place}.{model}") for model, items in found.items()}
 
 
 ENDPOINTS = (  # endpoints that are passed through
@@ -215,8 +203,7 @@ NO_ENDPOINTS = "none"
 
 def endpoint_names(value: Any, place: str) -> tuple[str, ...]:
     """Read a list of endpoints, or "none" alone."""
-    read = one_of(*ENDPOINTS, NO_ENDPOINTS)
-    found = tuple(read(each, place) for each in texts(value, place))
+    found = some_of(*ENDPOINTS, NO_ENDPOINTS)(value, place)
     if NO_ENDPOINTS in found and len(found) > 1:
         raise ConfigError(f'{place} must have no other item beside "none"')
     return found
@@ -241,11 +228,11 @@ def or_zero(reader: Reader) -> Reader:
 
 def tags(value: Any, place: str) -> bool | dict[str, str]:
     """Read whether requests may set project and env, or the tags of all requests."""
-    if not isinstance(value, dict):
-        if not isinstance(value, bool):
-            what = 'true or false, or a table of text such as { project = "search" }'
-            raise ConfigError(f"{place} must be {what}")
+    if isinstance(value, bool):
         return value
+    if not isinstance(value, dict):
+        what = 'true or false, or a table of text such as { project = "search" }'
+        raise ConfigError(f"{place} must be {what}")
     if not 0 < len(value) <= MAX_TAGS:
         raise ConfigError(f"{place} must have 1 to {MAX_TAGS} tags")
     for name, item in value.items():

@@ -7,12 +7,12 @@ returns the field's value or raises ConfigError with a remedy. `table(Breaker)` 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import MISSING, field, fields, replace
+from dataclasses import MISSING, Field, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, close_to, shown
+from ..errors import ConfigError, close_to, shown, wrong_value
 
 Reader = Callable[[Any, str], Any]
 Record = TypeVar("Record")
@@ -24,16 +24,14 @@ RENAMED = {  # old names of keys, which still work; each with the name that it h
     "lacks": "unsupported",
     "then": "fallback",
 }
-_TYPES = {
-    "str": "text in quotes",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "list": "a list",
-    "dict": "a table",
+TYPES: dict[type, str] = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
 }
-
-
 PLACE = "\0"
 
 
@@ -48,7 +46,6 @@ class Secret:
         self._value, self.source = value, source
 
     def reveal(self) -> str:
-        """Return the value itself."""
         return self._value
 
     @property
@@ -72,8 +69,8 @@ class NoSecret(Exception):
 class Problems:
     """Collects the errors of `with` blocks, so that all of them can be reported at once."""
 
-    def __init__(self, errors: Iterable[str] = ()) -> None:
-        self.errors = [*errors]
+    def __init__(self) -> None:
+        self.errors: list[str] = []
 
     def __enter__(self) -> None:
         pass
@@ -82,6 +79,11 @@ class Problems:
         if isinstance(error, ConfigError):
             self.errors += error.errors
         return isinstance(error, ConfigError)
+
+    def at(self, place: str) -> tuple[str, ...]:
+        """Return the errors with *place*, if given, before each."""
+        head = f"{place}: " if place else ""
+        return tuple(head + error.removeprefix(head) for error in self.errors)
 
     def check(self) -> None:
         """Raise ConfigError if there is an error."""
@@ -107,7 +109,7 @@ class Setter:
     def field(self, record: Any, variable: str, place: str, path: str, value: str) -> Any:
         """Return *record* with the field at *path* (KEY or TABLE__KEY) read from *value*."""
         given, _, rest = path.partition("__")
-        known = {item.name: item for item in fields(record) if "reader" in item.metadata}
+        known = keys_of(record)
         key = current(given, known)
         if key not in known:
             raise ConfigError(f"{variable}: {place} has no {key!r}{suggestion(key, known)}")
@@ -126,13 +128,18 @@ class Setter:
         return replace(record, **{key: known[key].metadata["reader"](typed, variable)})
 
 
+def keys_of(kind: Any) -> dict[str, Field[Any]]:
+    """Return the fields of a dataclass that a table can set, by name."""
+    return {item.name: item for item in fields(kind) if "reader" in item.metadata}
+
+
 def variables(prefix: str, record: Any) -> Iterator[str]:
     """Yield the name of the environment variable of each key of a table."""
-    for item in fields(record):
-        value, name = getattr(record, item.name), prefix + item.name.upper()
-        if "reader" in item.metadata and hasattr(value, "__dataclass_fields__"):
+    for key in keys_of(record):
+        value, name = getattr(record, key), prefix + key.upper()
+        if hasattr(value, "__dataclass_fields__"):
             yield from variables(f"{name}__", value)
-        elif "reader" in item.metadata:
+        else:
             yield name
 
 
@@ -150,7 +157,7 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
         return secret(variable, value)
     if isinstance(old, bool):
         if (word := value.strip().lower()) not in ("true", "false"):
-            raise ConfigError(f"{variable} must be true or false, not {shown(value)}")
+            raise wrong_value(variable, TYPES[bool], value)
         return word == "true"
     if isinstance(old, tuple):
         return [item.strip() for item in value.split(",") if item.strip()]
@@ -158,8 +165,7 @@ def _typed(old: Any, value: str, kind: Any, variable: str) -> Any:
         try:
             return type(old)(value)
         except ValueError:
-            right = "a whole number" if isinstance(old, int) else "a number"
-            raise ConfigError(f"{variable} must be {right}, not {shown(value)}") from None
+            raise wrong_value(variable, TYPES[type(old)], value) from None
     return value
 
 
@@ -172,12 +178,12 @@ def reads(reader: Reader, default: Any = MISSING) -> Any:
 
 def table(kind: type[Record], **given: Any) -> Callable[[Any, str], Record]:
     """Return a reader that makes a *kind* from a table; *given* fields are not in the table."""
-    items = fields(kind)  # type: ignore[arg-type]
-    readers = {item.name: item.metadata["reader"] for item in items if "reader" in item.metadata}
+    keys = keys_of(kind)
+    readers = {name: item.metadata["reader"] for name, item in keys.items()}
     required = [
-        item.name
-        for item in items
-        if item.default is MISSING and item.default_factory is MISSING and item.name not in given
+        name
+        for name, item in keys.items()
+        if item.default is MISSING and item.default_factory is MISSING
     ]
 
     def read_table(value: Any, place: str) -> Record:
@@ -208,8 +214,8 @@ def of_type(kind: type, value: Any, place: str, more: str = "") -> Any:
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
         # never the value: it may be a secret in the wrong place
-        what = _TYPES.get(type(value).__name__, "a date or a time")
-        raise ConfigError(f"{place} must be {_TYPES[kind.__name__]}{more}, not {what}")
+        what = TYPES.get(type(value), "a date or a time")
+        raise ConfigError(f"{place} must be {TYPES[kind]}{more}, not {what}")
     return value
 
 
@@ -237,7 +243,7 @@ def whole(value: Any, place: str) -> int:
     number: int = of_type(int, value, place)
     if not 0 < number < 10**12:
         bound = "above 0" if number < 1 else f"below {10**12:,}"
-        raise ConfigError(f"{place} must be a whole number {bound}, not {shown(value)}")
+        raise wrong_value(place, f"a whole number {bound}", value)
     return number
 
 
@@ -247,8 +253,7 @@ def at_most(limit: float, unit: str = "") -> Reader:
     def read(value: Any, place: str) -> float:
         number: float = of_type(float, value, place)
         if not 0 < number <= limit:
-            bounds = f"{unit}more than 0 and at most {limit}"
-            raise ConfigError(f"{place} must be {bounds}, not {shown(value)}")
+            raise wrong_value(place, f"{unit}more than 0 and at most {limit}", value)
         return float(number)
 
     return read
@@ -268,8 +273,6 @@ def printable_name(value: str, place: str) -> str:
 
 
 def one_of(*words: str) -> Reader:
-    """Return a reader that accepts these words only."""
-
     def read(value: Any, place: str) -> str:
         word: str = of_type(str, value, place)
         if word not in words:
@@ -278,6 +281,13 @@ def one_of(*words: str) -> Reader:
         return word
 
     return read
+
+
+def some_of(*words: str) -> Callable[[Any, str], tuple[str, ...]]:
+    read = one_of(*words)
+    return lambda value, place: tuple(
+        read(word, f"{place}[{number}]") for number, word in enumerate(texts(value, place))
+    )
 
 
 def url(value: Any, place: str) -> str:

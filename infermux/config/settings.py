@@ -45,6 +45,7 @@ from .schema import (
     reads,
     seconds,
     share,
+    some_of,
     suggestion,
     table,
     text,
@@ -126,11 +127,6 @@ class ProviderConfig:
     source: str = ""  # the variable that configures it; empty: the file
 
 
-def _fallbacks(value: object, place: str) -> tuple[str, ...]:
-    known = one_of("context", "content_filter", "rejected")
-    return tuple(known(each, place) for each in texts(value, place))
-
-
 @dataclass(frozen=True, slots=True)
 class AnswersConfig:
     """How long answers are cached, and how many bytes of them."""
@@ -180,7 +176,9 @@ class ModelConfig:
     weights: Mapping[str, float] = reads(weights, {})
     on_unsupported: str = reads(one_of("error", "drop"), "")
     # rejections by a vendor after which the next target is tried
-    fallback_on: tuple[str, ...] = reads(_fallbacks, FALLBACK_ON)
+    fallback_on: tuple[str, ...] = reads(
+        some_of("context", "content_filter", "rejected"), FALLBACK_ON
+    )
     sticky: bool = reads(flag, False)  # whether a session stays at its target while that is healthy
     cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
     # whether answers are cached, and given to the same request
@@ -238,6 +236,16 @@ class Server:
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")
 
+    @property
+    def for_flask(self) -> dict[str, int | float]:
+        """What an app has of it in its own config."""
+        upload = self.max_upload or self.max_body
+        return {
+            "MAX_CONTENT_LENGTH": self.max_body,
+            MAX_UPLOAD: upload,
+            EARLY_HEADERS: self.early_headers,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class TeamConfig:
@@ -279,7 +287,6 @@ class KeyConfig:
 
 
 def caller_key(name: str, value: object) -> KeyConfig:
-    """Read a table of [keys]."""
     return table(KeyConfig, name=name)(value, f"[keys.{name}]")
 
 
@@ -347,9 +354,8 @@ class AlertsConfig:
     """Where warnings about money, targets, prices and records are posted."""
 
     webhook: Secret | None = reads(web_address, None)
-    secret: Secret | None = reads(
-        secret, None
-    )  # that signs each alert; None: the webhook's address
+    # that signs each alert; None: the webhook's address
+    secret: Secret | None = reads(secret, None)
     events: tuple[str, ...] = reads(alert_events, ("budget", "target", "prices", "records"))
 
 

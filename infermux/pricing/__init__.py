@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import NamedTuple
 
 from ..types import Usage
-from .price import PICO, Price, cost, usd, usd_float
+from .price import PICO, Price, cost, decimal, usd, usd_float
 from .table import MAX_ID, Entry, Layer, PriceTable, shipped
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PriceTable",
     "charge",
     "cost",
+    "decimal",
     "entries",
     "find",
     "shipped",
@@ -70,15 +71,11 @@ def charge(
         own = prices.override(provider, model, overrides) if model and overrides else None
         price = own or (prices.find(provider, model) if model else None)
         if price is not None:
-            amount = cost(usage, price, at=at, service_tier=service_tier)
-            for name, more in usage.others:
-                amount = _added(amount, cost(more, prices.find(provider, name), at=at))
+            costs = [cost(usage, price, at=at, service_tier=service_tier)]
+            costs += [cost(more, prices.find(provider, name), at=at) for name, more in usage.others]
+            amount = None if None in costs else sum(filter(None, costs))
             return Charge(amount, "unpriced" if amount is None else "override" if own else source)
     return Charge(None, "unpriced")
-
-
-def _added(amount: int | None, more: int | None) -> int | None:
-    return None if amount is None or more is None else amount + more
 
 
 def find(provider: str, model: str) -> Price | None:
@@ -92,5 +89,4 @@ def entries() -> Iterator[Price]:
 
 
 def table_date() -> date:
-    """Return the date of the shipped prices."""
     return shipped().day

@@ -29,8 +29,6 @@ class Difference(NamedTuple):
 
 
 class Check(NamedTuple):
-    """The result of a comparison."""
-
     source: str  # litellm, genai-prices or OpenRouter
     compared: int
     differences: list[Difference]
@@ -43,11 +41,9 @@ def stale(now: float, table: PriceTable | None = None) -> str | None:
     age = (datetime.fromtimestamp(now, UTC).date() - table.day).days
     if age <= MAX_AGE_DAYS:
         return None
-    which = (
-        "the shipped prices" if table.own is None else f"the shipped prices and {table.own.name}"
-    )
+    own = f" and {table.own.name}" if table.own else ""
     return (
-        f"{which} are from {table.day}, {age} days ago: update infermux, or run "
+        f"the shipped prices{own} are from {table.day}, {age} days ago: update infermux, or run "
         "`infermux prices update FILE` with a newer table"
     )
 
@@ -74,7 +70,6 @@ def check(data: bytes, today: date, table: PriceTable | None = None) -> Check:
 
 
 def known(table: PriceTable) -> Iterator[str]:
-    """Yield the ids and aliases of the prices."""
     for price in table.entries():
         yield from (price.id, *price.aliases)
 

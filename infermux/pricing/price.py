@@ -158,10 +158,14 @@ def cost(
 
 def usd(pico: int | None) -> str:
     """Return exact decimal dollars such as 0.0232856, or "unpriced"."""
-    if pico is None:
-        return "unpriced"
-    whole, rest = divmod(abs(pico), PICO)
-    return ("-" if pico < 0 else "") + f"{whole}.{rest:012}".rstrip("0").rstrip(".")
+    return "unpriced" if pico is None else decimal(pico, PICO)
+
+
+def decimal(count: int, unit: int) -> str:
+    """Return *count* divided by *unit*, a power of ten, as exact text."""
+    whole, rest = divmod(abs(count), unit)
+    text = f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+    return text if count >= 0 else f"-{text}"
 
 
 def usd_float(pico: int | None) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ConfigError, shown
 from .table import MAX_ID, Entry
+from .tariff import plain
 
 GENAI, LITELLM, OPENROUTER = "genai-prices", "litellm", "OpenRouter"
 _MILLION = 10**6
@@ -66,14 +67,16 @@ _LITELLM_KEY = re.compile(
     rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
     re.ASCII,
 )
-_UNREAD = "a figure is not a price"
+_UNREAD, _NO_PRESET = "a figure is not a price", "of a vendor without a preset"
 _MODES = ("chat", "completion", "responses", "embedding")
 _Rates = dict[str, Decimal]
 
 
-class Listed(NamedTuple):
-    """A model and its entry."""
+class _Skipped(ValueError):
+    """Why a model is left out."""
 
+
+class Listed(NamedTuple):
     vendor: str
     entry: Entry
     by_hour: bool = False  # whether the table also has prices of certain hours, which are not here
@@ -93,18 +96,18 @@ class PublicTable:
         return len(self.listed) + sum(map(len, self.skipped.values()))
 
     def skip(self, reason: str, model: str) -> None:
-        """Leave out a model."""
         self.skipped.setdefault(reason, []).append(model)
 
     def take(self, read: Callable[..., None], id: str, *entry: Any) -> None:
         """Read a model, or leave it out if it cannot be read."""
         try:
             read(self, id, *entry)
-        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-            self.skip(_reason(error), id)
+        except _Skipped as why:
+            self.skip(str(why), id)
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError):
+            self.skip(_UNREAD, id)
 
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
-        """Take a model in."""
         if 0 < len(model) <= MAX_ID:
             self.listed.append(Listed(vendor, {"id": model.lower(), **entry}, by_hour))
         else:
@@ -175,24 +178,18 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
     provider = entry.get("litellm_provider", "")
     vendor, mode = LITELLM_VENDORS.get(provider), entry.get("mode", "chat")
     if vendor is None:
-        table.skip("of a vendor without a preset", id)
-        return
+        raise _Skipped(_NO_PRESET)
     if mode not in _MODES:
-        table.skip("not a model for text", id)
-        return
+        raise _Skipped("not a model for text")
     rates = _litellm_rates(entry, "")
     _by_size(rates, entry.get("tiered_pricing"))
     found = _entry(rates)
-    if found is None:
-        table.skip("without a price of input tokens", id)
-        return
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
     services = {name: offer for name in _SERVICES if (offer := _service(rates, entry, name))}
     if services:
         found["service"] = services
-    sizes = {"max_input": "max_input_tokens", "max_output": "max_output_tokens"}
-    found |= {ours: entry[name] for ours, name in sizes.items() if _is_size(entry.get(name))}
+    found |= _sizes(entry.get("max_input_tokens"), entry.get("max_output_tokens"))
     table.add(vendor, id.removeprefix(f"{provider}/"), found)
 
 
@@ -209,10 +206,10 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
 def _by_size(rates: dict[int, _Rates], pricing: Any) -> None:
     """Read litellm's `tiered_pricing`: prices by ranges of input tokens."""
     for each in pricing or ():
-        start = int(each["range"][0])
-        tier = rates.setdefault(start, {})
-        named = {name: each[key] for key, name in _LITELLM.items() if each.get(key) is not None}
-        tier.update({name: _figure(value, _MILLION) for name, value in named.items()})
+        tier = rates.setdefault(int(each["range"][0]), {})
+        for key, name in _LITELLM.items():
+            if each.get(key) is not None:
+                tier[name] = _figure(each[key], _MILLION)
 
 
 def _service(
@@ -232,7 +229,7 @@ def _service(
     }
     factor = factors.pop() if len(factors) == 1 else None
     if factor is not None and round(factor, 6) == factor:
-        return _text(factor)
+        return plain(factor)
     return _texts(offer[0])
 
 
@@ -245,39 +242,33 @@ def _genai(table: PublicTable, name: str, provider: Mapping[str, Any], today: da
         vendor, suffix = "huggingface", f":{name.removeprefix(_ROUTED)}"
     for model in provider["models"]:
         id = _id(model)
-        if vendor is None:
-            table.skip("of a vendor without a preset", f"{name}/{id}")
-        else:
-            table.take(_genai_model, f"{name}/{id}", vendor, id + suffix, model, today)
+        table.take(_genai_model, f"{name}/{id}", vendor, id + suffix, model, today)
 
 
 def _genai_model(
-    table: PublicTable, told: str, vendor: str, id: str, model: Mapping[str, Any], today: date
+    table: PublicTable, _: str, vendor: str | None, id: str, model: Mapping[str, Any], today: date
 ) -> None:
+    if vendor is None:
+        raise _Skipped(_NO_PRESET)
     found, by_hour = _genai_entry(model["prices"], today)
-    if found is None:
-        table.skip("without a price of input tokens", told)
-        return
-    if _is_size(size := model.get("context_window")):
-        found["max_input"] = size
-    table.add(vendor, id, found, by_hour=by_hour)
+    table.add(vendor, id, found | _sizes(model.get("context_window")), by_hour=by_hour)
 
 
-def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any] | None, bool]:
-    dated = prices if isinstance(prices, list) else [{"prices": prices}]
-    starts = [_start(each.get("constraint")) for each in dated]
-    begun = [
-        each for each, start in zip(dated, starts, strict=True) if start is None or start <= today
+def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any], bool]:
+    listed = prices if isinstance(prices, list) else [{"prices": prices}]
+    dated = [(_start(each.get("constraint")), each) for each in listed]
+    begun = [each for start, each in dated if start is None or start <= today]
+    timed = [
+        each for each in begun if (limit := each.get("constraint")) and "start_date" not in limit
     ]
-    timed = [each for each in begun if _is_timed(each.get("constraint"))]
     always = [each for each in begun if each not in timed]
-    found = _entry(_genai_rates((always or dated)[-1 if always else 0]["prices"]))
+    found = _entry(_genai_rates((always[-1] if always else listed[0])["prices"]))
     later = [
         {"from": start.isoformat()} | _texts(_genai_rates(each["prices"])[0])
-        for each, start in zip(dated, starts, strict=True)
+        for start, each in dated
         if start is not None and start > today
     ]
-    if found is not None and later:
+    if later:
         found["next"] = later
     return found, bool(timed)
 
@@ -285,10 +276,6 @@ def _genai_entry(prices: Any, today: date) -> tuple[dict[str, Any] | None, bool]
 def _start(constraint: Mapping[str, Any] | None) -> date | None:
     start = (constraint or {}).get("start_date")
     return start if start is None or isinstance(start, date) else date.fromisoformat(start)
-
-
-def _is_timed(constraint: Mapping[str, Any] | None) -> bool:
-    return bool(constraint) and "start_date" not in (constraint or {})
 
 
 def _genai_rates(prices: Mapping[str, Any]) -> dict[int, _Rates]:
@@ -347,33 +334,31 @@ def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
     }
     request = _figure(prices.get("request") or 0, 1000)
     found = _entry({0: rates})
-    if found is None:
-        table.skip("without a price of input tokens", id)
-        return
     if request:
-        found["request_per_1k_max"] = _text(request)
+        found["request_per_1k_max"] = plain(request)
     top = model.get("top_provider") or {}
-    sizes = {
-        "max_input": top.get("context_length") or model.get("context_length"),
-        "max_output": top.get("max_completion_tokens"),
-    }
-    table.add("openrouter", id, found | {name: n for name, n in sizes.items() if _is_size(n)})
+    most = top.get("context_length") or model.get("context_length")
+    table.add("openrouter", id, found | _sizes(most, top.get("max_completion_tokens")))
 
 
 # -- figures --
 
 
-def _entry(rates: dict[int, _Rates]) -> dict[str, Any] | None:
-    """Return an entry of prices by size, or None if the one of input is not known.
+def _entry(rates: dict[int, _Rates]) -> dict[str, Any]:
+    """Return an entry of prices by size; raise _Skipped if the one of input is not known.
 
     A rate of 0 beside input that costs something means that the table does not know it.
     """
     smallest = min((over for over, found in rates.items() if "input" in found), default=0)
     base = rates.get(0) or rates.get(smallest, {})
     if "input" not in base:
-        return None
+        raise _Skipped("without a price of input tokens")
     known = {
-        over: {name: rate for name, rate in found.items() if rate or not _is_extra(name, base)}
+        over: {
+            name: rate
+            for name, rate in found.items()
+            if rate or not base["input"] or name in ("input", "output")
+        }
         for over, found in rates.items()
     }
     tiers = [
@@ -384,35 +369,21 @@ def _entry(rates: dict[int, _Rates]) -> dict[str, Any] | None:
     return _texts(known.get(0) or known[smallest]) | ({"tiers": tiers} if tiers else {})
 
 
-def _is_extra(name: str, base: _Rates) -> bool:
-    return bool(base["input"]) and name not in ("input", "output")
-
-
 def _figure(value: object, times: int = 1) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError(f"{shown(value)} is not a price")
     # rounds off the error of binary fractions
     figure = round(Decimal(value) * times, 12).normalize()
     if figure < 0:
-        raise _BelowZero
+        raise _Skipped("a price is below 0")
     return abs(figure)
 
 
-class _BelowZero(ValueError):
-    pass
-
-
-def _reason(error: Exception) -> str:
-    return "a price is below 0" if isinstance(error, _BelowZero) else _UNREAD
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _text(figure: Decimal) -> str:
-    return f"{figure.normalize():f}"
+def _sizes(max_input: object, max_output: object = None) -> dict[str, int]:
+    """Return those that are known."""
+    sizes = {"max_input": max_input, "max_output": max_output}
+    return {name: size for name, size in sizes.items() if type(size) is int and size > 0}
 
 
 def _texts(rates: _Rates) -> dict[str, Any]:
-    return {name: _text(rate) for name, rate in rates.items()}
+    return {name: plain(rate) for name, rate in rates.items()}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, close_to, shown
 from .price import Price
-from .tariff import ENTRY, TERMS, Tariff, check_keys, terms
+from .tariff import ENTRY, TERMS, Tariff, check_keys, day, terms
 
 Entry = Mapping[str, Any]  # of a table, as it is written
 MAX_ID = 200  # characters of a model id that is looked up
@@ -58,10 +58,8 @@ class Layer(NamedTuple):
     dates: Mapping[str, str] = {}  # of sources that are newer than the table, by letter
 
     def told(self, entry: Entry) -> tuple[str, ...]:
-        """Return the names of the sources of an entry."""
-        named = _SOURCES | {key: text.partition(" (")[0] for key, text in self.sources.items()}
-        letters = str(entry.get("src", ""))
-        return tuple(_SOURCES.get(each) or named.get(each, each) for each in letters)
+        named = {key: text.partition(" (")[0] for key, text in self.sources.items()} | _SOURCES
+        return tuple(named.get(each, each) for each in str(entry.get("src", "")))
 
     def day_of(self, entry: Entry) -> str:
         """Return the day of an entry's figures, or ""."""
@@ -69,9 +67,7 @@ class Layer(NamedTuple):
         return str(entry.get("as_of") or max(dates, default="") or self.day or "")
 
     def label(self, entry: Entry) -> str:
-        """Return where the figures of an entry are from, and of which day they are."""
-        found = [", ".join(self.told(entry)), self.day_of(entry)]
-        about = "; ".join(filter(None, found))
+        about = "; ".join(filter(None, (", ".join(self.told(entry)), self.day_of(entry))))
         return f"{self.name} ({about})" if about else self.name
 
 
@@ -187,20 +183,18 @@ class PriceTable:
 
     def _price(self, vendor: str, entry: Entry) -> Price:
         key = vendor, entry["id"]
-        price = self._prices.get(key)
-        if price is None:
+        if key not in self._prices:
             origin = self._origin(vendor, entry)
             layers = tuple(origin.layers.items()) if key in self._merged else ()
             day = self.shipped.day_of(entry)
-            price = Price.from_entry(
+            self._prices[key] = Price.from_entry(
                 vendor,
                 entry,
                 sources=origin.sources,
                 layers=layers,
                 as_of=day if day != str(self.shipped.day) else "",
             )
-            self._prices[key] = price
-        return price
+        return self._prices[key]
 
     def _origin(self, vendor: str, entry: Entry) -> _Origin:
         layers = dict.fromkeys(_terms(entry), self.shipped.label(entry))
@@ -237,7 +231,6 @@ class PriceTable:
 
 @cache
 def shipped() -> PriceTable:
-    """Return the table that InferMux ships."""
     from importlib.resources import files  # here, because it doubles the time to import this module
 
     stored = json.loads(files("infermux").joinpath("prices.json").read_text("utf-8"))
@@ -282,7 +275,7 @@ def read(stored: object, name: str) -> Layer:
         raise ConfigError(f"{name}: sources must be a table of names by letter")
     for vendor, listed in models.items():
         _check_entries(listed, f"{name}: models.{vendor}")
-    return Layer(name, _date(stored.get("as_of"), f"{name}: as_of"), sources, models)
+    return Layer(name, _day(stored.get("as_of"), f"{name}: as_of"), sources, models)
 
 
 def names(provider: str, model: str) -> Iterator[str]:
@@ -337,11 +330,8 @@ def _check_entries(listed: object, place: str) -> None:
         aliases = entry.get("aliases", [])
         if not isinstance(aliases, list) or not all(isinstance(name, str) for name in aliases):
             raise ConfigError(f"{at}.aliases must be a list of names")
-        _date(entry.get("as_of"), f"{at}.as_of")
+        _day(entry.get("as_of"), f"{at}.as_of")
 
 
-def _date(value: object, place: str) -> date | None:
-    try:
-        return date.fromisoformat(str(value)) if value is not None else None
-    except ValueError:
-        raise ConfigError(f'{place} must be a date such as "2026-12-01"') from None
+def _day(value: object, place: str) -> date | None:
+    return None if value is None else day(value, place)

@@ -11,9 +11,9 @@ from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from itertools import starmap
 from operator import itemgetter
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
-from ..errors import ConfigError, close_to, shown
+from ..errors import ConfigError, close_to, shown, wrong_value
 
 _MAX_DIGITS = 30  # of a figure, before or after the point: 1e999999 would exhaust memory
 _WEEKDAYS = {
@@ -99,21 +99,23 @@ class Peak(NamedTuple):
 _OVERLAY = frozenset(Tariff._fields)
 
 
-def figure_text(figure: Decimal | None) -> str | None:
+def plain(figure: Decimal) -> str:
     """Return a figure as text, without an exponent."""
-    return None if figure is None else f"{figure.normalize():f}"
+    return f"{figure.normalize():f}"
+
+
+def figure_text(figure: Decimal | None) -> str | None:
+    return None if figure is None else plain(figure)
 
 
 def figures(rates: Tariff) -> dict[str, str]:
-    """Return the rates that are listed, as text."""
-    listed = {name: rate for name, rate in rates._asdict().items() if rate is not None}
-    return {name: figure_text(rate) or "" for name, rate in listed.items()}
+    return {name: plain(rate) for name, rate in rates._asdict().items() if rate is not None}
 
 
 def terms(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a Price's fields from a table, without provider and id; raise ConfigError."""
     if "input" not in entry:
-        _fail(place, 'has no "input"; write "0" for a free model')
+        raise ConfigError(f'{place} has no "input"; write "0" for a free model')
     found: dict[str, Any] = {"rates": _rates(entry, place), "note": str(entry.get("note", ""))}
     for key, read in _READ.items():
         if key in entry:
@@ -130,33 +132,34 @@ def _figure(value: object, place: str) -> Decimal:
     try:
         figure = Decimal(value if isinstance(value, str) else repr(value))
     except InvalidOperation:
-        _wrong(place, 'a decimal string such as "0.15"', value)
+        raise wrong_value(place, 'a decimal string such as "0.15"', value) from None
     if not figure.is_finite() or figure.is_signed():
-        _wrong(place, "a finite amount of 0 or more", value)
+        raise wrong_value(place, "a finite amount of 0 or more", value)
     if abs(cast(int, figure.as_tuple().exponent)) > _MAX_DIGITS or figure.adjusted() > _MAX_DIGITS:
         limit = f"at most {_MAX_DIGITS} digits before and after the point"
-        _fail(place, f"must have {limit}, not {shown(value)}")
+        raise ConfigError(f"{place} must have {limit}, not {shown(value)}")
     return figure
 
 
 def _whole(value: object, place: str) -> int:
     if type(value) is not int or value < 0:
-        _wrong(place, "a whole number of tokens", value)
+        raise wrong_value(place, "a whole number of tokens", value)
     return value
 
 
-def _day(value: object, place: str) -> date:
+def day(value: object, place: str) -> date:
+    """Read a date such as "2026-12-01"; raise ConfigError."""
     try:
         return value if type(value) is date else date.fromisoformat(cast(str, value))
     except (TypeError, ValueError):
-        _wrong(place, 'a date such as "2026-12-01"', value)
+        raise wrong_value(place, 'a date such as "2026-12-01"', value) from None
 
 
 def _changes(
     value: object, key: str, read: Callable[[object, str], Any], place: str
 ) -> list[tuple[Any, Tariff]]:
     if not isinstance(value, list):
-        _wrong(place, "a list", value)
+        raise wrong_value(place, "a list", value)
     changes = []
     for number, item in enumerate(value):
         at = f"{place}[{number}]"
@@ -171,9 +174,9 @@ def _peak(value: Mapping[str, Any], place: str) -> Peak | None:
         return None
     hours, days = value.get("utc"), value.get("days", "mon-sun")
     if not isinstance(hours, list):
-        _wrong(f"{place}.utc", 'a list of hours such as ["01:00-04:00"]', hours)
+        raise wrong_value(f"{place}.utc", 'a list of hours such as ["01:00-04:00"]', hours)
     if not isinstance(days, str) or days not in _WEEKDAYS:
-        _wrong(f"{place}.days", f"one of {', '.join(_WEEKDAYS)}", days)
+        raise wrong_value(f"{place}.days", f"one of {', '.join(_WEEKDAYS)}", days)
     return Peak(
         tuple(_span(text, f"{place}.utc") for text in hours), _WEEKDAYS[days], _rates(value, place)
     )
@@ -184,41 +187,42 @@ def _span(text: object, place: str) -> tuple[int, int]:
     hour, minute, end_hour, end_minute = map(int, match.groups()) if match else (0, 0, 0, 0)
     start, end = hour * 60 + minute, end_hour * 60 + end_minute
     if not start < end <= 24 * 60:
-        _wrong(place, 'hours of one UTC day such as "01:00-04:00"', text)
+        raise wrong_value(place, 'hours of one UTC day such as "01:00-04:00"', text)
     return start, end
 
 
 def _services(value: Mapping[str, Any], place: str) -> tuple[Service, ...]:
     if not isinstance(value, Mapping):
-        _wrong(place, "a table of service tiers", value)
-    return tuple(_offer(name.lower(), offer, f"{place}.{name}") for name, offer in value.items())
-
-
-def _offer(name: str, offer: object, place: str) -> Service:
-    if not isinstance(offer, Mapping):
-        return Service(name, factor=_figure(offer, place))
-    check_keys(offer, _OVERLAY, place)
-    return Service(name, _rates(offer, place))
+        raise wrong_value(place, "a table of service tiers", value)
+    found = []
+    for name, offer in value.items():
+        at = f"{place}.{name}"
+        if isinstance(offer, Mapping):
+            check_keys(offer, _OVERLAY, at)
+            found.append(Service(name.lower(), _rates(offer, at)))
+        else:
+            found.append(Service(name.lower(), factor=_figure(offer, at)))
+    return tuple(found)
 
 
 def _figures(value: object, place: str) -> tuple[tuple[str, Decimal], ...]:
     if not isinstance(value, Mapping):
-        _wrong(place, "a table of figures", value)
+        raise wrong_value(place, "a table of figures", value)
     return tuple((str(name).lower(), _figure(each, place)) for name, each in value.items())
 
 
 def _media(value: object, place: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(each in MEDIA for each in value):
-        _wrong(place, f"a list of {', '.join(MEDIA)}", value)
+        raise wrong_value(place, f"a list of {', '.join(MEDIA)}", value)
     return tuple(value)
 
 
 _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "tiers": lambda value, place: tuple(starmap(Tier, _changes(value, "over", _whole, place))),
-    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", _day, place))),
+    "next": lambda value, place: tuple(starmap(Scheduled, _changes(value, "from", day, place))),
     "peak": _peak,
     "service": _services,
-    "since": _day,
+    "since": day,
     "request_per_1k_max": _figure,
     "fees": _figures,
     "geo": _figures,
@@ -235,15 +239,8 @@ ENTRY = TERMS | {"id", "aliases", "src", "as_of"}  # of an entry of a table
 def check_keys(entry: object, known: Collection[str], place: str) -> None:
     """Raise ConfigError if *entry* is not a table, or has an unknown key."""
     if not isinstance(entry, Mapping):
-        _wrong(place, 'a table such as { input = "0.5", output = "2" }', entry)
+        raise wrong_value(place, 'a table such as { input = "0.5", output = "2" }', entry)
     for key in entry:
         if key not in known:
-            _fail(place, f"has an unknown key {shown(key)}{close_to(str(key), known)}")
-
-
-def _wrong(place: str, wanted: str, value: object) -> NoReturn:
-    _fail(place, f"must be {wanted}, not {shown(value)}")
-
-
-def _fail(place: str, what: str) -> NoReturn:
-    raise ConfigError(f"{place} {what}")
+            hint = close_to(str(key), known)
+            raise ConfigError(f"{place} has an unknown key {shown(key)}{hint}")

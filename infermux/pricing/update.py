@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..types import JSON
 from .compare import Difference, differences
 from .price import Price
 from .public import OPENROUTER, Listed, PublicTable
@@ -36,8 +37,6 @@ class Changed(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A user's new table, and how it came about."""
-
     source: str
     read: int  # models in the public table
     same: int  # models whose prices are known
@@ -45,7 +44,7 @@ class Update(NamedTuple):
     changed: list[Changed]
     kept: list[str]  # models whose prices of long requests the public table does not list
     skipped: dict[str, list[str]]  # models by the reason
-    table: dict[str, Any]  # as it is written
+    table: JSON  # as it is written
 
 
 def update(
@@ -78,9 +77,7 @@ def update(
     return Update(found.source, found.read, same, work.new, work.changed, kept, skipped, table)
 
 
-def _table(
-    models: Mapping[str, Sequence[Entry]], day: date, sources: Mapping[str, str]
-) -> dict[str, Any]:
+def _table(models: Mapping[str, Sequence[Entry]], day: date, sources: Mapping[str, str]) -> JSON:
     used = {
         letter for listed in models.values() for each in listed for letter in each.get("src", "")
     }
@@ -98,16 +95,11 @@ def _table(
 def written(table: Mapping[str, Any]) -> str:
     """Return a table as text, a line per model."""
     about = {key: value for key, value in table.items() if key != "models"}
-    lists = [
-        f"{json.dumps(vendor)}:[\n{_lines(listed)}\n]" for vendor, listed in table["models"].items()
-    ]
-    head = json.dumps(about, separators=(",", ":"))[:-1]
-    return f'{head},"models":{{\n' + ",\n".join(lists) + "\n}}\n"
-
-
-def _lines(listed: list[Entry]) -> str:
-    entries = sorted(listed, key=lambda entry: str(entry["id"]))
-    return ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+    dense, lists = json.JSONEncoder(separators=(",", ":")).encode, []
+    for vendor, listed in table["models"].items():
+        entries = sorted(listed, key=lambda entry: str(entry["id"]))
+        lists.append(f"{json.dumps(vendor)}:[\n" + ",\n".join(map(dense, entries)) + "\n]")
+    return f'{dense(about)[:-1]},"models":{{\n' + ",\n".join(lists) + "\n}}\n"
 
 
 def _put(listed: list[Entry], entry: Entry) -> None:
@@ -128,8 +120,6 @@ def _put(listed: list[Entry], entry: Entry) -> None:
 
 @dataclass(slots=True)
 class _Work:
-    """Compares models with the present prices, one at a time."""
-
     present: PriceTable
     source: str
     day: date
@@ -138,7 +128,7 @@ class _Work:
     changed: list[Changed] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
-    def terms(self, listed: Listed) -> tuple[dict[str, Any], str]:
+    def terms(self, listed: Listed) -> tuple[JSON, str]:
         """Return the terms of a model that are new or differ; or why it is left out."""
         try:
             theirs = Price.from_entry(listed.vendor, listed.entry)
@@ -152,7 +142,7 @@ class _Work:
         if ours is None:
             self.new.append(f"{theirs.provider}/{theirs.id}")
             return {key: value for key, value in listed.entry.items() if key != "id"}, ""
-        terms = dict[str, Any]()
+        terms = JSON()
         for changed, key, value in self._changes(ours, theirs, listed.entry):
             self.changed.append(changed)
             terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
@@ -205,7 +195,7 @@ class _Work:
                 yield Changed(name, size, None, str(limit)), size, limit
 
 
-def _tiers(ours: Price, theirs: Price) -> list[dict[str, Any]]:
+def _tiers(ours: Price, theirs: Price) -> list[JSON]:
     """Return their tiers, with the figures that only ours have; none if they list none."""
     known = {round(tier.over, -3): tier.rates for tier in ours.tiers}
     return [

@@ -13,6 +13,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -22,11 +23,10 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .. import build
-from ..config.settings import EARLY_HEADERS, MAX_UPLOAD, Config, Server, inherits_sockets
-from ..errors import ConfigError, listed, printable, shown
+from ..config.settings import Config, Server, inherits_sockets
+from ..errors import ConfigError, listed, printable, shown, wrong_value
 from ..pricing.compare import stale
 from ..routing import stream
 from ..telemetry import call_log, shared_memory
@@ -36,6 +36,7 @@ from . import alerts, status
 log = logging.getLogger("infermux")
 
 PORT = 8600
+ADDRESS = re.compile(r"(\[[^\[\]]*\]|[^:]*):(\d{1,5})", re.ASCII)
 MIN_CONNECTIONS = 4096  # per worker, approximately
 MAX_DESCRIPTORS = 65536  # per process, if allowed; a call uses several
 LARGE_BLOCK = 1024 * 1024  # bytes; malloc maps larger ones
@@ -69,7 +70,6 @@ def load() -> dict[str, Any]:
 
 
 def options(server: Server) -> dict[str, Any]:
-    """Return gunicorn's settings for *server*."""
     return {
         "bind": f":{PORT}",
         "worker_class": "infermux.server.worker.Worker",
@@ -117,8 +117,16 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """Print where the service listens; warn if anyone on the network may call it."""
-    _say_where(server)
-    public = [place for bind in server.cfg.bind if (place := _public(bind))]
+    scheme, public = "https" if server.cfg.is_ssl else "http", []
+    places = [listener.sock.getsockname() for listener in server.LISTENERS]
+    for place in places or server.cfg.address:
+        where = place
+        if isinstance(place, tuple):
+            where = f"{_bracketed(place[0])}:{place[1]}"
+            public += [] if _is_local(place[0]) else [where]
+            where = f"{scheme}://{where}"
+        with contextlib.suppress(OSError):  # stderr may be closed
+            os.write(1, f"infermux listening on {where}\n".encode())
     if public and build.settings().keys is None:
         server.log.warning(
             "no [keys]: the endpoints at %s are open to anyone, "
@@ -127,28 +135,11 @@ def when_ready(server: Any) -> None:
         )
 
 
-def _say_where(server: Any) -> None:
-    scheme = "https" if server.cfg.is_ssl else "http"
-    places = [listener.sock.getsockname() for listener in server.LISTENERS]
-    for place in places or server.cfg.bind:
-        where = place
-        if isinstance(place, tuple):
-            where = f"{scheme}://{_bracketed(str(place[0]))}:{place[1]}"
-        with contextlib.suppress(OSError):  # stderr may be closed
-            os.write(1, f"infermux listening on {where}\n".encode())
-
-
-def _public(bind: str) -> str:
-    """Return the address of gunicorn's *bind* if other hosts can reach it, else ""."""
-    if bind.startswith(("unix:", "fd://")):
-        return ""
-    parts = urlsplit("//" + bind.removeprefix("tcp://"))
-    host = parts.hostname or "0.0.0.0"
+def _is_local(host: str) -> bool:
+    """Whether no other host can reach an address."""
     with contextlib.suppress(ValueError):  # a host name
-        if ip_address(host.partition("%")[0]).is_loopback:
-            return ""
-    port = parts.port if parts.port is not None else 8000
-    return "" if host == "localhost" else f"{_bracketed(host)}:{port}"
+        return ip_address(host.partition("%")[0]).is_loopback
+    return host == "localhost"
 
 
 def address_of(config: Config, host: str | None = None, port: int | None = None) -> str:
@@ -167,19 +158,18 @@ def usable(addr: str) -> str:
 
     Without a host it is every address of this host, including IPv6 where available.
     """
-    if addr.startswith(("unix:", "fd://")):
+    if addr.startswith("fd://"):
+        return addr
+    if addr.startswith("unix:"):
         path = Path(addr.removeprefix("unix:").removeprefix("//"))
         free = path.is_socket() or not path.exists()
-        if addr[0] == "u" and not (free and os.access(path.parent, os.W_OK)):
+        if not (free and os.access(path.parent, os.W_OK)):
             raise ConfigError(f"cannot listen at {shown(addr)}: no socket can be made there")
         return addr
-    host, colon, number = addr.removeprefix("tcp://").rpartition(":")
-    port = int(number) if number.isascii() and number.isdigit() and len(number) < 6 else -1
-    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not 0 <= port < 65536 or (name == host and ":" in host):
-        raise ConfigError(
-            f"--addr must be HOST:PORT or :PORT, such as 127.0.0.1:{PORT}, not {shown(addr)}"
-        )
+    found = ADDRESS.fullmatch(addr.removeprefix("tcp://"))
+    if found is None or int(found[2]) > 65535:
+        raise wrong_value("--addr", f"HOST:PORT or :PORT, such as 127.0.0.1:{PORT}", addr)
+    name, port = found[1].strip("[]"), int(found[2])
     if inherits_sockets():  # from systemd, or from the master that this one replaces
         return addr
     if not name:
@@ -207,8 +197,8 @@ def _check_certificate(certfile: str, keyfile: str | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: "")
     except OSError as error:
-        is_pem = not isinstance(error, ssl.SSLError)
-        why = error.strerror if is_pem else "they are not PEM, or the key is another's"
+        unread = isinstance(error, ssl.SSLError)
+        why = "they are not PEM, or the key is another's" if unread else error.strerror
         raise ConfigError(f"--certfile and --keyfile cannot be used: {why}") from None
 
 
@@ -216,15 +206,11 @@ def on_reload(arbiter: Any) -> None:
     """With --preload, reconfigure the master's app; otherwise each worker makes its own."""
     if arbiter.cfg.preload_app and build.pinned is not None:
         _renew(build.pinned)
-        server = build.pinned.server
         for app in list(build.apps):
-            app.config["MAX_CONTENT_LENGTH"] = server.max_body
-            app.config[MAX_UPLOAD] = server.max_upload or server.max_body
-            app.config[EARLY_HEADERS] = server.early_headers
+            app.config.update(build.pinned.server.for_flask)
 
 
 def _renew(config: Config) -> None:
-    """Rebuild the master's routers from *config*."""
     for old in list(build.routers):
         new = build.router(config, serving=True)
         build.routers.discard(new)

@@ -24,7 +24,6 @@ from ..routing.router import Router
 from ..telemetry.alerts import Alert, Alerts, alerts_of, host
 from ..types import LogThrottle, Target
 from . import status
-from .status import TargetStatus
 
 CHECK_SECONDS = 2.0
 PRICES_SECONDS = 3600.0  # seconds between two checks of the age of the prices
@@ -33,6 +32,7 @@ DAY = 86_400.0  # in which old prices have one
 FEW_SECONDS = 60.0  # seconds after which a loss that another worker has reported is a new one
 SHARES = (100, 80, 50)  # percent of a budget
 USED_UP = 80  # percent, from which a budget that refuses calls is used up
+DOWN, UP = "target down ", "target up "  # begin the subjects of a target's alerts
 _lock = threading.Lock()
 _watchers: weakref.WeakKeyDictionary[Router, Watcher] = weakref.WeakKeyDictionary()
 _throttle = LogThrottle(seconds=600.0)
@@ -94,7 +94,6 @@ class Watcher:
             time.sleep(CHECK_SECONDS)
 
     def check(self, router: Router) -> None:
-        """Send the alerts that are due."""
         alerts = alerts_of(router.observers)
         if alerts is None or router.ledger is None:
             return
@@ -135,42 +134,41 @@ class Watcher:
     def _down(self, router: Router) -> Iterator[Due]:
         named = set(router.registry.targets())
         for each in status.targets(router):
-            target = Target(each.provider, each.model)
-            if target not in named or each.state != "open" or _by_hand(each):
+            target = each.target
+            if target not in named or each.state != "open" or each.forced:
                 continue
             self._seen_down.add(target)
             text = f"{target} is down: {each.reason or 'circuit open'}"
             if each.error_rate is not None:
                 text += f"; {each.error_rate:.0%} of its calls failed in the last minute"
             details = {"provider": target.provider, "model": target.model, "reason": each.reason}
-            yield Due(Alert("target", f"target down {target}", text, details))
+            yield Due(Alert("target", DOWN + str(target), text, details))
 
     def _recovered(
         self, router: Router, alerts: Alerts, known: Mapping[str, Sent], now: float
     ) -> Iterator[Due]:
         """Yield the targets that were reported as down and serve again."""
         told = {
-            subject.removeprefix("target down "): sent
+            subject.removeprefix(DOWN): sent
             for subject, sent in known.items()
-            if subject.startswith("target down ")
+            if subject.startswith(DOWN)
         }
         if "target" not in alerts.events or not (told or self._seen_down):
             return
         for each in status.targets(router):
-            target = Target(each.provider, each.model)
+            target = each.target
             down = told.get(str(target))
             if each.state != "closed":
                 continue
             saw, self._seen_down = target in self._seen_down, self._seen_down - {target}
-            if down is None or _is_after(known.get(f"target up {target}"), down):
+            if down is None or _is_after(known.get(UP + str(target)), down):
                 continue
             serves = each.error_rate is not None and each.error_rate < 0.5
             ours = down.host == host() or now - down.at >= HOUR
             if saw or (serves and ours):
-                since = datetime.fromtimestamp(down.at, UTC)
-                text = f"{target} is up again; it was down since {since:%Y-%m-%d %H:%M} UTC"
+                text = f"{target} is up again; it was down since {_minute(down.at)}"
                 details = {"provider": target.provider, "model": target.model}
-                yield Due(Alert("target", f"target up {target}", text, details))
+                yield Due(Alert("target", UP + str(target), text, details))
 
     # -- prices and records --
 
@@ -196,8 +194,8 @@ class Watcher:
         yield Due(Alert("records", "records", text, {"lost": lost}), sent=sent)
 
 
-def _by_hand(each: TargetStatus) -> bool:
-    return each.reason is not None and "forced" in each.reason
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _is_after(up: Sent | None, down: Sent) -> bool:
@@ -221,10 +219,8 @@ def _budgets(router: Router, alerts: Alerts) -> Iterator[Due]:
 
 def _budget(state: BudgetState, reached: int) -> Due:
     budget = state.budget
-    kind = "team" if budget.members else "key"
-    whose = (
-        f"The budget {budget.caller!r}" if budget.members else f"The budget of {budget.caller!r}"
-    )
+    kind, of = ("team", "") if budget.members else ("key", "of ")
+    whose = f"The budget {of}{budget.caller!r}"
     per = "in total" if budget.period == "total" else f"per {budget.period}"
     spent, limit = usd(state.spent), usd(state.limit)
     what = f"{whose} has spent {reached} %: {spent} of {limit} USD {per}"
@@ -233,10 +229,7 @@ def _budget(state: BudgetState, reached: int) -> Due:
         what = f"{whose} is used up: {spent} of {limit} USD {per} are spent"
         what += f"; {then.get(budget.then, f'calls go to {budget.then}')}"
     if state.resets is not None:
-        what += f"; it resets at {datetime.fromtimestamp(state.resets, UTC):%Y-%m-%d %H:%M} UTC"
-    subjects = {
-        share: f"budget {share} {budget.owner} {state.key} {state.limit}" for share in SHARES
-    }
+        what += f"; it resets at {_minute(state.resets)}"
     details = {
         kind: budget.caller,
         "percent": reached,
@@ -244,8 +237,12 @@ def _budget(state: BudgetState, reached: int) -> Due:
         "limit_usd": limit,
         "period": state.key,
     }
-    lower = tuple(subject for share, subject in subjects.items() if share < reached)
-    return Due(Alert("budget", subjects[reached], what, details), None, lower)
+    subject, *lower = (
+        f"budget {share} {budget.owner} {state.key} {state.limit}"
+        for share in SHARES
+        if share <= reached
+    )
+    return Due(Alert("budget", subject, what, details), None, tuple(lower))
 
 
 # -- what was sent --
@@ -261,10 +258,8 @@ def _may_send(due: Due, known: Mapping[str, Sent], now: float) -> bool:
         if due.alert.event == "records" and now - last.at < FEW_SECONDS:
             due.sent()  # another worker has sent the same alert
         return False
-    if subject.startswith("target down "):
-        up = known.get(subject.replace(" down ", " up ", 1))
-        return _is_after(up, last)
-    return True
+    is_down = subject.startswith(DOWN)
+    return not is_down or _is_after(known.get(UP + subject.removeprefix(DOWN)), last)
 
 
 # -- threads --

@@ -54,6 +54,16 @@ class TargetStatus(NamedTuple):
     since: float | None = None  # seconds since 1970: when one first refused calls
     why: str = ""  # the failure upon which it did
 
+    @property
+    def target(self) -> Target:
+        """The target itself."""
+        return Target(self.provider, self.model)
+
+    @property
+    def forced(self) -> bool:
+        """Whether an operator has opened its circuit."""
+        return (self.reason or "").startswith("circuit forced open")
+
 
 class Records(NamedTuple):
     """Numbers of calls that all workers have not written to the ledger."""
@@ -127,7 +137,6 @@ def monitor(router: Router) -> Monitor:
 
 
 def metrics_text(router: Router) -> bytes:
-    """Return the metrics of all workers in Prometheus's text format."""
     own = monitor(router)
     _count_losses(own.memory)
     streams = router.admission.streams + sum(each["streams"] for each in _others(own.memory))
@@ -151,9 +160,7 @@ def metrics_text(router: Router) -> bytes:
 
 def count_failed_login(router: Router, api: str) -> None:
     """Count a request to *api* whose key is not valid there."""
-    slot = monitor(router).memory.own
-    with slot.lock:
-        slot.add(("failed_logins_total", api))
+    monitor(router).memory.count("failed_logins_total", api)
 
 
 def targets(router: Router) -> list[TargetStatus]:
@@ -171,7 +178,6 @@ def targets(router: Router) -> list[TargetStatus]:
 
 
 def records(router: Router) -> Records:
-    """Return how many calls of all workers are not in the ledger."""
     memory = monitor(router).memory
     _count_losses(memory)
     pending = sum(each["waiting"] for each in _others(memory))
@@ -198,7 +204,7 @@ def service(router: Router) -> JSON:
 def limits_are_local(router: Router) -> bool:
     """Return whether limits per minute count only this host's calls, without the ledger."""
     own = _limits_are_local(router)
-    return own or any(each.get("local") for each in _others(monitor(router).memory))
+    return own or any(each["local"] for each in _others(monitor(router).memory))
 
 
 def _limits_are_local(router: Router) -> bool:
@@ -224,8 +230,6 @@ def budgets(router: Router, *, mirrors: bool = True) -> list[BudgetState]:
 
 
 class Commanded(NamedTuple):
-    """The outcome of a command."""
-
     workers: int
     done: int  # workers that have applied it within COMMAND_SECONDS
     heard: bool | None  # whether other hosts hear of it; None: no ledger connects them
@@ -322,11 +326,11 @@ def _backlog(router: Router) -> Backlog:
     return Backlog(0, 0) if router.ledger is None else router.ledger.backlog()
 
 
-def _others(memory: SharedMemory) -> list[dict[str, Any]]:
+def _others(memory: SharedMemory) -> list[JSON]:
     return [json.loads(status) for slot in memory.others() if (status := slot.read_status())]
 
 
-def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
+def _states(status: JSON) -> dict[Target, BreakerState]:
     age = time.monotonic() - status["at"]
     states = {}
     for provider, model, *values in status["targets"]:
@@ -338,7 +342,6 @@ def _states(status: dict[str, Any]) -> dict[Target, BreakerState]:
 
 
 def start() -> None:
-    """Start reporting the status of this worker."""
     if shared_memory.shared is not None:
         _report()  # before the first call is admitted
         threading.Thread(target=_keep_reporting, name="infermux-status", daemon=True).start()

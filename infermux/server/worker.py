@@ -72,8 +72,6 @@ SETTINGS = (  # read on every request by some version of gunicorn
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The gunicorn worker class of the service."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log: Any = copy.copy(self.log)  # leave the master's logger unchanged
@@ -89,7 +87,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """Return the thread pool that answers requests."""
         self.threads = Threads(self)
         return self.threads
 
@@ -119,7 +116,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             time.sleep(PAUSE_SECONDS)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Handle events, then start some of the queued requests."""
         burst = bool(self.threads.waiting)
         if burst or self.threads.arriving:
             timeout = min(timeout, TURN_SECONDS if burst else CHECK_SECONDS)
@@ -251,7 +247,6 @@ class Threads(ThreadPoolExecutor):
         sock.wake_at(1)
 
     def _start(self, job: Job) -> None:
-        """Give a request to a thread."""
         self._busy.add(job)
         try:
             super().submit(self._run, job)
@@ -356,7 +351,6 @@ def _bound(sock: socket.socket) -> None:
 
 
 def refusal(status: int) -> bytes:
-    """Return a complete HTTP/1.1 error response with a JSON body."""
     phrase = http.HTTPStatus(status).phrase
     kind: type[InferMuxError] = RequestError
     message = f"the request was refused: {phrase.lower()}"

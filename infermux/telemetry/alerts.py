@@ -31,7 +31,6 @@ TIMEOUT_SECONDS = 10.0  # to connect, and for each part of the answer
 WAITS = (1.0, 5.0, 25.0, 60.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds before each further try
 QUEUE = 100  # alerts that wait
 MAX_ANSWER = 4096  # bytes that are read
-SPENT = ("budget_exceeded",)  # codes of calls that a budget refuses
 log = logging.getLogger("infermux")
 
 
@@ -68,8 +67,8 @@ class Alerts(Exporter[tuple[str, bytes]]):
         self._beginning = threading.Lock()
 
     def __call__(self, call: Call) -> None:
-        spent = call.override or (call.error is not None and call.error.code in SPENT)
-        if spent and call.spent is not None and not call.spent.user:
+        refused = call.error is not None and call.error.code == "budget_exceeded"
+        if (refused or call.override) and call.spent is not None and not call.spent.user:
             self.refused[call.spent.owner] = time.time()
         if self.begin is not None:
             with self._beginning:
@@ -78,14 +77,12 @@ class Alerts(Exporter[tuple[str, bytes]]):
                 begin()
 
     def send(self, alert: Alert) -> None:
-        """Queue an alert."""
-        now = datetime.fromtimestamp(time.time(), UTC)
         body = {
             "text": alert.text,
             "event": alert.event,
             "subject": alert.subject,
             "id": new_id(),
-            "time": now.isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": host(),
             **({"details": alert.details} if alert.details else {}),
         }
@@ -94,7 +91,6 @@ class Alerts(Exporter[tuple[str, bytes]]):
         self.put((alert.subject, strict_json.encode(body)))
 
     def sender(self) -> Send[tuple[str, bytes]]:
-        """Return a function that posts alerts."""
         return self._post_all
 
     def _post_all(self, alerts: list[tuple[str, bytes]]) -> int:
@@ -128,9 +124,7 @@ class Alerts(Exporter[tuple[str, bytes]]):
 
     def _count(self, outcome: str) -> None:
         if self.memory is not None:
-            slot = self.memory.own
-            with slot.lock:
-                slot.add(("alerts_total", outcome))
+            self.memory.count("alerts_total", outcome)
 
     def _post(self, body: bytes) -> int:
         link, path = unopened(self._url, TIMEOUT_SECONDS)
@@ -153,10 +147,8 @@ def signature(body: bytes, secret: bytes, at: int) -> str:
 
 
 def host() -> str:
-    """Return the name of this host."""
     return socket.gethostname()[:100]
 
 
 def alerts_of(observers: Collection[Any]) -> Alerts | None:
-    """Return the sender of alerts among a router's *observers*, if there is one."""
     return next((each for each in observers if isinstance(each, Alerts)), None)

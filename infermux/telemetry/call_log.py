@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import Failure, printable
 from ..planning.call import Attempt, Call
+from ..types import JSON
 
 JSON_LINES = "json"
 MAX_TEXT = 200  # characters of a value: short lines are written atomically
@@ -42,11 +43,11 @@ class CallLog:
             _calls.log(level, "%s", self._write(line))
 
 
-def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> dict[str, Any]:
+def fields(call: Call, level: int = logging.INFO, *, tried: bool = False) -> JSON:
     """Return the fields of a finished call's line; *tried* adds its attempts."""
     (tokens_in, tokens_out), wanted = call.tokens, call.request.model
     first = call.attempts[-1].first_chunk if call.attempts else None
-    found: dict[str, Any] = {
+    found: JSON = {
         **_head(call.end_ns / 1e9, level),
         "id": call.id,
         "trace": call.trace_id,
@@ -86,7 +87,7 @@ def _told(call: Call, error: Failure) -> str:
     return said or "; ".join(filter(None, (error.summary.partition(": ")[2], error.hint)))
 
 
-def _tried(attempt: Attempt) -> dict[str, Any]:
+def _tried(attempt: Attempt) -> JSON:
     return {
         "provider": attempt.target.provider,
         "model": attempt.served or attempt.target.model,
@@ -98,19 +99,19 @@ def _tried(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _head(seconds: float, level: int) -> dict[str, Any]:
+def _head(seconds: float, level: int) -> JSON:
     return {
         "time": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds"),
         "level": logging.getLevelName(level).lower(),
     }
 
 
-def encoded(line: dict[str, Any]) -> str:
+def encoded(line: JSON) -> str:
     """Return a line as JSON in ASCII; long values are shortened."""
     return _ENCODER.encode(_shortened(line))
 
 
-def readable(line: dict[str, Any]) -> str:
+def readable(line: JSON) -> str:
     """Return a line as time, level and name=value pairs, without empty values."""
     known = {name: value for name, value in line.items() if value is not None and value != ""}
     time, level = known.pop("time"), known.pop("level").upper()
@@ -144,30 +145,25 @@ def configure(level: str, format: str) -> None:
 
 
 class _Lines(logging.Handler):
-    """Writes each line with one system call, so that lines of processes do not mix."""
+    """Writes each line with one system call, so that lines of processes do not mix.
 
-    def __init__(self, format: str) -> None:
-        super().__init__()
-        self.setFormatter(_Formatter(format))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # a broken log must not fail a call
-            os.write(2, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
-
-
-class _Formatter(logging.Formatter):
-    """Leaves the line of a call unchanged, and formats other messages like it."""
+    The line of a call is as it is; other messages are formatted like it.
+    """
 
     def __init__(self, format: str) -> None:
         super().__init__()
         self._json = format == JSON_LINES
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # a broken log must not fail a call
+            os.write(2, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         if record.name == _calls.name:
             return message
         head = _head(record.created, record.levelno)
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         if self._json:
             more = {"traceback": trace} if trace else {}
             return _ENCODER.encode({**head, "message": message, **more})

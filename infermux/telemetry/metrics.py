@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .. import errors
 from ..planning.call import Attempt, Call, HookRun
 from ..planning.registry import Registry
-from ..pricing import PICO
+from ..pricing import PICO, decimal
 from ..types import Target
 from .shared_memory import Key, SharedMemory, WorkerSlot
 
@@ -30,7 +30,6 @@ _TOKENS = [  # kinds, and the fields of Usage
     (kind, f"{kind}_tokens")
     for kind in ("input", "output", "cached_input", "cache_write", "reasoning")
 ]
-_NO_HOOKS: Mapping[str, HookRun] = {}
 _OUTCOMES = {"ok"} | {
     kind.code
     for kind in vars(errors).values()
@@ -39,9 +38,11 @@ _OUTCOMES = {"ok"} | {
 
 
 class Family(NamedTuple):
-    """A metric, and how its cells are converted to values."""
+    """A metric, and how its cells are converted to values.
 
-    kind: str
+    With bounds it is a histogram, with a name that ends in _total a counter, else a gauge.
+    """
+
     labels: tuple[str, ...]
     help: str
     unit: int = 1  # a cell's count is divided by it
@@ -49,61 +50,49 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "requests_total": Family("counter", (*_TARGET, "status"), "Calls that ended, by HTTP status."),
+    "requests_total": Family((*_TARGET, "status"), "Calls that ended, by HTTP status."),
     "latency_seconds": Family(
-        "histogram", _TARGET, "Seconds from the start of a call to its end.", _NANO, SECONDS
+        _TARGET, "Seconds from the start of a call to its end.", _NANO, SECONDS
     ),
     "ttft_seconds": Family(
-        "histogram", _TARGET, "Seconds from the start of a stream to its content.", _NANO, SECONDS
+        _TARGET, "Seconds from the start of a stream to its content.", _NANO, SECONDS
     ),
     "overhead_seconds": Family(
-        "histogram", (), "Seconds of a call outside providers and waits.", _NANO, OWN_SECONDS
+        (), "Seconds of a call outside providers and waits.", _NANO, OWN_SECONDS
     ),
     "hooks_total": Family(
-        "counter",
         ("hook", "outcome"),
         "Calls that a hook has seen: passed, changed, refused or failed.",
     ),
-    "hook_seconds": Family(
-        "histogram", ("hook",), "Seconds of a call in a hook.", _NANO, OWN_SECONDS
-    ),
+    "hook_seconds": Family(("hook",), "Seconds of a call in a hook.", _NANO, OWN_SECONDS),
     "tokens_total": Family(
-        "counter",
         (*_TARGET, "kind"),
         "Tokens; input includes cached_input and cache_write, output includes reasoning.",
     ),
-    "cost_usd_total": Family("counter", _TARGET, "Dollars, where the price is known.", PICO),
+    "cost_usd_total": Family(_TARGET, "Dollars, where the price is known.", PICO),
     "attempts_total": Family(
-        "counter", (*_TARGET, "outcome"), "Requests to providers, by ok or the error code."
+        (*_TARGET, "outcome"), "Requests to providers, by ok or the error code."
     ),
-    "circuit_state": Family(
-        "gauge", _TARGET, "0 closed, 1 half open, 2 open; the worst of all workers."
-    ),
-    "streams_open": Family("gauge", (), "Streams that are open or being opened."),
-    "unpriced_total": Family("counter", _TARGET, "Answered requests whose price is unknown."),
-    "streams_incomplete_total": Family(
-        "counter", _TARGET, "Streams that broke after their first content."
-    ),
-    "spans_dropped_total": Family("counter", (), "Spans that were not delivered."),
-    "ledger_pending": Family("gauge", (), "Calls that are not in the ledger yet."),
-    "rate_limits_local": Family(
-        "gauge", (), "1 while limits per minute count only the calls of this host."
-    ),
-    "ledger_lost_total": Family("counter", (), "Calls that could not be recorded."),
-    "budget_limit_usd": Family("gauge", _BUDGET, "Dollars that a key may spend.", PICO),
-    "budget_spent_usd": Family("gauge", _BUDGET, "Dollars that are spent in the period.", PICO),
-    "budget_held_usd": Family("gauge", _BUDGET, "Dollars that calls in flight hold.", PICO),
-    "budget_left_usd": Family("gauge", _BUDGET, "Dollars that are left in the period.", PICO),
+    "circuit_state": Family(_TARGET, "0 closed, 1 half open, 2 open; the worst of all workers."),
+    "streams_open": Family((), "Streams that are open or being opened."),
+    "unpriced_total": Family(_TARGET, "Answered requests whose price is unknown."),
+    "streams_incomplete_total": Family(_TARGET, "Streams that broke after their first content."),
+    "spans_dropped_total": Family((), "Spans that were not delivered."),
+    "ledger_pending": Family((), "Calls that are not in the ledger yet."),
+    "rate_limits_local": Family((), "1 while limits per minute count only the calls of this host."),
+    "ledger_lost_total": Family((), "Calls that could not be recorded."),
+    "budget_limit_usd": Family(_BUDGET, "Dollars that a key may spend.", PICO),
+    "budget_spent_usd": Family(_BUDGET, "Dollars that are spent in the period.", PICO),
+    "budget_held_usd": Family(_BUDGET, "Dollars that calls in flight hold.", PICO),
+    "budget_left_usd": Family(_BUDGET, "Dollars that are left in the period.", PICO),
     "answer_cache_total": Family(
-        "counter", ("name", "result"), "Calls of names that keep answers: hit, miss or bypass."
+        ("name", "result"), "Calls of names that keep answers: hit, miss or bypass."
     ),
     "mirrored_total": Family(
-        "counter", ("model", "outcome"), "Copies of a name's calls: sent, failed, refused, dropped."
+        ("model", "outcome"), "Copies of a name's calls: sent, failed, refused, dropped."
     ),
-    "alerts_total": Family(
-        "counter", ("outcome",), "Alerts to the webhook: sent, retried or failed."
-    ),
-    "failed_logins_total": Family("counter", ("api",), "Requests with a key that did not open."),
+    "alerts_total": Family(("outcome",), "Alerts to the webhook: sent, retried or failed."),
+    "failed_logins_total": Family(("api",), "Requests with a key that did not open."),
 }
 
 
@@ -118,7 +107,6 @@ class Metrics:
         self._changes = -1
 
     def count(self, call: Call) -> None:
-        """Count a call that has ended."""
         attempts, error, seconds = call.attempts, call.error, call.seconds
         last = attempts[-1] if attempts else None
         known = call.cached.target if call.cached else (call.provider, call.model)
@@ -130,7 +118,7 @@ class Metrics:
         own = seconds
         for attempt in attempts:
             own -= attempt.seconds + attempt.waited
-        hooks: Mapping[str, HookRun] = call.hooks or _NO_HOOKS
+        hooks: Mapping[str, HookRun] = call.hooks or {}
         for run in hooks.values():
             own += run.inside
         with slot.lock:
@@ -147,9 +135,8 @@ class Metrics:
                 slot.add(("hooks_total", name, run.outcome))
                 _observe(slot, ("hook_seconds", name), OWN_SECONDS, run.seconds)
             for attempt in attempts:
-                _attempted(
-                    slot, target if attempt is last else self.labels(*attempt.target), attempt
-                )
+                labels = target if attempt is last else self.labels(*attempt.target)
+                _attempted(slot, labels, attempt)
 
     def labels(self, provider: str, model: str) -> tuple[str, str]:
         """Return the labels for a provider and a model; unknown names become "other"."""
@@ -204,7 +191,9 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
             samples[name].append((tuple(values), cells))
     lines = []
     for name, family in FAMILIES.items():
-        lines += [f"# HELP infermux_{name} {family.help}", f"# TYPE infermux_{name} {family.kind}"]
+        other = "counter" if name.endswith("_total") else "gauge"
+        kind = "histogram" if family.bounds else other
+        lines += [f"# HELP infermux_{name} {family.help}", f"# TYPE infermux_{name} {kind}"]
         found = samples[name] or (
             [] if family.labels else [((), [0] * (len(family.bounds) + 2 if family.bounds else 1))]
         )
@@ -223,18 +212,13 @@ def text(counts: Mapping[Key, Sequence[int]], gauges: Mapping[Key, int]) -> byte
 def _values(family: Family, cells: Sequence[int]) -> Iterator[tuple[str, list[str], str]]:
     """Yield name suffix, bucket label and value for each line of a sample."""
     if not family.bounds:
-        yield "", [], _decimal(cells[0], family.unit)
+        yield "", [], decimal(cells[0], family.unit)
         return
     below = list(accumulate(cells[:-1]))
     for bound, count in zip((*family.bounds, "+Inf"), below, strict=True):
         yield "_bucket", [f'le="{bound}"'], str(count)
-    yield "_sum", [], _decimal(cells[-1], family.unit)
+    yield "_sum", [], decimal(cells[-1], family.unit)
     yield "_count", [], str(below[-1])
-
-
-def _decimal(count: int, unit: int) -> str:
-    whole, rest = divmod(count, unit)
-    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
 
 
 def _escaped(value: str) -> str:

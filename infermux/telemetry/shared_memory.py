@@ -120,7 +120,6 @@ class WorkerSlot:
 
     @property
     def acknowledged(self) -> int:
-        """The number of the last command that the worker has carried out."""
         return self._head[_ACKNOWLEDGED]
 
     @acknowledged.setter
@@ -149,7 +148,6 @@ class SharedMemory:
 
     @property
     def own(self) -> WorkerSlot:
-        """The slot of this process."""
         return self._own or self._claim()
 
     def _claim(self) -> WorkerSlot:
@@ -170,12 +168,17 @@ class SharedMemory:
         return WorkerSlot(self._memory[start : start + _SLOT])
 
     def _lock_slot(self, number: int) -> bool:
-        """Lock a slot; return False if another process owns it."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
         except OSError:
             return False
         return True
+
+    def count(self, *key: str) -> None:
+        """Add one to a series of one cell."""
+        slot = self.own
+        with slot.lock:
+            slot.add(key)
 
     def others(self) -> list[WorkerSlot]:
         """Return the slots of the other live workers."""
@@ -202,7 +205,6 @@ class SharedMemory:
 
     @property
     def last_command(self) -> int:
-        """The number of the last command."""
         return self._head[0]
 
     def command(self, action: str, provider: str, model: str | None = None) -> int:
@@ -265,7 +267,6 @@ def anonymous_file(size: int) -> int:
 
 
 def _after_fork() -> None:
-    """Forget the parent's slot and locks."""
     for memory in list(_memories):
         memory._reset()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import Failure
 from ..planning.call import Attempt, Call
 from ..protocol import TraceSpan
-from ..types import TraceContext
+from ..types import JSON, TraceContext
 
 OPERATION = "infermux.infer"
 MAX_CONTENT = 65536  # characters of a prompt or an answer in a span
@@ -22,8 +22,6 @@ _STATE = re.compile(r"\bmist=([0-9a-f]{32})\b")
 
 
 class SpanReporter(Protocol):
-    """A receiver of spans."""
-
     def report(self, span: TraceSpan) -> None:
         """Accept one span; never block, never raise."""
 
@@ -58,7 +56,7 @@ def of_meta(meta: Mapping[str, object]) -> TraceContext | None:
 def span(call: Call) -> TraceSpan:
     """Return the span of a finished call; one per call, as TokenTrace adds up all spans."""
     tokens_in, tokens_out = call.tokens
-    attrs: dict[str, Any] = {
+    attrs: JSON = {
         "provider": call.provider,
         "model": call.model,
         "tokens_in": tokens_in,
@@ -95,7 +93,7 @@ def reporting(reporter: SpanReporter | None) -> list[Callable[[Call], None]]:
     return [] if reporter is None else [lambda call: reporter.report(span(call))]
 
 
-def _tried(call: Call, attempt: Attempt) -> dict[str, Any]:
+def _tried(call: Call, attempt: Attempt) -> JSON:
     error = failure(call, attempt)
     return {
         "model": attempt.served or attempt.target.model,

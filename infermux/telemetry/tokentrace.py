@@ -97,27 +97,21 @@ class _Response(HTTPResponse):
 
 def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection, str]:
     """Return an unopened connection and the path to POST to; raise ValueError."""
-    connection, path = _connection(url, seconds)
-    response: Any = partial(_Response, seconds=seconds * ANSWER_PARTS)
-    connection.response_class = response
-    return connection, path
-
-
-def _connection(url: str, seconds: float) -> tuple[HTTPConnection, str]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an HTTP URL")
-    address, path = (parts.hostname, parts.port), parts.path.replace(" ", "%20")
-    if parts.query:
-        path += f"?{parts.query}"
-    if parts.scheme == "http":
-        return HTTPConnection(*address, timeout=seconds), path
-    import ssl
+    kind: Any = HTTPConnection
+    if parts.scheme == "https":
+        import ssl
 
-    import certifi  # the certificates that requests trusts
+        import certifi  # the certificates that requests trusts
 
-    trusted = ssl.create_default_context(cafile=certifi.where())
-    return HTTPSConnection(*address, timeout=seconds, context=trusted), path
+        trusted = ssl.create_default_context(cafile=certifi.where())
+        kind = partial(HTTPSConnection, context=trusted)
+    connection = kind(parts.hostname, parts.port, timeout=seconds)
+    connection.response_class = partial(_Response, seconds=seconds * ANSWER_PARTS)
+    query = f"?{parts.query}" if parts.query else ""
+    return connection, parts.path.replace(" ", "%20") + query
 
 
 def _post(
@@ -141,10 +135,10 @@ def _post(
         raise
     with contextlib.suppress(OSError, HTTPException):  # only the status matters
         response.read(MAX_BODY)
-    if not response.isclosed():
+    whole = response.isclosed()
+    if not whole:
         connection.close()
-        return response.status, None
-    return response.status, descriptor
+    return response.status, descriptor if whole else None
 
 
 def _is_readable(descriptor: int) -> bool:

@@ -25,6 +25,7 @@ from ..errors import (
     RequestError,
     RequestTooLarge,
     UnsupportedEncoding,
+    close_to,
     counted,
     shown,
 )
@@ -238,6 +239,14 @@ def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
     data = b"".join(parts)
     request.stream = io.BytesIO(data)
     return data
+
+
+def only_parameters(*known: str) -> None:
+    """Raise RequestError if the URL has a parameter that is not *known*."""
+    for name in request.args:
+        if name not in known:
+            hint = close_to(name, known) or f"; use {', '.join(known)}" * bool(known)
+            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
 
 
 def json_body(decode: Callable[[bytes], T]) -> T:

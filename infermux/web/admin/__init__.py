@@ -11,7 +11,7 @@ from functools import partial
 
 from flask import Response, request
 
-from ...errors import NotFound, RequestError, close_to, shown
+from ...errors import NotFound, RequestError
 from ...ledger import Ledger, LedgerUnavailable, reports
 from ...protocol import strict_json
 from ...routing import explain as explaining
@@ -21,13 +21,12 @@ from ...telemetry.metrics import CONTENT_TYPE
 from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, Route, auth, endpoints
 from ..auth import Admin
-from ..http import Api, View, json_body, json_response, plain_error, read_body
+from ..http import Api, View, json_body, json_response, only_parameters, plain_error, read_body
 from . import calls, keys
 from .status_page import About, StatusPage
 
 log = logging.getLogger("infermux")
 _unready = LogThrottle()
-_COST_PARAMETERS = ("by", "since", "until", "month", "caller", "limit")
 
 
 def ops_blueprint(
@@ -53,12 +52,11 @@ def ops_blueprint(
         for_all = (metrics() if callable(metrics) else metrics) == "open"
         return (prometheus if for_all else admin_only(prometheus))(api)
 
-    page = StatusPage(router, admin, about=about)
     routes = [
         ("GET", "/healthz", health),
         ("GET", "/readyz", readiness),
         ("GET", "/metrics", counters),
-        *page.routes(),
+        *StatusPage(router, admin, about=about).routes(),
     ]
     routes += [(method, path, admin_only(view)) for method, path, view in _FOR_OPERATORS]
     for action in status.ACTIONS:
@@ -78,7 +76,6 @@ LOCAL_RATES = "each host counts its own calls: the ledger is away"
 
 
 def health(_: Api) -> Response:
-    """Report that the process responds."""
     return json_response({"status": "ok"})
 
 
@@ -112,7 +109,6 @@ def readiness(api: Api) -> Response:
 
 
 def prometheus(api: Api) -> Response:
-    """Return the counters of all workers in Prometheus's text format."""
     headers = {"X-Content-Type-Options": "nosniff"}
     return Response(status.metrics_text(api.router), headers=headers, content_type=CONTENT_TYPE)
 
@@ -147,10 +143,7 @@ def cost_series(api: Api) -> Response:
 
 def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
     """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
-    for name in request.args:
-        if name not in _COST_PARAMETERS:
-            hint = close_to(name, _COST_PARAMETERS)
-            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
+    only_parameters("by", "since", "until", "month", "caller", "limit")
     given, ledger = request.args.get, api.router.ledger
     span = reports.period(
         now,
@@ -163,20 +156,17 @@ def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
 
 
 def budgets(api: Api) -> Response:
-    """Return the state of each budget, and the changes by operators."""
     with _ledger(api) as ledger:
         found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
     return json_response(found)
 
 
 def find_calls(api: Api) -> Response:
-    """Return recorded calls, newest first and page by page."""
     with _ledger(api) as ledger:
         return calls.listed(ledger)
 
 
 def one_call(api: Api, id: str) -> Response:
-    """Return a recorded call with its attempts and plan."""
     with _ledger(api) as ledger:
         return calls.one(ledger, id)
 
@@ -197,7 +187,6 @@ def _ledger(api: Api) -> Iterator[Ledger]:
 
 
 def targets(api: Api) -> Response:
-    """Return the status of each target, and how many calls are not in the ledger."""
     found = [each._asdict() for each in status.targets(api.router)]
     return json_response({"targets": found, "records": status.records(api.router)._asdict()})
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flask import Response, request
 
-from ...errors import NotFound, RequestError, close_to, shown
+from ...errors import NotFound, shown
 from ...ledger import Ledger, Record, reports
 from ...ledger.recent import search
 from ...ledger.recent.search import Page, Search
@@ -15,19 +15,15 @@ from ...ledger.sql import SQLLedger
 from ...planning import Plan, replayed
 from ...protocol import must_be
 from ...types import JSON
-from ..http import json_response
+from ..http import json_response, only_parameters
 from .meanings import meaning
 
 LIMIT = 50
 PARAMETERS = ("q", "status", "model", "provider", "caller", "error", "before", "limit")
 
 
-def query(given: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Search:
+def query(given: Mapping[str, str]) -> Search:
     """Return the search that URL parameters describe; raise RequestError naming the wrong one."""
-    for name in given:
-        if name not in PARAMETERS and name not in ignored:
-            hint = close_to(name, PARAMETERS)
-            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
     text = given.get("q", "")
     if len(text) > search.MAX_TEXT:
         raise must_be("q", f"at most {search.MAX_TEXT} characters long")
@@ -57,6 +53,7 @@ def find(ledger: Ledger, wanted: Search) -> Page:
 
 def listed(ledger: Ledger) -> Response:
     """Return the newest calls that fit, and where the next page begins."""
+    only_parameters(*PARAMETERS)
     page = find(ledger, query(request.args))
     return json_response(
         {
@@ -78,15 +75,12 @@ def one(ledger: Ledger, id: str) -> Response:
 def about(record: Record) -> JSON:
     """Return the plan of a call with the targets that it left out, and the meaning of its error."""
     found, code = plan(record), record.call.error_code
-    if found is None:
-        told = None
-    else:
-        told = {
-            "strategy": found.strategy,
-            "forced": found.forced,
-            "targets": [str(target) for target in found.targets],
-            "left_out": {str(target): reason for target, reason in found.dropped.items()},
-        }
+    told = found and {
+        "strategy": found.strategy,
+        "forced": found.forced,
+        "targets": [str(target) for target in found.targets],
+        "left_out": {str(target): reason for target, reason in found.dropped.items()},
+    }
     return {"plan": told, "meaning": meaning(code)._asdict() if code else None}
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from flask import Response, request
 
 from ...components import keys
-from ...errors import NotFound, RequestError, shown
+from ...errors import NotFound, RequestError
 from ...ledger import Ledger
 from ...protocol import must_be, strict_json
 from ...types import JSON
-from ..http import Api, json_body, json_response, read_body
+from ..http import Api, json_body, json_response, only_parameters, read_body
 
 
 def show_all(api: Api) -> Response:
-    """List the keys, without secrets."""
-    _only_parameters()
+    only_parameters()
     return json_response({"keys": keys.listed(api.router, api.router.ledger)})
 
 
 def show(api: Api, name: str) -> Response:
-    """Describe one key."""
     return json_response(keys.one(api.router, api.router.ledger, name))
 
 
@@ -40,17 +38,11 @@ def rotate(api: Api, name: str) -> Response:
 def revoke(api: Api, name: str = "") -> Response:
     """Revoke a key, named by the path or by ?name=."""
     read_body()
-    _only_parameters("name")
+    only_parameters("name")
     name = name or request.args.get("name", "")
     if not name:
         raise must_be("name", "the name of a key: DELETE /keys/NAME")
     return json_response(keys.revoke(api.router, _ledger(api), name))
-
-
-def _only_parameters(*known: str) -> None:
-    for name in request.args:
-        if name not in known:
-            raise RequestError(f"unknown parameter {shown(name)}", param=name[:100])
 
 
 def _ledger(api: Api) -> Ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -110,9 +111,9 @@ def overview(router: Router, span: Span, now: float, service: Mapping[str, str])
         except LedgerUnavailable:
             state = "unavailable"
     whole = None if seen is None else activity.merged(span.since(now), seen.steps)
-    detours = {_target(each): detour(router, _target(each), found) for each in found if down(each)}
+    detours = {each.target: detour(router, each.target, found) for each in found if down(each)}
     told = sentence(found, detours, state, budgets, whole, span.name)
-    targets = [_target_dict(each, seen, detours.get(_target(each))) for each in found]
+    targets = [_target_dict(each, seen, detours.get(each.target)) for each in found]
     about = status.service(router) | {"version": __version__, "configuration": dict(service)}
     return Overview(now, span, told, state, targets, budgets, about, seen, whole)
 
@@ -148,21 +149,18 @@ def _fill(ledger: Any, now: float) -> None:
 
 
 def down(target: TargetStatus) -> bool:
-    """Return whether any worker refuses calls to the target."""
     return target.state != "closed" or target.reason is not None
 
 
 def detour(router: Router, target: Target, states: Sequence[TargetStatus]) -> JSON:
     """Return the targets that get a target's calls instead, and the names that have none left."""
-    refusing = {_target(each) for each in states if down(each)}
-    instead, stranded = dict[Target, None](), list[str]()
-    for name, route in _routes(router, target):
-        usable = next((each for each in route if each not in refusing), None)
-        if usable is None:
-            stranded.append(name)
-        else:
-            instead[usable] = None
-    return {"to": [str(each) for each in instead], "stranded": stranded}
+    refusing = {each.target for each in states if down(each)}
+    found = {
+        name: next((str(each) for each in route if each not in refusing), "")
+        for name, route in _routes(router, target)
+    }
+    stranded = [name for name, usable in found.items() if not usable]
+    return {"to": [*dict.fromkeys(filter(None, found.values()))], "stranded": stranded}
 
 
 def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]]:
@@ -179,16 +177,14 @@ def _routes(router: Router, target: Target) -> Iterable[tuple[str, list[Target]]
             yield target.model, list(flat(registry.route(target.model)))
 
 
-def _target(status: TargetStatus) -> Target:
-    return Target(status.provider, status.model)
-
-
 def _target_dict(target: TargetStatus, seen: Activity | None, instead: JSON | None) -> JSON:
-    key = (target.provider, target.model)
     told = target._asdict() | {"since": iso(target.since), "down": instead is not None}
     told["instead"] = instead
     if seen is not None:
-        mine = [[total for total in step.targets if total.key[:2] == key] for step in seen.steps]
+        mine = [
+            [total for total in step.targets if total.key[:2] == target.target]
+            for step in seen.steps
+        ]
         told["attempts"] = [sum(total.attempts for total in step) for step in mine]
         told["failed"] = [sum(each.attempts for each in step if each.key[2]) for step in mine]
     return told
@@ -204,7 +200,6 @@ def sums(step: Step) -> JSON:
 
 
 def costs(whole: Step) -> dict[str, list[Total]]:
-    """Return the costs by model, key and tag."""
     return {
         "model": activity.grouped(whole.targets, 0, 1),
         "key": list(whole.callers),
@@ -230,35 +225,32 @@ def _table(totals: Sequence[Total]) -> JSON:
 
 def errors(whole: Step) -> list[JSON]:
     """Return each error code with its calls, its attempts and its meaning."""
-    by_call = {total.key[0]: total.calls for total in whole.errors}
-    by_attempt = {total.key[0]: total.attempts for total in activity.grouped(whole.targets, 2)}
+    by_call = Counter({total.key[0]: total.calls for total in whole.errors})
+    by_attempt = Counter({t.key[0]: t.attempts for t in activity.grouped(whole.targets, 2)})
     codes = {*by_call, *by_attempt} - {"", OTHERS}
-
-    def order(code: str) -> tuple[int, int, str]:
-        return -by_call.get(code, 0), -by_attempt.get(code, 0), code
-
     return [
         {
             "code": code,
-            "calls": by_call.get(code, 0),
-            "attempts": by_attempt.get(code, 0),
+            "calls": by_call[code],
+            "attempts": by_attempt[code],
             "meaning": meaning(code).what,
             "remedy": meaning(code).remedy,
         }
-        for code in sorted(codes, key=order)
+        for code in sorted(codes, key=lambda code: (-by_call[code], -by_attempt[code], code))
     ]
 
 
 def _budget(state: Any) -> JSON:
     """Return a budget with the share of it that is used."""
-    used = state.spent + state.held
+    used, budget = state.spent + state.held, state.budget
+    picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
-        "name": printable(state.budget.caller),
-        "kind": kind(state.budget),
-        "per": state.budget.period,
-        "then": state.budget.then,
-        **{f"{name}_usd": usd(getattr(state, name)) for name in ("limit", "spent", "held", "left")},
-        **{f"{name}_pico": getattr(state, name) for name in ("limit", "spent", "held", "left")},
+        "name": printable(budget.caller),
+        "kind": kind(budget),
+        "per": budget.period,
+        "then": budget.then,
+        **{f"{name}_usd": usd(pico) for name, pico in picos.items()},
+        **{f"{name}_pico": pico for name, pico in picos.items()},
         "used": round(used / state.limit, 4) if state.limit else 1.0,
         "resets": iso(state.resets),
     }

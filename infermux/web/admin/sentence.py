@@ -43,12 +43,12 @@ def sentence(
     span: str,
 ) -> Sentence:
     """Return the most important line about the service."""
-    bad = [target for target in targets if Target(target.provider, target.model) in detours]
+    bad = [target for target in targets if target.target in detours]
     lines = list[list[Part]]()
     level = "ok"
     if bad:
         lines = _down(bad, len(targets), detours)
-        resting = all(target.state == "closed" or _is_forced(target) for target in bad)
+        resting = all(target.state == "closed" or target.forced for target in bad)
         stranded = any(each["stranded"] for each in detours.values())
         level = "warn" if resting and not stranded else "bad"
     if ledger == "unavailable":
@@ -69,10 +69,8 @@ def _spent(budgets: Sequence[JSON]) -> str:
         for each in budgets
         if each["used"] >= 1 and each["then"] != "warn" and each["kind"] != "mirror"
     ]
-    if not names:
-        return ""
-    one = len(names) == 1
-    return f"The budget{'s' * (not one)} of {_some(names)} {'is' if one else 'are'} spent."
+    what, verb = ("budget", "is") if len(names) == 1 else ("budgets", "are")
+    return f"The {what} of {_some(names)} {verb} spent." if names else ""
 
 
 def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tuple[str, str]:
@@ -84,7 +82,7 @@ def _well(targets: Sequence[TargetStatus], whole: Step | None, span: str) -> tup
         return "ok", f"{head}."
     total = whole.total
     if not total.calls:
-        head = f"{'All ' * many}{counted(len(targets), 'target')} {'are' if many else 'is'} ready"
+        head = f"All {len(targets)} targets are ready" if many else "1 target is ready"
         return "none", f"{head}; no calls in the last {_AGO[span]}."
     failed = f"{total.errors:,} of {counted(total.calls, 'call')} failed" if total.errors else ""
     calls = failed or f"{'all ' * (total.calls > 1)}{counted(total.calls, 'call')} succeeded"
@@ -95,10 +93,10 @@ def _down(
     bad: Sequence[TargetStatus], count: int, detours: Mapping[Target, JSON]
 ) -> list[list[Part]]:
     """Return a line for one target; for several a line that counts them, and one for each."""
-    resting, forced = all(each.state == "closed" for each in bad), all(map(_is_forced, bad))
+    resting, forced = all(each.state == "closed" for each in bad), all(each.forced for each in bad)
     word = "resting" if resting else "out of service" if forced else "down"
     head = f"{len(bad)} of {counted(count, 'target')} {'is' if len(bad) == 1 else 'are'} {word}"
-    told = [_told(target, detours[Target(target.provider, target.model)]) for target in bad[:MOST]]
+    told = [_told(each, detours[each.target]) for each in bad[:MOST]]
     if len(bad) == 1:
         return [[f"{head}: ", *told[0]]]
     if len(bad) > MOST:
@@ -118,20 +116,16 @@ def _told(target: TargetStatus, detour: JSON) -> list[Part]:
 
 
 def _reason(target: TargetStatus) -> str:
-    if _is_forced(target):
+    if target.forced:
         return "taken out by an operator"
     why = phrase(int(target.why)) if target.why.isdigit() else printable(target.why)
     return why or printable(target.reason or target.state.replace("_", " "))
 
 
-def _is_forced(target: TargetStatus) -> bool:
-    return (target.reason or "").startswith("circuit forced open")
-
-
 def _failing(whole: Step | None, span: str) -> str:
-    total = whole.total if whole is not None else None
-    if whole is None or total is None or total.calls < 20:
+    if whole is None or whole.total.calls < 20:
         return ""
+    total = whole.total
     share = total.errors / total.calls
     if share < WORRYING:
         return ""
@@ -143,9 +137,8 @@ def _failing(whole: Step | None, span: str) -> str:
 
 
 def _name(target: TargetStatus) -> str:
-    if not target.model:  # of files and batches
-        return printable(f"the files of {target.provider}")
-    return printable(f"{target.provider}/{target.model}")
+    files = f"the files of {target.provider}"  # and batches
+    return printable(str(target.target) if target.model else files)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ from ...routing.router import Router
 from .. import Route
 from .. import operator_session as session
 from ..auth import Admin, admin_key, admin_only, check_no_caller, is_key
-from ..http import Api, read_body
+from ..http import Api, json_response, only_parameters, read_body
 from . import calls, overview
 from .meanings import meaning, phrase
 
@@ -51,8 +51,6 @@ About = Callable[[], Mapping[str, str]]
 
 
 class StatusPage:
-    """The status page of one router; *about* describes its configuration."""
-
     def __init__(
         self,
         router: Router,
@@ -61,14 +59,10 @@ class StatusPage:
         about: About = dict,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._router = router
-        self._admin = admin
-        self._about = about
-        self._clock = clock
+        self._router, self._admin, self._about, self._clock = router, admin, about, clock
         self._guarded = admin_only(admin, lambda _: self.response())
 
     def routes(self) -> list[Route]:
-        """Return the endpoints of the page, its login and its JSON."""
         return [
             ("GET", "/status", self.page),
             ("GET", "/status/overview", admin_only(self._admin, self.json)),
@@ -92,11 +86,7 @@ class StatusPage:
 
     def json(self, _: Api) -> Response:
         """Return the data of the page, without the calls."""
-        from ..http import json_response
-
-        for name in request.args:
-            if name != "span":
-                raise RequestError(f"unknown parameter {name[:100]!r}; use span", param=name[:100])
+        only_parameters("span")
         span = overview.span_of(request.args.get("span", ""))
         found = overview.overview(self._router, span, self._clock(), self._about())
         return json_response(found.to_dict())
@@ -108,50 +98,45 @@ class StatusPage:
         found = overview.overview(self._router, span, self._clock(), self._about())
         page, search, problem = self._calls(given)
         steps = found.activity.steps if found.activity else []
-        view: dict[str, Any] = {
-            "view": found,
-            "whole": found.whole,
-            "steps": steps,
-            "of": {step.start: overview.sums(step) for step in steps},
-            "costs": overview.costs(found.whole) if found.whole else {},
-            "errors": overview.errors(found.whole) if found.whole else [],
-            "page": page,
-            "search": search,
-            "problem": problem,
-            "models": self._names(found),
-            "callers": sorted(self._router.keyring.callers) if self._router.keyring else [],
-            "link": _links(given, span.name),
-            "curl": _curl(self._router),
-            "csrf": self._token(),
-            "session": has_request_context() and session.has_cookie(request),
-        }
-        return _rendered("status.html", **view)
+        return _rendered(
+            "status.html",
+            view=found,
+            whole=found.whole,
+            steps=steps,
+            of={step.start: overview.sums(step) for step in steps},
+            costs=overview.costs(found.whole) if found.whole else {},
+            errors=overview.errors(found.whole) if found.whole else [],
+            page=page,
+            search=search,
+            problem=problem,
+            models=self._names(found),
+            callers=sorted(self._router.keyring.callers) if self._router.keyring else [],
+            link=_links(given, span.name),
+            curl=_curl(self._router),
+            csrf="" if self._admin is None else session.token(admin_key(self._admin)),
+            session=has_request_context() and session.has_cookie(request),
+        )
 
     def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
         """Return a page of calls, or None without a ledger, and an error message."""
         ledger, problem = self._router.ledger, ""
         try:
-            wanted = calls.query(given, ignored=tuple(given))
+            wanted = calls.query(given)
         except RequestError as error:
             wanted, problem = Search(), error.message
-        if ledger is None:
-            return None, wanted, problem
+        page = None
         try:
-            return calls.find(ledger, wanted), wanted, problem
+            page = calls.find(ledger, wanted) if ledger is not None else None
         except LedgerUnavailable as error:
             log.error("the ledger cannot be read for the status page: %s", error.reason)
-            return None, wanted, problem
+        return page, wanted, problem
 
     def _names(self, found: overview.Overview) -> list[str]:
-        """Return the models to choose from."""
         registry = self._router.registry
         names = [*registry.names, *(target.model for target in registry.targets())]
         seen = found.whole.targets if found.whole else ()
         names += [total.key[1] for total in seen if total.key[1] not in ("", OTHERS)]
         return [name for name in dict.fromkeys(names) if name.isprintable()][:200]
-
-    def _token(self) -> str:
-        return session.token(admin_key(self._admin)) if self._admin is not None else ""
 
     # -- login --
 
@@ -159,9 +144,8 @@ class StatusPage:
         """Show the form, or check the key that it sends and set the cookie."""
         key = admin_key(self._admin)
         if request.method != "POST":
-            if session.is_logged_in(request, key):
-                return _redirect("../status")
-            return _login_form("")
+            logged_in = session.is_logged_in(request, key)
+            return _redirect("../status") if logged_in else _login_form("")
         if not session.is_same_site(request):
             return _login_form("Log in on this page.", status=403)
         form = parse_qs(read_body(MAX_FORM).decode(errors="replace"), max_num_fields=10)
@@ -175,19 +159,15 @@ class StatusPage:
         return response
 
     def logout(self, _: Api) -> Response:
-        """Remove the cookie."""
         response = Response(status=204)
         session.log_out(response, request)
         return response
 
 
 def _login_form(problem: str, status: int = 200) -> Response:
-    return _rendered("login.html", status=status, problem=problem, action=_login_path())
-
-
-def _login_path() -> str:
-    """Return the path of the login, relative to the page that shows the form."""
-    return "login" if request.path.endswith("/login") else "status/login"
+    here = request.path.endswith("/login")  # else at /status
+    action = "login" if here else "status/login"
+    return _rendered("login.html", status=status, problem=problem, action=action)
 
 
 def _redirect(place: str) -> Response:
