@@ -54,9 +54,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def how_many(usual: int, ci: int, long: int) -> int:
-    """Return how often a test repeats: by default, with CI=true, or with INFERMUX_LONG=1."""
-    if os.environ.get("INFERMUX_LONG") == "1":
-        return long
+    """Return how often a test repeats: by default, with CI=true, or with INFERMUX_LONG=1.
+
+    INFERMUX_LONG=20000 sets another number.
+    """
+    if (asked := int(os.environ.get("INFERMUX_LONG") or 0)) > 0:
+        return long if asked == 1 else asked
     return ci if os.environ.get("CI") == "true" else usual
 
 

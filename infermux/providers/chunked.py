@@ -7,17 +7,20 @@ this module makes one for all bytes that have arrived.
 from __future__ import annotations
 
 import http.client
-import io
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import urllib3
+from urllib3.exceptions import DecodeError
 
+from ..errors import ProviderUnavailable
 from .transport import READ_SIZE, Exchange
 
 MAX_LINE = 65536  # bytes of a chunk's size or of a trailer, as in http.client
 MAX_TRAILERS = 100
+MAX_CODINGS = 5  # of one body, as in urllib3
+_GZIP = 0x1F  # begins each of the members of gzip
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SINGLE = re.compile(rb"(?:1\r\n[\s\S]\r\n)+")  # chunks of one byte
@@ -141,36 +144,50 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
         raw.release_conn()
 
 
-class _Silent(Exception):
-    """No data arrived for a while."""
+def decoded(
+    body: Iterator[bytes | None], encoding: str, exchange: Exchange
+) -> Iterator[bytes | None]:
+    """Return *body* without its content codings, and with its None unchanged."""
+    codings = [coding.strip() for coding in encoding.lower().split(",")]
+    if len(codings) > MAX_CODINGS:
+        raise ProviderUnavailable("the provider's answer has too many content encodings")
+    for coding in reversed(codings):
+        if coding not in ("", "identity"):
+            body = _inflated(body, coding.removeprefix("x-"), exchange)
+    return body
 
 
-class _File(io.RawIOBase):
-    """A file of the pieces of a body."""
-
-    def __init__(self, body: Iterator[bytes | None]) -> None:
-        self._body = body
-
-    def read1(self, size: int = -1) -> bytes:
-        for data in self._body:
-            if data is None:
-                raise _Silent
-            if data:
-                return data
-        return b""
-
-
-def decoded(body: Iterator[bytes | None], encoding: str) -> Iterator[bytes | None]:
-    """Yield the decompressed pieces of *body*, and its None unchanged."""
-    headers = {"content-encoding": encoding}
-    file: Any = _File(body)
-    response = urllib3.HTTPResponse(file, headers, preload_content=False)
-    while True:
-        try:
-            data = response.read1(READ_SIZE, decode_content=True)
-        except _Silent:
+def _inflated(
+    body: Iterator[bytes | None], coding: str, exchange: Exchange
+) -> Iterator[bytes | None]:
+    """Yield a body, decompressed, in slices of READ_SIZE; a little may hold very many of them."""
+    if coding not in ("gzip", "deflate"):
+        raise ProviderUnavailable("the provider's answer has an unknown content encoding")
+    inflater: Any = None
+    for data in body:
+        if data is None:
             yield None
-            continue
-        if not data:
-            return
-        yield data
+        while data:
+            if exchange.deadline.expired:
+                raise TimeoutError("no time is left")
+            if inflater is None or inflater.eof:
+                if inflater is not None and not (coding == "gzip" and data[0] == _GZIP):
+                    break  # padding
+                inflater = zlib.decompressobj(_window(coding, data[0]))
+            try:
+                found = inflater.decompress(data, READ_SIZE)
+            except zlib.error as error:
+                raise DecodeError("a damaged compressed body") from error
+            if found:
+                yield found
+            data = inflater.unconsumed_tail or inflater.unused_data
+    if inflater is not None and not inflater.eof:
+        yield inflater.flush()
+        raise DecodeError("a compressed body that was cut")
+
+
+def _window(coding: str, first: int) -> int:
+    """Return zlib's wbits for a body by its first byte; some send deflate without zlib's head."""
+    if coding == "gzip":
+        return 16 + zlib.MAX_WBITS
+    return zlib.MAX_WBITS if first % 16 == zlib.DEFLATED else -zlib.MAX_WBITS

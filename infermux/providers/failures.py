@@ -34,13 +34,25 @@ _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
 def mapped(error: BaseException) -> InferMuxError:
-    """Return our error for a library's exception, without its message."""
+    """Return our error for a library's exception, without its message.
+
+    The exception loses its frames: names of theirs refer to it, and the cycle would keep a request.
+    """
+    for each in _chain(error):
+        each.__traceback__ = None
     if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
     failed = _mapped(error, refused=refused)
     failed.sent = not (refused or _is_unsent(error))
     failed.cause = _cause(error)
+    return failed
+
+
+def nonsense() -> ProviderError:
+    """Return the error for an answer that no dialect can read."""
+    failed = ProviderUnavailable("the provider's answer could not be understood")
+    failed.sent, failed.cause = True, failed.message
     return failed
 
 

@@ -39,7 +39,7 @@ from .base import Provider, load_dialect, provider_failed
 from .bodies import LARGE, check_size, with_limit, with_members
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
-from .failures import FOREIGN, NONSENSE, mapped
+from .failures import FOREIGN, NONSENSE, mapped, nonsense
 from .redaction import Redactor, hosts_of
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
@@ -377,7 +377,9 @@ class HTTPProvider(Provider):
         if exchange.reader is None:  # a test double for requests has no socket
             return iter(answer.raw.stream(READ_SIZE, decode_content=True))
         body = pieces(exchange, answer.raw, HEARTBEAT_SECONDS)
-        return body if _is_plain(answer) else decoded(body, answer.headers["content-encoding"])
+        if _is_plain(answer):
+            return body
+        return decoded(body, answer.headers["content-encoding"], exchange)
 
     def _chunks(
         self,
@@ -434,9 +436,7 @@ class HTTPProvider(Provider):
         except FOREIGN as error:
             raise mapped(error) from error
         except NONSENSE as error:
-            failed = ProviderUnavailable("the provider's answer could not be understood")
-            failed.sent, failed.cause = True, failed.message
-            raise failed from error
+            raise nonsense() from error
         except (MemoryError, RuntimeError) as error:
             raise provider_failed(self.name, error) from error
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import binascii
-import contextlib
+import html
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from ..errors import NativeError
 from ..protocol import strict_json
@@ -25,9 +24,11 @@ _SECRETS = re.compile(
     r"|\b(sk|rk|pk|gsk|xai|pplx|hf|nvapi|csk|fw|r8|key|tok)[-_][\w.-]{8,}",
     re.I,
 )
-# text that may be encoded, and may continue on further lines
-_WORD = re.compile(r"[\w+/=%&;:.~-]{8,}(?:[\r\n]+[\w+/=%&;:.~-]+)*", re.ASCII)
+# text that may be encoded, and may continue on further lines; bytes in hexadecimal may be apart
+_HEX = r"(?:[0-9A-Fa-f]{2}[ :-]?){12,}"
+_WORD = re.compile(_HEX + r"|[\w+/=%&;:.~\\#-]{8,}(?:[\r\n]+[\w+/=%&;:.~\\#-]+)*", re.ASCII)
 _BASE64 = re.compile(r"[\w+/-]{8,}", re.ASCII)
+_ESCAPE = re.compile(r"(?:\\+(?:u00|x)|[%=])([0-9A-Fa-f]{2})|\\+")  # of JSON, C, URLs, MIME
 _STANDARD = str.maketrans("-_", "+/")
 
 
@@ -105,6 +106,7 @@ class Redactor:
         return [self.clean(each) for each in value] if isinstance(value, list) else value
 
     def _hides(self, text: str, depth: int) -> bool:
+        text = text.replace("\0", "")  # of UTF-16
         return self.reveals(text, depth if text.isascii() else 0)  # only ASCII is decoded again
 
 
@@ -128,12 +130,17 @@ def _encoded(key: str) -> Iterator[str]:
 
 
 def _decoded(text: str) -> Iterator[str]:
-    """Yield decodings of *text*: %-escapes, hexadecimal, base64 from any position."""
-    if "%" in text:
-        yield unquote(text)
-    for run in _BASE64.findall("".join(text.splitlines())):
-        with contextlib.suppress(ValueError):
-            yield bytes.fromhex(run).decode("ascii", "replace")
+    """Yield decodings of *text*: escapes, hexadecimal, base64 from any position."""
+    whole = "".join(text.splitlines())
+    plain = _ESCAPE.sub(lambda found: chr(int(found[1] or "0", 16)), html.unescape(whole))
+    if plain != text:
+        yield plain
+    for run in re.findall(_HEX, whole):
+        digits = re.sub("[ :-]", "", run)
+        for start in range(2):
+            data = digits[start:]
+            yield bytes.fromhex(data[: len(data) & ~1]).decode("ascii", "replace")
+    for run in _BASE64.findall(whole):
         for start in range(4):
             data = run[start:].translate(_STANDARD)
             data = data[: len(data) - (len(data) % 4 == 1)]

@@ -30,7 +30,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
-from ..errors import ProviderTimeout
+from ..errors import ProviderTimeout, forget
 from ..types import POSIX, Deadline, is_shortage
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
@@ -435,9 +435,10 @@ class Adapter(HTTPAdapter):
         """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
             return self._post(request, exchange)
-        except ConnectionFailed:
+        except ConnectionFailed as error:
             if not exchange.stale:
                 raise
+            forget(error)
             exchange.needs_new_connection = True
             return self._post(request, exchange)
 

@@ -283,7 +283,8 @@ class Router:
             other = self.registry.route(error.then)
             call.settings = self.registry.settings(other)
         except ProviderError as error:
-            self.files.pin_files(call, error)
+            if not self.files.pin_files(call, error):
+                raise
             other = self._route(call.request, call.caller)
         call.plan = self._planned(call, other)
         return self._first_success(call, deadline, send)

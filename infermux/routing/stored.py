@@ -166,8 +166,8 @@ class Ids:
     def _targets(self, request: InferRequest) -> set[str]:
         return {t.provider for t in self._registry.resolve(request.model, request.provider)}
 
-    def pin_files(self, call: Call, error: ProviderError) -> None:
-        """Send a call that a vendor refused to the provider of its files, or raise *error*.
+    def pin_files(self, call: Call, error: ProviderError) -> bool:
+        """Send a call that a vendor refused to the provider of its files; False: it names none.
 
         Only then are files looked for, as a body may be long. Raise RequestError if there is no
         such provider among the model's.
@@ -175,7 +175,7 @@ class Ids:
         request, owners = call.request, self._owners(call, error)
         providers = {owner.provider for owner in owners.values()}
         if not providers:
-            raise error
+            return False
         if len(providers) > 1 or not providers <= self._targets(request):
             raise RequestError(
                 f"the request names a file of {', '.join(sorted(providers))}, and "
@@ -194,6 +194,7 @@ class Ids:
             native=native._replace(body=strict_json.document(renamed(native.body.data, names))),
             provider=next(iter(providers)),
         )
+        return True
 
     def _owners(self, call: Call, error: ProviderError) -> dict[str, Owner]:
         """Return who has the files of a call that a vendor may have refused for them."""

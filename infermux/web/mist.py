@@ -60,7 +60,7 @@ def infer(api: Api) -> Response:
     data = json_body(strict_json.loads)
     wanted = InferRequest.from_dict(data, parameters.kinds())
     call = start_call(api, wanted, caller)
-    streamed = data.get("stream") is True
+    streamed = next((data[name] for name in data if name.lower() == "stream"), None)
     if streamed or "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
         return sse_response(api, call, Encoder)
     return call_response(call, encode(api.router.answer(call).to_dict()) + b"\n")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import certifi
 import pytest
-from faulty import Peer, Script, Vendor, answer, answers, then_closes
+from faulty import PATIENCE, Peer, Script, Vendor, answer, answers, then_closes
 
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
 from infermux.protocol import InferRequest
@@ -317,6 +319,34 @@ def test_nor_a_monstrous_event(vendor: Make, provider: Make, name: str) -> None:
     event = b"data: " + MONSTERS[name]()[:15_000_000] + b"\n\n"
     monster = vendor(then_closes(EVENT + event))
     failure(stream, provider(monster.port), 0.3)
+
+
+EMPTY = gzip.compress(b"")
+LAYERS = {  # small bodies that hold very much, or nothing, very often
+    "empty members in gzip": ("gzip, gzip", lambda: gzip.compress(EMPTY * 1_000_000)),
+    "empty members": ("gzip", lambda: EMPTY * 100_000),
+    "spaces": ("gzip", lambda: gzip.compress(b" " * SIZE)),
+    "lines": ("deflate", lambda: zlib.compress(b"\n" * SIZE)),
+    "and in gzip again": ("gzip, gzip, gzip", lambda: repacked(EMPTY * 1_000_000)),
+}
+
+
+def repacked(data: bytes) -> bytes:
+    return gzip.compress(gzip.compress(data))
+
+
+@pytest.mark.sampled(1)
+@WAYS
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_nor_is_a_compressed_one_unpacked_past_it(
+    vendor: Make, provider: Make, ask: Any, name: str, kind: str
+) -> None:
+    encoding, make = LAYERS[name]
+    head = {"Content-Encoding": encoding, "Content-Type": kind}
+    bomb, begun = vendor(answers(answer(200, make(), head))), time.thread_time()
+    failure(ask, provider(bomb.port), 0.2, limit=PATIENCE)
+    assert time.thread_time() - begun < 0.2 + LATE
 
 
 def chunked(data: bytes, status: bytes = b"200 OK") -> bytes:

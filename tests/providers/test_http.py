@@ -299,11 +299,28 @@ def test_interim_answers_are_passed_over(
     assert at.connections == 1
 
 
+PACKED = {
+    "gzip": ("gzip", gzip.compress(BODY)),
+    "deflate": ("Deflate", zlib.compress(BODY)),
+    "deflate without zlib's head": ("deflate", zlib.compress(BODY)[2:-4]),
+    "gzip by its old name": ("x-gzip", gzip.compress(BODY)),
+    "gzip of several members": ("gzip", gzip.compress(BODY[:9]) + gzip.compress(BODY[9:])),
+    "padded gzip": ("gzip", gzip.compress(BODY) + bytes(1000)),
+    "twice": ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
+    "not at all": ("identity", BODY),
+}
+
+
 @WAYS
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_compressed_answer_is_read(vendor: Make, provider: Make, ask: Any, encoding: str) -> None:
-    packed = gzip.compress(BODY) if encoding == "gzip" else zlib.compress(BODY)
-    check_good(ask(provider(vendor(answers(answer(200, packed, {"Content-Encoding": encoding}))))))
+@pytest.mark.parametrize(("encoding", "packed"), PACKED.values(), ids=PACKED)
+def test_a_compressed_answer_is_read(
+    vendor: Make, provider: Make, ask: Any, encoding: str, packed: bytes
+) -> None:
+    at = vendor(answers(answer(200, packed, {"Content-Encoding": encoding})))
+    mine = provider(at)
+    check_good(ask(mine))
+    check_good(ask(mine))
+    assert at.connections == 1
 
 
 def test_streams_are_not_asked_for_compressed(vendor: Make, provider: Make) -> None:
@@ -547,6 +564,9 @@ BROKEN = {
     ),
     "gzip that is none": then_closes(answer(200, BODY, {"Content-Encoding": "gzip"})),
     "cut gzip": then_closes(answer(200, gzip.compress(BODY)[:-40], {"Content-Encoding": "gzip"})),
+    "gzip without its end": then_closes(
+        answer(200, gzip.compress(BODY)[:-1], {"Content-Encoding": "gzip"})
+    ),
     "an unknown encoding": then_closes(
         answer(200, b"\x00\x01" + BODY, {"Content-Encoding": "snappy"})
     ),

@@ -242,6 +242,17 @@ def spellings(key: str) -> dict[str, str]:
         "escapes, twice": quote("".join(f"%{byte:02x}" for byte in plain)),
         "escapes, of the header": "Bearer%20" + key.replace("-", "%2D"),
         "hexadecimal": plain.hex(),
+        "hexadecimal, marked": f"0x{plain.hex().upper()}",
+        "hexadecimal, apart": plain.hex(":"),
+        "hexadecimal, of UTF-16": key.encode("utf-16").hex(),
+        "escapes of JSON": "".join(f"\\u{byte:04x}" for byte in plain),
+        "some escapes of JSON": re.sub("[-aeiou]", lambda each: f"\\u{ord(each[0]):04X}", key),
+        "escapes of JSON, twice": "".join(f"\\\\u{byte:04x}" for byte in plain),
+        "escapes of C": "".join(f"\\x{byte:02x}" for byte in plain),
+        "escapes of HTML": "".join(f"&#{byte};" for byte in plain),
+        "some escapes of HTML": key.replace("-", "&#x2D;"),
+        "escapes of mail": "".join(f"={byte:02X}" for byte in plain),
+        "in lines": f"{key[:14]}\n{key[14:]}",
         "a part": key[:20],
     }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import http.client
 import json
 import random
 import re
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +21,15 @@ from typing import Any
 import pytest
 from support import PATIENCE, Answer, Peer, Service, eventually, how_many
 
+from infermux import EchoProvider, HTTPProvider, InferRequest, Registry, Router
+from infermux.chaos.faults import FAULTS
+from infermux.chaos.vendor import FaultyVendor
+from infermux.errors import InferMuxError
+
 MB = 1_000_000
+HEAVY = {"gzip_bomb", "huge_body"}  # a hundred megabytes each
 KEYS = {name: f"imx-memory-{name}" for name in ("free", "spent")}
-STATUSES = {"refuses": 400, "fails": 500, "is-full": 503, "hangs": 200}
+STATUSES = {"refuses": 400, "fails": 500, "is-full": 503, "hangs": 200, "raves": 200}
 
 
 class Failing(Peer):
@@ -36,7 +44,8 @@ class Failing(Peer):
                 self.hanging += 1
             self.released.wait(PATIENCE)
         error = json.dumps({"error": {"message": "no", "type": "x", "code": None}}).encode()
-        handler.reply(STATUSES[asked["model"]], error, {"Content-Type": "application/json"})
+        data = b"{" * 100 if asked["model"] == "raves" else error
+        handler.reply(STATUSES[asked["model"]], data, {"Content-Type": "application/json"})
 
 
 class Keyed(Service):
@@ -51,13 +60,15 @@ class Keyed(Service):
 def written(folder: Path, vendor: Failing, more: str = "") -> str:
     lines = [
         f"[server]\nworkers = 1\nthreads = 64\ngraceful_timeout = 1\n{more}",
-        "[reliability]\nattempts = 2\ncircuit_breaker = { failures = 1000, window = 60, open = 1 }",
+        "[reliability]\nattempts = 4\ncircuit_breaker = { failures = 1000, window = 60, open = 1 }",
         f'[ledger]\npath = "{folder}/infermux.db"',
         '[providers.echo]\ntype = "echo"\nmodels = ["echo-v1"]',
         f'[providers.vendor]\ntype = "openai"\nbase_url = "{vendor.url}/v1"',
         f'api_key = "env:MEMORY_VENDOR"\nmodels = {json.dumps(list(STATUSES))}',
         'prices = { "fails" = { input = "1000", output = "1000" } }',
-        '[models.over]\ntargets = ["vendor/fails", "echo/echo-v1"]',
+        '[providers.down]\ntype = "openai"\nbase_url = "http://127.0.0.1:9/v1"',
+        'api_key = "env:MEMORY_VENDOR"\nmodels = ["gone"]',
+        '[models.over]\ntargets = ["vendor/fails", "down/gone", "vendor/raves", "echo/echo-v1"]',
     ]
     for name, key in KEYS.items():
         lines.append(f'[keys.{name}]\nhash = "{hashlib.sha256(key.encode()).hexdigest()}"')
@@ -101,6 +112,9 @@ KINDS: list[tuple[int, str, dict[str, Any]]] = [
     (502, "fails", {}),
     (502, "fails", {"stream": True}),
     (502, "is-full", {"path": "/v1/messages", "max_tokens": 5}),
+    (502, "gone", {}),
+    (502, "raves", {}),
+    (502, "raves", {"stream": True}),
     (200, "over", {}),
     (200, "echo-v1", {"stream": True}),
 ]
@@ -133,6 +147,48 @@ def keeps_nothing(
             found = post(service, large(size * MB, model, **rest), **named)
             assert found.status == status, (model, found.data[:300])
     eventually(lambda: resident(service) < before + 60, "the memory of before")
+
+
+class Traced(dict[str, Any]):
+    """A message that a weak reference can have."""
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in HEAVY])
+def test_a_call_is_freed_without_the_garbage_collector(fault: str) -> None:
+    """A cycle would keep a body of 30 MB until a collection, and those are rare."""
+    with contextlib.ExitStack() as stack:
+        vendor = stack.enter_context(FaultyVendor(fault))
+        made = [
+            HTTPProvider(dialect, base_url=vendor.url(dialect), dialect=dialect, api_key="sk-1")
+            for dialect in ("openai", "anthropic", "gemini")
+        ]
+        for each in made:
+            stack.callback(each.close)
+        registry = Registry([*made, EchoProvider(models=["e"])])
+        names = [[f"{each.name}/m"] for each in made]
+        names.append([f"{each.name}/m" for each in made] + ["echo/e"])
+        for number, targets in enumerate(names):
+            registry.define(f"name-{number}", targets)
+        router = Router(registry, attempts=4, deadline=0.4)
+        gc.disable()
+        stack.callback(gc.enable)
+        for number in range(len(names)):
+            for streamed in (False, True):
+                traced = Traced(role="user", content="hello")
+                found = weakref.ref(traced)
+                ends(router, InferRequest(f"name-{number}", [traced]), streamed=streamed)
+                del traced
+                assert found() is None, (number, streamed)
+
+
+def ends(router: Router, request: InferRequest, *, streamed: bool) -> None:
+    with contextlib.suppress(InferMuxError):
+        if streamed:
+            for _ in router.stream(request):
+                pass
+        else:
+            router.infer(request)
 
 
 # -- bodies that nobody has asked for --------------------------------------------------------------

@@ -327,6 +327,9 @@ def test_a_misspelt_member_is_400_and_says_what_was_meant(service, members):
 def test_a_field_in_capitals_is_the_field(service):
     for answer in misplaced(service, {"Model": "nobody"}):
         assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+    for value, kind in ((True, "text/event-stream"), (False, "application/json")):
+        answer = service.ask("/infer", HELLO | {"Stream": value})
+        assert answer.headers["Content-Type"].partition(";")[0] == kind
 
 
 @pytest.mark.slow
