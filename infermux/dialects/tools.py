@@ -17,6 +17,7 @@ from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
 from . import given, members, obj, objects, require, text, without
+from .citations import images as drawn
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
@@ -26,7 +27,7 @@ INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
-    request = without_server_tools(request, drop)
+    request = without_server_tools(request, drop, images=dialect != "gemini")
     if request.native is None or request.native.dialect != RESPONSES:
         return _of_chat(request) if dialect != CHAT else request
     params = dict(request.params)
@@ -55,13 +56,51 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     return replace(request, params=params, messages=[_message(one) for one in request.messages])
 
 
-def without_server_tools(request: InferRequest, drop: Drop) -> InferRequest:
-    """Return the request without the parts of vendors' own tools in what the assistant said."""
+def without_server_tools(request: InferRequest, drop: Drop, *, images: bool = True) -> InferRequest:
+    """Return the request without the parts of vendors' own tools in what the assistant said.
+
+    *images* that it drew are shown by the user.
+    """
     messages = [_without_server_tools(message) for message in request.messages]
-    if all(map(is_, messages, request.messages)):
-        return request
-    hint("server_tools", drop)
-    return replace(request, messages=messages)
+    if not all(map(is_, messages, request.messages)):
+        hint("server_tools", drop)
+        request = replace(request, messages=messages)
+    if images and any(map(_draws, messages)):
+        request = replace(request, messages=with_shown_images(messages))
+    return request
+
+
+def _draws(message: JSON) -> bool:
+    return message.get("role") == "assistant" and bool(
+        message.get("images")
+        or (isinstance(message.get("content"), list) and any(map(_is_image, message["content"])))
+    )
+
+
+def _is_image(part: object) -> bool:
+    return members(part).get("type") == "image_url"
+
+
+def with_shown_images(messages: Iterable[JSON]) -> list[JSON]:
+    """Return messages in which the user shows the images that the assistant drew.
+
+    Most vendors take none in what the assistant said.
+    """
+    found: list[JSON] = []
+    images: list[JSON] = []
+    for message in messages:
+        if images and message.get("role") == "user":
+            found.append({"role": "user", "content": images})
+            images = []
+        if _draws(message):
+            parts = message.get("content") or ""
+            if isinstance(parts, list):
+                images += filter(_is_image, parts)
+                parts = [part for part in parts if not _is_image(part)]
+            images += drawn(message.get("images"))
+            message = without(message, "images") | {"content": parts or ""}
+        found.append(message)
+    return found + ([{"role": "user", "content": images}] if images else [])
 
 
 def _without_server_tools(message: JSON) -> JSON:

@@ -372,6 +372,8 @@ class InferResponse:
     id: str = ""
     native: tuple[str, bytes] | None = None  # dialect and body, unchanged
     extra: Mapping[str, Any] = field(default_factory=dict)  # of some operations: embeddings, …
+    annotations: Sequence[JSON] = ()  # web citations, in the form of chat completions
+    images: Sequence[JSON] = ()  # that the model drew, as image_url parts
 
     def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
         """Return a copy with these fields replaced, twice as fast as `dataclasses.replace`."""
@@ -392,6 +394,8 @@ class InferResponse:
             self.id,
             self.native,
             self.extra,
+            self.annotations,
+            self.images,
         )
 
     def to_dict(self) -> JSON:
@@ -412,6 +416,10 @@ class InferResponse:
             data["reasoning"] = self.reasoning
         if self.refusal:
             data["refusal"] = self.refusal
+        if self.annotations:
+            data["annotations"] = list(self.annotations)
+        if self.images:
+            data["images"] = list(self.images)
         return data
 
 

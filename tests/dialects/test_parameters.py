@@ -73,7 +73,7 @@ VALUES: dict[str, Any] = {
 }
 NOT_BARE = {"tools.strict", "is_error", "citations", "file.filename", "image_url.detail"}
 # What a format has, but a model of it may refuse.
-REFUSED = {("anthropic", "reasoning_effort")}
+REFUSED = {("anthropic", "reasoning_effort"), ("openai", "web_search_options")}
 LISTED = [(kind, name) for kind, name, _ in parameters.rows()]
 PARTS = ("messages.", "input.", "tools.", "reasoning.", "item_reference")
 BARE = [name for _, name in LISTED if not name.startswith(PARTS) and name not in NOT_BARE]

@@ -30,6 +30,7 @@ from .. import (
 )
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..searches import OPTIONS, moved, of_anthropic
 from ..sizes import MIN_THINKING_BUDGET
 from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
@@ -45,6 +46,7 @@ BUDGETS = {
     "max": 32768,
 }
 OFF = {"type": "disabled"}
+INDEX = "encrypted_index"  # of a web citation
 SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
@@ -72,17 +74,23 @@ KNOWN = (
         "stream_options",  # every stream has usage anyway
     }
 )
-EXPRESSED = KNOWN | {"citations", "file.filename", "is_error", "tools.strict"}
+EXPRESSED = KNOWN | {OPTIONS, "citations", "file.filename", "is_error", "tools.strict"}
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_anthropic(found, drop))
+    request = with_functions(search.request, NAME, drop)
     system, turns = _turns(request.messages, drop)
     system = _with_instruction(system, request)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     unthought = calls_without_thought(turns)
-    return body | {"messages": turns} | _params(request, drop, unthought=unthought)
+    body |= {"messages": turns} | _params(request, drop, unthought=unthought)
+    if search.tool is not None:
+        body["tools"] = [*body.get("tools", ()), search.tool]
+        if search.forced:
+            body["tool_choice"] = {"type": "tool", "name": search.tool["name"]}
+    return body
 
 
 def calls_without_thought(turns: Sequence[JSON]) -> bool:

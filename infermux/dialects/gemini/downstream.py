@@ -5,7 +5,7 @@ Clients are Google's SDKs. `contents` reads the conversation, `stream` writes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import InferMuxError
@@ -13,9 +13,11 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, obj, require, tier_of, without
+from ..citations import inline
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
+from .grounding import grounding_of
 from .requests import BUDGETS
 from .schemas import camel, closed, integer, is_enforceable, json_schema
 from .signatures import SKIP, packed
@@ -247,22 +249,28 @@ def _batch(value: JSON) -> JSON:
 def encode_response(response: InferResponse, *, ident: str) -> JSON:
     """Return the answer as a GenerateContentResponse; *ident* is its id if the vendor gave none."""
     parts = thoughts(response.reasoning, list(response.details))
+    cited = grounding_of(response.annotations, response.content, len(parts))
     if words := response.content or response.refusal:
         parts.append({"text": words})
-    parts += calls(response.tool_calls)
+    parts += drawn(response.images) + calls(response.tool_calls)
     usage = response.usage or Usage(response.tokens_in, response.tokens_out)
     head = {"modelVersion": response.model, "responseId": response.id or ident}
-    return content_of(parts, head, finish=response.finish_reason or "stop", usage=usage)
+    finish = response.finish_reason or "stop"
+    return content_of(parts, head, finish=finish, usage=usage, cited=cited)
 
 
 def content_of(
-    parts: list[JSON], head: JSON, *, finish: str = "", usage: Usage | None = None
+    parts: list[JSON],
+    head: JSON,
+    *,
+    finish: str = "",
+    usage: Usage | None = None,
+    cited: JSON | None = None,
 ) -> JSON:
     """Return a GenerateContentResponse of *parts*; *head* is its model and id."""
     content = {"parts": parts or [{"text": ""}], "role": "model"}
-    candidate: JSON = {"content": content, "index": 0}
-    if finish:
-        candidate = {"content": content, "finishReason": finish_reason(finish), "index": 0}
+    ended = {"finishReason": finish_reason(finish)} if finish else {}
+    candidate: JSON = {"content": content, **ended, "index": 0, **(cited or {})}
     figures = {"usageMetadata": encode_usage(usage)} if usage is not None else {}
     return {"candidates": [candidate]} | figures | head
 
@@ -273,6 +281,11 @@ def thoughts(text: str, details: list[JSON]) -> list[JSON]:
     if signature := packed(details):
         part["thoughtSignature"] = signature
     return [part] if text or signature else []
+
+
+def drawn(images: Sequence[JSON]) -> list[JSON]:
+    """Return the parts of images."""
+    return [{"inlineData": {"mimeType": kind, "data": data}} for kind, data in inline(images)]
 
 
 def calls(found: Any) -> list[JSON]:

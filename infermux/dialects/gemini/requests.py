@@ -26,6 +26,7 @@ from .. import (
 )
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..searches import OPTIONS, moved, of_google
 from ..tools import arguments_of, leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
 from .call_ids import unsealed
@@ -76,6 +77,7 @@ EXPRESSED = (
         "stream_options",
         "tool_choice",
         "tools",
+        OPTIONS,
     }
 ) - {"candidateCount", "title"}
 _MEMBERS = frozenset(
@@ -87,6 +89,7 @@ _MEMBERS = frozenset(
         "is_error",
         "refusal",
         "annotations",
+        "images",
         "reasoning",
         "reasoning_content",
         "reasoning_details",
@@ -137,7 +140,8 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
 
     *key* seals the ids of tool calls.
     """
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_google(found, drop))
+    request = with_functions(search.request, NAME, drop)
     talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
@@ -154,6 +158,10 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
+    if search.tool is not None:
+        body["tools"] = [*body.get("tools", ()), search.tool]
+        if search.forced:
+            hint("tool_choice", drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
@@ -339,6 +347,7 @@ class _Conversation:
         parts = self._parts(message.get("content") or [], place)
         if message.get("refusal") is not None:
             parts.append({"text": require(message["refusal"], f"{place}.refusal", str)})
+        parts += self._parts(message.get("images") or [], place)
         thoughts, signatures = [], []
         place = f"{place}.reasoning_details"
         for detail in objects(message.get("reasoning_details") or [], place):

@@ -40,9 +40,11 @@ from .. import (
     without,
     word,
 )
+from ..citations import image
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .call_ids import seal_key, sealed
+from .grounding import grounded
 from .requests import FORMAT, embedding, model_of, translated, wants_signatures
 from .signatures import PACKED, own_contents
 from .usage import Searches, usage_of
@@ -192,6 +194,8 @@ def decode_response(data: bytes, request: InferRequest, key: bytes | None = None
         finish_reason=chunk.finish_reason or ("tool_calls" if chunk.tool_calls else "stop"),
         details=chunk.details,
         tool_calls=[without(call, "index") for call in chunk.tool_calls],
+        annotations=chunk.annotations,
+        images=chunk.images,
     )
 
 
@@ -224,6 +228,8 @@ class _Reader:
         self._details = 0
         self._usage: JSON = {}
         self._id = ""  # of the answer
+        self._text = ""  # so far
+        self._cited: list[JSON] = []
         self._searches = Searches()
 
     def chunk(self, body: JSON, native: bytes) -> Chunk:
@@ -232,7 +238,7 @@ class _Reader:
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
         self._id = text(body.get("responseId")) or self._id
         words, thoughts = "", ""
-        calls, details = [], []
+        calls, details, images = [], [], list[JSON]()
         for part in parts:
             if part.get("functionCall") is not None:
                 calls.append(self._call(part))
@@ -246,6 +252,12 @@ class _Reader:
                     words += said
                 if part.get("thoughtSignature"):
                     details.append(self._detail(part, said))
+            elif "inlineData" in part and not part.get("thought"):
+                data = obj(part["inlineData"])
+                images += image(data.get("mimeType"), data.get("data"))
+                if part.get("thoughtSignature"):
+                    details.append(self._detail(part, ""))
+        self._text += words
         self._usage |= obj(body.get("usageMetadata"))
         self._searches.add(candidates)
         reason = self._reason(body, candidates)
@@ -261,7 +273,16 @@ class _Reader:
             text(body.get("modelVersion")) or None,
             text(body.get("responseId")) or None,
             dialect=NAME,
+            annotations=self._citations(candidates),
+            images=images,
         )
+
+    def _citations(self, candidates: list[JSON]) -> list[JSON]:
+        """Return the citations that no chunk before had; the last one may repeat all."""
+        told = candidates[0].get("groundingMetadata") if candidates else None
+        new = [one for one in grounded(told, self._text) if one not in self._cited] if told else []
+        self._cited += new
+        return new
 
     def _reason(self, body: JSON, candidates: list[JSON]) -> str:
         reason = ""

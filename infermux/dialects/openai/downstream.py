@@ -54,7 +54,7 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
     message: JSON = {"role": "assistant", "content": content, "refusal": response.refusal or None}
     if response.tool_calls:
         message["tool_calls"] = list(response.tool_calls)
-    message |= _reasoning(response.reasoning, response.details)
+    message |= _beside(response)
     reason = response.finish_reason
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {
@@ -67,9 +67,15 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
     }
 
 
-def _reasoning(reasoning: str, details: object) -> JSON:
-    members: JSON = {"reasoning_content": reasoning} if reasoning else {}
-    return members | {"reasoning_details": details} if details else members
+def _beside(said: InferResponse | Chunk) -> JSON:
+    """Return the members of a message, or of a delta, that only some answers have."""
+    found = {
+        "reasoning_content": said.reasoning,
+        "reasoning_details": list(said.details),
+        "annotations": list(said.annotations),
+        "images": list(said.images),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def encode_usage(usage: Usage) -> JSON:
@@ -117,7 +123,8 @@ class Encoder:
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
-        if native is None and (chunk.shown or not chunk.has_content):
+        is_empty = not (chunk.has_content or chunk.annotations)
+        if native is None and (chunk.shown or is_empty):
             return b""
         self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
         ready, self._held = self._held, self._event(chunk) if native is None else native
@@ -139,7 +146,7 @@ class Encoder:
             calls = self._custom.deltas(calls, last=bool(chunk.finish_reason))
         if calls:
             delta["tool_calls"] = calls
-        delta |= _reasoning(chunk.reasoning, list(chunk.details))
+        delta |= _beside(chunk)
         reason = chunk.finish_reason
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return _event(self._head | {"choices": [choice]})

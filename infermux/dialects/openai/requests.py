@@ -13,7 +13,8 @@ from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, obj, objects, strings, text, without
 from ..parameters import Drop, Kind, hint, kinds, unsupported
-from ..tools import leave_out, with_functions, without_lost
+from ..searches import OPTIONS, moved, of_chat
+from ..tools import leave_out, with_functions, with_shown_images, without_lost
 from . import NAME, is_neutral
 
 _MARK = "cache_control"
@@ -96,7 +97,7 @@ _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
-_STRANGE = _FOREIGN | {_MARK}
+_STRANGE = _FOREIGN | {_MARK, "images"}
 NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
@@ -133,7 +134,8 @@ def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_chat(found, request.model))
+    request = with_functions(search.request, NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
@@ -154,6 +156,10 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         body["tool_choice"] = without_lost(body.get("tool_choice"), names, drop)
         lost = () if names else ("tools", "parallel_tool_calls")
         body = given(without(body, *lost))
+    if search.tool is not None:
+        body[OPTIONS] = search.tool
+        if search.forced:
+            hint("tool_choice", drop)
     if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
         body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
@@ -222,7 +228,7 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     if not _needs_fitting(messages, taken, strict=strict):
         return new
     if strict:
-        messages = _hoisted(_native(message, drop) for message in messages)
+        messages = _hoisted(_native(each, drop) for each in with_shown_images(messages))
     return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
 
 

@@ -58,6 +58,7 @@ class Support(NamedTuple):
     fernet: bool | None = None  # whether its encryption is Fernet, as OpenAI's; None: unknown
     counts: bool = False  # whether it counts a request's tokens
     stores: bool = False  # whether it has conversations
+    searches: bool = False  # whether it has web_search
     prefix: str = ""  # of its paths
     query: str = ""
 

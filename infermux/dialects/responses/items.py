@@ -11,6 +11,7 @@ from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
 from .. import items, objects, require
+from .events import DRAWN, drawn
 from .reasoning import details_of
 
 ADDED = "additional_tools"  # the type of an item that adds tools
@@ -109,6 +110,13 @@ class Items:
             known = turn.setdefault("reasoning_details", [])
             known += [detail | {"index": len(known) + n} for n, detail in enumerate(details)]
 
+    def image(self, item: JSON, place: str) -> None:
+        """Add an image that the model drew to the assistant's message."""
+        if found := drawn(item):
+            self._turn().setdefault("images", []).extend(found)
+        else:  # it is at the vendor
+            self.params["item_reference"] = True
+
     def function_call(self, item: JSON, place: str) -> None:
         """Add a function call to the assistant's message."""
         name, words = (string(item, member, place) for member in ("name", "arguments"))
@@ -166,12 +174,13 @@ class Items:
         self._texts = {}
 
 
-_SAID = ("tool_calls", "refusal")
+_SAID = ("tool_calls", "refusal", "images")
 _BETWEEN = {"content": "\n\n", "refusal": "\n\n", "reasoning_content": ""}
 _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "message": Items.message,
     "reasoning": Items.reasoning,
     "function_call": Items.function_call,
+    DRAWN: Items.image,
     "function_call_output": Items.output,
     "custom_tool_call": Items.custom_call,
     "custom_tool_call_output": Items.output,

@@ -16,9 +16,11 @@ from ..openai import is_neutral
 from ..openai import requests as chat
 from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
+from ..searches import Moved, moved, of_responses
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
-from . import NAME, Support
+from . import NAME, STANDARD, Support
+from .events import DRAWN, drawn
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
@@ -64,12 +66,14 @@ _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
 
-def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be.
-
-    *form* is the format of the reasoning details that the vendor takes back.
-    """
+def translated(request: InferRequest, drop: Drop, support: Support = STANDARD) -> JSON:
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     body: JSON = {"model": request.model}
+    form, search = support.form, Moved(request)
+    if support.searches:
+        names = "blocked_domains" if form == FORMAT else "excluded_domains"
+        search = moved(request, lambda found: of_responses(found, excludes=names))
+        request = search.request
     messages = list(without_server_tools(request, drop).messages)
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str):
@@ -77,6 +81,10 @@ def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
         messages = messages[1:]
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
+    if search.tool is not None:
+        body["tools"] = [*body.get("tools", ()), search.tool]
+        if search.forced:
+            body["tool_choice"] = {"type": search.tool["type"]}
     if request.native is None or request.native.dialect != NAME:
         body.setdefault("store", False)  # as chat completions do
         if _REASONS.match(request.model):
@@ -356,12 +364,27 @@ def fitted_input(items: Any, support: Support) -> Any:
         return items
     if any(is_foreign(item, support) for item in items):
         items = [item for item in items if not is_foreign(item, support)]
+    if any(map(_image_of, items)):
+        items = [_shown(item) for item in items]
     if any(map(_has_long_id, items)):
         items = [
             item | {"call_id": _call_id(item["call_id"])} if _has_long_id(item) else item
             for item in items
         ]
     return items
+
+
+def _image_of(item: Any) -> str:
+    """Return the URL of the image that another vendor drew, if an item is that."""
+    own = isinstance(item, dict) and item.get("type") == DRAWN and is_own_id(item.get("id"), "ig")
+    return drawn(item)[0]["image_url"]["url"] if own and item.get("result") else ""
+
+
+def _shown(item: Any) -> Any:
+    """Return an item; another vendor's image is one of the user's."""
+    if not (url := _image_of(item)):
+        return item
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
 
 
 def _has_long_id(item: Any) -> bool:
