@@ -27,6 +27,7 @@ FILE = {
 }
 # A value of each parameter that asks for something; other names take a number.
 VALUES: dict[str, Any] = {
+    "web_search_options": {},
     "audio": {"voice": "x", "format": "wav"},
     "cachedContent": "c",
     "container": "c",

@@ -5,13 +5,11 @@ A message is a sequence of blocks, one open at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
-from ..blocks import TOOL, BlockWriter, Key
+from ..blocks import CITED, TOOL, BlockWriter, Key
 from ..citations import URL
 from . import NAME
 from .downstream import (
@@ -41,7 +39,8 @@ class Encoder(BlockWriter):
         self._passed = self._started = False
         self._held = b""  # the vendor's message_stop
         self._index = -1  # of the last block
-        self._texts = 0  # blocks of text that have citations
+        self._uncited: list[JSON] = []
+        self._texts = 0  # blocks of text that citations have ended
         self._reason: str | None = None
         self._usage = Usage()
         self._called = False
@@ -52,15 +51,16 @@ class Encoder(BlockWriter):
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
         if not (chunk.has_content or chunk.annotations):
             return b""
-        pieces = _pieces(chunk, ("text", self._texts))
-        written = self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
-        return written + self._cited(chunk.annotations)
+        pieces = _pieces(chunk, self._texts)
+        self._texts += bool(chunk.annotations)
+        return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
 
-    def _cited(self, annotations: Sequence[JSON]) -> bytes:
-        """Return the citations of the open block of text, which ends with them."""
-        if not annotations or self.opened is None or self.opened[0] != "text":
+    def cite(self, annotations: list[JSON]) -> bytes:
+        """Return the citations of the open block of text; without one, they wait for the next."""
+        annotations, self._uncited = self._uncited + annotations, []
+        if self.opened is None or self.opened[0] != "text":
+            self._uncited = annotations
             return b""
-        self._texts = self.opened[1] + 1
         deltas = [{"type": "citations_delta", "citation": citation_of(a[URL])} for a in annotations]
         return b"".join(map(self._delta, deltas))
 
@@ -106,7 +106,8 @@ class Encoder(BlockWriter):
         return event("content_block_start", block)
 
     def grow(self, key: Key, piece: JSON) -> bytes:
-        return b"".join(map(self._delta, _deltas(piece)))
+        head = self.cite([]) if self._uncited else b""
+        return head + b"".join(map(self._delta, _deltas(piece)))
 
     def _delta(self, delta: JSON) -> bytes:
         return event("content_block_delta", {"index": self._index, "delta": delta})
@@ -126,8 +127,8 @@ def _deltas(piece: JSON) -> list[JSON]:
     ]
 
 
-def _pieces(chunk: Chunk, key: Key) -> list[tuple[Key, JSON]]:
-    """Return the pieces of a chunk, each with the key of its block; *key*: that of text."""
+def _pieces(chunk: Chunk, texts: int) -> list[tuple[Key, JSON]]:
+    """Return the pieces of a chunk, each with the key of its block."""
     pieces: list[tuple[Key, JSON]] = [
         (("thinking", detail.get("index")), block)
         for detail in chunk.details
@@ -135,8 +136,12 @@ def _pieces(chunk: Chunk, key: Key) -> list[tuple[Key, JSON]]:
     ]
     if chunk.reasoning and not pieces:
         pieces.append((("thinking", None), {"thinking": chunk.reasoning}))
-    spoken = (chunk.text, chunk.refusal, *pictures(chunk.images))
-    pieces += [(key, {"text": words}) for words in spoken if words]
+    spoken = (chunk.text, chunk.refusal)
+    pieces += [(("text", texts), {"text": words}) for words in spoken if words]
+    if chunk.annotations:  # the text after them is not what they are about
+        pieces.append((CITED, {"annotations": list(chunk.annotations)}))
+        texts += 1
+    pieces += [(("text", texts), {"text": words}) for words in pictures(chunk.images)]
     calls = chunk.tool_calls
     return pieces + [((TOOL, call["index"]), {"function": {}, **call}) for call in calls]
 

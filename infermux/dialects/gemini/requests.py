@@ -204,6 +204,8 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         body[name] = body.get(name, {}) | require(value, name, dict)
     elif name in _TOP:
         body[name] = value
+    elif name == "modalities" and set(value) == {"text", "image"}:
+        config["responseModalities"] = ["TEXT", "IMAGE"]
     elif name != name.lower():  # camel case: Google's own
         config[name] = value
     elif not is_neutral(name, value):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..parameters import Kind, Parameters
 
 NAME = "responses"
+DRAWN = "image_generation_call"  # the type of an item
 RESOURCE = "resource"  # the operation on what a vendor stores; its params are method and path
 PARAMETERS: Parameters = {  # of this format only
     Kind.HINT: {

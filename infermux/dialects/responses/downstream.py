@@ -17,8 +17,7 @@ from ..citations import URL, inline
 from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
 from ..tools import custom_input
-from . import NAME
-from .events import DRAWN
+from . import DRAWN, NAME
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 

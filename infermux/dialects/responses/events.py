@@ -25,6 +25,7 @@ from .. import (
 from ..citations import citations, image
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
+from . import DRAWN
 
 _STATUS = {  # of the errors inside a response or a stream, which have only a code
     "rate_limit_exceeded": 429,
@@ -42,7 +43,6 @@ _REJECTED = ("invalid_", "unsupported_", "image_", "empty_image", "failed_to_dow
 _ENDED = ("response.completed", "response.incomplete")
 _FAILED = ("response.failed", "error")
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-DRAWN = "image_generation_call"
 # Events, and types of added items, that have no content yet or repeat what came before.
 _SILENT = frozenset(
     {

@@ -11,7 +11,8 @@ from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
 from .. import items, objects, require
-from .events import DRAWN, drawn
+from . import DRAWN
+from .events import drawn
 from .reasoning import details_of
 
 ADDED = "additional_tools"  # the type of an item that adds tools

@@ -19,8 +19,8 @@ from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import Moved, moved, of_responses
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
-from . import NAME, STANDARD, Support
-from .events import DRAWN, drawn
+from . import DRAWN, NAME, STANDARD, Support
+from .events import drawn
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit

@@ -12,12 +12,11 @@ from ...protocol import strict_json
 from ...protocol.sse import comment
 from ...types import JSON, Chunk, Usage
 from .. import add_detail, without
-from ..blocks import TOOL, BlockWriter, Key
+from ..blocks import CITED, TOOL, BlockWriter, Key
 from ..citations import URL, inline
 from ..tools import custom_input
-from . import NAME
+from . import DRAWN, NAME
 from .downstream import (
-    DRAWN,
     NO_ARGUMENTS,
     SUMMARY,
     Answer,
@@ -57,7 +56,6 @@ class Encoder(BlockWriter):
         self._texts: list[tuple[int, JSON]] = []  # the parts of text, and what was said before
         self._length = 0  # of all text
         self._uncited: list[JSON] = []  # citations whose text is still to come
-        self._images = 0
         self._reason: str | None = None
         self._usage: Usage | None = None
 
@@ -71,18 +69,13 @@ class Encoder(BlockWriter):
             return b""
         self._answer.model = self._answer.model if self._started else chunk.model or self._model
         pieces = _pieces(chunk, self._answer)
-        for each in inline(chunk.images):
-            self._images += 1
-            pieces.append(((DRAWN, self._images), {"image": each}))
-        written = self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
-        self._uncited += chunk.annotations
-        return written + self._cited() if self._uncited else written
+        return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events: the vendor's own came already, ours has *summary*."""
         if self._passed:
             return b""
-        head = self._start() + self.drain([], last=True) + self._cited()
+        head = self._start() + self.drain([], last=True) + self.cite([])
         if self.opened is None and not self._items:
             head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
         head += self.close()
@@ -213,10 +206,10 @@ class Encoder(BlockWriter):
         self._length += len(words) * (mark == "output_text")
         return head + self._part_event(2, "delta", delta=words)
 
-    def _cited(self) -> bytes:
+    def cite(self, annotations: list[JSON]) -> bytes:
         """Return the events of citations whose text has come; the last event has all of them."""
         written, waiting = [], []
-        for each in self._uncited:
+        for each in self._uncited + annotations:
             start, end = each[URL]["start_index"], each[URL]["end_index"]
             found = [one for one in self._texts if one[0] <= start]
             if not found or end > self._length:
@@ -266,6 +259,10 @@ def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
     for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
         if words:
             pieces.append((_MESSAGE, {kind: words}))
+    if chunk.annotations:
+        pieces.append((CITED, {"annotations": list(chunk.annotations)}))
+    for media, data in inline(chunk.images):
+        pieces.append(((DRAWN, data), {"image": (media, data)}))
     if late:
         pieces.append((_LATE, {"details": late, "words": ()}))
     return pieces + [((TOOL, call["index"]), _call(call)) for call, _ in found]
