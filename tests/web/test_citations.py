@@ -80,12 +80,15 @@ def responses_says(images):
     ]
     for number, part in enumerate(parts):
         here = at | {"content_index": number}
+        empty = part | {"text": "", "annotations": []}
+        events.append(step("response.content_part.added", part=empty, **here))
         events.append(step("response.output_text.delta", delta=part["text"], **here))
         events += [
             step("response.output_text.annotation.added", annotation=each, **here)
             for each in part["annotations"]
         ]
         events.append(step("response.output_text.done", text=part["text"], **here))
+        events.append(step("response.content_part.done", part=part, **here))
     events.append(step("response.output_item.done", output_index=0, item=output[0]))
     if images:
         begun = {"type": call["type"], "id": "ig_1", "status": "in_progress"}
@@ -165,6 +168,9 @@ def read_chat(data, streamed):
     """Return (text, [(start, end, url, title)], images)."""
     if streamed:
         said = [each["choices"][0]["delta"] for each in events(data) if each["choices"]]
+        for name in ("annotations", "images"):  # without it the official SDK cannot join them
+            numbers = [one["index"] for each in said for one in each.get(name) or ()]
+            assert numbers == list(range(len(numbers)))
     else:
         said = [json.loads(data)["choices"][0]["message"]]
     cited = [one["url_citation"] for each in said for one in each.get("annotations") or ()]

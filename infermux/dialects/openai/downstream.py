@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -93,6 +94,9 @@ def encode_usage(usage: Usage) -> JSON:
     return data
 
 
+_NUMBERED = {"annotations", "images"}
+
+
 class Encoder:
     """Encodes one stream; keeps the last event back until `end` adds the summary."""
 
@@ -114,6 +118,7 @@ class Encoder:
         }
         self._include_usage = include_usage
         self._first = True
+        self._numbers: Counter[str] = Counter()  # of the members that SDKs join by index
         self._held = b""
         self._ending = False  # a finish reason has come: each event may be the last
         self._usage_sent = False
@@ -147,6 +152,10 @@ class Encoder:
         if calls:
             delta["tool_calls"] = calls
         delta |= _beside(chunk)
+        for name in _NUMBERED & delta.keys():
+            first = self._numbers[name]
+            delta[name] = [{"index": n, **each} for n, each in enumerate(delta[name], first)]
+            self._numbers[name] += len(delta[name])
         reason = chunk.finish_reason
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return _event(self._head | {"choices": [choice]})
