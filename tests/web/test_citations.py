@@ -413,6 +413,20 @@ def test_google_gets_its_image_back(front, vendors, door):
     assert model == {"role": "model", "parts": [{"text": TEXT}, image]}
 
 
+@pytest.mark.parametrize("vendor", ["openai", "responses", "anthropic", "gemini"])
+def test_an_image_that_the_client_did_not_keep_ends_no_conversation(front, vendors, vendor):
+    vendors["gemini"].script(reply(gemini_says(images=True)[0]))
+    text, image = ask(front, "responses", model_of("gemini")).json["output"]
+    bare = {"type": image["type"], "id": image["id"]}  # as LangChain returns it
+    turns = [text, bare, {"role": "user", "content": "b"}]
+    vendors[vendor].script(reply(SAYS[vendor](images=False)[0]))
+    answer = ask(front, "responses", model_of(vendor), question=turns)
+    assert answer.status == 200, answer.data
+    assert image["id"] not in json.dumps(sent(vendors[vendor]))
+    if vendor != "responses":
+        assert answer.headers["X-Infermux-Dropped"] == "input.image_generation_call"
+
+
 def test_anthropic_is_not_sent_citations_that_it_never_gave(front, vendors):
     vendors["gemini"].script(reply(gemini_says(images=False)[0]))
     content = ask(front, "anthropic", model_of("gemini")).json["content"]

@@ -19,6 +19,7 @@ PARAMETERS: Parameters = {  # of this format only
         "client_metadata": "housekeeping",
         "include": "what else the answer repeats",
         "input.code_interpreter_call": "the answer after it says what was found",
+        "input.image_generation_call": "an image that the client did not return",
         "input.mcp_call": "the answer after it says what was found",
         "input.file_search_call": "the answer after it says what was found",
         "input.mcp_list_tools": "housekeeping",

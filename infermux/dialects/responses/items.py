@@ -115,8 +115,8 @@ class Items:
         """Add an image that the model drew to the assistant's message."""
         if found := drawn(item):
             self._turn().setdefault("images", []).extend(found)
-        else:  # it is at the vendor
-            self.params["item_reference"] = True
+        else:  # some clients return only its id
+            self.params[f"input.{DRAWN}"] = True
 
     def function_call(self, item: JSON, place: str) -> None:
         """Add a function call to the assistant's message."""

@@ -394,9 +394,13 @@ def _has_long_id(item: Any) -> bool:
 
 def is_foreign(item: Any, support: Support) -> bool:
     """Return whether an input item is reasoning that the vendor did not encrypt."""
-    if isinstance(item, dict) and item.get("type") == "item_reference":
+    if not isinstance(item, dict):
+        return False
+    if item.get("type") == "item_reference":
         return is_own_id(item.get("id"))
-    data = item.get("encrypted_content") if isinstance(item, dict) else None
+    if item.get("type") == DRAWN and not item.get("result"):
+        return is_own_id(item.get("id"), "ig")
+    data = item.get("encrypted_content")
     if not isinstance(data, str) or not data:
         return False
     if is_packed(data):
