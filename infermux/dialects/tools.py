@@ -17,7 +17,7 @@ from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
 from . import given, members, obj, objects, require, text, without
-from .citations import images as drawn
+from .citations import images
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
@@ -27,7 +27,7 @@ INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
-    request = without_server_tools(request, drop, images=dialect != "gemini")
+    request = without_server_tools(request, drop, hoists=dialect != "gemini")
     if request.native is None or request.native.dialect != RESPONSES:
         return _of_chat(request) if dialect != CHAT else request
     params = dict(request.params)
@@ -56,51 +56,56 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     return replace(request, params=params, messages=[_message(one) for one in request.messages])
 
 
-def without_server_tools(request: InferRequest, drop: Drop, *, images: bool = True) -> InferRequest:
+def without_server_tools(request: InferRequest, drop: Drop, *, hoists: bool = True) -> InferRequest:
     """Return the request without the parts of vendors' own tools in what the assistant said.
 
-    *images* that it drew are shown by the user.
+    If it *hoists*, the images that it drew are in a user message after them.
     """
     messages = [_without_server_tools(message) for message in request.messages]
     if not all(map(is_, messages, request.messages)):
         hint("server_tools", drop)
         request = replace(request, messages=messages)
-    if images and any(map(_draws, messages)):
-        request = replace(request, messages=with_shown_images(messages))
+    if hoists and any(map(_draws, messages)):
+        request = replace(request, messages=hoisted(messages))
     return request
 
 
 def _draws(message: JSON) -> bool:
-    return message.get("role") == "assistant" and bool(
-        message.get("images")
-        or (isinstance(message.get("content"), list) and any(map(_is_image, message["content"])))
-    )
+    parts = message.get("content")
+    listed = parts if isinstance(parts, list) and message.get("role") == "assistant" else ()
+    return "images" in message or any(map(_is_media, listed))
 
 
-def _is_image(part: object) -> bool:
-    return members(part).get("type") == "image_url"
+def _is_media(part: object) -> bool:
+    return members(part).get("type") in ("image_url", "file", "input_audio")
 
 
-def with_shown_images(messages: Iterable[JSON]) -> list[JSON]:
-    """Return messages in which the user shows the images that the assistant drew.
+def hoisted(messages: Iterable[JSON], *, results: bool = False) -> list[JSON]:
+    """Return messages with the images that the assistant drew in a user message after them.
 
-    Most vendors take none in what the assistant said.
+    Most vendors take none in what it said, and some none in *results* of tools.
     """
     found: list[JSON] = []
-    images: list[JSON] = []
+    media: list[JSON] = []
     for message in messages:
-        if images and message.get("role") == "user":
-            found.append({"role": "user", "content": images})
-            images = []
-        if _draws(message):
-            parts = message.get("content") or ""
-            if isinstance(parts, list):
-                images += filter(_is_image, parts)
-                parts = [part for part in parts if not _is_image(part)]
-            images += drawn(message.get("images"))
-            message = without(message, "images") | {"content": parts or ""}
+        role, parts = message.get("role"), message.get("content")
+        if media and role != "tool":
+            found.append({"role": "user", "content": media})
+            media = []
+        if role == "assistant" or (results and role == "tool"):
+            listed = parts if isinstance(parts, list) else []
+            own = [*filter(_is_media, listed), *images(message.get("images"))]
+            if own and listed:
+                kept = [part for part in listed if not _is_media(part)]
+                message = message | {"content": kept or (_FOLLOWS if role == "tool" else "")}
+            if "images" in message:
+                message = without(message, "images") | {"content": message.get("content") or ""}
+            media += own
         found.append(message)
-    return found + ([{"role": "user", "content": images}] if images else [])
+    return found + ([{"role": "user", "content": media}] if media else [])
+
+
+_FOLLOWS = [{"type": "text", "text": "The result follows."}]
 
 
 def _without_server_tools(message: JSON) -> JSON:
