@@ -34,6 +34,7 @@ class Search(NamedTuple):
     own: JSON | None = None  # the tool, if its form is Anthropic's
     is_live: bool = True  # else only what the vendor has cached is searched
     alone: bool = True  # there are no other tools
+    is_agents: bool = False  # Responses, whose agents send it unasked beside their functions
 
 
 class Moved(NamedTuple):
@@ -43,12 +44,23 @@ class Moved(NamedTuple):
     tool: JSON | None = None
     forced: bool = False  # whether it must be called
 
+    def add(self, body: JSON, drop: Drop, choice: JSON | None = None) -> None:
+        """Add the search to the tools in *body*; *choice*: the tool_choice that names it."""
+        if self.tool is None:
+            return
+        body["tools"] = [*body.get("tools", ()), self.tool]
+        if self.forced and choice:
+            body["tool_choice"] = choice
+        elif self.forced:
+            hint("tool_choice", drop)
+
 
 def searches(params: Mapping[str, Any]) -> bool:
     """Return whether a request has a web search."""
     tools = params.get("tools")
-    if isinstance(tools, list) and any(map(_is_search, tools)):
-        return True
+    for tool in tools if type(tools) is list else ():  # without calls: agents have many
+        if type(tool) is dict and tool.get("type") != "function" and _is_search(tool):
+            return True
     return params.get(OPTIONS) is not None or GOOGLE in params
 
 
@@ -95,6 +107,7 @@ def _found(params: Mapping[str, Any], tool: JSON | None) -> Search | None:
             tool.get("max_uses"),
             tool if _ANTHROPIC.fullmatch(tool["type"]) else None,
             tool.get("external_web_access") is not False,
+            is_agents=not _ANTHROPIC.fullmatch(tool["type"]),
         )
     if GOOGLE in params:
         settings = members(params[GOOGLE])
@@ -113,7 +126,8 @@ def _location(value: object) -> JSON | None:
 
 
 def of_anthropic(search: Search, drop: Drop) -> JSON | None:
-    if search.own is not None or not search.is_live:
+    """Return the tool; an agent's is left out: it costs, and not every organization has it."""
+    if search.own is not None or not search.is_live or (search.is_agents and not search.alone):
         return search.own
     if search.size not in (None, "medium"):
         hint("search_context_size", drop)

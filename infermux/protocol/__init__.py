@@ -31,16 +31,8 @@ _MEMBERS = _FIELDS | {"provider", "params", "meta"}
 _MAX_FOREIGN = 16  # unknown names in a request, as each is compared with all known ones
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
 _FORBIDDEN = frozenset(
-    {
-        "api_base",
-        "api_key",
-        "api_version",
-        "base_url",
-        "headers",
-        "extra_headers",
-        "extra_body",
-        "extra_query",
-    }
+    ("api_base", "api_key", "api_version", "base_url", "headers")
+    + ("extra_headers", "extra_body", "extra_query")
 )
 _MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
@@ -410,16 +402,9 @@ class InferResponse:
             "latency_ms": self.latency_ms,
             "finish_reason": self.finish_reason,
         }
-        if self.tool_calls:
-            data["tool_calls"] = list(self.tool_calls)
-        if self.reasoning:
-            data["reasoning"] = self.reasoning
-        if self.refusal:
-            data["refusal"] = self.refusal
-        if self.annotations:
-            data["annotations"] = list(self.annotations)
-        if self.images:
-            data["images"] = list(self.images)
+        for name in ("tool_calls", "reasoning", "refusal", "annotations", "images"):
+            if value := getattr(self, name):
+                data[name] = value if isinstance(value, str) else list(value)
         return data
 
 

@@ -94,8 +94,10 @@ def test_a_search_is_the_vendors_own(door: str, tool: JSON, vendor: str, wanted:
     assert path.startswith("/responses") == (PRESETS[vendor].responses is not None)
 
 
-@pytest.mark.parametrize("door", ["chat", "responses", "anthropic"])
-@pytest.mark.parametrize("vendor", ["anthropic", "openai"])
+@pytest.mark.parametrize(
+    ("door", "vendor"),
+    [("chat", "anthropic"), ("chat", "openai"), ("responses", "openai"), ("anthropic", "openai")],
+)
 def test_functions_stay_beside_it(door: str, vendor: str) -> None:
     tool = {"chat": {}, "responses": {"type": "web_search"}, "anthropic": OWN}[door]
     request = asked(door, MODELS[vendor], tool, beside=True)
@@ -145,6 +147,7 @@ LOST = [
     ("responses", {"type": "web_search"}, "ollama", False),
     ("responses", LIMITED, "gemini", False),  # Google chooses no domains
     ("responses", {"type": "web_search", "external_web_access": False}, "anthropic", False),
+    ("responses", {"type": "web_search"}, "anthropic", True),  # as agents send it
     ("responses", {"type": "web_search"}, "gemini", True),  # Google takes no functions beside it
     ("anthropic", CLAUDES, "ollama", True),
 ]

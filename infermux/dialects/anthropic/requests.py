@@ -65,13 +65,11 @@ COUNTED = frozenset(  # params of count_tokens
         *("thinking", "output_config", "cache_control"),
     }
 )
-KNOWN = (
-    COUNTED
-    | OWN
-    | {
-        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "stop"),
-        *("user", "safety_identifier", "metadata", "service_tier"),
-        "stream_options",  # every stream has usage anyway
+KNOWN = frozenset(
+    {
+        *(COUNTED | OWN | SAMPLING),
+        *("max_tokens", "max_completion_tokens", "stop", "user", "safety_identifier", "metadata"),
+        *("service_tier", "stream_options"),  # every stream has usage anyway
     }
 )
 EXPRESSED = KNOWN | {OPTIONS, "citations", "file.filename", "is_error", "tools.strict"}
@@ -86,10 +84,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     unthought = calls_without_thought(turns)
     body |= {"messages": turns} | _params(request, drop, unthought=unthought)
-    if search.tool is not None:
-        body["tools"] = [*body.get("tools", ()), search.tool]
-        if search.forced:
-            body["tool_choice"] = {"type": "tool", "name": search.tool["name"]}
+    search.add(body, drop, {"type": "tool", "name": "web_search"})
     return body
 
 
@@ -254,11 +249,8 @@ def thinking_block(detail: JSON) -> JSON | None:
         return None
     if detail.get("type") == "reasoning.encrypted":
         return {"type": "redacted_thinking", "data": string(detail, "data")}
-    return {
-        "type": "thinking",
-        "thinking": text(detail.get("text")),
-        "signature": text(detail.get("signature")),
-    }
+    words, signature = text(detail.get("text")), text(detail.get("signature"))
+    return {"type": "thinking", "thinking": words, "signature": signature}
 
 
 def _tool_use(call: JSON, drop: Drop) -> JSON | None:

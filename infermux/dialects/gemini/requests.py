@@ -158,10 +158,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
-    if search.tool is not None:
-        body["tools"] = [*body.get("tools", ()), search.tool]
-        if search.forced:
-            hint("tool_choice", drop)
+    search.add(body, drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:

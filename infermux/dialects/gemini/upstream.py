@@ -26,6 +26,7 @@ from .. import (
     count,
     error_object,
     items,
+    members,
     obj,
     packed,
     parameters,
@@ -228,7 +229,7 @@ class _Reader:
         self._details = 0
         self._usage: JSON = {}
         self._id = ""  # of the answer
-        self._text = ""  # so far
+        self._text: list[str] = []  # in pieces
         self._cited: list[JSON] = []
         self._searches = Searches()
 
@@ -242,7 +243,9 @@ class _Reader:
         for part in parts:
             if part.get("functionCall") is not None:
                 calls.append(self._call(part))
-            elif "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
+                continue
+            said = ""
+            if "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
                 thought, said = part.get("thought"), text(part.get("text"))
                 if thought not in (None, True, False):
                     raise ValueError("thought is neither true nor false")
@@ -250,14 +253,13 @@ class _Reader:
                     thoughts += said
                 else:
                     words += said
-                if part.get("thoughtSignature"):
-                    details.append(self._detail(part, said))
-            elif "inlineData" in part and not part.get("thought"):
-                data = obj(part["inlineData"])
-                images += image(data.get("mimeType"), data.get("data"))
-                if part.get("thoughtSignature"):
-                    details.append(self._detail(part, ""))
-        self._text += words
+            elif not (drawn := _drawn(part)):
+                continue
+            else:
+                images += drawn
+            if part.get("thoughtSignature"):
+                details.append(self._detail(part, said))
+        self._text.append(words)
         self._usage |= obj(body.get("usageMetadata"))
         self._searches.add(candidates)
         reason = self._reason(body, candidates)
@@ -280,7 +282,10 @@ class _Reader:
     def _citations(self, candidates: list[JSON]) -> list[JSON]:
         """Return the citations that no chunk before had; the last one may repeat all."""
         told = candidates[0].get("groundingMetadata") if candidates else None
-        new = [one for one in grounded(told, self._text) if one not in self._cited] if told else []
+        if not told:
+            return []
+        found = grounded(told, "".join(self._text))
+        new = [one for one in found if one not in self._cited]
         self._cited += new
         return new
 
@@ -321,6 +326,12 @@ class _Reader:
         if signature:
             read["extra_content"] = {"google": {"thought_signature": signature}}
         return read
+
+
+def _drawn(part: JSON) -> list[JSON]:
+    """Return the image that a part is, in a list, but for those of thoughts."""
+    data = {} if part.get("thought") else members(part.get("inlineData"))
+    return image(data.get("mimeType"), data.get("data"))
 
 
 def finish_reason(value: object) -> str:

@@ -81,10 +81,7 @@ def translated(request: InferRequest, drop: Drop, support: Support = STANDARD) -
         messages = messages[1:]
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
-    if search.tool is not None:
-        body["tools"] = [*body.get("tools", ()), search.tool]
-        if search.forced:
-            body["tool_choice"] = {"type": search.tool["type"]}
+    search.add(body, drop, {"type": "web_search"})
     if request.native is None or request.native.dialect != NAME:
         body.setdefault("store", False)  # as chat completions do
         if _REASONS.match(request.model):
