@@ -90,7 +90,6 @@ def _is_search(tool: object) -> bool:
 
 
 def _names(choice: object, tool: JSON) -> bool:
-    """Return whether a tool_choice names the search."""
     named = members(members(choice).get("function")).get("name")
     return _is_search(choice) or (named is not None and named == tool.get("name"))
 

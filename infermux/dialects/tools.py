@@ -201,7 +201,6 @@ class CustomCalls:
 
 
 def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
-    """Return a tool as a function; None if it is left out."""
     kind = require(tool.get("type"), "tools[].type", str)
     if kind == "function":
         return tool
@@ -281,7 +280,6 @@ def _name(tool: JSON) -> str | None:
 
 
 def _message(message: JSON) -> JSON:
-    """Return a message with its calls of custom tools as calls of functions."""
     if _has_no_custom(message):
         return message
     return message | {"tool_calls": [_call(call) for call in message["tool_calls"]]}

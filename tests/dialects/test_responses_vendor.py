@@ -323,7 +323,7 @@ def test_what_a_failed_stream_used_is_known() -> None:
 
 def body_of(form: str = "openai-responses-v1", **members: Any) -> dict[str, Any]:
     request = InferRequest("gpt-6-luna", **members)
-    return translated(request, Drop(), Support(form=form))
+    return translated(request, Drop(), form)
 
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

@@ -403,7 +403,6 @@ def _format(params: JSON, drop: Drop) -> JSON:
 
 
 def _with_instruction(system: str | list[JSON], request: InferRequest) -> str | list[JSON]:
-    """Return the system prompt; for a JSON object without a schema, with an instruction."""
     if request.params.get("response_format") != JSON_OBJECT:
         return system
     if not system:

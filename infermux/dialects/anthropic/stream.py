@@ -128,7 +128,6 @@ def _deltas(piece: JSON) -> list[JSON]:
 
 
 def _pieces(chunk: Chunk, texts: int) -> list[tuple[Key, JSON]]:
-    """Return the pieces of a chunk, each with the key of its block."""
     pieces: list[tuple[Key, JSON]] = [
         (("thinking", detail.get("index")), block)
         for detail in chunk.details

@@ -140,7 +140,6 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
 
 
 def _budgets(value: JSON) -> bool:
-    """Return whether a body asks for thinking with a budget."""
     thinking = value.get("thinking")
     return isinstance(thinking, dict) and thinking.get("type") == "enabled"
 

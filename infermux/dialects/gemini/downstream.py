@@ -13,11 +13,10 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, obj, require, tier_of, without
-from ..citations import inline
+from ..citations import URL, inline
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
-from .grounding import grounding_of
 from .requests import BUDGETS
 from .schemas import camel, closed, integer, is_enforceable, json_schema
 from .signatures import SKIP, packed
@@ -99,7 +98,6 @@ def _is_own(name: str) -> bool:
 
 
 def _is_unblocked(settings: object) -> bool:
-    """Whether safety settings only switch Google's filters off."""
     found = repeated(settings, "safetySettings")
     return all(camel(one).get("threshold", 0) in _UNBLOCKED for one in found)
 
@@ -273,6 +271,35 @@ def content_of(
     candidate: JSON = {"content": content, **ended, "index": 0, **(cited or {})}
     figures = {"usageMetadata": encode_usage(usage)} if usage is not None else {}
     return {"candidates": [candidate]} | figures | head
+
+
+def grounding_of(annotations: Sequence[JSON], text: str, part: int = 0) -> JSON:
+    """Return the groundingMetadata member of a candidate with *text* as its *part*; {}: none."""
+    sources: dict[tuple[str, str], int] = {}
+    supports: dict[tuple[int, int], list[int]] = {}
+    for one in (each[URL] for each in annotations):
+        number = sources.setdefault((one["url"], one["title"]), len(sources))
+        supports.setdefault((one["start_index"], one["end_index"]), []).append(number)
+    if not sources:
+        return {}
+    place = {"partIndex": part} if part else {}
+    return {
+        "groundingMetadata": {
+            "groundingChunks": [{"web": {"uri": url, "title": name}} for url, name in sources],
+            "groundingSupports": [
+                {
+                    "segment": place
+                    | {
+                        "startIndex": len(text[:start].encode(errors="replace")),
+                        "endIndex": len(text[:end].encode(errors="replace")),
+                        "text": text[start:end],
+                    },
+                    "groundingChunkIndices": numbers,
+                }
+                for (start, end), numbers in supports.items()
+            ],
+        }
+    }
 
 
 def thoughts(text: str, details: list[JSON]) -> list[JSON]:

@@ -179,7 +179,6 @@ def _declared(tool: JSON) -> list[JSON]:
 
 
 def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:
-    """Add a parameter to the body or to its generationConfig."""
     if name in ("stream_options", "generationConfig", "thinkingConfig"):
         return  # every stream has usage anyway, and the others are added last
     if name in _TYPES:

@@ -11,8 +11,7 @@ from ...protocol import strict_json
 from ...types import JSON, Chunk, Usage
 from .. import add_detail
 from . import NAME
-from .downstream import calls, content_of, drawn, encode_error, thoughts
-from .grounding import grounding_of
+from .downstream import calls, content_of, drawn, encode_error, grounding_of, thoughts
 
 JSON_TYPE = "application/json; charset=UTF-8"  # of an array
 
@@ -74,7 +73,6 @@ class Encoder:
         return {"modelVersion": self._model, "responseId": self._ident}
 
     def _framed(self, data: bytes) -> bytes:
-        """Return a chunk's JSON as an event or as an element of the array."""
         if not self._array:
             return b"data: " + data.replace(b"\n", b"\r\ndata: ") + b"\r\n\r\n"
         mark, self._begun = b"\n,\r\n" if self._begun else b"[", True

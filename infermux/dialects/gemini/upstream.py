@@ -41,11 +41,10 @@ from .. import (
     without,
     word,
 )
-from ..citations import image
+from ..citations import citation, image
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .call_ids import seal_key, sealed
-from .grounding import grounded
 from .requests import FORMAT, embedding, model_of, translated, wants_signatures
 from .signatures import PACKED, own_contents
 from .usage import Searches, usage_of
@@ -86,6 +85,7 @@ FILTERED = frozenset(
         "IMAGE_RECITATION",
     }
 )
+_SOURCES = ("web", "retrievedContext", "maps")  # kinds of those that may have an address
 _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
 
 
@@ -153,7 +153,6 @@ def _adapted(body: Document, model: str) -> bytes:
 
 
 def _renamed(members: JSON, model: str) -> JSON:
-    """Return the model's name if an object has another one."""
     own = members.get("model")
     return {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
 
@@ -284,7 +283,7 @@ class _Reader:
         told = candidates[0].get("groundingMetadata") if candidates else None
         if not told:
             return []
-        found = grounded(told, "".join(self._text))
+        found = _grounded(told, "".join(self._text))
         new = [one for one in found if one not in self._cited]
         self._cited += new
         return new
@@ -329,9 +328,46 @@ class _Reader:
 
 
 def _drawn(part: JSON) -> list[JSON]:
-    """Return the image that a part is, in a list, but for those of thoughts."""
     data = {} if part.get("thought") else members(part.get("inlineData"))
     return image(data.get("mimeType"), data.get("data"))
+
+
+def _grounded(value: object, text: str) -> list[JSON]:
+    """Return the citations in a groundingMetadata of an answer whose *text* is known."""
+    told, found = members(value), []
+    chunks, supports = told.get("groundingChunks"), told.get("groundingSupports")
+    sources = [_source(each) for each in chunks] if isinstance(chunks, list) else []
+    for each in supports if isinstance(supports, list) else ():
+        numbers = members(each).get("groundingChunkIndices")
+        start, end = _segment(members(members(each).get("segment")), text)
+        for number in numbers if isinstance(numbers, list) else ():
+            if isinstance(number, int) and 0 <= number < len(sources):
+                source = sources[number]
+                found.append(citation(source.get("uri"), source.get("title"), start, end))
+    if not supports:  # then the sources are those of the whole
+        found = [citation(one.get("uri"), one.get("title"), 0, len(text)) for one in sources]
+    return [one for one in found if one]
+
+
+def _source(chunk: object) -> JSON:
+    kinds = (members(members(chunk).get(kind)) for kind in _SOURCES)
+    return next((kind for kind in kinds if kind), {})
+
+
+def _segment(segment: JSON, text: str) -> tuple[int, int]:
+    """Return a segment in characters: its bytes, or where its words are if those do not fit.
+
+    The bytes may be those of one part of several.
+    """
+    data, words = text.encode(errors="replace"), segment.get("text")
+    cuts = (segment.get("startIndex") or 0, segment.get("endIndex") or 0)
+    start, end = (
+        len(data[:cut].decode(errors="ignore")) if type(cut) is int and cut > 0 else 0
+        for cut in cuts
+    )
+    if isinstance(words, str) and text[start:end] != words and (at := text.find(words)) >= 0:
+        return at, at + len(words)
+    return start, end
 
 
 def finish_reason(value: object) -> str:

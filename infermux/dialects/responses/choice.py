@@ -131,7 +131,6 @@ def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> 
 
 @lru_cache(maxsize=1024)
 def _refusals(model: str, support: Support) -> tuple[bool, bool, bool]:
-    """Return which of the vendor's patterns match a model."""
     name = model[:200]
     always, tools, effort = (
         bool(each) and re.match(each, name) is not None

@@ -269,7 +269,6 @@ class Reader:
         return Chunk(annotations=found, shown=not found)
 
     def _rest(self, body: JSON, whole: str) -> str:
-        """Return what the deltas of a part have not said."""
         return whole[self._told.get((body.get("output_index"), body.get("content_index")), 0) :]
 
     def _thought(self, body: JSON, member: str, part: object) -> Chunk:
@@ -282,7 +281,6 @@ class Reader:
         return self._indices.setdefault(key, len(self._indices))
 
     def _item(self, kind: str, body: JSON) -> Chunk:
-        """Return the chunk of an item that begins or ends."""
         item = obj(body.get("item"))
         what, done = text(item.get("type")), kind.endswith("done")
         if done and what.endswith("_call") and what not in _CALLS:

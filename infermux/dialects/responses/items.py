@@ -153,7 +153,6 @@ class Items:
         self._last = message
 
     def _turn(self) -> JSON:
-        """Return the assistant's message that is being collected."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             self._begin({"role": "assistant", "content": None})
         return self.messages[-1]
@@ -169,7 +168,6 @@ class Items:
                 names.add(str(tool.get("name")))
 
     def _complete(self) -> None:
-        """Join the texts of the last message."""
         for name, words in self._texts.items():
             self.messages[-1][name] = _BETWEEN[name].join(words)
         self._texts = {}

@@ -19,7 +19,7 @@ from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import Moved, moved, of_responses
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
-from . import DRAWN, NAME, STANDARD, Support
+from . import DRAWN, NAME, Support
 from .events import drawn
 from .reasoning import FORMAT, is_own_id, is_packed
 
@@ -66,11 +66,17 @@ _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
 
-def translated(request: InferRequest, drop: Drop, support: Support = STANDARD) -> JSON:
-    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
+def translated(
+    request: InferRequest, drop: Drop, form: str = FORMAT, *, searches: bool = False
+) -> JSON:
+    """Return the body; add to *drop* what is left out, or raise RequestError if it must not be.
+
+    *form* is the format of reasoning details that the vendor takes back; it *searches* if it has a
+    web search.
+    """
     body: JSON = {"model": request.model}
-    form, search = support.form, Moved(request)
-    if support.searches:
+    search = Moved(request)
+    if searches:
         names = "blocked_domains" if form == FORMAT else "excluded_domains"
         search = moved(request, lambda found: of_responses(found, excludes=names))
         request = search.request
@@ -153,7 +159,6 @@ def _refuse(name: str, model: str, drop: Drop) -> None:
 
 
 def _others(request: InferRequest) -> Collection[str]:
-    """Return the params that the vendor does not know."""
     form, params = request.native and request.native.dialect, request.params
     if form not in _TAKEN_ALIKE:
         return params.keys()
@@ -161,7 +166,6 @@ def _others(request: InferRequest) -> Collection[str]:
 
 
 def _renamed(name: str, value: Any, model: str, body: JSON, drop: Drop) -> None:
-    """Add a param to *body* that has another name or form there."""
     if name in ("max_tokens", "max_completion_tokens"):
         few = isinstance(value, int) and not isinstance(value, bool) and 0 < value < MIN_OUTPUT
         body["max_output_tokens"] = MIN_OUTPUT if few else value
@@ -214,7 +218,6 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
 
 
 def _choice(choice: Any) -> Any:
-    """Return a tool_choice in the flat form."""
     if not isinstance(choice, dict):
         return choice
     kind = choice.get("type")

@@ -121,7 +121,6 @@ class Encoder(BlockWriter):
 
     @property
     def _place(self) -> JSON:
-        """The members that say which item an event is about."""
         return {"item_id": self._ident, "output_index": len(self._items)}
 
     def begin(self, key: Key, piece: JSON) -> bytes:
@@ -248,7 +247,6 @@ _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
-    """Return the pieces of a chunk, each with the key of its item."""
     pieces: list[tuple[Key, JSON]] = []
     early = [detail for detail in chunk.details if not is_late(detail)]
     late = [detail for detail in chunk.details if is_late(detail)]

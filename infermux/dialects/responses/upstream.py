@@ -63,6 +63,7 @@ class Responses:
     def __init__(self, support: Support = STANDARD) -> None:
         self.support = self._support = support
         self.summarizes = True  # until the vendor refuses it
+        self._translated = partial(translated, form=support.form, searches=support.searches)
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         support = self._support
@@ -94,7 +95,7 @@ class Responses:
             params=without(request.params, *out),
             native=request.native,
         )
-        body = translated(asked, drop, self._support)
+        body = self._translated(asked, drop)
         body["input"] = [item for item in body["input"] if self._takes(item)]
         if request.op == CHAT:
             body |= fitted_names(body, request.model, request.cache_key)
@@ -134,8 +135,7 @@ class Responses:
         native = request.native
         if native is not None and native.dialect == NAME:
             return Unsaid()
-        translate = partial(translated, support=self._support)
-        return parameters.unsaid(request, model, self.path, translate)
+        return parameters.unsaid(request, model, self.path, self._translated)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         native = (NAME, data)
