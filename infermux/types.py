@@ -157,6 +157,8 @@ class Chunk(NamedTuple):
     usage_only: bool = False  # only for clients that asked for usage
     shown: bool = False  # the native event has content that no field above holds
     more: str = ""  # the text of further choices, for estimates
+    annotations: Sequence[JSON] = ()  # as in InferResponse, of the text so far
+    images: Sequence[JSON] = ()
 
     @property
     def has_content(self) -> bool:
@@ -170,6 +172,7 @@ class Chunk(NamedTuple):
             or self.details
             or self.function_call
             or self.shown
+            or self.images
         )
 
 

@@ -288,6 +288,8 @@ def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chun
         id=response.id,
         native=native,
         more=response.extra.get("more", ""),
+        annotations=response.annotations,
+        images=response.images,
     )
 
 

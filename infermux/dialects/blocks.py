@@ -14,6 +14,7 @@ from ..types import JSON
 
 Key = tuple[str, Any]  # of a block: its kind, and which of that kind
 TOOL = "tool"  # the kind of tool calls: such a block opens only once
+CITED: Key = ("cited", None)  # of a piece that is no block: citations of the text before it
 
 
 class BlockWriter:
@@ -37,6 +38,10 @@ class BlockWriter:
         """Return the events that close the open block."""
         raise NotImplementedError
 
+    def cite(self, annotations: list[JSON]) -> bytes:
+        """Return the events that add citations."""
+        raise NotImplementedError
+
     def drain(self, pieces: list[tuple[Key, JSON]], *, last: bool) -> bytes:
         """Write pieces: those of the open block, then one block after another."""
         self._waiting += pieces
@@ -44,7 +49,8 @@ class BlockWriter:
         while self._waiting:
             self._waiting, now = [], self._waiting
             for key, piece in now:
-                if key == self.opened or (not self._waiting and self._may_open()):
+                ready = key in (self.opened, CITED) or self._may_open()
+                if key == self.opened or (ready and not self._waiting):
                     written.append(self._write(key, piece))
                 else:
                     self._waiting.append((key, piece))
@@ -69,6 +75,8 @@ class BlockWriter:
         return _complete("".join(self.arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:
+        if key == CITED:
+            return self.cite(piece["annotations"])
         head = b""
         if key != self.opened:
             head = self.close()

@@ -41,7 +41,6 @@ def user(name: str, taken: re.Pattern[str]) -> str:
 
 
 def _fits(message: JSON, taken: re.Pattern[str]) -> bool:
-    """Return whether *taken* matches every id of a tool call in a message."""
     ident = message.get("tool_call_id")
     if type(ident) is str and ident and not taken.fullmatch(ident):
         return False
@@ -75,7 +74,6 @@ _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contai
 
 
 def _inner(schema: JSON, change: Any) -> JSON:
-    """Return a schema with *change* applied to each schema in it."""
     new = {}
     for name, value in schema.items():
         if name in _LISTS and isinstance(value, list):

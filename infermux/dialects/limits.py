@@ -37,7 +37,6 @@ def used_up(headers: Mapping[str, str]) -> float:
 
 
 def _seconds(text: str) -> float:
-    """Return the seconds until a reset, given as a duration or a time."""
     if len(text) > 40:
         return UNKNOWN_REST
     if _DURATION.fullmatch(text):

@@ -17,6 +17,7 @@ from ..errors import UnsupportedParameter, shown
 from ..protocol import InferRequest, must_be, strict_json
 from ..types import JSON
 from . import given, members, obj, objects, require, text, without
+from .citations import images
 from .parameters import Drop, Kind, hint, kinds, unsupported
 
 RESPONSES = "responses"  # the dialect whose requests have such tools
@@ -26,7 +27,7 @@ INPUT = "input"  # the one parameter of a function that stands for a custom tool
 
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
-    request = without_server_tools(request, drop)
+    request = without_server_tools(request, drop, hoists=dialect != "gemini")
     if request.native is None or request.native.dialect != RESPONSES:
         return _of_chat(request) if dialect != CHAT else request
     params = dict(request.params)
@@ -55,13 +56,56 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     return replace(request, params=params, messages=[_message(one) for one in request.messages])
 
 
-def without_server_tools(request: InferRequest, drop: Drop) -> InferRequest:
-    """Return the request without the parts of vendors' own tools in what the assistant said."""
+def without_server_tools(request: InferRequest, drop: Drop, *, hoists: bool = True) -> InferRequest:
+    """Return the request without the parts of vendors' own tools in what the assistant said.
+
+    If it *hoists*, the images that it drew are in a user message after them.
+    """
     messages = [_without_server_tools(message) for message in request.messages]
-    if all(map(is_, messages, request.messages)):
-        return request
-    hint("server_tools", drop)
-    return replace(request, messages=messages)
+    if not all(map(is_, messages, request.messages)):
+        hint("server_tools", drop)
+        request = replace(request, messages=messages)
+    if hoists and any(map(_draws, messages)):
+        request = replace(request, messages=hoisted(messages))
+    return request
+
+
+def _draws(message: JSON) -> bool:
+    parts = message.get("content")
+    listed = parts if isinstance(parts, list) and message.get("role") == "assistant" else ()
+    return "images" in message or any(map(_is_media, listed))
+
+
+def _is_media(part: object) -> bool:
+    return members(part).get("type") in ("image_url", "file", "input_audio")
+
+
+def hoisted(messages: Iterable[JSON], *, results: bool = False) -> list[JSON]:
+    """Return messages with the images that the assistant drew in a user message after them.
+
+    Most vendors take none in what it said, and some none in *results* of tools.
+    """
+    found: list[JSON] = []
+    media: list[JSON] = []
+    for message in messages:
+        role, parts = message.get("role"), message.get("content")
+        if media and role != "tool":
+            found.append({"role": "user", "content": media})
+            media = []
+        if role == "assistant" or (results and role == "tool"):
+            listed = parts if isinstance(parts, list) else []
+            own = [*filter(_is_media, listed), *images(message.get("images"))]
+            if own and listed:
+                kept = [part for part in listed if not _is_media(part)]
+                message = message | {"content": kept or (_FOLLOWS if role == "tool" else "")}
+            if "images" in message:
+                message = without(message, "images") | {"content": message.get("content") or ""}
+            media += own
+        found.append(message)
+    return found + ([{"role": "user", "content": media}] if media else [])
+
+
+_FOLLOWS = [{"type": "text", "text": "The result follows."}]
 
 
 def _without_server_tools(message: JSON) -> JSON:
@@ -157,7 +201,6 @@ class CustomCalls:
 
 
 def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
-    """Return a tool as a function; None if it is left out."""
     kind = require(tool.get("type"), "tools[].type", str)
     if kind == "function":
         return tool
@@ -237,7 +280,6 @@ def _name(tool: JSON) -> str | None:
 
 
 def _message(message: JSON) -> JSON:
-    """Return a message with its calls of custom tools as calls of functions."""
     if _has_no_custom(message):
         return message
     return message | {"tool_calls": [_call(call) for call in message["tool_calls"]]}

@@ -305,6 +305,8 @@ class StreamAccumulator:
         self._more: list[str] = []
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
+        self._annotations: list[JSON] = []
+        self._images: list[JSON] = []
         self._legacy: dict[str, str] = {}
         self.finish_reason = ""
         self.usage: Usage | None = None
@@ -325,6 +327,8 @@ class StreamAccumulator:
             self._add_call(call)
         for detail in chunk.details:
             add_detail(self._details, detail)
+        self._annotations += chunk.annotations
+        self._images += chunk.images
         for name, value in chunk.function_call.items():
             self._legacy[name] = self._legacy.get(name, "") + value
         if chunk.usage is not None:
@@ -386,6 +390,8 @@ class StreamAccumulator:
             refusal="".join(self._refusal),
             details=self._details,
             extra={"function_call": self._legacy} if self._legacy.get("name") else {},
+            annotations=self._annotations,
+            images=self._images,
         )
 
 

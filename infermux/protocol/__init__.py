@@ -31,16 +31,8 @@ _MEMBERS = _FIELDS | {"provider", "params", "meta"}
 _MAX_FOREIGN = 16  # unknown names in a request, as each is compared with all known ones
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
 _FORBIDDEN = frozenset(
-    {
-        "api_base",
-        "api_key",
-        "api_version",
-        "base_url",
-        "headers",
-        "extra_headers",
-        "extra_body",
-        "extra_query",
-    }
+    ("api_base", "api_key", "api_version", "base_url", "headers")
+    + ("extra_headers", "extra_body", "extra_query")
 )
 _MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
@@ -372,6 +364,8 @@ class InferResponse:
     id: str = ""
     native: tuple[str, bytes] | None = None  # dialect and body, unchanged
     extra: Mapping[str, Any] = field(default_factory=dict)  # of some operations: embeddings, …
+    annotations: Sequence[JSON] = ()  # web citations, in the form of chat completions
+    images: Sequence[JSON] = ()  # that the model drew, as image_url parts
 
     def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
         """Return a copy with these fields replaced, twice as fast as `dataclasses.replace`."""
@@ -392,6 +386,8 @@ class InferResponse:
             self.id,
             self.native,
             self.extra,
+            self.annotations,
+            self.images,
         )
 
     def to_dict(self) -> JSON:
@@ -406,12 +402,9 @@ class InferResponse:
             "latency_ms": self.latency_ms,
             "finish_reason": self.finish_reason,
         }
-        if self.tool_calls:
-            data["tool_calls"] = list(self.tool_calls)
-        if self.reasoning:
-            data["reasoning"] = self.reasoning
-        if self.refusal:
-            data["refusal"] = self.refusal
+        for name in ("tool_calls", "reasoning", "refusal", "annotations", "images"):
+            if value := getattr(self, name):
+                data[name] = value if isinstance(value, str) else list(value)
         return data
 
 

@@ -43,6 +43,7 @@ _OPENAI = Support(
     r"(ft:)?gpt-5\.[45]\b",
     fernet=True,
     stores=True,
+    searches=True,
 )
 
 _PRESETS = {
@@ -123,7 +124,9 @@ _PRESETS = {
         "https://api.x.ai/v1",
         ("grok-4.7", "grok-4.3"),
         r"grok-",
-        responses=Support(r"grok-.*multi-agent", form="xai-responses-v1", fernet=False),
+        responses=Support(
+            r"grok-.*multi-agent", form="xai-responses-v1", fernet=False, searches=True
+        ),
     ),
     "perplexity": Preset(
         "https://api.perplexity.ai",
@@ -177,7 +180,7 @@ _PRESETS = {
     "openrouter": Preset(
         "https://openrouter.ai/api/v1",
         ("openai/gpt-oss-120b", "moonshotai/kimi-k3"),
-        responses=STANDARD,
+        responses=Support(searches=True),
     ),
     "vercel": Preset(
         "https://ai-gateway.vercel.sh/v1",

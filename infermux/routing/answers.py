@@ -31,7 +31,7 @@ from .stream import Finish, Stream
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 FROM_CACHE = "cache"  # the cost source of a call that got a cached answer
-VERSION = 1  # of the format of a cached answer
+VERSION = 2  # of the format of a cached answer
 MAX_BODY = 2**21  # characters of an answer that is cached
 _NOTHING_USED = Usage(0, 0)
 _MAX_AGE = re.compile(r"max-age=(\d{1,9})", re.ASCII)
@@ -46,7 +46,7 @@ _BESIDE = re.compile(
 _USED = [item.name for item in fields(Usage) if item.name not in ("fees", "others")]
 _KEPT = (
     *("model", "provider", "content", "tokens_in", "tokens_out"),
-    *("finish_reason", "reasoning", "refusal", "id"),
+    *("finish_reason", "reasoning", "refusal", "id", "details", "annotations", "images"),
 )
 log = logging.getLogger("infermux")
 
@@ -245,7 +245,6 @@ def _without_form(query: str) -> str:
 def _encoded(response: InferResponse, target: Target) -> str:
     usage, native = response.usage, response.native
     data: JSON = {"version": VERSION, **{name: getattr(response, name) for name in _KEPT}}
-    data["details"] = list(response.details)
     data["target"] = list(target)
     if usage is not None:
         used = {name: getattr(usage, name) for name in _USED}
@@ -262,7 +261,6 @@ def _decoded(body: str) -> tuple[InferResponse, Target]:
     native, usage = data.get("native"), data.get("usage")
     response = InferResponse(
         **{name: data[name] for name in _KEPT},
-        details=data["details"],
         usage=None if usage is None else Usage(**usage),
         native=None if native is None else (native[0], native[1].encode()),
     )

@@ -683,7 +683,6 @@ UNSUPPORTED: list[tuple[str, JSON]] = [
         ("audio", {"voice": "x"}),
         ("modalities", ["audio"]),
         ("prediction", {}),
-        ("web_search_options", {}),
         ("verbosity", "low"),
         ("store", True),
         ("prompt_cache_key", "k"),

@@ -1025,7 +1025,6 @@ UNSUPPORTED = [
     ("modalities", ["text", "audio"]),
     ("audio", {"voice": "x"}),
     ("prediction", {}),
-    ("web_search_options", {}),
     ("verbosity", "low"),
     ("safety_identifier", "s"),
     ("prompt_cache_key", "k"),

@@ -487,8 +487,9 @@ REFUSED = [
     {"temperature": 1},
     *(
         {"tools": [{tool: {}}]}
-        for tool in ("googleSearch", "codeExecution", "urlContext", "fileSearch", "googleMaps")
+        for tool in ("codeExecution", "urlContext", "fileSearch", "googleMaps")
     ),
+    {"tools": [{"googleSearch": {"timeRangeFilter": {"startTime": "2031-01-01T00:00:00Z"}}}]},
 ]
 LEFT_OUT = [{"labels": {"a": "b"}}, config(mediaResolution="MEDIA_RESOLUTION_LOW")]
 

@@ -27,6 +27,7 @@ FILE = {
 }
 # A value of each parameter that asks for something; other names take a number.
 VALUES: dict[str, Any] = {
+    "web_search_options": {},
     "audio": {"voice": "x", "format": "wav"},
     "cachedContent": "c",
     "container": "c",
@@ -73,7 +74,7 @@ VALUES: dict[str, Any] = {
 }
 NOT_BARE = {"tools.strict", "is_error", "citations", "file.filename", "image_url.detail"}
 # What a format has, but a model of it may refuse.
-REFUSED = {("anthropic", "reasoning_effort")}
+REFUSED = {("anthropic", "reasoning_effort"), ("openai", "web_search_options")}
 LISTED = [(kind, name) for kind, name, _ in parameters.rows()]
 PARTS = ("messages.", "input.", "tools.", "reasoning.", "item_reference")
 BARE = [name for _, name in LISTED if not name.startswith(PARTS) and name not in NOT_BARE]

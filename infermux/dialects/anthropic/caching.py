@@ -60,7 +60,6 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
 
 
 def _marked(blocks: Any) -> list[JSON] | None:
-    """Return blocks with the last one marked that may be; None if there is none."""
     if not isinstance(blocks, list):
         return None
     for place in range(len(blocks) - 1, -1, -1):

@@ -6,6 +6,7 @@ Clients are the official SDK and Claude Code. `stream` writes the event streams.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,12 +15,14 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, stric
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, tier_of, without
+from ..citations import cited, inline
 from ..fitting import is_strict
 from ..tools import arguments_of
 from . import NAME
 from .requests import (
     BUDGETS,
     CHOICES,
+    INDEX,
     THINKING_FORMAT,
     TIERS,
     reading,
@@ -300,8 +303,11 @@ def encode_response(response: InferResponse) -> JSON:
     content = [block for detail in response.details if (block := thought_of(detail))]
     if response.reasoning and not content:
         content = [{"type": "thinking", "thinking": response.reasoning, "signature": ""}]
-    if words := response.content or response.refusal:
-        content.append({"type": "text", "text": words})
+    if response.content:
+        content += [_text(*each) for each in cited(response.content, response.annotations)]
+    elif response.refusal:
+        content.append(_text(response.refusal))
+    content += map(_text, pictures(response.images))
     content += [{**tool_use_of(call), "input": _input(call)} for call in response.tool_calls]
     return message_of(
         response.id,
@@ -310,6 +316,31 @@ def encode_response(response: InferResponse) -> JSON:
         stop_reason(response.finish_reason, called=bool(response.tool_calls)),
         encode_usage(response.usage or Usage(response.tokens_in, response.tokens_out)),
     )
+
+
+def _text(words: str, found: Iterable[JSON] = ()) -> JSON:
+    block: JSON = {"type": "text", "text": words}
+    return block | {"citations": [citation_of(one) for one in found]} if found else block
+
+
+def citation_of(cited: JSON) -> JSON:
+    """Return a citation of a text block. Its index is empty: Anthropic never gave it."""
+    return {
+        "type": "web_search_result_location",
+        "cited_text": cited.get("content", ""),
+        "url": cited["url"],
+        "title": cited["title"],
+        INDEX: "",
+    }
+
+
+def pictures(images: Sequence[JSON]) -> list[str]:
+    """Return what is said instead of each image: an answer has none in this format."""
+    return [
+        f"[Here is an image ({media}), which the Messages API cannot return; the Responses, chat "
+        "completions and Gemini APIs can.]"
+        for media, _ in inline(images)
+    ]
 
 
 def message_of(

@@ -30,6 +30,7 @@ from .. import (
 )
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..searches import OPTIONS, moved, of_anthropic
 from ..sizes import MIN_THINKING_BUDGET
 from ..tools import arguments_of, leave_out, with_functions
 from . import NAME, PARAMETERS
@@ -45,6 +46,7 @@ BUDGETS = {
     "max": 32768,
 }
 OFF = {"type": "disabled"}
+INDEX = "encrypted_index"  # of a web citation
 SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
@@ -63,26 +65,27 @@ COUNTED = frozenset(  # params of count_tokens
         *("thinking", "output_config", "cache_control"),
     }
 )
-KNOWN = (
-    COUNTED
-    | OWN
-    | {
-        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "stop"),
-        *("user", "safety_identifier", "metadata", "service_tier"),
-        "stream_options",  # every stream has usage anyway
+KNOWN = frozenset(
+    {
+        *(COUNTED | OWN | SAMPLING),
+        *("max_tokens", "max_completion_tokens", "stop", "user", "safety_identifier", "metadata"),
+        *("service_tier", "stream_options"),  # every stream has usage anyway
     }
 )
-EXPRESSED = KNOWN | {"citations", "file.filename", "is_error", "tools.strict"}
+EXPRESSED = KNOWN | {OPTIONS, "citations", "file.filename", "is_error", "tools.strict"}
 
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_anthropic(found, drop))
+    request = with_functions(search.request, NAME, drop)
     system, turns = _turns(request.messages, drop)
     system = _with_instruction(system, request)
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     unthought = calls_without_thought(turns)
-    return body | {"messages": turns} | _params(request, drop, unthought=unthought)
+    body |= {"messages": turns} | _params(request, drop, unthought=unthought)
+    search.add(body, drop, {"type": "tool", "name": "web_search"})
+    return body
 
 
 def calls_without_thought(turns: Sequence[JSON]) -> bool:
@@ -246,11 +249,8 @@ def thinking_block(detail: JSON) -> JSON | None:
         return None
     if detail.get("type") == "reasoning.encrypted":
         return {"type": "redacted_thinking", "data": string(detail, "data")}
-    return {
-        "type": "thinking",
-        "thinking": text(detail.get("text")),
-        "signature": text(detail.get("signature")),
-    }
+    words, signature = text(detail.get("text")), text(detail.get("signature"))
+    return {"type": "thinking", "thinking": words, "signature": signature}
 
 
 def _tool_use(call: JSON, drop: Drop) -> JSON | None:
@@ -403,7 +403,6 @@ def _format(params: JSON, drop: Drop) -> JSON:
 
 
 def _with_instruction(system: str | list[JSON], request: InferRequest) -> str | list[JSON]:
-    """Return the system prompt; for a JSON object without a schema, with an instruction."""
     if request.params.get("response_format") != JSON_OBJECT:
         return system
     if not system:

@@ -9,11 +9,19 @@ from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
-from ..blocks import TOOL, BlockWriter, Key
+from ..blocks import CITED, TOOL, BlockWriter, Key
+from ..citations import URL
 from . import NAME
-from .downstream import encode_error, encode_usage, message_of, stop_reason, thought_of, tool_use_of
-
-_TEXT: Key = ("text", None)
+from .downstream import (
+    citation_of,
+    encode_error,
+    encode_usage,
+    message_of,
+    pictures,
+    stop_reason,
+    thought_of,
+    tool_use_of,
+)
 
 
 def event(name: str, members: JSON) -> bytes:
@@ -31,6 +39,8 @@ class Encoder(BlockWriter):
         self._passed = self._started = False
         self._held = b""  # the vendor's message_stop
         self._index = -1  # of the last block
+        self._uncited: list[JSON] = []
+        self._texts = 0  # blocks of text that citations have ended
         self._reason: str | None = None
         self._usage = Usage()
         self._called = False
@@ -39,10 +49,20 @@ class Encoder(BlockWriter):
         if self._native and chunk.native is not None and chunk.dialect == NAME:
             return self._pass(chunk.native)
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
-        if not chunk.has_content:
+        if not (chunk.has_content or chunk.annotations):
             return b""
-        pieces = _pieces(chunk)
+        pieces = _pieces(chunk, self._texts)
+        self._texts += bool(chunk.annotations)
         return self._start() + self.drain(pieces, last=bool(chunk.finish_reason))
+
+    def cite(self, annotations: list[JSON]) -> bytes:
+        """Return the citations of the open block of text; without one, they wait for the next."""
+        annotations, self._uncited = self._uncited + annotations, []
+        if self.opened is None or self.opened[0] != "text":
+            self._uncited = annotations
+            return b""
+        deltas = [{"type": "citations_delta", "citation": citation_of(a[URL])} for a in annotations]
+        return b"".join(map(self._delta, deltas))
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last events, with *summary* in message_stop."""
@@ -86,11 +106,11 @@ class Encoder(BlockWriter):
         return event("content_block_start", block)
 
     def grow(self, key: Key, piece: JSON) -> bytes:
-        index = self._index
-        return b"".join(
-            event("content_block_delta", {"index": index, "delta": delta})
-            for delta in _deltas(piece)
-        )
+        head = self.cite([]) if self._uncited else b""
+        return head + b"".join(map(self._delta, _deltas(piece)))
+
+    def _delta(self, delta: JSON) -> bytes:
+        return event("content_block_delta", {"index": self._index, "delta": delta})
 
     def finish(self, key: Key) -> bytes:
         return event("content_block_stop", {"index": self._index})
@@ -107,8 +127,7 @@ def _deltas(piece: JSON) -> list[JSON]:
     ]
 
 
-def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
-    """Return the pieces of a chunk, each with the key of its block."""
+def _pieces(chunk: Chunk, texts: int) -> list[tuple[Key, JSON]]:
     pieces: list[tuple[Key, JSON]] = [
         (("thinking", detail.get("index")), block)
         for detail in chunk.details
@@ -116,7 +135,12 @@ def _pieces(chunk: Chunk) -> list[tuple[Key, JSON]]:
     ]
     if chunk.reasoning and not pieces:
         pieces.append((("thinking", None), {"thinking": chunk.reasoning}))
-    pieces += [(_TEXT, {"text": words}) for words in (chunk.text, chunk.refusal) if words]
+    spoken = (chunk.text, chunk.refusal)
+    pieces += [(("text", texts), {"text": words}) for words in spoken if words]
+    if chunk.annotations:  # the text after them is not what they are about
+        pieces.append((CITED, {"annotations": list(chunk.annotations)}))
+        texts += 1
+    pieces += [(("text", texts), {"text": words}) for words in pictures(chunk.images)]
     calls = chunk.tool_calls
     return pieces + [((TOOL, call["index"]), {"function": {}, **call}) for call in calls]
 

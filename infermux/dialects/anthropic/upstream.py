@@ -34,11 +34,13 @@ from .. import (
     without,
     word,
 )
+from ..citations import citation
 from ..fitting import ANTHROPIC_CALL_ID
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
 from .caching import breakpoints
 from .requests import (
+    INDEX,
     THINKING_FORMAT,
     call_ident,
     calls_without_thought,
@@ -138,7 +140,6 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
 
 
 def _budgets(value: JSON) -> bool:
-    """Return whether a body asks for thinking with a budget."""
     thinking = value.get("thinking")
     return isinstance(thinking, dict) and thinking.get("type") == "enabled"
 
@@ -158,7 +159,10 @@ def _is_foreign(turns: list[JSON]) -> bool:
             if kind == "thinking":
                 if not block.get("signature"):
                     return True
-            elif kind != "text":
+            elif kind == "text":
+                if block.get("citations") and block != _own_block(block):
+                    return True
+            else:
                 ident = block.get("id") or block.get("tool_use_id")
                 if type(ident) is str and not fits(ident):
                     return True
@@ -180,6 +184,9 @@ def _own_blocks(turn: JSON) -> JSON:
 
 def _own_block(block: JSON) -> JSON:
     new = without(block, "extra_content")
+    if found := new.get("citations"):
+        kept = [one for one in items(found) if one.get(INDEX) != ""]
+        new = new | {"citations": kept} if kept else without(new, "citations")
     for name in ("id", "tool_use_id"):
         if isinstance(new.get(name), str):
             new[name] = call_ident(new[name])
@@ -196,12 +203,16 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     words, thoughts = [], []
     calls: list[JSON] = []
     details: list[JSON] = []
+    annotations: list[JSON] = []
     if not isinstance(body["content"], list):
         raise ValueError("an answer without content")
     for block in items(body["content"]):
         kind = string(block, "type")
         if kind == "text":
             words.append(string(block, "text"))
+            if found := block.get("citations"):
+                end = sum(map(len, words))
+                annotations += _cited(found, end - len(words[-1]), end)
         elif kind == "tool_use":
             calls.append(_tool_call(block, _arguments(block)))
         elif kind in ("thinking", "redacted_thinking") and (detail := _detail(block)):
@@ -218,7 +229,23 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         tool_calls=calls,
         reasoning="".join(thoughts),
         details=details,
+        annotations=annotations,
     )
+
+
+def _cited(found: object, start: int, end: int) -> list[JSON]:
+    """Return the web citations of a text block, which begins at *start* and goes to *end*."""
+    read = [
+        citation(
+            each.get("url") or each.get("source"),
+            each.get("title"),
+            start,
+            end,
+            each.get("cited_text"),
+        )
+        for each in items(found)
+    ]
+    return [each for each in read if each]
 
 
 def _object(data: bytes) -> JSON:
@@ -309,6 +336,7 @@ class _Reader:
         self._usage: JSON = {}
         self._calls = 0
         self._details = 0
+        self._length = 0  # of the text so far
         self._finished = False
 
     def chunk(self, kind: str, body: JSON) -> Chunk:
@@ -347,7 +375,8 @@ class _Reader:
         state: JSON = {"type": kind}
         self._blocks[index] = state
         if kind == "text":
-            return Chunk(text=string(block, "text"))
+            state |= {"at": self._length, "citations": items(block.get("citations"))}
+            return self._text(block)
         if kind == "tool_use":
             state |= {"call": self._calls, "input": _arguments(block), "streamed": False}
             self._calls += 1
@@ -359,7 +388,9 @@ class _Reader:
     def _delta(self, state: JSON, delta: JSON) -> Chunk:
         kind, block = string(delta, "type"), state["type"]
         if kind == "text_delta" and block == "text":
-            return Chunk(text=string(delta, "text"))
+            return self._text(delta)
+        if kind == "citations_delta" and block == "text":
+            state["citations"].append(obj(delta["citation"]))
         if kind == "input_json_delta":
             piece = string(delta, "partial_json")
             if block == "tool_use" and piece:
@@ -381,7 +412,14 @@ class _Reader:
         numbered = detail | {"index": state["detail"]}
         return Chunk(reasoning=detail.get("text", ""), details=[numbered])
 
+    def _text(self, holder: JSON) -> Chunk:
+        words = string(holder, "text")
+        self._length += len(words)
+        return Chunk(text=words)
+
     def _stop(self, state: JSON) -> Chunk:
+        if found := state.get("citations"):
+            return Chunk(annotations=_cited(found, state["at"], self._length))
         if state["type"] == "tool_use" and not state["streamed"]:
             return _more_arguments(state, state["input"])  # a call without arguments has no delta
         return Chunk()

@@ -184,7 +184,6 @@ def _said(response: JSON) -> tuple[str, bool]:
 
 
 def _signed(part: JSON, place: str) -> list[JSON]:
-    """Return the details that a part's signature stands for."""
     signature = require(part.get("thoughtSignature") or "", f"{place}.thoughtSignature", str)
     if not signature or signature == SKIP:
         return []

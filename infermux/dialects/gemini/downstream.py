@@ -5,7 +5,7 @@ Clients are Google's SDKs. `contents` reads the conversation, `stream` writes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import InferMuxError
@@ -13,6 +13,7 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, obj, require, tier_of, without
+from ..citations import URL, inline
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
@@ -97,7 +98,6 @@ def _is_own(name: str) -> bool:
 
 
 def _is_unblocked(settings: object) -> bool:
-    """Whether safety settings only switch Google's filters off."""
     found = repeated(settings, "safetySettings")
     return all(camel(one).get("threshold", 0) in _UNBLOCKED for one in found)
 
@@ -247,24 +247,59 @@ def _batch(value: JSON) -> JSON:
 def encode_response(response: InferResponse, *, ident: str) -> JSON:
     """Return the answer as a GenerateContentResponse; *ident* is its id if the vendor gave none."""
     parts = thoughts(response.reasoning, list(response.details))
+    cited = grounding_of(response.annotations, response.content, len(parts))
     if words := response.content or response.refusal:
         parts.append({"text": words})
-    parts += calls(response.tool_calls)
+    parts += drawn(response.images) + calls(response.tool_calls)
     usage = response.usage or Usage(response.tokens_in, response.tokens_out)
     head = {"modelVersion": response.model, "responseId": response.id or ident}
-    return content_of(parts, head, finish=response.finish_reason or "stop", usage=usage)
+    finish = response.finish_reason or "stop"
+    return content_of(parts, head, finish=finish, usage=usage, cited=cited)
 
 
 def content_of(
-    parts: list[JSON], head: JSON, *, finish: str = "", usage: Usage | None = None
+    parts: list[JSON],
+    head: JSON,
+    *,
+    finish: str = "",
+    usage: Usage | None = None,
+    cited: JSON | None = None,
 ) -> JSON:
     """Return a GenerateContentResponse of *parts*; *head* is its model and id."""
     content = {"parts": parts or [{"text": ""}], "role": "model"}
-    candidate: JSON = {"content": content, "index": 0}
-    if finish:
-        candidate = {"content": content, "finishReason": finish_reason(finish), "index": 0}
+    ended = {"finishReason": finish_reason(finish)} if finish else {}
+    candidate: JSON = {"content": content, **ended, "index": 0, **(cited or {})}
     figures = {"usageMetadata": encode_usage(usage)} if usage is not None else {}
     return {"candidates": [candidate]} | figures | head
+
+
+def grounding_of(annotations: Sequence[JSON], text: str, part: int = 0) -> JSON:
+    """Return the groundingMetadata member of a candidate with *text* as its *part*; {}: none."""
+    sources: dict[tuple[str, str], int] = {}
+    supports: dict[tuple[int, int], list[int]] = {}
+    for one in (each[URL] for each in annotations):
+        number = sources.setdefault((one["url"], one["title"]), len(sources))
+        supports.setdefault((one["start_index"], one["end_index"]), []).append(number)
+    if not sources:
+        return {}
+    place = {"partIndex": part} if part else {}
+    return {
+        "groundingMetadata": {
+            "groundingChunks": [{"web": {"uri": url, "title": name}} for url, name in sources],
+            "groundingSupports": [
+                {
+                    "segment": place
+                    | {
+                        "startIndex": len(text[:start].encode(errors="replace")),
+                        "endIndex": len(text[:end].encode(errors="replace")),
+                        "text": text[start:end],
+                    },
+                    "groundingChunkIndices": numbers,
+                }
+                for (start, end), numbers in supports.items()
+            ],
+        }
+    }
 
 
 def thoughts(text: str, details: list[JSON]) -> list[JSON]:
@@ -273,6 +308,11 @@ def thoughts(text: str, details: list[JSON]) -> list[JSON]:
     if signature := packed(details):
         part["thoughtSignature"] = signature
     return [part] if text or signature else []
+
+
+def drawn(images: Sequence[JSON]) -> list[JSON]:
+    """Return the parts of images."""
+    return [{"inlineData": {"mimeType": kind, "data": data}} for kind, data in inline(images)]
 
 
 def calls(found: Any) -> list[JSON]:

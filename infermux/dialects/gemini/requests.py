@@ -26,6 +26,7 @@ from .. import (
 )
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
+from ..searches import OPTIONS, moved, of_google
 from ..tools import arguments_of, leave_out, with_functions, without_lost
 from . import NAME, PARAMETERS
 from .call_ids import unsealed
@@ -76,6 +77,7 @@ EXPRESSED = (
         "stream_options",
         "tool_choice",
         "tools",
+        OPTIONS,
     }
 ) - {"candidateCount", "title"}
 _MEMBERS = frozenset(
@@ -87,6 +89,7 @@ _MEMBERS = frozenset(
         "is_error",
         "refusal",
         "annotations",
+        "images",
         "reasoning",
         "reasoning_content",
         "reasoning_details",
@@ -137,7 +140,8 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
 
     *key* seals the ids of tool calls.
     """
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_google(found, drop))
+    request = with_functions(search.request, NAME, drop)
     talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
     for number, message in enumerate(request.messages):
         talk.add(message, f"messages[{number}]")
@@ -154,6 +158,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
+    search.add(body, drop)
     # Google's own params win over translated ones.
     config |= require(params.get("generationConfig", {}), "generationConfig", dict)
     if "thinkingConfig" in params:
@@ -174,7 +179,6 @@ def _declared(tool: JSON) -> list[JSON]:
 
 
 def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:
-    """Add a parameter to the body or to its generationConfig."""
     if name in ("stream_options", "generationConfig", "thinkingConfig"):
         return  # every stream has usage anyway, and the others are added last
     if name in _TYPES:
@@ -196,6 +200,8 @@ def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> N
         body[name] = body.get(name, {}) | require(value, name, dict)
     elif name in _TOP:
         body[name] = value
+    elif name == "modalities" and set(value) == {"text", "image"}:
+        config["responseModalities"] = ["TEXT", "IMAGE"]
     elif name != name.lower():  # camel case: Google's own
         config[name] = value
     elif not is_neutral(name, value):
@@ -339,6 +345,7 @@ class _Conversation:
         parts = self._parts(message.get("content") or [], place)
         if message.get("refusal") is not None:
             parts.append({"text": require(message["refusal"], f"{place}.refusal", str)})
+        parts += self._parts(message.get("images") or [], place)
         thoughts, signatures = [], []
         place = f"{place}.reasoning_details"
         for detail in objects(message.get("reasoning_details") or [], place):

@@ -11,7 +11,7 @@ from ...protocol import strict_json
 from ...types import JSON, Chunk, Usage
 from .. import add_detail
 from . import NAME
-from .downstream import calls, content_of, encode_error, thoughts
+from .downstream import calls, content_of, drawn, encode_error, grounding_of, thoughts
 
 JSON_TYPE = "application/json; charset=UTF-8"  # of an array
 
@@ -26,6 +26,8 @@ class Encoder:
         self._reason = ""
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
+        self._text: list[str] = []  # in pieces
+        self._annotations: list[JSON] = []
 
     def encode(self, chunk: Chunk) -> bytes:
         self._reason = chunk.finish_reason or self._reason
@@ -40,6 +42,9 @@ class Encoder:
             add_detail(self._details, detail)
         parts = [{"text": chunk.reasoning, "thought": True}] if chunk.reasoning else []
         parts += [{"text": words} for words in (chunk.text, chunk.refusal) if words]
+        parts += drawn(chunk.images)
+        self._text.append(chunk.text)
+        self._annotations += chunk.annotations
         return self._framed(strict_json.encode(content_of(parts, self._head))) if parts else b""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
@@ -49,7 +54,9 @@ class Encoder:
             parts = thoughts("", self._details)
             parts += calls(self._calls[index] for index in sorted(self._calls))
             finish = self._reason or "stop"
-            body = content_of(parts, self._head, finish=finish, usage=usage or Usage())
+            cited = grounding_of(self._annotations, "".join(self._text))
+            usage = usage or Usage()
+            body = content_of(parts, self._head, finish=finish, usage=usage, cited=cited)
             last = strict_json.encode(body | ({"infermux": summary} if summary else {}))
         return self._framed(last) + (b"\n]" if self._array else b"")
 
@@ -66,7 +73,6 @@ class Encoder:
         return {"modelVersion": self._model, "responseId": self._ident}
 
     def _framed(self, data: bytes) -> bytes:
-        """Return a chunk's JSON as an event or as an element of the array."""
         if not self._array:
             return b"data: " + data.replace(b"\n", b"\r\ndata: ") + b"\r\n\r\n"
         mark, self._begun = b"\n,\r\n" if self._begun else b"[", True

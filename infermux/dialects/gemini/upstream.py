@@ -26,6 +26,7 @@ from .. import (
     count,
     error_object,
     items,
+    members,
     obj,
     packed,
     parameters,
@@ -40,6 +41,7 @@ from .. import (
     without,
     word,
 )
+from ..citations import citation, image
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .call_ids import seal_key, sealed
@@ -83,6 +85,7 @@ FILTERED = frozenset(
         "IMAGE_RECITATION",
     }
 )
+_SOURCES = ("web", "retrievedContext", "maps")  # kinds of those that may have an address
 _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
 
 
@@ -150,7 +153,6 @@ def _adapted(body: Document, model: str) -> bytes:
 
 
 def _renamed(members: JSON, model: str) -> JSON:
-    """Return the model's name if an object has another one."""
     own = members.get("model")
     return {} if own in (None, model, model.removeprefix("models/")) else {"model": model}
 
@@ -192,6 +194,8 @@ def decode_response(data: bytes, request: InferRequest, key: bytes | None = None
         finish_reason=chunk.finish_reason or ("tool_calls" if chunk.tool_calls else "stop"),
         details=chunk.details,
         tool_calls=[without(call, "index") for call in chunk.tool_calls],
+        annotations=chunk.annotations,
+        images=chunk.images,
     )
 
 
@@ -224,6 +228,8 @@ class _Reader:
         self._details = 0
         self._usage: JSON = {}
         self._id = ""  # of the answer
+        self._text: list[str] = []  # in pieces
+        self._cited: list[JSON] = []
         self._searches = Searches()
 
     def chunk(self, body: JSON, native: bytes) -> Chunk:
@@ -232,11 +238,13 @@ class _Reader:
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
         self._id = text(body.get("responseId")) or self._id
         words, thoughts = "", ""
-        calls, details = [], []
+        calls, details, images = [], [], list[JSON]()
         for part in parts:
             if part.get("functionCall") is not None:
                 calls.append(self._call(part))
-            elif "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
+                continue
+            said = ""
+            if "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
                 thought, said = part.get("thought"), text(part.get("text"))
                 if thought not in (None, True, False):
                     raise ValueError("thought is neither true nor false")
@@ -244,8 +252,13 @@ class _Reader:
                     thoughts += said
                 else:
                     words += said
-                if part.get("thoughtSignature"):
-                    details.append(self._detail(part, said))
+            elif not (drawn := _drawn(part)):
+                continue
+            else:
+                images += drawn
+            if part.get("thoughtSignature"):
+                details.append(self._detail(part, said))
+        self._text.append(words)
         self._usage |= obj(body.get("usageMetadata"))
         self._searches.add(candidates)
         reason = self._reason(body, candidates)
@@ -261,7 +274,19 @@ class _Reader:
             text(body.get("modelVersion")) or None,
             text(body.get("responseId")) or None,
             dialect=NAME,
+            annotations=self._citations(candidates),
+            images=images,
         )
+
+    def _citations(self, candidates: list[JSON]) -> list[JSON]:
+        """Return the citations that no chunk before had; the last one may repeat all."""
+        told = candidates[0].get("groundingMetadata") if candidates else None
+        if not told:
+            return []
+        found = _grounded(told, "".join(self._text))
+        new = [one for one in found if one not in self._cited]
+        self._cited += new
+        return new
 
     def _reason(self, body: JSON, candidates: list[JSON]) -> str:
         reason = ""
@@ -300,6 +325,49 @@ class _Reader:
         if signature:
             read["extra_content"] = {"google": {"thought_signature": signature}}
         return read
+
+
+def _drawn(part: JSON) -> list[JSON]:
+    data = {} if part.get("thought") else members(part.get("inlineData"))
+    return image(data.get("mimeType"), data.get("data"))
+
+
+def _grounded(value: object, text: str) -> list[JSON]:
+    """Return the citations in a groundingMetadata of an answer whose *text* is known."""
+    told, found = members(value), []
+    chunks, supports = told.get("groundingChunks"), told.get("groundingSupports")
+    sources = [_source(each) for each in chunks] if isinstance(chunks, list) else []
+    for each in supports if isinstance(supports, list) else ():
+        numbers = members(each).get("groundingChunkIndices")
+        start, end = _segment(members(members(each).get("segment")), text)
+        for number in numbers if isinstance(numbers, list) else ():
+            if isinstance(number, int) and 0 <= number < len(sources):
+                source = sources[number]
+                found.append(citation(source.get("uri"), source.get("title"), start, end))
+    if not supports:  # then the sources are those of the whole
+        found = [citation(one.get("uri"), one.get("title"), 0, len(text)) for one in sources]
+    return [one for one in found if one]
+
+
+def _source(chunk: object) -> JSON:
+    kinds = (members(members(chunk).get(kind)) for kind in _SOURCES)
+    return next((kind for kind in kinds if kind), {})
+
+
+def _segment(segment: JSON, text: str) -> tuple[int, int]:
+    """Return a segment in characters: its bytes, or where its words are if those do not fit.
+
+    The bytes may be those of one part of several.
+    """
+    data, words = text.encode(errors="replace"), segment.get("text")
+    cuts = (segment.get("startIndex") or 0, segment.get("endIndex") or 0)
+    start, end = (
+        len(data[:cut].decode(errors="ignore")) if type(cut) is int and cut > 0 else 0
+        for cut in cuts
+    )
+    if isinstance(words, str) and text[start:end] != words and (at := text.find(words)) >= 0:
+        return at, at + len(words)
+    return start, end
 
 
 def finish_reason(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -54,7 +55,7 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
     message: JSON = {"role": "assistant", "content": content, "refusal": response.refusal or None}
     if response.tool_calls:
         message["tool_calls"] = list(response.tool_calls)
-    message |= _reasoning(response.reasoning, response.details)
+    message |= _beside(response)
     reason = response.finish_reason
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {
@@ -67,9 +68,15 @@ def encode_response(response: InferResponse, *, created: int, ident: str = "") -
     }
 
 
-def _reasoning(reasoning: str, details: object) -> JSON:
-    members: JSON = {"reasoning_content": reasoning} if reasoning else {}
-    return members | {"reasoning_details": details} if details else members
+def _beside(said: InferResponse | Chunk) -> JSON:
+    """Return the members of a message, or of a delta, that only some answers have."""
+    found = {
+        "reasoning_content": said.reasoning,
+        "reasoning_details": list(said.details),
+        "annotations": list(said.annotations),
+        "images": list(said.images),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def encode_usage(usage: Usage) -> JSON:
@@ -85,6 +92,9 @@ def encode_usage(usage: Usage) -> JSON:
     if usage.cache_write_tokens:
         data["prompt_tokens_details"]["cache_write_tokens"] = usage.cache_write_tokens
     return data
+
+
+_NUMBERED = {"annotations", "images"}
 
 
 class Encoder:
@@ -108,6 +118,7 @@ class Encoder:
         }
         self._include_usage = include_usage
         self._first = True
+        self._numbers: Counter[str] = Counter()  # of the members that SDKs join by index
         self._held = b""
         self._ending = False  # a finish reason has come: each event may be the last
         self._usage_sent = False
@@ -117,7 +128,8 @@ class Encoder:
         if chunk.usage_only and not self._include_usage:
             return b""
         native = chunk.native if chunk.native is not None and chunk.dialect == NAME else None
-        if native is None and (chunk.shown or not chunk.has_content):
+        is_empty = not (chunk.has_content or chunk.annotations)
+        if native is None and (chunk.shown or is_empty):
             return b""
         self._usage_sent = self._usage_sent or (native is not None and chunk.usage is not None)
         ready, self._held = self._held, self._event(chunk) if native is None else native
@@ -139,7 +151,11 @@ class Encoder:
             calls = self._custom.deltas(calls, last=bool(chunk.finish_reason))
         if calls:
             delta["tool_calls"] = calls
-        delta |= _reasoning(chunk.reasoning, list(chunk.details))
+        delta |= _beside(chunk)
+        for name in _NUMBERED & delta.keys():
+            first = self._numbers[name]
+            delta[name] = [{"index": n, **each} for n, each in enumerate(delta[name], first)]
+            self._numbers[name] += len(delta[name])
         reason = chunk.finish_reason
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return _event(self._head | {"choices": [choice]})

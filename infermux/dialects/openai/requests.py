@@ -6,14 +6,15 @@ Params that a model refuses are left out, whatever the client's dialect is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
 from .. import fitting, given, obj, objects, strings, text, without
 from ..parameters import Drop, Kind, hint, kinds, unsupported
-from ..tools import leave_out, with_functions, without_lost
+from ..searches import OPTIONS, moved, of_chat
+from ..tools import hoisted, leave_out, with_functions, without_lost
 from . import NAME, is_neutral
 
 _MARK = "cache_control"
@@ -63,7 +64,6 @@ EXPRESSED = PARAMS | {
 }
 _KNOWN = EXPRESSED | {"client_metadata"}  # to OpenAI's models
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
-_FOLLOWS = [{"type": "text", "text": "The result follows."}]
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 _TOOL = ("type", "function", "custom")
@@ -96,7 +96,7 @@ _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
 )
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
-_STRANGE = _FOREIGN | {_MARK}
+_STRANGE = _FOREIGN | {_MARK, "images"}
 NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
@@ -133,7 +133,8 @@ def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
 
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
-    request = with_functions(request, NAME, drop)
+    search = moved(request, lambda found: of_chat(found, request.model))
+    request = with_functions(search.request, NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
@@ -154,6 +155,10 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         body["tool_choice"] = without_lost(body.get("tool_choice"), names, drop)
         lost = () if names else ("tools", "parallel_tool_calls")
         body = given(without(body, *lost))
+    if search.tool is not None:
+        body[OPTIONS] = search.tool
+        if search.forced:
+            hint("tool_choice", drop)
     if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
         body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
@@ -222,7 +227,7 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     if not _needs_fitting(messages, taken, strict=strict):
         return new
     if strict:
-        messages = _hoisted(_native(message, drop) for message in messages)
+        messages = hoisted((_native(message, drop) for message in messages), results=True)
     return new | {"messages": [fitting.with_call_ids(message, taken) for message in messages]}
 
 
@@ -282,24 +287,6 @@ def _native(message: JSON, drop: Drop) -> JSON:
     return new
 
 
-def _hoisted(messages: Iterable[JSON]) -> list[JSON]:
-    """Return messages with the images of tool results in a user message after those."""
-    found: list[JSON] = []
-    images: list[JSON] = []
-    for message in messages:
-        if images and message.get("role") != "tool":
-            found.append({"role": "user", "content": images})
-            images = []
-        content = message.get("content")
-        if message.get("role") == "tool" and isinstance(content, list):
-            media = [part for part in content if part["type"] != "text"]
-            parts = [part for part in content if part["type"] == "text"]
-            images += media
-            message = message | {"content": parts or (_FOLLOWS if media else "")}
-        found.append(message)
-    return found + ([{"role": "user", "content": images}] if images else [])
-
-
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     keep = (*_MESSAGE, "reasoning_content") if _KEEPS_REASONING.search(request.model) else _MESSAGE
     messages: list[JSON] = []
@@ -318,7 +305,7 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         if new.get("tool_calls"):
             new = new | {"tool_calls": [_only(call, _CALL) for call in new["tool_calls"]]}
         messages.append(fitting.with_call_ids(new, taken))
-    return _hoisted(messages) if hoists else messages
+    return hoisted(messages, results=True) if hoists else messages
 
 
 def _only(members: JSON, names: tuple[str, ...]) -> JSON:

@@ -42,6 +42,7 @@ from .. import (
     without,
     word,
 )
+from ..citations import citations, images
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
 from .endpoints import Pieces
@@ -193,6 +194,8 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
         details=items(message.get("reasoning_details")),
         extra=({"function_call": legacy} if legacy.get("name") else {})
         | ({"more": "".join(map(_said, choices[1:]))} if len(choices) > 1 else {}),
+        annotations=citations(message.get("annotations")),
+        images=images(message.get("images")),
     )
 
 
@@ -347,6 +350,8 @@ def _chunk(event: Event) -> Chunk:
         usage_only=bool(usage and not choices),
         shown=any(_is_shown(each) for each in choices),
         more="".join([_said(each) for each in choices if each.get("index")]),
+        annotations=citations(delta.get("annotations")),
+        images=images(delta.get("images")),
     )
 
 

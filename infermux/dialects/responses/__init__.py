@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..parameters import Kind, Parameters
 
 NAME = "responses"
+DRAWN = "image_generation_call"  # the type of an item
 RESOURCE = "resource"  # the operation on what a vendor stores; its params are method and path
 PARAMETERS: Parameters = {  # of this format only
     Kind.HINT: {
@@ -18,6 +19,7 @@ PARAMETERS: Parameters = {  # of this format only
         "client_metadata": "housekeeping",
         "include": "what else the answer repeats",
         "input.code_interpreter_call": "the answer after it says what was found",
+        "input.image_generation_call": "an image that the client did not return",
         "input.mcp_call": "the answer after it says what was found",
         "input.file_search_call": "the answer after it says what was found",
         "input.mcp_list_tools": "housekeeping",
@@ -58,6 +60,7 @@ class Support(NamedTuple):
     fernet: bool | None = None  # whether its encryption is Fernet, as OpenAI's; None: unknown
     counts: bool = False  # whether it counts a request's tokens
     stores: bool = False  # whether it has conversations
+    searches: bool = False  # whether it has web_search
     prefix: str = ""  # of its paths
     query: str = ""
 

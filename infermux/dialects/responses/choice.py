@@ -12,6 +12,7 @@ from ...protocol import CHAT, InferRequest, InferResponse
 from ...types import Chunk
 from .. import Dialect, Events, Headers
 from ..parameters import Kind, Unsaid
+from ..searches import ONLY_CHAT, searches
 from . import NAME, PARAMETERS, RESOURCE, STANDARD, Support
 from .requests import asks_thoughts
 from .upstream import PATHS, Responses
@@ -118,6 +119,8 @@ def _cases(params: Mapping[str, Any], model: str) -> list[tuple[str, bool]]:
 
 def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> bool:
     """Return whether the model refuses a request with *params* at chat completions."""
+    if support.searches and searches(params) and not ONLY_CHAT.match(model):
+        return True
     always, tools, effort = _refusals(model, support)
     if always or not (tools or effort):
         return always
@@ -128,7 +131,6 @@ def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> 
 
 @lru_cache(maxsize=1024)
 def _refusals(model: str, support: Support) -> tuple[bool, bool, bool]:
-    """Return which of the vendor's patterns match a model."""
     name = model[:200]
     always, tools, effort = (
         bool(each) and re.match(each, name) is not None

@@ -13,10 +13,11 @@ from ...protocol import InferRequest, InferResponse, Native, must_be, strict_jso
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import fitting, given, obj, objects, require, tier_of, without
+from ..citations import URL, inline
 from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
 from ..tools import custom_input
-from . import NAME
+from . import DRAWN, NAME
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
@@ -254,6 +255,14 @@ class Answer:
         kind = {"type": "reasoning.encrypted", "format": GOOGLES}
         return call | {"id": ident}, [kind | {"id": ident, "index": ident, "data": data}]
 
+    def image(self, number: int, media: str = "", data: str = "") -> JSON:
+        """Return the item of an image that the model drew; without *data*, as it begins."""
+        item = {"id": self.ident(DRAWN, number), "type": DRAWN, "status": "in_progress"}
+        if not data:
+            return item | {"result": None}
+        form = media.removeprefix("image/")
+        return item | {"status": "completed", "output_format": form, "result": data}
+
     def is_custom(self, call: JSON) -> bool:
         """Return whether the client knows the called tool as a custom one."""
         return call.get("type") == "custom" or called(call).get("name") in self.custom
@@ -266,6 +275,7 @@ _PREFIXES = {
     "message": "msg",
     "function_call": "fc",
     "custom_tool_call": "ctc",
+    DRAWN: "ig",
 }
 _ECHOED = (
     "instructions",
@@ -296,8 +306,16 @@ def called(call: JSON) -> JSON:
     return obj(call.get("function") or call.get("custom"))
 
 
-def text_part(words: str) -> JSON:
-    return {"type": "output_text", "annotations": [], "logprobs": [], "text": words}
+def text_part(words: str, annotations: Iterable[JSON] = ()) -> JSON:
+    cited = [annotation_of(each) for each in annotations]
+    return {"type": "output_text", "annotations": cited, "logprobs": [], "text": words}
+
+
+def annotation_of(annotation: JSON, shift: int = 0) -> JSON:
+    """Return a citation in this format, of a text before which *shift* characters were said."""
+    said = without(annotation[URL], "content")
+    places = {name: said[name] - shift for name in ("start_index", "end_index")}
+    return {"type": URL, **said, **places}
 
 
 def refusal_part(words: str) -> JSON:
@@ -337,12 +355,14 @@ def encode_response(response: InferResponse, answer: Answer) -> JSON:
     if response.reasoning or early:
         thoughts = summaries(response.reasoning, early)
         items.append(answer.reasoning(0, thoughts, sealed(early, response.reasoning)))
-    parts = [text_part(response.content)] if response.content else []
+    parts = [text_part(response.content, response.annotations)] if response.content else []
     parts += [refusal_part(response.refusal)] if response.refusal else []
-    if not (parts or items or late or found):
+    images = inline(response.images)
+    if not (parts or items or late or found or images):
         parts = [text_part("")]
     if parts:
         items.append(answer.message(len(items), parts))
+    items += [answer.image(number, *each) for number, each in enumerate(images, len(items))]
     if late:
         items.append(answer.reasoning(len(items), (), sealed(late, "")))
     for call, _ in found:

@@ -22,8 +22,10 @@ from .. import (
     without,
     word,
 )
+from ..citations import citations, image
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
+from . import DRAWN
 
 _STATUS = {  # of the errors inside a response or a stream, which have only a code
     "rate_limit_exceeded": 429,
@@ -66,6 +68,8 @@ class Items:
         self.thoughts: list[str] = []
         self.calls: list[JSON] = []
         self.details: list[JSON] = []
+        self.annotations: list[JSON] = []
+        self.images: list[JSON] = []
         self._form = form
 
     def add(self, item: JSON) -> None:
@@ -76,7 +80,11 @@ class Items:
                 if part.get("type") == "refusal":
                     self.refusal.append(text(part.get("refusal")))
                 else:
+                    before = sum(map(len, self.words))
+                    self.annotations += citations(part.get("annotations"), before, flat=True)
                     self.words.append(text(part.get("text")))
+        elif kind == DRAWN:
+            self.images += drawn(item)
         elif kind in _CALLS:
             self.calls.append(call_of(item))
         elif kind == "reasoning":
@@ -91,6 +99,11 @@ class Items:
     def _detail(self, item: JSON, member: str, value: str) -> None:
         detail = detail_of(text(item.get("id")), self._form, len(self.details), member, value)
         self.details.append(detail)
+
+
+def drawn(item: JSON) -> list[JSON]:
+    """Return the image of an image_generation_call."""
+    return image(f"image/{item.get('output_format') or 'png'}", item.get("result"))
 
 
 _DETAILS = {"summary": "summary", "text": "text", "data": "encrypted"}
@@ -226,6 +239,8 @@ class Reader:
             return self._thought(body, "summary", body.get("summary_index"))
         if kind == "response.reasoning_text.delta":
             return self._thought(body, "text", body.get("content_index"))
+        if kind == "response.output_text.annotation.added":
+            return self._cited(body)
         if kind.startswith(("response.function_call_arg", "response.custom_tool_call_input")):
             return self._more(kind, body)
         if kind in ("response.output_item.added", "response.output_item.done"):
@@ -243,8 +258,17 @@ class Reader:
         self._told[key] = self._told.get(key, 0) + len(words)
         return Chunk(refusal=words) if "refusal" in kind else Chunk(words)
 
+    def _cited(self, body: JSON) -> Chunk:
+        """Return the chunk of a citation; its indices are those of its part."""
+        before, own = 0, (body.get("output_index"), body.get("content_index"))
+        for key, length in self._told.items():
+            if key == own:
+                break
+            before += length
+        found = citations([body.get("annotation")], before, flat=True)
+        return Chunk(annotations=found, shown=not found)
+
     def _rest(self, body: JSON, whole: str) -> str:
-        """Return what the deltas of a part have not said."""
         return whole[self._told.get((body.get("output_index"), body.get("content_index")), 0) :]
 
     def _thought(self, body: JSON, member: str, part: object) -> Chunk:
@@ -257,7 +281,6 @@ class Reader:
         return self._indices.setdefault(key, len(self._indices))
 
     def _item(self, kind: str, body: JSON) -> Chunk:
-        """Return the chunk of an item that begins or ends."""
         item = obj(body.get("item"))
         what, done = text(item.get("type")), kind.endswith("done")
         if done and what.endswith("_call") and what not in _CALLS:
@@ -266,6 +289,8 @@ class Reader:
             return self._call(item, body, done=done)
         if what == "reasoning" and done:
             return self._reasoned(item, body)
+        if what == DRAWN and done:
+            return Chunk(images=drawn(item))
         return Chunk(shown=not done and what not in _SILENT)
 
     def _call(self, item: JSON, body: JSON, *, done: bool) -> Chunk:
@@ -330,6 +355,8 @@ class Reader:
             refusal="".join(found.refusal),
             tool_calls=[{"index": n} | call for n, call in enumerate(found.calls)],
             details=found.details,
+            annotations=found.annotations,
+            images=found.images,
             finish_reason=finish_reason(response, called=called),
             usage=usage_of(response | {"output": response.get("output") or self._items}),
             model=response.get("model") or None,

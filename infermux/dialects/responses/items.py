@@ -11,6 +11,8 @@ from ...errors import shown
 from ...protocol import must_be
 from ...types import JSON
 from .. import items, objects, require
+from . import DRAWN
+from .events import drawn
 from .reasoning import details_of
 
 ADDED = "additional_tools"  # the type of an item that adds tools
@@ -109,6 +111,13 @@ class Items:
             known = turn.setdefault("reasoning_details", [])
             known += [detail | {"index": len(known) + n} for n, detail in enumerate(details)]
 
+    def image(self, item: JSON, place: str) -> None:
+        """Add an image that the model drew to the assistant's message."""
+        if found := drawn(item):
+            self._turn().setdefault("images", []).extend(found)
+        else:  # some clients return only its id
+            self.params[f"input.{DRAWN}"] = True
+
     def function_call(self, item: JSON, place: str) -> None:
         """Add a function call to the assistant's message."""
         name, words = (string(item, member, place) for member in ("name", "arguments"))
@@ -144,7 +153,6 @@ class Items:
         self._last = message
 
     def _turn(self) -> JSON:
-        """Return the assistant's message that is being collected."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             self._begin({"role": "assistant", "content": None})
         return self.messages[-1]
@@ -160,18 +168,18 @@ class Items:
                 names.add(str(tool.get("name")))
 
     def _complete(self) -> None:
-        """Join the texts of the last message."""
         for name, words in self._texts.items():
             self.messages[-1][name] = _BETWEEN[name].join(words)
         self._texts = {}
 
 
-_SAID = ("tool_calls", "refusal")
+_SAID = ("tool_calls", "refusal", "images")
 _BETWEEN = {"content": "\n\n", "refusal": "\n\n", "reasoning_content": ""}
 _READERS: dict[str, Callable[[Items, JSON, str], None]] = {
     "message": Items.message,
     "reasoning": Items.reasoning,
     "function_call": Items.function_call,
+    DRAWN: Items.image,
     "function_call_output": Items.output,
     "custom_tool_call": Items.custom_call,
     "custom_tool_call_output": Items.output,

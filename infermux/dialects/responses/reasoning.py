@@ -16,7 +16,7 @@ from .. import require
 
 FORMAT = "openai-responses-v1"  # of details that a vendor of this dialect encrypted
 PREFIX = "infermux1."
-_OWN_ID = re.compile(r"rs_[0-9a-f]{36}")  # 32 of the call's id, 4 of the item
+_OWN_ID = re.compile(r"([a-z]+)_[0-9a-f]{36}")  # 32 of the call's id, 4 of the item
 _UNSIGNED = "unknown"  # the format of thoughts that no vendor wants back
 
 
@@ -44,9 +44,10 @@ def unpack(encrypted: object) -> list[JSON] | None:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def is_own_id(ident: object) -> bool:
-    """Return whether InferMux made the id of a reasoning item: no vendor knows it."""
-    return isinstance(ident, str) and _OWN_ID.fullmatch(ident) is not None
+def is_own_id(ident: object, kind: str = "rs") -> bool:
+    """Return whether InferMux made the id of an item: no vendor knows it."""
+    found = _OWN_ID.fullmatch(ident) if isinstance(ident, str) else None
+    return found is not None and found[1] == kind
 
 
 def details_of(item: JSON, place: str) -> tuple[str, list[JSON]]:

@@ -16,9 +16,11 @@ from ..openai import is_neutral
 from ..openai import requests as chat
 from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
+from ..searches import Moved, moved, of_responses
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
-from . import NAME, Support
+from . import DRAWN, NAME, Support
+from .events import drawn
 from .reasoning import FORMAT, is_own_id, is_packed
 
 MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
@@ -64,12 +66,20 @@ _TAKEN_ALIKE = (None, "openai", NAME)  # formats whose unknown params the vendor
 _FERNET = "gAAAA"  # begins what is encrypted with Fernet: its version is 0x80
 
 
-def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
+def translated(
+    request: InferRequest, drop: Drop, form: str = FORMAT, *, searches: bool = False
+) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be.
 
-    *form* is the format of the reasoning details that the vendor takes back.
+    *form* is the format of reasoning details that the vendor takes back; it *searches* if it has a
+    web search.
     """
     body: JSON = {"model": request.model}
+    search = Moved(request)
+    if searches:
+        names = "blocked_domains" if form == FORMAT else "excluded_domains"
+        search = moved(request, lambda found: of_responses(found, excludes=names))
+        request = search.request
     messages = list(without_server_tools(request, drop).messages)
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str):
@@ -77,6 +87,7 @@ def translated(request: InferRequest, drop: Drop, form: str = FORMAT) -> JSON:
         messages = messages[1:]
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
+    search.add(body, drop, {"type": "web_search"})
     if request.native is None or request.native.dialect != NAME:
         body.setdefault("store", False)  # as chat completions do
         if _REASONS.match(request.model):
@@ -148,7 +159,6 @@ def _refuse(name: str, model: str, drop: Drop) -> None:
 
 
 def _others(request: InferRequest) -> Collection[str]:
-    """Return the params that the vendor does not know."""
     form, params = request.native and request.native.dialect, request.params
     if form not in _TAKEN_ALIKE:
         return params.keys()
@@ -156,7 +166,6 @@ def _others(request: InferRequest) -> Collection[str]:
 
 
 def _renamed(name: str, value: Any, model: str, body: JSON, drop: Drop) -> None:
-    """Add a param to *body* that has another name or form there."""
     if name in ("max_tokens", "max_completion_tokens"):
         few = isinstance(value, int) and not isinstance(value, bool) and 0 < value < MIN_OUTPUT
         body["max_output_tokens"] = MIN_OUTPUT if few else value
@@ -209,7 +218,6 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
 
 
 def _choice(choice: Any) -> Any:
-    """Return a tool_choice in the flat form."""
     if not isinstance(choice, dict):
         return choice
     kind = choice.get("type")
@@ -356,12 +364,27 @@ def fitted_input(items: Any, support: Support) -> Any:
         return items
     if any(is_foreign(item, support) for item in items):
         items = [item for item in items if not is_foreign(item, support)]
+    if any(map(_image_of, items)):
+        items = [_shown(item) for item in items]
     if any(map(_has_long_id, items)):
         items = [
             item | {"call_id": _call_id(item["call_id"])} if _has_long_id(item) else item
             for item in items
         ]
     return items
+
+
+def _image_of(item: Any) -> str:
+    """Return the URL of the image that another vendor drew, if an item is that."""
+    own = isinstance(item, dict) and item.get("type") == DRAWN and is_own_id(item.get("id"), "ig")
+    return drawn(item)[0]["image_url"]["url"] if own and item.get("result") else ""
+
+
+def _shown(item: Any) -> Any:
+    """Return an item; another vendor's image is one of the user's."""
+    if not (url := _image_of(item)):
+        return item
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
 
 
 def _has_long_id(item: Any) -> bool:
@@ -371,9 +394,13 @@ def _has_long_id(item: Any) -> bool:
 
 def is_foreign(item: Any, support: Support) -> bool:
     """Return whether an input item is reasoning that the vendor did not encrypt."""
-    if isinstance(item, dict) and item.get("type") == "item_reference":
+    if not isinstance(item, dict):
+        return False
+    if item.get("type") == "item_reference":
         return is_own_id(item.get("id"))
-    data = item.get("encrypted_content") if isinstance(item, dict) else None
+    if item.get("type") == DRAWN and not item.get("result"):
+        return is_own_id(item.get("id"), "ig")
+    data = item.get("encrypted_content")
     if not isinstance(data, str) or not data:
         return False
     if is_packed(data):

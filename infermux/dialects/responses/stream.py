@@ -12,13 +12,15 @@ from ...protocol import strict_json
 from ...protocol.sse import comment
 from ...types import JSON, Chunk, Usage
 from .. import add_detail, without
-from ..blocks import TOOL, BlockWriter, Key
+from ..blocks import CITED, TOOL, BlockWriter, Key
+from ..citations import URL, inline
 from ..tools import custom_input
-from . import NAME
+from . import DRAWN, NAME
 from .downstream import (
     NO_ARGUMENTS,
     SUMMARY,
     Answer,
+    annotation_of,
     encode_error,
     ending,
     is_late,
@@ -51,6 +53,9 @@ class Encoder(BlockWriter):
         self._part: Any = None  # what tells the open part from the next
         self._details: list[JSON] = []  # of the open reasoning item
         self._call: JSON = {}  # that is open
+        self._texts: list[tuple[int, JSON]] = []  # the parts of text, and what was said before
+        self._length = 0  # of all text
+        self._uncited: list[JSON] = []  # citations whose text is still to come
         self._reason: str | None = None
         self._usage: Usage | None = None
 
@@ -60,7 +65,7 @@ class Encoder(BlockWriter):
             self._number += 1
             return chunk.native
         self._reason, self._usage = chunk.finish_reason or self._reason, chunk.usage or self._usage
-        if not chunk.has_content:
+        if not (chunk.has_content or chunk.annotations):
             return b""
         self._answer.model = self._answer.model if self._started else chunk.model or self._model
         pieces = _pieces(chunk, self._answer)
@@ -70,7 +75,7 @@ class Encoder(BlockWriter):
         """Return the last events: the vendor's own came already, ours has *summary*."""
         if self._passed:
             return b""
-        head = self._start() + self.drain([], last=True)
+        head = self._start() + self.drain([], last=True) + self.cite([])
         if self.opened is None and not self._items:
             head += self.drain([(_MESSAGE, {"output_text": ""})], last=True)
         head += self.close()
@@ -116,7 +121,6 @@ class Encoder(BlockWriter):
 
     @property
     def _place(self) -> JSON:
-        """The members that say which item an event is about."""
         return {"item_id": self._ident, "output_index": len(self._items)}
 
     def begin(self, key: Key, piece: JSON) -> bytes:
@@ -124,6 +128,8 @@ class Encoder(BlockWriter):
         if key[0] == TOOL:
             self._call = piece
             item = self._answer.call(number, piece, "", "in_progress")
+        elif key[0] == DRAWN:
+            item, self._call = self._answer.image(number), piece
         elif key == _MESSAGE:
             item = self._answer.message(number, (), "in_progress")
         else:
@@ -135,6 +141,11 @@ class Encoder(BlockWriter):
     def grow(self, key: Key, piece: JSON) -> bytes:
         if key[0] == TOOL:
             return self._more_arguments(piece)
+        if key[0] == DRAWN:
+            steps = ("in_progress", "generating", "completed")
+            return b"".join(
+                self._event(f"response.{DRAWN}.{step}", **self._place) for step in steps
+            )
         if key != _MESSAGE:
             for detail in piece["details"]:
                 add_detail(self._details, detail)
@@ -161,6 +172,8 @@ class Encoder(BlockWriter):
                 head += self._event(f"{kind}.delta", delta=words, **self._place)
             head += self._event(f"{kind}.done", **{member: words}, **self._place)
             item = self._answer.call(number, self._call, words, status)
+        elif key[0] == DRAWN:
+            item = self._answer.image(number, *self._call["image"])
         elif key == _MESSAGE:
             item = self._answer.message(number, self._parts, status)
         else:
@@ -184,10 +197,32 @@ class Encoder(BlockWriter):
             self._parts.append(part)
             self._part, self._words = mark, []
             head += self._part_event(0, "added", part=part)
+            if mark == "output_text":
+                self._texts.append((self._length, part))
         if not words:
             return head
         self._words.append(words)
+        self._length += len(words) * (mark == "output_text")
         return head + self._part_event(2, "delta", delta=words)
+
+    def cite(self, annotations: list[JSON]) -> bytes:
+        """Return the events of citations whose text has come; the last event has all of them."""
+        written, waiting = [], []
+        for each in self._uncited + annotations:
+            start, end = each[URL]["start_index"], each[URL]["end_index"]
+            found = [one for one in self._texts if one[0] <= start]
+            if not found or end > self._length:
+                waiting.append(each)
+                continue
+            before, part = found[-1]
+            known = part["annotations"]
+            known.append(annotation_of(each, before))
+            if self._parts and self._parts[-1] is part and self.opened == _MESSAGE:
+                index, name = len(known) - 1, "response.output_text.annotation.added"
+                places = {"content_index": len(self._parts) - 1, "annotation_index": index}
+                written.append(self._event(name, **self._place, **places, annotation=known[-1]))
+        self._uncited = waiting
+        return b"".join(written)
 
     def _end_part(self) -> bytes:
         if not self._parts:
@@ -212,7 +247,6 @@ _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
-    """Return the pieces of a chunk, each with the key of its item."""
     pieces: list[tuple[Key, JSON]] = []
     early = [detail for detail in chunk.details if not is_late(detail)]
     late = [detail for detail in chunk.details if is_late(detail)]
@@ -223,6 +257,10 @@ def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
     for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
         if words:
             pieces.append((_MESSAGE, {kind: words}))
+    if chunk.annotations:
+        pieces.append((CITED, {"annotations": list(chunk.annotations)}))
+    for media, data in inline(chunk.images):
+        pieces.append(((DRAWN, data), {"image": (media, data)}))
     if late:
         pieces.append((_LATE, {"details": late, "words": ()}))
     return pieces + [((TOOL, call["index"]), _call(call)) for call, _ in found]

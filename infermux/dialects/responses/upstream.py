@@ -7,6 +7,7 @@ Azure, xAI, OpenRouter and DeepSeek.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from ...errors import StreamIncomplete
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
@@ -62,6 +63,7 @@ class Responses:
     def __init__(self, support: Support = STANDARD) -> None:
         self.support = self._support = support
         self.summarizes = True  # until the vendor refuses it
+        self._translated = partial(translated, form=support.form, searches=support.searches)
 
     def path(self, request: InferRequest, *, stream: bool) -> str:
         support = self._support
@@ -93,7 +95,7 @@ class Responses:
             params=without(request.params, *out),
             native=request.native,
         )
-        body = translated(asked, drop, self._support.form)
+        body = self._translated(asked, drop)
         body["input"] = [item for item in body["input"] if self._takes(item)]
         if request.op == CHAT:
             body |= fitted_names(body, request.model, request.cache_key)
@@ -133,7 +135,7 @@ class Responses:
         native = request.native
         if native is not None and native.dialect == NAME:
             return Unsaid()
-        return parameters.unsaid(request, model, self.path, translated)
+        return parameters.unsaid(request, model, self.path, self._translated)
 
     def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
         native = (NAME, data)
@@ -159,6 +161,8 @@ class Responses:
             reasoning="".join(parts.thoughts),
             refusal="".join(parts.refusal),
             details=parts.details,
+            annotations=parts.annotations,
+            images=parts.images,
             extra={"pending": True} if body.get("status") in _PENDING else {},
         )
         stops = stops_of(request)

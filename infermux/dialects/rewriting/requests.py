@@ -185,7 +185,6 @@ def _bodies(before: InferRequest, after: InferRequest, own: Native) -> Iterator[
 
 
 def _is_own(name: str, before: InferRequest, own: Native) -> bool:
-    """Return whether the client's format has the parameter under this name."""
     if own.dialect == "openai":
         return True
     value = own.body.value.get(name, _NOTHING)
@@ -197,7 +196,6 @@ def _some(params: Mapping[str, Any], names: set[str]) -> JSON:
 
 
 def _spoken(request: InferRequest, own: Native) -> JSON:
-    """Return the messages in the client's format."""
     if own.dialect == "openai":
         return {"messages": list(request.messages)}
     messages = [_known(message) for message in request.messages]
@@ -225,7 +223,6 @@ def _known_part(part: JSON) -> JSON:
 
 
 def _settings(request: InferRequest, names: set[str], own: Native) -> JSON:
-    """Return the parameters called *names* in the client's format."""
     messages = [{"role": "user", "content": "-"}] if request.op == CHAT else ()
     params = _some(request.params, names)
     body = _translated(replace(request, messages=messages, params=params), own)

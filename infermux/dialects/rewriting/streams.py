@@ -182,7 +182,6 @@ class StreamRewriter:
     def _recall(
         self, body: JSON, spots: Sequence[Place], was: Iterable[JSON], now: Iterable[JSON]
     ) -> None:
-        """Write the changed arguments of calls."""
         before, after = list(was), list(now)
         alike = len(before) == len(after) and all(
             _named(old) == _named(new) for old, new in zip(before, after, strict=True)
