@@ -57,7 +57,12 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
 
 def without_server_tools(request: InferRequest, drop: Drop) -> InferRequest:
     """Return the request without the parts of vendors' own tools in what the assistant said."""
-    messages = [_without_server_tools(message) for message in request.messages]
+    messages = [
+        _without_server_tools(message)
+        if type(message) is dict and type(message.get("content")) is list
+        else message
+        for message in request.messages
+    ]
     if all(map(is_, messages, request.messages)):
         return request
     hint("server_tools", drop)
@@ -65,9 +70,9 @@ def without_server_tools(request: InferRequest, drop: Drop) -> InferRequest:
 
 
 def _without_server_tools(message: JSON) -> JSON:
-    content = members(message).get("content")
-    if not isinstance(content, list) or message.get("role") != "assistant":
+    if message.get("role") != "assistant":
         return message
+    content = message["content"]
     kept = [one for one in content if not _SERVER_TOOL.fullmatch(str(members(one).get("type")))]
     return message if len(kept) == len(content) else message | {"content": kept}
 
