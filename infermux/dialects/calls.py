@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 from ..protocol import InferRequest
 from ..types import JSON, Chunk
-from . import Dialect, members
+from . import Dialect
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -56,7 +57,7 @@ def fitted(
     params, messages = request.params, _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
-    said = {str(_name(each)) for each in (*tools, *_calls(messages))}
+    said = {str(_name(each)) for each in chain(tools, _calls(messages))}
     names = {name: _fitted(name) for name in said if not _NAME.fullmatch(name)}
     if names:
         params = {**params, "tools": [_named(each, names) for each in tools]}
@@ -73,14 +74,14 @@ def fitted(
     return request, calls
 
 
-def _calls(messages: Iterable[JSON]) -> Iterator[JSON]:
-    for message in messages:
-        yield from message.get("tool_calls") or ()
+def _calls(messages: Iterable[JSON]) -> list[JSON]:
+    return [call for each in messages if (calls := each.get("tool_calls")) for call in calls]
 
 
 def _name(holder: object) -> Any:
     """Return the name of a function that is declared, called or chosen."""
-    return members(members(holder).get("function")).get("name")
+    function = holder.get("function") if isinstance(holder, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 def _named(holder: JSON, names: Mapping[str, str]) -> JSON:

@@ -7,10 +7,10 @@ conversation, are fitted alike by every worker and host.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
+from operator import is_
 from typing import Any
 
 from ..protocol import InferRequest, strict_json
@@ -71,20 +71,27 @@ def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _TABLES = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+_HOLDERS = frozenset((*_LISTS, *_TABLES, *_SINGLE))
 
 
-def _inner(schema: JSON, change: Any) -> JSON:
-    new = {}
-    for name, value in schema.items():
-        if name in _LISTS and isinstance(value, list):
-            value = [change(each) for each in value]
-        elif name in _TABLES and isinstance(value, dict):
-            value = {key: change(each) for key, each in value.items()}
-        elif name in _SINGLE and isinstance(value, dict):
-            value = change(value)
-        elif name == "items" and isinstance(value, list):
-            value = [change(each) for each in value]
-        new[name] = value
+def _inner(schema: JSON, change: Callable[[Any], Any]) -> JSON:
+    """Return a schema with *change* applied to each schema in it; itself if that changes none."""
+    new = schema
+    for name in filter(_HOLDERS.__contains__, schema):
+        value: Any = schema[name]
+        changed = value
+        if isinstance(value, list) and (name == "items" or name in _LISTS):
+            changed = [*map(change, value)]
+            if all(map(is_, changed, value)):
+                continue
+        elif isinstance(value, dict) and name in _TABLES:
+            changed = {key: change(each) for key, each in value.items()}
+            if all(map(is_, changed.values(), value.values())):
+                continue
+        elif isinstance(value, dict) and name in _SINGLE:
+            changed = change(value)
+        if changed is not value:
+            new = {**new, name: changed}
     return new
 
 
@@ -97,14 +104,24 @@ def _is_object(schema: JSON) -> bool:
     )
 
 
-def parameters(schema: Any, *, inside: bool = False) -> Any:
+def parameters(schema: Any) -> Any:
     """Return a function's schema as OpenAI takes it: an object's, with items in every array."""
     if not isinstance(schema, dict):
         return schema
-    new = _inner(schema, partial(parameters, inside=True))
-    if not inside:
-        return {"type": "object", "properties": {}} | new
-    return {"items": {}} | new if "array" in (new.get("type") or ()) else new
+    new = _inner(schema, _with_items)
+    return new if new.keys() >= _OBJECT.keys() else _OBJECT | new
+
+
+_OBJECT: JSON = {"type": "object", "properties": {}}
+
+
+def _with_items(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind == "array" or (isinstance(kind, list) and "array" in kind):
+        schema = {"items": {}} | schema
+    return schema if _HOLDERS.isdisjoint(schema) else _inner(schema, _with_items)
 
 
 # What Anthropic's structured output refuses; a description says it instead, as in its own SDKs.
@@ -127,7 +144,7 @@ def closed(schema: Any) -> Any:
     """Return a schema as Anthropic's structured output takes it: every object is closed."""
     if not isinstance(schema, dict):
         return schema
-    new = _inner(schema, closed)
+    new = dict(_inner(schema, closed))
     if _is_object(new):
         new["additionalProperties"] = False
     limits = {name: new.pop(name) for name in _LIMITS if name in new}

@@ -240,8 +240,12 @@ class InferRequest:
 
     def encode(self, body: object) -> bytes:
         """Return *body* as JSON, escaped if the client's own was ASCII: that is twice as fast."""
-        own = self.native
-        return strict_json.encode(body, escaped=own is not None and own.body.text.isascii())
+        if self.native is None:
+            return strict_json.encode(body)
+        own = self.native.body
+        is_long = len(own.data) > strict_json.LONG * (1 + len(self.messages))
+        write = strict_json.encode_long if is_long else strict_json.encode
+        return write(body, escaped=own.text.isascii())
 
     def check(self) -> None:
         """Raise RequestError naming the first invalid field."""
@@ -265,7 +269,8 @@ class InferRequest:
             if not said or not isinstance(said, Sequence) or isinstance(said, str):
                 raise must_be("messages", "a list of at least one message")
             for number, message in enumerate(said):
-                check_message(message, f"messages[{number}]")
+                if not _is_usual(message):
+                    check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:
         """Return the infer.request, its fields in mist-go's order."""
@@ -306,6 +311,17 @@ def _placed(data: JSON, parameters: Collection[str]) -> JSON:
     return fields
 
 
+def _is_usual(message: Any) -> bool:
+    """Return whether a message has a role, a text and no calls, as most have."""
+    return (
+        type(message) is dict
+        and type(message.get("content")) is str
+        and type(message.get("role")) is str
+        and message["role"] != ""
+        and "tool_calls" not in message
+    )
+
+
 def check_message(message: object, place: str) -> None:
     """Raise RequestError unless *message* is a chat message in OpenAI's form."""
     if not isinstance(message, dict):
@@ -320,8 +336,8 @@ def check_message(message: object, place: str) -> None:
                 raise RequestError(what, param=f"{place}.content")
     elif not isinstance(content, str) and (content is not None or role not in _MAY_BE_EMPTY):
         raise must_be(f"{place}.content", "a string or a list of parts")
-    if calls is not None and not (
-        isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    if calls is not None and (
+        not isinstance(calls, list) or [call for call in calls if not isinstance(call, dict)]
     ):
         raise must_be(f"{place}.tool_calls", "a list of objects")
 

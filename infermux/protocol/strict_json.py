@@ -16,10 +16,11 @@ import contextlib
 import gc
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ MAX_DEPTH = 200  # levels of nesting
 MAX_MEMBERS = 10_000  # of a document's top level: each is recorded
 BLOCK = 64  # brackets counted at a time
 FEW_ESCAPES = 16  # in a sample
-LARGE = 16_384  # bytes; only longer texts are sampled
+LONG = 8192  # characters of a string that Python writes faster than json
+LARGE = 4096  # bytes; only longer texts are sampled
 _MAX_DIGITS = 400  # of an integer
 _START = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(\}[ \t\n\r]*)?")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
@@ -47,6 +49,10 @@ _DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(2
 _KINDS = bytes.maketrans(b"{}", b"[]")
 _OPENING = ord("[")
 _U = ord("u")
+_CONTROLS = bytes(range(32))
+_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))
+_MARK = os.urandom(16).hex()  # stands for a long string; being random, it is in no text
+_CUT = f'"{_MARK}"'.encode()
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 
@@ -104,6 +110,30 @@ def encode(value: object, *, escaped: bool = False) -> bytes:
     if escaped:
         return _ESCAPING.encode(value).encode("ascii")
     return _ENCODER.encode(value).encode("utf-8", "replace")
+
+
+def encode_long(value: object, *, escaped: bool) -> bytes:
+    """Return `encode` of a value with few strings and long ones, in a third of the time."""
+    found: list[bytes] = []
+    parts = encode(_without_long(value, found), escaped=escaped).split(_CUT)
+    return b"".join(chain(*zip_longest(parts, found, fillvalue=b"")))
+
+
+def _without_long(value: object, found: list[bytes]) -> object:
+    """Return a value with marks for its long strings; add those as JSON to *found*."""
+    if type(value) is dict:
+        return {name: _without_long(each, found) for name, each in value.items()}
+    if type(value) is list:
+        return [_without_long(each, found) for each in value]
+    if type(value) is not str or len(value) < LONG or not value.isascii():
+        return value
+    data = value.encode()
+    for mark, escape in _ESCAPES:
+        data = data.replace(mark, escape)
+    if len(data.translate(None, _CONTROLS)) < len(data):
+        return value
+    found.append(b'"%b"' % data)
+    return _MARK
 
 
 def loads(data: bytes | str, *, what: str = "body") -> Any:
@@ -330,26 +360,28 @@ def _inspect(value: object, has_escapes: bool) -> None:
 
     Raise UnicodeEncodeError for a string with a lone surrogate, which only an escape can be.
     """
-    parts = [value]
-    wide = [value] if isinstance(value, str) else []
+    wide: list[str] = []
     keys: set[str] = set()
-    for _ in range(MAX_DEPTH + 1):
-        inner = [each for each in parts if type(each) in (dict, list)]
-        if not inner:
-            break
-        dicts = [each for each in inner if type(each) is dict]
-        lists = [each for each in inner if type(each) is list]
-        items = chain(*map(dict.values, dicts), *lists)
+    for level in _levels(value):
         if has_escapes:
-            parts = [*items]
-            wide += [each for each in parts if type(each) is str and not each.isascii()]
-            keys.update(*dicts)
-        else:
-            parts = [each for each in items if type(each) is not str]
-    else:
-        raise RecursionError
+            odd = [each for each in level if type(each) is not str or not each.isascii()]
+            wide += [each for each in odd if type(each) is str]
+            keys.update(*[each for each in odd if type(each) is dict])
     for each in (*wide, *keys):
         each.encode()
+
+
+def _levels(value: object) -> Iterator[list[Any]]:
+    """Yield the values at each depth of a parsed one; raise RecursionError beyond MAX_DEPTH."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        yield level
+        level = gc.get_referents(*level)  # a tenth of the cost of a loop; strings have none
+        if not level:
+            return
+    if any(type(each) in (dict, list) for each in level):
+        raise RecursionError
+    yield level
 
 
 @contextlib.contextmanager

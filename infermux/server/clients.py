@@ -24,6 +24,7 @@ PACE = 1024.0  # minimum bytes of a body per second
 BRIEF_SECONDS = 0.25  # maximum wait of a thread if many threads wait
 RECORD_BYTES = 16_645  # of TLS, with its head
 WRITE_BYTES = 262_144  # encrypted at a time
+READ_BYTES = 262_144  # at a time, though gunicorn asks for more
 
 
 class Client(socket.socket):
@@ -70,7 +71,7 @@ class Client(socket.socket):
         """Read; raise TimeoutError if the client is too slow, OSError if too many threads wait."""
         while True:
             try:
-                data = self._read(bufsize)
+                data = self._read(min(bufsize, READ_BYTES))
             except BlockingIOError:
                 self._wait()
             else:

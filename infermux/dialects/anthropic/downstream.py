@@ -35,6 +35,7 @@ from .upstream import FINISH, STATUS
 
 _CHOICES = {theirs: ours for ours, theirs in CHOICES.items()}
 _TIERS = {"auto": "auto", TIERS["default"]: "default"}
+_TOOL = {"type", "name", "description", "input_schema"}
 _STOP = {ours: theirs for theirs, ours in reversed(FINISH.items())} | {"function_call": "tool_use"}
 _ERRORS = {status: kind for kind, status in STATUS.items()} | {
     502: "api_error",
@@ -107,14 +108,12 @@ def _tool(tool: JSON) -> JSON:
     schema, description = tool["input_schema"], tool.get("description")
     if not isinstance(schema, dict) or not isinstance(description, str | None):
         raise ValueError("the schema must be an object, the description a string")
-    function = {
-        "name": string(tool, "name"),
-        "description": description,
-        "parameters": schema,
-        "strict": tool.get("strict"),
-    }
-    extra = without(tool, *function, "type", "input_schema")
-    return {"type": "function", "function": given(function), **given(extra)}
+    function = {"name": string(tool, "name"), "description": description, "parameters": schema}
+    new: JSON = {"type": "function", "function": given(function)}
+    if tool.keys() <= _TOOL:
+        return new
+    function |= {"strict": tool.get("strict")}
+    return {**new, "function": given(function), **given(without(tool, *function, *_TOOL))}
 
 
 def _choice(body: JSON) -> JSON:
@@ -188,9 +187,10 @@ def _messages(turn: JSON) -> list[JSON]:
     blocks = _list(content)
     if role == "assistant":
         return [_assistant(blocks)]
-    results, parts = list[JSON](), list[JSON]()
+    results: list[JSON] = []
+    parts: list[JSON] = []
     for block in blocks:
-        if string(block, "type") == "tool_result":
+        if block["type"] == "tool_result":
             results.append(_result(block))
         else:
             parts.append(_part(block))
@@ -210,24 +210,24 @@ def _assistant(blocks: list[JSON]) -> JSON:
     parts, calls = [], []
     details: list[JSON] = []
     for block in blocks:
-        kind = string(block, "type")
-        if kind == "thinking":
+        kind = block["type"]
+        if kind == "tool_use":
+            calls.append(_call(block))
+        elif kind == "thinking":
             detail = {"type": "reasoning.text", "text": string(block, "thinking")}
             if signature := text(block.get("signature")):
                 detail["signature"] = signature
             details.append(detail)
         elif kind == "redacted_thinking":
             details.append({"type": "reasoning.encrypted", "data": string(block, "data")})
-        elif kind == "tool_use":
-            calls.append(_call(block))
         else:
             parts.append(_part(block))
     message: JSON = {"role": "assistant", "content": _joined(parts) if parts or not calls else None}
     if calls:
         message["tool_calls"] = calls
-    if words := "".join(detail.get("text", "") for detail in details):
-        message["reasoning_content"] = words
     if details:
+        if words := "".join(detail.get("text", "") for detail in details):
+            message["reasoning_content"] = words
         message["reasoning_details"] = [
             detail | {"format": THINKING_FORMAT, "index": index}
             for index, detail in enumerate(details)
@@ -244,11 +244,13 @@ def _joined(parts: list[JSON]) -> str | list[JSON]:
 def _call(block: JSON) -> JSON:
     if not isinstance(block["input"], dict):
         raise ValueError("the input of a tool call is not an object")
-    extra = given(without(block, "type", "id", "name", "input")) if len(block) > 4 else {}
-    if extra.get("caller") == {"type": "direct"}:
-        del extra["caller"]
     function = {"name": string(block, "name"), "arguments": strict_json.dumps(block["input"])}
-    return {"id": string(block, "id"), "type": "function", "function": function, **extra}
+    call: JSON = {"id": string(block, "id"), "type": "function", "function": function}
+    if len(block) > 4:
+        call |= given(without(block, "type", "id", "name", "input"))
+        if call.get("caller") == {"type": "direct"}:
+            del call["caller"]
+    return call
 
 
 def _part(block: JSON) -> JSON:

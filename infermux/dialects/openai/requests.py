@@ -64,10 +64,10 @@ EXPRESSED = PARAMS | {
 }
 _KNOWN = EXPRESSED | {"client_metadata"}  # to OpenAI's models
 _EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
-_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
+_MESSAGE = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
 _PARTS = ("text", "image_url", "input_audio", "file", "refusal")
-_TOOL = ("type", "function", "custom")
-_CALL = ("id", *_TOOL)
+_TOOL = frozenset({"type", "function", "custom"})
+_CALL = _TOOL | {"id"}
 _TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
 # These models refuse a tool turn without its reasoning.
@@ -246,7 +246,7 @@ def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool
                     return True
                 if strict and "extra_content" in call:
                     return True
-        elif ident and type(ident) is str and not fits(ident):
+        if ident and type(ident) is str and not fits(ident):
             return True
         if not strict:
             continue
@@ -288,33 +288,33 @@ def _native(message: JSON, drop: Drop) -> JSON:
 
 
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
-    keep = (*_MESSAGE, "reasoning_content") if _KEEPS_REASONING.search(request.model) else _MESSAGE
+    keep = _MESSAGE
+    if _KEEPS_REASONING.search(request.model):
+        keep = keep | {"reasoning_content"}
     messages: list[JSON] = []
-    taken, hoists = call_ids(request.model), False
+    taken, hoists, usual = call_ids(request.model), False, True
     for number, message in enumerate(request.messages):
         content = message.get("content")
         if len(message) == 2 and type(content) is str:  # a role and its text: the usual one
             messages.append(message)
             continue
-        new = _only(message, keep)
-        hints(message, drop)
+        usual = False
+        new = message if keep.issuperset(message) else _only(message, keep)
+        if new is not message:
+            hints(message, drop)
         if isinstance(content, list):
             place, hoists = f"messages[{number}]", hoists or message.get("role") == "tool"
             parts = (_part(each, place, drop) for each in content)
             new = new | {"content": [part for part in parts if part] or ""}
-        if new.get("tool_calls"):
-            new = new | {"tool_calls": [_only(call, _CALL) for call in new["tool_calls"]]}
-        messages.append(fitting.with_call_ids(new, taken))
+        if (calls := new.get("tool_calls")) and not all(map(_CALL.issuperset, calls)):
+            new = new | {"tool_calls": [_only(call, _CALL) for call in calls]}
+        messages.append(new)
+    if not usual and _needs_fitting(messages, taken, strict=False):
+        messages = [fitting.with_call_ids(message, taken) for message in messages]
     return hoisted(messages, results=True) if hoists else messages
 
 
-def _only(members: JSON, names: tuple[str, ...]) -> JSON:
-    """Return *members* if all of them are called *names*, else a copy of those that are."""
-    for name in members:
-        if name not in names:
-            break
-    else:
-        return members
+def _only(members: JSON, names: frozenset[str]) -> JSON:
     return {name: value for name, value in members.items() if name in names}
 
 
@@ -337,12 +337,15 @@ def _is_function(tool: JSON, drop: Drop) -> bool:
 
 
 def _tool(tool: JSON, drop: Drop) -> JSON:
-    for name in tool:
-        if name not in _TOOL:
-            hint(f"tools.{name}", drop)
-    new, function = _only(tool, _TOOL), obj(tool.get("function") or {})
-    if (schema := function.get("parameters")) is not None:
-        new = new | {"function": function | {"parameters": fitting.parameters(schema)}}
+    new, function = tool, obj(tool.get("function") or {})
+    if not _TOOL.issuperset(tool):
+        new = _only(tool, _TOOL)
+        for name in tool:
+            if name not in new:
+                hint(f"tools.{name}", drop)
+    schema = function.get("parameters")
+    if schema is not None and (fits := fitting.parameters(schema)) is not schema:
+        new = new | {"function": function | {"parameters": fits}}
     return new
 
 
