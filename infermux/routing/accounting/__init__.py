@@ -36,6 +36,7 @@ from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
 from ...types import Caller, Target, Usage
+from ..callers import RunBudget
 from ..stored import billed_as
 from ..targets import TargetPool
 from .passed import by_price, by_unit
@@ -101,9 +102,9 @@ class Accounting:
         LedgerUnavailable unless the budget only warns.
         """
         budget = call.caller.budget
-        if self.ledger is None or not isinstance(budget, Budget):
+        if not isinstance(budget, Budget | RunBudget) or call.request.op in UNBILLED:
             return
-        if call.request.op in UNBILLED:  # the operation costs nothing
+        if self.ledger is None and isinstance(budget, Budget):
             return
         call.most_output = None
         worst = self._worst(call.sent(Attempt(target, 0.0)), target)
@@ -111,6 +112,9 @@ class Accounting:
         if pico is None and budget.hard and not call.override:
             raise unpriced(target)
         before = sum([attempt.cost or 0 for attempt in call.attempts])  # that was or may be billed
+        if isinstance(budget, RunBudget):
+            budget.reserve(call, (pico or 0) + before)
+            return
         for tries in range(LIMITING_TRIES):
             try:
                 self._hold(call, target, budget, (pico or 0) + before)
