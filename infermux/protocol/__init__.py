@@ -186,6 +186,7 @@ class InferRequest:
     timeouts: Mapping[str, float] | None = None  # that the configuration sets for the name
     passed: Any = field(default=None, compare=False)  # a Passed, where the bytes pass as they are
     stays: str = ""  # digest of the session, if it stays with one of the provider's keys
+    most_uses: int | None = None  # of each of the vendor's own tools, as `most_output`
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:
