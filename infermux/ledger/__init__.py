@@ -335,58 +335,51 @@ class Ledger(ABC):
         hold, in each current period for which the ledger has a sum of the caller.
         """
 
+    @abstractmethod
     def defer(self, record: Record, hold: Hold | None = None) -> bool:
         """Queue a settlement that cannot be written now; return False if it is lost."""
-        return False
 
+    @abstractmethod
     def drain(self, *, last: bool = False) -> None:
         """Write deferred settlements in the background; if the process ends (*last*), now."""
 
+    @abstractmethod
     def backlog(self) -> Backlog:
         """Return how many deferred settlements of this process are not in a file."""
-        return Backlog(0, 0)
 
+    @abstractmethod
     def spooled(self) -> int:
         """Return how many deferred settlements of all processes are in a file."""
-        return 0
 
     @abstractmethod
     def spent(self, budget: Budget, at: float) -> Spent:
         """Return what is spent and reserved in the period that contains *at*."""
 
+    @abstractmethod
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget in the period that contains *at*."""
-        return [
-            BudgetState(
-                each,
-                each.key(at, self.zone),
-                each.limit_pico,
-                *self.spent(each, at),
-                each.resets(at, self.zone),
-            )
-            for each in budgets
-        ]
+        """Return the state of each budget at one moment, in the period that contains *at*."""
 
+    @abstractmethod
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
-        raise LedgerUnavailable("this ledger does not change budgets")
 
+    @abstractmethod
     def adjustments(self, limit: int = 50) -> list[Adjustment]:
         """Return the last changes of budgets by operators, newest first."""
-        return []
 
+    @abstractmethod
     def keys(self) -> KeyStore:
         """Return the store of keys that are created at run time."""
-        raise LedgerUnavailable("this ledger stores no keys")
 
+    @abstractmethod
     def answers(self) -> AnswerStore:
         """Return the store of cached answers."""
-        raise LedgerUnavailable("this ledger caches no answers")
 
+    @abstractmethod
     def alerts(self) -> AlertLog:
         """Return the store of the times when alerts were sent."""
-        raise LedgerUnavailable("this ledger remembers no alerts")
 
+    @abstractmethod
     def maintain(self, now: float) -> None:
         """Start what is due in the background: daily sums, and the removal of old calls."""
 

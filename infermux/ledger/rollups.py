@@ -84,10 +84,10 @@ class Question(NamedTuple):
     def of(
         cls,
         by: tuple[str, ...],
-        since: float | None,
-        until: float | None,
-        caller: str | None,
-        zone: tzinfo,
+        since: float | None = None,
+        until: float | None = None,
+        caller: str | None = None,
+        zone: tzinfo = UTC,
     ) -> Question:
         """Return the question about a period in seconds; None: unbounded."""
         first, last = queries.bounds(since, until)

@@ -19,7 +19,6 @@ from . import (
     AttemptRow,
     Backlog,
     Budget,
-    BudgetState,
     CallRow,
     Hold,
     Ledger,
@@ -109,25 +108,21 @@ class SQLLedger(Ledger):
     # -- the spool --
 
     def defer(self, record: Record, hold: Hold | None = None) -> bool:
-        """Append the settlement to the spool, else keep it in memory."""
         kept = self._spool().add(Deferred(record, hold))
         self.drain()
         return kept
 
     def drain(self, *, last: bool = False) -> None:
-        """Write the spool to the ledger, in the background or now (*last*)."""
         if last:
             self._spool().close(self._write_deferred)
         else:
             self._spool().drain_later(self._write_deferred)
 
     def backlog(self) -> Backlog:
-        """Return the numbers of settlements in memory and of lost ones."""
         spool = self._spool()
         return Backlog(len(spool.waiting), spool.lost)
 
     def spooled(self) -> int:
-        """Return the number of lines in the spool."""
         return self._spool().lines()
 
     def may_expire(self) -> bool:
@@ -147,13 +142,8 @@ class SQLLedger(Ledger):
     # -- reports --
 
     def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what is spent and reserved in the period, without expired holds."""
         [found] = self.states([budget], at)
         return Spent(found.spent, found.held)
-
-    @abstractmethod
-    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget at one moment."""
 
     def adjustments(self, limit: int = 50) -> list[Adjustment]:
         return list(map(Adjustment._make, self._read(ADJUSTMENTS, (limit,))))
@@ -162,11 +152,9 @@ class SQLLedger(Ledger):
         return AlertLog(self)
 
     def rows(self, **chosen: Any) -> list[Record]:
-        """Return calls with their attempts, newest first; see `Ledger.rows`."""
         return self._records(*queries.rows(**chosen))
 
     def call(self, id: str) -> Record | None:
-        """Return the call whose id begins with *id*, with its attempts, or None."""
         found = self._records(*queries.call(id))
         if len(found) > 1:
             raise RequestError(f"several call ids begin with {shown(id)}", param="id")
@@ -191,20 +179,11 @@ class SQLLedger(Ledger):
 
         return self.snapshot(work)
 
-    def totals(
-        self,
-        *by: str,
-        since: float | None = None,
-        until: float | None = None,
-        caller: str | None = None,
-        zone: tzinfo | None = None,
-    ) -> list[Total]:
-        """Return sums over groups of calls; first sum up ended days that are needed."""
-        question = rollups.Question.of(by, since, until, caller, zone or self.zone)
+    def totals(self, *by: str, zone: tzinfo | None = None, **chosen: Any) -> list[Total]:
+        question = rollups.Question.of(by, zone=zone or self.zone, **chosen)
         return rollups.report(self, question, self.clock())
 
     def maintain(self, now: float) -> None:
-        """See `Maintenance`."""
         self._maintenance.start(now)
 
 

@@ -31,3 +31,22 @@ class Database(Protocol):
 
     def write(self, work: Callable[[Sql], T]) -> T:
         """Return the result of *work*, in a transaction."""
+
+
+class Store:
+    """Rows in the ledger's database; methods raise LedgerUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        return self._database.snapshot(lambda ask: ask(query, values))
+
+    def _write(self, statement: str, *rows: Sequence[Any]) -> None:
+        """Run a statement for each of *rows*, in one transaction."""
+
+        def work(sql: Sql) -> None:
+            for row in rows:
+                sql.execute(statement, row)
+
+        self._database.write(work)
