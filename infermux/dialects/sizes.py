@@ -351,7 +351,7 @@ def _seconds(head: bytes, length: int) -> float | None:
 def _decoded(data: str, start: int = 0) -> bytes:
     """Return some bytes of a file in base64, which show its format."""
     text = data.partition(",")[2] if data.startswith("data:") else data
-    text = _NO_BASE64.sub("", text.lstrip()[start // 3 * 4 :][:SHORT].translate(_URL_SAFE))
+    text = _NO_BASE64.sub("", text.lstrip()[start // 3 * 4 :][: 2 * SHORT].translate(_URL_SAFE))
     return b64decode(text[: len(text) // 4 * 4])[start % 3 :]
 
 

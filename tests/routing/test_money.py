@@ -615,6 +615,7 @@ def test_tools_of_the_vendor_are_held_with_a_context_for_each_use(
     [
         (OF_RESPONSES | {"tools": SEARCHED}, responses(model="searches")),
         (OF_CLAUDE | {"max_tokens": 5} | searching(), claude()),
+        (OF_CLAUDE | {"max_tokens": 5, "tools": searching()["tools"] * 2}, claude()),
     ],
 )
 def test_tools_without_a_limit_get_one_that_the_budget_can_pay(asked, reply, tmp_path, vendor):

@@ -118,9 +118,8 @@ class Accounting:
             except BudgetExceeded as error:
                 left = (error.left or 0) + (call.hold.pico if call.hold else 0) - before
                 fit = fitted(worst, left, limited) if worst is not None else None
-                if (
-                    fit is None or tries == LIMITING_TRIES - 1
-                ):  # other calls have taken what was left
+                # at the end, other calls have taken what was left each time
+                if fit is None or tries == LIMITING_TRIES - 1:
                     call.spent = error.budget
                     raise helped(error, worst, left) from None
                 pico, call.most_output, call.most_uses = fit

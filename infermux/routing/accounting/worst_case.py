@@ -73,9 +73,8 @@ def fitted(worst: Worst, left: int, limited: Callable[[int], Worst | None]) -> F
     most, uses, most_uses = worst, worst.size.contexts + 1, None
     while uses > 1 and (most.pico or 0) > left:
         found = limited(uses := uses // 2)
-        if found is None or found.size.contexts >= most.size.contexts:
-            break  # the format has no such limit, or the client's own is less
-        most, most_uses = found, uses
+        if found is not None and found.size.contexts < most.size.contexts:
+            most, most_uses = found, uses  # the format has such a limit, and the client sets none
     is_packed = most.size.packed and (most.pico or 0) > left
     most = most.unpacked() if is_packed else most
     if (most.pico or 0) <= left:
