@@ -15,9 +15,6 @@ from ..periods import ms
 from . import Store
 
 MAX_OBJECTS = 100_000  # of one caller at one provider, that are listed
-TABLE = """CREATE TABLE objects (
-    provider TEXT NOT NULL, caller TEXT NOT NULL, ident TEXT NOT NULL, at_ms BIGINT NOT NULL,
-    PRIMARY KEY (provider, caller, ident))"""
 _ADD = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _REMOVE = "DELETE FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _LIST = """SELECT ident FROM objects WHERE provider = ? AND caller = ?
