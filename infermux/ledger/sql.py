@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..errors import RequestError, shown
 from ..types import Clock
 from . import (
+    LEASE_SECONDS,
     MAX_PICO,
     Adjustment,
     AttemptRow,
@@ -28,7 +29,7 @@ from . import (
     queries,
     rollups,
 )
-from .holds import MAX_USERS
+from .holds import MAX_USERS, Refused, Rules, exceeded
 from .spool import Deferred, Spool
 from .stores import Ask, Sql
 from .stores.alerts import AlertLog
@@ -68,6 +69,14 @@ class SQLLedger(Ledger):
         """Return the rows of a query."""
 
     @abstractmethod
+    def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
+        """Reserve a hold in all of its budgets, or in none."""
+
+    @abstractmethod
+    def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
+        """Add *more* to a hold; if its lease has expired, reserve the whole amount again."""
+
+    @abstractmethod
     def _spool(self) -> Spool:
         """Return the spool of this process."""
 
@@ -104,6 +113,40 @@ class SQLLedger(Ledger):
     @abstractmethod
     def problems(self) -> list[str]:
         """Return a message for each error in the data, such as a sum that differs from its rows."""
+
+    # -- budgets --
+
+    def reserve(
+        self,
+        budget: Budget,
+        pico: int,
+        *,
+        call_id: str,
+        at: float,
+        lease: float = LEASE_SECONDS,
+        over: bool = False,
+        about: str = "",
+    ) -> Hold:
+        hold = Hold(call_id, budget, amount(pico), self._time(at), about=about)
+        found = self._reserve(hold, self._rules(hold.at, lease, over))
+        return self._held(found, hold.pico, hold.at)
+
+    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
+        more, now = amount(more), self._time(at)
+        found = self._top_up(more, hold, self._rules(now, lease, hold.over))
+        return self._held(found, more, now)
+
+    def _time(self, at: float) -> float:
+        """Return what the ledger's clock says at *at*, a time of this host's clock."""
+        return at
+
+    def _rules(self, at: float, lease: float, over: bool) -> Rules:
+        return Rules(at, at + lease, over, self.may_expire, self.zone)
+
+    def _held(self, found: Hold | Refused, pico: int, at: float) -> Hold:
+        if isinstance(found, Refused):
+            raise exceeded(found.budget, found.left, pico, at, self.zone)
+        return found
 
     # -- the spool --
 

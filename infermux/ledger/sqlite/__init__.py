@@ -24,7 +24,6 @@ from typing import Any, TypeVar, cast
 
 from ...types import Clock
 from .. import (
-    LEASE_SECONDS,
     USER,
     Adjustment,
     Budget,
@@ -36,10 +35,10 @@ from .. import (
     rollups,
 )
 from ..groups import GroupCommit, Job, fail
-from ..holds import MAX_USERS, Refused, Rules, exceeded
+from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..spool import Deferred, Spool
-from ..sql import SQLLedger, amount
+from ..sql import SQLLedger
 from ..stores import Ask
 from . import budgets, prune, schema
 from .budgets import state
@@ -90,42 +89,13 @@ class SQLiteLedger(SQLLedger):
 
     # -- budgets --
 
-    def reserve(
-        self,
-        budget: Budget,
-        pico: int,
-        *,
-        call_id: str,
-        at: float,
-        lease: float = LEASE_SECONDS,
-        over: bool = False,
-        about: str = "",
-    ) -> Hold:
-        """Reserve *pico* pico-USD by one conditional UPDATE for each budget."""
-        hold = Hold(call_id, budget, amount(pico), at, about=about)
-        return self._held(budgets.reserve, hold, at, at + lease, over, hold.pico)
+    def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._write(lambda file: budgets.reserve(file.cursor, hold, rules), hold.budget)
 
-    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Add to a hold; if its lease has expired, reserve the whole amount again."""
-        more = amount(more)
-        work = partial(budgets.top_up, more)
-        return self._held(work, hold, at, at + lease, hold.over, more)
-
-    def _held(
-        self,
-        work: Callable[[Cursor, Hold, Rules], Hold | Refused],
-        hold: Hold,
-        at: float,
-        expires: float,
-        over: bool,
-        pico: int,
-    ) -> Hold:
-        """Return the hold that *work* makes of *hold*; raise BudgetExceeded."""
-        rules = Rules(at, expires, over, self.may_expire, self.zone)
-        found = self._write(lambda connection: work(connection.cursor, hold, rules), hold.budget)
-        if isinstance(found, Refused):
-            raise exceeded(found.budget, found.left, pico, at, self.zone)
-        return found
+    def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._write(
+            lambda file: budgets.top_up(more, file.cursor, hold, rules), hold.budget
+        )
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write a call and its spending in one transaction."""
