@@ -23,7 +23,7 @@ from .opening import ledger_options, opened, the_ledger, the_settings
 
 if TYPE_CHECKING:
     from ..ledger.postgres import PostgresLedger
-    from ..ledger.sql import SQLLedger
+    from ..ledger.sql import Ledger
 
 
 @click.group(cls=Group)
@@ -256,7 +256,7 @@ class _Writer:
         self.count += len(page)
 
 
-def _months(file: SQLLedger, span: reports.Period) -> Iterator[reports.Period]:
+def _months(file: Ledger, span: reports.Period) -> Iterator[reports.Period]:
     """Yield each month of the period that has calls."""
     since = span.since
     while True:

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from . import OneLine, config_option
 
 if TYPE_CHECKING:
-    from ..ledger.sql import SQLLedger
+    from ..ledger.sql import Ledger
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -33,7 +33,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return config_option(path(command))
 
 
-def the_ledger(config: str | None, path: str | None) -> SQLLedger:
+def the_ledger(config: str | None, path: str | None) -> Ledger:
     """Return the ledger at *path*, a file or URL, else the configured one; never create a file.
 
     With a *path* alone, its time zone is UTC.
@@ -52,7 +52,7 @@ def the_settings(config: str | None, path: str | None) -> LedgerConfig:
     return settings if path is None else at_place(settings, path)
 
 
-def opened(settings: LedgerConfig) -> SQLLedger:
+def opened(settings: LedgerConfig) -> Ledger:
     """Return the ledger of *settings*."""
     try:
         return ledgers.opened(settings, patient=True)

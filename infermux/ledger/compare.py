@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from ..errors import RequestError, counted, printable, shown
 from ..pricing import PICO
 from ..types import JSON
-from . import Ledger, Record
+from . import Record
+from .sql import Ledger
 
 API = "mirror"  # of the calls of mirrors
 MOST = 20_000  # calls of each model that are read, the newest

@@ -83,7 +83,12 @@ def rows(
     ended: float | None = None,
     limit: int = 50,
 ) -> tuple[str, list[str | int]]:
-    """Return the query for calls, newest first, and its values."""
+    """Return the query for at most *limit* calls, newest first, and its values.
+
+    *model* is the requested, tried or served one. The end user is one of *users*. *status* is
+    "ok", "error", an HTTP status or a class such as "4xx". Calls start from *since* to before
+    *until*, and end from *ended* on.
+    """
     where = Where(*bounds(since, until), caller)
     if ended is not None:
         where.add("c.at_ns + c.latency_ms * 1000000 >= ?", ns(ended))

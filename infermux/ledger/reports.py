@@ -23,14 +23,13 @@ from . import (
     Budget,
     BudgetState,
     CallRow,
-    Ledger,
     Record,
     Total,
     queries,
     summed,
 )
 from .periods import end, local, midnight, start, step_name
-from .sql import SQLLedger
+from .sql import Ledger
 
 DEFAULT_ROWS = 1000
 MIRROR_OF = "mirror of "  # begins the caller of copies; a name follows
@@ -293,7 +292,7 @@ def _adjustment_dict(change: Adjustment) -> JSON:
     }
 
 
-def export(file: SQLLedger, span: Period) -> Iterator[list[Record]]:
+def export(file: Ledger, span: Period) -> Iterator[list[Record]]:
     """Yield the calls of a period by the thousand, oldest first."""
     since, until = queries.bounds(span.since or 0.0, 9e9 if span.until is None else span.until)
     last: tuple[int, str] = (since or 0, "")

@@ -31,7 +31,7 @@ from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..spool import Deferred, Spool
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 from ..stores.answers import AnswerStore
 from ..stores.keys import KeyStore
@@ -96,7 +96,7 @@ def transact(link: Link, work: Callable[[Any], T]) -> T:
         return work(Sql(link))
 
 
-class PostgresLedger(SQLLedger):
+class PostgresLedger(Ledger):
     """A ledger in the database at *url*, with its spool in the file *spool*.
 
     A process has at most *connections* connections, for which a *patient* one waits longer than a
@@ -287,7 +287,7 @@ class PostgresLedger(SQLLedger):
         return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def copied_from(
-        self, source: SQLLedger, name: str, told: Callable[[int], None] = lambda _: None
+        self, source: Ledger, name: str, told: Callable[[int], None] = lambda _: None
     ) -> copy.Copied:
         """Copy *source*, which is known as *name*, into this empty ledger, and compare both."""
         return copy.copy(source, name, self.run_long, self, told)

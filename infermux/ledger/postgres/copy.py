@@ -10,7 +10,7 @@ from .. import LedgerUnavailable, Record, rollups
 from ..holds import MICRO
 from ..periods import DAY, MAX_INTEGER
 from ..rollups import PRUNED
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, write_rows
@@ -79,10 +79,10 @@ class Copied(NamedTuple):
 
 
 def copy(
-    source: SQLLedger,
+    source: Ledger,
     name: str,
     run: Callable[[Callable[[Link], Any]], Any],
-    target: SQLLedger,
+    target: Ledger,
     told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
     """Copy the rest of *source*, recorded under *name*, and compare both.
@@ -119,7 +119,7 @@ def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
     return at, id, count, ended
 
 
-def _partitions(link: Link, source: SQLLedger) -> None:
+def _partitions(link: Link, source: Ledger) -> None:
     first, last = source.snapshot(lambda ask: (ask(_FIRST, ()), ask(_LAST, ())))
     if first:
         since, until = first[0][0] / 1e9, last[0][0] / 1e9

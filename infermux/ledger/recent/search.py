@@ -10,7 +10,7 @@ from ...errors import RequestError, shown
 from ...protocol import must_be
 from .. import CallRow, Record, queries
 from ..periods import MAX_INTEGER
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 
 SCANNED = 20_000  # calls that one search reads
@@ -73,12 +73,12 @@ def place(text: str) -> Place:
     return int(found[1]), queries.bindable(found[2])
 
 
-def find(ledger: SQLLedger, search: Search) -> Page:
+def find(ledger: Ledger, search: Search) -> Page:
     """Return the newest calls that fit and are older than *search.before*."""
     return ledger.snapshot(lambda ask: _find(ledger, ask, search))
 
 
-def _find(ledger: SQLLedger, ask: Ask, search: Search) -> Page:
+def _find(ledger: Ledger, ask: Ask, search: Search) -> Page:
     end = ask(f"{_LAST} LIMIT 1 OFFSET {SCANNED - 1}", search.before)
     first = end[0][0] if end else 0
     where = queries.Where(first, None, search.caller)

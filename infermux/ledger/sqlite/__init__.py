@@ -38,7 +38,7 @@ from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..spool import Deferred, Spool
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 from . import budgets, prune, schema
 from .budgets import state
@@ -65,7 +65,7 @@ class _Process:
         self.opening = threading.Lock()  # one thread at a time opens the file
 
 
-class SQLiteLedger(SQLLedger):
+class SQLiteLedger(Ledger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
     Calls are kept for *keep* seconds. A damaged file is moved aside if a new one *replaces* it."""
@@ -93,12 +93,9 @@ class SQLiteLedger(SQLLedger):
         return self._write(lambda file: budgets.reserve(file.cursor, hold, rules), hold.budget)
 
     def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
-        return self._write(
-            lambda file: budgets.top_up(more, file.cursor, hold, rules), hold.budget
-        )
+        return self._write(lambda file: budgets.top_up(more, file.cursor, hold, rules), hold.budget)
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Write a call and its spending in one transaction."""
         return self._write(lambda connection: self._settle(connection, record, hold))
 
     def _settle(self, connection: Connection, record: Record, hold: Hold | None) -> bool:
@@ -138,15 +135,12 @@ class SQLiteLedger(SQLLedger):
             self.write(lambda sql: budgets.lose(sql, now, self.zone))
 
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
-        """Remove the calls of the days that ended before *before*; return how many calls."""
         return prune.prune(self, before, told)
 
     def prunes_before(self, before: float) -> float:
-        """Return the start of the day that contains *before*."""
         return before // periods.DAY * periods.DAY
 
     def problems(self) -> list[str]:
-        """Return a message for each error of the file: damage, or sums that differ from rows."""
         return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def _spool(self) -> Spool:

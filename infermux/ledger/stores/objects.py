@@ -51,6 +51,5 @@ class Objects(Store):
 
 
 def objects_of(ledger: Any) -> Objects | None:
-    """Return the objects that a ledger knows; only an SQL ledger has them."""
-    objects = getattr(ledger, "objects", None)
-    return None if objects is None else objects()
+    """Return the objects that a ledger knows, if there is one."""
+    return None if ledger is None else ledger.objects()

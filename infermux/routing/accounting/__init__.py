@@ -25,7 +25,8 @@ from ...errors import (
     RequestError,
     Unavailable,
 )
-from ...ledger import MAX_PICO, Budget, Hold, Ledger, LedgerUnavailable
+from ...ledger import MAX_PICO, Budget, Hold, LedgerUnavailable
+from ...ledger.sql import Ledger
 from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts

@@ -25,7 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...errors import RequestError, printable
 from ...ledger import LedgerUnavailable
 from ...ledger.recent.activity import OTHERS
-from ...ledger.recent.search import Page, Search
+from ...ledger.recent.search import Page, Search, find
 from ...pricing import PICO, usd
 from ...routing.router import Router
 from .. import Route
@@ -137,7 +137,7 @@ class StatusPage:
         if ledger is None:
             return None, wanted, problem
         try:
-            return calls.find(ledger, wanted), wanted, problem
+            return find(ledger, wanted), wanted, problem
         except LedgerUnavailable as error:
             log.error("the ledger cannot be read for the status page: %s", error.reason)
             return None, wanted, problem
