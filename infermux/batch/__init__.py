@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..dialects.openai import NAME
 from ..dialects.openai.downstream import encode_error
 from ..errors import (
+    BudgetExceeded,
     InferMuxError,
     ModelNotFound,
     NoHealthyProvider,
@@ -29,6 +30,7 @@ from ..errors import (
 from ..planning.call import Call
 from ..planning.registry import flat
 from ..protocol import InferRequest, new_id, strict_json
+from ..routing.callers import RunBudget
 from ..routing.router import Router
 from ..types import ANONYMOUS, Caller
 from . import lines
@@ -37,12 +39,6 @@ from .lines import Encode, Line
 MAX_WAIT = 600.0  # seconds for a vendor that throttles or is down; then the error is the result
 TICK_SECONDS = 0.2  # between two updates of the progress
 log = logging.getLogger("infermux")
-
-
-class _HardBudget(NamedTuple):
-    """A budget under which targets without a known price are not tried."""
-
-    then: str = "reject"
 
 
 class Tally:
@@ -55,6 +51,28 @@ class Tally:
     @property
     def lines(self) -> int:
         return self.ok + self.failed
+
+
+class _Hold(RunBudget):
+    """What a batch holds for a call; each attempt is held before it is sent."""
+
+    def __init__(self, batch: Batch, pico: int) -> None:
+        self.pico, self.wanted = pico, 0
+        self._batch = batch
+
+    def reserve(self, call: Call, pico: int) -> None:
+        if not self._batch.raise_hold(self, pico):
+            self.wanted = pico
+            raise BudgetExceeded("the rest of the budget does not cover another attempt")
+
+
+class _Outcome(NamedTuple):
+    """What came of a call."""
+
+    status: int
+    ident: str
+    body: bytes
+    wait: float | None = None  # seconds until the line may be sent again; None: never
 
 
 @dataclass(eq=False)
@@ -73,7 +91,6 @@ class Batch:
         self.tally = Tally()
         self.stopped = ""  # why the run stopped early: "interrupted", "budget" or "failed"
         self.error: BaseException | None = None
-        self._caller = ANONYMOUS if self.budget is None else Caller(budget=_HardBudget())
         self._held = 0  # pico-USD that lines in flight may cost at most
         self._busy = self._threads = 0
         self._reading, self._writing = threading.Lock(), threading.Lock()
@@ -148,45 +165,56 @@ class Batch:
                 result = lines.refused(line, error)
             else:
                 body = strict_json.encode(encode_error(error))
-                result = lines.answered(line, error.status, new_id(), body, 0)
+                result = lines.answered(line, error.status, new_id(), body, line.cost)
             self._put(line, result, ok=False)
             return
-        worst = 0 if self.budget is None else self._worst(line, request)
-        if self._hold(worst):
-            calls: list[Call] = []
-            try:
-                answer = self._ask(request, encode, calls)
-            finally:
-                self._settle(calls, worst)
-            if answer is not None:
-                cost, unpriced = _cost(calls)
-                result = lines.answered(line, *answer, None if unpriced else cost)
-                self._put(line, result, ok=answer[0] == 200)
+        self._send(line, request, encode)
 
-    def _ask(
-        self, request: InferRequest, encode: Encode, calls: list[Call]
-    ) -> tuple[int, str, bytes] | None:
-        """Send a request, with retries; return status, id and body, or None after a stop."""
-        until = time.monotonic() + MAX_WAIT
-        while True:
-            call = self.router.begin(request, caller=self._caller, api="batch")
-            calls.append(call)
+    def _send(self, line: Line, request: InferRequest, encode: Encode) -> None:
+        """Send a request, with retries, and write its result, unless a stop comes first.
+
+        A line whose failure may have cost something gets its result, or nobody would count that.
+        """
+        until, cost, sent = time.monotonic() + MAX_WAIT, list[int | None]([line.cost]), 0
+        worst = 0 if self.budget is None else self._worst(line, request)
+        found, done = None, False
+        while not done and self._reserve(worst):
+            hold = _Hold(self, worst)
+            caller = ANONYMOUS if self.budget is None else Caller(budget=hold)
+            call = self.router.begin(request, caller=caller, api="batch")
             try:
-                return 200, call.id, encode(call, self.router.answer(call))
-            except InferMuxError as error:
-                failure = error
-                wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
-                in_time = bool(self.stopped) or time.monotonic() + wait < until
-                again = in_time and self._may_recover(error, request)
-            except Exception:
-                log.exception("a line of a batch could not be answered")
-                failure, again = InferMuxError("internal error"), False
-            if not again:
-                native = failure.native_in(NAME)
-                status = failure.status if native is None else native.status
-                return status, call.id, strict_json.encode(encode_error(failure))
-            if self._halt.wait(wait):
-                return None
+                found = self._ask(call, encode, until)
+            finally:
+                cost.append(self._settle(call, hold))
+            sent, wait = sent + len(call.attempts), found.wait
+            if wait is None and hold.wanted and sent < self.router.attempts:
+                wait = 0.0  # there may be room for another attempt once other lines have ended
+            if not call.attempts:
+                worst = max(worst, hold.wanted)
+            done = wait is None
+            if wait and self._halt.wait(wait):
+                break
+        if found is not None and (done or (any(cost) and self.budget is not None)):
+            told = None if None in cost else sum(filter(None, cost))
+            result = lines.answered(line, found.status, found.ident, found.body, told)
+            self._put(line, result, ok=found.status == 200)
+
+    def _ask(self, call: Call, encode: Encode, until: float) -> _Outcome:
+        """Return what came of a call; after *until*, it is not sent again."""
+        try:
+            return _Outcome(200, call.id, encode(call, self.router.answer(call)))
+        except InferMuxError as error:
+            failure = error
+            wait = (error.retry_after or 1.0) + random.uniform(0, 0.5)
+            in_time = bool(self.stopped) or time.monotonic() + wait < until
+            again = in_time and self._may_recover(error, call.request)
+        except Exception:
+            log.exception("a line of a batch could not be answered")
+            failure, again, wait = InferMuxError("internal error"), False, 0.0
+        native = failure.native_in(NAME)
+        status = failure.status if native is None else native.status
+        body = strict_json.encode(encode_error(failure))
+        return _Outcome(status, call.id, body, wait if again else None)
 
     def _may_recover(self, error: InferMuxError, request: InferRequest) -> bool:
         """Return whether the vendor throttles or is down, or every circuit is open now."""
@@ -215,31 +243,50 @@ class Batch:
             self.tally.failed += not ok
             self.tally.bytes += line.size
 
-    def _settle(self, calls: list[Call], worst: int) -> None:
-        """Count the cost of a line's calls, for unpriced ones the worst case."""
-        cost, unpriced = _cost(calls)
+    def _settle(self, call: Call, hold: _Hold) -> int | None:
+        """Count and return the cost of a call; None if it is unpriced and nothing is held for it.
+
+        Under a budget, what has no price has cost what was held.
+        """
+        billed = [each.cost for each in call.attempts if each.usage is not None]
+        cost, unpriced = sum(filter(None, billed)), billed.count(None)
+        if unpriced and self.budget is not None:
+            cost = max(cost, hold.pico)
         with self._state:
-            self._held -= worst
-            self.spent += cost + (worst if unpriced else 0)
+            self._held -= hold.pico
+            self.spent += cost
             self.tally.cost += cost
             self.tally.unpriced += unpriced
-            for call in calls:
-                self.tally.tokens_in += call.tokens[0]
-                self.tally.tokens_out += call.tokens[1]
+            self.tally.tokens_in += call.tokens[0]
+            self.tally.tokens_out += call.tokens[1]
             self._state.notify_all()
+        return None if unpriced and self.budget is None else cost
 
-    def _hold(self, worst: int) -> bool:
+    def _reserve(self, worst: int) -> bool:
         """Return whether *worst* pico-USD are reserved; wait for room in the budget, or stop."""
         if self.budget is None:
             return True
         with self._state:
-            while not self.stopped and self._held and self.spent + self._held + worst > self.budget:
+            while not self.stopped and self._held and not self._has_room(worst):
                 self._state.wait()
-            if self.spent + worst > self.budget:
+            if not self.stopped and not self._has_room(worst):
                 self.stop("budget")
             if not self.stopped:
                 self._held += worst
             return not self.stopped
+
+    def _has_room(self, more: int) -> bool:
+        return self.budget is None or self.spent + self._held + more <= self.budget
+
+    def raise_hold(self, hold: _Hold, pico: int) -> bool:
+        """Raise what a call holds to *pico* in all; return False if there is no room for that."""
+        with self._state:
+            more = max(0, pico - hold.pico)
+            has_room = not more or self._has_room(more)
+            if has_room:
+                self._held += more
+                hold.pico += more
+            return has_room
 
     def _worst(self, line: Line, request: InferRequest) -> int:
         """Return the most pico-USD that a request may cost; raise RequestError if unknown."""
@@ -256,9 +303,3 @@ class Batch:
                 f"needs it: set prices in [providers.{targets[0].provider}] of the configuration"
             )
         return max(known)
-
-
-def _cost(calls: list[Call]) -> tuple[int, int]:
-    """Return the pico-USD of the billed attempts, and how many are unpriced."""
-    billed = [each.cost for call in calls for each in call.attempts if each.usage is not None]
-    return sum(filter(None, billed)), billed.count(None)

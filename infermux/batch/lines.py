@@ -10,7 +10,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
@@ -46,6 +46,7 @@ class Line(NamedTuple):
     digest: str
     custom_id: str
     asked: Document | InferMuxError
+    cost: int = 0  # pico-USD of an earlier result, which was a failure and is removed
 
 
 class Recent:
@@ -62,12 +63,20 @@ class Recent:
         return known
 
 
+class Failed(NamedTuple):
+    """A result that is removed to try its line again."""
+
+    cost: int  # pico-USD
+    result: bytes
+
+
 class Done:
     """The lines that have a result, as one bit each, and their cost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.cost = 0  # pico-USD
+        self.failed: dict[int, Failed] = {}  # removed failures that have cost something, by line
         self.end = 0  # bytes up to the end of the last complete line
         self._bits = bytearray()
         self._digests = 0  # all digests XORed, as their order does not matter
@@ -87,6 +96,16 @@ class Done:
         self._digests ^= int(digest, 16)
         if cost != b"unpriced":
             self.cost += int(cost)
+
+    def forget(self, failed: Mapping[int, Failed]) -> None:
+        """Count the cost of failures that were removed, as their lines are to be tried again."""
+        self.failed = dict(failed)
+        self.cost += sum(each.cost for each in failed.values())
+
+    def replaced(self, result: bytes) -> None:
+        """Note a new result."""
+        if self.failed and (found := _RESULT.match(result)):
+            self.failed.pop(int(found[1]), None)
 
     def check(self, source: BinaryIO) -> int:
         """Return how many bytes of *source* already have a result.
@@ -120,6 +139,8 @@ def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> 
         done.end += len(data)
         if keep is not None:
             if found[5] != b"200":
+                if found[3] != b"unpriced" and int(found[3]):
+                    done.failed[int(found[1])] = Failed(int(found[3]), data)
                 continue
             keep.write(data)
         if found[5]:
@@ -132,7 +153,8 @@ def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
     """Yield the lines of a file that have no result yet, except empty ones."""
     for number, data, size in _raw(source):
         if number not in done and data.strip():
-            yield _line(number, data, size, recent)
+            before = done.failed.get(number)
+            yield _line(number, data, size, recent)._replace(cost=before.cost if before else 0)
 
 
 def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
@@ -235,7 +257,7 @@ def _responses_answer(call: Call, response: InferResponse) -> bytes:
 
 
 def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None) -> bytes:
-    """Return the result of a line that was sent; *cost*: pico-USD, None if unpriced."""
+    """Return the result of a line that was sent; *cost*: pico-USD in all, None if unpriced."""
     # line ends in JSON are only white space
     flat = body.removeprefix(b"\xef\xbb\xbf").replace(b"\n", b" ").replace(b"\r", b" ").strip()
     head, id = _head(line, cost), ident.encode()
@@ -246,7 +268,7 @@ def answered(line: Line, status: int, ident: str, body: bytes, cost: int | None)
 def refused(line: Line, error: InferMuxError) -> bytes:
     message = f"line {line.number}: {error.message}"
     reason = {"code": error.code, "message": message, "param": error.param}
-    return b'%b"response":null,"error":%b}\n' % (_head(line, 0), strict_json.encode(reason))
+    return b'%b"response":null,"error":%b}\n' % (_head(line, line.cost), strict_json.encode(reason))
 
 
 def _head(line: Line, cost: int | None) -> bytes:

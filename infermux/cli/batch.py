@@ -136,9 +136,12 @@ class Files:
     def _resume(self, output: str, stack: ExitStack, retry_failed: bool) -> None:
         """Read the results of an earlier run, and check that they are of this input."""
         try:
+            failed: dict[int, lines.Failed] = {}
             if retry_failed:
-                self.output = stack.enter_context(_without_failures(output, self.output))
+                file, failed = _without_failures(output, self.output)
+                self.output = stack.enter_context(file)
             self.done = lines.results(self.output, self.recent)
+            self.done.forget(failed)
             if self.done.count and self.size is None:
                 raise RequestError("only a run whose input is a file can continue")
             start = self.source.tell() if self.done.count else 0
@@ -151,10 +154,17 @@ class Files:
             self.source.seek(start)
         self.output.truncate(self.done.end)  # drops an incomplete last result
         self.output.seek(0, os.SEEK_END)
+        stack.callback(self._put_back)
 
     def write(self, result: bytes) -> None:
         self.output.write(result)
         self.output.flush()
+        self.done.replaced(result)
+
+    def _put_back(self) -> None:
+        """Write the removed failures whose lines have no new result: their cost counts."""
+        for failed in self.done.failed.values():
+            self.output.write(failed.result)
 
 
 def _stdin() -> BinaryIO:
@@ -183,13 +193,13 @@ def _locked(path: str) -> BinaryIO:
     return file
 
 
-def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
-    """Remove the failed results, all or none of them; return the new file."""
+def _without_failures(path: str, file: BinaryIO) -> tuple[BinaryIO, dict[int, lines.Failed]]:
+    """Remove the failed results, all or none; return the new file, and those with a cost."""
     real = os.path.realpath(path)
     part = f"{real}.part"
     try:
         with open(part, "wb") as kept:
-            lines.results(file, lines.Recent(), keep=kept)
+            failed = lines.results(file, lines.Recent(), keep=kept).failed
         shutil.copymode(real, part)
         if not POSIX:  # Windows replaces no open file
             file.close()
@@ -197,7 +207,7 @@ def _without_failures(path: str, file: BinaryIO) -> BinaryIO:
     except RequestError:
         os.unlink(part)
         raise
-    return _locked(path)
+    return _locked(path), failed
 
 
 class View:

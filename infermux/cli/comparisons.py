@@ -7,10 +7,11 @@ from datetime import timedelta, timezone
 import click
 
 from ..errors import counted, shown
-from ..ledger import Ledger, Total, reconcile, reports
+from ..ledger import Total, reconcile, reports
 from ..ledger.compare import compare
 from ..ledger.periods import midnight
 from ..ledger.reconcile import Bill, Compared
+from ..ledger.sql import Ledger
 from . import OneLine, contents, csv_text, json_text, table, warn
 from .prices import Known
 

@@ -12,7 +12,7 @@ from .. import build
 from ..components import keys as issuing
 from ..components import ledgers
 from ..errors import listed
-from ..ledger import Ledger
+from ..ledger.sql import Ledger
 from ..routing.router import Router
 from ..types import JSON
 from . import Group, OneLine, config_option, json_option, json_text, table, warn

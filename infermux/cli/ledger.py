@@ -15,8 +15,9 @@ import click
 from .. import build
 from .. import components as parts
 from ..errors import RequestError, counted
-from ..ledger import MAX_ROWS, Ledger, Record, Total, reports
+from ..ledger import MAX_ROWS, Record, Total, reports
 from ..ledger.recent.search import checked_status
+from ..ledger.sql import Ledger
 from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (

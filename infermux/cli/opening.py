@@ -15,7 +15,7 @@ from ..config.settings import LedgerConfig
 from . import OneLine, config_option
 
 if TYPE_CHECKING:
-    from ..ledger.sql import SQLLedger
+    from ..ledger.sql import Ledger
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -31,7 +31,7 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return config_option(path(command))
 
 
-def the_ledger(config: str | None, path: str | None) -> SQLLedger:
+def the_ledger(config: str | None, path: str | None) -> Ledger:
     """Return the ledger at *path*, a file or URL, else the configured one; never create a file.
 
     With a *path* alone, its time zone is UTC.

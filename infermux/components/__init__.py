@@ -22,7 +22,8 @@ from ..config.settings import (
     caller_key,
 )
 from ..errors import ConfigError
-from ..ledger import Budget, Ledger, LedgerUnavailable, configured_budget
+from ..ledger import Budget, LedgerUnavailable, configured_budget
+from ..ledger.sql import Ledger
 from ..ledger.stores.keys import IssuedKey
 from ..planning.end_user import Users
 from ..routing.answers import AnswerCache

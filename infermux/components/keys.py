@@ -17,8 +17,9 @@ from ..config.patterns import STAR
 from ..config.readers import span_seconds
 from ..config.schema import suggestion
 from ..errors import ConfigError, Conflict, ModelNotFound, NotFound, RequestError, close_to, shown
-from ..ledger import Budget, Ledger, LedgerUnavailable
+from ..ledger import Budget, LedgerUnavailable
 from ..ledger.reports import iso
+from ..ledger.sql import Ledger
 from ..ledger.stores.keys import IssuedKey
 from ..planning.matching import check
 from ..planning.registry import Registry

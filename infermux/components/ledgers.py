@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..admission.rate_limiter import RateLimiter
 from ..config import Config
 from ..config.settings import LedgerConfig
 from ..errors import ConfigError
-from ..ledger import Ledger
+from ..ledger.sql import Ledger
 from ..types import Rates
-
-if TYPE_CHECKING:
-    from ..ledger.sql import SQLLedger
 
 FILE = LedgerConfig().path
 USERS = 16_384  # end users whose rates are counted at a time
@@ -48,7 +44,7 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
     return opened(settings)
 
 
-def opened(settings: LedgerConfig, *, patient: bool = False) -> SQLLedger:
+def opened(settings: LedgerConfig, *, patient: bool = False) -> Ledger:
     """Return the ledger of *settings*, which have a path or a url; raise ConfigError.
 
     A *patient* one, for commands, waits longer for a connection than a call can, and leaves a

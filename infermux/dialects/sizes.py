@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+import struct
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +26,10 @@ FEATURE_TOKENS = 500  # likewise for a document, structured output or thinking
 MESSAGE_TOKENS = 4  # role and separators
 SHORT = 1024  # bytes of a text in which common words are looked for
 MAX_SEARCHES = 20  # of one answer, if the request sets no limit
-_BYTES_PER_TOKEN = {"wav": 125, "mp3": 30}  # of audio: 32 tokens a second, at the lowest rates
+MAX_ROUNDS = 10  # in which Anthropic's models use its tools before an answer pauses
+MAX_RUNS = 5  # of code, by Google's models
+AUDIO_RATE = 32  # tokens a second, the highest of all vendors
+_BYTES_PER_TOKEN = {"wav": 125, "mp3": 30}  # of audio, at the lowest rates
 _OTHER_AUDIO = 15
 _IMAGES = frozenset(("image_url", "input_image", "image", "computer_screenshot"))
 _AUDIO = frozenset(("input_audio", "audio", "audio_url"))
@@ -63,7 +68,21 @@ _BILLED_AS = {
     "mcp_servers": "",
     "tool_search": "",
 }
+_SEARCHES = re.compile(r"web_(?:search|fetch)_\d")  # types of Anthropic's tools with `max_uses`
 _GOOGLES_OWN = ("functionDeclarations", "function_declarations", "computerUse", "computer_use")
+
+
+# documents whose parts are compressed: PDF, and the archives that office programs write
+_PACKED = re.compile(rb"%PDF|\APK\x03\x04|\A\x1f\x8b|\A\xd0\xcf\x11\xe0")
+# recordings whose seconds may take any number of bytes, or none: Ogg, FLAC, AIFF, WebM, CAF, AAC,
+# AMR, MP4, and WAV with compressed samples
+_DENSE = re.compile(
+    rb"OggS|fLaC|FORM|\x1aE\xdf\xa3|caff|\xff[\xf0\xf1\xf8\xf9]|ADIF|#!AMR|.{4}ftyp|RIFF|RF64", re.S
+)
+_PLAIN_WAV = (1, 3, 6, 7)  # PCM, float, A-law, mu-law
+_MP3 = re.compile(rb"\xff[\xe2-\xef\xf2-\xf7\xfa-\xff]")
+_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 # words that are at most two tokens in every vocabulary
@@ -79,6 +98,8 @@ class Size:
     images: int = 0
     audio: int = 0  # tokens
     unknown: bool = False  # the input is also something that only the vendor has
+    packed: bool = False  # a file may hold more than its bytes tell
+    contexts: int = 0  # further ones, as the vendor's own tools make it read its input again
     output: int | None = None  # tokens of each answer; None: not limited
     predicted: int = 0  # of them beyond the limit: what the client expects is billed as well
     answers: int = 1
@@ -166,6 +187,21 @@ def with_fitting_thoughts(body: JSON) -> JSON:
     if limit <= MIN_THINKING_BUDGET:
         return body | {"thinking": {"type": "disabled"}}
     return body | {"thinking": thinking | {"budget_tokens": max(MIN_THINKING_BUDGET, limit // 2)}}
+
+
+def with_uses(body: JSON, most: int) -> JSON:
+    """Return the body with at most *most* uses of each tool of the vendor, if it sets no limit."""
+    tools = body.get("tools")
+    if "messages" not in body:
+        return {"max_tool_calls": most} | body
+    if not isinstance(tools, list):
+        return body
+    return body | {
+        "tools": [
+            {"max_uses": most} | each if _SEARCHES.match(word(obj(each).get("type"))) else each
+            for each in tools
+        ]
+    }
 
 
 def _limits(body: JSON, configs: list[JSON]) -> list[object]:
@@ -278,17 +314,45 @@ def _add(mime: str, data: str, size: Size) -> None:
         _audio(mime[6:], data, size)
     elif not data:
         size.unknown = True
-    elif mime.startswith("video/"):
-        size.tokens += FILE_TOKENS + _bytes(data) // _OTHER_AUDIO
     else:
-        size.tokens += FILE_TOKENS + _bytes(data)
+        is_video = mime.startswith("video/")
+        head = _decoded(data)
+        size.packed = size.packed or is_video or not head or bool(_PACKED.search(head))
+        size.tokens += FILE_TOKENS + _bytes(data) // (_OTHER_AUDIO if is_video else 1)
 
 
 def _audio(form: str, data: str, size: Size) -> None:
     if not data:
         size.unknown = True
+    head, length = _decoded(data), _bytes(data)
+    if head.startswith(b"ID3") and len(head) > 9:  # a tag before the recording
+        start = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        head = _decoded(data, start) if _MP3.match(_decoded(data, start)) else b""
     form = {"x-wav": "wav", "wave": "wav", "mpeg": "mp3"}.get(form, form)
-    size.audio += 32 + _bytes(data) // _BYTES_PER_TOKEN.get(form, _OTHER_AUDIO)
+    seconds = _seconds(head, length)
+    if seconds is None:
+        size.packed = size.packed or not head or bool(_DENSE.match(head))
+        size.audio += AUDIO_RATE + length // _BYTES_PER_TOKEN.get(form, _OTHER_AUDIO)
+    else:
+        size.audio += AUDIO_RATE + math.ceil(seconds * AUDIO_RATE)
+
+
+def _seconds(head: bytes, length: int) -> float | None:
+    """Return how long a WAV file of so many bytes lasts at most; None if it is another format."""
+    if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt " or len(head) < 36:
+        return None
+    code, channels, rate = struct.unpack_from("<HHI", head, 20)
+    [bits] = struct.unpack_from("<H", head, 34)
+    if code not in _PLAIN_WAV:
+        return None
+    return length / float(max(1, rate * channels * bits // 8))
+
+
+def _decoded(data: str, start: int = 0) -> bytes:
+    """Return some bytes of a file in base64, which show its format."""
+    text = data.partition(",")[2] if data.startswith("data:") else data
+    text = _NO_BASE64.sub("", text.lstrip()[start // 3 * 4 :][: 2 * SHORT].translate(_URL_SAFE))
+    return b64decode(text[: len(text) // 4 * 4])[start % 3 :]
 
 
 def _bytes(data: str) -> int:
@@ -303,21 +367,33 @@ def _tools(body: JSON, size: Size) -> None:
     listed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
     own = sum([each.get("type") not in (None, "function", "custom") for each in listed])
     size.tokens += TOOL_TOKENS * (own + bool(listed or body.get("functions")))
-    most = number(body.get("max_tool_calls"))
+    most, uses = number(body.get("max_tool_calls")), 0.0
     for tool in listed:
+        limit = number(tool.get("max_uses"))
         for name in _names(tool):
-            limit = number(tool.get("max_uses"))
-            _server_tool(name, most if limit is None else limit, size)
+            _fee(name, most if limit is None else limit, size)
+            uses += math.inf if limit is None else limit
+    if body.get("mcp_servers"):
+        uses = math.inf
+    if "contents" in body:
+        runs = any("codeExecution" in tool or "code_execution" in tool for tool in listed)
+        most = MAX_RUNS if runs else 1
+    elif "messages" in body:
+        most = MAX_ROUNDS
+    uses = min(uses, MAX_SEARCHES if most is None else most)
     if body.get("web_search_options") is not None:
-        _server_tool("web_search", 1, size)
+        _fee("web_search", 1, size)
+        uses += 1
     for name in ("search_parameters", "plugins"):  # searches, whose number is not known
         if body.get(name):
-            _server_tool(name, None, size)
-    size.unknown = size.unknown or bool(body.get("mcp_servers"))
+            _fee(name, None, size)
+            uses += 1
+    if uses:  # what the tools find becomes input, which is read again with each use
+        size.contexts = int(uses) - (not size.unknown)
+        size.unknown = True
 
 
-def _server_tool(name: str, most: int | None, size: Size) -> None:
-    size.unknown = True  # what it finds becomes input
+def _fee(name: str, most: int | None, size: Size) -> None:
     if name:
         known = 1 if name == "code_interpreter" else MAX_SEARCHES
         size.fees[name] = size.fees.get(name, 0) + (known if most is None else most)

@@ -3,28 +3,24 @@
 Money is in whole pico-USD. The most that a call may cost is reserved before it, its real cost
 settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
 
-`sql` is the base of `sqlite` and `postgres`, `spool` holds what cannot be written now. `stores` has
+`sql` has the ledger itself, the base of `sqlite` and `postgres`; `spool` holds what cannot be
+written now. `stores` has
 keys, cached answers and files, `reports` and `recent` sum up calls, `bills` reads vendors' bills.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, tzinfo
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
 from ..errors import Unavailable
 from ..pricing import PICO
-from ..types import CircuitCommand, Rates
 from . import periods
 from .periods import PERIODS
-from .stores.alerts import AlertLog
-from .stores.answers import AnswerStore
-from .stores.keys import KeyStore
 
 LEASE_SECONDS = 900.0  # how long a hold lasts unless it is settled or renewed
 MAX_ROWS = 10_000  # calls that one query returns
@@ -298,163 +294,9 @@ def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
     return Total(key, *map(sum, zip(*[total[1:] for total in (zero, *totals)], strict=True)))
 
 
-class Ledger(ABC):
-    """Stores calls, costs and budgets. Methods are thread-safe and raise LedgerUnavailable."""
+def __getattr__(name: str) -> Any:
+    if name == "Ledger":  # from where 0.1 had it
+        from .sql import Ledger
 
-    zone: tzinfo = UTC  # of the periods of budgets and reports
-
-    @abstractmethod
-    def reserve(
-        self,
-        budget: Budget,
-        pico: int,
-        *,
-        call_id: str,
-        at: float,
-        lease: float = LEASE_SECONDS,
-        over: bool = False,
-        about: str = "",
-    ) -> Hold:
-        """Reserve *pico* pico-USD of the budget, and of those in `also`, for *lease* seconds.
-
-        If the call is not settled by then, the amount counts as spent, with *about* in its row.
-
-        Raise BudgetExceeded if one has less left, unless it only warns or *over* is true; *over*
-        does not apply to one in `also` that rejects.
-        """
-
-    @abstractmethod
-    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Return the hold with *more* pico-USD and a renewed lease; raise BudgetExceeded."""
-
-    @abstractmethod
-    def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Store a call, release its hold and add its cost to the budget, in one transaction.
-
-        Return False if the call was stored before. The cost counts in the hold's period; without a
-        hold, in each current period for which the ledger has a sum of the caller.
-        """
-
-    def defer(self, record: Record, hold: Hold | None = None) -> bool:
-        """Queue a settlement that cannot be written now; return False if it is lost."""
-        return False
-
-    def drain(self, *, last: bool = False) -> None:
-        """Write deferred settlements in the background; if the process ends (*last*), now."""
-
-    def backlog(self) -> Backlog:
-        """Return how many deferred settlements of this process are not in a file."""
-        return Backlog(0, 0)
-
-    def spooled(self) -> int:
-        """Return how many deferred settlements of all processes are in a file."""
-        return 0
-
-    @abstractmethod
-    def spent(self, budget: Budget, at: float) -> Spent:
-        """Return what is spent and reserved in the period that contains *at*."""
-
-    def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
-        """Return the state of each budget in the period that contains *at*."""
-        return [
-            BudgetState(
-                each,
-                each.key(at, self.zone),
-                each.limit_pico,
-                *self.spent(each, at),
-                each.resets(at, self.zone),
-            )
-            for each in budgets
-        ]
-
-    def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
-        """Add *more* to a budget's limit in the current period, or forgive what is spent (None)."""
-        raise LedgerUnavailable("this ledger does not change budgets")
-
-    def adjustments(self, limit: int = 50) -> list[Adjustment]:
-        """Return the last changes of budgets by operators, newest first."""
-        return []
-
-    def keys(self) -> KeyStore:
-        """Return the store of keys that are created at run time."""
-        raise LedgerUnavailable("this ledger stores no keys")
-
-    def answers(self) -> AnswerStore:
-        """Return the store of cached answers."""
-        raise LedgerUnavailable("this ledger caches no answers")
-
-    def alerts(self) -> AlertLog:
-        """Return the store of the times when alerts were sent."""
-        raise LedgerUnavailable("this ledger remembers no alerts")
-
-    def maintain(self, now: float) -> None:
-        """Start what is due in the background: daily sums, and the removal of old calls."""
-
-    def rates(self, local: Rates) -> Rates:
-        """Return limits per minute over the ledger's hosts; *local* are those of this host."""
-        return local
-
-    def publish(self, action: str, provider: str, model: str) -> int:
-        """Send an operator's command to all hosts of this ledger; return its number, or 0."""
-        return 0
-
-    def published(self) -> Sequence[CircuitCommand]:
-        """Return the last command for each provider or model of all hosts, in order."""
-        return ()
-
-    @abstractmethod
-    def rows(
-        self,
-        *,
-        model: str | None = None,
-        status: str | None = None,
-        caller: str | None = None,
-        users: Sequence[str] | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        ended: float | None = None,
-        limit: int = 50,
-    ) -> list[Record]:
-        """Return at most *limit* calls, newest first.
-
-        *model* is the requested, tried or served one. The end user is one of *users*. *status* is
-        "ok", "error", an HTTP status or a class such as "4xx". Calls start from *since* to before
-        *until*, and end from *ended* on.
-        """
-
-    @abstractmethod
-    def call(self, id: str) -> Record | None:
-        """Return the call whose id starts with *id*; raise RequestError if short or ambiguous."""
-
-    @abstractmethod
-    def totals(
-        self,
-        *by: str,
-        since: float | None = None,
-        until: float | None = None,
-        caller: str | None = None,
-        zone: tzinfo | None = None,
-    ) -> list[Total]:
-        """Return sums grouped by one or more dimensions; raise RequestError for an unknown one.
-
-        Dimensions: model, served, provider, attempt_error, caller, user, tag, tag:NAME, error, day,
-        hour.
-        The order is by time if *by* begins with day or hour, else by falling cost. By tag, a call
-        counts for each of its tags. Days and hours are those of *zone*, else of the ledger's.
-        """
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise LedgerUnavailable if the ledger cannot be written."""
-
-    def problem(self) -> str | None:
-        """Return why the ledger cannot be written, or None if it can."""
-        try:
-            self.check()
-        except LedgerUnavailable as error:
-            return error.reason
-        return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close files and connections; a later settlement opens them again."""
+        return Ledger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

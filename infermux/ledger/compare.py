@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 from ..errors import RequestError, counted, printable, shown
 from ..pricing import PICO
 from ..types import JSON
-from . import Ledger, Record
+from . import Record
+from .sql import Ledger
 
 API = "mirror"  # of the calls of mirrors
 MOST = 20_000  # calls of each model that are read, the newest
@@ -26,7 +28,7 @@ SAMPLE = 1000  # calls that each round draws at most; the interval is scaled to 
 LEVEL = 0.95
 LEAST = 8  # values of each model: of fewer, chance alone often makes all differences of one sign
 SEED = 20_260
-_TENTHS = 4
+MAX_REASONS = 8  # that are shown
 Value = Callable[[Record], float | None]
 
 
@@ -35,7 +37,8 @@ class Figure(NamedTuple):
 
     name: str
     unit: str
-    values: tuple[float | None, float | None]
+    first: float | None
+    second: float | None
     difference: float | None = None
     interval: tuple[float, float] | None = None  # of the difference
 
@@ -74,43 +77,27 @@ class Comparison(NamedTuple):
         """Return the head and the rows of a table."""
         rows = [
             [
-                f"{each.name} {each.unit}".strip(),
-                *(_number(value, each.unit) for value in each.values),
-                _number(each.difference, each.unit, sign="+"),
-                " … ".join(_number(end, each.unit, sign="+") for end in each.interval)
-                if each.interval is not None
-                else "-",
+                f"{name} {unit}".strip(),
+                _number(first, unit),
+                _number(second, unit),
+                _number(difference, unit, sign="+"),
+                " … ".join(_number(end, unit, sign="+") for end in interval or ()) or "-",
             ]
-            for each in self.figures
+            for name, unit, first, second, difference, interval in self.figures
         ]
-        return [
-            "",
-            *map(printable, self.names),
-            "DIFFERENCE",
-            f"{LEVEL * 100:.0f} % INTERVAL",
-        ], rows
+        names = map(printable, self.names)
+        return ["", *names, "DIFFERENCE", f"{LEVEL * 100:.0f} % INTERVAL"], rows
 
     def to_dict(self) -> JSON:
         """Return the comparison as JSON."""
-        a, b = self.names
         return {
-            "models": [a, b],
-            "calls": [*self.calls],
+            "models": self.names,
+            "calls": self.calls,
             "pairs": self.pairs,
             "calls_of_first": self.of,
-            "unpriced": [*self.unpriced],
+            "unpriced": self.unpriced,
             "level": LEVEL,
-            "figures": [
-                {
-                    "name": each.name,
-                    "unit": each.unit,
-                    "first": each.values[0],
-                    "second": each.values[1],
-                    "difference": each.difference,
-                    "interval": None if each.interval is None else [*each.interval],
-                }
-                for each in self.figures
-            ],
+            "figures": [each._asdict() for each in self.figures],
         }
 
 
@@ -138,51 +125,34 @@ def compare(
     """Return the comparison of two names, PROVIDER/MODEL or models; raise RequestError."""
     if first == second:
         raise RequestError("compare two different models", param="compare")
-    ours = _calls(ledger, first, since, until, caller, mirrored=False)
-    theirs = _calls(ledger, second, since, None, None, mirrored=True)
+    calls = partial(_calls, ledger, since=since)
+    ours = calls(first, until=until, caller=caller)
+    theirs = calls(second, mirrored=True)
     copies = {each.call.id: each for each in theirs}
-    pairs = [
-        (each, copy) for each in ours if (copy := copies.get(mirror_id(each.call.id))) is not None
-    ]
-    of = len(ours)
-    if pairs:
-        ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
+    of, pairs = len(ours), [(each, copies.get(mirror_id(each.call.id))) for each in ours]
+    if both := [(each, copy) for each, copy in pairs if copy is not None]:
+        ours, theirs = [a for a, _ in both], [b for _, b in both]
     else:
-        theirs = _calls(ledger, second, since, until, caller, mirrored=False)
+        theirs = calls(second, until=until, caller=caller)
     for name, found in ((first, ours), (second, theirs)):
         if not found:
             raise RequestError(f"the ledger has no calls of {shown(name)} in that time")
     sides = ours, theirs
-    unpriced = tuple(sum(each.call.cost is None for each in side) for side in sides)
-    figures = [_figure(*row, sides, bool(pairs)) for row in _FIGURES]
-    figures += _shares(sides, bool(pairs))
+    figures = [_figure(*row, sides, bool(both)) for row in _FIGURES] + _shares(sides, bool(both))
+    a, b = (sum(each.call.cost is None for each in side) for side in sides)
     counts = len(ours), len(theirs)
-    return Comparison((first, second), counts, len(pairs), of, figures, (unpriced[0], unpriced[1]))
+    return Comparison((first, second), counts, len(both), of, figures, (a, b))
 
 
-def _calls(
-    ledger: Ledger,
-    name: str,
-    since: float | None,
-    until: float | None,
-    caller: str | None,
-    *,
-    mirrored: bool,
-) -> list[Record]:
-    found = _rows(ledger, name, since, until, caller)
+def _calls(ledger: Ledger, name: str, *, mirrored: bool = False, **chosen: Any) -> list[Record]:
+    found = ledger.rows(model=name, limit=MOST, **chosen)
     if not found and "/" in name:  # the row has the model alone
-        found = _rows(ledger, name.partition("/")[2], since, until, caller)
+        found = ledger.rows(model=name.partition("/")[2], limit=MOST, **chosen)
     return [
         each
         for each in found
         if each.attempts and (each.call.api == API) == mirrored and _is_of(each, name)
     ]
-
-
-def _rows(
-    ledger: Ledger, name: str, since: float | None, until: float | None, caller: str | None
-) -> list[Record]:
-    return ledger.rows(model=name, since=since, until=until, caller=caller, limit=MOST)
 
 
 def _is_of(record: Record, name: str) -> bool:
@@ -196,20 +166,18 @@ def _is_of(record: Record, name: str) -> bool:
 # -- figures --
 
 
+def _of_answer(field: str) -> Value:
+    """Return a function for a field of the calls that were answered."""
+
+    def value(record: Record) -> float | None:
+        found: float | None = getattr(record.call, field)
+        return found if record.call.status == "ok" else None
+
+    return value
+
+
 def _cost(record: Record) -> float | None:
     return None if record.call.cost is None else record.call.cost / PICO
-
-
-def _latency(record: Record) -> float | None:
-    return record.call.latency_ms if record.call.status == "ok" else None
-
-
-def _first(record: Record) -> float | None:
-    return record.call.first_token_ms if record.call.status == "ok" else None
-
-
-def _length(record: Record) -> float | None:
-    return record.call.output_tokens if record.call.status == "ok" else None
 
 
 def _error(record: Record) -> float | None:
@@ -220,28 +188,20 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _median(values: Sequence[float]) -> float:
-    return _percentile(values, 50)
-
-
-def _p95(values: Sequence[float]) -> float:
-    return _percentile(values, 95)
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(percent / 100 * len(ordered)) - 1)]
+def _percentile(percent: int, values: Sequence[float]) -> float:
+    return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
 
 
 Statistic = Callable[[Sequence[float]], float]
+_median = partial(_percentile, 50)
 _FIGURES: tuple[tuple[str, str, Value, Statistic], ...] = (
     ("errors", "%", _error, _mean),
     ("cost per call", "USD", _cost, _mean),
-    ("latency, mean", "ms", _latency, _mean),
-    ("latency, median", "ms", _latency, _median),
-    ("latency, p95", "ms", _latency, _p95),
-    ("first token, median", "ms", _first, _median),
-    ("output tokens", "", _length, _mean),
+    ("latency, mean", "ms", _of_answer("latency_ms"), _mean),
+    ("latency, median", "ms", _of_answer("latency_ms"), _median),
+    ("latency, p95", "ms", _of_answer("latency_ms"), partial(_percentile, 95)),
+    ("first token, median", "ms", _of_answer("first_token_ms"), _median),
+    ("output tokens", "", _of_answer("output_tokens"), _mean),
 )
 Sides = tuple[Sequence[Record], Sequence[Record]]
 
@@ -252,26 +212,21 @@ def _figure(
     """Return a row; of pairs, only those in which both sides have the value count."""
     columns = [[value(each) for each in side] for side in sides]
     if paired:
-        both = [(a, b) for a, b in zip(*columns, strict=True) if a is not None and b is not None]
-        known = [[a for a, _ in both], [b for _, b in both]]
-    else:
-        known = [[each for each in column if each is not None] for column in columns]
-    values = tuple(statistic(side) if side else None for side in known)
-    first, second = values[0], values[1]
+        rows = [row for row in zip(*columns, strict=True) if None not in row]
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[], []]
+    one, two = ([each for each in column if each is not None] for column in columns)
+    first, second = (statistic(side) if side else None for side in (one, two))
     if first is None or second is None:
-        return Figure(name, unit, (first, second))
-    interval = bootstrap(known[0], known[1], statistic, paired=paired)
-    return Figure(name, unit, (first, second), second - first, interval)
+        return Figure(name, unit, first, second)
+    interval = bootstrap(one, two, statistic, paired=paired)
+    return Figure(name, unit, first, second, second - first, interval)
 
 
 def _shares(sides: Sides, paired: bool) -> list[Figure]:
-    counts: Counter[str] = Counter()
-    for side in sides:
-        counts.update(_reason(each) for each in side)
-    del counts[""]
+    counts = Counter(filter(None, map(_reason, chain(*sides))))
     return [
         _figure(f"finish: {reason}", "%", partial(_is_reason, reason), _mean, sides, paired)
-        for reason, _ in counts.most_common(_TENTHS * 2)
+        for reason, _ in counts.most_common(MAX_REASONS)
     ]
 
 

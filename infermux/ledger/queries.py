@@ -28,6 +28,7 @@ _COLUMNS = ", ".join(f"c.{name}" for name in CallRow._fields[:-1])
 CALL = f"SELECT {_COLUMNS}, {_PLAN} FROM calls AS c"
 _AFTER = "WHERE (c.at_ns, c.id) > (?, ?) AND c.at_ns < ? ORDER BY c.at_ns, c.id LIMIT ?"
 PAGE = 1000  # calls
+NEWEST = " ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
 
 
 def _insert(table: str, names: Sequence[str]) -> str:
@@ -40,7 +41,7 @@ WRITE_ATTEMPT = _insert("attempts", AttemptRow._fields)
 WRITE_PLAN = _insert("plans", ("digest", "line"))
 
 
-class _Where:
+class Where:
     """A WHERE clause and its bound values; a value never becomes part of the SQL text."""
 
     def __init__(self, since: int | None, until: int | None, caller: str | None) -> None:
@@ -51,15 +52,15 @@ class _Where:
         if until is not None:
             self.add("c.at_ns < ?", until)
         if caller is not None:
-            self.add("c.caller = ?", bindable(caller))
+            self.add("c.caller = ?", caller)
 
     def add(self, condition: str, *values: str | int) -> None:
         """Add a condition and its values."""
         self._conditions.append(condition)
-        self.values += values
+        self.values += [bindable(each) if isinstance(each, str) else each for each in values]
 
     def __str__(self) -> str:
-        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+        return f" WHERE ({') AND ('.join(self._conditions)})" if self._conditions else ""
 
 
 def of_status(status: str) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ def of_status(status: str) -> tuple[str, ...]:
         return ("c.status <> 'ok'",)
     if status in CLASSES:
         return "c.status >= ? AND c.status < ?", f"{status[0]}00", f"{int(status[0]) + 1}00"
-    return "c.status = ?", bindable(status)
+    return "c.status = ?", status
 
 
 def rows(
@@ -82,18 +83,22 @@ def rows(
     ended: float | None = None,
     limit: int = 50,
 ) -> tuple[str, list[str | int]]:
-    """Return the query for calls, newest first, and its values."""
-    where = _Where(*bounds(since, until), caller)
+    """Return the query for at most *limit* calls, newest first, and its values.
+
+    *model* is the requested, tried or served one. The end user is one of *users*. *status* is
+    "ok", "error", an HTTP status or a class such as "4xx". Calls start from *since* to before
+    *until*, and end from *ended* on.
+    """
+    where = Where(*bounds(since, until), caller)
     if ended is not None:
         where.add("c.at_ns + c.latency_ms * 1000000 >= ?", ns(ended))
     if model is not None:
-        where.add("? IN (c.requested, c.model, c.served)", bindable(model))
+        where.add("? IN (c.requested, c.model, c.served)", model)
     if users is not None:
-        where.add(f"c.end_user IN ({', '.join('?' * len(users))})", *map(bindable, users))
+        where.add(f"c.end_user IN ({', '.join('?' * len(users))})", *users)
     if status is not None:
         where.add(*of_status(status))
-    order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
-    return f"{CALL}{where} {order}", [*where.values, max(0, min(limit, MAX_ROWS))]
+    return f"{CALL}{where}{NEWEST}", [*where.values, max(0, min(limit, MAX_ROWS))]
 
 
 def call(id: str) -> tuple[str, list[str | int]]:
@@ -161,7 +166,7 @@ def totals(
     By attempt_error, calls without an attempt count only if *every* is true.
     """
     names = [dimension(name) for name in by]
-    where = _Where(since, until, caller)
+    where = Where(since, until, caller)
     columns = [_column(name, zone) for name in names]
     source, sums = "calls AS c", _CALLS
     if any(name in _OF_ATTEMPT for name in names):

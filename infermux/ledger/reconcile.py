@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -95,7 +95,7 @@ def summed(rows: Sequence[Compared], tolerance: Tolerance) -> Compared:
 def words(rows: Sequence[Compared], bill: Bill) -> list[str]:
     """Return sentences on what only one side has, and on what a comparison cannot tell."""
     theirs = [row for row in rows if row.ours is None and row.theirs is not None]
-    ours = [row for row in rows if row.theirs is None and row.ours and _key(row) not in bill.usd]
+    ours = [row for row in rows if row.theirs is None and row.ours and row[:2] not in bill.usd]
     both = [
         row
         for row in rows
@@ -110,8 +110,7 @@ def words(rows: Sequence[Compared], bill: Bill) -> list[str]:
     if both:
         found.append(f"in both, but different (ledger minus bill): {_sum(both)}")
     if unpriced:
-        listed = ", ".join(_names({row.model: row.days for row in _by_model(unpriced)}))
-        found.append(f"without a price, so not compared: {listed}")
+        found.append(f"without a price, so not compared: {_sum(unpriced, told=False)}")
     if not (theirs or ours or both or unpriced):
         found.append("what is in the bill is in the ledger, and the reverse")
     found += [f"part of the bill: {kind}, {usd(pico)} USD" for kind, pico in _kinds(bill)]
@@ -120,42 +119,30 @@ def words(rows: Sequence[Compared], bill: Bill) -> list[str]:
     return found
 
 
-class _Model(NamedTuple):
-    model: str
-    pico: int
-    days: tuple[str, ...]
+def _sum(rows: Sequence[Compared], *, told: bool = True) -> str:
+    """Return what rows sum up to, and of what: 1.2 USD (gpt-audio 0.2 on 2026-11-23, …).
 
-
-def _key(row: Compared) -> Key:
-    return row.day, row.model
-
-
-def _by_model(rows: Iterable[Compared]) -> list[_Model]:
-    found: dict[str, _Model] = {}
-    for row in rows:
-        _, pico, days = found.get(row.model, _Model("", 0, ()))
-        found[row.model] = _Model(row.model, pico + row.difference, (*days, row.day))
-    return sorted(found.values(), key=lambda each: (-abs(each.pico), each.model))
-
-
-def _sum(rows: Sequence[Compared]) -> str:
-    """Return what rows sum up to, and of what: 1.2 USD (gpt-audio 0.2 on 2026-11-23, …)."""
+    If the amounts are not *told*, return the models and days alone.
+    """
     signed = any(None not in (row.ours, row.theirs) for row in rows)
-    models = [each if signed else each._replace(pico=abs(each.pico)) for each in _by_model(rows)]
-    listed = _names({each.model: each.days for each in models}, [each.pico for each in models])
-    total = sum(row.difference for row in rows)
-    return f"{usd(total if signed else abs(total))} USD ({', '.join(listed)})"
-
-
-def _names(days: Mapping[str, Sequence[str]], picos: Sequence[int] = ()) -> list[str]:
+    models: dict[str, list[Compared]] = {}
+    for row in rows:
+        models.setdefault(row.model, []).append(row)
+    picos = {model: sum(row.difference for row in of) for model, of in models.items()}
+    total = sum(picos.values())
+    if not signed:
+        picos, total = {model: abs(pico) for model, pico in picos.items()}, abs(total)
+    names = sorted(models, key=lambda model: (-abs(picos[model]), model))
     found = []
-    for n, (model, on) in enumerate(list(days.items())[:_MAX_NAMED]):
-        name = printable(model) or "no model"
-        amount = f" {usd(picos[n])}" if picos else ""
-        when = on[0] if len(on) == 1 else f"{len(on)} days from {on[0]} to {on[-1]}"
-        found.append(f"{name}{amount} on {when}")
-    more = counted(len(days) - _MAX_NAMED, "more model")
-    return [*found, *[f"and {more}"] * (len(days) > _MAX_NAMED)]
+    for model in names[:_MAX_NAMED]:
+        first, last, days = models[model][0].day, models[model][-1].day, len(models[model])
+        when = first if days == 1 else f"{days} days from {first} to {last}"
+        amount = f" {usd(picos[model])}" if told else ""
+        found.append(f"{printable(model) or 'no model'}{amount} on {when}")
+    if more := names[_MAX_NAMED:]:
+        found.append(f"and {counted(len(more), 'more model')}")
+    listed = ", ".join(found)
+    return f"{usd(total)} USD ({listed})" if told else listed
 
 
 def _kinds(bill: Bill) -> Iterator[tuple[str, int]]:

@@ -23,14 +23,13 @@ from . import (
     Budget,
     BudgetState,
     CallRow,
-    Ledger,
     Record,
     Total,
     queries,
     summed,
 )
-from .periods import local, midnight, step_name
-from .sql import SQLLedger
+from .periods import end, local, midnight, start, step_name
+from .sql import Ledger
 
 DEFAULT_ROWS = 1000
 MIRROR_OF = "mirror of "  # begins the caller of copies; a name follows
@@ -119,7 +118,7 @@ def period(
     if month:
         if since or until:
             raise RequestError("give a month, or since and until", param="month")
-        return _month(month, local(now, zone).date(), zone)
+        return _month(month, now, zone)
     found = Period(_moment(since, now, "since", zone), _moment(until, now, "until", zone))
     if found.since is not None and found.until is not None and found.since >= found.until:
         raise must_be("since", "before until")
@@ -137,16 +136,16 @@ def limited(text: str | None, default: int = DEFAULT_ROWS) -> int:
     return int(min(number, MAX_ROWS))
 
 
-def _month(text: str, today: date, zone: tzinfo) -> Period:
-    first = today.replace(day=1)
+def _month(text: str, now: float, zone: tzinfo) -> Period:
     if text == "last":
-        first = (first - timedelta(1)).replace(day=1)
-    elif text != "this":
-        match = _MONTH.fullmatch(text)
-        if not match or not 1970 <= int(match[1]) < 2200:
-            raise must_be("month", f'such as "2026-11", "this" or "last", not {shown(text)}')
-        first = date(int(match[1]), int(match[2]), 1)
-    return Period(midnight(first, zone), midnight((first + timedelta(31)).replace(day=1), zone))
+        at = start("month", now, zone) - 1.0
+    elif text == "this":
+        at = now
+    elif (match := _MONTH.fullmatch(text)) and 1970 <= int(match[1]) < 2200:
+        at = midnight(date(int(match[1]), int(match[2]), 1), zone)
+    else:
+        raise must_be("month", f'such as "2026-11", "this" or "last", not {shown(text)}')
+    return Period(start("month", at, zone), end("month", at, zone))
 
 
 def _moment(text: str | None, now: float, name: str, zone: tzinfo) -> float | None:
@@ -155,7 +154,8 @@ def _moment(text: str | None, now: float, name: str, zone: tzinfo) -> float | No
     if match := _AGO.fullmatch(text):
         return now - int(match[1]) * _UNITS[match[2]]
     if text in ("today", "yesterday"):
-        return midnight(local(now, zone).date() - timedelta(text == "yesterday"), zone)
+        today = start("day", now, zone)
+        return today if text == "today" else start("day", today - 1.0, zone)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -195,9 +195,9 @@ def series(
         raise must_be("by", f'"day" or "hour", not {shown(step)}')
     size, zone = STEPS[step], ledger.zone
     until = min(max(now, 0.0) if span.until is None else span.until, 9e9)  # 9e9 is the year 2255
-    start = until - _LOOK_BACK[step] * size if span.since is None else span.since
-    since = max(start, until - limit * size, 0.0)
-    names = _steps(step, max(since, 0.0), until, zone)[-limit:]
+    first = until - _LOOK_BACK[step] * size if span.since is None else span.since
+    since = max(first, until - limit * size, 0.0)
+    names = _steps(step, since, until, zone)[-limit:]
     since = max(since, names[0][1]) if names else since
     totals = ledger.totals(step, since=since, until=until, caller=caller)
     found = {row.key[0]: row for row in totals}
@@ -292,7 +292,7 @@ def _adjustment_dict(change: Adjustment) -> JSON:
     }
 
 
-def export(file: SQLLedger, span: Period) -> Iterator[list[Record]]:
+def export(file: Ledger, span: Period) -> Iterator[list[Record]]:
     """Yield the calls of a period by the thousand, oldest first."""
     since, until = queries.bounds(span.since or 0.0, 9e9 if span.until is None else span.until)
     last: tuple[int, str] = (since or 0, "")
@@ -325,8 +325,7 @@ def _steps(step: str, since: float, until: float, zone: tzinfo) -> list[tuple[st
     found, at = list[tuple[str, float]](), since
     while at < until:
         if step == "day":
-            day = local(at, zone).date()
-            first, at = midnight(day, zone), midnight(day + timedelta(1), zone)
+            first, at = start("day", at, zone), end("day", at, zone) or until
         else:
             past = local(at, zone)
             first = at - past.minute * 60 - past.second - past.microsecond / 1e6

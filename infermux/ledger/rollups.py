@@ -56,19 +56,12 @@ _PRUNED_COST = f"""SELECT caller, sum(micro) * 1000000 + sum(pico) FROM rollups
 
 
 class Database(stores.Database, Protocol):
-    """The ledger whose days are rolled."""
+    """The ledger whose days are rolled: a part of `sql.Ledger`."""
 
-    def spooled(self) -> int:
-        """Return how many calls wait for being written; one might be written twice."""
-
-    def tidy(self, now: float) -> None:
-        """Remove what grows with what requests say."""
-
-    def lose(self, now: float) -> None:
-        """Turn the holds of calls that nobody settled in time into spending."""
-
-    def prune(self, before: float) -> int:
-        """Remove calls that started before *before*; return how many."""
+    def spooled(self) -> int: ...
+    def tidy(self, now: float) -> None: ...
+    def lose(self, now: float) -> None: ...
+    def prune(self, before: float) -> int: ...
 
 
 class Question(NamedTuple):
@@ -84,10 +77,10 @@ class Question(NamedTuple):
     def of(
         cls,
         by: tuple[str, ...],
-        since: float | None,
-        until: float | None,
-        caller: str | None,
-        zone: tzinfo,
+        since: float | None = None,
+        until: float | None = None,
+        caller: str | None = None,
+        zone: tzinfo = UTC,
     ) -> Question:
         """Return the question about a period in seconds; None: unbounded."""
         first, last = queries.bounds(since, until)

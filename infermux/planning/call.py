@@ -118,6 +118,7 @@ class Call:
     releases: list[Callable[[], None]] = field(default_factory=list)  # called at the end
     hold: Any = None  # the amount that the ledger holds until the call is settled
     most_output: int | None = None  # tokens of each answer that the budget can pay
+    most_uses: int | None = None  # of each of the vendor's tools, likewise
     override: str = ""  # the cheaper name that was used because the budget is spent
     spent: Any = None  # the budget that refused it, or a target of it
     size: int | None = None  # estimated tokens of the messages; None: not estimated yet
@@ -187,6 +188,7 @@ class Call:
         if self.settings is not None and (own := self.settings.targets.get(attempt.target)):
             request = own.applied(request)
         request.upstream_ids, request.most_output = attempt.upstream_ids, self.most_output
+        request.most_uses = self.most_uses
         route = plan.route if plan is not None else None
         if route is not None and (route.cache or is_sticky(route)):
             request.stays = session_of(self.request, self.caller)

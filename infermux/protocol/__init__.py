@@ -30,10 +30,8 @@ _FIELDS = frozenset({"model", "messages", "stream"})  # of a request: params may
 _MEMBERS = _FIELDS | {"provider", "params", "meta"}
 _MAX_FOREIGN = 16  # unknown names in a request, as each is compared with all known ones
 # Options of vendors' SDKs that would redirect a call or replace its credentials.
-_FORBIDDEN = frozenset(
-    ("api_base", "api_key", "api_version", "base_url", "headers")
-    + ("extra_headers", "extra_body", "extra_query")
-)
+_FORBIDDEN = frozenset(("api_base", "api_key", "api_version", "base_url", "headers"))
+_FORBIDDEN |= {"extra_headers", "extra_body", "extra_query"}
 _MARK = int.from_bytes(os.urandom(16), "big")  # stands for a number; being random, it is in no text
 _PLAIN = (str, int)
 _ESCAPES = [(mark, f"\\u{ord(mark):04x}") for mark in "<>&\u2028\u2029"]
@@ -178,6 +176,7 @@ class InferRequest:
     timeouts: Mapping[str, float] | None = None  # that the configuration sets for the name
     passed: Any = field(default=None, compare=False)  # a Passed, where the bytes pass as they are
     stays: str = ""  # digest of the session, if it stays with one of the provider's keys
+    most_uses: int | None = None  # of each of the vendor's own tools, as `most_output`
 
     @classmethod
     def from_dict(cls, data: object, parameters: Collection[str] = ()) -> Self:

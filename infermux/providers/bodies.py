@@ -7,7 +7,7 @@ from typing import Any
 
 from ..dialects import obj as as_object
 from ..dialects.openai.requests import COMPLETION_TOKENS
-from ..dialects.sizes import limited
+from ..dialects.sizes import limited, with_uses
 from ..errors import ProviderTimeout, ProviderUnavailable
 from ..protocol import InferRequest, strict_json
 from .transport import Exchange
@@ -33,8 +33,12 @@ def with_members(body: bytes, members: Mapping[str, Any]) -> bytes:
     return strict_json.encode(as_object(strict_json.lenient(body)) | dict(members))
 
 
-def with_limit(body: bytes, request: InferRequest) -> bytes:
-    """Return a body with the request's own limit of the output."""
-    by_new_name = COMPLETION_TOKENS.match(request.model) is not None
-    found, most = as_object(strict_json.lenient(body)), request.most_output or 0
-    return strict_json.encode(limited(found, most, completion=by_new_name))
+def with_limits(body: bytes, request: InferRequest) -> bytes:
+    """Return a body with the limits of the output and of tools that a budget can pay."""
+    found = as_object(strict_json.lenient(body))
+    if request.most_uses is not None:
+        found = with_uses(found, request.most_uses)
+    if request.most_output is not None:
+        by_new_name = COMPLETION_TOKENS.match(request.model) is not None
+        found = limited(found, request.most_output, completion=by_new_name)
+    return strict_json.encode(found)

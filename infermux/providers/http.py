@@ -36,7 +36,7 @@ from ..protocol.sse import Event, Parser
 from ..types import JSON, Chunk, Deadline
 from . import passing
 from .base import Provider, load_dialect, provider_failed
-from .bodies import LARGE, check_size, with_limit, with_members
+from .bodies import LARGE, check_size, with_limits, with_members
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
 from .failures import FOREIGN, NONSENSE, mapped, nonsense
@@ -262,8 +262,8 @@ class HTTPProvider(Provider):
             body = dialect.encode_request(request, stream=stream)
             if request.forced is not None:
                 body = with_members(body, request.forced.params)
-            if request.most_output is not None:
-                body = with_limit(body, request)
+            if request.most_output is not None or request.most_uses is not None:
+                body = with_limits(body, request)
         except RequestError as error:
             error.elsewhere = True  # another target may have another format
             raise

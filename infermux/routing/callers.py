@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -43,10 +44,20 @@ def begun(
     return call
 
 
+class RunBudget(ABC):
+    """The budget of a run in this process, such as a batch: the ledger does not know it."""
+
+    hard = True
+
+    @abstractmethod
+    def reserve(self, call: Call, pico: int) -> None:
+        """Hold *pico* pico-USD for the call in all; raise BudgetExceeded."""
+
+
 def has_hard_budget(caller: Caller) -> bool:
     """Whether a budget of the caller does more than warn."""
-    budget = caller.budget  # a batch has a budget of another class
-    return budget.hard if isinstance(budget, Budget) else getattr(budget, "then", "warn") != "warn"
+    budget = caller.budget
+    return isinstance(budget, Budget | RunBudget) and budget.hard
 
 
 def with_budget_of(caller: Caller, user: str) -> Caller:

@@ -40,7 +40,7 @@ from ..errors import (
     Unavailable,
     shown,
 )
-from ..ledger import Ledger
+from ..ledger.sql import Ledger
 from ..planning import Plan, plan, session_for, takes_turns
 from ..planning.call import Attempt, Call
 from ..planning.end_user import Users

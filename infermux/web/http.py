@@ -407,6 +407,8 @@ def call_headers(call: Call) -> dict[str, str]:
         headers |= call.limits_told(call)
     if call.most_output is not None:
         headers["X-Infermux-Max-Tokens"] = str(call.most_output)
+    if call.most_uses is not None:
+        headers["X-Infermux-Max-Uses"] = str(call.most_uses)
     if call.override:
         headers["X-Infermux-Model-Override"] = header_value(call.override)
     if call.ended is not None and call.usage is not None:

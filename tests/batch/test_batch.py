@@ -570,6 +570,25 @@ def test_a_line_whose_worst_case_does_not_fit_is_not_sent(more, tmp_path, vendor
     assert (done.exit_code, vendor.seen, finished(tmp_path)) == (3, [], set())
 
 
+def test_what_failed_attempts_are_assumed_to_cost_is_held_before_the_next(tmp_path):
+    """A request is counted as 0.9 USD at least and held as 1.1 at most; a line has two attempts."""
+    body = {"messages": [{"role": "user", "content": "!a" * 500}], "max_tokens": 1}
+    source = written(tmp_path, *[line(f"q{n}", model="openai/m", **body) for n in range(9)])
+    with Vendor(Scripted(body=b'{"id": "c"')) as vendor:  # it has worked, and cannot be read
+        path = config(
+            tmp_path,
+            vendor,
+            "[reliability]\nattempts = 2",
+            prices='{ m = { input = "1000", output = "1" } }',
+        )
+        args = ["-c", path, "--concurrency", "3", "--budget", "3.5"]
+        for more in ([], ["--retry-failed"], ["--retry-failed"]):  # no cost is forgotten
+            assert batch(source, *args, *more).exit_code == 3
+            spent = [int(each["id"].split("_")[-1]) for each in results(tmp_path).values()]
+            assert 2 <= len(vendor.seen) <= 3
+            assert 0.9 * len(vendor.seen) * 10**12 <= sum(spent) <= 3.5 * 10**12
+
+
 def test_a_budget_needs_prices(tmp_path, vendor):
     done = batch(
         written(tmp_path, *questions(3)),

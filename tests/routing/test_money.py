@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -574,6 +575,117 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
         sent.get("generationConfig", {}).get("maxOutputTokens"),
     )
     assert 990 <= limit <= 1000
+
+
+CONTEXT = 10_000  # tokens, of the models with `max_input`
+SEARCHED = [{"type": "web_search"}]
+OF_RESPONSES = {"model": "openai/searches", "path": "/v1/responses", "messages": None, "input": "?"}
+OF_CLAUDE = {"model": "anthropic/searches", "path": "/v1/messages"}
+
+
+def searching(**more: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "web_search_20250305", "name": "web_search"} | more]}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("asked", "contexts", "fees"),
+    [
+        (OF_RESPONSES | {"tools": SEARCHED, "max_tool_calls": 3}, 3, 3),
+        (OF_RESPONSES | {"tools": SEARCHED, "max_tool_calls": 0}, 0, 0),
+        (OF_RESPONSES | {"tools": SEARCHED}, 20, 20),
+        (OF_CLAUDE | searching(max_uses=2), 2, 2),
+        (OF_CLAUDE | searching(), 10, 20),
+        (OF_CLAUDE | {"tools": searching(max_uses=4)["tools"] * 2}, 8, 8),
+        (OF_CLAUDE | {"mcp_servers": [{"type": "url", "url": "https://x.test"}]}, 10, 0),
+        (GEMINI | {"tools": [{"codeExecution": {}}]}, 5, 0),
+        (GEMINI | {"tools": [{"urlContext": {}}]}, 1, 0),
+    ],
+)
+def test_tools_of_the_vendor_are_held_with_a_context_for_each_use(
+    asked, contexts, fees, tmp_path, vendor
+):
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    found = (held(client, **{"max_tokens": 5} | asked) or 0) - fees * 10_000 * MICRO
+    assert contexts * CONTEXT <= found / MICRO <= contexts * CONTEXT + 12_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "reply"),
+    [
+        (OF_RESPONSES | {"tools": SEARCHED}, responses(model="searches")),
+        (OF_CLAUDE | {"max_tokens": 5} | searching(), claude()),
+        (OF_CLAUDE | {"max_tokens": 5, "tools": searching()["tools"] * 2}, claude()),
+    ],
+)
+def test_tools_without_a_limit_get_one_that_the_budget_can_pay(asked, reply, tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.15"')
+    vendor.says(reply)
+    answer = ask(client, **asked)
+    assert answer.status_code == 200, answer.text
+    most, [sent] = int(answer.headers["X-Infermux-Max-Uses"]), vendor.seen
+    assert 2 <= most <= 7 and most in (
+        sent.get("max_tool_calls"),
+        sent["tools"][0].get("max_uses"),
+    )
+    limited = {"tools": searching(max_uses=50)["tools"]} if "messages" in sent else {}
+    dear = ask(client, **asked | {"max_tool_calls": 50} | limited)
+    assert dear.status_code == 402 and "set max_uses or max_tool_calls" in dear.text
+
+
+def wave(rate: int, *, code: int = 1, size: int = 40_000) -> bytes:
+    chunk = struct.pack("<HHIIHH", code, 1, rate, rate, 1, 8)
+    return b"RIFF\0\0\0\0WAVEfmt " + struct.pack("<I", 16) + chunk + b"data" + bytes(size)
+
+
+def recorded(sound: bytes, form: str = "wav") -> dict[str, Any]:
+    given = {"data": base64.b64encode(sound).decode(), "format": form}
+    return {"model": "openai/heard", "messages": part("input_audio", input_audio=given)}
+
+
+def filed(content: bytes, mime: str = "application/pdf") -> dict[str, Any]:
+    url = f"data:{mime};base64,{base64.b64encode(content).decode()}"
+    return {"messages": part("file", file={"filename": "a", "file_data": url})}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),  # in tokens of input, of which the media cost 50 in audio
+    [
+        (recorded(wave(8000)), 50 * 160, 50 * 250),
+        (recorded(wave(1)), 50 * 32 * 40_000, 50 * 33 * 41_000),
+        (recorded(wave(8000, code=2)), 2 * 10**6, 2 * 10**6 + 50 * 1000),
+        (recorded(b"OggS" + bytes(1000)), 2 * 10**6, 2 * 10**6 + 50 * 100),
+        (recorded(b"fLaC" + bytes(1000), "mp3"), 2 * 10**6, 2 * 10**6 + 50 * 100),
+        (recorded(b"ID3\4\0\0\0\0\1\0" + bytes(128) + b"fLaC" + bytes(900), "mp3"), 2 * 10**6, 2 * 10**6 + 50 * 100),
+        (recorded(b"ID3\4\0\0\0\0\1\0" + bytes(128) + b"\xff\xfb" + bytes(900), "mp3"), 50 * 32, 50 * 100),
+        (filed(b"%PDF-1.7" + bytes(1000)), CONTEXT + 11_000, CONTEXT + 12_000),
+        (filed(b"PK\x03\x04" + bytes(1000), "application/zip"), CONTEXT + 11_000, CONTEXT + 12_000),
+        (filed(b"a,b\n" * 250, "text/csv"), 11_000, 12_000),
+        (filed(b"", "application/pdf"), CONTEXT, CONTEXT + 100),
+    ],
+)  # fmt: skip
+def test_a_file_that_may_hold_more_than_its_bytes_is_held_as_a_context(
+    asked, least, most, tmp_path, vendor
+):
+    client = service(tmp_path, vendor, 'usd = "0.0000001"')
+    assert least <= (held(client, max_tokens=5, **asked) or 0) / MICRO - 50 <= most
+
+
+def test_such_a_file_holds_all_that_is_left_of_a_budget(tmp_path, vendor):
+    """A usual one is not refused, and a hostile one leaves nothing for others."""
+    client = service(tmp_path, vendor, 'usd = "0.015"')
+    seen: list[tuple[int, int]] = []
+
+    def reply(handler: Any, asked: Any) -> None:
+        seen.append(budget_of(client))
+        handler.reply(200, json.dumps(chat()).encode(), {"Content-Type": "application/json"})
+
+    vendor.reply = reply
+    assert ask(client, max_tokens=5, **filed(b"%PDF-1.7" + bytes(100))).status_code == 200
+    assert seen == [(0, 15_000 * MICRO)] and budget_of(client) == (PLAIN, 0)
+    refused = ask(client, max_tokens=5, **filed(b"%PDF-1.7" + bytes(5000)))
+    assert refused.status_code == 402 and "send text" in refused.text and len(seen) == 1
 
 
 def test_a_402_says_what_would_help(tmp_path, vendor):

@@ -152,14 +152,6 @@ def _line_item(text: str) -> str:
     return head.split(" ", 1)[0] if comma else head
 
 
-def _openai_usage(cells: Cells) -> Iterator[Charge]:
-    yield from usage.openai(cells, *cells.day(*_OPENAI_DAY, local=True))
-
-
-def _anthropic_usage(cells: Cells) -> Iterator[Charge]:
-    yield from usage.anthropic(cells, cells.day(*_ANTHROPIC_DAY)[0])
-
-
 def _openrouter(cells: Cells, day: str, *amounts: str) -> Iterator[Charge]:
     """Yield OpenRouter's own charge, and that of the providers whose keys are the user's."""
     at, model = cells.day(day)[0], model_key(cells.text(*_OPENROUTER_MODEL))
@@ -248,7 +240,7 @@ FORMATS = (
         "Anthropic's usage",
         ("anthropic",),
         (_ANTHROPIC_DAY, usage.ANTHROPIC_OUTPUT),
-        _anthropic_usage,
+        lambda cells: usage.anthropic(cells, cells.day(*_ANTHROPIC_DAY)[0]),
         priced=False,
     ),
     Format(
@@ -267,7 +259,7 @@ FORMATS = (
         "OpenAI's usage",
         ("openai",),
         (_OPENAI_DAY, ("num_model_requests", "input_cached_tokens"), ("input_tokens",)),
-        _openai_usage,
+        lambda cells: usage.openai(cells, *cells.day(*_OPENAI_DAY, local=True)),
         knows="date|n(?:um_model)?_requests|.*_(?:text|uncached)_tokens",
         priced=False,
     ),

@@ -19,6 +19,7 @@ _VERSION = re.compile(r"-v?\d+:\d+\Z", re.ASCII)
 _VARIANT = re.compile(r"(?<=.):(?:free|nitro|floor|online|thinking|extended|exacto|beta|batch)\Z")
 _TURNED = re.compile(r"claude-(\d+(?:-\d+)?)-([a-z]+)\Z", re.ASCII)  # OpenRouter's claude-4.5-haiku
 _CAMEL = re.compile(r"(?<=[a-z\d])(?=[A-Z][a-z])")
+_VERSIONS = re.compile(r"\d\d?", re.ASCII)
 _TOKEN = re.compile(r"[a-z]+|\d+", re.ASCII)
 _VENDORS = frozenset(
     ["openai", "anthropic", "google", "mistral", "cohere", "xai", "deepseek", "azure", "bedrock"]
@@ -95,15 +96,11 @@ def _found(text: str) -> str:
         for start in range(len(tokens) - length + 1):
             key = index.get(tuple(tokens[start : start + length]))
             after = tokens[start + length : start + length + 1]
-            if key and after and (after[0] in _OTHERS or _is_version(after[0])):
+            if key and after and (after[0] in _OTHERS or _VERSIONS.fullmatch(after[0])):
                 passed.add(start)
             elif key and start not in passed:
                 return key
     return ""
-
-
-def _is_version(token: str) -> bool:
-    return token.isdigit() and len(token) < 3
 
 
 @cache

@@ -17,7 +17,6 @@ from psycopg import errors
 
 from ...types import CircuitCommand, Rates
 from .. import (
-    LEASE_SECONDS,
     Adjustment,
     AttemptRow,
     Budget,
@@ -29,10 +28,10 @@ from .. import (
     rollups,
 )
 from ..groups import GroupCommit, Job, fail
-from ..holds import MAX_USERS, Refused, Rules, exceeded
+from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..spool import Deferred, Spool
-from ..sql import SQLLedger, amount
+from ..sql import Ledger
 from ..stores import Ask
 from ..stores.answers import AnswerStore
 from ..stores.keys import KeyStore
@@ -97,7 +96,7 @@ def transact(link: Link, work: Callable[[Any], T]) -> T:
         return work(Sql(link))
 
 
-class PostgresLedger(SQLLedger):
+class PostgresLedger(Ledger):
     """A ledger in the database at *url*, with its spool in the file *spool*.
 
     A process has at most *connections* connections, for which a *patient* one waits longer than a
@@ -125,7 +124,6 @@ class PostgresLedger(SQLLedger):
     # -- time --
 
     def _time(self, at: float) -> float:
-        """Return what the database's clock says at *at*, a time of this host's clock."""
         if self._own_clock:
             return at
         database = self._here().database
@@ -137,37 +135,14 @@ class PostgresLedger(SQLLedger):
 
     # -- budgets --
 
-    def _rules(self, at: float, lease: float, over: bool) -> Rules:
-        return Rules(at, at + lease, over, self.may_expire, self.zone)
-
     def _reservations(self) -> Reservations:
         return Reservations(self._here().database, self.zone, self._lose)
 
-    def reserve(
-        self,
-        budget: Budget,
-        pico: int,
-        *,
-        call_id: str,
-        at: float,
-        lease: float = LEASE_SECONDS,
-        over: bool = False,
-        about: str = "",
-    ) -> Hold:
-        """Reserve *pico* pico-USD by one conditional statement."""
-        hold = Hold(call_id, budget, amount(pico), self._time(at), about=clean(about))
-        found = self._reservations().reserve(hold, self._rules(hold.at, lease, over))
-        return self._held(found, hold.pico, hold.at)
+    def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
 
-    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        more, now = amount(more), self._time(at)
-        found = self._reservations().top_up(more, hold, self._rules(now, lease, hold.over))
-        return self._held(found, more, now)
-
-    def _held(self, found: Hold | Refused, pico: int, at: float) -> Hold:
-        if isinstance(found, Refused):
-            raise exceeded(found.budget, found.left, pico, at, self.zone)
-        return found
+    def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._reservations().top_up(more, hold, rules)
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
         """Write a call and its spending, in one transaction with those of other threads."""
@@ -312,7 +287,7 @@ class PostgresLedger(SQLLedger):
         return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def copied_from(
-        self, source: SQLLedger, name: str, told: Callable[[int], None] = lambda _: None
+        self, source: Ledger, name: str, told: Callable[[int], None] = lambda _: None
     ) -> copy.Copied:
         """Copy *source*, which is known as *name*, into this empty ledger, and compare both."""
         return copy.copy(source, name, self.run_long, self, told)

@@ -277,7 +277,7 @@ class Reservations:
 
 
 def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
-    """See `SQLLedger.forget_users`."""
+    """See `Ledger.forget_users`."""
     day, month, _ = names(now - 2 * DAY, zone)
     link.execute(_OLD_USERS, (USER, day, month))
     [count] = link.execute(_MANY_USERS, (USER,)).fetchone() or (0,)

@@ -10,7 +10,7 @@ from .. import LedgerUnavailable, Record, rollups
 from ..holds import MICRO
 from ..periods import DAY, MAX_INTEGER
 from ..rollups import PRUNED
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, write_rows
@@ -26,27 +26,37 @@ _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
 _USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
     + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
 _SOURCE_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
-_SOURCE_BUDGETS = """SELECT caller, period, spent, held, waived, raised, warned_ms FROM budgets
-    WHERE call_id = ''"""
-_SOURCE_HOLDS = """SELECT call_id, caller, period, held, at_ms, expires_ms, about FROM budgets
-    WHERE call_id > ''"""
 _SOURCE_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
-_ADJUSTMENTS = "SELECT at_ns, name, team, period, action, pico FROM adjustments ORDER BY at_ns"
-_KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys"
-_HASHES = "SELECT hash, name, at_ms, until_ms FROM key_hashes"
-_ADD_KEY = "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_ADD_HASH = "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_ALERTS = "SELECT subject, at_ms, host FROM alerts"
-_OBJECTS = "SELECT provider, caller, ident, at_ms FROM objects"
-_ADD_ALERT = "INSERT INTO alerts VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_ADD_OBJECT = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
-_ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised, warned_ms)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
 _ADD_PRUNED = f"INSERT INTO rolled VALUES (?, {PRUNED}) ON CONFLICT DO NOTHING"
+_NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
+
+
+def _copied(columns: str, table: str, source: str = "") -> tuple[str, str]:
+    """Return the query for the rows of a table, and the statement that adds them to the copy."""
+    values = ", ".join("?" * len(columns.split(",")))
+    add = f"INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING"
+    return source or f"SELECT {columns} FROM {table}", add
+
+
+_TABLES = (
+    _copied(
+        "owner, period, spent, held, waived, raised, warned_ms",
+        "budgets",
+        """SELECT caller, period, spent, held, waived, raised, warned_ms FROM budgets
+            WHERE call_id = ''""",
+    ),
+    _copied(
+        "call_id, owner, period, pico, at_ms, expires_ms, about",
+        "holds",
+        """SELECT call_id, caller, period, held, at_ms, expires_ms, about FROM budgets
+            WHERE call_id > ''""",
+    ),
+    _copied("at_ns, name, team, period, action, pico", "adjustments"),
+    _copied("name, settings, created_ms, expires_ms, revoked_ms", "api_keys"),
+    _copied("hash, name, at_ms, until_ms", "key_hashes"),
+    _copied("subject, at_ms, host", "alerts"),
+    _copied("provider, caller, ident, at_ms", "objects"),
+)
 # sums that must be equal in both: per 30 days, per caller, and per budget
 _CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
         sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
@@ -69,10 +79,10 @@ class Copied(NamedTuple):
 
 
 def copy(
-    source: SQLLedger,
+    source: Ledger,
     name: str,
     run: Callable[[Callable[[Link], Any]], Any],
-    target: SQLLedger,
+    target: Ledger,
     told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
     """Copy the rest of *source*, recorded under *name*, and compare both.
@@ -109,7 +119,7 @@ def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
     return at, id, count, ended
 
 
-def _partitions(link: Link, source: SQLLedger) -> None:
+def _partitions(link: Link, source: Ledger) -> None:
     first, last = source.snapshot(lambda ask: (ask(_FIRST, ()), ask(_LAST, ())))
     if first:
         since, until = first[0][0] / 1e9, last[0][0] / 1e9
@@ -126,27 +136,18 @@ def _add(name: str, page: Sequence[Record], link: Link) -> None:
 
 
 class _Rest(NamedTuple):
-    """The rows that are copied in the last transaction."""
+    """What is copied in the last transaction: sums, and statements with their rows."""
 
     sums: list[tuple[Any, ...]]
-    budgets: list[tuple[Any, ...]]
-    holds: list[tuple[Any, ...]]
-    adjustments: list[tuple[Any, ...]]
-    days: list[tuple[Any, ...]]
-    rollups: list[tuple[Any, ...]]
-    keys: list[tuple[Any, ...]]
-    hashes: list[tuple[Any, ...]]
-    alerts: list[tuple[Any, ...]]
-    objects: list[tuple[Any, ...]]
+    rows: list[tuple[str, list[tuple[Any, ...]]]]
 
 
 def _rest(ask: Ask) -> _Rest:
     days = ask(_SOURCE_PRUNED, ())
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
-    sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
-    rest = (ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), ask(_ADJUSTMENTS, ()))
-    others = [ask(query, ()) for query in (_KEYS, _HASHES, _ALERTS, _OBJECTS)]
-    return _Rest(sums, *rest, days, kept, *others)
+    rows = [(add, ask(query, ())) for query, add in _TABLES]
+    sums = sorted(_by_slot(ask(_SOURCE_SUMS, ())))
+    return _Rest(sums, [*rows, (_ADD_PRUNED, days), (rollups.ADD, kept)])
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
@@ -164,18 +165,8 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
         sql = Sql(link)
         if not sql.execute(_END, (name,)).rowcount:
             return  # it was done before the connection was lost
-        link.execute(ADD_SUMS, (encoded(objects(sorted(rest.sums))),))
-        for statement, rows in (
-            (_ADD_BUDGET, rest.budgets),
-            (_ADD_HOLD, rest.holds),
-            (_ADD_ADJUSTMENT, rest.adjustments),
-            (_ADD_PRUNED, rest.days),
-            (rollups.ADD, rest.rollups),
-            (_ADD_KEY, rest.keys),
-            (_ADD_HASH, rest.hashes),
-            (_ADD_ALERT, rest.alerts),
-            (_ADD_OBJECT, rest.objects),
-        ):
+        link.execute(ADD_SUMS, (encoded(objects(rest.sums)),))
+        for statement, rows in rest.rows:
             sql.executemany(statement, rows)
         sql.execute(_NEW_KEYS)
 

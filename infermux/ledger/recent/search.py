@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ...errors import RequestError, shown
 from ...protocol import must_be
-from .. import AttemptRow, CallRow, Record, queries
+from .. import CallRow, Record, queries
 from ..periods import MAX_INTEGER
-from ..sql import SQLLedger
+from ..sql import Ledger
 from ..stores import Ask
 
 SCANNED = 20_000  # calls that one search reads
@@ -72,42 +73,29 @@ def place(text: str) -> Place:
     return int(found[1]), queries.bindable(found[2])
 
 
-def find(ledger: SQLLedger, search: Search) -> Page:
+def find(ledger: Ledger, search: Search) -> Page:
     """Return the newest calls that fit and are older than *search.before*."""
-    return ledger.snapshot(lambda ask: _find(ask, search))
+    return ledger.snapshot(lambda ask: _find(ledger, ask, search))
 
 
-def _find(ask: Ask, search: Search) -> Page:
+def _find(ledger: Ledger, ask: Ask, search: Search) -> Page:
     end = ask(f"{_LAST} LIMIT 1 OFFSET {SCANNED - 1}", search.before)
     first = end[0][0] if end else 0
-    where, values = _conditions(search)
+    where = queries.Where(first, None, search.caller)
+    where.add("(c.at_ns, c.id) < (?, ?)", *search.before)
+    _choose(where.add, search)
     limit = max(1, min(search.limit, MAX_FOUND))
-    query = f"{queries.CALL} WHERE (c.at_ns, c.id) < (?, ?) AND c.at_ns >= ?{where}"
-    order = "ORDER BY c.at_ns DESC, c.id DESC LIMIT ?"
-    rows = ask(f"{query} {order}", (*search.before, first, *values, limit + 1))
-    calls = [CallRow._make(row) for row in rows]
-    found = [
-        Record(call, tuple(map(AttemptRow._make, ask(queries.ATTEMPTS, (call.at_ns, call.id)))))
-        for call in calls[:limit]
-    ]
-    if len(calls) > limit:
+    rows = ask(f"{queries.CALL}{where}{queries.NEWEST}", (*where.values, limit + 1))
+    found = list(ledger.with_attempts(ask, [CallRow._make(row) for row in rows[:limit]]))
+    if len(rows) > limit:
         last = found[-1].call
         return Page(found, (last.at_ns, last.id), last.at_ns)
     return Page(found, (first, "") if end else None, first if end else None)
 
 
-def _conditions(search: Search) -> tuple[str, list[str | int]]:
-    parts: list[str] = []
-    values: list[str | int] = []
-
-    def add(condition: str, *given: str) -> None:
-        parts.append(condition)
-        values.extend(map(queries.bindable, given))
-
+def _choose(add: Callable[..., None], search: Search) -> None:
     if search.status:
         add(*queries.of_status(search.status))
-    if search.caller is not None:
-        add("c.caller = ?", search.caller)
     if name := search.model:
         tried = _TRIED.format("a.model = ? OR a.served = ?")
         add(f"? IN (c.requested, c.model, c.served) OR {tried}", name, name, name)
@@ -122,7 +110,6 @@ def _conditions(search: Search) -> tuple[str, list[str | int]]:
         also = " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in _TRIED_TEXT)
         count = len(fits) + len(_TRIED_TEXT)
         add(" OR ".join([*fits, _TRIED.format(also)]), *[like] * count)
-    return "".join(f" AND ({part})" for part in parts), values
 
 
 def _escaped(word: str) -> str:

@@ -24,7 +24,6 @@ from typing import Any, TypeVar, cast
 
 from ...types import Clock
 from .. import (
-    LEASE_SECONDS,
     USER,
     Adjustment,
     Budget,
@@ -36,10 +35,10 @@ from .. import (
     rollups,
 )
 from ..groups import GroupCommit, Job, fail
-from ..holds import MAX_USERS, Refused, Rules, exceeded
+from ..holds import MAX_USERS, Refused, Rules
 from ..periods import ms
 from ..spool import Deferred, Spool
-from ..sql import SQLLedger, amount
+from ..sql import Ledger
 from ..stores import Ask
 from . import budgets, prune, schema
 from .budgets import state
@@ -66,7 +65,7 @@ class _Process:
         self.opening = threading.Lock()  # one thread at a time opens the file
 
 
-class SQLiteLedger(SQLLedger):
+class SQLiteLedger(Ledger):
     """A ledger in the file at *path*, created with mode 0600; a write waits at most *busy* s.
 
     Calls are kept for *keep* seconds. A damaged file is moved aside if a new one *replaces* it."""
@@ -90,45 +89,13 @@ class SQLiteLedger(SQLLedger):
 
     # -- budgets --
 
-    def reserve(
-        self,
-        budget: Budget,
-        pico: int,
-        *,
-        call_id: str,
-        at: float,
-        lease: float = LEASE_SECONDS,
-        over: bool = False,
-        about: str = "",
-    ) -> Hold:
-        """Reserve *pico* pico-USD by one conditional UPDATE for each budget."""
-        hold = Hold(call_id, budget, amount(pico), at, about=about)
-        return self._held(budgets.reserve, hold, at, at + lease, over, hold.pico)
+    def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._write(lambda file: budgets.reserve(file.cursor, hold, rules), hold.budget)
 
-    def top_up(self, hold: Hold, more: int, *, at: float, lease: float = LEASE_SECONDS) -> Hold:
-        """Add to a hold; if its lease has expired, reserve the whole amount again."""
-        more = amount(more)
-        work = partial(budgets.top_up, more)
-        return self._held(work, hold, at, at + lease, hold.over, more)
-
-    def _held(
-        self,
-        work: Callable[[Cursor, Hold, Rules], Hold | Refused],
-        hold: Hold,
-        at: float,
-        expires: float,
-        over: bool,
-        pico: int,
-    ) -> Hold:
-        """Return the hold that *work* makes of *hold*; raise BudgetExceeded."""
-        rules = Rules(at, expires, over, self.may_expire, self.zone)
-        found = self._write(lambda connection: work(connection.cursor, hold, rules), hold.budget)
-        if isinstance(found, Refused):
-            raise exceeded(found.budget, found.left, pico, at, self.zone)
-        return found
+    def _top_up(self, more: int, hold: Hold, rules: Rules) -> Hold | Refused:
+        return self._write(lambda file: budgets.top_up(more, file.cursor, hold, rules), hold.budget)
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        """Write a call and its spending in one transaction."""
         return self._write(lambda connection: self._settle(connection, record, hold))
 
     def _settle(self, connection: Connection, record: Record, hold: Hold | None) -> bool:
@@ -168,15 +135,12 @@ class SQLiteLedger(SQLLedger):
             self.write(lambda sql: budgets.lose(sql, now, self.zone))
 
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
-        """Remove the calls of the days that ended before *before*; return how many calls."""
         return prune.prune(self, before, told)
 
     def prunes_before(self, before: float) -> float:
-        """Return the start of the day that contains *before*."""
         return before // periods.DAY * periods.DAY
 
     def problems(self) -> list[str]:
-        """Return a message for each error of the file: damage, or sums that differ from rows."""
         return self.snapshot(lambda ask: [*prune.damage(ask), *rollups.problems(ask, prune.SUMMED)])
 
     def _spool(self) -> Spool:

@@ -10,13 +10,17 @@ from __future__ import annotations
 from datetime import tzinfo
 from sqlite3 import Cursor
 
-from .. import Hold, Record
+from .. import Hold, Record, tables
 from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, digest
-from ..stores import objects
 from . import budgets
 
 APPLICATION_ID = 0x494D5558  # "IMUX": marks a file of InferMux
 MAX_PLANS = 4096  # digests of plans that a connection remembers
+
+
+def _made(table: str, kind: str = " STRICT, WITHOUT ROWID") -> str:
+    return table.replace("BIGINT", "INTEGER") + kind
+
 
 _FIRST = (
     """CREATE TABLE calls (
@@ -50,8 +54,8 @@ _UNPRICED = (
     """UPDATE calls SET unpriced = (SELECT count(*) FROM attempts AS a
         WHERE a.at_ns = calls.at_ns AND a.call_id = calls.id AND a.unpriced = 1)""",
 )
-_PLANS = (  # many plans share their first line: it is stored once, and calls have its digest
-    "CREATE TABLE plans (digest TEXT PRIMARY KEY, line TEXT NOT NULL) STRICT, WITHOUT ROWID",
+_PLANS = (
+    _made(tables.PLANS),
     "ALTER TABLE calls ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
 )
 # Holds become rows next to their budget's row, whose call_id is empty: a reservation then changes
@@ -92,7 +96,7 @@ SUMS = (
             FROM calls WHERE cost > 0 GROUP BY caller, slot)
         WINDOW earlier AS (PARTITION BY caller ORDER BY slot)""",
     # The sums of each ended day (UTC), by some columns of calls; see `rollups`.
-    "CREATE TABLE rolled (day INTEGER PRIMARY KEY, state INTEGER NOT NULL) STRICT",
+    _made(tables.ROLLED, " STRICT"),
     """CREATE TABLE rollups (
         kind INTEGER NOT NULL, day INTEGER NOT NULL, n INTEGER NOT NULL, caller TEXT NOT NULL,
         tag TEXT NOT NULL, error TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL,
@@ -117,9 +121,7 @@ SUMS = (
     # 1: the caller has budgets of several lengths; of older files it is not known
     "ALTER TABLE budgets ADD COLUMN several INTEGER NOT NULL DEFAULT 0",
     "UPDATE budgets SET several = 1 WHERE call_id = ''",
-    """CREATE TABLE adjustments (
-        at_ns INTEGER NOT NULL, name TEXT NOT NULL, team INTEGER NOT NULL, period TEXT NOT NULL,
-        action TEXT NOT NULL, pico INTEGER NOT NULL) STRICT""",
+    _made(tables.ADJUSTMENTS, " STRICT"),
 )
 _BILLED = (  # what else an attempt was billed by, and whether its cost is assumed
     "ALTER TABLE attempts ADD COLUMN assumed INTEGER NOT NULL DEFAULT 0",
@@ -130,34 +132,21 @@ _BILLED = (  # what else an attempt was billed by, and whether its cost is assum
     "ALTER TABLE rollups ADD COLUMN assumed_pico INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE budgets ADD COLUMN about TEXT NOT NULL DEFAULT ''",  # of a hold's call
 )
-_KEYS = (  # created at run time; each change raises the version
-    """CREATE TABLE api_keys (
-        name TEXT PRIMARY KEY, settings TEXT NOT NULL, created_ms INTEGER NOT NULL,
-        expires_ms INTEGER, revoked_ms INTEGER) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE key_hashes (
-        hash TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL, until_ms INTEGER)
-        STRICT, WITHOUT ROWID""",
-    """CREATE TABLE versions (name TEXT PRIMARY KEY, version INTEGER NOT NULL)
-        STRICT, WITHOUT ROWID""",
-    "INSERT INTO versions VALUES ('keys', 0)",
+_KEYS = (
+    *map(_made, tables.KEYS),
+    tables.FIRST_VERSION,
     "ALTER TABLE calls ADD COLUMN end_user TEXT NOT NULL DEFAULT ''",
 )
-_ANSWERS = (  # cached answers
-    """CREATE TABLE answers (
-        digest TEXT PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL,
-        expires_ms INTEGER NOT NULL, size INTEGER NOT NULL, body TEXT NOT NULL) STRICT""",
-    "CREATE INDEX answers_by_age ON answers (name, at_ms, digest, size)",
-    "CREATE INDEX answers_by_end ON answers (expires_ms)",
-    """CREATE TABLE answer_sizes (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL)
-        STRICT, WITHOUT ROWID""",
+_ANSWERS = (
+    _made(tables.ANSWERS, " STRICT"),
+    tables.ANSWERS_BY_AGE,
+    tables.ANSWERS_BY_END,
+    _made(tables.ANSWER_SIZES),
 )
-# The sums of each step of the last days; see `recent.activity`.
 _SLOT_START = "NEW.at_ns / 300000000000 * 300"
 _HOUR_START = "NEW.at_ns / 3600000000000 * 3600"
 _ACTIVITY = (
-    """CREATE TABLE activity (
-        step INTEGER NOT NULL, start INTEGER NOT NULL, data TEXT NOT NULL,
-        PRIMARY KEY (step, start)) STRICT, WITHOUT ROWID""",
+    _made(tables.ACTIVITY),
     f"""CREATE TRIGGER call_late AFTER INSERT ON calls
         WHEN EXISTS (SELECT 1 FROM activity WHERE step = 300 AND start = {_SLOT_START})
             OR EXISTS (SELECT 1 FROM activity WHERE step = 3600 AND start = {_HOUR_START})
@@ -165,12 +154,7 @@ _ACTIVITY = (
             DELETE FROM activity WHERE step = 3600 AND start = {_HOUR_START}; END""",
     "ALTER TABLE attempts ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
 )
-_OBJECTS = (f"{objects.TABLE} STRICT, WITHOUT ROWID".replace("BIGINT", "INTEGER"),)
-_ALERTS = (  # when alerts were sent
-    """CREATE TABLE alerts (
-        subject TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, host TEXT NOT NULL)
-        STRICT, WITHOUT ROWID""",
-)
+_OBJECTS, _ALERTS = (_made(tables.OBJECTS),), (_made(tables.ALERTS),)
 _FINISH = ("ALTER TABLE attempts ADD COLUMN finish_reason TEXT NOT NULL DEFAULT ''",)
 # item n migrates version n to n + 1
 MIGRATIONS = (

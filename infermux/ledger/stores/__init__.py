@@ -16,18 +16,31 @@ Ask = Callable[[str, Sequence[Any]], list[Any]]  # returns the rows of a query
 class Sql(Protocol):
     """A cursor in a transaction."""
 
-    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any:
-        """Run a statement and return the cursor."""
-
-    def executemany(self, statement: str, rows: Sequence[Any], /) -> Any:
-        """Run a statement for each of *rows*."""
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Any: ...
+    def executemany(self, statement: str, rows: Sequence[Any], /) -> Any: ...
 
 
 class Database(Protocol):
-    """The database of the stores."""
+    """The database of the stores: a part of `sql.Ledger`."""
 
-    def snapshot(self, work: Callable[[Ask], T]) -> T:
-        """Return the result of *work*, whose queries see one state."""
+    def snapshot(self, work: Callable[[Ask], T]) -> T: ...
+    def write(self, work: Callable[[Sql], T]) -> T: ...
 
-    def write(self, work: Callable[[Sql], T]) -> T:
-        """Return the result of *work*, in a transaction."""
+
+class Store:
+    """Rows in the ledger's database; methods raise LedgerUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        return self._database.snapshot(lambda ask: ask(query, values))
+
+    def _write(self, statement: str, *rows: Sequence[Any]) -> None:
+        """Run a statement for each of *rows*, in one transaction."""
+
+        def work(sql: Sql) -> None:
+            for row in rows:
+                sql.execute(statement, row)
+
+        self._database.write(work)

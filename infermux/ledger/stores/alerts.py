@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..periods import ms
-from . import Database, Sql
+from . import Sql, Store
 
 KEPT = 400 * 86_400.0  # seconds that a subject is remembered
 _SENT = "SELECT subject, at_ms, host FROM alerts"
@@ -23,14 +23,11 @@ class Sent(NamedTuple):
     host: str
 
 
-class AlertLog:
-    """Stores when alerts were sent. Methods raise LedgerUnavailable."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class AlertLog(Store):
+    """Stores when alerts were sent."""
 
     def sent(self) -> Mapping[str, Sent]:
-        rows = self._database.snapshot(lambda ask: ask(_SENT, ()))
+        rows = self._rows(_SENT)
         return {str(subject): Sent(at / 1000, str(host)) for subject, at, host in rows}
 
     def claim(self, subject: str, before: Sent | None, at: float, host: str) -> bool:
@@ -47,11 +44,7 @@ class AlertLog:
 
     def undo(self, subject: str, host: str) -> None:
         """Note that an alert that *host* has claimed was not sent, so that another worker may."""
-
-        def work(sql: Sql) -> None:
-            sql.execute(_UNDO, (subject, host))
-
-        self._database.write(work)
+        self._write(_UNDO, (subject, host))
 
     def claim_all(self, subjects: Iterable[str], at: float, host: str) -> None:
         """Note these alerts as sent, so that none is sent."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..periods import ms
-from . import Database, Sql
+from . import Sql, Store
 
 OVERHEAD = 200  # bytes of a row beside its text, about
 BATCH = 100  # rows that are removed at a time
@@ -33,15 +33,12 @@ class Kept(NamedTuple):
     body: str
 
 
-class AnswerStore:
-    """Keeps texts by a digest. Methods raise LedgerUnavailable."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class AnswerStore(Store):
+    """Keeps texts by a digest."""
 
     def find(self, digest: str, now: float) -> Kept | None:
         """Return what is kept under *digest* and has not expired, or None."""
-        found = self._database.snapshot(lambda ask: ask(_FIND, (digest, ms(now))))
+        found = self._rows(_FIND, digest, ms(now))
         return Kept(found[0][0] / 1000, str(found[0][1])) if found else None
 
     def keep(self, digest: str, name: str, kept: Kept, *, expires: float, most: int) -> None:
@@ -74,7 +71,7 @@ class AnswerStore:
     def forget(self, now: float) -> int:
         """Remove what has expired; return how many texts."""
         count = 0
-        while self._database.snapshot(lambda ask: ask(_EXPIRED, (ms(now), 1))):
+        while self._rows(_EXPIRED, ms(now), 1):
             count += self._database.write(
                 lambda sql: _remove(sql, sql.execute(_EXPIRED, (ms(now), BATCH)).fetchall())
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..periods import ms
-from . import Ask, Database, Sql
+from . import Ask, Sql, Store
 
 FORGET = 90 * 86_400.0  # seconds until the hash of a secret that was replaced is removed
 _VERSION = "SELECT version FROM versions WHERE name = 'keys'"
@@ -45,11 +45,8 @@ class IssuedKey(NamedTuple):
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
-class KeyStore:
-    """Stores keys. Methods raise LedgerUnavailable."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class KeyStore(Store):
+    """Stores keys."""
 
     def version(self) -> int:
         """Return a number that each change of a key raises."""

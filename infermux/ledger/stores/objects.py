@@ -7,17 +7,14 @@ rows of no provider hold the secret that signs ids where a provider's key cannot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from secrets import randbits
 from typing import Any
 
 from ..periods import ms
-from . import Database, Sql
+from . import Store
 
 MAX_OBJECTS = 100_000  # of one caller at one provider, that are listed
-TABLE = """CREATE TABLE objects (
-    provider TEXT NOT NULL, caller TEXT NOT NULL, ident TEXT NOT NULL, at_ms BIGINT NOT NULL,
-    PRIMARY KEY (provider, caller, ident))"""
 _ADD = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _REMOVE = "DELETE FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _LIST = """SELECT ident FROM objects WHERE provider = ? AND caller = ?
@@ -26,19 +23,16 @@ _WHERE = "SELECT 1 FROM objects WHERE provider = ? AND caller = ? AND ident = ?"
 _SECRET = "SELECT at_ms FROM objects WHERE provider = '' ORDER BY ident"
 
 
-class Objects:
-    """The ids of what callers have made at providers; methods raise LedgerUnavailable."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class Objects(Store):
+    """The ids of what callers have made at providers."""
 
     def add(self, provider: str, caller: str, idents: Iterable[str], at: float) -> None:
         """Note that *caller* has made objects; known ones stay as they are."""
-        self._write(_ADD, ((provider, caller, ident, ms(at)) for ident in idents))
+        self._write(_ADD, *[(provider, caller, ident, ms(at)) for ident in idents])
 
     def remove(self, provider: str, caller: str, ident: str) -> None:
         """Forget an object that was deleted."""
-        self._write(_REMOVE, [(provider, caller, ident)])
+        self._write(_REMOVE, (provider, caller, ident))
 
     def of(self, provider: str, caller: str) -> frozenset[str]:
         """Return the vendor's ids of a caller's objects, the newest MAX_OBJECTS."""
@@ -51,24 +45,11 @@ class Objects:
     def secret(self) -> bytes:
         """Return 252 random bits, the same for all services of the ledger."""
         if not (found := self._rows(_SECRET)):
-            self._write(_ADD, [("", "", str(n), randbits(63)) for n in range(4)])
+            self._write(_ADD, *[("", "", str(n), randbits(63)) for n in range(4)])
             found = self._rows(_SECRET)  # those of another service that was first
         return b"".join(part.to_bytes(8, "big") for (part,) in found)
 
-    def _rows(self, query: str, *values: str | int) -> list[Any]:
-        return self._database.snapshot(lambda ask: ask(query, values))
-
-    def _write(self, statement: str, rows: Iterable[Sequence[str | int]]) -> None:
-        rows = list(rows)
-
-        def work(sql: Sql) -> None:
-            for row in rows:
-                sql.execute(statement, row)
-
-        self._database.write(work)
-
 
 def objects_of(ledger: Any) -> Objects | None:
-    """Return the objects that a ledger knows; only an SQL ledger has them."""
-    objects = getattr(ledger, "objects", None)
-    return None if objects is None else objects()
+    """Return the objects that a ledger knows, if there is one."""
+    return None if ledger is None else ledger.objects()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from ...dialects.openai.endpoints import FREE
 from ...dialects.openai.metering import asked as asked_usage
@@ -24,25 +25,21 @@ from ...errors import (
     RequestError,
     Unavailable,
 )
-from ...ledger import (
-    MAX_PICO,
-    Budget,
-    Hold,
-    Ledger,
-    LedgerUnavailable,
-)
+from ...ledger import MAX_PICO, Budget, Hold, LedgerUnavailable
+from ...ledger.sql import Ledger
 from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
 from ...types import Caller, Target, Usage
+from ..callers import RunBudget
 from ..stored import billed_as
 from ..targets import TargetPool
 from .passed import by_price, by_unit
 from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
-from .worst_case import Worst, helped, most_cost, unpriced, worst_case
+from .worst_case import Worst, fitted, helped, unpriced, worst_case
 from .worst_case import no_target as no_target
 
 LIMITING_TRIES = 4  # to reserve, as other calls may take what was left
@@ -101,28 +98,32 @@ class Accounting:
         LedgerUnavailable unless the budget only warns.
         """
         budget = call.caller.budget
-        if self.ledger is None or not isinstance(budget, Budget):
+        if not isinstance(budget, Budget | RunBudget) or call.request.op in UNBILLED:
             return
-        if call.request.op in UNBILLED:  # the operation costs nothing
+        if self.ledger is None and isinstance(budget, Budget):
             return
-        call.most_output = None
-        worst = self._worst(call.sent(Attempt(target, 0.0)), target)
+        call.most_output = call.most_uses = None
+        limited = partial(self._worst, call.sent(Attempt(target, 0.0)), target, None)
+        worst = limited()
         pico = None if worst is None else worst.pico
         if pico is None and budget.hard and not call.override:
             raise unpriced(target)
         before = sum([attempt.cost or 0 for attempt in call.attempts])  # that was or may be billed
+        if isinstance(budget, RunBudget):
+            budget.reserve(call, (pico or 0) + before)
+            return
         for tries in range(LIMITING_TRIES):
             try:
                 self._hold(call, target, budget, (pico or 0) + before)
                 return
             except BudgetExceeded as error:
                 left = (error.left or 0) + (call.hold.pico if call.hold else 0) - before
-                tokens = worst.affordable(left) if worst is not None else 0
-                last = tries == LIMITING_TRIES - 1  # other calls have taken what was left
-                if worst is None or worst.bounded or not tokens or last:
+                fit = fitted(worst, left, limited) if worst is not None else None
+                # at the end, other calls have taken what was left each time
+                if fit is None or tries == LIMITING_TRIES - 1:
                     call.spent = error.budget
-                    raise helped(error, worst, tokens, left) from None
-                call.most_output, pico = tokens, most_cost(worst.with_output(tokens), worst.price)
+                    raise helped(error, worst, left) from None
+                pico, call.most_output, call.most_uses = fit
 
     def _hold(self, call: Call, target: Target, budget: Budget, pico: int) -> None:
         """Reserve *pico* for the call, with what it holds already."""
@@ -190,10 +191,9 @@ class Accounting:
         self, request: InferRequest, target: Target, left: int, size: int | None = None
     ) -> bool:
         """Return whether *left* pico-USD cannot pay for a call, even one with a short answer."""
-        worst = self._worst(self._sent(request, target), target, size)
-        if worst is None or (worst.pico or 0) <= left:
-            return False
-        return worst.bounded or not worst.affordable(left)
+        limited = partial(self._worst, self._sent(request, target), target, size)
+        worst = limited()
+        return worst is not None and fitted(worst, left, limited) is None
 
     def _sent(self, request: InferRequest, target: Target) -> InferRequest:
         """Return the request that *target* would be sent, without a call."""
@@ -205,8 +205,9 @@ class Accounting:
         return found if own is None else own.applied(found)
 
     def _worst(
-        self, request: InferRequest, target: Target, size: int | None = None
+        self, request: InferRequest, target: Target, size: int | None, uses: int | None = None
     ) -> Worst | None:
+        request.most_uses = uses
         price = self._targets.price(target)
         if price is None:
             return None

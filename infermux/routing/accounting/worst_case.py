@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, fallbacks, size_of
+from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, fallbacks, size_of, with_uses
 from ...errors import BudgetExceeded, InferMuxError, NoHealthyProvider, UnpricedModel, shown
 from ...planning import Plan
 from ...pricing import Price, cost, usd
@@ -38,6 +38,11 @@ class Worst(NamedTuple):
         """Return the size of the request with a limit of its output."""
         return replace(self.size, output=tokens)
 
+    def unpacked(self) -> Worst:
+        """Return the most that the call may cost if its files hold what their bytes tell."""
+        size = replace(self.size, packed=False)
+        return self._replace(size=size, pico=most_cost(size, self.price))
+
     def affordable(self, pico: int) -> int:
         """Return the most output tokens of each answer so that the call costs at most *pico*."""
         low, high = 0, self.price.max_output or context_of(self.price)
@@ -49,6 +54,36 @@ class Worst(NamedTuple):
             else:
                 high = middle - 1
         return low if low >= MIN_OUTPUT else 0
+
+
+class Fit(NamedTuple):
+    """What a call is to hold that costs too much, with the limits that it is sent with."""
+
+    pico: int
+    most_output: int | None = None  # tokens
+    most_uses: int | None = None  # of each of the vendor's own tools
+
+
+def fitted(worst: Worst, left: int, limited: Callable[[int], Worst | None]) -> Fit | None:
+    """Return how *left* pico-USD can pay for a call, or None.
+
+    *limited* returns its worst case with fewer uses of tools. What limits neither the answer nor
+    the tools gets a limit. A file that may be larger than it looks holds all that is left.
+    """
+    most, uses, most_uses = worst, worst.size.contexts + 1, None
+    while uses > 1 and (most.pico or 0) > left:
+        found = limited(uses := uses // 2)
+        if found is not None and found.size.contexts < most.size.contexts:
+            most, most_uses = found, uses  # the format has such a limit, and the client sets none
+    is_packed = most.size.packed and (most.pico or 0) > left
+    most = most.unpacked() if is_packed else most
+    if (most.pico or 0) <= left:
+        return Fit(left if is_packed else most.pico or 0, None, most_uses)
+    tokens = 0 if worst.bounded else most.affordable(left)
+    if not tokens:
+        return None
+    pico = most_cost(most.with_output(tokens), most.price)
+    return Fit(left if is_packed else pico or 0, tokens, most_uses)
 
 
 def body_of(provider: object, request: InferRequest) -> JSON:
@@ -79,6 +114,8 @@ def worst_case(
     if request.passed is not None:
         return Worst(most_passed(request, price), Size(), price, True)
     body = body_of(provider, request)
+    if request.most_uses is not None:
+        body = with_uses(body, request.most_uses)
     size = size_of(body)
     if tokens is not None:
         size.tokens = round(tokens * MARGIN) + 3
@@ -123,7 +160,8 @@ def most_cost(size: Size, price: Price) -> int | None:
 def _usages(size: Size, price: Price) -> Iterator[Usage]:
     """Yield the possible usages, one of which is the most expensive."""
     rates, images = price.rates, size.images * (price.max_image or MAX_IMAGE)
-    added = (price.max_added or 0) + (context_of(price) if size.unknown else 0)
+    contexts = size.contexts + (size.unknown or size.packed)
+    added = (price.max_added or 0) + contexts * context_of(price)
     tokens = size.tokens + size.audio + images + added
     output = (size.output or 0) * size.answers
     usage = Usage(
@@ -167,17 +205,22 @@ def unpriced(target: Target) -> UnpricedModel:
     )
 
 
-def helped(error: BudgetExceeded, worst: Worst | None, tokens: int, left: int) -> BudgetExceeded:
+def helped(error: BudgetExceeded, worst: Worst | None, left: int) -> BudgetExceeded:
     """Return the error with a hint about what would fit."""
     if worst is None or worst.pico is None:
         return error
+    tokens = worst.affordable(left)
     told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
+    ways = ["set max_tokens"] if tokens or worst.size.output else []
+    if worst.size.contexts:
+        ways.append("set max_uses or max_tool_calls")
+    if worst.size.packed:
+        ways.append("send text or uncompressed audio instead of files")
+    if not tokens:
+        ways.append("send less")
+    told = f"{', or '.join(ways)}: {told}"
     if tokens:
-        told = f"set max_tokens: {told}; at most {tokens} tokens can be paid"
-    elif worst.size.output:
-        told = f"set max_tokens, or send less: {told}"
-    else:
-        told = f"send less: {told}"
+        told += f"; at most {tokens} tokens can be paid"
     error.message = f"{error.message}; {told}"
     error.args = (error.message,)
     return error

@@ -12,7 +12,8 @@ from functools import partial
 from flask import Response, request
 
 from ...errors import NotFound, RequestError
-from ...ledger import Ledger, LedgerUnavailable, reports
+from ...ledger import LedgerUnavailable, reports
+from ...ledger.sql import Ledger
 from ...protocol import strict_json
 from ...routing import explain as explaining
 from ...routing.router import Router

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from flask import Response, request
 
 from ...errors import NotFound, shown
-from ...ledger import Ledger, Record, reports
+from ...ledger import Record, reports
 from ...ledger.recent import search
-from ...ledger.recent.search import Page, Search
+from ...ledger.recent.search import Search
 from ...ledger.reports import iso
-from ...ledger.sql import SQLLedger
+from ...ledger.sql import Ledger
 from ...planning import Plan, replayed
 from ...protocol import must_be
 from ...types import JSON
@@ -40,21 +40,10 @@ def query(given: Mapping[str, str]) -> Search:
     return found._replace(before=search.place(before)) if before else found
 
 
-def find(ledger: Ledger, wanted: Search) -> Page:
-    """Return a page of calls; a ledger without SQL has one page."""
-    if isinstance(ledger, SQLLedger):
-        return search.find(ledger, wanted)
-    status = wanted.status or None
-    rows = ledger.rows(
-        model=wanted.model or None, status=status, caller=wanted.caller, limit=wanted.limit
-    )
-    return Page(rows, None, None)
-
-
 def listed(ledger: Ledger) -> Response:
     """Return the newest calls that fit, and where the next page begins."""
     only_parameters(*PARAMETERS)
-    page = find(ledger, query(request.args))
+    page = search.find(ledger, query(request.args))
     return json_response(
         {
             "calls": [reports.call_dict(record) for record in page.records],

@@ -6,7 +6,7 @@ from flask import Response, request
 
 from ...components import keys
 from ...errors import NotFound, RequestError
-from ...ledger import Ledger
+from ...ledger.sql import Ledger
 from ...protocol import must_be, strict_json
 from ...types import JSON
 from ..http import Api, json_body, json_response, only_parameters, read_body

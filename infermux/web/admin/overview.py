@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...errors import InferMuxError, close_to, printable, shown
-from ...ledger import Ledger, LedgerUnavailable, Total, summed
+from ...ledger import LedgerUnavailable, Total, summed
 from ...ledger.recent import activity
 from ...ledger.recent.activity import OTHERS, Activity, Step
 from ...ledger.reports import figures, iso, kind
-from ...ledger.sql import SQLLedger
+from ...ledger.sql import Ledger
 from ...planning.registry import flat
 from ...pricing import usd
 from ...protocol import must_be
@@ -118,10 +118,8 @@ def overview(router: Router, span: Span, now: float, service: Mapping[str, str])
     return Overview(now, span, told, state, targets, budgets, about, seen, whole)
 
 
-def recent(ledger: Ledger, span: Span, now: float) -> Activity | None:
-    """Return the sums of the span's steps, or None from a ledger that has none."""
-    if not isinstance(ledger, SQLLedger):
-        return None
+def recent(ledger: Ledger, span: Span, now: float) -> Activity:
+    """Return the sums of the span's steps."""
     until = int(now) + 1
     found = activity.report(ledger, span.since(now), until, span.step, now)
     if found.unfinished:

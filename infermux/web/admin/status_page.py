@@ -25,7 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...errors import RequestError, printable
 from ...ledger import LedgerUnavailable
 from ...ledger.recent.activity import OTHERS
-from ...ledger.recent.search import Page, Search
+from ...ledger.recent.search import Page, Search, find
 from ...pricing import PICO, usd
 from ...routing.router import Router
 from .. import Route
@@ -126,7 +126,7 @@ class StatusPage:
             wanted, problem = Search(), error.message
         page = None
         try:
-            page = calls.find(ledger, wanted) if ledger is not None else None
+            page = find(ledger, wanted) if ledger is not None else None
         except LedgerUnavailable as error:
             log.error("the ledger cannot be read for the status page: %s", error.reason)
         return page, wanted, problem
