@@ -127,13 +127,18 @@ class Database:
 
     # -- work --
 
-    def run(self, work: Callable[[Link], T], seconds: float = 0.0) -> T:
+    def deadline(self) -> float:
+        """Return until when a call waits for an operation that begins now."""
+        return time.monotonic() + self._call
+
+    def run(self, work: Callable[[Link], T], seconds: float = 0.0, *, end: float = 0.0) -> T:
         """Return the result of *work* with a connection; raise LedgerUnavailable.
 
         It runs again if PostgreSQL has rolled it back or its connection was lost, so it must be
-        idempotent.
+        idempotent. It has *seconds*, or until *end*, else as long as a call waits.
         """
-        end, again = time.monotonic() + (seconds or self._call), True
+        end = end or time.monotonic() + (seconds or self._call)
+        again = True
         for tries in range(RETRIES):
             try:
                 return self._once(work, end)

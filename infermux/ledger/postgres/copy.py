@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,14 +14,14 @@ from ..rollups import PRUNED
 from ..sql import SQLLedger
 from ..stores import Ask
 from .schema import add_partitions, months
-from .settlements import ADD_SUMS, write_rows
+from .settlements import ADD_SUMS, marks, write_rows
 from .statements import Link, Sql, encoded, objects
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
 _LAST = "SELECT at_ns FROM calls ORDER BY at_ns DESC LIMIT 1"
 _STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
-_BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '')"
+_BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT DO NOTHING"
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
 _USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
@@ -46,7 +47,8 @@ _ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised
 _ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
-_ADD_PRUNED = f"INSERT INTO rolled VALUES (?, {PRUNED}) ON CONFLICT DO NOTHING"
+_ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})
+    ON CONFLICT (day) DO UPDATE SET state = excluded.state"""
 # sums that must be equal in both: per 30 days, per caller, and per budget
 _CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
         sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
@@ -120,6 +122,8 @@ def _partitions(link: Link, source: SQLLedger) -> None:
 def _add(name: str, page: Sequence[Record], link: Link) -> None:
     last = page[-1].call
     with link.transaction():
+        for mark in marks(page, time.time()):  # a service may sum up a day meanwhile
+            link.execute(*mark)
         # a run that lost its connection may have committed: nothing is added twice
         write_rows(link, page)
         Sql(link).execute(_ADVANCE, (last.at_ns, last.id, len(page), name))
@@ -170,6 +174,7 @@ def _finish(link: Link, name: str, rest: _Rest) -> None:
             (_ADD_HOLD, rest.holds),
             (_ADD_ADJUSTMENT, rest.adjustments),
             (_ADD_PRUNED, rest.days),
+            (rollups.CLEAR, rest.days),
             (rollups.ADD, rest.rollups),
             (_ADD_KEY, rest.keys),
             (_ADD_HASH, rest.hashes),
