@@ -156,8 +156,8 @@ class Reservations:
         """Turn holds whose lease has ended into spending; return whether there were any."""
         owners = [each.owner for each in budget.all]
         asked = (owners, ms(rules.at))
-        found = self._database.run(lambda link: link.execute(_EXPIRED, asked).fetchone(), end=end)
-        if found is None or not rules.expire():
+        [found] = self._database.run(lambda link: run(link, [(_EXPIRED, asked)]), end=end)
+        if not found or not rules.expire():
             return False
         self._lose(rules.at, owners, end)
         return True

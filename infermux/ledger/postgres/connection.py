@@ -173,9 +173,8 @@ class Database:
             if self._deadlines or time.monotonic() < self._succeeded + 1.0:
                 raise Away("all connections are in use") from None
             raise self.is_away("the database cannot be reached") from None
-        timed_out = False
         try:
-            self._deadlines[link] = end
+            self.limit(link, end)
             found = work(link)
             self._succeeded = time.monotonic()
             return found
@@ -183,9 +182,7 @@ class Database:
             timed_out = link not in self._deadlines
             raise self._judged(error, link, pool, timed_out) from None
         finally:
-            if self._deadlines.pop(link, None) is None:
-                with self._cutting:  # the other thread no longer uses the connection
-                    pass
+            self.unlimit(link)
             if link.pgconn.transaction_status != _IDLE:
                 _rolled_back(link)
             pool.give(link)
@@ -233,11 +230,6 @@ class Database:
                 if old is not None:
                     self.replaced = time.monotonic()
                     old.end()
-            if self._watch is None:
-                self._watch = threading.Thread(
-                    target=self._watching, name="infermux-deadlines", daemon=True
-                )
-                self._watch.start()
             return self._pool
 
     def _made(self) -> Pool:
@@ -328,6 +320,22 @@ class Database:
             self._away, self._reconnector, self.replaced = "", None, time.monotonic()
         if old is not None:
             old.end()
+
+    def limit(self, link: Link, end: float) -> None:
+        """End the connection at *end*, unless `unlimit` comes first."""
+        self._deadlines[link] = end
+        if self._watch is None:
+            with self._lock:
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._watching, name="infermux-deadlines", daemon=True
+                    )
+                    self._watch.start()
+
+    def unlimit(self, link: Link) -> None:
+        if self._deadlines.pop(link, None) is None:
+            with self._cutting:  # the other thread no longer uses the connection
+                pass
 
     def _watching(self) -> None:
         """End connections whose operation has taken too long."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,7 +86,7 @@ def copy(
         run(lambda link: _partitions(link, source))
         while page := source.page((at, id), NEWEST):
             at, id = page[-1].call.at_ns, page[-1].call.id
-            run(partial(_add, name, page))
+            run(partial(_add, name, page, target.clock()))
             count += len(page)
             told(count)
         rest = source.snapshot(_rest)
@@ -119,10 +118,10 @@ def _partitions(link: Link, source: SQLLedger) -> None:
         add_partitions(link, needed[1:])
 
 
-def _add(name: str, page: Sequence[Record], link: Link) -> None:
+def _add(name: str, page: Sequence[Record], now: float, link: Link) -> None:
     last = page[-1].call
     with link.transaction():
-        for mark in marks(page, time.time()):  # a service may sum up a day meanwhile
+        for mark in marks(page, now):  # a service may sum up a day meanwhile
             link.execute(*mark)
         # a run that lost its connection may have committed: nothing is added twice
         write_rows(link, page)
