@@ -60,8 +60,8 @@ def database_url(value: Any, place: str) -> Secret:
         raise ConfigError(f"{place} must be a URL that begins with postgresql://")
     odd = parts.fragment or parts.netloc.count("@") > 1 or _ODD.search(found.reveal())
     if not valid or "@" in parts.path or odd:
-        told = "a port is a number; in the user and password, / # @ : % and spaces are %2F %23 %40 %3A %25 %20"
-        raise ConfigError(f"{place} is not a URL: {told}")
+        told = "in the user and password, / # @ : % and spaces are %2F %23 %40 %3A %25 %20"
+        raise ConfigError(f"{place} is not a URL: a port is a number, and {told}")
     if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
         remedy = 'put the URL into a variable, and name it: "env:NAME"'
         raise ConfigError(f"{place} must not hold a password: {remedy}")

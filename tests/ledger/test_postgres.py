@@ -150,6 +150,10 @@ def test_a_table_of_another_program_is_left_alone(database: Database, opens: Ope
         lambda url: url.rpartition("/")[0] + "/n0ne",
         lambda url: url + "?sslmode=verify-full&sslrootcert=/nowhere",
         lambda url: url + "?nonsense=1",
+        lambda url: url + "?connect_timeout=abc",
+        lambda url: url + "?sslmode=always",
+        lambda url: url + "?options=-cnonsense%3D1",
+        lambda url: url.rpartition(":")[0] + ":99999/x",
     ],
 )
 def test_what_cannot_be_connected_to_is_told_without_the_password(
@@ -161,6 +165,7 @@ def test_what_cannot_be_connected_to_is_told_without_the_password(
         ledger.check()
     with pytest.raises(LedgerUnavailable) as second:
         ledger.reserve(Budget("web", 1), 1, call_id="a", at=NOON)
+    assert error.value.temporary is ("127.0.0.2" in url) and "\n" not in error.value.reason
     said = f"{error.value.reason} {error.value.told} {second.value.reason} {caplog.text} {error.value!r}"  # fmt: skip
     assert PASSWORD not in said and "wr0ng-secret" not in said
     assert "127.0.0" not in error.value.told
@@ -765,6 +770,15 @@ def test_a_copy_that_differs_is_told(there: Database, opens: Opens, tmp_path: Pa
     with closing(SQLiteLedger(tmp_path / "l.db")) as old:
         found = opens(there.url).copied_from(old, "l.db")
     assert len(found.differences) == 1 and "attempts" in found.differences[0]
+
+
+def test_a_text_without_nul_is_kept_as_it_is(there: Database, opens: Opens) -> None:
+    ledger = opens(there.service)
+    odd = settled("a", 1)
+    odd = odd._replace(call=odd.call._replace(requested="\\u0000\\", model="m\\\0\\u0000"))
+    assert ledger.settle(odd)
+    [found] = ledger.rows()
+    assert (found.call.requested, found.call.model) == ("\\u0000\\", "m\\\ufffd\\u0000")
 
 
 def test_the_schema_has_what_a_role_is_granted(there: Database) -> None:

@@ -84,7 +84,8 @@ _MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_OF_USERS}"
 _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
     (SELECT owner, period FROM budgets WHERE {_OF_USERS} ORDER BY spent, owner LIMIT %s)"""
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
-_RAISE = "UPDATE budgets SET raised = raised + %s WHERE owner = %s AND period = %s"
+_RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
+    WHERE owner = %s AND period = %s"""
 _SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 

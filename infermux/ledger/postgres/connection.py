@@ -397,10 +397,10 @@ def _rolled_back(link: Link) -> None:
         link.close()
 
 
-def options(url: str) -> dict[str, Any]:
+def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
     """Return the options of connections that the URL does not set."""
     own: dict[str, Any] = {
-        "connect_timeout": round(CONNECT_SECONDS),
+        "connect_timeout": max(2, round(seconds)),
         "application_name": "infermux",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -415,7 +415,7 @@ def options(url: str) -> dict[str, Any]:
 def opened(url: str, seconds: float) -> Iterator[Link]:
     """Yield a connection of its own; raise LedgerUnavailable without the password."""
     try:
-        given = options(url) | {"connect_timeout": max(2, round(seconds))}
+        given = options(url, seconds)
     except psycopg.ProgrammingError as error:
         # libpq's message may quote a part of the password
         what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
@@ -439,8 +439,9 @@ def refused(reason: str) -> bool:
     """Return whether the server refused a connection for a permanent reason."""
     return bool(
         re.search(
-            r"password authentication failed|no password supplied|does not exist|"
-            r"permission denied|no pg_hba.conf entry|certificate|does not support SSL",
+            r"authentication failed|no password supplied|does not exist|not permitted to log in|"
+            r"permission denied|no pg_hba.conf entry|certificate|private key|does not support SSL|"
+            r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter",
             reason,
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import select
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -184,6 +185,7 @@ def _error(result: PGresult) -> psycopg.Error:
 
 
 KEYS = [f"c{n}" for n in range(40)]  # of rows as objects
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # not an escaped backslash before u0000
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -195,7 +197,7 @@ def objects(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
 def encoded(value: Any) -> str:
     """Return a value as JSON without NUL, which PostgreSQL refuses."""
     found = _encode(value)
-    return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
+    return _NUL.sub(r"\1\\ufffd", found) if "\\u0000" in found else found
 
 
 @lru_cache(maxsize=64)
