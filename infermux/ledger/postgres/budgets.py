@@ -31,10 +31,8 @@ _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
     added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
         SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
     SELECT * FROM taken"""
-_WANTED = "unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)"
-_LOCK = f"""SELECT 1 FROM budgets AS b JOIN {_WANTED} USING (owner, period)
-    ORDER BY b.owner, b.period FOR UPDATE OF b"""
-_TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
+_TAKE_ALL = f"""WITH wanted AS (
+        SELECT * FROM unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)),
     fits AS (SELECT count(*) AS n FROM budgets JOIN wanted USING (owner, period)
         WHERE {_USED} + %s::numeric <= most),
     taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
@@ -124,9 +122,10 @@ class Reservations:
             row = (hold.call_id, budget.owner, key, hold.pico, limit, *times)
             [rows] = run(link, [(_TAKE, row)])
         else:
-            wanted = _wanted(budget.all, hold.at, zone)
-            take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
-            _, rows = run(link, [(_LOCK, wanted), (_TAKE_ALL, take)])
+            keys = _columns(self._keys(budget.all, hold.at))
+            limits = [each.limit_pico for each in budget.all]
+            take = (*keys, limits, hold.pico, hold.pico, len(limits), hold.call_id, hold.pico)
+            _, rows = run(link, [(_LOCKED_ROWS, keys), (_TAKE_ALL, (*take, *times))])
         return hold._replace(known=_known(budget, rows)) if rows else None
 
     def _decided(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused:
@@ -356,8 +355,3 @@ def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
 
 def _columns(keys: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
     return [owner for owner, _ in keys], [key for _, key in keys]
-
-
-def _wanted(budgets: Sequence[Budget], at: float, zone: tzinfo) -> tuple[list[Any], ...]:
-    keys = [(each.owner, each.key(at, zone)) for each in budgets]
-    return (*_columns(keys), [each.limit_pico for each in budgets])

@@ -47,6 +47,11 @@ _REFUSED = (  # permanent errors
     errors.UndefinedTable,
     errors.UndefinedColumn,
 )
+_PERMANENT = re.compile(
+    r"authentication failed|no password supplied|does not exist|not permitted to log in|"
+    r"permission denied|no pg_hba.conf entry|certificate|private key|does not support SSL|"
+    r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter"
+)
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -426,25 +431,13 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
         raise LedgerUnavailable(_said(error), told="the database refuses") from None
     except psycopg.Error as error:
         reason = _said(error)
-        if refused(reason):
+        if _PERMANENT.search(reason):
             raise LedgerUnavailable(reason, told="the database refuses") from None
         raise Away(reason) from None
     try:
         yield link
     finally:
         link.close()
-
-
-def refused(reason: str) -> bool:
-    """Return whether the server refused a connection for a permanent reason."""
-    return bool(
-        re.search(
-            r"authentication failed|no password supplied|does not exist|not permitted to log in|"
-            r"permission denied|no pg_hba.conf entry|certificate|private key|does not support SSL|"
-            r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter",
-            reason,
-        )
-    )
 
 
 def _said(error: BaseException) -> str:

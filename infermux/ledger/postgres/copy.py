@@ -25,29 +25,26 @@ _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source 
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
 _USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
     + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
-_SOURCE_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
-_SOURCE_BUDGETS = """SELECT caller, period, spent, held, waived, raised, warned_ms FROM budgets
-    WHERE call_id = ''"""
-_SOURCE_HOLDS = """SELECT call_id, caller, period, held, at_ms, expires_ms, about FROM budgets
-    WHERE call_id > ''"""
-_SOURCE_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
-_ADJUSTMENTS = "SELECT at_ns, name, team, period, action, pico FROM adjustments ORDER BY at_ns"
-_KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys"
-_HASHES = "SELECT hash, name, at_ms, until_ms FROM key_hashes"
-_ADD_KEY = "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_ADD_HASH = "INSERT INTO key_hashes VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_ALERTS = "SELECT subject, at_ms, host FROM alerts"
-_OBJECTS = "SELECT provider, caller, ident, at_ms FROM objects"
-_ADD_ALERT = "INSERT INTO alerts VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_ADD_OBJECT = "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
-_ADD_BUDGET = """INSERT INTO budgets (owner, period, spent, held, waived, raised, warned_ms)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_ADD_ADJUSTMENT = "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?, ?)"
+_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
+_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
 _ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})
     ON CONFLICT (day) DO UPDATE SET state = excluded.state"""
+_NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
+_BUDGET = "owner, period, spent, held, waived, raised, warned_ms"
+_HOLD = "call_id, owner, period, pico, at_ms, expires_ms, about"
+# the other tables: columns in the copy, and in the source where they differ
+_OTHERS = {
+    "budgets": (_BUDGET, f"{_BUDGET.replace('owner', 'caller')} FROM budgets WHERE call_id = ''"),
+    "holds": (
+        _HOLD,
+        "call_id, caller, period, held, at_ms, expires_ms, about FROM budgets WHERE call_id > ''",
+    ),
+    "adjustments": ("at_ns, name, team, period, action, pico", ""),
+    "api_keys": ("name, settings, created_ms, expires_ms, revoked_ms", ""),
+    "key_hashes": ("hash, name, at_ms, until_ms", ""),
+    "alerts": ("subject, at_ms, host", ""),
+    "objects": ("provider, caller, ident, at_ms", ""),
+}
 # sums that must be equal in both: per 30 days, per caller, and per budget
 _CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
         sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
@@ -128,28 +125,19 @@ def _add(name: str, page: Sequence[Record], now: float, link: Link) -> None:
         Sql(link).execute(_ADVANCE, (last.at_ns, last.id, len(page), name))
 
 
-class _Rest(NamedTuple):
-    """The rows that are copied in the last transaction."""
-
-    sums: list[tuple[Any, ...]]
-    budgets: list[tuple[Any, ...]]
-    holds: list[tuple[Any, ...]]
-    adjustments: list[tuple[Any, ...]]
-    days: list[tuple[Any, ...]]
-    rollups: list[tuple[Any, ...]]
-    keys: list[tuple[Any, ...]]
-    hashes: list[tuple[Any, ...]]
-    alerts: list[tuple[Any, ...]]
-    objects: list[tuple[Any, ...]]
+Rows = list[Sequence[Any]]
 
 
-def _rest(ask: Ask) -> _Rest:
-    days = ask(_SOURCE_PRUNED, ())
+def _rest(ask: Ask) -> tuple[Rows, list[tuple[str, Rows]]]:
+    """Return the sums of callers, and statements with the other rows for the last transaction."""
+    days = ask(_PRUNED, ())
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
-    sums = list(_by_slot(ask(_SOURCE_SUMS, ())))
-    rest = (ask(_SOURCE_BUDGETS, ()), ask(_SOURCE_HOLDS, ()), ask(_ADJUSTMENTS, ()))
-    others = [ask(query, ()) for query in (_KEYS, _HASHES, _ALERTS, _OBJECTS)]
-    return _Rest(sums, *rest, days, kept, *others)
+    found = [(_ADD_PRUNED, days), (rollups.CLEAR, days), (rollups.ADD, kept)]
+    for table, (columns, source) in _OTHERS.items():
+        marks = ", ".join("?" * (columns.count(",") + 1))
+        add = f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        found.append((add, ask(f"SELECT {source or f'{columns} FROM {table}'}", ())))
+    return list(_by_slot(ask(_SUMS, ()))), found
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
@@ -162,24 +150,14 @@ def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, .
         micro_before, pico_before = micro, pico
 
 
-def _finish(link: Link, name: str, rest: _Rest) -> None:
+def _finish(link: Link, name: str, rest: tuple[Rows, list[tuple[str, Rows]]]) -> None:
     with link.transaction():
         sql = Sql(link)
         if not sql.execute(_END, (name,)).rowcount:
             return  # it was done before the connection was lost
-        link.execute(ADD_SUMS, (encoded(objects(sorted(rest.sums))),))
-        for statement, rows in (
-            (_ADD_BUDGET, rest.budgets),
-            (_ADD_HOLD, rest.holds),
-            (_ADD_ADJUSTMENT, rest.adjustments),
-            (_ADD_PRUNED, rest.days),
-            (rollups.CLEAR, rest.days),
-            (rollups.ADD, rest.rollups),
-            (_ADD_KEY, rest.keys),
-            (_ADD_HASH, rest.hashes),
-            (_ADD_ALERT, rest.alerts),
-            (_ADD_OBJECT, rest.objects),
-        ):
+        sums, others = rest
+        link.execute(ADD_SUMS, (encoded(objects(sums)),))
+        for statement, rows in others:
             sql.executemany(statement, rows)
         sql.execute(_NEW_KEYS)
 

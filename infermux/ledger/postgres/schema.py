@@ -6,6 +6,7 @@ keys are. Partitions are created in advance; rows of other months go to a defaul
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from typing import Any
 
@@ -103,18 +104,7 @@ _FIRST = (
         ended BIGINT NOT NULL DEFAULT 0)""",
 )
 MIGRATIONS = (_FIRST,)  # item n migrates version n to n + 1
-TABLES: tuple[str, ...] = (
-    "calls",
-    "attempts",
-    "plans",
-    "sums",
-    "budgets",
-    "holds",
-    "adjustments",
-    "rolled",
-)
-TABLES += ("rollups", "rates", "circuits", "copies", "api_keys", "key_hashes")
-TABLES += ("versions", "answers", "answer_sizes", "activity", "objects", "alerts")
+TABLES = tuple(re.findall(r"CREATE (?:UNLOGGED )?TABLE (\w+) \(", "".join(sum(MIGRATIONS, ()))))
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
