@@ -18,6 +18,7 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.directions = 2  # that still wait for data
+        self.answered = True  # whether the server was the last to send
         for sock in (client, server):
             sock.settimeout(None)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -45,6 +46,7 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self.target, self.delay, self.port = target, 0.0, 0
         self.accepted = 0  # connections so far
+        self.turns = 0  # answers that were followed by more from the client: round trips
         self._swallow_all = self._swallow_answers = False
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
@@ -73,6 +75,10 @@ class Proxy:
             self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
             self.port = self._listener.getsockname()[1]
             self._run(self._serve, self._listener)
+
+    def pass_on(self) -> None:
+        """Let everything pass again; connections of which something was swallowed stay."""
+        self._swallow_all = self._swallow_answers = False
 
     def cut(self) -> int:
         """Reset the connections that exist, on both sides; return how many."""
@@ -132,6 +138,8 @@ class Proxy:
     def _pass_on(self, pair: _Pair, source: socket.socket, to: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
+                self.turns += pair.answered and to is not pair.client
+                pair.answered = to is pair.client
                 if self.delay:
                     self._over.wait(self.delay)
                 if not self._swallow_all and not (self._swallow_answers and to is pair.client):

@@ -71,10 +71,10 @@ def dollars(ctx: click.Context, param: click.Parameter, value: str | None) -> in
         return None
     try:
         pico = Decimal(value) * PICO
-        if not 0 < pico < 10**9 * PICO or pico % 1:
+        if not 0 < pico <= 9 * 10**6 * PICO or pico % 1:
             raise InvalidOperation
     except InvalidOperation:
-        message = f"{value!r} is not an amount of dollars above 0, such as 2.50"
+        message = f"{value!r} is not an amount of dollars above 0, such as 2.50; at most 9,000,000"
         raise click.BadParameter(message) from None
     return int(pico)
 

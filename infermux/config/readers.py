@@ -61,7 +61,7 @@ def database_url(value: Any, place: str) -> Secret:
     odd = parts.fragment or parts.netloc.count("@") > 1 or _ODD.search(found.reveal())
     if not valid or "@" in parts.path or odd:
         told = "in the user and password, / # @ : % and spaces are %2F %23 %40 %3A %25 %20"
-        raise ConfigError(f"{place} is not a URL: {told}")
+        raise ConfigError(f"{place} is not a URL: a port is a number, and {told}")
     if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
         remedy = 'put the URL into a variable, and name it: "env:NAME"'
         raise ConfigError(f"{place} must not hold a password: {remedy}")

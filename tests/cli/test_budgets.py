@@ -186,6 +186,7 @@ def test_an_operator_raises_and_resets_a_budget(client: Any, file: Path) -> None
         ["raise", "web", "x"],
         ["raise", "web", "1e99"],
         ["raise", "web", "nan"],
+        ["raise", "web", "10000000"],
     ],
 )
 def test_an_amount_that_cannot_be_is_refused(file: Path, words: list[str]) -> None:

@@ -62,6 +62,14 @@ def test_a_reservation_tells_what_it_leaves(ledger: SQLLedger) -> None:
     assert more.known is None
 
 
+def test_a_budget_is_raised_as_often_as_an_operator_likes(ledger: SQLLedger) -> None:
+    for _ in range(3):
+        ledger.adjust(DAILY, 8 * 10**18, NOON)
+    [state] = ledger.states([DAILY], NOON)
+    assert state.limit >= 9 * 10**18
+    ledger.settle(settled("a", 4), ledger.reserve(DAILY, 10, call_id="a", at=NOON))
+
+
 # -- periods ---------------------------------------------------------------------------------------
 
 

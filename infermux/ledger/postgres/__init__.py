@@ -25,7 +25,6 @@ from .. import (
     Hold,
     Record,
     periods,
-    rollups,
 )
 from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules
@@ -52,7 +51,7 @@ SAME_CLOCK = 0.02  # seconds that two clocks may differ
 _EXPIRED = "SELECT 1 FROM holds WHERE expires_ms <= %s LIMIT 1"
 _ATTEMPTS = f"""SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)}
     FROM attempts AS a JOIN unnest(?::bigint[], ?::text[]) AS w(at_ns, call_id)
-    USING (at_ns, call_id) ORDER BY a.at_ns, a.call_id, a.n"""
+    USING (at_ns, call_id) WHERE a.at_ns BETWEEN ? AND ? ORDER BY a.at_ns, a.call_id, a.n"""
 T = TypeVar("T")
 _inherited: list[_Process] = []  # a forked child must not use or close its parent's connections
 
@@ -215,9 +214,9 @@ class PostgresLedger(Ledger):
         if found and self.may_expire():
             self._lose(at)
 
-    def _lose(self, at: float, owners: list[str] | None = None) -> None:
+    def _lose(self, at: float, owners: list[str] | None = None, end: float = 0.0) -> None:
         work = partial(settlements.lose, now=at, zone=self.zone, owners=owners)
-        while self._here().database.run(work, DRAIN_SECONDS) >= settlements.MAX_LOST:
+        while self._here().database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
@@ -263,9 +262,10 @@ class PostgresLedger(Ledger):
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
         """Yield the records of calls, in order, with their attempts by one query."""
-        keys = [call.at_ns for call in calls], [call.id for call in calls]
         found: dict[tuple[int, str], list[AttemptRow]] = {}
-        for row in map(AttemptRow._make, ask(_ATTEMPTS, keys)) if calls else ():
+        starts = [call.at_ns for call in calls] or [0]  # between them: of few partitions
+        keys = (starts, [call.id for call in calls], min(starts), max(starts))
+        for row in map(AttemptRow._make, ask(_ATTEMPTS, keys) if calls else ()):
             found.setdefault((row.at_ns, row.call_id), []).append(row)
         for call in calls:
             yield Record(call, tuple(found.get((call.at_ns, call.id), ())))
@@ -284,7 +284,12 @@ class PostgresLedger(Ledger):
 
     def problems(self) -> list[str]:
         """Return a message for each sum that differs from its rows, and each missing partition."""
-        return self.snapshot(lambda ask: [*prune.held(ask), *rollups.problems(ask, prune.SUMMED)])
+
+        def work(link: Link) -> list[str]:
+            missing = schema.missing(link, self.clock())
+            return read_only(link, lambda ask: [*missing, *prune.problems(ask)])
+
+        return self.run_long(work)
 
     def copied_from(
         self, source: Ledger, name: str, told: Callable[[int], None] = lambda _: None

@@ -18,7 +18,7 @@ from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
 from .connection import Database
-from .statements import Link, Rows, encoded, objects, run, translated
+from .statements import Link, Rows, Statement, encoded, objects, run, translated
 
 # Settlements hold it shared, so none commits while a period begins with the cost of its calls.
 PERIODS = "4992031, 1"
@@ -31,10 +31,8 @@ _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
     added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
         SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
     SELECT * FROM taken"""
-_WANTED = "unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)"
-_LOCK = f"""SELECT 1 FROM budgets AS b JOIN {_WANTED} USING (owner, period)
-    ORDER BY b.owner, b.period FOR UPDATE OF b"""
-_TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
+_TAKE_ALL = f"""WITH wanted AS (
+        SELECT * FROM unnest(%s::text[], %s::text[], %s::numeric[]) AS w(owner, period, most)),
     fits AS (SELECT count(*) AS n FROM budgets JOIN wanted USING (owner, period)
         WHERE {_USED} + %s::numeric <= most),
     taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
@@ -46,6 +44,9 @@ _TAKE_ALL = f"""WITH wanted AS (SELECT * FROM {_WANTED}),
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
     FROM budgets AS b JOIN unnest(%s::text[], %s::text[]) AS w(owner, period) USING (owner, period)
     ORDER BY b.owner, b.period"""
+_LOCKED_ROWS = f"{_ROWS} FOR UPDATE OF b"
+_OPEN: Statement = ("BEGIN", ())
+_CLOSE: Statement = ("COMMIT", ())
 _CHANGE = f"""WITH changed AS MATERIALIZED (
         SELECT b.owner, b.period, w.c2 AS spent, w.c3 AS held FROM budgets AS b
         JOIN json_to_recordset({{rows}}) AS w(c0 text, c1 text, c2 numeric, c3 numeric)
@@ -63,10 +64,12 @@ _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UP
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
 _LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"
 _EXPIRED = "SELECT 1 FROM holds WHERE owner = ANY(%s) AND expires_ms <= %s LIMIT 1"
-_SUM = """SELECT coalesce(sum(micro), 0), coalesce(sum(pico), 0) FROM sums
-    WHERE caller = ANY(%s) AND slot >= %s AND slot < %s"""
-_BEGIN = """INSERT INTO budgets (owner, period, spent) VALUES (%s, %s, %s)
-    ON CONFLICT DO NOTHING"""
+_COST = f"""SELECT {{}}greatest(0, least({MAX_SPENT},
+        coalesce(sum(micro), 0) * {MICRO} + coalesce(sum(pico), 0)))::bigint
+    FROM sums WHERE caller = ANY(%s::text[]) AND slot >= %s AND slot < %s"""
+_COST_SO_FAR = _COST.format("")
+_BEGIN = f"""INSERT INTO budgets (owner, period, spent)
+    {_COST.format("%s::text, %s::text, ")} ON CONFLICT DO NOTHING"""
 _STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
         (SELECT coalesce(sum(h.pico), 0) FROM holds AS h
             WHERE h.owner = b.owner AND h.period = b.period AND h.expires_ms <= %s)
@@ -79,7 +82,8 @@ _MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_OF_USERS}"
 _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
     (SELECT owner, period FROM budgets WHERE {_OF_USERS} ORDER BY spent, owner LIMIT %s)"""
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
-_RAISE = "UPDATE budgets SET raised = raised + %s WHERE owner = %s AND period = %s"
+_RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
+    WHERE owner = %s AND period = %s"""
 _SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
@@ -92,20 +96,22 @@ class Reservations:
 
     def reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
         """Reserve a hold in all of its budgets, or in none; ValueError if the call has one."""
-        seen = list[Link]()
+        seen, end = list[Link](), self._database.deadline()
 
-        def work(link: Link) -> Hold | None:
+        def work(link: Link) -> Hold | Refused:
             seen.append(link)
-            return self._took(link, hold, rules)
+            return self._took(link, hold, rules) or self._decided(link, hold, rules)
 
         try:
-            if (took := self._database.run(work)) is not None:
-                return took
+            found = self._database.run(work, end=end)
+            if isinstance(found, Refused) and self._freed(hold.budget, rules, end):
+                seen.clear()
+                found = self._database.run(work, end=end)
+            return found
         except errors.UniqueViolation:
             if len(seen) > 1:  # it was reserved before the connection was lost
                 return hold
             raise ValueError(f"call {hold.call_id!r} has a hold already") from None
-        return self._decided(hold, [(each, hold.pico) for each in hold.budget.all], rules)
 
     def _took(self, link: Link, hold: Hold, rules: Rules) -> Hold | None:
         """Reserve by one conditional statement; with several budgets, lock the rows first."""
@@ -116,76 +122,66 @@ class Reservations:
             row = (hold.call_id, budget.owner, key, hold.pico, limit, *times)
             [rows] = run(link, [(_TAKE, row)])
         else:
-            wanted = _wanted(budget.all, hold.at, zone)
-            take = (*wanted, hold.pico, hold.pico, len(budget.all), hold.call_id, hold.pico, *times)
-            _, rows = run(link, [(_LOCK, wanted), (_TAKE_ALL, take)])
+            keys = _columns(self._keys(budget.all, hold.at))
+            limits = [each.limit_pico for each in budget.all]
+            take = (*keys, limits, hold.pico, hold.pico, len(limits), hold.call_id, hold.pico)
+            _, rows = run(link, [(_LOCKED_ROWS, keys), (_TAKE_ALL, (*take, *times))])
         return hold._replace(known=_known(budget, rows)) if rows else None
 
-    def _decided(
-        self, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
-    ) -> Hold | Refused:
-        """Reserve with the rows locked: begin periods, end leases, and check each limit."""
-
-        def work(link: Link) -> Hold | Refused:
-            self._begin(link, hold.budget.all, hold.at)
-            with link.transaction():
-                taken = self._locked(link, hold)
-                found = decide(hold, amounts, taken, rules)
-                if isinstance(found, Hold):
-                    self._write(link, found, amounts, rules)
+    def _decided(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused:
+        """Begin periods and reserve again; else check each limit, with the rows locked."""
+        budgets, asked = hold.budget.all, _columns(self._keys(hold.budget.all, hold.at))
+        [rows] = run(link, [(_ROWS, asked)])
+        if len(rows) < len(budgets):
+            self._begin(link, budgets, hold.at)
+            if (took := self._took(link, hold, rules)) is not None:
+                return took
+            [rows] = run(link, [(_ROWS, asked)])
+        amounts = [(each, hold.pico) for each in budgets]
+        found = decide(hold, amounts, _taken(rows, budgets), rules)
+        if isinstance(found, Refused):
             return found
-
-        try:
-            found = self._database.run(work)
-        except errors.UniqueViolation:
-            return hold
-        if isinstance(found, Refused) and self._freed(hold.budget, rules):
-            found = self._database.run(work)
+        _, rows = run(link, [_OPEN, (_LOCKED_ROWS, asked)])
+        found = decide(hold, amounts, _taken(rows, budgets), rules)
+        changed = list[Statement]()
+        if isinstance(found, Hold):
+            keys = self._keys(budgets, hold.at)
+            changed.append(_changed({key: [0, hold.pico] for key in keys}))
+            changed += self._warned(found, rules)
+            changed += [self._added(each, found, rules) for each in budgets]
+        run(link, [*changed, _CLOSE])
         return found
 
-    def _freed(self, budget: Budget, rules: Rules) -> bool:
+    def _freed(self, budget: Budget, rules: Rules, end: float) -> bool:
         """Turn holds whose lease has ended into spending; return whether there were any."""
         owners = [each.owner for each in budget.all]
         asked = (owners, ms(rules.at))
-        found = self._database.run(lambda link: link.execute(_EXPIRED, asked).fetchone())
-        if found is None or not rules.expire():
+        [found] = self._database.run(lambda link: run(link, [(_EXPIRED, asked)]), end=end)
+        if not found or not rules.expire():
             return False
-        self._lose(rules.at, owners)
+        self._lose(rules.at, owners, end)
         return True
+
+    def _keys(self, budgets: Sequence[Budget], at: float) -> list[tuple[str, str]]:
+        return [(each.owner, each.key(at, self._zone)) for each in budgets]
 
     def _begin(self, link: Link, budgets: Sequence[Budget], at: float) -> None:
         """Begin periods that have no rows, with what their callers' calls have cost in them."""
-        keys = [(each.owner, each.key(at, self._zone)) for each in budgets]
-        known = {(owner, key) for owner, key, *_ in link.execute(_ROWS, _columns(keys)).fetchall()}
-        for budget, key in sorted(zip(budgets, keys, strict=True), key=lambda pair: pair[1]):
-            if key not in known:
-                with link.transaction():
-                    link.execute(_ALONE)
-                    spent = cost_so_far(link, budget, at, self._zone)
-                    link.execute(_BEGIN, (*key, spent))
+        pairs = zip(self._keys(budgets, at), budgets, strict=True)
+        new = [
+            (_BEGIN, (*key, *_slots(budget, at, self._zone)))
+            for key, budget in sorted(pairs, key=lambda pair: pair[0])
+        ]
+        run(link, [(_ALONE, ()), *new])
 
-    def _locked(self, link: Link, hold: Hold) -> dict[str, Taken]:
-        keys = [(each.owner, each.key(hold.at, self._zone)) for each in hold.budget.all]
-        rows = link.execute(f"{_ROWS} FOR UPDATE OF b", _columns(keys)).fetchall()
-        return {owner: Taken(int(used), warned) for owner, _, used, warned in rows}
+    def _warned(self, hold: Hold, rules: Rules) -> list[Statement]:
+        now = ms(rules.at)
+        return [(_WARNED, (now, *key)) for key in self._keys(hold.warn, hold.at)]
 
-    def _write(
-        self, link: Link, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
-    ) -> None:
-        deltas: Deltas = {}
-        for budget, pico in amounts:
-            deltas[budget.owner, budget.key(hold.at, self._zone)] = [0, pico]
-        change(link, deltas)
-        for budget in hold.warn:
-            key = budget.key(hold.at, self._zone)
-            link.execute(_WARNED, (ms(rules.at), budget.owner, key))
-        for budget, _ in amounts:
-            self._add(link, budget, hold, rules)
-
-    def _add(self, link: Link, budget: Budget, hold: Hold, rules: Rules) -> None:
+    def _added(self, budget: Budget, hold: Hold, rules: Rules) -> Statement:
         times = (ms(hold.at), ms(rules.expires), hold.about)
         key = budget.key(hold.at, self._zone)
-        link.execute(_ADD_HOLD, (hold.call_id, budget.owner, key, hold.pico, *times))
+        return _ADD_HOLD, (hold.call_id, budget.owner, key, hold.pico, *times)
 
     # -- more for a call that has a hold
 
@@ -195,49 +191,45 @@ class Reservations:
         return self._database.run(lambda link: self._topped_up(link, hold, new, rules))
 
     def _topped_up(self, link: Link, hold: Hold, new: Hold, rules: Rules) -> Hold | Refused:
-        self._begin(link, hold.budget.all, hold.at)
-        with link.transaction():
-            alive = dict(link.execute(_HOLDS, (hold.call_id,)).fetchall())
-            # what was spent when the call was taken for lost is held instead
-            missing = [each for each in hold.budget.all if each.owner not in alive]
-            back = lost_cost(link, hold) if missing else 0
-            # absolute values, so it can run twice
-            amounts = [
-                (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
-                for each in hold.budget.all
+        alive, taken = self._locked(link, hold)
+        # what was spent when the call was taken for lost is held instead
+        missing = [each for each in hold.budget.all if each.owner not in alive]
+        back = lost_cost(link, hold) if missing else 0
+        # absolute values, so it can run twice
+        amounts = [
+            (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
+            for each in hold.budget.all
+        ]
+        found = decide(new, amounts, taken, rules)
+        expires, deltas = ms(rules.expires), Deltas()
+        if isinstance(found, Refused):
+            renewed = [
+                (_RENEW, (held, expires, hold.call_id, name)) for name, held in alive.items()
             ]
-            found = decide(new, amounts, self._locked(link, hold), rules)
-            for budget in hold.budget.all if isinstance(found, Refused) else ():
-                self._renew(link, hold, budget, alive.get(budget.owner), rules)
-            if isinstance(found, Refused):
-                return found
-            deltas: Deltas = {}
-            for budget, pico in amounts:
-                gone = 0 if budget.owner in alive else back
-                spend(deltas, budget.owner, -gone, hold.at, self._zone)
-                add(deltas, budget.owner, budget.key(hold.at, self._zone), 0, pico + gone)
-                self._renew(link, new, budget, alive.get(budget.owner), rules, add=True)
-            change(link, deltas)
-            for budget in found.warn:
-                key = budget.key(hold.at, self._zone)
-                link.execute(_WARNED, (ms(rules.at), budget.owner, key))
+            run(link, [*renewed, _CLOSE])
+            return found
+        changed = list[Statement]()
+        for budget, pico in amounts:
+            owner, gone = budget.owner, 0 if budget.owner in alive else back
+            if gone:
+                spend(deltas, owner, -gone, hold.at, self._zone)
+            add(deltas, owner, budget.key(hold.at, self._zone), 0, pico + gone)
+            renewal = (_RENEW, (new.pico, expires, hold.call_id, owner))
+            changed.append(renewal if owner in alive else self._added(budget, new, rules))
+        run(link, [*changed, _changed(deltas), *self._warned(found, rules), _CLOSE])
         return found
 
-    def _renew(
-        self,
-        link: Link,
-        hold: Hold,
-        budget: Budget,
-        held: int | None,
-        rules: Rules,
-        *,
-        add: bool = False,
-    ) -> None:
-        if held is not None:
-            pico = hold.pico if add else held
-            link.execute(_RENEW, (pico, ms(rules.expires), hold.call_id, budget.owner))
-        elif add:
-            self._add(link, budget, hold, rules)
+    def _locked(self, link: Link, hold: Hold) -> tuple[dict[str, int], dict[str, Taken]]:
+        """Begin a transaction; return what a call holds and what is used, by owner."""
+        budgets = hold.budget.all
+        asked = _columns(self._keys(budgets, hold.at))
+        ask: list[Statement] = [_OPEN, (_HOLDS, (hold.call_id,)), (_LOCKED_ROWS, asked)]
+        _, holds, rows = run(link, ask)
+        if len(rows) < len(budgets):
+            run(link, [_CLOSE])
+            self._begin(link, budgets, hold.at)
+            _, holds, rows = run(link, ask)
+        return {_text(owner): _int(pico) for owner, pico in holds}, _taken(rows, budgets)
 
     # -- states and operators' changes
 
@@ -245,7 +237,7 @@ class Reservations:
         self, link: Link, budgets: Sequence[Budget], at: float, now: float
     ) -> list[BudgetState]:
         """Return the state of each budget, without expired holds."""
-        keys = [(each.owner, each.key(at, self._zone)) for each in budgets]
+        keys = self._keys(budgets, at)
         rows = link.execute(_STATES, (ms(now), *_columns(keys))).fetchall()
         known = {(owner, key): rest for owner, key, *rest in rows}
         found = []
@@ -287,10 +279,15 @@ def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
 
 def cost_so_far(link: Link, budget: Budget, at: float, zone: tzinfo) -> int:
     """Return what the callers' calls have cost in the period that contains *at*."""
-    end, callers = budget.resets(at, zone), list(budget.counts_for)
-    first, last = (int(budget.start(at, zone) // SLOT), int((9e9 if end is None else end) // SLOT))
-    [micro, pico] = link.execute(_SUM, (callers, first, last)).fetchone() or (0, 0)
-    return max(0, min(int(micro) * MICRO + int(pico), MAX_SPENT))
+    [cost] = link.execute(_COST_SO_FAR, _slots(budget, at, zone)).fetchone() or (0,)
+    return int(cost)
+
+
+def _slots(budget: Budget, at: float, zone: tzinfo) -> tuple[list[str], int, int]:
+    """Return the callers whose calls count in a period, and its slots."""
+    end = budget.resets(at, zone)
+    first, last = budget.start(at, zone), 9e9 if end is None else end
+    return list(budget.counts_for), int(first // SLOT), int(last // SLOT)
 
 
 def lost_cost(link: Link, hold: Hold) -> int:
@@ -324,7 +321,25 @@ def changes(deltas: Deltas) -> list[tuple[Any, ...]]:
 
 def change(link: Link, deltas: Deltas) -> None:
     """Change what is spent and held."""
-    link.execute(CHANGE, (encoded(objects(changes(deltas))),))
+    link.execute(*_changed(deltas))
+
+
+def _changed(deltas: Deltas) -> Statement:
+    return CHANGE, (encoded(objects(changes(deltas))),)
+
+
+def _taken(rows: Rows, budgets: Sequence[Budget]) -> dict[str, Taken]:
+    if len(rows) < len(budgets):  # removed since the period began: `Database.run` tries again
+        raise errors.SerializationFailure("a budget's period was removed")
+    return {_text(owner): Taken(_int(used), _int(warned)) for owner, _, used, warned in rows}
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode()
+
+
+def _int(value: bytes | None) -> int:
+    return int(value or 0)
 
 
 def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
@@ -333,15 +348,10 @@ def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
     found = []
     for raised, used, *owner in rows:
         each = limits.get(owner[0] or b"", budget) if owner else budget
-        limit = each.limit_pico + int(raised or 0)
-        found.append((each, limit, limit - int(used or 0)))
+        limit = each.limit_pico + _int(raised)
+        found.append((each, limit, limit - _int(used)))
     return min(found, key=lambda known: known[2])
 
 
 def _columns(keys: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
     return [owner for owner, _ in keys], [key for _, key in keys]
-
-
-def _wanted(budgets: Sequence[Budget], at: float, zone: tzinfo) -> tuple[list[Any], ...]:
-    keys = [(each.owner, each.key(at, zone)) for each in budgets]
-    return (*_columns(keys), [each.limit_pico for each in budgets])

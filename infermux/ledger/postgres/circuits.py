@@ -67,19 +67,24 @@ class Circuits:
     def _listening(self) -> None:
         while not self._closed.is_set():
             with suppress(LedgerUnavailable, psycopg.Error), opened(self._url, 2) as link:
-                self._listen(link)
+                try:
+                    self._listen(link)
+                finally:
+                    self._database.unlimit(link)
             if not self._closed.is_set():
                 self._closed.wait(RETRY_SECONDS)
 
     def _listen(self, link: Link) -> None:
         """Read the commands now, whenever they change, and every ten seconds."""
+        self._database.limit(link, time.monotonic() + READ_SECONDS)
         with suppress(psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError):
             link.execute(f"LISTEN {_CHANNEL}")
         while True:
-            self._known = tuple(
-                [CircuitCommand(*row) for row in link.execute(_ALL, prepare=False).fetchall()]
-            )
             end = time.monotonic() + READ_SECONDS
+            self._database.limit(link, end)
+            rows = link.execute(_ALL, prepare=False).fetchall()
+            self._database.unlimit(link)
+            self._known = tuple([CircuitCommand(*row) for row in rows])
             heard = False
             while not heard and (left := end - time.monotonic()) > 0:
                 if self._closed.is_set():

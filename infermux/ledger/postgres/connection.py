@@ -47,6 +47,11 @@ _REFUSED = (  # permanent errors
     errors.UndefinedTable,
     errors.UndefinedColumn,
 )
+_PERMANENT = re.compile(
+    r"authentication failed|no password supplied|does not exist|not permitted to log in|"
+    r"permission denied|no pg_hba.conf entry|certificate|private key|does not support SSL|"
+    r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter"
+)
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
 T = TypeVar("T")
@@ -127,13 +132,18 @@ class Database:
 
     # -- work --
 
-    def run(self, work: Callable[[Link], T], seconds: float = 0.0) -> T:
+    def deadline(self) -> float:
+        """Return until when a call waits for an operation that begins now."""
+        return time.monotonic() + self._call
+
+    def run(self, work: Callable[[Link], T], seconds: float = 0.0, *, end: float = 0.0) -> T:
         """Return the result of *work* with a connection; raise LedgerUnavailable.
 
         It runs again if PostgreSQL has rolled it back or its connection was lost, so it must be
-        idempotent.
+        idempotent. It has *seconds*, or until *end*, else as long as a call waits.
         """
-        end, again = time.monotonic() + (seconds or self._call), True
+        end = end or time.monotonic() + (seconds or self._call)
+        again = True
         for tries in range(RETRIES):
             try:
                 return self._once(work, end)
@@ -168,9 +178,8 @@ class Database:
             if self._deadlines or time.monotonic() < self._succeeded + 1.0:
                 raise Away("all connections are in use") from None
             raise self.is_away("the database cannot be reached") from None
-        timed_out = False
         try:
-            self._deadlines[link] = end
+            self.limit(link, end)
             found = work(link)
             self._succeeded = time.monotonic()
             return found
@@ -178,9 +187,7 @@ class Database:
             timed_out = link not in self._deadlines
             raise self._judged(error, link, pool, timed_out) from None
         finally:
-            if self._deadlines.pop(link, None) is None:
-                with self._cutting:  # the other thread no longer uses the connection
-                    pass
+            self.unlimit(link)
             if link.pgconn.transaction_status != _IDLE:
                 _rolled_back(link)
             pool.give(link)
@@ -228,11 +235,6 @@ class Database:
                 if old is not None:
                     self.replaced = time.monotonic()
                     old.end()
-            if self._watch is None:
-                self._watch = threading.Thread(
-                    target=self._watching, name="infermux-deadlines", daemon=True
-                )
-                self._watch.start()
             return self._pool
 
     def _made(self) -> Pool:
@@ -324,6 +326,22 @@ class Database:
         if old is not None:
             old.end()
 
+    def limit(self, link: Link, end: float) -> None:
+        """End the connection at *end*, unless `unlimit` comes first."""
+        self._deadlines[link] = end
+        if self._watch is None:
+            with self._lock:
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._watching, name="infermux-deadlines", daemon=True
+                    )
+                    self._watch.start()
+
+    def unlimit(self, link: Link) -> None:
+        if self._deadlines.pop(link, None) is None:
+            with self._cutting:  # the other thread no longer uses the connection
+                pass
+
     def _watching(self) -> None:
         """End connections whose operation has taken too long."""
         while True:
@@ -384,10 +402,10 @@ def _rolled_back(link: Link) -> None:
         link.close()
 
 
-def options(url: str) -> dict[str, Any]:
+def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
     """Return the options of connections that the URL does not set."""
     own: dict[str, Any] = {
-        "connect_timeout": round(CONNECT_SECONDS),
+        "connect_timeout": max(2, round(seconds)),
         "application_name": "infermux",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -402,7 +420,7 @@ def options(url: str) -> dict[str, Any]:
 def opened(url: str, seconds: float) -> Iterator[Link]:
     """Yield a connection of its own; raise LedgerUnavailable without the password."""
     try:
-        given = options(url) | {"connect_timeout": max(2, round(seconds))}
+        given = options(url, seconds)
     except psycopg.ProgrammingError as error:
         # libpq's message may quote a part of the password
         what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
@@ -413,24 +431,13 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
         raise LedgerUnavailable(_said(error), told="the database refuses") from None
     except psycopg.Error as error:
         reason = _said(error)
-        if refused(reason):
+        if _PERMANENT.search(reason):
             raise LedgerUnavailable(reason, told="the database refuses") from None
         raise Away(reason) from None
     try:
         yield link
     finally:
         link.close()
-
-
-def refused(reason: str) -> bool:
-    """Return whether the server refused a connection for a permanent reason."""
-    return bool(
-        re.search(
-            r"password authentication failed|no password supplied|does not exist|"
-            r"permission denied|no pg_hba.conf entry|certificate|does not support SSL",
-            reason,
-        )
-    )
 
 
 def _said(error: BaseException) -> str:

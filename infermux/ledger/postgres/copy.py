@@ -13,50 +13,38 @@ from ..rollups import PRUNED
 from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
-from .settlements import ADD_SUMS, write_rows
+from .settlements import ADD_SUMS, marks, write_rows
 from .statements import Link, Sql, encoded, objects
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
 _LAST = "SELECT at_ns FROM calls ORDER BY at_ns DESC LIMIT 1"
 _STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
-_BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '')"
+_BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT DO NOTHING"
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
 _END = "UPDATE copies SET ended = 1 WHERE source = ? AND ended = 0"
 _USED = """SELECT (SELECT count(*) FROM (SELECT 1 FROM calls LIMIT 1) AS c)
     + (SELECT count(*) FROM (SELECT 1 FROM budgets LIMIT 1) AS b)"""
-_SOURCE_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
-_SOURCE_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
-_ADD_PRUNED = f"INSERT INTO rolled VALUES (?, {PRUNED}) ON CONFLICT DO NOTHING"
+_SUMS = "SELECT caller, slot, micro, pico FROM sums ORDER BY caller, slot"
+_PRUNED = f"SELECT day FROM rolled WHERE state = {PRUNED} ORDER BY day"
+_ADD_PRUNED = f"""INSERT INTO rolled VALUES (?, {PRUNED})
+    ON CONFLICT (day) DO UPDATE SET state = excluded.state"""
 _NEW_KEYS = "UPDATE versions SET version = version + 1 WHERE name = 'keys'"
-
-
-def _copied(columns: str, table: str, source: str = "") -> tuple[str, str]:
-    """Return the query for the rows of a table, and the statement that adds them to the copy."""
-    values = ", ".join("?" * len(columns.split(",")))
-    add = f"INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING"
-    return source or f"SELECT {columns} FROM {table}", add
-
-
-_TABLES = (
-    _copied(
-        "owner, period, spent, held, waived, raised, warned_ms",
-        "budgets",
-        """SELECT caller, period, spent, held, waived, raised, warned_ms FROM budgets
-            WHERE call_id = ''""",
+_BUDGET = "owner, period, spent, held, waived, raised, warned_ms"
+_HOLD = "call_id, owner, period, pico, at_ms, expires_ms, about"
+# the other tables: columns in the copy, and in the source where they differ
+_OTHERS = {
+    "budgets": (_BUDGET, f"{_BUDGET.replace('owner', 'caller')} FROM budgets WHERE call_id = ''"),
+    "holds": (
+        _HOLD,
+        "call_id, caller, period, held, at_ms, expires_ms, about FROM budgets WHERE call_id > ''",
     ),
-    _copied(
-        "call_id, owner, period, pico, at_ms, expires_ms, about",
-        "holds",
-        """SELECT call_id, caller, period, held, at_ms, expires_ms, about FROM budgets
-            WHERE call_id > ''""",
-    ),
-    _copied("at_ns, name, team, period, action, pico", "adjustments"),
-    _copied("name, settings, created_ms, expires_ms, revoked_ms", "api_keys"),
-    _copied("hash, name, at_ms, until_ms", "key_hashes"),
-    _copied("subject, at_ms, host", "alerts"),
-    _copied("provider, caller, ident, at_ms", "objects"),
-)
+    "adjustments": ("at_ns, name, team, period, action, pico", ""),
+    "api_keys": ("name, settings, created_ms, expires_ms, revoked_ms", ""),
+    "key_hashes": ("hash, name, at_ms, until_ms", ""),
+    "alerts": ("subject, at_ms, host", ""),
+    "objects": ("provider, caller, ident, at_ms", ""),
+}
 # sums that must be equal in both: per 30 days, per caller, and per budget
 _CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
         sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
@@ -95,7 +83,7 @@ def copy(
         run(lambda link: _partitions(link, source))
         while page := source.page((at, id), NEWEST):
             at, id = page[-1].call.at_ns, page[-1].call.id
-            run(partial(_add, name, page))
+            run(partial(_add, name, page, target.clock()))
             count += len(page)
             told(count)
         rest = source.snapshot(_rest)
@@ -127,27 +115,30 @@ def _partitions(link: Link, source: Ledger) -> None:
         add_partitions(link, needed[1:])
 
 
-def _add(name: str, page: Sequence[Record], link: Link) -> None:
+def _add(name: str, page: Sequence[Record], now: float, link: Link) -> None:
     last = page[-1].call
     with link.transaction():
+        for mark in marks(page, now):  # a service may sum up a day meanwhile
+            link.execute(*mark)
         # a run that lost its connection may have committed: nothing is added twice
         write_rows(link, page)
         Sql(link).execute(_ADVANCE, (last.at_ns, last.id, len(page), name))
 
 
-class _Rest(NamedTuple):
-    """What is copied in the last transaction: sums, and statements with their rows."""
-
-    sums: list[tuple[Any, ...]]
-    rows: list[tuple[str, list[tuple[Any, ...]]]]
+Rows = list[Sequence[Any]]
 
 
-def _rest(ask: Ask) -> _Rest:
-    days = ask(_SOURCE_PRUNED, ())
+def _rest(ask: Ask) -> tuple[Rows, list[tuple[str, Rows]]]:
+    """Return the sums of callers, and statements with the other rows for the last transaction."""
+    days = ask(_PRUNED, ())
     kept = [row for (day,) in days for row in ask(rollups.OF_DAY, (day,))]
-    rows = [(add, ask(query, ())) for query, add in _TABLES]
-    sums = sorted(_by_slot(ask(_SOURCE_SUMS, ())))
-    return _Rest(sums, [*rows, (_ADD_PRUNED, days), (rollups.ADD, kept)])
+    found = [(_ADD_PRUNED, days), (rollups.CLEAR, days), (rollups.ADD, kept)]
+    for table, (columns, source) in _OTHERS.items():
+        marks = ", ".join("?" * (columns.count(",") + 1))
+        add = f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        found.append((add, ask(f"SELECT {source or f'{columns} FROM {table}'}", ())))
+    sums: Rows = [*sorted(_by_slot(ask(_SUMS, ())))]
+    return sums, found
 
 
 def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, ...]]:
@@ -160,13 +151,14 @@ def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, .
         micro_before, pico_before = micro, pico
 
 
-def _finish(link: Link, name: str, rest: _Rest) -> None:
+def _finish(link: Link, name: str, rest: tuple[Rows, list[tuple[str, Rows]]]) -> None:
     with link.transaction():
         sql = Sql(link)
         if not sql.execute(_END, (name,)).rowcount:
             return  # it was done before the connection was lost
-        link.execute(ADD_SUMS, (encoded(objects(rest.sums)),))
-        for statement, rows in rest.rows:
+        sums, others = rest
+        link.execute(ADD_SUMS, (encoded(objects(sums)),))
+        for statement, rows in others:
             sql.executemany(statement, rows)
         sql.execute(_NEW_KEYS)
 

@@ -5,6 +5,7 @@ A role that owns no tables, such as a service's, deletes a month's rows instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
@@ -13,6 +14,7 @@ from typing import Any
 
 from psycopg import Rollback, errors
 
+from .. import LedgerUnavailable, rollups
 from ..periods import DAY, SLOT, midnight, start, step_name
 from ..rollups import (
     DAY_NS,
@@ -25,18 +27,19 @@ from ..rollups import (
     store_rows,
 )
 from ..stores import Ask
-from .budgets import PERIODS
 from .schema import following, partition, partitions
 from .statements import Link, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
-LOCK_MS = 2000  # that dropping a partition waits for other transactions
+LOCK_MS = 100  # that dropping a partition waits for reports, and calls for it
+LOCK_TRIES, LOCK_PAUSE = 150, 0.4  # to drop it while there are reports
 _OWNED = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'calls'::regclass"
 _MARK = f"UPDATE rolled SET state = {PRUNED} WHERE day = ANY(%s) AND state = {ROLLED}"
-_CALLS = "SELECT count(*) FROM calls WHERE at_ns >= %s AND at_ns < %s"
 _DAYS = f"""SELECT at_ns / {DAY_NS} AS day, count(*) FROM calls WHERE at_ns >= %s AND at_ns < %s
     GROUP BY 1 ORDER BY 1"""
-_STATES = "SELECT day, state FROM rolled WHERE day = ANY(%s) ORDER BY day FOR UPDATE"
+_OF_MONTH = "FROM rolled WHERE day >= %s AND day < %s"
+_STATES = f"SELECT day, state {_OF_MONTH} ORDER BY day FOR UPDATE"  # late calls wait for it
+_LATE = f"SELECT 1 {_OF_MONTH} AND day <> ALL(%s)"
 _STATE = f"SELECT day FROM rolled WHERE day = ANY(%s) AND state = {PRUNED}"
 _THIN = """WITH old AS (DELETE FROM sums WHERE slot < %s RETURNING caller, micro, pico)
     INSERT INTO sums (caller, slot, micro, pico)
@@ -49,7 +52,7 @@ _OLD_PERIODS = """DELETE FROM budgets WHERE held = 0 AND period < %s
 _HELD = """SELECT b.owner, b.period, b.held, coalesce(h.held, 0) FROM budgets AS b
     LEFT JOIN (SELECT owner, period, sum(pico) AS held FROM holds GROUP BY owner, period) AS h
     USING (owner, period) WHERE b.held <> coalesce(h.held, 0)"""
-SUMMED = "SELECT caller, sum(micro) * 1000000 + sum(pico) FROM sums GROUP BY caller"
+_SUMMED = "SELECT caller, sum(micro) * 1000000 + sum(pico) FROM sums GROUP BY caller"
 
 
 def first_kept(before: float) -> float:
@@ -79,7 +82,7 @@ def prune(
 
     def thin(link: Link) -> None:
         with link.transaction():
-            link.execute(f"SELECT pg_advisory_xact_lock({PERIODS})")
+            link.execute("SET LOCAL statement_timeout = 0")
             link.execute(_THIN, (slot, slot - 1))
             link.execute(_OLD_PERIODS, (oldest,))
 
@@ -110,18 +113,17 @@ def _days(month: date, link: Link) -> tuple[list[int], set[int]]:
 def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | None:
     """Mark the days as pruned and remove their calls, if their sums are those of the calls.
 
-    Return how many calls, or None if a call was added meanwhile.
+    Return how many calls, or None if a call was added meanwhile. Until the partition is dropped,
+    no table is locked.
     """
-    count = None
+    span = _span(month)
+    bounds = [ns // DAY_NS for ns in span]
     with link.transaction() as whole:
+        link.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # to see what comes late
         link.execute("SET LOCAL statement_timeout = 0")
-        dropped = owned and month in partitions(link)
-        if dropped:
-            link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-            names = ", ".join(partition(table, month) for table in ("calls", "attempts"))
-            link.execute(f"LOCK TABLE ONLY calls, ONLY attempts, {names} IN ACCESS EXCLUSIVE MODE")
-        states = dict(link.execute(_STATES, (days,)).fetchall())
-        found = [day for day, _ in link.execute(_DAYS, _span(month)).fetchall()]
+        states = dict(link.execute(_STATES, bounds).fetchall())
+        calls = dict(link.execute(_DAYS, span).fetchall())
+        found = list(calls)
         if any(states.get(day, 0) < ROLLED for day in found) or not set(found) <= set(days):
             raise Rollback(whole)
         for day in found:
@@ -129,14 +131,29 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
                 sql = Sql(link)
                 store_rows(sql, day, day_rows(sql.ask, day * DAY_NS, (day + 1) * DAY_NS))
         link.execute(_MARK, (found,))
-        [count] = link.execute(_CALLS, _span(month)).fetchone() or (0,)
-        for table in ("attempts", "calls"):
-            if dropped:
-                link.execute(f"DROP TABLE {partition(table, month)}")
-            else:
+        if owned and month in partitions(link):
+            names = [partition(table, month) for table in ("calls", "attempts")]
+            _lock(link, f"ONLY calls, ONLY attempts, {', '.join(names)}")
+            if link.execute(_LATE, (*bounds, list(states))).fetchone():
+                raise Rollback(whole)
+            link.execute(f"DROP TABLE {', '.join(names)}")
+        else:
+            for table in ("attempts", "calls"):
                 query = f"DELETE FROM {table} WHERE at_ns >= %s AND at_ns < %s"
-                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*_span(month), found))
-    return count
+                link.execute(f"{query} AND at_ns / {DAY_NS} = ANY(%s)", (*span, found))
+        return sum(calls.values())
+    return None
+
+
+def _lock(link: Link, tables: str) -> None:
+    """Lock tables alone, in short attempts: calls wait behind each of them."""
+    for _ in range(LOCK_TRIES):
+        with suppress(errors.LockNotAvailable), link.transaction():
+            link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
+            link.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+            return
+        time.sleep(LOCK_PAUSE)
+    raise LedgerUnavailable("a report or a backup reads the calls to be removed: try again later")
 
 
 def _drop_empty(end: int, link: Link) -> None:
@@ -146,18 +163,19 @@ def _drop_empty(end: int, link: Link) -> None:
         with suppress(errors.LockNotAvailable), link.transaction():
             link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
             names = [partition(table, month) for table in ("calls", "attempts")]
-            link.execute(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
+            link.execute(f"LOCK TABLE ONLY calls, ONLY attempts, {', '.join(names)}")
             used = " UNION ALL ".join(f"SELECT 1 FROM {name}" for name in names)
             if link.execute(f"{used} LIMIT 1").fetchone() is None:
-                for name in names:
-                    link.execute(f"DROP TABLE {name}")
+                link.execute(f"DROP TABLE {', '.join(names)}")
 
 
 def _span(month: date) -> tuple[int, int]:
     return round(midnight(month)) * 10**9, round(midnight(following(month))) * 10**9
 
 
-def held(ask: Ask) -> Iterator[str]:
-    """Yield a message for each budget whose holds differ from those of its calls."""
+def problems(ask: Ask) -> Iterator[str]:
+    """Yield a message for each sum that differs from its rows."""
+    ask("SELECT set_config('statement_timeout', '0', true)", ())
     for owner, period, kept, by_calls in ask(_HELD, ()):
         yield f"the budget of {owner!r} in {period} holds {kept} pico-USD, its calls {by_calls}"
+    yield from rollups.problems(ask, _SUMMED)

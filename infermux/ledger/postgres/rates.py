@@ -15,7 +15,7 @@ from typing import Any
 from ...types import LogThrottle, Rates, Window
 from .. import LedgerUnavailable
 from .connection import Database
-from .statements import Link, integers, run
+from .statements import integers, run
 
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit
@@ -23,6 +23,9 @@ _MAX_TOKENS = 2**40  # tokens of one call, so that the sum of a minute cannot ov
 _CLOCK = "clock AS (SELECT floor(extract(epoch FROM clock_timestamp()))::bigint AS at)"
 _KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t),
         clock WHERE s > clock.at - {SPAN})"""
+_COUNTED = """counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
+            SELECT s, n, t FROM kept UNION ALL SELECT at, {}, %s::bigint FROM {}) AS every
+        GROUP BY s)"""
 _NEW = "array_agg(s ORDER BY s), array_agg(n ORDER BY s), array_agg(t ORDER BY s)"
 _TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
     SELECT %s::text, ARRAY[floor(extract(epoch FROM clock_timestamp()))::bigint], ARRAY[1::bigint],
@@ -31,18 +34,12 @@ _TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
         WITH {_CLOCK}, {_KEPT},
         test AS (SELECT coalesce(sum(n), 0) < %s AND coalesce(sum(t), 0) + %s <= %s AS fits
             FROM kept),
-        counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
-                SELECT s, n, t FROM kept
-                UNION ALL SELECT at, 1, %s::bigint FROM clock, test WHERE fits) AS every
-            GROUP BY s)
+        {_COUNTED.format(1, "clock, test WHERE fits")}
         SELECT {_NEW}, bool_and(fits) FROM counted, test)
     RETURNING admitted, seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8"""
 _ADD = f"""UPDATE rates AS r SET (seconds, requests, tokens) = (
         WITH {_CLOCK}, {_KEPT},
-        counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
-                SELECT s, n, t FROM kept
-                UNION ALL SELECT at, 0, %s::bigint FROM clock) AS every
-            GROUP BY s)
+        {_COUNTED.format(0, "clock")}
         SELECT {_NEW} FROM counted)
     WHERE caller = %s"""
 _SUBTRACT = """UPDATE rates AS r SET tokens = (
@@ -62,9 +59,6 @@ OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds
     WHERE s > extract(epoch FROM clock_timestamp()) - {2 * SPAN})"""
 _ROW = """SELECT seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8
     FROM rates WHERE caller = %s"""
-_USED = f"""SELECT coalesce(sum(n), 0), coalesce(sum(t), 0)
-    FROM rates AS r, unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t)
-    WHERE r.caller = %s AND s > floor(extract(epoch FROM clock_timestamp())) - {SPAN}"""
 log = logging.getLogger("infermux")
 
 
@@ -146,12 +140,10 @@ class SharedRates:
     ) -> float:
         """Return the seconds until so many *requests* and *tokens* fit; count nothing."""
         try:
-            database: Database = self._database()
-            found = database.run(lambda link: link.execute(_ROW, (caller,)).fetchone())
+            seconds, counts, used, now = self._row(caller)
         except LedgerUnavailable:
             limits = {"rpm": rpm, "tpm": tpm, "requests": requests, "tokens": tokens}
             return self._local.wait(caller, **limits)  # type: ignore[arg-type]
-        seconds, counts, used, now = found or ([], [], [], 0.0)
         return max(
             _minutes(seconds, counts, now, requests, rpm), _minutes(seconds, used, now, tokens, tpm)
         )
@@ -192,12 +184,14 @@ class SharedRates:
             self._alone = True
 
     def used(self, caller: str) -> tuple[int, int]:
-        def work(link: Link) -> tuple[int, int]:
-            found = link.execute(_USED, (caller,)).fetchone() or (0, 0)
-            return int(found[0]), int(found[1])
+        _fill(window := Window(None, None), *self._row(caller))
+        return window.requests, window.tokens
 
+    def _row(self, caller: str) -> tuple[list[int], list[int], list[int], float]:
+        """Return the seconds with counts, the requests and tokens in each, and the time."""
         database: Database = self._database()
-        return database.run(work)
+        found = database.run(lambda link: link.execute(_ROW, (caller,)).fetchone())
+        return found or ([], [], [], 0.0)
 
     def check(self) -> None:
         """Raise ConfigError if this host cannot keep the limits alone."""

@@ -6,6 +6,7 @@ keys are. Partitions are created in advance; rows of other months go to a defaul
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from .. import LedgerUnavailable, tables
 from ..periods import midnight
 
 AHEAD = 24  # months for which there are partitions
-SOON = 2  # months before the last partition that `check` warns
+SOON = 2  # months that have no partition yet, of which `check` warns
 _TEXT = 'TEXT COLLATE "C" NOT NULL'
 _COUNT = "BIGINT NOT NULL DEFAULT 0"
 _CALLS = f"""CREATE TABLE calls (
@@ -84,22 +85,12 @@ _FIRST = (
         ended BIGINT NOT NULL DEFAULT 0)""",
 )
 MIGRATIONS = (_FIRST,)  # item n migrates version n to n + 1
-TABLES: tuple[str, ...] = (
-    "calls",
-    "attempts",
-    "plans",
-    "sums",
-    "budgets",
-    "holds",
-    "adjustments",
-    "rolled",
-)
-TABLES += ("rollups", "rates", "circuits", "copies", "api_keys", "key_hashes")
-TABLES += ("versions", "answers", "answer_sizes", "activity", "objects", "alerts")
+TABLES = tuple(re.findall(r"CREATE (?:UNLOGGED )?TABLE (\w+) \(", "".join(sum(MIGRATIONS, ()))))
 _MARK = "infermux_schema"
 _FIND = f"SELECT to_regclass('{_MARK}') IS NOT NULL, to_regclass('calls') IS NOT NULL"
 _PARTITIONS = """SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
     WHERE i.inhparent = 'calls'::regclass"""
+_PATIENTLY = "SET LOCAL statement_timeout = 0"
 _LOCK = "SELECT pg_advisory_xact_lock(4992031, 0)"  # one migration at a time
 
 
@@ -137,6 +128,7 @@ def migrate(connection: Connection[Any], now: float, *, create: bool, role: str 
     """
     done = []
     with connection.transaction():
+        connection.execute(_PATIENTLY)
         connection.execute(_LOCK)
         found, newest = version(connection), len(MIGRATIONS)
         if (found is None and not create) or (found or 0) > newest:
@@ -204,6 +196,13 @@ def partitions(connection: Connection[Any]) -> list[date]:
     )
 
 
+def missing(connection: Connection[Any], now: float) -> list[str]:
+    """Return a message if the calls of this month or the next ones have no partition."""
+    found = sorted(set(months(now, SOON)[1:]) - set(partitions(connection)))
+    told = "the calls of {:%Y-%m} have no partition: run `infermux ledger migrate` as their owner"
+    return [told.format(month) for month in found[:1]]
+
+
 def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
     """Create missing partitions, and move rows there from the default one; return how many.
 
@@ -213,6 +212,7 @@ def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
     for month in made:
         since, until = (round(midnight(each)) * 10**9 for each in (month, following(month)))
         with connection.transaction():
+            connection.execute(_PATIENTLY)
             connection.execute(_LOCK)
             if month in partitions(connection):
                 continue

@@ -45,7 +45,8 @@ def _insert(table: str, names: Sequence[str], rows: str = "%s::json") -> str:
     )
 
 
-_CALLS, _ATTEMPTS = _insert("calls", CallRow._fields), _insert("attempts", AttemptRow._fields)
+_CALLS = f"{_insert('calls', CallRow._fields)} RETURNING id"
+_ATTEMPTS = _insert("attempts", AttemptRow._fields)
 _PLANS = """INSERT INTO plans (digest, line)
     SELECT c0, c1 FROM json_to_recordset({rows}) AS t(c0 text, c1 text) ON CONFLICT DO NOTHING"""
 _SUMS = """INSERT INTO sums (caller, slot, micro, pico) SELECT c0, c1, c2, c3
@@ -120,7 +121,7 @@ def settle(
         "holds": objects(held),
     }
     values = (encoded(given),)
-    run(link, [(SHARED, ()), *_marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
+    run(link, [(SHARED, ()), *marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
     if len(plans) < MAX_PLANS:
         plans.update(new)
     return [True] * len(batch)
@@ -173,7 +174,7 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
     record, hold = settlement
     call, deltas = record.call, Deltas()
     with link.transaction():
-        for statement in ((SHARED, ()), *_marks([record], now)):
+        for statement in ((SHARED, ()), *marks([record], now)):
             link.execute(*statement)
         ids = list({call.id, hold.call_id} if hold else {call.id})
         released = {
@@ -182,9 +183,9 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
         }
         for owner, (key, pico, _) in released.items():
             add(deltas, owner, key, 0, -pico)
-        new, taken_back = write_rows(link, [record]) == 1, 0
+        new, taken_back = bool(write_rows(link, [record])), 0
         if not new and (taken_back := _found_again(link, call.at_ns, call.id)):
-            new = write_rows(link, [record]) == 1
+            new = bool(write_rows(link, [record]))
         if new and hold is not None and not taken_back and not released:
             place = (lost_record(hold).call.at_ns, hold.call_id)  # without facts about the call
             taken_back = _found_again(link, *place)
@@ -214,10 +215,10 @@ def _spend(
         spend(deltas, call.caller, cost, hold.at, zone)
 
 
-def write_rows(link: Link, records: Sequence[Record]) -> int:
-    """Add calls with their attempts; return how many were new."""
+def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
+    """Add calls with their attempts; return the ids of those that were new."""
     rows = [_row(record.call) for record in records]
-    added = link.execute(_CALLS, (_json([row for row, _, _ in rows]),)).rowcount
+    added = {id for (id,) in link.execute(_CALLS, (_json([row for row, _, _ in rows]),)).fetchall()}
     if added:
         attempts = [attempt for record in records for attempt in record.attempts]
         link.execute(_ATTEMPTS, (_json(attempts),))
@@ -250,11 +251,10 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         places = [(each.call.at_ns, id) for id, each in lost.items()]
         settled = {id for (id,) in link.execute(_SETTLED, transposed(places, 2)).fetchall()}
         new = [record for id, record in lost.items() if id not in settled]
-        for mark in _marks(new, now):
+        for mark in marks(new, now):
             link.execute(*mark)
-        for record in new:
-            if write_rows(link, [record]):
-                link.execute(ADD_SUMS, (_json(_sums([record.call])),))
+        added = write_rows(link, new)
+        link.execute(ADD_SUMS, (_json(_sums([e.call for e in new if e.call.id in added])),))
         deltas: Deltas = {}
         for id, owner, period, pico, at_ms, _ in found:
             add(deltas, owner, period, 0, -pico)
@@ -270,7 +270,7 @@ def _hold(row: Sequence[Any]) -> Hold:
     return Hold(id, Budget(name, 0), pico, at_ms / 1000, about=about)
 
 
-def _marks(records: Sequence[Record], now: float) -> list[Statement]:
+def marks(records: Sequence[Record], now: float) -> list[Statement]:
     """Return the statements that mark ended days and steps of activity to be summed up again."""
     found = list[Statement]()
     if starts := _starts(records, SLOT_SECONDS, now):  # hours and days are whole steps

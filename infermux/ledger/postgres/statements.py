@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import select
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -93,21 +94,16 @@ def run(link: Link, statements: Sequence[Statement]) -> list[Rows]:
 def _run(link: Link, statements: Sequence[Statement]) -> list[Rows]:
     connection = link.pgconn
     # errors in the values are raised before the pipeline
-    sent = [
-        (_name(link, statement), statement, _encoded(values)) for statement, values in statements
-    ]
+    sent = [(statement, _encoded(values)) for statement, values in statements]
     if len(sent) == 1:
-        [(name, statement, encoded)] = sent
-        if name:
+        [(statement, encoded)] = sent
+        if link.prepare_threshold is None:
+            return [_rows(connection.exec_params(numbered(statement), encoded))]
+        if (name := link.prepared.get(statement)) is not None:
             return [_rows(connection.exec_prepared(name, encoded))]
-        return [_rows(connection.exec_params(numbered(statement), encoded))]
     connection.enter_pipeline_mode()
     try:
-        for name, statement, encoded in sent:
-            if name:
-                connection.send_query_prepared(name, encoded)
-            else:
-                connection.send_query_params(numbered(statement), encoded)
+        sent_as = _send(link, sent)
         connection.pipeline_sync()
         results = _received(connection)
     finally:
@@ -116,18 +112,26 @@ def _run(link: Link, statements: Sequence[Statement]) -> list[Rows]:
                 connection.exit_pipeline_mode()
         if connection.pipeline_status != PipelineStatus.OFF:
             link.close()  # its results would be taken for those of others
-    return list(map(_rows, results))
+    rows = list(map(_rows, results))  # also an error of the commit, which is one result more
+    link.prepared |= {statement: name for statement, name in sent_as if name}
+    return [each for each, (_, name) in zip(rows, sent_as, strict=True) if not name]
 
 
-def _name(link: Link, statement: str) -> bytes:
-    """Return the name under which a statement is prepared; b"" if it must not be."""
-    if link.prepare_threshold is None:
-        return b""
-    if (name := link.prepared.get(statement)) is None:
-        name = b"infermux_%d" % next(_numbers)
-        _rows(link.pgconn.prepare(name, numbered(statement)))
-        link.prepared[statement] = name
-    return name
+def _send(link: Link, sent: Sequence[tuple[str, list[bytes]]]) -> list[tuple[str, bytes]]:
+    """Send statements; return for each result its statement, and the name if it prepares it."""
+    expected, new = list[tuple[str, bytes]](), dict[str, bytes]()
+    for statement, encoded in sent:
+        if link.prepare_threshold is None:
+            link.pgconn.send_query_params(numbered(statement), encoded)
+        else:
+            name = link.prepared.get(statement) or new.get(statement)
+            if name is None:
+                name = new[statement] = b"infermux_%d" % next(_numbers)
+                link.pgconn.send_prepare(name, numbered(statement))
+                expected.append((statement, name))
+            link.pgconn.send_query_prepared(name, encoded)
+        expected.append((statement, b""))
+    return expected
 
 
 def _received(connection: PGconn) -> list[PGresult]:
@@ -181,6 +185,7 @@ def _error(result: PGresult) -> psycopg.Error:
 
 
 KEYS = [f"c{n}" for n in range(40)]  # of rows as objects
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # not an escaped backslash before u0000
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -192,7 +197,7 @@ def objects(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
 def encoded(value: Any) -> str:
     """Return a value as JSON without NUL, which PostgreSQL refuses."""
     found = _encode(value)
-    return found.replace("\\u0000", "\\ufffd") if "\\u0000" in found else found
+    return _NUL.sub(r"\1\\ufffd", found) if "\\u0000" in found else found
 
 
 @lru_cache(maxsize=64)

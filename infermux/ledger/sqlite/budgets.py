@@ -70,7 +70,7 @@ MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_IS_USERS}"
 _LEAST_USERS = f"""DELETE FROM budgets WHERE call_id = '' AND (caller, period) IN
     (SELECT caller, period FROM budgets WHERE {_IS_USERS} ORDER BY spent, caller LIMIT ?)"""
 _RESET = f"UPDATE budgets SET waived = spent WHERE {_BUDGET}"
-_RAISE = f"UPDATE budgets SET raised = raised + ? WHERE {_BUDGET}"
+_RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE {_BUDGET}"
 
 
 # -- reservations --
