@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, replace
 from datetime import UTC, tzinfo
 from decimal import Decimal
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from ..config.settings import KeyConfig, TeamConfig
@@ -295,8 +296,6 @@ def summed(totals: Iterable[Total], key: tuple[str, ...] = ()) -> Total:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ledger":  # from where 0.1 had it
-        from .sql import Ledger
-
-        return Ledger
+    if name == "Ledger":  # 0.1 had it here; its module imports this one
+        return import_module(".sql", __name__).Ledger
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -308,7 +308,7 @@ class PostgresLedger(Ledger):
             database.synchronize()
             return
         if self._migrate:
-            database.alone(partial(schema.migrate, now=time.time(), create=True))
+            database.alone(partial(schema.migrate, now=self.clock(), create=True))
         database.alone(schema.check)
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
