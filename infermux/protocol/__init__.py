@@ -268,11 +268,9 @@ class InferRequest:
             if not said or not isinstance(said, Sequence) or isinstance(said, str):
                 raise must_be("messages", "a list of at least one message")
             for number, message in enumerate(said):
-                if (  # few have more than a role and a text
-                    type(message) is not dict
-                    or "tool_calls" in message
-                    or not type(message.get("content")) is type(message.get("role") or 0) is str
-                ):
+                usual = type(message) is dict and "tool_calls" not in message
+                role = message.get("role") if usual else None  # few have more than a text
+                if not role or not type(role) is type(message.get("content")) is str:
                     check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:

@@ -97,7 +97,7 @@ def encode(value: object, *, escaped: bool = False) -> bytes:
 
 
 def encode_long(value: object, *, escaped: bool) -> bytes:
-    """Return `encode` of a value with few strings and long ones, in a third of the time."""
+    """Return `encode` of a value with a few long strings, in a third of the time."""
     found: list[bytes] = []
     parts = encode(_without_long(value, found), escaped=escaped).split(_CUT)
     return b"".join(chain(*zip_longest(parts, found, fillvalue=b"")))
@@ -160,14 +160,13 @@ def _read(data: bytes | str, what: str, parse: Parse[T]) -> T:
     if not text.strip(" \t\r\n"):
         raise ValueError(f"{what} is empty; a JSON object is expected")
     try:
-        value = _parsed(text, raw, parse)
+        return _parsed(text, raw, parse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError(f"{what} holds a lone surrogate, which is not a character") from None
-    return value
 
 
 def _parsed(text: str, raw: bytes, parse: Parse[T]) -> T:
