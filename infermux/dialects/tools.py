@@ -62,9 +62,9 @@ def without_server_tools(request: InferRequest, drop: Drop, *, hoists: bool = Tr
     If it *hoists*, the images that it drew are in a user message after them.
     """
     messages = [
-        _without_server_tools(message)
-        if type(message) is dict and type(message.get("content")) is list
-        else message
+        message
+        if type(message) is dict and type(message.get("content")) is str
+        else _without_server_tools(message)
         for message in request.messages
     ]
     if not all(map(is_, messages, request.messages)):
@@ -114,9 +114,9 @@ _FOLLOWS = [{"type": "text", "text": "The result follows."}]
 
 
 def _without_server_tools(message: JSON) -> JSON:
-    if message.get("role") != "assistant":
+    content = members(message).get("content")
+    if not isinstance(content, list) or message.get("role") != "assistant":
         return message
-    content = message["content"]
     kept = [one for one in content if not _SERVER_TOOL.fullmatch(str(members(one).get("type")))]
     return message if len(kept) == len(content) else message | {"content": kept}
 

@@ -268,7 +268,9 @@ class InferRequest:
             if not said or not isinstance(said, Sequence) or isinstance(said, str):
                 raise must_be("messages", "a list of at least one message")
             for number, message in enumerate(said):
-                if not _is_usual(message):
+                usual = type(message) is dict and "tool_calls" not in message
+                role = message.get("role") if usual else None  # few have more than a text
+                if not role or not type(role) is type(message.get("content")) is str:
                     check_message(message, f"messages[{number}]")
 
     def to_dict(self) -> JSON:
@@ -308,17 +310,6 @@ def _placed(data: JSON, parameters: Collection[str]) -> JSON:
     if params is None or isinstance(params, dict):
         fields["params"] = (params or {}) | beside
     return fields
-
-
-def _is_usual(message: Any) -> bool:
-    """Return whether a message has a role, a text and no calls, as most have."""
-    return (
-        type(message) is dict
-        and type(message.get("content")) is str
-        and type(message.get("role")) is str
-        and message["role"] != ""
-        and "tool_calls" not in message
-    )
 
 
 def check_message(message: object, place: str) -> None:

@@ -4,9 +4,8 @@ It refuses NaN and Infinity, numbers that overflow, duplicate keys, lone surroga
 not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level value is in
 the text, so that one value can be replaced without changing a byte of the others.
 
-For a text of many small objects, a hook for each would double the time. Instead, the brackets and
-colons outside strings are counted: the brackets give the depth before parsing; more colons than
-parsed members mean a duplicate key.
+For a text of many small objects, a hook for each would double the time. Instead, the colons outside
+strings are counted: more of them than parsed members mean a duplicate key.
 """
 
 from __future__ import annotations
@@ -26,29 +25,14 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 MAX_DEPTH = 200  # levels of nesting
 MAX_MEMBERS = 10_000  # of a document's top level: each is recorded
-BLOCK = 64  # brackets counted at a time
-FEW_ESCAPES = 16  # in a sample
 LONG = 8192  # characters of a string that Python writes faster than json
 LARGE = 4096  # bytes; only longer texts are sampled
 _MAX_DIGITS = 400  # of an integer
 _START = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(\}[ \t\n\r]*)?")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
-_LONE = re.compile(
-    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|[c-fC-F](?<!(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD].))"
-)
-
-
-def _all_but(kept: bytes) -> bytes:
-    return bytes(set(range(256)) - set(kept))
-
-
-_STRUCTURE = _all_but(b'[]{}":')
+_ALL_BUT_MARKS = bytes(set(range(256)) - set(b'":'))
 _DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
-_KINDS = bytes.maketrans(b"{}", b"[]")
-_OPENING = ord("[")
-_U = ord("u")
 _CONTROLS = bytes(range(32))
 _ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))
 _MARK = os.urandom(16).hex()  # stands for a long string; being random, it is in no text
@@ -113,7 +97,7 @@ def encode(value: object, *, escaped: bool = False) -> bytes:
 
 
 def encode_long(value: object, *, escaped: bool) -> bytes:
-    """Return `encode` of a value with few strings and long ones, in a third of the time."""
+    """Return `encode` of a value with a few long strings, in a third of the time."""
     found: list[bytes] = []
     parts = encode(_without_long(value, found), escaped=escaped).split(_CUT)
     return b"".join(chain(*zip_longest(parts, found, fillvalue=b"")))
@@ -145,7 +129,10 @@ def lenient(data: bytes) -> Any:
     """Return the value of a vendor's JSON, which may repeat keys; raise ValueError if invalid."""
     text = data.decode()
     try:
-        _refuse_depth(data)
+        if _may_be_deep(data):
+            with _no_collection():
+                _inspect(value := _LENIENT.decode(text.removeprefix("\ufeff")), False)
+                return value
         if text.startswith("{"):  # `decode` would first search for white space
             value, end = _LENIENT.raw_decode(text)
             if end == len(text):
@@ -173,14 +160,13 @@ def _read(data: bytes | str, what: str, parse: Parse[T]) -> T:
     if not text.strip(" \t\r\n"):
         raise ValueError(f"{what} is empty; a JSON object is expected")
     try:
-        value = _parsed(text, raw, parse)
+        return _parsed(text, raw, parse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError(f"{what} holds a lone surrogate, which is not a character") from None
-    return value
 
 
 def _parsed(text: str, raw: bytes, parse: Parse[T]) -> T:
@@ -188,33 +174,25 @@ def _parsed(text: str, raw: bytes, parse: Parse[T]) -> T:
 
     Raise RecursionError if it is nested too deeply, UnicodeEncodeError for a lone surrogate.
     """
+    decoder = _UNIQUE
     if _may_have_long_number(raw):
-        _refuse_depth(raw)
-        value = parse(text, raw, _EXACT)
-    elif len(raw) >= LARGE or _may_be_deep(raw):
-        with _no_collection():
-            return (_hooked if len(raw) >= LARGE and _has_few_parts(raw) else _counted)(
-                text, raw, parse
-            )
-    else:
-        value = parse(text, raw, _UNIQUE)
-    _refuse_lone_surrogate(raw, value)
-    return value
-
-
-def _hooked(text: str, raw: bytes, parse: Parse[T]) -> T:
-    """Parse *text* with a hook for each object; then look at each value."""
-    value = parse(text, raw, _UNIQUE)
-    _inspect(value.value if isinstance(value, Document) else value, b"\\" in raw)
+        decoder = _EXACT
+    elif len(raw) >= LARGE and not _has_few_parts(raw):
+        return _counted(text, raw, parse)
+    if len(raw) < LARGE and not _may_be_deep(raw):
+        value = parse(text, raw, decoder)
+        if b"\\" in raw:
+            _inspect(value, True)
+        return value
+    with _no_collection():
+        value = parse(text, raw, decoder)
+        _inspect(value, b"\\" in raw)
     return value
 
 
 def _counted(text: str, raw: bytes, parse: Parse[T]) -> T:
     """Parse *text*; fewer parsed members than colons mean a duplicate key."""
-    unescaped, has_half = _unescaped(raw)
-    structure = _structure(unescaped)
-    _refuse_brackets(structure)
-    kept = 0
+    colons, kept = _colons(raw), 0
 
     def count(value: dict[str, Any]) -> dict[str, Any]:
         nonlocal kept
@@ -222,13 +200,13 @@ def _counted(text: str, raw: bytes, parse: Parse[T]) -> T:
         return value
 
     decoder = json.JSONDecoder(object_hook=count, parse_float=_float, parse_constant=_constant)
-    value = parse(text, raw, decoder)
+    with _no_collection():
+        value = parse(text, raw, decoder)
+        _inspect(value, b"\\" in raw)
     if isinstance(value, Document):
         kept += len(value.value)
-    if kept != structure.count(b":"):
+    if kept != colons:
         return parse(text, raw, _EXACT)  # raises an error with the key
-    if has_half:
-        _refuse_lone_surrogate(raw, value)
     return value
 
 
@@ -269,7 +247,7 @@ def _members(text: str, raw: bytes, what: str, decoder: json.JSONDecoder) -> Doc
 
 
 def _has_few_parts(raw: bytes) -> bool:
-    """Return whether a hook for each object is faster than counting brackets and colons.
+    """Return whether a hook for each object is faster than counting colons.
 
     Estimated from 2 KB of samples, in units of 20 ns: a hook costs 50 for each object and 1 for
     each item; counting costs 75, 7 for each object and 9 for each backslash.
@@ -291,68 +269,18 @@ def _may_be_deep(raw: bytes) -> bool:
     return raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
 
 
-def _refuse_lone_surrogate(raw: bytes, value: object) -> None:
-    """Raise UnicodeEncodeError if a text that was read as *value* escapes half of a pair."""
-    if b"\\" not in raw:
-        return
-    few = _sample(raw).lower().count(b"\\ud") < 8  # then look at each
-    if few and not (_LONE.search(raw) and _LONE.search(raw.replace(b"\\\\", b"__"))):
-        return
-    dumps(value.value if isinstance(value, Document) else value).encode()
-
-
 def _sample(raw: bytes) -> bytes:
     """Return 2 KB from all over a text, or all of a shorter one."""
     step = max(64, len(raw) // 32)  # the beginning is often unlike the rest
     return b"".join([raw[at : at + 64] for at in range(step // 2 - 32, len(raw), step)])
 
 
-def _unescaped(raw: bytes) -> tuple[bytes | bytearray, bool]:
-    """Return a JSON text without what its backslashes escape, and whether that may be a surrogate.
-
-    Escapes are walked over where there are few, which takes half of the time of a search for them.
-    """
-    at = raw.find(b"\\")
-    if at < 0:
-        return raw, False
-    if _sample(raw).count(b"\\") > FEW_ESCAPES:
-        return _ESCAPE.sub(b"", raw), True
-    text, has_half = bytearray(raw), False
-    with contextlib.suppress(IndexError):  # a backslash at the end: the parser will refuse it
-        while at >= 0:
-            at += 1
-            if text[at] == _U and text[at + 1] in b"dD":
-                has_half = True
-            text[at] = 0
-            at = text.find(b"\\", at)
-    return text, has_half
-
-
-def _structure(raw: bytes | bytearray) -> bytes:
-    """Return the brackets and colons of a JSON text without escapes that stand outside strings."""
-    # a bracket after an odd number of quotes is in a string: pairs of quotes are removed
-    marks = bytes(raw.translate(None, _STRUCTURE)).replace(b'""', b"")
-    return b"".join(marks.split(b'"')[::2]) if b'"' in marks else marks
-
-
-def _refuse_depth(raw: bytes) -> None:
-    """Raise RecursionError beyond MAX_DEPTH; `json` only raises it at the end of the stack."""
-    if _may_be_deep(raw):
-        _refuse_brackets(_structure(_unescaped(raw)[0]))
-
-
-def _refuse_brackets(structure: bytes) -> None:
-    rest, depth = structure.translate(_KINDS, b":"), 0
-    for at in range(0, len(rest), BLOCK):
-        block = rest[at : at + BLOCK]
-        opened = block.count(b"[")
-        if depth + opened > MAX_DEPTH:  # perhaps: some are closed before others are opened
-            for bracket in block:
-                depth += 1 if bracket == _OPENING else -1
-                if depth > MAX_DEPTH:
-                    raise RecursionError
-        else:
-            depth += 2 * opened - len(block)
+def _colons(raw: bytes) -> int:
+    """Return how many colons of a JSON text stand outside strings."""
+    plain = _ESCAPE.sub(b"", raw) if b"\\" in raw else raw
+    # a colon after an odd number of quotes is in a string: pairs of quotes are removed
+    marks = plain.translate(None, _ALL_BUT_MARKS).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2]).count(b":")
 
 
 def _inspect(value: object, has_escapes: bool) -> None:
@@ -362,7 +290,7 @@ def _inspect(value: object, has_escapes: bool) -> None:
     """
     wide: list[str] = []
     keys: set[str] = set()
-    for level in _levels(value):
+    for level in _levels(value.value if isinstance(value, Document) else value):
         if has_escapes:
             odd = [each for each in level if type(each) is not str or not each.isascii()]
             wide += [each for each in odd if type(each) is str]

@@ -23,8 +23,7 @@ BODY_BYTES = 16_384  # of a body awaited without a thread
 PACE = 1024.0  # minimum bytes of a body per second
 BRIEF_SECONDS = 0.25  # maximum wait of a thread if many threads wait
 RECORD_BYTES = 16_645  # of TLS, with its head
-WRITE_BYTES = 262_144  # encrypted at a time
-READ_BYTES = 262_144  # at a time, though gunicorn asks for more
+BLOCK_BYTES = 262_144  # of a body that are read, or encrypted, at a time
 
 
 class Client(socket.socket):
@@ -71,7 +70,7 @@ class Client(socket.socket):
         """Read; raise TimeoutError if the client is too slow, OSError if too many threads wait."""
         while True:
             try:
-                data = self._read(min(bufsize, READ_BYTES))
+                data = self._read(min(bufsize, BLOCK_BYTES))
             except BlockingIOError:
                 self._wait()
             else:
@@ -235,7 +234,7 @@ class SecureClient(Client):
         """Encrypt *data* and send it."""
         view = memoryview(data).cast("B")
         while view:
-            view = view[self._tls.write(view[:WRITE_BYTES]) :]
+            view = view[self._tls.write(view[:BLOCK_BYTES]) :]
             self._flush(flags)
 
     def _flush(self, flags: int = 0) -> None:

@@ -251,6 +251,17 @@ def test_openai_gets_an_object_that_says_what_is_in_its_arrays():
         assert json.dumps(sent).count('"items"') == (4 if "$defs" in schema else 0)
 
 
+@pytest.mark.parametrize("kind", [5, True, {"a": 1}, None, [], [["array"]], "x-array"])
+def test_a_schema_that_makes_no_sense_is_left_to_the_vendor_to_refuse(kind):
+    schema = {"type": "object", "properties": {"a": {"type": kind, "anyOf": kind, "not": [kind]}}}
+    body = {"model": "m", "max_tokens": 9, "messages": HELLO,
+            "tools": [{"name": "f", "input_schema": schema}]}  # fmt: skip
+    request, _ = messages.decode_request(strict_json.document(json.dumps(body)))
+    assert not openai.unsaid(request, "m").meaning
+    [tool] = json.loads(openai.encode_request(request, stream=False))["tools"]
+    assert tool["function"]["parameters"] == schema
+
+
 def test_google_gets_its_subset():
     sent = fitting.googles(PERSON)
     place = {"type": "object", "properties": {"at": {"type": "string"}}}

@@ -14,6 +14,8 @@ import pytest
 
 from infermux.protocol import strict_json
 
+from ..bench import agents
+
 READERS = [strict_json.loads, strict_json.document]
 
 REFUSED = [
@@ -233,6 +235,20 @@ def test_json_is_written_compact_and_readable() -> None:
     assert strict_json.dumps({"b": 1}) == '{"b":1}'
 
 
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_value_with_long_strings_is_written_as_any_other(seed: int, escaped: bool) -> None:
+    rng = random.Random(seed)
+    letters = ["\\", '"', "\n", "\t", "/", "\\n", "word ", '\\"'] + ["\x01", "\r", "é", "😀"] * (
+        seed % 2
+    )
+    texts = ["".join(rng.choices(letters, k=strict_json.LONG + step)) for step in range(-9, 9, 3)]
+    value = {"a": [texts[0], {"b": texts[1], "c": [texts[2], 1, None]}], texts[3]: texts[4:]}
+    written = strict_json.encode_long(value, escaped=escaped)
+    assert json.loads(written) == value
+    assert escaped or written == strict_json.encode(value)
+
+
 def test_half_a_pair_from_a_vendor_does_not_stop_an_answer() -> None:
     assert strict_json.encode({"a": "x\ud83d"}) == b'{"a":"x?"}'
 
@@ -258,6 +274,16 @@ def test_nesting_is_refused_before_python_is_at_the_end_of_its_stack() -> None:
         with pytest.raises(ValueError, match="deep"):
             strict_json.lenient(text)
     assert strict_json.lenient(b'["' + b"[{" * 300 + b'"]') == ["[{" * 300]
+
+
+@pytest.mark.parametrize("inner", ["[]", "{}", "[0]", '{"a":"b"}'])
+@pytest.mark.parametrize("begin", ["", '{"x":[],"y":"é"},' * 2000, '"' + "x" * 100_000 + '",'])
+def test_an_empty_list_counts_as_a_level_like_a_full_one(begin: str, inner: str) -> None:
+    outer = strict_json.MAX_DEPTH - 2  # around what is innermost, with the object and its list
+    for levels, is_read in ((outer, True), (outer + 1, False)):
+        text = '{"a":[' + begin + "[" * (levels - 1) + inner + "]" * (levels - 1) + "]}"
+        with contextlib.nullcontext() if is_read else pytest.raises(ValueError, match="deep"):
+            assert strict_json.document(text).value == json.loads(text)
 
 
 def test_a_string_that_does_not_end_is_looked_at_once() -> None:
@@ -401,6 +427,7 @@ TEXTS_OF_450_KB = {
     "emoji, escaped": escaped("😀é" * 25_000, 1),
     "Japanese": json.dumps(["日本語のテキスト" * 18_000], ensure_ascii=False).encode(),
     "umlauts": json.dumps(["plain text " * 20 + "é"] * 2000, ensure_ascii=False).encode(),
+    "tool turns": json.dumps(agents.SHAPES["turns"]).encode(),
     "keys": json.dumps({"metadata": {f"k{number}": number for number in range(30_000)}}).encode(),
 }
 

@@ -35,7 +35,6 @@ from .upstream import FINISH, STATUS
 
 _CHOICES = {theirs: ours for ours, theirs in CHOICES.items()}
 _TIERS = {"auto": "auto", TIERS["default"]: "default"}
-_TOOL = {"type", "name", "description", "input_schema"}
 _STOP = {ours: theirs for theirs, ours in reversed(FINISH.items())} | {"function_call": "tool_use"}
 _ERRORS = {status: kind for kind, status in STATUS.items()} | {
     502: "api_error",
@@ -108,12 +107,14 @@ def _tool(tool: JSON) -> JSON:
     schema, description = tool["input_schema"], tool.get("description")
     if not isinstance(schema, dict) or not isinstance(description, str | None):
         raise ValueError("the schema must be an object, the description a string")
-    function = {"name": string(tool, "name"), "description": description, "parameters": schema}
-    new: JSON = {"type": "function", "function": given(function)}
-    if tool.keys() <= _TOOL:
-        return new
-    function |= {"strict": tool.get("strict")}
-    return {**new, "function": given(function), **given(without(tool, *function, *_TOOL))}
+    function = {
+        "name": string(tool, "name"),
+        "description": description,
+        "parameters": schema,
+        "strict": tool.get("strict"),
+    }
+    extra = without(tool, *function, "type", "input_schema")
+    return {"type": "function", "function": given(function), **given(extra)}
 
 
 def _choice(body: JSON) -> JSON:

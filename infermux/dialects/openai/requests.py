@@ -253,13 +253,12 @@ def _needs_fitting(messages: list[JSON], taken: re.Pattern[str], *, strict: bool
         if not _STRANGE.isdisjoint(message):
             return True
         content = message.get("content")
-        if type(content) is list and (_are_marked(content) or _has_media(message, content)):
-            return True
+        if type(content) is list:
+            if _are_marked(content):
+                return True
+            if message["role"] == "tool" and any(part.get("type") != "text" for part in content):
+                return True
     return False
-
-
-def _has_media(message: JSON, content: list[JSON]) -> bool:
-    return message["role"] == "tool" and any(part.get("type") != "text" for part in content)
 
 
 def _are_marked(holders: list[JSON]) -> bool:
