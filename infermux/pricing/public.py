@@ -182,7 +182,11 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
     if mode not in _MODES:
         raise _Skipped("not a model for text")
     rates = _litellm_rates(entry, "")
-    _by_size(rates, entry.get("tiered_pricing"))
+    for each in entry.get("tiered_pricing") or ():  # prices by ranges of input tokens
+        tier = rates.setdefault(int(each["range"][0]), {})
+        for key, name in _LITELLM.items():
+            if each.get(key) is not None:
+                tier[name] = _figure(each[key], _MILLION)
     found = _entry(rates)
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
@@ -201,15 +205,6 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
             tier = rates.setdefault(int(match[2] or 0) * 1000, {})
             tier[_LITELLM[match[1]]] = _figure(value, _MILLION)
     return rates
-
-
-def _by_size(rates: dict[int, _Rates], pricing: Any) -> None:
-    """Read litellm's `tiered_pricing`: prices by ranges of input tokens."""
-    for each in pricing or ():
-        tier = rates.setdefault(int(each["range"][0]), {})
-        for key, name in _LITELLM.items():
-            if each.get(key) is not None:
-                tier[name] = _figure(each[key], _MILLION)
 
 
 def _service(
