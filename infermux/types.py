@@ -7,6 +7,7 @@ import errno
 import importlib
 import math
 import os
+import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,15 @@ def after_fork(function: Callable[[], object]) -> None:
     """Have *function* called in the child processes, where the system has such."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
+
+
+def is_readable(sock: Any, seconds: float = 0.0) -> bool:
+    """Whether a socket, or a descriptor, is readable within *seconds*."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([sock], [], [], seconds)[0])
+    poll = select.poll()  # it uses no descriptor itself
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -240,13 +240,10 @@ class View:
                 item_show_func=lambda _: self._counts(),
                 file=sys.stderr,
             ) as bar:
-                drawn = 0
 
                 def tick() -> None:
-                    nonlocal drawn
                     self._obey()
-                    before, drawn = drawn, self._run.tally.bytes
-                    bar.update(drawn - before)
+                    bar.update(self._run.tally.bytes - bar.pos)
 
                 yield tick
         finally:

@@ -87,13 +87,15 @@ def _comparison(rows: list[Compared], total: Compared, bill: Bill, form: str | N
         head = [name.replace("agrees", "verdict") for name in found[-1]]
         return csv_text(head, cells[:-1]).rstrip("\n")
     differ = sum(not row.agrees for row in rows)
-    text = table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4))
     compared = counted(len(rows), "day and model", "days and models")
-    text += f"\n{compared}: {len(rows) - differ} agree, {differ} differ"
-    text += "".join(f"\n{sentence}" for sentence in reconcile.words(rows, bill))
+    lines = [
+        table(["DAY", "MODEL", "OURS", "THEIRS", "DIFFERENCE", "", ""], cells, right=(2, 3, 4)),
+        f"{compared}: {len(rows) - differ} agree, {differ} differ",
+        *reconcile.words(rows, bill),
+    ]
     if not bill.priced:
-        text += "\nthe export holds tokens but no dollars: THEIRS is priced by the price table"
-    return text
+        lines.append("the export holds tokens but no dollars: THEIRS is priced by the price table")
+    return "\n".join(lines)
 
 
 # -- costs --compare --

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC
 from operator import attrgetter
@@ -197,7 +197,7 @@ def logs(
 
     Example: infermux logs -n 50 --status error
     """
-    show = _json_lines if as_json else _Lines()
+    show = _json_lines if as_json else _aligned_lines
     if user is not None:
         known = parts.users(build.settings(path=config, strict=False))
         filters["users"] = (user, known.digest(person_of(user)))
@@ -205,9 +205,8 @@ def logs(
         filters["status"] = status and checked_status(status)
         start = reports.period(time.time(), since=since, zone=ledger.zone).since
         try:
-            for records in _records(ledger, count, start, filters, follow=follow):
-                for line in show(records):
-                    click.echo(line)
+            for line in show(_records(ledger, count, start, filters, follow=follow)):
+                click.echo(line)
         except KeyboardInterrupt:
             return
 
@@ -300,20 +299,16 @@ def _costs_csv(found: reports.Costs) -> str:
     return csv_text([*found.by, "cost_usd", *_COUNTS, "cache_saved_usd", "assumed_usd"], rows)
 
 
-class _Lines:
-    """Returns calls as aligned lines, the first ones below a header."""
-
-    def __init__(self) -> None:
-        self._columns = Columns(right=range(5, 10), most=_MAX_NAME)
-        self._head = [_HEAD]
-
-    def __call__(self, records: list[Record]) -> list[str]:
-        head, self._head = (self._head, []) if records else ([], self._head)
-        return self._columns.lines([*head, *map(_row, records)])
+def _aligned_lines(pages: Iterable[list[Record]]) -> Iterator[str]:
+    """Yield calls as aligned lines, the first ones below a header."""
+    columns, head = Columns(right=range(5, 10), most=_MAX_NAME), [_HEAD]
+    for records in filter(None, pages):
+        yield from columns.lines([*head, *map(_row, records)])
+        head = []
 
 
-def _json_lines(records: list[Record]) -> list[str]:
-    return [json_text(reports.call_dict(record)) for record in records]
+def _json_lines(pages: Iterable[list[Record]]) -> Iterator[str]:
+    return (json_text(reports.call_dict(record)) for page in pages for record in page)
 
 
 def _row(record: Record) -> list[str]:

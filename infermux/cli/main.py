@@ -228,7 +228,7 @@ def _vendors() -> str:
     rows = [
         (
             name,
-            ", ".join((*preset.keys, *([preset.address] if preset.address else []))),
+            ", ".join(filter(None, (*preset.keys, preset.address))),
             preset.dialect,
             preset.base_url or f"{preset.address or name.upper() + '_BASE_URL'} (needed)",
         )

@@ -181,8 +181,8 @@ def _model(router: Router, target: Target) -> JSON:
     return {
         "provider": target.provider,
         "model": target.model,
-        "input": None if price is None else figure_text(price.rates.input),
-        "output": None if price is None else figure_text(price.rates.output),
+        "input": price and figure_text(price.rates.input),
+        "output": price and figure_text(price.rates.output),
         "max_input": price and price.max_input,
         "max_output": price and price.max_output,
         "can": router.targets.abilities(target),

@@ -30,6 +30,12 @@ from . import (
 from .opening import ledger_options, the_ledger
 from .status import admin_key, ask_service, key_option
 
+_NOTES = {  # about a target
+    "over_budget": "over the remaining budget",
+    "rests": "tried last: the vendor's limit is used up for {:.0f} s",
+    "paced": "its provider's own rate admits a request in {:.0f} s",
+}
+
 # -- explain --
 
 
@@ -132,11 +138,7 @@ def _explanation(found: JSON) -> str:
 
 def _row(target: JSON) -> list[str]:
     cost, latency = target["cost_usd"], target["latency"]
-    notes = ["over the remaining budget"] if target.get("over_budget") else []
-    if rests := target.get("rests"):
-        notes.append(f"tried last: the vendor's limit is used up for {rests:.0f} s")
-    if paced := target.get("paced"):
-        notes.append(f"its provider's own rate admits a request in {paced:.0f} s")
+    notes = [text.format(target[name]) for name, text in _NOTES.items() if target.get(name)]
     if (keys := target.get("keys")) and keys["serving"] < keys["all"]:
         notes.append(f"{keys['serving']} of {keys['all']} keys serve")
     if timeout := target.get("timeout"):

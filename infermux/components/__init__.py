@@ -60,12 +60,13 @@ def answers(config: Config, ledger: Ledger | None) -> AnswerCache | None:
     names = [model.name for model in config.models if model.cache_answers is not None]
     if not names:
         return None
+    place = f"[models.{names[0]}].cache_answers"
+    if ledger is None:
+        raise ConfigError(f"{place} needs a ledger: set [ledger].path")
     try:
-        if ledger is not None:
-            return AnswerCache(ledger.answers())
+        return AnswerCache(ledger.answers())
     except LedgerUnavailable as error:
-        raise ConfigError(f"[models.{names[0]}].cache_answers: {error.reason}") from None
-    raise ConfigError(f"[models.{names[0]}].cache_answers needs a ledger: set [ledger].path")
+        raise ConfigError(f"{place}: {error.reason}") from None
 
 
 def pacers(config: Config, limiter: Rates | None) -> dict[str, Pacer]:
@@ -156,8 +157,7 @@ def key_settings(name: str, settings: Mapping[str, Any]) -> KeyConfig:
 def caller(key: KeyConfig, teams: Iterable[TeamConfig]) -> Caller:
     limits = key.models or None, key.rpm or None, key.tpm or None
     tags, own = (NOTHING, key.tags) if isinstance(key.tags, bool) else (key.tags, False)
-    mine = key.user_budget
-    per_user = mine and Budget(key.name, usd=mine.usd, per=mine.per, then=mine.then)
+    per_user = key.user_budget and Budget(key.name, **asdict(key.user_budget))
     users = key.user_rpm or None, key.user_tpm or None, per_user
     return Caller(key.name, *limits, configured_budget(key, teams), tags, own, *users)
 
@@ -216,6 +216,6 @@ def complete(config: Config, router: Router) -> None:
         rules = {}
         for name, each in names.items():
             most = each.budget
-            own = None if most is None else Budget(MIRROR_OF + name, usd=most.usd, per=most.per)
+            own = None if most is None else Budget(MIRROR_OF + name, **asdict(most))
             rules[name] = Rule(each.target, each.share, own)
         router.observers.append(Mirror(router, rules))

@@ -34,7 +34,7 @@ def ledger(config: Config, serving: bool) -> Ledger | None:
         if needs:
             raise ConfigError(f"[ledger].path is empty, but {needs[0]}")
         return None
-    answers = any(model.cache_answers is not None for model in config.models)
+    answers = any(model.cache_answers for model in config.models)
     if not (config.ledger or budgets or serving or answers):
         return None
     path = Path(settings.path)

@@ -194,9 +194,16 @@ def missing_features(value: Any, place: str) -> dict[str, tuple[str, ...]]:
 
 
 ENDPOINTS = (  # endpoints that are passed through
-    *("images/generations", "images/edits", "images/variations"),
-    *("audio/speech", "audio/transcriptions", "audio/translations"),
-    *("moderations", "rerank", "files", "batches"),
+    "images/generations",
+    "images/edits",
+    "images/variations",
+    "audio/speech",
+    "audio/transcriptions",
+    "audio/translations",
+    "moderations",
+    "rerank",
+    "files",
+    "batches",
 )
 NO_ENDPOINTS = "none"
 

@@ -67,12 +67,12 @@ _LITELLM_KEY = re.compile(
     rf"({'|'.join(_LITELLM)})(?:_above_(\d{{1,6}})k_tokens)?(?:_({'|'.join(_SERVICES)}))?",
     re.ASCII,
 )
-_UNREAD, _NO_PRESET = "a figure is not a price", "of a vendor without a preset"
+UNREAD, _NO_PRESET = "a figure is not a price", "of a vendor without a preset"
 _MODES = ("chat", "completion", "responses", "embedding")
 _Rates = dict[str, Decimal]
 
 
-class _Skipped(ValueError):
+class Skipped(ValueError):
     """Why a model is left out."""
 
 
@@ -102,10 +102,10 @@ class PublicTable:
         """Read a model, or leave it out if it cannot be read."""
         try:
             read(self, id, *entry)
-        except _Skipped as why:
+        except Skipped as why:
             self.skip(str(why), id)
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError):
-            self.skip(_UNREAD, id)
+            self.skip(UNREAD, id)
 
     def add(self, vendor: str, model: str, entry: Entry, *, by_hour: bool = False) -> None:
         if 0 < len(model) <= MAX_ID:
@@ -129,7 +129,7 @@ def read(data: bytes, today: date) -> PublicTable:
             "the file is neither litellm's price table, nor that of genai-prices, "
             "nor OpenRouter's list of models"
         )
-    if not found.listed and found.skipped.keys() == {_UNREAD}:
+    if not found.listed and found.skipped.keys() == {UNREAD}:
         raise ConfigError("the price table cannot be read")
     return found
 
@@ -178,11 +178,15 @@ def _litellm(table: PublicTable, id: str, entry: Mapping[str, Any]) -> None:
     provider = entry.get("litellm_provider", "")
     vendor, mode = LITELLM_VENDORS.get(provider), entry.get("mode", "chat")
     if vendor is None:
-        raise _Skipped(_NO_PRESET)
+        raise Skipped(_NO_PRESET)
     if mode not in _MODES:
-        raise _Skipped("not a model for text")
+        raise Skipped("not a model for text")
     rates = _litellm_rates(entry, "")
-    _by_size(rates, entry.get("tiered_pricing"))
+    for each in entry.get("tiered_pricing") or ():  # prices by ranges of input tokens
+        tier = rates.setdefault(int(each["range"][0]), {})
+        for key, name in _LITELLM.items():
+            if each.get(key) is not None:
+                tier[name] = _figure(each[key], _MILLION)
     found = _entry(rates)
     if mode == "embedding" and found.get("output") == "0":
         del found["output"]
@@ -201,15 +205,6 @@ def _litellm_rates(entry: Mapping[str, Any], service: str) -> dict[int, _Rates]:
             tier = rates.setdefault(int(match[2] or 0) * 1000, {})
             tier[_LITELLM[match[1]]] = _figure(value, _MILLION)
     return rates
-
-
-def _by_size(rates: dict[int, _Rates], pricing: Any) -> None:
-    """Read litellm's `tiered_pricing`: prices by ranges of input tokens."""
-    for each in pricing or ():
-        tier = rates.setdefault(int(each["range"][0]), {})
-        for key, name in _LITELLM.items():
-            if each.get(key) is not None:
-                tier[name] = _figure(each[key], _MILLION)
 
 
 def _service(
@@ -249,7 +244,7 @@ def _genai_model(
     table: PublicTable, _: str, vendor: str | None, id: str, model: Mapping[str, Any], today: date
 ) -> None:
     if vendor is None:
-        raise _Skipped(_NO_PRESET)
+        raise Skipped(_NO_PRESET)
     found, by_hour = _genai_entry(model["prices"], today)
     table.add(vendor, id, found | _sizes(model.get("context_window")), by_hour=by_hour)
 
@@ -345,14 +340,14 @@ def _openrouter(table: PublicTable, id: str, model: Mapping[str, Any]) -> None:
 
 
 def _entry(rates: dict[int, _Rates]) -> dict[str, Any]:
-    """Return an entry of prices by size; raise _Skipped if the one of input is not known.
+    """Return an entry of prices by size; raise Skipped if the one of input is not known.
 
     A rate of 0 beside input that costs something means that the table does not know it.
     """
     smallest = min((over for over, found in rates.items() if "input" in found), default=0)
     base = rates.get(0) or rates.get(smallest, {})
     if "input" not in base:
-        raise _Skipped("without a price of input tokens")
+        raise Skipped("without a price of input tokens")
     known = {
         over: {
             name: rate
@@ -375,7 +370,7 @@ def _figure(value: object, times: int = 1) -> Decimal:
     # rounds off the error of binary fractions
     figure = round(Decimal(value) * times, 12).normalize()
     if figure < 0:
-        raise _Skipped("a price is below 0")
+        raise Skipped("a price is below 0")
     return abs(figure)
 
 

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..types import JSON
 from .compare import Difference, differences
 from .price import Price
-from .public import OPENROUTER, Listed, PublicTable
+from .public import OPENROUTER, UNREAD, Listed, PublicTable, Skipped
 from .table import Entry, PriceTable
 from .tariff import STANDARD, TERMS, Service, Tariff, figure_text, figures
 
@@ -64,11 +64,15 @@ def update(
     seen, same = set[tuple[str, str]](), 0
     for listed in found.listed:
         key = listed.vendor, listed.entry["id"]
-        terms, reason = work.terms(listed) if key not in seen else ({}, "named twice")
-        seen.add(key)
-        if reason:
-            skipped[reason] = [*skipped.get(reason, ()), "/".join(key)]
-        elif terms:
+        try:
+            if key in seen:
+                raise Skipped("named twice")
+            seen.add(key)
+            terms = work.terms(listed)
+        except Skipped as why:
+            skipped[str(why)] = [*skipped.get(str(why), ()), "/".join(key)]
+            continue
+        if terms:
             _put(models.setdefault(listed.vendor, []), {"id": key[1], **terms, **about})
         else:
             same += 1
@@ -128,38 +132,36 @@ class _Work:
     changed: list[Changed] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
-    def terms(self, listed: Listed) -> tuple[JSON, str]:
-        """Return the terms of a model that are new or differ; or why it is left out."""
+    def terms(self, listed: Listed) -> JSON:
+        """Return the terms of a model that are new or differ; raise Skipped."""
         try:
             theirs = Price.from_entry(listed.vendor, listed.entry)
         except ConfigError:
-            return {}, "a figure is not a price"
+            raise Skipped(UNREAD) from None
         ours = self.present.find(theirs.provider, theirs.id)
-        if reason := "has prices of certain hours, which are not read" * listed.by_hour:
-            return {}, reason
-        if reason := self._doubt(ours, theirs):
-            return {}, reason
+        if listed.by_hour:
+            raise Skipped("has prices of certain hours, which are not read")
+        self._check(ours, theirs)
         if ours is None:
             self.new.append(f"{theirs.provider}/{theirs.id}")
-            return {key: value for key, value in listed.entry.items() if key != "id"}, ""
+            return {key: value for key, value in listed.entry.items() if key != "id"}
         terms = JSON()
         for changed, key, value in self._changes(ours, theirs, listed.entry):
             self.changed.append(changed)
             terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
-        return terms, ""
+        return terms
 
-    def _doubt(self, ours: Price | None, theirs: Price) -> str:
-        """Return why their price is not to be trusted, or ""."""
+    def _check(self, ours: Price | None, theirs: Price) -> None:
+        """Raise Skipped if their price is not to be trusted."""
         rates = [rate for each in _all_rates(theirs) for rate in each if rate is not None]
         if max(rates, default=0) > MAX_RATE:
-            return "a price is too high to be one per token"
+            raise Skipped("a price is too high to be one per token")
         is_free = not theirs.rates.input and not theirs.rates.output
         if is_free and ours is None and self.source != OPENROUTER:
-            return "the price is 0, which may mean that it is not known"
+            raise Skipped("the price is 0, which may mean that it is not known")
         known = ours.rates[:2] if ours else ()
         if any(was and now == 0 for was, now in zip(known, theirs.rates, strict=False)):
-            return "a price is 0 where the present one is not"
-        return ""
+            raise Skipped("a price is 0 where the present one is not")
 
     def _changes(
         self, ours: Price, theirs: Price, entry: Entry

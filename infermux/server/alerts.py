@@ -122,12 +122,10 @@ class Watcher:
     def _found(self, router: Router, alerts: Alerts) -> Iterator[Due]:
         if "budget" in alerts.events:
             yield from _budgets(router, alerts)
-        if "target" in alerts.events:
-            yield from self._down(router)
-        if "prices" in alerts.events:
-            yield from self._prices(router)
-        if "records" in alerts.events:
-            yield from self._records(router)
+        looks = {"target": self._down, "prices": self._prices, "records": self._records}
+        for event, look in looks.items():
+            if event in alerts.events:
+                yield from look(router)
 
     # -- targets --
 

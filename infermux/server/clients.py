@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import ssl
 import time
 from typing import Any
 
 from ..admission import ConcurrencyLimiter
+from ..types import is_readable
 
 CLIENT_SECONDS = 10  # for a head, for a body before PACE applies, for a client to read
 HEAD_BYTES = 65536  # maximum size of a head
@@ -292,13 +292,6 @@ class Certificate:
         with contextlib.suppress(OSError):
             return [os.stat(file).st_mtime_ns for file in self._files]
         return []
-
-
-def is_readable(sock: socket.socket, seconds: float) -> bool:
-    """Whether a socket is readable within *seconds*; poll() uses no file descriptor."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 CLOSED = Client(socket.socket(), ConcurrencyLimiter(1))  # gunicorn may close it again

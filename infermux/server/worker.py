@@ -34,7 +34,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from ..admission import ConcurrencyLimiter
 from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
-from ..types import LogThrottle, is_shortage
+from ..types import LogThrottle, is_readable, is_shortage
 from .clients import (
     CLIENT_SECONDS,
     CLOSED,
@@ -42,7 +42,6 @@ from .clients import (
     Certificate,
     Client,
     SecureClient,
-    is_readable,
 )
 
 KEEP_THREAD_SECONDS = 0.01  # how long a thread waits for its client's next request

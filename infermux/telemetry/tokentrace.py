@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import select
 import time
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..protocol import TRACE_SPAN, Message, TraceSpan
+from ..types import is_readable
 from .exporter import Exporter, Send, dropped, flush_all
 
 __all__ = ["Reporter", "dropped", "flush_all"]
@@ -123,7 +123,7 @@ def _post(
     unless the response was read to its end.
     """
     try:
-        if kept is not None and _is_readable(kept):
+        if kept is not None and is_readable(kept):
             connection.close()  # TokenTrace has closed it, or sent more than it announced
         if connection.sock is not None:
             connection.sock.settimeout(TIMEOUT_SECONDS)  # the last response may have shortened it
@@ -139,11 +139,3 @@ def _post(
     if not whole:
         connection.close()
     return response.status, descriptor if whole else None
-
-
-def _is_readable(descriptor: int) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
