@@ -311,6 +311,7 @@ class _Connection(HTTPConnection):
         super().__init__(host, *args, **options)
         self._name = host.strip("[]")  # `host` lacks a trailing dot
         self._head: bytes | None = None  # of a request; b"" until http.client sends it
+        self._is_first = True  # whether nothing of a request has been sent
 
     @property
     def is_connected(self) -> bool:
@@ -318,7 +319,7 @@ class _Connection(HTTPConnection):
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
-        _current.exchange.connected = True
+        _current.exchange.connected = self._is_first = True
         super().connect()
 
     def _new_conn(self) -> socket.socket:
@@ -344,7 +345,8 @@ class _Connection(HTTPConnection):
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
-        self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
+        self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
+        self.timeout, self._is_first = max(MIN_WAIT, self._limit.remaining()), True
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
@@ -359,6 +361,9 @@ class _Connection(HTTPConnection):
             return
         head, self._head = self._head or b"", None
         for part in (head + data,) if len(data) < READ_SIZE else (head, data):
+            if not self._is_first and self.sock is not None:  # urllib3 sets it for the first
+                self.sock.settimeout(max(MIN_WAIT, self._limit.remaining()))
+            self._is_first = False
             super().send(part)
 
     def response_class(  # type: ignore[override]
