@@ -149,7 +149,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=False)
-        with self._guarded():
+        with self._guarded(exchange):
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
@@ -168,7 +168,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, timeouts := self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=True)
-        with self._guarded():
+        with self._guarded(exchange):
             try:
                 body = self._body(answer, exchange)
                 chunks = calls.chunks(self._chunks(answer, body, request, exchange, dialect))
@@ -238,7 +238,7 @@ class HTTPProvider(Provider):
         dialect = self._speaks(request)
         prepared = self._prepared(request, dialect, stream=stream)
         try:
-            with self._guarded():
+            with self._guarded(exchange):
                 return self._post(prepared, exchange, request), dialect
         except ProviderError as error:
             learn = getattr(self.dialect, "learn", None)
@@ -246,7 +246,7 @@ class HTTPProvider(Provider):
                 raise
         dialect = self._speaks(request)
         prepared = self._prepared(request, dialect, stream=stream)
-        with self._guarded():
+        with self._guarded(exchange):
             return self._post(prepared, exchange, request), dialect
 
     def _speaks(self, request: InferRequest) -> Dialect:
@@ -425,7 +425,7 @@ class HTTPProvider(Provider):
         yield from parser.end()
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, exchange: Exchange) -> Iterator[None]:
         """Turn exceptions of libraries and dialects into ours, and redact ours."""
         try:
             yield
@@ -434,7 +434,7 @@ class HTTPProvider(Provider):
             self.redact(error)
             raise
         except FOREIGN as error:
-            raise mapped(error) from error
+            raise mapped(error, sent=exchange.sent, received=exchange.received) from error
         except NONSENSE as error:
             raise nonsense() from error
         except (MemoryError, RuntimeError) as error:

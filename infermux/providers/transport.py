@@ -57,6 +57,7 @@ class Exchange:
         self.max_silence = timeouts.first_byte  # seconds without a byte
         self.needs_new_connection = False
         self.connected = False  # a connection was made for this request, or tried
+        self.sent = True  # unless it could not be made
         self.received = False  # at least one byte of a response has come
         self.reader: DeadlineReader | None = None
         self.response: http.client.HTTPResponse | None = None
@@ -319,7 +320,8 @@ class _Connection(HTTPConnection):
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
-        _current.exchange.connected = self._is_first = True
+        exchange = _current.exchange
+        exchange.connected, exchange.sent, self._is_first = True, False, True
         super().connect()
 
     def _new_conn(self) -> socket.socket:
@@ -345,6 +347,7 @@ class _Connection(HTTPConnection):
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
+        exchange.sent = True
         self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
         self.timeout, self._is_first = max(MIN_WAIT, self._limit.remaining()), True
         self._head = b"" if isinstance(body, bytes) and body else None
