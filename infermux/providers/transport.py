@@ -312,7 +312,6 @@ class _Connection(HTTPConnection):
         super().__init__(host, *args, **options)
         self._name = host.strip("[]")  # `host` lacks a trailing dot
         self._head: bytes | None = None  # of a request; b"" until http.client sends it
-        self._is_first = True  # whether nothing of a request has been sent
 
     @property
     def is_connected(self) -> bool:
@@ -320,14 +319,13 @@ class _Connection(HTTPConnection):
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
-        exchange = _current.exchange
-        exchange.connected, exchange.sent, self._is_first = True, False, True
+        _current.exchange.connected, _current.exchange.sent = True, False
         super().connect()
 
     def _new_conn(self) -> socket.socket:
         """Return a new socket; one time limit covers the name look-up, connecting and TLS."""
         exchange, names = _current.exchange, _current.names
-        limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
+        self._limit = limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
         try:
             addresses = names.find(self._name, self.port, limit.remaining())
             sock = connect(addresses, limit.remaining(), self.socket_options or ())
@@ -349,7 +347,7 @@ class _Connection(HTTPConnection):
         exchange = _current.exchange
         exchange.sent = True
         self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
-        self.timeout, self._is_first = max(MIN_WAIT, self._limit.remaining()), True
+        self.timeout = max(MIN_WAIT, self._limit.remaining())
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
@@ -363,10 +361,9 @@ class _Connection(HTTPConnection):
             self._head = data
             return
         head, self._head = self._head or b"", None
+        sock: Any = self.sock
         for part in (head + data,) if len(data) < READ_SIZE else (head, data):
-            if not self._is_first and self.sock is not None:  # urllib3 sets it for the first
-                self.sock.settimeout(max(MIN_WAIT, self._limit.remaining()))
-            self._is_first = False
+            sock.settimeout(max(MIN_WAIT, self._limit.remaining()))
             super().send(part)
 
     def response_class(  # type: ignore[override]
