@@ -173,7 +173,9 @@ def _inflated(
             if inflater is None or inflater.eof:
                 if inflater is not None and not (coding == "gzip" and data[0] == _GZIP):
                     break  # padding
-                inflater = zlib.decompressobj(_window(coding, data[0]))
+                # zlib tells gzip from its own format, but some send deflate without a head
+                raw = coding == "deflate" and data[0] % 16 != zlib.DEFLATED
+                inflater = zlib.decompressobj(-zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS)
             try:
                 found = inflater.decompress(data, READ_SIZE)
             except zlib.error as error:
@@ -183,11 +185,5 @@ def _inflated(
             data = inflater.unconsumed_tail or inflater.unused_data
     if inflater is not None and not inflater.eof:
         yield inflater.flush()
-        raise DecodeError("a compressed body that was cut")
-
-
-def _window(coding: str, first: int) -> int:
-    """Return zlib's wbits for a body by its first byte; some send deflate without zlib's head."""
-    if coding == "gzip":
-        return 16 + zlib.MAX_WBITS
-    return zlib.MAX_WBITS if first % 16 == zlib.DEFLATED else -zlib.MAX_WBITS
+        if not inflater.eof:
+            raise DecodeError("a compressed body that was cut")

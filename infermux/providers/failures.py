@@ -33,8 +33,10 @@ _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, Timeo
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
-def mapped(error: BaseException) -> InferMuxError:
+def mapped(error: BaseException, *, sent: bool = True, received: bool = False) -> InferMuxError:
     """Return our error for a library's exception, without its message.
+
+    It says whether a request may have been *sent*, and whether bytes of an answer were *received*.
 
     The exception loses its frames: names of theirs refer to it, and the cycle would keep a request.
     """
@@ -43,8 +45,8 @@ def mapped(error: BaseException) -> InferMuxError:
     if is_shortage(error):
         return Overloaded(OUT_OF_RESOURCES)
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # for urllib3 a timeout
-    failed = _mapped(error, refused=refused)
-    failed.sent = not (refused or _is_unsent(error))
+    failed = _mapped(error, refused=refused, received=received)
+    failed.sent = sent
     failed.cause = _cause(error)
     return failed
 
@@ -78,7 +80,7 @@ def _cause(error: object) -> str:
     return ""
 
 
-def _chain(error: object, *, context: bool = True) -> Iterator[BaseException]:
+def _chain(error: object) -> Iterator[BaseException]:
     """Yield an error and those that it wraps."""
     for _ in range(6):
         if not isinstance(error, BaseException):
@@ -86,29 +88,14 @@ def _chain(error: object, *, context: bool = True) -> Iterator[BaseException]:
         yield error
         inner = getattr(error, "reason", None)
         first = error.args[0] if error.args else None
-        wrapped = (inner, first, error.__cause__, error.__context__ if context else None)
+        wrapped = (inner, first, error.__cause__, error.__context__)
         error = next((each for each in wrapped if isinstance(each, BaseException)), None)
 
 
-_UNSENT = (
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.NameResolutionError,
-    urllib3.exceptions.ProxyError,
-    requests.exceptions.ConnectTimeout,
-    requests.exceptions.ProxyError,
-)
-
-
-def _is_unsent(error: object) -> bool:
-    """Return whether no connection was made, by an error or one that it wraps."""
-    return any(isinstance(each, (*_UNSENT, *_TLS)) for each in _chain(error, context=False))
-
-
-def _mapped(error: BaseException, *, refused: bool) -> ProviderError:
+def _mapped(error: BaseException, *, refused: bool, received: bool) -> ProviderError:
     if isinstance(error, _TIMEOUTS) and not refused:
         return ProviderTimeout("the provider did not answer in time")
-    if isinstance(error, _TLS):
+    if isinstance(error, _TLS) and not received:
         failed = ProviderUnavailable("no trusted connection to the provider")
         failed.retryable = False  # a retry would meet the same certificate
         return failed

@@ -149,7 +149,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=False)
-        with self._guarded():
+        with self._guarded(exchange):
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
@@ -168,7 +168,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, timeouts := self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=True)
-        with self._guarded():
+        with self._guarded(exchange):
             try:
                 body = self._body(answer, exchange)
                 chunks = calls.chunks(self._chunks(answer, body, request, exchange, dialect))
@@ -235,18 +235,20 @@ class HTTPProvider(Provider):
         self, request: InferRequest, exchange: Exchange, *, stream: bool
     ) -> tuple[Answer, Dialect]:
         """Send a request, again if the vendor asks for its other dialect; return the answer."""
-        dialect = self._speaks(request)
-        prepared = self._prepared(request, dialect, stream=stream)
         try:
-            with self._guarded():
-                return self._post(prepared, exchange, request), dialect
+            return self._sent_once(request, exchange, stream=stream)
         except ProviderError as error:
             learn = getattr(self.dialect, "learn", None)
             if learn is None or not learn(request, error):
                 raise
+        return self._sent_once(request, exchange, stream=stream)
+
+    def _sent_once(
+        self, request: InferRequest, exchange: Exchange, *, stream: bool
+    ) -> tuple[Answer, Dialect]:
         dialect = self._speaks(request)
         prepared = self._prepared(request, dialect, stream=stream)
-        with self._guarded():
+        with self._guarded(exchange):
             return self._post(prepared, exchange, request), dialect
 
     def _speaks(self, request: InferRequest) -> Dialect:
@@ -425,7 +427,7 @@ class HTTPProvider(Provider):
         yield from parser.end()
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, exchange: Exchange) -> Iterator[None]:
         """Turn exceptions of libraries and dialects into ours, and redact ours."""
         try:
             yield
@@ -434,7 +436,7 @@ class HTTPProvider(Provider):
             self.redact(error)
             raise
         except FOREIGN as error:
-            raise mapped(error) from error
+            raise mapped(error, sent=exchange.sent, received=exchange.received) from error
         except NONSENSE as error:
             raise nonsense() from error
         except (MemoryError, RuntimeError) as error:

@@ -136,10 +136,7 @@ def _decoded(text: str) -> Iterator[str]:
     if plain != text:
         yield plain
     for run in re.findall(_HEX, whole):
-        digits = re.sub("[ :-]", "", run)
-        for start in range(2):
-            data = digits[start:]
-            yield bytes.fromhex(data[: len(data) & ~1]).decode("ascii", "replace")
+        yield bytes.fromhex(re.sub("[:-]", "", run)).decode("ascii", "replace")
     for run in _BASE64.findall(whole):
         for start in range(4):
             data = run[start:].translate(_STANDARD)

@@ -57,6 +57,7 @@ class Exchange:
         self.max_silence = timeouts.first_byte  # seconds without a byte
         self.needs_new_connection = False
         self.connected = False  # a connection was made for this request, or tried
+        self.sent = True  # unless it could not be made
         self.received = False  # at least one byte of a response has come
         self.reader: DeadlineReader | None = None
         self.response: http.client.HTTPResponse | None = None
@@ -318,13 +319,13 @@ class _Connection(HTTPConnection):
         return not _current.exchange.needs_new_connection and super().is_connected
 
     def connect(self) -> None:
-        _current.exchange.connected = True
+        _current.exchange.connected, _current.exchange.sent = True, False
         super().connect()
 
     def _new_conn(self) -> socket.socket:
         """Return a new socket; one time limit covers the name look-up, connecting and TLS."""
         exchange, names = _current.exchange, _current.names
-        limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
+        self._limit = limit = Deadline(exchange.deadline.cap(exchange.timeouts.connect))
         try:
             addresses = names.find(self._name, self.port, limit.remaining())
             sock = connect(addresses, limit.remaining(), self.socket_options or ())
@@ -344,7 +345,9 @@ class _Connection(HTTPConnection):
         if self.is_closed:
             self.connect()
         exchange = _current.exchange
-        self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
+        exchange.sent = True
+        self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
+        self.timeout = max(MIN_WAIT, self._limit.remaining())
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
@@ -358,7 +361,9 @@ class _Connection(HTTPConnection):
             self._head = data
             return
         head, self._head = self._head or b"", None
+        sock: Any = self.sock
         for part in (head + data,) if len(data) < READ_SIZE else (head, data):
+            sock.settimeout(max(MIN_WAIT, self._limit.remaining()))
             super().send(part)
 
     def response_class(  # type: ignore[override]

@@ -185,9 +185,9 @@ class SecureClient(Client):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
-            self._flush(socket.MSG_DONTWAIT)  # the alert
             return False
-        self._flush(socket.MSG_DONTWAIT)
+        finally:
+            self._flush(socket.MSG_DONTWAIT)  # also an alert
         return True
 
     def _decrypt(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import socket
 import threading
@@ -19,6 +20,8 @@ from faulty import PATIENCE, Peer, Script, Vendor, answer, answers, then_closes
 
 from infermux.errors import InferMuxError, ProviderTimeout, ProviderUnavailable
 from infermux.protocol import InferRequest
+from infermux.protocol.multipart import Upload
+from infermux.protocol.passed import Passed
 from infermux.providers.http import HTTPProvider, Timeouts
 from infermux.types import Deadline
 
@@ -402,3 +405,26 @@ def test_a_vendor_that_reads_byte_by_byte_is_left_at_the_deadline(
     with pytest.raises(InferMuxError):
         prepared(big, Deadline(0.5))
     assert time.monotonic() - begun < 0.5 + LATE
+
+
+def stops_reading(peer: Peer) -> None:
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end and peer.sock.recv(65536):
+        peer.vendor.stopped.wait(0.02)
+    peer.vendor.stopped.wait(PATIENCE)
+
+
+@pytest.mark.slow
+def test_a_vendor_that_stops_reading_an_upload_is_left_at_the_deadline(
+    vendor: Make, provider: Make
+) -> None:
+    """Each piece of an upload is sent by itself; the last one has only what is left of the time."""
+    part = b'Content-Disposition: form-data; name="file"; filename="a.mp3"'
+    body = b"--x\r\n%b\r\n\r\n%b\r\n--x--\r\n" % (part, b"y" * 30_000_000)
+    upload = Upload(io.BytesIO(body).read, boundary="x", size=len(body), limit=10**8, model=False)
+    passed = Passed(upload=upload)
+    sent = InferRequest(model="m", op="audio/transcriptions", passed=passed)
+    mine, begun = provider(vendor(stops_reading).port), time.monotonic()
+    with contextlib.closing(upload), pytest.raises(ProviderTimeout):
+        list(mine.stream(sent, Deadline(2)))
+    assert time.monotonic() - begun < 2 + LATE

@@ -432,6 +432,39 @@ def test_a_certificate_of_the_sites_own_is(
     assert at.connections == 1
 
 
+def breaks_tls(head: bytes) -> Script:
+    """Answer with *head*, and then with bytes that nobody has encrypted."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        if head:
+            peer.send(head)
+        os.write(peer.sock.fileno(), b"\x17\x03\x03\x00\x20" + b"x" * 32)
+        peer.gone()
+
+    return script
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        answer(200, BODY[:9], length=99),
+        answer(200, STREAM[0], {"Content-Type": "text/event-stream"}, length=9999),
+    ],
+    ids=["no head", "body", "stream"],
+)
+def test_tls_that_breaks_after_a_request_was_sent_may_have_cost_money(
+    vendor: Make, provider: Make, tls: ssl.SSLContext, certificate: Path, ask: Any, head: bytes
+) -> None:
+    at = vendor(breaks_tls(head), tls=tls)
+    error = failure(ask, provider(at, ca=str(certificate)))
+    assert isinstance(error, ProviderUnavailable)
+    assert error.sent is True
+    assert error.retryable == bool(head)  # else the vendor refuses our side of TLS
+
+
 @WAYS
 def test_tls_to_a_plain_port(vendor: Make, provider: Make, ask: Any) -> None:
     def script(peer: Peer) -> None:
