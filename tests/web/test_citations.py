@@ -370,6 +370,43 @@ def test_images_that_a_model_draws_arrive(front, vendors, door, vendor, streamed
         assert (text, images) == (TEXT, [PNG])
 
 
+@every_door
+def test_citations_before_their_text_and_beside_calls_are_in_place(front, vendors, door):
+    """Some vendors send citations first, and a tool's call may come before the text ends."""
+    head = {"id": "chatcmpl-1", "created": 1, "model": "gpt-x", "object": "chat.completion.chunk"}
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    late = {"type": "url_citation", "url_citation": places(len(FIRST), len(TEXT))}
+    deltas = [
+        {"annotations": [{"type": "url_citation", "url_citation": places()}]},
+        {"content": FIRST},
+        {"content": REST, "annotations": [late], "tool_calls": [call]},
+    ]
+    choices = [{"index": 0, "delta": each, "finish_reason": None} for each in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+    parts = [event(head | {"choices": [choice]}) for choice in choices]
+    vendors["openai"].script(stream(*parts, b"data: [DONE]\n\n"))
+    answer = ask(front, door, model_of("openai"), True)
+    if door == "chat":
+        return  # the vendor's own
+    if door == "anthropic":
+        deltas = [each["delta"] for each in events(answer.data) if "delta" in each]
+        kinds = [delta["type"] for delta in deltas if delta.get("type")]
+        assert kinds == [
+            *("citations_delta", "text_delta", "text_delta", "citations_delta"),
+            "input_json_delta",
+        ]
+    elif door == "responses":
+        *_, last = events(answer.data)
+        text, used = last["response"]["output"]
+        spans = [
+            (one["start_index"], one["end_index"]) for one in text["content"][0]["annotations"]
+        ]
+        assert spans == [SPAN, (len(FIRST), len(TEXT))] and used["name"] == "f"
+    else:
+        text, cited, _ = read_gemini(answer.data, True)
+        assert text == TEXT and [one[:2] for one in cited] == [SPAN, (len(FIRST), len(TEXT))]
+
+
 # -- the next turn ---------------------------------------------------------------------------------
 
 
