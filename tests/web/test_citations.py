@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 from doors import PICTURE, Front, Vendor, reply, stream
@@ -238,7 +239,7 @@ def read_gemini(data, streamed):
     cited = []
     for support in told.get("groundingSupports", ()):
         segment = support["segment"]
-        start, end = segment["startIndex"], segment["endIndex"]
+        start, end = segment.get("startIndex", 0), segment["endIndex"]
         before, words = text.encode()[:start].decode(), text.encode()[start:end].decode()
         assert words == segment["text"]
         for number in support["groundingChunkIndices"]:
@@ -478,3 +479,33 @@ def test_anthropic_is_not_sent_citations_that_it_never_gave(front, vendors):
     assert ask(front, "anthropic", model_of("anthropic"), question=turns).status == 200
     blocks = sent(vendors["anthropic"])["messages"][1]["content"]
     assert blocks == [*({"type": "text", "text": one["text"]} for one in content), own]
+
+
+# -- hooks -----------------------------------------------------------------------------------------
+
+
+@both_ways
+@every_door
+def test_a_hook_takes_images_and_citations_out_of_any_answer(vendors, door, streamed):
+    """Also in place, and where client and vendor have the same format."""
+
+    def bare(answer):
+        answer.images.clear()
+        return replace(answer, annotations=[])
+
+    vendors["gemini"].script(
+        stream(*gemini_says(True)[1]) if streamed else reply(gemini_says(1)[0])
+    )
+    with Front(vendors["gemini"].provider(), hooks={"after": bare}) as front:
+        answer = ask(front, door, model_of("gemini"), streamed)
+    assert answer.status == 200, answer.data
+    text, cited, images = READ[door](answer.data, streamed)
+    assert (text, cited, images) == (TEXT, [], []) and PICTURE.encode() not in answer.data
+
+
+def test_a_hook_cannot_take_an_image_out_of_the_vendors_own_event(vendors):
+    vendors["gemini"].script(stream(*gemini_says(images=True)[1]))
+    hooks = {"chunk": lambda chunk: chunk._replace(images=())}
+    with Front(vendors["gemini"].provider(), hooks=hooks) as front:
+        answer = ask(front, "gemini", model_of("gemini"), True)
+    assert PICTURE.encode() not in answer.data and b"error" in answer.data
