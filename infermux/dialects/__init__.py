@@ -191,6 +191,11 @@ def members(value: object) -> JSON:
     return value if isinstance(value, dict) else {}
 
 
+def listed(value: object) -> list[JSON]:
+    """Return the objects of a list, none for every other value."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def text(value: object) -> str:
     """Return a string, empty for null; raise ValueError for another type."""
     if value is None:

@@ -9,12 +9,12 @@ OpenRouter has it in `message.images`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ..types import JSON
-from . import data_uri, members
+from . import data_uri, listed, members
 
 URL = "url_citation"
+MOST = 1000  # citations that are read at a time
 
 
 def citation(url: object, title: object, start: object, end: object, cited: object = None) -> JSON:
@@ -40,8 +40,8 @@ def citations(found: object, shift: int = 0, *, flat: bool = False) -> list[JSON
     *shift* is the length of the answer before the text that they are about.
     """
     read = []
-    for each in found if isinstance(found, list) else ():
-        said = members(each) if flat else members(members(each).get(URL))
+    for each in listed(found)[:MOST]:
+        said = each if flat else members(each.get(URL))
         start, end = (shift + _index(said.get(name)) for name in ("start_index", "end_index"))
         read.append(citation(said.get("url"), said.get("title"), start, end, said.get("content")))
     return [each for each in read if each]
@@ -73,10 +73,9 @@ def image(media: object, data: object) -> list[JSON]:
     return [{"type": "image_url", "image_url": {"url": f"data:{media};base64,{data}"}}]
 
 
-def images(found: Any) -> list[JSON]:
+def images(found: object) -> list[JSON]:
     """Return the images that a vendor has in the form of chat completions."""
-    parts = found if isinstance(found, list) else ()
-    urls = [members(members(part).get("image_url")).get("url") for part in parts]
+    urls = [members(part.get("image_url")).get("url") for part in listed(found)]
     return [
         {"type": "image_url", "image_url": {"url": url}} for url in urls if isinstance(url, str)
     ]

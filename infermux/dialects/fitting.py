@@ -66,6 +66,12 @@ def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
     return new
 
 
+def joined(parts: list[JSON]) -> str | list[JSON]:
+    """Join parts to one string if all are text, which every vendor accepts."""
+    plain = all(part.keys() == {"type", "text"} for part in parts)
+    return "".join(part["text"] for part in parts) if plain else list(parts)
+
+
 # -- schemas --
 
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")

@@ -16,6 +16,7 @@ from . import given, members, require, without
 from .parameters import Drop, hint
 
 OPTIONS, GOOGLE = "web_search_options", "tools.googleSearch"  # params of two formats
+LIMIT = "max_tool_calls"  # of Responses; Anthropic's is a member of the tool
 # models that search at chat completions, and those of them that search only there
 SEARCHERS = re.compile(r"gpt-.*search-(preview|api)|(perplexity/)?sonar|google/gemini-")
 ONLY_CHAT = re.compile(r"gpt-.*search-(preview|api)")
@@ -44,11 +45,22 @@ class Moved(NamedTuple):
     tool: JSON | None = None
     forced: bool = False  # whether it must be called
 
-    def add(self, body: JSON, drop: Drop, choice: JSON | None = None) -> None:
-        """Add the search to the tools in *body*; *choice*: the tool_choice that names it."""
+    uses: int | None = None  # at most, if the tool does not say it
+
+    def add(
+        self, body: JSON, drop: Drop, choice: JSON | None = None, *, limits: bool = False
+    ) -> None:
+        """Add the search to the tools in *body*; *choice*: the tool_choice that names it.
+
+        *limits*: the vendor knows LIMIT.
+        """
         if self.tool is None:
             return
         body["tools"] = [*body.get("tools", ()), self.tool]
+        if self.uses and limits:
+            body[LIMIT] = self.uses
+        elif self.uses:
+            hint(LIMIT, drop)
         if self.forced and choice:
             body["tool_choice"] = choice
         elif self.forced:
@@ -76,12 +88,13 @@ def moved(request: InferRequest, write: Callable[[Search], JSON | None]) -> Move
     search, choice = _found(params, own), params.get("tool_choice")
     if search is None or (tool := write(search._replace(alone=not tools))) is None:
         return Moved(request)
-    kept = without(params, OPTIONS, GOOGLE) | {"tools": tools}
+    kept = without(params, OPTIONS, GOOGLE, LIMIT) | {"tools": tools}
     forced = own is not None and _names(choice, own)
     if forced or not tools:
         forced = forced or choice == "required"
         kept = without(kept, "tool_choice", *(() if tools else ("tools", "parallel_tool_calls")))
-    return Moved(replace(request, params=kept), None if choice == "none" else tool, forced)
+    uses = None if "max_uses" in tool else search.uses
+    return Moved(replace(request, params=kept), None if choice == "none" else tool, forced, uses)
 
 
 def _is_search(tool: object) -> bool:
@@ -103,7 +116,7 @@ def _found(params: Mapping[str, Any], tool: JSON | None) -> Search | None:
             {"allowed_domains": allowed} if allowed else {"blocked_domains": blocked or None},
             _location(tool.get("user_location")),
             tool.get("search_context_size"),
-            tool.get("max_uses"),
+            tool.get("max_uses") or params.get(LIMIT),
             tool if _ANTHROPIC.fullmatch(tool["type"]) else None,
             tool.get("external_web_access") is not False,
             is_agents=not _ANTHROPIC.fullmatch(tool["type"]),

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..protocol import strict_json
 from ..types import JSON
+from . import listed, without, word
 from . import members as obj
-from . import without, word
 
 MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
 MIN_OUTPUT = 16  # tokens; OpenAI's Responses refuse a lower limit
@@ -363,12 +363,11 @@ def _bytes(data: str) -> int:
 
 
 def _tools(body: JSON, size: Size) -> None:
-    given = body.get("tools")
-    listed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
-    own = sum([each.get("type") not in (None, "function", "custom") for each in listed])
-    size.tokens += TOOL_TOKENS * (own + bool(listed or body.get("functions")))
+    tools = listed(body.get("tools"))
+    own = sum([each.get("type") not in (None, "function", "custom") for each in tools])
+    size.tokens += TOOL_TOKENS * (own + bool(tools or body.get("functions")))
     most, uses = number(body.get("max_tool_calls")), 0.0
-    for tool in listed:
+    for tool in tools:
         limit = number(tool.get("max_uses"))
         for name in _names(tool):
             _fee(name, most if limit is None else limit, size)
@@ -376,7 +375,7 @@ def _tools(body: JSON, size: Size) -> None:
     if body.get("mcp_servers"):
         uses = math.inf
     if "contents" in body:
-        runs = any("codeExecution" in tool or "code_execution" in tool for tool in listed)
+        runs = any("codeExecution" in tool or "code_execution" in tool for tool in tools)
         most = MAX_RUNS if runs else 1
     elif "messages" in body:
         most = MAX_ROUNDS

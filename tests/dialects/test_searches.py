@@ -184,6 +184,17 @@ def test_options_that_are_no_object_are_the_callers_to_mend() -> None:
         sent(asked("chat", MODELS["anthropic"], 5), "anthropic")  # type: ignore[arg-type]
 
 
+def test_the_number_of_searches_stays_limited() -> None:
+    request = asked("anthropic", "gpt-4.1", CLAUDES)
+    assert sent(request, "openai")[1]["max_tool_calls"] == 3 and request.dropped == []
+    request = asked("anthropic", MODELS["xai"], CLAUDES)
+    assert "max_tool_calls" not in sent(request, "xai")[1]
+    assert request.dropped == ["max_tool_calls"]
+    request = asked("responses", MODELS["anthropic"], WEB | {"search_context_size": "medium"})
+    request.params["max_tool_calls"] = 2  # type: ignore[index]
+    assert sent(request, "anthropic")[1]["tools"][0]["max_uses"] == 2 and request.dropped == []
+
+
 def test_what_cannot_be_said_beside_the_search_is_told() -> None:
     request = asked("chat", MODELS["anthropic"], OPTIONS)
     sent(request, "anthropic")

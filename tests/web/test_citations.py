@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 from doors import PICTURE, Front, Vendor, reply, stream
@@ -238,7 +239,7 @@ def read_gemini(data, streamed):
     cited = []
     for support in told.get("groundingSupports", ()):
         segment = support["segment"]
-        start, end = segment["startIndex"], segment["endIndex"]
+        start, end = segment.get("startIndex", 0), segment["endIndex"]
         before, words = text.encode()[:start].decode(), text.encode()[start:end].decode()
         assert words == segment["text"]
         for number in support["groundingChunkIndices"]:
@@ -370,6 +371,43 @@ def test_images_that_a_model_draws_arrive(front, vendors, door, vendor, streamed
         assert (text, images) == (TEXT, [PNG])
 
 
+@every_door
+def test_citations_before_their_text_and_beside_calls_are_in_place(front, vendors, door):
+    """Some vendors send citations first, and a tool's call may come before the text ends."""
+    head = {"id": "chatcmpl-1", "created": 1, "model": "gpt-x", "object": "chat.completion.chunk"}
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    late = {"type": "url_citation", "url_citation": places(len(FIRST), len(TEXT))}
+    deltas = [
+        {"annotations": [{"type": "url_citation", "url_citation": places()}]},
+        {"content": FIRST},
+        {"content": REST, "annotations": [late], "tool_calls": [call]},
+    ]
+    choices = [{"index": 0, "delta": each, "finish_reason": None} for each in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+    parts = [event(head | {"choices": [choice]}) for choice in choices]
+    vendors["openai"].script(stream(*parts, b"data: [DONE]\n\n"))
+    answer = ask(front, door, model_of("openai"), True)
+    if door == "chat":
+        return  # the vendor's own
+    if door == "anthropic":
+        deltas = [each["delta"] for each in events(answer.data) if "delta" in each]
+        kinds = [delta["type"] for delta in deltas if delta.get("type")]
+        assert kinds == [
+            *("citations_delta", "text_delta", "text_delta", "citations_delta"),
+            "input_json_delta",
+        ]
+    elif door == "responses":
+        *_, last = events(answer.data)
+        text, used = last["response"]["output"]
+        spans = [
+            (one["start_index"], one["end_index"]) for one in text["content"][0]["annotations"]
+        ]
+        assert spans == [SPAN, (len(FIRST), len(TEXT))] and used["name"] == "f"
+    else:
+        text, cited, _ = read_gemini(answer.data, True)
+        assert text == TEXT and [one[:2] for one in cited] == [SPAN, (len(FIRST), len(TEXT))]
+
+
 # -- the next turn ---------------------------------------------------------------------------------
 
 
@@ -441,3 +479,33 @@ def test_anthropic_is_not_sent_citations_that_it_never_gave(front, vendors):
     assert ask(front, "anthropic", model_of("anthropic"), question=turns).status == 200
     blocks = sent(vendors["anthropic"])["messages"][1]["content"]
     assert blocks == [*({"type": "text", "text": one["text"]} for one in content), own]
+
+
+# -- hooks -----------------------------------------------------------------------------------------
+
+
+@both_ways
+@every_door
+def test_a_hook_takes_images_and_citations_out_of_any_answer(vendors, door, streamed):
+    """Also in place, and where client and vendor have the same format."""
+
+    def bare(answer):
+        answer.images.clear()
+        return replace(answer, annotations=[])
+
+    vendors["gemini"].script(
+        stream(*gemini_says(True)[1]) if streamed else reply(gemini_says(1)[0])
+    )
+    with Front(vendors["gemini"].provider(), hooks={"after": bare}) as front:
+        answer = ask(front, door, model_of("gemini"), streamed)
+    assert answer.status == 200, answer.data
+    text, cited, images = READ[door](answer.data, streamed)
+    assert (text, cited, images) == (TEXT, [], []) and PICTURE.encode() not in answer.data
+
+
+def test_a_hook_cannot_take_an_image_out_of_the_vendors_own_event(vendors):
+    vendors["gemini"].script(stream(*gemini_says(images=True)[1]))
+    hooks = {"chunk": lambda chunk: chunk._replace(images=())}
+    with Front(vendors["gemini"].provider(), hooks=hooks) as front:
+        answer = ask(front, "gemini", model_of("gemini"), True)
+    assert PICTURE.encode() not in answer.data and b"error" in answer.data

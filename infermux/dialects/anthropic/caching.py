@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...types import JSON
+from .. import listed
 
 MARK = {"cache_control": {"type": "ephemeral"}}
 CHARACTERS = 3  # per token, at least: what is too short is not cached, but costs nothing either
@@ -77,13 +78,9 @@ def _is_marked(body: JSON) -> bool:
         return True
     turns = body["messages"]
     contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
-    inner = [block.get("content") for each in contents for block in _objects(each)]
+    inner = [block.get("content") for each in contents for block in listed(each)]
     places: Iterable[Any] = (body.get("tools"), body.get("system"), *contents, *inner)
-    return any("cache_control" in block for each in places for block in _objects(each))
-
-
-def _objects(value: Any) -> Iterable[JSON]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else ()
+    return any("cache_control" in block for each in places for block in listed(each))
 
 
 def _size(value: Any) -> int:

@@ -16,7 +16,7 @@ from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, tier_of, without
 from ..citations import cited, inline
-from ..fitting import is_strict
+from ..fitting import is_strict, joined
 from ..tools import arguments_of
 from . import NAME
 from .requests import (
@@ -223,7 +223,7 @@ def _assistant(blocks: list[JSON]) -> JSON:
             details.append({"type": "reasoning.encrypted", "data": string(block, "data")})
         else:
             parts.append(_part(block))
-    message: JSON = {"role": "assistant", "content": _joined(parts) if parts or not calls else None}
+    message: JSON = {"role": "assistant", "content": joined(parts) if parts or not calls else None}
     if calls:
         message["tool_calls"] = calls
     if details:
@@ -234,12 +234,6 @@ def _assistant(blocks: list[JSON]) -> JSON:
             for index, detail in enumerate(details)
         ]
     return message
-
-
-def _joined(parts: list[JSON]) -> str | list[JSON]:
-    """Join parts to one string if all are plain text, which every vendor accepts."""
-    plain = all(part.keys() == {"type", "text"} for part in parts)
-    return "".join(part["text"] for part in parts) if plain else parts
 
 
 def _call(block: JSON) -> JSON:

@@ -21,6 +21,8 @@ from .. import (
     error_object,
     given,
     items,
+    listed,
+    members,
     obj,
     parameters,
     path_of,
@@ -243,7 +245,7 @@ def _cited(found: object, start: int, end: int) -> list[JSON]:
             end,
             each.get("cited_text"),
         )
-        for each in items(found)
+        for each in listed(found)
     ]
     return [each for each in read if each]
 
@@ -375,7 +377,7 @@ class _Reader:
         state: JSON = {"type": kind}
         self._blocks[index] = state
         if kind == "text":
-            state |= {"at": self._length, "citations": items(block.get("citations"))}
+            state |= {"at": self._length, "citations": listed(block.get("citations"))}
             return self._text(block)
         if kind == "tool_use":
             state |= {"call": self._calls, "input": _arguments(block), "streamed": False}
@@ -390,7 +392,7 @@ class _Reader:
         if kind == "text_delta" and block == "text":
             return self._text(delta)
         if kind == "citations_delta" and block == "text":
-            state["citations"].append(obj(delta["citation"]))
+            state["citations"].append(members(delta.get("citation")))
         if kind == "input_json_delta":
             piece = string(delta, "partial_json")
             if block == "tool_use" and piece:

@@ -11,6 +11,7 @@ from ...errors import RequestError, shown
 from ...protocol import must_be, strict_json
 from ...types import JSON
 from .. import given, require
+from ..fitting import joined
 from .requests import FORMAT
 from .schemas import camel
 from .signatures import SKIP, standard_base64, unpacked
@@ -78,7 +79,7 @@ class _Reader:
         parts = repeated(content.get("parts"), "systemInstruction.parts")
         read = [_part(camel(part), f"systemInstruction.parts[{n}]") for n, part in enumerate(parts)]
         if read:
-            self.messages.append({"role": "system", "content": _joined(read)})
+            self.messages.append({"role": "system", "content": joined(read)})
 
     def add(self, content: JSON, place: str) -> None:
         """Add a content; raise RequestError naming *place* if it is invalid."""
@@ -108,7 +109,7 @@ class _Reader:
             else:
                 others.append(_part(part, place))
         if others:
-            self.messages.append({"role": "user", "content": _joined(others)})
+            self.messages.append({"role": "user", "content": joined(others)})
 
     def _answer(self, parts: list[tuple[JSON, str]]) -> None:
         """Add a model's turn to the one before, as streams are sent back in pieces."""
@@ -131,7 +132,7 @@ class _Reader:
                 kept = turn.setdefault("reasoning_details", [])
                 kept.append(detail | {"index": len(kept)})
         if self._said or not turn.get("tool_calls"):
-            turn["content"] = _joined(self._said)
+            turn["content"] = joined(self._said)
 
     def _call(self, call: JSON, part: JSON, place: str) -> JSON:
         name = require(call.get("name"), f"{place}.functionCall.name", str)
@@ -196,12 +197,6 @@ def _signed(part: JSON, place: str) -> list[JSON]:
         said = {"type": "reasoning.text", "text": part.get("text", ""), "signature": signature}
         return [said | {"format": FORMAT}]
     return [{"type": "reasoning.encrypted", "data": signature, "format": FORMAT}]
-
-
-def _joined(parts: list[JSON]) -> str | list[JSON]:
-    """Join parts to one string if all are text, which every vendor accepts."""
-    plain = all(part.keys() == {"type", "text"} for part in parts)
-    return "".join(part["text"] for part in parts) if plain else list(parts)
 
 
 def _kinds(part: JSON) -> list[str]:

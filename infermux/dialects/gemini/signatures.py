@@ -10,7 +10,7 @@ from typing import Any
 
 from ...protocol import strict_json
 from ...types import JSON
-from .. import without
+from .. import listed, without
 from .requests import FORMAT
 from .requests import SKIP as SKIP
 
@@ -50,8 +50,7 @@ def unpacked(signature: str) -> list[JSON] | None:
         found = strict_json.loads(b64decode(standard_base64(signature))[len(_MARK) :])
     except ValueError:
         return []
-    details = found if isinstance(found, list) else []
-    return [one for one in details if isinstance(one, dict)]
+    return listed(found)
 
 
 def own_contents(contents: Any, *, signs: bool = False) -> Any:

@@ -26,6 +26,7 @@ from .. import (
     count,
     error_object,
     items,
+    listed,
     members,
     obj,
     packed,
@@ -41,7 +42,7 @@ from .. import (
     without,
     word,
 )
-from ..citations import citation, image
+from ..citations import MOST, citation, image
 from ..parameters import Drop, Unsaid
 from . import NAME
 from .call_ids import seal_key, sealed
@@ -238,13 +239,11 @@ class _Reader:
         parts = items(obj(candidates[0].get("content")).get("parts")) if candidates else []
         self._id = text(body.get("responseId")) or self._id
         words, thoughts = "", ""
-        calls, details, images = [], [], list[JSON]()
+        calls, details = [], []
         for part in parts:
             if part.get("functionCall") is not None:
                 calls.append(self._call(part))
-                continue
-            said = ""
-            if "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
+            elif "text" in part or not part.keys() - {"thought", "thoughtSignature"}:
                 thought, said = part.get("thought"), text(part.get("text"))
                 if thought not in (None, True, False):
                     raise ValueError("thought is neither true nor false")
@@ -252,22 +251,19 @@ class _Reader:
                     thoughts += said
                 else:
                     words += said
-            elif not (drawn := _drawn(part)):
-                continue
-            else:
-                images += drawn
-            if part.get("thoughtSignature"):
-                details.append(self._detail(part, said))
+                if part.get("thoughtSignature"):
+                    details.append(self._detail(part, said))
+            elif _drawn(part) and part.get("thoughtSignature"):
+                details.append(self._detail(part, ""))
         self._text.append(words)
         self._usage |= obj(body.get("usageMetadata"))
         self._searches.add(candidates)
-        reason = self._reason(body, candidates)
         return Chunk(
             words,
             thoughts,
             "",
             calls,
-            reason or None,
+            self._reason(body, candidates) or None,
             usage_of(self._usage, self._searches.fees, body.get("serviceTier")),
             native,
             details,
@@ -275,7 +271,7 @@ class _Reader:
             text(body.get("responseId")) or None,
             dialect=NAME,
             annotations=self._citations(candidates),
-            images=images,
+            images=[image for part in parts for image in _drawn(part)],
         )
 
     def _citations(self, candidates: list[JSON]) -> list[JSON]:
@@ -335,11 +331,11 @@ def _drawn(part: JSON) -> list[JSON]:
 def _grounded(value: object, text: str) -> list[JSON]:
     """Return the citations in a groundingMetadata of an answer whose *text* is known."""
     told, found = members(value), []
-    chunks, supports = told.get("groundingChunks"), told.get("groundingSupports")
-    sources = [_source(each) for each in chunks] if isinstance(chunks, list) else []
-    for each in supports if isinstance(supports, list) else ():
-        numbers = members(each).get("groundingChunkIndices")
-        start, end = _segment(members(members(each).get("segment")), text)
+    sources = [_source(each) for each in listed(told.get("groundingChunks"))]
+    supports = listed(told.get("groundingSupports"))[:MOST]
+    for each in supports:
+        numbers = each.get("groundingChunkIndices")
+        start, end = _segment(members(each.get("segment")), text)
         for number in numbers if isinstance(numbers, list) else ():
             if isinstance(number, int) and 0 <= number < len(sources):
                 source = sources[number]
@@ -349,8 +345,8 @@ def _grounded(value: object, text: str) -> list[JSON]:
     return [one for one in found if one]
 
 
-def _source(chunk: object) -> JSON:
-    kinds = (members(members(chunk).get(kind)) for kind in _SOURCES)
+def _source(chunk: JSON) -> JSON:
+    kinds = (members(chunk.get(kind)) for kind in _SOURCES)
     return next((kind for kind in kinds if kind), {})
 
 
@@ -411,7 +407,7 @@ _MEMBERS = ("code", "status", "details")  # of errors that callers cannot fix
 
 def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     error = error_object(data)
-    details = _objects(error.get("details"))
+    details = listed(error.get("details"))
     words = [error.get("status"), *(detail.get("reason") for detail in details)]
     daily = status == 429 and any(_is_daily(detail) for detail in details)
     wait = retry_after(headers) if status in (429, 503) else None
@@ -424,13 +420,9 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     return with_native(found, NAME, status, headers, data, members=_MEMBERS)
 
 
-def _objects(value: object) -> list[JSON]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 def _is_daily(detail: JSON) -> bool:
     """Return whether a daily quota is used up: then the suggested delay is too short."""
-    return any("PerDay" in word(one.get("quotaId")) for one in _objects(detail.get("violations")))
+    return any("PerDay" in word(one.get("quotaId")) for one in listed(detail.get("violations")))
 
 
 def _delay(details: list[JSON]) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ...protocol import strict_json
 from ...types import JSON
-from .. import require
+from .. import listed, require
 
 FORMAT = "openai-responses-v1"  # of details that a vendor of this dialect encrypted
 PREFIX = "infermux1."
@@ -41,7 +41,7 @@ def unpack(encrypted: object) -> list[JSON] | None:
         found = strict_json.loads(urlsafe_b64decode(data + "=" * (-len(data) % 4)))
     except ValueError:
         return []
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return listed(found)
 
 
 def is_own_id(ident: object, kind: str = "rs") -> bool:

@@ -87,7 +87,7 @@ def translated(
         messages = messages[1:]
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
-    search.add(body, drop, {"type": "web_search"})
+    search.add(body, drop, {"type": "web_search"}, limits=form == FORMAT)
     if request.native is None or request.native.dialect != NAME:
         body.setdefault("store", False)  # as chat completions do
         if _REASONS.match(request.model):

@@ -111,7 +111,7 @@ def _rewritten(
         known.think(after.details, again=before.reasoning == after.reasoning)
     if before.finish_reason != after.finish_reason:
         known.finish(after.finish_reason)
-    for name in ("extra", "usage", "model", "id"):
+    for name in ("extra", "usage", "model", "id", "annotations", "images"):
         if getattr(before, name) != getattr(after, name):
             raise CannotRewrite
     return strict_json.encode(body)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...protocol import strict_json
 from ...types import JSON
-from .. import members
+from .. import listed, members
 from ..anthropic import downstream as anthropic
 from ..gemini import downstream as gemini
 
@@ -63,13 +63,13 @@ class Places:
     @property
     def finish_reason(self) -> str | None:
         """The finish reason of a choice of OpenAI's, if it has one."""
-        one = _numbered(_list(self._body.get("choices")), self._choice)
+        one = _numbered(listed(self._body.get("choices")), self._choice)
         reason = one.get("finish_reason")
         return reason if isinstance(reason, str) else None
 
     def add(self, kind: str, text: str) -> None:
         """Write words to a choice of OpenAI's that has none; raise LookupError elsewhere."""
-        one = _numbered(_list(self._body.get("choices")), self._choice)
+        one = _numbered(listed(self._body.get("choices")), self._choice)
         said = one["delta"] if "delta" in one else one["message"]
         said[{"text": "content", "reasoning": "reasoning_content"}.get(kind, kind)] = text
 
@@ -108,12 +108,8 @@ def choices(dialect: str, body: JSON) -> list[int]:
     name = {"openai": "choices", "gemini": "candidates"}.get(dialect)
     if name is None:
         return []
-    found = [each.get("index", n) or 0 for n, each in enumerate(_list(body.get(name)))]
+    found = [each.get("index", n) or 0 for n, each in enumerate(listed(body.get(name)))]
     return sorted({number for number in found if isinstance(number, int) and number})
-
-
-def _list(value: object) -> list[JSON]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _objects(value: Any) -> Iterator[JSON]:
@@ -139,14 +135,14 @@ def _numbered(found: Sequence[JSON], choice: int) -> JSON:
 
 
 def _openai(body: JSON, choice: int) -> Found:
-    one = _numbered(_list(body.get("choices")), choice)
+    one = _numbered(listed(body.get("choices")), choice)
     said = members(one.get("delta")) or members(one.get("message"))
     content = said.get("content")
     if isinstance(content, str):
         yield "text", said, "content"
-    for part in _list(content):
+    for part in listed(content):
         if part.get("type") == "thinking":
-            for thought in _list(part.get("thinking")):
+            for thought in listed(part.get("thinking")):
                 yield "reasoning", thought, "text"
         elif isinstance(part.get("text"), str):
             yield "text", part, "text"
@@ -157,14 +153,14 @@ def _openai(body: JSON, choice: int) -> Found:
         yield "reasoning again" if number else "reasoning", said, name
     if isinstance(said.get("refusal"), str):
         yield "refusal", said, "refusal"
-    for call in _list(said.get("tool_calls")):
+    for call in listed(said.get("tool_calls")):
         custom = isinstance(call.get("custom"), dict)
         inner = call["custom"] if custom else members(call.get("function"))
         yield "arguments", inner, "input" if custom else "arguments"
 
 
 def _anthropic(body: JSON, choice: int) -> Found:
-    blocks = [*_list(body.get("content")), members(body.get("content_block"))]
+    blocks = [*listed(body.get("content")), members(body.get("content_block"))]
     for block in [*blocks, members(body.get("delta"))]:
         kind = block.get("type")
         if kind in ("text", "text_delta"):
@@ -178,8 +174,8 @@ def _anthropic(body: JSON, choice: int) -> Found:
 
 
 def _gemini(body: JSON, choice: int) -> Found:
-    one = _numbered(_list(body.get("candidates")), choice)
-    for part in _list(members(one.get("content")).get("parts")):
+    one = _numbered(listed(body.get("candidates")), choice)
+    for part in listed(members(one.get("content")).get("parts")):
         if isinstance(part.get("functionCall"), dict):
             part["functionCall"].setdefault("args", {})
             yield "arguments", part["functionCall"], "args"
@@ -200,14 +196,14 @@ _DELTAS = {
 def _responses(body: JSON, choice: int) -> Found:
     if (kind := _DELTAS.get(str(body.get("type")))) is not None:
         yield kind, body, "delta"
-    for item in _list((members(body.get("response")) or body).get("output")):
+    for item in listed((members(body.get("response")) or body).get("output")):
         what = item.get("type")
         if what == "message":
-            for part in _list(item.get("content")):
+            for part in listed(item.get("content")):
                 refusal = part.get("type") == "refusal"
                 yield ("refusal", part, "refusal") if refusal else ("text", part, "text")
         elif what == "reasoning":
-            for part in (*_list(item.get("summary")), *_list(item.get("content"))):
+            for part in (*listed(item.get("summary")), *listed(item.get("content"))):
                 yield "reasoning", part, "text"
         elif what in ("function_call", "custom_tool_call"):
             yield "arguments", item, "arguments" if what == "function_call" else "input"
@@ -224,7 +220,7 @@ Finish = tuple[JSON, str, Callable[[str], str | None]]
 
 
 def _openai_finish(body: JSON, choice: int) -> Finish:
-    return _numbered(_list(body.get("choices")), choice), "finish_reason", lambda reason: reason
+    return _numbered(listed(body.get("choices")), choice), "finish_reason", lambda reason: reason
 
 
 def _anthropic_finish(body: JSON, choice: int) -> Finish:
@@ -233,7 +229,7 @@ def _anthropic_finish(body: JSON, choice: int) -> Finish:
 
 
 def _gemini_finish(body: JSON, choice: int) -> Finish:
-    one = _numbered(_list(body.get("candidates")), choice)
+    one = _numbered(listed(body.get("candidates")), choice)
     return one, "finishReason", gemini.finish_reason
 
 

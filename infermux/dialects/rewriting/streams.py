@@ -21,6 +21,7 @@ from .places import Place, choices, places
 _FRAMED = ("openai", "anthropic", "responses")  # whose native chunks are events; Gemini's are JSON
 _ENDS_BLOCKS = ("anthropic", "responses")
 _SEVERAL = re.compile(rb'"index": ?[1-9]')
+_BESIDE = slice(Chunk._fields.index("annotations"), None)  # what has no place of its own
 _REPEATED = ("text", "refusal", "arguments", "input")  # members that repeat what deltas said
 
 
@@ -98,6 +99,8 @@ class StreamRewriter:
 
     def _own(self, before: Chunk, after: Chunk) -> list[Chunk]:
         """Return the event of a chunk as changed, with what does not fit into it before it."""
+        if before[_BESIDE] != after[_BESIDE]:
+            raise CannotRewrite
         body, kind = _body(before), self._kind(before)
         known = places(self._dialect, body)
         apart: list[Chunk] = []
@@ -292,6 +295,9 @@ def _bare(chunk: Chunk) -> Chunk:
 def spread(chunks: Sequence[Chunk], before: InferResponse, after: InferResponse) -> list[Chunk]:
     """Return the chunks of a whole stream as they say *after*; raise CannotRewrite."""
     found = list(chunks)
+    for name in ("annotations", "images"):
+        if list(getattr(before, name)) != list(getattr(after, name)):
+            raise CannotRewrite
     for kind, name in KINDS.items():
         old, new = getattr(before, name), getattr(after, name)
         if old == new:

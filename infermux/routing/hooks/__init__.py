@@ -219,6 +219,8 @@ class Hooks:
             tool_calls=_copied(response.tool_calls),
             details=_copied(response.details),
             extra=_copied(response.extra),
+            annotations=_copied(response.annotations),
+            images=_copied(response.images),
         )
 
         def checked(found: Any) -> InferResponse:
