@@ -376,11 +376,14 @@ def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Op
     """Also between a commit and its answer."""
     with Proxy(there.server.port) as proxy:
         ledgers = [opens(there.at(proxy.port), clock=lambda: NOON, patient=False) for _ in range(2)]
-        over = threading.Event()
+        over, cuts = threading.Event(), list[int]()
 
         def cut() -> None:
-            while not over.wait(0.2):
-                proxy.cut()
+            last = proxy.turns
+            while not over.wait(0.05):
+                if proxy.turns > last + 40:  # new connections take half of them
+                    cuts.append(proxy.cut())
+                    last = proxy.turns
 
         cutter = threading.Thread(target=cut)
         cutter.start()
@@ -389,6 +392,7 @@ def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Op
         finally:
             over.set()
             cutter.join()
+        assert len(cuts) > 2
         nothing_differs(ledgers[0], spent)
 
 
