@@ -137,12 +137,10 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """Return the message as JSON, its fields in mist-go's order."""
-        names = map(encode, (self.version, self.id, self.source, self.type))
-        return (
-            b'{"version":%s,"id":%s,"source":%s,"type":%s' % tuple(names)
-            + b',"timestamp_ns":%d,"payload":%s' % (self.timestamp_ns, self.payload)
-            + (b',"checksum":%d}' % self.checksum if self.checksum else b"}")
-        )
+        names = {"version": self.version, "id": self.id, "source": self.source, "type": self.type}
+        start = encode(names | {"timestamp_ns": self.timestamp_ns})[:-1]
+        end = b',"checksum":%d}' % self.checksum if self.checksum else b"}"
+        return b'%s,"payload":%s%s' % (start, self.payload, end)
 
 
 class Native(NamedTuple):
