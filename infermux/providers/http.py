@@ -235,21 +235,17 @@ class HTTPProvider(Provider):
         self, request: InferRequest, exchange: Exchange, *, stream: bool
     ) -> tuple[Answer, Dialect]:
         """Send a request, again if the vendor asks for its other dialect; return the answer."""
-        try:
-            return self._sent_once(request, exchange, stream=stream)
-        except ProviderError as error:
-            learn = getattr(self.dialect, "learn", None)
-            if learn is None or not learn(request, error):
-                raise
-        return self._sent_once(request, exchange, stream=stream)
-
-    def _sent_once(
-        self, request: InferRequest, exchange: Exchange, *, stream: bool
-    ) -> tuple[Answer, Dialect]:
-        dialect = self._speaks(request)
-        prepared = self._prepared(request, dialect, stream=stream)
-        with self._guarded(exchange):
-            return self._post(prepared, exchange, request), dialect
+        learn = getattr(self.dialect, "learn", None)
+        while True:
+            dialect = self._speaks(request)
+            prepared = self._prepared(request, dialect, stream=stream)
+            try:
+                with self._guarded(exchange):
+                    return self._post(prepared, exchange, request), dialect
+            except ProviderError as error:
+                if learn is None or not learn(request, error):
+                    raise
+                learn = None
 
     def _speaks(self, request: InferRequest) -> Dialect:
         """Return the dialect in which to send a request, for a vendor with two of them."""

@@ -221,9 +221,8 @@ class Router:
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
         if caller.models is not None and not covers(caller.models, request.model):
-            raise ModelNotAllowed(
-                f"this key may not use model {shown(request.model)}", param="model"
-            )
+            refused = f"this key may not use model {shown(request.model)}"
+            raise ModelNotAllowed(refused, param="model")
         if caller.models is not None and request.provider:  # only the targets of the allowed name
             return self.registry.narrowed(self.registry.route(request.model), request.provider)
         return self.registry.route(request.model, request.provider)
