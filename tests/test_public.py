@@ -110,6 +110,7 @@ def test_import_infermux_loads_neither_flask_nor_requests() -> None:
     assert loaded_after("import infermux") == []
 
 
+@pytest.mark.slow
 def test_the_library_loads_neither_flask_nor_requests() -> None:
     assert (
         loaded_after(

@@ -108,6 +108,7 @@ def client(seen):
     return create_app(router).test_client()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("api", DOORS)
 @pytest.mark.parametrize(
     "headers",

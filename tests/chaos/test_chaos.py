@@ -62,6 +62,7 @@ def check(rows: list[Row]) -> None:
 # -- what a good configuration shows ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("first", [OPENAI, ANTHROPIC, GEMINI], ids=lambda provider: provider.name)
 def test_a_provider_alone_never_answers_wrongly(first: ProviderConfig) -> None:

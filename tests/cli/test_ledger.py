@@ -277,6 +277,7 @@ def test_an_error_names_what_is_wrong_and_not_the_ledger(path: str, tmp_path: Pa
     failed_in_one_line(nowhere, "there is no folder")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
 def test_an_export_that_cannot_be_written_fails(path: str, to: str) -> None:
     (own,) = script("infermux")

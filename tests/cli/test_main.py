@@ -132,6 +132,7 @@ def test_a_model_name_of_two_lines_is_still_one_line(args):
     failed_in_one_line(infer("Hello", "--model", "a\nb", *args))
 
 
+@pytest.mark.slow
 def test_closed_and_full_streams_leave_the_exit_code_as_it_is(tmp_path):
     (own,) = script("infermux")
     for command, code in [
@@ -404,6 +405,7 @@ def test_an_output_that_cannot_be_written_is_one_line(command, to, why, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command",

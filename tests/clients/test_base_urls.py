@@ -129,6 +129,7 @@ def test_stream_beside_the_others_is_a_stream() -> None:
     assert wrong.status_code == 400 and "stream" in wrong.json["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", ["echo-v1", "slow-v1", "openai/gpt-4.1-mini", "both"])
 def test_latency_is_one_number_in_body_header_and_ledger(

@@ -175,6 +175,7 @@ def test_connections_that_say_nothing_hold_nobody_up(service: Service) -> None:
         assert service.ask("/providers").status == 200
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("ends", ["closed", "reset"])
 @pytest.mark.parametrize("part", [9, 40, -3], ids=["in the line", "in the head", "in the body"])

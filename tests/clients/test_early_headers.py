@@ -477,6 +477,7 @@ def test_an_events_type_may_stand_in_its_name_alone_at_responses(
     assert "secret words" not in str(error.value)
 
 
+@pytest.mark.sampled(1)
 @every_api
 def test_an_events_type_may_stand_in_its_name_alone_at_messages(
     service: Service, vendors: Vendors, api: str

@@ -164,6 +164,7 @@ def test_models(client):
     assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
 
 
+@pytest.mark.sampled(1)
 @every_vendor
 def test_errors(client, vendors, dialect):
     body = {"error": {"message": "its words", "type": "invalid_request_error", "status": "ODD"}}
@@ -190,6 +191,7 @@ def test_a_stream_that_breaks_is_an_error(client, vendors, dialect, how):
     assert seen == ["first"]
 
 
+@pytest.mark.sampled(1)
 @every_vendor
 def test_the_async_client(client, vendors, dialect):
     async def run() -> Any:
@@ -265,6 +267,7 @@ def talk(client: Any, target: str, text: str, *, streamed: bool, **options: Any)
     return chat.send_message(text).text, chat
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("thinking", THINKING)
@@ -279,6 +282,7 @@ def test_a_loop_of_tools_at_a_strict_vendor(strict, target, thinking, streamed):
     assert vendor.refused[refused:] == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.sampled(2)
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -305,6 +309,7 @@ class Place(pydantic.BaseModel):  # type: ignore[misc, name-defined]
     inner: City
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("target", TARGETS)
 def test_structured_output_at_a_strict_vendor(strict, target):
     _, client = strict

@@ -524,6 +524,7 @@ def test_a_broken_stream_raises_in_both(oai, ant, vendors, dialect, how):
 # -- client gone -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("which", ["openai", "anthropic"])
 def test_a_client_that_goes_in_mid_stream_frees_the_vendor(oai, ant, vendors, receiver, which):
     vendor = vendors["openai"].script(stream(openai_chunk({"content": "word "}), end="repeat"))

@@ -56,6 +56,7 @@ def rolled(backend: Any) -> Counter[int]:
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("by", DIMENSIONS, ids=lambda by: "+".join(by) or "all")
 @pytest.mark.parametrize(
@@ -113,6 +114,7 @@ def test_a_report_that_cannot_be_kept_is_right_all_the_same(path: Path) -> None:
             assert ledger.totals("model") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 def test_check_finds_each_kind_of_drift(full: Any) -> None:
     with closing(full.make(LATER)) as ledger:

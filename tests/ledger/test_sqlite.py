@@ -721,6 +721,7 @@ def test_a_file_that_lost_everything_does_not_take_its_log_along(path: Path) -> 
     keeper.close()
 
 
+@pytest.mark.slow
 def test_damage_that_shows_later_keeps_budgets_and_every_other_worker(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -166,6 +166,7 @@ def first_targets(router: Router, name: str, calls: int) -> Counter[str]:
     )
 
 
+@pytest.mark.slow
 def test_weights_are_shares(tmp_path):
     router = from_file(
         '[models.x]\nstrategy = "weighted"\ntargets = ["one/a", "two/b"]\nweights = { "one/a" = 9 }',
@@ -175,6 +176,7 @@ def test_weights_are_shares(tmp_path):
     assert 0.87 < share < 0.93
 
 
+@pytest.mark.slow
 def test_weights_may_be_fractions(tmp_path):
     weights = 'weights = { "one/a" = 0.25, "two/b" = 0.75 }'
     router = from_file(
@@ -183,6 +185,7 @@ def test_weights_may_be_fractions(tmp_path):
     assert 0.21 < first_targets(router, "x", 4000)["one/a"] / 4000 < 0.29
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_name_is_the_weight_of_its_group(tmp_path):
     names = '[models]\ny = ["one/a", "one/both"]\n[models.x]\nstrategy = "weighted"\ntargets = ["y", "two/b"]\nweights = { y = 3 }'
     found = first_targets(from_file(names, tmp_path), "x", 4000)

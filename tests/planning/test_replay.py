@@ -187,6 +187,7 @@ def found(path: Path, id: str) -> tuple[Record, Replay]:
     return record, replayed(record.call.plan)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_call_of_a_router_is_derived_again(tmp_path: Path, strategy: str) -> None:
     path = tmp_path / "l.db"

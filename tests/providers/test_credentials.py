@@ -759,6 +759,7 @@ def forged(ident: str, caller: str, secret: str) -> str:
     return f"{ident}_f{b32encode(mac).decode().lower()}"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("kind", "secret"),
     [("file", "ledger"), ("file", "users"), ("command", "ledger"), ("header", "admin")],

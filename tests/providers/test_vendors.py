@@ -336,6 +336,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_answer_is_understood_or_refused(odd: Service, name: str) -> None:

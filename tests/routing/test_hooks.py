@@ -359,6 +359,7 @@ def test_a_stream_that_is_refused_has_no_polite_end(vendors, client, dialect):
         assert breaker.snapshot().failures == 0  # it is not the vendor's failure
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(6)
 @EACH
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -426,6 +427,7 @@ LATE = threading.Event()
 FAILING = pytest.mark.parametrize("bad", [broken, late, lambda value: "words"])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @FAILING

@@ -279,6 +279,7 @@ def test_every_choice_of_an_answer_without_usage_is_estimated(tmp_path, vendor):
 WORDS = "many words of one choice " * 20
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("told", "tokens_in", "least_out"),
     [
@@ -511,6 +512,7 @@ def test_what_has_no_price_is_refused(asked, tmp_path, vendor):
     assert held(client, max_tokens=5, **asked) is None
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("place", "times"), [("top", 6), ("part", 6), ("", 1)])
 def test_a_cache_that_lasts_an_hour_is_held_at_its_price(place, times, tmp_path, vendor):
     own = """
@@ -842,6 +844,7 @@ def test_a_budget_counts_what_waits_in_the_spool(tmp_path, vendor):
     eventually(lambda: sum(row.call.cost or 0 for row in rows(client)) == 1020 * MICRO)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("told", "times"), [("priority", 2), ("standard", 1), ("FLEX", 0.5)])
 def test_google_tells_the_tier_in_a_header(stream, told, times, tmp_path, vendor):

@@ -377,6 +377,7 @@ def listening(command: list[str], folder: Path, keyed: bool) -> tuple[str, str]:
     return found[1] or found[2] or found[3], file.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("keyed", [False, True], ids=["no keys", "keys"])
 def test_serve_listens_on_loopback_unless_there_are_keys(tmp_path: Path, keyed: bool) -> None:

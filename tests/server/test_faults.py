@@ -608,6 +608,7 @@ def test_a_client_that_does_not_read_loses_its_stream(stand: Stand) -> None:
 # -- the whole run ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_call_has_its_span_and_nothing_leaked(stand: Stand) -> None:
     """Last: a span for each call of this module, and neither spans nor the log know a secret."""
     if len(stand.asked) < 10:

@@ -119,6 +119,7 @@ WRONG += ["[::1]", ":", "a:b:c", "127.0.0.1:8600/x", "x" * 3000, ":8600 ", "http
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("addr", WRONG)
 def test_an_address_that_is_none_is_one_line(addr: str, tmp_path: Path) -> None:
@@ -198,6 +199,7 @@ def test_where_it_listens_is_told_on_standard_output(
         assert health("::1" if "::1" in url else "127.0.0.1", port) == 200
 
 
+@pytest.mark.slow
 def test_gos_flags_start_the_service(tokentrace: TokenTrace, tmp_path: Path) -> None:
     args = ["-addr", "127.0.0.1:0", "-tokentrace", tokentrace.url]
     with started(tmp_path, serve(*args)) as service:

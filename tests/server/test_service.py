@@ -485,6 +485,7 @@ def settings(**env: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+) += (.*)$", answer.stdout, re.M))
 
 
+@pytest.mark.slow
 def test_gunicorn_finds_a_production_server():
     found = settings()
     assert (found["worker_class"], found["workers"], found["threads"]) == (
@@ -655,6 +656,7 @@ BOTH_WAYS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_every_call_has_one_valid_span(tokentrace, args):
     with Service(*args, env={"INFERMUX_TRACE__TOKENTRACE": tokentrace.url}) as service:
@@ -732,6 +734,7 @@ def test_a_tokentrace_in_trouble_costs_spans_and_never_a_request(inside, mode):
         assert service.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_tokentrace_that_is_down_costs_spans_and_never_a_request(inside):
     with nobody() as url, inside(INFERMUX_TRACE__TOKENTRACE=url) as service:
         assert [service.ask("/infer", HELLO).json for _ in range(12)] == [ECHO] * 12

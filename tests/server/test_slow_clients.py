@@ -251,6 +251,7 @@ def test_clients_that_drip_are_cut_and_hold_no_thread(results: Results, name: st
     assert {found.count(b"HTTP/1.1") for found in answers["second"]} == {1}
 
 
+@pytest.mark.slow
 def test_a_slow_client_that_keeps_the_pace_is_served(results: Results) -> None:
     assert results["pace"].result(3 * PATIENCE)[0].startswith(b"HTTP/1.1 200")
 

@@ -259,6 +259,7 @@ def test_of_several_workers_the_worst_counts() -> None:
     assert merged(cooling, closed) == ("closed", "cooling down (in 1 of 3 workers)", 30.0)
 
 
+@pytest.mark.slow
 def test_numbers_of_several_workers_are_one() -> None:
     found = _merged(
         Target("a", "b"),

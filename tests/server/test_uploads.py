@@ -213,6 +213,7 @@ def test_an_upload_over_the_limit_is_refused(service: Service, vendor: MediaVend
     assert b"longer than 33554432 bytes" in answer.data
 
 
+@pytest.mark.slow
 def test_the_sdk_works_unchanged(service: Service, vendor: MediaVendor):
     with openai.OpenAI(base_url=f"http://127.0.0.1:{service.port}/v1", api_key="any") as client:
         assert client.images.generate(prompt="a", model="gpt-image-1").usage.total_tokens == 1106

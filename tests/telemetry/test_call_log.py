@@ -239,6 +239,7 @@ def test_an_application_that_mounts_the_doors_has_the_last_word(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_whatever_else_is_logged_cannot_look_like_a_line_of_ours(format: str) -> None:

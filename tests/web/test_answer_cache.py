@@ -373,6 +373,7 @@ def event(told: dict[str, Any], **choice: Any) -> bytes:
     return b"data: " + json.dumps(shown).encode() + b"\n\n"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("added", ADDED, ids=["logprobs", "annotations", "audio", "citations"])
 def test_what_a_stream_could_not_tell_is_not_lost_by_a_hit(vendor_place, added):
     """An answer with such a part is given again as it was, and neither as nor from a stream."""
@@ -411,6 +412,7 @@ def test_a_replayed_stream_ends_in_an_event_of_its_own(place):
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "body",
     [
@@ -666,6 +668,7 @@ def test_an_answer_whose_hook_has_failed_is_not_kept(hooked, streamed):
     assert state(answer) == "miss" and "eve@x.org" in text_of(answer, CHAT)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "change",
     [

@@ -91,6 +91,7 @@ def marks(body: Any) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_every_turn_repeats_is_marked(front, vendor):
     body = claude(tools=[TOOL | {"name": "g"}, TOOL], system=LONG)
     assert marks(sent(front, vendor, MESSAGES, body)) == [

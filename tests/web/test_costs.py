@@ -163,6 +163,7 @@ def test_what_is_asked_wrongly_is_a_400_that_names_it(
     assert len(answer.data) < 1000
 
 
+@pytest.mark.slow
 def test_a_limit_without_reason_is_clamped(front: Front) -> None:
     assert len(costs(front, by="day", limit="1e9")["rows"]) == 3
     assert (

@@ -434,6 +434,7 @@ def test_bytes_of_uploads_are_bounded(vendors):
             assert sent.status == status, sent.data
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("object", [["file"], {"a": 1}, 7, None])
 def test_a_vendors_odd_object_passes(shared, vendors, object):
     vendors[0].forget(reply({"id": "file-1", "object": object}))

@@ -548,6 +548,7 @@ def test_keys_of_callers(vendors):
 ANSWERS = [(400, 400), (404, 404), (429, 429), (500, 502), (503, 503), (504, 504)]
 
 
+@pytest.mark.sampled(4)
 @every_form
 @pytest.mark.parametrize(("status", "own"), ANSWERS)
 def test_googles_own_errors_pass(vendors, status, own, form):

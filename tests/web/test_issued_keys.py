@@ -303,6 +303,7 @@ def test_the_first_key_closes_a_service_that_was_open(open_client):
     assert [ask(open_client, each).status_code for each in ("", "any", key)] == [401, 401, 401]
 
 
+@pytest.mark.slow
 def test_a_service_whose_last_key_was_revoked_stays_closed_after_a_restart(open_client, file):
     make(open_client)
     open_client.delete("/keys/app", headers=ADMIN)

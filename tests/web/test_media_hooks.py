@@ -138,6 +138,7 @@ def test_no_field_hides_behind_a_file_or_another_field(vendor):
     assert not vendor.seen
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "change",
     [
@@ -187,6 +188,7 @@ def test_a_refusal_costs_nothing_and_a_change_is_counted(vendor, tmp_path):
         assert sorted(each.call.cost or 0 for each in rows) == [0, 4 * 10**9]
 
 
+@pytest.mark.slow
 def test_files_and_batches_are_refused_unless_they_may_pass_unseen(vendor):
     def upload(client: Any) -> Any:
         return client.files.create(file=("a.jsonl", LINES), purpose="batch")

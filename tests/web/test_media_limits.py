@@ -92,6 +92,7 @@ def code(answer: Answer) -> tuple[int, str]:
     return answer.status, answer.json["error"]["code"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @EACH
 def test_requests_per_minute(front, vendors, endpoint):
@@ -106,6 +107,7 @@ def test_requests_per_minute(front, vendors, endpoint):
     assert send(front, endpoint, "free").status == 200
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @EACH
 def test_tokens_per_minute_of_answers_that_do_not_tell_them(front, vendors, endpoint):
@@ -144,6 +146,7 @@ def test_calls_that_fail_use_no_tokens(front, vendors):
     assert send(front, ENDPOINTS[0], "tokens").status == 200
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @EACH
 def test_the_models_of_a_key(front, vendors, endpoint):
@@ -169,6 +172,7 @@ def test_a_provider_without_the_endpoint_is_told_to_a_key_with_a_pattern(vendors
         assert "which has no /v1/audio" in answer.json["error"]["message"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(5)
 @EACH
 def test_an_open_circuit(front, vendors, endpoint):

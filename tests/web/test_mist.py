@@ -725,6 +725,7 @@ def test_flask_infer_appears_beside_the_hosts_own_commands(tmp_path):
     assert not re.search(r"^  serve ", listed, re.M)  # the host's own server is not ours to start
 
 
+@pytest.mark.slow
 def test_a_request_object_is_the_same_at_every_door():
     """What the library answers is what the endpoint says, apart from the time it took."""
     router = echo()

@@ -373,6 +373,7 @@ def test_calls_are_found_by_what_they_show_and_read_page_by_page(
     assert "No call fits." in page(front, "?q=nothing-like-it")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("query", "message"),
     [

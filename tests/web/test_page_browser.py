@@ -254,6 +254,7 @@ def test_what_is_read_stays_where_it_is(browser: Browser, ledger: SQLiteLedger) 
     assert browser.run("return document.querySelector('#filter [name=q]').value") == "half a wo"
 
 
+@pytest.mark.slow
 def test_it_says_when_it_is_old(window: Browser, ledger: SQLiteLedger) -> None:
     with Front(EchoProvider(), app=mounted, ledger=ledger) as front:
         window.open(f"http://me:{ADMIN}@127.0.0.1:{front.port}/ops/status")

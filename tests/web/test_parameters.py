@@ -125,6 +125,7 @@ def down(vendors: dict[str, Any], *names: str) -> None:
 # -- hints -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("vendor", ["anthropic", "gemini"])
 @pytest.mark.parametrize("outage", [False, True], ids=["alone", "second"])
@@ -200,6 +201,7 @@ def test_an_effort_goes_where_the_model_takes_it(front, vendors, model, effort):
 # -- preferences -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_a_preference_does_not_stop_a_fallback(front, vendors, name):
     well(vendors, "anthropic")
@@ -252,6 +254,7 @@ def test_with_the_circuit_of_the_other_open_it_is_left_out(front, vendors):
     assert answer.headers["X-Infermux-Attempts"] == "1"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("path", [OPENAI, ANTHROPIC])
 @pytest.mark.parametrize("model", ["claude-opus-4-7", "claude-sonnet-5-5"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -317,6 +320,7 @@ def test_a_model_of_another_vendor_gets_what_it_may_know(front, vendors):
 # -- meanings --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "body"), MEANT, ids=[name for name, _ in MEANT])
 @pytest.mark.parametrize("rule", ["error", "drop"])
@@ -348,6 +352,7 @@ def test_a_target_that_cannot_say_it_is_not_in_the_plan(front, vendors, name, bo
     assert not vendors["anthropic"].seen
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "more",
     [

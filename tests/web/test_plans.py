@@ -125,6 +125,7 @@ def test_an_odd_body_is_a_400(front: Front, body: bytes) -> None:
     assert answer.status == 400 and set(answer.json["error"]) == {"message", "type", "code"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("body", [{"model": HOSTILE}, {"model": "fast", "provider": HOSTILE}])
 def test_a_hostile_name_is_refused_without_harm(front: Front, body: dict[str, Any]) -> None:
     answer = explain(front, body)

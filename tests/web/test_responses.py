@@ -1036,6 +1036,7 @@ JUNK = (
 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_no_request_is_a_500(front, vendors, dialect):
     """Values of the wrong type at random places are refused, or do no harm."""

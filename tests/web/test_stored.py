@@ -71,6 +71,7 @@ def call(front: Front, method: str, path: str, key: str = "") -> Any:
     return ask(front.port, path, method=method, headers=headers)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", ["openai/gpt-4.1", "other/gpt-4.1"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_sdk_goes_on_at_the_provider_that_gave_the_id(pair, vendors, model, stream):
@@ -118,6 +119,7 @@ def test_an_id_of_another_vendor_says_to_send_the_items(pair, vendors):
     assert asked == [untagged, "resp_unknown"], "these may be of a time when ids had no tag"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_ids_of_a_time_with_one_provider_work_when_there_are_more(vendors, first):
     one, two = vendors

@@ -311,6 +311,7 @@ CASES = [
 random.Random(15).shuffle(CASES)  # so that the first ones are of every kind
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.sampled(3)
 @pytest.mark.sampled(20)
 @pytest.mark.parametrize(("client", "one", "other", "streamed"), CASES)
@@ -422,6 +423,7 @@ LONG = f"mcp__{'plugin_' * 12}x"  # Claude takes 128 characters, OpenAI 64
 NAMED = {Chat: "3d_view", Responses: "3d_view", Messages: LONG, Google: "ns.tool:x"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("client", NAMED)
 def test_a_function_keeps_the_name_that_its_client_gave_it(

@@ -233,6 +233,7 @@ def test_a_client_of_responses_gets_the_vendors_own_bytes(front, vendor, seen, s
         assert [each["sequence_number"] for each in found] == list(range(len(found)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("api", "path"), [("chat", "chat/completions"), ("responses", "responses")]
 )
