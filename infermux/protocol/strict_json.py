@@ -3,9 +3,6 @@
 It refuses NaN and Infinity, numbers that overflow, duplicate keys, lone surrogates, bytes that are
 not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level value is in
 the text, so that one value can be replaced without changing a byte of the others.
-
-For a text of many small objects, a hook for each would double the time. Instead, the colons outside
-strings are counted: more of them than parsed members mean a duplicate key.
 """
 
 from __future__ import annotations
@@ -190,7 +187,7 @@ def _parsed(text: str, raw: bytes, parse: Parse[T]) -> T:
 
 
 def _counted(text: str, raw: bytes, parse: Parse[T]) -> T:
-    """Parse *text*; fewer parsed members than colons mean a duplicate key."""
+    """Parse many small objects: fewer parsed members than colons mean a duplicate key."""
     colons, kept = _colons(raw), 0
 
     def count(value: dict[str, Any]) -> dict[str, Any]:
