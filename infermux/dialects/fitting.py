@@ -84,8 +84,7 @@ def _inner(schema: JSON, change: Callable[[Any], Any]) -> JSON:
     """Return a schema with *change* applied to each schema in it; itself if that changes none."""
     new = schema
     for name in filter(_HOLDERS.__contains__, schema):
-        value: Any = schema[name]
-        changed = value
+        value = changed = schema[name]
         if isinstance(value, list) and (name == "items" or name in _LISTS):
             changed = [*map(change, value)]
             if all(map(is_, changed, value)):

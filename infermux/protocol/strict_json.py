@@ -3,9 +3,6 @@
 It refuses NaN and Infinity, numbers that overflow, duplicate keys, lone surrogates, bytes that are
 not UTF-8, and nesting beyond MAX_DEPTH. `document` also records where each top-level value is in
 the text, so that one value can be replaced without changing a byte of the others.
-
-For a text of many small objects, a hook for each would double the time. Instead, the colons outside
-strings are counted: more of them than parsed members mean a duplicate key.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
 _ALL_BUT_MARKS = bytes(set(range(256)) - set(b'":'))
 _DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
-_CONTROLS = bytes(range(32))
 _ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))
 _MARK = os.urandom(16).hex()  # stands for a long string; being random, it is in no text
 _CUT = f'"{_MARK}"'.encode()
@@ -114,7 +110,7 @@ def _without_long(value: object, found: list[bytes]) -> object:
     data = value.encode()
     for mark, escape in _ESCAPES:
         data = data.replace(mark, escape)
-    if len(data.translate(None, _CONTROLS)) < len(data):
+    if len(data.translate(None, bytes(range(32)))) < len(data):  # other control characters
         return value
     found.append(b'"%b"' % data)
     return _MARK
@@ -191,7 +187,7 @@ def _parsed(text: str, raw: bytes, parse: Parse[T]) -> T:
 
 
 def _counted(text: str, raw: bytes, parse: Parse[T]) -> T:
-    """Parse *text*; fewer parsed members than colons mean a duplicate key."""
+    """Parse many small objects: fewer parsed members than colons mean a duplicate key."""
     colons, kept = _colons(raw), 0
 
     def count(value: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +248,8 @@ def _has_few_parts(raw: bytes) -> bool:
     Estimated from 2 KB of samples, in units of 20 ns: a hook costs 50 for each object and 1 for
     each item; counting costs 75, 7 for each object and 9 for each backslash.
     """
-    sample = _sample(raw)
+    step = max(64, len(raw) // 32)  # the beginning is often unlike the rest
+    sample = b"".join([raw[at : at + 64] for at in range(step // 2 - 32, len(raw), step)])
     objects = sample.count(b'{"') + sample.count(b"{\n") + sample.count(b"[[")
     return 43 * objects + sample.count(b",") < 75 + 9 * sample.count(b"\\")
 
@@ -267,12 +264,6 @@ def _may_have_long_number(raw: bytes) -> bool:
 
 def _may_be_deep(raw: bytes) -> bool:
     return raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
-
-
-def _sample(raw: bytes) -> bytes:
-    """Return 2 KB from all over a text, or all of a shorter one."""
-    step = max(64, len(raw) // 32)  # the beginning is often unlike the rest
-    return b"".join([raw[at : at + 64] for at in range(step // 2 - 32, len(raw), step)])
 
 
 def _colons(raw: bytes) -> int:
