@@ -331,11 +331,10 @@ class _Connection(HTTPConnection):
             sock = connect(addresses, limit.remaining(), self.socket_options or ())
         except socket.gaierror as error:
             raise exceptions.NameResolutionError(self.host, self, error) from error
-        except TimeoutError as error:
-            names.forget(self._name)
-            raise exceptions.ConnectTimeoutError(self, "no connection in time") from error
         except OSError as error:
             names.forget(self._name)
+            if isinstance(error, TimeoutError):
+                raise exceptions.ConnectTimeoutError(self, "no connection in time") from error
             raise exceptions.NewConnectionError(self, "no connection") from error
         sock.settimeout(max(MIN_WAIT, limit.remaining()))
         return sock
@@ -347,7 +346,6 @@ class _Connection(HTTPConnection):
         exchange = _current.exchange
         exchange.sent = True
         self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
-        self.timeout = max(MIN_WAIT, self._limit.remaining())
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)
@@ -361,9 +359,8 @@ class _Connection(HTTPConnection):
             self._head = data
             return
         head, self._head = self._head or b"", None
-        sock: Any = self.sock
         for part in (head + data,) if len(data) < READ_SIZE else (head, data):
-            sock.settimeout(max(MIN_WAIT, self._limit.remaining()))
+            cast(Any, self.sock).settimeout(max(MIN_WAIT, self._limit.remaining()))
             super().send(part)
 
     def response_class(  # type: ignore[override]
