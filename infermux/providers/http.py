@@ -375,9 +375,7 @@ class HTTPProvider(Provider):
         if exchange.reader is None:  # a test double for requests has no socket
             return iter(answer.raw.stream(READ_SIZE, decode_content=True))
         body = pieces(exchange, answer.raw, HEARTBEAT_SECONDS)
-        if _is_plain(answer):
-            return body
-        return decoded(body, answer.headers["content-encoding"], exchange)
+        return decoded(body, answer.headers.get("content-encoding", ""), exchange)
 
     def _chunks(
         self,

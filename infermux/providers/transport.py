@@ -345,8 +345,7 @@ class _Connection(HTTPConnection):
             self.connect()
         exchange = _current.exchange
         exchange.sent = True
-        self.timeout = max(MIN_WAIT, exchange.deadline.cap(exchange.timeouts.first_byte))
-        self._limit = Deadline(self.timeout)
+        self._limit = Deadline(exchange.deadline.cap(exchange.timeouts.first_byte))
         self._head = b"" if isinstance(body, bytes) and body else None
         try:
             super().request(method, url, body, *args, **options)

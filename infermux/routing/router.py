@@ -66,7 +66,6 @@ _PARTS = (
     *("ids", "files", "keyring", "accounting", "users", "answers", "observers", "hooks"),
 )
 log = logging.getLogger("infermux")
-
 Observer = Callable[[Call], None]
 Answer = TypeVar("Answer")
 Send = Callable[[RegisteredProvider, Call, Attempt, Deadline, TargetPermit], Answer]
