@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,19 +20,17 @@ CROWD = 32  # transactions that wait for more jobs, after one that had several
 _yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # not on every system
 
 
+@dataclass(slots=True, eq=False)
 class Job:
     """A write: its function, the seconds that it waits for other writers, and its outcome."""
 
-    __slots__ = ("anywhere", "busy", "done", "error", "result", "wake", "work")
-
-    def __init__(self, work: Any, busy: float, *, anywhere: bool = False) -> None:
-        self.work = work
-        self.busy = busy
-        self.anywhere = anywhere  # even if the file is no longer at the path
-        self.done = False
-        self.error: Exception | None = None
-        self.result: Any = None
-        self.wake: SimpleQueue[None] = SimpleQueue()  # its thread waits on it
+    work: Any
+    busy: float
+    anywhere: bool = False  # even if the file is no longer at the path
+    done: bool = False
+    error: Exception | None = None
+    result: Any = None
+    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)  # its thread waits on it
 
 
 def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]], None]) -> None:

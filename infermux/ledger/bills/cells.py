@@ -126,16 +126,13 @@ class Cells:
         if group and found["power"]:
             raise self.bad(name, f"the {what} is not a number: {shown(text)}")
         if group == "," and self._commas and whole.count(",") == 1 and not found["part"]:
-            raise self.bad(name, f"the {what} may have a decimal comma: write {_both(whole)}")
+            both = f"{whole.replace(',', '')} or {whole.replace(',', '.')}, not {shown(whole)}"
+            raise self.bad(name, f"the {what} may have a decimal comma: write {both}")
         digits = re.sub(rf"[{_GROUPS}]", "", whole)
         value = Decimal(found["minus"] + digits + (found["part"] or "") + (found["power"] or ""))
         if abs(value) >= MAX_AMOUNT:
             raise self.bad(name, f"the {what} is too large: {shown(text)}")
         return Fraction(value)
-
-
-def _both(whole: str) -> str:
-    return f"{whole.replace(',', '')} or {whole.replace(',', '.')}, not {shown(whole)}"
 
 
 @lru_cache(maxsize=1024)

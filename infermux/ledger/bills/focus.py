@@ -52,12 +52,12 @@ def charges(cells: Cells) -> Iterator[Charge]:
     outside = category if category.lower() != "usage" else ""
     if not (outside or model or _is_of_models(cells, service)):
         outside = service
+    code, usd = cells.text(*_CURRENCY).upper(), _dollars(cells)
     if outside:
-        code = cells.text(*_CURRENCY).upper()
-        known = code in ("", "USD") or cells.text("x_billedcostinusd")
-        usd = _dollars(cells) if known else None
-        yield Charge(day, usd=usd, outside=outside if known else f"{outside} in {code}")
+        yield Charge(day, usd=usd, outside=outside if usd is not None else f"{outside} in {code}")
         return
+    if usd is None:
+        raise cells.bad(_CURRENCY[0], f"the currency must be USD, not {shown(code)}")
     if cells.text("chargeperiodend"):
         end, _ = cells.day("chargeperiodend")
         days = (date.fromisoformat(end) - date.fromisoformat(day)).days
@@ -65,7 +65,7 @@ def charges(cells: Cells) -> Iterator[Charge]:
             problem = f"the line is of {days} days: export the bill by day"
             raise cells.bad("chargeperiodend", problem)
     named = model or model_key(next(filter(None, map(cells.text, _WORDS)), ""))
-    yield Charge(day, named, _dollars(cells))
+    yield Charge(day, named, usd)
 
 
 def vendors(cells: Cells) -> tuple[str, ...]:
@@ -75,13 +75,11 @@ def vendors(cells: Cells) -> tuple[str, ...]:
     return next(known, (model_key(name),) if name else ())
 
 
-def _dollars(cells: Cells) -> Fraction:
-    code = cells.text(*_CURRENCY).upper()
-    if code in ("", "USD"):
+def _dollars(cells: Cells) -> Fraction | None:
+    """Return the cost, or None if it is in another currency alone."""
+    if cells.text(*_CURRENCY).upper() in ("", "USD"):
         return cells.amount("billedcost")
-    if cells.text("x_billedcostinusd"):
-        return cells.amount("x_billedcostinusd")
-    raise cells.bad(_CURRENCY[0], f"the currency must be USD, not {shown(code)}")
+    return cells.amount("x_billedcostinusd") if cells.text("x_billedcostinusd") else None
 
 
 def _model(cells: Cells) -> str:

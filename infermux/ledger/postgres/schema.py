@@ -12,7 +12,8 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from .. import LedgerUnavailable, tables
+from .. import LedgerUnavailable
+from .. import stores as tables
 from ..periods import midnight
 
 AHEAD = 24  # months for which there are partitions

@@ -10,7 +10,8 @@ from __future__ import annotations
 from datetime import tzinfo
 from sqlite3 import Cursor
 
-from .. import Hold, Record, tables
+from .. import Hold, Record
+from .. import stores as tables
 from ..queries import WRITE_ATTEMPT, WRITE_CALL, WRITE_PLAN, digest
 from . import budgets
 

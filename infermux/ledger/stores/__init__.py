@@ -1,7 +1,7 @@
 """Stores in a ledger's database beside calls and budgets: keys, cached answers, files, alerts.
 
 Each uses SQL that every database understands, with `?` for values. `Database` is the part of a
-ledger that they use.
+ledger that they use. Here are also the tables that are alike in SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -44,3 +44,43 @@ class Store:
                 sql.execute(statement, row)
 
         self._database.write(work)
+
+
+# -- tables --
+
+# many plans share their first line: it is stored once, and calls have its digest
+PLANS = "CREATE TABLE plans (digest TEXT NOT NULL PRIMARY KEY, line TEXT NOT NULL)"
+# the changes of budgets by operators
+ADJUSTMENTS = """CREATE TABLE adjustments (
+    at_ns BIGINT NOT NULL, name TEXT NOT NULL, team BIGINT NOT NULL, period TEXT NOT NULL,
+    action TEXT NOT NULL, pico BIGINT NOT NULL)"""
+# the days that are summed up; see `rollups`
+ROLLED = "CREATE TABLE rolled (day BIGINT NOT NULL PRIMARY KEY, state BIGINT NOT NULL)"
+# keys that are created at run time; each change raises the version
+KEYS = (
+    """CREATE TABLE api_keys (
+        name TEXT NOT NULL PRIMARY KEY, settings TEXT NOT NULL, created_ms BIGINT NOT NULL,
+        expires_ms BIGINT, revoked_ms BIGINT)""",
+    """CREATE TABLE key_hashes (
+        hash TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, at_ms BIGINT NOT NULL,
+        until_ms BIGINT)""",
+    "CREATE TABLE versions (name TEXT NOT NULL PRIMARY KEY, version BIGINT NOT NULL)",
+)
+FIRST_VERSION = "INSERT INTO versions VALUES ('keys', 0)"
+# cached answers
+ANSWERS = """CREATE TABLE answers (
+    digest TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, at_ms BIGINT NOT NULL,
+    expires_ms BIGINT NOT NULL, size BIGINT NOT NULL, body TEXT NOT NULL)"""
+ANSWER_SIZES = "CREATE TABLE answer_sizes (name TEXT NOT NULL PRIMARY KEY, bytes BIGINT NOT NULL)"
+ANSWERS_BY_AGE = "CREATE INDEX answers_by_age ON answers (name, at_ms, digest, size)"
+ANSWERS_BY_END = "CREATE INDEX answers_by_end ON answers (expires_ms)"
+# the sums of each step of the last days; see `recent.activity`
+ACTIVITY = """CREATE TABLE activity (
+    step BIGINT NOT NULL, start BIGINT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (step, start))"""
+# the owners of files and batches at vendors
+OBJECTS = """CREATE TABLE objects (
+    provider TEXT NOT NULL, caller TEXT NOT NULL, ident TEXT NOT NULL, at_ms BIGINT NOT NULL,
+    PRIMARY KEY (provider, caller, ident))"""
+# when alerts were sent
+ALERTS = """CREATE TABLE alerts (
+    subject TEXT NOT NULL PRIMARY KEY, at_ms BIGINT NOT NULL, host TEXT NOT NULL)"""

@@ -31,7 +31,7 @@ from ...planning.call import Attempt, Call, StreamAccumulator, for_target
 from ...pricing import Price, charge, cost, usd
 from ...pricing.token_estimate import estimate, estimate_messages, estimate_prompts
 from ...protocol import InferRequest, InferResponse
-from ...types import Caller, Target, Usage
+from ...types import Caller, LogThrottle, Target, Usage
 from ..callers import RunBudget
 from ..stored import billed_as
 from ..targets import TargetPool
@@ -45,7 +45,6 @@ from .worst_case import no_target as no_target
 LIMITING_TRIES = 4  # to reserve, as other calls may take what was left
 HOLD_MARGIN = 60.0  # seconds by which a hold outlasts its call
 MAX_CALL = 86_400.0  # seconds of a call that a hold covers, whatever the client's timeout
-LOG_SECONDS = 60.0  # between two log lines about a ledger that cannot be written
 MAX_BILLED = 4096  # stored responses that are remembered as billed
 # operations that cost nothing themselves
 UNBILLED = (RESOURCE, "input_tokens", "count_tokens", *FREE)
@@ -81,7 +80,7 @@ class Accounting:
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
         self._billed: dict[str, None] = {}  # ids of stored responses; the ledger has them, too
-        self._logged_at = -LOG_SECONDS
+        self._throttle = LogThrottle()
 
     # -- before and after a call --
 
@@ -235,9 +234,7 @@ class Accounting:
         )
 
     def _log(self, error: LedgerUnavailable) -> None:
-        now = time.monotonic()
-        if now - self._logged_at >= LOG_SECONDS:
-            self._logged_at = now
+        if self._throttle.due():
             log.error(
                 "the ledger cannot be written: %s; calls are recorded later, %d are lost",
                 error.reason,
