@@ -20,8 +20,7 @@ from ..errors import ConfigError, counted
 from ..ledger import Record, reports
 from ..ledger.periods import step_name
 from . import Group, OneLine, csv_text, json_text, warn
-from .ledger import usage_errors
-from .opening import ledger_options, the_ledger, the_settings
+from .ledger import ledger_options, the_ledger, the_settings, usage_errors
 
 if TYPE_CHECKING:
     from ..ledger.postgres import PostgresLedger

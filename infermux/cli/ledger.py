@@ -1,11 +1,12 @@
-"""Commands that read the ledger: costs (also compared with a vendor's bill) and logs."""
+"""The options that name a ledger, and commands that read it: costs (also beside a bill) and logs."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,9 @@ import click
 
 from .. import build
 from .. import components as parts
+from ..components import ledgers
+from ..config.readers import ledger_url
+from ..config.settings import LedgerConfig
 from ..errors import RequestError, counted
 from ..ledger import MAX_ROWS, Record, Total, reports
 from ..ledger.recent.search import checked_status
@@ -22,10 +26,12 @@ from ..planning.end_user import person_of
 from ..pricing import usd
 from . import (
     Columns,
+    OneLine,
     bar,
     command,
     complete_models,
     complete_providers,
+    config_option,
     csv_text,
     json_option,
     json_text,
@@ -33,7 +39,6 @@ from . import (
     warn,
 )
 from .comparisons import reconciled, side_by_side
-from .opening import ledger_options, the_ledger
 
 RECENT_DAYS = 30  # that `costs` shows by default
 _POLL_SECONDS = 0.5  # between two reads of the ledger
@@ -43,7 +48,64 @@ _MAX_NAME = 40  # characters that a column of `logs` grows to
 _HEAD = ["TIME UTC", "STATUS", "CALLER", "MODEL", "TARGET", "INPUT", "OUTPUT"]
 _HEAD += ["COST USD", "MS", "ATTEMPTS", "ID", "ERROR"]
 _COUNTS = [name for name in Total._fields if name not in ("key", "cost", "cache_saved", "assumed")]
+_SQLITE_MAGIC = b"SQLite format 3\0"
 _caller_option = click.option("--caller", metavar="NAME", help="Only this caller's calls.")
+
+
+# -- which ledger --
+
+
+def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    path = click.option(
+        "--ledger",
+        "path",
+        type=click.Path(),
+        metavar="PATH",
+        help="The ledger: a file, or env:NAME of a URL.  [default: the configuration's]",
+    )
+    return config_option(path(command))
+
+
+def the_ledger(config: str | None, path: str | None) -> Ledger:
+    """Return the ledger at *path*, a file or URL, else the configured one; never create a file.
+
+    With a *path* alone, its time zone is UTC.
+    """
+    settings = the_settings(config, path)
+    if settings.url is None:
+        _check_file(settings.path)
+    return ledgers.opened(settings, patient=True)
+
+
+def the_settings(config: str | None, path: str | None) -> LedgerConfig:
+    """Return the settings of the ledger at *path*, else of the configured one."""
+    settings = LedgerConfig()
+    if path is None or config is not None:
+        settings = build.settings(path=config).ledger or settings
+    if path is None:
+        return settings
+    if path.startswith(("postgresql:", "postgres:", "env:")):
+        return replace(settings, url=ledger_url(path))
+    return replace(settings, path=path, url=None)
+
+
+def _check_file(path: str) -> None:
+    if not path:
+        raise OneLine("the configuration has no ledger: [ledger].path is empty")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_SQLITE_MAGIC))
+    except FileNotFoundError:
+        raise OneLine(
+            f"there is no ledger {path}: run this in the service's directory, or give --ledger PATH"
+        ) from None
+    except OSError as error:
+        raise OneLine(f"the ledger {path} cannot be read: {error.strerror}") from None
+    if start not in (b"", _SQLITE_MAGIC):
+        raise OneLine(f"{path} is not a ledger")
+
+
+# -- costs and logs --
 
 
 @command()

@@ -27,7 +27,7 @@ from . import (
     table,
     the_prompt,
 )
-from .opening import ledger_options, the_ledger
+from .ledger import ledger_options, the_ledger
 from .status import admin_key, ask_service, key_option
 
 _NOTES = {  # about a target
