@@ -1,4 +1,4 @@
-"""The options that name a ledger, and commands that read it: costs (also beside a bill) and logs."""
+"""The options that name a ledger, and the commands that read it: costs and logs."""
 
 from __future__ import annotations
 
