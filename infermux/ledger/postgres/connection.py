@@ -133,7 +133,7 @@ class Database:
     # -- work --
 
     def deadline(self) -> float:
-        """Return until when a call waits for an operation that begins now."""
+        """Return when a call that begins now gives up."""
         return time.monotonic() + self._call
 
     def run(self, work: Callable[[Link], T], seconds: float = 0.0, *, end: float = 0.0) -> T:
@@ -427,8 +427,6 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
         raise LedgerUnavailable(f"[ledger].url: {what}", told="its address is wrong") from None
     try:
         link = Link.connect(url, **given)
-    except _REFUSED as error:
-        raise LedgerUnavailable(_said(error), told="the database refuses") from None
     except psycopg.Error as error:
         reason = _said(error)
         if _PERMANENT.search(reason):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
 
 from ...types import LogThrottle, Rates, Window
 from .. import LedgerUnavailable
@@ -70,7 +70,7 @@ class SharedRates:
     it has none of the calls that a host counted alone.
     """
 
-    def __init__(self, database: Any, local: Rates) -> None:
+    def __init__(self, database: Callable[[], Database], local: Rates) -> None:
         self._database, self._local = database, local
         self._alone = False  # whether the last request was counted by this host only
         self._log = LogThrottle()
@@ -101,7 +101,7 @@ class SharedRates:
         most, heaviest = _MOST if rpm is None else rpm, _MOST if tpm is None else tpm
         values = (caller, tokens, most, tokens, heaviest, tokens)
         try:
-            database: Database = self._database()
+            database = self._database()
             [rows] = database.run(lambda link: run(link, [(_TAKE, values)]))
         except LedgerUnavailable as error:
             self._alone = True
@@ -170,10 +170,10 @@ class SharedRates:
 
     def _correct(self, caller: str, tokens: int, since: float) -> None:
         try:
-            database: Database = self._database()
+            database = self._database()
             if tokens > 0:
-                values: tuple[Any, ...] = (min(tokens, _MAX_TOKENS), caller)
-                database.run(lambda link: link.execute(_ADD, values))
+                more = (min(tokens, _MAX_TOKENS), caller)
+                database.run(lambda link: link.execute(_ADD, more))
                 return
             passed, now = time.monotonic() - since, database.now()
             if tokens and now is not None and passed < SPAN:  # else the estimate no longer counts
@@ -189,8 +189,7 @@ class SharedRates:
 
     def _row(self, caller: str) -> tuple[list[int], list[int], list[int], float]:
         """Return the seconds with counts, the requests and tokens in each, and the time."""
-        database: Database = self._database()
-        found = database.run(lambda link: link.execute(_ROW, (caller,)).fetchone())
+        found = self._database().run(lambda link: link.execute(_ROW, (caller,)).fetchone())
         return found or ([], [], [], 0.0)
 
     def check(self) -> None:

@@ -200,7 +200,7 @@ def partitions(connection: Connection[Any]) -> list[date]:
 def missing(connection: Connection[Any], now: float) -> list[str]:
     """Return a message if the calls of this month or the next ones have no partition."""
     found = sorted(set(months(now, SOON)[1:]) - set(partitions(connection)))
-    told = "the calls of {:%Y-%m} have no partition: run `infermux ledger migrate` as their owner"
+    told = "the calls of {:%Y-%m} have no partition: run `infermux ledger migrate`"
     return [told.format(month) for month in found[:1]]
 
 
