@@ -139,6 +139,12 @@ def forget(error: BaseException | None) -> None:
         error = behind
 
 
+def having(error: Any, **members: Any) -> Any:
+    """Return *error* with *members*, to raise it without a name: that would be a cycle."""
+    vars(error).update(members)
+    return error
+
+
 class InferMuxError(Exception):
     """Any error that InferMux raises on purpose; its `message` may be shown to a caller.
 

@@ -27,7 +27,7 @@ from requests import PreparedRequest
 from ..config.credentials import SecretPool
 from ..config.schema import PLACE, NoSecret, Secret
 from ..dialects.limits import used_up
-from ..errors import ProviderAuthError, ProviderError, ProviderRateLimited, QuotaExhausted
+from ..errors import ProviderAuthError, ProviderError, ProviderRateLimited, QuotaExhausted, having
 from ..protocol import InferRequest
 from ..types import Deadline, LogThrottle
 from .passing import is_repeatable
@@ -74,9 +74,8 @@ class _Key:
             found: str = current(deadline.remaining())
             return found
         except NoSecret as error:
-            failed = ProviderAuthError("this service has no API key for the provider now")
-            failed.hint, failed.sent = str(error), False
-            raise failed from None
+            what = "this service has no API key for the provider now"
+            raise having(ProviderAuthError(what), hint=str(error), sent=False) from None
 
     def renew(self) -> bool:
         """Look for another value of the key; return whether there is one."""

@@ -29,6 +29,7 @@ FOREIGN = (
     urllib3.exceptions.ProxySchemeUnsupported,
 )
 NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+UNREADABLE = "the provider's answer could not be understood"
 _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
@@ -48,13 +49,6 @@ def mapped(error: BaseException, *, sent: bool = True, received: bool = False) -
     failed = _mapped(error, refused=refused, received=received)
     failed.sent = sent
     failed.cause = _cause(error)
-    return failed
-
-
-def nonsense() -> ProviderError:
-    """Return the error for an answer that no dialect can read."""
-    failed = ProviderUnavailable("the provider's answer could not be understood")
-    failed.sent, failed.cause = True, failed.message
     return failed
 
 

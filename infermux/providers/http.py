@@ -30,6 +30,7 @@ from ..errors import (
     ProviderRejected,
     ProviderUnavailable,
     RequestError,
+    having,
 )
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
@@ -39,7 +40,7 @@ from .base import Provider, load_dialect, provider_failed
 from .bodies import LARGE, check_size, with_limits, with_members
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
-from .failures import FOREIGN, NONSENSE, mapped, nonsense
+from .failures import FOREIGN, NONSENSE, UNREADABLE, mapped
 from .redaction import Redactor, hosts_of
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
@@ -432,7 +433,7 @@ class HTTPProvider(Provider):
         except FOREIGN as error:
             raise mapped(error, sent=exchange.sent, received=exchange.received) from error
         except NONSENSE as error:
-            raise nonsense() from error
+            raise having(ProviderUnavailable(UNREADABLE), sent=True, cause=UNREADABLE) from error
         except (MemoryError, RuntimeError) as error:
             raise provider_failed(self.name, error) from error
 

@@ -30,7 +30,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
-from ..errors import ProviderTimeout, forget
+from ..errors import ProviderTimeout, forget, having
 from ..types import POSIX, Deadline, is_shortage
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
@@ -445,9 +445,7 @@ class Adapter(HTTPAdapter):
 
     def _post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         if exchange.deadline.expired:
-            late = ProviderTimeout("no time is left to ask the provider")
-            late.sent = False
-            raise late
+            raise having(ProviderTimeout("no time is left to ask the provider"), sent=False)
         _current.exchange, _current.names = exchange, self._names
         try:
             own: Any = {"verify": self._verify, "proxies": self._proxies}

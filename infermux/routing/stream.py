@@ -14,7 +14,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import InferMuxError, StreamIncomplete
+from ..errors import InferMuxError, StreamIncomplete, having
 from ..planning.call import Attempt, Call, StreamAccumulator
 from ..protocol import InferRequest, InferResponse
 from ..providers.base import ProviderGuard, RegisteredProvider, close_stream, provider_failed
@@ -208,9 +208,8 @@ def time_left() -> float:
 def check_draining() -> None:
     """Raise StreamIncomplete if the streams of this process must end now."""
     if _drain.due():
-        error = StreamIncomplete("the server is shutting down; the stream is incomplete")
-        error.failover = False
-        raise error
+        what = "the server is shutting down; the stream is incomplete"
+        raise having(StreamIncomplete(what), failover=False)
 
 
 def drain_with(server: Any, grace: float) -> None:

@@ -24,7 +24,8 @@ from support import PATIENCE, Answer, Peer, Service, eventually, how_many
 from infermux import EchoProvider, HTTPProvider, InferRequest, Registry, Router
 from infermux.chaos.faults import FAULTS
 from infermux.chaos.vendor import FaultyVendor
-from infermux.errors import InferMuxError
+from infermux.errors import InferMuxError, ProviderTimeout
+from infermux.types import Deadline
 
 MB = 1_000_000
 HEAVY = {"gzip_bomb", "huge_body"}  # a hundred megabytes each
@@ -180,6 +181,21 @@ def test_a_call_is_freed_without_the_garbage_collector(fault: str) -> None:
                 ends(router, InferRequest(f"name-{number}", [traced]), streamed=streamed)
                 del traced
                 assert found() is None, (number, streamed)
+
+
+def test_a_call_that_has_no_time_left_is_freed_at_once() -> None:
+    provider = HTTPProvider("vendor", base_url="http://127.0.0.1:9/v1", api_key="sk-1")
+    traced = Traced(role="user", content="hello")
+    found = weakref.ref(traced)
+    gc.disable()
+    try:
+        with pytest.raises(ProviderTimeout):
+            provider.infer(InferRequest("m", [traced]), Deadline(0))
+        del traced
+        assert found() is None
+    finally:
+        gc.enable()
+        provider.close()
 
 
 def ends(router: Router, request: InferRequest, *, streamed: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...errors import ProviderError
+from ...errors import ProviderError, having
 from ...protocol import strict_json
 from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
@@ -374,7 +374,5 @@ def read_response(data: bytes) -> JSON:
     """Return a response's object; raise the error that it holds, or ValueError."""
     body = strict_json.lenient(data)
     if isinstance(body, dict) and body.get("status") == "failed":
-        error = failure(body.get("error"))
-        error.usage = usage_of(body)
-        raise error
+        raise having(failure(body.get("error")), usage=usage_of(body))
     return read_object(data, decode_error)

@@ -27,7 +27,7 @@ from ...dialects.responses import RESOURCE
 from ...dialects.rewriting import answered, details_of, stored
 from ...dialects.rewriting.places import choices, places
 from ...dialects.rewriting.requests import with_own_body
-from ...errors import ConfigError, HookFailed, HookRefused, InferMuxError, close_to
+from ...errors import ConfigError, HookFailed, HookRefused, InferMuxError, close_to, having
 from ...planning.call import Call, HookRun
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
 from ...types import Deadline, LogThrottle, after_fork
@@ -307,9 +307,8 @@ class Hooks:
         if is_open:
             return otherwise()
         told = _LATE if late else "failed"
-        failure = HookFailed(f"a check of this service {told}; the {NAMES[name]} was not let pass")
-        failure.hook = name
-        raise failure from None
+        what = f"a check of this service {told}; the {NAMES[name]} was not let pass"
+        raise having(HookFailed(what), hook=name) from None
 
 
 _SEEN = ("messages", "params", "meta")  # the members of a request that a hook may change in place
