@@ -45,8 +45,8 @@ DOORS = {
     "psycopg_pool": {"ledger"},
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}  # of os: config/
-MAX_MODULES, MAX_IN_PACKAGE = 230, 15
-MAX_CHARACTERS = 1_522_300  # that are not blank, in the whole package
+MAX_MODULES, MAX_IN_PACKAGE = 229, 15
+MAX_CHARACTERS = 1_514_000
 MAX_FILE, MAX_FUNCTION, MAX_WIDTH = 460, 40, 100
 
 
