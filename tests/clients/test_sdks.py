@@ -538,11 +538,16 @@ def test_a_client_that_goes_in_mid_stream_frees_the_vendor(oai, ant, vendors, re
     left = time.monotonic()
     eventually(vendor.left.is_set, "the vendor's connection is closed", 3)
     assert time.monotonic() - left < 3
-    span = eventually(lambda: receiver.checked()[before:], "a span", 10)[0]
-    assert (
-        span["attrs"]["provider"] == "openai"
-        and span["attrs"]["tokens_out"] >= 1
-        and span["attrs"]["tokens_in"] >= 1
+    eventually(  # one of a call before may come late
+        lambda: [
+            attrs
+            for attrs in (span["attrs"] for span in receiver.checked()[before:])
+            if attrs["provider"] == "openai"
+            and attrs["tokens_out"] >= 1
+            and attrs["tokens_in"] >= 1
+        ],
+        "a span with what was streamed",
+        10,
     )
 
 
