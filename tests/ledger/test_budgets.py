@@ -543,18 +543,20 @@ def lengthy(backend: Any) -> bool:
     return backend.name == "sqlite" and os.environ.get("CI") == "true"
 
 
+LEDGER = os.path.join("infermux", "ledger")
+
+
 def work(place: tuple[str, str], seed: int, operations: int, killed: bool, notes: Path) -> None:
-    """Do random operations; if it is to be *killed*, at a random statement. Notes what it was told
-    is settled.
+    """Do random operations; if it is to be *killed*, at a random call or return in the ledger. Notes
+    what it was told is settled.
     """
     chance = random.Random(seed)
     ledger = opened(place, busy=60, clock=lambda: NOON)
-    left = chance.randrange(25 * operations) if killed else -1
+    left = chance.randrange(300 * operations) if killed else -1
 
     def count(frame: Any, event: str, called: Any) -> None:
         nonlocal left
-        name = getattr(called, "__name__", "") if event.startswith("c_") else frame.f_code.co_name
-        if event in ("c_call", "c_return", "call", "return") and name == "execute":
+        if LEDGER in frame.f_code.co_filename:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
