@@ -57,7 +57,6 @@ MEANINGS: JSON = {
     "tool_choice": {"type": "allowed_tools"},
     "tools": [TOOL, {"type": "mystery", "mystery": {"name": "x"}}],
     "top_logprobs": 3,
-    "web_search_options": {},
 }
 MEANT: list[tuple[str, JSON]] = [
     *((name, {name: value}) for name, value in MEANINGS.items()),

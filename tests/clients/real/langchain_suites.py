@@ -51,7 +51,7 @@ class Report:
 
 
 if __name__ == "__main__":
-    quiet = ["-p", "no:terminal", "-W", "ignore", "-p", "no:cacheprovider"]
+    quiet = ["-p", "no:terminal", "-W", "ignore", "-p", "no:cacheprovider", "--noconftest"]
     quiet += ["--asyncio-mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
     where = ["-c", os.devnull, "--rootdir", os.getcwd()]
     pytest.main([__file__, *quiet, *where], plugins=[Report()])
