@@ -15,7 +15,7 @@ from typing import Any
 from infermux.errors import InferMuxError
 from infermux.ledger import AttemptRow, CallRow, Record
 from infermux.ledger.queries import WRITE_ATTEMPT, WRITE_CALL
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call, Plan
 from infermux.protocol import InferRequest
@@ -70,7 +70,7 @@ def call(
     return made
 
 
-def keep(path: Path | SQLLedger, *calls: Call) -> Path:
+def keep(path: Path | Ledger, *calls: Call) -> Path:
     """Write calls into a ledger, as a service does."""
     ledger = SQLiteLedger(path) if isinstance(path, Path) else path
     assert ledger.problem() is None
@@ -82,7 +82,7 @@ def keep(path: Path | SQLLedger, *calls: Call) -> Path:
     return path
 
 
-def opened(place: tuple[str, str], **options: Any) -> SQLLedger:
+def opened(place: tuple[str, str], **options: Any) -> Ledger:
     """Return a ledger in the database of a test, from another process."""
     where, folder = place
     if "://" not in where:

@@ -44,7 +44,6 @@ class Moved(NamedTuple):
     request: InferRequest
     tool: JSON | None = None
     forced: bool = False  # whether it must be called
-
     uses: int | None = None  # at most, if the tool does not say it
 
     def add(

@@ -4,8 +4,8 @@ Money is in whole pico-USD. The most that a call may cost is reserved before it,
 settled after it. Sums are stored by the period's name: no clock can reset a budget twice.
 
 `sql` has the ledger itself, the base of `sqlite` and `postgres`; `spool` holds what cannot be
-written now. `stores` has
-keys, cached answers and files, `reports` and `recent` sum up calls, `bills` reads vendors' bills.
+written now. `stores` has keys, cached answers and files, `reports` and `recent` sum up calls,
+`bills` reads vendors' bills.
 """
 
 from __future__ import annotations

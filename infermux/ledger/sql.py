@@ -310,9 +310,6 @@ class Ledger(ABC):
         self._maintenance.start(now)
 
 
-SQLLedger = Ledger
-
-
 def amount(pico: int) -> int:
     """Return an amount that can be held, at most MAX_PICO; raise ValueError if it is negative."""
     if pico < 0:

@@ -14,7 +14,7 @@ import pytest
 from books import NOON, large
 from databases import Database, Postgres
 
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 
 _count = itertools.count()
@@ -26,9 +26,9 @@ class Backend(ABC):
     name: str
 
     def __init__(self) -> None:
-        self._made: list[SQLLedger] = []
+        self._made: list[Ledger] = []
 
-    def make(self, now: float | None = None, **options: Any) -> SQLLedger:
+    def make(self, now: float | None = None, **options: Any) -> Ledger:
         """Return a ledger as another process has it, whose clock is at *now*."""
         clock = (lambda: NOON) if now is None else lambda: now
         self._made.append(found := self._new(clock=clock, **options))
@@ -40,7 +40,7 @@ class Backend(ABC):
         """What `books.opened` opens in another process."""
 
     @abstractmethod
-    def _new(self, clock: Callable[[], float], **options: Any) -> SQLLedger:
+    def _new(self, clock: Callable[[], float], **options: Any) -> Ledger:
         """Return a new ledger."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class SQLite(Backend):
     def place(self) -> tuple[str, str]:
         return str(self.path), ""
 
-    def _new(self, clock: Callable[[], float], **options: Any) -> SQLLedger:
+    def _new(self, clock: Callable[[], float], **options: Any) -> Ledger:
         # as below: a busy machine is not a locked ledger
         return SQLiteLedger(self.path, clock=clock, **{"busy": 60} | options)
 
@@ -84,7 +84,7 @@ class PostgreSQL(Backend):
     def place(self) -> tuple[str, str]:
         return self.url, str(self._folder)
 
-    def _new(self, clock: Callable[[], float], **options: Any) -> SQLLedger:
+    def _new(self, clock: Callable[[], float], **options: Any) -> Ledger:
         from infermux.ledger.postgres import PostgresLedger
 
         url = options.pop("url", self.url)
@@ -174,6 +174,6 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def ledger(backend: Backend) -> SQLLedger:
+def ledger(backend: Backend) -> Ledger:
     """An empty ledger in each database."""
     return backend.make()

@@ -23,7 +23,7 @@ from support import eventually, how_many
 
 from infermux.errors import BudgetExceeded
 from infermux.ledger import MAX_PICO, Budget, Hold, LedgerUnavailable, Record
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt, Call
 from infermux.protocol import InferRequest
@@ -47,7 +47,7 @@ def settled(id: str, *costs: int | None, at: float = NOON, caller: str = "web") 
     return record(call)
 
 
-def test_a_reservation_tells_what_it_leaves(ledger: SQLLedger) -> None:
+def test_a_reservation_tells_what_it_leaves(ledger: Ledger) -> None:
     """Where it does, a caller hears of its budget without another look at it."""
     team = Budget("crew", 70, "month", members=("web", "app"))
     both = replace(DAILY, also=(team,))
@@ -62,7 +62,7 @@ def test_a_reservation_tells_what_it_leaves(ledger: SQLLedger) -> None:
     assert more.known is None
 
 
-def test_a_budget_is_raised_as_often_as_an_operator_likes(ledger: SQLLedger) -> None:
+def test_a_budget_is_raised_as_often_as_an_operator_likes(ledger: Ledger) -> None:
     for _ in range(3):
         ledger.adjust(DAILY, 8 * 10**18, NOON)
     [state] = ledger.states([DAILY], NOON)
@@ -110,7 +110,7 @@ def test_a_budget_that_cannot_be_is_refused(period: str, limit: int) -> None:
 # -- what is admitted ------------------------------------------------------------------------------
 
 
-def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLLedger) -> None:
+def test_what_is_held_and_spent_never_passes_the_limit(ledger: Ledger) -> None:
     first = ledger.reserve(DAILY, 600, call_id="a", at=NOON)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 401, call_id="b", at=NOON)
@@ -121,7 +121,7 @@ def test_what_is_held_and_spent_never_passes_the_limit(ledger: SQLLedger) -> Non
     assert ledger.reserve(DAILY, 500, call_id="d", at=NOON).over is False
 
 
-def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLLedger) -> None:
+def test_a_spent_budget_says_when_it_starts_afresh(ledger: Ledger) -> None:
     with pytest.raises(
         BudgetExceeded, match=r"per day has 0.000000001 USD left.* resets at 2026-11-24T00:00:00Z"
     ) as error:
@@ -132,12 +132,12 @@ def test_a_spent_budget_says_when_it_starts_afresh(ledger: SQLLedger) -> None:
     assert error.value.retry_after is None
 
 
-def test_a_free_call_passes_a_budget_that_is_used_up(ledger: SQLLedger) -> None:
+def test_a_free_call_passes_a_budget_that_is_used_up(ledger: Ledger) -> None:
     ledger.reserve(DAILY, 1000, call_id="a", at=NOON)
     assert ledger.reserve(DAILY, 0, call_id="b", at=NOON).over is False
 
 
-def test_a_budget_that_warns_admits_and_says_so(ledger: SQLLedger) -> None:
+def test_a_budget_that_warns_admits_and_says_so(ledger: Ledger) -> None:
     warns = Budget("web", 1000, "day", "warn")
     assert ledger.reserve(warns, 1000, call_id="a", at=NOON).over is False
     assert ledger.reserve(warns, 5, call_id="b", at=NOON).over is True
@@ -145,14 +145,14 @@ def test_a_budget_that_warns_admits_and_says_so(ledger: SQLLedger) -> None:
     assert ledger.spent(DAILY, NOON) == (0, 1010)
 
 
-def test_callers_and_periods_do_not_share_a_budget(ledger: SQLLedger) -> None:
+def test_callers_and_periods_do_not_share_a_budget(ledger: Ledger) -> None:
     for caller in ("web", "Web", "web ", "' OR 1=1 --", ""):
         ledger.reserve(Budget(caller, 10, "day"), 10, call_id=f"day {caller}", at=NOON)
     for period in ("month", "total"):
         ledger.reserve(Budget("web", 10, period), 10, call_id=period, at=NOON)
 
 
-def test_amounts_beyond_reason_do_not_overflow(ledger: SQLLedger) -> None:
+def test_amounts_beyond_reason_do_not_overflow(ledger: Ledger) -> None:
     warns = Budget("web", 10**30, "total", "warn")
     for n in range(95):
         try:
@@ -166,7 +166,7 @@ def test_amounts_beyond_reason_do_not_overflow(ledger: SQLLedger) -> None:
         ledger.reserve(warns, -1, call_id="negative", at=NOON)
 
 
-def test_a_call_has_one_hold(ledger: SQLLedger) -> None:
+def test_a_call_has_one_hold(ledger: Ledger) -> None:
     ledger.reserve(DAILY, 1, call_id="a", at=NOON)
     with pytest.raises(ValueError, match="has a hold already"):
         ledger.reserve(DAILY, 1, call_id="a", at=NOON)
@@ -176,7 +176,7 @@ def test_a_call_has_one_hold(ledger: SQLLedger) -> None:
 # -- leases and failover ---------------------------------------------------------------------------
 
 
-def test_what_a_killed_worker_held_is_spent_when_its_lease_ends(ledger: SQLLedger) -> None:
+def test_what_a_killed_worker_held_is_spent_when_its_lease_ends(ledger: Ledger) -> None:
     ledger.reserve(DAILY, 1000, call_id="killed", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 1, call_id="a", at=NOON + 59)
@@ -191,7 +191,7 @@ def test_what_a_killed_worker_held_is_spent_when_its_lease_ends(ledger: SQLLedge
     assert ledger.totals()[0].assumed == 1000
 
 
-def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: SQLLedger) -> None:
+def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: Ledger) -> None:
     late = ledger.reserve(DAILY, 900, call_id="late", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 1000, call_id="other", at=NOON + 60)
@@ -203,7 +203,7 @@ def test_a_call_that_outlives_its_lease_is_counted_all_the_same(ledger: SQLLedge
     assert ledger.totals()[0].cost == 700
 
 
-def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: SQLLedger) -> None:
+def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):
         ledger.top_up(hold, 401, at=NOON)
@@ -215,7 +215,7 @@ def test_a_failover_tops_up_or_leaves_the_hold_as_it_was(ledger: SQLLedger) -> N
     assert ledger.spent(DAILY, NOON) == (1000, 0)
 
 
-def test_a_top_up_takes_anew_what_the_lease_has_freed(ledger: SQLLedger) -> None:
+def test_a_top_up_takes_anew_what_the_lease_has_freed(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 600, call_id="a", at=NOON, lease=60)
     with pytest.raises(BudgetExceeded):
         ledger.reserve(DAILY, 500, call_id="b", at=NOON + 60)
@@ -230,7 +230,7 @@ def test_a_top_up_takes_anew_what_the_lease_has_freed(ledger: SQLLedger) -> None
     assert ledger.spent(DAILY, NOON + 62) == (300, 0)
 
 
-def test_an_old_hold_settles_what_was_topped_up(ledger: SQLLedger) -> None:
+def test_an_old_hold_settles_what_was_topped_up(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 100, call_id="a", at=NOON)
     ledger.top_up(hold, 200, at=NOON)
     ledger.settle(settled("a", 250), hold)
@@ -240,7 +240,7 @@ def test_an_old_hold_settles_what_was_topped_up(ledger: SQLLedger) -> None:
 # -- settling --------------------------------------------------------------------------------------
 
 
-def test_a_call_is_settled_once(ledger: SQLLedger) -> None:
+def test_a_call_is_settled_once(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 500, call_id="a", at=NOON)
     done = [
         ledger.settle(settled("a", 300), hold),
@@ -252,7 +252,7 @@ def test_a_call_is_settled_once(ledger: SQLLedger) -> None:
     assert [total.cost for total in ledger.totals()] == [300]
 
 
-def test_a_period_is_that_of_the_reservation(ledger: SQLLedger) -> None:
+def test_a_period_is_that_of_the_reservation(ledger: Ledger) -> None:
     before, after = NOON + DAY / 2 - 1, NOON + DAY / 2 + 1
     hold = ledger.reserve(DAILY, 500, call_id="a", at=before)
     ledger.reserve(DAILY, 1000, call_id="b", at=after)
@@ -261,7 +261,7 @@ def test_a_period_is_that_of_the_reservation(ledger: SQLLedger) -> None:
     assert ledger.spent(DAILY, after) == (0, 1000)
 
 
-def test_a_hold_that_its_owner_has_lost_is_settled_in_its_period(ledger: SQLLedger) -> None:
+def test_a_hold_that_its_owner_has_lost_is_settled_in_its_period(ledger: Ledger) -> None:
     before, after = NOON + DAY / 2 - 1, NOON + DAY / 2 + 1
     ledger.reserve(DAILY, 500, call_id="a", at=before)
     ledger.settle(settled("a", 300, at=after))
@@ -270,9 +270,7 @@ def test_a_hold_that_its_owner_has_lost_is_settled_in_its_period(ledger: SQLLedg
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_who_does_not_know_what_is_held_settles_it_all_the_same(
-    ledger: SQLLedger, lost: bool
-) -> None:
+def test_who_does_not_know_what_is_held_settles_it_all_the_same(ledger: Ledger, lost: bool) -> None:
     """As a background response, which another worker may read."""
     budget = Budget("web", 1000, also=(Budget("team", 1000, members=("web",)),))
     about = json.dumps([int(NOON) * 10**9, "", "web", "{}", "library", "m", "m", "p", ""])
@@ -285,7 +283,7 @@ def test_who_does_not_know_what_is_held_settles_it_all_the_same(
         assert ledger.spent(each, NOON) == (100, 0)
 
 
-def test_more_than_was_held_is_recorded_as_it_is(ledger: SQLLedger) -> None:
+def test_more_than_was_held_is_recorded_as_it_is(ledger: Ledger) -> None:
     hold = ledger.reserve(DAILY, 500, call_id="a", at=NOON)
     ledger.settle(settled("a", 1500), hold)
     assert ledger.spent(DAILY, NOON) == (1500, 0)
@@ -293,13 +291,13 @@ def test_more_than_was_held_is_recorded_as_it_is(ledger: SQLLedger) -> None:
         ledger.reserve(DAILY, 1, call_id="b", at=NOON)
 
 
-def test_an_unpriced_call_frees_its_hold(ledger: SQLLedger) -> None:
+def test_an_unpriced_call_frees_its_hold(ledger: Ledger) -> None:
     ledger.settle(settled("a", None), ledger.reserve(DAILY, 500, call_id="a", at=NOON))
     assert ledger.spent(DAILY, NOON) == (0, 0)
     assert (ledger.totals()[0].cost, ledger.totals()[0].unpriced) == (0, 1)
 
 
-def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: SQLLedger) -> None:
+def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: Ledger) -> None:
     for n, (at, caller) in enumerate(
         [(NOON - DAY, "web"), (NOON, "web"), (NOON, "other"), (NOON - 40 * DAY, "web")]
     ):
@@ -319,7 +317,7 @@ def test_a_new_budget_begins_with_what_its_period_has_cost(ledger: SQLLedger) ->
     ]
 
 
-def test_a_clock_that_steps_resets_nothing_twice(ledger: SQLLedger) -> None:
+def test_a_clock_that_steps_resets_nothing_twice(ledger: Ledger) -> None:
     ledger.settle(settled("a", 700), ledger.reserve(DAILY, 700, call_id="a", at=NOON))
     ledger.settle(
         settled("b", 800, at=NOON + DAY), ledger.reserve(DAILY, 800, call_id="b", at=NOON + DAY)
@@ -412,7 +410,7 @@ def test_many_threads_of_many_processes_never_overspend(
 @pytest.mark.parametrize("kind", ["plain", "twice", "several"])
 @pytest.mark.parametrize("callers", [1, 4])
 def test_calls_that_are_settled_together_are_all_there_once_and_paid(
-    ledger: SQLLedger, kind: str, callers: int
+    ledger: Ledger, kind: str, callers: int
 ) -> None:
     """More threads than one transaction takes jobs; one caller has a budget, the others have none.
 
@@ -569,7 +567,7 @@ def work(place: tuple[str, str], seed: int, operations: int, killed: bool, notes
     ledger.close()
 
 
-def one_call(ledger: SQLLedger, chance: random.Random, id: str, note: int) -> None:
+def one_call(ledger: Ledger, chance: random.Random, id: str, note: int) -> None:
     caller = chance.choice(["a", "b", "c"])
     at = NOON + chance.choice([0.0, 0.0, DAY, -DAY, 31 * DAY])  # a clock that steps
     budget = Budget(caller, 10**7, {"a": "day", "b": "month", "c": "total"}[caller])

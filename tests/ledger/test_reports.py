@@ -18,7 +18,7 @@ from books import DAY, NOON, call, keep, large
 from infermux.errors import BudgetExceeded, ProviderTimeout, RequestError
 from infermux.ledger import MAX_ROWS, Record, reports
 from infermux.ledger.reports import Period
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.planning.call import Attempt
 from infermux.pricing import PICO
@@ -121,7 +121,7 @@ def test_what_to_group_by_is_a_list_or_several() -> None:
 # -- costs -----------------------------------------------------------------------------------------
 
 
-def test_costs_are_exact_text_and_unknown_is_not_free(ledger: SQLLedger) -> None:
+def test_costs_are_exact_text_and_unknown_is_not_free(ledger: Ledger) -> None:
     slow = ProviderTimeout("slow")
     keep(
         ledger,
@@ -161,7 +161,7 @@ def test_costs_are_exact_text_and_unknown_is_not_free(ledger: SQLLedger) -> None
     )
 
 
-def test_rows_beyond_the_limit_are_counted(ledger: SQLLedger) -> None:
+def test_rows_beyond_the_limit_are_counted(ledger: Ledger) -> None:
     keep(ledger, *[call(str(n), target=f"p/m{n}", cost=n) for n in range(5)])
     found = reports.costs(ledger, ("model",), ALWAYS, limit=2)
     assert ([row.key for row in found.rows], found.more, found.total.cost) == (
@@ -171,7 +171,7 @@ def test_rows_beyond_the_limit_are_counted(ledger: SQLLedger) -> None:
     )
 
 
-def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLLedger) -> None:
+def test_a_series_has_every_step_also_the_empty_ones(ledger: Ledger) -> None:
     keep(
         ledger,
         call("1", at=NOON - 2 * DAY, cost=3),
@@ -196,7 +196,7 @@ def test_a_series_has_every_step_also_the_empty_ones(ledger: SQLLedger) -> None:
 
 
 @pytest.mark.sampled(1)
-def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLLedger) -> None:
+def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: Ledger) -> None:
     keep(ledger, call("1", at=NOON - 9 * DAY, cost=3), call("2", at=NOON - 1, cost=4))
     found = reports.series(ledger, "hour", Period(-9e9, 9e12), NOON, limit=MAX_ROWS)
     assert len(found["rows"]) == MAX_ROWS
@@ -207,7 +207,7 @@ def test_a_series_of_too_many_steps_has_the_last_ones_and_their_sum(ledger: SQLL
         reports.series(ledger, "model", ALWAYS, NOON)
 
 
-def test_a_call_is_told_with_its_attempts(ledger: SQLLedger) -> None:
+def test_a_call_is_told_with_its_attempts(ledger: Ledger) -> None:
     failed = Attempt(Target("a", "m"), 10.0, ended=10.25, error=ProviderTimeout("slow"))
     keep(
         ledger,

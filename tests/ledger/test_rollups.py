@@ -22,7 +22,7 @@ from books import DAY, NOON, call
 from infermux.errors import BudgetExceeded
 from infermux.ledger import Budget, Record, Total, rollups, summed
 from infermux.ledger.periods import time_zone
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.ledger.sqlite import prune as pruning
 from infermux.routing.accounting import record
@@ -41,7 +41,7 @@ def settled(id: str, cost: int, *, at: float = NOON, caller: str = "web") -> Rec
     return record(call(id, at=at, caller=caller, cost=cost))
 
 
-def problems(ledger: SQLLedger) -> list[str]:
+def problems(ledger: Ledger) -> list[str]:
     # The clock of some tests is one at which there are no partitions.
     return [each for each in ledger.problems() if "have no partition" not in each]
 
@@ -404,7 +404,7 @@ def work(path: Path, seed: int, rounds: int, killed: bool) -> None:
     ledger.close()
 
 
-def _all(ledger: SQLLedger, by: str) -> Total:
+def _all(ledger: Ledger, by: str) -> Total:
     return summed(ledger.totals(by))
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from infermux.errors import BudgetExceeded, ProviderTimeout, ProviderUnavailable, RequestError
 from infermux.ledger import MAX_TOKENS, Budget, Hold, LedgerUnavailable, Record
-from infermux.ledger.sql import SQLLedger
+from infermux.ledger.sql import Ledger
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.ledger.sqlite.schema import MIGRATIONS
 from infermux.planning import Plan, Snapshot, plan
@@ -72,7 +72,7 @@ def call(
     return made
 
 
-def put(ledger: SQLLedger, *calls: Call) -> None:
+def put(ledger: Ledger, *calls: Call) -> None:
     for each in calls:
         assert ledger.settle(record(each))
 
@@ -160,7 +160,7 @@ def test_an_attempt_that_was_not_billed_has_neither_cost_nor_tokens() -> None:
     assert (row.cost, row.unpriced, row.input_tokens) == (None, 0, None)
 
 
-def test_what_vendors_and_callers_may_say_can_be_stored(ledger: SQLLedger) -> None:
+def test_what_vendors_and_callers_may_say_can_be_stored(ledger: Ledger) -> None:
     wild: Any = Usage(10**40, -3, cached_input_tokens=float("nan"), reasoning_tokens="7")  # type: ignore[arg-type]
     caller = Caller("\ud800", tags={f"n{n}": "\udfff" * 900 for n in range(40)})
     made = call(
@@ -199,7 +199,7 @@ def test_content_is_never_kept(own: SQLiteLedger, path: Path) -> None:
 # -- rows and reports ------------------------------------------------------------------------------
 
 
-def test_what_was_settled_is_read_back(ledger: SQLLedger) -> None:
+def test_what_was_settled_is_read_back(ledger: Ledger) -> None:
     one = record(
         call(
             "c",
@@ -211,7 +211,7 @@ def test_what_was_settled_is_read_back(ledger: SQLLedger) -> None:
     assert ledger.rows() == [one]
 
 
-def test_rows_are_the_newest_first_and_filtered(ledger: SQLLedger) -> None:
+def test_rows_are_the_newest_first_and_filtered(ledger: Ledger) -> None:
     failed = call("failed", at=NOON + 3, caller=Caller("web"))
     failed.error = ProviderTimeout("slow")
     served = Attempt(B, 10.0, usage=Usage(1, 1), cost=1, served="large-1")
@@ -241,7 +241,7 @@ def test_rows_are_the_newest_first_and_filtered(ledger: SQLLedger) -> None:
     "hostile",
     ["%", "%%%", "_", "' OR 1=1 --", '"; DROP TABLE calls; --', "\0", "\ud800", "a" * 10**6],
 )
-def test_a_filter_is_a_value_and_nothing_else(ledger: SQLLedger, hostile: str) -> None:
+def test_a_filter_is_a_value_and_nothing_else(ledger: Ledger, hostile: str) -> None:
     put(ledger, call())
     assert (
         ledger.rows(model=hostile)
@@ -255,7 +255,7 @@ def test_a_filter_is_a_value_and_nothing_else(ledger: SQLLedger, hostile: str) -
     assert [ledger.totals("model", caller=hostile), len(ledger.rows())] == [[], 1]
 
 
-def test_a_call_is_found_by_its_id_or_the_beginning_of_it(ledger: SQLLedger) -> None:
+def test_a_call_is_found_by_its_id_or_the_beginning_of_it(ledger: Ledger) -> None:
     calls = [planned(id, (A, B)) for id in ("abcdef01", "abcdef02", "abcdee99")]
     put(ledger, *calls)
     assert ledger.call("abcdef01") == record(calls[0])
@@ -266,7 +266,7 @@ def test_a_call_is_found_by_its_id_or_the_beginning_of_it(ledger: SQLLedger) -> 
 
 
 @pytest.mark.parametrize("little", ["", "abcde", "%"])
-def test_too_little_of_an_id_is_refused(ledger: SQLLedger, little: str) -> None:
+def test_too_little_of_an_id_is_refused(ledger: Ledger, little: str) -> None:
     put(ledger, call("abcdef01"))
     with pytest.raises(RequestError, match="at least 6 characters"):
         ledger.call(little)
@@ -286,12 +286,12 @@ def test_too_little_of_an_id_is_refused(ledger: SQLLedger, little: str) -> None:
         "x" * 10**6,
     ],
 )
-def test_an_id_is_a_value_and_no_pattern(ledger: SQLLedger, hostile: str) -> None:
+def test_an_id_is_a_value_and_no_pattern(ledger: Ledger, hostile: str) -> None:
     put(ledger, call("abcdef01"))
     assert ledger.call(hostile) is None
 
 
-def test_equal_plans_are_kept_once(ledger: SQLLedger, backend: Any) -> None:
+def test_equal_plans_are_kept_once(ledger: Ledger, backend: Any) -> None:
     same = [planned(f"same{n}", (A, B)) for n in range(50)]
     others = [
         planned("other1", (B, A)),
@@ -311,13 +311,13 @@ def test_equal_plans_are_kept_once(ledger: SQLLedger, backend: Any) -> None:
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("limit", "found"), [(10**30, 3), (-1, 0), (0, 0), (2, 2)])
-def test_a_limit_is_kept_within_reason(ledger: SQLLedger, limit: int, found: int) -> None:
+def test_a_limit_is_kept_within_reason(ledger: Ledger, limit: int, found: int) -> None:
     put(ledger, *[call(str(n)) for n in range(3)])
     assert len(ledger.rows(limit=limit)) == found
     assert len(ledger.rows(since=-1e300, until=1e300)) == 3
 
 
-def test_totals_agree_whatever_they_are_by(ledger: SQLLedger) -> None:
+def test_totals_agree_whatever_they_are_by(ledger: Ledger) -> None:
     web, night = (
         Caller("web", tags={"env": "prod", "team": "x"}),
         Caller("night", tags={"env": "test"}),
@@ -375,7 +375,7 @@ def test_totals_agree_whatever_they_are_by(ledger: SQLLedger) -> None:
     assert [each.errors for each in ledger.totals("caller")] == [0, 0, 0]
 
 
-def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: SQLLedger) -> None:
+def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: Ledger) -> None:
     slow, down = ProviderTimeout("slow"), ProviderUnavailable("down")
     failed = call("2", Attempt(A, 10.0, error=down), Attempt(B, 10.0, error=slow))
     failed.error = slow
@@ -398,7 +398,7 @@ def test_what_went_wrong_is_told_of_calls_and_of_attempts(ledger: SQLLedger) -> 
         assert sum(each.errors for each in ledger.totals(*by)) == 1, by
 
 
-def test_an_empty_ledger_has_no_totals(ledger: SQLLedger) -> None:
+def test_an_empty_ledger_has_no_totals(ledger: Ledger) -> None:
     assert ledger.totals("day") == ledger.totals("model", "tag") == []
     assert [(each.calls, each.cost) for each in ledger.totals()] == [(0, 0)]
 

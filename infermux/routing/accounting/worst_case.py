@@ -67,14 +67,14 @@ class Fit(NamedTuple):
 def fitted(worst: Worst, left: int, limited: Callable[[int], Worst | None]) -> Fit | None:
     """Return how *left* pico-USD can pay for a call, or None.
 
-    *limited* returns its worst case with fewer uses of tools. What limits neither the answer nor
-    the tools gets a limit. A file that may be larger than it looks holds all that is left.
+    *limited* returns its worst case with fewer uses of tools. Limits are set only where the client
+    sets none. A call with a file that may be larger than it looks holds all that is left.
     """
     most, uses, most_uses = worst, worst.size.contexts + 1, None
     while uses > 1 and (most.pico or 0) > left:
         found = limited(uses := uses // 2)
         if found is not None and found.size.contexts < most.size.contexts:
-            most, most_uses = found, uses  # the format has such a limit, and the client sets none
+            most, most_uses = found, uses  # the format has this limit, and the client sets none
     is_packed = most.size.packed and (most.pico or 0) > left
     most = most.unpacked() if is_packed else most
     if (most.pico or 0) <= left:
