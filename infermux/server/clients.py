@@ -24,6 +24,7 @@ PACE = 1024.0  # minimum bytes of a body per second
 BRIEF_SECONDS = 0.25  # maximum wait of a thread if many threads wait
 RECORD_BYTES = 16_645  # of TLS, with its head
 BLOCK_BYTES = 262_144  # of a body that are read, or encrypted, at a time
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Client(socket.socket):
@@ -45,6 +46,7 @@ class Client(socket.socket):
     def begin(self) -> None:
         """Reset the counters of recv() for the next request."""
         self.has_head = False  # whether the head was read
+        self._held = b""  # of the response: CONTINUE, until the body is read
         self._credit = float(CLIENT_SECONDS)  # how long recv() may still wait
 
     def watch(self) -> None:
@@ -68,6 +70,9 @@ class Client(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read; raise TimeoutError if the client is too slow, OSError if too many threads wait."""
+        if self._held:
+            data, self._held = self._held, b""
+            self.sendall(data)
         while True:
             try:
                 data = self._read(min(bufsize, BLOCK_BYTES))
@@ -77,6 +82,14 @@ class Client(socket.socket):
                 if self.has_head:  # what came fast earns no longer pause
                     self._credit = min(CLIENT_SECONDS, self._credit + len(data) / PACE)
                 return data
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send all of *data*; gunicorn's `100 Continue` only once the body is read."""
+        if data == CONTINUE:
+            self._held = CONTINUE
+        else:
+            self.sendall(data, flags)
+        return len(data)
 
     def _read(self, bufsize: int) -> bytes:
         """Return what has arrived, b"" at the end; raise BlockingIOError if that is nothing."""
@@ -224,11 +237,6 @@ class SecureClient(Client):
 
     def wake_at(self, size: int) -> None:
         """Do nothing: the size of the records is unknown."""
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Send all of *data*."""
-        self.sendall(data, flags)
-        return len(data)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Encrypt *data* and send it."""

@@ -95,6 +95,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if hasattr(req, "unreader"):  # HTTP/1
             req.body.refuse, current = req.force_close, self.threads.current
             current.unreader, current.sock.has_head = req.unreader, True
+            if any(name == "EXPECT" for name, _ in req.headers):
+                req.force_close()  # the body is asked for when it is read, which may be never
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, or many in a burst, as one may be a health check."""

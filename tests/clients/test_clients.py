@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ def service(vendor: Vendor) -> Iterator[Service]:
         yield running
 
 
-def head(path: str, body: bytes, *lines: str) -> bytes:
+def head(path: str, body: Sized, *lines: str) -> bytes:
     return "\r\n".join(
         (f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", "")
     ).encode()
@@ -162,6 +162,18 @@ def test_a_client_that_waits_for_100_is_told_to_go_on(service: Service) -> None:
             assert piece, got
             got += piece
         assert got.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "status"), [("/infer", 10**9, 413), ("/nowhere", 9, 404), ("/costs", 9, 405)]
+)
+def test_a_client_that_is_refused_by_its_head_is_not_asked_for_its_body(
+    service: Service, path: str, size: int, status: int
+) -> None:
+    with connected(service) as sock:
+        sock.sendall(head(path, range(size), "Expect: 100-continue"))
+        got = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert got.startswith(f"HTTP/1.1 {status} ".encode()) and b"Connection: close" in got
 
 
 def test_connections_that_say_nothing_hold_nobody_up(service: Service) -> None:
