@@ -271,7 +271,8 @@ def test_wrong_usage_is_exit_code_2_and_names_the_option(
 
 
 def test_an_error_names_what_is_wrong_and_not_the_ledger(path: str, tmp_path: Path) -> None:
-    unknown = infermux("costs", "--compare", "gpt-5", "nobody", "--ledger", path)
+    since = ("--since", "2026-11-01", "--ledger", path)
+    unknown = infermux("costs", "--compare", "gpt-5", "nobody", *since)
     failed_in_one_line(unknown, "no calls of 'nobody'")
     nowhere = infermux("ledger", "backup", str(tmp_path / "no" / "x.db"), "--ledger", path)
     failed_in_one_line(nowhere, "there is no folder")

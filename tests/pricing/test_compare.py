@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from books import HOSTILE
 from click.testing import CliRunner, Result
+from commands import ageless
 from support import Service
 
 from infermux.cli.main import main
@@ -334,7 +335,7 @@ def test_a_name_leads_where_a_call_would(name: str, found: list[str]) -> None:
 def test_an_unknown_name_is_one_line_and_exit_code_1(args: list[str], words: list[str]) -> None:
     result = prices(*args)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert re.fullmatch(r"infermux: [^\n\x1b]+\n", result.stderr)
+    assert re.fullmatch(r"infermux: [^\n\x1b]+\n", ageless(result.stderr))
     assert all(word in result.stderr for word in words)
 
 

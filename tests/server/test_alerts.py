@@ -221,7 +221,7 @@ def test_lost_records_are_told(tmp_path, webhook):
 
 
 def test_only_the_events_that_are_named_are_sent(tmp_path, webhook):
-    more = 'events = ["prices"]'
+    more = 'events = ["target"]'
     with FaultyVendor() as vendor, service(tmp_path, vendor, webhook, more) as (client, router):
         router.accounting.lost = 3
         while ask(client).status_code == 200:
