@@ -7,6 +7,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from commands import ageless
 from support import HELLO, ROOT, Scripted, Service, TokenTrace, Vendor, nobody, run, script
 
 import infermux
@@ -35,7 +36,7 @@ def failed_in_one_line(result, *words: str) -> None:
     """
     code = result.exit_code if hasattr(result, "exit_code") else result.returncode
     assert (code, result.stdout) == (1, "")
-    assert re.fullmatch(r"[^\n]+\n", result.stderr), result.stderr
+    assert re.fullmatch(r"[^\n]+\n", ageless(result.stderr)), result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 
 
