@@ -40,6 +40,7 @@ class Taken(NamedTuple):
 
     pico: int  # spent and held, less what an operator has forgiven and added
     warned_ms: int
+    raised: int = 0  # by which the limit is higher in this period
 
 
 def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:

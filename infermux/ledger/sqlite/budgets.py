@@ -12,7 +12,7 @@ from sqlite3 import Cursor
 from typing import Any
 
 from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
-from ..holds import MAX_SPENT, MICRO, WARN_MS, Refused, Rules, lost_record
+from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..queries import WRITE_ATTEMPT, WRITE_CALL
 from ..sql import ADJUSTED
@@ -23,16 +23,15 @@ _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
 _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
     ORDER BY slot DESC LIMIT 1"""
 _BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
-_USED = f"SELECT raised, spent + held - waived FROM budgets WHERE {_BUDGET}"
+# RETURNING in the UPDATE after it would take longer than this
+_USED = f"SELECT spent + held - waived - raised, warned_ms, raised FROM budgets WHERE {_BUDGET}"
 _TAKE = f"UPDATE budgets SET held = held + ? WHERE {_BUDGET}"
-_WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET} AND warned_ms <= ?"
+_WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET}"
 _ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
 _RAISE_HOLD = f"UPDATE budgets SET held = held + ? WHERE {_HOLD}"
-_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > ''
-    AND expires_ms <= ? RETURNING caller, period, call_id, held, at_ms, about"""
-_EXPIRE_ALL = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
+_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
     RETURNING caller, period, call_id, held, at_ms, about"""
 _EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
     RETURNING caller, period, call_id, held, at_ms, about"""
@@ -44,7 +43,6 @@ _LOST_COST = f"SELECT cost FROM calls WHERE at_ns = ? AND id = ? AND status = '{
 _TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
 _UNSUM = """UPDATE sums SET micro = micro - ?, pico = pico - ? WHERE caller = ? AND slot >= ?"""
 _FORGET_DAY = "DELETE FROM rolled WHERE day = ? AND state < 2"
-_FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
 _HAS_ANY = "SELECT 1 FROM budgets WHERE caller = ? LIMIT 1"
 _RELEASE = f"DELETE FROM budgets WHERE {_HOLD} AND held = ?"
 _RELEASE_ANY = """DELETE FROM budgets WHERE caller = ? AND call_id = ? AND call_id > ''
@@ -77,112 +75,79 @@ _RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE 
 
 def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
-    budget = hold.budget
-    if not budget.also:  # the usual case, in one statement
-        key = budget.key(hold.at, rules.zone)
-        if took := _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
-            _add_hold(sql, budget.owner, key, hold, rules)
-            raised, used = took
-            limit = budget.limit_pico + raised
-            return hold._replace(known=(budget, limit, limit - used))
-    taken = _take_all(sql, hold, [(each, hold.pico) for each in budget.all], rules)
+    taken = _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules)
     if isinstance(taken, Hold):
-        for each in budget.all:
-            _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
+        for each in hold.budget.all:
+            _add_hold(sql, each, taken, rules)
     return taken
 
 
 def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Add to a hold in all of its budgets, or in none; renew its lease."""
-    new = hold._replace(pico=hold.pico + more, warn=(), known=None)
-    alive = [
-        bool(sql.execute(_RENEW_HOLD, (ms(rules.expires), *_key(each, hold, rules.zone))).rowcount)
-        for each in hold.budget.all
-    ]
-    amounts = [
-        (each, more if lives else new.pico)
-        for each, lives in zip(hold.budget.all, alive, strict=True)
-    ]
+    new = hold._replace(pico=hold.pico + more, warn=())
+    amounts, lost = list[tuple[Budget, int]](), list[Budget]()
+    for each in hold.budget.all:
+        renewed = (ms(rules.expires), *_key(each, hold, rules.zone))
+        alive = bool(sql.execute(_RENEW_HOLD, renewed).rowcount)
+        amounts.append((each, more if alive else new.pico))
+        lost += [] if alive else [each]
     # what was spent when the call was taken for lost is held instead
-    back = 0 if all(alive) else _lost_cost(sql, hold)
-    lost = [each for each, lives in zip(hold.budget.all, alive, strict=True) if back and not lives]
+    back = _lost_cost(sql, hold) if lost else 0
     for each in lost:
         _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
-    taken = _take_all(sql, new, amounts, rules)
+    taken = _take(sql, new, amounts, rules)
     if isinstance(taken, Refused):
         for each in lost:
             _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
-    else:
-        for each, lives in zip(hold.budget.all, alive, strict=True):
-            if lives:
-                sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
-            else:
-                _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
+        return taken
+    for each in hold.budget.all:
+        if each in lost:
+            _add_hold(sql, each, taken, rules)
+        else:
+            sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
     return taken
 
 
-def _take_all(
+def _take(
     sql: Cursor, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
 ) -> Hold | Refused:
-    """Return the hold, with what is exceeded; or which budget refuses, with nothing reserved."""
-    over, warn = hold.over, list[Budget]()
-    for number, (budget, pico) in enumerate(amounts):
-        warns = budget.then == "warn"
-        # a cheaper model that one budget has chosen does not lift the limit of another
-        exceeds = warns or (rules.over and (budget is hold.budget or budget.then != "reject"))
-        beyond, left = _take(sql, budget, pico, hold.at, rules._replace(over=exceeds))
-        if left is not None:
-            for other, reserved in amounts[:number]:
-                sql.execute(_FREE, (reserved, other.owner, other.key(hold.at, rules.zone)))
-            return Refused(budget, left)
-        over = over or beyond
-        if beyond and warns:
-            now = ms(rules.at)
-            values = (now, budget.owner, budget.key(hold.at, rules.zone), now - WARN_MS)
-            if sql.execute(_WARN, values).rowcount:
-                warn.append(budget)
-    return hold._replace(over=over, warn=tuple(warn)) if over else hold
+    """Reserve an amount in each budget's period; or return which budget refuses."""
+    used = {budget.owner: _used(sql, budget, hold.at, rules) for budget, _ in amounts}
+    found = decide(hold, amounts, used, rules)
+    if isinstance(found, Refused):
+        for budget, _ in amounts:
+            _expire(sql, budget.owner, rules)
+        return found
+    states = list[tuple[int, Budget, int]]()
+    for budget, pico in amounts:
+        before = used[budget.owner]
+        left = budget.limit_pico - before.pico - pico
+        if before.pico + pico > MAX_INTEGER:
+            return Refused(budget, left + pico)
+        states.append((left, budget, budget.limit_pico + before.raised))
+    for budget, pico in amounts:
+        sql.execute(_TAKE, (pico, budget.owner, budget.key(hold.at, rules.zone)))
+    for budget in found.warn:
+        sql.execute(_WARN, (ms(rules.at), budget.owner, budget.key(hold.at, rules.zone)))
+    left, budget, limit = min(states, key=lambda each: max(0, each[0]))
+    return found._replace(known=(budget, limit, left))
 
 
-def _take(
-    sql: Cursor, budget: Budget, pico: int, of: float, rules: Rules
-) -> tuple[bool, int | None]:
-    """Reserve *pico* in the budget's period that contains *of*.
-
-    Return (False, None); or (True, None) if the limit is exceeded; or, if nothing was reserved,
-    (False, the amount that is left).
-    """
-    owner, key = budget.owner, budget.key(of, rules.zone)
-    limit = min(budget.limit_pico, MAX_INTEGER)
-    if _took(sql, owner, key, pico, limit):
-        return False, None
-    now = ms(rules.at) if rules.expire() else -MAX_INTEGER
-    _lose(sql, sql.execute(_EXPIRE, (owner, key, now)).fetchall(), rules.zone)
-    if not sql.execute(_USED, (owner, key)).fetchone():
-        # a new period begins: also free holds of past periods
-        _lose(sql, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall(), rules.zone)
-        _begin(sql, budget, of, rules.zone)
-    if _took(sql, owner, key, pico, limit):
-        return False, None
-    if rules.over and _took(sql, owner, key, pico, MAX_INTEGER):
-        return True, None
-    raised, used = sql.execute(_USED, (owner, key)).fetchone()
-    return False, int(limit + raised - used)
+def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
+    """Return what is used of the budget's period that contains *at*; begin it if it is new."""
+    owner, key = budget.owner, budget.key(at, rules.zone)
+    if (row := sql.execute(_USED, (owner, key)).fetchone()) is None:
+        _expire(sql, owner, rules)
+        _begin(sql, budget, at, rules.zone)
+        row = sql.execute(_USED, (owner, key)).fetchone()
+    return Taken(*row)
 
 
-def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> tuple[int, int] | None:
-    """Reserve *pico* in a period; return by how much it is raised and how much is used.
-
-    Return None, with nothing reserved, if it has not begun or too little is left.
-    """
-    # two plain statements: RETURNING would take twice their time
-    if (found := sql.execute(_USED, (owner, key)).fetchone()) is None:
-        return None
-    raised, used = found
-    if used + pico > limit + raised:
-        return None
-    sql.execute(_TAKE, (pico, owner, key))
-    return raised, used + pico
+def _expire(sql: Cursor, owner: str, rules: Rules) -> None:
+    """Turn the owner's holds whose lease has ended into spending, also those of past periods."""
+    if rules.expire():
+        expired = sql.execute(_EXPIRE, (owner, ms(rules.at))).fetchall()
+        _lose(sql, expired, rules.zone)
 
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
@@ -191,8 +156,9 @@ def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
     sql.execute(_SEVERAL, (budget.owner, *names(at, zone)))
 
 
-def _add_hold(sql: Cursor, owner: str, key: str, hold: Hold, rules: Rules) -> None:
-    row = (owner, key, hold.call_id, hold.pico, ms(hold.at), ms(rules.expires), hold.about)
+def _add_hold(sql: Cursor, budget: Budget, hold: Hold, rules: Rules) -> None:
+    times = (ms(hold.at), ms(rules.expires))
+    row = (*_key(budget, hold, rules.zone), hold.pico, *times, hold.about)
     if not sql.execute(_ADD_HOLD, row).rowcount:
         raise ValueError(f"call {hold.call_id!r} has a hold already")
 
