@@ -6,7 +6,7 @@ cost of its callers' calls in it, which is in `sums`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import tzinfo
 from sqlite3 import Cursor
 from typing import Any
@@ -25,12 +25,13 @@ _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
 _BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
 # RETURNING in the UPDATE after it would take longer than this
 _USED = f"SELECT spent + held - waived - raised, warned_ms, raised FROM budgets WHERE {_BUDGET}"
-_TAKE = f"UPDATE budgets SET held = held + ? WHERE {_BUDGET}"
+# adds to the row of a period and to a hold, which is new unless ?8
+_HOLD_MORE = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
+    VALUES (?1, ?2, '', ?4, 0, 0, ''), (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+    ON CONFLICT (caller, period, call_id) DO UPDATE SET held = held + excluded.held
+    WHERE call_id = '' OR ?8"""
 _WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET}"
-_ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
-    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
-_RAISE_HOLD = f"UPDATE budgets SET held = held + ? WHERE {_HOLD}"
 _EXPIRE = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
     RETURNING caller, period, call_id, held, at_ms, about"""
 _EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
@@ -75,43 +76,41 @@ _RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE 
 
 def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
-    taken = _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules)
-    if isinstance(taken, Hold):
-        for each in hold.budget.all:
-            _add_hold(sql, each, taken, rules)
-    return taken
+    return _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules, ())
 
 
 def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Add to a hold in all of its budgets, or in none; renew its lease."""
     new = hold._replace(pico=hold.pico + more, warn=())
-    amounts, lost = list[tuple[Budget, int]](), list[Budget]()
-    for each in hold.budget.all:
-        renewed = (ms(rules.expires), *_key(each, hold, rules.zone))
-        alive = bool(sql.execute(_RENEW_HOLD, renewed).rowcount)
-        amounts.append((each, more if alive else new.pico))
-        lost += [] if alive else [each]
+    end, budgets = ms(rules.expires), hold.budget.all
+    alive = [
+        each
+        for each in budgets
+        if sql.execute(_RENEW_HOLD, (end, *_key(each, hold, rules.zone))).rowcount
+    ]
+    lost = [each for each in budgets if each not in alive]
     # what was spent when the call was taken for lost is held instead
     back = _lost_cost(sql, hold) if lost else 0
     for each in lost:
         _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
-    taken = _take(sql, new, amounts, rules)
-    if isinstance(taken, Refused):
-        for each in lost:
-            _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
-        return taken
-    for each in hold.budget.all:
-        if each in lost:
-            _add_hold(sql, each, taken, rules)
-        else:
-            sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
+    amounts = [(each, more if each in alive else new.pico) for each in budgets]
+    taken = _take(sql, new, amounts, rules, alive)
+    for each in lost if isinstance(taken, Refused) else ():
+        _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
     return taken
 
 
 def _take(
-    sql: Cursor, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
+    sql: Cursor,
+    hold: Hold,
+    amounts: Sequence[tuple[Budget, int]],
+    rules: Rules,
+    held: Collection[Budget],
 ) -> Hold | Refused:
-    """Reserve an amount in each budget's period; or return which budget refuses."""
+    """Reserve an amount in each budget's period, or return which budget refuses.
+
+    The call has a hold in the budgets *held*.
+    """
     used = {budget.owner: _used(sql, budget, hold.at, rules) for budget, _ in amounts}
     found = decide(hold, amounts, used, rules)
     if isinstance(found, Refused):
@@ -125,8 +124,11 @@ def _take(
         if before.pico + pico > MAX_INTEGER:
             return Refused(budget, left + pico)
         states.append((left, budget, budget.limit_pico + before.raised))
+    times = ms(hold.at), ms(rules.expires)
     for budget, pico in amounts:
-        sql.execute(_TAKE, (pico, budget.owner, budget.key(hold.at, rules.zone)))
+        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, budget in held)
+        if sql.execute(_HOLD_MORE, row).rowcount < 2:
+            raise ValueError(f"call {hold.call_id!r} has a hold already")
     for budget in found.warn:
         sql.execute(_WARN, (ms(rules.at), budget.owner, budget.key(hold.at, rules.zone)))
     left, budget, limit = min(states, key=lambda each: max(0, each[0]))
@@ -154,13 +156,6 @@ def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
     spent = cost_so_far(lambda *asked: sql.execute(*asked).fetchall(), budget, at, zone)
     sql.execute(_BEGIN_PERIOD, (budget.owner, budget.key(at, zone), spent))
     sql.execute(_SEVERAL, (budget.owner, *names(at, zone)))
-
-
-def _add_hold(sql: Cursor, budget: Budget, hold: Hold, rules: Rules) -> None:
-    times = (ms(hold.at), ms(rules.expires))
-    row = (*_key(budget, hold, rules.zone), hold.pico, *times, hold.about)
-    if not sql.execute(_ADD_HOLD, row).rowcount:
-        raise ValueError(f"call {hold.call_id!r} has a hold already")
 
 
 def _key(budget: Budget, hold: Hold, zone: tzinfo) -> tuple[str, str, str]:
