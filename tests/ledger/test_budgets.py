@@ -74,6 +74,15 @@ def test_a_budget_is_raised_as_often_as_an_operator_likes(ledger: Ledger) -> Non
     ledger.settle(settled("a", 4), ledger.reserve(DAILY, 10, call_id="a", at=NOON))
 
 
+def test_holds_never_sum_up_to_more_than_a_database_can_count(ledger: Ledger) -> None:
+    warns = Budget("web", 0, "total", "warn")
+    with pytest.raises(BudgetExceeded):
+        for n in range(100):
+            ledger.reserve(warns, MAX_PICO, call_id=f"{n}", at=NOON)
+    [state] = ledger.states([warns], NOON)
+    assert state.held == 90 * MAX_PICO
+
+
 # -- periods ---------------------------------------------------------------------------------------
 
 

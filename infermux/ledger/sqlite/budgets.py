@@ -117,13 +117,6 @@ def _take(
         for budget, _ in amounts:
             _expire(sql, budget.owner, rules)
         return found
-    states = list[tuple[int, Budget, int]]()
-    for budget, pico in amounts:
-        before = used[budget.owner]
-        left = budget.limit_pico - before.pico - pico
-        if before.pico + pico > MAX_INTEGER:
-            return Refused(budget, left + pico)
-        states.append((left, budget, budget.limit_pico + before.raised))
     times = ms(hold.at), ms(rules.expires)
     for budget, pico in amounts:
         row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, budget in held)
@@ -131,8 +124,10 @@ def _take(
             raise ValueError(f"call {hold.call_id!r} has a hold already")
     for budget in found.warn:
         sql.execute(_WARN, (ms(rules.at), budget.owner, budget.key(hold.at, rules.zone)))
-    left, budget, limit = min(states, key=lambda each: max(0, each[0]))
-    return found._replace(known=(budget, limit, left))
+    lefts = [budget.limit_pico - used[budget.owner].pico - pico for budget, pico in amounts]
+    left = min(lefts)
+    budget, _ = amounts[lefts.index(left)]
+    return found._replace(known=(budget, budget.limit_pico + used[budget.owner].raised, left))
 
 
 def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
