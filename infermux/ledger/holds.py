@@ -15,7 +15,7 @@ from .periods import ms
 MAX_USERS = 100_000  # end users whose budgets are counted at a time
 WARN_MS = 3_600_000  # between two warnings about a budget
 MICRO = 10**6  # pico-USD
-MAX_SPENT = 9 * 10**18  # pico-USD: the most that a new period can start with
+MAX_SPENT = 9 * 10**18  # pico-USD: the most that a period starts with, or that a hold makes it have
 
 
 class Rules(NamedTuple):
@@ -40,6 +40,7 @@ class Taken(NamedTuple):
 
     pico: int  # spent and held, less what an operator has forgiven and added
     warned_ms: int
+    raised: int = 0  # by which the limit is higher in this period
 
 
 def exceeded(budget: Budget, left: int, pico: int, at: float, zone: tzinfo = UTC) -> BudgetExceeded:
@@ -69,14 +70,15 @@ def decide(
 
     *amounts* are what each budget is to hold more; *taken* is by the budgets' owners.
     """
-    over, warn = hold.over, list[Budget]()
+    over = hold.over
+    warn: list[Budget] = []
     for budget, pico in amounts:
         found, warns = taken[budget.owner], budget.then == "warn"
-        if found.pico + pico <= budget.limit_pico:
+        if found.pico + pico <= min(budget.limit_pico, MAX_SPENT):
             continue
         # a cheaper model that one budget has chosen does not lift the limit of another
         exceeds = rules.over and (budget is hold.budget or budget.then != "reject")
-        if not warns and not exceeds:
+        if not (warns or exceeds) or found.pico + pico > MAX_SPENT:
             return Refused(budget, budget.limit_pico - found.pico)
         over = True
         if warns and found.warned_ms <= ms(rules.at) - WARN_MS:

@@ -48,9 +48,12 @@ def start(period: str, at: float, zone: tzinfo = UTC) -> float:
 
 def end(period: str, at: float, zone: tzinfo = UTC) -> float | None:
     """Return when the next period starts, in seconds since 1970; None for a total."""
-    if period == "total":
-        return None
-    day = local(at, zone).date()
+    return None if period == "total" else _end(period, int(at // SLOT), zone)
+
+
+@lru_cache(maxsize=64)
+def _end(period: str, slot: int, zone: tzinfo) -> float:
+    day = local(slot * SLOT, zone).date()
     if period == "day":
         return midnight(day + timedelta(1), zone)
     return midnight((day.replace(day=1) + timedelta(32)).replace(day=1), zone)

@@ -975,12 +975,15 @@ def test_columns_that_only_some_lines_need_are_known() -> None:
     bill = bills.read(json.dumps({"data": [report | more]}).encode())
     assert (bill.usd, bill.notes) == ({("2026-11-23", "claude-haiku-4-5"): 1}, [])
     assert bills.read(OPENAI_HEAD.encode()).notes == []  # no line says what is used
+    assert bills.read(b"date,model,usd\nsoon,gpt-5,1\n").notes == []
 
 
 @pytest.mark.parametrize(
     ("text", "args", "words"),
     [
         ("\n", (), "the bill is empty"),
+        ("[]", (), "the bill is empty"),
+        ('{"object": "page", "data": [], "has_more": false}', (), "the bill is empty"),
         (OPENAI_HEAD, (), "none of its lines can be compared"),
         (OPENAI_COSTS, ("--month", "2025-01"), "none of its days is in that time"),
         ('date,model,usd\n2026-11-23,gpt-5,"0,012"\n', (), "has a decimal comma"),  # not 12

@@ -85,8 +85,8 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     bill = Bill(next(iter(form.vendors), ""), priced=form.priced, title=form.title)
     bill.vendors = form.vendors
     bill.notes += [*found.notes, *filter(None, [form.note])]
-    clouds, known, needed = set[str](), prices or shipped(), {*sum(form.needs, ())}
-    asked = needed.copy()
+    clouds, known = set[str](), prices or shipped()
+    asked = {*sum(form.needs, ())}
     for line in found.lines:
         cells = Cells(found, line, known, asked)
         try:
@@ -106,7 +106,7 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     neutral = re.compile(f"{_NEUTRAL}|{form.knows}")
     columns = found.columns.items()
     unused = [name for key, name in columns if key not in asked and not neutral.fullmatch(key)]
-    if unused and asked > needed:  # else no line was read
+    if unused and (bill.usd or bill.empty or bill.outside):  # else no line was read to its end
         bill.notes.append(f"columns that are not used: {table.names(unused)}")
     if form.vendors == focus.ANY:
         bill.vendors, bill.vendor = tuple(sorted(clouds)), min(clouds, default="")

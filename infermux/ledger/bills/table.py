@@ -191,6 +191,8 @@ def _json(text: str, notes: tuple[str, ...]) -> Table:
         for place, record in records
     ]
     known = {keys[name]: name for name in columns if keys[name] not in _PAGE}
+    if not known:  # such as the page of a time without usage
+        _refuse("the bill is empty")
     return Table(known, iter(lines), frozenset(), notes)
 
 

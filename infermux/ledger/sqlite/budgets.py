@@ -6,13 +6,13 @@ cost of its callers' calls in it, which is in `sums`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import tzinfo
 from sqlite3 import Cursor
 from typing import Any
 
 from .. import LOST, TEAM, USER, Adjustment, Budget, BudgetState, CallRow, Hold
-from ..holds import MAX_SPENT, MICRO, WARN_MS, Refused, Rules, lost_record
+from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..queries import WRITE_ATTEMPT, WRITE_CALL
 from ..sql import ADJUSTED
@@ -23,18 +23,16 @@ _HOLD = "caller = ? AND period = ? AND call_id = ? AND call_id > ''"
 _UP_TO = """SELECT micro, pico FROM sums WHERE caller = ? AND slot < ?
     ORDER BY slot DESC LIMIT 1"""
 _BEGIN_PERIOD = "INSERT INTO budgets (caller, period, spent, held) VALUES (?, ?, ?, 0)"
-_TAKE = f"""UPDATE budgets SET held = held + ?
-    WHERE {_BUDGET} AND spent + held + ? - waived - raised <= ?
-    RETURNING raised, spent + held - waived"""
-_LEFT = f"SELECT ? - spent - held + waived + raised FROM budgets WHERE {_BUDGET}"
-_WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET} AND warned_ms <= ?"
-_ADD_HOLD = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
-    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+# RETURNING in the UPDATE after it would take longer than this
+_USED = f"SELECT spent + held - waived - raised, warned_ms, raised FROM budgets WHERE {_BUDGET}"
+# adds to the row of a period and to a hold, which is new unless ?8
+_HOLD_MORE = """INSERT INTO budgets (caller, period, call_id, held, at_ms, expires_ms, about)
+    VALUES (?1, ?2, '', ?4, 0, 0, ''), (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+    ON CONFLICT (caller, period, call_id) DO UPDATE SET held = held + excluded.held
+    WHERE call_id = '' OR ?8"""
+_WARN = f"UPDATE budgets SET warned_ms = ? WHERE {_BUDGET}"
 _RENEW_HOLD = f"UPDATE budgets SET expires_ms = ? WHERE {_HOLD}"
-_RAISE_HOLD = f"UPDATE budgets SET held = held + ? WHERE {_HOLD}"
-_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND period = ? AND call_id > ''
-    AND expires_ms <= ? RETURNING caller, period, call_id, held, at_ms, about"""
-_EXPIRE_ALL = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
+_EXPIRE = """DELETE FROM budgets WHERE caller = ? AND call_id > '' AND expires_ms <= ?
     RETURNING caller, period, call_id, held, at_ms, about"""
 _EXPIRE_ANY = """DELETE FROM budgets WHERE call_id > '' AND expires_ms <= ?
     RETURNING caller, period, call_id, held, at_ms, about"""
@@ -46,7 +44,7 @@ _LOST_COST = f"SELECT cost FROM calls WHERE at_ns = ? AND id = ? AND status = '{
 _TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = ? AND call_id = ?"
 _UNSUM = """UPDATE sums SET micro = micro - ?, pico = pico - ? WHERE caller = ? AND slot >= ?"""
 _FORGET_DAY = "DELETE FROM rolled WHERE day = ? AND state < 2"
-_FREE = f"UPDATE budgets SET held = held - ? WHERE {_BUDGET}"
+_HAS_ANY = "SELECT 1 FROM budgets WHERE caller = ? LIMIT 1"
 _RELEASE = f"DELETE FROM budgets WHERE {_HOLD} AND held = ?"
 _RELEASE_ANY = """DELETE FROM budgets WHERE caller = ? AND call_id = ? AND call_id > ''
     RETURNING period, held, at_ms"""
@@ -78,113 +76,81 @@ _RAISE = f"UPDATE budgets SET raised = min({MAX_SPENT} - ?1, raised) + ?1 WHERE 
 
 def reserve(sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Reserve a hold in all of its budgets, or in none; raise ValueError if the call has one."""
-    budget = hold.budget
-    if not budget.also:  # the usual case, in one statement
-        key = budget.key(hold.at, rules.zone)
-        if took := _took(sql, budget.owner, key, hold.pico, min(budget.limit_pico, MAX_INTEGER)):
-            _add_hold(sql, budget.owner, key, hold, rules)
-            [(raised, used)] = took
-            limit = budget.limit_pico + raised
-            return hold._replace(known=(budget, limit, limit - used))
-    taken = _take_all(sql, hold, [(each, hold.pico) for each in budget.all], rules)
-    if isinstance(taken, Hold):
-        for each in budget.all:
-            _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
-    return taken
+    return _take(sql, hold, [(each, hold.pico) for each in hold.budget.all], rules, ())
 
 
 def top_up(more: int, sql: Cursor, hold: Hold, rules: Rules) -> Hold | Refused:
     """Add to a hold in all of its budgets, or in none; renew its lease."""
-    new = hold._replace(pico=hold.pico + more, warn=(), known=None)
+    new = hold._replace(pico=hold.pico + more, warn=())
+    end, budgets = ms(rules.expires), hold.budget.all
     alive = [
-        bool(sql.execute(_RENEW_HOLD, (ms(rules.expires), *_key(each, hold, rules.zone))).rowcount)
-        for each in hold.budget.all
+        each
+        for each in budgets
+        if sql.execute(_RENEW_HOLD, (end, *_key(each, hold, rules.zone))).rowcount
     ]
-    amounts = [
-        (each, more if lives else new.pico)
-        for each, lives in zip(hold.budget.all, alive, strict=True)
-    ]
+    lost = [each for each in budgets if each not in alive]
     # what was spent when the call was taken for lost is held instead
-    back = 0 if all(alive) else _lost_cost(sql, hold)
-    lost = [each for each, lives in zip(hold.budget.all, alive, strict=True) if back and not lives]
+    back = _lost_cost(sql, hold) if lost else 0
     for each in lost:
         _spend(sql, each.owner, -back, ("", 0), names(hold.at, rules.zone))
-    taken = _take_all(sql, new, amounts, rules)
-    if isinstance(taken, Refused):
-        for each in lost:
-            _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
-    else:
-        for each, lives in zip(hold.budget.all, alive, strict=True):
-            if lives:
-                sql.execute(_RAISE_HOLD, (more, *_key(each, hold, rules.zone)))
-            else:
-                _add_hold(sql, each.owner, each.key(hold.at, rules.zone), taken, rules)
+    amounts = [(each, more if each in alive else new.pico) for each in budgets]
+    taken = _take(sql, new, amounts, rules, alive)
+    for each in lost if isinstance(taken, Refused) else ():
+        _spend(sql, each.owner, back, ("", 0), names(hold.at, rules.zone))
     return taken
 
 
-def _take_all(
-    sql: Cursor, hold: Hold, amounts: Sequence[tuple[Budget, int]], rules: Rules
-) -> Hold | Refused:
-    """Return the hold, with what is exceeded; or which budget refuses, with nothing reserved."""
-    over, warn = hold.over, list[Budget]()
-    for number, (budget, pico) in enumerate(amounts):
-        warns = budget.then == "warn"
-        # a cheaper model that one budget has chosen does not lift the limit of another
-        exceeds = warns or (rules.over and (budget is hold.budget or budget.then != "reject"))
-        beyond, left = _take(sql, budget, pico, hold.at, rules._replace(over=exceeds))
-        if left is not None:
-            for other, reserved in amounts[:number]:
-                sql.execute(_FREE, (reserved, other.owner, other.key(hold.at, rules.zone)))
-            return Refused(budget, left)
-        over = over or beyond
-        if beyond and warns:
-            now = ms(rules.at)
-            values = (now, budget.owner, budget.key(hold.at, rules.zone), now - WARN_MS)
-            if sql.execute(_WARN, values).rowcount:
-                warn.append(budget)
-    return hold._replace(over=over, warn=tuple(warn)) if over else hold
-
-
 def _take(
-    sql: Cursor, budget: Budget, pico: int, of: float, rules: Rules
-) -> tuple[bool, int | None]:
-    """Reserve *pico* in the budget's period that contains *of*.
+    sql: Cursor,
+    hold: Hold,
+    amounts: Sequence[tuple[Budget, int]],
+    rules: Rules,
+    held: Collection[Budget],
+) -> Hold | Refused:
+    """Reserve an amount in each budget's period, or return which budget refuses.
 
-    Return (False, None); or (True, None) if the limit is exceeded; or, if nothing was reserved,
-    (False, the amount that is left).
+    The call has a hold in the budgets *held*.
     """
-    owner, key = budget.owner, budget.key(of, rules.zone)
-    limit = min(budget.limit_pico, MAX_INTEGER)
-    if _took(sql, owner, key, pico, limit):
-        return False, None
-    now = ms(rules.at) if rules.expire() else -MAX_INTEGER
-    _lose(sql, sql.execute(_EXPIRE, (owner, key, now)).fetchall(), rules.zone)
-    if not sql.execute(_LEFT, (0, owner, key)).fetchall():
-        # a new period begins: also free holds of past periods
-        _lose(sql, sql.execute(_EXPIRE_ALL, (owner, now)).fetchall(), rules.zone)
-        _begin(sql, budget, of, rules.zone)
-    if _took(sql, owner, key, pico, limit):
-        return False, None
-    if rules.over and _took(sql, owner, key, pico, MAX_INTEGER):
-        return True, None
-    return False, int(sql.execute(_LEFT, (limit, owner, key)).fetchone()[0])
+    used = {budget.owner: _used(sql, budget, hold.at, rules) for budget, _ in amounts}
+    found = decide(hold, amounts, used, rules)
+    if isinstance(found, Refused):
+        for budget, _ in amounts:
+            _expire(sql, budget.owner, rules)
+        return found
+    times = ms(hold.at), ms(rules.expires)
+    for budget, pico in amounts:
+        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, budget in held)
+        if sql.execute(_HOLD_MORE, row).rowcount < 2:
+            raise ValueError(f"call {hold.call_id!r} has a hold already")
+    for budget in found.warn:
+        sql.execute(_WARN, (ms(rules.at), budget.owner, budget.key(hold.at, rules.zone)))
+    lefts = [budget.limit_pico - used[budget.owner].pico - pico for budget, pico in amounts]
+    left = min(lefts)
+    budget, _ = amounts[lefts.index(left)]
+    return found._replace(known=(budget, budget.limit_pico + used[budget.owner].raised, left))
 
 
-def _took(sql: Cursor, owner: str, key: str, pico: int, limit: int) -> list[tuple[int, int]]:
-    """Return by how much a period is raised and how much is used; [] if too little is left."""
-    return sql.execute(_TAKE, (pico, owner, key, pico, limit)).fetchall()
+def _used(sql: Cursor, budget: Budget, at: float, rules: Rules) -> Taken:
+    """Return what is used of the budget's period that contains *at*; begin it if it is new."""
+    owner, key = budget.owner, budget.key(at, rules.zone)
+    if (row := sql.execute(_USED, (owner, key)).fetchone()) is None:
+        _expire(sql, owner, rules)
+        _begin(sql, budget, at, rules.zone)
+        row = sql.execute(_USED, (owner, key)).fetchone()
+    return Taken(*row)
+
+
+def _expire(sql: Cursor, owner: str, rules: Rules) -> None:
+    """Turn the owner's holds whose lease has ended into spending, also those of past periods."""
+    if rules.expire():
+        expired = sql.execute(_EXPIRE, (owner, ms(rules.at))).fetchall()
+        _lose(sql, expired, rules.zone)
 
 
 def _begin(sql: Cursor, budget: Budget, at: float, zone: tzinfo) -> None:
     spent = cost_so_far(lambda *asked: sql.execute(*asked).fetchall(), budget, at, zone)
     sql.execute(_BEGIN_PERIOD, (budget.owner, budget.key(at, zone), spent))
     sql.execute(_SEVERAL, (budget.owner, *names(at, zone)))
-
-
-def _add_hold(sql: Cursor, owner: str, key: str, hold: Hold, rules: Rules) -> None:
-    row = (owner, key, hold.call_id, hold.pico, ms(hold.at), ms(rules.expires), hold.about)
-    if not sql.execute(_ADD_HOLD, row).rowcount:
-        raise ValueError(f"call {hold.call_id!r} has a hold already")
 
 
 def _key(budget: Budget, hold: Hold, zone: tzinfo) -> tuple[str, str, str]:
@@ -226,6 +192,8 @@ def _spend_late(sql: Cursor, owner: str, call: CallRow, at: float, zone: tzinfo)
     Return whether it held anything.
     """
     held = ("", 0)
+    if not sql.execute(_HAS_ANY, (owner,)).fetchone():  # nobody has set it a budget
+        return False
     if released := sql.execute(_RELEASE_ANY, (owner, call.id)).fetchall():
         [(period, pico, at_ms)] = released
         held, at = (period, pico), at_ms / 1000
@@ -317,7 +285,7 @@ def state(ask: Ask, budget: Budget, at: float, zone: tzinfo) -> BudgetState:
 def adjust(sql: Cursor, budget: Budget, more: int | None, at: float, zone: tzinfo) -> Adjustment:
     """Add *more* to the limit in the current period, or forgive what is spent (None)."""
     owner, key = budget.owner, budget.key(at, zone)
-    if not sql.execute(_LEFT, (0, owner, key)).fetchall():
+    if not sql.execute(_USED, (owner, key)).fetchone():
         _begin(sql, budget, at, zone)
     ask = "SELECT spent - waived FROM budgets WHERE " + _BUDGET
     pico = sql.execute(ask, (owner, key)).fetchone()[0] if more is None else more

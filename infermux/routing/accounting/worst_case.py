@@ -32,23 +32,20 @@ class Worst(NamedTuple):
     pico: int | None  # None: a price is unknown
     size: Size
     price: Price
+    output: int  # tokens of each answer
     bounded: bool  # whether something limits the answer
-
-    def with_output(self, tokens: int) -> Size:
-        """Return the size of the request with a limit of its output."""
-        return replace(self.size, output=tokens)
 
     def unpacked(self) -> Worst:
         """Return the most that the call may cost if its files hold what their bytes tell."""
         size = replace(self.size, packed=False)
-        return self._replace(size=size, pico=most_cost(size, self.price))
+        return self._replace(size=size, pico=most_cost(size, self.price, self.output))
 
     def affordable(self, pico: int) -> int:
         """Return the most output tokens of each answer so that the call costs at most *pico*."""
         low, high = 0, self.price.max_output or context_of(self.price)
         while low < high:
             middle = (low + high + 1) // 2
-            most = most_cost(self.with_output(middle), self.price)
+            most = most_cost(self.size, self.price, middle)
             if most is not None and most <= pico:
                 low = middle
             else:
@@ -82,7 +79,7 @@ def fitted(worst: Worst, left: int, limited: Callable[[int], Worst | None]) -> F
     tokens = 0 if worst.bounded else most.affordable(left)
     if not tokens:
         return None
-    pico = most_cost(most.with_output(tokens), most.price)
+    pico = most_cost(most.size, most.price, tokens)
     return Fit(left if is_packed else pico or 0, tokens, most_uses)
 
 
@@ -110,9 +107,10 @@ def worst_case(
     own = getattr(provider, "worst_case", None)
     if own is not None and getattr(provider, "price", None) is price:  # it has a formula
         found: Size = own(request)
-        return Worst(most_cost(found, price), found, price, True)
+        output = found.output or 0
+        return Worst(most_cost(found, price, output), found, price, output, True)
     if request.passed is not None:
-        return Worst(most_passed(request, price), Size(), price, True)
+        return Worst(most_passed(request, price), Size(), price, 0, True)
     body = body_of(provider, request)
     if request.most_uses is not None:
         body = with_uses(body, request.most_uses)
@@ -122,10 +120,11 @@ def worst_case(
     if request.op == "embeddings":
         size.output = 0
     worst = _of(size, price)
-    for name in fallbacks(body):
-        known = others(name)
-        other = worst._replace(pico=None) if known is None else _of(size, known)
-        worst = max(worst, other, key=lambda each: math.inf if each.pico is None else each.pico)
+    if names := fallbacks(body):
+        prices = map(others, names)
+        unknown = worst._replace(pico=None)
+        other = [unknown if each is None else _of(size, each) for each in prices]
+        return max(worst, *other, key=lambda each: math.inf if each.pico is None else each.pico)
     return worst
 
 
@@ -133,8 +132,8 @@ def _of(size: Size, price: Price) -> Worst:
     bounded, output = True, size.output
     if output is None:
         bounded, output = price.max_output is not None, price.max_output or context_of(price)
-    size = replace(size, output=output + size.predicted)
-    return Worst(most_cost(size, price), size, price, bounded)
+    output += size.predicted
+    return Worst(most_cost(size, price, output), size, price, output, bounded)
 
 
 def context_of(price: Price) -> int:
@@ -142,12 +141,15 @@ def context_of(price: Price) -> int:
     return price.max_input or MAX_CONTEXT
 
 
-def most_cost(size: Size, price: Price) -> int | None:
-    """Return the most that a request of this size may cost, or None if it is not known."""
+def most_cost(size: Size, price: Price, output: int) -> int | None:
+    """Return the most that a request may cost, or None if it is not known.
+
+    *output* is the number of tokens of each answer.
+    """
     now = datetime.now(UTC)
     moments = (now,) if price.units is not None else (now, now + LATER)
     worst = 0
-    for usage in _usages(size, price):
+    for usage in _usages(size, price, output * size.answers):
         for tier in {size.tier, ""}:
             for at in moments:
                 found = cost(usage, price, at=at, service_tier=tier)
@@ -157,13 +159,12 @@ def most_cost(size: Size, price: Price) -> int | None:
     return worst
 
 
-def _usages(size: Size, price: Price) -> Iterator[Usage]:
+def _usages(size: Size, price: Price, output: int) -> Iterator[Usage]:
     """Yield the possible usages, one of which is the most expensive."""
     rates, images = price.rates, size.images * (price.max_image or MAX_IMAGE)
     contexts = size.contexts + (size.unknown or size.packed)
     added = (price.max_added or 0) + contexts * context_of(price)
     tokens = size.tokens + size.audio + images + added
-    output = (size.output or 0) * size.answers
     usage = Usage(
         tokens,
         output,
@@ -211,7 +212,7 @@ def helped(error: BudgetExceeded, worst: Worst | None, left: int) -> BudgetExcee
         return error
     tokens = worst.affordable(left)
     told = f"{usd(max(0, left))} USD are left, and this call may cost {usd(worst.pico)} USD"
-    ways = ["set max_tokens"] if tokens or worst.size.output else []
+    ways = ["set max_tokens"] if tokens or worst.output else []
     if worst.size.contexts:
         ways.append("set max_uses or max_tool_calls")
     if worst.size.packed:
