@@ -59,8 +59,7 @@ _CHANGE = f"""WITH changed AS MATERIALIZED (
 CHANGE = _CHANGE.format(rows="%s::json")
 CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
 _WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
-_ADD_HOLD = f"""{_INTO_HOLDS}
-    VALUES (%s, %s, %s, %s, %s, %s, %s)"""
+_ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
 _LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"

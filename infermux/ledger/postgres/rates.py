@@ -59,8 +59,7 @@ _GIVE_BACK = """UPDATE rates AS r SET requests = (
     WHERE caller = %s"""
 OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds) AS u(s)
     WHERE s > {_NOW} - {2 * SPAN})"""
-_ROW = f"""SELECT seconds, requests, tokens, {_NOW}
-    FROM rates WHERE caller = %s"""
+_ROW = f"SELECT seconds, requests, tokens, {_NOW} FROM rates WHERE caller = %s"
 log = logging.getLogger("infermux")
 
 

@@ -93,7 +93,7 @@ def settle(
     link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
 ) -> None:
     """Write settlements of new calls; raise DivisionByZero if an assertion fails."""
-    if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
+    if len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
     deltas, held = Deltas(), list[Sequence[Any]]()
     rows, new = list[Sequence[Any]](), dict[str, str]()
