@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import counted
-from ..types import POSIX
+from ..types import POSIX, LogThrottle
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .files import identity, lock, opened, unlock
 
@@ -33,7 +33,7 @@ MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be wri
 LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
 DRAIN_SECONDS = 1.0  # between two attempts to drain
 CLOSE_SECONDS = 2.0  # to wait for a batch when the process ends
-COMPANY_SECONDS = 0.004  # that a settlement in a journal waits for others
+COMPANY_SECONDS = 0.005  # that a settlement in a journal waits for others
 _DRAINING, _JOURNAL = ".draining", ".journal-"
 log = logging.getLogger("infermux")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -256,7 +256,7 @@ class Journal:
 
     def __init__(self, spool: Spool, write: Write, defer: Callable[..., bool]) -> None:
         self._spool, self._write, self._defer = spool, write, defer
-        self._failed = False  # whether a batch was deferred
+        self._log = LogThrottle()
         self._added, self._writing = list[Deferred](), list[Deferred]()
         self._files: list[int] = []
         self._lock, self._flushing = threading.Lock(), threading.Lock()
@@ -266,12 +266,11 @@ class Journal:
         return len(self._added) + len(self._writing)
 
     def add(self, settlement: Deferred) -> bool:
-        """Write a settlement in a moment; return False if it cannot wait safely."""
+        """Write a settlement soon; return False if it cannot wait safely."""
         line = encoded(settlement)
         with self._lock:
-            if (self._failed and not self._spool.is_empty()) or len(self._added) >= MAX_WAITING:
+            if not POSIX or len(self) > MAX_WAITING:
                 return False
-            self._failed = False
             try:
                 file = self._files[0] if self._files else self._open()
                 if (count := os.write(file, line)) < len(line):
@@ -311,8 +310,10 @@ class Journal:
             while batch := self._writing[:BATCH_LINES]:
                 try:
                     self._write(batch)
-                except Exception:  # the spool writes them one by one, and logs what is wrong
-                    self._failed = True
+                except Exception as error:  # the spool writes them one by one
+                    if self._log.due():
+                        reason = getattr(error, "reason", error)
+                        log.error("the ledger cannot be written now: %s", reason)
                     self._spool.lost += sum([not self._defer(*each) for each in batch])
                 del self._writing[:BATCH_LINES]
             for file in self._files[1:]:
@@ -320,7 +321,7 @@ class Journal:
                     os.ftruncate(file, 0)
 
     def close(self) -> None:
-        """Write what was added, and remove the files."""
+        """Write what was added, remove the files."""
         with self._lock:
             files, self._files = self._files, []
         self._more.set()
