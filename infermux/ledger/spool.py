@@ -321,7 +321,7 @@ class Journal:
                     os.ftruncate(file, 0)
 
     def close(self) -> None:
-        """Write what was added, remove the files."""
+        """Write what was added; remove the files."""
         with self._lock:
             files, self._files = self._files, []
         self._more.set()

@@ -40,7 +40,7 @@ from .connection import Database
 from .rates import OLD_RATES, SharedRates
 from .statements import Link, Sql, clean
 
-CONNECTIONS = 4  # of a process, by default
+CONNECTIONS = 8  # of a process, by default
 PLENTY = 16  # times what a call holds: with so much left, nobody waits for its settlement
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
