@@ -300,7 +300,7 @@ class LedgerConfig:
     path: str = reads(_TEXT, "infermux.db")
     url: Secret | None = reads(database_url, None)
     spool: str = reads(text, "infermux.spool")  # with a url: what cannot be written at the moment
-    connections: int = reads(at_most_whole(100), 4)  # of each worker to the url's database
+    connections: int = reads(at_most_whole(100), 8)  # of each worker to the url's database
     migrate: bool = reads(flag, False)  # whether a service makes and migrates the url's tables
     keep: str = reads(or_empty(days), "")  # how long calls are kept, such as 400d; "": forever
     timezone: str = reads(time_zone, "UTC")  # of days and months, for budgets and reports

@@ -40,7 +40,7 @@ class LedgerUnavailable(Unavailable):
     checks: it names no path.
     """
 
-    code = "ledger_unavailable"
+    code, elsewhere = "ledger_unavailable", False
 
     def __init__(self, reason: str, *, temporary: bool = False, told: str = "") -> None:
         super().__init__("the ledger is unavailable")

@@ -822,6 +822,24 @@ def test_a_failover_holds_what_was_assumed_as_well(tmp_path, vendor):
     assert sum(row.call.cost or 0 for row in rows(client)) <= 510 * MICRO
 
 
+def test_a_failover_that_cannot_be_held_is_not_the_vendors_error(tmp_path, vendor):
+    """The ledger is away when the second target needs more: to try again later helps."""
+    client = service(tmp_path, vendor, 'usd = "1"')
+    place = tmp_path / "ledger.db"
+    with contextlib.closing(
+        sqlite3.connect(place, check_same_thread=False, isolation_level=None)
+    ) as other:
+
+        def reply(handler: Any, asked: Any) -> None:
+            other.execute("BEGIN IMMEDIATE")
+            handler.reset()
+
+        vendor.reply = reply
+        answer = ask(client, "first", max_tokens=50)
+    assert (answer.status_code, answer.json["error"]["code"]) == (503, "ledger_unavailable")
+    assert answer.headers["Retry-After"] == "1" and len(vendor.seen) == 1
+
+
 def test_a_budget_counts_what_waits_in_the_spool(tmp_path, vendor):
     """The ledger is locked when the answer comes: the call's hold stands until it is written."""
     client = service(tmp_path, vendor, 'usd = "0.0015"')

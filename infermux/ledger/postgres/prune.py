@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
 from functools import partial
-from typing import Any
 
 from psycopg import Rollback, errors
 
@@ -28,7 +27,8 @@ from ..rollups import (
 )
 from ..stores import Ask
 from .schema import following, partition, partitions
-from .statements import Link, Sql
+from .settlements import ADDED
+from .statements import Link, Run, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
 LOCK_MS = 100  # that dropping a partition waits for reports, and calls for it
@@ -41,11 +41,9 @@ _OF_MONTH = "FROM rolled WHERE day >= %s AND day < %s"
 _STATES = f"SELECT day, state {_OF_MONTH} ORDER BY day FOR UPDATE"  # late calls wait for it
 _LATE = f"SELECT 1 {_OF_MONTH} AND day <> ALL(%s)"
 _STATE = f"SELECT day FROM rolled WHERE day = ANY(%s) AND state = {PRUNED}"
-_THIN = """WITH old AS (DELETE FROM sums WHERE slot < %s RETURNING caller, micro, pico)
+_THIN = f"""WITH old AS (DELETE FROM sums WHERE slot < %s RETURNING caller, micro, pico)
     INSERT INTO sums (caller, slot, micro, pico)
-    SELECT caller, %s, sum(micro), sum(pico) FROM old GROUP BY caller ORDER BY caller
-    ON CONFLICT (caller, slot) DO UPDATE
-    SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
+    SELECT caller, %s, sum(micro), sum(pico) FROM old GROUP BY caller ORDER BY caller {ADDED}"""
 _OLD_PERIODS = """DELETE FROM budgets WHERE held = 0 AND period < %s
     AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.owner = budgets.owner
         AND h.period = budgets.period)"""
@@ -61,10 +59,7 @@ def first_kept(before: float) -> float:
     return midnight(day.replace(day=1))
 
 
-def prune(
-    database: Database, run: Callable[[Callable[[Link], Any]], Any], before: float,
-    told: Callable[[int], None],
-) -> int:  # fmt: skip
+def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
     """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
     days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
@@ -90,9 +85,7 @@ def prune(
     return count
 
 
-def _remove(
-    database: Database, run: Callable[[Callable[[Link], Any]], Any], month: date, owned: bool
-) -> int:
+def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
     for _ in range(ROUNDS):
         days, done = run(partial(_days, month))
         for day in days:
