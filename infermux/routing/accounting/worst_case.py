@@ -133,7 +133,9 @@ def _of(size: Size, price: Price) -> Worst:
     bounded, output = True, size.output
     if output is None:
         bounded, output = price.max_output is not None, price.max_output or context_of(price)
-    size = replace(size, output=output + size.predicted)
+    output += size.predicted
+    if output != size.output:
+        size = replace(size, output=output)
     return Worst(most_cost(size, price), size, price, bounded)
 
 
