@@ -37,7 +37,7 @@ _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
 
 
 class Guard:
-    """A context that turns exceptions of libraries and dialects into ours, and redacts ours."""
+    """Turns exceptions of libraries and dialects into ours, and redacts ours."""
 
     def __init__(self, provider: Any, exchange: Any) -> None:
         self._provider, self._exchange = provider, exchange
