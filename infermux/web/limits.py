@@ -13,8 +13,6 @@ from ..planning.call import Call
 from ..pricing import usd
 from ..routing.router import Router
 
-_ANTHROPIC = "anthropic"
-
 
 class Figures(NamedTuple):
     """What a limit allows per minute, what is left of it, and the seconds until all of it is."""
@@ -27,7 +25,7 @@ class Figures(NamedTuple):
 
 def limit_headers(router: Router, call: Call) -> dict[str, str]:
     """Return the headers for the limits of the call's caller: rates, then the budget."""
-    spelled = _anthropic if call.api == _ANTHROPIC else _openai
+    spelled = _anthropic if call.api == "anthropic" else _openai
     found: dict[str, str] = {}
     for figures in _tightest(call).values():
         found |= spelled(figures)
