@@ -197,8 +197,7 @@ class _Table:
     evicted earlier, its caller starts from zero: too many callers weaken the limits.
 
     flock, unlike lockf, also excludes two tables of one process. It is called with the GIL held:
-    fcntl.flock releases the GIL, and every process of the host would wait until a busy one gets it
-    back (8 threads in 2 busy processes: 600 instead of 1,250 calls a second each).
+    fcntl.flock releases it, and every process of the host would wait until a busy one gets it back.
     """
 
     def __init__(self, path: Path, records: int) -> None:

@@ -115,7 +115,7 @@ class Size:
 def size_of(body: JSON) -> Size:
     """Return the size of the body of a request."""
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
-    configs = [obj(body.get(name)) for name in _GOOGLE]
+    configs = [found for name in _GOOGLE if (found := obj(body.get(name)))]
     for members in (without(body, *_GOOGLE), *configs):
         for name, value in members.items():
             if name in _TEXTS or isinstance(value, dict | list):

@@ -62,8 +62,10 @@ def named(request: InferRequest) -> str:
         metadata.get("user_id") if isinstance(metadata, dict) else None,
         meta.get("user") if isinstance(meta, Mapping) else None,
     )
-    told = (str(name) for name in names if type(name) in (str, int))  # a number is a name, too
-    return next(filter(None, told), "")
+    for name in names:
+        if type(name) in (str, int) and name != "":  # a number is a name, too
+            return str(name)
+    return ""
 
 
 def person_of(name: str) -> str:

@@ -227,24 +227,15 @@ _PRESETS = {
         r"gemma[4-9]|openthinker|phi4-mini-reasoning))",
         responses=STANDARD,
     ),
-    "vllm": Preset(
-        "http://127.0.0.1:8000/v1",
-        path="/v1",
-        keys=("VLLM_BASE_URL",),
-        responses=STANDARD,
-    ),
-    "lmstudio": Preset(
-        "http://127.0.0.1:1234/v1",
-        path="/v1",
-        keys=("LMSTUDIO_BASE_URL",),
-        responses=STANDARD,
-    ),
-    "llamacpp": Preset(
-        "http://127.0.0.1:8080/v1",
-        path="/v1",
-        keys=("LLAMACPP_BASE_URL",),
-        responses=STANDARD,
-    ),
+    **{
+        name: Preset(
+            f"http://127.0.0.1:{port}/v1",
+            path="/v1",
+            keys=(f"{name.upper()}_BASE_URL",),
+            responses=STANDARD,
+        )
+        for name, port in (("vllm", 8000), ("lmstudio", 1234), ("llamacpp", 8080))
+    },
 }
 _LABELS = {
     "openai": "OpenAI",

@@ -7,6 +7,7 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import requests
 import urllib3.exceptions
@@ -17,9 +18,10 @@ from ..errors import (
     ProviderError,
     ProviderTimeout,
     ProviderUnavailable,
+    having,
 )
 from ..types import is_shortage
-from .base import OUT_OF_RESOURCES
+from .base import OUT_OF_RESOURCES, provider_failed
 
 FOREIGN = (
     requests.exceptions.RequestException,
@@ -32,6 +34,30 @@ NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 UNREADABLE = "the provider's answer could not be understood"
 _TIMEOUTS = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 _TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
+
+
+class Guard:
+    """Turns exceptions of libraries and dialects into ours, and redacts ours."""
+
+    def __init__(self, provider: Any, exchange: Any) -> None:
+        self._provider, self._exchange = provider, exchange
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, ProviderError):
+            error.sent = True if error.sent is None else error.sent
+            self._provider.redact(error)
+        elif isinstance(error, FOREIGN):
+            exchange = self._exchange
+            raise mapped(error, sent=exchange.sent, received=exchange.received) from error
+        elif isinstance(error, NONSENSE):
+            raise having(ProviderUnavailable(UNREADABLE), sent=True, cause=UNREADABLE) from error
+        elif isinstance(error, MemoryError | RuntimeError):
+            raise provider_failed(self._provider.name, error) from error
 
 
 def mapped(error: BaseException, *, sent: bool = True, received: bool = False) -> InferMuxError:
@@ -96,3 +122,12 @@ def _mapped(error: BaseException, *, refused: bool, received: bool) -> ProviderE
     if refused or isinstance(error, requests.exceptions.ConnectionError):
         return ProviderUnavailable("no connection to the provider")
     return ProviderUnavailable("the connection to the provider broke")
+
+
+def no_descriptor() -> OSError | None:
+    """Return the error if no descriptor is free, which a look-up reports as an unknown name."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error
+    return None

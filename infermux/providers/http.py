@@ -30,17 +30,16 @@ from ..errors import (
     ProviderRejected,
     ProviderUnavailable,
     RequestError,
-    having,
 )
 from ..protocol import InferRequest, InferResponse, strict_json
 from ..protocol.sse import Event, Parser
 from ..types import JSON, Chunk, Deadline
 from . import passing
-from .base import Provider, load_dialect, provider_failed
+from .base import Provider, load_dialect
 from .bodies import LARGE, check_size, with_limits, with_members
 from .chunked import decoded, length, pieces
 from .credentials import Credentials, bearer_token, is_static, signing_secrets, with_revealed
-from .failures import FOREIGN, NONSENSE, UNREADABLE, mapped
+from .failures import FOREIGN, Guard
 from .redaction import Redactor, hosts_of
 from .transport import READ_SIZE, Adapter, Answer, Exchange
 
@@ -150,7 +149,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=False)
-        with self._guarded(exchange):
+        with Guard(self, exchange):
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
@@ -169,7 +168,7 @@ class HTTPProvider(Provider):
         request, calls = fitted(self._own(request), self._speaks)
         exchange = Exchange(deadline, timeouts := self._patience(request))
         answer, dialect = self._sent(request, exchange, stream=True)
-        with self._guarded(exchange):
+        with Guard(self, exchange):
             try:
                 body = self._body(answer, exchange)
                 chunks = calls.chunks(self._chunks(answer, body, request, exchange, dialect))
@@ -241,7 +240,7 @@ class HTTPProvider(Provider):
             dialect = self._speaks(request)
             prepared = self._prepared(request, dialect, stream=stream)
             try:
-                with self._guarded(exchange):
+                with Guard(self, exchange):
                     return self._post(prepared, exchange, request), dialect
             except ProviderError as error:
                 if learn is None or not learn(request, error):
@@ -335,7 +334,10 @@ class HTTPProvider(Provider):
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""
-        found = next((headers[name] for name in _REQUEST_IDS if name in headers), "")
+        names = {name.lower() for name in headers}
+        if names.isdisjoint(_REQUEST_IDS):
+            return ""
+        found = headers[next(filter(names.__contains__, _REQUEST_IDS))]
         return found if _REQUEST_ID.fullmatch(found) and not self._redacted.names_key(found) else ""
 
     def _note_id(self, request: InferRequest, exchange: Exchange, ident: str | None) -> None:
@@ -356,7 +358,7 @@ class HTTPProvider(Provider):
         """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
         raw, most = answer.raw, limit or self._max_response
         size = length(raw)
-        if size is not None and size <= most and _is_plain(answer):
+        if size is not None and size <= most and "content-encoding" not in answer.headers:
             return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
         try:
@@ -421,22 +423,6 @@ class HTTPProvider(Provider):
                 last = time.monotonic()
         yield from parser.end()
 
-    @contextlib.contextmanager
-    def _guarded(self, exchange: Exchange) -> Iterator[None]:
-        """Turn exceptions of libraries and dialects into ours, and redact ours."""
-        try:
-            yield
-        except ProviderError as error:
-            error.sent = True if error.sent is None else error.sent
-            self.redact(error)
-            raise
-        except FOREIGN as error:
-            raise mapped(error, sent=exchange.sent, received=exchange.received) from error
-        except NONSENSE as error:
-            raise having(ProviderUnavailable(UNREADABLE), sent=True, cause=UNREADABLE) from error
-        except (MemoryError, RuntimeError) as error:
-            raise provider_failed(self.name, error) from error
-
     def redact(self, error: ProviderError) -> None:
         """Remove keys and addresses from the vendor's texts in *error*."""
         if isinstance(error, ProviderRejected | ProviderModelNotFound):
@@ -451,7 +437,3 @@ class HTTPProvider(Provider):
             error.hint = "no api_key is configured"
             if self._key is not None:
                 error.hint = f"does {self._key.source or 'its api_key'} hold a valid key?"
-
-
-def _is_plain(answer: Answer) -> bool:
-    return "content-encoding" not in answer.headers

@@ -32,6 +32,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, forget, having
 from ..types import POSIX, Deadline, is_shortage
+from .failures import no_descriptor
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
 MAX_IDLE_CONNECTIONS = 2048  # kept ones; more than a worker usually has threads
@@ -88,9 +89,7 @@ class DeadlineReader(io.RawIOBase):
         self._exchange = exchange
         self._patience: float | None = None
         self._silence = 0.0
-        # With Python's timeout each read is two system calls, with the GIL free in between: that
-        # delays events if there are 1,000 threads, so the kernel's timeout is used.
-        self._by_kernel = type(sock) is socket.socket and sock.gettimeout() is None and POSIX
+        self._by_kernel = _is_plain(sock)
         self._bound = 0.0  # the kernel's timeout, seconds
         self.buffered = io.BufferedReader(self, READ_SIZE)
 
@@ -212,7 +211,7 @@ class Names:
             family = socket.AF_UNSPEC if socket.has_ipv6 else socket.AF_INET
             addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         except Exception as error:
-            failure = error if is_shortage(error) else _no_descriptor() or error
+            failure = error if is_shortage(error) else no_descriptor() or error
         with self._changed:
             self._lookups[host].remove(began)
             if failure is None:
@@ -228,15 +227,6 @@ def _literal(host: str, port: int) -> Address | None:
         with contextlib.suppress(OSError, ValueError):
             socket.inet_pton(family, host)
             return family, socket.SOCK_STREAM, 0, "", place
-    return None
-
-
-def _no_descriptor() -> OSError | None:
-    """Return the error if no descriptor is free, which a look-up reports as an unknown name."""
-    try:
-        socket.socket().close()
-    except OSError as error:
-        return error
     return None
 
 
@@ -305,6 +295,18 @@ def _alternating(addresses: Sequence[Address]) -> list[Address]:
     return [each for each in chain(*zip_longest(first, others)) if each is not None]
 
 
+def _is_plain(sock: Any) -> bool:  # else Python's timeouts are used: twice the system calls
+    return POSIX and type(sock) is socket.socket and sock.gettimeout() is None
+
+
+def _sent_at_once(sock: Any, data: bytes) -> int:
+    """Return how many bytes of *data* the kernel takes without a wait."""
+    try:
+        return sock.send(data, socket.MSG_DONTWAIT) if _is_plain(sock) else 0
+    except BlockingIOError:
+        return 0
+
+
 class _Connection(HTTPConnection):
     """A connection that serves the exchange of the thread that uses it."""
 
@@ -359,8 +361,9 @@ class _Connection(HTTPConnection):
             return
         head, self._head = self._head or b"", None
         for part in (head + data,) if len(data) < READ_SIZE else (head, data):
-            cast(Any, self.sock).settimeout(max(MIN_WAIT, self._limit.remaining()))
-            super().send(part)
+            if rest := memoryview(part)[_sent_at_once(self.sock, part) :]:
+                cast(Any, self.sock).settimeout(max(MIN_WAIT, self._limit.remaining()))
+                super().send(rest)
 
     def response_class(  # type: ignore[override]
         self, sock: Any, *args: Any, **options: Any

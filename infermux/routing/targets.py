@@ -281,8 +281,7 @@ class TargetPool:
         unfit = unable | unfit
         for target in targets:
             breaker = self._breakers.get(target)
-            reason = breaker.refusal() if breaker is not None else None
-            if breaker is None or not reason:
+            if breaker is None or not (reason := breaker.refusal()):
                 continue
             if breaker.forced_open:  # by an operator; a plan must not override that
                 unfit.setdefault(target, reason)
@@ -308,7 +307,7 @@ class TargetPool:
         size: int | None,
         session: str,
     ) -> State:
-        known = {each: found for each in targets if (found := self._breakers.get(each)) is not None}
+        known = {each: found for each in targets if (found := self._breakers.get(each))}
         return State(
             cursor=cursor,
             latency={target: breaker.latency for target, breaker in known.items()},
@@ -389,11 +388,10 @@ class TargetPool:
 
     def _limits(self, targets: Iterable[Target]) -> dict[Target, int]:
         """Return the most input tokens of each target, as far as they are known."""
-        prices = {target: self.price(target) for target in targets}
         return {
             target: price.max_input
-            for target, price in prices.items()
-            if price is not None and price.max_input is not None
+            for target in targets
+            if (price := self.price(target)) and price.max_input is not None
         }
 
 

@@ -158,10 +158,7 @@ class Job(Future[Any]):
 
 
 class Threads(ThreadPoolExecutor):
-    """The thread pool of a worker; a request is queued when enough of it has arrived.
-
-    If a thread cannot be started, the request waits for an existing one.
-    """
+    """The thread pool of a worker; a request is queued when enough of it has arrived."""
 
     def __init__(self, worker: Worker) -> None:
         self.size: int = worker.cfg.threads

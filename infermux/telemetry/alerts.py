@@ -23,7 +23,7 @@ from ..protocol import new_id, strict_json
 from ..types import JSON
 from .exporter import Exporter, Send
 from .shared_memory import SharedMemory
-from .tokentrace import unopened
+from .tokentrace import HEADERS, unopened
 
 EVENTS = ("budget", "target", "prices", "records")
 SIGNATURE = "X-Infermux-Signature"
@@ -129,12 +129,8 @@ class Alerts(Exporter[tuple[str, bytes]]):
     def _post(self, body: bytes) -> int:
         link, path = unopened(self._url, TIMEOUT_SECONDS)
         with closing(link):
-            headers = {
-                "Content-Type": "application/json",
-                "User-Agent": "infermux",
-                SIGNATURE: signature(body, self._secret, int(time.time())),
-            }
-            link.request("POST", path, body, headers)
+            signed = {SIGNATURE: signature(body, self._secret, int(time.time()))}
+            link.request("POST", path, body, HEADERS | signed)
             answer = link.getresponse()
             answer.read(MAX_ANSWER)
             return answer.status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -115,11 +116,9 @@ class Exporter(Generic[Item]):
 
     def _take(self) -> list[Item]:
         items: list[Item] = []
-        try:
+        with contextlib.suppress(IndexError):  # the queue is empty
             while len(items) < self._batch:
                 items.append(self._queue.popleft())
-        except IndexError:  # the queue is empty
-            pass
         return items
 
     def _drop(self, count: int) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
+import struct
 import time
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ..protocol import TRACE_SPAN, Message, TraceSpan
-from ..types import is_readable
+from ..types import POSIX, is_readable
 from .exporter import Exporter, Send, dropped, flush_all
 
 __all__ = ["Reporter", "dropped", "flush_all"]
 
-TIMEOUT_SECONDS = 1.0  # to connect, to send, and for each part of the response
+TIMEOUT_SECONDS = 1.0  # to connect, and for each wait
 ANSWER_PARTS = 2  # so many times that long for the whole response
 MAX_BODY = 65536  # bytes of a response that are read to keep its connection open
 HEADERS = {"User-Agent": "infermux", "Content-Type": "application/json"}
@@ -39,31 +41,56 @@ class Reporter(Exporter[TraceSpan]):
 
     def sender(self) -> Send[TraceSpan]:
         """Return a function that sends spans over its own connection."""
-        connection: HTTPConnection | None = None
-        descriptor: int | None = None  # of the open connection
-        path = ""
+        opened: tuple[HTTPConnection, str] | None = None
 
         def send(spans: list[TraceSpan]) -> int:
-            nonlocal connection, descriptor, path
-            if connection is None:  # here, where an error only drops spans
-                connection, path = unopened(self.url)
+            nonlocal opened
+            if opened is None:  # here, where an error only drops spans
+                opened = unopened(self.url)
             lost = 0
             for span in spans:
                 message = Message.wrap(self.source, TRACE_SPAN, span.to_dict(), checksum=True)
-                kept, descriptor = descriptor, None
-                status, descriptor = _post(connection, kept, path, message.to_bytes())
-                lost += not 200 <= status < 300
+                lost += not 200 <= _post(*opened, message.to_bytes()) < 300
             return lost
 
         return send
 
 
+class _Connection(HTTPConnection):
+    """Sends a head with its body; the kernel times each wait: half as many system calls."""
+
+    _head: bytes | None = None
+
+    def connect(self) -> None:
+        super().connect()
+        if POSIX:
+            self.sock.settimeout(None)
+            _limit(self.sock, self.timeout)
+
+    def send(self, data: Any) -> None:
+        head, self._head = self._head, None
+        if head is None:
+            self._head = data
+        else:
+            super().send(head + data)
+
+
+def _limit(sock: Any, seconds: Any) -> None:
+    """Let each wait of a socket take *seconds* at most."""
+    if sock.gettimeout() is not None:
+        sock.settimeout(seconds)
+        return
+    timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, timeout)
+
+
 class _Reader(io.RawIOBase):
-    """Reads a socket for so many seconds in all, however small the parts are."""
+    """Reads a socket, all of it within ANSWER_PARTS times *seconds*."""
 
     def __init__(self, sock: Any, seconds: float) -> None:
         self._sock, self._file = sock, sock.makefile("rb", buffering=0)
-        self._end = time.monotonic() + seconds
+        self._seconds, self._end = seconds, time.monotonic() + seconds * ANSWER_PARTS
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -71,28 +98,19 @@ class _Reader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def fileno(self) -> int:
-        return int(self._file.fileno())
-
     def readinto(self, buffer: Any) -> Any:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError("the response takes too long")
-        if left < self._sock.gettimeout():
-            self._sock.settimeout(left)
-        return self._file.readinto(buffer)
+        if left < self._seconds:
+            _limit(self._sock, max(left, 1e-3))
+        if (size := self._file.readinto(buffer)) is None:
+            raise TimeoutError("no byte in time")
+        return size
 
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-class _Response(HTTPResponse):
-    """A response that must end in time."""
-
-    def __init__(self, sock: Any, *, method: str, seconds: float) -> None:
-        reader: Any = _Reader(sock, seconds)
-        super().__init__(reader, method=method)
 
 
 def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection, str]:
@@ -100,7 +118,7 @@ def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an HTTP URL")
-    kind: Any = HTTPConnection
+    kind: Any = _Connection
     if parts.scheme == "https":
         import ssl
 
@@ -109,33 +127,28 @@ def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection
         trusted = ssl.create_default_context(cafile=certifi.where())
         kind = partial(HTTPSConnection, context=trusted)
     connection = kind(parts.hostname, parts.port, timeout=seconds)
-    connection.response_class = partial(_Response, seconds=seconds * ANSWER_PARTS)
+    connection.response_class = lambda sock, **more: HTTPResponse(
+        cast(Any, _Reader(sock, seconds)), **more
+    )
     query = f"?{parts.query}" if parts.query else ""
     return connection, parts.path.replace(" ", "%20") + query
 
 
-def _post(
-    connection: HTTPConnection, kept: int | None, path: str, body: bytes
-) -> tuple[int, int | None]:
-    """POST *body* and return the HTTP status; raise OSError, ValueError or HTTPException.
-
-    *kept* is the descriptor of an open connection. The second value is that for the next call: None
-    unless the response was read to its end.
-    """
+def _post(connection: HTTPConnection, path: str, body: bytes) -> int:
+    """POST *body* and return the HTTP status; raise OSError, ValueError or HTTPException."""
     try:
-        if kept is not None and is_readable(kept):
-            connection.close()  # TokenTrace has closed it, or sent more than it announced
         if connection.sock is not None:
-            connection.sock.settimeout(TIMEOUT_SECONDS)  # the last response may have shortened it
+            if is_readable(connection.sock):  # closed, or more than was announced
+                connection.close()
+            else:
+                _limit(connection.sock, TIMEOUT_SECONDS)  # a response may have shortened it
         connection.request("POST", path, body, HEADERS)
         response = connection.getresponse()
-        descriptor = response.fileno()
     except BaseException:
         connection.close()
         raise
     with contextlib.suppress(OSError, HTTPException):  # only the status matters
         response.read(MAX_BODY)
-    whole = response.isclosed()
-    if not whole:
+    if not response.isclosed():
         connection.close()
-    return response.status, descriptor if whole else None
+    return response.status

@@ -13,8 +13,6 @@ from ..planning.call import Call
 from ..pricing import usd
 from ..routing.router import Router
 
-_ANTHROPIC = "anthropic"
-
 
 class Figures(NamedTuple):
     """What a limit allows per minute, what is left of it, and the seconds until all of it is."""
@@ -27,7 +25,7 @@ class Figures(NamedTuple):
 
 def limit_headers(router: Router, call: Call) -> dict[str, str]:
     """Return the headers for the limits of the call's caller: rates, then the budget."""
-    spelled = _anthropic if call.api == _ANTHROPIC else _openai
+    spelled = _anthropic if call.api == "anthropic" else _openai
     found: dict[str, str] = {}
     for figures in _tightest(call).values():
         found |= spelled(figures)
@@ -38,14 +36,13 @@ def _tightest(call: Call) -> Mapping[str, Figures]:
     """Return the figures by kind; of several limits, those that leave the least."""
     found: dict[str, Figures] = {}
     for window in call.windows:
-        for figures in (
-            Figures("requests", window.rpm or 0, window.requests, window.requests_reset),
-            Figures("tokens", window.tpm or 0, window.tokens, window.tokens_reset),
+        for kind, limit, used, reset in (
+            ("requests", window.rpm or 0, window.requests, window.requests_reset),
+            ("tokens", window.tpm or 0, window.tokens, window.tokens_reset),
         ):
-            left = max(0, figures.limit - figures.left)
-            known = found.get(figures.kind)
-            if figures.limit and (known is None or left < known.left):
-                found[figures.kind] = figures._replace(left=left)
+            figures, known = Figures(kind, limit, max(0, limit - used), reset), found.get(kind)
+            if limit and (known is None or figures.left < known.left):
+                found[kind] = figures
     return found
 
 

@@ -46,6 +46,7 @@ from infermux.errors import (
 )
 from infermux.planning.call import StreamAccumulator
 from infermux.protocol import InferRequest, InferResponse
+from infermux.providers import failures
 from infermux.providers import http as transport
 from infermux.providers.http import HTTPProvider, Timeouts
 from infermux.types import HEARTBEAT, Deadline
@@ -1658,8 +1659,8 @@ def test_the_walk_finds_the_exceptions() -> None:
     "kind", [pytest.param(kind, id=f"{kind.__module__}.{kind.__name__}") for kind in FOREIGN]
 )
 def test_every_foreign_exception_is_mapped(kind: type[Exception]) -> None:
-    assert issubclass(kind, transport.FOREIGN)
-    error = transport.mapped(kind.__new__(kind))
+    assert issubclass(kind, failures.FOREIGN)
+    error = failures.mapped(kind.__new__(kind))
     assert isinstance(error, ProviderError)
     assert kind.__name__ not in error.message
 
@@ -1682,7 +1683,7 @@ def test_every_foreign_exception_is_mapped(kind: type[Exception]) -> None:
 def test_a_timeout_is_told_from_a_broken_line(
     kind: type[Exception], wanted: type[ProviderError], retryable: bool
 ) -> None:
-    error = transport.mapped(kind.__new__(kind))
+    error = failures.mapped(kind.__new__(kind))
     assert type(error) is wanted
     assert error.retryable is retryable
 
@@ -1694,7 +1695,7 @@ def test_a_timeout_is_told_from_a_broken_line(
 )
 def test_what_a_socket_raises_is_mapped(kind: type[OSError]) -> None:
     wanted = ProviderTimeout if kind is TimeoutError else ProviderUnavailable
-    assert type(transport.mapped(kind("secret"))) is wanted
+    assert type(failures.mapped(kind("secret"))) is wanted
 
 
 # -- with the responses package, as its users test -------------------------------------------------

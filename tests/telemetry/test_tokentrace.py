@@ -319,7 +319,7 @@ class Receiver:
 
     def __init__(self, *pieces, hangs_up=False, tls=None):
         self.pieces, self.hangs_up, self.tls = pieces, hangs_up, tls
-        self.connections = self.messages = self.ended = 0
+        self.connections = self.messages = self.packets = self.ended = 0
 
     def __enter__(self):
         self._sock = socket.create_server(("127.0.0.1", 0))
@@ -354,6 +354,7 @@ class Receiver:
             piece = sock.recv(65536)
             if not piece:
                 return False
+            self.packets += 1
             data += piece
         self.messages += 1
         for piece in self.pieces:
@@ -388,6 +389,7 @@ def test_a_connection_is_kept_where_the_answer_has_ended_for_certain(pieces, con
         report(reporter, 3)
         assert reporter.flush(20)
         assert (receiver.messages, receiver.connections, reporter.dropped) == (3, connections, 0)
+        assert receiver.packets == 3  # each head comes with its body
 
 
 def test_a_kept_connection_that_was_closed_costs_no_span():
