@@ -345,7 +345,7 @@ class HooksConfig:
     threads: int = reads(whole, 64)  # of each worker that may run hooks at a time
     # whether a stream is held back until `after` has seen it, where there is no hook for chunks
     hold: bool = reads(flag, True)
-    # what becomes of files and batches, whose requests `before` cannot see
+    # what becomes of files, batches, images and audio, which no hook can see
     unseen: str = reads(one_of("refuse", "pass"), "refuse")
 
 

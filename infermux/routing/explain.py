@@ -120,6 +120,8 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = _costs(router, plan, request, usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
+    if router.hooks is not None and (unseen := router.hooks.refusal(request)) is not None:
+        refused = unseen.code
     settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
         "caller": caller.name,
