@@ -181,6 +181,7 @@ class _Events:
     def chunks(self, pieces: Pieces) -> Iterator[Chunk]:
         """Yield whole events; raise StreamIncomplete if the last one is missing."""
         scanner, held = EventScanner(self._event, "type", "error", *READ), bytearray()
+        most = HOLD  # 0 while a longer event passes
         for piece in pieces:
             if piece is None:
                 yield HEARTBEAT
@@ -188,11 +189,12 @@ class _Events:
             before = len(held)
             held += piece
             done = scanner.feed(piece)
-            ready = before + done if done else len(held) if len(held) > HOLD else 0
+            ready = before + done if done else len(held) if len(held) > most else 0
             if self._error is not None:
                 raise self._raising(_status(self._error), {}, strict_json.encode(self._error))
-            if ready and (self._any or ready > HOLD):
-                yield Chunk(native=bytes(held[:ready]), shown=True, dialect=NAME)
+            if ready and (self._any or ready > most):
+                most = HOLD if done else 0
+                yield Chunk(native=bytes(memoryview(held)[:ready]), shown=True, dialect=NAME)
                 del held[:ready]
             elif ready:
                 yield HEARTBEAT
