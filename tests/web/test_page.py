@@ -43,7 +43,7 @@ from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import PICO
 from infermux.types import Caller, Target
-from infermux.web.admin.meanings import MEANINGS, phrase
+from infermux.web.admin.meanings import meanings, phrase
 from infermux.web.admin.status_page import StatusPage, count, duration, money, share
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
@@ -307,8 +307,8 @@ def test_every_code_has_a_meaning() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
     codes = {kind.code for kind in kinds if kind.__module__.startswith("infermux.")}
-    assert codes - {"invalid_configuration"} <= set(MEANINGS)
-    assert all(each.what.endswith(".") and each.remedy.endswith(".") for each in MEANINGS.values())
+    assert codes - {"invalid_configuration"} <= set(meanings())
+    assert all(each.what.endswith(".") and each.remedy.endswith(".") for each in meanings().values())
     assert (phrase(503), phrase(529), phrase(799), phrase(None)) == (
         "503 Service Unavailable", "529 Site is overloaded", "799", "")  # fmt: skip
 
