@@ -57,7 +57,6 @@ class Explanation(NamedTuple):
     about: JSON  # the caller, the estimated tokens, the effect of the budget
 
     def to_dict(self) -> JSON:
-        """Return the explanation as JSON."""
         plan = self.plan
         return {
             "model": plan.model,

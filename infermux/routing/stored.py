@@ -66,12 +66,10 @@ def billed_as(provider: str, ident: str, began: int) -> tuple[int, str]:
 
 
 def has_responses(provider: object) -> bool:
-    """Return whether a provider has Responses."""
     return getattr(provider, "responses", None) is not None
 
 
 def has_files(provider: object) -> bool:
-    """Return whether a provider has files or batches."""
     return not {"files", "batches"}.isdisjoint(getattr(provider, "endpoints", ()))
 
 

@@ -56,7 +56,6 @@ class TargetStatus(NamedTuple):
 
     @property
     def target(self) -> Target:
-        """The target itself."""
         return Target(self.provider, self.model)
 
     @property

@@ -241,63 +241,52 @@ class StreamRewriter:
         return _with(chunk, body)
 
 
-class TranscriptRewriter:
-    """Rewrites the events of a transcript, as `StreamRewriter` does for those of a chat."""
+class TranscriptRewriter(StreamRewriter):
+    """Rewrites the events of a transcript; those that repeat words are held until its end."""
 
     def __init__(self) -> None:
-        self._said = ""
-        self._last: Chunk | None = None  # an event with words
-        self._held: list[Chunk] = []  # events that repeat words
+        super().__init__("")
+        self._text = ""  # that was sent
+        self._model: Chunk | None = None  # an event with words
 
     def chunks(self, event: Event) -> list[Chunk]:
         """Return an event as a chunk; in two if its words have not come before."""
         found = Chunk(native=event.encode(), dialect="responses" if event.name else "openai")
         body = _read(found)
         if (place := _words(body)) is not None:
-            self._last = self._last or found
+            self._model = self._model or found
             reason = _choice(body).get("finish_reason")
             return [found._replace(text=place.text, finish_reason=reason)]
         if not str(body.get("type")).endswith(".done"):
             return [found]
         found = found._replace(finish_reason="stop")
-        if self._last or not isinstance(body.get("text"), str):
+        if self._model or not isinstance(body.get("text"), str):
             return [found]
         words = strict_json.encode({"type": "transcript.text.delta", "delta": body["text"]})
         return [*self.chunks(event._replace(data=words)), found]
 
-    def choices(self, chunk: Chunk) -> list[tuple[int, Chunk]]:
-        """Return the other choices: there are none."""
-        return []
-
     def passed(self, chunk: Chunk) -> list[Chunk]:
-        """Return what is sent for a chunk without content; what repeats words comes later."""
         if not isinstance(_read(chunk).get("text"), str):
             return [chunk]
         self._held.append(chunk)
         return []
 
     def rewritten(self, before: Chunk, after: Sequence[Chunk]) -> list[Chunk]:
-        """Return what is sent for a chunk that a hook has replaced; raise CannotRewrite."""
         if any(_wordless(each) != _wordless(before) for each in after):
             raise CannotRewrite
         text = "".join(each.text for each in after)
-        self._said += text
+        self._text += text
         found = [before]
         if text != before.text:
-            found = [_saying(before if before.text else self._last, text)]
+            found = [_saying(before if before.text else self._model, text)]
             found += [] if before.text else [before]
         if not before.finish_reason:
             return found if text or not before.text else []
-        said, last = _letters(self._said), _read(found[-1])
+        said, last = _letters(self._text), _read(found[-1])
         if isinstance(last.get("text"), str) and _letters(last["text"]) != said:
-            found[-1] = _with(found[-1], _without_logprobs(last) | {"text": self._said})
+            found[-1] = _with(found[-1], _without_logprobs(last) | {"text": self._text})
         held = [each for each in self.rest() if _letters(_read(each)["text"]) in said]
         return [*found[:-1], *held, found[-1]]
-
-    def rest(self) -> list[Chunk]:
-        """Return what is still to be sent at the end."""
-        held, self._held = self._held, []
-        return held
 
 
 def _wordless(chunk: Chunk) -> Chunk:

@@ -249,14 +249,7 @@ class Hooks:
     def _seen(
         self, call: Call, response: InferResponse, told: HookCall, form: str, choice: int = 0
     ) -> InferResponse:
-        given = replace(
-            response,
-            tool_calls=_copied(response.tool_calls),
-            details=_copied(response.details),
-            extra=_copied(response.extra),
-            annotations=_copied(response.annotations),
-            images=_copied(response.images),
-        )
+        given = replace(response, **{name: _copied(getattr(response, name)) for name in _GIVEN})
 
         def checked(found: Any) -> InferResponse:
             new = answer_of(found, response)
@@ -347,6 +340,7 @@ class Hooks:
 
 
 _SEEN = ("messages", "params", "meta")  # the members of a request that a hook may change in place
+_GIVEN = ("tool_calls", "details", "extra", "annotations", "images")  # likewise of an answer
 _READ = ("model", "provider", *_SEEN)
 
 

@@ -220,14 +220,14 @@ class TranscriptStream(HookedStream):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._rewriter: Any = TranscriptRewriter()
+        self._rewriter = self._words = TranscriptRewriter()
         self._parser = Parser()
         self._has_end = False
 
     def _take(self, chunk: Chunk) -> None:
         events = self._parser.feed(chunk.native or b"")
         events += self._parser.end() if chunk.finish_reason else []
-        found = [each for event in events for each in self._rewriter.chunks(event)]
+        found = [each for event in events for each in self._words.chunks(event)]
         self._has_end |= any(each.finish_reason for each in found)
         if chunk.finish_reason and not self._has_end:
             found.append(Chunk(native=b"", finish_reason="stop"))

@@ -20,7 +20,6 @@ _UNKNOWN = Meaning("Not a code of this version.", "`infermux help errors` lists 
 
 @cache
 def meanings() -> dict[str, Meaning]:
-    """Return the meanings by code."""
     page = resources.files("infermux").joinpath("help/errors.md").read_text("utf-8")
     return {code: Meaning(*texts) for code, *texts in _ROW.findall(page)}
 

@@ -239,7 +239,6 @@ def errors(whole: Step) -> list[JSON]:
 
 
 def _budget(state: Any) -> JSON:
-    """Return a budget with the share of it that is used."""
     used, budget = state.spent + state.held, state.budget
     picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {
