@@ -119,8 +119,6 @@ def explain(router: Router, asked: Question) -> Explanation:
     usage, gone = expected_usage(request, size), plan.dropped.items()
     costs = _costs(router, plan, request, usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
-    if router.hooks is not None and (unseen := router.hooks.refusal(request)) is not None:
-        refused = unseen.code
     settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
         "caller": caller.name,
@@ -130,7 +128,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         "override": override or None,
         **_of_name(router, plan, settings),
         "refused": refused if plan.targets else "no_healthy_providers",
-        **_beside(router, plan),
+        **_beside(router, plan, request),
     }
     targets = [
         _state(router, target, costs, tokens)
@@ -211,14 +209,15 @@ def _settings(settings: NameSettings | None, target: Target, request: InferReque
     }
 
 
-def _beside(router: Router, plan: Plan) -> JSON:
+def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
     """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
     hooks = dict(router.hooks.names) if router.hooks is not None else {}
     name = (plan.route.pattern if plan.route is not None else "") or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
     rule = next((each for each in rules if each is not None), None)
     copied = None if rule is None else {"target": rule.target, "share": rule.share}
-    return {"mirror": copied, "hooks": hooks}
+    unseen = router.hooks and router.hooks.refusal(request)
+    return {"mirror": copied, "hooks": hooks} | ({"refused": unseen.code} if unseen else {})
 
 
 def _state(router: Router, target: Target, costs: Mapping[Target, int | None], tokens: int) -> JSON:

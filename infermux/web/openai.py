@@ -96,7 +96,6 @@ def encode_error(error: InferMuxError) -> JSON:
 
 
 def models(api: Api) -> Response:
-    """List the models that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     names = (*registry.names, *all_matched(registry))
@@ -119,7 +118,6 @@ def models(api: Api) -> Response:
 
 
 def model(api: Api, ident: str) -> Response:
-    """Describe one model that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     found = registry.providers(ident) if allowed is None or covers(allowed, ident) else []
@@ -198,7 +196,6 @@ def _google_page(api: Api, owners: list[tuple[str, str]]) -> JSON:
 
 
 def _google(api: Api, name: str, provider: str) -> JSON:
-    """Describe a model for Google's clients."""
     context, output = _limits(api, name)
     targets = api.router.targets
     methods = ["generateContent", "countTokens"]

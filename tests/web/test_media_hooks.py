@@ -394,6 +394,9 @@ def test_a_hook_of_answers_that_fails_or_changes_more_fails_the_call(vendor):
         assert transcribe(front).json["text"] == "Hello"
 
 
+CHAT = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
+
+
 def test_answers_that_hooks_cannot_see_are_refused_before_they_cost(vendor):
     speech = {"model": "tts-1", "voice": "alloy", "input": "Hello"}
     for name in ("after", "chunk"):
@@ -402,10 +405,15 @@ def test_answers_that_hooks_cannot_see_are_refused_before_they_cost(vendor):
                 ("audio/speech", speech),
                 ("audio/speech", speech | {"stream_format": "sse"}),
                 ("images/generations", {"prompt": "a"}),
+                ("chat/completions", CHAT | {"modalities": ["text", "audio"]}),
+                ("chat/completions", CHAT | {"audio": {"voice": "alloy", "format": "wav"}}),
                 ("images/edits", {"prompt": "a", "image": [{"file_id": "file-1"}]}),
             ):
                 answer = front.ask(f"/v1/{path}", body)
                 assert (answer.status, answer.json["error"]["code"]) == (403, "refused_by_hook")
+            speaks = {"contents": [{"parts": [{"text": "a"}]}]}
+            speaks |= {"generationConfig": {"responseModalities": ["AUDIO"]}}
+            assert front.ask("/v1beta/models/gpt-4.1:generateContent", speaks).status == 403
             assert not vendor.seen
             asked = {"model": "tts-1", "endpoint": "audio/speech"}
             assert explain(front.router, question(asked)).about["refused"] == "refused_by_hook"

@@ -38,9 +38,10 @@ TIMEOUT = 5.0  # seconds of one run
 THREADS = 64  # threads that run hooks in this process
 _ANSWERS = (CHAT, "completions", "embeddings")  # operations that a model answers
 _HEARD = ("audio/transcriptions", "audio/translations")  # whose answers are words
-_DRAWN = tuple(op for op in ENDPOINTS if op.startswith("images/"))
-_BINARY = (*_DRAWN, "audio/speech", "content")  # operations whose answers hooks cannot see
-_TEXTS = (*_HEARD, *_DRAWN, "moderations", "rerank")  # whose answers have texts
+_DRAWN = (op for op in ENDPOINTS if op.startswith("images/"))
+_BINARY = ("audio/speech", "content", *_DRAWN)  # whose answers hooks cannot see
+_MODES = ("modalities", "responseModalities", "response_modalities")  # of a model's answer
+_TEXTS = ENDPOINTS.keys() - {"audio/speech", *STORED}  # whose answers have texts
 _LATE = "did not answer in time"
 _throttle = LogThrottle(seconds=10.0)
 log = logging.getLogger("infermux")
@@ -160,7 +161,8 @@ class Hooks:
         op, answers = request.op, self._hooks.keys() - {"before"}
         if self.unseen == "pass":
             return None
-        if op in _BINARY and answers:
+        modes = str([request.params.get(name) for name in _MODES]).lower()
+        if answers and (op in _BINARY or "audio" in modes or request.params.get("audio")):
             why, name = "answer, but cannot look into images, audio and files", min(answers)
         elif self.has("before") and (op == "batches" or (op in STORED and request.passed.upload)):
             name = "before"
