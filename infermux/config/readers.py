@@ -220,10 +220,14 @@ def or_empty(reader: Reader) -> Reader:
 
 
 def or_zero(reader: Reader) -> Reader:
-    """Return a reader that also accepts 0, which disables the feature."""
-    return lambda value, place: (
-        value if type(value) in (int, float) and not value else reader(value, place)
-    )
+    """Return a reader that also accepts 0, which it returns in its own type."""
+
+    def read(value: Any, place: str) -> Any:
+        if type(value) in (int, float) and not value:
+            return type(reader(1, place))(0)
+        return reader(value, place)
+
+    return read
 
 
 def tags(value: Any, place: str) -> bool | dict[str, str]:

@@ -186,7 +186,6 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
 
 
 def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
-    """Return what the name sets for its calls: a cache, attempts, a deadline."""
     kept = plan.route.answers if plan.route is not None and router.answers is not None else None
     found: JSON = {"cache_answers": kept and kept._asdict()}
     if settings is None:
