@@ -175,15 +175,16 @@ def warnings(config: Config, router: Router) -> list[str]:
 
 
 def _unseen(config: Config, registry: Registry) -> list[str]:
-    """Return a warning if requests that no hook sees pass a hook that must see all."""
-    hooks = config.hooks
-    passing = [each.name for each in registry if has_files(each.provider)]
-    if not passing or (hooks.before and hooks.on_error, hooks.unseen) != ("closed", "pass"):
-        return []
-    return [
-        "[hooks].before does not see what is in files and batches, which pass to "
-        f'{listed(passing)}; unseen = "refuse" refuses them'
-    ]
+    """Return a warning if requests or answers that no hook sees pass hooks that must see all."""
+    hooks, found = config.hooks, []
+    if (hooks.on_error, hooks.unseen) == ("closed", "pass"):
+        passing = [each.name for each in registry if has_files(each.provider)]
+        if hooks.before and passing:
+            found.append(f"requests in files and batches, which pass to {listed(passing)}")
+        if hooks.after or hooks.chunk:
+            found.append("answers that are images, audio or files")
+    what = f'[hooks] do not see {" and ".join(found)}; unseen = "refuse" refuses them'
+    return [what] if found else []
 
 
 def sources(config: Config, router: Router) -> list[str]:

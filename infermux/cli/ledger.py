@@ -376,6 +376,7 @@ def _json_lines(pages: Iterable[list[Record]]) -> Iterator[str]:
 def _row(record: Record) -> list[str]:
     call = record.call
     cost = ("~" if call.estimated else "") + usd(call.cost)
+    kept = "cache" if call.cost_source == "cache" else "-"
     if call.unpriced and call.cost is not None:
         cost += f" + {call.unpriced} unpriced"
     return [
@@ -383,7 +384,7 @@ def _row(record: Record) -> list[str]:
         call.status,
         call.caller or "-",
         call.requested or "-",
-        f"{call.provider}/{call.served}" if record.attempts else "-",
+        f"{call.provider}/{call.served}" if record.attempts else kept,
         *("-" if n is None else f"{n:,}" for n in (call.input_tokens, call.output_tokens)),
         cost,
         f"{call.latency_ms:,}",

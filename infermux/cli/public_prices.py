@@ -180,7 +180,6 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _accepted(file: str) -> list[compare.Difference]:
-    """Return the differences that `_keep` has written."""
     try:
         return [
             compare.Difference(

@@ -130,6 +130,8 @@ def _explanation(found: JSON) -> str:
         lines.append("every circuit is open: the target that recovers first is tried anyway")
     if found["refused"] == "no_healthy_providers":
         lines.append("no target can be tried" + (f"; retry in {retry:.0f} s" if retry else ""))
+    elif found["refused"] == "refused_by_hook":
+        lines.append("the call is refused: hooks cannot see such a request or answer")
     elif found["refused"]:
         left = found["budget_left_usd"]
         lines.append(f"the call is refused: the caller's budget has {left} USD left")

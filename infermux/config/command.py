@@ -36,7 +36,6 @@ log = logging.getLogger("infermux")
 
 
 def _ttl(value: Any, place: str) -> float:
-    """Read seconds, or a text such as 50m."""
     if isinstance(value, str):
         if not _DURATION.fullmatch(value):
             raise ConfigError(f'{place} must be seconds or a text such as "50m"')

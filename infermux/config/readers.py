@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, wrong_value
-from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts, whole
+from .schema import Reader, Secret, any_table, of_type, printable_name, some_of, text, texts
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
@@ -171,7 +171,6 @@ def time_zone(value: Any, place: str) -> str:
 
 
 def target_names(value: Any, place: str) -> tuple[str, ...]:
-    """Read one target or a list of them."""
     names = (text(value, place),) if isinstance(value, str) else texts(value, place)
     if not names:
         raise ConfigError(f"{place} names no target")
@@ -179,7 +178,6 @@ def target_names(value: Any, place: str) -> tuple[str, ...]:
 
 
 def weights(value: Any, place: str) -> dict[str, float]:
-    """Read a table of weights, each a number above 0."""
     found = any_table(value, place)
     for target, weight in found.items():
         if not 0 < of_type(float, weight, f"{place}.{target}") < 10**9:
@@ -221,16 +219,15 @@ def or_empty(reader: Reader) -> Reader:
     return lambda value, place: reader(value, place) if value != "" else ""
 
 
-def whole_or_zero(value: Any, place: str) -> int:
-    """Read a whole number, or 0, which stands for another limit."""
-    return 0 if value == 0 and type(value) is int else whole(value, place)
-
-
 def or_zero(reader: Reader) -> Reader:
-    """Return a reader that also accepts 0, which disables the feature."""
-    return lambda value, place: (
-        0.0 if type(value) in (int, float) and not value else reader(value, place)
-    )
+    """Return a reader that also accepts 0, which it returns in its own type."""
+
+    def read(value: Any, place: str) -> Any:
+        if type(value) in (int, float) and not value:
+            return type(reader(1, place))(0)
+        return reader(value, place)
+
+    return read
 
 
 def tags(value: Any, place: str) -> bool | dict[str, str]:

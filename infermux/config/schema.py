@@ -228,7 +228,6 @@ def text(value: Any, place: str) -> str:
 
 
 def texts(value: Any, place: str) -> tuple[str, ...]:
-    """Read a list of texts without repetition."""
     words = [
         text(item, f"{place}[{number}]") for number, item in enumerate(of_type(list, value, place))
     ]
@@ -239,7 +238,6 @@ def texts(value: Any, place: str) -> tuple[str, ...]:
 
 
 def whole(value: Any, place: str) -> int:
-    """Read a whole number above 0."""
     number: int = of_type(int, value, place)
     if not 0 < number < 10**12:
         bound = "above 0" if number < 1 else f"below {10**12:,}"

@@ -1,4 +1,7 @@
-"""The configuration as frozen records, one for each table of infermux.toml."""
+"""The configuration as frozen records, one for each table of infermux.toml.
+
+`infermux help configuration` says what each key means. Times are in seconds, sizes in bytes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,6 @@ from .readers import (
     time_zone,
     web_address,
     weights,
-    whole_or_zero,
 )
 from .schema import (
     Secret,
@@ -66,9 +68,9 @@ class Timeouts:
     """Limits of waiting for a provider, in seconds; the call's deadline also applies to each."""
 
     connect: float = reads(seconds, 5.0)
-    first_byte: float = reads(seconds, 600.0)  # of an answer, or of the body of a stream
-    idle: float = reads(seconds, 30.0)  # between two pieces of a stream
-    total: float = reads(seconds, 600.0)  # of a stream, once it has begun
+    first_byte: float = reads(seconds, 600.0)
+    idle: float = reads(seconds, 30.0)
+    total: float = reads(seconds, 600.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class OwnBreaker:
 class NameTimeouts:
     """Limits of waiting for the calls of a name, in seconds; 0: the provider's."""
 
-    attempt: float = reads(_SECONDS, 0.0)  # of an answer, or until a stream's content
+    attempt: float = reads(_SECONDS, 0.0)
     connect: float = reads(_SECONDS, 0.0)
     first_byte: float = reads(_SECONDS, 0.0)
     idle: float = reads(_SECONDS, 0.0)
@@ -92,7 +94,6 @@ class NameTimeouts:
 
 
 def name_timeouts(value: Any, place: str) -> NameTimeouts:
-    """Read the seconds of an attempt, or a table."""
     if isinstance(value, dict):
         return table(NameTimeouts)(value, place)
     return NameTimeouts(attempt=seconds(value, place))
@@ -103,27 +104,25 @@ class ProviderConfig:
     """A provider; defaults come from the preset of its type."""
 
     name: str
-    type: str = reads(text, "")  # a preset, a dialect, or the name of an installed plug-in
+    type: str = reads(text, "")
     base_url: str = reads(url, "")
     api_key: Secret | None = reads(secret, None)
     models: tuple[str, ...] = reads(texts, ())
     timeout: Timeouts = reads(table(Timeouts), Timeouts())
-    prices: Mapping[str, Any] = reads(any_table, {})  # by model; pricing reads them
+    prices: Mapping[str, Any] = reads(any_table, {})
     proxy: str = reads(url, "")
-    ca: str = reads(text, "")  # path of a CA bundle
-    unsupported: Mapping[str, Any] = reads(missing_features, {})  # by model: features it lacks
-    concurrency: int = reads(whole, 0)  # calls at a time per worker; 0: half of the threads
-    headers: Mapping[str, Any] = reads(read_headers, {})  # sent with every request
-    params: Mapping[str, Any] = reads(read_params, {})  # where neither client nor name sets them
-    rpm: int = reads(whole, 0)  # requests that we send per minute, over all workers; 0: no limit
-    tpm: int = reads(whole, 0)  # tokens per minute, likewise
-    wait: float = reads(_SECONDS, 10.0)  # seconds that a call may wait for these two
+    ca: str = reads(text, "")
+    unsupported: Mapping[str, Any] = reads(missing_features, {})
+    concurrency: int = reads(whole, 0)
+    headers: Mapping[str, Any] = reads(read_headers, {})
+    params: Mapping[str, Any] = reads(read_params, {})
+    rpm: int = reads(whole, 0)
+    tpm: int = reads(whole, 0)
+    wait: float = reads(_SECONDS, 10.0)
     circuit_breaker: OwnBreaker = reads(table(OwnBreaker), OwnBreaker())
-    # the vendor's format of conversations; auto: Responses only where a request needs it
     api: str = reads(one_of("auto", "chat", "responses"), "auto")
-    # what it has beside conversations and embeddings; empty: as its type says
     endpoints: tuple[str, ...] = reads(endpoint_names, ())
-    options: Mapping[str, Any] = reads(any_table, {})  # for a plug-in
+    options: Mapping[str, Any] = reads(any_table, {})
     source: str = ""  # the variable that configures it; empty: the file
 
 
@@ -145,7 +144,7 @@ class BudgetConfig:
 
     usd: str = reads(money)
     per: str = reads(_PERIOD, "month")
-    then: str = reads(text, "reject")  # "reject", "warn", or the alias of a cheaper model
+    then: str = reads(text, "reject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class MirrorConfig:
     """Another target that gets copies of a share of a name's calls, after their answers."""
 
     target: str = reads(text)
-    share: float = reads(share, 0.05)  # of the calls
+    share: float = reads(share, 0.05)
     budget: MirrorBudget | None = reads(table(MirrorBudget), None)
 
 
@@ -172,21 +171,19 @@ class ModelConfig:
     name: str
     targets: tuple[str, ...] = reads(target_names)
     strategy: str = reads(one_of(*STRATEGIES), "priority")
-    fallback: tuple[str, ...] = reads(target_names, ())  # after every target has failed
+    fallback: tuple[str, ...] = reads(target_names, ())
     weights: Mapping[str, float] = reads(weights, {})
     on_unsupported: str = reads(one_of("error", "drop"), "")
-    # rejections by a vendor after which the next target is tried
     fallback_on: tuple[str, ...] = reads(
         some_of("context", "content_filter", "rejected"), FALLBACK_ON
     )
-    sticky: bool = reads(flag, False)  # whether a session stays at its target while that is healthy
-    cache: str = reads(one_of("", "auto"), "")  # auto: ask vendors to cache prompts
-    # whether answers are cached, and given to the same request
+    sticky: bool = reads(flag, False)
+    cache: str = reads(one_of("", "auto"), "")
     cache_answers: AnswersConfig | None = reads(table(AnswersConfig), None)
-    params: Mapping[str, Any] = reads(read_params, {})  # where the client does not set them
-    override: Mapping[str, Any] = reads(read_params, {})  # whatever the client sets
+    params: Mapping[str, Any] = reads(read_params, {})
+    override: Mapping[str, Any] = reads(read_params, {})
     timeout: NameTimeouts = reads(name_timeouts, NameTimeouts())
-    attempts: int = reads(whole, 0)  # 0: those of [reliability], and so the next
+    attempts: int = reads(whole, 0)
     deadline: float = reads(_SECONDS, 0.0)
     mirror: MirrorConfig | None = reads(table(MirrorConfig), None)
 
@@ -195,21 +192,18 @@ class ModelConfig:
 class Breaker:
     """When a target's circuit opens, and for how long."""
 
-    failures: int = reads(whole, 5)  # in a row
-    window: float = reads(seconds, 60.0)  # seconds in which half of at least ten calls fail
-    open: float = reads(seconds, 30.0)  # seconds until the next try
+    failures: int = reads(whole, 5)
+    window: float = reads(seconds, 60.0)
+    open: float = reads(seconds, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
     """Retries, failover and circuit breaking."""
 
-    attempts: int = reads(whole, 3)  # upstream requests per call, over all targets
-    # seconds per call, over all attempts and waits; 0, the default: as long as the client waits
-    # (the SDKs: 600), and 60 while another target waits
+    attempts: int = reads(whole, 3)
     deadline: float = reads(seconds, 0.0)
     circuit_breaker: Breaker = reads(table(Breaker), Breaker())
-    # for a parameter that a vendor's format cannot express
     on_unsupported: str = reads(one_of("error", "drop"), "error")
 
 
@@ -222,17 +216,15 @@ class Server:
         ": the address is an option, `infermux serve --addr` or `gunicorn -b`",
     )
     workers: int = reads(whole, 2)
-    threads: int = reads(whole, 1536)  # per worker, at most; each call holds one
-    streams: float = reads(share, 0.75)  # share of the threads that may stream at once
-    graceful_timeout: int = reads(whole, 30)  # seconds for calls in flight after SIGTERM
-    max_body: int = reads(whole, 32 * 1024 * 1024)  # bytes of a request
-    max_upload: int = reads(whole_or_zero, 0)  # bytes of a multipart body; 0: max_body
-    # seconds until a stream that has no content yet gets its status line and heartbeats; 0: never
+    threads: int = reads(whole, 1536)
+    streams: float = reads(share, 0.75)
+    graceful_timeout: int = reads(whole, 30)
+    max_body: int = reads(whole, 32 * 1024 * 1024)
+    max_upload: int = reads(or_zero(whole), 0)
     early_headers: float = reads(_SECONDS, 5.0)
-    max_inflight_body: int = reads(whole, 256 * 1024 * 1024)  # bytes of all requests of a worker
-    admin_key: Secret | None = reads(secret, None)  # key of the operators' endpoints
-    metrics: str = reads(one_of("open", "admin"), "open")  # admin: for operators only
-    # warning: failed calls; info: every call
+    max_inflight_body: int = reads(whole, 256 * 1024 * 1024)
+    admin_key: Secret | None = reads(secret, None)
+    metrics: str = reads(one_of("open", "admin"), "open")
     log_level: str = reads(one_of("debug", "info", "warning", "error"), "warning")
     log_format: str = reads(one_of("text", "json"), "text")
 
@@ -255,7 +247,7 @@ class TeamConfig:
     usd: str = reads(money)
     keys: tuple[str, ...] = reads(some_texts)
     per: str = reads(_PERIOD, "month")
-    then: str = reads(text, "reject")  # as of a key's own budget
+    then: str = reads(text, "reject")
 
 
 def team(keys: object, name: str, value: object) -> TeamConfig:
@@ -274,13 +266,11 @@ class KeyConfig:
 
     name: str
     hash: str = reads(key_hash)
-    models: tuple[str, ...] = reads(texts, ())  # empty: every model
-    rpm: int = reads(whole, 0)  # requests per minute; 0: no limit
-    tpm: int = reads(whole, 0)  # tokens per minute; 0: no limit
+    models: tuple[str, ...] = reads(texts, ())
+    rpm: int = reads(whole, 0)
+    tpm: int = reads(whole, 0)
     budget: BudgetConfig | None = reads(table(BudgetConfig), None)
-    # whether requests may set project and env, or the tags of all of them
     tags: bool | Mapping[str, str] = reads(tags, False)
-    # of each end user, within the key's own; 0: no limit
     user_rpm: int = reads(whole, 0)
     user_tpm: int = reads(whole, 0)
     user_budget: BudgetConfig | None = reads(table(BudgetConfig), None)
@@ -299,19 +289,18 @@ class LedgerConfig:
 
     path: str = reads(_TEXT, "infermux.db")
     url: Secret | None = reads(database_url, None)
-    spool: str = reads(text, "infermux.spool")  # with a url: what cannot be written at the moment
-    connections: int = reads(at_most_whole(100), 8)  # of each worker to the url's database
-    migrate: bool = reads(flag, False)  # whether a service makes and migrates the url's tables
-    keep: str = reads(or_empty(days), "")  # how long calls are kept, such as 400d; "": forever
-    timezone: str = reads(time_zone, "UTC")  # of days and months, for budgets and reports
-    # what calls keep of their end users: a keyed digest, the name itself, or nothing
+    spool: str = reads(text, "infermux.spool")
+    connections: int = reads(at_most_whole(100), 8)
+    migrate: bool = reads(flag, False)
+    keep: str = reads(or_empty(days), "")
+    timezone: str = reads(time_zone, "UTC")
     users: str = reads(one_of("digest", "plain", "off"), "digest")
-    users_secret: Secret | None = reads(secret, None)  # of the digest; else the admin key is
+    users_secret: Secret | None = reads(secret, None)
 
     @property
     def keep_seconds(self) -> float | None:
         """The seconds that calls are kept; None: forever."""
-        return int(self.keep[:-1]) * 86_400.0 if self.keep else None
+        return float(span_seconds(self.keep)) if self.keep else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,26 +315,23 @@ class Trace:
     """Where spans are sent; an empty address disables an exporter."""
 
     tokentrace: str = reads(or_empty(url), "")
-    capture_content: bool = reads(flag, False)  # whether spans hold prompts and answers
+    capture_content: bool = reads(flag, False)
     threads: int = reads(whole, 2)
-    queue: int = reads(whole, 1000)  # spans that may wait; more are dropped and counted
-    otlp: str = reads(or_empty(url), "")  # an OpenTelemetry collector
+    queue: int = reads(whole, 1000)
+    otlp: str = reads(or_empty(url), "")
 
 
 @dataclass(frozen=True, slots=True)
 class HooksConfig:
     """Functions that see requests and answers, each as "package.module:function"."""
 
-    before: str = reads(_TEXT, "")  # sees each request
-    after: str = reads(_TEXT, "")  # sees each whole answer
-    chunk: str = reads(_TEXT, "")  # sees each piece of a stream
-    # what a hook that fails or is late means: the call fails, or goes on without it
+    before: str = reads(_TEXT, "")
+    after: str = reads(_TEXT, "")
+    chunk: str = reads(_TEXT, "")
     on_error: str = reads(one_of("closed", "open"), "closed")
-    timeout: float = reads(seconds, 5.0)  # of one run of a hook
-    threads: int = reads(whole, 64)  # of each worker that may run hooks at a time
-    # whether a stream is held back until `after` has seen it, where there is no hook for chunks
+    timeout: float = reads(seconds, 5.0)
+    threads: int = reads(whole, 64)
     hold: bool = reads(flag, True)
-    # what becomes of files and batches, whose requests `before` cannot see
     unseen: str = reads(one_of("refuse", "pass"), "refuse")
 
 
@@ -354,7 +340,6 @@ class AlertsConfig:
     """Where warnings about money, targets, prices and records are posted."""
 
     webhook: Secret | None = reads(web_address, None)
-    # that signs each alert; None: the webhook's address
     secret: Secret | None = reads(secret, None)
     events: tuple[str, ...] = reads(alert_events, ("budget", "target", "prices", "records"))
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import Overloaded, RequestError, RequestTooLarge, shown
 
-HOLD = 1024 * 1024  # bytes in memory
+HOLD = 524_288  # bytes in memory
+SHORT = 1024 * 1024  # bytes of a body that is read to its end, and can be sent again
 PIECE = 65536  # bytes of one read
 MAX_HEAD = 16_384  # bytes of the headers of one part
 MAX_PARTS = 1000
@@ -283,7 +284,7 @@ class Upload:
 
     def _hold(self, model: bool, seen: bool) -> None:
         """Read all of a short body; of another one, what comes before its file."""
-        short = self._size is not None and self._size <= HOLD
+        short = self._size is not None and self._size <= SHORT
         while data := self._next():
             if self._file is None and len(self._held) + len(data) > HOLD:
                 self._file = _temporary_file()
@@ -320,8 +321,8 @@ class Upload:
     def _between(self, start: int, end: int) -> Iterator[bytes]:
         """Yield what is held from *start* to *end*."""
         if self._file is None:
-            if start < end:
-                yield bytes(self._held[start:end])
+            for at in range(start, end, PIECE):
+                yield bytes(self._held[at : min(at + PIECE, end)])
             return
         self._file.seek(start)
         while start < end:

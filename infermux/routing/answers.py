@@ -149,12 +149,10 @@ class Replay(Stream):
         return self._kept.usage
 
     def close(self) -> None:
-        """Record the call."""
         self._chunks = iter(())
         self._finish(self.call, None)
 
     def response(self) -> InferResponse:
-        """Return the answer."""
         return self._kept.known(self.call.provider, 0.0, self.call.latency_ms)
 
 

@@ -57,7 +57,6 @@ class Explanation(NamedTuple):
     about: JSON  # the caller, the estimated tokens, the effect of the budget
 
     def to_dict(self) -> JSON:
-        """Return the explanation as JSON."""
         plan = self.plan
         return {
             "model": plan.model,
@@ -129,7 +128,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         "override": override or None,
         **_of_name(router, plan, settings),
         "refused": refused if plan.targets else "no_healthy_providers",
-        **_beside(router, plan),
+        **_beside(router, plan, request),
     }
     targets = [
         _state(router, target, costs, tokens)
@@ -187,7 +186,6 @@ def _tightest_budget(router: Router, caller: Caller) -> BudgetState | None:
 
 
 def _of_name(router: Router, plan: Plan, settings: NameSettings | None) -> JSON:
-    """Return what the name sets for its calls: a cache, attempts, a deadline."""
     kept = plan.route.answers if plan.route is not None and router.answers is not None else None
     found: JSON = {"cache_answers": kept and kept._asdict()}
     if settings is None:
@@ -210,14 +208,15 @@ def _settings(settings: NameSettings | None, target: Target, request: InferReque
     }
 
 
-def _beside(router: Router, plan: Plan) -> JSON:
+def _beside(router: Router, plan: Plan, request: InferRequest) -> JSON:
     """Return the hooks that see a call, and where copies of calls of its name or pattern go."""
     hooks = dict(router.hooks.names) if router.hooks is not None else {}
     name = (plan.route.pattern if plan.route is not None else "") or plan.model
     rules = (getattr(each, "rules", {}).get(name) for each in router.observers)
     rule = next((each for each in rules if each is not None), None)
     copied = None if rule is None else {"target": rule.target, "share": rule.share}
-    return {"mirror": copied, "hooks": hooks}
+    unseen = router.hooks and router.hooks.refusal(request)
+    return {"mirror": copied, "hooks": hooks} | ({"refused": unseen.code} if unseen else {})
 
 
 def _state(router: Router, target: Target, costs: Mapping[Target, int | None], tokens: int) -> JSON:

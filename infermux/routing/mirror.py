@@ -159,7 +159,6 @@ class Mirror:
                 del copy
 
     def _sent(self, copy: _Copy) -> str:
-        """Send a copy; return the outcome."""
         router, caller = self._router, self._callers[copy.name]
         settings = self._registry.settings_around(copy.route, copy.request.model)
         asked = copy.request if settings is None else settings.own.applied(copy.request)

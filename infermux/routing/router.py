@@ -53,7 +53,7 @@ from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, T
 from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
 from .callers import begun, has_hard_budget
-from .stored import Ids, has_files, service_secret
+from .stored import Ids, has_files, service_secrets
 from .stream import Stream, open_chunks
 from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
 from .targets import TargetPermit, TargetPool
@@ -103,7 +103,7 @@ class Router:
         self.targets = targets or TargetPool(registry, overrides=prices)
         self.admission = admission or Admission()
         self.users = users or Users()  # knows the end users of callers
-        ids = partial(Ids, registry, keyring, secret=service_secret(self.users, ledger))
+        ids = partial(Ids, registry, keyring, service_secrets(self.users, ledger))
         self.ids, self.files = ids(), ids(has_files)
         self.keyring = keyring  # None: the app that mounts the blueprints names the caller
         self.accounting = Accounting(

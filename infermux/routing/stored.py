@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from secrets import token_bytes
 from typing import Any, NamedTuple
 
 from ..admission.keys import Keyring
@@ -38,6 +39,7 @@ IDENT = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
 _FILE_MARK = '"file_id'  # of a body that names files
 _MEMBERS = ("previous_response_id", "conversation")
 _SEND_ITEMS = "send the items of the conversation in input instead"
+_START = token_bytes(32)  # of gunicorn's master, which its workers inherit
 
 
 class Owner(NamedTuple):
@@ -64,12 +66,10 @@ def billed_as(provider: str, ident: str, began: int) -> tuple[int, str]:
 
 
 def has_responses(provider: object) -> bool:
-    """Return whether a provider has Responses."""
     return getattr(provider, "responses", None) is not None
 
 
 def has_files(provider: object) -> bool:
-    """Return whether a provider has files or batches."""
     return not {"files", "batches"}.isdisjoint(getattr(provider, "endpoints", ()))
 
 
@@ -80,10 +80,10 @@ class Ids:
         self,
         registry: Registry,
         keyring: Keyring | None,
+        secrets: Callable[[], list[bytes]],
         has: Callable[[object], bool] = has_responses,
-        secret: Callable[[], bytes] = bytes,
     ) -> None:
-        self._registry, self._has, self._secret = registry, has, secret
+        self._registry, self._has, self._secrets = registry, has, secrets
         self._keyring = keyring
         self._providers: tuple[int, list[RegisteredProvider]] = (-1, [])
 
@@ -230,8 +230,8 @@ class Ids:
         """Yield 80 bits in 16 letters, for each secret of a provider."""
         told = "\0".join((kind, caller.name, ident)).encode(errors="replace")
         for secret, known in provider.provider.responses_secrets:
-            key = secret + self._secret() if known else secret
-            yield _letters(hmac.digest(key, told, "sha256")[:10])
+            for own in self._secrets() if known else [b""]:
+                yield _letters(hmac.digest(secret + own, told, "sha256")[:10])
 
     # -- answers --
 
@@ -318,17 +318,21 @@ def renamed(data: bytes, names: Mapping[str, str]) -> bytes:
     return data
 
 
-def service_secret(users: Users, ledger: Any) -> Callable[[], bytes]:
-    """Return what returns a secret of the service: the configuration's, else the ledger's."""
-    found = [users.secret]
+def service_secrets(users: Users, ledger: Any) -> Callable[[], list[bytes]]:
+    """Return what returns the secrets of the service, the one of new ids first.
 
-    def secret() -> bytes:
-        if not found[0] and (objects := objects_of(ledger)) is not None:
+    It is the configuration's, else the ledger's; without either, and until the ledger can be read,
+    that of this start.
+    """
+    found = [users.secret] if users.secret else []
+
+    def secrets() -> list[bytes]:
+        if not found and (objects := objects_of(ledger)) is not None:
             with suppress(LedgerUnavailable):
-                found[0] = objects.secret()
-        return found[0]
+                found.append(objects.secret())
+        return [*found, _START]
 
-    return secret
+    return secrets
 
 
 def _letters(data: bytes) -> str:

@@ -136,7 +136,8 @@ class Watcher:
             if target not in named or each.state != "open" or each.forced:
                 continue
             self._seen_down.add(target)
-            text = f"{target} is down: {each.reason or 'circuit open'}"
+            why = "HTTP " * each.why.isdigit() + each.why
+            text = f"{target} is down: {each.reason or 'circuit open'}" + f", {why}" * bool(why)
             if each.error_rate is not None:
                 text += f"; {each.error_rate:.0%} of its calls failed in the last minute"
             details = {"provider": target.provider, "model": target.model, "reason": each.reason}

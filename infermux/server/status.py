@@ -56,7 +56,6 @@ class TargetStatus(NamedTuple):
 
     @property
     def target(self) -> Target:
-        """The target itself."""
         return Target(self.provider, self.model)
 
     @property
@@ -313,7 +312,6 @@ def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
 
 
 def _count_losses(memory: SharedMemory) -> None:
-    """Count the spans and records that this process lost."""
     with _lock:
         routers = [router for router, each in _monitors.items() if each.memory is memory]
     lost = sum(router.accounting.lost + _backlog(router).lost for router in routers)

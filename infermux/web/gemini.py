@@ -100,7 +100,6 @@ def no_method(api: Api, ident: str) -> Response:
 
 
 def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
-    """Authenticate, read the body, and return the call."""
     caller = admitted(api)
     given = current_request().args.items()  # each once
     options = {key: value for key, value in given if key in _OPTIONS}

@@ -97,5 +97,4 @@ def _duration(seconds: float) -> str:
 
 
 def _moment(seconds: float) -> str:
-    """Return seconds since 1970 as in RFC 3339."""
     return f"{datetime.fromtimestamp(math.ceil(seconds), UTC):%Y-%m-%dT%H:%M:%SZ}"

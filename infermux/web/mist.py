@@ -80,7 +80,6 @@ class Encoder:
         self._stream = stream
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return a delta event with the chunk's fields."""
         fields = {
             "content": chunk.text,
             "reasoning": chunk.reasoning,
@@ -91,16 +90,13 @@ class Encoder:
         return _event(b"infer.delta", {"delta": delta}) if delta else b""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return the event of the complete infer.response."""
         assert self._stream is not None  # None only if there is just an error
         return _event(INFER_RESPONSE.encode(), self._stream.response().to_dict())
 
     def error(self, error: InferMuxError) -> bytes:
-        """Return the error event."""
         return _event(b"error", plain_error(error))
 
     def heartbeat(self) -> bytes:
-        """Return an SSE comment, which clients ignore."""
         return comment("waiting for the provider")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from functools import partial
+from importlib import resources
 
 from flask import Response
 
@@ -38,14 +40,6 @@ from .sse import sse_response
 
 _SECRETS = {"key", "$key", "access_token", "oauth_token"}  # in addresses of Google's API
 _EPOCH = "1970-01-01T00:00:00Z"
-_EFFORTS = {"low": "Fast", "medium": "Balanced", "high": "Thorough"}
-# Codex tells the model nothing but this about how to work.
-_CODEX = (
-    "You are a coding agent in the Codex CLI, on the user's computer. Read the code before you "
-    "change it, and follow its conventions and any AGENTS.md. Use the shell tool to search, build "
-    "and test, and apply_patch to edit files. Work until the task is done and checked; change only "
-    "what it needs. Then say briefly what you did and what you could not verify."
-)
 
 
 def openai_blueprint(router: Router, *, caller: Identify | None = None) -> EndpointBlueprint:
@@ -102,7 +96,6 @@ def encode_error(error: InferMuxError) -> JSON:
 
 
 def models(api: Api) -> Response:
-    """List the models that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     names = (*registry.names, *all_matched(registry))
@@ -125,7 +118,6 @@ def models(api: Api) -> Response:
 
 
 def model(api: Api, ident: str) -> Response:
-    """Describe one model that the caller may use."""
     refuse_key()
     allowed, registry = authenticated(api).models, api.router.registry
     found = registry.providers(ident) if allowed is None or covers(allowed, ident) else []
@@ -204,7 +196,6 @@ def _google_page(api: Api, owners: list[tuple[str, str]]) -> JSON:
 
 
 def _google(api: Api, name: str, provider: str) -> JSON:
-    """Describe a model for Google's clients."""
     context, output = _limits(api, name)
     targets = api.router.targets
     methods = ["generateContent", "countTokens"]
@@ -223,40 +214,9 @@ def _google(api: Api, name: str, provider: str) -> JSON:
 def _codex(api: Api, name: str, number: int) -> JSON:
     """Describe a model for Codex, which refuses the list if a member is missing."""
     context, _ = _limits(api, name)
-    return {
-        "slug": name,
-        "display_name": name,
-        "description": "",
-        "default_reasoning_level": None,
-        "supported_reasoning_levels": [
-            {"effort": effort, "description": about} for effort, about in _EFFORTS.items()
-        ],
-        "shell_type": "shell_command",
-        "visibility": "list",
-        "supported_in_api": True,
-        "priority": number,
-        "additional_speed_tiers": [],
-        "availability_nux": None,
-        "upgrade": None,
-        "base_instructions": _CODEX,
-        "model_messages": None,
-        "supports_reasoning_summaries": True,
-        "default_reasoning_summary": "auto",
-        "support_verbosity": False,
-        "default_verbosity": None,
-        "apply_patch_tool_type": "freeform",
-        "web_search_tool_type": "text",
-        "truncation_policy": {"mode": "tokens", "limit": 10_000},
-        "supports_parallel_tool_calls": True,
-        "supports_image_detail_original": False,
-        "context_window": context,
-        "max_context_window": context,
-        "auto_compact_token_limit": None,
-        "effective_context_window_percent": 95,
-        "experimental_supported_tools": [],
-        "input_modalities": ["text", "image"],
-        "supports_search_tool": False,
-    }
+    known: JSON = json.loads(resources.files("infermux").joinpath("web/codex.json").read_bytes())
+    known |= {"slug": name, "display_name": name, "priority": number}
+    return known | {"context_window": context, "max_context_window": context}
 
 
 MODEL_ROUTES: list[Route] = [  # shared by the OpenAI-compatible and the Anthropic-compatible API

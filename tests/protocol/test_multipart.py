@@ -8,7 +8,7 @@ import random
 import pytest
 
 from infermux.errors import RequestError, RequestTooLarge
-from infermux.protocol.multipart import HOLD, Upload
+from infermux.protocol.multipart import HOLD, SHORT, Upload
 
 HEAD = "--{}\r\nContent-Disposition: form-data; {}\r\n\r\n"
 
@@ -72,10 +72,10 @@ def test_little_is_held(size: int, model_first: bool) -> None:
     parts = [('name="model"', b"m"), ('name="file"; filename="a"', bytes(size))]
     body = form(*(parts if model_first else parts[::-1]))
     upload = Upload(io.BytesIO(body).read, boundary="xYz", size=len(body), limit=10**8, model=True)
-    long = len(body) > HOLD
+    long = len(body) > SHORT
     assert (upload.received < len(body)) == (long and model_first)
     assert len(upload._held) <= HOLD
-    assert (upload._file is not None) == (long and not model_first)
+    assert (upload._file is not None) == (len(body) > HOLD and not (long and model_first))
     assert b"".join(upload.pieces("m")) == body
     assert upload.repeatable != (long and model_first)
     if not upload.repeatable:

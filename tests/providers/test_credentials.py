@@ -6,6 +6,7 @@ import hmac
 import json
 import os
 import re
+import sqlite3
 import stat
 import sys
 import threading
@@ -762,7 +763,10 @@ def forged(ident: str, caller: str, secret: str) -> str:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("kind", "secret"),
-    [("file", "ledger"), ("file", "users"), ("command", "ledger"), ("header", "admin")],
+    [
+        *[("file", "ledger"), ("file", "users"), ("command", "ledger"), ("header", "admin")],
+        *[("file", "start"), ("command", "start"), ("file", "locked")],  # there is none
+    ],
 )
 def test_no_id_can_be_made_from_what_is_known_of_a_key(kind, secret, tmp_path):
     file = tmp_path / "key"
@@ -774,8 +778,9 @@ def test_no_id_can_be_made_from_what_is_known_of_a_key(kind, secret, tmp_path):
     made, env = [], {"ADMIN": "imx-admin-key-1", "BEARER": "Bearer sk-aaaaaaaaaaaa"}
     with Accounts() as vendor, ExitStack() as stack:
         for host in ("one", "two"):  # services of two workers, or of hosts with a secret of theirs
-            path = tmp_path / ("one" if secret == "ledger" else host)
-            ledger = f'[ledger]\npath = "{path}.db"\n' + (own["users"] if secret == "users" else "")
+            path = f"{tmp_path / ('one' if secret in ('ledger', 'locked') else host)}.db"
+            ledger = f'[ledger]\npath = "{"" if secret == "start" else path}"\n'
+            ledger += own["users"] if secret == "users" else ""
             config = tmp_path / f"{host}.toml"
             config.write_text(
                 f'[providers.v]\ntype = "openai"\nbase_url = "{vendor.url}/v1"\nmodels = ["m"]\n'
@@ -785,6 +790,9 @@ def test_no_id_can_be_made_from_what_is_known_of_a_key(kind, secret, tmp_path):
             stack.callback(found.close)
             made.append(create_app(found).test_client())
         one, other = made
+        if secret == "locked":  # so that the ledger's cannot be made
+            lock = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+            lock.execute("BEGIN IMMEDIATE")
         ann, bob = ({"Authorization": f"Bearer {name}"} for name in ("ann", "bob"))
         one.environ_base["HTTP_AUTHORIZATION"] = ann["Authorization"]
         given = upload(one)
@@ -802,3 +810,8 @@ def test_no_id_can_be_made_from_what_is_known_of_a_key(kind, secret, tmp_path):
         for seal in seals:
             answer = other.get(f"/v1/files/{forged(ident, 'bob', seal)}", headers=bob)
             assert answer.status_code == 404, seal
+        if secret == "locked":
+            lock.rollback()
+            later = upload(one)
+            assert other.get(f"/v1/files/{later}", headers=ann).status_code == 200
+            assert other.get(f"/v1/files/{given}", headers=ann).status_code == 200

@@ -677,11 +677,12 @@ def test_the_command_batch_runs_the_hooks(configured, tmp_path):
 
 def test_validate_warns_of_requests_that_no_hook_sees(configured):
     file, _ = configured
-    warning = "[hooks].before does not see what is in files and batches"
+    warning = "[hooks] do not see requests in files and batches"
     text = file.read_text()
     file.write_text(text := text.replace("[hooks]", '[hooks]\nunseen = "pass"'))
     answer = command("validate", "-c", str(file))
-    assert answer.exit_code == 0 and f"{warning}, which pass to openai;" in answer.stderr
+    assert answer.exit_code == 0 and f"{warning}, which pass to openai" in answer.stderr
+    assert "openai and answers that are images, audio or files; unseen" in answer.stderr
     for old, new in [
         ('unseen = "pass"', ""),
         ("[hooks]", '[hooks]\non_error = "open"'),

@@ -169,7 +169,8 @@ def test_a_target_is_told_to_be_down_and_up_again(tmp_path, webhook):
         for _ in range(3):
             ask(client)
         [down] = eventually(lambda: webhook.events("target"), "down")
-        assert down["text"].startswith("openai/m is down: circuit open")
+        assert down["text"].startswith("openai/m is down: circuit open for")
+        assert ", HTTP 500;" in down["text"]
         assert down["subject"] == "target down openai/m"
         vendor.fault = None
         eventually(lambda: ask(client).status_code == 200, "the vendor's recovery")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import socket
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doors import Front
 from media_vendor import SPEECH, MediaVendor, pieces
-from support import PATIENCE, Service, ask, eventually
+from support import PATIENCE, Peer, Service, ask, eventually
+from test_media import provider
 
 openai = pytest.importorskip("openai")
 MB = 1024 * 1024
@@ -151,6 +155,84 @@ def test_a_long_answer_takes_little_memory(service: Service, vendor: MediaVendor
                 total += len(data)
         assert total == 48 * MB + len(first + last)
     assert peak(service) - before < 10 * MB
+
+
+class Sink(Peer):
+    """A vendor that forgets an upload while it reads it, and repeats a piece as its answer."""
+
+    kind, first, last = "application/json", b'{"text":"', b'"}'
+    times = 1
+    idle = 0  # threads
+    peak = 0  # the most bytes that Python has allocated, when it has answered
+
+    def serve(self, handler: Any) -> None:
+        while handler.headers["Transfer-Encoding"] and (line := handler.rfile.readline()).strip():
+            left = int(line, 16) + 2
+            while left:
+                left -= len(handler.rfile.read1(min(left, PIECE)))
+            if line.strip() == b"0":
+                break
+        left = int(handler.headers["Content-Length"] or 0)
+        while left:
+            left -= len(handler.rfile.read1(min(left, PIECE)))
+        handler.send_response(200)
+        handler.send_header("Content-Type", self.kind)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(self.first)
+        for _ in range(self.times):
+            handler.wfile.write(ZEROS)
+        self.peak = tracemalloc.get_traced_memory()[1]  # Flask's server later takes 10 MB
+        handler.wfile.write(self.last)
+        handler.close_connection = True
+
+
+PIECE = 16_384
+ZEROS = b"0" * PIECE
+MODEL = HEAD % (b"model", b"openai/whisper-1")
+
+
+def traced(front: Front, vendor: Sink, path: str, body: Any, **headers: str) -> int:
+    """Return the most bytes that Python has allocated for a call."""
+    assert eventually(lambda: threading.active_count() <= vendor.idle)  # no other call
+    gc.collect()
+    tracemalloc.start()
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=PATIENCE)
+        with closing(connection):
+            connection.request("POST", path, body, headers)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read(1000)
+            while answer.read(PIECE):
+                pass
+        return vendor.peak
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_python_holds_less_than_a_megabyte_for_an_upload_or_an_answer():
+    with Sink() as vendor, Front(provider(vendor)) as front:
+        vendor.idle = threading.active_count()
+        file = [FILE, *[ZEROS] * (16 * MB // PIECE)]
+        short = [MODEL, FILE, *[ZEROS] * (MB // PIECE - 1), b"0" * 1000, END]
+        long = [MODEL, *file, END]
+        sizes = []
+        for parts in (long, long, [*file, b"\r\n", MODEL[:-2], END], short):
+            length = {"Content-Length": str(sum(map(len, parts)))}
+            for headers in (KIND | length, KIND):
+                sizes.append(
+                    traced(front, vendor, "/v1/audio/transcriptions", iter(parts), **headers)
+                )
+        vendor.times = 16 * MB // PIECE
+        for vendor.kind, vendor.first, vendor.last in (
+            ("audio/mpeg", b"", b""),
+            ("application/json", b'{"data":[{"b64_json":"', b'"}],"usage":{"total_tokens":7}}'),
+            ("text/event-stream", b'data: {"type":"speech.audio.done","b64":"', b'"}\n\n'),
+        ):
+            body = b'{"model":"openai/tts-1","input":"a"}'
+            sizes.append(traced(front, vendor, "/v1/audio/speech", body))
+    assert max(sizes[2:]) < MB  # the first ones load modules
 
 
 def test_a_cut_answer_is_never_whole(service: Service, vendor: MediaVendor):

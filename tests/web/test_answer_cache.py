@@ -293,6 +293,8 @@ def test_a_hit_is_marked_in_the_row_and_costs_nothing(tmp_path, monkeypatch):
     assert 'infermux_answer_cache_total{name="fast",result="miss"} 1' in metrics
     explained = CliRunner().invoke(main, ["explain", "fast"]).output
     assert "answers are kept for 3600 s" in explained
+    logged = CliRunner().invoke(main, ["logs"]).stdout.splitlines()[1:]
+    assert [re.split(r"\s{2,}", line)[4] for line in logged] == ["p/m", "cache", "cache"]
     place.router.close()
 
 

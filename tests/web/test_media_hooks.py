@@ -1,21 +1,23 @@
-"""Tests of hooks at the endpoints that are passed through: no request goes another way unseen."""
+"""Tests of hooks at the endpoints that are passed through: nothing goes another way unseen."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from typing import Any
 
 import pytest
 import redaction
 from doors import Front
-from media_vendor import SPEECH, MediaVendor, pieces
+from media_vendor import PNG, SPEECH, TOKENS, MediaVendor, events, pieces, reply
 from support import eventually
-from test_media import WAV, provider
+from test_media import provider
 
 from infermux import HookRefused, errors
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import Price
+from infermux.routing.explain import explain, question
 
 openai = pytest.importorskip("openai")
 MAIL, LINES = "bob.smith@mail.example.org", b'{"custom_id": "a"}\n'
@@ -44,7 +46,7 @@ def service(vendor: MediaVendor, **hooks: Any) -> Any:
 @pytest.fixture(scope="module")
 def redacting(vendor):
     hooks = {name: getattr(redaction, name) for name in ("before", "after", "chunk")}
-    with service(vendor, **hooks) as made:
+    with service(vendor, **hooks, unseen="pass") as made:
         yield made
 
 
@@ -221,17 +223,205 @@ def test_files_and_batches_are_refused_unless_they_may_pass_unseen(vendor):
 def test_an_answer_that_no_hook_sees_is_not_held_back(vendor):
     heard, waited, seen = threading.Event(), [], []
     vendor.forget(pieces(SPEECH, lambda: waited.append(heard.wait(30)), b"end"))
-    with service(vendor, after=seen.append) as (_, client):
-        with client.audio.speech.with_streaming_response.create(
+    with (
+        service(vendor, after=seen.append, unseen="pass") as (_, client),
+        client.audio.speech.with_streaming_response.create(
             model="tts-1", voice="alloy", input="Hello"
-        ) as answer:
-            got = answer.iter_bytes()
-            assert next(got)
-            heard.set()
-            assert b"".join(got).endswith(b"end")
-        sound = ("a.wav", WAV)
-        found = list(
-            client.audio.transcriptions.create(file=sound, model="gpt-4o-transcribe", stream=True)
-        )
-    assert found[-1].type == "transcript.text.done"
+        ) as answer,
+    ):
+        got = answer.iter_bytes()
+        assert next(got)
+        heard.set()
+        assert b"".join(got).endswith(b"end")
     assert waited == [True] and not seen
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+HEARD = f"It is {MAIL}, I say."
+
+
+def transcribe(front: Front, **fields: str) -> Any:
+    data = form(("model", "whisper-1"), *fields.items())
+    return front.ask("/v1/audio/transcriptions", data, **FORM)
+
+
+def test_texts_of_whole_answers_are_seen_and_changed(redacting, vendor):
+    front, _ = redacting
+    words = [{"word": MAIL, "start": 0.5, "end": 1.5}]
+    segments = [
+        {"id": 0, "text": f" It is {MAIL},", "tokens": [1, 2]},
+        {"id": 1, "text": " I say.", "tokens": [3]},
+    ]
+    whole = {"text": HEARD, "language": "english", "segments": segments, "words": words}
+    vendor.forget(
+        reply(whole),
+        reply(whole | {"segments": segments[:1]}),
+        reply({"text": "Hello", "words": []}),
+    )
+    first, second, third = (transcribe(front) for _ in range(3))
+    assert first.json == {
+        "text": "It is [mail], I say.",
+        "language": "english",
+        "segments": [
+            {"id": 0, "text": " It is [mail],", "tokens": []},
+            {"id": 1, "text": " I say.", "tokens": []},
+        ],
+    }
+    assert second.json == {"text": "It is [mail], I say.", "language": "english"}
+    assert third.data == b'{"text": "Hello", "words": []}'
+    cues = f"1\n00:00:00,000 --> 00:00:02,000\n{HEARD}\n".encode()
+    vendor.forget(reply(cues, Content_Type="text/plain"))
+    found = transcribe(front, response_format="srt")
+    assert found.data == cues.replace(MAIL.encode(), b"[mail]")
+    assert found.headers["content-length"] == str(len(found.data))
+    drawn = [{"b64_json": PNG, "revised_prompt": f"a cat of {MAIL}"}] * 2
+    vendor.forget(reply({"data": drawn}))
+    answer = front.ask("/v1/images/generations", {"prompt": "a", "n": 2})
+    assert answer.json["data"] == [{"b64_json": PNG, "revised_prompt": "a cat of [mail]"}] * 2
+    ranked = [{"index": 0, "document": MAIL}, {"index": 1, "document": {"text": MAIL, "n": 1}}]
+    vendor.forget(reply({"results": ranked}))
+    answer = front.ask("/v1/rerank", {"model": "openai/r", "query": "a", "documents": ["b", "c"]})
+    assert [each["document"] for each in answer.json["results"]] == [
+        "[mail]",
+        {"text": "[mail]", "n": 1},
+    ]
+
+
+def spoken(*words: str, **more: Any) -> Any:
+    deltas = [{"type": "transcript.text.delta", "delta": word, "logprobs": []} for word in words]
+    whole = {"type": "transcript.text.done", "text": "".join(words), "usage": TOKENS} | more
+    return events(*deltas, whole)
+
+
+PARTS = ("It is ", "bob.smith", "@mail.", "example.org", ", I say", ". ok")
+
+
+def streamed(front: Front) -> tuple[str, list[Any]]:
+    """Return the words and the other events of a streamed transcript."""
+    answer = transcribe(front, stream="true")
+    assert answer.status == 200, answer.data
+    found = [
+        json.loads(each[6:])
+        for each in answer.data.decode().split("\n")
+        if each[:6] == "data: " and each[6] == "{"
+    ]
+    deltas = [each for each in found if each.get("type") == "transcript.text.delta"]
+    return "".join(each["delta"] for each in deltas), [e for e in found if e not in deltas]
+
+
+@pytest.mark.parametrize("names", [("chunk",), ("after",), ("chunk", "after")])
+def test_words_of_a_streamed_transcript_are_seen_and_changed(vendor, names):
+    seen = []
+
+    def after(answer: Any) -> None:
+        seen.append(answer.content)
+        if "chunk" not in names:
+            redaction.after(answer)
+
+    hooks = {"chunk": redaction.chunk, "after": after}
+    with service(vendor, **{name: hooks[name] for name in names}) as (front, _):
+        vendor.forget(
+            spoken(*PARTS),
+            spoken(*PARTS, text=f"  {''.join(PARTS)}"),
+            events({"type": "transcript.text.done", "text": HEARD, "usage": TOKENS}),
+            events(
+                {"type": "transcript.text.delta", "delta": HEARD, "segment_id": "s"},
+                {"type": "transcript.text.segment", "id": "s", "text": HEARD},
+                {"type": "transcript.text.segment", "id": "t", "text": "I say."},
+                {"type": "transcript.text.done", "text": HEARD},
+            ),
+        )
+        for _ in range(2):
+            text, [end] = streamed(front)
+            assert text == end["text"] == "It is [mail], I say. ok"
+            assert end["usage"] == TOKENS
+        text, [end] = streamed(front)
+        assert text == end["text"] == "It is [mail], I say."
+        text, [segment, end] = streamed(front)
+        assert text == end["text"] == "It is [mail], I say." and segment["id"] == "t"
+    expected = HEARD if names == ("after",) else "It is [mail], I say."
+    assert seen[3:] == ([expected] if "after" in names else [])
+
+
+def test_a_transcript_in_the_chunks_of_chats_is_seen(vendor):
+    def chunk(text: str, reason: str | None = None) -> bytes:
+        one = {"delta": {"content": text}, "finish_reason": reason}
+        return b"data: " + json.dumps({"choices": [one]}).encode() + b"\n\n"
+
+    with service(vendor, chunk=redaction.chunk) as (front, _):
+        for parts in (
+            [*(chunk(each) for each in PARTS), chunk("", "stop")],
+            [*(chunk(each) for each in PARTS[:-1]), chunk(PARTS[-1], "stop")],
+            [chunk(each) for each in PARTS],
+        ):
+            vendor.forget(events(*parts, b"data: [DONE]\n\n"))
+            _, found = streamed(front)
+            texts = [each["choices"][0]["delta"]["content"] for each in found]
+            assert "".join(texts) == "It is [mail], I say. ok"
+
+
+def test_an_answer_may_be_refused(vendor):
+    def no(value: Any) -> None:
+        raise HookRefused("not this", status=451, code="no")
+
+    for hooks in ({"after": no}, {"chunk": no}):
+        with service(vendor, **hooks) as (front, _):
+            answers = [transcribe(front, stream="true")]
+            if "after" in hooks:
+                answers += [transcribe(front), transcribe(front, response_format="text")]
+                answers.append(front.ask("/v1/moderations", {"input": "x"}))
+            for answer in answers:
+                assert (answer.status, answer.json["error"]["code"]) == (451, "no")
+
+
+def test_a_hook_of_answers_that_fails_or_changes_more_fails_the_call(vendor):
+    def broken(value: Any) -> None:
+        raise ValueError("broken")
+
+    def more(answer: Any) -> None:
+        answer.reasoning = "so"
+
+    def thinks(chunk: Any) -> Any:
+        return chunk._replace(reasoning="so")
+
+    for hooks in ({"after": broken}, {"after": more}, {"chunk": thinks}):
+        for streams in ({"stream": "true"}, {} if "after" in hooks else {"stream": "true"}):
+            with service(vendor, **hooks) as (front, _):
+                answer = transcribe(front, **streams)
+                assert (answer.status, answer.json["error"]["code"]) == (503, "hook_failed")
+    with service(vendor, after=broken, on_error="open") as (front, _):
+        assert transcribe(front).json["text"] == "Hello"
+
+
+CHAT = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def test_answers_that_hooks_cannot_see_are_refused_before_they_cost(vendor):
+    speech = {"model": "tts-1", "voice": "alloy", "input": "Hello"}
+    for name in ("after", "chunk"):
+        with service(vendor, **{name: print}) as (front, client):
+            for path, body in (
+                ("audio/speech", speech),
+                ("audio/speech", speech | {"stream_format": "sse"}),
+                ("images/generations", {"prompt": "a"}),
+                ("chat/completions", CHAT | {"modalities": ["text", "audio"]}),
+                ("chat/completions", CHAT | {"audio": {"voice": "alloy", "format": "wav"}}),
+                ("images/edits", {"prompt": "a", "image": [{"file_id": "file-1"}]}),
+            ):
+                answer = front.ask(f"/v1/{path}", body)
+                assert (answer.status, answer.json["error"]["code"]) == (403, "refused_by_hook")
+            speaks = {"contents": [{"parts": [{"text": "a"}]}]}
+            speaks |= {"generationConfig": {"responseModalities": ["AUDIO"]}}
+            assert front.ask("/v1beta/models/gpt-4.1:generateContent", speaks).status == 403
+            assert not vendor.seen
+            asked = {"model": "tts-1", "endpoint": "audio/speech"}
+            assert explain(front.router, question(asked)).about["refused"] == "refused_by_hook"
+            file = client.files.create(file=("a.jsonl", LINES), purpose="batch").id
+            with pytest.raises(openai.PermissionDeniedError):
+                client.files.content(file)
+            assert client.files.retrieve(file).id == file
+        vendor.forget()
+    vendor.forget(reply(b"\xff\xfe", Content_Type="text/plain"))
+    with service(vendor, after=print) as (front, _):
+        assert transcribe(front).status == 403

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import PICO
 from infermux.types import Caller, Target
-from infermux.web.admin.meanings import MEANINGS, phrase
+from infermux.web.admin.meanings import meanings, phrase
 from infermux.web.admin.status_page import StatusPage, count, duration, money, share
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
@@ -244,6 +245,39 @@ def test_budgets_have_bars_and_the_fullest_comes_first(ledger: SQLiteLedger) -> 
         assert bars == ["100.0", "40.0"]
 
 
+def test_what_is_down_is_the_first_of_the_targets() -> None:
+    with Front(EchoProvider(), Down(), app=mounted) as front:
+        for first, second in (("echo-v1 echo", "gone-1 down"), ("gone-1 down", "echo-v1 echo")):
+            text = page(front)
+            assert text.index(first) < text.index(second)
+            front.router.targets.breaker(Target("down", "gone-1")).open()
+
+
+def test_of_many_budgets_those_with_little_used_are_folded(ledger: SQLiteLedger) -> None:
+    def folded(used: dict[str, str]) -> list[str]:
+        """Return the budgets that only a tap shows."""
+        budgets = {name: Budget(name, usd="10") for name in used}
+        keyring = Keyring(
+            (hashlib.sha256(n.encode()).hexdigest(), Caller(n, budget=b))
+            for n, b in budgets.items()
+        )
+        with Front(EchoProvider(), app=mounted, ledger=ledger, keyring=keyring) as front:
+            for name, dollars in used.items():
+                ledger.reserve(
+                    budgets[name], int(Decimal(dollars) * PICO), call_id=name, at=time.time()
+                )
+            html = ask(front.port, "/ops/status", headers=LOGIN).data.decode()
+        return re.findall(
+            r'class="name">([\w-]+)</b>',
+            html.partition('<details id="more-budgets">')[2].partition("</section>")[0],
+        )
+
+    assert folded({f"a{n}": f"{n}" for n in range(1, 8)}) == []  # two more rows are as short
+    assert folded({f"b{n}": f"0.{n}" for n in range(1, 10)}) == ["b4", "b3", "b2", "b1"]
+    assert folded({f"c{n}": "8" if n > 2 else "7" for n in range(1, 13)}) == []
+    assert folded({f"d{n}": "8" if n > 3 else "7" for n in range(1, 13)}) == ["d1", "d2", "d3"]
+
+
 def test_what_has_no_price_is_never_free_and_an_estimate_is_marked(
     front: Front, ledger: SQLiteLedger
 ) -> None:
@@ -307,8 +341,10 @@ def test_every_code_has_a_meaning() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
     codes = {kind.code for kind in kinds if kind.__module__.startswith("infermux.")}
-    assert codes - {"invalid_configuration"} <= set(MEANINGS)
-    assert all(each.what.endswith(".") and each.remedy.endswith(".") for each in MEANINGS.values())
+    assert codes - {"invalid_configuration"} <= set(meanings())
+    assert all(
+        each.what.endswith(".") and each.remedy.endswith(".") for each in meanings().values()
+    )
     assert (phrase(503), phrase(529), phrase(799), phrase(None)) == (
         "503 Service Unavailable", "529 Site is overloaded", "799", "")  # fmt: skip
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ...config.readers import ENDPOINTS as NAMES
 from ...errors import ProviderError, StreamIncomplete
 from ...protocol import InferRequest, InferResponse, strict_json
 from ...protocol.scanning import EventScanner, Members
@@ -31,28 +32,25 @@ Pieces = Iterator[bytes | None]  # None: nothing for a while
 class Endpoint(NamedTuple):
     """An operation that is passed through."""
 
-    path: str
     whole: bool = False  # its answers are short JSON
     model: str = ""  # the vendor's own default
     text: str = ""  # the field of the text that a client sends
 
 
-ENDPOINTS = {
-    "images/generations": Endpoint("/images/generations", model="gpt-image-1", text="prompt"),
-    "images/edits": Endpoint("/images/edits", model="gpt-image-1", text="prompt"),
-    "images/variations": Endpoint("/images/variations", model="dall-e-2"),
-    "audio/speech": Endpoint("/audio/speech", text="input"),
-    "audio/transcriptions": Endpoint("/audio/transcriptions"),
-    "audio/translations": Endpoint("/audio/translations"),
-    "moderations": Endpoint("/moderations", True, "omni-moderation-latest", "input"),
-    "rerank": Endpoint("/rerank", True, text="query"),
-    "files": Endpoint("/files", True),
-    "batches": Endpoint("/batches", True),
+_DRAWN = Endpoint(model="gpt-image-1", text="prompt")
+_OWN = {
+    "images/generations": _DRAWN,
+    "images/edits": _DRAWN,
+    "images/variations": Endpoint(model="dall-e-2"),
+    "audio/speech": Endpoint(text="input"),
+    "moderations": Endpoint(True, "omni-moderation-latest", "input"),
+    "rerank": Endpoint(True, text="query"),
+    **dict.fromkeys(("files", "batches"), Endpoint(True)),
 }
+ENDPOINTS = {name: _OWN.get(name, Endpoint()) for name in NAMES}
 STORED = ("files", "batches", "batch", "content")  # operations on what a vendor stores
 FREE = ("files", "batch", "content")  # that cost nothing themselves
-NAMES = tuple(ENDPOINTS)
-PATHS = {op: each.path for op, each in ENDPOINTS.items()}
+PATHS = {op: f"/{op}" for op in NAMES}
 _SUMMED = (
     *("input_tokens", "output_tokens", "input_image_tokens", "output_image_tokens"),
     *("input_audio_tokens", "output_audio_tokens", "total_tokens"),
@@ -181,6 +179,7 @@ class _Events:
     def chunks(self, pieces: Pieces) -> Iterator[Chunk]:
         """Yield whole events; raise StreamIncomplete if the last one is missing."""
         scanner, held = EventScanner(self._event, "type", "error", *READ), bytearray()
+        most = HOLD  # 0 while a longer event passes
         for piece in pieces:
             if piece is None:
                 yield HEARTBEAT
@@ -188,11 +187,12 @@ class _Events:
             before = len(held)
             held += piece
             done = scanner.feed(piece)
-            ready = before + done if done else len(held) if len(held) > HOLD else 0
+            ready = before + done if done else len(held) if len(held) > most else 0
             if self._error is not None:
                 raise self._raising(_status(self._error), {}, strict_json.encode(self._error))
-            if ready and (self._any or ready > HOLD):
-                yield Chunk(native=bytes(held[:ready]), shown=True, dialect=NAME)
+            if ready and (self._any or ready > most):
+                most = HOLD if done else 0
+                yield Chunk(native=bytes(memoryview(held)[:ready]), shown=True, dialect=NAME)
                 del held[:ready]
             elif ready:
                 yield HEARTBEAT

@@ -14,7 +14,7 @@ from typing import Any
 from ...protocol import InferResponse, strict_json
 from ...protocol.sse import Event, Parser
 from ...types import JSON, Chunk
-from .. import members
+from .. import listed, members
 from . import KINDS, CannotRewrite, arguments, divided, rewrite
 from .places import Place, choices, places
 
@@ -239,6 +239,95 @@ class StreamRewriter:
         if self._added and isinstance(number, int):
             body["sequence_number"] = number + self._added
         return _with(chunk, body)
+
+
+class TranscriptRewriter(StreamRewriter):
+    """Rewrites the events of a transcript; those that repeat words are held until its end."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self._text = ""  # that was sent
+        self._model: Chunk | None = None  # an event with words
+
+    def chunks(self, event: Event) -> list[Chunk]:
+        """Return an event as a chunk; in two if its words have not come before."""
+        found = Chunk(native=event.encode(), dialect="responses" if event.name else "openai")
+        body = _read(found)
+        if (place := _words(body)) is not None:
+            self._model = self._model or found
+            reason = _choice(body).get("finish_reason")
+            return [found._replace(text=place.text, finish_reason=reason)]
+        if not str(body.get("type")).endswith(".done"):
+            return [found]
+        found = found._replace(finish_reason="stop")
+        if self._model or not isinstance(body.get("text"), str):
+            return [found]
+        words = strict_json.encode({"type": "transcript.text.delta", "delta": body["text"]})
+        return [*self.chunks(event._replace(data=words)), found]
+
+    def passed(self, chunk: Chunk) -> list[Chunk]:
+        if not isinstance(_read(chunk).get("text"), str):
+            return [chunk]
+        self._held.append(chunk)
+        return []
+
+    def rewritten(self, before: Chunk, after: Sequence[Chunk]) -> list[Chunk]:
+        if any(_wordless(each) != _wordless(before) for each in after):
+            raise CannotRewrite
+        text = "".join(each.text for each in after)
+        self._text += text
+        found = [before]
+        if text != before.text:
+            found = [_saying(before if before.text else self._model, text)]
+            found += [] if before.text else [before]
+        if not before.finish_reason:
+            return found if text or not before.text else []
+        said, last = _letters(self._text), _read(found[-1])
+        if isinstance(last.get("text"), str) and _letters(last["text"]) != said:
+            found[-1] = _with(found[-1], _without_logprobs(last) | {"text": self._text})
+        held = [each for each in self.rest() if _letters(_read(each)["text"]) in said]
+        return [*found[:-1], *held, found[-1]]
+
+
+def _wordless(chunk: Chunk) -> Chunk:
+    return _bare(chunk)._replace(text="", finish_reason=None)
+
+
+def _choice(body: JSON) -> JSON:
+    return next(iter(listed(body.get("choices"))), {})
+
+
+def _words(body: JSON) -> Place | None:
+    """Return where an event of a transcript has its words: OpenAI's, or those of other servers."""
+    for holder, name in ((body, "delta"), (members(_choice(body).get("delta")), "content")):
+        if isinstance(holder.get(name), str):
+            return Place(holder, name)
+    return None
+
+
+def _saying(chunk: Chunk | None, text: str) -> Chunk:
+    """Return an event of a transcript with other words; raise CannotRewrite if there is none."""
+    body = {} if chunk is None else _without_logprobs(_read(chunk))
+    place = _words(body)
+    if chunk is None or place is None:
+        raise CannotRewrite
+    place.write(text)
+    return _with(chunk._replace(text=text), body)
+
+
+def _without_logprobs(body: JSON) -> JSON:
+    return {name: each for name, each in body.items() if name != "logprobs"}
+
+
+def _read(chunk: Chunk) -> JSON:
+    try:
+        return members(_body(chunk))
+    except ValueError:  # [DONE]
+        return {}
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())
 
 
 def _repeat(value: Any, wholes: dict[str, str]) -> None:

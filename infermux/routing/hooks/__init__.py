@@ -8,7 +8,6 @@ the call; any other error, and no result in time, is a failure, and `on_error` s
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Self
 
-from ...dialects.openai.endpoints import STORED
+from ...dialects.openai.endpoints import ENDPOINTS, STORED
 from ...dialects.openai.metering import text_tokens
 from ...dialects.responses import NAME as RESPONSES
 from ...dialects.responses import RESOURCE
@@ -32,17 +31,20 @@ from ...planning.call import Call, HookRun
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
 from ...types import Deadline, LogThrottle, after_fork
 from ..stream import Stream
-from .results import answer_of, of_type
+from .results import Hook, answer_of, hook_of, of_type
 
 NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and what each receives
 TIMEOUT = 5.0  # seconds of one run
 THREADS = 64  # threads that run hooks in this process
 _ANSWERS = (CHAT, "completions", "embeddings")  # operations that a model answers
+_HEARD = ("audio/transcriptions", "audio/translations")  # whose answers are words
+_DRAWN = (op for op in ENDPOINTS if op.startswith("images/"))
+_BINARY = ("audio/speech", "content", *_DRAWN)  # whose answers hooks cannot see
+_MODES = ("modalities", "responseModalities", "response_modalities")  # of a model's answer
+_TEXTS = ENDPOINTS.keys() - {"audio/speech", *STORED}  # whose answers have texts
 _LATE = "did not answer in time"
 _throttle = LogThrottle(seconds=10.0)
 log = logging.getLogger("infermux")
-
-Hook = Callable[..., Any]
 
 
 @dataclass(slots=True)
@@ -85,7 +87,9 @@ class Hooks:
             raise ConfigError("the timeout and the threads of hooks must be more than 0")
         given = {"before": before, "after": after, "chunk": chunk}
         self._hooks = {
-            name: _checked(hook, name) for name, hook in given.items() if hook is not None
+            name: hook_of(hook, name, NAMES[name])
+            for name, hook in given.items()
+            if hook is not None
         }
         self.names = {
             name: (names or {}).get(name) or getattr(given[name], "__qualname__", name)
@@ -112,9 +116,16 @@ class Hooks:
 
     def stream(self, *parts: Any) -> Stream:
         """Return a stream of these parts whose chunks the hooks see, if one sees answers."""
-        if self._hooks.keys() <= {"before"} or parts[0].request.passed is not None:
+        request, kind = parts[0].request, "HookedStream"
+        if request.passed is not None:
+            is_stream = "event-stream" in request.passed.media
+            seen = _HEARD if is_stream else _TEXTS if "after" in self._hooks else ()
+            kind = (
+                ("TranscriptStream" if is_stream else "PassedStream") if request.op in seen else ""
+            )
+        if self._hooks.keys() <= {"before"} or not kind:
             return Stream(*parts)
-        found: Stream = import_module(".stream", __package__).HookedStream(*parts, self)
+        found: Stream = getattr(import_module(".stream", __package__), kind)(*parts, self)
         return found
 
     def __bool__(self) -> bool:
@@ -128,7 +139,9 @@ class Hooks:
 
     def before(self, call: Call, *, streamed: bool) -> bool:
         """Let the hook see the request; return whether it has changed it. Raise its refusal."""
-        if "before" not in self._hooks or not self._sees(call.request):
+        if (refused := self.refusal(call.request)) is not None:
+            raise refused
+        if "before" not in self._hooks or call.request.op in STORED:
             return False
         old, told = call.request, self.told(call, streamed=streamed)
         if old.op == RESOURCE:
@@ -143,15 +156,21 @@ class Hooks:
         call.size = None if new.passed is None else text_tokens(new)
         return old.op != RESOURCE
 
-    def _sees(self, request: InferRequest) -> bool:
-        """Return whether `before` sees a request; raise HookRefused for a file or batch."""
-        if request.op not in STORED:
-            return True
-        if self.unseen == "refuse" and (request.op == "batches" or request.passed.upload):
-            why = "this service checks each request, but cannot look into files: "
-            why += "send the requests one by one ([hooks].unseen)"
-            raise _refusal(HookRefused(why, status=403), "before")
-        return False
+    def refusal(self, request: InferRequest) -> InferMuxError | None:
+        """Return the error for a request that hooks cannot see, or whose answer they cannot."""
+        op, answers = request.op, self._hooks.keys() - {"before"}
+        if self.unseen == "pass":
+            return None
+        modes = str([request.params.get(name) for name in _MODES]).lower()
+        if answers and (op in _BINARY or "audio" in modes or request.params.get("audio")):
+            why, name = "answer, but cannot look into images, audio and files", min(answers)
+        elif self.has("before") and (op == "batches" or (op in STORED and request.passed.upload)):
+            name = "before"
+            why = "request, but cannot look into files: send the requests one by one"
+        else:
+            return None
+        why = f"this service checks each {why} ([hooks].unseen)"
+        return _refusal(HookRefused(why, status=403), name)
 
     def _asked(self, call: Call, old: InferRequest, told: HookCall) -> InferRequest:
         """Return the request that the hook returns; the same one if it has not changed it."""
@@ -193,12 +212,14 @@ class Hooks:
         """
         if "after" not in self._hooks:
             return response
+        if call.request.passed is not None and dialect is None:
+            return self._passed(call, response)
         if call.request.op == RESOURCE:
             told = self.told(call, streamed=False)
             return stored.as_seen(
                 response, call.request, lambda seen: self._seen(call, seen, told, RESPONSES)
             )
-        if call.request.op not in _ANSWERS or response.extra.get("pending"):
+        if call.request.op not in (*_ANSWERS, *_HEARD) or response.extra.get("pending"):
             return response
         form = client_format(call) if dialect is None else dialect
         told = self.told(call, streamed=dialect is not None)
@@ -211,17 +232,26 @@ class Hooks:
             call.answer = response.content
         return response
 
+    def _passed(self, call: Call, response: InferResponse) -> InferResponse:
+        if call.request.op not in _TEXTS:
+            return response
+
+        def see(given: InferResponse, number: int) -> InferResponse:
+            told = self.told(call, streamed=False, choice=number)
+            return self._seen(call, given, told, "")
+
+        try:
+            return stored.as_passed(response, see)
+        except UnicodeDecodeError:
+            if self.unseen == "refuse":
+                why = "a check of this service cannot look into this answer ([hooks].unseen)"
+                raise _refusal(HookRefused(why, status=403), "after") from None
+            return response
+
     def _seen(
         self, call: Call, response: InferResponse, told: HookCall, form: str, choice: int = 0
     ) -> InferResponse:
-        given = replace(
-            response,
-            tool_calls=_copied(response.tool_calls),
-            details=_copied(response.details),
-            extra=_copied(response.extra),
-            annotations=_copied(response.annotations),
-            images=_copied(response.images),
-        )
+        given = replace(response, **{name: _copied(getattr(response, name)) for name in _GIVEN})
 
         def checked(found: Any) -> InferResponse:
             new = answer_of(found, response)
@@ -312,6 +342,7 @@ class Hooks:
 
 
 _SEEN = ("messages", "params", "meta")  # the members of a request that a hook may change in place
+_GIVEN = ("tool_calls", "details", "extra", "annotations", "images")  # likewise of an answer
 _READ = ("model", "provider", *_SEEN)
 
 
@@ -337,38 +368,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple) and value != ():  # which is nothing to change
         return [_copied(each) for each in value]
     return value
-
-
-def _checked(hook: Any, name: str) -> Hook:
-    """Return a hook that takes a value and the call; raise ConfigError if it cannot be one."""
-    what = NAMES[name]
-    if not callable(hook):
-        raise ConfigError(f"the hook {name} is not callable: {type(hook).__name__}")
-    inner = getattr(hook, "__call__", hook)  # noqa: B004 - to see an async __call__
-    if any(
-        test(each)
-        for each in (hook, inner)
-        for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-    ):
-        raise ConfigError(f"the hook {name} is async, which is not supported: use a plain function")
-    wanted = f"it must take the {what}, and may take the call: {name}({what}, call)"
-    if isinstance(hook, type):
-        raise ConfigError(f"the hook {name} is the class {hook.__name__}, not a function: {wanted}")
-    try:
-        signature = inspect.signature(hook)
-    except (TypeError, ValueError):  # some built-in functions have none
-        return _alone(hook)
-    for arguments, made in (((None, None), hook), ((None,), _alone(hook))):
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            continue
-        return made
-    raise ConfigError(f"the hook {name} has a wrong signature, {signature}: {wanted}")
-
-
-def _alone(hook: Hook) -> Hook:
-    return lambda value, call: hook(value)
 
 
 # -- threads --

@@ -1,10 +1,12 @@
-"""What a hook may return: values of the right types, all the way down; else it has failed."""
+"""What may be a hook, and what it may return: values of the right types, all the way down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...errors import ConfigError
 from ...protocol import InferResponse
 from ...providers.base import validated
 from ...types import Chunk
@@ -12,6 +14,38 @@ from ...types import Chunk
 _TEXTS = ("text", "reasoning", "refusal", "more", "dialect")
 _OF_CALLS = ("name", "arguments", "input")
 _OPTIONAL = ("finish_reason", "model", "id")
+Hook = Callable[..., Any]
+
+
+def hook_of(hook: Any, name: str, what: str) -> Hook:
+    """Return a hook that takes *what* and the call; raise ConfigError if it cannot be one."""
+    if not callable(hook):
+        raise ConfigError(f"the hook {name} is not callable: {type(hook).__name__}")
+    inner = getattr(hook, "__call__", hook)  # noqa: B004 - to see an async __call__
+    if any(
+        test(each)
+        for each in (hook, inner)
+        for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    ):
+        raise ConfigError(f"the hook {name} is async, which is not supported: use a plain function")
+    wanted = f"it must take the {what}, and may take the call: {name}({what}, call)"
+    if isinstance(hook, type):
+        raise ConfigError(f"the hook {name} is the class {hook.__name__}, not a function: {wanted}")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return _alone(hook)
+    for arguments, made in (((None, None), hook), ((None,), _alone(hook))):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return made
+    raise ConfigError(f"the hook {name} has a wrong signature, {signature}: {wanted}")
+
+
+def _alone(hook: Hook) -> Hook:
+    return lambda value, call: hook(value)
 
 
 def of_type(value: Any, kind: type) -> Any:

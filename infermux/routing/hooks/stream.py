@@ -9,10 +9,11 @@ from typing import Any
 
 from ...dialects import whole
 from ...dialects.rewriting import CannotRewrite, details_of
-from ...dialects.rewriting.streams import StreamRewriter, spread
-from ...errors import ClientGone, InferMuxError
+from ...dialects.rewriting.streams import StreamRewriter, TranscriptRewriter, spread
+from ...errors import ClientGone, HookFailed, InferMuxError
 from ...planning.call import Call, StreamAccumulator
 from ...protocol import InferResponse
+from ...protocol.sse import Parser
 from ...types import HEARTBEAT, Chunk
 from ..stream import Stream
 from . import HookCall, client_format
@@ -196,6 +197,8 @@ class HookedStream(Stream):
                 )
             return found + self._rewriter.rest()
         except CannotRewrite:
+            if self.call.request.passed is not None:
+                raise HookFailed("of such an answer only the content can be changed") from None
             self._known = ""
             usage = next((each.usage for each in reversed(chunks) if each.usage), None)
             return list(whole(replace(after, usage=usage)))
@@ -210,6 +213,43 @@ class HookedStream(Stream):
         if call.answer is not None:
             call.answer = (self._final or self._sent).text
         self._done(call, error)
+
+
+class TranscriptStream(HookedStream):
+    """A streamed transcript, whose bytes pass through."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._rewriter = self._words = TranscriptRewriter()
+        self._parser = Parser()
+        self._has_end = False
+
+    def _take(self, chunk: Chunk) -> None:
+        events = self._parser.feed(chunk.native or b"")
+        events += self._parser.end() if chunk.finish_reason else []
+        found = [each for event in events for each in self._words.chunks(event)]
+        self._has_end |= any(each.finish_reason for each in found)
+        if chunk.finish_reason and not self._has_end:
+            found.append(Chunk(native=b"", finish_reason="stop"))
+        for each in found:
+            super()._take(each)
+
+
+class PassedStream(HookedStream):
+    """An answer that passes through and is no stream; it is held until `after` has seen it."""
+
+    @property
+    def is_whole(self) -> bool:
+        return any(chunk.finish_reason for chunk in self._begun)
+
+    def _take(self, chunk: Chunk) -> None:
+        self._tail = [*(self._tail or ()), chunk]
+
+    def _whole(self, tail: list[Chunk]) -> list[Chunk]:
+        data = b"".join(chunk.native or b"" for chunk in tail)
+        answer = InferResponse("", self.call.provider, "", native=("openai", data))
+        seen = self._hooks.after(self.call, answer)
+        return [tail[-1]._replace(native=seen.native[1])]
 
 
 def _consistent(before: Chunk, after: Chunk) -> Chunk:

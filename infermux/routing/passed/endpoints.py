@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...config.patterns import covers
-from ...dialects.openai.endpoints import NAMES, endpoint_of
+from ...config.readers import ENDPOINTS
+from ...dialects.openai.endpoints import endpoint_of
 from ...errors import (
     ModelNotAllowed,
     ModelNotFound,
@@ -83,8 +84,8 @@ def check(router: Router, request: InferRequest, caller: Caller) -> None:
 def known(name: str) -> str:
     """Return the name of an endpoint, written as a path or not; raise RequestError."""
     found = name.strip("/").removeprefix("v1/")
-    if found not in NAMES:
+    if found not in ENDPOINTS:
         raise RequestError(
-            f"there is no endpoint {shown(name)}{close_to(found, NAMES)}", param="endpoint"
+            f"there is no endpoint {shown(name)}{close_to(found, ENDPOINTS)}", param="endpoint"
         )
     return found

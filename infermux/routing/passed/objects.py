@@ -102,7 +102,6 @@ def client_ids(router: Router, call: Call, data: bytes) -> bytes:
 
 
 def _ids(body: JSON) -> Iterator[tuple[str, str]]:
-    """Yield the ids in an answer, each with its kind."""
     objects = body["data"] if isinstance(body.get("data"), list) else [body]
     for each in objects:
         fields = _FIELDS.get(word(each.get("object")), {}) if isinstance(each, dict) else {}
@@ -122,7 +121,6 @@ def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
 
 
 def forget(router: Router, call: Call, ident: str) -> None:
-    """Forget a file that was deleted."""
     kept = objects_of(router.ledger)
     if kept is None:
         return

@@ -211,7 +211,6 @@ def circuit(api: Api, action: str, name: str) -> Response:
 
 
 def _requested_model() -> str:
-    """Return the model from the query or the body, or ""."""
     given: JSON = json_body(strict_json.document).value if read_body() else {}
     model = request.args.get("model", given.get("model", ""))
     if not isinstance(model, str) or len(model) > 200 or given.keys() - {"model"}:

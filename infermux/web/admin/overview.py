@@ -222,7 +222,6 @@ def _table(totals: Sequence[Total]) -> JSON:
 
 
 def errors(whole: Step) -> list[JSON]:
-    """Return each error code with its calls, its attempts and its meaning."""
     by_call = Counter({total.key[0]: total.calls for total in whole.errors})
     by_attempt = Counter({t.key[0]: t.attempts for t in activity.grouped(whole.targets, 2)})
     codes = {*by_call, *by_attempt} - {"", OTHERS}
@@ -239,7 +238,6 @@ def errors(whole: Step) -> list[JSON]:
 
 
 def _budget(state: Any) -> JSON:
-    """Return a budget with the share of it that is used."""
     used, budget = state.spent + state.held, state.budget
     picos = {name: getattr(state, name) for name in ("limit", "spent", "held", "left")}
     return {

@@ -278,7 +278,6 @@ def unix(text: str) -> float:
 
 
 def tags(text: str) -> list[str]:
-    """Return the tags of a call as name=value."""
     return [f"{name}={value}" for name, value in json.loads(text).items()]
 
 

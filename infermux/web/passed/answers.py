@@ -77,14 +77,12 @@ class Encoder:
         self._between = True  # whether the last event is complete
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return the bytes of a chunk."""
         data = chunk.native or b""
         if data:
             self._between = data.endswith((b"\n\n", b"\n\r\n"))
         return data
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
-        """Return nothing: the answer has only the vendor's bytes."""
         return b""
 
     def error(self, error: InferMuxError) -> bytes:
@@ -102,5 +100,4 @@ class Encoder:
             sock.close()
 
     def heartbeat(self) -> bytes:
-        """Return a comment between two events, else nothing."""
         return comment("waiting for the provider") if self._is_events and self._between else b""

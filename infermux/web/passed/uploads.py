@@ -51,13 +51,11 @@ def read_upload(*, model: bool, seen: bool = False) -> Upload:
 
 
 def _limit() -> int:
-    """Return the most bytes of an upload."""
     own: int | None = current_app.config.get(MAX_UPLOAD) or current_request().max_content_length
     return MAX_BODY if own is None else own
 
 
 def _reader(size: int | None, limit: int) -> Read:
-    """Return a function that reads the next bytes of the body."""
     request = current_request()
     if size is None or "stream" in vars(request):  # chunked, or the app has read from it already
         request.max_content_length = limit + 1
