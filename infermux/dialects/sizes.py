@@ -39,7 +39,7 @@ _FILES = frozenset(
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
 _DATA = (*_SOURCES, "image", "audio", "audio_url", "video", "url", "data", "file_data")
 _GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
-_GOOGLE = ("generationConfig", "generation_config")
+GOOGLE = ("generationConfig", "generation_config")
 _GOOGLES_LIMITS = ("maxOutputTokens", "max_output_tokens")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _TEXTS = frozenset(("prompt", "input", "instructions", "system", "suffix"))
@@ -115,8 +115,8 @@ class Size:
 def size_of(body: JSON) -> Size:
     """Return the size of the body of a request."""
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
-    configs = [obj(body.get(name)) for name in _GOOGLE]
-    for members in (without(body, *_GOOGLE), *configs):
+    configs = [obj(body.get(name)) for name in GOOGLE]
+    for members in (without(body, *GOOGLE), *configs):
         for name, value in members.items():
             if name in _TEXTS or isinstance(value, dict | list):
                 _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
@@ -166,9 +166,9 @@ def number(value: object) -> int | None:
 def limited(body: JSON, tokens: int, *, completion: bool) -> JSON:
     """Return the body with a limit of the output; *completion*: by OpenAI's newer name."""
     if "contents" in body:
-        configs = [without(obj(body.get(each)), "max_output_tokens") for each in _GOOGLE]
+        configs = [without(obj(body.get(each)), "max_output_tokens") for each in GOOGLE]
         limit = {"maxOutputTokens": tokens}
-        return without(body, *_GOOGLE) | {_GOOGLE[0]: configs[1] | configs[0] | limit}
+        return without(body, *GOOGLE) | {GOOGLE[0]: configs[1] | configs[0] | limit}
     if "messages" not in body and "prompt" not in body:
         return body | {"max_output_tokens": tokens}
     name = "max_completion_tokens" if completion else "max_tokens"

@@ -13,6 +13,7 @@ import pytest
 
 from infermux import errors
 from infermux.dialects import without
+from infermux.dialects.blocks import whole
 from infermux.dialects.parameters import Drop
 from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
@@ -109,7 +110,7 @@ def test_a_recorded_response_is_read_as_expected(exchange: dict[str, Any]) -> No
     response = VENDOR.decode_response(data, ASKED)
     check(response, exchange["expected"])
     assert response.native == ("responses", data)
-    [chunk] = VENDOR.decode_whole(data, ASKED)
+    [chunk] = whole(VENDOR.decode_response(data, ASKED))
     assert (chunk.text, chunk.usage) == (response.content, response.usage)
 
 
