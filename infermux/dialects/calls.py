@@ -57,7 +57,7 @@ class Calls:
             refused = refused or bool(chunk.refusal)
             if reason and reason not in _ENDS:
                 odd = reason
-            if odd:  # of which the client sees nothing more: what was used may follow
+            if odd:  # the client sees no more of it; its usage may follow
                 chunk = Chunk(usage=usage, model=chunk.model, id=chunk.id)
             elif reason and refused and self._refuses:
                 chunk = chunk._replace(finish_reason="content_filter")
@@ -74,8 +74,7 @@ class Calls:
         return call
 
 
-# Why an answer may have ended; any other reason, such as a malformed call, is a failure that each
-# vendor names in its own way.
+# Why an answer may have ended; any other reason, such as a malformed call, is a failure.
 _ENDS = frozenset({"", "stop", "length", "tool_calls", "function_call", "content_filter"})
 _REFUSING = ("anthropic", "gemini")  # formats in which a refusal is such a reason, and no part
 

@@ -337,7 +337,7 @@ _MATCH = "\n\nThe value must match this JSON Schema:\n"
 
 
 def instructed(
-    request: InferRequest, takes: Callable[[JSON | None], bool], keeps: str = ""
+    request: InferRequest, drop: Drop, takes: Callable[[JSON | None], bool], keeps: str = ""
 ) -> InferRequest:
     """Return a request that asks for JSON in words if its vendor does not take the format alone.
 
@@ -349,7 +349,9 @@ def instructed(
     if kind not in ("json_object", "json_schema") or takes(schema):
         return request
     words = ONLY_JSON.format("object" if is_object(schema or _OBJECT) else "value")
-    words += "" if schema is None else _MATCH + strict_json.dumps(schema)
+    if schema is not None:
+        hint("response_format.strict", drop)
+        words += _MATCH + strict_json.dumps(schema)
     messages = [*request.messages]
     first = messages[0] if messages else {}
     before = first.get("content") if first.get("role") in ("system", "developer") else None

@@ -75,7 +75,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     search = moved(request, lambda found: of_anthropic(found, drop))
     request = with_functions(search.request, NAME, drop)
-    request = fitting.instructed(request, lambda schema: bool(schema) and is_closable(schema))
+    request = fitting.instructed(request, drop, lambda schema: bool(schema) and is_closable(schema))
     system, turns = _turns(request.messages, drop)
     if (last := turns[-1])["role"] == "assistant":
         if version_of(request.model) >= (4, 6):  # refuse to go on with their own words

@@ -143,7 +143,7 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
     """
     acts = bool(request.params.get("tools") or request.params.get(OPTIONS))
     if acts and _ONE_OF_BOTH.match(model_of(request)):
-        request = fitting.instructed(request, lambda schema: False)
+        request = fitting.instructed(request, drop, lambda schema: False)
     search = moved(request, lambda found: of_google(found, drop))
     request = with_functions(search.request, NAME, drop)
     talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))

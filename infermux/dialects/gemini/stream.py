@@ -21,17 +21,18 @@ class Encoder:
 
     def __init__(self, *, model: str, ident: str, array: bool) -> None:
         self._model, self._ident, self._array = model, ident, array
-        self._begun = False
+        self._begun = self._ended = False
         self._held = b""  # the vendor's chunk that may be the last
         self._whole = StreamAccumulator()
 
     def encode(self, chunk: Chunk) -> bytes:
-        self._whole.add(chunk)
         if chunk.native is not None and chunk.dialect == NAME:
             ready, self._held = self._held, chunk.native
-            if not self._whole.finish_reason:
+            self._ended |= bool(chunk.finish_reason)
+            if not self._ended:
                 ready, self._held = self._held, b""
             return self._framed(ready) if ready else b""
+        self._whole.add(chunk)
         parts = [{"text": chunk.reasoning, "thought": True}] if chunk.reasoning else []
         parts += [{"text": words} for words in (chunk.text, chunk.refusal) if words]
         parts += drawn(chunk.images)

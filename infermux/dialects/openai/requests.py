@@ -132,7 +132,7 @@ def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     search = moved(request, lambda found: of_chat(found, request.model))
-    request = with_functions(asking(search.request), NAME, drop)
+    request = with_functions(asking(search.request, drop), NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
@@ -160,7 +160,7 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     return body
 
 
-def asking(request: InferRequest) -> InferRequest:
+def asking(request: InferRequest, drop: Drop) -> InferRequest:
     """Return a request for JSON that OpenAI takes: of a schema it wants an object's.
 
     It refuses json_object unless a message says the word.
@@ -171,7 +171,7 @@ def asking(request: InferRequest) -> InferRequest:
             return any("json" in text_of(one.get("content")).lower() for one in request.messages)
         return fitting.is_object(schema) or not _OPENAI.match(request.model)
 
-    return fitting.instructed(request, takes, keeps="json_object")
+    return fitting.instructed(request, drop, takes, keeps="json_object")
 
 
 def embedding(request: InferRequest, drop: Drop) -> JSON:

@@ -219,10 +219,7 @@ _REASONS = {
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's finish_reason: stop for a missing value, an unknown one in lower case.
-
-    Google's own says more after a colon.
-    """
+    """Return OpenAI's finish_reason: stop for a missing value, an unknown one in lower case."""
     reason = text(value).lower().partition(":")[0]
     return _REASONS.get(reason, reason)
 

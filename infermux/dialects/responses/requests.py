@@ -86,7 +86,7 @@ def translated(
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         body["instructions"] = first["content"]
         messages = messages[1:]
-    request = chat.asking(replace(request, messages=messages))
+    request = chat.asking(replace(request, messages=messages), drop)
     messages = list(request.messages)
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
