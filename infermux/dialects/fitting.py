@@ -331,8 +331,8 @@ def _resolved(ref: str, root: Mapping[str, Any]) -> Any:
 # -- answers in JSON --
 
 ONLY_JSON = """\
-Answer with a single valid JSON {} and nothing else: no text before or after it, no code fence \
-around it."""
+Answer in the end with a single valid JSON {} and nothing else: no text before or after it, no \
+code fence around it."""
 _MATCH = "\n\nThe value must match this JSON Schema:\n"
 
 

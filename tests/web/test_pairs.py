@@ -530,6 +530,7 @@ PLACES = {  # of the reason in a vendor's answer, and its usual one
 }
 ENDINGS = [  # a vendor's reason, and what it is for clients of other formats; "": a failure
     ("openai", "eos_token", "stop"),
+    ("openai", "normal", "stop"),
     ("openai", "model_length", "length"),
     ("openai", "content_filter: RECITATION", "content_filter"),
     ("openai", "error", ""),

@@ -60,7 +60,7 @@ FINISH = {
     "stop_sequence": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
-    "pause_turn": "length",  # of the vendor's own tools
+    "pause_turn": "length",
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }

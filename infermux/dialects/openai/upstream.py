@@ -212,7 +212,9 @@ def _said(choice: JSON) -> str:
 
 _INPUTS = (("function", "arguments"), ("custom", "input"))
 _REASONS = {
-    **dict.fromkeys(("", "eos", "eos_token", "end_turn", "stop_sequence", "complete"), "stop"),
+    **dict.fromkeys(
+        ("", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "normal"), "stop"
+    ),
     **dict.fromkeys(("max_tokens", "model_length", "model_context_window_exceeded"), "length"),
     "sensitive": "content_filter",
 }
