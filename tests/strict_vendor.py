@@ -241,6 +241,22 @@ def closed(schema: Any, place: str, *, required: bool = False) -> None:
             )
 
 
+def an_object(schema: JSON, place: str) -> None:
+    if schema.get("type") != "object":
+        raise Refused(f"Invalid schema for {place}: schema must be of 'type: \"object\"'.")
+
+
+def recurs(schema: Any, root: JSON, path: tuple[str, ...] = ()) -> bool:
+    """Return whether a schema refers to itself."""
+    if isinstance(schema, list):
+        return any(recurs(each, root, path) for each in schema)
+    if not isinstance(schema, dict):
+        return False
+    if isinstance(ref := schema.get("$ref"), str):
+        return ref in path or recurs(_resolved(ref, root), root, (*path, ref))
+    return any(recurs(each, root, path) for name, each in schema.items() if name != "$defs")
+
+
 def objects_of(schema: Any, place: str) -> Iterator[tuple[str, JSON]]:
     """Yield each schema of an object, wherever it stands."""
     if isinstance(schema, list):
@@ -359,6 +375,7 @@ def chat(body: JSON) -> Asked:
                 "Missing 'response_format.json_schema.name'.", "missing_required_parameter"
             )
         schema = inner.get("schema", {})
+        an_object(schema, "response_format")
         if inner.get("strict"):
             closed(schema, "response_format", required=True)
     elif form.get("type") == "json_object":
@@ -781,10 +798,15 @@ def responses(body: JSON, stored: Mapping[str, list[JSON]]) -> Asked:
     if form.get("type") == "json_schema":
         known(form, {"type", "name", "schema", "strict", "description"}, "text.format")
         schema = form["schema"]
+        an_object(schema, "text.format")
         if form.get("strict"):
             closed(schema, "text.format", required=True)
     elif form.get("type") == "json_object":
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+        if "json" not in json.dumps(items).lower():  # the instructions do not count
+            raise Refused(
+                "Response input messages must contain the word 'json' in some form, to use json_object."
+            )
     tools = [
         found
         for number, tool in enumerate([*(body.get("tools") or []), *_added_tools(items)])
@@ -1160,6 +1182,11 @@ def messages(body: JSON) -> Asked:
         for number, block in enumerate(body["system"]):
             _check_block(block, f"system.{number}", {"text"})
     _check_turns(body["messages"])
+    if body["messages"][-1]["role"] == "assistant" and _claude(body["model"]) >= (4, 6):
+        raise Refused(
+            "This model does not support assistant message prefill. "
+            "The conversation must end with a user message."
+        )
     schema = _check_format(body)
     tools = [
         found
@@ -1169,12 +1196,13 @@ def messages(body: JSON) -> Asked:
     return _seen_in_messages(body, tools, schema)
 
 
+def _claude(model: str) -> tuple[int, int]:
+    found = re.search(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2})(?!\d))?", model)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+
+
 def _check_thinking(body: JSON) -> None:
-    thinking, claude = (
-        body.get("thinking") or {},
-        re.search(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2})(?!\d))?", body["model"]),
-    )
-    newer = claude is not None and (int(claude[1]), int(claude[2] or 0)) >= (4, 7)
+    thinking, newer = body.get("thinking") or {}, _claude(body["model"]) >= (4, 7)
     for name in ("temperature", "top_p", "top_k"):
         if newer and body.get(name) is not None:
             raise Refused(f"`{name}` is deprecated for this model.")
@@ -1310,6 +1338,8 @@ def _check_format(body: JSON) -> JSON | None:
             f"output_config.format.type: Input should be 'json_schema', not '{form.get('type')}'"
         )
     known(form, {"type", "schema"}, "output_config.format", EXTRA)
+    if recurs(form["schema"], form["schema"]):
+        raise Refused("output_config.format.schema: Recursive schemas are not supported")
     for where, inner in objects_of(form["schema"], "output_config.format.schema"):
         if inner.get("additionalProperties") is not False:
             raise Refused(
@@ -1521,6 +1551,10 @@ def gemini(body: JSON, model: str) -> Asked:
         raise Refused("responseSchema needs responseMimeType application/json")
     if schema is None and config.get("responseMimeType") == "application/json":
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    if schema is not None and body.get("tools") and re.match(r"gemini-[12]\b", model):
+        raise Refused(
+            "Function calling with a response mime type: 'application/json' is unsupported"
+        )
     return _seen_in_gemini(body, _gemini_tools(body), schema, model)
 
 

@@ -15,7 +15,6 @@ from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
-from urllib.parse import unquote_to_bytes
 
 from ..errors import (
     ContentFiltered,
@@ -72,9 +71,6 @@ class Dialect(Protocol):
     def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
         """Yield a stream's chunks; raise StreamIncomplete if it ends without its terminator."""
 
-    def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        """Yield the chunks of a response that is no stream although one was requested."""
-
 
 # -- requests --
 
@@ -120,25 +116,6 @@ def strings(value: object, name: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise must_be(name, "a string or a list of strings")
     return found
-
-
-def json_schema(wanted: JSON) -> JSON:
-    """Return the schema of a json_schema response_format, with its description, if any."""
-    named = require(wanted.get("json_schema"), "response_format.json_schema", dict)
-    schema: JSON = require(named.get("schema", {}), "response_format.json_schema.schema", dict)
-    return ({"description": named["description"]} if named.get("description") else {}) | schema
-
-
-def data_uri(url: str) -> tuple[str, str] | None:
-    """Return the media type and base64 data of a data: URI, or None for any other URL."""
-    scheme, _, rest = url.partition(":")
-    head, comma, data = rest.partition(",")
-    if scheme.lower() != "data" or not comma:
-        return None
-    media, *options = head.split(";")
-    if "base64" not in (option.strip().lower() for option in options):
-        data = b64encode(unquote_to_bytes(data)).decode()
-    return media or "text/plain", data
 
 
 def without(members: Mapping[str, Any], *names: str) -> JSON:
@@ -228,28 +205,6 @@ def typed(event: Event, body: JSON) -> Event:
 # -- answers --
 
 
-def answer(
-    request: InferRequest,
-    native: tuple[str, bytes],
-    usage: Usage | None,
-    *,
-    model: str | None = None,
-    content: str = "",
-    **fields: Any,
-) -> InferResponse:
-    """Return the response to *request*; *native* is its dialect and body."""
-    return InferResponse(
-        model or request.model,
-        request.provider,
-        content,
-        (usage and usage.input_tokens) or 0,
-        (usage and usage.output_tokens) or 0,
-        usage=usage,
-        native=native,
-        **fields,
-    )
-
-
 def token_count(value: object, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
     """Return the response to a count_tokens request; raise ValueError if *value* is no count."""
     tokens = count(value)
@@ -272,42 +227,6 @@ def packed(vector: list[float]) -> str:
         return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     except (OverflowError, struct.error):
         raise ValueError("an embedding holds a number that does not fit a float") from None
-
-
-def whole(response: InferResponse, native: bytes | None = None) -> Iterator[Chunk]:
-    """Yield a whole response as one chunk."""
-    usage = response.usage
-    if usage is None and (
-        response.tokens_in or response.tokens_out or response.cost_usd is not None
-    ):
-        usage = Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
-    yield Chunk(
-        text=response.content,
-        reasoning=response.reasoning,
-        refusal=response.refusal,
-        tool_calls=[{**call, "index": index} for index, call in enumerate(response.tool_calls)],
-        finish_reason=response.finish_reason or "stop",
-        usage=usage,
-        details=response.details,
-        model=response.model,
-        id=response.id,
-        native=native,
-        more=response.extra.get("more", ""),
-        annotations=response.annotations,
-        images=response.images,
-    )
-
-
-def add_detail(details: list[JSON], detail: JSON) -> None:
-    """Add a reasoning detail of a stream: join the deltas of one block; each index is another."""
-    last = details[-1] if details else None
-    kind = detail.get("type", last.get("type") if last else None)
-    if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
-        details.append(dict(detail))
-        return
-    for name, value in detail.items():
-        joined = name in ("text", "signature", "data", "summary") and value
-        last[name] = last.get(name, "") + value if joined else value
 
 
 # -- errors --

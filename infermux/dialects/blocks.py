@@ -1,4 +1,4 @@
-"""Writes a stream as blocks, one open at a time.
+"""Writes a stream as blocks, one open at a time, and joins a stream to one answer.
 
 Chunks of another vendor may mix several tool calls; pieces of other blocks are kept until the open
 one is complete.
@@ -6,11 +6,14 @@ one is complete.
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ProviderUnavailable
-from ..types import JSON
+from ..protocol import InferRequest, InferResponse
+from ..types import JSON, Chunk, Usage
 
 Key = tuple[str, Any]  # of a block: its kind, and which of that kind
 TOOL = "tool"  # the kind of tool calls: such a block opens only once
@@ -72,7 +75,7 @@ class BlockWriter:
         """Return whether a block may open: not amid a tool call's arguments."""
         if self.opened is None or self.opened[0] != TOOL:
             return True
-        return _complete("".join(self.arguments))
+        return complete("".join(self.arguments))
 
     def _write(self, key: Key, piece: JSON) -> bytes:
         if key == CITED:
@@ -89,8 +92,162 @@ class BlockWriter:
         return head + self.grow(key, piece)
 
 
-def _complete(arguments: str) -> bool:
+def complete(arguments: str) -> bool:
+    """Return whether the arguments of a call are a whole object."""
     try:
         return arguments.rstrip().endswith("}") and isinstance(json.loads(arguments), dict)
     except ValueError:
         return False
+
+
+# -- whole answers --
+
+
+class StreamAccumulator:
+    """Joins the chunks of a stream into one response."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._more: list[str] = []
+        self._calls: dict[int, JSON] = {}
+        self._details: list[JSON] = []
+        self._annotations: list[JSON] = []
+        self._images: list[JSON] = []
+        self._legacy: dict[str, str] = {}
+        self.finish_reason = ""
+        self.usage: Usage | None = None
+        self.model = ""
+        self.id = ""
+
+    def add(self, chunk: Chunk) -> None:
+        """Add a chunk; its usage replaces an earlier one. Raise TypeError for no Usage."""
+        if chunk.text:
+            self._text.append(chunk.text)
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            self._refusal.append(chunk.refusal)
+        if chunk.more:
+            self._more.append(chunk.more)
+        for call in chunk.tool_calls:
+            self._add_call(call)
+        for detail in chunk.details:
+            add_detail(self._details, detail)
+        self._annotations += chunk.annotations
+        self._images += chunk.images
+        for name, value in chunk.function_call.items():
+            self._legacy[name] = self._legacy.get(name, "") + value
+        if chunk.usage is not None:
+            if not isinstance(chunk.usage, Usage):
+                raise TypeError("the usage of a chunk is not a Usage")
+            self.usage = chunk.usage
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.model = chunk.model or self.model
+        self.id = chunk.id or self.id
+
+    def copy(self) -> StreamAccumulator:
+        """Return one that goes on by itself."""
+        return copy.deepcopy(self)
+
+    def _add_call(self, delta: JSON) -> None:
+        call = self._calls.setdefault(
+            delta["index"],
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+        )
+        call["id"] = delta.get("id") or call["id"]
+        for name, value in delta.items():
+            if name not in ("index", "id", "function", "custom") and value:
+                call[name] = value
+        if custom := delta.get("custom"):
+            call.pop("function", None)
+            own = call.setdefault("custom", {"name": "", "input": ""})
+            own["name"] = custom.get("name") or own["name"]
+            own["input"] += custom.get("input") or ""
+        if "custom" in call:
+            return
+        function, more = call["function"], delta.get("function") or {}
+        function["name"] = more.get("name") or function["name"]
+        function["arguments"] += more.get("arguments") or ""
+
+    @property
+    def text(self) -> str:
+        """All output so far, for an estimate of its tokens."""
+        calls = [
+            call["custom"]["input"] if "custom" in call else call["function"]["arguments"]
+            for call in self._calls.values()
+        ]
+        legacy = self._legacy.get("arguments", "")
+        return "".join((*self._text, *self._reasoning, *self._refusal, *self._more, *calls, legacy))
+
+    def response(self, provider: str, model: str) -> InferResponse:
+        """Return the response; *model* applies if no chunk has one."""
+        usage = self.usage or Usage()
+        return InferResponse(
+            model=self.model or model,
+            provider=provider,
+            content="".join(self._text),
+            tokens_in=usage.input_tokens or 0,
+            tokens_out=usage.output_tokens or 0,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            id=self.id,
+            tool_calls=[self._calls[index] for index in sorted(self._calls)],
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
+            details=self._details,
+            extra={"function_call": self._legacy} if self._legacy.get("name") else {},
+            annotations=self._annotations,
+            images=self._images,
+        )
+
+
+def add_detail(details: list[JSON], detail: JSON) -> None:
+    """Add a reasoning detail of a stream: join the deltas of one block; each index is another."""
+    last = details[-1] if details else None
+    kind = detail.get("type", last.get("type") if last else None)
+    if last is None or (detail.get("index"), kind) != (last.get("index"), last.get("type")):
+        details.append(dict(detail))
+        return
+    for name, value in detail.items():
+        joined = name in ("text", "signature", "data", "summary") and value
+        last[name] = last.get(name, "") + value if joined else value
+
+
+def answer(
+    request: InferRequest, native: tuple[str, bytes], *chunks: Chunk, **fields: Any
+) -> InferResponse:
+    """Return the response that *chunks* say, with *fields*; *native* is its dialect and body."""
+    whole = StreamAccumulator()
+    for chunk in chunks:
+        whole.add(chunk)
+    found = whole.response(request.provider, request.model)
+    found.native = native
+    found.finish_reason = found.finish_reason or ("tool_calls" if found.tool_calls else "stop")
+    for name, value in fields.items():
+        setattr(found, name, value)
+    return found
+
+
+def whole(response: InferResponse) -> Iterator[Chunk]:
+    """Yield a whole response as one chunk."""
+    usage = response.usage
+    if usage is None and (
+        response.tokens_in or response.tokens_out or response.cost_usd is not None
+    ):
+        usage = Usage(response.tokens_in, response.tokens_out, cost_usd=response.cost_usd)
+    yield Chunk(
+        text=response.content,
+        reasoning=response.reasoning,
+        refusal=response.refusal,
+        tool_calls=[{**call, "index": index} for index, call in enumerate(response.tool_calls)],
+        finish_reason=response.finish_reason or "stop",
+        usage=usage,
+        details=response.details,
+        model=response.model,
+        id=response.id,
+        more=response.extra.get("more", ""),
+        annotations=response.annotations,
+        images=response.images,
+    )

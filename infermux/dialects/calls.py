@@ -1,4 +1,4 @@
-"""Fits names of functions and ids of calls where client and vendor have different formats.
+"""Fits names of functions, ids of calls and ends of answers between different formats.
 
 A name that the vendor refuses has another form there. No two calls of a conversation keep one id,
 which some vendors give: Anthropic refuses that, and its clients take the new call for the old one.
@@ -13,32 +13,59 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any
 
-from ..protocol import InferRequest
-from ..types import JSON, Chunk
+from ..errors import ProviderError
+from ..protocol import InferRequest, InferResponse
+from ..types import JSON, NOTHING, Chunk, Usage
 from . import Dialect
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
 
 class Calls:
-    """Turns the calls in a vendor's answer into those of a client with another format."""
+    """Turns a vendor's answer into one for a client with another format: its calls and its end."""
 
-    def __init__(self, messages: Sequence[JSON], names: Mapping[str, str]) -> None:
-        self._messages, self._names = messages, names
+    def __init__(self, request: InferRequest | None = None, names: Mapping[str, str] = NOTHING):
+        self._messages: Sequence[JSON] = () if request is None else request.messages
+        self._names, self._translates = names, request is not None
+        native = None if request is None else request.native
+        self._refuses = native is not None and native.dialect in _REFUSING
 
     def restored(self, calls: Sequence[JSON]) -> Sequence[JSON]:
         """Return calls, or their deltas, with the client's names, and ids that are new to it."""
-        if not calls or not self._messages:
-            return calls
         return [_named(self._own(call), self._names) for call in calls]
 
-    def chunks(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Return the chunks of a stream with their calls restored."""
-        return map(self._chunk, chunks) if self._messages else chunks
+    def response(self, response: InferResponse) -> InferResponse:
+        """Return a whole answer as the client's; raise ProviderError if it has failed."""
+        if not self._translates:
+            return response
+        if response.finish_reason not in _ENDS:
+            raise _failed(response.finish_reason, response.usage)
+        if response.tool_calls:
+            response.tool_calls = self.restored(response.tool_calls)
+        if response.refusal and self._refuses:
+            response.finish_reason = "content_filter"
+        return response
 
-    def _chunk(self, chunk: Chunk) -> Chunk:
-        calls = chunk.tool_calls
-        return chunk._replace(tool_calls=self.restored(calls)) if calls else chunk
+    def chunks(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Return the chunks of a stream as the client's; raise ProviderError if it has failed."""
+        return self._translated(chunks) if self._translates else chunks
+
+    def _translated(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        odd, refused, usage = "", False, None
+        for chunk in chunks:
+            usage, reason = chunk.usage or usage, chunk.finish_reason
+            refused = refused or bool(chunk.refusal)
+            if reason and reason not in _ENDS:
+                odd = reason
+            if odd:  # the client sees no more of it; its usage may follow
+                chunk = Chunk(usage=usage, model=chunk.model, id=chunk.id)
+            elif reason and refused and self._refuses:
+                chunk = chunk._replace(finish_reason="content_filter")
+            if chunk.tool_calls:
+                chunk = chunk._replace(tool_calls=self.restored(chunk.tool_calls))
+            yield chunk
+        if odd:
+            raise _failed(odd, usage)
 
     def _own(self, call: JSON) -> JSON:
         ident = call.get("id")
@@ -47,13 +74,26 @@ class Calls:
         return call
 
 
+# Why an answer may have ended; any other reason, such as a malformed call, is a failure.
+_ENDS = frozenset({"", "stop", "length", "tool_calls", "function_call", "content_filter"})
+_REFUSING = ("anthropic", "gemini")  # formats in which a refusal is such a reason, and no part
+
+
+def _failed(reason: str, usage: Usage | None) -> ProviderError:
+    """Return the error for an answer that ended for *reason*: another attempt may succeed."""
+    told = reason if re.fullmatch(r"\w{1,40}", reason) else "unknown"
+    error = ProviderError(f"the provider ended its answer with the reason {told!r}")
+    error.retryable, error.usage = True, usage
+    return error
+
+
 def fitted(
     request: InferRequest, speaks: Callable[[InferRequest], Dialect]
 ) -> tuple[InferRequest, Calls]:
     """Return the request for a vendor that *speaks* a dialect, and what restores its calls."""
     native = request.native
     if native is not None and native.dialect == speaks(request).NAME:
-        return request, Calls((), {})
+        return request, Calls()
     params, messages = request.params, _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
@@ -68,7 +108,7 @@ def fitted(
             else each
             for each in messages
         ]
-    calls = Calls(request.messages, {fits: own for own, fits in names.items()})
+    calls = Calls(request, {fits: own for own, fits in names.items()})
     if messages is not request.messages:
         request = replace(request, params=params, messages=messages)
     return request, calls

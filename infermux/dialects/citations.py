@@ -8,13 +8,17 @@ OpenRouter has it in `message.images`.
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from urllib.parse import unquote_to_bytes
 
 from ..types import JSON
-from . import data_uri, listed, members
+from . import listed, members
 
 URL = "url_citation"
 MOST = 1000  # citations that are read at a time
+_MARK = re.compile(r"\[(\d{1,4})\]", re.ASCII)
 
 
 def citation(url: object, title: object, start: object, end: object, cited: object = None) -> JSON:
@@ -47,6 +51,23 @@ def citations(found: object, shift: int = 0, *, flat: bool = False) -> list[JSON
     return [each for each in read if each]
 
 
+def sourced(body: JSON, text: str) -> list[JSON]:
+    """Return the citations of an answer that says [1] for the first of its sources.
+
+    Perplexity and xAI have the sources beside the message. Without a [1] they are of the whole.
+    """
+    urls = body.get("citations")
+    bare = [{"url": url} for url in urls] if isinstance(urls, list) else []
+    sources = (listed(body.get("search_results")) or bare)[:MOST]
+    marks = [(int(mark[1]), *mark.span()) for mark in _MARK.finditer(text if sources else "")]
+    known = [mark for mark in marks if 0 < mark[0] <= len(sources)][:MOST]
+    read = []
+    for number, start, end in known or [(n + 1, 0, len(text)) for n in range(len(sources))]:
+        one = sources[number - 1]
+        read.append(citation(one.get("url"), one.get("title"), start, end, one.get("snippet")))
+    return [each for each in read if each]
+
+
 def cited(text: str, annotations: Iterable[JSON]) -> list[tuple[str, list[JSON]]]:
     """Divide a text where citations begin and end; return each piece with its url_citations.
 
@@ -64,6 +85,18 @@ def cited(text: str, annotations: Iterable[JSON]) -> list[tuple[str, list[JSON]]
         else:
             pieces.append((words, own))
     return pieces
+
+
+def data_uri(url: str) -> tuple[str, str] | None:
+    """Return the media type and base64 data of a data: URI, or None for any other URL."""
+    scheme, _, rest = url.partition(":")
+    head, comma, data = rest.partition(",")
+    if scheme.lower() != "data" or not comma:
+        return None
+    media, *options = head.split(";")
+    if "base64" not in (option.strip().lower() for option in options):
+        data = b64encode(unquote_to_bytes(data)).decode()
+    return media or "text/plain", data
 
 
 def image(media: object, data: object) -> list[JSON]:

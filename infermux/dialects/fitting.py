@@ -7,7 +7,7 @@ conversation, are fitted alike by every worker and host.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from operator import is_
@@ -15,6 +15,7 @@ from typing import Any
 
 from ..protocol import InferRequest, strict_json
 from ..types import JSON
+from . import members, require, without
 from .parameters import Drop, hint
 
 OPENAI_CALL_ID = re.compile(r"(?s).{0,40}")
@@ -40,21 +41,8 @@ def user(name: str, taken: re.Pattern[str]) -> str:
     return name if taken.fullmatch(name) else sha256(name.encode(errors="replace")).hexdigest()
 
 
-def _fits(message: JSON, taken: re.Pattern[str]) -> bool:
-    ident = message.get("tool_call_id")
-    if type(ident) is str and ident and not taken.fullmatch(ident):
-        return False
-    for call in message.get("tool_calls") or ():
-        ident = call.get("id")
-        if type(ident) is str and ident and not taken.fullmatch(ident):
-            return False
-    return True
-
-
 def with_call_ids(message: JSON, taken: re.Pattern[str]) -> JSON:
     """Return a message in OpenAI's form with ids of tool calls that *taken* matches."""
-    if _fits(message, taken):
-        return message
     new = dict(message)
     if type(ident := new.get("tool_call_id")) is str:
         new["tool_call_id"] = call_id(ident, taken)
@@ -73,6 +61,14 @@ def joined(parts: list[JSON]) -> str | list[JSON]:
 
 
 # -- schemas --
+
+
+def json_schema(wanted: JSON) -> JSON:
+    """Return the schema of a json_schema response_format, with its description, if any."""
+    named = require(wanted.get("json_schema"), "response_format.json_schema", dict)
+    schema: JSON = require(named.get("schema", {}), "response_format.json_schema.schema", dict)
+    return ({"description": named["description"]} if named.get("description") else {}) | schema
+
 
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _TABLES = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
@@ -100,8 +96,19 @@ def _inner(schema: JSON, change: Callable[[Any], Any]) -> JSON:
     return new
 
 
-def _is_object(schema: JSON) -> bool:
-    kind = schema.get("type")
+def _parts(schema: JSON) -> Iterator[Any]:
+    """Yield the schemas in a schema, and what stands in their places."""
+    for name in filter(_HOLDERS.__contains__, schema):
+        value = schema[name]
+        if isinstance(value, list) or (isinstance(value, dict) and name in _TABLES):
+            yield from value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+
+
+def is_object(schema: Any) -> bool:
+    """Return whether a schema is that of an object."""
+    kind = schema.get("type") if isinstance(schema, dict) else ""
     return (
         kind == "object"
         or (isinstance(kind, list) and "object" in kind)
@@ -150,7 +157,7 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     new = dict(_inner(schema, closed))
-    if _is_object(new):
+    if is_object(new):
         new["additionalProperties"] = False
     limits = {name: new.pop(name) for name in _LIMITS if name in new}
     if new.get("minItems", 0) not in (0, 1):
@@ -162,19 +169,63 @@ def closed(schema: Any) -> Any:
     return new
 
 
-def is_strict(schema: Any) -> bool:
-    """Return whether a schema may be strict at OpenAI: closed objects, every property required."""
-    if isinstance(schema, list):
-        return all(map(is_strict, schema))
+def is_closable(
+    schema: Any, root: JSON | None = None, path: tuple[str, ...] = (), known: Any = None
+) -> bool:
+    """Return whether a schema means the same once it is `closed`, and Anthropic takes it.
+
+    An object of any members would be empty, and a schema in itself is refused.
+    """
     if not isinstance(schema, dict):
         return True
-    if _is_object(schema):
-        properties, needed = schema.get("properties") or {}, schema.get("required") or ()
-        if schema.get("additionalProperties") is not False or set(properties) - set(needed):
+    if is_object(schema) and not schema.get("properties"):
+        return schema.get("additionalProperties", "properties" not in schema) is False
+    root, known, ref = root or schema, set() if known is None else known, schema.get("$ref")
+    if isinstance(ref, str) and ref not in known:
+        if ref in path or not is_closable(_resolved(ref, root), root, (*path, ref), known):
             return False
-    inner = [schema[name] for name in (*_LISTS, *_SINGLE) if name in schema]
-    tables = [schema[name] for name in _TABLES if isinstance(schema.get(name), dict)]
-    return all(map(is_strict, inner)) and all(is_strict([*table.values()]) for table in tables)
+        known.add(ref)
+    return all(is_closable(each, root, path, known) for each in _parts(schema))
+
+
+# The keywords that OpenAI's strict mode takes, of which each schema has one of the first, and its
+# values of format.
+_KINDS = frozenset(("type", "enum", "anyOf", "const", "$ref"))
+_STRICT = _KINDS.union(
+    ("properties", "required", "items", "additionalProperties", "description", "title", "$defs")
+    + ("definitions", "$schema", "format", "pattern", "minItems", "maxItems", *_LIMITS[:5])
+)
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+
+
+def strict(schema: Any) -> JSON | None:
+    """Return an object's schema as OpenAI enforces it, with closed objects; None if it cannot.
+
+    It names no property that may be missing.
+    """
+    new = _shut(schema)
+    return new if is_object(new) and _is_strict(new) else None
+
+
+def _shut(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    new = _inner(schema, _shut)
+    shut = is_object(new) and "additionalProperties" not in new
+    return new | {"additionalProperties": False} if shut else new
+
+
+def _is_strict(schema: Any) -> bool:
+    if not isinstance(schema, dict):
+        return schema is False  # as the additionalProperties are
+    if is_object(schema):
+        named, needed = schema.get("properties"), schema.get("required") or ()
+        if schema["additionalProperties"] is not False or named is None:
+            return False
+        if set(named) - set(needed):
+            return False
+    known = schema.keys() <= _STRICT and schema.get("format", "date") in _FORMATS
+    return known and bool(schema.keys() & _KINDS) and all(map(_is_strict, _parts(schema)))
 
 
 _GOOGLE = frozenset(
@@ -275,6 +326,41 @@ def _resolved(ref: str, root: Mapping[str, Any]) -> Any:
         name = name.replace("~1", "/").replace("~0", "~")
         found = found.get(name) if isinstance(found, dict) else None
     return {} if found is None else found
+
+
+# -- answers in JSON --
+
+ONLY_JSON = """\
+Answer in the end with a single valid JSON {} and nothing else: no text before or after it, no \
+code fence around it."""
+_MATCH = "\n\nThe value must match this JSON Schema:\n"
+
+
+def instructed(
+    request: InferRequest, drop: Drop, takes: Callable[[JSON | None], bool], keeps: str = ""
+) -> InferRequest:
+    """Return a request that asks for JSON in words if its vendor does not take the format alone.
+
+    It *takes* the schema of an answer, or None for any object, and *keeps* a format beside words.
+    """
+    wanted = members(request.params.get("response_format"))
+    kind = wanted.get("type")
+    schema = json_schema(wanted) if kind == "json_schema" else None
+    if kind not in ("json_object", "json_schema") or takes(schema):
+        return request
+    words = ONLY_JSON.format("object" if is_object(schema or _OBJECT) else "value")
+    if schema is not None:
+        hint("response_format.strict", drop)
+        words += _MATCH + strict_json.dumps(schema)
+    messages = [*request.messages]
+    first = messages[0] if messages else {}
+    before = first.get("content") if first.get("role") in ("system", "developer") else None
+    if isinstance(before, str):  # many models take only one system message
+        messages[0] = first | {"content": f"{before}\n\n{words}"}
+    else:
+        messages.insert(0, {"role": "system", "content": words})
+    params = request.params if kind == keeps else without(request.params, "response_format")
+    return replace(request, params=params, messages=messages)
 
 
 # -- reasoning --

@@ -14,18 +14,17 @@ from ..protocol import CHAT, InferRequest, strict_json
 from ..types import JSON
 from . import Dialect, obj, without
 from .parameters import Drop, hint, kinds
-from .sizes import snake, with_fitting_thoughts
+from .sizes import GOOGLE, snake, with_fitting_thoughts
 
 _COMPLETIONS, _EMBEDDINGS = "completions", "embeddings"
 _OF_EMBEDDINGS = frozenset({"dimensions", "encoding_format", "user"})
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # objects of which single members are set: the client's other members stay
-_HOLDERS = ("generationConfig", "generation_config", "reasoning", "text", "output_config")
+_HOLDERS = (*GOOGLE, "reasoning", "text", "output_config")
 _OF_TOOLS = ("tool_choice", "parallel_tool_calls")  # vendors refuse them without tools
 # parameters of the client on which it depends how others are written
 _BESIDE = (*_LIMITS, "tools", *_OF_TOOLS)
 _TAKE_ANY = ("openai", "responses")  # formats in which vendors have parameters of their own
-_GOOGLE = ("generationConfig", "generation_config")
 
 
 class Forced(NamedTuple):
@@ -138,8 +137,8 @@ def _with(request: InferRequest, forced: Mapping[str, Any], dialect: Dialect) ->
     limited = not found.keys().isdisjoint(_LIMITS)
     body = without(value, *_LIMITS) if limited else dict(value)
     for name, member in found.items():
-        holder = next((each for each in _GOOGLE if each in body), name)
-        name = holder if name in _GOOGLE else name
+        holder = next((each for each in GOOGLE if each in body), name)
+        name = holder if name in GOOGLE else name
         inner = body.get(name)
         if name in _HOLDERS and isinstance(inner, dict) and isinstance(member, dict):
             member = without(inner, *map(snake, member)) | member

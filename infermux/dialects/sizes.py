@@ -38,9 +38,9 @@ _FILES = frozenset(
 )
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
 _DATA = (*_SOURCES, "image", "audio", "audio_url", "video", "url", "data", "file_data")
-_GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
-_GOOGLE = ("generationConfig", "generation_config")
-_GOOGLES_LIMITS = ("maxOutputTokens", "max_output_tokens")
+GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
+GOOGLE = ("generationConfig", "generation_config")
+GOOGLES_LIMITS = ("maxOutputTokens", "max_output_tokens")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _TEXTS = frozenset(("prompt", "input", "instructions", "system", "suffix"))
 # members whose objects may be media; all others are text, whatever they look like
@@ -69,7 +69,7 @@ _BILLED_AS = {
     "tool_search": "",
 }
 _SEARCHES = re.compile(r"web_(?:search|fetch)_\d")  # types of Anthropic's tools with `max_uses`
-_GOOGLES_OWN = ("functionDeclarations", "function_declarations", "computerUse", "computer_use")
+GOOGLES_OWN = ("functionDeclarations", "function_declarations", "computerUse", "computer_use")
 
 
 # documents whose parts are compressed: PDF, and the archives that office programs write
@@ -115,8 +115,8 @@ class Size:
 def size_of(body: JSON) -> Size:
     """Return the size of the body of a request."""
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
-    configs = [found for name in _GOOGLE if (found := obj(body.get(name)))]
-    for members in (without(body, *_GOOGLE), *configs):
+    configs = [found for name in GOOGLE if (found := obj(body.get(name)))]
+    for members in (without(body, *GOOGLE), *configs):
         for name, value in members.items():
             if name in _TEXTS or isinstance(value, dict | list):
                 _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
@@ -166,9 +166,9 @@ def number(value: object) -> int | None:
 def limited(body: JSON, tokens: int, *, completion: bool) -> JSON:
     """Return the body with a limit of the output; *completion*: by OpenAI's newer name."""
     if "contents" in body:
-        configs = [without(obj(body.get(each)), "max_output_tokens") for each in _GOOGLE]
+        configs = [without(obj(body.get(each)), "max_output_tokens") for each in GOOGLE]
         limit = {"maxOutputTokens": tokens}
-        return without(body, *_GOOGLE) | {_GOOGLE[0]: configs[1] | configs[0] | limit}
+        return without(body, *GOOGLE) | {GOOGLE[0]: configs[1] | configs[0] | limit}
     if "messages" not in body and "prompt" not in body:
         return body | {"max_output_tokens": tokens}
     name = "max_completion_tokens" if completion else "max_tokens"
@@ -208,7 +208,7 @@ def _limits(body: JSON, configs: list[JSON]) -> list[object]:
     """Return the values of the output limits that the body's format has, as far as given."""
     found = [body.get("max_output_tokens")]
     if "contents" in body:
-        found = [config.get(name) for name in _GOOGLES_LIMITS for config in configs]
+        found = [config.get(name) for name in GOOGLES_LIMITS for config in configs]
     elif "messages" in body or "prompt" in body:
         found = [body.get(name) for name in _LIMITS]
     return [each for each in found if each is not None]
@@ -266,7 +266,7 @@ def _caches(holder: JSON, size: Size) -> None:
 
 def _medium(part: JSON, size: Size) -> bool:
     kind = part.get("type")
-    if found := obj(next((part[name] for name in _GOOGLES_DATA if part.get(name)), None)):
+    if found := obj(next((part[name] for name in GOOGLES_DATA if part.get(name)), None)):
         mime = word(found.get("mimeType")) or word(found.get("mime_type"))
         _add(mime, word(found.get("data")), size)
     elif kind == "item_reference":
@@ -283,7 +283,7 @@ def _medium(part: JSON, size: Size) -> bool:
     else:
         return False
     _caches(part, size)
-    _walk(without(part, "type", *_DATA, *_GOOGLES_DATA), size, media=False)  # such as its title
+    _walk(without(part, "type", *_DATA, *GOOGLES_DATA), size, media=False)  # such as its title
     return True
 
 
@@ -411,7 +411,7 @@ def _names(tool: JSON) -> list[str]:
         return [_BILLED_AS.get(base, base)]
     if "name" in tool or "function" in tool:  # the client's
         return []
-    names = [snake(name) for name in tool if name not in _GOOGLES_OWN]
+    names = [snake(name) for name in tool if name not in GOOGLES_OWN]
     names = ["code_execution_tool" if name == "code_execution" else name for name in names]
     return ["" if name == "file_search" else _BILLED_AS.get(name, name) for name in names]
 

@@ -29,7 +29,7 @@ def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequ
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
     request = without_server_tools(request, drop, hoists=dialect != "gemini")
     if request.native is None or request.native.dialect != RESPONSES:
-        return _of_chat(request) if dialect != CHAT else request
+        return _of_chat(request, dialect) if dialect != CHAT else request
     params = dict(request.params)
     if "item_reference" in params:
         unsupported("item_reference", dialect, drop)
@@ -126,10 +126,11 @@ _SERVER_TOOL = re.compile(
 )
 
 
-def _of_chat(request: InferRequest) -> InferRequest:
-    """Return the request of a chat client with its custom tools as functions."""
+def _of_chat(request: InferRequest, dialect: str) -> InferRequest:
+    """Return the request of a chat client with its allowed tools, the custom ones as functions."""
     tools, choice = request.params.get("tools"), request.params.get("tool_choice")
-    if not custom_names(request) and all(map(_has_no_custom, request.messages)):
+    chooses = members(choice).get("type") in ("custom", "allowed_tools")
+    if not (chooses or custom_names(request)) and all(map(_has_no_custom, request.messages)):
         return request
     new: JSON = {}
     if isinstance(tools, list):
@@ -139,8 +140,8 @@ def _of_chat(request: InferRequest) -> InferRequest:
             else tool
             for tool in tools
         ]
-    if isinstance(choice, dict) and _is_custom(choice):
-        new["tool_choice"] = {"type": "function", "function": {"name": _name(choice)}}
+        if chooses:
+            new["tools"], new["tool_choice"] = _chosen(members(choice), new["tools"], dialect)
     messages = [_message(one) for one in request.messages]
     return replace(request, params={**request.params, **new}, messages=messages)
 
@@ -262,12 +263,11 @@ def _of_custom(custom: JSON) -> JSON:
 
 def _chosen(choice: JSON, tools: list[JSON], dialect: str) -> tuple[list[JSON], Any]:
     """Return the tools that may be called, and the choice among them."""
-    names = {tool["function"].get("name") for tool in tools}
-    kind = choice.get("type")
+    names, kind = set(map(_name, tools)), choice.get("type")
     if kind == "allowed_tools":
         allowed = obj(choice.get(kind))
         wanted = {_name(tool) for tool in objects(allowed.get("tools"), "tool_choice.tools")}
-        found = [tool for tool in tools if tool["function"].get("name") in wanted]
+        found = [tool for tool in tools if _name(tool) in wanted]
         return found, allowed.get("mode") or "auto"
     if kind not in ("function", "custom"):
         raise UnsupportedParameter(

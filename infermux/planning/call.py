@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..dialects import add_detail
+from ..dialects.blocks import StreamAccumulator as StreamAccumulator
 from ..errors import FailedAttempt, Failure, InferMuxError, ProviderError
 from ..pricing import usd_float
 from ..pricing.token_estimate import estimate_messages
-from ..protocol import InferRequest, InferResponse, new_id
+from ..protocol import InferRequest, new_id
 from ..types import (
     ANONYMOUS,
-    JSON,
     NOTHING,
     Caller,
-    Chunk,
     Deadline,
     OnWait,
     Target,
@@ -295,106 +292,6 @@ class Call:
 
 def _name(value: object) -> str:
     return value[:200] if isinstance(value, str) else ""
-
-
-class StreamAccumulator:
-    """Joins the chunks of a stream into one response."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._refusal: list[str] = []
-        self._more: list[str] = []
-        self._calls: dict[int, JSON] = {}
-        self._details: list[JSON] = []
-        self._annotations: list[JSON] = []
-        self._images: list[JSON] = []
-        self._legacy: dict[str, str] = {}
-        self.finish_reason = ""
-        self.usage: Usage | None = None
-        self.model = ""
-        self.id = ""
-
-    def add(self, chunk: Chunk) -> None:
-        """Add a chunk; its usage replaces an earlier one. Raise TypeError for no Usage."""
-        if chunk.text:
-            self._text.append(chunk.text)
-        if chunk.reasoning:
-            self._reasoning.append(chunk.reasoning)
-        if chunk.refusal:
-            self._refusal.append(chunk.refusal)
-        if chunk.more:
-            self._more.append(chunk.more)
-        for call in chunk.tool_calls:
-            self._add_call(call)
-        for detail in chunk.details:
-            add_detail(self._details, detail)
-        self._annotations += chunk.annotations
-        self._images += chunk.images
-        for name, value in chunk.function_call.items():
-            self._legacy[name] = self._legacy.get(name, "") + value
-        if chunk.usage is not None:
-            if not isinstance(chunk.usage, Usage):
-                raise TypeError("the usage of a chunk is not a Usage")
-            self.usage = chunk.usage
-        self.finish_reason = chunk.finish_reason or self.finish_reason
-        self.model = chunk.model or self.model
-        self.id = chunk.id or self.id
-
-    def copy(self) -> StreamAccumulator:
-        """Return one that goes on by itself."""
-        return copy.deepcopy(self)
-
-    def _add_call(self, delta: JSON) -> None:
-        call = self._calls.setdefault(
-            delta["index"],
-            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
-        )
-        call["id"] = delta.get("id") or call["id"]
-        for name, value in delta.items():
-            if name not in ("index", "id", "function", "custom") and value:
-                call[name] = value
-        if custom := delta.get("custom"):
-            call.pop("function", None)
-            own = call.setdefault("custom", {"name": "", "input": ""})
-            own["name"] = custom.get("name") or own["name"]
-            own["input"] += custom.get("input") or ""
-        if "custom" in call:
-            return
-        function, more = call["function"], delta.get("function") or {}
-        function["name"] = more.get("name") or function["name"]
-        function["arguments"] += more.get("arguments") or ""
-
-    @property
-    def text(self) -> str:
-        """All output so far, for an estimate of its tokens."""
-        calls = [
-            call["custom"]["input"] if "custom" in call else call["function"]["arguments"]
-            for call in self._calls.values()
-        ]
-        legacy = self._legacy.get("arguments", "")
-        return "".join((*self._text, *self._reasoning, *self._refusal, *self._more, *calls, legacy))
-
-    def response(self, provider: str, model: str) -> InferResponse:
-        """Return the response; *model* applies if no chunk has one."""
-        usage = self.usage or Usage()
-        return InferResponse(
-            model=self.model or model,
-            provider=provider,
-            content="".join(self._text),
-            tokens_in=usage.input_tokens or 0,
-            tokens_out=usage.output_tokens or 0,
-            finish_reason=self.finish_reason,
-            usage=self.usage,
-            id=self.id,
-            tool_calls=[self._calls[index] for index in sorted(self._calls)],
-            reasoning="".join(self._reasoning),
-            refusal="".join(self._refusal),
-            details=self._details,
-            extra={"function_call": self._legacy} if self._legacy.get("name") else {},
-            annotations=self._annotations,
-            images=self._images,
-        )
 
 
 def for_target(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self, cast
 
-from ..dialects import Dialect, whole
+from ..dialects import Dialect
+from ..dialects.blocks import whole
 from ..dialects.responses import Support
 from ..errors import (
     ConfigError,

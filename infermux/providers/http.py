@@ -17,6 +17,7 @@ from ..config.schema import Secret, url
 from ..config.settings import Timeouts
 from ..dialects import Dialect
 from ..dialects import obj as as_object
+from ..dialects.blocks import whole
 from ..dialects.calls import fitted
 from ..dialects.fitting import without_reasoning
 from ..dialects.limits import used_up
@@ -153,11 +154,10 @@ class HTTPProvider(Provider):
             data = self._read(answer, exchange)
             check_size(data, exchange)
             response = dialect.decode_response(data, request)
-            response.tool_calls = calls.restored(response.tool_calls)
             if (billed := getattr(dialect, "billed", None)) is not None:
                 response = billed(response, answer.headers)
             self._note_id(request, exchange, response.id)
-            return response
+            return calls.response(response)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> Iterator[Chunk]:
         """Yield chunks as they arrive; raise RequestError, or at any time ProviderError.
@@ -397,7 +397,7 @@ class HTTPProvider(Provider):
             return chunks if billed is None else (billed(each, answer.headers) for each in chunks)
         data = self._read(answer, exchange)
         check_size(data, exchange)
-        return dialect.decode_whole(data, request)
+        return whole(dialect.decode_response(data, request))
 
     def _events(
         self, body: Iterator[bytes | None], exchange: Exchange, parser: Parser

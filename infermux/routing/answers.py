@@ -19,7 +19,7 @@ from dataclasses import fields
 from hashlib import sha256
 from typing import Any
 
-from ..dialects import whole
+from ..dialects.blocks import whole
 from ..ledger import LedgerUnavailable
 from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import CachedAnswer, Call

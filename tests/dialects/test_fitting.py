@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from infermux.dialects.gemini import upstream as gemini
 from infermux.dialects.openai import downstream as chat
 from infermux.dialects.openai import upstream as openai
 from infermux.dialects.responses.upstream import Responses
-from infermux.errors import UnsupportedParameter
-from infermux.protocol import InferRequest, strict_json
+from infermux.errors import RequestError, UnsupportedParameter
+from infermux.protocol import InferRequest, Native, strict_json
 
 JSON = dict[str, Any]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -213,12 +214,23 @@ PERSON = {
 }
 
 
+TWO = PERSON | {
+    "properties": {name: each for name, each in PERSON["properties"].items() if name != "children"}
+}  # without itself, which Anthropic refuses
+
+
+def asking(schema):
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": schema}}
+    }
+
+
 def test_every_object_is_closed_for_anthropic():
     request = InferRequest(
         model="claude-sonnet-5-5",
         messages=HELLO,
-        params={"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}},
-    )  # fmt: skip
+        params=asking(TWO),
+    )
     sent = json.loads(anthropic.encode_request(request, stream=False))["output_config"]["format"][
         "schema"
     ]
@@ -228,7 +240,92 @@ def test_every_object_is_closed_for_anthropic():
         "format": "uri",
         "description": "{minLength: 1}",
     }
-    assert PERSON["additionalProperties"] == {"type": "string"}  # the caller's own stays as it was
+    assert TWO["additionalProperties"] == {"type": "string"}  # the caller's own stays as it was
+
+
+def schemas_of(request, dialect, model):
+    """Return the schema that a vendor enforces of a request in a client's format, and the words."""
+    body = json.loads(dialect.encode_request(replace(request, model=model), stream=False))
+    if dialect is anthropic:
+        return body.get("output_config", {}).get("format", {}).get("schema"), body.get("system", "")
+    if dialect is gemini:
+        said = body.get("systemInstruction", {"parts": [{"text": ""}]})["parts"][0]["text"]
+        return body.get("generationConfig", {}).get("responseJsonSchema"), said
+    form = body.get("response_format") or body.get("text", {}).get("format") or {}
+    said = (body.get("messages") or body["input"])[0]["content"]
+    return form.get("schema", form.get("json_schema", {}).get("schema")), said
+
+
+LIST = {"type": "array", "items": {"type": "string"}}
+TREE = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#/$defs/Node"}},
+    "$defs": {"Node": {"type": "object", "properties": {"b": {"$ref": "#/$defs/Node"}}}},
+}
+MAP = {"type": "object", "properties": {"a": {"type": "object"}}}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize(
+    ("dialect", "model", "schema", "tools", "enforced"),
+    [
+        (anthropic, "claude-sonnet-5-5", TWO, [], True),
+        (anthropic, "claude-sonnet-5-5", TREE, [], False),  # refused: it is in itself
+        (anthropic, "claude-sonnet-5-5", PERSON, [], False),
+        (anthropic, "claude-sonnet-5-5", MAP, [], False),  # only an empty object would fit
+        (anthropic, "claude-sonnet-5-5", {"description": "anything"}, [], True),
+        (openai, "gpt-5.2", TREE, [], True),
+        (openai, "gpt-5.2", LIST, [], False),  # OpenAI wants an object
+        (openai, "gpt-5.2", {"description": "anything"}, [], False),
+        (openai, "mistral-large", LIST, [], True),
+        (Responses(), "gpt-5.2", TWO, [], True),
+        (Responses(), "gpt-5.2", LIST, [], False),
+        (gemini, "gemini-2.5-pro", LIST, [], True),
+        (gemini, "gemini-2.5-pro", TWO, [FUNCTION], False),  # it takes one of both
+        (gemini, "gemini-3-pro", TWO, [FUNCTION], True),
+    ],
+)
+def test_a_schema_that_a_vendor_cannot_enforce_is_asked_for_in_words(
+    dialect, model, schema, tools, enforced, system
+):
+    talk = [{"role": "system", "content": system}] if system else []
+    params = asking(schema) | ({"tools": tools} if tools else {})
+    body = {"model": "m", "messages": [*talk, *HELLO], **params}
+    request, _ = chat.decode_request(strict_json.document(json.dumps(body)))
+    if dialect is openai:
+        request = replace(request, native=request.native._replace(dialect="anthropic"))
+    request = replace(request, dropped=[])
+    sent, words = schemas_of(request, dialect, model)
+    assert (sent is not None) == enforced == ("response_format.strict" not in request.dropped)
+    assert (json.dumps(schema, separators=(",", ":")) in words) != enforced
+    assert system in words or isinstance(dialect, Responses)
+
+
+@pytest.mark.parametrize("format", ["chat", "responses"])
+def test_openai_hears_the_word_json_where_it_wants_to(format):
+    """It refuses json_object otherwise, and Responses does not hear it in the instructions."""
+    talk = [{"role": "system", "content": "Write JSON."}, *HELLO]
+    for messages_, said in ((talk, format == "responses"), (HELLO, True)):
+        params = {"response_format": {"type": "json_object"}}
+        native = Native("gemini", strict_json.document("{}"))
+        request = InferRequest("gpt-5.2", messages_, params=params, native=native)
+        dialect = Responses() if format == "responses" else openai
+        body = json.loads(dialect.encode_request(request, stream=False))
+        asked = body.get("response_format") or body["text"]["format"]
+        assert asked == {"type": "json_object"}
+        told = [one for one in body.get("messages") or body["input"] if "JSON object" in str(one)]
+        assert len(told) == said
+
+
+def test_a_strict_tool_that_anthropic_cannot_enforce_is_not_strict():
+    for schema, strict in ((TREE, False), (TWO, True), (MAP, False), ({"type": "object"}, True)):
+        function = {"name": "f", "parameters": schema, "strict": True}
+        tools = {"tools": [{"type": "function", "function": function}]}
+        request = InferRequest("claude-sonnet-5-5", HELLO, params=tools, dropped=[])
+        [tool] = json.loads(anthropic.encode_request(request, stream=False))["tools"]
+        assert tool.get("strict", False) == strict
+        assert request.dropped == ([] if strict else ["tools.strict"])
 
 
 def test_openai_gets_an_object_that_says_what_is_in_its_arrays():
@@ -305,11 +402,23 @@ def test_a_schema_is_strict_at_openai_only_if_it_may_be():
         (
             {
                 "type": "object",
-                "properties": {"a": {}},
+                "properties": {"a": {"type": ["string", "null"], "format": "date"}},
                 "required": ["a"],
                 "additionalProperties": False,
             },
             True,
+        ),
+        *(
+            (
+                {
+                    "type": "object",
+                    "properties": {"a": one},
+                    "required": ["a"],
+                    "additionalProperties": False,
+                },
+                False,
+            )
+            for one in ({}, {"type": "string", "format": "uri"}, {"allOf": [{"type": "string"}]})
         ),
     ]:
         form = {"format": {"type": "json_schema", "schema": schema}}
@@ -392,3 +501,136 @@ def test_a_choice_of_a_tool_that_was_left_out_is_left_out_too(encode, choice, be
         assert ("tools" in sent) == beside
     assert ({"tool_choice", "toolConfig"}.isdisjoint(sent)) != kept
     assert ("tool_choice" in request.dropped) != kept
+
+
+# -- conversations ---------------------------------------------------------------------------------
+
+
+def sent_to(dialect, model, body, decode=chat):
+    """Return what a vendor is sent for the request of a client of another format."""
+    request, _ = decode.decode_request(strict_json.document(json.dumps({"model": "m"} | body)))
+    if decode is chat:  # also OpenAI's chat vendors get a translation then
+        request = replace(request, native=request.native._replace(dialect="elsewhere"))
+    request.check()
+    request = replace(request, model=model, dropped=[])
+    return json.loads(dialect.encode_request(request, stream=False))
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_of_a_chat_client_are_those_that_are_sent(mode):
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    tools.append({"type": "custom", "custom": {"name": "h"}})
+    chosen = [
+        {"type": "function", "function": {"name": "g"}},
+        {"type": "custom", "custom": {"name": "h"}},
+    ]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": chosen}}
+    body = {"messages": HELLO, "tools": tools, "tool_choice": choice}
+    sent = sent_to(anthropic, "claude-sonnet-5-5", body)
+    assert [each["name"] for each in sent["tools"]] == ["g", "h"]
+    assert sent["tool_choice"] == {"type": {"auto": "auto", "required": "any"}[mode]}
+    sent = sent_to(gemini, "gemini-3-pro", body)
+    [declared] = sent["tools"]
+    assert [each["name"] for each in declared["functionDeclarations"]] == ["g", "h"]
+
+
+@pytest.mark.parametrize(
+    ("model", "last"),
+    [
+        ("claude-opus-4-6", {"role": "user", "content": "Continue."}),
+        ("claude-sonnet-5-5", {"role": "user", "content": "Continue."}),
+        ("claude-sonnet-4-5", {"role": "assistant", "content": "Sure,"}),
+    ],
+)
+def test_claude_goes_on_with_its_own_words_or_is_asked_to(model, last):
+    """From 4.6 on it refuses a conversation that ends with them, before that white space there."""
+    body = {"messages": [*HELLO, {"role": "assistant", "content": "Sure, \n"}]}
+    assert sent_to(anthropic, model, body)["messages"][-1] == last
+
+
+def test_ids_that_differ_only_in_letters_that_anthropic_refuses_stay_apart():
+    calls = [
+        {"id": each, "type": "function", "function": {"name": "f", "arguments": ""}}
+        for each in "äö"
+    ]
+    results = [{"role": "tool", "tool_call_id": each, "content": each} for each in "äö"]
+    body = {
+        "messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    }
+    _, turn, answers = sent_to(anthropic, "claude-sonnet-5-5", body)["messages"]
+    idents = [block["id"] for block in turn["content"]]
+    assert idents == [block["tool_use_id"] for block in answers["content"]]
+    assert len(set(idents)) == 2 and all(map(fitting.ANTHROPIC_CALL_ID.fullmatch, idents))
+
+
+TEXT = {"type": "text", "media_type": "text/plain", "data": "Hi."}
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "QUJD"}
+BLOCKS = [{"type": "text", "text": "Ho"}, {"type": "text", "text": "!"}]
+
+
+@pytest.mark.parametrize(
+    ("document", "part"),
+    [
+        ({"source": TEXT, "title": "T"}, {"type": "text", "text": "T\nHi."}),
+        ({"source": TEXT, "context": "C"}, {"type": "text", "text": "C\nHi."}),
+        ({"source": {"type": "content", "content": BLOCKS}}, {"type": "text", "text": "Ho!"}),
+        (
+            {"source": PDF},
+            {
+                "type": "file",
+                "file": {
+                    "filename": "document.pdf",
+                    "file_data": "data:application/pdf;base64,QUJD",
+                },
+            },
+        ),
+    ],
+)
+def test_documents_are_words_or_files_with_names_at_openai(document, part):
+    turns = [{"role": "user", "content": [{"type": "document"} | document]}]
+    body = {"max_tokens": 9, "messages": turns}
+    [sent] = sent_to(openai, "gpt-5.2", body, messages)["messages"]
+    assert sent["content"] == [part]
+    [sent] = sent_to(Responses(), "gpt-5.2", body, messages)["input"]
+    file = part.get("file")
+    assert sent["content"] == [
+        {"type": "input_file"} | file if file else part | {"type": "input_text"}
+    ]
+
+
+def test_a_strict_tool_of_anthropics_is_strict_at_openai_only_if_it_may_be():
+    for needed, strict in (([], None), (["a"], True)):
+        schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": needed}
+        tool = {
+            "name": "f",
+            "strict": True,
+            "input_schema": schema | {"additionalProperties": False},
+        }
+        body = {"max_tokens": 9, "messages": HELLO, "tools": [tool]}
+        [sent] = sent_to(openai, "gpt-5.2", body, messages)["tools"]
+        assert sent["function"].get("strict") is strict
+
+
+def test_google_gets_no_empty_texts():
+    empty = [{"type": "text", "text": ""}]
+    body = {
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": ""},
+            {"role": "user", "content": empty},
+            {"role": "user", "content": [*empty, {"type": "text", "text": "a"}]},
+        ]
+    }
+    assert sent_to(gemini, "gemini-3-pro", body) == {
+        "contents": [{"role": "user", "parts": [{"text": "a"}]}]
+    }
+
+
+def test_a_role_and_a_file_elsewhere_are_refused_by_name():
+    odd = {"messages": [*HELLO, {"role": "critic", "content": "x"}]}
+    with pytest.raises(RequestError) as refused:
+        sent_to(anthropic, "claude-sonnet-5-5", odd)
+    assert refused.value.param == "messages[1].role" and "assistant" in str(refused.value)
+    part = {"type": "file", "file": {"file_id": "file-1"}}
+    with pytest.raises(RequestError, match="'file' cannot be sent"):
+        sent_to(gemini, "gemini-3-pro", {"messages": [{"role": "user", "content": [part]}]})

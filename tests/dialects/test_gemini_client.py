@@ -115,6 +115,26 @@ MESSAGES = {
             }
         ],
     ),
+    "a file of text, and bytes that are none": (
+        contents(
+            user(
+                {"inlineData": {"mimeType": "text/csv", "data": "YSxi"}},
+                {"inlineData": {"mimeType": "text/plain", "data": "//8="}},
+            )
+        ),
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "a,b"},
+                    {
+                        "type": "inlineData",
+                        "inlineData": {"mimeType": "text/plain", "data": "//8="},
+                    },
+                ],
+            }
+        ],
+    ),
     "a call and its result, by name": (
         contents(
             model({"text": "a"}, CALL),

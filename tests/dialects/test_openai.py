@@ -16,6 +16,7 @@ import pytest
 from support import places, with_odd
 
 from infermux import errors
+from infermux.dialects.blocks import whole
 from infermux.dialects.openai import downstream
 from infermux.dialects.openai import upstream as openai
 from infermux.errors import (
@@ -513,7 +514,9 @@ def same(one: InferResponse, other: InferResponse) -> None:
 @pytest.mark.parametrize("exchange", named(WHOLE))
 def test_an_answer_in_one_piece_folds_to_itself(exchange: dict[str, Any]) -> None:
     data, request = bytes_of(exchange), request_of(exchange)
-    same(folded(openai.decode_whole(data, request)), openai.decode_response(data, request))
+    same(
+        folded(whole(openai.decode_response(data, request))), openai.decode_response(data, request)
+    )
 
 
 @pytest.mark.parametrize("exchange", named(WHOLE))
@@ -814,7 +817,6 @@ def test_an_error_inside_a_200_is_one(error: Any, kind: str) -> None:
     for reading in (
         lambda: openai.decode_response(data, ASKED),
         lambda: list(openai.decode_events([Event(data)], ASKED)),
-        lambda: list(openai.decode_whole(data, ASKED)),
     ):
         with pytest.raises(ProviderError) as raised:
             reading()

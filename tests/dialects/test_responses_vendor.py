@@ -13,6 +13,7 @@ import pytest
 
 from infermux import errors
 from infermux.dialects import without
+from infermux.dialects.blocks import whole
 from infermux.dialects.parameters import Drop
 from infermux.dialects.responses import Support, downstream
 from infermux.dialects.responses.requests import translated
@@ -109,7 +110,7 @@ def test_a_recorded_response_is_read_as_expected(exchange: dict[str, Any]) -> No
     response = VENDOR.decode_response(data, ASKED)
     check(response, exchange["expected"])
     assert response.native == ("responses", data)
-    [chunk] = VENDOR.decode_whole(data, ASKED)
+    [chunk] = whole(VENDOR.decode_response(data, ASKED))
     assert (chunk.text, chunk.usage) == (response.content, response.usage)
 
 
@@ -223,7 +224,16 @@ def stream_of(output: list[dict[str, Any]], deltas: bool = True) -> list[Event]:
     return [*events, event("response.completed", response=ANSWER)]
 
 
-@pytest.mark.parametrize("events", [stream_of(OUTPUT), stream_of(OUTPUT, deltas=False)])
+def of_items(events: list[Event]) -> list[Event]:
+    """Return only the events of whole items, and the last one without them."""
+    done = [each for each in events if each.name == b"response.output_item.done"]
+    return [*done, event("response.completed", response=ANSWER | {"output": []})]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [stream_of(OUTPUT), stream_of(OUTPUT, deltas=False), of_items(stream_of(OUTPUT))],
+)
 def test_a_stream_amounts_to_the_whole_with_or_without_deltas(events: list[Event]) -> None:
     whole = VENDOR.decode_response(json.dumps(ANSWER).encode(), ASKED)
     assert folded(events) == replace(whole, native=None)
@@ -311,11 +321,12 @@ def test_a_failed_response_raises_the_vendors_error(code: str, kind: type[Provid
 def test_what_a_failed_stream_used_is_known() -> None:
     failed = ANSWER | {"status": "failed", "error": {"code": "server_error", "message": "x"}}
     fold = StreamAccumulator()
-    with pytest.raises(errors.ProviderUnavailable):
+    with pytest.raises(errors.ProviderUnavailable) as raised:
         for chunk in VENDOR.decode_events([event("response.failed", response=failed)], ASKED):
             fold.add(chunk)
     assert fold.usage is not None
     assert fold.usage.input_tokens == 31
+    assert raised.value.usage == fold.usage, "no chunk is sent where nothing came before"
 
 
 # -- requests --------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def sent(request: InferRequest, vendor: str) -> tuple[str, JSON]:
     request.dropped = []
     dialect: Any = {"anthropic": anthropic, "gemini": gemini}.get(vendor, openai)
     if (support := PRESETS[vendor].responses) is not None:
-        dialect = Choice(openai, support)  # type: ignore[arg-type]
+        dialect = Choice(openai, support).choose(request)  # type: ignore[arg-type]
     path = dialect.path(request, stream=False)
     return path, json.loads(dialect.encode_request(request, stream=False))
 

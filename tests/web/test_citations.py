@@ -309,6 +309,52 @@ def ask(front, door, model, streamed=False, question="Wetter?", **more):
 
 
 @both_ways
+@every_door
+@pytest.mark.parametrize("named", [False, True])
+def test_sources_beside_the_message_are_citations(front, vendors, door, named, streamed):
+    """Perplexity has them there; its answers refer to them by number."""
+    words = ("In Köln regnet es", "[2]. Morgen", " scheint die Sonne[1][2][7].")
+    urls = ["https://eins.example/", "https://zwei.example/"]
+    results = [{"url": url, "title": f"T{n}", "snippet": "s"} for n, url in enumerate(urls)]
+    found = {"citations": urls} | ({"search_results": results} if named else {})
+    head = {"id": "c", "model": "sonar", "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    message = {"role": "assistant", "content": "".join(words)}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    parts = [
+        head | {"choices": [{"index": 0, "delta": {"content": each}, "finish_reason": None}]}
+        for each in words
+    ]
+    parts.append(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    whole = reply(head | found | {"choices": [choice]})
+    vendors["openai"].script(
+        stream(*(event(each | found) for each in parts)) if streamed else whole
+    )
+    answer = ask(front, door, model_of("openai"), streamed)
+    if door == "chat":
+        assert urls[0].encode() in answer.data
+        return  # the vendor's own
+    text, cited, _ = READ[door](answer.data, streamed)
+    assert text == message["content"]
+    names = ["T0", "T1"] if named else ["", ""]
+    wanted = [("[2]", 1), ("[1]", 0), ("[2]", 1)]
+    if door == "anthropic" and streamed:  # there all the text is one block
+        assert {each[2:] for each in cited} == {*zip(urls, names, strict=True)}
+    else:
+        assert [(text[start:end], url, title) for start, end, url, title in cited] == [
+            (mark, urls[n], names[n]) for mark, n in wanted
+        ]
+
+
+def test_sources_without_numbers_are_those_of_the_whole(front, vendors):
+    message = {"role": "assistant", "content": TEXT}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    sources = {"citations": [URL, "no address", 7]}
+    vendors["openai"].script(reply({"id": "c", "choices": [choice]} | sources))
+    answer = ask(front, "responses", model_of("openai"))
+    assert read_responses(answer.data, False)[1] == [(0, len(TEXT), URL, "")]
+
+
+@both_ways
 @every_vendor
 @every_door
 def test_citations_arrive_in_the_clients_form(front, vendors, door, vendor, streamed):

@@ -7,20 +7,28 @@ import pytest
 from doors import (
     BASES,
     CLIENTS,
+    EVENTS,
     KEYS,
     MODELS,
     PICTURE,
     SERVED,
     SIGNATURE,
+    WHOLE,
     AnthropicClient,
     Front,
     MistClient,
     OpenAIClient,
     Turn,
     Vendor,
+    openai_chunk,
+    reply,
     request,
     says,
+    sse,
+    stream,
 )
+
+from infermux import EchoProvider
 
 DIALECTS = ("openai", "anthropic", "gemini")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -511,3 +519,153 @@ def test_the_mist_envelope_reaches_every_vendor(front, vendors):
         got = MistClient.read(json.dumps(answer.json["payload"]).encode())
         assert [given for _, _, given in got.calls] == [given for _, given in CALLS.calls]
         assert asked(vendor, dialect, False)[1] == [("user", "?", [])]
+
+
+# -- how answers end -------------------------------------------------------------------------------
+
+PLACES = {  # of the reason in a vendor's answer, and its usual one
+    "openai": ("finish_reason", "stop"),
+    "anthropic": ("stop_reason", "end_turn"),
+    "gemini": ("finishReason", "STOP"),
+}
+ENDINGS = [  # a vendor's reason, and what it is for clients of other formats; "": a failure
+    ("openai", "eos_token", "stop"),
+    ("openai", "normal", "stop"),
+    ("openai", "model_length", "length"),
+    ("openai", "content_filter: RECITATION", "content_filter"),
+    ("openai", "error", ""),
+    ("openai", "insufficient_system_resource", ""),
+    ("openai", "function_call_filter: MALFORMED_FUNCTION_CALL", ""),
+    ("anthropic", "pause_turn", "length"),
+    ("anthropic", "refusal", "content_filter"),
+    ("anthropic", "a new one", ""),
+    ("gemini", "MAX_TOKENS", "length"),
+    *(
+        ("gemini", each, "content_filter")
+        for each in ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "BLOCKLIST", "LANGUAGE")
+    ),
+    *(
+        ("gemini", each, "")
+        for each in (
+            *("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"),
+            *("MISSING_THOUGHT_SIGNATURE", "MALFORMED_RESPONSE", "OTHER", "NO_IMAGE"),
+        )
+    ),
+]
+FINISHES = {  # a client's words
+    "openai": {},
+    "anthropic": {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"},
+    "responses": {"stop": "completed", "length": "max_output_tokens"},
+    "gemini": {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"},
+}
+every_door = pytest.mark.parametrize("door", FINISHES)
+
+
+def ending(dialect, reason, streamed, turn=Turn("Hi.")):
+    """Answer with a turn that ends for *reason*."""
+    name, usual = PLACES[dialect]
+    said = EVENTS[dialect](turn) if streamed else [WHOLE[dialect](turn)]
+    was, now = (f'"{name}": "{each}"'.encode() for each in (usual, reason))
+    parts = [part.replace(was, now) for part in said]
+    assert parts != said
+    return stream(*parts) if streamed else reply(parts[0])
+
+
+def ask(front, door, dialect, streamed):
+    model, said = MODELS[dialect], [{"role": "user", "content": "Hello"}]
+    if door == "gemini":
+        verb = "streamGenerateContent?alt=sse" if streamed else "generateContent"
+        body = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+        return front.ask(f"/v1beta/models/{model}:{verb}", body)
+    client, headers = CLIENTS[door], {"anthropic_version": "1"} if door == "anthropic" else {}
+    return front.ask(client.path, client.body(model, said, streamed=streamed), **headers)
+
+
+def ends(door, answer, streamed):
+    """Return why an answer has ended for its client; "" if that is told of a failure."""
+    found = [each.json for each in sse(answer.data) if each.data != "[DONE]"] if streamed else []
+    bodies = [each for each in found if each] or [answer.json]
+    if answer.status != 200 or bodies[-1].get("error") or bodies[-1].get("type") == "error":
+        assert answer.status in (200, 502) and bodies[-1].get("status") != "completed"
+        return ""
+    last = bodies[-1]
+    if door == "openai":
+        choices = [each for body in bodies for each in body["choices"]]
+        return next(each["finish_reason"] for each in reversed(choices) if each["finish_reason"])
+    if door == "anthropic":
+        return next(
+            each
+            for body in reversed(bodies)
+            if (each := body.get("delta", body).get("stop_reason"))
+        )
+    if door == "gemini":
+        return last["candidates"][0]["finishReason"]
+    last = last.get("response", last)
+    if last["status"] == "failed":
+        return ""
+    return last["incomplete_details"]["reason"] if last["incomplete_details"] else last["status"]
+
+
+@both_ways
+@every_door
+@pytest.mark.parametrize(("dialect", "reason", "means"), ENDINGS)
+def test_an_answer_ends_in_the_clients_words_or_has_failed(
+    front, vendors, dialect, reason, means, door, streamed
+):
+    vendors[dialect].script(ending(dialect, reason, streamed))
+    front.spans.clear()
+    answer = ask(front, door, dialect, streamed)
+    own = door == dialect
+    assert ends(door, answer, streamed) == (reason if own else FINISHES[door].get(means, means))
+    [span] = front.spans
+    assert span.status == ("error" if not (means or own) else "ok")
+    assert (span.attrs["tokens_in"], span.attrs["tokens_out"]) == (31, 17), "all of it is billed"
+
+
+@both_ways
+def test_another_attempt_answers_where_one_ended_badly(vendors, streamed):
+    """Its tokens are billed as well."""
+    calls = []
+    vendor, spare = vendors["gemini"], EchoProvider(models=[MODELS["gemini"]])
+    bad = ending("gemini", "MALFORMED_FUNCTION_CALL", streamed, Turn())
+    for others, script in (
+        ([spare], [bad]),
+        ([], [bad, says("gemini", ANSWER, streamed=streamed)]),
+    ):
+        vendor.script(*script)
+        with Front(vendor.provider(), *others, attempts=2) as front:
+            front.router.observers = [*front.router.observers, calls.append]
+            answer = ask(front, "anthropic", "gemini", streamed)
+            assert ends("anthropic", answer, streamed) == "end_turn"
+            assert answer.headers["X-Infermux-Attempts"] == "2"
+            first, second = calls[-1].attempts
+            assert (first.usage.input_tokens, first.usage.output_tokens) == (31, 17)
+            assert first.error.code == "upstream_error" and second.error is None
+
+
+@both_ways
+@every_door
+def test_a_refusal_is_told_in_the_clients_way(front, vendors, door, streamed):
+    said = {"refusal": "I will not."}
+    message = {"role": "assistant", "content": None} | said
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    whole = reply({"id": "c", "model": "m", "choices": [choice]})
+    parts = (openai_chunk(said), openai_chunk({}, "stop"), b"data: [DONE]\n\n")
+    vendors["openai"].script(stream(*parts) if streamed else whole)
+    answer = ask(front, door, "openai", streamed)
+    told = {"anthropic": "refusal", "gemini": "SAFETY", "responses": "completed"}
+    assert ends(door, answer, streamed) == told.get(door, "stop")
+    assert b"I will not." in answer.data
+
+
+@both_ways
+def test_google_clients_do_not_run_a_call_that_was_cut(front, vendors, streamed):
+    call = {"name": "weather", "arguments": '{"city": "Kö'}
+    tool = {"index": 0, "id": "call_1", "type": "function", "function": call}
+    for reason, number in (("length", 0), ("tool_calls", 1)):
+        message = {"role": "assistant", "content": "Hm.", "tool_calls": [tool]}
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        parts = (openai_chunk({"content": "Hm.", "tool_calls": [tool]}), openai_chunk({}, reason))
+        whole = reply({"id": "c", "model": "m", "choices": [choice]})
+        vendors["openai"].script(stream(*parts) if streamed else whole)
+        assert ask(front, "gemini", "openai", streamed).data.count(b"functionCall") == number

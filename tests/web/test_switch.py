@@ -482,6 +482,7 @@ ODD = {  # conversations that one vendor takes, or gave, and another one would r
         {"role": "tool", "tool_call_id": "b", "content": "r1"}], "be quick"),
     "a greeting first": ("chat", [{"role": "assistant", "content": "Welcome!"}, HI], "Welcome!"),
     "a system message alone": ("chat", [{"role": "system", "content": "Write a poem."}], "a poem"),
+    "its own words last": ("chat", [HI, {"role": "assistant", "content": "Well, "}], "Well,"),
     "an empty question": ("chat", [HI, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": " "}], "yes?"),
     "a search of the vendor's": ("messages", [HI, {"role": "assistant", "content": SEARCHED}, HI], "found"),
     "a search result of a tool": ("messages", [HI, {"role": "assistant", "content": [USED]}, {"role": "user", "content": [

@@ -5,7 +5,6 @@ Clients are the official SDK and Claude Code. `stream` writes the event streams.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -16,14 +15,13 @@ from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, items, obj, strings, text, tier_of, without
 from ..citations import cited, inline
-from ..fitting import is_strict, joined
+from ..fitting import joined, strict
 from ..tools import arguments_of
 from . import NAME
 from .requests import (
     BUDGETS,
     CHOICES,
     INDEX,
-    THINKING_FORMAT,
     TIERS,
     reading,
     result_flags,
@@ -31,7 +29,7 @@ from .requests import (
     thinking_block,
     typed,
 )
-from .upstream import FINISH, STATUS
+from .upstream import FINISH, STATUS, detail_of
 
 _CHOICES = {theirs: ours for ours, theirs in CHOICES.items()}
 _TIERS = {"auto": "auto", TIERS["default"]: "default"}
@@ -105,13 +103,15 @@ def _tool(tool: JSON) -> JSON:
         string(tool, "type")
         return tool  # Anthropic's own; other dialects refuse its type
     schema, description = tool["input_schema"], tool.get("description")
+    fits: JSON = {"properties": {}}
     if not isinstance(schema, dict) or not isinstance(description, str | None):
         raise ValueError("the schema must be an object, the description a string")
     function = {
         "name": string(tool, "name"),
         "description": description,
         "parameters": schema,
-        "strict": tool.get("strict"),
+        # as OpenAI's models mean it, which want every property
+        "strict": (tool.get("strict") and strict(fits | schema) == fits | schema) or None,
     }
     extra = without(tool, *function, "type", "input_schema")
     return {"type": "function", "function": given(function), **given(extra)}
@@ -159,8 +159,7 @@ def _format(shape: JSON) -> JSON:
         if string(shape, "type") != "json_schema":
             raise ValueError("only json_schema is known")
         schema = dict(shape["schema"])
-        strict = is_strict(schema)  # as OpenAI's models mean it, which want every property
-        named = {"name": "output", "schema": schema, "strict": strict}
+        named = {"name": "output", "schema": schema, "strict": strict(schema) == schema}
         return {"type": "json_schema", "json_schema": named}
 
 
@@ -214,13 +213,9 @@ def _assistant(blocks: list[JSON]) -> JSON:
         kind = block["type"]
         if kind == "tool_use":
             calls.append(_call(block))
-        elif kind == "thinking":
-            detail = {"type": "reasoning.text", "text": string(block, "thinking")}
-            if signature := text(block.get("signature")):
-                detail["signature"] = signature
-            details.append(detail)
-        elif kind == "redacted_thinking":
-            details.append({"type": "reasoning.encrypted", "data": string(block, "data")})
+        elif kind in ("thinking", "redacted_thinking"):
+            if detail := detail_of(block):
+                details.append(detail | {"index": len(details)})
         else:
             parts.append(_part(block))
     message: JSON = {"role": "assistant", "content": joined(parts) if parts or not calls else None}
@@ -229,10 +224,7 @@ def _assistant(blocks: list[JSON]) -> JSON:
     if details:
         if words := "".join(detail.get("text", "") for detail in details):
             message["reasoning_content"] = words
-        message["reasoning_details"] = [
-            detail | {"format": THINKING_FORMAT, "index": index}
-            for index, detail in enumerate(details)
-        ]
+        message["reasoning_details"] = details
     return message
 
 
@@ -265,12 +257,21 @@ def _part(block: JSON) -> JSON:
         return block
     source = obj(block["source"])
     form = string(source, "type")
+    said = source.get(_WORDS.get(form, ""))
+    if (
+        kind == "document"
+        and said
+        and (isinstance(said, str) or all(part.get("type") == "text" for part in items(said)))
+    ):
+        told = (text(block.get("title")), text(extra.pop("context", None)), text_of(said))
+        return {"type": "text", "text": "\n".join(filter(None, told)), **extra}
     title = {"filename": block["title"]} if text(block.get("title")) else {}
     if form == "file":
         return {"type": "file", "file": {"file_id": string(source, "file_id"), **title}, **extra}
-    if form not in ("url", "base64", "text"):
+    if form not in ("url", "base64"):
         return block
-    url = _url(form, source)
+    url = string(source, "url") if form == "url" else ""
+    url = url or f"data:{string(source, 'media_type')};base64,{string(source, 'data')}"
     if kind == "image":
         return {"type": "image_url", "image_url": {"url": url}, **extra}
     name = "file_url" if form == "url" else "file_data"
@@ -281,13 +282,7 @@ def _part(block: JSON) -> JSON:
 _WRITTEN = {"search_result": ("title", "source", "content"), "tool_reference": ("tool_name",)}
 
 
-def _url(form: str, source: JSON) -> str:
-    if form == "url":
-        return string(source, "url")
-    data = string(source, "data")
-    if form == "text":
-        data = b64encode(data.encode()).decode()
-    return f"data:{string(source, 'media_type')};base64,{data}"
+_WORDS = {"text": "data", "content": "content"}  # likewise, by the type of a document's source
 
 
 # -- answers --

@@ -13,21 +13,21 @@ from typing import Any
 
 from ...errors import RequestError
 from ...pricing import find
-from ...protocol import CHAT, InferRequest
+from ...protocol import CHAT, InferRequest, must_be
 from ...types import JSON
 from .. import (
     BEGIN,
-    data_uri,
     fitting,
     given,
     items,
-    json_schema,
     obj,
     require,
     strings,
     text,
     without,
 )
+from ..citations import data_uri
+from ..fitting import is_closable
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from ..searches import OPTIONS, moved, of_anthropic
@@ -50,10 +50,6 @@ INDEX = "encrypted_index"  # of a web citation
 SAMPLING_DEFAULTS = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 SAMPLING = frozenset(SAMPLING_DEFAULTS)
 # Params that are translated even if their value is neutral.
-JSON_OBJECT = {"type": "json_object"}
-ONLY_JSON = """\
-Answer with a single valid JSON object and nothing else: no text before or after it, no code fence \
-around it."""
 KEPT = frozenset({"parallel_tool_calls", "service_tier"})
 CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
@@ -79,8 +75,13 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     search = moved(request, lambda found: of_anthropic(found, drop))
     request = with_functions(search.request, NAME, drop)
+    request = fitting.instructed(request, drop, lambda schema: bool(schema) and is_closable(schema))
     system, turns = _turns(request.messages, drop)
-    system = _with_instruction(system, request)
+    if (last := turns[-1])["role"] == "assistant":
+        if version_of(request.model) >= (4, 6):  # refuse to go on with their own words
+            turns.append({"role": "user", "content": "Continue."})
+        elif isinstance(last["content"], str):  # which must not end with white space
+            last["content"] = last["content"].rstrip()
     body: JSON = {"model": request.model} | ({"system": system} if system else {})
     unthought = calls_without_thought(turns)
     body |= {"messages": turns} | _params(request, drop, unthought=unthought)
@@ -158,7 +159,8 @@ def _turns(messages: Sequence[JSON], drop: Drop) -> tuple[str | list[JSON], list
                 if words := _content(content, drop):
                     turns.append({"role": role, "content": words})
             else:
-                raise ValueError("no such role")
+                wanted = "system, developer, user, assistant or tool"
+                raise must_be(f"messages[{number}].role", wanted)
             before = role
     if not turns or turns[0]["role"] != "user":
         turns = [{"role": "user", "content": BEGIN}, *turns]
@@ -283,7 +285,7 @@ def result_flags(result: JSON) -> JSON:
 
 def call_ident(ident: str) -> str:
     """Return a tool call's id; replace characters that Anthropic refuses."""
-    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident)
+    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", ident) if ident.isascii() else ""
     taken = fitting.ANTHROPIC_CALL_ID
     return plain if taken.fullmatch(plain) else fitting.call_id(ident, taken)
 
@@ -396,20 +398,11 @@ def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:
 def _format(params: JSON, drop: Drop) -> JSON:
     wanted = typed(params, "response_format", dict) or {}
     if wanted.get("type") != "json_schema":
-        if wanted and wanted != JSON_OBJECT:
+        if wanted:
             unsupported("response_format", NAME, drop)
         return {}
-    return {"format": {"type": "json_schema", "schema": fitting.closed(json_schema(wanted))}}
-
-
-def _with_instruction(system: str | list[JSON], request: InferRequest) -> str | list[JSON]:
-    if request.params.get("response_format") != JSON_OBJECT:
-        return system
-    if not system:
-        return ONLY_JSON
-    if isinstance(system, str):
-        return f"{system}\n\n{ONLY_JSON}"
-    return [*system, {"type": "text", "text": ONLY_JSON}]
+    schema = fitting.closed(fitting.json_schema(wanted))
+    return {"format": {"type": "json_schema", "schema": schema}}
 
 
 def _identity(params: JSON, drop: Drop) -> JSON:
@@ -453,6 +446,9 @@ def _tool(tool: JSON, drop: Drop) -> JSON | None:
     function = dict(tool["function"])
     schema = {"type": "object"} | (function.pop("parameters", None) or {"properties": {}})
     extra = without(given(function | tool), "name", "type", "function")
+    if extra.get("strict") and not is_closable({"properties": {}} | schema):
+        hint("tools.strict", drop)
+        del extra["strict"]
     if extra.get("strict"):
         schema = fitting.closed(schema)
     return {"name": string(function, "name"), "input_schema": obj(schema), **extra}

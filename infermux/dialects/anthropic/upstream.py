@@ -17,7 +17,6 @@ from .. import (
     SDK_STATUSES,
     Events,
     Headers,
-    answer,
     error_object,
     given,
     items,
@@ -31,11 +30,11 @@ from .. import (
     text,
     token_count,
     typed,
-    whole,
     with_native,
     without,
     word,
 )
+from ..blocks import answer
 from ..citations import citation
 from ..fitting import ANTHROPIC_CALL_ID
 from ..parameters import Drop, Unsaid, hint
@@ -59,9 +58,9 @@ FORWARDED = ("anthropic-version", "anthropic-beta")
 FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "pause_turn": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
+    "pause_turn": "length",
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
@@ -202,37 +201,17 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     body, native = _object(data), (NAME, data)
     if request.op == "count_tokens":
         return token_count(body["input_tokens"], request, native)
-    words, thoughts = [], []
-    calls: list[JSON] = []
-    details: list[JSON] = []
-    annotations: list[JSON] = []
+    reader = _Reader()
     if not isinstance(body["content"], list):
         raise ValueError("an answer without content")
-    for block in items(body["content"]):
-        kind = string(block, "type")
-        if kind == "text":
-            words.append(string(block, "text"))
-            if found := block.get("citations"):
-                end = sum(map(len, words))
-                annotations += _cited(found, end - len(words[-1]), end)
-        elif kind == "tool_use":
-            calls.append(_tool_call(block, _arguments(block)))
-        elif kind in ("thinking", "redacted_thinking") and (detail := _detail(block)):
-            thoughts.append(detail.get("text", ""))
-            details.append(detail | {"index": len(details)})
-    return answer(
-        request,
-        native,
-        usage_of(body.get("usage")),
-        model=text(body.get("model")),
-        content="".join(words),
+    said = Chunk(
         finish_reason=finish_reason(body.get("stop_reason")),
+        usage=usage_of(body.get("usage")),
+        model=text(body.get("model")),
         id=text(body.get("id")),
-        tool_calls=calls,
-        reasoning="".join(thoughts),
-        details=details,
-        annotations=annotations,
     )
+    blocks = enumerate(items(body["content"]))
+    return answer(request, native, *(one for each in blocks for one in reader.block(*each)), said)
 
 
 def _cited(found: object, start: int, end: int) -> list[JSON]:
@@ -273,7 +252,7 @@ def _arguments(block: JSON) -> str:
     return strict_json.dumps(value)
 
 
-def _detail(block: JSON) -> JSON:
+def detail_of(block: JSON) -> JSON:
     """Return the reasoning detail of a thinking block, or {} for an empty block."""
     if block["type"] == "redacted_thinking":
         return _thinking({"data": string(block, "data")}, "encrypted")
@@ -326,10 +305,6 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     raise StreamIncomplete(NO_TERMINATOR)
 
 
-def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
-    yield from whole(decode_response(data, request))
-
-
 class _Reader:
     """Reads one stream; keeps the open blocks and the usage for its later events."""
 
@@ -367,6 +342,11 @@ class _Reader:
             return Chunk(finish_reason="stop")
         return Chunk()
 
+    def block(self, index: int, block: JSON) -> Iterator[Chunk]:
+        """Yield the chunks of a whole block."""
+        yield self._start(index, block)
+        yield self._stop(self._blocks.pop(index))
+
     def _counted(self, value: object) -> Usage | None:
         """Return the usage so far: a later count replaces an earlier one."""
         self._usage |= given(obj(value))
@@ -384,7 +364,7 @@ class _Reader:
             self._calls += 1
             return Chunk(tool_calls=[_tool_call(block, "") | {"index": state["call"]}])
         if kind in ("thinking", "redacted_thinking"):
-            return self._thought(state, detail) if (detail := _detail(block)) else Chunk()
+            return self._thought(state, detail) if (detail := detail_of(block)) else Chunk()
         return Chunk(shown=True)  # such as the call of a vendor's own tool
 
     def _delta(self, state: JSON, delta: JSON) -> Chunk:

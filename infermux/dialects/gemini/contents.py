@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from base64 import b64decode
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -232,11 +233,13 @@ def _inline(blob: JSON, place: str) -> JSON | None:
     if kind == "audio":
         sound = {"data": data, "format": _SOUNDS.get(media, form.partition(";")[0])}
         return {"type": "input_audio", "input_audio": sound}
-    if _DOCUMENTS.match(media):
-        name = require(blob.get("displayName") or "", f"{place}.displayName", str)
-        name = name or f"document{_MIME.guess_extension(media) or ''}"
+    if media == "application/pdf":
+        name = require(blob.get("displayName") or "document.pdf", f"{place}.displayName", str)
         return {"type": "file", "file": {"file_data": url, "filename": name}}
-    return None
+    try:
+        return {"type": "text", "text": b64decode(data).decode()} if kind == "text" else None
+    except ValueError:
+        return None
 
 
 def _file(file: JSON, place: str) -> JSON | None:

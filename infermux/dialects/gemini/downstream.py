@@ -5,7 +5,7 @@ Clients are Google's SDKs. `contents` reads the conversation, `stream` writes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import InferMuxError
@@ -13,12 +13,14 @@ from ...protocol import CHAT, InferRequest, InferResponse, Native, must_be
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
 from .. import given, obj, require, tier_of, without
+from ..blocks import complete
 from ..citations import URL, inline
+from ..fitting import strict
 from ..tools import arguments_of
 from . import NAME
 from .contents import messages, plain_text, repeated
 from .requests import BUDGETS
-from .schemas import camel, closed, integer, is_enforceable, json_schema
+from .schemas import camel, integer, json_schema
 from .signatures import SKIP, packed
 from .upstream import COUNT_TOKENS, EMBEDDINGS, FILTERED
 
@@ -151,8 +153,8 @@ def _format(config: JSON) -> JSON:
     if schema is None:
         return {} if media is None else {"response_format": {"type": "json_object"}}
     named: JSON = {"name": "response", "schema": schema}
-    if is_enforceable(schema):
-        named |= {"schema": closed(schema), "strict": True}
+    if (enforced := strict(schema)) is not None:
+        named |= {"schema": enforced, "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
@@ -250,10 +252,10 @@ def encode_response(response: InferResponse, *, ident: str) -> JSON:
     cited = grounding_of(response.annotations, response.content, len(parts))
     if words := response.content or response.refusal:
         parts.append({"text": words})
-    parts += drawn(response.images) + calls(response.tool_calls)
+    finish = response.finish_reason or "stop"
+    parts += drawn(response.images) + calls(response.tool_calls, finish)
     usage = response.usage or Usage(response.tokens_in, response.tokens_out)
     head = {"modelVersion": response.model, "responseId": response.id or ident}
-    finish = response.finish_reason or "stop"
     return content_of(parts, head, finish=finish, usage=usage, cited=cited)
 
 
@@ -315,9 +317,17 @@ def drawn(images: Sequence[JSON]) -> list[JSON]:
     return [{"inlineData": {"mimeType": kind, "data": data}} for kind, data in inline(images)]
 
 
-def calls(found: Any) -> list[JSON]:
-    """Return the parts of tool calls; the first has Google's marker if it has no signature."""
-    parts = [_call(call) for call in found]
+def calls(found: Iterable[JSON], finish: str) -> list[JSON]:
+    """Return the parts of tool calls; the first has Google's marker if it has no signature.
+
+    Google's clients run each call that they get: one that is cut is left out.
+    """
+    cut = finish in ("length", "content_filter")
+    parts = [
+        _call(call)
+        for call in found
+        if not cut or complete(obj(call.get("function")).get("arguments") or "{}")
+    ]
     if parts and not any("thoughtSignature" in part for part in parts):
         parts[0]["thoughtSignature"] = SKIP
     return parts
@@ -338,7 +348,7 @@ def finish_reason(reason: str) -> str:
     known = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
     known |= dict.fromkeys(("stop", "tool_calls", "function_call"), "STOP")
     own = reason.upper()
-    return known.get(reason) or (own if own in FILTERED or "_CALL" in own else "OTHER")
+    return known.get(reason) or (own if FILTERED.fullmatch(own) or "_CALL" in own else "OTHER")
 
 
 def encode_usage(usage: Usage) -> JSON:

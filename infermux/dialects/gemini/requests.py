@@ -15,15 +15,15 @@ from ...protocol import InferRequest, check_message, must_be, strict_json
 from ...types import JSON
 from .. import (
     BEGIN,
-    data_uri,
     fitting,
     given,
-    json_schema,
+    members,
     objects,
     require,
     strings,
     without,
 )
+from ..citations import data_uri
 from ..openai import is_neutral
 from ..parameters import Drop, hint, unsupported
 from ..searches import OPTIONS, moved, of_google
@@ -36,6 +36,7 @@ OWN_ID = re.compile(r"call_\d+_[0-9a-f]{16}")  # ids that InferMux made for call
 # Google's marker for calls of other vendors: it accepts them without a signature of its own.
 SKIP = "skip_thought_signature_validator"
 _SIGNED = re.compile(r"gemini-([3-9]|[1-9]\d|\w+(-\w+)?-latest)")  # refuse unsigned calls
+_ONE_OF_BOTH = re.compile(r"gemini-[12]\b")  # refuse tools together with an answer in JSON
 # Thinking budgets in tokens by effort, as in Google's OpenAI-compatible API; every thinking model
 # accepts the largest.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
@@ -140,6 +141,9 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
 
     *key* seals the ids of tool calls.
     """
+    acts = bool(request.params.get("tools") or request.params.get(OPTIONS))
+    if acts and _ONE_OF_BOTH.match(model_of(request)):
+        request = fitting.instructed(request, drop, lambda schema: False)
     search = moved(request, lambda found: of_google(found, drop))
     request = with_functions(search.request, NAME, drop)
     talk = _Conversation(drop, key, signs=wants_signatures(model_of(request)))
@@ -221,7 +225,7 @@ def _format(wanted: JSON, drop: Drop) -> JSON:
     if kind == "json_object":
         return {"responseMimeType": "application/json"}
     if kind == "json_schema":
-        schema = fitting.googles(json_schema(wanted))
+        schema = fitting.googles(fitting.json_schema(wanted))
         return {"responseMimeType": "application/json", "responseJsonSchema": schema}
     if kind != "text":
         unsupported("response_format", NAME, drop)
@@ -292,7 +296,8 @@ class _Conversation:
             self.system += self._parts(content, place)
         elif role == "user":
             self._results = []
-            self.contents.append({"role": "user", "parts": self._parts(content, place)})
+            if parts := self._parts(content, place):
+                self.contents.append({"role": "user", "parts": parts})
         elif role == "assistant":
             self._turn, self._results = [], []
             if parts := [*self._words(message, place), *self._calls(message, place)]:
@@ -307,11 +312,13 @@ class _Conversation:
                 unsupported(f"messages.{name}", NAME, self._drop)
 
     def _parts(self, content: object, place: str) -> list[JSON]:
+        """Return a content's parts without empty texts, which Google refuses."""
         if isinstance(content, str):
-            return [{"text": content}]
+            return [{"text": content}] if content else []
         place = f"{place}.content"
         parts = enumerate(objects(content, place))
-        return [self._part(part, f"{place}[{number}]") for number, part in parts]
+        found = (self._part(part, f"{place}[{number}]") for number, part in parts)
+        return [part for part in found if part != {"text": ""}]
 
     def _part(self, part: JSON, place: str) -> JSON:
         kind = part.get("type")
@@ -319,12 +326,14 @@ class _Conversation:
             hint("cache_control", self._drop)
         if kind in ("text", "refusal"):
             return {"text": require(part.get(kind), f"{place}.{kind}", str)}
-        if kind not in ("image_url", "file", "input_audio"):
+        inner = part.get(str(kind))
+        known = kind in ("image_url", "file", "input_audio")
+        if not known or members(inner).get("file_id") is not None:
             raise RequestError(
                 f"{place}: a part of type {shown(kind)} cannot be sent to this model",
                 param=f"{place}.type",
             )
-        inner = require(part.get(kind), f"{place}.{kind}", dict)
+        inner = require(inner, f"{place}.{kind}", dict)
         if kind == "image_url":
             if inner.get("detail") not in (None, "auto"):
                 hint("image_url.detail", self._drop)

@@ -17,8 +17,6 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _READ = {"properties", "$defs", *_ONE, *_LISTS, *_COUNTS}  # the others are kept as they are
 _NAMES = {"defs": "$defs", "ref": "$ref"}
 _LEFT_OUT = {"propertyOrdering", "example", "nullable"}
-# The keywords that OpenAI's strict mode takes.
-_STRICT = {"type", "properties", "required", "items", "enum", "anyOf", "description", "title"}
 
 
 def camel(members: JSON) -> JSON:
@@ -87,30 +85,3 @@ def _nullable(schema: JSON) -> JSON:
     if isinstance(schema.get("enum"), list) and None not in schema["enum"]:
         schema["enum"] = [*schema["enum"], None]
     return schema
-
-
-def is_enforceable(schema: object) -> bool:
-    """Return whether OpenAI can enforce a schema: it names no property that may be missing."""
-    if not isinstance(schema, dict) or not schema or not schema.keys() <= _STRICT:
-        return False
-    properties = schema.get("properties")
-    if properties is None and "object" in (schema.get("type") or ""):
-        return False
-    inner = [*(properties or {}).values(), *schema.get("anyOf", ())]
-    inner += [schema["items"]] if "items" in schema else []
-    return set(properties or ()) == set(schema.get("required") or ()) and all(
-        map(is_enforceable, inner)
-    )
-
-
-def closed(schema: JSON) -> JSON:
-    """Return an enforceable schema without room for other properties, as OpenAI wants it."""
-    found = dict(schema)
-    if "properties" in schema:
-        found["properties"] = {name: closed(one) for name, one in schema["properties"].items()}
-        found["additionalProperties"] = False
-    if "items" in schema:
-        found["items"] = closed(schema["items"])
-    if "anyOf" in schema:
-        found["anyOf"] = [closed(one) for one in schema["anyOf"]]
-    return found

@@ -17,6 +17,7 @@ from .requests import SKIP as SKIP
 _MARK = b"infermux:"  # 9 bytes: their base64 is the same before any other bytes
 PACKED = b64encode(_MARK).decode()  # how a signature of ours begins
 _STANDARD = str.maketrans("-_", "+/")
+_SIGNATURES = ("thoughtSignature", "thought_signature")
 
 
 def standard_base64(data: str) -> str:
@@ -58,55 +59,30 @@ def own_contents(contents: Any, *, signs: bool = False) -> Any:
 
     *signs*: the model refuses calls without a signature; those get Google's marker.
     """
-    if not isinstance(contents, list) or not any(_is_foreign(one, signs) for one in contents):
+    if not isinstance(contents, list):
         return contents
-    kept = [_own_content(content) if isinstance(content, dict) else content for content in contents]
-    return [_signed(content) if signs else content for content in kept if content]
+    kept = [own for content in contents if (own := _own_content(content, signs))]
+    return contents if kept == contents else kept
 
 
-def _is_foreign(content: Any, signs: bool) -> bool:
+def _own_content(content: Any, signs: bool) -> Any:
     parts = content.get("parts") if isinstance(content, dict) else None
-    if type(parts) is not list:
-        return False
-    unsigned = signs
-    for part in parts:
-        if type(part) is not dict:
-            continue
-        signature = part.get("thoughtSignature", part.get("thought_signature"))
-        if type(signature) is str and signature.startswith(PACKED):
-            return True
-        if "functionCall" in part or "function_call" in part:
-            if unsigned and not signature:
-                return True
-            unsigned = False  # only the first of parallel calls has one
-    return False
-
-
-def _signed(content: JSON) -> JSON:
-    """Return a content whose first call has a signature, or Google's marker."""
-    parts = content.get("parts")
-    if not isinstance(parts, list):
-        return content
-    for place, part in enumerate(parts):
-        if isinstance(part, dict) and ("functionCall" in part or "function_call" in part):
-            if part.get("thoughtSignature", part.get("thought_signature")):
-                return content
-            marked = [*parts[:place], part | {"thoughtSignature": SKIP}, *parts[place + 1 :]]
-            return content | {"parts": marked}
-    return content
-
-
-def _own_content(content: JSON) -> JSON | None:
-    parts = content.get("parts")
     if not isinstance(parts, list):
         return content
     own = [_own_part(part) if isinstance(part, dict) else part for part in parts]
     kept = [part for part in own if part]
+    first = next((n for n, part in enumerate(kept) if signs and _is_call(part)), None)
+    if first is not None and not any(map(kept[first].get, _SIGNATURES)):
+        kept[first] = kept[first] | {"thoughtSignature": SKIP}  # the first of parallel calls has it
     return content | {"parts": kept} if kept else None
 
 
+def _is_call(part: Any) -> bool:
+    return isinstance(part, dict) and ("functionCall" in part or "function_call" in part)
+
+
 def _own_part(part: JSON) -> JSON | None:
-    for name in ("thoughtSignature", "thought_signature"):
+    for name in _SIGNATURES:
         if isinstance(part.get(name), str) and part[name].startswith(PACKED):
             if part.get("thought"):
                 return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...types import JSON, Chunk, Usage
-from .. import add_detail
+from ..blocks import StreamAccumulator
 from . import NAME
 from .downstream import calls, content_of, drawn, encode_error, grounding_of, thoughts
 
@@ -21,40 +21,31 @@ class Encoder:
 
     def __init__(self, *, model: str, ident: str, array: bool) -> None:
         self._model, self._ident, self._array = model, ident, array
-        self._begun = False
+        self._begun = self._ended = False
         self._held = b""  # the vendor's chunk that may be the last
-        self._reason = ""
-        self._calls: dict[int, JSON] = {}
-        self._details: list[JSON] = []
-        self._text: list[str] = []  # in pieces
-        self._annotations: list[JSON] = []
+        self._whole = StreamAccumulator()
 
     def encode(self, chunk: Chunk) -> bytes:
-        self._reason = chunk.finish_reason or self._reason
         if chunk.native is not None and chunk.dialect == NAME:
             ready, self._held = self._held, chunk.native
-            if not self._reason:
+            self._ended |= bool(chunk.finish_reason)
+            if not self._ended:
                 ready, self._held = self._held, b""
             return self._framed(ready) if ready else b""
-        for call in chunk.tool_calls:
-            self._add_call(call)
-        for detail in chunk.details:
-            add_detail(self._details, detail)
+        self._whole.add(chunk)
         parts = [{"text": chunk.reasoning, "thought": True}] if chunk.reasoning else []
         parts += [{"text": words} for words in (chunk.text, chunk.refusal) if words]
         parts += drawn(chunk.images)
-        self._text.append(chunk.text)
-        self._annotations += chunk.annotations
         return self._framed(strict_json.encode(content_of(parts, self._head))) if parts else b""
 
     def end(self, summary: JSON, usage: Usage | None) -> bytes:
         """Return the last event: the vendor's own, or one with calls, usage and *summary*."""
         last = self._held
         if not last:
-            parts = thoughts("", self._details)
-            parts += calls(self._calls[index] for index in sorted(self._calls))
-            finish = self._reason or "stop"
-            cited = grounding_of(self._annotations, "".join(self._text))
+            found = self._whole.response("", "")
+            finish = found.finish_reason or "stop"
+            parts = thoughts("", [*found.details]) + calls(found.tool_calls, finish)
+            cited = grounding_of(found.annotations, found.content)
             usage = usage or Usage()
             body = content_of(parts, self._head, finish=finish, usage=usage, cited=cited)
             last = strict_json.encode(body | ({"infermux": summary} if summary else {}))
@@ -77,11 +68,3 @@ class Encoder:
             return b"data: " + data.replace(b"\n", b"\r\ndata: ") + b"\r\n\r\n"
         mark, self._begun = b"\n,\r\n" if self._begun else b"[", True
         return mark + data
-
-    def _add_call(self, delta: JSON) -> None:
-        """Add a piece of a call; Google's clients get calls whole."""
-        call = self._calls.setdefault(delta["index"], {"function": {"name": "", "arguments": ""}})
-        call |= {name: value for name, value in delta.items() if name != "function" and value}
-        function, more = call["function"], delta.get("function") or {}
-        function["name"] = more.get("name") or function["name"]
-        function["arguments"] += more.get("arguments") or ""

@@ -22,7 +22,6 @@ from .. import (
     NO_TERMINATOR,
     Events,
     Headers,
-    answer,
     count,
     error_object,
     items,
@@ -37,11 +36,10 @@ from .. import (
     retry_after,
     text,
     token_count,
-    whole,
     with_native,
-    without,
     word,
 )
+from ..blocks import answer
 from ..citations import MOST, citation, image
 from ..parameters import Drop, Unsaid
 from . import NAME
@@ -73,18 +71,8 @@ _FINISH_NUMBERS = (
     "IMAGE_SAFETY",
     "UNEXPECTED_TOOL_CALL",
 )
-FILTERED = frozenset(
-    {
-        "SAFETY",
-        "RECITATION",
-        "BLOCKLIST",
-        "PROHIBITED_CONTENT",
-        "SPII",
-        "IMAGE_SAFETY",
-        "MODEL_ARMOR",
-        "IMAGE_PROHIBITED_CONTENT",
-        "IMAGE_RECITATION",
-    }
+FILTERED = re.compile(
+    "(IMAGE_)?(SAFETY|RECITATION|PROHIBITED_CONTENT)|LANGUAGE|BLOCKLIST|SPII|MODEL_ARMOR"
 )
 _SOURCES = ("web", "retrievedContext", "maps")  # kinds of those that may have an address
 _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s", re.ASCII)
@@ -179,25 +167,12 @@ def decode_response(data: bytes, request: InferRequest, key: bytes | None = None
     if request.op == COUNT_TOKENS:
         return token_count(body["totalTokens"], request, native)
     if request.op == EMBEDDINGS:
-        usage = usage_of(body.get("usageMetadata"))
-        return answer(request, native, usage, extra={"data": _embeddings(body, request)})
+        said = Chunk(usage=usage_of(body.get("usageMetadata")))
+        return answer(request, native, said, extra={"data": _embeddings(body, request)})
     chunk = _Reader(key).chunk(body, b"")
     if not chunk.has_content:
         raise ValueError("an answer without candidates")
-    return answer(
-        request,
-        native,
-        chunk.usage,
-        model=chunk.model,
-        content=chunk.text,
-        id=chunk.id or "",
-        reasoning=chunk.reasoning,
-        finish_reason=chunk.finish_reason or ("tool_calls" if chunk.tool_calls else "stop"),
-        details=chunk.details,
-        tool_calls=[without(call, "index") for call in chunk.tool_calls],
-        annotations=chunk.annotations,
-        images=chunk.images,
-    )
+    return answer(request, native, chunk)
 
 
 def _embeddings(body: JSON, request: InferRequest) -> list[JSON]:
@@ -371,7 +346,7 @@ def finish_reason(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = _FINISH_NUMBERS[value] if 0 <= value < len(_FINISH_NUMBERS) else str(value)
     reason = text(value)
-    if reason in FILTERED:
+    if FILTERED.fullmatch(reason):
         return "content_filter"
     known = {"STOP": "stop", "MAX_TOKENS": "length", "FINISH_REASON_UNSPECIFIED": ""}
     return known.get(reason, reason.lower())
@@ -389,15 +364,6 @@ def decode_events(
             yield reader.chunk(read_object(event.data, decode_error), event.data)
     if not reader.finished:
         raise StreamIncomplete(NO_TERMINATOR)
-
-
-def decode_whole(data: bytes, request: InferRequest, key: bytes | None = None) -> Iterator[Chunk]:
-    """Yield the chunks of one object, or of an array: Google's stream without alt=sse."""
-    body = strict_json.lenient(data)
-    if isinstance(body, list):
-        yield from decode_events(ArrayParser().feed(data), request, key)
-    else:
-        yield from whole(decode_response(data, request, key), data)
 
 
 # -- errors --
@@ -433,5 +399,5 @@ def _delay(details: list[JSON]) -> float | None:
 def bound(api_key: str) -> SimpleNamespace:
     """Return this dialect for a provider with *api_key*, which seals the ids of tool calls."""
     key = seal_key(api_key)
-    uses = (encode_request, decode_response, decode_events, decode_whole)
+    uses = (encode_request, decode_response, decode_events)
     return SimpleNamespace(**globals() | {each.__name__: partial(each, key=key) for each in uses})

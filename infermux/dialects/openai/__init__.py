@@ -27,6 +27,7 @@ PARAMETERS: Parameters = {
         "prompt_cache_key": "caching",
         "prompt_cache_retention": "caching",
         "reasoning_effort": "effort",
+        "response_format.strict": "how the schema is enforced",
         "safety_identifier": "identity",
         "server_tools": "the answer after them says what was found",
         "service_tier": "price",

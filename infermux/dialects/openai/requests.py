@@ -89,8 +89,6 @@ _SOME_EFFORTS = (
     (re.compile(r"gpt-5(?!\.)"), _EFFORTS[1:5]),
     (re.compile(r"gpt-"), ("none", *_EFFORTS[2:])),
 )
-JSON_OBJECT = {"type": "json_object"}
-ANSWER_JSON = "Answer with a JSON object."
 _OPENAI = re.compile(r"(ft:)?(gpt-(?!oss)|o\d|chatgpt-)")
 _MISTRAL = re.compile(
     r"([\w.-]+/)?(open-)?(mistral|mixtral|magistral|codestral|ministral|pixtral|devstral)", re.I
@@ -134,7 +132,7 @@ def unknown(params: Mapping[str, Any], model: str, drop: Drop) -> list[str]:
 def translated(request: InferRequest, drop: Drop) -> JSON:
     """Return the body; add to *drop* what is left out, or raise RequestError if it must not be."""
     search = moved(request, lambda found: of_chat(found, request.model))
-    request = with_functions(search.request, NAME, drop)
+    request = with_functions(asking(search.request, drop), NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
     for name, value in given(request.params).items():
         if name == "tools":
@@ -159,14 +157,21 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
         body[OPTIONS] = search.tool
         if search.forced:
             hint("tool_choice", drop)
-    if body.get("response_format") == JSON_OBJECT and not _mention_json(body["messages"]):
-        body["messages"] = [{"role": "system", "content": ANSWER_JSON}, *body["messages"]]
     return body
 
 
-def _mention_json(messages: list[JSON]) -> bool:
-    """Return whether a message says the word, without which OpenAI refuses json_object."""
-    return any("json" in text_of(message.get("content")).lower() for message in messages)
+def asking(request: InferRequest, drop: Drop) -> InferRequest:
+    """Return a request for JSON that OpenAI takes: of a schema it wants an object's.
+
+    It refuses json_object unless a message says the word.
+    """
+
+    def takes(schema: JSON | None) -> bool:
+        if schema is None:
+            return any("json" in text_of(one.get("content")).lower() for one in request.messages)
+        return fitting.is_object(schema) or not _OPENAI.match(request.model)
+
+    return fitting.instructed(request, drop, takes, keeps="json_object")
 
 
 def embedding(request: InferRequest, drop: Drop) -> JSON:
@@ -325,7 +330,12 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
     if kind not in _PARTS or (kind == "file" and "file_url" in obj(part.get("file"))):
         unsupported(f"{place}.content.{kind}", NAME, drop)
         return None
-    return {"type": kind, kind: part.get(kind)}
+    return {"type": kind, kind: named(part[kind]) if kind == "file" else part.get(kind)}
+
+
+def named(file: Any) -> JSON:
+    """Return a file with a name, which OpenAI wants beside data."""
+    return {"filename": "document.pdf"} | obj(file) if obj(file).get("file_data") else obj(file)
 
 
 def _is_function(tool: JSON, drop: Drop) -> bool:

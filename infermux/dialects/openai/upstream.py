@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 from ...errors import (
@@ -26,7 +27,6 @@ from .. import (
     NO_TERMINATOR,
     Events,
     Headers,
-    answer,
     count,
     error_object,
     items,
@@ -37,12 +37,12 @@ from .. import (
     read_object,
     retry_after,
     text,
-    whole,
     with_native,
     without,
     word,
 )
-from ..citations import citations, images
+from ..blocks import answer
+from ..citations import citations, images, sourced
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
 from .endpoints import Pieces
@@ -149,14 +149,7 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
     body, native = read_object(data, decode_error), (NAME, data)
     if request.op in (CHAT, "completions"):
         return _choice(body, request, native)
-    return answer(
-        request,
-        native,
-        usage_of(body.get("usage"), body.get("service_tier")),
-        model=text(body.get("model")),
-        id=text(body.get("id")),
-        extra={"data": _embeddings(body)},
-    )
+    return answer(request, native, _read(body, {}, {}), extra={"data": _embeddings(body)})
 
 
 def decode_pieces(pieces: Pieces, request: InferRequest) -> Iterator[Chunk]:
@@ -176,26 +169,33 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
     if not choices and request.op == CHAT:
         raise ValueError("an answer without choices")
     choice = choices[0] if choices else {}
-    message = obj(choice.get("message"))
-    words = message.get("content") if request.op == CHAT else choice.get("text")
+    said = _read(body, choice, obj(choice.get("message")))
+    found = answer(request, native, said, finish_reason=finish_reason(choice.get("finish_reason")))
+    found.annotations = said.annotations or sourced(body, said.text)
+    if len(choices) > 1:
+        found.extra = {**found.extra, "more": "".join(map(_said, choices[1:]))}
+    return found
+
+
+def _read(body: JSON, choice: JSON, said: JSON, **fields: Any) -> Chunk:
+    """Return what a choice says, whole or a piece of it, with *fields*."""
+    words = choice["text"] if "text" in choice and not said else said.get("content")
     content, thinking = _content(words)
-    legacy = obj(message.get("function_call"))
-    return answer(
-        request,
-        native,
-        usage_of(body.get("usage"), body.get("service_tier")),
-        model=text(body.get("model")),
-        content=content,
-        finish_reason=finish_reason(choice.get("finish_reason")),
-        id=text(body.get("id")),
-        tool_calls=[_tool_call(call) for call in items(message.get("tool_calls"))],
-        reasoning=_reasoning(message) or thinking,
-        refusal=text(message.get("refusal")),
-        details=items(message.get("reasoning_details")),
-        extra=({"function_call": legacy} if legacy.get("name") else {})
-        | ({"more": "".join(map(_said, choices[1:]))} if len(choices) > 1 else {}),
-        annotations=citations(message.get("annotations")),
-        images=images(message.get("images")),
+    usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
+    return Chunk(
+        content,
+        _reasoning(said) or thinking,
+        text(said.get("refusal")),
+        _deltas(said.get("tool_calls")),
+        finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
+        usage_of(usage, body.get("service_tier")) if usage else None,
+        details=items(said.get("reasoning_details")),
+        model=text(body.get("model")) or None,
+        id=text(body.get("id")) or None,
+        function_call=_legacy(said),
+        annotations=citations(said.get("annotations")),
+        images=images(said.get("images")),
+        **fields,
     )
 
 
@@ -212,17 +212,17 @@ def _said(choice: JSON) -> str:
 
 _INPUTS = (("function", "arguments"), ("custom", "input"))
 _REASONS = {
-    "": "stop",
-    "eos": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
+    **dict.fromkeys(
+        ("", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "normal"), "stop"
+    ),
+    **dict.fromkeys(("max_tokens", "model_length", "model_context_window_exceeded"), "length"),
+    "sensitive": "content_filter",
 }
 
 
 def finish_reason(value: object) -> str:
-    """Return OpenAI's finish_reason: stop for a missing value, an unknown one unchanged."""
-    reason = text(value)
+    """Return OpenAI's finish_reason: stop for a missing value, an unknown one in lower case."""
+    reason = text(value).lower().partition(":")[0]
     return _REASONS.get(reason, reason)
 
 
@@ -294,6 +294,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     Perplexity and Hugging Face send no [DONE].
     """
     finished, first = False, b""
+    said: list[str] = []
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
@@ -305,14 +306,14 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             if chunk.usage is not None and not chunk.usage.service_tier:
                 tier = word(obj(strict_json.lenient(first)).get("service_tier")) or None
                 chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
-            finished = finished or bool(chunk.finish_reason)
+            said.append(chunk.text)
+            if chunk.finish_reason and not finished:
+                finished, body = True, obj(strict_json.lenient(event.data))
+                if found := sourced(body, "".join(said)):
+                    chunk = chunk._replace(annotations=[*chunk.annotations, *found])
             yield chunk
     if not finished:
         raise StreamIncomplete(NO_TERMINATOR)
-
-
-def decode_whole(data: bytes, request: InferRequest) -> Iterator[Chunk]:
-    yield from whole(decode_response(data, request))
 
 
 # the members of a delta that are content
@@ -329,30 +330,18 @@ def _chunk(event: Event) -> Chunk:
         return Chunk(
             words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME
         )
-    usage = body.get("usage") or (body.get("x_groq") or {}).get("usage")
     choices = body.get("choices") or ()
     choice: JSON = next((each for each in choices if not each.get("index")), {})
-    delta = choice.get("delta") or {}
-    content, thinking = _content(delta.get("content") if "delta" in choice else choice.get("text"))
-    return Chunk(
-        content,
-        _reasoning(delta) or thinking,
-        text(delta.get("refusal")),
-        _deltas(delta.get("tool_calls")),
-        finish_reason(choice["finish_reason"]) if choice.get("finish_reason") else None,
-        usage_of(usage, body.get("service_tier")) if usage else None,
-        native,
-        items(delta.get("reasoning_details")),
-        text(body.get("model")) or None,
-        text(body.get("id")) or None,
-        _legacy(delta),
-        NAME,
-        usage_only=bool(usage and not choices),
+    said = _read(
+        body,
+        choice,
+        choice.get("delta") or {},
+        native=native,
+        dialect=NAME,
         shown=any(_is_shown(each) for each in choices),
         more="".join([_said(each) for each in choices if each.get("index")]),
-        annotations=citations(delta.get("annotations")),
-        images=images(delta.get("images")),
     )
+    return said if choices or said.usage is None else said._replace(usage_only=True)
 
 
 def _is_shown(choice: JSON) -> bool:

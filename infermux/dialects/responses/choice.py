@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
 from ...errors import ProviderError
-from ...protocol import CHAT, InferRequest, InferResponse
-from ...types import Chunk
-from .. import Dialect, Events, Headers
+from ...protocol import CHAT, InferRequest
+from .. import Dialect, Headers
 from ..parameters import Kind, Unsaid
 from ..searches import ONLY_CHAT, searches
 from . import NAME, PARAMETERS, RESOURCE, STANDARD, Support
@@ -76,32 +75,14 @@ class Choice:
             self._lacks = known and "model" not in f"{code} {error.message}".lower()
         return self.choose(request) is not before
 
-    def path(self, request: InferRequest, *, stream: bool) -> str:
-        return self.choose(request).path(request, stream=stream)
-
     def auth(self, key: str) -> dict[str, str]:
         return self._chat.auth(key)
-
-    def headers(self, request: InferRequest) -> dict[str, str]:
-        return self.choose(request).headers(request)
-
-    def encode_request(self, request: InferRequest, *, stream: bool) -> bytes:
-        return self.choose(request).encode_request(request, stream=stream)
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         return self.choose(request, model).unsaid(request, model)
 
-    def decode_response(self, data: bytes, request: InferRequest) -> InferResponse:
-        return self.choose(request).decode_response(data, request)
-
     def decode_error(self, status: int, headers: Headers, data: bytes) -> ProviderError:
         return self._chat.decode_error(status, headers, data)
-
-    def decode_events(self, events: Events, request: InferRequest) -> Iterator[Chunk]:
-        return self.choose(request).decode_events(events, request)
-
-    def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        return self.choose(request).decode_whole(data, request)
 
 
 def _refuses_summary(error: ProviderError) -> bool:

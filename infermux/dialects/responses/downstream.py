@@ -18,6 +18,7 @@ from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
 from ..tools import custom_input
 from . import DRAWN, NAME
+from .events import COUNTS
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
@@ -399,17 +400,10 @@ def ending(finish_reason: str | None) -> tuple[str, str | None]:
 
 def encode_usage(usage: Usage) -> JSON:
     """Return a usage object; unknown counts are 0."""
-    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
-    return {
-        "input_tokens": tokens_in,
-        "input_tokens_details": {
-            "cache_write_tokens": usage.cache_write_tokens or 0,
-            "cached_tokens": usage.cached_input_tokens or 0,
-        },
-        "output_tokens": tokens_out,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
-        "total_tokens": tokens_in + tokens_out,
-    }
+    chat = openai.encode_usage(usage)
+    found = {own: chat[name] for own, name in COUNTS.items()}
+    found["input_tokens_details"] = {"cache_write_tokens": 0} | found["input_tokens_details"]
+    return found | {"total_tokens": chat["total_tokens"]}
 
 
 # -- errors --

@@ -22,6 +22,7 @@ from .. import (
     without,
     word,
 )
+from ..blocks import StreamAccumulator, whole
 from ..citations import citations, image
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
@@ -59,48 +60,6 @@ _SILENT = frozenset(
 )
 
 
-class Items:
-    """Collects the output items of a response; *form* is the format of its reasoning."""
-
-    def __init__(self, form: str) -> None:
-        self.words: list[str] = []
-        self.refusal: list[str] = []
-        self.thoughts: list[str] = []
-        self.calls: list[JSON] = []
-        self.details: list[JSON] = []
-        self.annotations: list[JSON] = []
-        self.images: list[JSON] = []
-        self._form = form
-
-    def add(self, item: JSON) -> None:
-        """Add the content of an item; those of the vendor's own tools have none for a chat."""
-        kind = item.get("type")
-        if kind == "message":
-            for part in items(item.get("content")):
-                if part.get("type") == "refusal":
-                    self.refusal.append(text(part.get("refusal")))
-                else:
-                    before = sum(map(len, self.words))
-                    self.annotations += citations(part.get("annotations"), before, flat=True)
-                    self.words.append(text(part.get("text")))
-        elif kind == DRAWN:
-            self.images += drawn(item)
-        elif kind in _CALLS:
-            self.calls.append(call_of(item))
-        elif kind == "reasoning":
-            for name, member in (("summary", "summary"), ("content", "text")):
-                for part in items(item.get(name)):
-                    words = text(part.get("text"))
-                    self.thoughts.append(words)
-                    self._detail(item, member, words)
-            if data := text(item.get("encrypted_content")):
-                self._detail(item, "data", data)
-
-    def _detail(self, item: JSON, member: str, value: str) -> None:
-        detail = detail_of(text(item.get("id")), self._form, len(self.details), member, value)
-        self.details.append(detail)
-
-
 def drawn(item: JSON) -> list[JSON]:
     """Return the image of an image_generation_call."""
     return image(f"image/{item.get('output_format') or 'png'}", item.get("result"))
@@ -131,8 +90,8 @@ def usage_of(body: JSON) -> Usage | None:
     data = obj(body.get("usage"))
     if not data:
         return None
-    renamed = without(data, *_COUNTS) | {
-        name: data.get(own) for own, name in _COUNTS.items() if data.get(own) is not None
+    renamed = without(data, *COUNTS) | {
+        name: data.get(own) for own, name in COUNTS.items() if data.get(own) is not None
     }
     usage, fees = chat_usage(renamed, body.get("service_tier")), fees_of(body.get("output"))
     return replace(usage, fees=fees) if usage is not None and fees else usage
@@ -162,7 +121,7 @@ def fees_of(output: object) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(used)) for name, used in found.items())
 
 
-_COUNTS = {
+COUNTS = {
     "input_tokens": "prompt_tokens",
     "output_tokens": "completion_tokens",
     "input_tokens_details": "prompt_tokens_details",
@@ -199,15 +158,13 @@ class Reader:
         self._form = form
         self._indices: dict[tuple[object, ...], int] = {}  # of reasoning details
         self._calls: dict[object, tuple[int, JSON, str]] = {}  # number, item, input so far
-        self._told: dict[object, int] = {}  # characters of each part
+        self._told: dict[tuple[object, object], int] = {}  # characters of each part
         self._started = False  # something of the output has come
         self._items: list[JSON] = []  # that are done, without text
 
     def read(self, event: Event) -> Iterator[Chunk]:
         """Yield the chunks of an event, the last with the event itself; raise its error."""
-        body = strict_json.lenient(event.data)
-        if not isinstance(body, dict):
-            raise ValueError("expected an object")
+        body = obj(strict_json.lenient(event.data))
         native = typed(event, body).encode()
         kind = text(body.get("type"))
         if kind in ("response.output_text.delta", "response.refusal.delta"):
@@ -227,7 +184,7 @@ class Reader:
         if (usage := usage_of(response)) is not None:
             yield Chunk(usage=usage, model=response.get("model"))
         error = response.get("error") or body.get("error")
-        raise failure(error if isinstance(error, dict) else body)
+        raise having(failure(error if isinstance(error, dict) else body), usage=usage)
 
     def _chunk(self, kind: str, body: JSON) -> Chunk:
         if kind in _ENDED:
@@ -287,11 +244,44 @@ class Reader:
             self._items.append(item)
         if what in _CALLS:
             return self._call(item, body, done=done)
+        if what == "message" and done:
+            return self._message(item, body)
         if what == "reasoning" and done:
             return self._reasoned(item, body)
         if what == DRAWN and done:
             return Chunk(images=drawn(item))
         return Chunk(shown=not done and what not in _SILENT)
+
+    def output(self, body: JSON) -> Iterator[Chunk]:
+        """Yield what a response says of which no event has told."""
+        kind, output = "response.output_item.done", items(body.get("output"))
+        for place, item in enumerate(() if self._started or self._calls else output):
+            yield self._item(kind, {"item": item, "output_index": place})
+        yield Chunk(
+            finish_reason=finish_reason(body, called=bool(self._calls)),
+            usage=usage_of(body | {"output": output or self._items}),
+            model=body.get("model") or None,
+            id=body.get("id") or None,
+        )
+
+    def _end(self, response: JSON) -> Chunk:
+        """Return the last chunk; it has the whole output if no event before told of it."""
+        self.finished, said = True, StreamAccumulator()
+        for chunk in self.output(response):
+            said.add(chunk)
+        return next(whole(said.response("", "")))
+
+    def _message(self, item: JSON, body: JSON) -> Chunk:
+        """Return the chunk of a message that had no deltas."""
+        place, said, found = body.get("output_index"), {"text": "", "refusal": ""}, list[JSON]()
+        parts = () if any(known == place for known, _ in self._told) else item.get("content")
+        for number, part in enumerate(items(parts or None)):
+            kind = "refusal" if part.get("type") == "refusal" else "text"
+            words = text(part.get(kind))
+            found += citations(part.get("annotations"), sum(self._told.values()), flat=True)
+            self._words(kind, {"output_index": place, "content_index": number}, words)
+            said[kind] += words
+        return Chunk(said["text"], refusal=said["refusal"], annotations=found)
 
     def _call(self, item: JSON, body: JSON, *, done: bool) -> Chunk:
         key = _key(item.get("id"), body)
@@ -340,28 +330,6 @@ class Reader:
             index = self._index(key, "data", 0)
             details.append(detail_of(ident, self._form, index, "data", data))
         return Chunk(reasoning="".join(thoughts), details=details)
-
-    def _end(self, response: JSON) -> Chunk:
-        """Return the last chunk; it has the whole output if no event before told of it."""
-        self.finished = True
-        found = Items(self._form)
-        if not self._started and not self._calls:
-            for item in items(response.get("output")):
-                found.add(item)
-        called = bool(self._calls or found.calls)
-        return Chunk(
-            text="".join(found.words),
-            reasoning="".join(found.thoughts),
-            refusal="".join(found.refusal),
-            tool_calls=[{"index": n} | call for n, call in enumerate(found.calls)],
-            details=found.details,
-            annotations=found.annotations,
-            images=found.images,
-            finish_reason=finish_reason(response, called=called),
-            usage=usage_of(response | {"output": response.get("output") or self._items}),
-            model=response.get("model") or None,
-            id=response.get("id") or None,
-        )
 
 
 def _key(ident: object, body: JSON) -> object:

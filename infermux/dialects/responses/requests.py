@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...protocol import InferRequest, text_of
@@ -17,13 +18,13 @@ from ..openai import requests as chat
 from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import Moved, moved, of_responses
+from ..sizes import MIN_OUTPUT
 from ..stops import stops_of
 from ..tools import leave_out, without_lost, without_server_tools
 from . import DRAWN, NAME, Support
 from .events import drawn
 from .reasoning import FORMAT, is_own_id, is_packed
 
-MIN_OUTPUT = 16  # tokens; vendors refuse a lower limit
 _OWN = frozenset(  # params that chat completions lack
     {
         *("background", "client_metadata", "conversation", "include", "max_tool_calls"),
@@ -85,6 +86,8 @@ def translated(
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         body["instructions"] = first["content"]
         messages = messages[1:]
+    request = chat.asking(replace(request, messages=messages), drop)
+    messages = list(request.messages)
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body |= _params(request, drop)
     search.add(body, drop, {"type": "web_search"}, limits=form == FORMAT)
@@ -269,7 +272,7 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
         known = {"detail": detail} if detail else {}
         return {"type": "input_image", "image_url": image.get("url")} | known
     if kind == "file":
-        return {"type": "input_file"} | given(obj(own))
+        return {"type": "input_file"} | given(chat.named(own))
     if kind == "input_audio":
         return {"type": kind, kind: own}
     unsupported(f"{place}.content.{kind}", NAME, drop)

@@ -11,8 +11,8 @@ from ...errors import InferMuxError
 from ...protocol import strict_json
 from ...protocol.sse import comment
 from ...types import JSON, Chunk, Usage
-from .. import add_detail, without
-from ..blocks import CITED, TOOL, BlockWriter, Key
+from .. import without
+from ..blocks import CITED, TOOL, BlockWriter, Key, add_detail
 from ..citations import URL, inline
 from ..tools import custom_input
 from . import DRAWN, NAME

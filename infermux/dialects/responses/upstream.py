@@ -16,22 +16,20 @@ from ...types import HEARTBEAT, JSON, Chunk
 from .. import (
     NO_TERMINATOR,
     Events,
-    answer,
-    count,
-    items,
+    obj,
     parameters,
     path_of,
-    text,
-    whole,
+    token_count,
     without,
     word,
 )
+from ..blocks import answer
 from ..openai.requests import fitted_names
 from ..openai.upstream import DONE, auth, decode_error
 from ..parameters import Drop, Unsaid, hint
 from ..stops import stopped, stopped_stream, stops_of
 from . import NAME, RESOURCE, STANDARD, Support
-from .events import Items, Reader, finish_reason, read_response, usage_of
+from .events import Reader, read_response, usage_of
 from .requests import fitted_input, is_foreign, refusals, translated, with_summary
 
 PATHS = {
@@ -143,28 +141,12 @@ class Responses:
             return _resource(data, request, native)
         body = read_response(data)
         if request.op == "input_tokens":
-            return _counted(body, request, native)
-        parts = Items(self._support.form)
-        for item in items(body.get("output")):
-            parts.add(item)
-        if not isinstance(body.get("output"), list):
+            return token_count(body.get("input_tokens"), request, native)
+        if body.get("output") is None:
             raise ValueError("a response without output")
-        found = answer(
-            request,
-            native,
-            usage_of(body),
-            model=text(body.get("model")),
-            content="".join(parts.words),
-            finish_reason=finish_reason(body, called=bool(parts.calls)),
-            id=text(body.get("id")),
-            tool_calls=parts.calls,
-            reasoning="".join(parts.thoughts),
-            refusal="".join(parts.refusal),
-            details=parts.details,
-            annotations=parts.annotations,
-            images=parts.images,
-            extra={"pending": True} if body.get("status") in _PENDING else {},
-        )
+        said = Reader(self._support.form).output(body)
+        found = answer(request, native, *said)
+        found.extra = {"pending": True} if body.get("status") in _PENDING else {}
         stops = stops_of(request)
         return stopped(found, stops) if stops else found
 
@@ -182,15 +164,10 @@ class Responses:
         if not reader.finished:
             raise StreamIncomplete(NO_TERMINATOR)
 
-    def decode_whole(self, data: bytes, request: InferRequest) -> Iterator[Chunk]:
-        yield from whole(self.decode_response(data, request))
-
 
 def _resource(data: bytes, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
     """Return what a vendor stored; usage only if it is a background response that has ended."""
-    body = strict_json.lenient(data) if data.strip() else {}
-    if not isinstance(body, dict):
-        raise ValueError("expected an object")
+    body = obj(strict_json.lenient(data) if data.strip() else None)
     ended = body.get("background") is True and body.get("status") not in _PENDING
     usage = usage_of(body) if ended and body.get("object") == "response" else None
     ident, kind = word(body.get("id")), body.get("object")
@@ -210,11 +187,3 @@ def _resource(data: bytes, request: InferRequest, native: tuple[str, bytes]) -> 
         native=native,
         extra={"refers": refers if str(kind).startswith(("response", "conversation")) else {}},
     )
-
-
-def _counted(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> InferResponse:
-    tokens = count(body.get("input_tokens"))
-    if tokens is None:
-        raise ValueError("a count without a number")
-    counted = {"input_tokens": tokens}
-    return InferResponse(request.model, request.provider, "", native=native, extra=counted)

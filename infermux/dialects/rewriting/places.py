@@ -92,10 +92,19 @@ class Places:
 
     def finish(self, reason: str) -> None:
         """Write another finish reason; raise LookupError if there is none to replace."""
-        holder, key, write = _FINISH[self._dialect](self._body, self._choice)
+        body, key = self._body, "finish_reason"
+        holder = _numbered(listed(body.get("choices") or body.get("candidates")), self._choice)
+        if self._dialect == "anthropic":
+            holder, key = (
+                body if "stop_reason" in body else members(body.get("delta")),
+                "stop_reason",
+            )
+            reason = anthropic.stop_reason(reason, called=False)
+        elif self._dialect == "gemini":
+            key, reason = "finishReason", gemini.finish_reason(reason)
         if holder.get(key) is None:
             raise LookupError(key)
-        holder[key] = write(reason)
+        holder[key] = reason
 
 
 def places(dialect: str, body: JSON, choice: int = 0) -> Places:
@@ -214,32 +223,4 @@ _READERS: dict[str, Callable[[JSON, int], Found]] = {
     "anthropic": _anthropic,
     "gemini": _gemini,
     "responses": _responses,
-}
-
-Finish = tuple[JSON, str, Callable[[str], str | None]]
-
-
-def _openai_finish(body: JSON, choice: int) -> Finish:
-    return _numbered(listed(body.get("choices")), choice), "finish_reason", lambda reason: reason
-
-
-def _anthropic_finish(body: JSON, choice: int) -> Finish:
-    holder = body if "stop_reason" in body else members(body.get("delta"))
-    return holder, "stop_reason", lambda reason: anthropic.stop_reason(reason, called=False)
-
-
-def _gemini_finish(body: JSON, choice: int) -> Finish:
-    one = _numbered(listed(body.get("candidates")), choice)
-    return one, "finishReason", gemini.finish_reason
-
-
-def _responses_finish(body: JSON, choice: int) -> Finish:
-    raise LookupError("a response has no finish reason")
-
-
-_FINISH: dict[str, Callable[[JSON, int], Finish]] = {
-    "openai": _openai_finish,
-    "anthropic": _anthropic_finish,
-    "gemini": _gemini_finish,
-    "responses": _responses_finish,
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ...dialects import whole
+from ...dialects.blocks import whole
 from ...dialects.rewriting import CannotRewrite, details_of
 from ...dialects.rewriting.streams import StreamRewriter, TranscriptRewriter, spread
 from ...errors import ClientGone, HookFailed, InferMuxError
