@@ -29,6 +29,7 @@ class Calls:
         self._names, self._translates = names, request is not None
         native = None if request is None else request.native
         self._refuses = native is not None and native.dialect in _REFUSING
+        self._is_canonical = native is None  # the library and MIST get a vendor's own reasons
 
     def restored(self, calls: Sequence[JSON]) -> Sequence[JSON]:
         """Return calls, or their deltas, with the client's names, and ids that are new to it."""
@@ -38,8 +39,10 @@ class Calls:
         """Return a whole answer as the client's; raise ProviderError if it has failed."""
         if not self._translates:
             return response
-        if response.finish_reason not in _ENDS:
-            raise _failed(response.finish_reason, response.usage)
+        if reason := _odd(response.finish_reason):
+            if not response.tool_calls and (not response.content or _FAILING.search(reason)):
+                raise _failed(reason, response.usage)
+            response.finish_reason = self._end(reason, bool(response.tool_calls))
         if response.tool_calls:
             response.tool_calls = self.restored(response.tool_calls)
         if response.refusal and self._refuses:
@@ -51,12 +54,16 @@ class Calls:
         return self._translated(chunks) if self._translates else chunks
 
     def _translated(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        odd, refused, usage = "", False, None
+        odd, refused, said, called, usage = "", False, False, False, None
         for chunk in chunks:
             usage, reason = chunk.usage or usage, chunk.finish_reason
             refused = refused or bool(chunk.refusal)
-            if reason and reason not in _ENDS:
-                odd = reason
+            said, called = said or bool(chunk.text), called or bool(chunk.tool_calls)
+            if found := _odd(reason):
+                if called or (said and not _FAILING.search(found)):
+                    chunk = chunk._replace(finish_reason=self._end(found, called))
+                else:
+                    odd = found
             if odd:  # the client sees no more of it; its usage may follow
                 chunk = Chunk(usage=usage, model=chunk.model, id=chunk.id)
             elif reason and refused and self._refuses:
@@ -67,6 +74,10 @@ class Calls:
         if odd:
             raise _failed(odd, usage)
 
+    def _end(self, reason: str, called: bool) -> str:
+        """Return the end of an answer that is used although its reason is not known."""
+        return reason if self._is_canonical else "tool_calls" if called else "stop"
+
     def _own(self, call: JSON) -> JSON:
         ident = call.get("id")
         if ident and any(each.get("id") == ident for each in _calls(self._messages)):
@@ -74,9 +85,17 @@ class Calls:
         return call
 
 
-# Why an answer may have ended; any other reason, such as a malformed call, is a failure.
+# Why answers end. An answer without a word or call that ends otherwise has failed, and so has
+# one without a call that ends for a failing reason, such as a malformed call.
 _ENDS = frozenset({"", "stop", "length", "tool_calls", "function_call", "content_filter"})
+_FAILING = re.compile(
+    r"error|fail|malformed|unexpected|missing|too_many|insufficient|other|abort|filter|no_image"
+)
 _REFUSING = ("anthropic", "gemini")  # formats in which a refusal is such a reason, and no part
+
+
+def _odd(reason: str | None) -> str:
+    return "" if reason is None or reason in _ENDS else reason
 
 
 def _failed(reason: str, usage: Usage | None) -> ProviderError:

@@ -538,7 +538,7 @@ ENDINGS = [  # a vendor's reason, and what it is for clients of other formats; "
     ("openai", "function_call_filter: MALFORMED_FUNCTION_CALL", ""),
     ("anthropic", "pause_turn", "length"),
     ("anthropic", "refusal", "content_filter"),
-    ("anthropic", "a new one", ""),
+    ("anthropic", "a new one", "stop"),
     ("gemini", "MAX_TOKENS", "length"),
     *(
         ("gemini", each, "content_filter")
@@ -620,6 +620,16 @@ def test_an_answer_ends_in_the_clients_words_or_has_failed(
     [span] = front.spans
     assert span.status == ("error" if not (means or own) else "ok")
     assert (span.attrs["tokens_in"], span.attrs["tokens_out"]) == (31, 17), "all of it is billed"
+
+
+@both_ways
+@every_door
+def test_calls_arrive_although_the_vendor_did_not_expect_them(front, vendors, door, streamed):
+    vendors["gemini"].script(ending("gemini", "UNEXPECTED_TOOL_CALL", streamed, CALLS))
+    answer = ask(front, door, "gemini", streamed)
+    told = {"anthropic": "tool_use", "responses": "completed", "gemini": "UNEXPECTED_TOOL_CALL"}
+    assert ends(door, answer, streamed) == told.get(door, "tool_calls")
+    assert all(name.encode() in answer.data for name, _ in CALLS.calls)
 
 
 @both_ways
