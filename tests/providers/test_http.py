@@ -553,6 +553,16 @@ def test_a_body_that_is_never_read(vendor: Make, provider: Make, ask: Any) -> No
     assert isinstance(failure(send, mine, 0.5), ProviderTimeout | ProviderUnavailable)
 
 
+def test_a_body_longer_than_the_kernels_buffers_arrives_whole(vendor: Make, provider: Make) -> None:
+    at = vendor(answers(OK))
+    said = "x" * 8_000_000
+    long = replace(HI, messages=[{"role": "user", "content": said}])
+    provider(at).infer(long, Deadline(20))
+    [request] = at.requests
+    assert len(request.body) == int(request.headers["content-length"])
+    assert said.encode() in request.body
+
+
 # -- connections that break, and answers that are none ---------------------------------------------
 
 
