@@ -105,7 +105,8 @@ class Emptied:
         from infermux.ledger.postgres import PostgresLedger, copy, schema
 
         self.database = database
-        with closing(PostgresLedger(database.url, spool=folder / "spool", patient=True)) as ledger:
+        at = {"clock": lambda: NOON, "spool": folder / "spool", "patient": True}
+        with closing(PostgresLedger(database.url, **at)) as ledger:
             ledger.migrate(create=True)
             with closing(SQLiteLedger(books)) as source:
                 found = copy.copy(source, "books", ledger.run_long, ledger)

@@ -64,7 +64,7 @@ def opens(tmp_path: Path) -> Iterator[Opens]:
 @pytest.fixture
 def there(database: Database, opens: Opens) -> Database:
     """A database with an empty ledger."""
-    opens(database.url).migrate(create=True)
+    opens(database.url, clock=lambda: NOON).migrate(create=True)
     return database
 
 
@@ -407,7 +407,7 @@ def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Op
 def test_a_server_that_is_killed_counts_nothing_twice(tmp_path: Path, opens: Opens) -> None:
     with Postgres() as server:
         there = server.database()
-        opens(there.url).migrate(create=True)
+        opens(there.url, clock=lambda: NOON).migrate(create=True)
         ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
         over = threading.Event()
 
@@ -611,7 +611,7 @@ def test_a_reservation_takes_few_round_trips(there: Database, opens: Opens) -> N
 @pytest.mark.slow
 def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens) -> None:
     there = own_server.database()
-    opens(there.url).migrate(create=True)
+    opens(there.url, clock=lambda: NOON).migrate(create=True)
     ledger = opens(there.service, clock=lambda: NOON, patient=False)
     assert patiently(ledger.settle, settled("a", 1))
     own_server.read_only()
