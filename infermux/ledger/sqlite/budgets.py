@@ -180,9 +180,9 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
-    if (
-        hold.budget.members or hold.budget.user
-    ):  # the caller may have had a budget of its own in these periods
+    shared = hold.budget.members or hold.budget.user
+    # the caller may have had a budget of its own in these periods
+    if shared and sql.execute(_HAS_ANY, (call.caller,)).fetchone():
         _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
 
 
