@@ -119,7 +119,7 @@ def _take(
         return found
     times = ms(hold.at), ms(rules.expires)
     for budget, pico in amounts:
-        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, budget in held)
+        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, int(budget in held))
         if sql.execute(_HOLD_MORE, row).rowcount < 2:
             raise ValueError(f"call {hold.call_id!r} has a hold already")
     for budget in found.warn:
