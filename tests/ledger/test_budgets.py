@@ -74,6 +74,14 @@ def test_a_budget_is_raised_as_often_as_an_operator_likes(ledger: Ledger) -> Non
     ledger.settle(settled("a", 4), ledger.reserve(DAILY, 10, call_id="a", at=NOON))
 
 
+def test_a_call_of_a_shared_budget_counts_in_the_one_that_its_key_had(ledger: Ledger) -> None:
+    ledger.settle(settled("a", 4), ledger.reserve(DAILY, 10, call_id="a", at=NOON))
+    team = Budget("crew", 1000, "day", members=("web",))
+    for each in (team, replace(DAILY, user="u")):
+        ledger.settle(settled(each.owner, 5), ledger.reserve(each, 9, call_id=each.owner, at=NOON))
+    assert (ledger.spent(DAILY, NOON), ledger.spent(team, NOON)) == ((14, 0), (9, 0))
+
+
 def test_holds_never_sum_up_to_more_than_a_database_can_count(ledger: Ledger) -> None:
     warns = Budget("web", 0, "total", "warn")
     with pytest.raises(BudgetExceeded):

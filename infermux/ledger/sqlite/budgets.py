@@ -119,7 +119,7 @@ def _take(
         return found
     times = ms(hold.at), ms(rules.expires)
     for budget, pico in amounts:
-        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, budget in held)
+        row = (*_key(budget, hold, rules.zone), pico, *times, hold.about, int(budget in held))
         if sql.execute(_HOLD_MORE, row).rowcount < 2:
             raise ValueError(f"call {hold.call_id!r} has a hold already")
     for budget in found.warn:
@@ -180,9 +180,9 @@ def spend(sql: Cursor, call: CallRow, hold: Hold | None, zone: tzinfo, taken_bac
         late = _spend_late(sql, owner, call, hold.at, zone)
         if taken_back and not late:
             _spend(sql, owner, -taken_back, ("", 0), names(hold.at, zone))
-    if (
-        hold.budget.members or hold.budget.user
-    ):  # the caller may have had a budget of its own in these periods
+    shared = hold.budget.members or hold.budget.user
+    # the caller may have had a budget of its own in these periods
+    if shared and sql.execute(_HAS_ANY, (call.caller,)).fetchone():
         _spend(sql, call.caller, call.cost, ("", 0), names(hold.at, zone))
 
 

@@ -36,7 +36,6 @@ from ..callers import RunBudget
 from ..stored import billed_as
 from ..targets import TargetPool
 from .passed import by_price, by_unit
-from .records import MAX_TEXT as MAX_TEXT
 from .records import about
 from .records import record as record
 from .worst_case import Worst, fitted, helped, unpriced, worst_case
