@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,11 +52,13 @@ def fail(jobs: Sequence[Job], error: Exception, commit: Callable[[Sequence[Job]]
 class GroupCommit:
     """Lets one thread at a time write the jobs of all waiting threads in one transaction.
 
-    Otherwise the threads would wait in SQLite, which polls and is not fair.
+    Otherwise the threads would wait in SQLite, which polls and is not fair. Where several came
+    together lately, a job waits *company* seconds for others.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Job]], None]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Job]], None], company: float = 0.0) -> None:
         self._commit = commit
+        self._company = company
         self._waiting: deque[Job] = deque()
         self._writing = threading.Lock()
         self._crowd = 0  # next transactions that wait for more jobs
@@ -63,15 +66,20 @@ class GroupCommit:
     def run(self, job: Job) -> bool:
         """Run *job* to its end; return False if it did not start in `job.busy` seconds."""
         if not self._crowd and not self._waiting and self._writing.acquire(blocking=False):
-            self._use(partial(self._commit, (job,)))
-            return True
+            try:
+                self._commit((job,))
+                return True
+            finally:
+                self._writing.release()
+                self._wake_next()
         return self._run_in_turn(job)
 
     def _run_in_turn(self, job: Job) -> bool:
+        until = time.monotonic() + self._company
         self._waiting.append(job)
         while not job.done:
             if self._writing.acquire(blocking=False):
-                self._use(self._write_waiting)
+                self._use(partial(self._write_waiting, until))
                 continue
             try:
                 job.wake.get(timeout=job.busy)
@@ -100,16 +108,21 @@ class GroupCommit:
             with suppress(IndexError):
                 self._waiting[0].wake.put(None)
 
-    def _write_waiting(self) -> None:
+    def _write_waiting(self, until: float) -> None:
         if self._crowd:
             self._crowd -= 1
-            _yield_cpu()  # so that others add their jobs: 17 % less CPU with 16 threads
+            if (left := until - time.monotonic()) > 0:
+                time.sleep(left)
+            else:
+                _yield_cpu()  # so that others add their jobs: 17 % less CPU with 16 threads
         jobs: list[Job] = []
         try:
             while self._waiting and len(jobs) < MAX_JOBS:
                 jobs.append(self._waiting.popleft())
             if len(jobs) > 1:
                 self._crowd = CROWD
+            elif self._company:
+                self._crowd //= 2  # nobody came
             if jobs:
                 self._commit(jobs)
         finally:

@@ -12,18 +12,16 @@ import json
 import logging
 import os
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from glob import escape, glob
 from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import counted
-from ..types import POSIX, LogThrottle
+from ..types import POSIX
 from . import AttemptRow, Budget, CallRow, Hold, LedgerUnavailable, Record
 from .files import identity, lock, opened, unlock
 
@@ -33,10 +31,8 @@ MAX_WAITING = 4096  # lines in memory, about 5 MB, while the spool cannot be wri
 LOCK_SECONDS = 0.1  # the lock of the file is only held for an append or a rename
 DRAIN_SECONDS = 1.0  # between two attempts to drain
 CLOSE_SECONDS = 2.0  # to wait for a batch when the process ends
-COMPANY_SECONDS = 0.005  # that a settlement in a journal waits for others
-_DRAINING, _JOURNAL = ".draining", ".journal-"
+_DRAINING = ".draining"
 log = logging.getLogger("infermux")
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Deferred(NamedTuple):
@@ -46,7 +42,7 @@ class Deferred(NamedTuple):
     hold: Hold | None
 
 
-Write = Callable[[Sequence[Deferred]], object]  # writes all or raises
+Write = Callable[[Sequence[Deferred]], None]  # writes all or raises
 
 
 class Spool:
@@ -89,7 +85,6 @@ class Spool:
 
     def drain_later(self, write: Write) -> None:
         """Start a thread that tries to drain every second until the spool is empty."""
-        self.adopt()
         if self.is_empty():
             return
         with self._starting:
@@ -160,15 +155,6 @@ class Spool:
             if not POSIX:  # Windows removes no open file
                 os.unlink(self.path + _DRAINING)
 
-    def adopt(self) -> None:
-        """Append the journals of processes that were killed."""
-        for path in glob(escape(self.path) + _JOURNAL + "*"):
-            with suppress(OSError), _current(path, seconds=0) as file:
-                if data := _read(file, os.fstat(file).st_size, 0).rpartition(b"\n")[0]:
-                    with self._lock:
-                        self._append(data + b"\n")
-                os.unlink(path)
-
     def _flush(self) -> None:
         """Append the lines in memory, if the file can be written again."""
         with self._lock, suppress(OSError):
@@ -220,14 +206,19 @@ class Spool:
         except (LedgerUnavailable, OSError):
             raise
         except Exception:  # one that the ledger refuses must not block the others
-            if len(lines) > 1:
-                for line in lines:
-                    self._write(write, [line])
-                return
-            log.exception("the call %s cannot be recorded", good[0].record.call.id)
-            lost = 1
+            lost += sum([not self._write_one(write, each) for each in good])
         with self._lock:
             self.lost += lost
+
+    def _write_one(self, write: Write, settlement: Deferred) -> bool:
+        try:
+            write([settlement])
+        except (LedgerUnavailable, OSError):
+            raise
+        except Exception:
+            log.exception("the call %s cannot be recorded", settlement.record.call.id)
+            return False
+        return True
 
     def _lines(self, path: str) -> int:
         """Count the lines of a file; if it has grown since the last count, read only the rest."""
@@ -247,91 +238,6 @@ class Spool:
         return count
 
 
-class Journal:
-    """Settlements of a process that are written in a moment, many at a time.
-
-    Until then they are in a file: one is for those being written, one for the next. If the process
-    is killed, another appends them to the spool.
-    """
-
-    def __init__(self, spool: Spool, write: Write, defer: Callable[..., bool]) -> None:
-        self._spool, self._write, self._defer = spool, write, defer
-        self._log = LogThrottle()
-        self._added, self._writing = list[Deferred](), list[Deferred]()
-        self._files: list[int] = []
-        self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._more = threading.Event()
-
-    def __len__(self) -> int:
-        return len(self._added) + len(self._writing)
-
-    def add(self, settlement: Deferred) -> bool:
-        """Write a settlement soon; return False if it cannot wait safely."""
-        line = encoded(settlement)
-        with self._lock:
-            if not POSIX or len(self) > MAX_WAITING:
-                return False
-            try:
-                file = self._files[0] if self._files else self._open()
-                if (count := os.write(file, line)) < len(line):
-                    os.ftruncate(file, os.fstat(file).st_size - count)
-                    return False
-            except OSError:
-                return False
-            self._added.append(settlement)
-        self._more.set()
-        return True
-
-    def _open(self) -> int:
-        made = []
-        for _ in range(2):
-            name = f"{os.getpid()}-{time.time_ns()}"
-            file = opened(new := f"{self._spool.path}.new-{name}", os.O_APPEND | os.O_CREAT)
-            lock(file, 0)
-            os.rename(new, f"{self._spool.path}{_JOURNAL}{name}")  # others find it locked
-            made.append(file)
-        self._files = made
-        threading.Thread(target=self._run, name="infermux-journal", daemon=True).start()
-        return made[0]
-
-    def _run(self) -> None:
-        while self._files:
-            self._more.wait()
-            time.sleep(COMPANY_SECONDS)
-            self._more.clear()
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was added; leave to the spool what cannot be written."""
-        with self._flushing:
-            with self._lock:
-                self._writing, self._added = self._added, []
-                self._files.reverse()
-            while batch := self._writing[:BATCH_LINES]:
-                try:
-                    self._write(batch)
-                except Exception as error:  # the spool writes them one by one
-                    if self._log.due():
-                        reason = getattr(error, "reason", error)
-                        log.error("the ledger cannot be written now: %s", reason)
-                    self._spool.lost += sum([not self._defer(*each) for each in batch])
-                del self._writing[:BATCH_LINES]
-            for file in self._files[1:]:
-                with suppress(OSError):
-                    os.ftruncate(file, 0)
-
-    def close(self) -> None:
-        """Write what was added; remove the files."""
-        with self._lock:
-            files, self._files = self._files, []
-        self._more.set()
-        self.flush()
-        for file in files:
-            os.ftruncate(file, 0)
-            unlock(file)
-        self._spool.adopt()
-
-
 def encoded(settlement: Deferred) -> bytes:
     """Return the settlement as a line: a CRC-32, and JSON that other versions can read."""
     record, hold = settlement
@@ -343,7 +249,7 @@ def encoded(settlement: Deferred) -> bytes:
         data["budget"], *data["also"] = map(_written, budget.all)
         data["members"] = [each.members for each in budget.all]
         data["users"] = [each.user for each in budget.all]
-    text = _encode(data).encode()
+    text = json.dumps(data, separators=(",", ":")).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
 
 
@@ -397,12 +303,12 @@ def _read(file: int, size: int, offset: int) -> bytes:
 
 
 @contextmanager
-def _current(path: str, flags: int = 0, seconds: float = LOCK_SECONDS) -> Iterator[int]:
+def _current(path: str, flags: int = 0) -> Iterator[int]:
     """Open and lock the file at *path*; if it was renamed before the lock, try again."""
     while True:
         file = opened(path, flags)
         try:
-            lock(file, seconds)
+            lock(file, LOCK_SECONDS)
             if identity(path) == identity(file):
                 yield file
                 return

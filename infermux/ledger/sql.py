@@ -64,9 +64,9 @@ class Ledger(ABC):
     def write(self, work: Callable[[Sql], T]) -> T:
         """Return the result of *work*, run in a transaction."""
 
+    @abstractmethod
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
         """Return the rows of a query."""
-        return self.snapshot(lambda ask: ask(query, values))
 
     @abstractmethod
     def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
@@ -83,10 +83,6 @@ class Ledger(ABC):
         Return False if the call was stored before. The cost counts in the hold's period; without a
         hold, in each current period for which the ledger has a sum of the caller.
         """
-
-    def settle_soon(self, record: Record, hold: Hold | None = None) -> None:
-        """Settle a new call; its row may come a moment later, but is not lost with the process."""
-        self.settle(record, hold)
 
     @abstractmethod
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
@@ -222,7 +218,7 @@ class Ledger(ABC):
             self._spool().drain_later(self._write_deferred)
 
     def backlog(self) -> Backlog:
-        """Return how many settlements of this process wait, without those in the spool's file."""
+        """Return how many deferred settlements of this process are not in a file."""
         spool = self._spool()
         return Backlog(len(spool.waiting), spool.lost)
 

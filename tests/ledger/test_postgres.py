@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,10 +30,6 @@ import psycopg
 
 from infermux.admission.rate_limiter import RateLimiter
 from infermux.ledger.postgres import PostgresLedger, circuits, schema
-
-HOME = Path(__file__).parents[
-    __name__.count(".")
-]  # where a fresh process finds this module, whatever pytest calls it
 
 
 def settled(id: str, cost: int, *, at: float = NOON, caller: str = "web") -> Record:
@@ -479,67 +472,6 @@ def test_what_is_odd_in_a_batch_is_settled_alone_and_the_rest_together(
     assert int(after) - int(before) < 12, "one transaction for nearly all of them"
     assert ledger.spent(budget, NOON) == (410, 0)
     assert ledger.totals()[0][1:3] == (41, 41) and ledger.problems() == []
-
-
-def test_a_settlement_waits_for_others_only_while_much_is_left(
-    there: Database, opens: Opens
-) -> None:
-    """Near its limit, what a call frees is there for the next one at once."""
-    with Proxy(there.server.port) as proxy:
-        ledger, budget = opens(there.at(proxy.port), clock=lambda: NOON), Budget("web", 1000, "day")
-        for n in range(2):
-            hold = ledger.reserve(budget, 100, call_id=f"{n}", at=NOON)
-            ledger.settle_soon(settled(f"{n}", 10), hold)
-            assert ledger.spent(budget, NOON) == (10 + 10 * n, 0)
-        [[before]] = there.sql("SELECT txid_current()")
-        proxy.delay = 0.02
-        for n in range(2, 40):
-            ledger.settle_soon(settled(f"{n}", 10))
-        assert ledger.backlog().waiting
-        eventually(lambda: not ledger.backlog().waiting, "all being written")
-        [[after]] = there.sql("SELECT txid_current()")
-        assert int(after) - int(before) < 20
-        assert ledger.spent(budget, NOON) == (400, 0) and rows(there, "calls") == 40
-
-
-def killed(url: str, spool: str, ready: Any, go: Any) -> None:
-    """Settle calls whose rows cannot be written, and die."""
-    ledger = PostgresLedger(url, spool=spool, clock=lambda: NOON, patient=True)
-    hold = ledger.reserve(KEYS[0], 20, call_id="held", at=NOON)
-    ledger.settle_soon(settled("first", 10))
-    eventually(lambda: not ledger.backlog().waiting, "the first being written")
-    ready.set()
-    go.wait()
-    ledger.settle_soon(settled("second", 10))
-    eventually(lambda: ledger._process.journal._writing, "the second being written")
-    ledger.settle_soon(settled("held", 10), hold._replace(known=(KEYS[0], 10**6, 10**6)))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_settlement_outlives_its_process(
-    there: Database, opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that is killed has answered calls: another one writes them, once."""
-    monkeypatch.syspath_prepend(HOME)
-    fresh = multiprocessing.get_context("spawn")
-    with Proxy(there.server.port) as proxy:
-        ledger, ready, go = opens(there.service, clock=lambda: NOON), fresh.Event(), fresh.Event()
-        place = (there.at(proxy.port), ledger.spool_path)
-        child = fresh.Process(target=killed, args=(*place, ready, go))
-        child.start()
-        assert ready.wait(60)
-        ledger.drain()  # nobody takes over the files of a process that lives
-        assert ledger.spooled() == 0 and ledger.may_expire()
-        proxy.swallow()
-        go.set()
-        child.join(60)
-    assert child.exitcode == -signal.SIGKILL and rows(there, "calls") == 1
-    ledger.drain()
-    eventually(lambda: rows(there, "calls") == 3, "all being written")
-    eventually(ledger.may_expire, "the spool being empty")
-    assert ledger.spent(KEYS[0], NOON) == (10, 0) and ledger.problems() == []
-    assert not list(Path(ledger.spool_path).parent.glob("*.spool*"))
 
 
 # -- a database that is away -----------------------------------------------------------------------

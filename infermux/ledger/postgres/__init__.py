@@ -19,7 +19,6 @@ from ...types import CircuitCommand, Rates
 from .. import (
     Adjustment,
     AttemptRow,
-    Backlog,
     Budget,
     BudgetState,
     CallRow,
@@ -27,8 +26,10 @@ from .. import (
     Record,
     periods,
 )
+from ..groups import GroupCommit, Job, fail
 from ..holds import MAX_USERS, Refused, Rules
-from ..spool import Deferred, Journal, Spool
+from ..periods import ms
+from ..spool import Deferred, Spool
 from ..sql import Ledger
 from ..stores import Ask
 from ..stores.answers import AnswerStore
@@ -36,15 +37,18 @@ from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
-from .connection import Database
+from .connection import STATEMENT_SECONDS, Away, Database
 from .rates import OLD_RATES, SharedRates
 from .statements import Link, Sql, clean
 
 CONNECTIONS = 8  # of a process, by default
-PLENTY = 16  # times what a call holds: with so much left, nobody waits for its settlement
+COMPANY_SECONDS = 0.004  # that a settlement waits for others to share its transaction
+SETTLE_SECONDS = 1.0  # that a settlement waits for others, before it goes to the spool
 LONG_SECONDS = 3600.0  # of a command that removes or copies calls
 DRAIN_SECONDS = 10.0  # that the spool waits for the database
+CLOCK_SECONDS = 10.0  # between two readings of the database's clock
 SAME_CLOCK = 0.02  # seconds that two clocks may differ
+_EXPIRED = "SELECT 1 FROM holds WHERE expires_ms <= %s LIMIT 1"
 _ATTEMPTS = f"""SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)}
     FROM attempts AS a JOIN unnest(?::bigint[], ?::text[]) AS w(at_ns, call_id)
     USING (at_ns, call_id) WHERE a.at_ns BETWEEN ? AND ? ORDER BY a.at_ns, a.call_id, a.n"""
@@ -59,8 +63,9 @@ class _Process:
         self.pid = os.getpid()
         self.database = Database(ledger.url, ledger.connections, patient=ledger.patient)
         self.spool = Spool(ledger.spool_path)
-        self.journal = Journal(self.spool, ledger._settle_all, ledger.defer)
+        self.group = GroupCommit(partial(ledger._commit, self), COMPANY_SECONDS)
         self.circuits = Circuits(self.database, ledger.url)
+        self.synchronized = 0.0
 
 
 class _Brief:
@@ -120,15 +125,17 @@ class PostgresLedger(Ledger):
     def _time(self, at: float) -> float:
         if self._own_clock:
             return at
-        if self._database.now() is None:
-            self._database.synchronize()
-        skew = (self._database.now() or time.time()) - time.time()
+        database = self._here().database
+        if (now := database.now()) is None:
+            database.synchronize()
+            now = database.now()
+        skew = 0.0 if now is None else now - time.time()
         return at + skew if abs(skew) > SAME_CLOCK else at
 
     # -- budgets --
 
     def _reservations(self) -> Reservations:
-        return Reservations(self._database, self.zone, self._lose)
+        return Reservations(self._here().database, self.zone, self._lose)
 
     def _reserve(self, hold: Hold, rules: Rules) -> Hold | Refused:
         return self._reservations().reserve(hold._replace(about=clean(hold.about)), rules)
@@ -137,76 +144,103 @@ class PostgresLedger(Ledger):
         return self._reservations().top_up(more, hold, rules)
 
     def settle(self, record: Record, hold: Hold | None = None) -> bool:
-        return self._settle_all([Deferred(record, hold)])
+        """Write a call and its spending, in one transaction with those of other threads."""
+        patience = STATEMENT_SECONDS if self.patient else SETTLE_SECONDS
+        job = Job(Deferred(record, hold), patience)
+        if not self._here().group.run(job):
+            raise Away("other settlements take too long")
+        if job.error is not None:
+            raise job.error
+        return bool(job.result)
 
-    def settle_soon(self, record: Record, hold: Hold | None = None) -> None:
-        """Settle a call after its answer; before it, if what it frees may be needed at once."""
-        journal = self._here().journal
-        if not journal.add(Deferred(record, hold)):
-            self.settle(record, hold)
-        elif hold and hold.budget.hard and not (hold.known and hold.known[2] >= PLENTY * hold.pico):
-            journal.flush()
-
-    def _settle_all(self, batch: Sequence[Deferred], seconds: float = 0.0) -> bool:
-        """Settle the usual ones together, and the others one by one; return whether all are new."""
-        now, zone, database = self._time(self.clock()), self.zone, self._database
-        work = partial(settlements.settle, batch=batch, now=now, zone=zone, plans=database.plans)
+    def _commit(self, process: _Process, jobs: Sequence[Job]) -> None:
+        """Settle the jobs of several threads."""
         try:
-            database.run(work, seconds)
-            return True
+            results = self._settle_all(process.database, [job.work for job in jobs])
+            for job, result in zip(jobs, results, strict=True):
+                job.result, job.done = result, True
+        except Exception as error:
+            fail(jobs, error, partial(self._commit, process))
+
+    def _settle_all(
+        self, database: Database, batch: Sequence[Deferred], seconds: float = 0.0
+    ) -> list[bool]:
+        """Settle a batch; if some are unusual, first the usual ones, then the others one by one."""
+        now, zone = self._time(self.clock()), self.zone
+
+        def together(batch: Sequence[Deferred]) -> list[bool]:
+            return database.run(
+                lambda link: settlements.settle(link, batch, now, zone, database.plans), seconds
+            )
+
+        try:
+            return together(batch)
         except errors.DivisionByZero:
-            usual = database.run(partial(settlements.usual, batch=batch, zone=zone), seconds)
-        if 0 < len(usual) < len(batch):
-            self._settle_all(usual, seconds)
-            batch = [each for each in batch if each not in usual]
-        one = partial(settlements.settle_one, now=now, zone=zone)
-        return False not in [database.run(partial(one, settlement=each), seconds) for each in batch]
+            pass
+        found = [False] * len(batch)
+        usual, odd = database.run(lambda link: settlements.expected(link, batch, zone), seconds)
+        try:
+            if usual:
+                together([batch[n] for n in usual])
+            for n in usual:
+                found[n] = True
+        except errors.DivisionByZero:  # another host has just written one
+            odd += usual
+        for n in odd:
+            work = partial(settlements.settle_one, settlement=batch[n], now=now, zone=zone)
+            found[n] = database.run(work, seconds)
+        return found
 
     def _write_deferred(self, batch: Sequence[Deferred]) -> None:
-        self._settle_all(batch, DRAIN_SECONDS)
+        self._settle_all(self._here().database, batch, DRAIN_SECONDS)
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         now, made = self._time(at), self._reservations()
-        return self._database.run(lambda link: made.states(link, budgets, now))
+        return self._here().database.run(lambda link: made.states(link, budgets, now, now))
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         now, made = self._time(at), self._reservations()
-        return self._database.run(lambda link: made.adjust(link, budget, more, now))
+        return self._here().database.run(lambda link: made.adjust(link, budget, more, now))
 
     def lose(self, now: float) -> None:
-        if not self._own_clock:
-            self._database.synchronize()
-        if self.may_expire():
-            self._lose(self._time(now))
+        process = self._here()
+        if process.database.is_idle:
+            return
+        if not self._own_clock and time.monotonic() > process.synchronized + CLOCK_SECONDS:
+            process.synchronized = time.monotonic()
+            process.database.synchronize()
+        at = self._time(now)
+        found = process.database.run(lambda link: link.execute(_EXPIRED, (ms(at),)).fetchone())
+        if found and self.may_expire():
+            self._lose(at)
 
     def _lose(self, at: float, owners: list[str] | None = None, end: float = 0.0) -> None:
         work = partial(settlements.lose, now=at, zone=self.zone, owners=owners)
-        while self._database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
+        while self._here().database.run(work, DRAIN_SECONDS, end=end) >= settlements.MAX_LOST:
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        work = partial(forget_users, now=self._time(now), zone=self.zone, most=most)
-        self._database.run(work, DRAIN_SECONDS)
+        database = self._here().database
+        if not database.is_idle:
+            at = self._time(now)
+            database.run(partial(forget_users, now=at, zone=self.zone, most=most), DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
-        super().tidy(now)
-        self._database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
-
-    def maintain(self, now: float) -> None:
-        if not self._database.is_idle:
-            super().maintain(now)
+        if not self._here().database.is_idle:
+            super().tidy(now)
+            self._here().database.run(lambda link: link.execute(OLD_RATES), DRAIN_SECONDS)
 
     # -- what else hosts share --
 
     def keys(self) -> KeyStore:
-        return KeyStore(_Brief(lambda: self._database))
+        return KeyStore(_Brief(lambda: self._here().database))
 
     def answers(self) -> AnswerStore:
-        return AnswerStore(_Brief(lambda: self._database))
+        return AnswerStore(_Brief(lambda: self._here().database))
 
     def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""
-        return SharedRates(lambda: self._database, local)
+        return SharedRates(lambda: self._here().database, local)
 
     def publish(self, action: str, provider: str, model: str) -> int:
         """Send an operator's command to all hosts; return its number."""
@@ -218,10 +252,13 @@ class PostgresLedger(Ledger):
     # -- reading and writing --
 
     def snapshot(self, work: Callable[[Ask], T]) -> T:
-        return self._database.report(lambda link: read_only(link, work))
+        return self._here().database.report(lambda link: read_only(link, work))
 
     def write(self, work: Callable[[Any], T]) -> T:
-        return self._database.report(lambda link: transact(link, work))
+        return self._here().database.report(lambda link: transact(link, work))
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        return self._here().database.report(lambda link: Sql(link).ask(query, values))
 
     def with_attempts(self, ask: Ask, calls: Sequence[CallRow]) -> Iterable[Record]:
         """Yield the records of calls, in order, with their attempts by one query."""
@@ -235,7 +272,7 @@ class PostgresLedger(Ledger):
 
     def run_long(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work*, which may take long."""
-        return self._database.run(work, LONG_SECONDS)
+        return self._here().database.run(work, LONG_SECONDS)
 
     def prune(self, before: float, told: Callable[[int], None] = lambda _: None) -> int:
         """Remove the calls of the months that ended before *before*; return how many calls."""
@@ -263,19 +300,10 @@ class PostgresLedger(Ledger):
     def _spool(self) -> Spool:
         return self._here().spool
 
-    def drain(self, *, last: bool = False) -> None:
-        if last:
-            self._here().journal.close()
-        super().drain(last=last)
-
-    def backlog(self) -> Backlog:
-        found = super().backlog()
-        return found._replace(waiting=found.waiting + len(self._here().journal))
-
     # -- the database --
 
     def check(self) -> None:
-        database = self._database
+        database = self._here().database
         if not database.is_idle:
             database.synchronize()
             return
@@ -285,7 +313,7 @@ class PostgresLedger(Ledger):
 
     def migrate(self, *, create: bool, role: str = "") -> list[str]:
         now = self.clock()
-        return self._database.alone(
+        return self._here().database.alone(
             lambda link: schema.migrate(link, now, create=create, role=role)
         )
 
@@ -294,11 +322,7 @@ class PostgresLedger(Ledger):
         process = self._here()
         self.drain(last=True)
         process.circuits.close()
-        process.database.close()
-
-    @property
-    def _database(self) -> Database:
-        return self._here().database
+        process.group.alone(process.database.close)
 
     def _here(self) -> _Process:
         """Return the connections of this process; after a fork, make new ones."""

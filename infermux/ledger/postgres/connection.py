@@ -36,8 +36,6 @@ LIFETIME_SECONDS = 1800.0  # of a connection
 STATEMENT_SECONDS = 60  # that the server lets a statement run
 KEPT_SECONDS = 60.0  # that a connection is kept at hand before the pool may replace it
 RETRIES = 8  # of a transaction that PostgreSQL rolled back because of another one
-_SESSION = f"""SET statement_timeout = {STATEMENT_SECONDS * 1000};
-    SET idle_in_transaction_session_timeout = 5000; SET timezone = 'UTC'"""
 _ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid(),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"""
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
@@ -118,7 +116,7 @@ class Database:
         self._call = STATEMENT_SECONDS if patient else CALL_SECONDS
         self._pool: Pool | None = None
         self._lock = threading.Lock()  # of the pool's replacement
-        self.away = ""  # why it is unavailable; "": it is not known to be
+        self._away = ""  # why it is unavailable; "": it is not known to be
         self._reconnector: threading.Thread | None = None
         self._closed = False
         self._succeeded = 0.0  # when an operation last succeeded
@@ -221,8 +219,8 @@ class Database:
     # -- the pool --
 
     def _ready(self) -> Pool:
-        if self.away:
-            raise Away(self.away)
+        if self._away:
+            raise Away(self._away)
         try:
             return self._pool or self._renew(None)
         except psycopg.ProgrammingError:
@@ -264,13 +262,20 @@ class Database:
         if pid != link.info.backend_pid:
             link.prepare_threshold = None  # a pooler such as PgBouncer: no session lasts
             return
-        link.execute(_SESSION)
         link.prepare_threshold = 1
+        link.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000}")
+        link.execute("SET idle_in_transaction_session_timeout = 5000")
+        link.execute("SET timezone = 'UTC'")
 
     @property
     def is_idle(self) -> bool:
         """Whether it was not used yet."""
-        return self._pool is None and not self.away
+        return self._pool is None and not self._away
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is not known to be unavailable."""
+        return not self._away
 
     def alone(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work* with a connection of its own, before there is a pool.
@@ -289,8 +294,8 @@ class Database:
     def is_away(self, reason: str) -> Away:
         """Note that the database is unavailable, and try to reconnect in the background."""
         with self._lock:
-            if not self.away and not self._closed:
-                self.away = reason or "it cannot be reached"
+            if not self._away and not self._closed:
+                self._away = reason or "it cannot be reached"
                 if self._reconnector is None:
                     self._reconnector = threading.Thread(
                         target=self._reconnecting, name="infermux-database", daemon=True
@@ -312,22 +317,25 @@ class Database:
                 except PoolTimeout:
                     made.end()
             except LedgerUnavailable as error:
-                self.away = error.reason
+                self._away = error.reason
 
     def _recovered(self, made: Pool) -> None:
         with self._lock:
             old, self._pool = self._pool, made
-            self.away, self._reconnector, self.replaced = "", None, time.monotonic()
+            self._away, self._reconnector, self.replaced = "", None, time.monotonic()
         if old is not None:
             old.end()
 
     def limit(self, link: Link, end: float) -> None:
         """End the connection at *end*, unless `unlimit` comes first."""
         self._deadlines[link] = end
-        if self._watch is None:  # two of them do no harm
-            name = "infermux-deadlines"
-            self._watch = threading.Thread(target=self._watching, name=name, daemon=True)
-            self._watch.start()
+        if self._watch is None:
+            with self._lock:
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._watching, name="infermux-deadlines", daemon=True
+                    )
+                    self._watch.start()
 
     def unlimit(self, link: Link) -> None:
         if self._deadlines.pop(link, None) is None:
@@ -354,7 +362,7 @@ class Database:
         """Close all connections; a later operation opens them again."""
         with self._lock:
             old, self._pool, self._closed = self._pool, None, True
-            self.away = ""
+            self._away = ""
         if old is not None:
             old.end()
 

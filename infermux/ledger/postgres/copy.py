@@ -14,7 +14,7 @@ from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, marks, write_rows
-from .statements import Link, Run, Sql, encoded, objects
+from .statements import Link, Sql, encoded, objects
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
@@ -46,9 +46,12 @@ _OTHERS = {
     "objects": ("provider, caller, ident, at_ms", ""),
 }
 # sums that must be equal in both: per 30 days, per caller, and per budget
-_BY_MONTH = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(cost / {MICRO}),
-        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced){{}}
-    GROUP BY 1 ORDER BY 1"""
+_CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
+        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
+    FROM calls GROUP BY 1 ORDER BY 1"""
+_ATTEMPTS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(cost / {MICRO}),
+        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens)
+    FROM attempts GROUP BY 1 ORDER BY 1"""
 _PRUNED_SUMS = f"""SELECT kind, day, count(*), sum(calls), sum(attempts), sum(micro), sum(pico)
     FROM rollups WHERE day IN (SELECT day FROM rolled WHERE state = {PRUNED})
     GROUP BY 1, 2 ORDER BY 1, 2"""
@@ -66,7 +69,7 @@ class Copied(NamedTuple):
 def copy(
     source: Ledger,
     name: str,
-    run: Run,
+    run: Callable[[Callable[[Link], Any]], Any],
     target: Ledger,
     told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
@@ -93,13 +96,15 @@ def copy(
 
 def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
     sql = Sql(link)
-    found: tuple[int, str, int, int] | None = sql.execute(_STATE, (name,)).fetchone()
+    found = sql.execute(_STATE, (name,)).fetchone()
     if found is None:
         [used] = sql.execute(_USED).fetchone()
         if used:
             raise LedgerUnavailable("it has calls or budgets already: copy into an empty one")
         sql.execute(_BEGIN, (name,))
-    return found or (-1, "", 0, 0)
+        return -1, "", 0, 0
+    at, id, count, ended = found
+    return at, id, count, ended
 
 
 def _partitions(link: Link, source: Ledger) -> None:
@@ -160,9 +165,7 @@ def _finish(link: Link, name: str, rest: tuple[Rows, list[tuple[str, Rows]]]) ->
 
 def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
     budgets = _BUDGETS.format(owner=owner, where=where)
-    calls = _BY_MONTH.format(", sum(attempts) FROM calls")
-    attempts = _BY_MONTH.format(" FROM attempts")
-    asked = {"calls": calls, "attempts": attempts, "removed calls": _PRUNED_SUMS}
+    asked = {"calls": _CALLS, "attempts": _ATTEMPTS, "removed calls": _PRUNED_SUMS}
     return {
         what: [tuple(value or 0 for value in row) for row in ask(query, ())]
         for what, query in {**asked, "budgets": budgets}.items()

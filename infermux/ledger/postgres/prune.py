@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
 from functools import partial
+from typing import Any
 
 from psycopg import Rollback, errors
 
@@ -27,8 +28,7 @@ from ..rollups import (
 )
 from ..stores import Ask
 from .schema import following, partition, partitions
-from .settlements import ADDED
-from .statements import Link, Run, Sql
+from .statements import Link, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
 LOCK_MS = 100  # that dropping a partition waits for reports, and calls for it
@@ -41,9 +41,11 @@ _OF_MONTH = "FROM rolled WHERE day >= %s AND day < %s"
 _STATES = f"SELECT day, state {_OF_MONTH} ORDER BY day FOR UPDATE"  # late calls wait for it
 _LATE = f"SELECT 1 {_OF_MONTH} AND day <> ALL(%s)"
 _STATE = f"SELECT day FROM rolled WHERE day = ANY(%s) AND state = {PRUNED}"
-_THIN = f"""WITH old AS (DELETE FROM sums WHERE slot < %s RETURNING caller, micro, pico)
+_THIN = """WITH old AS (DELETE FROM sums WHERE slot < %s RETURNING caller, micro, pico)
     INSERT INTO sums (caller, slot, micro, pico)
-    SELECT caller, %s, sum(micro), sum(pico) FROM old GROUP BY caller ORDER BY caller {ADDED}"""
+    SELECT caller, %s, sum(micro), sum(pico) FROM old GROUP BY caller ORDER BY caller
+    ON CONFLICT (caller, slot) DO UPDATE
+    SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
 _OLD_PERIODS = """DELETE FROM budgets WHERE held = 0 AND period < %s
     AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.owner = budgets.owner
         AND h.period = budgets.period)"""
@@ -59,7 +61,10 @@ def first_kept(before: float) -> float:
     return midnight(day.replace(day=1))
 
 
-def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
+def prune(
+    database: Database, run: Callable[[Callable[[Link], Any]], Any], before: float,
+    told: Callable[[int], None],
+) -> int:  # fmt: skip
     """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
     days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
@@ -85,7 +90,9 @@ def prune(database: Database, run: Run, before: float, told: Callable[[int], Non
     return count
 
 
-def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
+def _remove(
+    database: Database, run: Callable[[Callable[[Link], Any]], Any], month: date, owned: bool
+) -> int:
     for _ in range(ROUNDS):
         days, done = run(partial(_days, month))
         for day in days:

@@ -1,7 +1,8 @@
 """Settlements in PostgreSQL: calls, attempts, sums and budgets, many calls per statement.
 
 A batch is one transaction in one round trip. It asserts that its calls are new, and that their
-holds are as they were reserved. If not, PostgreSQL rolls it back.
+holds are as they were reserved. If not, PostgreSQL rolls it back, and each call is settled on its
+own.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ _CALLS = f"{_insert('calls', CallRow._fields)} RETURNING id"
 _ATTEMPTS = _insert("attempts", AttemptRow._fields)
 _PLANS = """INSERT INTO plans (digest, line)
     SELECT c0, c1 FROM json_to_recordset({rows}) AS t(c0 text, c1 text) ON CONFLICT DO NOTHING"""
-ADDED = """ON CONFLICT (caller, slot) DO UPDATE
+_SUMS = """INSERT INTO sums (caller, slot, micro, pico) SELECT c0, c1, c2, c3
+    FROM json_to_recordset({rows}) AS t(c0 text, c1 bigint, c2 bigint, c3 bigint)
+    ON CONFLICT (caller, slot) DO UPDATE
     SET micro = sums.micro + excluded.micro, pico = sums.pico + excluded.pico"""
-_SUMS = f"""INSERT INTO sums (caller, slot, micro, pico) SELECT c0, c1, c2, c3
-    FROM json_to_recordset({{rows}}) AS t(c0 text, c1 bigint, c2 bigint, c3 bigint) {ADDED}"""
 ADD_SUMS, _ADD_PLANS = _SUMS.format(rows="%s::json"), _PLANS.format(rows="%s::json")
 _BATCH = f"""WITH given AS MATERIALIZED (SELECT * FROM json_to_record(%s::json)
         AS t(ids json, calls json, attempts json, plans json, sums json, holds json)),
@@ -75,14 +76,17 @@ _LATE = f"""INSERT INTO rolled (day, state) SELECT day, 0 FROM unnest(%s::bigint
     SET state = CASE rolled.state WHEN {PRUNED} THEN {PRUNED} ELSE 0 END"""
 _FORGET_STEPS = """DELETE FROM activity WHERE step = 300 AND start = ANY(%s::bigint[])
     OR step = 3600 AND start = ANY(%s::bigint[])"""
+_STORED = """SELECT c.id, c.status FROM calls AS c
+    JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id) USING (at_ns, id)"""
 _HELD = "SELECT call_id, owner, period, pico FROM holds WHERE call_id = ANY(%s)"
 _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, pico, at_ms"
 _TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
     RETURNING caller, cost"""
 _TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = %s AND call_id = %s"
-_EXPIRED = f"""SELECT call_id, owner, period, pico, at_ms, about FROM holds WHERE expires_ms <= %s
-    AND coalesce(owner = ANY(%s::text[]), true)
-    ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
+_EXPIRED = """SELECT call_id, owner, period, pico, at_ms, about FROM holds WHERE expires_ms <= %s
+    {owners} ORDER BY call_id, owner LIMIT {limit} FOR UPDATE SKIP LOCKED"""
+_ANY = _EXPIRED.format(owners="", limit=MAX_LOST)
+_OF = _EXPIRED.format(owners="AND owner = ANY(%s)", limit=MAX_LOST)
 _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
 _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
@@ -91,9 +95,12 @@ _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[])
 
 def settle(
     link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
-) -> None:
-    """Write settlements of new calls; raise DivisionByZero if an assertion fails."""
-    if len({each.record.call.id for each in batch}) < len(batch):
+) -> list[bool]:
+    """Write settlements of new calls; raise DivisionByZero if an assertion fails.
+
+    Return True for each, as its call was not stored before.
+    """
+    if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
     deltas, held = Deltas(), list[Sequence[Any]]()
     rows, new = list[Sequence[Any]](), dict[str, str]()
@@ -117,6 +124,7 @@ def settle(
     run(link, [(SHARED, ()), *marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
     if len(plans) < MAX_PLANS:
         plans.update(new)
+    return [True] * len(batch)
 
 
 def _expect(
@@ -138,18 +146,27 @@ def _expect(
     return held
 
 
-def usual(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> list[Deferred]:
-    """Return the settlements of new calls whose holds are as they were reserved."""
-    places = transposed([(record.call.at_ns, record.call.id) for record, _ in batch], 2)
-    seen = {id for (id,) in link.execute(_SETTLED, places).fetchall()}
-    ids = [hold.call_id if hold else record.call.id for record, hold in batch]
-    holds, found = set(link.execute(_HELD, (ids,)).fetchall()), []
-    for id, each in zip(ids, batch, strict=True):
-        call, own = each.record.call, {row for row in holds if row[0] == id}
-        if call.id not in seen and own == set(_expect({}, call, each.hold, zone)):
-            found.append(each)
-        seen.add(call.id)
-    return found
+def expected(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> tuple[list[int], list[int]]:
+    """Return the numbers of the settlements that `settle` can write together, and of odd ones.
+
+    What is in neither was written before, and has nothing left to free.
+    """
+    places = [(each.record.call.at_ns, each.record.call.id) for each in batch]
+    ids = [each.hold.call_id if each.hold else each.record.call.id for each in batch]
+    states = dict(link.execute(_STORED, transposed(places, 2)).fetchall())
+    holds: dict[str, set[Any]] = {}
+    for row in link.execute(_HELD, (ids,)).fetchall():
+        holds.setdefault(row[0], set()).add(row)
+    usual, odd, seen = list[int](), list[int](), set[str]()
+    for n, (record, hold) in enumerate(batch):
+        id = record.call.id
+        wanted = set(_expect({}, record.call, hold, zone))
+        if id in seen or states.get(id) == LOST or (id in states and ids[n] in holds):
+            odd.append(n)
+        elif id not in states:
+            (usual if holds.get(ids[n], set()) == wanted else odd).append(n)
+        seen.add(id)
+    return usual, odd
 
 
 def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bool:
@@ -225,7 +242,8 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
     """Turn holds whose lease has ended into spending, with a row for each call; return how many."""
     with link.transaction():
         link.execute(SHARED)
-        found = link.execute(_EXPIRED, (ms(now), owners)).fetchall()
+        asked = (ms(now),) if owners is None else (ms(now), owners)
+        found = link.execute(_ANY if owners is None else _OF, asked).fetchall()
         if not found:
             return 0
         link.execute(_FORGET, transposed([row[:2] for row in found], 2))
@@ -256,7 +274,7 @@ def marks(records: Sequence[Record], now: float) -> list[Statement]:
     """Return the statements that mark ended days and steps of activity to be summed up again."""
     found = list[Statement]()
     if starts := _starts(records, SLOT_SECONDS, now):  # hours and days are whole steps
-        if days := [start // DAY for start in _starts(records, DAY, now)]:
+        if days := _late(records, now):
             found.append((_LATE, (days,)))
         found.append((_FORGET_STEPS, (starts, _starts(records, HOUR, now))))
     return found
@@ -266,6 +284,11 @@ def _starts(records: Iterable[Record], step: int, now: float) -> list[int]:
     """Return the starts of the ended steps to which a call is added."""
     starts = {record.call.at_ns // 10**9 // step * step for record in records}
     return sorted(start for start in starts if start + step <= now)
+
+
+def _late(records: Iterable[Record], now: float) -> list[int]:
+    days = {record.call.at_ns // (DAY * 10**9) for record in records}
+    return sorted(day for day in days if (day + 1) * DAY <= now)
 
 
 def _row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:

@@ -168,9 +168,7 @@ class Accounting:
             return
         rows = record(call)
         try:
-            if call.settles is None:
-                self.ledger.settle_soon(rows, call.hold)
-            elif not self.ledger.settle(rows, call.hold):
+            if not self.ledger.settle(rows, call.hold) and call.settles is not None:
                 call.cost = call.usage = None  # another worker has recorded it
         except LedgerUnavailable as error:
             if not self.ledger.defer(rows, call.hold):
