@@ -251,12 +251,12 @@ def test_nothing_leaves(
 def test_no_key_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every byte that any socket of this process sends is looked through."""
     sent: list[bytes] = []
-    real = socket.socket.sendall
-    monkeypatch.setattr(
-        socket.socket,
-        "sendall",
-        lambda sock, data, *more: (sent.append(bytes(data)), real(sock, data, *more))[1],
-    )
+
+    def noted(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda sock, data, *more: (sent.append(bytes(data)), real(sock, data, *more))[1]
+
+    for name in ("send", "sendall"):
+        monkeypatch.setattr(socket.socket, name, noted(getattr(socket.socket, name)))
     chaos.run(pair(OPENAI, GEMINI), faults=["500"])
     assert b"Bearer chaos" in b"".join(sent)
     assert CANARY.encode() not in b"".join(sent)

@@ -169,7 +169,9 @@ def _choice(body: JSON, request: InferRequest, native: tuple[str, bytes]) -> Inf
     if not choices and request.op == CHAT:
         raise ValueError("an answer without choices")
     choice = choices[0] if choices else {}
-    said = _read(body, choice, obj(choice.get("message")))
+    message = obj(choice.get("message"))
+    items(message.get("tool_calls"))  # an empty object is no list either
+    said = _read(body, choice, message)
     found = answer(request, native, said, finish_reason=finish_reason(choice.get("finish_reason")))
     found.annotations = said.annotations or sourced(body, said.text)
     if len(choices) > 1:

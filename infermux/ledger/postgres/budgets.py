@@ -25,10 +25,11 @@ PERIODS = "4992031, 1"
 SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
 _ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
 _USED = "spent::numeric + held - waived - raised"
+_INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
 _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
         WHERE owner = $2 AND period = $3 AND {_USED} + $4::bigint <= $5::numeric
         RETURNING raised, spent::numeric + held - waived),
-    added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    added AS ({_INTO_HOLDS}
         SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
     SELECT * FROM taken"""
 _TAKE_ALL = f"""WITH wanted AS (
@@ -38,7 +39,7 @@ _TAKE_ALL = f"""WITH wanted AS (
     taken AS (UPDATE budgets AS b SET held = b.held + %s::bigint FROM wanted AS w, fits
         WHERE fits.n = %s AND b.owner = w.owner AND b.period = w.period
         RETURNING b.raised, b.spent::numeric + b.held - b.waived, b.owner, b.period),
-    added AS (INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
+    added AS ({_INTO_HOLDS}
         SELECT %s::text, owner, period, %s::bigint, %s::bigint, %s::bigint, %s::text FROM taken)
     SELECT * FROM taken"""
 _ROWS = f"""SELECT b.owner, b.period, {_USED}, b.warned_ms
@@ -58,8 +59,7 @@ _CHANGE = f"""WITH changed AS MATERIALIZED (
 CHANGE = _CHANGE.format(rows="%s::json")
 CHANGE_GIVEN = _CHANGE.format(rows="%s::json -> 'deltas'")
 _WARNED = "UPDATE budgets SET warned_ms = %s WHERE owner = %s AND period = %s"
-_ADD_HOLD = """INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)
-    VALUES (%s, %s, %s, %s, %s, %s, %s)"""
+_ADD_HOLD = f"{_INTO_HOLDS} VALUES (%s, %s, %s, %s, %s, %s, %s)"
 _HOLDS = "SELECT owner, pico FROM holds WHERE call_id = %s ORDER BY owner FOR UPDATE"
 _RENEW = "UPDATE holds SET pico = %s, expires_ms = %s WHERE call_id = %s AND owner = %s"
 _LOST_COST = f"SELECT cost FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'"

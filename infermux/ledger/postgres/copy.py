@@ -14,7 +14,7 @@ from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, marks, write_rows
-from .statements import Link, Sql, encoded, objects
+from .statements import Link, Run, Sql, encoded, objects
 
 NEWEST = MAX_INTEGER - 1
 _FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
@@ -46,12 +46,9 @@ _OTHERS = {
     "objects": ("provider, caller, ident, at_ms", ""),
 }
 # sums that must be equal in both: per 30 days, per caller, and per budget
-_CALLS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(attempts), sum(cost / {MICRO}),
-        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced)
-    FROM calls GROUP BY 1 ORDER BY 1"""
-_ATTEMPTS = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(cost / {MICRO}),
-        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens)
-    FROM attempts GROUP BY 1 ORDER BY 1"""
+_BY_MONTH = f"""SELECT at_ns / {30 * DAY * 10**9}, count(*), sum(cost / {MICRO}),
+        sum(cost % {MICRO}), sum(input_tokens), sum(output_tokens), sum(unpriced){{}}
+    GROUP BY 1 ORDER BY 1"""
 _PRUNED_SUMS = f"""SELECT kind, day, count(*), sum(calls), sum(attempts), sum(micro), sum(pico)
     FROM rollups WHERE day IN (SELECT day FROM rolled WHERE state = {PRUNED})
     GROUP BY 1, 2 ORDER BY 1, 2"""
@@ -69,7 +66,7 @@ class Copied(NamedTuple):
 def copy(
     source: Ledger,
     name: str,
-    run: Callable[[Callable[[Link], Any]], Any],
+    run: Run,
     target: Ledger,
     told: Callable[[int], None] = lambda _: None,
 ) -> Copied:
@@ -96,15 +93,13 @@ def copy(
 
 def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
     sql = Sql(link)
-    found = sql.execute(_STATE, (name,)).fetchone()
+    found: tuple[int, str, int, int] | None = sql.execute(_STATE, (name,)).fetchone()
     if found is None:
         [used] = sql.execute(_USED).fetchone()
         if used:
             raise LedgerUnavailable("it has calls or budgets already: copy into an empty one")
         sql.execute(_BEGIN, (name,))
-        return -1, "", 0, 0
-    at, id, count, ended = found
-    return at, id, count, ended
+    return found or (-1, "", 0, 0)
 
 
 def _partitions(link: Link, source: Ledger) -> None:
@@ -165,7 +160,9 @@ def _finish(link: Link, name: str, rest: tuple[Rows, list[tuple[str, Rows]]]) ->
 
 def _sums(ask: Ask, owner: str, where: str) -> dict[str, list[tuple[Any, ...]]]:
     budgets = _BUDGETS.format(owner=owner, where=where)
-    asked = {"calls": _CALLS, "attempts": _ATTEMPTS, "removed calls": _PRUNED_SUMS}
+    calls = _BY_MONTH.format(", sum(attempts) FROM calls")
+    attempts = _BY_MONTH.format(" FROM attempts")
+    asked = {"calls": calls, "attempts": attempts, "removed calls": _PRUNED_SUMS}
     return {
         what: [tuple(value or 0 for value in row) for row in ask(query, ())]
         for what, query in {**asked, "budgets": budgets}.items()

@@ -20,7 +20,9 @@ from .statements import integers, run
 SPAN = 61  # seconds whose counts any 60 consecutive seconds touch
 _MOST = 2**62  # no limit
 _MAX_TOKENS = 2**40  # tokens of one call, so that the sum of a minute cannot overflow
-_CLOCK = "clock AS (SELECT floor(extract(epoch FROM clock_timestamp()))::bigint AS at)"
+_AT = "floor(extract(epoch FROM clock_timestamp()))::bigint"
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
+_CLOCK = f"clock AS (SELECT {_AT} AS at)"
 _KEPT = f"""kept AS (SELECT s, n, t FROM unnest(r.seconds, r.requests, r.tokens) AS u(s, n, t),
         clock WHERE s > clock.at - {SPAN})"""
 _COUNTED = """counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FROM (
@@ -28,7 +30,7 @@ _COUNTED = """counted AS (SELECT s, sum(n)::bigint AS n, sum(t)::bigint AS t FRO
         GROUP BY s)"""
 _NEW = "array_agg(s ORDER BY s), array_agg(n ORDER BY s), array_agg(t ORDER BY s)"
 _TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
-    SELECT %s::text, ARRAY[floor(extract(epoch FROM clock_timestamp()))::bigint], ARRAY[1::bigint],
+    SELECT %s::text, ARRAY[{_AT}], ARRAY[1::bigint],
         ARRAY[%s::bigint], true
     ON CONFLICT (caller) DO UPDATE SET (seconds, requests, tokens, admitted) = (
         WITH {_CLOCK}, {_KEPT},
@@ -36,7 +38,7 @@ _TAKE = f"""INSERT INTO rates AS r (caller, seconds, requests, tokens, admitted)
             FROM kept),
         {_COUNTED.format(1, "clock, test WHERE fits")}
         SELECT {_NEW}, bool_and(fits) FROM counted, test)
-    RETURNING admitted, seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8"""
+    RETURNING admitted, seconds, requests, tokens, {_NOW}"""
 _ADD = f"""UPDATE rates AS r SET (seconds, requests, tokens) = (
         WITH {_CLOCK}, {_KEPT},
         {_COUNTED.format(0, "clock")}
@@ -56,9 +58,8 @@ _GIVE_BACK = """UPDATE rates AS r SET requests = (
             FROM unnest(r.seconds, r.requests) AS u(s, n)) AS ordered)
     WHERE caller = %s"""
 OLD_RATES = f"""DELETE FROM rates WHERE NOT EXISTS (SELECT 1 FROM unnest(seconds) AS u(s)
-    WHERE s > extract(epoch FROM clock_timestamp()) - {2 * SPAN})"""
-_ROW = """SELECT seconds, requests, tokens, extract(epoch FROM clock_timestamp())::float8
-    FROM rates WHERE caller = %s"""
+    WHERE s > {_NOW} - {2 * SPAN})"""
+_ROW = f"SELECT seconds, requests, tokens, {_NOW} FROM rates WHERE caller = %s"
 log = logging.getLogger("infermux")
 
 
@@ -142,8 +143,7 @@ class SharedRates:
         try:
             seconds, counts, used, now = self._row(caller)
         except LedgerUnavailable:
-            limits = {"rpm": rpm, "tpm": tpm, "requests": requests, "tokens": tokens}
-            return self._local.wait(caller, **limits)  # type: ignore[arg-type]
+            return self._local.wait(caller, rpm=rpm, tpm=tpm, requests=requests, tokens=tokens)
         return max(
             _minutes(seconds, counts, now, requests, rpm), _minutes(seconds, used, now, tokens, tpm)
         )

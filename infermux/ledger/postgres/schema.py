@@ -152,16 +152,11 @@ def migrate(connection: Connection[Any], now: float, *, create: bool, role: str 
 
 
 def _grant(connection: Connection[Any], role: str) -> None:
-    name = sql.Identifier(role)
-    tables = sql.SQL(", ").join(map(sql.Identifier, TABLES))
-    connection.execute(
-        sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {}").format(tables, name)
-    )
-    connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(_MARK), name))
-    [schema] = _one(connection, "SELECT current_schema()")
-    connection.execute(
-        sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), name)
-    )
+    name, [schema] = sql.Identifier(role), _one(connection, "SELECT current_schema()")
+    for what in (f"SELECT, INSERT, UPDATE, DELETE ON {', '.join(TABLES)}", f"SELECT ON {_MARK}"):
+        connection.execute(sql.SQL(f"GRANT {what} TO {{}}").format(name))
+    usage = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}")
+    connection.execute(usage.format(sql.Identifier(schema), name))
 
 
 # -- partitions --
@@ -189,12 +184,9 @@ def partition(table: str, month: date) -> str:
 
 def partitions(connection: Connection[Any]) -> list[date]:
     """Return the months that have partitions, in order."""
-    found = [name for (name,) in connection.execute(_PARTITIONS).fetchall()]
-    return sorted(
-        date(int(name[6:10]), int(name[11:13]), 1)
-        for name in found
-        if len(name) == 13 and name[6:10].isdigit() and name[11:13].isdigit()
-    )
+    rows = connection.execute(_PARTITIONS).fetchall()
+    found = [re.fullmatch(r"calls_(\d{4})_(\d\d)", name) for (name,) in rows]
+    return sorted(date(int(each[1]), int(each[2]), 1) for each in found if each)
 
 
 def missing(connection: Connection[Any], now: float) -> list[str]:

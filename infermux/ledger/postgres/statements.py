@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import select
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -74,6 +74,7 @@ def _clean(values: Sequence[Any]) -> list[Any]:
     return [clean(value) if isinstance(value, str) else value for value in values]
 
 
+Run = Callable[[Callable[[Link], Any]], Any]
 Rows = list[list[bytes | None]]
 Statement = tuple[str, Sequence[Any]]
 
