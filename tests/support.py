@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import fcntl
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds until a condition that should hold soon counts as failed
 NO_FOLDER = "/nonexistent"  # has no infermux.toml of a developer's own
 HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
+at_end = contextlib.ExitStack()  # what a process that runs tests does at its end
+atexit.register(at_end.close)
 
 
 # -- environment and waiting -----------------------------------------------------------------------
