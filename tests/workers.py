@@ -21,8 +21,13 @@ import support
 MOST = 4  # processes, unless `--workers` says more
 FEW = 500  # tests that are not worth another process
 LONGEST = (  # files that would be waited for at the end if they began late
-    "tests/clients/test_stumbling.py",
     "tests/clients/test_early_headers.py",
+    "tests/clients/test_stumbling.py",
+    "tests/server/test_slow_clients.py",
+    "tests/server/test_hosts.py",
+    "tests/server/test_load.py",
+    "tests/ledger/test_budgets.py",
+    "tests/ledger/test_postgres.py",
 )
 FORK = multiprocessing.get_context("fork")
 
