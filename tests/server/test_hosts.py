@@ -1,4 +1,4 @@
-"""Four hosts behind nginx with one ledger: limits and budgets are exact, and no call is lost."""
+"""Hosts behind nginx with one ledger: limits and budgets are exact, and no call is lost."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from traffic import (
 
 pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
 
-HOSTS = 4
-
 
 class Scale(NamedTuple):
     """How much happens: hosts that are killed and restarted, and calls in between."""
 
+    hosts: int
     calls: int
     killed: int
     rolled: int
@@ -57,8 +56,9 @@ class Scale(NamedTuple):
         )
 
 
-QUICK = Scale(80, 1, 1, 0, 1, 15, "0.04", "0.025")
-LENGTHY = Scale(how_many(300, 400, 3000), 2, 4, 64, 2, 40, "0.3", "0.2")  # longer than a minute
+QUICK = Scale(2, 80, 1, 1, 0, 1, 15, "0.04", "0.025")
+CALLS = how_many(300, 400, 3000)
+LENGTHY = Scale(4, CALLS, 2, 4, 64, 2, 40, "0.3", "0.2")  # longer than a minute
 ALL = (PLAIN, STREAM, FAILOVER, FAILOVER_STREAM)
 EXACT = {PLAIN.name, STREAM.name, LONG.name}  # kinds of which nothing is estimated
 CALLERS = [
@@ -103,7 +103,9 @@ def fleet(request: pytest.FixtureRequest, database: Database) -> Iterator[Fleet]
         vendor = stack.enter_context(MeteredVendor())
         env = {"METERED_KEY": "sk-metered", "DATABASE_URL": database.service}
         text = configuration(vendor, request.param)
-        made = stack.enter_context(hosts(HOSTS, text, env | {"OWNER_URL": database.url}))
+        made = stack.enter_context(
+            hosts(request.param.hosts, text, env | {"OWNER_URL": database.url})
+        )
         yield Fleet(vendor, made, stack.enter_context(Nginx(made)), request.param)
 
 
@@ -148,7 +150,7 @@ def test_limits_are_exact_and_no_call_is_lost_over_hosts(fleet: Fleet) -> None:
     assert len(busy) < len(traffic.outcomes) / 20  # a machine may have no time for the database
     limited = [each for each in traffic.outcomes if each.caller == "limited"]
     alone = any("limits per minute count this host's own calls" in each.log for each in fleet.hosts)
-    rates_are_exact(limited, scale.rpm, alone)
+    rates_are_exact(limited, scale, alone)
     all_hosts_say_the_same(fleet, fleet.hosts[0].calls())
 
 
@@ -171,13 +173,14 @@ def nothing_is_overspent(fleet: Fleet, calls: Mapping[str, Any]) -> None:
             assert call(host.port, caller, PLAIN, 7).code == "budget_exceeded"
 
 
-def rates_are_exact(outcomes: Sequence[Outcome], rpm: int, alone: bool) -> None:
+def rates_are_exact(outcomes: Sequence[Outcome], scale: Scale, alone: bool) -> None:
     """A minute has as many calls as the limit; hosts that were *alone* for a while count theirs."""
+    rpm = scale.rpm
     admitted = [each for each in outcomes if each.status == 200]
     refused = Counter(each.status for each in outcomes if each.status != 200)
     lost = sum(refused.values()) - refused[429]  # at hosts that were killed
     assert refused[429]
-    assert most_within(admitted, 60) <= rpm * (HOSTS if alone else 1)
+    assert most_within(admitted, 60) <= rpm * (scale.hosts if alone else 1)
     took = admitted[-1].ended - admitted[0].sent
     assert len(admitted) >= rpm - lost
     assert alone or (len(admitted) <= rpm if took < 60 else took < 65 or len(admitted) > rpm)
