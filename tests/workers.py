@@ -20,15 +20,20 @@ import support
 
 MOST = 4  # processes, unless `--workers` says more
 FEW = 500  # tests that are not worth another process
-LONGEST = (  # files that would be waited for at the end if they began late
-    "tests/clients/test_early_headers.py",
-    "tests/clients/test_stumbling.py",
-    "tests/server/test_slow_clients.py",
-    "tests/server/test_hosts.py",
-    "tests/server/test_load.py",
-    "tests/ledger/test_budgets.py",
-    "tests/ledger/test_postgres.py",
-)
+LONGEST = [  # files that would be waited for at the end if they began late
+    f"tests/{name}.py"
+    for name in (
+        "clients/test_early_headers",
+        "ledger/test_budgets",
+        "ledger/test_postgres",
+        "server/test_memory",
+        "server/test_slow_clients",
+        "server/test_postgres",
+        "clients/test_stumbling",
+        "server/test_hosts",
+        "server/test_load",
+    )
+]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -55,7 +60,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     found: dict[str, list[pytest.Item]] = {}
     for item in session.items:
         found.setdefault(item.nodeid.partition("::")[0], []).append(item)
-    files = [found[name] for name in sorted(found, key=lambda name: name not in LONGEST)]
+    first = [name for name in LONGEST if name in found]
+    files = [found[name] for name in dict.fromkeys([*first, *found])]
     count = min(_wanted(session), len(files))
     if count < 2 or session.testsfailed:
         return None
