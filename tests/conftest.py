@@ -27,6 +27,7 @@ pytest.register_assert_rewrite("databases", "network", "support", "doors", "reco
 
 from databases import database, pgbouncer, postgres  # noqa: E402, F401  (fixtures)
 from support import NO_FOLDER, TokenTrace, Vendor, is_ours  # noqa: E402
+from workers import pytest_addoption, pytest_runtestloop  # noqa: E402, F401  (hooks)
 
 compile_builder = Rule._compile_builder
 

@@ -7,7 +7,6 @@ server, replicates it or changes its settings starts its own: `with Postgres() a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import functools
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pytest
-from support import PATIENCE, eventually
+from support import PATIENCE, at_end, eventually
 
 INSTALL = "apt install postgresql pgbouncer"
 PREFIX = "infermux-databases"
@@ -87,7 +86,7 @@ def scratch() -> Path:
             pass
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-"))
     own(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    at_end.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import fcntl
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds until a condition that should hold soon counts as failed
 NO_FOLDER = "/nonexistent"  # has no infermux.toml of a developer's own
 HELLO = {"model": "echo-v1", "messages": [{"role": "user", "content": "hello"}]}
+at_end = contextlib.ExitStack()  # what a process that runs tests does at its end
+atexit.register(at_end.close)
 
 
 # -- environment and waiting -----------------------------------------------------------------------
@@ -252,7 +255,8 @@ def raw(port: int, data: bytes, *, end: bool = True) -> Answer:
 def certificate(folder: Path, name: str = "own") -> tuple[Path, Path]:
     """Return a certificate for localhost and its key, which any client may trust."""
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-nodes", "-days", "2"]
+    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     if shutil.which("openssl") is None:

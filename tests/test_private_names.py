@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -183,11 +183,17 @@ def test_the_name_exists_in_the_installed_version(name: Name) -> None:
     found(name.place)
 
 
+@cache
+def owners() -> Mapping[str, list[str]]:
+    """Return the distributions of each package; to find them takes a second."""
+    return packages_distributions()
+
+
 @pytest.mark.sampled(1)
 @EACH
 def test_the_name_is_used_where_the_table_says(name: Name) -> None:
     assert name.place.rpartition(".")[2] in (ROOT / name.used_in).read_text("utf-8")
-    owner = packages_distributions().get(name.place.partition(".")[0], ["python"])
+    owner = owners().get(name.place.partition(".")[0], ["python"])
     assert name.distribution.lower() in {each.lower() for each in owner}
     assert name.reason
 

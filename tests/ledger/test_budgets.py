@@ -563,15 +563,17 @@ def lengthy(backend: Any) -> bool:
 
 
 LEDGER = os.path.join("infermux", "ledger")
+CALLS_OF_ONE = 300  # calls and returns in the ledger of about one operation
 
 
 def work(place: tuple[str, str], seed: int, operations: int, killed: bool, notes: Path) -> None:
-    """Do random operations; if it is to be *killed*, at a random call or return in the ledger. Notes
-    what it was told is settled.
+    """Do random operations; if it is to be *killed*, one of them ends at a random call or return in
+    the ledger, and the process with it. Notes what it was told is settled.
     """
     chance = random.Random(seed)
     ledger = opened(place, busy=60, clock=lambda: NOON)
-    left = chance.randrange(300 * operations) if killed else -1
+    last = chance.randrange(operations) if killed else operations
+    left = chance.randrange(1, CALLS_OF_ONE)
 
     def count(frame: Any, event: str, called: Any) -> None:
         nonlocal left
@@ -581,8 +583,9 @@ def work(place: tuple[str, str], seed: int, operations: int, killed: bool, notes
                 os.kill(os.getpid(), signal.SIGKILL)
 
     note = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    sys.setprofile(count if killed else None)
     for n in range(operations):
+        if n == last:  # not before: to count takes longer than the operation
+            sys.setprofile(count)
         one_call(ledger, chance, f"{seed}.{n}", note)
     sys.setprofile(None)
     ledger.close()
@@ -621,9 +624,9 @@ def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(
     there.
     """
     monkeypatch.syspath_prepend(HOME)
-    rounds, calls = how_many(3, 5, 5), how_many(60, 250, 250)
+    rounds, calls = how_many(3, 5, 5), how_many(60, 150, 250)
     if lengthy(backend):
-        rounds, calls = 18, 1100
+        rounds, calls = 18, 850
     notes, chance = tmp_path / "notes", random.Random(5)
     kills = 0
     for _ in range(rounds):

@@ -752,7 +752,7 @@ def test_a_key_does_not_open_more_by_naming_a_provider() -> None:
 
 # -- random faults ---------------------------------------------------------------------------------
 
-RUNS = how_many(2_000, 10_000, 100_000)
+RUNS = how_many(2_000, 4_000, 100_000)
 PARALLEL = 32
 
 

@@ -135,7 +135,8 @@ def test_a_call_that_has_failed_keeps_nothing_of_its_request(tmp_path: Path) -> 
 def test_many_large_calls_of_a_kind_keep_nothing(tmp_path: Path, number: int) -> None:
     with serving(tmp_path) as service:
         post(service, large(MB, "over"))
-        keeps_nothing(service, resident(service), 30, rounds=12, kinds=[KINDS[number]])
+        many = how_many(5, 5, 12)
+        keeps_nothing(service, resident(service), 30, rounds=many, kinds=[KINDS[number]])
 
 
 def keeps_nothing(

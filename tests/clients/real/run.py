@@ -132,7 +132,7 @@ def environment(port: int, folder: Path, home: Path, vendors: Sequence[str]) -> 
         "HOME": str(home),
         "TMPDIR": str(home),
         "PYTHONPATH": str(HERE),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": str(folder / "pycache"),  # nothing beside our sources
         "CLIENTS": str(folder),
         "NODE_PATH": str(folder / "node/node_modules"),
         "BASE_URL": f"http://127.0.0.1:{port}",
