@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -146,6 +146,17 @@ class Host:
         found = {call["id"]: call for call in listed}
         assert len(found) == len(listed), "a call is in the ledger twice"
         return found
+
+    def calls_with(self, ids: Iterable[str]) -> dict[str, Any]:
+        """Return the calls once *ids* are there: one whose client has left may be on its way."""
+        wanted = set(ids)
+
+        def found() -> dict[str, Any] | None:
+            calls = self.calls()
+            return calls if wanted <= calls.keys() else None
+
+        calls: dict[str, Any] = eventually(found, "every answered call in the ledger")
+        return calls
 
 
 def ask_as(caller: str, port: int, path: str, body: Any = None, **more: Any) -> Answer:

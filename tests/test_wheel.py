@@ -21,6 +21,7 @@ DATA = {
     "infermux/py.typed",
     "infermux/prices.json",
     "infermux/config/template.toml",
+    "infermux/web/codex.json",
     *(f"infermux/web/admin/templates/{name}" for name in PAGES),
 }
 MAX_WHEEL, MAX_HELP, MAX_PRICES = 860_000, 90_000, 24_000  # bytes, compressed; the rest is code

@@ -144,7 +144,7 @@ def test_limits_are_exact_and_no_call_is_lost_over_hosts(fleet: Fleet) -> None:
         each for each in traffic.outcomes if each.whole or (each in rolled and each.status == 200)
     ]
     assert len(kept) > scale.calls // 4
-    calls = eventually(partial(calls_with, fleet, kept), "every answered call in the ledger")
+    calls = fleet.hosts[0].calls_with(each.id for each in kept)
     told = [(each, pico(calls[each.id]["cost_usd"])) for each in kept if each.kind in EXACT]
     assert [each for each, found in told if found != each.cost] == []
     nothing_is_overspent(fleet, calls)
@@ -154,12 +154,6 @@ def test_limits_are_exact_and_no_call_is_lost_over_hosts(fleet: Fleet) -> None:
     alone = any("limits per minute count this host's own calls" in each.log for each in fleet.hosts)
     rates_are_exact(limited, scale, alone)
     all_hosts_say_the_same(fleet, fleet.hosts[0].calls())
-
-
-def calls_with(fleet: Fleet, kept: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Return the calls of the ledger, or None while one is on its way whose client has left."""
-    found = fleet.hosts[0].calls()
-    return found if {each.id for each in kept} <= found.keys() else None
 
 
 def nothing_is_overspent(fleet: Fleet, calls: Mapping[str, Any]) -> None:

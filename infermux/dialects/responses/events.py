@@ -123,8 +123,8 @@ def fees_of(output: object) -> tuple[tuple[str, int], ...]:
 
 COUNTS = {
     "input_tokens": "prompt_tokens",
-    "output_tokens": "completion_tokens",
     "input_tokens_details": "prompt_tokens_details",
+    "output_tokens": "completion_tokens",
     "output_tokens_details": "completion_tokens_details",
 }
 
