@@ -81,6 +81,8 @@ def _wanted(session: pytest.Session) -> int:
     option = session.config.option
     if option.collectonly or option.maxfail or option.usepdb or option.capture == "no":
         return 1
+    if hasattr(session.config, "workerinput"):  # this is a process of pytest-xdist
+        return 1
     default = 1 if len(session.items) < FEW else min(os.cpu_count() or 1, MOST)
     return default if option.workers is None else int(option.workers)
 
