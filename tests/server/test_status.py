@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +96,22 @@ def test_an_open_circuit_is_told_with_its_reason_whichever_worker_answers(servic
     assert lines[2].startswith("  circuit open for ") and lines[2].endswith(" (in 1 of 2 workers)")
 
 
+def opened_everywhere(service: Service) -> dict[str, Any] | None:
+    """Return the targets by provider once no worker's circuit of echo is closed."""
+    code, out, _ = status("--server", url(service), "--json", **KEY)
+    found = {
+        each["provider"]: each
+        for each in json.loads(out)["targets"]
+        if each["model"] in ("m", "echo-v1")
+    }
+    is_open = code == 1 and found["echo"]["state"] == "open"
+    return found if is_open and found["echo"]["reason"] == "circuit forced open" else None
+
+
 def test_a_script_reads_the_same_as_json(service: Service) -> None:
     order(service, "echo/circuit/open?model=echo-v1")
     try:
-        code, out, _ = status("--server", url(service), "--json", **KEY)
-        found = {
-            each["provider"]: each
-            for each in json.loads(out)["targets"]
-            if each["model"] in ("m", "echo-v1")
-        }
-        assert (
-            code == 1
-            and found["echo"]["state"] == "open"
-            and found["echo"]["reason"] == "circuit forced open"
-        )
+        found = eventually(partial(opened_everywhere, service), "the news of both workers")
         assert set(found["echo"]) == {
             "provider",
             "model",
