@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support import Peer
 
 from infermux import build, create_app
 from infermux.pricing import PICO
+from infermux.pricing.table import shipped
 
 FILE = Path(__file__).parents[3] / "shared" / "prices" / "vectors.jsonl"
 TYPES = {"google": "gemini"}  # where a preset has another name than the table's vendor
@@ -49,9 +51,15 @@ def vectors() -> list[Any]:
 
 
 def is_served(vector: Any) -> bool:
-    """Return whether a preset has this format; Google's embeddings have no usage."""
+    """Return whether a preset has this format and the price is as it was then.
+
+    Google's embeddings have no usage.
+    """
     api, provider = vector["api"], vector["provider"]
-    return api in APIS and provider in VENDORS and (api, provider) != ("embeddings", "google")
+    if api not in APIS or provider not in VENDORS or (api, provider) == ("embeddings", "google"):
+        return False
+    price, today = shipped().find(provider, vector["model"]), datetime.now(UTC).date()
+    return price is None or all(change.start > today for change in price.next)
 
 
 class Vendor(Peer):
