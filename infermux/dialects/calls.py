@@ -39,11 +39,11 @@ class Calls:
         """Return a whole answer as the client's; raise ProviderError if it has failed."""
         if not self._translates:
             return response
-        if reason := _odd(response.finish_reason):
-            if not response.tool_calls and (not response.content or _FAILING.search(reason)):
-                raise _failed(reason, response.usage)
-            response.finish_reason = self._end(reason, bool(response.tool_calls))
-        if response.tool_calls:
+        reason, called = response.finish_reason, bool(response.tool_calls)
+        response.finish_reason = self._end(reason, bool(response.content), called)
+        if reason and not response.finish_reason:
+            raise _failed(reason, response.usage)
+        if called:
             response.tool_calls = self.restored(response.tool_calls)
         if response.refusal and self._refuses:
             response.finish_reason = "content_filter"
@@ -59,11 +59,9 @@ class Calls:
             usage, reason = chunk.usage or usage, chunk.finish_reason
             refused = refused or bool(chunk.refusal)
             said, called = said or bool(chunk.text), called or bool(chunk.tool_calls)
-            if found := _odd(reason):
-                if called or (said and not _FAILING.search(found)):
-                    chunk = chunk._replace(finish_reason=self._end(found, called))
-                else:
-                    odd = found
+            if reason and (end := self._end(reason, said, called)) != reason:
+                odd = odd or ("" if end else reason)
+                chunk = chunk._replace(finish_reason=end)
             if odd:  # the client sees no more of it; its usage may follow
                 chunk = Chunk(usage=usage, model=chunk.model, id=chunk.id)
             elif reason and refused and self._refuses:
@@ -74,8 +72,12 @@ class Calls:
         if odd:
             raise _failed(odd, usage)
 
-    def _end(self, reason: str, called: bool) -> str:
-        """Return the end of an answer that is used although its reason is not known."""
+    def _end(self, reason: str, said: bool, called: bool) -> str:
+        """Return the client's reason for the end of an answer; "" if the answer has failed."""
+        if reason in _ENDS:
+            return reason
+        if not called and (not said or _FAILING.search(reason)):
+            return ""
         return reason if self._is_canonical else "tool_calls" if called else "stop"
 
     def _own(self, call: JSON) -> JSON:
@@ -92,10 +94,6 @@ _FAILING = re.compile(
     r"error|fail|malformed|unexpected|missing|too_many|insufficient|other|abort|filter|no_image"
 )
 _REFUSING = ("anthropic", "gemini")  # formats in which a refusal is such a reason, and no part
-
-
-def _odd(reason: str | None) -> str:
-    return "" if reason is None or reason in _ENDS else reason
 
 
 def _failed(reason: str, usage: Usage | None) -> ProviderError:
