@@ -39,7 +39,7 @@ IDENT = re.compile(r"[\w:-][\w.:-]{0,199}", re.ASCII)
 _FILE_MARK = '"file_id'  # of a body that names files
 _MEMBERS = ("previous_response_id", "conversation")
 _SEND_ITEMS = "send the items of the conversation in input instead"
-_START = token_bytes(32)  # of gunicorn's master, which its workers inherit
+_START_SECRET = token_bytes(32)  # of gunicorn's master, which its workers inherit
 
 
 class Owner(NamedTuple):
@@ -330,7 +330,7 @@ def service_secrets(users: Users, ledger: Any) -> Callable[[], list[bytes]]:
         if not found and (objects := objects_of(ledger)) is not None:
             with suppress(LedgerUnavailable):
                 found.append(objects.secret())
-        return [*found, _START]
+        return [*found, _START_SECRET]
 
     return secrets
 

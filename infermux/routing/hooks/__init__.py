@@ -37,9 +37,9 @@ NAMES = {"before": "request", "after": "answer", "chunk": "chunk"}  # hooks, and
 TIMEOUT = 5.0  # seconds of one run
 THREADS = 64  # threads that run hooks in this process
 _ANSWERS = (CHAT, "completions", "embeddings")  # operations that a model answers
-_HEARD = ("audio/transcriptions", "audio/translations")  # whose answers are words
-_DRAWN = (op for op in ENDPOINTS if op.startswith("images/"))
-_BINARY = ("audio/speech", "content", *_DRAWN)  # whose answers hooks cannot see
+_TRANSCRIPTS = ("audio/transcriptions", "audio/translations")  # whose answers are words
+_IMAGES = (op for op in ENDPOINTS if op.startswith("images/"))
+_BINARY = ("audio/speech", "content", *_IMAGES)  # whose answers hooks cannot see
 _MODES = ("modalities", "responseModalities", "response_modalities")  # of a model's answer
 _TEXTS = ENDPOINTS.keys() - {"audio/speech", *STORED}  # whose answers have texts
 _LATE = "did not answer in time"
@@ -118,11 +118,10 @@ class Hooks:
         """Return a stream of these parts whose chunks the hooks see, if one sees answers."""
         request, kind = parts[0].request, "HookedStream"
         if request.passed is not None:
-            is_stream = "event-stream" in request.passed.media
-            seen = _HEARD if is_stream else _TEXTS if "after" in self._hooks else ()
-            kind = (
-                ("TranscriptStream" if is_stream else "PassedStream") if request.op in seen else ""
-            )
+            if "event-stream" in request.passed.media:
+                kind = "TranscriptStream" if request.op in _TRANSCRIPTS else ""
+            else:
+                kind = "PassedStream" if request.op in _TEXTS and self.has("after") else ""
         if self._hooks.keys() <= {"before"} or not kind:
             return Stream(*parts)
         found: Stream = getattr(import_module(".stream", __package__), kind)(*parts, self)
@@ -219,7 +218,7 @@ class Hooks:
             return stored.as_seen(
                 response, call.request, lambda seen: self._seen(call, seen, told, RESPONSES)
             )
-        if call.request.op not in (*_ANSWERS, *_HEARD) or response.extra.get("pending"):
+        if call.request.op not in (*_ANSWERS, *_TRANSCRIPTS) or response.extra.get("pending"):
             return response
         form = client_format(call) if dialect is None else dialect
         told = self.told(call, streamed=dialect is not None)
