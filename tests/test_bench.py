@@ -37,4 +37,4 @@ def test_the_bench_prints_its_table(tmp_path: Path) -> None:
 def test_the_bench_knows_its_parts() -> None:
     done = run([sys.executable, "-m", "tests.bench", "--only", "everything"])
     assert done.returncode == 2
-    assert "'streams'" in done.stderr
+    assert "streams" in done.stderr.partition("choose from")[2]  # quoted by some Pythons only

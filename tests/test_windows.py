@@ -35,7 +35,8 @@ for module, names in (
         if hasattr(module, name):
             delattr(module, name)
 ctypes.PyDLL = ctypes.CDLL = None
-pathlib.WindowsPath = pathlib.PosixPath  # the files are still those of the real system
+for module in (pathlib, getattr(pathlib, "_local", pathlib)):  # the latter: Python 3.13
+    module.WindowsPath = pathlib.PosixPath  # the files are still those of the real system
 os.name, sys.platform = "nt", "win32"
 
 def only_closed(function):

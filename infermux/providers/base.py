@@ -204,10 +204,20 @@ def close_stream(chunks: Any, name: str) -> None:
         log.error("the stream of provider %r could not be closed", name, exc_info=error)
 
 
-def changed(chunks: Iterator[Chunk], change: Callable[[Chunk], Chunk]) -> Iterator[Chunk]:
-    """Yield what *change* returns for each chunk; close *chunks* at the end."""
-    try:
-        yield from map(change, chunks)
-    finally:
-        if hasattr(chunks, "close"):
-            chunks.close()
+class ChangedChunks:
+    """The chunks of a provider's stream as *change* returns them.
+
+    No generator: closing one that was not started may not close *chunks*."""
+
+    def __init__(self, chunks: Iterator[Chunk], change: Callable[[Chunk], Chunk]) -> None:
+        self._chunks, self._change = chunks, change
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return self._change(next(self._chunks))
+
+    def close(self) -> None:
+        if hasattr(self._chunks, "close"):
+            self._chunks.close()

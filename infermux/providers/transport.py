@@ -76,6 +76,8 @@ class Exchange:
 
     def close(self) -> None:
         """Stop reading, in any state of the response."""
+        if self.response is not None:  # first, or its finalizer would flush a closed file
+            self.response.close()
         if self.reader is not None:
             self.reader.buffered.close()
 

@@ -25,7 +25,7 @@ from ..ledger.stores.answers import AnswerStore, Kept
 from ..planning.call import CachedAnswer, Call
 from ..planning.registry import Registry, flat
 from ..protocol import CHAT, InferRequest, InferResponse
-from ..providers.base import changed
+from ..providers.base import ChangedChunks
 from ..types import JSON, Chunk, LogThrottle, Route, Target, Usage
 from .stream import Finish, Stream
 
@@ -166,7 +166,7 @@ def watched(
             call.answer_key = ""
         return chunk
 
-    return [watch(chunk) for chunk in first], changed(rest, watch)
+    return [watch(chunk) for chunk in first], ChangedChunks(rest, watch)
 
 
 def _is_more(chunk: Chunk) -> bool:

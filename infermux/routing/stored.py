@@ -29,7 +29,7 @@ from ..planning.call import Call
 from ..planning.end_user import Users
 from ..planning.registry import Registry
 from ..protocol import InferRequest, InferResponse, Native, strict_json
-from ..providers.base import RegisteredProvider, changed
+from ..providers.base import ChangedChunks, RegisteredProvider
 from ..types import Caller, Chunk
 
 STORED, CONVERSATION, FILE, BATCH = "r", "c", "f", "j"  # the kinds of ids
@@ -255,7 +255,7 @@ class Ids:
         if not _has_client_ids(call) or (not named and self.plain(call.caller)):
             return first, rest
         tell = partial(self._chunk, call)
-        return [tell(chunk) for chunk in first], changed(rest, tell)
+        return [tell(chunk) for chunk in first], ChangedChunks(rest, tell)
 
     def _chunk(self, call: Call, chunk: Chunk) -> Chunk:
         if not chunk.id or chunk.native is None or chunk.dialect != NAME:

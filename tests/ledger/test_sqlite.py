@@ -443,12 +443,13 @@ def test_a_connection_ends_with_its_thread_and_with_the_ledger(
 
 def test_a_fork_opens_its_own_connection(own: SQLiteLedger) -> None:
     put(own, call("parent"))
+    inherited = own._here().writer.connection
     child = os.fork()
     if child == 0:
         code = 1
         try:
             put(own, call("child"))
-            code = 0 if own._here().writer.connection.pid == os.getpid() else 2
+            code = 2 if own._here().writer.connection is inherited else 0
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,14 +30,15 @@ _inherited: list[sqlite3.Connection] = []  # SQLite: a forked child must not use
 class Connection:
     """A connection and the identity of the file that it was opened for."""
 
-    __slots__ = ("__weakref__", "closed", "cursor", "file", "pid", "plans", "sql", "using")
+    __slots__ = ("__weakref__", "closed", "cursor", "file", "plans", "sql", "using")
 
     def __init__(self, sql: sqlite3.Connection, file: tuple[int, int] | None) -> None:
         self.sql = sql
         self.cursor = sql.cursor()  # for writing; opening one takes a fifth of a statement's time
         self.plans: set[str] = set()  # digests of plans that are in the file
         self.file = file
-        self.pid = os.getpid()
+        # not __del__: in a cycle, that may run after sqlite3 has warned of a connection left open
+        weakref.finalize(self, _release, sql, os.getpid()).atexit = False
         self.using = threading.Lock()  # held while it is read or closed
         self.closed = False
 
@@ -89,11 +91,12 @@ class Connection:
             self.closed = True
             self.sql.close()
 
-    def __del__(self) -> None:
-        if self.pid == os.getpid():
-            self.sql.close()
-        else:
-            _inherited.append(self.sql)
+
+def _release(sql: sqlite3.Connection, pid: int) -> None:
+    if pid == os.getpid():
+        sql.close()
+    else:
+        _inherited.append(sql)
 
 
 class DatabaseFile:
