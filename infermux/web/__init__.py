@@ -22,7 +22,6 @@ from .http import (
     BODY,
     Api,
     BodyRoom,
-    BytesResponse,
     View,
     current_request,
     error_response,
@@ -108,7 +107,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
                 if not room.is_used and "stream" not in vars(request):
                     refuse_long_body()
                 room.release()
-        return response if isinstance(response, BytesResponse) else with_request_id(response)
+        return with_request_id(response)
 
     guarded.allowed = allowed  # type: ignore[attr-defined]
     return guarded

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flask import Request, Response, request
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.wsgi import ClosingIterator
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
@@ -35,7 +33,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller, LogThrottle, is_shortage
+from ..types import JSON, Caller, LogThrottle, is_shortage
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -51,6 +49,7 @@ _NO_THREADS = (
     "gunicorn's default worker kills one that takes 30 seconds: give it threads, as in "
     "`gunicorn --worker-class gthread --threads 100 --timeout 600 app:app`"
 )
+_SERVERS = {"SERVER_SOFTWARE", "uwsgi.version"}  # in the environ of a server; not of a test client
 _thread_warning = LogThrottle(seconds=math.inf)  # once per process
 log = logging.getLogger("infermux")
 
@@ -78,12 +77,14 @@ def current_request() -> Request:
     return found
 
 
-def query_of(known: Collection[str]) -> list[tuple[str, str]]:
+def query_of(*known: str) -> list[tuple[str, str]]:
     """Return the parameters of the URL; raise RequestError for one that is not *known*."""
     found = list(current_request().args.items(multi=True))
     for name, _ in found:
         if name not in known:
-            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
+            hint = close_to(name, known) or f"; use {', '.join(known)}" * bool(known)
+            what = f"there is no parameter {shown(name)} here{hint}"
+            raise RequestError(what, param=name[:100])
     return found
 
 
@@ -241,14 +242,6 @@ def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
     return data
 
 
-def only_parameters(*known: str) -> None:
-    """Raise RequestError if the URL has a parameter that is not *known*."""
-    for name in request.args:
-        if name not in known:
-            hint = close_to(name, known) or f"; use {', '.join(known)}" * bool(known)
-            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
-
-
 def json_body(decode: Callable[[bytes], T]) -> T:
     """Return the body decoded by *decode*; raise RequestError on its ValueError."""
     try:
@@ -267,7 +260,8 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     user = _utf8(header("HTTP_X_INFERMUX_USER", ""))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
-    if not header("wsgi.multithread", True) and _thread_warning.due():
+    is_served = not _SERVERS.isdisjoint(environ)
+    if not header("wsgi.multithread", True) and is_served and _thread_warning.due():
         log.warning(_NO_THREADS)
     call.cache_control = header("HTTP_CACHE_CONTROL", "")
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
@@ -294,51 +288,22 @@ def _read_timeout(text: str) -> float | None:
 # -- responses --
 
 
-class BytesResponse(Response):
-    """A response of bytes, faster as Werkzeug neither encodes it nor copies its headers."""
-
-    _has_callbacks = False
-
-    def __init__(self, body: Iterable[bytes], status: int, headers: Headers) -> None:
-        super().__init__(body, status, headers)
-        self._original = self.response  # a hook of the app may replace it
-
-    def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
-        self._has_callbacks = True
-        return super().call_on_close(func)
-
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        return self.headers
-
-    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
-        if self.response is not self._original or environ["REQUEST_METHOD"] == "HEAD":
-            return super().get_app_iter(environ)
-        body: Any = self.response
-        return ClosingIterator(body, self.close) if self._has_callbacks else body
-
-
 def json_response(
-    value: object, status: int = 200, headers: Mapping[str, str] = NOTHING
+    value: object, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return *value* as JSON, whatever the app's JSON settings are."""
-    return with_request_id(_json(value, status, headers))
+    """Return *value* as JSON, whatever the app's JSON settings are; bytes are sent unchanged."""
+    data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
+    own = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        "X-Content-Type-Options": "nosniff",
+    }
+    return with_request_id(Response([data], status, own | (headers or {})))
 
 
 def call_response(call: Call, value: object) -> Response:
-    """Return *value* as the JSON response to *call*; bytes are sent unchanged."""
-    return _json(value, 200, call_headers(call))
-
-
-def _json(value: object, status: int, headers: Mapping[str, str]) -> BytesResponse:
-    data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
-    complete = Headers()
-    complete[:] = [  # a third faster than one by one
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(data))),
-        ("X-Content-Type-Options", "nosniff"),
-        *headers.items(),
-    ]
-    return BytesResponse([data], status, complete)
+    """Return *value* as the JSON response to *call*."""
+    return json_response(value, headers=call_headers(call))
 
 
 def with_request_id(response: Response) -> Response:

@@ -23,12 +23,7 @@ from .http import Api, call_response, current_request, json_body, query_of, read
 from .sse import sse_response
 from .token_count import token_count
 
-_QUERY = frozenset(
-    {
-        *("after", "before", "include", "include[]", "include_obfuscation", "limit", "order"),
-        *("starting_after", "stream"),
-    }
-)
+_QUERY = "after before include include[] include_obfuscation limit order starting_after stream"
 
 
 def respond(api: Api) -> Response:
@@ -56,7 +51,7 @@ def stored(
     owners = api.router.ids.owners(ident, caller)
     if not owners or (item and not IDENT.fullmatch(item)):
         raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
-    query = urlencode(query_of(_QUERY))
+    query = urlencode(query_of(*_QUERY.split()))
     more = rest + (f"/{quote(item, safe='')}" if item else "") + f"?{query}" * bool(query)
 
     def ask(owner: Owner) -> Response:

@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, BytesResponse, call_headers, current_request
+from .http import BODY, Api, call_headers, current_request
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -60,7 +60,7 @@ def sse_response(
         return stream
     call.releases.append(current_request().environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
-    response = BytesResponse(events(stream, encode(stream)), 200, headers)
+    response = Response(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
 
@@ -112,7 +112,7 @@ class EarlyHead:
         self._encode: Callable[[Stream | None], Encoder] | None = encode
         self.write: Callable[[bytes], object] | None = None
 
-    def open(self, router: Router) -> Stream | BytesResponse:
+    def open(self, router: Router) -> Stream | Response:
         """Open the call's stream; if the head was sent, a failure is an event of a response."""
         call, encode = self._call, self._encode
         assert call is not None and encode is not None
@@ -122,7 +122,7 @@ class EarlyHead:
         except Exception as error:
             if self.write is None:
                 raise
-            return BytesResponse([failure(error, encode(None))], 200, Headers(self._headers))
+            return Response([failure(error, encode(None))], 200, Headers(self._headers))
         finally:
             call.on_wait = None
             self._close()

@@ -152,7 +152,7 @@ def _limit(text: str, what: str) -> int:
 
 def _query(**own: str) -> str:
     """Return the query for the vendor; raise RequestError for an unknown parameter."""
-    query_of(_QUERY)
+    query_of(*_QUERY)
     found = current_request().args.to_dict() | own
     found = {name: value for name, value in found.items() if value}
     return f"?{urlencode(found)}" if found else ""
