@@ -245,6 +245,11 @@ def test_a_terminal_has_bars(path: str) -> None:
 def test_an_empty_ledger_costs_nothing(tmp_path: Path) -> None:
     result = infermux("costs", "--all", "--ledger", str(keep(tmp_path / "l.db")))
     assert result.stdout.splitlines()[-1].split() == ["TOTAL", *"000000"]
+    for form in ([], ["--json"]):
+        result = infermux("logs", *form, "--ledger", str(tmp_path / "l.db"))
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == "infermux: the ledger has no such calls\n"
+    assert infermux("logs", "-n", "0", "--ledger", str(tmp_path / "l.db")).stderr == ""
 
 
 @pytest.mark.parametrize(
