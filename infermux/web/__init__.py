@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed, forget
@@ -23,7 +23,6 @@ from .http import (
     Api,
     BodyRoom,
     View,
-    current_request,
     error_response,
     refuse_long_body,
     with_request_id,
@@ -88,7 +87,6 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
     """Return a view that calls the one of the method, and renders its errors."""
 
     def guarded(**arguments: str) -> Response:
-        request = current_request()
         room = BodyRoom(api.router.admission.bodies)
         request.environ[BODY] = room
         try:
@@ -115,7 +113,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
 
 def _refuse(allow: str, api: Api, **arguments: str) -> Response:
     """Respond to OPTIONS with Allow; raise MethodNotAllowed for other methods."""
-    method = current_request().method
+    method = request.method
     if method == "OPTIONS":
         return Response(status=204, headers={"Allow": allow})
     raise MethodNotAllowed(f"{method} is not allowed here; use {allow}", allow=allow)

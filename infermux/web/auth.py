@@ -24,7 +24,6 @@ from .http import (
     Api,
     View,
     body_size,
-    current_request,
     error_response,
     plain_error,
     read_body,
@@ -86,7 +85,7 @@ def _recorded(api: Api, caller: Caller) -> Overloaded:
 
 def request_key() -> str:
     """Return the key in the Authorization, x-api-key or x-goog-api-key header, or ""."""
-    header: dict[str, str] = current_request().environ
+    header: dict[str, str] = request.environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer" and bearer:
         return bearer.strip()
@@ -188,6 +187,6 @@ _throttle = AddressThrottle()  # made before the fork: workers share it
 def _login_failed(api: Api, what: str) -> None:
     """Count a failed login, and log it at most once a minute for each address."""
     status.count_failed_login(api.router, api.name)
-    address = current_request().remote_addr or "a local socket"
+    address = request.remote_addr or "a local socket"
     if _throttle.due(address):
         log.warning("failed login from %s: %s (%s API)", address, what, api.name)

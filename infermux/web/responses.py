@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from urllib.parse import quote, urlencode
 
-from flask import Response
+from flask import Response, request
 
 from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
@@ -19,7 +19,7 @@ from ..routing.stored import IDENT, Owner
 from ..types import Caller, Route, Target
 from . import Route as Endpoint
 from .auth import admitted
-from .http import Api, call_response, current_request, json_body, query_of, read_body, start_call
+from .http import Api, call_response, json_body, query_of, read_body, start_call
 from .sse import sse_response
 from .token_count import token_count
 
@@ -58,7 +58,7 @@ def stored(
         path = f"/{kind}s/{quote(owner.ident, safe='')}{more}"
         call = _begin(api, owner, method, path, body, caller)
         call.ids, call.settles = {owner.ident: ident}, owner.settles
-        if method == "GET" and current_request().args.get("stream") == "true":
+        if method == "GET" and request.args.get("stream") == "true":
             return sse_response(api, call, lambda _: Encoder(_answer(call)))
         return _answered(api, call)
 

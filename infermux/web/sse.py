@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from flask import Response, current_app
+from flask import Response, current_app, request
 from werkzeug.datastructures import Headers
 
 from ..config.settings import EARLY_HEADERS, Server
@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, call_headers, current_request
+from .http import BODY, Api, call_headers
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -58,7 +58,7 @@ def sse_response(
     stream = early.open(api.router)
     if isinstance(stream, Response):
         return stream
-    call.releases.append(current_request().environ.pop(BODY).release)
+    call.releases.append(request.environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
     response = Response(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
@@ -106,7 +106,7 @@ class EarlyHead:
     ) -> None:
         self._headers = headers
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
-        self._start: StartResponse | None = current_request().environ.get(START)
+        self._start: StartResponse | None = request.environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call
         self._encode: Callable[[Stream | None], Encoder] | None = encode

@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import Any
 
-from flask import Response
+from flask import Response, request
 from werkzeug.datastructures import Headers
 
 from ...dialects.openai.downstream import encode_error
@@ -18,7 +18,7 @@ from ...planning.call import Call
 from ...protocol import strict_json
 from ...protocol.sse import Event, comment
 from ...types import JSON, Chunk, Usage
-from ..http import BODY, Api, call_headers, current_request
+from ..http import BODY, Api, call_headers
 from ..sse import HEADERS, EarlyHead, events
 
 # Types that a browser does not run as a page of this server.
@@ -35,7 +35,7 @@ def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Resp
 
     If the client wants a stream and its first event takes long, the head is sent early.
     """
-    environ, passed = current_request().environ, call.request.passed
+    environ, passed = request.environ, call.request.passed
     early = EarlyHead(call, lambda _: Encoder(environ), HEADERS, is_stream=wants_stream)
     stream = early.open(api.router)
     if isinstance(stream, Response):
