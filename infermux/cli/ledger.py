@@ -272,7 +272,7 @@ def logs(
                 click.echo(line)
         except KeyboardInterrupt:
             return
-    if line is None and count:
+    if line is None and count and not as_json:
         warn("the ledger has no such calls")
 
 
