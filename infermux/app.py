@@ -157,9 +157,11 @@ def _methods(rule: Rule) -> tuple[str, ...]:
 
 
 def _suggested_endpoint() -> str:
-    """Suggest a path for an unknown one: the client's base URL may need or repeat /v1."""
+    """Suggest a path for an unknown one: the client's base URL may need, repeat or precede /v1."""
     match = current_app.url_map.bind_to_environ(request).match
-    for path in (f"/v1{request.path}", request.path.removeprefix("/v1")):
+    asked = request.path.rstrip("/")
+    _, slash, rest = asked.rpartition("/v1/")
+    for path in (asked, f"/v1{asked}", asked.removeprefix("/v1"), slash + rest):
         with contextlib.suppress(HTTPException):
             if path not in (request.path, "/"):
                 rule, _ = match(path, return_rule=True)

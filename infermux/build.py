@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -244,11 +245,19 @@ def _patterns(config: Config, router: Router) -> dict[str, str]:
     return {text: listed(names) if names else unknown for text, names in found.items()}
 
 
+def check_file(config: Config) -> None:
+    """Raise ConfigError if the file is a pipe: a second reading would find no keys in it."""
+    if Path(config.path).is_fifo():
+        why = "is a pipe: a service reads its configuration again, so give it a file"
+        raise ConfigError(f"{config.path} {why}")
+
+
 def check(config: Config) -> Router:
     """Raise ConfigError if a service with *config* could not work; return its router, closed.
 
     Workers do not check again: one that cannot open a file logs it and lacks records or limits.
     """
+    check_file(config)
     made = router(config, serving=True)
     routers.discard(made)
     try:

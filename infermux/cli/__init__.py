@@ -25,7 +25,7 @@ import click
 from .. import build
 from ..config import override
 from ..config.schema import url
-from ..errors import InferMuxError, printable
+from ..errors import InferMuxError, close_to, printable, shown
 from ..ledger import LedgerUnavailable
 from ..planning.matching import all_matched
 from ..planning.registry import Registry
@@ -106,6 +106,13 @@ class Group(Command, click.Group):
     """A group of such commands."""
 
     command_class = Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command that is called; the error for an unknown one says which is close."""
+        name = args[0]
+        if not (name.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, name)):
+            ctx.fail(f"there is no command {shown(name)}{close_to(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:

@@ -15,12 +15,11 @@ from typing import BinaryIO, Literal
 
 import click
 
-from .. import build
 from ..batch import Batch, lines
 from ..errors import RequestError, counted
 from ..pricing import PICO, usd
 from ..types import POSIX, fcntl
-from . import OneLine, command, complete_models, config_option, dollars, warn
+from . import OneLine, command, complete_models, config_option, dollars, open_router, warn
 
 _BUDGET_REACHED, _INTERRUPTED = 3, 130  # exit codes
 _SHOW_CURSOR = b"\x1b[?25h"  # click's progress bar hides it
@@ -89,9 +88,8 @@ def batch(
 
     Example: infermux batch questions.jsonl -o answers.jsonl --model gpt-5-mini --budget 2.50
     """
-    router = build.router(build.settings(path=config))
     try:
-        with ExitStack() as stack:
+        with open_router(config) as router, ExitStack() as stack:
             files = Files(stack, source, output, retry_failed=retry_failed)
             run = Batch(
                 router,
@@ -107,8 +105,6 @@ def batch(
                 run.run(asked, tick)
     except OSError as error:
         raise OneLine(f"{error.filename or output}: {error.strerror}") from None
-    finally:
-        router.close()
     view.summarize()
     if run.stopped:
         sys.exit(_BUDGET_REACHED if run.stopped == "budget" else _INTERRUPTED)

@@ -65,6 +65,8 @@ def _parameters(
     """Return parameters by name; a value that is not JSON is text."""
     found = {}
     for name, text in value:
+        if "=" in name:
+            raise click.BadParameter("the name and its value are two words: -o temperature 0.2")
         try:
             found[name] = strict_json.loads(text)
         except ValueError:

@@ -266,11 +266,14 @@ def logs(
     with usage_errors(), closing(the_ledger(config, path)) as ledger:
         filters["status"] = status and checked_status(status)
         start = reports.period(time.time(), since=since, zone=ledger.zone).since
+        line = None
         try:
             for line in show(_records(ledger, count, start, filters, follow=follow)):
                 click.echo(line)
         except KeyboardInterrupt:
             return
+    if line is None and count and not as_json:
+        warn("the ledger has no such calls")
 
 
 def _records(

@@ -7,7 +7,6 @@ from contextlib import closing
 
 import click
 
-from .. import build
 from ..errors import counted, printable
 from ..ledger import Record
 from ..ledger.reports import iso
@@ -24,6 +23,7 @@ from . import (
     config_option,
     json_option,
     json_text,
+    open_router,
     table,
     the_prompt,
 )
@@ -91,7 +91,7 @@ def explain(
     if server is not None:
         found = ask_service(server, "/explain", body, key=admin_key(key, config))
     else:
-        with closing(build.router(build.settings(path=config))) as router:
+        with open_router(config) as router:
             found = explaining.explain(router, explaining.question(body)).to_dict()
     click.echo(json_text(found) if as_json else _explanation(found))
     sys.exit(1 if found["refused"] else 0)
@@ -289,7 +289,7 @@ def _replay_json(record: Record, decision: Replay) -> JSON:
 def _sent(plan: Plan, prompt: str, config: str | None) -> JSON:
     if not plan.targets:
         raise OneLine("the recorded plan has no target to send to")
-    with closing(build.router(build.settings(path=config))) as router:
+    with open_router(config) as router:
         call = router.begin(
             InferRequest(plan.model, [{"role": "user", "content": prompt}]), api="replay"
         )

@@ -76,6 +76,7 @@ def serve(
     if keyfile and not certfile:
         raise click.UsageError("--keyfile needs --certfile")
     settings = build.settings()
+    build.check_file(settings)
     build.router(settings)  # an error here is one line, before gunicorn starts
     from .. import server  # loads requests
 

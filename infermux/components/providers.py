@@ -17,7 +17,7 @@ from ..config.patterns import is_pattern
 from ..config.readers import NO_ENDPOINTS
 from ..config.schema import Problems, suggestion
 from ..dialects.responses import STANDARD
-from ..errors import ConfigError, ModelNotFound, shown
+from ..errors import SHOWN, ConfigError, ModelNotFound, shown
 from ..planning.matching import check
 from ..planning.registry import Registry
 from ..protocol import InferRequest
@@ -126,12 +126,17 @@ def _unsaid(registry: Registry, target: Target, asked: InferRequest) -> str:
 
 def _hint(config: Config, name: str) -> str:
     """Return how to configure the known vendor that *name* belongs to, or ""."""
-    vendor = owner(name)
+    from difflib import get_close_matches  # slow to import
+
+    vendor, (first, slash, _) = owner(name), name.partition("/")
+    alike = get_close_matches(first[:SHOWN], PRESETS, 1, 0.7) if slash and not vendor else []
+    vendor = vendor or "".join(alike)
     if not vendor or any(each.name == vendor for each in config.providers):
         return ""
     label, variable = PRESETS[vendor].label, PRESETS[vendor].keys[0]
     is_model = name != vendor
     what = f"{shown(name)[1:-1]} is {label}'s" if is_model else f"{label} is not configured"
+    what = f"{label} is called {vendor!r}" if alike else what
     add = "" if config.environment else f"add [providers.{vendor}] to {config.path}, and "
     return f"{what}: {add}set {variable}"
 

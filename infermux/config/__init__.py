@@ -55,7 +55,7 @@ PREFIX = "INFERMUX_"
 CONFIG, ADMIN_KEY = "INFERMUX_CONFIG", "INFERMUX_ADMIN_KEY"
 FILE = "infermux.toml"
 TEMPLATE = Path(__file__).with_name("template.toml")  # what `infermux init` writes
-UNREAD_FILES = ("infermux.yml", "infermux.yaml", "infermux.json")
+_UNREAD = (".yml", ".yaml", ".json")  # formats of files that people expect to be read
 
 
 class Missing(ConfigError):
@@ -154,10 +154,10 @@ def _found(named: str, environment: _Environment) -> tuple[str, list[str]]:
     file = named or default
     remedy = "" if file else "; `infermux init` writes one"
     notices = [
-        f"{folder / name} is not read: the configuration is {file or FILE}{remedy}"
+        f"{other} is not read: the configuration is {file or FILE}{remedy}"
         for folder in folders
-        for name in UNREAD_FILES
-        if (folder / name).is_file() and str(folder / name) != named
+        for other in map((folder / FILE).with_suffix, _UNREAD)
+        if other.is_file() and str(other) != named
     ]
     return file, notices
 
@@ -311,11 +311,14 @@ def _toml(file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise Missing(f"there is no file {file}") from None
+        link = f": it is a link to {os.readlink(file)}" if os.path.islink(file) else ""
+        raise Missing(f"there is no file {file}{link}") from None
     except (RecursionError, ValueError) as error:  # a ValueError also for very long numbers
         known = {RecursionError: "nested too deeply", UnicodeDecodeError: "not UTF-8 text"}
         why = f"it is {known[type(error)]}" if type(error) in known else error
-        raise NotTOML(f"{file} is not TOML: {why}") from None
+        other = Path(file).suffix in _UNREAD
+        remedy = "; `infermux init -c infermux.toml` writes one that explains every key"
+        raise NotTOML(f"{file} is not TOML: {why}{remedy * other}") from None
     except OSError as error:
         raise Missing(f"{file} cannot be read: {error.strerror}") from None
 
@@ -357,7 +360,7 @@ class _Variables:
         for name, value in sorted(self._environment.variables.items()):
             if name.startswith(PREFIX) and "__" in name:
                 with self._problems:
-                    config = self._overridden(config, name, value)
+                    config = self._overridden(config, name, value.strip())
         with self._problems:
             config = self._with_admin_key(config)
         for name, value in sorted(self._environment.variables.items()):

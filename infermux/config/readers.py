@@ -14,6 +14,7 @@ from .schema import Reader, Secret, any_table, of_type, printable_name, some_of,
 
 REFERENCES = '"env:NAME" or "file:PATH", "command:PROGRAM" or a list of these'
 _HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
+_VARIABLE = re.compile(r"(?:\$\{?|os\.environ/)([A-Z][A-Z0-9_]*)\}?")  # as others write one
 _EMPTY_HASH = sha256(b"").hexdigest()  # of an unset variable; it would admit callers without a key
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _BYTES = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
@@ -29,7 +30,7 @@ def of_form(
     """Return a reader of text that matches *pattern* and *fits*; *right* is what it must be."""
 
     def read(value: Any, place: str) -> str:
-        word = text(value, place)
+        word = text(value, place, right)
         if not re.fullmatch(pattern, word, re.ASCII) or not fits(word):
             raise wrong_value(place, right, word)
         return word
@@ -41,7 +42,9 @@ def secret(value: Any, place: str) -> Secret:
     """Read a secret; the loader has already replaced references."""
     if not isinstance(value, Secret):
         forms = REFERENCES if place.endswith(".api_key") else '"env:NAME" or "file:PATH"'
-        raise ConfigError(f"{place} must be a reference, {forms}, never the secret itself")
+        variable = _VARIABLE.fullmatch(value) if isinstance(value, str) else None
+        meant = f'; did you mean "env:{variable[1]}"?' if variable else ""
+        raise ConfigError(f"{place} must be a reference, {forms}, never the secret itself{meant}")
     return value
 
 

@@ -93,8 +93,12 @@ class Problems:
 
 def secret(place: str, value: str, source: str = "") -> Secret:
     """Return *value* as a secret; raise ConfigError naming its place."""
+    word = value.strip()
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        # an env file of docker, and the JSON of a cloud's tool, have them
+        raise ConfigError(f"{place}: the value has quotes around it: remove them")
     try:
-        return Secret(value.strip(), source)
+        return Secret(word, source)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error.message}") from None
 
@@ -209,19 +213,19 @@ def current(name: str, known: Container[str]) -> str:
     return new if new in known and name not in known else name
 
 
-def of_type(kind: type, value: Any, place: str, more: str = "") -> Any:
+def of_type(kind: type, value: Any, place: str, more: str = "", *, remedy: str = "") -> Any:
     """Return *value* if it has the type; otherwise raise ConfigError, with *more* of the type."""
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
         # never the value: it may be a secret in the wrong place
-        what = TYPES.get(type(value), "a date or a time")
-        raise ConfigError(f"{place} must be {TYPES[kind]}{more}, not {what}")
+        what = (TYPES | {float: "a decimal number"}).get(type(value), "a date or a time")
+        raise ConfigError(f"{place} must be {TYPES[kind]}{more}, not {what}{remedy}")
     return value
 
 
-def text(value: Any, place: str) -> str:
-    """Read printable text that is not empty."""
-    word: str = of_type(str, value, place)
+def text(value: Any, place: str, form: str = "") -> str:
+    """Read printable text that is not empty; the error for another type says its *form*."""
+    word: str = of_type(str, value, place, remedy=f"; write {form}" if form else "")
     if not word.strip() or not word.isprintable():
         raise ConfigError(f"{place} must not be empty, nor hold control characters")
     return word

@@ -168,6 +168,7 @@ class MirrorConfig:
 class ModelConfig:
     """A model alias: its targets, and the strategy that orders them."""
 
+    elsewhere: ClassVar = {"retries": "; did you mean 'attempts'?"}
     name: str
     targets: tuple[str, ...] = reads(target_names)
     strategy: str = reads(one_of(*STRATEGIES), "priority")
@@ -201,6 +202,10 @@ class Breaker:
 class Reliability:
     """Retries, failover and circuit breaking."""
 
+    elsewhere: ClassVar = {
+        "retries": "; did you mean 'attempts'?",
+        "timeout": ": use 'deadline' here, or 'timeout' in [providers.NAME]",
+    }
     attempts: int = reads(whole, 3)
     deadline: float = reads(seconds, 0.0)
     circuit_breaker: Breaker = reads(table(Breaker), Breaker())
@@ -264,6 +269,7 @@ def team(keys: object, name: str, value: object) -> TeamConfig:
 class KeyConfig:
     """A caller and the hash of its API key."""
 
+    elsewhere: ClassVar = {"key": ": write its 'hash', which `infermux keys new NAME` makes"}
     name: str
     hash: str = reads(key_hash)
     models: tuple[str, ...] = reads(texts, ())
@@ -287,6 +293,7 @@ class LedgerConfig:
     With a *url*, it is a PostgreSQL that many hosts share, and *path* is not used.
     """
 
+    elsewhere: ClassVar = {"enabled": """: path = "" disables the ledger"""}
     path: str = reads(_TEXT, "infermux.db")
     url: Secret | None = reads(database_url, None)
     spool: str = reads(text, "infermux.spool")

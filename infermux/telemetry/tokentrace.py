@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
-import struct
 import time
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -13,10 +11,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ..protocol import TRACE_SPAN, Message, TraceSpan
-from ..types import POSIX, is_readable
-from .exporter import Exporter, Send, dropped, flush_all
-
-__all__ = ["Reporter", "dropped", "flush_all"]
+from ..types import is_readable
+from .exporter import Exporter, Send
 
 TIMEOUT_SECONDS = 1.0  # to connect, and for each wait
 ANSWER_PARTS = 2  # so many times that long for the whole response
@@ -57,15 +53,9 @@ class Reporter(Exporter[TraceSpan]):
 
 
 class _Connection(HTTPConnection):
-    """Sends a head with its body; the kernel times each wait: half as many system calls."""
+    """Sends a head with its body, in one packet."""
 
     _head: bytes | None = None
-
-    def connect(self) -> None:
-        super().connect()
-        if POSIX:
-            self.sock.settimeout(None)
-            _limit(self.sock, self.timeout)
 
     def send(self, data: Any) -> None:
         head, self._head = self._head, None
@@ -73,16 +63,6 @@ class _Connection(HTTPConnection):
             self._head = data
         else:
             super().send(head + data)
-
-
-def _limit(sock: Any, seconds: Any) -> None:
-    """Let each wait of a socket take *seconds* at most."""
-    if sock.gettimeout() is not None:
-        sock.settimeout(seconds)
-        return
-    timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, timeout)
 
 
 class _Reader(io.RawIOBase):
@@ -103,10 +83,8 @@ class _Reader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("the response takes too long")
         if left < self._seconds:
-            _limit(self._sock, max(left, 1e-3))
-        if (size := self._file.readinto(buffer)) is None:
-            raise TimeoutError("no byte in time")
-        return size
+            self._sock.settimeout(max(left, 1e-3))
+        return self._file.readinto(buffer)
 
     def close(self) -> None:
         self._file.close()
@@ -141,7 +119,7 @@ def _post(connection: HTTPConnection, path: str, body: bytes) -> int:
             if is_readable(connection.sock):  # closed, or more than was announced
                 connection.close()
             else:
-                _limit(connection.sock, TIMEOUT_SECONDS)  # a response may have shortened it
+                connection.sock.settimeout(TIMEOUT_SECONDS)  # a response may have shortened it
         connection.request("POST", path, body, HEADERS)
         response = connection.getresponse()
     except BaseException:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ..errors import InferMuxError, MethodNotAllowed, forget
@@ -22,9 +22,7 @@ from .http import (
     BODY,
     Api,
     BodyRoom,
-    BytesResponse,
     View,
-    current_request,
     error_response,
     refuse_long_body,
     with_request_id,
@@ -89,7 +87,6 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
     """Return a view that calls the one of the method, and renders its errors."""
 
     def guarded(**arguments: str) -> Response:
-        request = current_request()
         room = BodyRoom(api.router.admission.bodies)
         request.environ[BODY] = room
         try:
@@ -108,7 +105,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
                 if not room.is_used and "stream" not in vars(request):
                     refuse_long_body()
                 room.release()
-        return response if isinstance(response, BytesResponse) else with_request_id(response)
+        return with_request_id(response)
 
     guarded.allowed = allowed  # type: ignore[attr-defined]
     return guarded
@@ -116,7 +113,7 @@ def _guarded(views: Mapping[str, View], api: Api, allowed: tuple[str, ...]) -> V
 
 def _refuse(allow: str, api: Api, **arguments: str) -> Response:
     """Respond to OPTIONS with Allow; raise MethodNotAllowed for other methods."""
-    method = current_request().method
+    method = request.method
     if method == "OPTIONS":
         return Response(status=204, headers={"Allow": allow})
     raise MethodNotAllowed(f"{method} is not allowed here; use {allow}", allow=allow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flask import Response
+from flask import Response, request
 
 from ..dialects import anthropic as dialect
 from ..dialects.anthropic import downstream as wire
@@ -14,7 +14,7 @@ from ..routing.router import Router
 from ..routing.stream import Stream
 from . import EndpointBlueprint, endpoints
 from .auth import admitted
-from .http import Api, Identify, call_response, current_request, json_body, start_call
+from .http import Api, Identify, call_response, json_body, start_call
 from .openai import MODEL_ROUTES
 from .sse import sse_response
 from .token_count import native_body, token_count
@@ -68,7 +68,7 @@ def _read(op: str) -> tuple[InferRequest, bool]:
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
     headers = {
         name.lower(): value
-        for name, value in current_request().headers.items()
+        for name, value in request.headers.items()
         if name.lower().startswith("anthropic-")
     }
     return replace(wanted, headers=headers), wants_stream

@@ -18,13 +18,12 @@ from ..errors import AuthenticationError, Forbidden, Overloaded, Unavailable
 from ..protocol import InferRequest
 from ..server import status
 from ..telemetry.shared_memory import anonymous_file
-from ..types import ANONYMOUS, Caller, Clock, fcntl
+from ..types import ANONYMOUS, Caller, fcntl
 from . import operator_session
 from .http import (
     Api,
     View,
     body_size,
-    current_request,
     error_response,
     plain_error,
     read_body,
@@ -86,7 +85,7 @@ def _recorded(api: Api, caller: Caller) -> Overloaded:
 
 def request_key() -> str:
     """Return the key in the Authorization, x-api-key or x-goog-api-key header, or ""."""
-    header: dict[str, str] = current_request().environ
+    header: dict[str, str] = request.environ
     scheme, _, bearer = header.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer" and bearer:
         return bearer.strip()
@@ -152,7 +151,7 @@ def check_no_caller(api: Api, key: str) -> None:
         _login_failed(api, "an unknown admin key")
         return
     _login_failed(api, f"the key of caller {caller.name!r} instead of the admin key")
-    raise Forbidden("this endpoint requires the admin key, [server] admin")
+    raise Forbidden("this endpoint requires the admin key, [server] admin_key")
 
 
 # -- failed logins --
@@ -164,22 +163,19 @@ class AddressThrottle:
     The table has a fixed size: a message may be dropped if its address shares a place.
     """
 
-    def __init__(
-        self, *, places: int = 4096, seconds: float = 60.0, clock: Clock = time.monotonic
-    ) -> None:
-        self._fd = anonymous_file(8 * places)
-        self._last = memoryview(mmap.mmap(self._fd, 8 * places)).cast("d")  # shared; 0: never
-        self._seconds = seconds
-        self._clock = clock
+    def __init__(self) -> None:
+        size = 8 * 4096  # bytes of the table
+        self._fd = anonymous_file(size)
+        self._last = memoryview(mmap.mmap(self._fd, size)).cast("d")  # shared; 0: never
         self._lock = threading.Lock()
 
     def due(self, address: str) -> bool:
         """Whether a message about *address* may be logged now; if so, restart its interval."""
-        place, now = hash(address) % len(self._last), self._clock()
+        place, now = hash(address) % len(self._last), time.monotonic()
         with self._lock:  # of threads; the next one is of processes
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
             last = self._last[place]
-            if is_due := not last or now - last >= self._seconds:
+            if is_due := not last or now - last >= 60:
                 self._last[place] = now
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
         return is_due
@@ -191,6 +187,6 @@ _throttle = AddressThrottle()  # made before the fork: workers share it
 def _login_failed(api: Api, what: str) -> None:
     """Count a failed login, and log it at most once a minute for each address."""
     status.count_failed_login(api.router, api.name)
-    address = current_request().remote_addr or "a local socket"
+    address = request.remote_addr or "a local socket"
     if _throttle.due(address):
         log.warning("failed login from %s: %s (%s API)", address, what, api.name)

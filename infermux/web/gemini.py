@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response
+from flask import Response, request
 
 from ..dialects import gemini as dialect
 from ..dialects.gemini import downstream as wire
@@ -26,7 +26,6 @@ from .http import (
     Identify,
     View,
     call_response,
-    current_request,
     json_body,
     start_call,
 )
@@ -101,7 +100,7 @@ def no_method(api: Api, ident: str) -> Response:
 
 def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
     caller = admitted(api)
-    given = current_request().args.items()  # each once
+    given = request.args.items()  # each once
     options = {key: value for key, value in given if key in _OPTIONS}
     if _form() not in ("", "json", "sse"):
         raise must_be("alt", "json or sse")
@@ -112,7 +111,7 @@ def _begin(api: Api, ident: str, op: str, *, batch: bool = False) -> Call:
 
 def _form() -> str:
     """Return the form of the answer that the address asks for, such as sse."""
-    arguments = current_request().args
+    arguments = request.args
     form = arguments.get("alt") or arguments.get("$alt") or ""
     return form.partition(";")[0].lower()
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from flask import Request, Response, request
-from werkzeug.datastructures import Headers
+from flask import Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.wsgi import ClosingIterator
 
 from ..admission import ConcurrencyLimiter
 from ..errors import (
@@ -35,7 +33,7 @@ from ..protocol import InferRequest, new_id, strict_json
 from ..routing.callers import TAGS
 from ..routing.router import Router
 from ..telemetry.spans import parse
-from ..types import JSON, NOTHING, Caller, LogThrottle, is_shortage
+from ..types import JSON, Caller, LogThrottle, is_shortage
 from .limits import limit_headers
 
 MAX_BODY = 32 * 1024 * 1024  # bytes of a request
@@ -51,6 +49,7 @@ _NO_THREADS = (
     "gunicorn's default worker kills one that takes 30 seconds: give it threads, as in "
     "`gunicorn --worker-class gthread --threads 100 --timeout 600 app:app`"
 )
+_SERVERS = {"SERVER_SOFTWARE", "uwsgi.version"}  # in the environ of a server; not of a test client
 _thread_warning = LogThrottle(seconds=math.inf)  # once per process
 log = logging.getLogger("infermux")
 
@@ -72,18 +71,14 @@ class Api(NamedTuple):
 # -- requests --
 
 
-def current_request() -> Request:
-    """Return the request itself, as Flask's proxy takes three function calls per access."""
-    found: Request = request._get_current_object()  # type: ignore[attr-defined]  # documented
-    return found
-
-
-def query_of(known: Collection[str]) -> list[tuple[str, str]]:
+def query_of(*known: str) -> list[tuple[str, str]]:
     """Return the parameters of the URL; raise RequestError for one that is not *known*."""
-    found = list(current_request().args.items(multi=True))
+    found = list(request.args.items(multi=True))
     for name, _ in found:
         if name not in known:
-            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
+            hint = close_to(name, known) or f"; use {', '.join(known)}" * bool(known)
+            what = f"there is no parameter {shown(name)} here{hint}"
+            raise RequestError(what, param=name[:100])
     return found
 
 
@@ -127,26 +122,26 @@ class BodyRoom:
 
 def body_room() -> BodyRoom:
     """Return the reservation for the current request's body."""
-    room: BodyRoom = current_request().environ[BODY]
+    room: BodyRoom = request.environ[BODY]
     return room
 
 
 def refuse_body() -> None:
     """Leave the body unread; our worker then closes the connection after the response."""
-    refuse = getattr(current_request().environ.get("wsgi.input"), "refuse", None)
+    refuse = getattr(request.environ.get("wsgi.input"), "refuse", None)
     if refuse is not None and body_size() != 0:
         refuse()
 
 
 def refuse_long_body() -> None:
     """Leave a body unread that nobody wants, unless it is short: its end need not be awaited."""
-    if "HTTP_TRANSFER_ENCODING" in current_request().environ or (body_size() or 0) > SHORT_BODY:
+    if "HTTP_TRANSFER_ENCODING" in request.environ or (body_size() or 0) > SHORT_BODY:
         refuse_body()
 
 
 def body_size() -> int | None:
     """Return the body's size in bytes from the headers, or None if unknown."""
-    environ = current_request().environ
+    environ = request.environ
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length: str = environ.get("CONTENT_LENGTH", "")
@@ -158,12 +153,12 @@ def read_body(limit: int = MAX_BODY) -> bytes:
 
     Raise Overloaded if the bodies in flight leave no room for it.
     """
-    request, room, size = current_request(), body_room(), body_size()
+    room, size = body_room(), body_size()
     check_encoding()
     own = request.max_content_length  # the app's MAX_CONTENT_LENGTH
     limit = min(limit, room.most, limit if own is None else own)
     try:
-        data = _received(request, room, size, limit)
+        data = _received(room, size, limit)
     except RequestEntityTooLarge:
         refuse_body()
         raise RequestTooLarge(f"the body is longer than {limit} bytes") from None
@@ -180,7 +175,7 @@ def read_body(limit: int = MAX_BODY) -> bytes:
 
 def check_encoding() -> None:
     """Raise UnsupportedEncoding if the body is compressed."""
-    encoding: str = current_request().environ.get("HTTP_CONTENT_ENCODING", "identity")
+    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         refuse_body()
         raise UnsupportedEncoding(
@@ -198,13 +193,13 @@ def unread(error: Exception) -> InferMuxError:
     return RequestError(f"the body {what}")
 
 
-def _received(request: Request, room: BodyRoom, size: int | None, limit: int) -> bytes:
+def _received(room: BodyRoom, size: int | None, limit: int) -> bytes:
     if size is not None and size > limit:
         raise RequestEntityTooLarge
     if "stream" in vars(request):  # a hook of the app has accessed it
         data = request.get_data()
     elif size is None:
-        data = _read_chunked(request, room, limit)
+        data = _read_chunked(room, limit)
     else:  # four times as fast
         data = _read_sized(request.environ["wsgi.input"], room, size)
         request.stream = io.BytesIO(data)
@@ -226,7 +221,7 @@ def _read_sized(body: Any, room: BodyRoom, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
+def _read_chunked(room: BodyRoom, limit: int) -> bytes:
     # one byte more: Werkzeug silently truncates a chunked body at its limit
     request.max_content_length = limit + 1
     parts, size = [], 0
@@ -241,14 +236,6 @@ def _read_chunked(request: Request, room: BodyRoom, limit: int) -> bytes:
     return data
 
 
-def only_parameters(*known: str) -> None:
-    """Raise RequestError if the URL has a parameter that is not *known*."""
-    for name in request.args:
-        if name not in known:
-            hint = close_to(name, known) or f"; use {', '.join(known)}" * bool(known)
-            raise RequestError(f"unknown parameter {shown(name)}{hint}", param=name[:100])
-
-
 def json_body(decode: Callable[[bytes], T]) -> T:
     """Return the body decoded by *decode*; raise RequestError on its ValueError."""
     try:
@@ -259,7 +246,7 @@ def json_body(decode: Callable[[bytes], T]) -> T:
 
 def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     """Return a new call for this request, stored in its environ for error responses."""
-    environ = current_request().environ  # 30 times as fast as `request.headers`
+    environ = request.environ  # 30 times as fast as `request.headers`
     header = environ.get
     if (session := header("HTTP_X_SESSION_ID")) is not None:
         wanted.session = session
@@ -267,7 +254,8 @@ def start_call(api: Api, wanted: InferRequest, caller: Caller) -> Call:
     trace = parse(header("HTTP_TRACEPARENT"), header("HTTP_TRACESTATE"))
     user = _utf8(header("HTTP_X_INFERMUX_USER", ""))
     call = api.router.begin(wanted, caller=caller, api=api.name, trace=trace, tags=tags, user=user)
-    if not header("wsgi.multithread", True) and _thread_warning.due():
+    is_served = not _SERVERS.isdisjoint(environ)
+    if not header("wsgi.multithread", True) and is_served and _thread_warning.due():
         log.warning(_NO_THREADS)
     call.cache_control = header("HTTP_CACHE_CONTROL", "")
     call.patience = _read_timeout(header("HTTP_X_STAINLESS_READ_TIMEOUT", ""))
@@ -294,51 +282,22 @@ def _read_timeout(text: str) -> float | None:
 # -- responses --
 
 
-class BytesResponse(Response):
-    """A response of bytes, faster as Werkzeug neither encodes it nor copies its headers."""
-
-    _has_callbacks = False
-
-    def __init__(self, body: Iterable[bytes], status: int, headers: Headers) -> None:
-        super().__init__(body, status, headers)
-        self._original = self.response  # a hook of the app may replace it
-
-    def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
-        self._has_callbacks = True
-        return super().call_on_close(func)
-
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        return self.headers
-
-    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
-        if self.response is not self._original or environ["REQUEST_METHOD"] == "HEAD":
-            return super().get_app_iter(environ)
-        body: Any = self.response
-        return ClosingIterator(body, self.close) if self._has_callbacks else body
-
-
 def json_response(
-    value: object, status: int = 200, headers: Mapping[str, str] = NOTHING
+    value: object, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return *value* as JSON, whatever the app's JSON settings are."""
-    return with_request_id(_json(value, status, headers))
+    """Return *value* as JSON, whatever the app's JSON settings are; bytes are sent unchanged."""
+    data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
+    own = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        "X-Content-Type-Options": "nosniff",
+    }
+    return with_request_id(Response([data], status, own | (headers or {})))
 
 
 def call_response(call: Call, value: object) -> Response:
-    """Return *value* as the JSON response to *call*; bytes are sent unchanged."""
-    return _json(value, 200, call_headers(call))
-
-
-def _json(value: object, status: int, headers: Mapping[str, str]) -> BytesResponse:
-    data = value if isinstance(value, bytes) else strict_json.encode(value) + b"\n"
-    complete = Headers()
-    complete[:] = [  # a third faster than one by one
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(data))),
-        ("X-Content-Type-Options", "nosniff"),
-        *headers.items(),
-    ]
-    return BytesResponse([data], status, complete)
+    """Return *value* as the JSON response to *call*."""
+    return json_response(value, headers=call_headers(call))
 
 
 def with_request_id(response: Response) -> Response:
@@ -350,7 +309,7 @@ def with_request_id(response: Response) -> Response:
 
 def error_response(error: InferMuxError, render: Render) -> Response:
     """Return the response to *error*: its body from *render*, and headers of the failed call."""
-    call: Call | None = current_request().environ.get(_CALL)
+    call: Call | None = request.environ.get(_CALL)
     headers, status = {} if call is None else call_headers(call), error.status
     asked = call.request.native if call is not None else None
     native = error.native_in(asked.dialect) if asked is not None else None

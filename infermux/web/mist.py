@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Response
+from flask import Response, request
 
 from ..dialects import parameters
 from ..errors import InferMuxError, ProtocolError, shown
@@ -26,7 +26,6 @@ from .http import (
     Api,
     Identify,
     call_response,
-    current_request,
     json_body,
     json_response,
     plain_error,
@@ -61,7 +60,7 @@ def infer(api: Api) -> Response:
     wanted = InferRequest.from_dict(data, parameters.kinds())
     call = start_call(api, wanted, caller)
     streamed = next((data[name] for name in data if name.lower() == "stream"), None)
-    if streamed or "text/event-stream" in current_request().environ.get("HTTP_ACCEPT", ""):
+    if streamed or "text/event-stream" in request.environ.get("HTTP_ACCEPT", ""):
         return sse_response(api, call, Encoder)
     return call_response(call, encode(api.router.answer(call).to_dict()) + b"\n")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from importlib import resources
 
-from flask import Response
+from flask import Response, request
 
 from ..config.patterns import covers
 from ..dialects.anthropic import downstream as anthropic
@@ -27,7 +27,6 @@ from .http import (
     Api,
     Identify,
     call_response,
-    current_request,
     json_body,
     json_response,
     refuse_body,
@@ -60,17 +59,17 @@ def openai_blueprint(router: Router, *, caller: Identify | None = None) -> Endpo
 def complete(api: Api, op: str) -> Response:
     """Respond to a POST endpoint, streamed or not."""
     caller = admitted(api)
-    request, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
-    call = start_call(api, request, caller)
+    wanted, wants_stream = wire.decode_request(json_body(strict_json.document), op=op)
+    call = start_call(api, wanted, caller)
     ident, created = f"chatcmpl-{call.id}", int(time.time())
     if wants_stream and op != "embeddings":
-        options = request.native.body.value.get("stream_options") if request.native else None
+        options = wanted.native.body.value.get("stream_options") if wanted.native else None
         make = partial(
             wire.Encoder,
             ident=ident,
             created=created,
             include_usage=bool(options and options.get("include_usage")),
-            custom=custom_names(request),
+            custom=custom_names(wanted),
         )
         return sse_response(api, call, lambda _: make(model=call.model))
     response = api.router.answer(call)
@@ -87,7 +86,7 @@ def encode_error(error: InferMuxError) -> JSON:
         return gemini.encode_error(error)
     if is_anthropic():
         return anthropic.encode_error(error)
-    if current_request().path.endswith("/responses"):
+    if request.path.endswith("/responses"):
         return responses.encode_error(error)
     return wire.encode_error(error)
 
@@ -131,19 +130,18 @@ def model(api: Api, ident: str) -> Response:
 
 def is_anthropic() -> bool:
     """Return whether the client is one of Anthropic's API."""
-    return "HTTP_ANTHROPIC_VERSION" in current_request().environ
+    return "HTTP_ANTHROPIC_VERSION" in request.environ
 
 
 def is_google() -> bool:
     """Return whether the client is one of Google's API; /v1 is the version of its newer SDKs."""
-    request = current_request()
     names = request.environ.keys() & {"HTTP_X_GOOG_API_KEY", "HTTP_X_GOOG_API_CLIENT"}
     return bool(names) or "/v1beta/" in request.path or not _SECRETS.isdisjoint(request.args)
 
 
 def refuse_key() -> None:
     """Raise RequestError if the address holds a key, as Google's API takes it."""
-    if not _SECRETS.isdisjoint(current_request().args):
+    if not _SECRETS.isdisjoint(request.args):
         refuse_body()
         raise RequestError(
             "a key in the address (?key=) is not accepted, as proxies and logs keep addresses: "
@@ -153,7 +151,6 @@ def refuse_key() -> None:
 
 def _is_codex() -> bool:
     """Return whether Codex asks: it says its version in the query, and its name in headers."""
-    request = current_request()
     names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
     return "client_version" in request.args or any(name.startswith("codex") for name in names)
 
@@ -183,7 +180,7 @@ def _model(api: Api, name: str, provider: str) -> JSON:
 
 def _google_page(api: Api, owners: list[tuple[str, str]]) -> JSON:
     """Describe models for Google's clients: all, or the page that they ask for."""
-    arguments = current_request().args
+    arguments = request.args
     numbers = []
     for name in ("pageToken", "pageSize"):
         text = arguments.get(name) or "0"

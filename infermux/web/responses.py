@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from urllib.parse import quote, urlencode
 
-from flask import Response
+from flask import Response, request
 
 from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
@@ -19,16 +19,11 @@ from ..routing.stored import IDENT, Owner
 from ..types import Caller, Route, Target
 from . import Route as Endpoint
 from .auth import admitted
-from .http import Api, call_response, current_request, json_body, query_of, read_body, start_call
+from .http import Api, call_response, json_body, query_of, read_body, start_call
 from .sse import sse_response
 from .token_count import token_count
 
-_QUERY = frozenset(
-    {
-        *("after", "before", "include", "include[]", "include_obfuscation", "limit", "order"),
-        *("starting_after", "stream"),
-    }
-)
+_QUERY = "after before include include[] include_obfuscation limit order starting_after stream"
 
 
 def respond(api: Api) -> Response:
@@ -56,14 +51,14 @@ def stored(
     owners = api.router.ids.owners(ident, caller)
     if not owners or (item and not IDENT.fullmatch(item)):
         raise NotFound(f"no {kind} {shown(ident)} was found", param="id")
-    query = urlencode(query_of(_QUERY))
+    query = urlencode(query_of(*_QUERY.split()))
     more = rest + (f"/{quote(item, safe='')}" if item else "") + f"?{query}" * bool(query)
 
     def ask(owner: Owner) -> Response:
         path = f"/{kind}s/{quote(owner.ident, safe='')}{more}"
         call = _begin(api, owner, method, path, body, caller)
         call.ids, call.settles = {owner.ident: ident}, owner.settles
-        if method == "GET" and current_request().args.get("stream") == "true":
+        if method == "GET" and request.args.get("stream") == "true":
             return sse_response(api, call, lambda _: Encoder(_answer(call)))
         return _answered(api, call)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from flask import Response, current_app
+from flask import Response, current_app, request
 from werkzeug.datastructures import Headers
 
 from ..config.settings import EARLY_HEADERS, Server
@@ -17,7 +17,7 @@ from ..planning.call import Call
 from ..routing.router import Router
 from ..routing.stream import Stream, check_draining
 from ..types import HEARTBEAT, JSON, Chunk, Usage
-from .http import BODY, Api, BytesResponse, call_headers, current_request
+from .http import BODY, Api, call_headers
 
 BEAT_SECONDS = 1.0  # between heartbeats before the first content
 START = "infermux.start_response"  # key in the WSGI environ
@@ -58,9 +58,9 @@ def sse_response(
     stream = early.open(api.router)
     if isinstance(stream, Response):
         return stream
-    call.releases.append(current_request().environ.pop(BODY).release)
+    call.releases.append(request.environ.pop(BODY).release)
     headers = Headers({**own, **call_headers(call)})
-    response = BytesResponse(events(stream, encode(stream)), 200, headers)
+    response = Response(events(stream, encode(stream)), 200, headers)
     response.call_on_close(stream.close)
     return response
 
@@ -106,13 +106,13 @@ class EarlyHead:
     ) -> None:
         self._headers = headers
         seconds = current_app.config.get(EARLY_HEADERS, Server().early_headers) * is_stream
-        self._start: StartResponse | None = current_request().environ.get(START)
+        self._start: StartResponse | None = request.environ.get(START)
         self._due = call.started + seconds if seconds and self._start else math.inf
         self._call: Call | None = call
         self._encode: Callable[[Stream | None], Encoder] | None = encode
         self.write: Callable[[bytes], object] | None = None
 
-    def open(self, router: Router) -> Stream | BytesResponse:
+    def open(self, router: Router) -> Stream | Response:
         """Open the call's stream; if the head was sent, a failure is an event of a response."""
         call, encode = self._call, self._encode
         assert call is not None and encode is not None
@@ -122,7 +122,7 @@ class EarlyHead:
         except Exception as error:
             if self.write is None:
                 raise
-            return BytesResponse([failure(error, encode(None))], 200, Headers(self._headers))
+            return Response([failure(error, encode(None))], 200, Headers(self._headers))
         finally:
             call.on_wait = None
             self._close()

@@ -107,6 +107,11 @@ def test_wrong_usage_of_the_options_is_exit_code_2(args: list[str]) -> None:
     assert infermux("infer", "Hello", *args).exit_code == 2
 
 
+def test_an_option_with_an_equals_sign_is_told_how_it_is_written() -> None:
+    result = infermux("infer", "-o", "temperature=0.2", "Hello")
+    assert result.exit_code == 2 and "-o temperature 0.2" in result.stderr
+
+
 # -- attachments -----------------------------------------------------------------------------------
 
 

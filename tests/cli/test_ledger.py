@@ -245,6 +245,10 @@ def test_a_terminal_has_bars(path: str) -> None:
 def test_an_empty_ledger_costs_nothing(tmp_path: Path) -> None:
     result = infermux("costs", "--all", "--ledger", str(keep(tmp_path / "l.db")))
     assert result.stdout.splitlines()[-1].split() == ["TOTAL", *"000000"]
+    for form, told in (([], "no such calls"), (["--json"], ""), (["-n", "0"], "")):
+        result = infermux("logs", *form, "--ledger", str(tmp_path / "l.db"))
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == (f"infermux: the ledger has {told}\n" if told else "")
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,23 @@ def test_wrong_usage_is_exit_code_2(args):
     assert "Error" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["model"], "models"),
+        (["server"], "serve"),
+        (["infr", "hi"], "infer"),
+        (["keys", "nwe"], "new"),
+        (["ledger", "backpu"], "backup"),
+    ],
+)
+def test_an_unknown_command_is_told_with_what_was_meant(args, meant):
+    result = CliRunner().invoke(main, args)
+    wrong = args[-1] if args[-1] != "hi" else args[0]
+    assert result.exit_code == 2
+    assert f"there is no command {wrong!r}; did you mean '{meant}'?" in result.stderr
+
+
 # -- providers -------------------------------------------------------------------------------------
 
 

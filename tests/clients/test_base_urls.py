@@ -49,7 +49,9 @@ def test_everything_that_it_names_is_there() -> None:
         assert answer.status_code != 405 and "GET / names" not in answer.text, (method, path)
 
 
-@pytest.mark.parametrize("wrong", ["{}", "/v1/v1{}"], ids=["without", "twice"])
+@pytest.mark.parametrize(
+    "wrong", ["{}", "/v1/v1{}", "/openai/v1{}"], ids=["without", "twice", "behind a prefix"]
+)
 def test_a_path_without_v1_or_with_two_is_told_the_right_one(wrong: str) -> None:
     client = create_app().test_client()
     versioned = [(method, path) for method, path in paths() if path.startswith("/v1/")]
@@ -61,6 +63,12 @@ def test_a_path_without_v1_or_with_two_is_told_the_right_one(wrong: str) -> None
         assert answer.status_code == 404 and "not_found" in error.get("code", error["type"])
         assert f"{method} {path}" in answer.json["error"]["message"]
         assert "a-model" not in answer.text
+
+
+def test_a_path_with_a_slash_at_its_end_is_told_the_right_one() -> None:
+    answer = create_app().test_client().post("/v1/chat/completions/", json=HELLO)
+    assert answer.status_code == 404
+    assert "POST /v1/chat/completions:" in answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize(

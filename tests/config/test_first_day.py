@@ -230,6 +230,20 @@ def test_a_known_vendors_model_says_which_key_opens_it(
     assert answer.stderr.count("\n") == 1 and f"set {variable}" in answer.stderr, answer.stderr
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("together_ai/meta/llama", "Together is called 'together': set TOGETHER_API_KEY"),
+        ("vertex_ai/gemini-2.5-pro", "Vertex AI is called 'vertex': set VERTEX_ACCESS_TOKEN"),
+        ("lm_studio/qwen", "LM Studio is called 'lmstudio': set LMSTUDIO_BASE_URL"),
+    ],
+)
+def test_a_vendor_by_another_name_is_told_by_its_own(tmp_path: Path, model: str, told: str) -> None:
+    answer = infermux(tmp_path, "infer", "hello", "--model", model)
+    assert answer.returncode == 1 and told in answer.stderr
+
+
 def test_the_hint_names_the_vendor(tmp_path: Path) -> None:
     told = infermux(tmp_path, "infer", "hello", "--model", "gpt-4o").stderr
     assert "gpt-4o is OpenAI's: set OPENAI_API_KEY" in told
@@ -362,7 +376,8 @@ def test_what_is_no_file_in_its_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "infermux.toml").rmdir()
     (tmp_path / "infermux.toml").symlink_to("nowhere")
     answer = infermux(tmp_path, "validate")
-    assert answer.returncode == 1 and "there is no file infermux.toml" in answer.stderr
+    assert answer.returncode == 1
+    assert "there is no file infermux.toml: it is a link to nowhere" in answer.stderr
     (tmp_path / "infermux.toml").unlink()
     (tmp_path / "infermux.toml").write_text("[models]", encoding="utf-16")
     answer = infermux(tmp_path, "validate")
@@ -462,6 +477,8 @@ def test_a_yaml_file_is_named_as_not_read(tmp_path: Path, name: str, beside: boo
         answer = infermux(tmp_path, *command)
         assert answer.returncode == 0 and f"{name} is not read" in answer.stderr
         assert ("infermux init" in answer.stderr) != beside
+    answer = infermux(tmp_path, "validate", "-c", name)
+    assert answer.returncode == 2 and "`infermux init -c infermux.toml`" in answer.stderr
 
 
 @pytest.mark.slow

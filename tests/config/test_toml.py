@@ -402,6 +402,18 @@ def test_the_example_states_the_defaults_that_hold():
         ("[PROVIDERS.echo]", ["did you mean 'providers'?"]),
         ("threads = 8", ["no section [threads]", "it is a key of [server]"]),
         ("[server]\nport = 8600", ["'port'", "infermux serve --addr"]),
+        ("[reliability]\nretries = 2", ["'retries'", "did you mean 'attempts'?"]),
+        ("[reliability]\ntimeout = 2", ["'timeout'", "'deadline'", "[providers.NAME]"]),
+        (OPENAI + "[models.x]\nretries = 2", ["'retries'", "did you mean 'attempts'?"]),
+        ("[keys.w]\nkey = 'k'", ["'key'", "'hash'", "`infermux keys new NAME`"]),
+        ("[ledger]\nenabled = false", ["'enabled'", 'path = ""']),
+        # what it would be where its type is wrong
+        ("[ledger]\nkeep = 30", ['not a whole number; write a number of days, such as "400d"']),
+        (
+            f'[keys.w]\nhash = "{HASH}"\nbudget = {{ usd = 20.5 }}',
+            ["budget.usd must be text in quotes, not a decimal number", 'such as "200.00"'],
+        ),
+        ("[reliability]\nattempts = 3.0", ["a whole number, not a decimal number"]),
         (OPENAI + "key = 'env:K'", ["'key'", "did you mean 'api_key'"]),
         (OPENAI + "url = 'http://h/v1'", ["'url'", "did you mean 'base_url'"]),
         (OPENAI + "timeout = 30", ["must be a table of connect, first_byte, idle, total"]),
@@ -780,6 +792,27 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(text):
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("value", ["$MY_KEY_2", "${MY_KEY_2}", "os.environ/MY_KEY_2"])
+def test_a_variable_in_anothers_notation_is_told_in_ours(place, value):
+    message = said(PLACES[place].format(f"'{value}'"), MY_KEY_2=SECRET)
+    assert place in message and 'did you mean "env:MY_KEY_2"?' in message
+
+
+@pytest.mark.parametrize("value", [f'"{SECRET}"', f"'{SECRET}'\n"])
+def test_a_secret_in_quotes_is_refused_with_its_place(value):
+    """An env file of docker has them, and what a cloud's tool prints as JSON."""
+    Path("secret").write_text(value)
+    reference = OPENAI + "api_key = '{}'"
+    for place, text, environ in (
+        ("OPENAI_API_KEY", "", {"OPENAI_API_KEY": value}),
+        ("INFERMUX_ADMIN_KEY", "", {"INFERMUX_ADMIN_KEY": value}),
+        ("[providers.openai].api_key", reference.format("env:K"), {"K": value}),
+        ("[providers.openai].api_key", reference.format("file:secret"), {}),
+    ):
+        assert f"{place}: the value has quotes around it: remove them" in said(text, **environ)
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("environ", [{}, {"NAME": ""}, {"NAME": " \t\n"}])
 def test_a_variable_that_is_not_set_stops_the_start(place, environ):
     message = said(PLACES[place].format("'env:NAME'"), **environ)
@@ -1090,7 +1123,7 @@ def test_a_scalar_of_the_environment_wins(variable, value, path, expected):
         ("MODELS", "x, y", "models", ("x", "y")),
         ("TIMEOUT__IDLE", "3", "timeout", settings.Timeouts(idle=3.0)),
         ("CONCURRENCY", "9", "concurrency", 9),
-        ("PROXY", "http://p:1", "proxy", "http://p:1"),
+        ("PROXY", " http://p:1\r\n", "proxy", "http://p:1"),
     ],
 )
 def test_a_provider_of_the_file_is_changed(key, value, field, expected):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -141,6 +142,15 @@ def test_a_port_in_use_is_one_line(form: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         refused(tmp_path, "--addr", form.format(port), words="Address already in use")
+
+
+@pytest.mark.parametrize("way", ["<(cat keys)", "/dev/stdin"])
+def test_a_configuration_that_can_be_read_once_opens_no_service(way: str, tmp_path: Path) -> None:
+    """Read again, a pipe is empty: it would have no keys."""
+    (tmp_path / "keys").write_text(f'[keys.web]\nhash = "{"5a" * 32}"\n')
+    command = shlex.join(serve("--addr", "127.0.0.1:0"))
+    answer = run(["bash", "-c", f"cat keys | {command} -c {way}"], cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (1, "") and "is a pipe" in answer.stderr, answer
 
 
 @pytest.mark.slow

@@ -541,7 +541,7 @@ HOST = """
 import socket, struct, sys, os
 from flask import request
 from infermux import create_app
-from infermux.telemetry import tokentrace
+from infermux.telemetry import exporter
 app = create_app()
 
 @app.get("/about")
@@ -552,8 +552,8 @@ def about():
 
 @app.get("/dropped")
 def dropped():
-    tokentrace.flush_all(30)
-    return {"dropped": tokentrace.dropped()}
+    exporter.flush_all(30)
+    return {"dropped": exporter.dropped()}
 """
 
 

@@ -450,6 +450,11 @@ def host(**more) -> Flask:
     return app
 
 
+def test_a_test_client_is_no_server_without_threads(caplog):
+    assert host().test_client().post("/llm/infer", json=HELLO).status_code == 200
+    assert "multithread" not in caplog.text
+
+
 def test_the_hosts_error_handlers_stay_on_its_side():
     client = host().test_client()
     for path, status in (("/nowhere", 404), ("/bug", 500), ("/llm/nowhere", 404)):

@@ -136,7 +136,7 @@ def test_without_a_configured_key_all_of_it_is_closed(
         visitor.get("/status/targets", headers=headers),
         visitor.post("/providers/echo/circuit/open", headers=headers),
     ):
-        assert answer.status_code == 403 and "[server] admin" in answer.json["error"]["message"]
+        assert answer.status_code == 403 and "[server] admin_key" in answer.json["error"]["message"]
     assert [visitor.get(path).status_code for path in OPEN] == [200] * 3
 
 

@@ -44,7 +44,7 @@ from infermux.ledger import Budget
 from infermux.ledger.sqlite import SQLiteLedger
 from infermux.pricing import PICO
 from infermux.types import Caller, Target
-from infermux.web.admin.meanings import meanings, phrase
+from infermux.web.admin.sentence import meanings, phrase
 from infermux.web.admin.status_page import StatusPage, count, duration, money, share
 
 NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z

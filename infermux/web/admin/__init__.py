@@ -11,10 +11,11 @@ from functools import partial
 
 from flask import Response, request
 
+from ...components import keys
 from ...errors import NotFound, RequestError
 from ...ledger import LedgerUnavailable, reports
 from ...ledger.sql import Ledger
-from ...protocol import strict_json
+from ...protocol import must_be, strict_json
 from ...routing import explain as explaining
 from ...routing.router import Router
 from ...server import alerts, status
@@ -22,8 +23,8 @@ from ...telemetry.metrics import CONTENT_TYPE
 from ...types import JSON, LogThrottle
 from .. import EndpointBlueprint, Route, auth, endpoints
 from ..auth import Admin
-from ..http import Api, View, json_body, json_response, only_parameters, plain_error, read_body
-from . import calls, keys
+from ..http import Api, View, json_body, json_response, plain_error, query_of, read_body
+from . import calls
 from .status_page import About, StatusPage
 
 log = logging.getLogger("infermux")
@@ -144,7 +145,7 @@ def cost_series(api: Api) -> Response:
 
 def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
     """Return the period, the caller and the row limit; raise RequestError naming the parameter."""
-    only_parameters("by", "since", "until", "month", "caller", "limit")
+    query_of("by", "since", "until", "month", "caller", "limit")
     given, ledger = request.args.get, api.router.ledger
     span = reports.period(
         now,
@@ -182,6 +183,49 @@ def _ledger(api: Api) -> Iterator[Ledger]:
     except LedgerUnavailable as error:
         log.error("the ledger cannot be read: %s", error.reason)
         raise
+
+
+# -- keys that are created at run time --
+
+
+def list_keys(api: Api) -> Response:
+    query_of()
+    return json_response({"keys": keys.listed(api.router, api.router.ledger)})
+
+
+def one_key(api: Api, name: str) -> Response:
+    return json_response(keys.one(api.router, api.router.ledger, name))
+
+
+def create_key(api: Api) -> Response:
+    """Create a key; the answer has its secret, which is not shown again."""
+    data = json_body(strict_json.document).value
+    return json_response(keys.create(api.router, _key_ledger(api), data).to_dict(), 201)
+
+
+def rotate_key(api: Api, name: str) -> Response:
+    """Give a key a new secret; the old one stays valid for a while."""
+    data: JSON = json_body(strict_json.document).value if read_body() else {}
+    if data.keys() - {"overlap"}:
+        raise RequestError('the body must be empty or {"overlap": "24h"}', param="overlap")
+    made = keys.rotate(api.router, _key_ledger(api), name, data.get("overlap"))
+    return json_response(made.to_dict())
+
+
+def revoke_key(api: Api, name: str = "") -> Response:
+    """Revoke a key, named by the path or by ?name=."""
+    read_body()
+    query_of("name")
+    name = name or request.args.get("name", "")
+    if not name:
+        raise must_be("name", "the name of a key: DELETE /keys/NAME")
+    return json_response(keys.revoke(api.router, _key_ledger(api), name))
+
+
+def _key_ledger(api: Api) -> Ledger:
+    if api.router.ledger is None:
+        raise NotFound("no ledger is configured, which would store the keys")
+    return api.router.ledger
 
 
 # -- circuits --
@@ -224,12 +268,12 @@ _FOR_OPERATORS: tuple[Route, ...] = (
     ("GET", "/budgets", budgets),
     ("GET", "/calls", find_calls),
     ("GET", "/calls/<id>", one_call),
-    ("GET", "/keys", keys.show_all),
-    ("POST", "/keys", keys.create),
-    ("DELETE", "/keys", keys.revoke),
-    ("GET", "/keys/<name>", keys.show),
-    ("DELETE", "/keys/<name>", keys.revoke),
-    ("POST", "/keys/<name>/rotate", keys.rotate),
+    ("GET", "/keys", list_keys),
+    ("POST", "/keys", create_key),
+    ("DELETE", "/keys", revoke_key),
+    ("GET", "/keys/<name>", one_key),
+    ("DELETE", "/keys/<name>", revoke_key),
+    ("POST", "/keys/<name>/rotate", rotate_key),
     ("POST", "/explain", explain),
     ("GET", "/status/targets", targets),
 )

@@ -15,8 +15,8 @@ from ...ledger.sql import Ledger
 from ...planning import Plan, replayed
 from ...protocol import must_be
 from ...types import JSON
-from ..http import json_response, only_parameters
-from .meanings import meaning
+from ..http import json_response, query_of
+from .sentence import meaning
 
 LIMIT = 50
 PARAMETERS = ("q", "status", "model", "provider", "caller", "error", "before", "limit")
@@ -42,7 +42,7 @@ def query(given: Mapping[str, str]) -> Search:
 
 def listed(ledger: Ledger) -> Response:
     """Return the newest calls that fit, and where the next page begins."""
-    only_parameters(*PARAMETERS)
+    query_of(*PARAMETERS)
     page = search.find(ledger, query(request.args))
     return json_response(
         {

@@ -23,8 +23,7 @@ from ...routing.router import Router
 from ...server import status
 from ...server.status import TargetStatus
 from ...types import JSON, Target
-from .meanings import meaning
-from .sentence import Sentence, sentence
+from .sentence import Sentence, meaning, sentence
 
 MAX_ROWS = 12  # rows of a table; the others are added up in one more
 _filling: weakref.WeakSet[Any] = weakref.WeakSet()  # ledgers for which a thread sums up steps

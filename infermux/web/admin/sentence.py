@@ -1,16 +1,21 @@
-"""The sentence at the top of the status page: what is wrong now, or that nothing is."""
+"""The words of the status page: the sentence at its top, which says what is wrong now, or that
+nothing is, and the meaning of each error code, from `infermux help errors`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
+from http import HTTPStatus
+from importlib import resources
 from typing import NamedTuple
 
 from ...errors import counted, printable
 from ...ledger.recent.activity import Step
 from ...server.status import TargetStatus
 from ...types import JSON, Target
-from .meanings import phrase
 
 MOST = 3  # targets that are named
 WORRYING = 0.05  # share of failed calls that is worth a line
@@ -144,3 +149,36 @@ def _name(target: TargetStatus) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return ", ".join(printable(name) for name in names[:MOST]) + more
+
+
+# -- the meaning of codes --
+
+
+class Meaning(NamedTuple):
+    what: str
+    remedy: str
+
+
+_ROW = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \|$", re.MULTILINE)
+_UNKNOWN = Meaning("Not a code of this version.", "`infermux help errors` lists the codes.")
+
+
+@cache
+def meanings() -> dict[str, Meaning]:
+    page = resources.files("infermux").joinpath("help/errors.md").read_text("utf-8")
+    return {code: Meaning(*texts) for code, *texts in _ROW.findall(page)}
+
+
+def meaning(code: str) -> Meaning:
+    """Return the meaning of *code*, also of an unknown one."""
+    return meanings().get(code, _UNKNOWN)
+
+
+def phrase(status: int | None) -> str:
+    """Return an HTTP status with its words: 503 Service Unavailable; "" for None."""
+    if status is None:
+        return ""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Site is overloaded" if status == 529 else str(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from urllib.parse import quote, urlencode
 
-from flask import Response
+from flask import Response, request
 
 from ...dialects.openai import NAME
 from ...errors import ModelNotAllowed, NotFound, RequestError, shown
@@ -25,7 +25,6 @@ from ..auth import admitted
 from ..http import (
     Api,
     call_response,
-    current_request,
     json_body,
     query_of,
     read_body,
@@ -108,7 +107,7 @@ def listing(api: Api, *, what: str) -> Response:
     caller, router = _admitted(api), api.router
     read_body()
     provider = provider_of(router, what, wanted_provider(), caller)
-    arguments = current_request().args
+    arguments = request.args
     after, limit = arguments.get("after", ""), _limit(arguments.get("limit", ""), what)
     if after:
         found = objects.owner(router, after, caller, _KINDS[what], "after")
@@ -135,7 +134,7 @@ def listing(api: Api, *, what: str) -> Response:
 
 def _admitted(api: Api) -> Caller:
     """Authenticate; raise NotFound for a client of Anthropic's API, which has other files."""
-    if "HTTP_ANTHROPIC_VERSION" in current_request().environ:
+    if "HTTP_ANTHROPIC_VERSION" in request.environ:
         refuse_body()
         raise NotFound("the files of Anthropic's API are not available; use OpenAI's")
     return admitted(api)
@@ -152,8 +151,8 @@ def _limit(text: str, what: str) -> int:
 
 def _query(**own: str) -> str:
     """Return the query for the vendor; raise RequestError for an unknown parameter."""
-    query_of(_QUERY)
-    found = current_request().args.to_dict() | own
+    query_of(*_QUERY)
+    found = request.args.to_dict() | own
     found = {name: value for name, value in found.items() if value}
     return f"?{urlencode(found)}" if found else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from flask import Response
+from flask import Response, request
 
 from ...dialects import require, without
 from ...dialects.openai import NAME
@@ -18,7 +18,7 @@ from ...routing.passed.endpoints import check
 from ...types import JSON
 from .. import Route
 from ..auth import admitted
-from ..http import Api, call_response, current_request, json_body, refuse_body, start_call
+from ..http import Api, call_response, json_body, refuse_body, start_call
 from .answers import passed_response
 from .uploads import is_multipart, read_upload
 
@@ -31,20 +31,20 @@ def pass_on(api: Api, op: str) -> Response:
     """Respond to a request that is passed through to the provider of its model."""
     caller = admitted(api)
     hooks = api.router.hooks
-    request = _request(op, seen=hooks is not None and hooks.has("before"))
-    call = start_call(named(api, op), request, caller)
-    upload = request.passed.upload
+    wanted = _request(op, seen=hooks is not None and hooks.has("before"))
+    call = start_call(named(api, op), wanted, caller)
+    upload = wanted.passed.upload
     if upload is not None:
         call.releases.append(upload.close)
     try:
-        check(api.router, request, caller)
+        check(api.router, wanted, caller)
     except InferMuxError as error:
         api.router.finish(call, error)
         raise
-    call.size = text_tokens(request)
+    call.size = text_tokens(wanted)
     try:
         if not ENDPOINTS[op].whole:
-            return passed_response(api, call, wants_stream=_wants_stream(request))
+            return passed_response(api, call, wants_stream=_wants_stream(wanted))
         response = api.router.answer(call)
     finally:
         if upload is not None and not upload.is_read:
@@ -59,7 +59,7 @@ def named(api: Api, op: str) -> Api:
 
 def wanted_provider() -> str:
     """Return the provider that the client names, or ""."""
-    name: str = current_request().environ.get("HTTP_X_INFERMUX_PROVIDER", "")
+    name: str = request.environ.get("HTTP_X_INFERMUX_PROVIDER", "")
     return name.strip()
 
 
@@ -86,8 +86,8 @@ def _request(op: str, *, seen: bool) -> InferRequest:
     )
 
 
-def _wants_stream(request: InferRequest) -> bool:
-    params = request.params
+def _wants_stream(wanted: InferRequest) -> bool:
+    params = wanted.params
     return params.get("stream") in _TRUE or params.get("stream_format") == "sse"
 
 

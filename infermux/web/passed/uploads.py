@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import current_app
+from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 
@@ -14,7 +14,6 @@ from ..http import (
     body_room,
     body_size,
     check_encoding,
-    current_request,
     refuse_body,
     unread,
 )
@@ -26,7 +25,7 @@ def is_multipart() -> bool:
 
 
 def _media() -> tuple[str, dict[str, str]]:
-    media, options = parse_options_header(current_request().environ.get("CONTENT_TYPE", ""))
+    media, options = parse_options_header(request.environ.get("CONTENT_TYPE", ""))
     return media.lower(), options
 
 
@@ -51,12 +50,11 @@ def read_upload(*, model: bool, seen: bool = False) -> Upload:
 
 
 def _limit() -> int:
-    own: int | None = current_app.config.get(MAX_UPLOAD) or current_request().max_content_length
+    own: int | None = current_app.config.get(MAX_UPLOAD) or request.max_content_length
     return MAX_BODY if own is None else own
 
 
 def _reader(size: int | None, limit: int) -> Read:
-    request = current_request()
     if size is None or "stream" in vars(request):  # chunked, or the app has read from it already
         request.max_content_length = limit + 1
         stream, left = request.stream, limit + 1 if size is None else size
