@@ -67,19 +67,16 @@ def charge(
         pico = _EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))
         return Charge(int(pico), "vendor")
     prices = table or shipped()
-
-    def found(model: str) -> tuple[Price | None, bool]:
-        own = prices.override(provider, model, overrides) if overrides else None
-        return own or prices.find(provider, model), own is not None
-
     for model, source in ((served, "served"), (requested, "requested")):
-        price, is_own = found(model) if model else (None, False)
+        own = prices.override(provider, model, overrides) if model and overrides else None
+        price = own or (prices.find(provider, model) if model else None)
         if price is not None:
             costs = [cost(usage, price, at=at, service_tier=service_tier)]
-            costs += [cost(more, found(name)[0], at=at) for name, more in usage.others]
+            for name, more in usage.others:
+                other = prices.override(provider, name, overrides or {})
+                costs.append(cost(more, other or prices.find(provider, name), at=at))
             amount = None if None in costs else sum(filter(None, costs))
-            source = "override" if is_own else source
-            return Charge(amount, "unpriced" if amount is None else source)
+            return Charge(amount, "unpriced" if amount is None else "override" if own else source)
     return Charge(None, "unpriced")
 
 
