@@ -638,6 +638,15 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
     assert 990 <= limit <= 1000
 
 
+@pytest.mark.parametrize(("length", "room"), [(4000, 6000), (40_000, 2500)])
+def test_a_limit_leaves_room_for_the_input(length, room, tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.1"')
+    vendor.says(chat())
+    long = [{"role": "user", "content": "x" * length}]
+    answer = ask(client, "openai/open", messages=long)
+    assert 0.99 * room <= int(answer.headers["X-Infermux-Max-Tokens"]) <= room
+
+
 CONTEXT = 10_000  # tokens, of the models with `max_input`
 SEARCHED = [{"type": "web_search"}]
 OF_CLAUDE = {"model": "anthropic/searches", "path": "/v1/messages"}

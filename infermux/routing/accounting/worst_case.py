@@ -51,8 +51,14 @@ class Worst(NamedTuple):
         return self._replace(size=size, pico=None if most is None else most + self.more)
 
     def affordable(self, pico: int) -> int:
-        """Return the most output tokens of each answer so that the call costs at most *pico*."""
-        low, high = 0, self.price.max_output or context_of(self.price)
+        """Return the most output tokens of each answer so that the call costs at most *pico*.
+
+        The input has room in the context beside them: vendors refuse a limit beyond it. It may be
+        shorter than its bytes, so a quarter of the context is left to the output.
+        """
+        context = context_of(self.price)
+        room = context - min(self.size.tokens, context * 3 // 4)
+        low, high = 0, min(room, self.price.max_output or room)
         while low < high:
             middle = (low + high + 1) // 2
             most = most_cost(self.size, self.price, middle)
