@@ -45,6 +45,7 @@ GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
 GOOGLE = ("generationConfig", "generation_config")
 _LIMITS = {  # of the output, by format
     "openai": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
     "anthropic": ("max_tokens",),
     "responses": ("max_output_tokens",),
     "gemini": ("maxOutputTokens", "max_output_tokens"),  # in GOOGLE

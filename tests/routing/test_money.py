@@ -512,6 +512,16 @@ def limits(**config: Any) -> dict[str, Any]:
         (limits(maxOutputTokens=5) | {"generation_config": {"maxOutputTokens": 900}}, 9000),
         (limits(maxOutputTokens=5, max_output_tokens=900, candidate_count=3), 27_000),
         (GEMINI | {"tools": [{"fileSearch": {"fileSearchStoreNames": ["s"]}}]}, 11_000),
+        (
+            {
+                "path": "/v1/completions",
+                "messages": None,
+                "prompt": "a",
+                "max_tokens": None,
+                "max_completion_tokens": 5,
+            },
+            10_000,
+        ),
         # limits of other formats, which the vendor ignores
         ({"max_tokens": None, "contents": [], "generationConfig": {"maxOutputTokens": 5}}, 10_000),
         ({"path": "/v1/responses", "messages": [], "input": "?"}, 10_000),

@@ -130,7 +130,7 @@ def worst_case(
     body, form = body_of(provider, request)
     if request.most_uses is not None:
         body = with_uses(body, request.most_uses, form)
-    size = size_of(body, form)
+    size = size_of(body, "completions" if request.op == "completions" else form)
     if tokens is not None:
         size.tokens = round(tokens * MARGIN) + 3
     if request.op == "embeddings":
