@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from flask.testing import FlaskClient
 from support import Peer, eventually
 
@@ -71,6 +72,7 @@ def service(
 "heard" = { input = "1", output = "10", input_audio = "50", output_audio = "100", max_output = 100 }
 "thinks" = { input = "1", output = "10", reasoning = "20", max_output = 100 }
 "searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
+"paints" = { input = "1", output = "10", output_image = "100", max_output = 100 }
 "runs" = { input = "1", output = "10", fees = { code_interpreter = "30" }, max_input = 10000, max_output = 100 }
 "placed" = { input = "1", output = "10", geo = { us = "1.1" }, max_output = 100 }
 """
@@ -94,7 +96,7 @@ hash = "{hashed(KEY)}"
 type = "{kind}"
 base_url = "{vendor.url}{path}"
 api_key = "env:VENDOR"
-models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "unknown"]
+models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "unknown"]
 {timeouts}
 [providers.{name}.prices]
 {prices}"""
@@ -522,6 +524,7 @@ def limits(**config: Any) -> dict[str, Any]:
             },
             10_000,
         ),
+        (GEMINI | {"path": "/v1beta/models/gemini/paints:generateContent"}, 10_000),
         # limits of other formats, which the vendor ignores
         ({"max_tokens": None, "contents": [], "generationConfig": {"maxOutputTokens": 5}}, 10_000),
         ({"path": "/v1/responses", "messages": [], "input": "?"}, 10_000),
@@ -630,6 +633,28 @@ def test_each_api_and_operation_has_its_own_limits(tmp_path, vendor):
     assert (
         50 * OUT <= (held(client, model=None, messages=None, path=path, **config) or 0) <= 52 * OUT
     )
+
+
+def test_texts_of_what_passes_through_are_held_by_their_bytes(tmp_path, vendor):
+    own = f"""
+[providers.passed]
+type = "openai"
+base_url = "{vendor.url}/v1"
+api_key = "env:VENDOR"
+models = ["draws", "ranks"]
+endpoints = ["images/edits", "rerank"]
+prices.draws = {{ input = "1", input_image = "1", output_image = "10", max_output = 100 }}
+prices.ranks = {{ input = "0", fees = {{ searches = "2" }} }}
+"""
+    client = service(tmp_path, vendor, 'usd = "0.0000001"', own)
+    fields = {"model": "passed/draws", "prompt": LONG}
+    form = requests.Request("POST", vendor.url, data=fields, files={"image": b"\x89PNG"}).prepare()
+    kind = {"Content-Type": form.headers["Content-Type"]}
+    drawn = client.post("/v1/images/edits", data=form.body, headers=OWN | kind)
+    assert drawn.status_code == 402 and "may cost 0.031" in drawn.text, drawn.text
+    documents = {"query": "?", "documents": ["qzjx " * 20_000]}  # which may be a token a letter
+    ranked = ask(client, "passed/ranks", "/v1/rerank", messages=None, **documents)
+    assert ranked.status_code == 402 and "may cost 0.006 USD" in ranked.text, ranked.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -199,7 +199,7 @@ def _usages(size: Size, price: Price, output: int) -> Iterator[Usage]:
     kinds = [usage]
     if size.speaks:
         kinds.append(replace(usage, output_audio_tokens=output))
-    if size.draws:
+    if size.draws or rates.output_image is not None:  # some models draw unasked
         kinds.append(replace(usage, output_image_tokens=output))
     # where a cache for an hour has a price, only what is marked is written to a cache
     writes = rates.cache_write is not None and (size.caches or rates.cache_write_1h is None)
