@@ -27,6 +27,7 @@ from .planning import matching
 from .planning.registry import Registry
 from .pricing import Price, PriceTable, shipped
 from .providers import PRESETS
+from .routing.callers import has_hard_budget
 from .routing.router import Router
 from .routing.stored import has_files
 from .routing.targets import TargetPool
@@ -170,6 +171,14 @@ def warnings(config: Config, router: Router) -> list[str]:
         for each in config.providers
         if each.options and each.type in PRESETS
     ]
+    if router.keyring is not None and any(map(has_hard_budget, router.keyring.own.values())):
+        found += [
+            f"[providers.{provider}.prices] {model!r} has no max_output: if a budget cannot pay "
+            "the whole context, the limit that is sent may be more than the vendor takes"
+            for provider, prices in router.targets.overrides.items()
+            for model, price in prices.items()
+            if price.rates.output and price.max_output is None
+        ]
     if config.alerts.webhook is None and config.alerts != type(config.alerts)():
         found.append("[alerts] has no webhook: no alert is sent")
     return found if used else [*found, "no model can answer where a request names none"]

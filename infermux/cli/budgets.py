@@ -41,14 +41,15 @@ def budgets(ctx: click.Context, config: str | None, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     with open_router(config) as router:
-        found = status.budgets(router)
+        found = status.budgets(router, former=True)
+        current = [state.budget.owner for state in status.budgets(router)]
         changes = router.ledger.adjustments() if router.ledger is not None else []
     if as_json:
         click.echo(json_text(reports.budgets_dict(found, changes)))
     elif not found:
         click.echo("no budget is configured")
     else:
-        click.echo(_table(found, changes))
+        click.echo(_table(found, current, changes))
 
 
 @budgets.command()
@@ -78,7 +79,7 @@ def raise_limit(name: str, amount: int, team: bool, config: str | None) -> None:
 
 def _adjust(name: str, team: bool, config: str | None, more: int | None) -> None:
     with open_router(config) as router:
-        known = status.budgets(router)
+        known = status.budgets(router, former=True)
         found = [
             state.budget
             for state in known
@@ -98,10 +99,13 @@ def _change(change: Adjustment) -> str:
     return f"{change.name} in {change.period}: {what} {usd(change.pico)} USD"
 
 
-def _table(found: list[BudgetState], changes: list[Adjustment]) -> str:
+def _table(found: list[BudgetState], current: list[str], changes: list[Adjustment]) -> str:
+    """Return the budgets as text; those that are not *current* are of keys that have ended."""
     rows = [
         [
-            state.budget.caller + (" (shared)" if state.budget.members else ""),
+            state.budget.caller
+            + (" (shared)" if state.budget.members else "")
+            + ("" if state.budget.owner in current else " (key ended)"),
             state.budget.period,
             *(usd(pico) for pico in (state.limit, state.spent, state.held, state.left)),
             reports.iso(state.resets) or "never",
@@ -109,10 +113,10 @@ def _table(found: list[BudgetState], changes: list[Adjustment]) -> str:
         ]
         for state in found
     ]
-    current = {state.key for state in found}
+    periods = {state.key for state in found}
     lines = [
         f"{reports.iso(change.at_ns // 10**9)}  {_change(change)}"
         for change in changes
-        if change.period in current
+        if change.period in periods
     ]
     return "\n".join([table(_HEAD, rows, right=(2, 3, 4, 5)), *lines])

@@ -1,6 +1,7 @@
 """The size of a request's body: what of it a vendor may bill, and the limits that it sets.
 
-The body is the one that is really sent, in any of the formats: their members have different names.
+The body is the one that is really sent. Its format, such as "openai", is told beside it: members of
+another one mean nothing to the vendor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..protocol import strict_json
 from ..types import JSON
-from . import listed, without, word
+from . import given, listed, without, word
 from . import members as obj
 
 MIN_THINKING_BUDGET = 1024  # tokens, of Anthropic's
@@ -31,17 +32,24 @@ MAX_RUNS = 5  # of code, by Google's models
 AUDIO_RATE = 32  # tokens a second, the highest of all vendors
 _BYTES_PER_TOKEN = {"wav": 125, "mp3": 30}  # of audio, at the lowest rates
 _OTHER_AUDIO = 15
+CONTAINER = "code_interpreter"  # what OpenAI bills by, for each gigabyte
 _IMAGES = frozenset(("image_url", "input_image", "image", "computer_screenshot"))
 _AUDIO = frozenset(("input_audio", "audio", "audio_url"))
 _FILES = frozenset(
     ("file", "input_file", "document", "container_upload", "video_url", "video", "input_video")
 )
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
+_BARE = frozenset(("image", "image_url", "audio_url", "video", "video_url"))  # of untyped parts
 _DATA = (*_SOURCES, "image", "audio", "audio_url", "video", "url", "data", "file_data")
 GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
 GOOGLE = ("generationConfig", "generation_config")
-GOOGLES_LIMITS = ("maxOutputTokens", "max_output_tokens")
-_LIMITS = ("max_tokens", "max_completion_tokens")
+_LIMITS = {  # of the output, by format
+    "openai": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
+    "anthropic": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+    "gemini": ("maxOutputTokens", "max_output_tokens"),  # in GOOGLE
+}
 _TEXTS = frozenset(("prompt", "input", "instructions", "system", "suffix"))
 # members whose objects may be media; all others are text, whatever they look like
 _CONTENT = frozenset(("content", "parts", "output", "functionResponse", "function_response"))
@@ -53,7 +61,7 @@ _STORED = (  # what is not in the request
     *("previous_response_id", "conversation", "cachedContent", "cached_content"),
 )
 _CLIENTS_TOOLS = (  # prefixes of types of tools that the client runs
-    *("function", "custom", "computer", "local_shell", "shell", "apply_patch", "bash", "memory"),
+    *("function", "custom", "computer", "local_shell", "apply_patch", "bash", "memory"),
     *("text_editor", "str_replace", "namespace"),
 )
 # what the vendors' own tools are called where they are billed by number; "" costs only tokens
@@ -102,6 +110,7 @@ class Size:
     contexts: int = 0  # further ones, as the vendor's own tools make it read its input again
     output: int | None = None  # tokens of each answer; None: not limited
     predicted: int = 0  # of them beyond the limit: what the client expects is billed as well
+    compacts: bool = False  # the input may be summed up first, which is billed as well
     answers: int = 1
     fees: dict[str, int] = field(default_factory=dict)
     tier: str = ""
@@ -112,8 +121,8 @@ class Size:
     long_cache: bool = False
 
 
-def size_of(body: JSON) -> Size:
-    """Return the size of the body of a request."""
+def size_of(body: JSON, form: str = "openai") -> Size:
+    """Return the size of the body of a request in the format *form*."""
     size = Size(FEATURE_TOKENS * sum(bool(body.get(each)) for each in _FEATURES))
     configs = [found for name in GOOGLE if (found := obj(body.get(name)))]
     for members in (without(body, *GOOGLE), *configs):
@@ -121,7 +130,10 @@ def size_of(body: JSON) -> Size:
             if name in _TEXTS or isinstance(value, dict | list):
                 _walk([value] if name in _TEXTS else value, size, media=name in _TOP)
     _caches(body, size)
-    given = _limits(body, configs)
+    holders = configs if form == "gemini" else [body]
+    names = _LIMITS.get(form, _LIMITS["openai"])
+    named = [holder.get(name) for name in names for holder in holders]
+    given = [each for each in named if each is not None]
     limits = [limit for each in given if (limit := number(each))]  # some take 0 for none
     size.output = max(limits) if limits and len(limits) == len(given) else None
     if expected := body.get("prediction"):
@@ -134,13 +146,16 @@ def size_of(body: JSON) -> Size:
     if isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts):
         size.answers *= len(prompts)
     size.unknown = size.unknown or any(body.get(name) for name in _STORED)
-    size.unknown = size.unknown or isinstance(body.get("prompt"), dict)
+    thread = obj(body.get("thread"))  # of Anthropic's, begun or continued
+    goes_on = bool(thread) and "create" not in (*thread, thread.get("type"))
+    size.unknown = size.unknown or goes_on or isinstance(body.get("prompt"), dict)
     tier = body.get("service_tier") or body.get("serviceTier")
     size.tier = "fast" if body.get("speed") == "fast" else word(tier)
     size.geo = word(body.get("inference_geo"))
     modes = str([body.get("modalities"), *map(_modes, configs)]).lower()
     size.speaks, size.draws = "audio" in modes or bool(body.get("audio")), "image" in modes
-    _tools(body, size)
+    _tools(body, size, form)
+    _compacts(body, size)
     return size
 
 
@@ -149,6 +164,17 @@ def fallbacks(body: JSON) -> list[str]:
     gateway = obj(obj(body.get("providerOptions")).get("gateway"))
     listed = [body.get("models"), gateway.get("models")]
     return [word(each) for names in listed if isinstance(names, list) for each in names]
+
+
+def substitutes(body: JSON, form: str) -> list[tuple[str, JSON]]:
+    """Return the models that Anthropic asks after a refusal, each with the body that it gets.
+
+    Each may be billed. Those that Anthropic chooses itself ("default") have no name.
+    """
+    named = body.get("fallbacks") if form == "anthropic" else None
+    if isinstance(named, list):
+        return [(word(obj(each).get("model")), body | given(obj(each))) for each in named]
+    return [("", body)] if named else []
 
 
 def number(value: object) -> int | None:
@@ -163,16 +189,16 @@ def number(value: object) -> int | None:
     return min(math.ceil(value), 10**12) if value >= 0 else None
 
 
-def limited(body: JSON, tokens: int, *, completion: bool) -> JSON:
+def limited(body: JSON, tokens: int, form: str, *, completion: bool) -> JSON:
     """Return the body with a limit of the output; *completion*: by OpenAI's newer name."""
-    if "contents" in body:
+    if form == "gemini":
         configs = [without(obj(body.get(each)), "max_output_tokens") for each in GOOGLE]
         limit = {"maxOutputTokens": tokens}
         return without(body, *GOOGLE) | {GOOGLE[0]: configs[1] | configs[0] | limit}
-    if "messages" not in body and "prompt" not in body:
+    if form == "responses":
         return body | {"max_output_tokens": tokens}
     name = "max_completion_tokens" if completion else "max_tokens"
-    return with_fitting_thoughts(without(body, *_LIMITS) | {name: tokens})
+    return with_fitting_thoughts(without(body, *_LIMITS["openai"]) | {name: tokens})
 
 
 def with_fitting_thoughts(body: JSON) -> JSON:
@@ -189,10 +215,10 @@ def with_fitting_thoughts(body: JSON) -> JSON:
     return body | {"thinking": thinking | {"budget_tokens": max(MIN_THINKING_BUDGET, limit // 2)}}
 
 
-def with_uses(body: JSON, most: int) -> JSON:
+def with_uses(body: JSON, most: int, form: str) -> JSON:
     """Return the body with at most *most* uses of each tool of the vendor, if it sets no limit."""
     tools = body.get("tools")
-    if "messages" not in body:
+    if form == "responses":
         return {"max_tool_calls": most} | body
     if not isinstance(tools, list):
         return body
@@ -202,16 +228,6 @@ def with_uses(body: JSON, most: int) -> JSON:
             for each in tools
         ]
     }
-
-
-def _limits(body: JSON, configs: list[JSON]) -> list[object]:
-    """Return the values of the output limits that the body's format has, as far as given."""
-    found = [body.get("max_output_tokens")]
-    if "contents" in body:
-        found = [config.get(name) for name in GOOGLES_LIMITS for config in configs]
-    elif "messages" in body or "prompt" in body:
-        found = [body.get(name) for name in _LIMITS]
-    return [each for each in found if each is not None]
 
 
 def _modes(config: JSON) -> object:
@@ -269,8 +285,10 @@ def _medium(part: JSON, size: Size) -> bool:
     if found := obj(next((part[name] for name in GOOGLES_DATA if part.get(name)), None)):
         mime = word(found.get("mimeType")) or word(found.get("mime_type"))
         _add(mime, word(found.get("data")), size)
-    elif kind == "item_reference":
+    elif kind == "item_reference" or (kind is None and part.keys() == {"id"}):
         size.unknown = True
+    elif kind is None and (bare := next(iter(_BARE.intersection(part)), "")):
+        return _medium(part | {"type": bare}, size)
     elif not isinstance(kind, str):
         return False
     elif kind in _IMAGES:
@@ -278,7 +296,7 @@ def _medium(part: JSON, size: Size) -> bool:
     elif kind in _AUDIO:
         held = obj(part.get("input_audio"))
         _audio(word(held.get("format")), word(held.get("data")), size)
-    elif kind in _FILES:
+    elif kind in _FILES or kind.endswith("_url"):
         _file(part, size)
     else:
         return False
@@ -362,7 +380,7 @@ def _bytes(data: str) -> int:
 # -- the vendor's own tools --
 
 
-def _tools(body: JSON, size: Size) -> None:
+def _tools(body: JSON, size: Size, form: str) -> None:
     tools = listed(body.get("tools"))
     own = sum([each.get("type") not in (None, "function", "custom") for each in tools])
     size.tokens += TOOL_TOKENS * (own + bool(tools or body.get("functions")))
@@ -370,20 +388,21 @@ def _tools(body: JSON, size: Size) -> None:
     for tool in tools:
         limit = number(tool.get("max_uses"))
         for name in _names(tool):
-            _fee(name, most if limit is None else limit, size)
+            _fee(name, most if limit is None else limit, size, gigabytes(tool))
             uses += math.inf if limit is None else limit
     if body.get("mcp_servers"):
         uses = math.inf
-    if "contents" in body:
+    if form == "gemini":
         runs = any("codeExecution" in tool or "code_execution" in tool for tool in tools)
         most = MAX_RUNS if runs else 1
-    elif "messages" in body:
+    elif form != "responses":
         most = MAX_ROUNDS
     uses = min(uses, MAX_SEARCHES if most is None else most)
     if body.get("web_search_options") is not None:
         _fee("web_search", 1, size)
         uses += 1
-    for name in ("search_parameters", "plugins"):  # searches, whose number is not known
+    # searches, whose number is not known; an answer that only xAI keeps
+    for name in ("search_parameters", "plugins", "deferred"):
         if body.get(name):
             _fee(name, None, size)
             uses += 1
@@ -392,10 +411,25 @@ def _tools(body: JSON, size: Size) -> None:
         size.unknown = True
 
 
-def _fee(name: str, most: int | None, size: Size) -> None:
+def _fee(name: str, most: int | None, size: Size, times: int = 1) -> None:
     if name:
-        known = 1 if name == "code_interpreter" else MAX_SEARCHES
-        size.fees[name] = size.fees.get(name, 0) + (known if most is None else most)
+        known = 1 if name == CONTAINER else MAX_SEARCHES
+        size.fees[name] = size.fees.get(name, 0) + (known if most is None else most) * times
+
+
+def gigabytes(tool: object) -> int:
+    """Return the size of the container in which OpenAI runs a tool; 1 if it tells none."""
+    held = obj(obj(tool).get("container")) or obj(obj(tool).get("environment"))
+    return number(word(held.get("memory_limit")).removesuffix("g")) or 1
+
+
+def _compacts(body: JSON, size: Size) -> None:
+    """Count the input again if the vendor may sum it up, as Anthropic and OpenAI do on demand."""
+    managed = body.get("context_management")
+    edits = [obj(body.get("compaction")), *listed(obj(managed).get("edits") or managed)]
+    if any(word(each.get("type")).startswith(("compact", "summarize")) for each in edits):
+        size.compacts, size.contexts = True, size.contexts + size.unknown
+        size.tokens, size.images, size.audio = 2 * size.tokens, 2 * size.images, 2 * size.audio
 
 
 def _names(tool: JSON) -> list[str]:
@@ -404,6 +438,10 @@ def _names(tool: JSON) -> list[str]:
     if isinstance(kind, str):
         if kind.startswith(_CLIENTS_TOOLS):
             return []
+        if kind == "shell":  # the client's, unless OpenAI runs it
+            where = word(obj(tool.get("environment")).get("type"))
+            own = {"container_auto": CONTAINER, "container_reference": ""}
+            return [own[where]] if where in own else []
         name, _, version = kind.rpartition("_")
         base = name if version.isdigit() else kind
         if base.startswith("web_search_preview"):

@@ -72,7 +72,9 @@ def charge(
         price = own or (prices.find(provider, model) if model else None)
         if price is not None:
             costs = [cost(usage, price, at=at, service_tier=service_tier)]
-            costs += [cost(more, prices.find(provider, name), at=at) for name, more in usage.others]
+            for name, more in usage.others:
+                other = prices.override(provider, name, overrides or {})
+                costs.append(cost(more, other or prices.find(provider, name), at=at))
             amount = None if None in costs else sum(filter(None, costs))
             return Charge(amount, "unpriced" if amount is None else "override" if own else source)
     return Charge(None, "unpriced")

@@ -33,12 +33,12 @@ def with_members(body: bytes, members: Mapping[str, Any]) -> bytes:
     return strict_json.encode(as_object(strict_json.lenient(body)) | dict(members))
 
 
-def with_limits(body: bytes, request: InferRequest) -> bytes:
-    """Return a body with the limits of the output and of tools that a budget can pay."""
+def with_limits(body: bytes, request: InferRequest, form: str) -> bytes:
+    """Return a body in a format with the limits of the output and tools that a budget can pay."""
     found = as_object(strict_json.lenient(body))
     if request.most_uses is not None:
-        found = with_uses(found, request.most_uses)
+        found = with_uses(found, request.most_uses, form)
     if request.most_output is not None:
         by_new_name = COMPLETION_TOKENS.match(request.model) is not None
-        found = limited(found, request.most_output, completion=by_new_name)
+        found = limited(found, request.most_output, form, completion=by_new_name)
     return strict_json.encode(found)

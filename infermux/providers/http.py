@@ -198,19 +198,19 @@ class HTTPProvider(Provider):
         if (adapter := self._adapters.pop(os.getpid(), None)) is not None:
             adapter.close()
 
-    def body_of(self, request: InferRequest) -> JSON:
-        """Return the body that is sent for *request*; {} if none can be."""
+    def body_of(self, request: InferRequest) -> tuple[JSON, str]:
+        """Return the body that is sent for *request*, {} if none can be, and its format."""
         request = self._own(request)
         dialect = self._speaks(request)
-        own = request.body_in(getattr(dialect, "NAME", ""))
+        own = request.body_in(dialect.NAME)
         if own is not None and not request.cache_key:  # it is sent with no other limits
-            return as_object(own.value)
+            return as_object(own.value), dialect.NAME
         try:
             body = dialect.encode_request(request, stream=False)
             more = request.forced.params if request.forced is not None else {}
-            return as_object(strict_json.lenient(body)) | more
+            return as_object(strict_json.lenient(body)) | more, dialect.NAME
         except (RequestError, ValueError, TypeError):
-            return {}
+            return {}, dialect.NAME
 
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model
@@ -261,7 +261,7 @@ class HTTPProvider(Provider):
             if request.forced is not None:
                 body = with_members(body, request.forced.params)
             if request.most_output is not None or request.most_uses is not None:
-                body = with_limits(body, request)
+                body = with_limits(body, request, dialect.NAME)
         except RequestError as error:
             error.elsewhere = True  # another target may have another format
             raise

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from ..routing.stream import time_left
 from ..telemetry import exporter, metrics, shared_memory
 from ..telemetry.alerts import alerts_of
 from ..telemetry.shared_memory import Command, SharedMemory
-from ..types import JSON, Target
+from ..types import JSON, Caller, Target
 
 log = logging.getLogger("infermux")
 ACTIONS = ("open", "close", "reset")
@@ -210,12 +210,18 @@ def _limits_are_local(router: Router) -> bool:
     return bool(getattr(router.admission.rates, "alone", False))
 
 
-def budgets(router: Router, *, mirrors: bool = True) -> list[BudgetState]:
-    """Return the state of each budget: those of keys, of *mirrors*, and then the shared ones."""
-    callers = router.keyring.known.values() if router.keyring else ()
+def budgets(router: Router, *, mirrors: bool = True, former: bool = False) -> list[BudgetState]:
+    """Return the state of each budget: those of keys, of *mirrors*, and then the shared ones.
+
+    *former*: also those of keys that were revoked or have expired.
+    """
+    callers: Mapping[str, Caller] = {}
+    if (keyring := router.keyring) is not None:
+        keyring.refresh()  # a command has not read the keys of the ledger
+        callers = keyring.known if former else keyring.callers
     found = {
         budget.owner: budget
-        for caller in callers
+        for caller in callers.values()
         if isinstance(caller.budget, Budget)
         for budget in caller.budget.all
     }

@@ -589,6 +589,32 @@ def test_what_failed_attempts_are_assumed_to_cost_is_held_before_the_next(tmp_pa
             assert 0.9 * len(vendor.seen) * 10**12 <= sum(spent) <= 3.5 * 10**12
 
 
+def test_a_kill_while_failures_are_tried_again_forgets_no_cost(tmp_path):
+    body = {"messages": [{"role": "user", "content": "!a" * 500}], "max_tokens": 1}
+    source = written(tmp_path, *[line(f"q{n}", model="openai/m", **body) for n in range(3)])
+    gate, unreadable = threading.Event(), Scripted(body=b'{"id": "c"')
+
+    def spent() -> int:
+        return sum(int(each["id"].split("_")[-1]) for each in results(tmp_path).values())
+
+    with Vendor(*[unreadable] * 3, Scripted(), Scripted(after=gate)) as vendor:
+        more = "[reliability]\nattempts = 1"
+        path = config(tmp_path, vendor, more, prices='{ m = { input = "1000", output = "1" } }')
+        args = ["-c", path, "--concurrency", "1"]
+        assert batch(source, *args).exit_code == 0
+        before = spent()
+        with started(source, *args, "--retry-failed") as process:
+            eventually(lambda: len(vendor.seen) == 5)
+            process.kill()
+        gate.set()
+        for again in ([], ["--retry-failed"]):
+            assert batch(source, *args, "--budget", "0.1", *again).exit_code == 3  # it is spent
+            assert spent() > before > 2 * 10**12 and len(vendor.seen) == 5
+        assert batch(source, *args).exit_code == 0
+        assert len(results(tmp_path)) == 3 and spent() > before
+        assert not list(tmp_path.glob("out.jsonl?*"))
+
+
 def test_a_budget_needs_prices(tmp_path, vendor):
     done = batch(
         written(tmp_path, *questions(3)),

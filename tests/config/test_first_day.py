@@ -108,9 +108,15 @@ def test_a_variable_sets_a_provider_that_only_the_environment_names(tmp_path: Pa
             "[providers.local]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\n",
             ["'local' lists no model", "no model can answer"],
         ),
+        (
+            "[providers.local]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\nmodels = ['m']\n"
+            "prices.m = { input = '1', output = '2' }\n[ledger]\npath = 'calls.db'\n"
+            f"[keys.web]\nhash = '{'0' * 64}'\nbudget = {{ usd = '5' }}\n",
+            ["[providers.local.prices] 'm' has no max_output"],
+        ),
     ],
 )
-def test_who_cannot_answer_is_a_warning(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_what_will_not_work_is_a_warning(tmp_path: Path, text: str, words: list[str]) -> None:
     answer = validate(tmp_path, text)
     assert answer.returncode == 0 and "configuration is valid" in answer.stdout
     assert all(word in answer.stderr for word in words), answer.stderr

@@ -438,8 +438,10 @@ def test_params_get_their_names_and_forms() -> None:
             "user": "u" * 70,
             "stream_options": {"include_usage": True},
             "x_own": 1,
+            "input": "not this format's",
         },
     )
+    assert body["input"] == [{"role": "user", "content": "Hi"}]
     assert body["max_output_tokens"] == 16
     assert body["reasoning"] == {"effort": "high", "summary": "auto"}
     assert body["text"] == {"verbosity": "low", "format": {"type": "json_schema", **schema}}

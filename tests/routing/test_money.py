@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from flask.testing import FlaskClient
 from support import Peer, eventually
 
@@ -71,6 +72,8 @@ def service(
 "heard" = { input = "1", output = "10", input_audio = "50", output_audio = "100", max_output = 100 }
 "thinks" = { input = "1", output = "10", reasoning = "20", max_output = 100 }
 "searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
+"paints" = { input = "1", output = "10", output_image = "100", max_output = 100 }
+"runs" = { input = "1", output = "10", fees = { code_interpreter = "30" }, max_input = 10000, max_output = 100 }
 "placed" = { input = "1", output = "10", geo = { us = "1.1" }, max_output = 100 }
 """
     text = f"""
@@ -93,7 +96,7 @@ hash = "{hashed(KEY)}"
 type = "{kind}"
 base_url = "{vendor.url}{path}"
 api_key = "env:VENDOR"
-models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "unknown"]
+models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "unknown"]
 {timeouts}
 [providers.{name}.prices]
 {prices}"""
@@ -136,6 +139,13 @@ def responses(**more: Any) -> dict[str, Any]:
             "content": [{"type": "output_text", "text": "Hi", "annotations": []}]}  # fmt: skip
     return {"id": "r", "object": "response", "model": "m", "status": "completed", "output": [item],
             "usage": {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}} | more  # fmt: skip
+
+
+def ran(kind: str, **more: Any) -> dict[str, Any]:
+    """A response that has run something twice in a container of 4 GB."""
+    calls = [{"type": f"{kind}_call", "id": f"{n}", "status": "completed"} | more for n in "ab"]
+    tools = [{"type": kind, "container": {"type": "auto", "memory_limit": "4g"}}]
+    return responses(output=[*calls, *responses()["output"]], tools=tools)
 
 
 def claude(**more: Any) -> dict[str, Any]:
@@ -200,6 +210,13 @@ BILLS: list[tuple[str, str, Any, int | None]] = [
     ("an unlisted advisor", "anthropic/sized", claude(iterations=[
         {"type": "message", "input_tokens": 1000, "output_tokens": 100},
         {"type": "advisor_message", "model": "no-such", "input_tokens": 1, "output_tokens": 1}]), None),
+    ("models of iterations", "anthropic/sized", claude(iterations=[
+        {"type": "message", "model": "m-20260101", "input_tokens": 700, "output_tokens": 60},
+        {"type": "message", "model": "m", "input_tokens": 300, "output_tokens": 40},
+        {"type": "fallback_message", "model": "heard", "input_tokens": 100, "output_tokens": 10}]), PLAIN + 200 * MICRO),
+    ("a shell in a container", "openai/runs", ran("shell", environment={"type": "container_reference", "container_id": "c"}), PLAIN + 4 * 30_000 * MICRO),
+    ("code in containers", "openai/runs", ran("code_interpreter", container_id="c"), PLAIN + 4 * 30_000 * MICRO),
+    ("a shell of the client", "openai/runs", ran("shell", environment={"type": "local"}), PLAIN),
     ("Google's tier", "gemini/tiered", google(serviceTier="priority"), 2 * PLAIN),
     ("traffic", "gemini/tiered", google(trafficType="ON_DEMAND_FLEX"), PLAIN // 2),
     ("Google's audio", "gemini/heard", google(promptTokensDetails=[{"modality": "AUDIO", "tokenCount": 400}]), (600 + 400 * 50 + 1000) * MICRO),
@@ -287,6 +304,7 @@ WORDS = "many words of one choice " * 20
         ({"prompt_tokens": 1000, "completion_tokens": None}, 1000, 50),
         ({"prompt_tokens": 1000, "completion_tokens": 0}, 1000, 0),  # it bills as it counts
         ({"completion_tokens": 70}, 5, 70),
+        ({"prompt_tokens": 0, "completion_tokens": 70}, 5, 70),
         ({"total_tokens": 900}, 900, 50),
         ({"prompt_tokens": "1000.0", "completion_tokens": "7e1"}, 1000, 70),
     ],
@@ -405,7 +423,7 @@ def held(client: FlaskClient, **asked: Any) -> int | None:
     error = answer.json["error"]
     message = error["message"] if isinstance(error, dict) else answer.text
     assert answer.status_code == 402, answer.text
-    if "unpriced_model" in answer.text:
+    if "unpriced_model" in answer.text or "is unknown for what this call asks" in message:
         return None
     return round(float(message.partition("this call may cost ")[2].split(" ")[0]) * 10**12)
 
@@ -454,6 +472,7 @@ def test_what_is_held_is_the_most_that_the_vendor_could_bill(asked, least, most,
 
 LONG = "x" * 20_000
 CLAUDE = {"model": "anthropic/sized", "path": "/v1/messages"}
+OF_RESPONSES = {"model": "openai/searches", "path": "/v1/responses", "messages": None, "input": "?"}
 GEMINI = {
     "path": "/v1beta/models/gemini/sized:generateContent",
     "messages": None,
@@ -495,6 +514,50 @@ def limits(**config: Any) -> dict[str, Any]:
         (limits(maxOutputTokens=5) | {"generation_config": {"maxOutputTokens": 900}}, 9000),
         (limits(maxOutputTokens=5, max_output_tokens=900, candidate_count=3), 27_000),
         (GEMINI | {"tools": [{"fileSearch": {"fileSearchStoreNames": ["s"]}}]}, 11_000),
+        (
+            {
+                "path": "/v1/completions",
+                "messages": None,
+                "prompt": "a",
+                "max_tokens": None,
+                "max_completion_tokens": 5,
+            },
+            10_000,
+        ),
+        (GEMINI | {"path": "/v1beta/models/gemini/paints:generateContent"}, 10_000),
+        # limits of other formats, which the vendor ignores
+        ({"max_tokens": None, "contents": [], "generationConfig": {"maxOutputTokens": 5}}, 10_000),
+        ({"path": "/v1/responses", "messages": [], "input": "?"}, 10_000),
+        ({"path": "/v1/responses", "messages": None, "input": "?", "prompt": {"id": "p"}}, 20_000),
+        # what only the vendor has
+        ({"messages": part("document_url", document_url="https://x.test/a.pdf")}, 10_000),
+        (
+            OF_RESPONSES
+            | {"model": "openai/sized", "max_output_tokens": 5, "input": [{"id": "msg_1"}]},
+            10_000,
+        ),
+        (CLAUDE | {"thread": {"continue": {"id": "msg_1"}}}, 10_000),
+        (
+            {
+                "path": "/v1/embeddings",
+                "messages": None,
+                "input": [{"image": "https://x.test/a.png"}],
+            },
+            10_000,
+        ),
+        # other models that may be asked, and summing up
+        (CLAUDE | {"fallbacks": [{"model": "thinks", "max_tokens": 1000}]}, 20_000),
+        (CLAUDE | {"compaction": {"type": "summarize"}}, 10_050),
+        (CLAUDE | {"context_management": {"edits": [{"type": "compact_20260112"}]}}, 10_050),
+        (
+            OF_RESPONSES
+            | {
+                "model": "openai/sized",
+                "max_output_tokens": 5,
+                "context_management": [{"type": "compaction"}],
+            },
+            10_050,
+        ),
     ],
 )
 def test_nothing_that_a_caller_sends_makes_the_hold_too_small(asked, least, tmp_path, vendor):
@@ -504,11 +567,20 @@ def test_nothing_that_a_caller_sends_makes_the_hold_too_small(asked, least, tmp_
 
 @pytest.mark.parametrize(
     "asked",
-    [{"models": ["unknown"]}, {"search_parameters": {"mode": "on"}}, {"plugins": [{"id": "web"}]}],
+    [
+        {"models": ["unknown"]},
+        {"search_parameters": {"mode": "on"}},
+        {"plugins": [{"id": "web"}]},
+        {"deferred": True},
+        CLAUDE | {"fallbacks": "default"},
+        CLAUDE | {"fallbacks": [{"model": "sized"}, {"model": "unknown"}]},
+        OF_RESPONSES | {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]},
+    ],
 )
 def test_what_has_no_price_is_refused(asked, tmp_path, vendor):
     """A gateway may take another model, and some search the web."""
     client = service(tmp_path, vendor, 'usd = "5"')
+    vendor.says(chat())
     assert held(client, max_tokens=5, **asked) is None
 
 
@@ -563,6 +635,28 @@ def test_each_api_and_operation_has_its_own_limits(tmp_path, vendor):
     )
 
 
+def test_texts_of_what_passes_through_are_held_by_their_bytes(tmp_path, vendor):
+    own = f"""
+[providers.passed]
+type = "openai"
+base_url = "{vendor.url}/v1"
+api_key = "env:VENDOR"
+models = ["draws", "ranks"]
+endpoints = ["images/edits", "rerank"]
+prices.draws = {{ input = "1", input_image = "1", output_image = "10", max_output = 100 }}
+prices.ranks = {{ input = "0", fees = {{ searches = "2" }} }}
+"""
+    client = service(tmp_path, vendor, 'usd = "0.0000001"', own)
+    fields = {"model": "passed/draws", "prompt": LONG}
+    form = requests.Request("POST", vendor.url, data=fields, files={"image": b"\x89PNG"}).prepare()
+    kind = {"Content-Type": form.headers["Content-Type"]}
+    drawn = client.post("/v1/images/edits", data=form.body, headers=OWN | kind)
+    assert drawn.status_code == 402 and "may cost 0.031" in drawn.text, drawn.text
+    documents = {"query": "?", "documents": ["qzjx " * 20_000]}  # which may be a token a letter
+    ranked = ask(client, "passed/ranks", "/v1/rerank", messages=None, **documents)
+    assert ranked.status_code == 402 and "may cost 0.006 USD" in ranked.text, ranked.text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["openai/open", "second/open", "gemini/open"])
 def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream, tmp_path, vendor):
@@ -579,14 +673,26 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
     assert 990 <= limit <= 1000
 
 
+@pytest.mark.parametrize(("length", "room"), [(4000, 6000), (40_000, 2500)])
+def test_a_limit_leaves_room_for_the_input(length, room, tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.1"')
+    vendor.says(chat())
+    long = [{"role": "user", "content": "x" * length}]
+    answer = ask(client, "openai/open", messages=long)
+    assert 0.99 * room <= int(answer.headers["X-Infermux-Max-Tokens"]) <= room
+
+
 CONTEXT = 10_000  # tokens, of the models with `max_input`
 SEARCHED = [{"type": "web_search"}]
-OF_RESPONSES = {"model": "openai/searches", "path": "/v1/responses", "messages": None, "input": "?"}
 OF_CLAUDE = {"model": "anthropic/searches", "path": "/v1/messages"}
 
 
 def searching(**more: Any) -> dict[str, Any]:
     return {"tools": [{"type": "web_search_20250305", "name": "web_search"} | more]}
+
+
+def boxed(kind: str, place: str, where: str) -> dict[str, Any]:
+    return {"tools": [{"type": kind, place: {"type": where, "memory_limit": "16g"}}]}
 
 
 @pytest.mark.sampled(3)
@@ -600,6 +706,21 @@ def searching(**more: Any) -> dict[str, Any]:
         (OF_CLAUDE | searching(), 10, 20),
         (OF_CLAUDE | {"tools": searching(max_uses=4)["tools"] * 2}, 8, 8),
         (OF_CLAUDE | {"mcp_servers": [{"type": "url", "url": "https://x.test"}]}, 10, 0),
+        (
+            OF_RESPONSES
+            | {"model": "openai/runs"}
+            | boxed("shell", "environment", "container_auto"),
+            20,
+            3 * 16,
+        ),
+        (
+            OF_RESPONSES
+            | {"model": "openai/runs"}
+            | boxed("code_interpreter", "container", "auto"),
+            20,
+            3 * 16,
+        ),
+        (OF_RESPONSES | {"model": "openai/runs"} | boxed("shell", "environment", "local"), 0, 0),
         (GEMINI | {"tools": [{"codeExecution": {}}]}, 5, 0),
         (GEMINI | {"tools": [{"urlContext": {}}]}, 1, 0),
     ],
@@ -801,6 +922,16 @@ def test_an_attempt_that_may_have_been_billed_is_assumed_to_be(fault, assumed, t
     assert (spent.cost, spent.assumed) == (record.call.cost, record.call.assumed)
     if answer.status_code == 200:
         assert record.call.cost == PLAIN + record.call.assumed
+
+
+def test_a_client_that_waits_too_short_spends_what_was_held(tmp_path, vendor):
+    """The vendor goes on without it: a short wait must not make a call cheap."""
+    client = service(tmp_path, vendor, 'usd = "1"')
+    vendor.says(chat(), delay=0.5)
+    headers = OWN | {"X-Stainless-Read-Timeout": "0.2"}
+    body = {"model": "openai/sized", "messages": HELLO, "max_tokens": 500}
+    assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == 504
+    assert rows(client)[0].call.assumed > 5000 * MICRO and budget_of(client)[0] > 5000 * MICRO
 
 
 def test_what_came_of_a_broken_stream_is_assumed_to_be_billed(tmp_path, vendor):

@@ -141,7 +141,7 @@ def test_a_key_of_the_file_stays_and_its_name_is_taken(client):
     assert (shown["name"], shown["source"], shown["rpm"]) == ("web", "configuration", 3)
 
 
-def test_a_revoked_key_is_refused_and_its_budget_stays_reportable(client):
+def test_a_revoked_key_is_refused_and_its_budget_stays_reportable(client, file):
     key = make(client, budget={"usd": "1.00", "per": "total"})["key"]
     assert ask(client, key).status_code == 200
     answer = client.delete("/keys/app", headers=ADMIN)
@@ -150,6 +150,10 @@ def test_a_revoked_key_is_refused_and_its_budget_stays_reportable(client):
     assert refused.status_code == 401 and "was revoked" in refused.json["error"]["message"]
     [budget] = client.get("/budgets", headers=ADMIN).json["budgets"]
     assert budget["name"] == "app" and budget["spent_pico"] > 0
+    assert '_usd{key="app"' not in client.get("/metrics", headers=ADMIN).text
+    assert client.get("/status/overview", headers=ADMIN).json["budgets"] == []
+    told = CliRunner().invoke(main, ["budgets", "--config", str(file)])
+    assert "app (key ended)" in told.output
     again = client.delete("/keys/app", headers=ADMIN)
     assert again.status_code == 409 and "revoked" in again.json["error"]["message"]
 

@@ -206,7 +206,7 @@ def decode_response(data: bytes, request: InferRequest) -> InferResponse:
         raise ValueError("an answer without content")
     said = Chunk(
         finish_reason=finish_reason(body.get("stop_reason")),
-        usage=usage_of(body.get("usage")),
+        usage=usage_of(body.get("usage"), body.get("model")),
         model=text(body.get("model")),
         id=text(body.get("id")),
     )
@@ -311,6 +311,7 @@ class _Reader:
     def __init__(self) -> None:
         self._blocks: dict[int, JSON] = {}
         self._usage: JSON = {}
+        self._model: object = None
         self._calls = 0
         self._details = 0
         self._length = 0  # of the text so far
@@ -320,6 +321,7 @@ class _Reader:
         """Return the chunk of an event, empty if its kind is unknown."""
         if kind == "message_start":
             message = obj(body["message"])
+            self._model = message.get("model")
             return Chunk(
                 usage=self._counted(message.get("usage")),
                 model=text(message.get("model")) or None,
@@ -350,7 +352,7 @@ class _Reader:
     def _counted(self, value: object) -> Usage | None:
         """Return the usage so far: a later count replaces an earlier one."""
         self._usage |= given(obj(value))
-        return usage_of(self._usage)
+        return usage_of(self._usage, self._model)
 
     def _start(self, index: int, block: JSON) -> Chunk:
         kind = string(block, "type")

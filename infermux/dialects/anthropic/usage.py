@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ...types import JSON, Usage
@@ -9,33 +10,40 @@ from .. import count, items, word
 from .. import members as obj
 from .. import obj as strict
 
+_DATE = re.compile(r"-\d{8}\Z")
 _SUMMED = (
     *("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
 )
 
 
-def usage_of(value: object) -> Usage | None:
-    """Return the usage, or None; Anthropic counts cached tokens apart from input_tokens.
+def usage_of(value: object, model: object = None) -> Usage | None:
+    """Return the usage of an answer of *model*, or None.
 
-    With iterations, such as one that compacts the context, all of them are billed; those of
-    another model at its own price.
+    Anthropic counts cached tokens apart from input_tokens. With iterations, such as one that
+    compacts the context, all of them are billed; those of another model at its own price.
     """
     data = strict(value)
     found = _counted(data)
     listed = data.get("iterations")
     if found is None or not isinstance(listed, list) or not listed:
         return found
-    own = [each for each in items(listed) if not word(each.get("model"))]
+    names = [_name(each.get("model")) for each in items(listed)]
+    own = [each for each, name in zip(listed, names, strict=True) if name in ("", _name(model))]
     others = [
-        (word(each.get("model")), usage)
-        for each in items(listed)
-        if word(each.get("model")) and (usage := _counted(each)) is not None
+        (word(each["model"]), usage)
+        for each in listed
+        if each not in own and (usage := _counted(each)) is not None
     ]
     if own:
         whole = _counted(data | _sums(own))
         found = _larger(found, whole or found)
     others = [(name, replace(usage, service_tier=found.service_tier)) for name, usage in others]
     return replace(found, others=tuple(others))
+
+
+def _name(model: object) -> str:
+    """Return a model's name without its date: an alias stands for it."""
+    return _DATE.sub("", word(model))
 
 
 def _larger(told: Usage, summed: Usage) -> Usage:

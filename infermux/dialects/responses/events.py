@@ -12,6 +12,7 @@ from ...protocol.sse import Event
 from ...types import JSON, Chunk, Usage
 from .. import (
     items,
+    listed,
     members,
     obj,
     provider_error,
@@ -26,6 +27,7 @@ from ..blocks import StreamAccumulator, whole
 from ..citations import citations, image
 from ..openai.upstream import decode_error
 from ..openai.usage import usage_of as chat_usage
+from ..sizes import CONTAINER, gigabytes
 from . import DRAWN
 
 _STATUS = {  # of the errors inside a response or a stream, which have only a code
@@ -93,7 +95,7 @@ def usage_of(body: JSON) -> Usage | None:
     renamed = without(data, *COUNTS) | {
         name: data.get(own) for own, name in COUNTS.items() if data.get(own) is not None
     }
-    usage, fees = chat_usage(renamed, body.get("service_tier")), fees_of(body.get("output"))
+    usage, fees = chat_usage(renamed, body.get("service_tier")), fees_of(body)
     return replace(usage, fees=fees) if usage is not None and fees else usage
 
 
@@ -104,21 +106,24 @@ _FREE = frozenset(
 )
 
 
-def fees_of(output: object) -> tuple[tuple[str, int], ...]:
-    """Return the vendor's own tools that the items of an output have used, and how often."""
+def fees_of(body: JSON) -> tuple[tuple[str, int], ...]:
+    """Return the vendor's own tools that a response has used, and how often.
+
+    A container, in which code or a shell runs, counts once for each gigabyte.
+    """
     found: dict[str, set[object]] = {}
-    for place, item in enumerate(output if isinstance(output, list) else ()):
-        kind = word(members(item).get("type"))
-        name = kind.removesuffix("_call")
+    for place, item in enumerate(listed(body.get("output"))):
+        kind, where = word(item.get("type")), members(item.get("environment")).get("container_id")
+        name = CONTAINER if kind == "shell_call" and where else kind.removesuffix("_call")
         if name == kind or name in _FREE:
             continue
         action = word(members(item.get("action")).get("type"))
         if name == "web_search" and action not in ("", "search"):
             continue  # pages are opened free of charge
-        # code runs in containers, which are billed
-        what: object = item.get("container_id") or item.get("id") or place
+        what: object = where or item.get("container_id") or item.get("id") or place
         found.setdefault(name, set()).add(str(what))
-    return tuple((name, len(used)) for name, used in found.items())
+    times = {CONTAINER: max([1, *map(gigabytes, listed(body.get("tools")))])}
+    return tuple((name, len(used) * times.get(name, 1)) for name, used in found.items())
 
 
 COUNTS = {

@@ -89,7 +89,7 @@ def translated(
     request = chat.asking(replace(request, messages=messages), drop)
     messages = list(request.messages)
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
-    body |= _params(request, drop)
+    body = _params(request, drop) | body  # a member of another format's name replaces nothing
     search.add(body, drop, {"type": "web_search"}, limits=form == FORMAT)
     if request.native is None or request.native.dialect != NAME:
         body.setdefault("store", False)  # as chat completions do

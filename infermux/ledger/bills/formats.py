@@ -48,7 +48,9 @@ _PLAIN_USD = (
     "cost",
     "amount",
 )
-_CURRENCY = ("amount_currency", "currency")
+_CURRENCY = ("amount_currency", "currency", "billing_currency", "currency_code")
+# in a column's name, such as "Cost (€)"
+_SIGN = re.compile(r"[\u00a3\u00a5\u20a0-\u20cf\u5143\u5186]")
 # names of columns that no cost depends on, whatever the export
 _NEUTRAL = (
     r"(?:.*_)?(?:id|names?|email|user|key|redacted|disabled|status|object|workspace|type|unit|tier"
@@ -124,6 +126,8 @@ def _dollars(cells: Cells, *keys: str) -> Fraction:
     code, amount = cells.text(*_CURRENCY).lower(), cells.amount(*keys)
     if code not in ("", "usd"):
         raise cells.bad(cells.column(*_CURRENCY), f"the currency must be usd, not {shown(code)}")
+    if sign := _SIGN.search(cells.title(*keys)):
+        raise cells.bad(cells.column(*keys), f"the currency must be usd, not {sign[0]}")
     return amount
 
 

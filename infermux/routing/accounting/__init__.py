@@ -22,6 +22,7 @@ from ...errors import (
     ProviderModelNotFound,
     ProviderRateLimited,
     ProviderRejected,
+    ProviderTimeout,
     RequestError,
     Unavailable,
 )
@@ -322,6 +323,8 @@ class Accounting:
         told = call.usage, call.cost, call.cost_source
         self._charge(call, attempt, _completed(call.request, "", _NO_USAGE))
         attempt.assumed = True
+        if _left(call, error):  # the vendor may go on
+            self._assume(call, attempt)
         call.usage, call.cost, call.cost_source = told
         if call.cost_source == "unpriced" and attempt.cost is not None:
             call.cost_source = ASSUMED
@@ -384,6 +387,12 @@ class Accounting:
             self._assume(call, attempt)
 
 
+def _left(call: Call, error: BaseException) -> bool:
+    """Return whether the client itself has set the time that was too short."""
+    patience = call.patience
+    return isinstance(error, ProviderTimeout) and patience is not None and call.seconds >= patience
+
+
 def may_be_billed(error: BaseException, seconds: float) -> bool:
     """Return whether the vendor may bill an attempt that failed with *error* after *seconds*."""
     if not isinstance(error, ProviderError):  # such as a client that has disconnected
@@ -428,7 +437,7 @@ def _completed(request: InferRequest, text: str, told: Usage) -> Usage:
     is_empty = not (tokens_in or tokens_out or told.fees)
     if (tokens_out is None or is_empty) and (told.total_tokens or 0) <= (tokens_in or 0):
         tokens_out = estimate(text)
-    if tokens_in is None or is_empty:
+    if not tokens_in:
         tokens_in = estimate_messages(request.messages) + estimate_prompts(request.params)
     if (tokens_in, tokens_out or None) == (told.input_tokens, told.output_tokens or None):
         return told

@@ -13,6 +13,7 @@ from ...protocol import InferRequest
 from ...types import Usage
 
 MAX_IMAGES = 16  # images that a client may send to be edited
+MAX_PROMPT = 32_000  # characters of OpenAI's prompts for images
 MAX_ANSWERS = 10  # images that one request may ask for
 MAX_PARTIAL, PARTIAL_TOKENS = 3, 100  # previews of an image in a stream, and tokens of each
 DOCUMENTS = 100  # documents that Cohere bills as one search
@@ -60,9 +61,8 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
     """Yield the possible usages, one of which is the most expensive."""
     unit, listed = _unit(request), dict(price.fees)
     fees = (unit,) if unit is not None and unit[0] in listed else ()
-    rates, body = price.rates, request.body_in("openai")
-    passed = request.passed
-    tokens = len(body.data) if body is not None else 0
+    rates, passed = price.rates, request.passed
+    tokens = _bytes(request)
     output: int | None = 0
     if request.op.startswith("audio/t"):  # the length of a recording is unknown
         heard = price.max_input if rates.input or rates.input_audio else 0
@@ -92,6 +92,15 @@ def _usages(request: InferRequest, price: Price) -> Iterator[Usage]:
     )
 
 
+def _bytes(request: InferRequest) -> int:
+    """Return the most bytes of text that a request has."""
+    body, upload = request.body_in("openai"), request.passed.upload
+    if upload is None:
+        return len(body.data) if body is not None else 0
+    fields = sum([len(str(each).encode(errors="replace")) for each in request.params.values()])
+    return fields if upload.is_read else fields + MAX_PROMPT
+
+
 def _answers(request: InferRequest) -> int:
     return max(1, _number(request, "n", MAX_ANSWERS) or 1)
 
@@ -115,6 +124,5 @@ def _unit(request: InferRequest) -> tuple[str, int] | None:
     if request.op == "rerank":
         documents = request.params.get("documents")
         listed = len(documents) if isinstance(documents, list) else 1
-        tokens = asked(request).input_tokens or 0
-        return "searches", math.ceil((listed + tokens // DOCUMENT_TOKENS) / DOCUMENTS)
+        return "searches", math.ceil((listed + _bytes(request) // DOCUMENT_TOKENS) / DOCUMENTS)
     return next(iter(asked(request).fees), None)

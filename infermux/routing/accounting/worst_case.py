@@ -12,7 +12,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ...dialects.sizes import MAX_IMAGE, MIN_OUTPUT, Size, fallbacks, size_of, with_uses
+from ...dialects.sizes import (
+    MAX_IMAGE,
+    MIN_OUTPUT,
+    Size,
+    fallbacks,
+    size_of,
+    substitutes,
+    with_uses,
+)
 from ...errors import BudgetExceeded, InferMuxError, NoHealthyProvider, UnpricedModel, shown
 from ...planning import Plan
 from ...pricing import Price, cost, usd
@@ -34,19 +42,27 @@ class Worst(NamedTuple):
     price: Price
     output: int  # tokens of each answer
     bounded: bool  # whether something limits the answer
+    more: int = 0  # pico-USD of the models that are asked after a refusal, which are in `pico`
 
     def unpacked(self) -> Worst:
         """Return the most that the call may cost if its files hold what their bytes tell."""
         size = replace(self.size, packed=False)
-        return self._replace(size=size, pico=most_cost(size, self.price, self.output))
+        most = most_cost(size, self.price, self.output)
+        return self._replace(size=size, pico=None if most is None else most + self.more)
 
     def affordable(self, pico: int) -> int:
-        """Return the most output tokens of each answer so that the call costs at most *pico*."""
-        low, high = 0, self.price.max_output or context_of(self.price)
+        """Return the most output tokens of each answer so that the call costs at most *pico*.
+
+        The input has room in the context beside them: vendors refuse a limit beyond it. It may be
+        shorter than its bytes, so a quarter of the context is left to the output.
+        """
+        context = context_of(self.price)
+        room = context - min(self.size.tokens, context * 3 // 4)
+        low, high = 0, min(room, self.price.max_output or room)
         while low < high:
             middle = (low + high + 1) // 2
             most = most_cost(self.size, self.price, middle)
-            if most is not None and most <= pico:
+            if most is not None and most + self.more <= pico:
                 low = middle
             else:
                 high = middle - 1
@@ -80,17 +96,17 @@ def fitted(worst: Worst, left: int, limited: Callable[[int], Worst | None]) -> F
     if not tokens:
         return None
     pico = most_cost(most.size, most.price, tokens)
-    return Fit(left if is_packed else pico or 0, tokens, most_uses)
+    return Fit(left if is_packed else (pico or 0) + most.more, tokens, most_uses)
 
 
-def body_of(provider: object, request: InferRequest) -> JSON:
-    """Return the body that *provider* is sent, or the most similar part of the request."""
+def body_of(provider: object, request: InferRequest) -> tuple[JSON, str]:
+    """Return the body that *provider* is sent, or what is most like it, and its format."""
     sent = getattr(provider, "body_of", None)
     if sent is not None:
-        found: JSON = sent(request)
+        found: tuple[JSON, str] = sent(request)
         return found
     messages = {"messages": list(request.messages)} if request.messages else {}
-    return messages | dict(request.params)
+    return messages | dict(request.params), "openai"
 
 
 def worst_case(
@@ -102,7 +118,7 @@ def worst_case(
 ) -> Worst:
     """Return the most that *request* may cost; *tokens* is its input, if only that is known.
 
-    *others* returns the prices of the models that a gateway may take instead.
+    *others* returns the prices of other models, which the vendor may ask instead or as well.
     """
     own = getattr(provider, "worst_case", None)
     if own is not None and getattr(provider, "price", None) is price:  # it has a formula
@@ -111,10 +127,10 @@ def worst_case(
         return Worst(most_cost(found, price, output), found, price, output, True)
     if request.passed is not None:
         return Worst(most_passed(request, price), Size(), price, 0, True)
-    body = body_of(provider, request)
+    body, form = body_of(provider, request)
     if request.most_uses is not None:
-        body = with_uses(body, request.most_uses)
-    size = size_of(body)
+        body = with_uses(body, request.most_uses, form)
+    size = size_of(body, "completions" if request.op == "completions" else form)
     if tokens is not None:
         size.tokens = round(tokens * MARGIN) + 3
     if request.op == "embeddings":
@@ -125,14 +141,20 @@ def worst_case(
         unknown = worst._replace(pico=None)
         other = [unknown if each is None else _of(size, each) for each in prices]
         return max(worst, *other, key=lambda each: math.inf if each.pico is None else each.pico)
+    for model, asked in substitutes(body, form):
+        listed = others(model)
+        more = None if listed is None else _of(size_of(asked, form), listed).pico
+        if more is None or worst.pico is None:
+            return worst._replace(pico=None)
+        worst = worst._replace(pico=worst.pico + more, more=worst.more + more)
     return worst
 
 
 def _of(size: Size, price: Price) -> Worst:
-    bounded, output = True, size.output
+    unlimited, bounded, output = price.max_output or context_of(price), True, size.output
     if output is None:
-        bounded, output = price.max_output is not None, price.max_output or context_of(price)
-    output += size.predicted
+        bounded, output = price.max_output is not None, unlimited
+    output += size.predicted + size.compacts * unlimited
     return Worst(most_cost(size, price, output), size, price, output, bounded)
 
 
@@ -177,7 +199,7 @@ def _usages(size: Size, price: Price, output: int) -> Iterator[Usage]:
     kinds = [usage]
     if size.speaks:
         kinds.append(replace(usage, output_audio_tokens=output))
-    if size.draws:
+    if size.draws or rates.output_image is not None:  # some models draw unasked
         kinds.append(replace(usage, output_image_tokens=output))
     # where a cache for an hour has a price, only what is marked is written to a cache
     writes = rates.cache_write is not None and (size.caches or rates.cache_write_1h is None)

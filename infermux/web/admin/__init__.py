@@ -159,7 +159,7 @@ def _cost_query(api: Api, now: float) -> tuple[reports.Period, str | None, int]:
 
 def budgets(api: Api) -> Response:
     with _ledger(api) as ledger:
-        found = reports.budgets_dict(status.budgets(api.router), ledger.adjustments())
+        found = reports.budgets_dict(status.budgets(api.router, former=True), ledger.adjustments())
     return json_response(found)
 
 
