@@ -138,8 +138,10 @@ def size_of(body: JSON) -> Size:
     tier = body.get("service_tier") or body.get("serviceTier")
     size.tier = "fast" if body.get("speed") == "fast" else word(tier)
     size.geo = word(body.get("inference_geo"))
-    modes = str([body.get("modalities"), *map(_modes, configs)]).lower()
-    size.speaks, size.draws = "audio" in modes or bool(body.get("audio")), "image" in modes
+    names = ("responseModalities", "response_modalities")
+    modes = [body.get("modalities"), *[each.get(name) for each in configs for name in names]]
+    said = str(modes).lower()
+    size.speaks, size.draws = "audio" in said or bool(body.get("audio")), "image" in said
     _tools(body, size)
     return size
 
@@ -212,10 +214,6 @@ def _limits(body: JSON, configs: list[JSON]) -> list[object]:
     elif "messages" in body or "prompt" in body:
         found = [body.get(name) for name in _LIMITS]
     return [each for each in found if each is not None]
-
-
-def _modes(config: JSON) -> object:
-    return config.get("responseModalities"), config.get("response_modalities")
 
 
 # -- input --
