@@ -80,11 +80,8 @@ def current_request() -> Request:
 
 def query_of(known: Collection[str]) -> list[tuple[str, str]]:
     """Return the parameters of the URL; raise RequestError for one that is not *known*."""
-    found = list(current_request().args.items(multi=True))
-    for name, _ in found:
-        if name not in known:
-            raise RequestError(f"there is no parameter {shown(name)} here", param=name[:100])
-    return found
+    only_parameters(*sorted(known))
+    return list(current_request().args.items(multi=True))
 
 
 class BodyRoom:
@@ -379,6 +376,13 @@ def _used_up(call: Call) -> bool:
 def plain_error(error: InferMuxError) -> JSON:
     """Return an error as JSON for the MIST and operators' endpoints."""
     return {"error": {"message": error.message, "type": error.type, "code": error.code}}
+
+
+def is_codex() -> bool:
+    """Return whether Codex asks: it says its version in the query, and its name in headers."""
+    request = current_request()
+    names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
+    return "client_version" in request.args or any(name.startswith("codex") for name in names)
 
 
 def call_headers(call: Call) -> dict[str, str]:

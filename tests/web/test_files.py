@@ -474,7 +474,10 @@ def test_bad_requests_name_what_is_wrong(shared):
     for path, words in (
         ("/v1/files?limit=0", "limit must be a number from 1 to 10000"),
         ("/v1/batches?limit=101", "limit must be a number from 1 to 100"),
-        ("/v1/files?api-version=1", "there is no parameter 'api-version' here"),
+        (
+            "/v1/files?api-version=1",
+            "unknown parameter 'api-version'; use after, limit, order, purpose",
+        ),
     ):
         answer = ask(shared.port, path, headers=key)
         assert (answer.status, answer.json["error"]["message"]) == (400, words)
