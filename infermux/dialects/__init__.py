@@ -232,8 +232,8 @@ def packed(vector: list[float]) -> str:
 # -- errors --
 
 _TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|limit)|prompt is too long"
-    r"|too many (input )?tokens|input token count",
+    r"context.{0,20}(length|window|limit|size)|(prompt|input) is too long|maximum prompt length"
+    r"|too many (input )?tokens|input token count|model token limit|length of the messages",
     re.I,
 )
 _BAD_KEY = re.compile(

@@ -14,9 +14,10 @@ from itertools import chain
 from typing import Any
 
 from ..errors import ProviderError
+from ..pricing import find
 from ..protocol import InferRequest, InferResponse
 from ..types import JSON, NOTHING, Chunk, Usage
-from . import Dialect
+from . import Dialect, members
 
 _NAME = re.compile(r"[a-z_][\w-]{0,63}", re.ASCII | re.IGNORECASE)  # that every vendor takes
 
@@ -111,7 +112,7 @@ def fitted(
     native = request.native
     if native is not None and native.dialect == speaks(request).NAME:
         return request, Calls()
-    params, messages = request.params, _unique(request.messages)
+    params, messages = _bounded(request), _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
     tools = tools if isinstance(tools, list) else []
     said = {str(_name(each)) for each in chain(tools, _calls(messages))}
@@ -126,9 +127,19 @@ def fitted(
             for each in messages
         ]
     calls = Calls(request, {fits: own for own, fits in names.items()})
-    if messages is not request.messages:
+    if messages is not request.messages or params is not request.params:
         request = replace(request, params=params, messages=messages)
     return request, calls
+
+
+def _bounded(request: InferRequest) -> Mapping[str, Any]:
+    """Return the params with a limit that the model has: a Messages client must name one."""
+    native, limit = request.native, request.params.get("max_tokens")
+    if native is None or native.dialect != "anthropic" or type(limit) is not int:
+        return request.params
+    price = find(request.provider, request.model)
+    most = (price and price.max_output) or limit
+    return request.params if limit <= most else {**request.params, "max_tokens": most}
 
 
 def _calls(messages: Iterable[JSON]) -> list[JSON]:
@@ -137,8 +148,7 @@ def _calls(messages: Iterable[JSON]) -> list[JSON]:
 
 def _name(holder: object) -> Any:
     """Return the name of a function that is declared, called or chosen."""
-    function = holder.get("function") if isinstance(holder, dict) else None
-    return function.get("name") if isinstance(function, dict) else None
+    return members(members(holder).get("function")).get("name")
 
 
 def _named(holder: JSON, names: Mapping[str, str]) -> JSON:

@@ -48,7 +48,7 @@ def citations(found: object, shift: int = 0, *, flat: bool = False) -> list[JSON
         said = each if flat else members(each.get(URL))
         start, end = (shift + _index(said.get(name)) for name in ("start_index", "end_index"))
         read.append(citation(said.get("url"), said.get("title"), start, end, said.get("content")))
-    return [each for each in read if each]
+    return [*filter(None, read)]
 
 
 def sourced(body: JSON, text: str) -> list[JSON]:
@@ -65,7 +65,7 @@ def sourced(body: JSON, text: str) -> list[JSON]:
     for number, start, end in known or [(n + 1, 0, len(text)) for n in range(len(sources))]:
         one = sources[number - 1]
         read.append(citation(one.get("url"), one.get("title"), start, end, one.get("snippet")))
-    return [each for each in read if each]
+    return [*filter(None, read)]
 
 
 def cited(text: str, annotations: Iterable[JSON]) -> list[tuple[str, list[JSON]]]:

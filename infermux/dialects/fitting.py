@@ -264,7 +264,7 @@ _GOOGLE_FORMATS = frozenset(
 
 def googles(schema: Any) -> Any:
     """Return a schema in the subset that Google takes: references are replaced by their schemas."""
-    return _Google(schema if isinstance(schema, dict) else {}).fitted(schema, ())
+    return _Google(members(schema)).fitted(schema, ())
 
 
 class _Google:
@@ -286,8 +286,7 @@ class _Google:
             if ref in path or self._left <= 0:
                 return {"type": "object"}
             found = _resolved(ref, self._root)
-            rest = {name: value for name, value in schema.items() if name != "$ref"}
-            schema, path = (found if isinstance(found, dict) else {}) | rest, (*path, ref)
+            schema, path = members(found) | without(schema, "$ref"), (*path, ref)
             if "$ref" in schema:
                 return self.fitted(schema, path)
         new = _inner(self._merged(schema, path), lambda each: self.fitted(each, path))
@@ -324,7 +323,7 @@ def _resolved(ref: str, root: Mapping[str, Any]) -> Any:
     names: Sequence[str] = [name for name in ref[1:].split("/") if name]
     for name in names:
         name = name.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, dict) else None
+        found = members(found).get(name)
     return {} if found is None else found
 
 
@@ -394,7 +393,7 @@ def _strip(members: JSON) -> list[str]:
     for holder, name in _INSIDE:
         inner = members.get(holder)
         if isinstance(inner, dict) and name in inner:
-            members[holder] = {key: value for key, value in inner.items() if key != name}
+            members[holder] = without(inner, name)
             left += [] if left else [name]
             if not members[holder]:
                 del members[holder]

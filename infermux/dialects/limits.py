@@ -1,11 +1,8 @@
 """Vendors' rate limits as their answers tell them: whether one is used up, and until when.
 
 All have a header with "ratelimit" and "remaining" in its name, and mostly another one with "reset"
-in that place. OpenAI and Groq: x-ratelimit-remaining-requests and -tokens; the resets are durations
-such as 1s, 6m0s or 2m59.56s (https://platform.openai.com/docs/guides/rate-limits). Anthropic:
-anthropic-ratelimit-requests-remaining, -tokens-, -input-tokens- and -output-tokens-; the resets are
-times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits). Others: x-ratelimit-remaining,
-x-ratelimit-remaining-tokens-minute, ratelimit-remaining, with seconds or seconds since 1970.
+in that place: durations such as 2m59.56s (https://platform.openai.com/docs/guides/rate-limits),
+times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits), seconds, or seconds since 1970.
 """
 
 from __future__ import annotations

@@ -47,16 +47,15 @@ def settled(
     }
     over = {name: value for name, value in override.items() if _fits(name, request.op)}
     gone = {each for name in over for each in _alike(name)}
-    new = {name: value for name, value in new.items() if name not in gone} | over
+    new = without(new, *gone) | over
     if not (new.get("tools") or own.get("tools")):
         new = without(new, *_OF_TOOLS)
     if not new:
         return request
-    kept = {name: value for name, value in own.items() if name not in gone}
     before: Forced = request.forced or Forced({})
-    forced = {name: value for name, value in before.params.items() if name not in gone} | new
+    forced = without(before.params, *gone) | new
     by_default = (before.defaults | new.keys()) - over.keys()
-    return replace(request, params=kept | new, forced=Forced(forced, by_default))
+    return replace(request, params=without(own, *gone) | new, forced=Forced(forced, by_default))
 
 
 def _alike(name: str) -> tuple[str, ...]:
@@ -155,7 +154,7 @@ def _translated(request: InferRequest, forced: Mapping[str, Any], dialect: Diale
         )
         return obj(strict_json.lenient(dialect.encode_request(asked, stream=False)))
 
-    raw = {name: value for name, value in forced.items() if name not in kinds()}
+    raw = without(forced, *kinds())
     known = without(forced, *raw)
     beside = {name: request.params[name] for name in _BESIDE if name in request.params}
     beside = without(beside, *known)

@@ -152,8 +152,10 @@ def size_of(body: JSON, form: str = "openai") -> Size:
     tier = body.get("service_tier") or body.get("serviceTier")
     size.tier = "fast" if body.get("speed") == "fast" else word(tier)
     size.geo = word(body.get("inference_geo"))
-    modes = str([body.get("modalities"), *map(_modes, configs)]).lower()
-    size.speaks, size.draws = "audio" in modes or bool(body.get("audio")), "image" in modes
+    names = ("responseModalities", "response_modalities")
+    modes = [body.get("modalities"), *[each.get(name) for each in configs for name in names]]
+    said = str(modes).lower()
+    size.speaks, size.draws = "audio" in said or bool(body.get("audio")), "image" in said
     _tools(body, size, form)
     _compacts(body, size)
     return size
@@ -228,10 +230,6 @@ def with_uses(body: JSON, most: int, form: str) -> JSON:
             for each in tools
         ]
     }
-
-
-def _modes(config: JSON) -> object:
-    return config.get("responseModalities"), config.get("response_modalities")
 
 
 # -- input --

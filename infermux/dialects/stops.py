@@ -42,15 +42,14 @@ def stopped_stream(chunks: Iterator[Chunk], stops: Sequence[str]) -> Iterator[Ch
     """
     held, ended = "", False
     for chunk in chunks:
+        reason = "stop" if chunk.finish_reason else None
         if ended:
-            reason = "stop" if chunk.finish_reason else None
             yield Chunk(finish_reason=reason, usage=chunk.usage, model=chunk.model, id=chunk.id)
             continue
         words = held + chunk.text
         end = _first(words, stops)
         if end >= 0:
             ended, held = True, ""
-            reason = "stop" if chunk.finish_reason else None
             yield chunk._replace(text=words[:end], tool_calls=(), native=None, finish_reason=reason)
             continue
         final = chunk.finish_reason or chunk.tool_calls

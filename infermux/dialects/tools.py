@@ -147,7 +147,7 @@ def _of_chat(request: InferRequest, dialect: str) -> InferRequest:
 
 
 def _is_custom(tool: object) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == "custom"
+    return members(tool).get("type") == "custom"
 
 
 def _has_no_custom(message: object) -> bool:
@@ -233,7 +233,7 @@ _FAMILIES = ("web_search", "tool_search")
 
 def without_lost(choice: Any, names: Collection[Any], drop: Drop) -> Any:
     """Return a tool_choice, or None if there is no tool or it names one that was left out."""
-    own = choice.get("function") if isinstance(choice, dict) else None
+    own = members(choice).get("function")
     lost = isinstance(own, dict) and own.get("name") not in names
     if choice is not None and (lost or not names):
         hint("tool_choice", drop)
@@ -305,7 +305,7 @@ def custom_input(arguments: str) -> str:
         value = strict_json.loads(arguments)
     except ValueError:
         return arguments  # as models sometimes write it
-    found = value.get(INPUT) if isinstance(value, dict) else None
+    found = members(value).get(INPUT)
     return found if isinstance(found, str) else arguments
 
 

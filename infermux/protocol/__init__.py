@@ -9,8 +9,9 @@ import os
 import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 from ..errors import ProtocolError, RequestError, close_to, shown
@@ -372,27 +373,10 @@ class InferResponse:
     images: Sequence[JSON] = ()  # that the model drew, as image_url parts
 
     def known(self, provider: str, cost_usd: float | None, latency_ms: int) -> InferResponse:
-        """Return a copy with these fields replaced, twice as fast as `dataclasses.replace`."""
-        return InferResponse(
-            self.model,
-            provider,
-            self.content,
-            self.tokens_in,
-            self.tokens_out,
-            cost_usd,
-            latency_ms,
-            self.finish_reason,
-            self.tool_calls,
-            self.reasoning,
-            self.refusal,
-            self.details,
-            self.usage,
-            self.id,
-            self.native,
-            self.extra,
-            self.annotations,
-            self.images,
-        )
+        """Return a copy with these fields replaced."""
+        made = InferResponse(*_values(self))
+        made.provider, made.cost_usd, made.latency_ms = provider, cost_usd, latency_ms
+        return made
 
     def to_dict(self) -> JSON:
         """Return the infer.response in mist-go's order; extensions only if they are not empty."""
@@ -410,6 +394,9 @@ class InferResponse:
             if value := getattr(self, name):
                 data[name] = value if isinstance(value, str) else list(value)
         return data
+
+
+_values = attrgetter(*(each.name for each in fields(InferResponse)))
 
 
 @dataclass(frozen=True, slots=True)

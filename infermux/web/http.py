@@ -340,6 +340,12 @@ def plain_error(error: InferMuxError) -> JSON:
     return {"error": {"message": error.message, "type": error.type, "code": error.code}}
 
 
+def is_codex() -> bool:
+    """Return whether Codex asks: it says its version in the query, and its name in headers."""
+    names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
+    return "client_version" in request.args or any(name.startswith("codex") for name in names)
+
+
 def call_headers(call: Call) -> dict[str, str]:
     """Return the response headers that describe a call."""
     headers = {

@@ -11,6 +11,7 @@ from importlib import resources
 from flask import Response, request
 
 from ..config.patterns import covers
+from ..dialects import given
 from ..dialects.anthropic import downstream as anthropic
 from ..dialects.gemini import downstream as gemini
 from ..dialects.openai import downstream as wire
@@ -27,6 +28,7 @@ from .http import (
     Api,
     Identify,
     call_response,
+    is_codex,
     json_body,
     json_response,
     refuse_body,
@@ -36,6 +38,7 @@ from .passed.files import FILE_ROUTES
 from .passed.media import MEDIA_ROUTES
 from .responses import STORED_ROUTES, respond
 from .sse import sse_response
+from .token_count import native_body
 
 _SECRETS = {"key", "$key", "access_token", "oauth_token"}  # in addresses of Google's API
 _EPOCH = "1970-01-01T00:00:00Z"
@@ -73,11 +76,10 @@ def complete(api: Api, op: str) -> Response:
         )
         return sse_response(api, call, lambda _: make(model=call.model))
     response = api.router.answer(call)
-    data = wire.encode_answer(
+    data = native_body(response, "openai") or b"%s\n" % wire.encode_answer(
         response, call.request, model=call.model, ident=ident, created=created
     )
-    native = response.native is not None and data is response.native[1]
-    return call_response(call, data if native else data + b"\n")
+    return call_response(call, data)
 
 
 def encode_error(error: InferMuxError) -> JSON:
@@ -107,7 +109,7 @@ def models(api: Api) -> Response:
         owners = {name: owners.get(name, found[0]) for name, found in served.items()}
     if api.name == "gemini" or is_google():
         return json_response(_google_page(api, [*owners.items()]))
-    if _is_codex():
+    if is_codex():
         found = [_codex(api, name, number) for number, name in enumerate(owners)]
         return json_response({"models": found})
     data = [_model(api, name, owner) for name, owner in owners.items()]
@@ -149,12 +151,6 @@ def refuse_key() -> None:
         )
 
 
-def _is_codex() -> bool:
-    """Return whether Codex asks: it says its version in the query, and its name in headers."""
-    names = [request.headers.get(name, "") for name in ("originator", "user-agent")]
-    return "client_version" in request.args or any(name.startswith("codex") for name in names)
-
-
 def _limits(api: Api, name: str) -> tuple[int | None, int | None]:
     """Return the least context and output, in tokens, of a name's targets; None if unknown."""
     router = api.router
@@ -173,9 +169,8 @@ def _model(api: Api, name: str, provider: str) -> JSON:
     data: JSON = {"id": name, "type": "model", "display_name": name, "created_at": _EPOCH}
     if is_anthropic():
         return data | {"lifecycle": "active", "max_input_tokens": context, "max_tokens": output}
-    known = {"context_window": context, "max_output_tokens": output}
-    limits = {name: value for name, value in known.items() if value}
-    return {"object": "model", "created": 0, "owned_by": provider} | data | limits
+    limits = {"context_window": context, "max_output_tokens": output}
+    return {"object": "model", "created": 0, "owned_by": provider} | data | given(limits)
 
 
 def _google_page(api: Api, owners: list[tuple[str, str]]) -> JSON:
@@ -198,14 +193,13 @@ def _google(api: Api, name: str, provider: str) -> JSON:
     methods = ["generateContent", "countTokens"]
     if targets.abilities(api.router.registry.resolve(name)[0]) == ["embeddings"]:
         methods = ["embedContent", "batchEmbedContents"]
-    known = {"inputTokenLimit": context, "outputTokenLimit": output}
     return {
         "name": f"models/{name}",
         "version": "",
         "displayName": name,
         "description": f"served by {provider}",
         "supportedGenerationMethods": methods,
-    } | {limit: tokens for limit, tokens in known.items() if tokens}
+    } | given({"inputTokenLimit": context, "outputTokenLimit": output})
 
 
 def _codex(api: Api, name: str, number: int) -> JSON:

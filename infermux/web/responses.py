@@ -10,7 +10,7 @@ from flask import Response, request
 from ..dialects.responses import NAME, RESOURCE
 from ..dialects.responses import downstream as wire
 from ..dialects.responses.stream import Encoder
-from ..errors import NotFound, ProviderError, shown
+from ..errors import NotFound, ProviderContextTooLong, ProviderError, shown
 from ..planning import Snapshot, plan
 from ..planning.call import Call
 from ..protocol import InferRequest, Native, strict_json
@@ -19,9 +19,18 @@ from ..routing.stored import IDENT, Owner
 from ..types import Caller, Route, Target
 from . import Route as Endpoint
 from .auth import admitted
-from .http import Api, call_response, json_body, query_of, read_body, start_call
-from .sse import sse_response
-from .token_count import token_count
+from .http import (
+    Api,
+    call_headers,
+    call_response,
+    is_codex,
+    json_body,
+    query_of,
+    read_body,
+    start_call,
+)
+from .sse import HEADERS, failed_response, sse_response
+from .token_count import native_body, token_count
 
 _QUERY = "after before include include[] include_obfuscation limit order starting_after stream"
 
@@ -32,11 +41,15 @@ def respond(api: Api) -> Response:
     wanted, wants_stream = wire.decode_request(json_body(strict_json.document))
     call = start_call(api, wanted, caller)
     if wants_stream:
-        return sse_response(api, call, lambda _: Encoder(_answer(call)))
+        try:
+            return sse_response(api, call, lambda _: Encoder(_answer(call)))
+        except ProviderContextTooLong as error:
+            if not is_codex():  # which shortens the conversation if a failed stream says so
+                raise
+            return failed_response(error, Encoder(_answer(call)), HEADERS | call_headers(call))
     response = api.router.answer(call)
-    data = wire.encode_answer(response, _answer(call))
-    native = response.native is not None and data is response.native[1]
-    return call_response(call, data if native else data + b"\n")
+    own = native_body(response, NAME)
+    return call_response(call, own or wire.encode_response(response, _answer(call)))
 
 
 # -- what vendors store: each call goes to the provider of its id --

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from flask import Response, current_app, request
@@ -65,6 +65,13 @@ def sse_response(
     return response
 
 
+def failed_response(error: Exception, encoder: Encoder, headers: Mapping[str, str]) -> Response:
+    """Return a stream that tells of *error*."""
+    data = failure(error, encoder)
+    forget(error)  # its frames keep the request alive
+    return Response([data], 200, Headers(headers))
+
+
 class StartResponse:
     """A WSGI start_response that a view can call before it returns its response."""
 
@@ -122,7 +129,7 @@ class EarlyHead:
         except Exception as error:
             if self.write is None:
                 raise
-            return Response([failure(error, encode(None))], 200, Headers(self._headers))
+            return failed_response(error, encode(None), self._headers)
         finally:
             call.on_wait = None
             self._close()

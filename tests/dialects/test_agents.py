@@ -31,6 +31,7 @@ def test_a_long_conversation_is_translated_with_few_calls_of_functions(
 ) -> None:
     body = agents.SHAPES[shape]
     data = agents.anthropic(body).request.partition(b"\r\n\r\n")[2]
+    translated(data)  # loads the table of prices
     made = 0
 
     def count(frame: object, event: str, _: Any) -> None:

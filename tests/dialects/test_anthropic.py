@@ -579,7 +579,6 @@ def test_parameters_that_both_have() -> None:
     body = sent(
         max_completion_tokens=50,
         max_tokens=70,
-        temperature=0.5,
         top_p=0.9,
         top_k=5,
         stop="END",
@@ -601,7 +600,6 @@ def test_parameters_that_both_have() -> None:
         "model": "claude-sonnet-4-5",
         "messages": HELLO,
         "max_tokens": 50,
-        "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 5,
         "stop_sequences": ["END"],
@@ -726,6 +724,19 @@ def check_kind(name: str, ask: Callable[..., JSON]) -> None:
 @pytest.mark.parametrize(("name", "params"), UNSUPPORTED)
 def test_what_cannot_be_said_goes_by_its_kind(name: str, params: JSON) -> None:
     check_kind(name, partial(sent, **params))
+
+
+@pytest.mark.parametrize(
+    ("model", "both"), [("claude-sonnet-4-20250514", True), ("claude-opus-4-1-20250805", False)]
+)
+def test_of_two_ways_to_sample_newer_models_take_one(model: str, both: bool) -> None:
+    """Claude 4.1 and later refuse a temperature beside top_p; 1 is the temperature anyway."""
+    for warmth, kept in ((0.2, "temperature"), (1, "top_p")):
+        drop: list[str] = []
+        body = sent(model=model, drop=drop, temperature=warmth, top_p=0.5)
+        found = body.keys() & {"temperature", "top_p"}
+        assert found == ({"temperature", "top_p"} if both else {kept})
+        assert drop == (["top_p"] if not both and warmth != 1 else [])
 
 
 def test_newer_models_have_no_sampling() -> None:
@@ -1040,6 +1051,7 @@ def test_a_request_survives_both_directions(model: str) -> None:
     )
     closed["response_format"]["json_schema"]["schema"]["additionalProperties"] = False
     closed["tools"][0]["function"]["parameters"]["additionalProperties"] = False
+    closed.pop("temperature")  # the default: these models take it or top_p
     assert request.params == closed  # Anthropic takes closed objects only, where it enforces them
 
 

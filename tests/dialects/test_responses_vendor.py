@@ -316,6 +316,7 @@ def test_a_failed_response_raises_the_vendors_error(code: str, kind: type[Provid
             native = raised.value.native_in(dialect)
             assert native is not None
             assert native.members["code"] == code
+            assert native.members.get("type") != "error", "that is the event's"
 
 
 def test_what_a_failed_stream_used_is_known() -> None:

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from doors import Front, Vendor, reply, stream
+from doors import Front, Vendor, reply, sse, stream
 
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 PATHS = {"openai": CHAT, "anthropic": MESSAGES}
 BODY = {"max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
 _number = itertools.count()
@@ -197,3 +197,50 @@ def test_the_sdks_raise_what_the_vendor_meant(front, vendors):
             "input",
             "invalid_request_error",
         )
+
+
+TOO_LONG = [
+    "This model's maximum context length is 8192 tokens.",
+    "the request exceeds the available context size, try increasing it",
+    "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+    "Your request exceeded model token limit: 262144",
+    "Input is too long for requested model.",
+    "Please reduce the length of the messages or completion.",
+]
+
+
+@pytest.mark.parametrize("words", TOO_LONG)
+def test_agents_are_told_that_a_conversation_is_too_long_as_their_vendor_does(
+    front, vendors, words
+):
+    """They shorten it then: Claude Code reads some words, Codex the code of a failed stream."""
+    error = {"error": {"message": words, "type": "invalid_request_error", "code": None}}
+    vendors["openai"].script(*[reply(error, 400)] * 4)
+    told = ask(front, "anthropic", "openai")
+    assert told.status == 400
+    assert told.json["error"] == {
+        "type": "invalid_request_error",
+        "message": f"prompt is too long: {words}",
+    }
+    told = ask(front, "openai", "openai")
+    assert (told.status, told.json["error"]["message"]) == (400, words)
+    asked = {"model": fresh("openai"), "input": "hello", "stream": True}
+    assert front.ask(RESPONSES, asked).status == 400
+    told = front.ask(RESPONSES, asked, originator="codex_cli_rs")
+    assert (told.status, told.headers["X-Infermux-Attempts"]) == (200, "1")
+    events = [event.json for event in sse(told.data)]
+    kinds = ["response.created", "response.in_progress", "error", "response.failed"]
+    assert [event["type"] for event in events] == kinds
+    assert [event["sequence_number"] for event in events] == [0, 1, 2, 3]
+    assert events[-1]["response"]["error"] == {
+        "code": "context_length_exceeded",
+        "message": words,
+    }
+
+
+def test_words_that_anthropic_itself_says_stay(front, vendors):
+    words = "input length and `max_tokens` exceed context limit: 1 + 2 > 2"
+    error = said("anthropic", "invalid_request_error") | {}
+    error["error"]["message"] = words
+    vendors["anthropic"].script(reply(error, 400))
+    assert ask(front, "anthropic", "anthropic").json["error"]["message"] == words

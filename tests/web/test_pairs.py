@@ -498,6 +498,19 @@ def test_max_tokens_of_claude_comes_from_the_price_table(front, vendors):
     assert [seen.body["max_tokens"] for seen in vendor.seen] == [64000, 4096]
 
 
+def test_a_limit_that_messages_must_name_is_at_most_the_models(front, vendors):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 64_000}
+    for path, model, sent in (
+        ("/v1/messages", "gpt-4o", 16_384),
+        ("/v1/messages", "gpt-4.1", 32_768),
+        ("/v1/messages", "gpt-unknown", 64_000),
+        ("/v1/chat/completions", "gpt-4o", 64_000),
+    ):
+        vendors["openai"].script(says("openai", Turn("Hi"), streamed=False))
+        assert front.ask(path, body | {"model": f"openai/{model}"}).status == 200
+        assert vendors["openai"].seen[-1].body["max_tokens"] == sent
+
+
 def test_the_mist_envelope_reaches_every_vendor(front, vendors):
     for number, dialect in enumerate(DIALECTS):
         vendor = vendors[dialect].script(says(dialect, CALLS, streamed=False))
@@ -679,3 +692,16 @@ def test_google_clients_do_not_run_a_call_that_was_cut(front, vendors, streamed)
         whole = reply({"id": "c", "model": "m", "choices": [choice]})
         vendors["openai"].script(stream(*parts) if streamed else whole)
         assert ask(front, "gemini", "openai", streamed).data.count(b"functionCall") == number
+
+
+@every_door
+@pytest.mark.parametrize(("said", "cut"), [('{"city": "Kö', True), ("{}", False), (" ", False)])
+def test_half_a_call_without_a_reason_to_end_is_a_cut(front, vendors, door, said, cut):
+    function = {"name": "weather", "arguments": said}
+    call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+    vendors["openai"].script(stream(openai_chunk({"tool_calls": [call]}), b"data: [DONE]\n\n"))
+    front.spans.clear()
+    answer = ask(front, door, "openai", True)
+    assert [span.status for span in front.spans] == ["error" if cut else "ok"]
+    assert (b"stream ended without its terminator" in answer.data) == cut
+    assert (b"[DONE]" in answer.data) == (door == "openai" and not cut)

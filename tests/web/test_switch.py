@@ -513,6 +513,23 @@ def test_a_conversation_that_another_vendor_took_goes_on_at_each(front, vendor, 
             assert "server_tools" in answer.headers["X-Infermux-Dropped"]
 
 
+def test_blank_words_before_a_call_are_left_out_at_anthropic(front, vendor):
+    """Other models begin so; Anthropic refuses it from a client that returns their answer."""
+    blank = {"type": "text", "text": "\n\n"}
+    result = {"type": "tool_result", "tool_use_id": "u", "content": "sunny"}
+    turns = [
+        HI,
+        {"role": "assistant", "content": [blank, USED]},
+        {"role": "user", "content": [result]},
+    ]
+    turns += [{"role": "assistant", "content": [blank]}, HI]
+    body = {"model": f"anthropic/{MODELS['anthropic']}", "messages": turns, "max_tokens": 50}
+    vendor.seen.clear()
+    assert front.ask("/v1/messages", body).status == 200
+    sent = vendor.seen[0].body["messages"]
+    assert sent == [HI, {"role": "assistant", "content": [USED]}, turns[2], HI]
+
+
 def test_results_keep_the_order_of_their_calls_at_google(front, vendor):
     """Google knows a call that it gave no id by its name alone: two calls of one function differ."""
     talk = Chat(front, streamed=False, thinks=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from ...errors import InferMuxError, RequestError, UnsupportedParameter
+from ...errors import InferMuxError, ProviderContextTooLong, RequestError, UnsupportedParameter
 from ...protocol import CHAT, InferRequest, InferResponse, Native, new_id, strict_json, text_of
 from ...protocol.strict_json import Document
 from ...types import JSON, Usage
@@ -40,6 +40,7 @@ _ERRORS = {status: kind for kind, status in STATUS.items()} | {
 }
 
 
+_TOO_LONG = "prompt is too long"  # then Claude Code compacts the conversation
 _NO_THREAD = {"error_code": "thread_unsupported_request", "unsupported": ["model"]}
 
 
@@ -411,6 +412,8 @@ def encode_error(error: InferMuxError) -> JSON:
         body["details"] = _NO_THREAD  # then the SDK sends the whole conversation
     native = error.native_in(NAME)
     if native is None:
+        if isinstance(error, ProviderContextTooLong) and _TOO_LONG not in error.message.lower():
+            body["message"] = f"{_TOO_LONG}: {error.message}"
         return {"type": "error", "error": body}
     ident = {"request_id": native.request_id} if native.request_id else {}
     return {"type": "error", "error": body | native.members | {"message": error.message}} | ident

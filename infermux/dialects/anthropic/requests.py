@@ -177,11 +177,12 @@ def _content(value: object, drop: Drop) -> str | list[JSON]:
 def _blocks(value: object, drop: Drop) -> list[JSON]:
     """Return a content as blocks, without empty texts, which Anthropic refuses."""
     parts = [{"type": "text", "text": value}] if isinstance(value, str) else items(value)
-    blocks = (_block(part, drop) for part in parts if not _is_empty(part))
+    blocks = (_block(part, drop) for part in parts if not is_empty(part))
     return [block for block in blocks if block]
 
 
-def _is_empty(part: JSON) -> bool:
+def is_empty(part: JSON) -> bool:
+    """Return whether a text has no word, which Anthropic refuses."""
     words = part.get("text") if part.get("type") == "text" else None
     return isinstance(words, str) and (not words or words.isspace())
 
@@ -392,6 +393,11 @@ def _sampling(params: JSON, model: str, *, thinks: bool, drop: Drop) -> JSON:
             unsupported(name, NAME, drop)
         else:
             body[name] = value
+    if version_of(model) >= (4, 1) and body.keys() >= {"temperature", "top_p"}:
+        if body["temperature"] == 1:  # these models refuse both together
+            return without(body, "temperature")
+        hint("top_p", drop)
+        del body["top_p"]
     return body
 
 

@@ -45,6 +45,7 @@ from .requests import (
     THINKING_FORMAT,
     call_ident,
     calls_without_thought,
+    is_empty,
     reading,
     refused,
     string,
@@ -161,6 +162,9 @@ def _is_foreign(turns: list[JSON]) -> bool:
                 if not block.get("signature"):
                     return True
             elif kind == "text":
+                words = block.get("text") if turn.get("role") == "assistant" else None
+                if type(words) is str and (not words or words.isspace()):
+                    return True
                 if block.get("citations") and block != _own_block(block):
                     return True
             else:
@@ -173,14 +177,20 @@ def _is_foreign(turns: list[JSON]) -> bool:
 
 
 def _own_blocks(turn: JSON) -> JSON:
-    """Return a turn without unsigned thinking and extra_content, with ids as Anthropic's are."""
-    content = turn.get("content")
+    """Return a turn without unsigned thinking and extra_content, with ids as Anthropic's are.
+
+    What the assistant said has no blank texts, with which other vendors begin an answer.
+    """
+    content, said = turn.get("content"), turn.get("role") == "assistant"
     if not isinstance(content, list):
         return turn
-    signed = (
-        block for block in content if block.get("type") != "thinking" or block.get("signature")
+    kept = (
+        block
+        for block in content
+        if (block.get("signature") or block.get("type") != "thinking")
+        and not (said and is_empty(block))
     )
-    return turn | {"content": [_own_block(block) for block in signed]}
+    return turn | {"content": [_own_block(block) for block in kept]}
 
 
 def _own_block(block: JSON) -> JSON:
@@ -226,7 +236,7 @@ def _cited(found: object, start: int, end: int) -> list[JSON]:
         )
         for each in listed(found)
     ]
-    return [each for each in read if each]
+    return [*filter(None, read)]
 
 
 def _object(data: bytes) -> JSON:
@@ -243,13 +253,6 @@ def _tool_call(block: JSON, arguments: str) -> JSON:
         raise ValueError("a tool call without an id")
     function = {"name": string(block, "name"), "arguments": arguments}
     return {"id": ident, "type": "function", "function": function}
-
-
-def _arguments(block: JSON) -> str:
-    value = block["input"]
-    if not isinstance(value, dict):
-        raise ValueError("the input of a tool call is not an object")
-    return strict_json.dumps(value)
 
 
 def detail_of(block: JSON) -> JSON:
@@ -362,7 +365,10 @@ class _Reader:
             state |= {"at": self._length, "citations": listed(block.get("citations"))}
             return self._text(block)
         if kind == "tool_use":
-            state |= {"call": self._calls, "input": _arguments(block), "streamed": False}
+            if not isinstance(block["input"], dict):
+                raise ValueError("the input of a tool call is not an object")
+            words = strict_json.dumps(block["input"])
+            state |= {"call": self._calls, "input": words, "streamed": False}
             self._calls += 1
             return Chunk(tool_calls=[_tool_call(block, "") | {"index": state["call"]}])
         if kind in ("thinking", "redacted_thinking"):

@@ -11,9 +11,8 @@ from .. import members as obj
 from .. import obj as strict
 
 _DATE = re.compile(r"-\d{8}\Z")
-_SUMMED = (
-    *("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
-)
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_SUMMED = ("input_tokens", "output_tokens", *_CACHED)
 
 
 def usage_of(value: object, model: object = None) -> Usage | None:
@@ -36,7 +35,7 @@ def usage_of(value: object, model: object = None) -> Usage | None:
     ]
     if own:
         whole = _counted(data | _sums(own))
-        found = _larger(found, whole or found)
+        found = max(whole or found, found, key=_tokens)
     others = [(name, replace(usage, service_tier=found.service_tier)) for name, usage in others]
     return replace(found, others=tuple(others))
 
@@ -46,12 +45,8 @@ def _name(model: object) -> str:
     return _DATE.sub("", word(model))
 
 
-def _larger(told: Usage, summed: Usage) -> Usage:
-    """Return the larger: the answer's own usage, or the sum of its iterations."""
-    fewer = (summed.input_tokens or 0) + (summed.output_tokens or 0) < (
-        (told.input_tokens or 0) + (told.output_tokens or 0)
-    )
-    return told if fewer else summed
+def _tokens(usage: Usage) -> int:
+    return (usage.input_tokens or 0) + (usage.output_tokens or 0)
 
 
 def _sums(iterations: list[JSON]) -> JSON:

@@ -42,7 +42,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 _UNBLOCKED = ("BLOCK_NONE", "OFF", "HARM_BLOCK_THRESHOLD_UNSPECIFIED", 0, 4, 5)
 _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"}
-_MODE_NUMBERS = ("", "AUTO", "ANY", "NONE", "VALIDATED")
+_MODE_NUMBERS = ("", *_MODES)
 _LEVELS = ("minimal", "low", "medium", "high")
 _TIERS = {"standard": "default"}
 

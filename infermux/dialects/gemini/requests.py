@@ -17,6 +17,7 @@ from .. import (
     BEGIN,
     fitting,
     given,
+    listed,
     members,
     objects,
     require,
@@ -158,7 +159,8 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         _parameter(name, params[name], body, config, drop)
     choice = params.get("tool_choice")
     kept = body.get("tools", ())  # Google's own have no name
-    names = [one.get("name") for tool in kept for one in _declared(tool) or ({},)]
+    declared = (listed(tool.get("functionDeclarations")) or [{}] for tool in kept)
+    names = [one.get("name") for each in declared for one in each]
     if choice is not None and params.get("tools") and without_lost(choice, names, drop) is None:
         body["toolConfig"].pop("functionCallingConfig")
         body = body if body["toolConfig"] else without(body, "toolConfig")
@@ -175,11 +177,6 @@ def translated(request: InferRequest, drop: Drop, key: bytes | None = None) -> J
         del config["candidateCount"]
         unsupported("candidateCount", NAME, drop)
     return body | ({"generationConfig": config} if config else {})
-
-
-def _declared(tool: JSON) -> list[JSON]:
-    found: list[JSON] = tool.get("functionDeclarations") or []
-    return found
 
 
 def _parameter(name: str, value: Any, body: JSON, config: JSON, drop: Drop) -> None:

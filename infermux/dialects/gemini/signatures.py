@@ -10,7 +10,7 @@ from typing import Any
 
 from ...protocol import strict_json
 from ...types import JSON
-from .. import listed, without
+from .. import listed, members, without
 from .requests import FORMAT
 from .requests import SKIP as SKIP
 
@@ -66,7 +66,7 @@ def own_contents(contents: Any, *, signs: bool = False) -> Any:
 
 
 def _own_content(content: Any, signs: bool) -> Any:
-    parts = content.get("parts") if isinstance(content, dict) else None
+    parts = members(content).get("parts")
     if not isinstance(parts, list):
         return content
     own = [_own_part(part) if isinstance(part, dict) else part for part in parts]

@@ -317,7 +317,7 @@ def _grounded(value: object, text: str) -> list[JSON]:
                 found.append(citation(source.get("uri"), source.get("title"), start, end))
     if not supports:  # then the sources are those of the whole
         found = [citation(one.get("uri"), one.get("title"), 0, len(text)) for one in sources]
-    return [one for one in found if one]
+    return [*filter(None, found)]
 
 
 def _source(chunk: JSON) -> JSON:

@@ -15,46 +15,18 @@ from .. import fitting, given, obj, objects, strings, text, without
 from ..parameters import Drop, Kind, hint, kinds, unsupported
 from ..searches import OPTIONS, moved, of_chat
 from ..tools import hoisted, leave_out, with_functions, without_lost
-from . import NAME, is_neutral
+from . import NAME, PARAMETERS, is_neutral
 
 _MARK = "cache_control"
 _LEFT_OUT = frozenset({_MARK, "is_error", "citations"})  # of messages and parts
-PARAMS = frozenset(
-    {
-        "audio",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "metadata",
-        "modalities",
-        "moderation",
-        "n",
-        "parallel_tool_calls",
-        "prediction",
-        "presence_penalty",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "seed",
-        "service_tier",
-        "stop",
-        "store",
-        "temperature",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "user",
-        "verbosity",
-        "web_search_options",
-    }
+# listed in the table for other formats, or as what only others' models take
+_OTHERS = frozenset(
+    {"citations", "client_metadata", "is_error", "server_tools", "stream_options"}
+    | {"min_p", "repetition_penalty", "top_a", "top_k", "typical_p"}
 )
+PARAMS = frozenset(
+    name for names in PARAMETERS.values() for name in names if "." not in name
+).difference(_OTHERS)
 EXPRESSED = PARAMS | {
     "file.filename",
     "image_url.detail",

@@ -30,6 +30,7 @@ from .. import (
     count,
     error_object,
     items,
+    members,
     obj,
     parameters,
     path_of,
@@ -41,7 +42,7 @@ from .. import (
     without,
     word,
 )
-from ..blocks import answer
+from ..blocks import StreamAccumulator, answer
 from ..citations import citations, images, sourced
 from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
@@ -279,9 +280,8 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
 
 def _reset(error: JSON) -> float | None:
     """Return the seconds until OpenRouter's limit resets; the body has that as ms since 1970."""
-    metadata = error.get("metadata")
-    headers = metadata.get("headers") if isinstance(metadata, dict) else None
-    reset = word(headers.get("X-RateLimit-Reset")) if isinstance(headers, dict) else ""
+    headers = members(members(error.get("metadata")).get("headers"))
+    reset = word(headers.get("X-RateLimit-Reset"))
     if not (reset.isascii() and reset.isdigit() and len(reset) < 16):
         return None
     return max(0.0, int(reset) / 1000 - time.time())
@@ -293,15 +293,17 @@ def _reset(error: JSON) -> float | None:
 def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """Yield a stream's chunks; raise StreamIncomplete without [DONE] and finish reason.
 
-    Perplexity and Hugging Face send no [DONE].
+    Perplexity and Hugging Face send no [DONE]. Half a call without a reason is a cut.
     """
     finished, first = False, b""
     said: list[str] = []
+    calls = StreamAccumulator()
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
         elif event.data == DONE:
-            return
+            finished = finished or not any(map(_is_half, calls.response("", "").tool_calls))
+            break
         else:
             chunk = _chunk(event)
             first = first or event.data
@@ -309,6 +311,8 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
                 tier = word(obj(strict_json.lenient(first)).get("service_tier")) or None
                 chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
             said.append(chunk.text)
+            if chunk.tool_calls:
+                calls.add(chunk)
             if chunk.finish_reason and not finished:
                 finished, body = True, obj(strict_json.lenient(event.data))
                 if found := sourced(body, "".join(said)):
@@ -316,6 +320,15 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             yield chunk
     if not finished:
         raise StreamIncomplete(NO_TERMINATOR)
+
+
+def _is_half(call: JSON) -> bool:
+    """Return whether a call's arguments have begun and are no JSON."""
+    try:
+        strict_json.loads(obj(call.get("function")).get("arguments", "").strip() or "{}")
+    except ValueError:
+        return True
+    return False
 
 
 # the members of a delta that are content

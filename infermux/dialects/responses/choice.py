@@ -111,10 +111,6 @@ def needs_responses(params: Mapping[str, Any], model: str, support: Support) -> 
 
 
 @lru_cache(maxsize=1024)
-def _refusals(model: str, support: Support) -> tuple[bool, bool, bool]:
-    name = model[:200]
-    always, tools, effort = (
-        bool(each) and re.match(each, name) is not None
-        for each in (support.always, support.tools, support.effort)
-    )
-    return always, tools, effort
+def _refusals(model: str, support: Support) -> tuple[bool, ...]:
+    patterns = support.always, support.tools, support.effort
+    return tuple(bool(each and re.match(each, model[:200])) for each in patterns)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...errors import InferMuxError, UnsupportedParameter
 from ...protocol import InferRequest, InferResponse, Native, must_be, strict_json
 from ...protocol.strict_json import Document
-from ...types import JSON, Usage
+from ...types import JSON, Chunk, Usage
 from .. import fitting, given, obj, objects, require, tier_of, without
 from ..citations import URL, inline
 from ..gemini.requests import FORMAT as GOOGLES
@@ -256,6 +256,13 @@ class Answer:
         kind = {"type": "reasoning.encrypted", "format": GOOGLES}
         return call | {"id": ident}, [kind | {"id": ident, "index": ident, "data": data}]
 
+    def divided(self, said: InferResponse | Chunk) -> tuple[list[JSON], list[JSON], list[JSON]]:
+        """Return the details before the text and those after it, and the calls."""
+        found = [self.shortened(call) for call in said.tool_calls]
+        held = [detail for _, details in found for detail in details]
+        early = [one for one in said.details if not is_late(one)]
+        return early, [*filter(is_late, said.details), *held], [call for call, _ in found]
+
     def image(self, number: int, media: str = "", data: str = "") -> JSON:
         """Return the item of an image that the model drew; without *data*, as it begins."""
         item = {"id": self.ident(DRAWN, number), "type": DRAWN, "status": "in_progress"}
@@ -349,10 +356,7 @@ def encode_response(response: InferResponse, answer: Answer) -> JSON:
     answer.model = response.model
     status, reason = ending(response.finish_reason)
     items: list[JSON] = []
-    early = [one for one in response.details if not is_late(one)]
-    late = [one for one in response.details if is_late(one)]
-    found = [answer.shortened(call) for call in response.tool_calls]
-    late += [one for _, held in found for one in held]
+    early, late, found = answer.divided(response)
     if response.reasoning or early:
         thoughts = summaries(response.reasoning, early)
         items.append(answer.reasoning(0, thoughts, sealed(early, response.reasoning)))
@@ -366,7 +370,7 @@ def encode_response(response: InferResponse, answer: Answer) -> JSON:
     items += [answer.image(number, *each) for number, each in enumerate(images, len(items))]
     if late:
         items.append(answer.reasoning(len(items), (), sealed(late, "")))
-    for call, _ in found:
+    for call in found:
         items.append(answer.call(len(items), call, words_of(call, custom=answer.is_custom(call))))
     if reason and "status" in items[-1]:
         items[-1]["status"] = "incomplete"

@@ -144,7 +144,7 @@ def finish_reason(body: JSON, *, called: bool) -> str:
 
 def failure(value: Any) -> ProviderError:
     """Return the error for the error object of a failed response or of an event."""
-    error = value if isinstance(value, dict) else {}
+    error = members(value)
     code = word(error.get("code")) or word(error.get("type"))
     status = _STATUS.get(code, 400 if code.startswith(_REJECTED) else 502)
     message, param = word(error.get("message")), word(error.get("param")) or None
@@ -162,7 +162,7 @@ class Reader:
         self.finished = False
         self._form = form
         self._indices: dict[tuple[object, ...], int] = {}  # of reasoning details
-        self._calls: dict[object, tuple[int, JSON, str]] = {}  # number, item, input so far
+        self._calls: dict[object, tuple[int, JSON, list[str]]] = {}  # number, item, its input
         self._told: dict[tuple[object, object], int] = {}  # characters of each part
         self._started = False  # something of the output has come
         self._items: list[JSON] = []  # that are done, without text
@@ -188,8 +188,8 @@ class Reader:
         response = obj(body.get("response"))
         if (usage := usage_of(response)) is not None:
             yield Chunk(usage=usage, model=response.get("model"))
-        error = response.get("error") or body.get("error")
-        raise having(failure(error if isinstance(error, dict) else body), usage=usage)
+        error = response.get("error") or body.get("error") or without(body, "type")
+        raise having(failure(error), usage=usage)
 
     def _chunk(self, kind: str, body: JSON) -> Chunk:
         if kind in _ENDED:
@@ -294,26 +294,29 @@ class Reader:
         known = self._calls.get(key)
         if known is None:
             said = whole if done else ""
-            self._calls[key] = known = len(self._calls), item, said
+            self._calls[key] = known = len(self._calls), item, [said]
             return Chunk(tool_calls=[{"index": known[0]} | call_of(item, said)])
-        return self._input(key, whole) if done else Chunk()
+        return self._whole(key, whole) if done else Chunk()
 
     def _more(self, kind: str, body: JSON) -> Chunk:
         key = _key(body.get("item_id"), body)
         if key not in self._calls:
             return Chunk(shown=kind.endswith(".delta"))  # its item comes when it is done
         if kind.endswith(".delta"):
-            return self._input(key, self._calls[key][2] + text(body.get("delta")))
+            return self._input(key, text(body.get("delta")))
         member = "arguments" if "arguments" in kind else "input"
-        return self._input(key, text(body.get(member)))
+        return self._whole(key, text(body.get(member)))
 
-    def _input(self, key: object, whole: str) -> Chunk:
+    def _whole(self, key: object, whole: str) -> Chunk:
         """Return the chunk of a call's input beyond what was said of it."""
+        said = "".join(self._calls[key][2])
+        return self._input(key, whole[len(said) :] if whole.startswith(said) else "")
+
+    def _input(self, key: object, more: str) -> Chunk:
         number, item, said = self._calls[key]
-        if len(whole) <= len(said) or not whole.startswith(said):
+        if not more:
             return Chunk()
-        self._calls[key] = number, item, whole
-        more = whole[len(said) :]
+        said.append(more)
         if item["type"] == "custom_tool_call":
             return Chunk(
                 tool_calls=[{"index": number, "type": "custom", "custom": {"input": more}}]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 from ...protocol import InferRequest, text_of
 from ...types import JSON
-from .. import fitting, given, items, obj, objects, require, text, without
+from .. import fitting, given, items, listed, obj, objects, require, text, without
 from ..openai import is_neutral
 from ..openai import requests as chat
 from ..openai.requests import NAMES, fitted_name, nearest_effort, refused, unknown
@@ -282,13 +283,12 @@ def _part(part: JSON, place: str, drop: Drop) -> JSON | None:
 def _said(message: JSON, place: str, drop: Drop) -> list[JSON]:
     """Return the item of what an assistant said, if anything."""
     content, refusal = message.get("content"), message.get("refusal")
-    parts = content if isinstance(content, list) else []
-    refused_parts = [part for part in parts if part.get("type") == "refusal"]
+    parts = listed(content)
     for part in parts:
         _hints(part, drop)
         if part.get("type") not in ("text", "refusal", "thinking"):
             unsupported(f"{place}.content.{part.get('type')}", NAME, drop)
-    refusal = refusal or "".join(text(part.get("refusal")) for part in refused_parts)
+    refusal = refusal or "".join(text(part.get("refusal")) for part in parts)
     words = text_of(content)
     if not refusal:
         return [{"role": "assistant", "content": words}] if words else []
@@ -365,34 +365,21 @@ def fitted_input(items: Any, support: Support) -> Any:
     """
     if not isinstance(items, list):
         return items
-    if any(is_foreign(item, support) for item in items):
-        items = [item for item in items if not is_foreign(item, support)]
-    if any(map(_image_of, items)):
-        items = [_shown(item) for item in items]
-    if any(map(_has_long_id, items)):
-        items = [
-            item | {"call_id": _call_id(item["call_id"])} if _has_long_id(item) else item
-            for item in items
-        ]
-    return items
+    new = [_fitted(item) for item in items if not is_foreign(item, support)]
+    return items if len(new) == len(items) and all(map(is_, new, items)) else new
 
 
-def _image_of(item: Any) -> str:
-    """Return the URL of the image that another vendor drew, if an item is that."""
-    own = isinstance(item, dict) and item.get("type") == DRAWN and is_own_id(item.get("id"), "ig")
-    return drawn(item)[0]["image_url"]["url"] if own and item.get("result") else ""
-
-
-def _shown(item: Any) -> Any:
-    """Return an item; another vendor's image is one of the user's."""
-    if not (url := _image_of(item)):
+def _fitted(item: Any) -> Any:
+    """Return an item: an image that another vendor drew is one of the user's."""
+    if not isinstance(item, dict):
         return item
-    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
-
-
-def _has_long_id(item: Any) -> bool:
-    ident = item.get("call_id") if isinstance(item, dict) else None
-    return isinstance(ident, str) and not fitting.RESPONSES_CALL_ID.fullmatch(ident)
+    if item.get("type") == DRAWN and item.get("result") and is_own_id(item.get("id"), "ig"):
+        url = drawn(item)[0]["image_url"]["url"]
+        return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    ident = item.get("call_id")
+    if not isinstance(ident, str) or fitting.RESPONSES_CALL_ID.fullmatch(ident):
+        return item
+    return item | {"call_id": _call_id(ident)}
 
 
 def is_foreign(item: Any, support: Support) -> bool:

@@ -23,7 +23,6 @@ from .downstream import (
     annotation_of,
     encode_error,
     ending,
-    is_late,
     refusal_part,
     sealed,
     text_part,
@@ -89,13 +88,16 @@ class Encoder(BlockWriter):
         """Return the events that end a failed stream: never response.completed."""
         body = encode_error(error)
         told = body["error"]
+        head = b"" if self._passed else self._start()
         # flat like OpenAI's event, and in `error`, which the official SDK raises
-        last = self._event("error", **without(told, "type"), **body)
-        if not self._started:
-            return last
-        failure = {"code": _CODES.get(error.status, "server_error"), "message": error.message}
+        head += self._event("error", **without(told, "type"), **body)
+        if self._passed:
+            return head
+        code = _CODES.get(error.status, "server_error")
+        code = error.code if error.code == _TOO_LONG else code
+        failure = {"code": code, "message": error.message}
         whole = self._answer.envelope("failed", self._items, self._usage, error=failure)
-        return last + self._event("response.failed", response=whole)
+        return head + self._event("response.failed", response=whole)
 
     def heartbeat(self) -> bytes:
         return comment("waiting for the provider")
@@ -243,15 +245,13 @@ class Encoder(BlockWriter):
         )
 
 
+_TOO_LONG = "context_length_exceeded"
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
     pieces: list[tuple[Key, JSON]] = []
-    early = [detail for detail in chunk.details if not is_late(detail)]
-    late = [detail for detail in chunk.details if is_late(detail)]
-    found = [answer.shortened(call) for call in chunk.tool_calls]
-    late += [detail for _, held in found for detail in held]
+    early, late, found = answer.divided(chunk)
     if chunk.reasoning or early:
         pieces.append((_REASONING, {"details": early, "words": _spoken(chunk.reasoning, early)}))
     for kind, words in (("output_text", chunk.text), ("refusal", chunk.refusal)):
@@ -263,7 +263,7 @@ def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:
         pieces.append(((DRAWN, data), {"image": (media, data)}))
     if late:
         pieces.append((_LATE, {"details": late, "words": ()}))
-    return pieces + [((TOOL, call["index"]), _call(call)) for call, _ in found]
+    return pieces + [((TOOL, call["index"]), _call(call)) for call in found]
 
 
 def _spoken(reasoning: str, details: list[JSON]) -> list[tuple[Any, str]]:

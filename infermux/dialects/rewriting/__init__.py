@@ -9,6 +9,7 @@ knows where each format has its words, `streams` rewrites events.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...protocol import InferResponse, strict_json
@@ -87,11 +88,11 @@ def answered(
     if native is None or (before.native is not None and native[1] != before.native[1]):
         return after  # the hook wrote a body of its own
     if native[0] != dialect:
-        return _with_body(after, None)
+        return replace(after, native=None)
     try:
-        return _with_body(after, (dialect, _rewritten(before, after, native, choice)))
+        return replace(after, native=(dialect, _rewritten(before, after, native, choice)))
     except (CannotRewrite, ValueError, TypeError, LookupError, AttributeError):
-        return _with_body(after, None)
+        return replace(after, native=None)
 
 
 def _rewritten(
@@ -125,7 +126,7 @@ def _recall(spots: Sequence[Place], before: Iterable[JSON], after: Iterable[JSON
     for spot, old, new in zip(spots, was, now, strict=True):
         if old == new:
             continue
-        if _bare(old) != _bare(new):
+        if with_arguments(old, arguments(new)) != new:
             raise CannotRewrite
         rewrite([spot], arguments(old), arguments(new))
 
@@ -137,15 +138,10 @@ def arguments(call: JSON) -> str:
     return said if isinstance(said, str) else ""
 
 
-def _bare(call: JSON) -> JSON:
-    kind = "custom" if call.get("custom") else "function"
+def with_arguments(call: JSON, said: str) -> JSON:
+    """Return a tool call, or a delta of one, with other arguments."""
+    kind, member = ("custom", "input") if call.get("custom") else ("function", "arguments")
     inner = dict(call.get(kind) or {})
-    for name in ("input", "arguments"):
-        inner.pop(name, None)
+    if said or member in inner:
+        inner[member] = said
     return call | {kind: inner}
-
-
-def _with_body(response: InferResponse, native: tuple[str, bytes] | None) -> InferResponse:
-    made = response.known(response.provider, response.cost_usd, response.latency_ms)
-    made.native = native
-    return made

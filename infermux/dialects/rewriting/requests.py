@@ -13,6 +13,7 @@ from ...errors import InferMuxError
 from ...protocol import CHAT, InferRequest, Native, strict_json
 from ...protocol.strict_json import Document
 from ...types import JSON
+from .. import without
 from ..gemini.schemas import camel
 from . import CannotRewrite, rewrite
 from .places import Place
@@ -72,15 +73,14 @@ def _says(after: InferRequest, read: InferRequest, before: InferRequest) -> bool
     """Return whether a body, read again, is the request that the hook returned."""
     if _normal(read.messages) != _normal(after.messages):
         return False
-    names = before.params.keys() | after.params.keys()
-    changed = [
-        name
-        for name in names
-        if before.params.get(name, _NOTHING) != after.params.get(name, _NOTHING)
-    ]
-    return all(
-        read.params.get(name, _NOTHING) == after.params.get(name, _NOTHING) for name in changed
-    )
+    return _changed(before, after).isdisjoint(_changed(read, after))
+
+
+def _changed(before: InferRequest, after: InferRequest) -> set[str]:
+    """Return the names of the params that differ."""
+    was, now = before.params, after.params
+    names = was.keys() | now.keys()
+    return {name for name in names if was.get(name, _NOTHING) != now.get(name, _NOTHING)}
 
 
 def _normal(messages: Sequence[JSON]) -> list[JSON]:
@@ -163,7 +163,7 @@ def _replaced_body(before: InferRequest, after: InferRequest, own: Native) -> JS
     value = _value(own)
     for was, now in _bodies(before, after, own):
         if was != now:
-            value = {name: each for name, each in value.items() if name not in was} | now
+            value = without(value, *was) | now
     return value
 
 
@@ -171,11 +171,7 @@ def _bodies(before: InferRequest, after: InferRequest, own: Native) -> Iterator[
     """Yield the changed parts of both requests in the client's format."""
     if before.messages != after.messages:
         yield _spoken(before, own), _spoken(after, own)
-    names = {
-        name
-        for name in before.params.keys() | after.params.keys()
-        if before.params.get(name, _NOTHING) != after.params.get(name, _NOTHING)
-    }
+    names = _changed(before, after)
     plain = {name for name in names if _is_own(name, before, own)}
     if plain:
         yield _some(before.params, plain), _some(after.params, plain)
@@ -234,9 +230,7 @@ def _settings(request: InferRequest, names: set[str], own: Native) -> JSON:
 def _translated(request: InferRequest, own: Native) -> JSON:
     module = import_module(f"..{own.dialect}.upstream", __package__)
     encode: Callable[..., bytes]
-    encode = (
-        module.Responses().encode_request if own.dialect == "responses" else (module.encode_request)
-    )
+    encode = (module.Responses() if own.dialect == "responses" else module).encode_request
     bare = replace(request, native=None, lenient=True, dropped=[], cache_key="")
     body: JSON = strict_json.loads(encode(bare, stream=False))
     for name in ("model", "stream", "store", "include", "max_tokens"):

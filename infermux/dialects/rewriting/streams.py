@@ -14,8 +14,8 @@ from typing import Any
 from ...protocol import InferResponse, strict_json
 from ...protocol.sse import Event, Parser
 from ...types import JSON, Chunk
-from .. import listed, members
-from . import KINDS, CannotRewrite, arguments, divided, rewrite
+from .. import listed, members, without
+from . import KINDS, CannotRewrite, arguments, divided, rewrite, with_arguments
 from .places import Place, choices, places
 
 _FRAMED = ("openai", "anthropic", "responses")  # whose native chunks are events; Gemini's are JSON
@@ -64,7 +64,9 @@ class StreamRewriter:
                 found += self._own(before, each)
             else:
                 found += self._words(each)
-        return found if placed else [*found, *self._dropped(before)]
+        if not placed:
+            self._note(before, Chunk(), _body(before))
+        return found
 
     def choices(self, chunk: Chunk) -> list[tuple[int, Chunk]]:
         """Return the other choices in an event, as chunks of their own."""
@@ -146,10 +148,6 @@ class StreamRewriter:
         delta["signature"] = ""
         return True
 
-    def _dropped(self, chunk: Chunk) -> list[Chunk]:
-        self._note(chunk, Chunk(), _body(chunk))
-        return []
-
     def _kind(self, chunk: Chunk) -> str | None:
         """Return the kind of the words of an event that has nothing else."""
         if chunk.finish_reason or chunk.tool_calls:
@@ -186,9 +184,7 @@ class StreamRewriter:
         self, body: JSON, spots: Sequence[Place], was: Iterable[JSON], now: Iterable[JSON]
     ) -> None:
         before, after = list(was), list(now)
-        alike = len(before) == len(after) and all(
-            _named(old) == _named(new) for old, new in zip(before, after, strict=True)
-        )
+        alike = [*map(_named, before)] == [*map(_named, after)]
         if not alike or len(spots) not in (0, len(before)):
             if self._dialect != "openai":
                 raise CannotRewrite
@@ -316,7 +312,7 @@ def _saying(chunk: Chunk | None, text: str) -> Chunk:
 
 
 def _without_logprobs(body: JSON) -> JSON:
-    return {name: each for name, each in body.items() if name != "logprobs"}
+    return without(body, "logprobs")
 
 
 def _read(chunk: Chunk) -> JSON:
@@ -408,7 +404,7 @@ def spread(chunks: Sequence[Chunk], before: InferResponse, after: InferResponse)
 
 
 def _called(chunks: list[Chunk], was: list[JSON], now: list[JSON]) -> list[Chunk]:
-    if [_named(each) for each in was] != [_named(each) for each in now]:
+    if [*map(_named, was)] != [*map(_named, now)]:
         raise CannotRewrite
     places_of: dict[int, list[tuple[int, int]]] = {}
     for at, chunk in enumerate(chunks):
@@ -421,15 +417,6 @@ def _called(chunks: list[Chunk], was: list[JSON], now: list[JSON]) -> list[Chunk
             raise CannotRewrite
         for (at, number), said in zip(where, divided(parts, arguments(new)), strict=True):
             calls = list(chunks[at].tool_calls)
-            calls[number] = _with_arguments(calls[number], said)
+            calls[number] = with_arguments(calls[number], said)
             chunks[at] = chunks[at]._replace(tool_calls=calls)
     return chunks
-
-
-def _with_arguments(call: JSON, said: str) -> JSON:
-    kind = "custom" if call.get("custom") else "function"
-    member = "input" if kind == "custom" else "arguments"
-    inner = dict(call.get(kind) or {})
-    if said or member in inner:
-        inner[member] = said
-    return call | {kind: inner}
