@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from flask import Response, has_request_context, request
+from flask import Response, request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...errors import RequestError, printable
@@ -87,15 +87,12 @@ class StatusPage:
     def json(self, _: Api) -> Response:
         """Return the data of the page, without the calls."""
         only_parameters("span")
-        span = overview.span_of(request.args.get("span", ""))
-        found = overview.overview(self._router, span, self._clock(), self._about())
-        return json_response(found.to_dict())
+        return json_response(self._seen(request.args.get("span", "")).to_dict())
 
     def response(self) -> Response:
         """Return the page; its Content-Security-Policy allows only its own script and style."""
-        given = request.args.to_dict() if has_request_context() else {}
-        span = overview.SPANS.get(given.get("span", ""), overview.SPANS[overview.DEFAULT_SPAN])
-        found = overview.overview(self._router, span, self._clock(), self._about())
+        given = request.args.to_dict()
+        found = self._seen(given["span"] if given.get("span") in overview.SPANS else "")
         page, search, problem = self._calls(given)
         steps = found.activity.steps if found.activity else []
         return _rendered(
@@ -111,11 +108,15 @@ class StatusPage:
             problem=problem,
             models=self._names(found),
             callers=sorted(self._router.keyring.callers) if self._router.keyring else [],
-            link=_links(given, span.name),
+            link=_links(given, found.span.name),
             curl=_curl(self._router),
             csrf="" if self._admin is None else session.token(admin_key(self._admin)),
-            session=has_request_context() and session.has_cookie(request),
+            session=session.has_cookie(request),
         )
+
+    def _seen(self, span: str) -> overview.Overview:
+        about = self._about()
+        return overview.overview(self._router, overview.span_of(span), self._clock(), about)
 
     def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
         """Return a page of calls, or None without a ledger, and an error message."""
@@ -190,7 +191,7 @@ def _may_compress() -> bool:
 
     The length of a compressed page could reveal its content to that site.
     """
-    if not has_request_context() or "Sec-Fetch-Site" not in request.headers:
+    if "Sec-Fetch-Site" not in request.headers:
         return False
     return "gzip" in request.headers.get("Accept-Encoding", "") and session.is_same_site(request)
 
@@ -209,12 +210,11 @@ def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:
 
 def _curl(router: Router) -> str:
     """Return a command for a first call, which is shown until there is a call."""
-    host = request.host if has_request_context() and _HOST.fullmatch(request.host) else "HOST"
-    scheme = request.scheme if has_request_context() else "http"
+    host = request.host if _HOST.fullmatch(request.host) else "HOST"
     names = [*router.registry.names, *map(str, router.registry.targets())]
     model = next((name for name in names if "*" not in name), "MODEL")
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
-    lines = [f"curl {scheme}://{host}/v1/chat/completions"]
+    lines = [f"curl {request.scheme}://{host}/v1/chat/completions"]
     if router.keyring is not None and not router.keyring.open:
         lines.append('-H "Authorization: Bearer $API_KEY"')
     lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body))}"]
