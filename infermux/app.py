@@ -48,7 +48,9 @@ _BASE_URLS = {"openai": "/v1", "anthropic": "/", "gemini": "/"}  # paths for cli
 _NOT_OURS = (
     "this gunicorn runs without InferMux's settings (threads, timeouts, limits, the log): start "
     "the service with `infermux serve`, or with a gunicorn.conf.py in the directory where gunicorn "
-    "is started that says `import infermux.server; globals().update(infermux.server.load())`"
+    "is started that says `import infermux.server; globals().update(infermux.server.load())`. "
+    "Its workers know each other's ids of files and stored responses only with a ledger, "
+    "[ledger].users_secret or [server].admin_key"
 )
 log = logging.getLogger("infermux")
 

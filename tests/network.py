@@ -48,6 +48,7 @@ class Proxy:
         self.accepted = 0  # connections so far
         self.turns = 0  # answers that were followed by more from the client: round trips
         self._swallow_all = self._swallow_answers = False
+        self._cut_at = b""
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
         self._threads: list[threading.Thread] = []
@@ -90,6 +91,15 @@ class Proxy:
         for pair in ended:
             pair.close()  # the others close as their threads end
         return len(pairs)
+
+    def cut_at(self, answer: bytes) -> None:
+        """Cut a connection instead of passing on the next answer that contains *answer*."""
+        self._cut_at = answer
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether that answer has come."""
+        return not self._cut_at
 
     def refuse(self) -> None:
         """Cut everything, and refuse new connections: no host is there."""
@@ -142,6 +152,9 @@ class Proxy:
                 pair.answered = to is pair.client
                 if self.delay:
                     self._over.wait(self.delay)
+                if self._cut_at and to is pair.client and self._cut_at in data:
+                    self._cut_at = b""
+                    break
                 if not self._swallow_all and not (self._swallow_answers and to is pair.client):
                     to.sendall(data)
         with self._lock:

@@ -50,9 +50,10 @@ def secret(value: Any, place: str) -> Secret:
 
 def database_url(value: Any, place: str) -> Secret:
     """Read the URL of a PostgreSQL, by reference if it has a password; errors never quote it."""
-    found = value if isinstance(value, Secret) else Secret(text(value, place))
-    if isinstance(value, Secret) and _HASH.fullmatch(value.reveal()):
-        return value  # reported already: the loader could not read it
+    is_secret = isinstance(value, Secret)
+    found: Secret = value if is_secret else Secret(text(value, place))
+    if is_secret and _HASH.fullmatch(found.reveal()):
+        return found  # reported already: the loader could not read it
     try:
         parts = urlsplit(found.reveal())
         hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -65,7 +66,7 @@ def database_url(value: Any, place: str) -> Secret:
     if not valid or "@" in parts.path or odd:
         told = "in the user and password, / # @ : % and spaces are %2F %23 %40 %3A %25 %20"
         raise ConfigError(f"{place} is not a URL: a port is a number, and {told}")
-    if not isinstance(value, Secret) and (parts.password or "password=" in parts.query):
+    if not is_secret and (parts.password or "password=" in parts.query):
         remedy = 'put the URL into a variable, and name it: "env:NAME"'
         raise ConfigError(f"{place} must not hold a password: {remedy}")
     return found
@@ -109,10 +110,27 @@ def web_address(value: Any, place: str) -> Secret:
     return found
 
 
-def alert_events(value: Any, place: str) -> tuple[str, ...]:
-    if found := some_of("budget", "target", "prices", "records")(value, place):
+def not_empty(reader: Reader, problem: str) -> Reader:
+    """Return a reader of lists; *problem* is what an empty one has."""
+
+    def read(value: Any, place: str) -> tuple[str, ...]:
+        found: tuple[str, ...] = reader(value, place)
+        if not found:
+            raise ConfigError(f"{place} {problem}")
         return found
-    raise ConfigError(f"{place} names no event; without [alerts] none is sent")
+
+    return read
+
+
+alert_events = not_empty(
+    some_of("budget", "target", "prices", "records"),
+    "names no event; without [alerts] none is sent",
+)
+some_texts = not_empty(texts, "must name a key")
+target_names = not_empty(
+    lambda value, place: (text(value, place),) if isinstance(value, str) else texts(value, place),
+    "names no target",
+)
 
 
 def key_hash(value: Any, place: str) -> str:
@@ -130,12 +148,6 @@ _dollars = of_form(r"\d{1,9}(\.\d{1,12})?", 'dollars as text, such as "200.00"')
 def money(value: Any, place: str) -> str:
     """Read dollars as decimal text, so that no digit is lost."""
     return _dollars(str(value) if type(value) is int else value, place)
-
-
-def some_texts(value: Any, place: str) -> tuple[str, ...]:
-    if found := texts(value, place):
-        return found
-    raise ConfigError(f"{place} must name a key")
 
 
 def span_seconds(word: str) -> int:
@@ -171,13 +183,6 @@ def time_zone(value: Any, place: str) -> str:
         right = 'a time zone such as "Europe/Berlin" or "UTC"'
         raise wrong_value(place, right, name) from None
     return name
-
-
-def target_names(value: Any, place: str) -> tuple[str, ...]:
-    names = (text(value, place),) if isinstance(value, str) else texts(value, place)
-    if not names:
-        raise ConfigError(f"{place} names no target")
-    return names
 
 
 def weights(value: Any, place: str) -> dict[str, float]:

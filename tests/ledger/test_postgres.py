@@ -6,9 +6,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from books import DAY, NOON, call, keep
@@ -22,6 +23,8 @@ from infermux.errors import BudgetExceeded, ConfigError
 from infermux.ledger import Budget, Hold, LedgerUnavailable, Record
 from infermux.ledger.spool import Deferred, Spool
 from infermux.ledger.sqlite import SQLiteLedger
+from infermux.ledger.stores.answers import Kept
+from infermux.ledger.stores.keys import IssuedKey
 from infermux.routing.accounting import record
 
 pytest.importorskip("psycopg_pool", reason="pip install 'infermux[postgres]'")
@@ -37,6 +40,7 @@ def settled(id: str, cost: int, *, at: float = NOON, caller: str = "web") -> Rec
 
 
 Opens = Callable[..., PostgresLedger]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -92,6 +96,25 @@ def test_a_service_neither_makes_nor_migrates_tables(database: Database, opens: 
         with pytest.raises(LedgerUnavailable) as error:
             opens(database.service).check()
         assert words in error.value.reason and not error.value.temporary
+
+
+def test_a_database_or_pooler_that_would_keep_wrong_books_is_refused(
+    postgres: Postgres, there: Database, pgbouncer: PgBouncer, opens: Opens
+) -> None:
+    def refused(url: str) -> str:
+        with pytest.raises(LedgerUnavailable) as error:
+            opens(url).check()
+        assert not error.value.temporary
+        return error.value.reason
+
+    postgres.sql("CREATE DATABASE old ENCODING 'SQL_ASCII' TEMPLATE template0")
+    assert "its encoding is SQL_ASCII" in refused(postgres.url("old"))
+    postgres.drop(Database(postgres, "old"))
+    with PgBouncer(postgres, "statement") as pooler:
+        assert "statement pooling mode" in refused(there.at(pooler.port))
+    there.sql(f"ALTER DATABASE {there.name} SET default_transaction_isolation = 'repeatable read'")
+    assert "= 'read committed'" in refused(there.at(pgbouncer.port))
+    opens(there.url).check()
 
 
 def test_a_service_that_may_makes_its_tables(database: Database, opens: Opens) -> None:
@@ -363,11 +386,12 @@ def test_budgets_in_any_order_neither_overspend_nor_wait_in_a_circle(
 
 @pytest.mark.slow
 def test_transactions_that_the_server_takes_back_are_repeated(
-    there: Database, opens: Opens
+    there: Database, opens: Opens, pgbouncer: PgBouncer
 ) -> None:
     """As CockroachDB does, all are serializable: many fail, and none is seen to."""
     there.sql(f"ALTER DATABASE {there.name} SET default_transaction_isolation = 'serializable'")
-    ledgers = [opens(there.service, clock=lambda: NOON, patient=False) for _ in range(2)]
+    url = there.at(pgbouncer.port, "ledger_service")  # in a session of its own, none would be
+    ledgers = [opens(url, clock=lambda: NOON, patient=False) for _ in range(2)]
     nothing_differs(ledgers[0], hammer(ledgers, how_many(5, 40, 100), 3))
 
 
@@ -394,6 +418,33 @@ def test_connections_that_are_cut_count_nothing_twice(there: Database, opens: Op
             cutter.join()
         assert len(cuts) > 2
         nothing_differs(ledgers[0], spent)
+
+
+def test_changes_whose_outcome_was_not_heard_are_made_once(there: Database, opens: Opens) -> None:
+    """The connection is lost when the server has committed, and nobody was told."""
+    with Proxy(there.server.port) as proxy:
+        ledger, budget = opens(there.at(proxy.port), clock=lambda: NOON), Budget("web", 1000, "day")
+
+        def unheard(change: Callable[..., T], *values: Any) -> T:
+            proxy.cut_at(b"COMMIT\0")
+            found = change(*values)
+            assert proxy.has_cut
+            return found
+
+        assert unheard(ledger.adjust, budget, 500, NOON).pico == 500
+        ledger.adjust(budget, 500, NOON)  # another one
+        assert [each.limit for each in ledger.states([budget], NOON)] == [2000]
+        ledger.settle(settled("a", 70))
+        assert unheard(ledger.adjust, budget, None, NOON + 1).pico == 70
+        assert ledger.spent(budget, NOON) == (0, 0)
+        assert [each.action for each in ledger.adjustments()] == ["reset", "raise", "raise"]
+        keys, first = ledger.keys(), IssuedKey("app", "{}", NOON, hashes=(("1", None),))
+        assert unheard(keys.create, first)
+        assert not keys.create(first._replace(hashes=(("2", None),)))
+        assert unheard(keys.rotate, "app", "3", NOON, NOON + 60)
+        assert keys.keys()[1][0].hashes == (("1", NOON + 60), ("3", None))
+        assert unheard(keys.revoke, "app", NOON)
+        assert not keys.revoke("app", NOON + 1) and keys.keys()[1][0].revoked == NOON
 
 
 @pytest.mark.slow
@@ -449,6 +500,74 @@ def test_a_period_begins_once_while_calls_are_settled(there: Database, opens: Op
         for each in crew:
             each.join()
         assert ledgers[0].spent(Budget(caller, 1000, "day"), NOON) == (40, 1), turn
+
+
+@contextmanager
+def locked(there: Database, statement: str) -> Iterator[psycopg.Cursor[Any]]:
+    """Run a statement as the owner, in a transaction that ends with the `with` block."""
+    with psycopg.connect(there.url) as link, link.cursor() as cursor:
+        cursor.execute(statement)
+        yield cursor
+
+
+def wait_for_waiting(there: Database, count: int) -> None:
+    """Wait until as many transactions wait for a lock."""
+    waiting = f"""SELECT count(*) FROM pg_stat_activity
+        WHERE wait_event_type = 'Lock' AND datname = '{there.name}'"""
+    eventually(lambda: there.sql(waiting) == [[str(count)]], f"{count} waiting for a lock")
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_period_begins_with_what_is_settled_at_that_moment(
+    there: Database, opens: Opens, isolation: str
+) -> None:
+    there.sql(f"ALTER DATABASE {there.name} SET default_transaction_isolation = '{isolation}'")
+    ledger, budget = opens(there.service, clock=lambda: NOON), Budget("web", 1000, "day")
+    with ThreadPoolExecutor() as crew:
+        with locked(there, "LOCK TABLE sums IN SHARE MODE"):
+            settling = crew.submit(ledger.settle, settled("a", 10))
+            wait_for_waiting(there, 1)
+            reserving = crew.submit(ledger.reserve, budget, 1, call_id="b", at=NOON)
+            wait_for_waiting(there, 2)
+        assert settling.result() and reserving.result()
+    assert ledger.spent(budget, NOON) == (10, 1)
+
+
+def test_a_period_begins_while_calls_of_others_are_settled(there: Database, opens: Opens) -> None:
+    ledger, slow = opens(there.service, clock=lambda: NOON), Budget("slow", 1000, "day")
+    quick = opens(there.service, clock=lambda: NOON, patient=False)
+    patiently(quick.reserve, Budget("first", 1000, "day"), 1, call_id="f", at=NOON)
+    hold = ledger.reserve(slow, 20, call_id="a", at=NOON)
+    with ThreadPoolExecutor() as crew:
+        with locked(there, "SELECT * FROM budgets WHERE owner = 'slow' FOR UPDATE"):
+            settling = crew.submit(ledger.settle, settled("a", 10, caller="slow"), hold)
+            wait_for_waiting(there, 1)
+            users = [Budget("slow", 500, user=str(n), also=()) for n in range(3)]
+            for each in (Budget("web", 1000, "day"), *users):  # those of end users begin at 0
+                patiently(quick.reserve, each, 1, call_id=each.owner, at=NOON)
+            assert not settling.done()
+        assert settling.result()
+    assert ledger.spent(slow, NOON) == (10, 0)
+
+
+def test_answers_of_a_full_cache_do_not_wait_in_a_circle(there: Database, opens: Opens) -> None:
+    """One makes room by removing the oldest, which another worker keeps again at that moment."""
+    ledger, ask = opens(there.service, clock=lambda: NOON), {"expires": NOON + 60, "most": 1000}
+    answers, before = ledger.answers(), there.server.log.count("deadlock detected")
+    for n in range(3):
+        answers.keep(f"{n}", "chat", Kept(NOON + n, "x" * 100), **ask)
+    with ThreadPoolExecutor() as crew:
+        with locked(there, "SELECT * FROM answer_sizes FOR UPDATE"):
+            working = []
+            for n, digest in enumerate("30", 1):
+                kept = Kept(NOON + 10, "x" * 100)
+                working.append(crew.submit(answers.keep, digest, "chat", kept, **ask))
+                wait_for_waiting(there, n)
+        for each in working:
+            each.result()
+    assert there.server.log.count("deadlock detected") == before
+    assert [n for n in "0123" if answers.find(n, NOON + 10)] == ["0", "2", "3"]
+    assert there.sql("SELECT bytes FROM answer_sizes") == [["900"]]
 
 
 @pytest.mark.slow
@@ -538,6 +657,32 @@ def test_a_reservation_takes_few_round_trips(there: Database, opens: Opens) -> N
             ledger.reserve(KEYS[2], 1, call_id=f"lost {n}", at=NOON, lease=-1)
         assert trips(lambda: ledger.lose(NOON)) < 20
         assert rows(there, "calls") == 50
+
+
+@pytest.mark.parametrize("state", ["XX001", "0A000", "P0001", "23514"])
+def test_a_call_that_the_server_refuses_is_written_later(
+    there: Database, opens: Opens, state: str
+) -> None:
+    """Its disk has an error, or what a DBA has added forbids it: the call is answered already."""
+    there.sql(
+        f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'no' USING ERRCODE = '{state}'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON calls_default FOR EACH ROW EXECUTE FUNCTION refuse();
+        CREATE TRIGGER refuse BEFORE INSERT ON holds FOR EACH ROW EXECUTE FUNCTION refuse()"""
+    )
+    ledger, early = opens(there.service, clock=lambda: NOON), settled("a", 1, at=DAY)
+    with pytest.raises(LedgerUnavailable, match="unavailable") as error:
+        ledger.settle(early)
+    assert error.value.reason.endswith("no")
+    if state != "23514":
+        with pytest.raises(LedgerUnavailable):
+            ledger.reserve(Budget("web", 1000, "day"), 1, call_id="b", at=NOON)
+        assert ledger.defer(early)
+        eventually(lambda: ledger.spooled() == 1, "the spool keeping it")
+    there.sql("DROP FUNCTION refuse CASCADE")
+    assert ledger.defer(early)
+    eventually(lambda: ledger.spooled() == 0, "the spool being written")
+    assert ledger.totals()[0].calls == 1
 
 
 @pytest.mark.slow

@@ -450,6 +450,33 @@ def test_a_failed_hook_is_closed_or_open(vendors, hook, bad, caplog):
     LATE.clear()
 
 
+def test_a_hook_may_yield_its_chunks():
+    """What it does between them is bounded in time, and refuses, as if it had returned them."""
+
+    def twice(chunk):
+        yield chunk
+        yield chunk
+
+    def refusing(chunk):
+        yield chunk
+        raise errors.HookRefused("not this", status=451)
+
+    def late_to_yield(chunk):
+        yield late(chunk)
+
+    def said(hook):
+        hooks = {"chunk": hook, "on_error": "open", "timeout": 0.05}
+        asked = infermux.InferRequest(model="echo", messages=[{"role": "user", "content": "hi"}])
+        return "".join(each.text for each in Router([EchoProvider()], hooks=hooks).stream(asked))
+
+    assert said(twice) == "echo: echo: hihi"
+    with pytest.raises(errors.HookRefused, match="not this"):
+        said(refusing)
+    assert said(late_to_yield) == "echo: hi"
+    LATE.set()
+    LATE.clear()
+
+
 NO_ANSWERS = {
     "content": {"content": 5},
     "nothing": {"content": None},

@@ -310,6 +310,7 @@ def test_a_service_without_its_settings_says_so(args: list[str], tmp_path: Path)
             assert ask(service.port, "/infer", HELLO).status == 200
         assert (service.log.count(SETTINGS), service.log.count(THREADS)) == (1, 1)
         assert "infermux serve" in service.log and "infermux.server.load()" in service.log
+        assert "know each other's ids" in service.log and "[ledger].users_secret" in service.log
 
 
 @pytest.mark.slow

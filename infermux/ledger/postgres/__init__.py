@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from psycopg import errors
+from psycopg import Error, errors
 
 from ...types import CircuitCommand, Rates
 from .. import (
@@ -37,7 +37,7 @@ from ..stores.keys import KeyStore
 from . import copy, prune, schema, settlements
 from .budgets import Reservations, forget_users
 from .circuits import Circuits
-from .connection import STATEMENT_SECONDS, Away, Database
+from .connection import STATEMENT_SECONDS, Away, Database, unavailable
 from .rates import OLD_RATES, SharedRates
 from .statements import Link, Sql, clean
 
@@ -64,7 +64,7 @@ class _Process:
         self.database = Database(ledger.url, ledger.connections, patient=ledger.patient)
         self.spool = Spool(ledger.spool_path)
         self.group = GroupCommit(partial(ledger._commit, self), COMPANY_SECONDS)
-        self.circuits = Circuits(self.database, ledger.url)
+        self.circuits = Circuits(self.database)
         self.synchronized = 0.0
 
 
@@ -119,6 +119,7 @@ class PostgresLedger(Ledger):
         self.spool_path = os.path.abspath(spool)
         self._own_clock, self._migrate, self.patient = clock is not None, migrate, patient
         self._process = _Process(self)
+        self._brief = _Brief(lambda: self._here().database)
 
     # -- time --
 
@@ -126,10 +127,9 @@ class PostgresLedger(Ledger):
         if self._own_clock:
             return at
         database = self._here().database
-        if (now := database.now()) is None:
+        if database.now() is None:
             database.synchronize()
-            now = database.now()
-        skew = 0.0 if now is None else now - time.time()
+        skew = (database.now() or 0.0) - time.time()
         return at + skew if abs(skew) > SAME_CLOCK else at
 
     # -- budgets --
@@ -149,6 +149,8 @@ class PostgresLedger(Ledger):
         job = Job(Deferred(record, hold), patience)
         if not self._here().group.run(job):
             raise Away("other settlements take too long")
+        if isinstance(job.error, Error):  # the call is answered: it is to be written later
+            raise unavailable(job.error) from None
         if job.error is not None:
             raise job.error
         return bool(job.result)
@@ -168,24 +170,21 @@ class PostgresLedger(Ledger):
         """Settle a batch; if some are unusual, first the usual ones, then the others one by one."""
         now, zone = self._time(self.clock()), self.zone
 
-        def together(batch: Sequence[Deferred]) -> list[bool]:
-            return database.run(
-                lambda link: settlements.settle(link, batch, now, zone, database.plans), seconds
-            )
+        def together(batch: Sequence[Deferred]) -> None:
+            work = partial(settlements.settle, batch=batch, now=now, zone=zone)
+            database.run(lambda link: work(link, plans=database.plans), seconds)
 
         try:
-            return together(batch)
+            together(batch)
+            return [True] * len(batch)
         except errors.DivisionByZero:
-            pass
-        found = [False] * len(batch)
-        usual, odd = database.run(lambda link: settlements.expected(link, batch, zone), seconds)
+            usual, odd = database.run(lambda link: settlements.expected(link, batch, zone), seconds)
         try:
             if usual:
                 together([batch[n] for n in usual])
-            for n in usual:
-                found[n] = True
         except errors.DivisionByZero:  # another host has just written one
-            odd += usual
+            usual, odd = [], odd + usual
+        found = [n in usual for n in range(len(batch))]
         for n in odd:
             work = partial(settlements.settle_one, settlement=batch[n], now=now, zone=zone)
             found[n] = database.run(work, seconds)
@@ -196,11 +195,10 @@ class PostgresLedger(Ledger):
 
     def states(self, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         now, made = self._time(at), self._reservations()
-        return self._here().database.run(lambda link: made.states(link, budgets, now, now))
+        return self._here().database.run(lambda link: made.states(link, budgets, now))
 
     def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
-        now, made = self._time(at), self._reservations()
-        return self._here().database.run(lambda link: made.adjust(link, budget, more, now))
+        return self._reservations().adjust(budget, more, self._time(at))
 
     def lose(self, now: float) -> None:
         process = self._here()
@@ -220,10 +218,8 @@ class PostgresLedger(Ledger):
             pass
 
     def forget_users(self, now: float, most: int = MAX_USERS) -> None:
-        database = self._here().database
-        if not database.is_idle:
-            at = self._time(now)
-            database.run(partial(forget_users, now=at, zone=self.zone, most=most), DRAIN_SECONDS)
+        work = partial(forget_users, now=self._time(now), zone=self.zone, most=most)
+        self._here().database.run(work, DRAIN_SECONDS)
 
     def tidy(self, now: float) -> None:
         if not self._here().database.is_idle:
@@ -233,10 +229,10 @@ class PostgresLedger(Ledger):
     # -- what else hosts share --
 
     def keys(self) -> KeyStore:
-        return KeyStore(_Brief(lambda: self._here().database))
+        return KeyStore(self._brief)
 
     def answers(self) -> AnswerStore:
-        return AnswerStore(_Brief(lambda: self._here().database))
+        return AnswerStore(self._brief)
 
     def rates(self, local: Rates) -> SharedRates:
         """Return limits per minute over all hosts; *local* is used while the database is away."""

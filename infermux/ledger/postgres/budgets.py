@@ -1,15 +1,17 @@
 """Budgets in PostgreSQL: what is reserved, spent, forgiven and added, by owner and period.
 
 A reservation is one conditional statement, exact however many hosts reserve at a time. To avoid
-deadlocks, every transaction locks in this order, and rows of a table by their keys: the lock of
-periods, rolled, holds, calls, attempts, plans, sums, budgets.
+deadlocks, every transaction locks in this order, and rows of a table by their keys: the locks of
+callers, rolled, holds, calls, attempts, plans, sums, budgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import tzinfo
+from itertools import count
 from typing import Any
+from zlib import crc32
 
 from psycopg import errors
 
@@ -18,17 +20,18 @@ from ..holds import MAX_SPENT, MICRO, Refused, Rules, Taken, decide, lost_record
 from ..periods import DAY, MAX_INTEGER, SLOT, ms, names
 from ..sql import ADJUSTED
 from .connection import Database
-from .statements import Link, Rows, Statement, encoded, objects, run, translated
+from .statements import Link, Rows, Statement, recordset, run, translated, transposed
 
-# Settlements hold it shared, so none commits while a period begins with the cost of its calls.
-PERIODS = "4992031, 1"
-SHARED = f"SELECT pg_advisory_xact_lock_shared({PERIODS})"
-_ALONE = f"SELECT pg_advisory_xact_lock({PERIODS})"
+# Settlements hold their callers' locks shared, so none commits while a period begins with the cost
+# of their calls. Some callers have the same lock.
+LOCKS = 64
+_LOCK = "SELECT pg_advisory_xact_lock{}(4992032, n) FROM unnest(%s::int[]) AS w(n)"
+SHARED, _ALONE = _LOCK.format("_shared"), _LOCK.format("")
 _USED = "spent::numeric + held - waived - raised"
 _INTO_HOLDS = "INSERT INTO holds (call_id, owner, period, pico, at_ms, expires_ms, about)"
 _TAKE = f"""WITH taken AS (UPDATE budgets SET held = held + $4::bigint
         WHERE owner = $2 AND period = $3 AND {_USED} + $4::bigint <= $5::numeric
-        RETURNING raised, spent::numeric + held - waived),
+        RETURNING raised, spent::numeric + held - waived, owner),
     added AS ({_INTO_HOLDS}
         SELECT $1::text, $2, $3, $4, $6::bigint, $7::bigint, $8::text FROM taken)
     SELECT * FROM taken"""
@@ -84,6 +87,7 @@ _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
 _RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
     WHERE owner = %s AND period = %s"""
+_ADJUSTED = "SELECT * FROM adjustments WHERE at_ns = %s AND name = %s AND team = %s"
 _SPENT = "SELECT spent - waived FROM budgets WHERE owner = %s AND period = %s FOR UPDATE"
 Deltas = dict[tuple[str, str], list[int]]  # how much more is spent and held, by owner and period
 
@@ -122,7 +126,7 @@ class Reservations:
             row = (hold.call_id, budget.owner, key, hold.pico, limit, *times)
             [rows] = run(link, [(_TAKE, row)])
         else:
-            keys = _columns(self._keys(budget.all, hold.at))
+            keys = self._columns(budget.all, hold.at)
             limits = [each.limit_pico for each in budget.all]
             take = (*keys, limits, hold.pico, hold.pico, len(limits), hold.call_id, hold.pico)
             _, rows = run(link, [(_LOCKED_ROWS, keys), (_TAKE_ALL, (*take, *times))])
@@ -130,10 +134,11 @@ class Reservations:
 
     def _decided(self, link: Link, hold: Hold, rules: Rules) -> Hold | Refused:
         """Begin periods and reserve again; else check each limit, with the rows locked."""
-        budgets, asked = hold.budget.all, _columns(self._keys(hold.budget.all, hold.at))
+        budgets = hold.budget.all
+        asked = self._columns(budgets, hold.at)
         [rows] = run(link, [(_ROWS, asked)])
         if len(rows) < len(budgets):
-            self._begin(link, budgets, hold.at)
+            self._begin(link, budgets, hold.at, rows)
             if (took := self._took(link, hold, rules)) is not None:
                 return took
             [rows] = run(link, [(_ROWS, asked)])
@@ -165,14 +170,19 @@ class Reservations:
     def _keys(self, budgets: Sequence[Budget], at: float) -> list[tuple[str, str]]:
         return [(each.owner, each.key(at, self._zone)) for each in budgets]
 
-    def _begin(self, link: Link, budgets: Sequence[Budget], at: float) -> None:
+    def _columns(self, budgets: Sequence[Budget], at: float) -> tuple[list[str], ...]:
+        return transposed(self._keys(budgets, at), 2)
+
+    def _begin(self, link: Link, budgets: Sequence[Budget], at: float, begun: Rows) -> None:
         """Begin periods that have no rows, with what their callers' calls have cost in them."""
-        pairs = zip(self._keys(budgets, at), budgets, strict=True)
-        new = [
-            (_BEGIN, (*key, *_slots(budget, at, self._zone)))
-            for key, budget in sorted(pairs, key=lambda pair: pair[0])
+        known = {_text(owner) for owner, *_ in begun}
+        new = sorted([each for each in budgets if each.owner not in known], key=lambda b: b.owner)
+        callers = {caller for budget in new for caller in budget.counts_for}
+        begin = [
+            (_BEGIN, (each.owner, each.key(at, self._zone), *_slots(each, at, self._zone)))
+            for each in new
         ]
-        run(link, [(_ALONE, ()), *new])
+        run(link, [(_ALONE, (locks(callers),)), *begin])
 
     def _warned(self, hold: Hold, rules: Rules) -> list[Statement]:
         now = ms(rules.at)
@@ -193,8 +203,10 @@ class Reservations:
     def _topped_up(self, link: Link, hold: Hold, new: Hold, rules: Rules) -> Hold | Refused:
         alive, taken = self._locked(link, hold)
         # what was spent when the call was taken for lost is held instead
-        missing = [each for each in hold.budget.all if each.owner not in alive]
-        back = lost_cost(link, hold) if missing else 0
+        back = 0
+        if not alive.keys() >= {each.owner for each in hold.budget.all}:
+            place = (lost_record(hold).call.at_ns, hold.call_id)
+            [back] = link.execute(_LOST_COST, place).fetchone() or (0,)
         # absolute values, so it can run twice
         amounts = [
             (each, new.pico - alive.get(each.owner, 0) - (0 if each.owner in alive else back))
@@ -222,48 +234,59 @@ class Reservations:
     def _locked(self, link: Link, hold: Hold) -> tuple[dict[str, int], dict[str, Taken]]:
         """Begin a transaction; return what a call holds and what is used, by owner."""
         budgets = hold.budget.all
-        asked = _columns(self._keys(budgets, hold.at))
+        asked = self._columns(budgets, hold.at)
         ask: list[Statement] = [_OPEN, (_HOLDS, (hold.call_id,)), (_LOCKED_ROWS, asked)]
         _, holds, rows = run(link, ask)
         if len(rows) < len(budgets):
             run(link, [_CLOSE])
-            self._begin(link, budgets, hold.at)
+            self._begin(link, budgets, hold.at, rows)
             _, holds, rows = run(link, ask)
         return {_text(owner): _int(pico) for owner, pico in holds}, _taken(rows, budgets)
 
     # -- states and operators' changes
 
-    def states(
-        self, link: Link, budgets: Sequence[Budget], at: float, now: float
-    ) -> list[BudgetState]:
+    def states(self, link: Link, budgets: Sequence[Budget], at: float) -> list[BudgetState]:
         """Return the state of each budget, without expired holds."""
         keys = self._keys(budgets, at)
-        rows = link.execute(_STATES, (ms(now), *_columns(keys))).fetchall()
+        rows = link.execute(_STATES, (ms(at), *transposed(keys, 2))).fetchall()
         known = {(owner, key): rest for owner, key, *rest in rows}
         found = []
         for budget, key in zip(budgets, keys, strict=True):
             if key in known:
                 spent, raised, held, lost = map(int, known[key])
             else:
-                spent, raised, held, lost = cost_so_far(link, budget, at, self._zone), 0, 0, 0
+                slots = _slots(budget, at, self._zone)
+                [cost] = link.execute(_COST_SO_FAR, slots).fetchone() or (0,)
+                spent, raised, held, lost = int(cost), 0, 0, 0
             resets = budget.resets(at, self._zone)
             limit = budget.limit_pico + raised
             found.append(BudgetState(budget, key[1], limit, spent + lost, held - lost, resets))
         return found
 
-    def adjust(self, link: Link, budget: Budget, more: int | None, at: float) -> Adjustment:
+    def adjust(self, budget: Budget, more: int | None, at: float) -> Adjustment:
         """Add *more* to the limit in the current period, or forgive what is spent (None)."""
+        tries = count()
+        return self._database.run(
+            lambda link: self._adjusted(link, budget, more, at, next(tries) > 0)
+        )
+
+    def _adjusted(
+        self, link: Link, budget: Budget, more: int | None, at: float, again: bool
+    ) -> Adjustment:
+        """Adjust a budget; *again*: a connection was lost, so it may have been done."""
         owner, key = budget.owner, budget.key(at, self._zone)
-        self._begin(link, [budget], at)
+        action, team = "reset" if more is None else "raise", int(bool(budget.members))
+        self._begin(link, [budget], at, [])
         with link.transaction():
             [spent] = link.execute(_SPENT, (owner, key)).fetchone() or (0,)
+            pico = spent if more is None else more
+            made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
+            if again and (found := link.execute(_ADJUSTED, made[:3]).fetchone()):
+                return Adjustment._make(found)
             if more is None:
                 link.execute(_RESET, (owner, key))
             else:
                 link.execute(_RAISE, (more, owner, key))
-            action, team = "reset" if more is None else "raise", int(bool(budget.members))
-            pico = spent if more is None else more
-            made = Adjustment(round(at * 1e9), budget.caller, team, key, action, pico)
             link.execute(translated(ADJUSTED), tuple(made))
         return made
 
@@ -277,10 +300,9 @@ def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
         link.execute(_LEAST_USERS, (USER, count - most))
 
 
-def cost_so_far(link: Link, budget: Budget, at: float, zone: tzinfo) -> int:
-    """Return what the callers' calls have cost in the period that contains *at*."""
-    [cost] = link.execute(_COST_SO_FAR, _slots(budget, at, zone)).fetchone() or (0,)
-    return int(cost)
+def locks(callers: Iterable[str]) -> list[int]:
+    """Return the locks of callers, in the order in which they are taken."""
+    return sorted({crc32(caller.encode()) % LOCKS for caller in callers})
 
 
 def _slots(budget: Budget, at: float, zone: tzinfo) -> tuple[list[str], int, int]:
@@ -290,22 +312,10 @@ def _slots(budget: Budget, at: float, zone: tzinfo) -> tuple[list[str], int, int
     return list(budget.counts_for), int(first // SLOT), int(last // SLOT)
 
 
-def lost_cost(link: Link, hold: Hold) -> int:
-    """Return what was spent for a call when it was taken for lost, or 0."""
-    place = (lost_record(hold).call.at_ns, hold.call_id)
-    found = link.execute(_LOST_COST, place).fetchone()
-    return int(found[0]) if found else 0
-
-
-def spend(
-    deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo, freed: tuple[str, int] = ("", 0)
-) -> None:
-    """Add *pico* to what is spent in each period that contains *at*; free an amount in one."""
+def spend(deltas: Deltas, owner: str, pico: int, at: float, zone: tzinfo) -> None:
+    """Add *pico* to what is spent in each period that contains *at*."""
     for key in names(at, zone):
-        found = deltas.setdefault((owner, key), [0, 0])
-        found[0] += pico
-        if key == freed[0]:
-            found[1] -= freed[1]
+        add(deltas, owner, key, pico, 0)
 
 
 def add(deltas: Deltas, owner: str, key: str, spent: int, held: int) -> None:
@@ -325,7 +335,7 @@ def change(link: Link, deltas: Deltas) -> None:
 
 
 def _changed(deltas: Deltas) -> Statement:
-    return CHANGE, (encoded(objects(changes(deltas))),)
+    return CHANGE, (recordset(changes(deltas)),)
 
 
 def _taken(rows: Rows, budgets: Sequence[Budget]) -> dict[str, Taken]:
@@ -344,14 +354,9 @@ def _int(value: bytes | None) -> int:
 
 def _known(budget: Budget, rows: Rows) -> tuple[Budget, int, int]:
     """Return what a reservation leaves of the budget that has the least."""
-    limits = {each.owner.encode(): each for each in budget.also}
-    found = []
-    for raised, used, *owner in rows:
-        each = limits.get(owner[0] or b"", budget) if owner else budget
+    budgets, found = {each.owner: each for each in budget.all}, []
+    for raised, used, owner, *_ in rows:
+        each = budgets[_text(owner)]
         limit = each.limit_pico + _int(raised)
         found.append((each, limit, limit - _int(used)))
     return min(found, key=lambda known: known[2])
-
-
-def _columns(keys: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    return [owner for owner, _ in keys], [key for _, key in keys]

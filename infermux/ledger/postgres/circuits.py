@@ -32,8 +32,8 @@ _ALL = "SELECT number, action, provider, model FROM circuits ORDER BY number"
 class Circuits:
     """Publishes commands, and listens for them, in one process."""
 
-    def __init__(self, database: Database, url: str) -> None:
-        self._database, self._url = database, url
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._known: tuple[CircuitCommand, ...] = ()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,7 +66,7 @@ class Circuits:
 
     def _listening(self) -> None:
         while not self._closed.is_set():
-            with suppress(LedgerUnavailable, psycopg.Error), opened(self._url, 2) as link:
+            with suppress(LedgerUnavailable, psycopg.Error), opened(self._database.url, 2) as link:
                 try:
                     self._listen(link)
                 finally:
@@ -79,15 +79,12 @@ class Circuits:
         self._database.limit(link, time.monotonic() + READ_SECONDS)
         with suppress(psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError):
             link.execute(f"LISTEN {_CHANNEL}")
-        while True:
+        while not self._closed.is_set():
             end = time.monotonic() + READ_SECONDS
             self._database.limit(link, end)
             rows = link.execute(_ALL, prepare=False).fetchall()
             self._database.unlimit(link)
             self._known = tuple([CircuitCommand(*row) for row in rows])
-            heard = False
-            while not heard and (left := end - time.monotonic()) > 0:
-                if self._closed.is_set():
-                    return
-                for _ in link.notifies(timeout=min(left, 1.0), stop_after=1):
-                    heard = True
+            while (left := end - time.monotonic()) > 0 and not self._closed.is_set():
+                if list(link.notifies(timeout=min(left, 1.0), stop_after=1)):
+                    break

@@ -37,20 +37,17 @@ STATEMENT_SECONDS = 60  # that the server lets a statement run
 KEPT_SECONDS = 60.0  # that a connection is kept at hand before the pool may replace it
 RETRIES = 8  # of a transaction that PostgreSQL rolled back because of another one
 _ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid(),
-    pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"""
+    pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
+    current_setting('transaction_isolation')"""
+_SESSION = f"""SET statement_timeout = {STATEMENT_SECONDS * 1000}; SET lock_timeout = 0;
+    SET idle_in_transaction_session_timeout = 5000; SET timezone = 'UTC';
+    SET default_transaction_isolation = 'read committed'"""
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
-_REFUSED = (  # permanent errors
-    errors.InvalidPassword,
-    errors.InvalidAuthorizationSpecification,
-    errors.InvalidCatalogName,
-    errors.InsufficientPrivilege,
-    errors.UndefinedTable,
-    errors.UndefinedColumn,
-)
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|does not exist|not permitted to log in|"
     r"permission denied|no pg_hba.conf entry|certificate|private key|does not support SSL|"
-    r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter"
+    r"bad value for|invalid \w+ (number|value)|(unrecognized|unsupported) \w+ parameter|"
+    r"pooling mode"
 )
 _IDLE = int(pq.TransactionStatus.IDLE)
 log = logging.getLogger("infermux")
@@ -58,11 +55,10 @@ T = TypeVar("T")
 
 
 class Pool(ConnectionPool[Link]):
-    """A pool whose connections stay at hand for a while: to take one is a tenth of the work."""
+    """A pool whose connections stay at hand for a while: a tenth of the work."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._at_hand: list[Link] = []
-        self._taken: dict[Link, float] = {}  # when each was taken from the pool itself
         self._asking = 0  # threads that wait for the pool itself
         self._lending = threading.Lock()
         super().__init__(*args, **options)
@@ -75,7 +71,7 @@ class Pool(ConnectionPool[Link]):
             self._asking += 1
         try:
             link = self.getconn(seconds)
-            self._taken[link] = time.monotonic()
+            link.taken = time.monotonic()
             return link
         finally:
             with self._lending:
@@ -85,10 +81,9 @@ class Pool(ConnectionPool[Link]):
         """Give a connection back."""
         with self._lending:
             kept = not self._asking and not self.closed and not link.closed
-            if kept and time.monotonic() < self._taken[link] + KEPT_SECONDS:
+            if kept and time.monotonic() < link.taken + KEPT_SECONDS:
                 self._at_hand.append(link)
                 return
-        self._taken.pop(link, None)
         self.putconn(link)
 
     def end(self) -> None:
@@ -111,12 +106,12 @@ class Database:
     """The connections of this process to the database at *url*; at most *size*."""
 
     def __init__(self, url: str, size: int, *, patient: bool = False) -> None:
-        self._url, self.size, self._patient = url, size, patient
+        self.url, self.size, self._patient = url, size, patient
         self._wait = START_SECONDS if patient else WAIT_SECONDS
         self._call = STATEMENT_SECONDS if patient else CALL_SECONDS
         self._pool: Pool | None = None
         self._lock = threading.Lock()  # of the pool's replacement
-        self._away = ""  # why it is unavailable; "": it is not known to be
+        self.away = ""  # why it is unavailable; "": it is not known to be
         self._reconnector: threading.Thread | None = None
         self._closed = False
         self._succeeded = 0.0  # when an operation last succeeded
@@ -156,7 +151,7 @@ class Database:
                     raise self.is_away(lost.reason) from None
                 again = False
                 self._renew(lost.pool)
-        raise AssertionError("unreachable")
+        raise AssertionError
 
     def report(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work*, which may take long and so leaves connections to calls."""
@@ -206,21 +201,19 @@ class Database:
             return Away("a statement took too long")
         if isinstance(error, errors.UndefinedTable):
             return LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
-        if isinstance(error, _REFUSED):
-            return LedgerUnavailable(_said(error), told="the database refuses")
         if isinstance(error, errors.IntegrityError | errors.DataError):
             return error  # an invalid value, such as a hold that exists already
-        if link.broken or link.closed:
+        if link.closed:
             return _Lost(_said(error), pool)
         if isinstance(error, psycopg.OperationalError):
             return self.is_away(_said(error))
-        return error  # a bug
+        return LedgerUnavailable(_said(error), told="the database refuses")
 
     # -- the pool --
 
     def _ready(self) -> Pool:
-        if self._away:
-            raise Away(self._away)
+        if self.away:
+            raise Away(self.away)
         try:
             return self._pool or self._renew(None)
         except psycopg.ProgrammingError:
@@ -240,14 +233,13 @@ class Database:
     def _made(self) -> Pool:
         self._closed = False
         return Pool(
-            self._url,
+            self.url,
             connection_class=Link,
-            kwargs=options(self._url),
+            kwargs=options(self.url),
             min_size=min(2, self.size),
             max_size=self.size,
             open=True,
             configure=self._configure,
-            timeout=WAIT_SECONDS,
             max_lifetime=LIFETIME_SECONDS,
             reconnect_timeout=1.0,  # afterwards `is_away` watches it
             num_workers=1,
@@ -255,47 +247,43 @@ class Database:
         )
 
     def _configure(self, link: Link) -> None:
-        pid, read_only = self._ask_about(link)
+        pid, read_only, isolation = self._ask_about(link)
         if read_only and not self._patient:
             raise psycopg.OperationalError("the database is read-only")
         link.adapters.register_loader("numeric", IntLoader)  # the type of sums of integers
-        if pid != link.info.backend_pid:
-            link.prepare_threshold = None  # a pooler such as PgBouncer: no session lasts
-            return
-        link.prepare_threshold = 1
-        link.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000}")
-        link.execute("SET idle_in_transaction_session_timeout = 5000")
-        link.execute("SET timezone = 'UTC'")
+        if pid != link.info.backend_pid:  # a pooler such as PgBouncer: no session lasts
+            link.prepare_threshold = None
+            with link.transaction():  # or it is one that gives each statement another session
+                pass
+            if isolation == "repeatable read":  # what others commit meanwhile would be missed
+                remedy = "ALTER DATABASE … SET default_transaction_isolation = 'read committed'"
+                raise LedgerUnavailable(f"a pooler cannot have it {isolation!r}: {remedy}")
+        else:
+            link.execute(_SESSION, prepare=False)
+            link.prepare_threshold = 1
 
     @property
     def is_idle(self) -> bool:
         """Whether it was not used yet."""
-        return self._pool is None and not self._away
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it is not known to be unavailable."""
-        return not self._away
+        return self._pool is None and not self.away
 
     def alone(self, work: Callable[[Link], T]) -> T:
         """Return the result of *work* with a connection of its own, before there is a pool.
 
         Raise LedgerUnavailable, which is not temporary if waiting does not help.
         """
-        with opened(self._url, START_SECONDS) as link:
+        with opened(self.url, START_SECONDS) as link:
             try:
                 self._configure(link)
                 return work(link)
-            except _REFUSED as error:
-                raise LedgerUnavailable(_said(error), told="the database refuses") from None
             except psycopg.Error as error:
-                raise Away(_said(error)) from None
+                raise unavailable(error) from None
 
     def is_away(self, reason: str) -> Away:
         """Note that the database is unavailable, and try to reconnect in the background."""
         with self._lock:
-            if not self._away and not self._closed:
-                self._away = reason or "it cannot be reached"
+            if not self.away and not self._closed:
+                self.away = reason or "it cannot be reached"
                 if self._reconnector is None:
                     self._reconnector = threading.Thread(
                         target=self._reconnecting, name="infermux-database", daemon=True
@@ -317,12 +305,12 @@ class Database:
                 except PoolTimeout:
                     made.end()
             except LedgerUnavailable as error:
-                self._away = error.reason
+                self.away = error.reason
 
     def _recovered(self, made: Pool) -> None:
         with self._lock:
             old, self._pool = self._pool, made
-            self._away, self._reconnector, self.replaced = "", None, time.monotonic()
+            self.away, self._reconnector, self.replaced = "", None, time.monotonic()
         if old is not None:
             old.end()
 
@@ -362,7 +350,7 @@ class Database:
         """Close all connections; a later operation opens them again."""
         with self._lock:
             old, self._pool, self._closed = self._pool, None, True
-            self._away = ""
+            self.away = ""
         if old is not None:
             old.end()
 
@@ -374,17 +362,16 @@ class Database:
 
     def synchronize(self) -> None:
         """Read the database's clock again."""
-
-        _, read_only = self.run(self._ask_about)
+        _, read_only, _ = self.run(self._ask_about)
         if read_only:
             raise self.is_away("the database is read-only")
 
-    def _ask_about(self, link: Link) -> tuple[int, bool]:
-        """Read the clock; return the id of the session, and whether it may not write."""
+    def _ask_about(self, link: Link) -> tuple[int, bool, str]:
+        """Read the clock; return the session's id, whether it may not write, and its isolation."""
         began = time.monotonic()
-        [now, pid, read_only] = link.execute(_ABOUT).fetchone() or (0.0, 0, True)
+        [now, pid, read_only, isolation] = link.execute(_ABOUT).fetchone() or (0.0, 0, True, "")
         self._offset = now - (began + time.monotonic()) / 2
-        return pid, read_only
+        return pid, read_only, isolation
 
 
 class _Lost(Exception):
@@ -405,7 +392,7 @@ def _rolled_back(link: Link) -> None:
 def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
     """Return the options of connections that the URL does not set."""
     own: dict[str, Any] = {
-        "connect_timeout": max(2, round(seconds)),
+        "connect_timeout": round(seconds),
         "application_name": "infermux",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -413,7 +400,8 @@ def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
         "tcp_user_timeout": 10_000,
     }
     given = conninfo_to_dict(url)
-    return {name: value for name, value in own.items() if name not in given} | {"autocommit": True}
+    needed = {"autocommit": True, "client_encoding": "UTF8"}
+    return {name: value for name, value in own.items() if name not in given} | needed
 
 
 @contextmanager
@@ -428,14 +416,19 @@ def opened(url: str, seconds: float) -> Iterator[Link]:
     try:
         link = Link.connect(url, **given)
     except psycopg.Error as error:
-        reason = _said(error)
-        if _PERMANENT.search(reason):
-            raise LedgerUnavailable(reason, told="the database refuses") from None
-        raise Away(reason) from None
+        raise unavailable(error) from None
     try:
         yield link
     finally:
         link.close()
+
+
+def unavailable(error: psycopg.Error) -> LedgerUnavailable:
+    """Return what to raise for an error."""
+    reason = _said(error)
+    if isinstance(error, psycopg.ProgrammingError) or _PERMANENT.search(reason):
+        return LedgerUnavailable(reason, told="the database refuses")
+    return Away(reason)
 
 
 def _said(error: BaseException) -> str:

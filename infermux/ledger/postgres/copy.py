@@ -14,11 +14,10 @@ from ..sql import Ledger
 from ..stores import Ask
 from .schema import add_partitions, months
 from .settlements import ADD_SUMS, marks, write_rows
-from .statements import Link, Run, Sql, encoded, objects
+from .statements import Link, Run, Sql, recordset
 
 NEWEST = MAX_INTEGER - 1
-_FIRST = "SELECT at_ns FROM calls ORDER BY at_ns LIMIT 1"
-_LAST = "SELECT at_ns FROM calls ORDER BY at_ns DESC LIMIT 1"
+_SPAN = "SELECT (SELECT min(at_ns) FROM calls), (SELECT max(at_ns) FROM calls)"
 _STATE = "SELECT at_ns, id, calls, ended FROM copies WHERE source = ?"
 _BEGIN = "INSERT INTO copies (source, at_ns, id) VALUES (?, -1, '') ON CONFLICT DO NOTHING"
 _ADVANCE = "UPDATE copies SET at_ns = ?, id = ?, calls = calls + ? WHERE source = ?"
@@ -74,21 +73,21 @@ def copy(
 
     Raise LedgerUnavailable if the target has calls of its own. Nobody may write to the source.
     """
-    at, id, count, ended = run(lambda link: _begun(link, name))
-    resumed = count
-    if not ended:
-        run(lambda link: _partitions(link, source))
-        while page := source.page((at, id), NEWEST):
-            at, id = page[-1].call.at_ns, page[-1].call.id
-            run(partial(_add, name, page, target.clock()))
-            count += len(page)
-            told(count)
-        rest = source.snapshot(_rest)
-        run(lambda link: _finish(link, name, rest))
+    at, id, resumed, ended = run(lambda link: _begun(link, name))
+    if ended:
+        return Copied(resumed, resumed, [])
+    count = resumed
+    run(lambda link: _partitions(link, source))
+    while page := source.page((at, id), NEWEST):
+        at, id = page[-1].call.at_ns, page[-1].call.id
+        run(partial(_add, name, page, target.clock()))
+        count += len(page)
+        told(count)
+    rest = source.snapshot(_rest)
+    run(lambda link: _finish(link, name, *rest))
     theirs = target.snapshot(lambda ask: _sums(ask, "owner", ""))
     ours = source.snapshot(lambda ask: _sums(ask, "caller", "WHERE call_id = ''"))
-    found = [] if ended else list(_differences(ours, theirs))
-    return Copied(count, resumed, found)
+    return Copied(count, resumed, list(_differences(ours, theirs)))
 
 
 def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
@@ -103,10 +102,9 @@ def _begun(link: Link, name: str) -> tuple[int, str, int, int]:
 
 
 def _partitions(link: Link, source: Ledger) -> None:
-    first, last = source.snapshot(lambda ask: (ask(_FIRST, ()), ask(_LAST, ())))
-    if first:
-        since, until = first[0][0] / 1e9, last[0][0] / 1e9
-        needed = months(since, int((until - since) // (28 * DAY)) + 1)
+    [[first, last]] = source.snapshot(lambda ask: ask(_SPAN, ()))
+    if first is not None:
+        needed = months(first / 1e9, int((last - first) // (28 * DAY * 10**9)) + 1)
         add_partitions(link, needed[1:])
 
 
@@ -146,13 +144,12 @@ def _by_slot(rows: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[Any, .
         micro_before, pico_before = micro, pico
 
 
-def _finish(link: Link, name: str, rest: tuple[Rows, list[tuple[str, Rows]]]) -> None:
+def _finish(link: Link, name: str, sums: Rows, others: list[tuple[str, Rows]]) -> None:
     with link.transaction():
         sql = Sql(link)
         if not sql.execute(_END, (name,)).rowcount:
             return  # it was done before the connection was lost
-        sums, others = rest
-        link.execute(ADD_SUMS, (encoded(objects(sums)),))
+        link.execute(ADD_SUMS, (recordset(sums),))
         for statement, rows in others:
             sql.executemany(statement, rows)
         sql.execute(_NEW_KEYS)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
 from functools import partial
-from typing import Any
 
 from psycopg import Rollback, errors
 
@@ -27,8 +26,8 @@ from ..rollups import (
     store_rows,
 )
 from ..stores import Ask
-from .schema import following, partition, partitions
-from .statements import Link, Sql
+from .schema import following, month_of, partitions, tables_of
+from .statements import Link, Run, Sql
 
 ROUNDS = 5  # to sum up a month to which calls are added meanwhile
 LOCK_MS = 100  # that dropping a partition waits for reports, and calls for it
@@ -57,21 +56,15 @@ _SUMMED = "SELECT caller, sum(micro) * 1000000 + sum(pico) FROM sums GROUP BY ca
 
 def first_kept(before: float) -> float:
     """Return the start of the month (UTC) that contains *before*."""
-    day = date.fromisoformat(step_name("day", before))
-    return midnight(day.replace(day=1))
+    return midnight(month_of(before))
 
 
-def prune(
-    database: Database, run: Callable[[Callable[[Link], Any]], Any], before: float,
-    told: Callable[[int], None],
-) -> int:  # fmt: skip
+def prune(database: Database, run: Run, before: float, told: Callable[[int], None]) -> int:
     """See `PostgresLedger.prune`."""
     end, count = int(first_kept(before) // DAY), 0
     days = database.snapshot(lambda ask: list(days_with_calls(ask, 0, end * DAY_NS, set())))
-    months = sorted({first_kept(day * DAY) for day in days})
     [[owned]] = run(lambda link: link.execute(_OWNED).fetchall())
-    for at in months:
-        month = date.fromisoformat(step_name("day", at))
+    for month in sorted({month_of(day * DAY) for day in days}):
         count += _remove(database, run, month, owned)
         told(count)
     if owned:
@@ -90,9 +83,7 @@ def prune(
     return count
 
 
-def _remove(
-    database: Database, run: Callable[[Callable[[Link], Any]], Any], month: date, owned: bool
-) -> int:
+def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
     for _ in range(ROUNDS):
         days, done = run(partial(_days, month))
         for day in days:
@@ -132,8 +123,8 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
                 store_rows(sql, day, day_rows(sql.ask, day * DAY_NS, (day + 1) * DAY_NS))
         link.execute(_MARK, (found,))
         if owned and month in partitions(link):
-            names = [partition(table, month) for table in ("calls", "attempts")]
-            _lock(link, f"ONLY calls, ONLY attempts, {', '.join(names)}")
+            names = tables_of(month)
+            _lock_patiently(link, names)
             if link.execute(_LATE, (*bounds, list(states))).fetchone():
                 raise Rollback(whole)
             link.execute(f"DROP TABLE {', '.join(names)}")
@@ -145,15 +136,19 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
     return None
 
 
-def _lock(link: Link, tables: str) -> None:
-    """Lock tables alone, in short attempts: calls wait behind each of them."""
+def _lock_patiently(link: Link, names: list[str]) -> None:
     for _ in range(LOCK_TRIES):
         with suppress(errors.LockNotAvailable), link.transaction():
-            link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-            link.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+            _lock(link, names)
             return
         time.sleep(LOCK_PAUSE)
     raise LedgerUnavailable("a report or a backup reads the calls to be removed: try again later")
+
+
+def _lock(link: Link, names: list[str]) -> None:
+    """Lock partitions and their tables alone, in a short attempt: calls wait behind it."""
+    link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
+    link.execute(f"LOCK TABLE ONLY calls, ONLY attempts, {', '.join(names)}")
 
 
 def _drop_empty(end: int, link: Link) -> None:
@@ -161,9 +156,8 @@ def _drop_empty(end: int, link: Link) -> None:
         if midnight(following(month)) > end * DAY:
             return
         with suppress(errors.LockNotAvailable), link.transaction():
-            link.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
-            names = [partition(table, month) for table in ("calls", "attempts")]
-            link.execute(f"LOCK TABLE ONLY calls, ONLY attempts, {', '.join(names)}")
+            names = tables_of(month)
+            _lock(link, names)
             used = " UNION ALL ".join(f"SELECT 1 FROM {name}" for name in names)
             if link.execute(f"{used} LIMIT 1").fetchone() is None:
                 link.execute(f"DROP TABLE {', '.join(names)}")

@@ -53,7 +53,7 @@ _SUBTRACT = """UPDATE rates AS r SET tokens = (
             FROM unnest(r.seconds, r.tokens) AS u(s, t)) AS ordered)
     WHERE caller = %s"""
 _GIVE_BACK = """UPDATE rates AS r SET requests = (
-        SELECT array_agg(CASE WHEN s = last AND n > 0 THEN n - 1 ELSE n END ORDER BY s)
+        SELECT array_agg(CASE WHEN s = last THEN n - 1 ELSE n END ORDER BY s)
         FROM (SELECT s, n, max(CASE WHEN n > 0 THEN s END) OVER () AS last
             FROM unnest(r.seconds, r.requests) AS u(s, n)) AS ordered)
     WHERE caller = %s"""
@@ -79,7 +79,7 @@ class SharedRates:
     @property
     def alone(self) -> bool:
         """Whether this host now counts only its own requests."""
-        return self._alone and not self._database().is_up
+        return self._alone and bool(self._database().away)
 
     def take(
         self,
@@ -102,8 +102,7 @@ class SharedRates:
         most, heaviest = _MOST if rpm is None else rpm, _MOST if tpm is None else tpm
         values = (caller, tokens, most, tokens, heaviest, tokens)
         try:
-            database = self._database()
-            [rows] = database.run(lambda link: run(link, [(_TAKE, values)]))
+            [rows] = self._database().run(lambda link: run(link, [(_TAKE, values)]))
         except LedgerUnavailable as error:
             self._alone = True
             if self._log.due():
@@ -120,17 +119,13 @@ class SharedRates:
                 return max(
                     _wait(seconds, requests, now, 1, rpm), _wait(seconds, used, now, tokens, tpm)
                 )
-        return self._count(
-            caller, rpm, tpm, tokens, exact=time.monotonic() < database.replaced + SPAN
-        )
+        return self._count(caller, rpm, tpm, tokens)
 
-    def _count(
-        self, caller: str, rpm: int | None, tpm: int | None, tokens: int, *, exact: bool
-    ) -> float | None:
-        """Count here what the database has counted; if *exact*, only what fits here as well."""
+    def _count(self, caller: str, rpm: int | None, tpm: int | None, tokens: int) -> float | None:
+        """Count here what the database has counted; for a minute only what fits here as well."""
         began = time.monotonic()
-        if not exact:
-            rpm, tpm = _MOST, _MOST
+        if began >= self._database().replaced + SPAN:
+            rpm = tpm = _MOST
         wait = self._local.take(caller, rpm=rpm, tpm=tpm, tokens=tokens)
         if wait is not None:
             self._uncount(caller, tokens, began)

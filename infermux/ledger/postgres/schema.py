@@ -97,6 +97,9 @@ _LOCK = "SELECT pg_advisory_xact_lock(4992031, 0)"  # one migration at a time
 
 def version(connection: Connection[Any]) -> int | None:
     """Return the version of the schema, or None if the database has none."""
+    if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+        remedy = "create the database with ENCODING 'UTF8' TEMPLATE template0"
+        raise LedgerUnavailable(f"its encoding is {encoding}: {remedy}")
     marked, calls = _one(connection, _FIND)
     if not marked:
         if calls:
@@ -110,16 +113,13 @@ def check(connection: Connection[Any]) -> None:
     found, newest = version(connection), len(MIGRATIONS)
     if found is None:
         raise LedgerUnavailable("the database has no ledger: run `infermux ledger init`")
-    if found < newest:
-        raise LedgerUnavailable(
-            f"its schema is of version {found}, older than this InferMux ({newest}): "
-            "run `infermux ledger migrate`"
-        )
-    if found > newest:
-        raise LedgerUnavailable(
-            f"its schema is of version {found}, newer than this InferMux ({newest}): "
-            "install that InferMux, whose `infermux ledger migrate` has made it"
-        )
+    if found != newest:
+        command = "`infermux ledger migrate`"
+        age, remedy = "newer", f"install that InferMux, whose {command} has made it"
+        if found < newest:
+            age, remedy = "older", f"run {command}"
+        what = f"its schema is of version {found}, {age} than this InferMux ({newest})"
+        raise LedgerUnavailable(f"{what}: {remedy}")
 
 
 def migrate(connection: Connection[Any], now: float, *, create: bool, role: str = "") -> list[str]:
@@ -164,12 +164,16 @@ def _grant(connection: Connection[Any], role: str) -> None:
 
 def months(now: float, ahead: int) -> list[date]:
     """Return the first days of the month before *now*, and of those up to *ahead* later."""
-    first = date(1970, 1, 1) + timedelta(int(now // 86_400))
-    at, found = (first.replace(day=1) - timedelta(1)).replace(day=1), list[date]()
+    at, found = (month_of(now) - timedelta(1)).replace(day=1), list[date]()
     while len(found) < ahead + 2:
         found.append(at)
         at = following(at)
     return found
+
+
+def month_of(at: float) -> date:
+    """Return the first day of the month (UTC) that contains *at*."""
+    return (date(1970, 1, 1) + timedelta(int(at // 86_400))).replace(day=1)
 
 
 def following(month: date) -> date:
@@ -177,9 +181,9 @@ def following(month: date) -> date:
     return (month + timedelta(31)).replace(day=1)
 
 
-def partition(table: str, month: date) -> str:
-    """Return the name of a month's partition."""
-    return f"{table}_{month:%Y_%m}"
+def tables_of(month: date) -> list[str]:
+    """Return the names of a month's partitions, of calls and of attempts."""
+    return [f"{table}_{month:%Y_%m}" for table in ("calls", "attempts")]
 
 
 def partitions(connection: Connection[Any]) -> list[date]:
@@ -209,8 +213,8 @@ def add_partitions(connection: Connection[Any], wanted: list[date]) -> int:
             connection.execute(_LOCK)
             if month in partitions(connection):
                 continue
-            for table in ("calls", "attempts"):
-                name = partition(table, month)
+            for name in tables_of(month):
+                table = name.partition("_")[0]
                 between = f"at_ns >= {since} AND at_ns < {until}"
                 connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
                 connection.execute(

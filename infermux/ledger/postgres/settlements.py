@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
-from typing import Any
+from typing import Any, get_type_hints
 
 from psycopg import errors
 
@@ -21,32 +21,37 @@ from ..recent.activity import HOUR
 from ..recent.activity import SLOT as SLOT_SECONDS
 from ..rollups import PRUNED
 from ..spool import Deferred
-from .budgets import CHANGE_GIVEN, SHARED, Deltas, add, change, changes, spend
-from .statements import KEYS, Link, Statement, clean, encoded, objects, run
+from .budgets import CHANGE_GIVEN, LOCKS, SHARED, Deltas, add, change, changes, locks, spend
+from .statements import (
+    KEYS,
+    Link,
+    Statement,
+    clean,
+    encoded,
+    objects,
+    recordset,
+    run,
+    transposed,
+)
 
 MAX_PLANS = 4096  # digests that a process remembers
 MAX_LOST = 500  # holds that are turned into spending in one transaction
-_INTEGERS = {"at_ns", "n", "estimated", "attempts", "unpriced", "final", "assumed", "cost"}
-_INTEGERS |= {"cache_saved", "upstream_status"}
 
 
-def _type(name: str) -> str:
-    whole = name in _INTEGERS or name.endswith(("_tokens", "_ms"))
-    return "bigint" if whole else "text"
-
-
-def _insert(table: str, names: Sequence[str], rows: str = "%s::json") -> str:
+def _insert(table: str, row: type, rows: str = "%s::json") -> str:
     """Return the statement that adds rows given as JSON, whose keys are short."""
-    keys = KEYS[: len(names)]
-    typed = ", ".join(f"{key} {_type(name)}" for key, name in zip(keys, names, strict=True))
+    kinds = get_type_hints(row)
+    keys = KEYS[: len(kinds)]
+    pairs = zip(keys, kinds.values(), strict=True)
+    typed = ", ".join(f"{key} {'text' if kind is str else 'bigint'}" for key, kind in pairs)
     return (
-        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(keys)} "
+        f"INSERT INTO {table} ({', '.join(kinds)}) SELECT {', '.join(keys)} "
         f"FROM json_to_recordset({rows}) AS t({typed}) ON CONFLICT DO NOTHING"
     )
 
 
-_CALLS = f"{_insert('calls', CallRow._fields)} RETURNING id"
-_ATTEMPTS = _insert("attempts", AttemptRow._fields)
+_CALLS = f"{_insert('calls', CallRow)} RETURNING id"
+_ATTEMPTS = _insert("attempts", AttemptRow)
 _PLANS = """INSERT INTO plans (digest, line)
     SELECT c0, c1 FROM json_to_recordset({rows}) AS t(c0 text, c1 text) ON CONFLICT DO NOTHING"""
 _SUMS = """INSERT INTO sums (caller, slot, micro, pico) SELECT c0, c1, c2, c3
@@ -60,8 +65,8 @@ _BATCH = f"""WITH given AS MATERIALIZED (SELECT * FROM json_to_record(%s::json)
         DELETE FROM holds
         WHERE call_id = ANY(ARRAY(SELECT json_array_elements_text(ids) FROM given))
         RETURNING call_id, owner, period, pico),
-    called AS ({_insert("calls", CallRow._fields, "(SELECT calls FROM given)")} RETURNING 1),
-    attempted AS ({_insert("attempts", AttemptRow._fields, "(SELECT attempts FROM given)")}),
+    called AS ({_insert("calls", CallRow, "(SELECT calls FROM given)")} RETURNING 1),
+    attempted AS ({_insert("attempts", AttemptRow, "(SELECT attempts FROM given)")}),
     planned AS ({_PLANS.format(rows="(SELECT plans FROM given)")}),
     summed AS ({_SUMS.format(rows="(SELECT sums FROM given)")}),
     held AS (SELECT c0 AS call_id, c1 AS owner, c2 AS period, c3 AS pico
@@ -95,11 +100,8 @@ _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[])
 
 def settle(
     link: Link, batch: Sequence[Deferred], now: float, zone: tzinfo, plans: set[str]
-) -> list[bool]:
-    """Write settlements of new calls; raise DivisionByZero if an assertion fails.
-
-    Return True for each, as its call was not stored before.
-    """
+) -> None:
+    """Write settlements of new calls; raise DivisionByZero if an assertion fails."""
     if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
     deltas, held = Deltas(), list[Sequence[Any]]()
@@ -120,30 +122,35 @@ def settle(
         "sums": objects(_sums([record.call for record in records])),
         "holds": objects(held),
     }
-    values = (encoded(given),)
-    run(link, [(SHARED, ()), *marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
+    values, shared = (encoded(given),), (locks(record.call.caller for record in records),)
+    run(link, [(SHARED, shared), *marks(records, now), (_BATCH, values), (CHANGE_GIVEN, values)])
     if len(plans) < MAX_PLANS:
         plans.update(new)
-    return [True] * len(batch)
 
 
 def _expect(
     deltas: Deltas, call: CallRow, hold: Hold | None, zone: tzinfo
 ) -> list[tuple[str, str, str, int]]:
     """Add what a call spends and releases; return its holds."""
-    cost, held = call.cost or 0, []
+    owners, at = _owners(call, hold)
+    for owner in {call.caller, *owners}:
+        spend(deltas, owner, call.cost or 0, at, zone)
     if hold is None:
-        spend(deltas, call.caller, cost, call.at_ns / 1e9, zone)
         return []
-    for budget in hold.budget.all:
-        key = budget.key(hold.at, zone)
-        held.append((hold.call_id, budget.owner, key, hold.pico))
-        spend(deltas, budget.owner, cost, hold.at, zone, (key, hold.pico))
-    if (
-        hold.budget.members or hold.budget.user
-    ):  # the caller may have had a budget of its own in these periods
-        spend(deltas, call.caller, cost, hold.at, zone)
+    held = [(hold.call_id, each.owner, each.key(at, zone), hold.pico) for each in hold.budget.all]
+    for _, owner, key, pico in held:
+        add(deltas, owner, key, 0, -pico)
     return held
+
+
+def _owners(call: CallRow, hold: Hold | None) -> tuple[set[str], float]:
+    """Return the budgets of a call, and when they count it.
+
+    The caller may have had a budget of its own in these periods, too.
+    """
+    if hold is None:
+        return {call.caller}, call.at_ns / 1e9
+    return {each.owner for each in hold.budget.all}, hold.at
 
 
 def expected(link: Link, batch: Sequence[Deferred], zone: tzinfo) -> tuple[list[int], list[int]]:
@@ -174,7 +181,7 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
     record, hold = settlement
     call, deltas = record.call, Deltas()
     with link.transaction():
-        for statement in ((SHARED, ()), *marks([record], now)):
+        for statement in ((SHARED, (locks([call.caller]),)), *marks([record], now)):
             link.execute(*statement)
         ids = list({call.id, hold.call_id} if hold else {call.id})
         released = {
@@ -191,7 +198,7 @@ def settle_one(link: Link, settlement: Deferred, now: float, zone: tzinfo) -> bo
             taken_back = _found_again(link, *place)
         if new:
             _spend(deltas, call, hold, released, taken_back, zone)
-            link.execute(ADD_SUMS, (_json(_sums([call])),))
+            link.execute(ADD_SUMS, (recordset(_sums([call])),))
         change(link, deltas)
     return new
 
@@ -205,24 +212,23 @@ def _spend(
     zone: tzinfo,
 ) -> None:
     """Add what a call has cost to the periods of what it held, else of its start."""
-    cost = call.cost or 0
-    owners = {call.caller, *released} if hold is None else {e.owner for e in hold.budget.all}
-    for owner in owners:
-        start = call.at_ns / 1e9 if hold is None else hold.at
+    owners, start = _owners(call, hold)
+    for owner in {call.caller, *owners, *released}:
         at = released[owner][2] if owner in released else start
-        spend(deltas, owner, cost - (0 if owner in released else taken_back), at, zone)
-    if hold is not None and (hold.budget.members or hold.budget.user):
-        spend(deltas, call.caller, cost, hold.at, zone)
+        back = taken_back if owner in owners - released.keys() else 0
+        spend(deltas, owner, (call.cost or 0) - back, at, zone)
 
 
 def write_rows(link: Link, records: Sequence[Record]) -> set[str]:
     """Add calls with their attempts; return the ids of those that were new."""
     rows = [_row(record.call) for record in records]
-    added = {id for (id,) in link.execute(_CALLS, (_json([row for row, _, _ in rows]),)).fetchall()}
+    added = {
+        id for (id,) in link.execute(_CALLS, (recordset([row for row, _, _ in rows]),)).fetchall()
+    }
     if added:
         attempts = [attempt for record in records for attempt in record.attempts]
-        link.execute(_ATTEMPTS, (_json(attempts),))
-        link.execute(_ADD_PLANS, (_json(sorted({(k, line) for _, k, line in rows if k})),))
+        link.execute(_ATTEMPTS, (recordset(attempts),))
+        link.execute(_ADD_PLANS, (recordset(sorted({(k, line) for _, k, line in rows if k})),))
     return added
 
 
@@ -234,14 +240,14 @@ def _found_again(link: Link, at_ns: int, id: str) -> int:
     caller, cost = found
     link.execute(_TAKE_BACK_ATTEMPTS, (at_ns, id))
     micro, pico = divmod(cost, MICRO)
-    link.execute(ADD_SUMS, (_json([(caller, at_ns // (SLOT * 10**9), -micro, -pico)]),))
+    link.execute(ADD_SUMS, (recordset([(caller, at_ns // (SLOT * 10**9), -micro, -pico)]),))
     return int(cost)
 
 
 def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) -> int:
     """Turn holds whose lease has ended into spending, with a row for each call; return how many."""
     with link.transaction():
-        link.execute(SHARED)
+        link.execute(SHARED, (list(range(LOCKS)),))
         asked = (ms(now),) if owners is None else (ms(now), owners)
         found = link.execute(_ANY if owners is None else _OF, asked).fetchall()
         if not found:
@@ -254,7 +260,7 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
         for mark in marks(new, now):
             link.execute(*mark)
         added = write_rows(link, new)
-        link.execute(ADD_SUMS, (_json(_sums([e.call for e in new if e.call.id in added])),))
+        link.execute(ADD_SUMS, (recordset(_sums([e.call for e in new if e.call.id in added])),))
         deltas: Deltas = {}
         for id, owner, period, pico, at_ms, _ in found:
             add(deltas, owner, period, 0, -pico)
@@ -274,7 +280,7 @@ def marks(records: Sequence[Record], now: float) -> list[Statement]:
     """Return the statements that mark ended days and steps of activity to be summed up again."""
     found = list[Statement]()
     if starts := _starts(records, SLOT_SECONDS, now):  # hours and days are whole steps
-        if days := _late(records, now):
+        if days := [start // DAY for start in _starts(records, DAY, now)]:
             found.append((_LATE, (days,)))
         found.append((_FORGET_STEPS, (starts, _starts(records, HOUR, now))))
     return found
@@ -284,11 +290,6 @@ def _starts(records: Iterable[Record], step: int, now: float) -> list[int]:
     """Return the starts of the ended steps to which a call is added."""
     starts = {record.call.at_ns // 10**9 // step * step for record in records}
     return sorted(start for start in starts if start + step <= now)
-
-
-def _late(records: Iterable[Record], now: float) -> list[int]:
-    days = {record.call.at_ns // (DAY * 10**9) for record in records}
-    return sorted(day for day in days if (day + 1) * DAY <= now)
 
 
 def _row(call: CallRow) -> tuple[tuple[Any, ...], str, str]:
@@ -307,12 +308,3 @@ def _sums(calls: Iterable[CallRow]) -> list[tuple[Any, ...]]:
             sums[0] += micro
             sums[1] += pico
     return [(*key, *found[key]) for key in sorted(found)]
-
-
-def transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
-    return tuple(map(list, zip(*rows, strict=True))) if rows else ([],) * width
-
-
-def _json(rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as `json_to_recordset` reads them, with the columns c0, c1 and so on."""
-    return encoded(objects(rows))

@@ -20,11 +20,12 @@ _numbers = itertools.count()  # never reused, in any state of a connection's oth
 
 
 class Link(Connection[Any]):
-    """A connection, with the names under which it has prepared statements."""
+    """A connection, with the names of its prepared statements."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.prepared: dict[str, bytes] = {}
+        self.taken = 0.0  # when it was taken from the pool itself
 
 
 @lru_cache(maxsize=512)
@@ -190,8 +191,18 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # not an escaped backslash befo
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
+def transposed(rows: Sequence[Sequence[Any]], width: int) -> tuple[list[Any], ...]:
+    """Return the columns of rows, as arrays for `unnest`."""
+    return tuple(map(list, zip(*rows, strict=True))) if rows else ([],) * width
+
+
+def recordset(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as JSON, as `json_to_recordset` reads them."""
+    return encoded(objects(rows))
+
+
 def objects(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return rows as `json_to_recordset` reads them, with the columns c0, c1 and so on."""
+    """Return rows as objects, with the columns c0, c1 and so on."""
     return [dict(zip(KEYS, row)) for row in rows]  # noqa: B905 - there are more keys
 
 

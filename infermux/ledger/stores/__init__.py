@@ -38,12 +38,7 @@ class Store:
 
     def _write(self, statement: str, *rows: Sequence[Any]) -> None:
         """Run a statement for each of *rows*, in one transaction."""
-
-        def work(sql: Sql) -> None:
-            for row in rows:
-                sql.execute(statement, row)
-
-        self._database.write(work)
+        self._database.write(lambda sql: sql.executemany(statement, rows))
 
 
 # -- tables --

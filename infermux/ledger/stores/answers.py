@@ -6,7 +6,7 @@ make room for new ones. An expired answer is not returned, and is removed within
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..periods import ms
@@ -17,13 +17,13 @@ BATCH = 100  # rows that are removed at a time
 _FIND = "SELECT at_ms, body FROM answers WHERE digest = ? AND expires_ms > ?"
 _REMOVE = "DELETE FROM answers WHERE digest = ?"
 _ONE = "SELECT digest, name, size FROM answers WHERE digest = ?"
-_OLDEST = "SELECT digest, name, size FROM answers WHERE name = ? ORDER BY at_ms, digest LIMIT ?"
+_OLDEST = "SELECT digest, name, size FROM answers WHERE name = ? ORDER BY at_ms, digest LIMIT 1"
 _EXPIRED = "SELECT digest, name, size FROM answers WHERE expires_ms <= ? LIMIT ?"
 _ADD = """INSERT INTO answers (digest, name, at_ms, expires_ms, size, body)
     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SIZE = "SELECT bytes FROM answer_sizes WHERE name = ?"
-_GROW = "UPDATE answer_sizes SET bytes = bytes + ? WHERE name = ?"
-_BEGIN = "INSERT INTO answer_sizes (name, bytes) VALUES (?, 0) ON CONFLICT DO NOTHING"
+_GROW = """INSERT INTO answer_sizes (name, bytes) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET bytes = answer_sizes.bytes + excluded.bytes"""
 
 
 class Kept(NamedTuple):
@@ -48,23 +48,14 @@ class AnswerStore(Store):
             return
 
         def work(sql: Sql) -> None:
+            sql.execute(_GROW, (name, size))
             _remove(sql, sql.execute(_ONE, (digest,)).fetchall())
-            row = (digest, name, ms(kept.at), ms(expires), size, kept.body)
-            if not sql.execute(_ADD, row).rowcount:  # another was kept at the same time
-                return
-            if not sql.execute(_GROW, (size, name)).rowcount:
-                sql.execute(_BEGIN, (name,))
-                sql.execute(_GROW, (size, name))
-            while (over := sql.execute(_SIZE, (name,)).fetchone()[0] - most) > 0:
-                removed = []
-                for row in sql.execute(_OLDEST, (name, BATCH)).fetchall():
-                    if over > 0:
-                        removed.append(row)
-                        over -= row[2]
-                if not removed:  # the sum is wrong
-                    sql.execute(_GROW, (-over - most, name))
-                    return
-                _remove(sql, removed)
+            sql.execute(_ADD, (digest, name, ms(kept.at), ms(expires), size, kept.body))
+            while (total := sql.execute(_SIZE, (name,)).fetchone()[0]) > most:
+                oldest = sql.execute(_OLDEST, (name,)).fetchall()
+                _remove(sql, oldest)
+                if not oldest:  # the sum is wrong
+                    sql.execute(_GROW, (name, -total))
 
         self._database.write(work)
 
@@ -78,10 +69,12 @@ class AnswerStore(Store):
         return count
 
 
-def _remove(sql: Sql, rows: Iterable[tuple[str, str, int]]) -> int:
+def _remove(sql: Sql, rows: Sequence[tuple[str, str, int]]) -> int:
     count = 0
+    for name in sorted({row[1] for row in rows}):
+        sql.execute(_GROW, (name, 0))  # locks the sums first, as `keep` does
     for digest, name, size in rows:
         if sql.execute(_REMOVE, (digest,)).rowcount:
-            sql.execute(_GROW, (-size, name))
+            sql.execute(_GROW, (name, -size))
             count += 1
     return count

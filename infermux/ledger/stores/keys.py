@@ -18,14 +18,16 @@ _KEYS = "SELECT name, settings, created_ms, expires_ms, revoked_ms FROM api_keys
 _HASHES = "SELECT name, hash, until_ms FROM key_hashes ORDER BY at_ms DESC, hash"
 _IN_FORCE = """SELECT 1 FROM api_keys WHERE name = ? AND revoked_ms IS NULL
     AND (expires_ms IS NULL OR expires_ms > ?)"""
+_HAS = "SELECT 1 FROM key_hashes WHERE name = ? AND hash = ?"
 _CLEAR = ("DELETE FROM key_hashes WHERE name = ?", "DELETE FROM api_keys WHERE name = ?")
 _ADD = """INSERT INTO api_keys (name, settings, created_ms, expires_ms, revoked_ms)
-    VALUES (?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"""
+    VALUES (?, ?, ?, ?, NULL)"""
 _ADD_HASH = "INSERT INTO key_hashes (hash, name, at_ms, until_ms) VALUES (?, ?, ?, NULL)"
 _END_HASHES = """UPDATE key_hashes SET until_ms = ?
     WHERE name = ? AND (until_ms IS NULL OR until_ms > ?)"""
 _FORGET = "DELETE FROM key_hashes WHERE name = ? AND until_ms < ?"
-_REVOKE = "UPDATE api_keys SET revoked_ms = ? WHERE name = ? AND revoked_ms IS NULL"
+_REVOKE = """UPDATE api_keys SET revoked_ms = ?
+    WHERE name = ? AND (revoked_ms IS NULL OR revoked_ms = ?)"""
 
 
 class IssuedKey(NamedTuple):
@@ -46,7 +48,7 @@ class IssuedKey(NamedTuple):
 
 
 class KeyStore(Store):
-    """Stores keys."""
+    """Stores keys; a change that a database makes again is made once."""
 
     def version(self) -> int:
         """Return a number that each change of a key raises."""
@@ -60,17 +62,15 @@ class KeyStore(Store):
         """Store a new key with its hash; return False if a valid key has its name."""
 
         def work(sql: Sql) -> bool:
+            [(hash, _)] = key.hashes
+            sql.execute(_RAISE)  # one change at a time
             if sql.execute(_IN_FORCE, (key.name, ms(key.created))).fetchone():
-                return False
+                return _has(sql, key.name, hash)
             for statement in _CLEAR:
                 sql.execute(statement, (key.name,))
             expires = None if key.expires is None else ms(key.expires)
-            row = (key.name, key.settings, ms(key.created), expires)
-            if not sql.execute(_ADD, row).rowcount:  # created elsewhere at the same time
-                return False
-            for hash, _ in key.hashes:
-                sql.execute(_ADD_HASH, (hash, key.name, ms(key.created)))
-            sql.execute(_RAISE)
+            sql.execute(_ADD, (key.name, key.settings, ms(key.created), expires))
+            sql.execute(_ADD_HASH, (hash, key.name, ms(key.created)))
             return True
 
         return self._database.write(work)
@@ -82,12 +82,14 @@ class KeyStore(Store):
         """
 
         def work(sql: Sql) -> bool:
+            sql.execute(_RAISE)
             if not sql.execute(_IN_FORCE, (name, ms(at))).fetchone():
                 return False
+            if _has(sql, name, hash):
+                return True
             sql.execute(_END_HASHES, (ms(until), name, ms(until)))
             sql.execute(_FORGET, (name, ms(at - FORGET)))
             sql.execute(_ADD_HASH, (hash, name, ms(at)))
-            sql.execute(_RAISE)
             return True
 
         return self._database.write(work)
@@ -96,12 +98,14 @@ class KeyStore(Store):
         """Revoke a key; return False if there is no valid one."""
 
         def work(sql: Sql) -> bool:
-            if not sql.execute(_REVOKE, (ms(at), name)).rowcount:
-                return False
             sql.execute(_RAISE)
-            return True
+            return bool(sql.execute(_REVOKE, (ms(at), name, ms(at))).rowcount)
 
         return self._database.write(work)
+
+
+def _has(sql: Sql, name: str, hash: str) -> bool:
+    return sql.execute(_HAS, (name, hash)).fetchone() is not None
 
 
 def _version(ask: Ask) -> int:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -103,7 +103,7 @@ class Hooks:
     def of(cls, given: Self | Mapping[str, Any] | None) -> Self | None:
         """Return Hooks from what a router is given: Hooks, or a mapping of their arguments."""
         if given is None or isinstance(given, cls):
-            return given if given is None or given else None
+            return given or None
         if not isinstance(given, Mapping):
             what = type(given).__name__
             raise ConfigError(f'hooks must be Hooks or a mapping, {{"before": …}}, not {what}')
@@ -302,8 +302,13 @@ class Hooks:
             call.hooks = {}
         ran = call.hooks.setdefault(name, HookRun())
         ran.times += 1
+
+        def work() -> Any:
+            found = hook(value, told)
+            return list(found) if isinstance(found, Iterator) else found  # yielded
+
         try:
-            job = self._threads.run(lambda: hook(value, told), self.timeout, call)
+            job = self._threads.run(work, self.timeout, call)
             if isinstance(error := job.error, InferMuxError):
                 ran.ended("refused")
                 raise _refusal(error, name) from None

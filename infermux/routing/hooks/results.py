@@ -70,18 +70,13 @@ def chunks_of(found: Any, chunk: Chunk) -> list[Chunk]:
     elif isinstance(found, str | bytes | Mapping):
         raise TypeError(f"the hook returned {type(found).__name__}, not a Chunk, a list or None")
     chunks = [of_type(each, Chunk) for each in found]
-    for each in chunks:
-        if each is not chunk:
-            _check_chunk(each)
+    for each in [each for each in chunks if each is not chunk]:
+        for name in (*_TEXTS, *_OPTIONAL):
+            member = getattr(each, name)
+            if not isinstance(member, str) and (member is not None or name in _TEXTS):
+                raise TypeError(f"{name} of the Chunk is not a str")
+        _check_calls(each.tool_calls, whole=False)
     return chunks
-
-
-def _check_chunk(chunk: Chunk) -> None:
-    for name in (*_TEXTS, *_OPTIONAL):
-        value = getattr(chunk, name)
-        if not isinstance(value, str) and (value is not None or name in _TEXTS):
-            raise TypeError(f"{name} of the Chunk is not a str")
-    _check_calls(chunk.tool_calls, whole=False)
 
 
 def _check_calls(calls: Any, *, whole: bool) -> None:

@@ -121,13 +121,9 @@ def _note(router: Router, call: Call, idents: Iterable[str]) -> None:
 
 
 def forget(router: Router, call: Call, ident: str) -> None:
-    kept = objects_of(router.ledger)
-    if kept is None:
-        return
-    try:
-        kept.remove(call.provider, call.caller.name, ident)
-    except LedgerUnavailable as error:  # the vendor does not list it any more
-        log.debug("a deleted file is not forgotten: %s", error.reason)
+    if (kept := objects_of(router.ledger)) is not None:
+        with suppress(LedgerUnavailable):  # the vendor does not list it any more
+            kept.remove(call.provider, call.caller.name, ident)
 
 
 # -- lists --

@@ -42,11 +42,8 @@ class Span(NamedTuple):
         return int(now) // self.step * self.step + self.step - self.seconds
 
 
-SPANS = {
-    "1h": Span("1h", 3_600, 300),
-    "24h": Span("24h", 86_400, 3_600),
-    "7d": Span("7d", 604_800, 10_800),
-}
+_SPANS = (Span("1h", 3_600, 300), Span("24h", 86_400, 3_600), Span("7d", 604_800, 10_800))
+SPANS = {span.name: span for span in _SPANS}
 DEFAULT_SPAN = "24h"
 
 

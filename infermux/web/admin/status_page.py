@@ -87,15 +87,12 @@ class StatusPage:
     def json(self, _: Api) -> Response:
         """Return the data of the page, without the calls."""
         query_of("span")
-        span = overview.span_of(request.args.get("span", ""))
-        found = overview.overview(self._router, span, self._clock(), self._about())
-        return json_response(found.to_dict())
+        return json_response(self._seen(request.args.get("span", "")).to_dict())
 
     def response(self) -> Response:
         """Return the page; its Content-Security-Policy allows only its own script and style."""
         given = request.args.to_dict()
-        span = overview.SPANS.get(given.get("span", ""), overview.SPANS[overview.DEFAULT_SPAN])
-        found = overview.overview(self._router, span, self._clock(), self._about())
+        found = self._seen(given["span"] if given.get("span") in overview.SPANS else "")
         page, search, problem = self._calls(given)
         steps = found.activity.steps if found.activity else []
         return _rendered(
@@ -111,11 +108,15 @@ class StatusPage:
             problem=problem,
             models=self._names(found),
             callers=sorted(self._router.keyring.callers) if self._router.keyring else [],
-            link=_links(given, span.name),
+            link=_links(given, found.span.name),
             curl=_curl(self._router),
             csrf="" if self._admin is None else session.token(admin_key(self._admin)),
             session=session.has_cookie(request),
         )
+
+    def _seen(self, span: str) -> overview.Overview:
+        about = self._about()
+        return overview.overview(self._router, overview.span_of(span), self._clock(), about)
 
     def _calls(self, given: Mapping[str, str]) -> tuple[Page | None, Search, str]:
         """Return a page of calls, or None without a ledger, and an error message."""
@@ -190,9 +191,9 @@ def _may_compress() -> bool:
 
     The length of a compressed page could reveal its content to that site.
     """
-    headers = request.headers
-    told = "Sec-Fetch-Site" in headers and session.is_same_site(request)
-    return told and "gzip" in headers.get("Accept-Encoding", "")
+    if "Sec-Fetch-Site" not in request.headers:
+        return False
+    return "gzip" in request.headers.get("Accept-Encoding", "") and session.is_same_site(request)
 
 
 def _links(given: Mapping[str, str], span: str) -> Callable[..., str]:

@@ -44,7 +44,9 @@ def pass_on(api: Api, op: str) -> Response:
     call.size = text_tokens(wanted)
     try:
         if not ENDPOINTS[op].whole:
-            return passed_response(api, call, wants_stream=_wants_stream(wanted))
+            wants = wanted.params.get("stream") in _TRUE
+            wants |= wanted.params.get("stream_format") == "sse"
+            return passed_response(api, call, wants_stream=wants)
         response = api.router.answer(call)
     finally:
         if upload is not None and not upload.is_read:
@@ -84,11 +86,6 @@ def _request(op: str, *, seen: bool) -> InferRequest:
         op=op,
         passed=passed,
     )
-
-
-def _wants_stream(wanted: InferRequest) -> bool:
-    params = wanted.params
-    return params.get("stream") in _TRUE or params.get("stream_format") == "sse"
 
 
 MEDIA_ROUTES: list[Route] = [
