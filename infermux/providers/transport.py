@@ -14,7 +14,6 @@ import math
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, forget, having
-from ..types import POSIX, Deadline, is_shortage
+from ..types import POSIX, Deadline, is_shortage, limit_waits
 from .failures import no_descriptor
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
@@ -113,9 +112,7 @@ class DeadlineReader(io.RawIOBase):
                 if not self._by_kernel:
                     self._sock.settimeout(part)
                 elif part != self._bound:
-                    whole, rest = divmod(max(MIN_WAIT, part), 1)
-                    timeval = struct.pack("ll", int(whole), int(rest * 1e6))
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+                    limit_waits(self._sock, part, (socket.SO_RCVTIMEO,))
                     self._bound = part
                 size: int = self._sock.recv_into(buffer)
             except (TimeoutError, BlockingIOError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
-import struct
 import time
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -13,7 +11,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ..protocol import TRACE_SPAN, Message, TraceSpan
-from ..types import POSIX, is_readable
+from ..types import POSIX, is_readable, limit_waits
 from .exporter import Exporter, Send, dropped, flush_all
 
 __all__ = ["Reporter", "dropped", "flush_all"]
@@ -57,13 +55,13 @@ class Reporter(Exporter[TraceSpan]):
 
 
 class _Connection(HTTPConnection):
-    """Sends a head with its body; the kernel times each wait: half as many system calls."""
+    """Sends a head with its body, all within the timeout; without TLS, the kernel times it."""
 
     _head: bytes | None = None
 
     def connect(self) -> None:
         super().connect()
-        if POSIX:
+        if POSIX and not isinstance(self, HTTPSConnection):
             self.sock.settimeout(None)
             _limit(self.sock, self.timeout)
 
@@ -71,18 +69,24 @@ class _Connection(HTTPConnection):
         head, self._head = self._head, None
         if head is None:
             self._head = data
-        else:
-            super().send(head + data)
+            return
+        if self.sock is None:
+            self.connect()
+        left, end = memoryview(head + data), time.monotonic() + cast(float, self.timeout)
+        while left := left[self.sock.send(left) :]:  # TLS sends it in records
+            _limit(self.sock, max(end - time.monotonic(), 1e-3))
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
 
 
 def _limit(sock: Any, seconds: Any) -> None:
-    """Let each wait of a socket take *seconds* at most."""
-    if sock.gettimeout() is not None:
+    """Let each call of a socket take *seconds* at most."""
+    if sock.gettimeout() is None:
+        limit_waits(sock, seconds)
+    else:
         sock.settimeout(seconds)
-        return
-    timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, timeout)
 
 
 class _Reader(io.RawIOBase):
@@ -125,7 +129,7 @@ def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection
         import certifi  # the certificates that requests trusts
 
         trusted = ssl.create_default_context(cafile=certifi.where())
-        kind = partial(HTTPSConnection, context=trusted)
+        kind = partial(_SecureConnection, context=trusted)
     connection = kind(parts.hostname, parts.port, timeout=seconds)
     connection.response_class = lambda sock, **more: HTTPResponse(
         cast(Any, _Reader(sock, seconds)), **more
