@@ -64,9 +64,9 @@ class Exchange:
         self.key: Any = None  # whose account has what the vendor stores by this request
 
     @property
-    def stale(self) -> bool:
-        """Whether a reused connection died before the first byte of a response."""
-        return not (self.connected or self.received or self.needs_new_connection)
+    def is_fresh(self) -> bool:
+        """Whether its connection is a new one, not one that the vendor may have ended."""
+        return self.connected or self.needs_new_connection
 
     @property
     def unread(self) -> bool:
@@ -435,13 +435,16 @@ class Adapter(HTTPAdapter):
     def post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
-            return self._post(request, exchange)
+            answer = self._post(request, exchange)
+            if exchange.is_fresh or answer.status_code != 408:  # said to an idle connection
+                return answer
+            answer.raw.close()
         except ConnectionFailed as error:
-            if not exchange.stale:
+            if exchange.is_fresh or exchange.received:
                 raise
             forget(error)
-            exchange.needs_new_connection = True
-            return self._post(request, exchange)
+        exchange.needs_new_connection, exchange.received = True, False
+        return self._post(request, exchange)
 
     def _post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         if exchange.deadline.expired:

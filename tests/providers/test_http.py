@@ -1251,10 +1251,12 @@ def lost(end: Callable[[Peer], object], raw: bytes = OK) -> Script:
     return script
 
 
+# as HAProxy and load balancers end an idle connection
+IDLE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HANGS_UP = pytest.mark.parametrize(
     "end",
-    [pytest.param(lambda peer: None), Peer.reset],
-    ids=["close", "reset"],
+    [pytest.param(lambda peer: None), Peer.reset, lambda peer: peer.send(IDLE)],
+    ids=["close", "reset", "408"],
 )
 
 
