@@ -8,8 +8,10 @@ import importlib
 import math
 import os
 import select
+import socket
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -41,6 +43,16 @@ def after_fork(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
+def reset_after_fork(known: Iterable[Any]) -> None:
+    """Have each of *known* reset in the child processes: it has threads or locks."""
+
+    def reset() -> None:
+        for each in list(known):
+            each._reset()
+
+    after_fork(reset)
+
+
 def is_readable(sock: Any, seconds: float = 0.0) -> bool:
     """Whether a socket, or a descriptor, is readable within *seconds*."""
     if not hasattr(select, "poll"):  # Windows
@@ -48,6 +60,16 @@ def is_readable(sock: Any, seconds: float = 0.0) -> bool:
     poll = select.poll()  # it uses no descriptor itself
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+_WAITS = (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
+
+
+def limit_waits(sock: Any, seconds: float, options: Sequence[int] = _WAITS) -> None:
+    """Let the kernel end each call of a blocking socket: a timeout of Python's costs more calls."""
+    whole, rest = divmod(max(0.001, seconds), 1)  # 0 would mean for ever
+    for option in options:
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
 
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -22,15 +22,16 @@ class Event(NamedTuple):
 
 
 class Parser:
-    """Splits bytes, which come in pieces of any size, into events; lines end in LF or CR LF."""
+    """Splits bytes, which come in pieces of any size, into events; lines end in LF, CR LF or CR."""
 
-    __slots__ = ("_data", "_name", "_rest", "_size")
+    __slots__ = ("_cr", "_data", "_name", "_rest", "_size")
 
     def __init__(self) -> None:
         self._rest = bytearray()  # an unfinished line
         self._data: list[bytes] = []
         self._name = b""
         self._size = 0  # of an unfinished event's data
+        self._cr = False  # whether the last byte was a CR; an LF after it ends no other line
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that *data* completes; raise ValueError if an event is too long."""
@@ -39,19 +40,20 @@ class Parser:
             and data.startswith(b"data: ")
             and data.find(b"\n") == len(data) - 2
             and data.endswith(b"\n\n")
-            and not data.endswith(b"\r\n\n")
+            and b"\r" not in data
         ):
             return [Event(data[6:-2])]  # the usual case: one event of one line
+        if self._cr and data:
+            data, self._cr = data.removeprefix(b"\n"), False
         self._rest += data
-        if b"\n" not in data:
-            self._bound(len(self._rest))
-            return []
-        *lines, rest = bytes(self._rest).split(b"\n")
-        self._rest = bytearray(rest)
         events: list[Event] = []
-        for line in lines:
-            self._line(line, events)
-        self._bound(len(rest))
+        if b"\n" in data or b"\r" in data:
+            text = bytes(self._rest)
+            lines, self._cr = text.splitlines(), text.endswith(b"\r")
+            self._rest = bytearray(b"" if self._cr or text.endswith(b"\n") else lines.pop())
+            for line in lines:
+                self._line(line, events)
+        self._bound(len(self._rest))
         return events
 
     def end(self) -> list[Event]:
@@ -63,8 +65,6 @@ class Parser:
         return events
 
     def _line(self, line: bytes, events: list[Event]) -> None:
-        if line.endswith(b"\r"):
-            line = line[:-1]
         if not line:
             if self._data:
                 events.append(Event(b"\n".join(self._data), self._name))

@@ -21,8 +21,9 @@ MAX_LINE = 65536  # bytes of a chunk's size or of a trailer, as in http.client
 MAX_TRAILERS = 100
 MAX_CODINGS = 5  # of one body, as in urllib3
 _GZIP = 0x1F  # begins each of the members of gzip
-_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_UNREAD = {"br", "compress", "dcb", "dcz", "zstd"}  # codings that are never asked for
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,20}")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,20})\r\n")
 _SINGLE = re.compile(rb"(?:1\r\n[\s\S]\r\n)+")  # chunks of one byte
 
 
@@ -147,12 +148,14 @@ def pieces(exchange: Exchange, raw: Any, seconds: float) -> Iterator[bytes | Non
 def decoded(
     body: Iterator[bytes | None], encoding: str, exchange: Exchange
 ) -> Iterator[bytes | None]:
-    """Return *body* without its content codings, and with its None unchanged."""
+    """Return *body* without its content codings, and with its None; ignore what is no coding."""
     codings = [coding.strip() for coding in encoding.lower().split(",")]
     if len(codings) > MAX_CODINGS:
         raise ProviderUnavailable("the provider's answer has too many content encodings")
     for coding in reversed(codings):
-        if coding not in ("", "identity"):
+        if coding in _UNREAD:
+            raise ProviderUnavailable("the provider's answer has an unknown content encoding")
+        if coding.removeprefix("x-") in ("gzip", "deflate"):
             body = _inflated(body, coding.removeprefix("x-"), exchange)
     return body
 
@@ -161,8 +164,6 @@ def _inflated(
     body: Iterator[bytes | None], coding: str, exchange: Exchange
 ) -> Iterator[bytes | None]:
     """Yield a body, decompressed, in slices of READ_SIZE; a little may hold very many of them."""
-    if coding not in ("gzip", "deflate"):
-        raise ProviderUnavailable("the provider's answer has an unknown content encoding")
     inflater: Any = None
     for data in body:
         if data is None:

@@ -116,19 +116,18 @@ class Credentials:
             tried.add(key)
             try:
                 answer = self._posted(key, prepared, exchange, post, repeatable)
-            except (ProviderAuthError, ProviderRateLimited) as error:
-                if not names or error.upstream_status != 403:  # else it may be of another account
-                    self._rest(key, error)
-                if isinstance(error, ProviderAuthError) and error.sent is not False:
-                    error.hint = f"does {key.secret.source or 'its api_key'} hold a valid key?"
-                if key is owner and isinstance(error, ProviderRateLimited):
-                    raise  # no other account has what is named
-                if not self._goes_on(tried, exchange, repeatable):
-                    raise
-                continue
             except ProviderError as error:
-                found = not names or not _is_missing(error)
-                if found or not self._goes_on(tried, exchange, repeatable):
+                limited = isinstance(error, ProviderRateLimited)
+                if limited or isinstance(error, ProviderAuthError):
+                    if not names or error.upstream_status != 403:  # else perhaps another account's
+                        self._rest(key, error)
+                    if not limited and error.sent is not False:
+                        error.hint = f"does {key.secret.source or 'its api_key'} hold a valid key?"
+                    final = limited and key is owner  # no other account has what is named
+                else:
+                    final = not names or not _is_missing(error)
+                on = len(tried) < len(self._keys) and not exchange.deadline.expired
+                if final or not on or not repeatable():
                     raise
                 continue
             if seconds := used_up(answer.headers):
@@ -156,11 +155,6 @@ class Credentials:
                 raise
         prepared.headers.update(self._headers(key.value(exchange.deadline)))
         return post()
-
-    def _goes_on(
-        self, tried: set[_Key], exchange: Exchange, repeatable: Callable[[], bool]
-    ) -> bool:
-        return len(tried) < len(self._keys) and not exchange.deadline.expired and repeatable()
 
     def note(self, key: _Key, ident: str) -> None:
         """Note the key of the account that has what an id means."""

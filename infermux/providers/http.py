@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 from requests import PreparedRequest
@@ -53,16 +54,11 @@ MAX_RESTING = 1000  # models whose used limit is remembered
 DRAIN_SECONDS = 0.02  # the longest wait for the end of a body, to reuse its connection
 # headers with a vendor's id of a request, the best one first
 _REQUEST_IDS = (
-    "x-request-id",
-    "request-id",
-    "apim-request-id",
-    "x-ms-request-id",
-    "x-amzn-requestid",
-    "x-goog-request-id",
-    "x-generation-id",
-    "cf-ray",
+    *("x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "x-amzn-requestid"),
+    *("x-goog-request-id", "x-generation-id", "cf-ray"),
 )
 BETA = "anthropic-beta"  # a list
+_EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # begins a stream
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "infermux"}
 _REQUEST_ID = re.compile(r"[\w.:/=+~-]{1,128}", re.ASCII)
 
@@ -352,17 +348,25 @@ class HTTPProvider(Provider):
     def _failure(self, answer: Answer, data: bytes) -> ProviderError:
         error = self.dialect.decode_error(answer.status_code, answer.headers, data)
         error.upstream_status = answer.status_code
+        if (said := answer.headers.get("x-should-retry")) in ("true", "false"):
+            error.retryable = said == "true"
         return error
 
-    def _read(self, answer: Answer, exchange: Exchange, limit: int | None = None) -> bytes:
+    def _read(
+        self,
+        answer: Answer,
+        exchange: Exchange,
+        limit: int | None = None,
+        body: Iterator[bytes | None] | None = None,
+    ) -> bytes:
         """Return the whole body, decoded; raise ProviderUnavailable if it is too long."""
         raw, most = answer.raw, limit or self._max_response
-        size = length(raw)
+        size = length(raw) if body is None else None
         if size is not None and size <= most and "content-encoding" not in answer.headers:
             return bytes(raw.read(decode_content=False))  # the usual answer, in one go
         data = bytearray()
         try:
-            for piece in self._body(answer, exchange):
+            for piece in body or self._body(answer, exchange):
                 data += piece or b""
                 if len(data) > most:
                     raise ProviderUnavailable("the provider's answer exceeds the size limit")
@@ -390,12 +394,18 @@ class HTTPProvider(Provider):
     ) -> Iterator[Chunk]:
         if request.passed is not None:
             return passing.chunks(answer, body, request, dialect)
-        is_sse = "event-stream" in answer.headers.get("content-type", "").lower()
-        if parser := Parser if is_sse else getattr(dialect, "WITHOUT_SSE", None):
+        parser: Any = Parser
+        if "event-stream" not in answer.headers.get("content-type", "").lower():
+            parser = getattr(dialect, "WITHOUT_SSE", None)
+            if parser is None:  # some servers send events as text/plain, or without a type
+                first = next(filter(None, body), b"")
+                body = chain([first], body)
+                parser = Parser if _EVENT.match(first) else None
+        if parser is not None:
             chunks = dialect.decode_events(self._events(body, exchange, parser()), request)
             billed = getattr(dialect, "billed", None)
             return chunks if billed is None else (billed(each, answer.headers) for each in chunks)
-        data = self._read(answer, exchange)
+        data = self._read(answer, exchange, body=body)
         check_size(data, exchange)
         return whole(dialect.decode_response(data, request))
 

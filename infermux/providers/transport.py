@@ -14,7 +14,6 @@ import math
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from ..config.settings import Timeouts
 from ..errors import ProviderTimeout, forget, having
-from ..types import POSIX, Deadline, is_shortage
+from ..types import POSIX, Deadline, is_shortage, limit_waits
 from .failures import no_descriptor
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither has a descriptor
@@ -65,9 +64,9 @@ class Exchange:
         self.key: Any = None  # whose account has what the vendor stores by this request
 
     @property
-    def stale(self) -> bool:
-        """Whether a reused connection died before the first byte of a response."""
-        return not (self.connected or self.received or self.needs_new_connection)
+    def is_fresh(self) -> bool:
+        """Whether its connection is a new one, not one that the vendor may have ended."""
+        return self.connected or self.needs_new_connection
 
     @property
     def unread(self) -> bool:
@@ -115,9 +114,7 @@ class DeadlineReader(io.RawIOBase):
                 if not self._by_kernel:
                     self._sock.settimeout(part)
                 elif part != self._bound:
-                    whole, rest = divmod(max(MIN_WAIT, part), 1)
-                    timeval = struct.pack("ll", int(whole), int(rest * 1e6))
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+                    limit_waits(self._sock, part, (socket.SO_RCVTIMEO,))
                     self._bound = part
                 size: int = self._sock.recv_into(buffer)
             except (TimeoutError, BlockingIOError):
@@ -440,13 +437,16 @@ class Adapter(HTTPAdapter):
     def post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         """Return the answer, read up to its body; if a kept connection was dead, try a new one."""
         try:
-            return self._post(request, exchange)
+            answer = self._post(request, exchange)
+            if exchange.is_fresh or answer.status_code != 408:  # said to an idle connection
+                return answer
+            answer.raw.close()
         except ConnectionFailed as error:
-            if not exchange.stale:
+            if exchange.is_fresh or exchange.received:
                 raise
             forget(error)
-            exchange.needs_new_connection = True
-            return self._post(request, exchange)
+        exchange.needs_new_connection, exchange.received = True, False
+        return self._post(request, exchange)
 
     def _post(self, request: PreparedRequest, exchange: Exchange) -> Answer:
         if exchange.deadline.expired:

@@ -128,8 +128,6 @@ class CircuitBreaker:
 
     def refusal(self) -> str | None:
         """Return why a call would be refused now, or None."""
-        if not self._is_open and self._cool_until == -math.inf:
-            return None  # without the lock
         with self._lock:
             return self._refusal(self.clock())
 
@@ -181,9 +179,8 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Close the circuit and forget all history, except for calls in flight."""
+        self.close()
         with self._lock:
-            self._turn(is_open=False)
-            self._cool_until = self._stated_until = -math.inf
             self._trips = 0
             self._window = _Window(self.window / _PARTS)
             self._latency = _Latency(self.window)

@@ -18,7 +18,7 @@ from ..pricing import usd_float
 from ..protocol import InferRequest, must_be
 from ..protocol.passed import Passed
 from ..protocol.strict_json import Document
-from ..types import JSON, Caller, Target, Usage
+from ..types import JSON, Caller, Target
 from .callers import with_budget_of
 from .passed.endpoints import check, known
 from .router import Router
@@ -30,12 +30,8 @@ _EMPTY = {"role": "user", "content": ""}
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}
 _TYPES = {
     "tokens": int,
-    "caller": str,
-    "user": str,
-    "session": str,
-    "endpoint": str,
-    "image": bool,
-    "structured": bool,
+    **dict.fromkeys(("caller", "user", "session", "endpoint"), str),
+    **dict.fromkeys(("image", "structured"), bool),
 }
 
 
@@ -117,7 +113,7 @@ def explain(router: Router, asked: Question) -> Explanation:
         plan = router.plan(request, caller=replace(caller, models=None), size=size)
         over, exceeded = {}, False
     usage, gone = expected_usage(request, size), plan.dropped.items()
-    costs = _costs(router, plan, request, usage)
+    costs = router.targets.costs(() if request.passed else (*plan.targets, *plan.dropped), usage)
     refused, tokens = "budget_exceeded" if exceeded else None, usage.input_tokens or 0
     settings = router.registry.settings(plan.route) if plan.route is not None else None
     about = {
@@ -138,14 +134,6 @@ def explain(router: Router, asked: Question) -> Explanation:
     ]
     dropped = [_state(router, each, costs, tokens) | {"dropped": why} for each, why in gone]
     return Explanation(plan, tuple(targets), tuple(dropped), about)
-
-
-def _costs(
-    router: Router, plan: Plan, request: InferRequest, usage: Usage
-) -> dict[Target, int | None]:
-    """Return what *usage* costs at each target; None for what is billed by something else."""
-    costs = router.targets.costs((*plan.targets, *plan.dropped), usage)
-    return costs if request.passed is None else dict.fromkeys(costs)
 
 
 def _completed(request: InferRequest, short: Mapping[str, Any]) -> InferRequest:
@@ -234,5 +222,5 @@ def _state(router: Router, target: Target, costs: Mapping[Target, int | None], t
         "keys": (keys and keys.count > 1 and {"serving": keys.serving, "all": keys.count}) or None,
         "latency": state and state.latency,
         "priced": router.targets.price(target) is not None,
-        "cost_usd": usd_float(costs[target]),
+        "cost_usd": usd_float(costs.get(target)),  # None: billed by something else
     }

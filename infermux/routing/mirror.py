@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..dialects.responses import NAME as RESPONSES
 from ..errors import BudgetExceeded, ProviderError, ProviderRejected
@@ -26,7 +26,7 @@ from ..ledger.reports import MIRROR_OF
 from ..planning.call import Call
 from ..protocol import CHAT, InferRequest, Native, strict_json
 from ..telemetry.shared_memory import SharedMemory
-from ..types import Caller, LogThrottle, Route, TraceContext, after_fork
+from ..types import Caller, LogThrottle, Route, TraceContext, reset_after_fork
 from .router import Router
 from .targets import TargetPool
 
@@ -211,17 +211,7 @@ class Mirror:
 _mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for mirror in list(_mirrors):
-        mirror._reset()
-
-
-after_fork(_after_fork)
-
-
-def mirror_of(observers: Any) -> Mirror | None:
-    """Return the mirror among a router's observers, if there is one."""
-    return next((each for each in observers if isinstance(each, Mirror)), None)
+reset_after_fork(_mirrors)
 
 
 def _is_drawn(ident: str, share: float) -> bool:

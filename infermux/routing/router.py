@@ -333,7 +333,7 @@ class Router:
                         break
                     if not error.failover:
                         queue.keep(self.targets.followers(target, error, call.plan.route))
-                    elif (again := self._retry_at(call, target, error, deadline)) is not None:
+                    if (again := self._retry_at(call, target, error, deadline)) is not None:
                         queue.retry(target, again)
             raise last or NoHealthyProvider(
                 "no provider for this model can answer now", retry_after=call.plan.retry_in

@@ -6,7 +6,6 @@ A call holds a thread, mostly waiting, for up to a minute, so a worker has many 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
@@ -243,6 +242,8 @@ def post_worker_init(worker: Any) -> None:
     _freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     _map_large_blocks()
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # for the master, but some tools tell all
+        signal.signal(number, lambda *_: None)
     _mask_stop_signals(signal.SIG_UNBLOCK)
 
 
@@ -272,12 +273,11 @@ def _mask_stop_signals(how: int) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send queued spans and records when a worker exits."""
+    """Send queued spans and records when a worker exits; spans of its last threads follow."""
     status.send_copies()
     flush_all()
     alerts.leave()
     status.stop()
-    atexit.unregister(flush_all)  # already done
 
 
 def run(addr: str, certfile: str | None = None, keyfile: str | None = None) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 import weakref
@@ -23,8 +22,8 @@ from ..routing.router import Router
 from ..routing.stream import time_left
 from ..telemetry import exporter, metrics, shared_memory
 from ..telemetry.alerts import alerts_of
-from ..telemetry.shared_memory import Command, SharedMemory
-from ..types import JSON, Caller, Target
+from ..telemetry.shared_memory import SharedMemory
+from ..types import JSON, Caller, CircuitCommand, Target
 
 log = logging.getLogger("infermux")
 ACTIONS = ("open", "close", "reset")
@@ -80,7 +79,7 @@ class Monitor:
         self.started = time.time()
         if (alerts := alerts_of(router.observers)) is not None:
             alerts.memory = self.memory
-        if (mirror := _mirror_of(router)) is not None:
+        if (mirror := mirror_of(router)) is not None:
             mirror.memory = self.memory
         self._applied = 0  # number of the last applied command
         self._heard: dict[tuple[str, str], int] = {}  # numbers of commands of other hosts
@@ -105,7 +104,7 @@ class Monitor:
                 place = heard.provider, heard.model
                 if self._heard.get(place, 0) < heard.number:
                     self._heard[place] = heard.number
-                    _apply(router, Command(*heard))
+                    _apply(router, heard)
 
     def publish(self, router: Router, action: str, provider: str, model: str) -> bool | None:
         """Let other hosts hear of a command; return whether they will, None: there are none."""
@@ -118,10 +117,9 @@ class Monitor:
         return bool(number) or None
 
 
-def _mirror_of(router: Router) -> Any:
-    """Return the router's mirror; its module is loaded only if there is one."""
-    module = sys.modules.get("infermux.routing.mirror")
-    return module and module.mirror_of(router.observers)
+def mirror_of(router: Router) -> Any:
+    """Return the router's mirror, if it has one; its module is not loaded otherwise."""
+    return next((each for each in router.observers if hasattr(each, "rules")), None)
 
 
 def monitor(router: Router) -> Monitor:
@@ -225,7 +223,7 @@ def budgets(router: Router, *, mirrors: bool = True, former: bool = False) -> li
         if isinstance(caller.budget, Budget)
         for budget in caller.budget.all
     }
-    if mirrors and (mirror := _mirror_of(router)) is not None:
+    if mirrors and (mirror := mirror_of(router)) is not None:
         own = [rule.budget for rule in mirror.rules.values() if rule.budget is not None]
         found |= {budget.owner: budget for budget in own}
     if router.ledger is None or not found:
@@ -243,7 +241,7 @@ class Commanded(NamedTuple):
 def command(router: Router, action: str, provider: str, model: str | None) -> Commanded:
     """Make every worker of all hosts open, close or reset a provider's circuits, or one model's."""
     own = monitor(router)
-    heard = own.publish(router, action, provider, model or "")
+    heard = own.publish(router, action, provider, model := model or "")
     number = own.memory.command(action, provider, model)
     end = time.monotonic() + COMMAND_SECONDS
     own.apply_commands(router)
@@ -256,7 +254,7 @@ def command(router: Router, action: str, provider: str, model: str | None) -> Co
         time.sleep(REPORT_SECONDS / 10)
 
 
-def _apply(router: Router, command: Command) -> None:
+def _apply(router: Router, command: CircuitCommand) -> None:
     """Apply a command; a provider's also applies to its targets first called later."""
     provider, pool = command.provider, router.targets
     if provider not in router.registry:
@@ -354,7 +352,7 @@ def start() -> None:
 def send_copies() -> None:
     """Send a worker's last copies of calls in the time that it has, or count them as dropped."""
     for router in list(_monitors):
-        if (mirror := _mirror_of(router)) is not None:
+        if (mirror := mirror_of(router)) is not None:
             mirror.drain(time_left())
 
 

@@ -19,7 +19,6 @@ import http
 import os
 import select
 import socket
-import struct
 import sys
 import threading
 import time
@@ -34,7 +33,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from ..admission import ConcurrencyLimiter
 from ..errors import InferMuxError, RequestError
 from ..protocol import strict_json
-from ..types import LogThrottle, is_readable, is_shortage
+from ..types import LogThrottle, is_readable, is_shortage, limit_waits
 from .clients import (
     CLIENT_SECONDS,
     CLOSED,
@@ -340,10 +339,8 @@ def _refuse(conn: Any, *, status: int) -> bool:
 
 def _bound(sock: socket.socket) -> None:
     """Set kernel timeouts for a client that neither sends nor reads."""
-    timeout = struct.pack("ll", CLIENT_SECONDS, 0)
     with contextlib.suppress(OSError):  # a Unix socket lacks some
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        limit_waits(sock, CLIENT_SECONDS)
         # each byte sent restarts SO_SNDTIMEO; this ends connections that are not read
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_SECONDS * 1000)
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..types import after_fork
+from ..types import after_fork, reset_after_fork
 
 log = logging.getLogger("infermux")
 FLUSH_SECONDS = 3.0
@@ -144,12 +144,10 @@ def dropped() -> int:
 
 
 def _after_fork() -> None:
-    """In a forked child, reset the threads, locks and counts of the parent."""
     global _dropped, _dropping
     _dropped, _dropping = 0, threading.Lock()
-    for exporter in list(_exporters):
-        exporter._reset()
 
 
 atexit.register(flush_all)
 after_fork(_after_fork)
+reset_after_fork(_exporters)

@@ -19,9 +19,8 @@ import time
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from ..types import after_fork, fcntl
+from ..types import CircuitCommand, fcntl, reset_after_fork
 
 log = logging.getLogger("infermux")
 SLOTS = 128  # workers at a time, including those that are ending after a HUP
@@ -39,15 +38,6 @@ _COMMANDS = 128 * 1024  # bytes
 _FRONT = _HEAD * _WORD + _COMMANDS
 
 _memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-
-
-class Command(NamedTuple):
-    """An operator's command for the circuits of a provider, or of one model."""
-
-    number: int
-    action: str
-    provider: str
-    model: str | None
 
 
 class WorkerSlot:
@@ -207,17 +197,17 @@ class SharedMemory:
     def last_command(self) -> int:
         return self._head[0]
 
-    def command(self, action: str, provider: str, model: str | None = None) -> int:
+    def command(self, action: str, provider: str, model: str = "") -> int:
         """Store a command for all present and later workers; return its number.
 
         It replaces earlier commands for the same circuits.
         """
         with self._locked():
-            new = Command(self.last_command + 1, action, provider, model)
+            new = CircuitCommand(self.last_command + 1, action, provider, model)
             kept = [
                 each
                 for each in self._read_commands()
-                if each.provider != provider or model not in (None, each.model)
+                if each.provider != provider or model not in ("", each.model)
             ] + [new]
             while len(data := json.dumps(kept).encode()) > _COMMANDS:
                 kept.pop(0)
@@ -225,17 +215,17 @@ class SharedMemory:
             self._head[1], self._head[0] = len(data), new.number
             return new.number
 
-    def commands(self, since: int) -> list[Command]:
+    def commands(self, since: int) -> list[CircuitCommand]:
         """Return the commands with a number above *since* that no later command replaces."""
         with self._locked():
             return [command for command in self._read_commands() if command.number > since]
 
-    def _read_commands(self) -> list[Command]:
+    def _read_commands(self) -> list[CircuitCommand]:
         try:
             data = json.loads(bytes(self._commands[: self._head[1]]) or b"[]")
         except ValueError:  # a worker was killed while it wrote
             return []
-        return [Command(*each) for each in data]
+        return [CircuitCommand(*each) for each in data]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -266,9 +256,4 @@ def anonymous_file(size: int) -> int:
     return fd
 
 
-def _after_fork() -> None:
-    for memory in list(_memories):
-        memory._reset()
-
-
-after_fork(_after_fork)
+reset_after_fork(_memories)

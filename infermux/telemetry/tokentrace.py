@@ -53,7 +53,7 @@ class Reporter(Exporter[TraceSpan]):
 
 
 class _Connection(HTTPConnection):
-    """Sends a head with its body, in one packet."""
+    """Sends a head with its body, in one packet, all within the timeout."""
 
     _head: bytes | None = None
 
@@ -61,8 +61,17 @@ class _Connection(HTTPConnection):
         head, self._head = self._head, None
         if head is None:
             self._head = data
-        else:
-            super().send(head + data)
+            return
+        if self.sock is None:
+            self.connect()
+        left, end = memoryview(head + data), time.monotonic() + cast(float, self.timeout)
+        while left := left[self.sock.send(left) :]:  # TLS sends it in records
+            self.sock.settimeout(max(end - time.monotonic(), 1e-3))
+        self.sock.settimeout(self.timeout)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
 
 
 class _Reader(io.RawIOBase):
@@ -103,7 +112,7 @@ def unopened(url: str, seconds: float = TIMEOUT_SECONDS) -> tuple[HTTPConnection
         import certifi  # the certificates that requests trusts
 
         trusted = ssl.create_default_context(cafile=certifi.where())
-        kind = partial(HTTPSConnection, context=trusted)
+        kind = partial(_SecureConnection, context=trusted)
     connection = kind(parts.hostname, parts.port, timeout=seconds)
     connection.response_class = lambda sock, **more: HTTPResponse(
         cast(Any, _Reader(sock, seconds)), **more

@@ -25,7 +25,7 @@ from infermux.cli.main import main
 from infermux.config import Config
 from infermux.errors import ConfigError
 from infermux.ledger import Budget
-from infermux.routing.mirror import mirror_of
+from infermux.server.status import mirror_of
 
 NOW = time.time()
 ADMIN = {"Authorization": "Bearer imx-admin-key-1"}
@@ -124,7 +124,7 @@ def test_the_budget_of_a_mirror_is_told_but_alarms_nobody(
     file.write_text(f'{file.read_text()}[models.cheaper]\ntargets = "p/s"\n{mirror}\n')
     with closing(infermux.load(file)) as router:
         client = infermux.create_app(router).test_client()
-        copies = mirror_of(router.observers)
+        copies = mirror_of(router)
         router.infer("Hi", model="cheaper", params={"max_tokens": 4})
         eventually(lambda: not copies.waiting, "the copy")
         found = shown(client)

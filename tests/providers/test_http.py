@@ -49,6 +49,7 @@ from infermux.protocol import InferRequest, InferResponse
 from infermux.providers import failures
 from infermux.providers import http as transport
 from infermux.providers.http import HTTPProvider, Timeouts
+from infermux.routing.router import Router
 from infermux.types import HEARTBEAT, Deadline
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "wire"
@@ -235,8 +236,16 @@ def test_no_model_means_the_first(vendor: Make, provider: Make, model: str) -> N
         pytest.param(answer(200, b"".join(STREAM), {"Content-Type": "Text/Event-Stream"})),
         b"".join(events(*(b"".join(STREAM)[at : at + 1] for at in range(len(b"".join(STREAM)))))),
         OK,
+        answer(200, b"".join(STREAM), {"Content-Type": "text/plain"}),
+        answer(200, b"\n".join([b": hi\n", *STREAM])),
+        b"".join(events(*STREAM)).replace(b"Content-Type: text/event-stream\r\n", b""),
+        b"".join(events(b"".join(STREAM).replace(b"\n", b"\r"))),
+        b"".join(events(*STREAM[:-1], b"data: [DONE] \n\n")),
     ],
-    ids=["chunked", "one chunk", "length", "upper case", "bytes", "no stream"],
+    ids=[
+        *("chunked", "one chunk", "length", "upper case", "bytes", "no stream"),
+        *("as text", "as JSON", "without a type", "CR", "a space after DONE"),
+    ],
 )
 def test_a_stream_in_every_framing(vendor: Make, provider: Make, raw: bytes) -> None:
     at = vendor(answers(raw))
@@ -309,6 +318,7 @@ PACKED = {
     "padded gzip": ("gzip", gzip.compress(BODY) + bytes(1000)),
     "twice": ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
     "not at all": ("identity", BODY),
+    "what is no encoding": ("utf-8", BODY),
 }
 
 
@@ -840,6 +850,22 @@ def test_each_status_has_its_error(
 
 
 @WAYS
+@pytest.mark.parametrize("said", ["true", "false"])
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_a_vendor_says_whether_to_ask_it_again(
+    vendor: Make, provider: Make, ask: Any, status: int, said: str
+) -> None:
+    at = vendor(answers(answer(status, WORDS, {"x-should-retry": said})))
+    assert failure(ask, provider(at)).retryable is (said == "true")
+
+
+def test_a_refusal_that_the_vendor_takes_back_is_asked_again(vendor: Make, provider: Make) -> None:
+    at = vendor(answers(answer(400, WORDS, {"x-should-retry": "true"}), OK))
+    check_good(Router([provider(at, models=[HI.model])]).infer(HI))
+    assert len(at.requests) == 2
+
+
+@WAYS
 @pytest.mark.parametrize("status", [429, 503, 529])
 def test_how_long_to_wait_is_kept(vendor: Make, provider: Make, ask: Any, status: int) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
@@ -1225,10 +1251,12 @@ def lost(end: Callable[[Peer], object], raw: bytes = OK) -> Script:
     return script
 
 
+# as HAProxy and load balancers end an idle connection
+IDLE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HANGS_UP = pytest.mark.parametrize(
     "end",
-    [pytest.param(lambda peer: None), Peer.reset],
-    ids=["close", "reset"],
+    [pytest.param(lambda peer: None), Peer.reset, lambda peer: peer.send(IDLE)],
+    ids=["close", "reset", "408"],
 )
 
 

@@ -398,6 +398,38 @@ def test_what_a_killed_worker_held_of_a_budget_is_spent_after_its_lease(stand: S
         assert "Traceback" not in service.log
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_a_signal_for_the_master_that_also_reaches_a_worker_ends_no_call(
+    stand: Stand, number: signal.Signals
+) -> None:
+    with stand.service as service, ThreadPoolExecutor(1) as pool:
+        held = pool.submit(stand.ask, text="hold")
+        eventually(lambda: stand.vendor.seen, "a call at the vendor")
+        [worker] = service.workers
+        os.kill(worker, number)
+        assert service.ask("/healthz").status == 200
+        stand.vendor.admission.set()
+        assert held.result().status == 200
+        assert service.workers == [worker]
+
+
+@pytest.mark.slow
+def test_a_call_that_ends_after_its_worker_was_told_to_quit_has_its_span(stand: Stand) -> None:
+    with stand.service as service, ThreadPoolExecutor(1) as pool:
+        held = pool.submit(stand.ask, text="hold")
+        eventually(lambda: stand.vendor.seen, "a call at the vendor")
+        [worker] = service.workers
+        os.kill(worker, signal.SIGINT)
+        eventually(
+            lambda: worker not in service.workers or len(service.workers) > 1, "a new worker"
+        )
+        stand.vendor.admission.set()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            held.result()
+        stand.tokentrace.wait(1)
+
+
 def status_of_held(stand: Stand) -> int:
     try:
         return stand.ask("hard", text="hold").status

@@ -157,7 +157,7 @@ def test_a_command_reaches_every_process_and_later_ones() -> None:
     forked("""
         number = memory.command("open", "a")
         def work():
-            assert [command[1:] for command in memory.commands(0)] == [("open", "a", None)]
+            assert [command[1:] for command in memory.commands(0)] == [("open", "a", "")]
             memory.own.acknowledged = memory.last_command
         child(work)
         child(work)
@@ -172,14 +172,14 @@ def test_a_command_makes_void_what_it_covers() -> None:
     for action, provider, model in [
         ("open", "a", "m"),
         ("open", "b", "m"),
-        ("open", "a", None),
+        ("open", "a", ""),
         ("close", "a", "n"),
         ("open", "a", "n"),
     ]:
         memory.command(action, provider, model)
     assert [command[1:] for command in memory.commands(0)] == [
         ("open", "b", "m"),
-        ("open", "a", None),
+        ("open", "a", ""),
         ("open", "a", "n"),
     ]
     assert [command.number for command in memory.commands(4)] == [5] and memory.last_command == 5

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import certifi
 import pytest
@@ -492,6 +493,31 @@ def test_a_tokentrace_behind_tls_must_be_trusted(certificate, monkeypatch, trust
         assert reporter.flush(20)
         assert (receiver.messages, reporter.dropped) == ((3, 0) if trusted else (0, 3))
         assert not trusted or receiver.connections == 1
+
+
+class Sipping(Receiver):
+    """Reads slowly, but before each wait of the sender ends."""
+
+    taken = 0
+
+    def _answered(self, sock):
+        while piece := sock.recv(65536):
+            self.taken += len(piece)
+            time.sleep(0.05)
+        return False
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_span_that_is_read_slowly_is_left_after_a_total_time(certificate, monkeypatch, tls):
+    size, context = 30_000_000, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    monkeypatch.setattr(certifi, "where", lambda: str(certificate))
+    with Sipping(tls=context if tls else None) as receiver:
+        reporter = Reporter("infermux", receiver.url, threads=1)
+        reporter.report(replace(span(), attrs={"x": "x" * size}))
+        assert reporter.flush(20)
+        assert (reporter.dropped, receiver.taken < size / 2) == (1, True)
 
 
 # -- the environment -------------------------------------------------------------------------------

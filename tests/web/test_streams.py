@@ -476,6 +476,37 @@ def test_a_json_answer_to_a_request_for_a_stream_is_made_one(serve, api, dialect
     assert (got.usage[0], got.usage[2 if len(got.usage) > 2 else 1]) == (31, 17)
 
 
+ODD = {
+    "CR": lambda piece: piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r"),
+    "a name": lambda piece: piece if piece[:1] == b"e" else b"event: message\n" + piece,
+    "many lines": lambda piece: piece.replace(b'data: {"', b'data: {\ndata: "'),
+    "a member twice": lambda piece: piece.replace(b"data: {", b'data: {"odd":1,"odd":2,'),
+    "as text": lambda piece: piece,
+}
+
+
+@every_pair
+@pytest.mark.parametrize("how", ODD)
+def test_events_in_an_odd_form_are_the_same_stream(serve, api, dialect, how):
+    client, events = (
+        CLIENTS[api],
+        EVENTS[dialect](Turn("Once upon", (("weather", {"at": "Köln"}),))),
+    )
+    kind = "text/plain" if how == "as text" else "text/event-stream"
+    front, _ = serve(dialect, stream(*map(ODD[how], events), kind=kind))
+    wanted = body(api, MODELS[dialect])
+    if api == "openai":
+        wanted["stream_options"] = {"include_usage": True}
+    answer = front.ask(client.path, wanted, **HEADERS[api])
+    got = client.fold(sse(answer.data))
+    assert (got.text, [call[1:] for call in got.calls]) == (
+        "Once upon",
+        [("weather", {"at": "Köln"})],
+    )
+    assert (got.usage[0], got.usage[2 if len(got.usage) > 2 else 1]) == (31, 17)
+    assert b'"error":{' not in answer.data and b"event: error" not in answer.data
+
+
 # -- usage -----------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,10 @@ def _completed(event: bytes, summary: JSON) -> bytes:
     """Return an event with the call's summary added, and the cost in its usage if it has one."""
     if not event:
         return b""
-    body = strict_json.document(event.removeprefix(b"data: "))
+    try:
+        body = strict_json.document(event.removeprefix(b"data: "))
+    except ValueError:  # a vendor's JSON that is not strict, such as with a name twice
+        return event
     new: JSON = {"infermux": summary}
     if isinstance(body.value.get("usage"), dict) and summary.get("cost_usd") is not None:
         new["usage"] = {"cost": summary["cost_usd"]} | body.value["usage"]

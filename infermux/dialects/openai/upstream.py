@@ -301,7 +301,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
-        elif event.data == DONE:
+        elif event.data.startswith(DONE):
             finished = finished or not any(map(_is_half, calls.response("", "").tool_calls))
             break
         else:
@@ -340,7 +340,7 @@ def _chunk(event: Event) -> Chunk:
     body = read_object(event.data, decode_error)
     if event.name == b"error":
         raise decode_error(502, {}, event.data)
-    native = event.encode()
+    native = b"data: " + event.data.replace(b"\n", b" ") + b"\n\n"  # without its name
     if (words := _words(body)) is not None:
         return Chunk(
             words, native=native, model=body["model"] or None, id=body["id"] or None, dialect=NAME

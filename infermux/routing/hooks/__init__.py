@@ -29,7 +29,7 @@ from ...dialects.rewriting.requests import with_own_body
 from ...errors import ConfigError, HookFailed, HookRefused, InferMuxError, close_to, having
 from ...planning.call import Call, HookRun
 from ...protocol import CHAT, InferRequest, InferResponse, strict_json
-from ...types import Deadline, LogThrottle, after_fork
+from ...types import Deadline, LogThrottle, reset_after_fork
 from ..stream import Stream
 from .results import Hook, answer_of, hook_of, of_type
 
@@ -451,9 +451,4 @@ class _Threads:
 _all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for threads in list(_all_threads):
-        threads._reset()
-
-
-after_fork(_after_fork)
+reset_after_fork(_all_threads)
