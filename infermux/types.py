@@ -43,14 +43,9 @@ def after_fork(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
-def reset_after_fork(known: Iterable[Any]) -> None:
-    """Have each of *known* reset in the child processes: it has threads or locks."""
-
-    def reset() -> None:
-        for each in list(known):
-            each._reset()
-
-    after_fork(reset)
+def reset_after_fork(known: Iterable[Any], reset: Callable[[Any], object]) -> None:
+    """Have *reset* called with each of *known* in the child processes."""
+    after_fork(lambda: [reset(each) for each in list(known)])
 
 
 def is_readable(sock: Any, seconds: float = 0.0) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_MARK = b"\xef\xbb\xbf"
+_MARK = b"\xef\xbb\xbf"  # of the byte order; it may open the stream
 MAX_EVENT = 16 * 1024 * 1024  # bytes of one event: a stream without line ends would fill memory
 
 
@@ -70,11 +70,8 @@ class Parser:
                 events.append(Event(b"\n".join(self._data), self._name))
             self._data, self._name, self._size = [], b"", 0
             return
-        if line.startswith(_MARK):  # a byte order mark may open the stream
-            line = line[len(_MARK) :]
-        field, _, value = line.partition(b":")
-        if value.startswith(b" "):
-            value = value[1:]
+        field, _, value = line.removeprefix(_MARK).partition(b":")
+        value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
             self._size += len(value)

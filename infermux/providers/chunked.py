@@ -149,14 +149,14 @@ def decoded(
     body: Iterator[bytes | None], encoding: str, exchange: Exchange
 ) -> Iterator[bytes | None]:
     """Return *body* without its content codings, and with its None; ignore what is no coding."""
-    codings = [coding.strip() for coding in encoding.lower().split(",")]
+    codings = [each.strip().removeprefix("x-") for each in encoding.lower().split(",")]
     if len(codings) > MAX_CODINGS:
         raise ProviderUnavailable("the provider's answer has too many content encodings")
     for coding in reversed(codings):
         if coding in _UNREAD:
             raise ProviderUnavailable("the provider's answer has an unknown content encoding")
-        if coding.removeprefix("x-") in ("gzip", "deflate"):
-            body = _inflated(body, coding.removeprefix("x-"), exchange)
+        if coding in ("gzip", "deflate"):
+            body = _inflated(body, coding, exchange)
     return body
 
 

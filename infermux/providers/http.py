@@ -330,10 +330,7 @@ class HTTPProvider(Provider):
 
     def _upstream_id(self, headers: Mapping[str, str]) -> str:
         """Return the vendor's own id of a request, or "" if it has none that may be shown."""
-        names = {name.lower() for name in headers}
-        if names.isdisjoint(_REQUEST_IDS):
-            return ""
-        found = headers[next(filter(names.__contains__, _REQUEST_IDS))]
+        found = next((headers[name] for name in _REQUEST_IDS if name in headers), "")
         return found if _REQUEST_ID.fullmatch(found) and not self._redacted.names_key(found) else ""
 
     def _note_id(self, request: InferRequest, exchange: Exchange, ident: str | None) -> None:

@@ -211,7 +211,7 @@ class Mirror:
 _mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()
 
 
-reset_after_fork(_mirrors)
+reset_after_fork(_mirrors, Mirror._reset)
 
 
 def _is_drawn(ident: str, share: float) -> bool:

@@ -150,4 +150,4 @@ def _after_fork() -> None:
 
 atexit.register(flush_all)
 after_fork(_after_fork)
-reset_after_fork(_exporters)
+reset_after_fork(_exporters, Exporter._reset)

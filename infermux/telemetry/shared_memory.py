@@ -256,4 +256,4 @@ def anonymous_file(size: int) -> int:
     return fd
 
 
-reset_after_fork(_memories)
+reset_after_fork(_memories, SharedMemory._reset)

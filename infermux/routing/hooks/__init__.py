@@ -451,4 +451,4 @@ class _Threads:
 _all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
 
 
-reset_after_fork(_all_threads)
+reset_after_fork(_all_threads, _Threads._reset)
