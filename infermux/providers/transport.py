@@ -89,9 +89,8 @@ class DeadlineReader(io.RawIOBase):
         self._file = sock.makefile("rb", buffering=0)  # keeps the socket open until we close it
         self._exchange = exchange
         self._patience: float | None = None
-        self._silence = 0.0
         self._by_kernel = _is_plain(sock)
-        self._bound = 0.0  # the kernel's timeout, seconds
+        self._silence = self._bound = 0.0  # seconds; the latter is the kernel's timeout
         self.buffered = io.BufferedReader(self, READ_SIZE)
 
     def makefile(self, mode: str) -> Any:
@@ -453,8 +452,9 @@ class Adapter(HTTPAdapter):
             raise having(ProviderTimeout("no time is left to ask the provider"), sent=False)
         _current.exchange, _current.names = exchange, self._names
         try:
-            own: Any = {"verify": self._verify, "proxies": self._proxies}
-            return cast(Answer, self.send(request, stream=True, **own))
+            return cast(
+                Answer, self.send(request, True, verify=self._verify, proxies=self._proxies)
+            )
         except BaseException:
             exchange.close()  # urllib3 does not close the socket if it refuses a head
             raise
