@@ -57,14 +57,13 @@ def is_readable(sock: Any, seconds: float = 0.0) -> bool:
     return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
-_WAITS = (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
-
-
-def limit_waits(sock: Any, seconds: float, options: Sequence[int] = _WAITS) -> None:
+def limit_waits(sock: Any, seconds: float, *, sends: bool = True) -> None:
     """Let the kernel end each call of a blocking socket: a timeout of Python's costs more calls."""
     whole, rest = divmod(max(0.001, seconds), 1)  # 0 would mean for ever
-    for option in options:
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
+    timeval = struct.pack("ll", int(whole), int(rest * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    if sends:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -74,11 +74,10 @@ class Exchange:
         return self.reader is not None and not self.reader.buffered.closed
 
     def close(self) -> None:
-        """Stop reading, in any state of the response."""
-        if self.response is not None:  # first, or its finalizer would flush a closed file
-            self.response.close()
-        if self.reader is not None:
-            self.reader.buffered.close()
+        """Stop reading. The response is first, or its finalizer would flush a closed file."""
+        for file in (self.response, self.reader and self.reader.buffered):
+            if file is not None:
+                file.close()
 
 
 class DeadlineReader(io.RawIOBase):
@@ -113,7 +112,7 @@ class DeadlineReader(io.RawIOBase):
                 if not self._by_kernel:
                     self._sock.settimeout(part)
                 elif part != self._bound:
-                    limit_waits(self._sock, part, (socket.SO_RCVTIMEO,))
+                    limit_waits(self._sock, part, sends=False)
                     self._bound = part
                 size: int = self._sock.recv_into(buffer)
             except (TimeoutError, BlockingIOError):
@@ -200,8 +199,7 @@ class Names:
 
     def forget(self, host: str) -> None:
         """Forget *host*'s addresses, as none of them could be reached."""
-        with self._changed:
-            self._known.pop(host, None)
+        self._known.pop(host, None)
 
     def _look_up(self, host: str, port: int, began: float) -> None:
         addresses, failure = [], None
