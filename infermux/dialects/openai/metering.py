@@ -6,11 +6,14 @@ speech, seconds of audio, images, searches of a reranker.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...pricing.token_estimate import estimate, estimate_prompts
 from ...protocol import InferRequest
 from ...types import JSON, Usage
-from .. import count, members, word
+from .. import members, word
 from ..sizes import number
+from .usage import usage_of as chat_usage
 from .usage import vendor_cost
 
 READ = ("usage", "svg_usage", "meta", "duration", "model", "error", "object")  # members of answers
@@ -21,33 +24,21 @@ _AUDIO = ("audio/transcriptions", "audio/translations")
 def usage_of(found: JSON, request: InferRequest, items: int = 0) -> Usage:
     """Return the usage in an answer's members; *items*: the images that it has."""
     told, op = members(found.get("usage")), request.op
-    tokens_in = _first(told, "input_tokens", "prompt_tokens")
-    tokens_out = _first(told, "output_tokens", "completion_tokens")
-    total = _first(told, "total_tokens")
-    if tokens_in is None and tokens_out is None:
-        tokens_in = total
-    fees = _searches(found) if op == "rerank" else ()
-    cost = _cost(told)
-    if tokens_in is None and not fees:
-        fees = _units(found, request, items)
-        if not fees:
-            return asked(request, cost)
-    if tokens_in is None:
-        return Usage(0, 0, fees=fees, cost_usd=cost)
-    images = op.startswith("images/")
-    if op != "rerank":  # some prices are those of an image, or of a second
-        fees = _units(found, request, items)
-    of_input = members(told.get("input_tokens_details")) or members(told.get("input_token_details"))
-    of_output = members(told.get("output_tokens_details"))
-    drawn = _first(of_output, "image_tokens") if of_output else tokens_out if images else None
-    return Usage(
-        tokens_in,
-        tokens_out or 0,
-        _first(of_input, "cached_tokens"),
-        cost_usd=cost,
-        input_audio_tokens=_first(of_input, "audio_tokens"),
-        input_image_tokens=_first(of_input, "image_tokens"),
-        output_audio_tokens=tokens_out if op == "audio/speech" else None,
+    if "input_token_details" in told:  # of transcriptions
+        told = {"input_tokens_details": told["input_token_details"]} | told
+    usage = _tokens(told) or Usage(cost_usd=_cost(told))
+    # some prices are those of an image, or of a second
+    fees = _searches(found) if op == "rerank" else _units(found, request, items)
+    if usage.input_tokens is None:
+        cost = usage.cost_usd
+        return Usage(0, 0, fees=fees, cost_usd=cost) if fees else asked(request, cost)
+    drawn = usage.output_image_tokens
+    if op.startswith("images/") and not told.get("output_tokens_details"):
+        drawn = usage.output_tokens
+    return replace(
+        usage,
+        output_tokens=usage.output_tokens or 0,
+        output_audio_tokens=usage.output_tokens if op == "audio/speech" else None,
         output_image_tokens=drawn,
         fees=fees,
         others=_svg(found),
@@ -76,28 +67,16 @@ def text_tokens(request: InferRequest) -> int:
 
 def batch_usage(body: JSON) -> Usage | None:
     """Return the tokens of a batch; None if it does not tell them."""
-    told = members(body.get("usage"))
-    tokens_in, tokens_out = _first(told, "input_tokens"), _first(told, "output_tokens")
-    if tokens_in is None and tokens_out is None:
+    usage = _tokens(members(body.get("usage")))
+    return None if usage is None else replace(usage, service_tier="batch")
+
+
+def _tokens(told: object) -> Usage | None:
+    """Return a usage in tokens; None if there is none, or a count is not a number."""
+    try:
+        return chat_usage(told)
+    except (ValueError, ArithmeticError):
         return None
-    return Usage(
-        tokens_in,
-        tokens_out,
-        _first(members(told.get("input_tokens_details")), "cached_tokens"),
-        reasoning_tokens=_first(members(told.get("output_tokens_details")), "reasoning_tokens"),
-        service_tier="batch",
-    )
-
-
-def _first(told: JSON, *names: str) -> int | None:
-    """Return the first of some counts; None if there is none, or it is not a number."""
-    for name in names:
-        try:
-            if (found := count(told.get(name))) is not None:
-                return found
-        except ValueError:
-            continue
-    return None
 
 
 def _cost(told: JSON) -> float | None:
@@ -123,12 +102,12 @@ def _units(found: JSON, request: InferRequest, items: int) -> tuple[tuple[str, i
 
 
 def _searches(found: JSON) -> tuple[tuple[str, int], ...]:
-    units = _first(members(members(found.get("meta")).get("billed_units")), "search_units")
+    told = members(members(found.get("meta")).get("billed_units"))
+    units = number(told.get("search_units"))
     return (("searches", units),) if units else ()
 
 
 def _svg(found: JSON) -> tuple[tuple[str, Usage], ...]:
     told = members(found.get("svg_usage"))
-    tokens = _first(told, "input_tokens"), _first(told, "output_tokens")
-    model = word(told.get("model"))
-    return ((model, Usage(*tokens)),) if model and tokens != (None, None) else ()
+    usage, model = _tokens(told), word(told.get("model"))
+    return ((model, usage),) if model and usage is not None else ()

@@ -13,17 +13,21 @@ _FEES = frozenset({"server_side_tool_usage_details", "server_tool_use", "num_sou
 
 
 def usage_of(value: object, tier: object = None) -> Usage | None:
-    """Return the usage, or None; *tier* is the service tier that stands beside it."""
+    """Return the usage, or None; *tier* is the service tier that stands beside it.
+
+    Counts have the names of chat completions, or those of Responses and other endpoints.
+    """
     if not (data := strict(value)):
         return None
-    names = ("total_tokens", "prompt_tokens", "completion_tokens")
-    total, tokens_in, tokens_out = [count(data.get(name)) for name in names]
+    total = count(data.get("total_tokens"))
+    tokens_in = _first_count(data.get("prompt_tokens"), data.get("input_tokens"))
+    tokens_out = _first_count(data.get("completion_tokens"), data.get("output_tokens"))
     if total is not None and tokens_in is None:
         tokens_in = max(0, total - (tokens_out or 0))  # as of embeddings
     if tokens_in is None and tokens_out is None:
         return None
-    of_input = strict(data.get("prompt_tokens_details"))
-    of_output = strict(data.get("completion_tokens_details"))
+    of_input = strict(data.get("prompt_tokens_details") or data.get("input_tokens_details"))
+    of_output = strict(data.get("completion_tokens_details") or data.get("output_tokens_details"))
     reasoning = count(of_output.get("reasoning_tokens"))
     if reasoning is not None and tokens_out is not None and total is not None:
         tokens_out = max(tokens_out, total - (tokens_in or 0))  # xAI counts reasoning apart

@@ -18,7 +18,6 @@ from ..gemini.requests import FORMAT as GOOGLES
 from ..openai import downstream as openai
 from ..tools import custom_input
 from . import DRAWN, NAME
-from .events import COUNTS
 from .items import ADDED, Items, all_added_tools, string
 from .reasoning import FORMAT, pack
 
@@ -405,9 +404,13 @@ def ending(finish_reason: str | None) -> tuple[str, str | None]:
 def encode_usage(usage: Usage) -> JSON:
     """Return a usage object; unknown counts are 0."""
     chat = openai.encode_usage(usage)
-    found = {own: chat[name] for own, name in COUNTS.items()}
-    found["input_tokens_details"] = {"cache_write_tokens": 0} | found["input_tokens_details"]
-    return found | {"total_tokens": chat["total_tokens"]}
+    return {
+        "input_tokens": chat["prompt_tokens"],
+        "input_tokens_details": {"cache_write_tokens": 0} | chat["prompt_tokens_details"],
+        "output_tokens": chat["completion_tokens"],
+        "output_tokens_details": chat["completion_tokens_details"],
+        "total_tokens": chat["total_tokens"],
+    }
 
 
 # -- errors --

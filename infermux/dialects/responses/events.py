@@ -20,7 +20,6 @@ from .. import (
     text,
     typed,
     with_native,
-    without,
     word,
 )
 from ..blocks import StreamAccumulator, whole
@@ -89,13 +88,7 @@ def call_of(item: JSON, given: str | None = None) -> JSON:
 
 def usage_of(body: JSON) -> Usage | None:
     """Return the usage of a response, with the tier that was billed; or None."""
-    data = obj(body.get("usage"))
-    if not data:
-        return None
-    renamed = without(data, *COUNTS) | {
-        name: data.get(own) for own, name in COUNTS.items() if data.get(own) is not None
-    }
-    usage, fees = chat_usage(renamed, body.get("service_tier")), fees_of(body)
+    usage, fees = chat_usage(body.get("usage"), body.get("service_tier")), fees_of(body)
     return replace(usage, fees=fees) if usage is not None and fees else usage
 
 
@@ -124,14 +117,6 @@ def fees_of(body: JSON) -> tuple[tuple[str, int], ...]:
         found.setdefault(name, set()).add(str(what))
     times = {CONTAINER: max([1, *map(gigabytes, listed(body.get("tools")))])}
     return tuple((name, len(used) * times.get(name, 1)) for name, used in found.items())
-
-
-COUNTS = {
-    "input_tokens": "prompt_tokens",
-    "input_tokens_details": "prompt_tokens_details",
-    "output_tokens": "completion_tokens",
-    "output_tokens_details": "completion_tokens_details",
-}
 
 
 def finish_reason(body: JSON, *, called: bool) -> str:
