@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from typing import NamedTuple
 
 from ..types import Usage
-from .price import PICO, Price, cost, decimal, usd, usd_float
+from .price import EXACT, PICO, Price, cost, decimal, usd, usd_float
 from .table import MAX_ID, Entry, Layer, PriceTable, shipped
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
     "usd",
     "usd_float",
 ]
-
-_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # wide enough for every float
 
 
 class Charge(NamedTuple):
@@ -64,7 +62,7 @@ def charge(
     """
     reported = usage.cost_usd
     if reported is not None and math.isfinite(reported) and reported >= 0:
-        pico = _EXACT.to_integral_value(_EXACT.scaleb(Decimal(repr(reported)), 12))
+        pico = EXACT.to_integral_value(EXACT.scaleb(Decimal(repr(reported)), 12))
         return Charge(int(pico), "vendor")
     prices = table or shipped()
     for model, source in ((served, "served"), (requested, "requested")):

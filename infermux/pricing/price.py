@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal
-from fractions import Fraction
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import reduce
 from operator import mul
 from typing import Any, Self
@@ -33,6 +32,7 @@ from .tariff import (
 )
 
 PICO = 10**12  # pico-USD in a dollar
+EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # wide enough for every float
 _PER_TOKEN = PICO // 10**6  # pico-USD per token for each USD per million
 # tokens, or pico-USD per token: input that is uncached, cached, written to a cache, written to it
 # for an hour; output
@@ -148,12 +148,15 @@ def cost(
     if price.since is not None and moment.date() < price.since:
         return None
     rates = price.rates_for(sum(counts[:4]), at=moment, service=service)
-    fees, factor = _fees(usage, price), _geo(usage, price)
-    classes = _classes(usage, counts, rates, price.as_text)
-    if fees is None or factor is None or any(rate is None for tokens, rate in classes if tokens):
+    fees, factor, total = _fees(usage, price), _geo(usage, price), Decimal(0)
+    if fees is None or factor is None:
         return None
-    total = sum(Fraction(rate or 0) * tokens for tokens, rate in classes)
-    return round((total * Fraction(service.factor) * factor + fees) * _PER_TOKEN)
+    for tokens, rate in _classes(usage, counts, rates, price.as_text):
+        if tokens and rate is None:
+            return None
+        total = EXACT.fma(rate or 0, tokens, total)
+    total = EXACT.fma(EXACT.multiply(total, service.factor), factor, fees)
+    return int(EXACT.to_integral_value(EXACT.multiply(total, _PER_TOKEN)))
 
 
 def usd(pico: int | None) -> str:
@@ -232,25 +235,22 @@ def _classes(
     return [*found, (output, rates.output)]
 
 
-def _fees(usage: Usage, price: Price) -> Fraction | None:
+def _fees(usage: Usage, price: Price) -> Decimal | None:
     """Return what is billed by number, in millionths of a dollar; None if a fee is not listed."""
-    listed = dict(price.fees)
-    total = Fraction(price.per_request)
+    listed, total = dict(price.fees), price.per_request
     for name, number in usage.fees:
         if name == "web_search" and name not in listed and "grounded" in listed:
             name, number = "grounded", min(number, 1)
-        if number > 0 and name not in listed:
-            return None
-        total += Fraction(listed.get(name, 0)) * max(0, number)
-    return total * 1000
+        if number > 0:
+            if name not in listed:
+                return None
+            total = EXACT.fma(listed[name], number, total)
+    return EXACT.multiply(total, 1000)
 
 
-def _geo(usage: Usage, price: Price) -> Fraction | None:
+def _geo(usage: Usage, price: Price) -> Decimal | None:
     where = (usage.geo or "").lower()
-    if where in ANYWHERE:
-        return Fraction(1)
-    listed = dict(price.geo).get(where)
-    return None if listed is None else Fraction(listed)
+    return Decimal(1) if where in ANYWHERE else dict(price.geo).get(where)
 
 
 def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
@@ -266,8 +266,8 @@ def _by_class(rates: Tariff) -> tuple[Decimal, ...]:
 
 
 def _units(rates: Tariff) -> _Units | None:
-    units = [Fraction(rate) * _PER_TOKEN for rate in _by_class(rates)]
-    if rates.output is None or any(unit.denominator != 1 for unit in units):
+    units = [EXACT.multiply(rate, _PER_TOKEN) for rate in _by_class(rates)]
+    if rates.output is None or any(unit != int(unit) for unit in units):
         return None
     fresh, cached, write, hour, output = map(int, units)
     return fresh, cached, write, hour, output
