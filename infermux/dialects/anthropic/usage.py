@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from ...types import JSON, Usage
 from .. import count, items, word
@@ -11,8 +12,10 @@ from .. import members as obj
 from .. import obj as strict
 
 _DATE = re.compile(r"-\d{8}\Z")
-_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
-_SUMMED = ("input_tokens", "output_tokens", *_CACHED)
+_SUMMED = (
+    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens"),
+    "cache_write_1h_tokens",
+)
 
 
 def usage_of(value: object, model: object = None) -> Usage | None:
@@ -26,40 +29,25 @@ def usage_of(value: object, model: object = None) -> Usage | None:
     listed = data.get("iterations")
     if found is None or not isinstance(listed, list) or not listed:
         return found
-    names = [_name(each.get("model")) for each in items(listed)]
-    own = [each for each, name in zip(listed, names, strict=True) if name in ("", _name(model))]
-    others = [
-        (word(each["model"]), usage)
-        for each in listed
-        if each not in own and (usage := _counted(each)) is not None
-    ]
-    if own:
-        whole = _counted(data | _sums(own))
-        found = max(whole or found, found, key=_tokens)
-    others = [(name, replace(usage, service_tier=found.service_tier)) for name, usage in others]
+    own, others = list[Usage](), list[tuple[str, Usage]]()
+    for each in items(listed):
+        if (usage := _counted(each)) is None:
+            continue
+        if _name(each.get("model")) in ("", _name(model)):
+            own.append(usage)
+        else:
+            others.append((word(each["model"]), replace(usage, service_tier=found.service_tier)))
+    sums: dict[str, Any] = {n: sum([getattr(each, n) or 0 for each in own]) for n in _SUMMED}
+    if sums["input_tokens"] + sums["output_tokens"] >= sum(
+        [found.input_tokens or 0, found.output_tokens or 0]
+    ):  # the answer's own usage lacks compactions
+        found = replace(found, **sums)
     return replace(found, others=tuple(others))
 
 
 def _name(model: object) -> str:
     """Return a model's name without its date: an alias stands for it."""
     return _DATE.sub("", word(model))
-
-
-def _tokens(usage: Usage) -> int:
-    return (usage.input_tokens or 0) + (usage.output_tokens or 0)
-
-
-def _sums(iterations: list[JSON]) -> JSON:
-    sums: JSON = {name: _sum(iterations, name) for name in _SUMMED}
-    split = [obj(each.get("cache_creation")) for each in iterations]
-    for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"):
-        sums.setdefault("cache_creation", {})[name] = _sum(split, name)
-    return sums
-
-
-def _sum(iterations: list[JSON], name: str) -> int | None:
-    known = [number for each in iterations if (number := count(each.get(name))) is not None]
-    return sum(known) if known else None
 
 
 def _counted(data: JSON) -> Usage | None:

@@ -76,7 +76,6 @@ class Accounting:
         self._targets = targets
         self._deadline = deadline
         self._longest = longest
-        self._streams = (-1, 0.0)  # registry.changes, and the longest stream then
         self._content = content  # whether calls keep the text of their answers
         self._clock = clock
         self._billed: dict[str, None] = {}  # ids of stored responses; the ledger has them, too
@@ -154,10 +153,7 @@ class Accounting:
 
     def lease(self, call: Call) -> float:
         """Return the seconds that a hold lasts if nobody settles it: longer than *call*."""
-        registry = self._targets.registry
-        if self._streams[0] != registry.changes:
-            self._streams = registry.changes, _stream_seconds(self._targets)
-        own, stream = 0.0, self._streams[1]
+        own, stream = 0.0, _stream_seconds(self._targets)
         if call.settings is not None:
             own, stream = call.settings.deadline, max(stream, call.settings.longest_stream)
         limit = min(own or self._deadline or call.patience or self._longest, MAX_CALL)
