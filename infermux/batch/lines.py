@@ -10,7 +10,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import BinaryIO, NamedTuple
 
@@ -46,7 +46,7 @@ class Line(NamedTuple):
     digest: str
     custom_id: str
     asked: Document | InferMuxError
-    cost: int = 0  # pico-USD of an earlier result, which was a failure and is removed
+    cost: int = 0  # pico-USD of an earlier result, which was a failure
 
 
 class Recent:
@@ -63,21 +63,16 @@ class Recent:
         return known
 
 
-class Failed(NamedTuple):
-    """A result that is removed to try its line again."""
-
-    cost: int  # pico-USD
-    result: bytes
-
-
 class Done:
     """The lines that have a result, as one bit each, and their cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, retry: bool = False) -> None:
         self.count = 0
         self.cost = 0  # pico-USD
-        self.failed: dict[int, Failed] = {}  # removed failures that have cost something, by line
+        self.failed: dict[int, int] = {}  # pico-USD of failures that have cost something, by line
         self.end = 0  # bytes up to the end of the last complete line
+        self.is_repeated = False  # whether a line has several results, of which the last one counts
+        self._retry = retry  # whether lines that have failed count as not done
         self._bits = bytearray()
         self._digests = 0  # all digests XORed, as their order does not matter
 
@@ -85,27 +80,20 @@ class Done:
         byte, bit = divmod(number, 8)
         return byte < len(self._bits) and bool(self._bits[byte] >> bit & 1)
 
-    def add(self, number: int, digest: str, cost: bytes) -> None:
-        """Record a result; *cost* is in pico-USD or unpriced."""
-        if number in self:
+    def add(self, number: int, digest: str, cost: bytes, *, ok: bool) -> None:
+        """Record a result; *cost* is in pico-USD or unpriced, with that of earlier results."""
+        before, pico = self.failed.pop(number, 0), 0 if cost == b"unpriced" else int(cost)
+        self.cost += pico - before
+        if pico and not ok:
+            self.failed[number] = pico
+        self.is_repeated = self.is_repeated or number in self or (self._retry and not ok)
+        if number in self or (self._retry and not ok):
             return
         byte, bit = divmod(number, 8)
         self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))
         self._bits[byte] |= 1 << bit
         self.count += 1
         self._digests ^= int(digest, 16)
-        if cost != b"unpriced":
-            self.cost += int(cost)
-
-    def forget(self, failed: Mapping[int, Failed]) -> None:
-        """Count the cost of failures that were removed, as their lines are to be tried again."""
-        self.failed = dict(failed)
-        self.cost += sum(each.cost for each in failed.values())
-
-    def replaced(self, result: bytes) -> None:
-        """Note a new result."""
-        if self.failed and (found := _RESULT.match(result)):
-            self.failed.pop(int(found[1]), None)
 
     def check(self, source: BinaryIO) -> int:
         """Return how many bytes of *source* already have a result.
@@ -124,12 +112,12 @@ class Done:
         return size
 
 
-def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> Done:
-    """Read results; with *keep*, only successful ones, which are copied there.
+def results(file: BinaryIO, recent: Recent, *, retry: bool = False) -> Done:
+    """Read results; with *retry*, failed ones are to be tried again.
 
     Add custom_ids to *recent*; raise RequestError if a line is not a result.
     """
-    done = Done()
+    done = Done(retry=retry)
     for number, data in enumerate(file, 1):
         found = _RESULT.match(data)
         if not data.endswith(b"\n") and (found or data.startswith(_START[: len(data)])):
@@ -137,24 +125,38 @@ def results(file: BinaryIO, recent: Recent, *, keep: BinaryIO | None = None) -> 
         if found is None or not data.endswith(b"\n"):
             raise RequestError(f"its line {number} is not a result of infermux batch")
         done.end += len(data)
-        if keep is not None:
-            if found[5] != b"200":
-                if found[3] != b"unpriced" and int(found[3]):
-                    done.failed[int(found[1])] = Failed(int(found[3]), data)
-                continue
-            keep.write(data)
-        if found[5]:
+        ok = found[5] == b"200"
+        if found[5] and (ok or not retry):
             recent.add(found[4])
-        done.add(int(found[1]), found[2].decode(), found[3])
+        done.add(int(found[1]), found[2].decode(), found[3], ok=ok)
     return done
+
+
+def last_results(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the last result of each line, in the order of the file."""
+
+    def found() -> Iterator[tuple[int, bytes, bytes]]:
+        file.seek(0)
+        for data in file:
+            if data.endswith(b"\n") and (match := _RESULT.match(data)):
+                yield int(match[1]), match[5], data
+
+    again = {line: 0 for line, status, _ in found() if status != b"200"}  # results to leave out
+    for line, _, _ in found():
+        if line in again:
+            again[line] += 1
+    for line, _, data in found():
+        if again.get(line, 1) == 1:
+            yield data
+        else:
+            again[line] -= 1
 
 
 def unanswered(source: BinaryIO, done: Done, recent: Recent) -> Iterator[Line]:
     """Yield the lines of a file that have no result yet, except empty ones."""
     for number, data, size in _raw(source):
         if number not in done and data.strip():
-            before = done.failed.get(number)
-            yield _line(number, data, size, recent)._replace(cost=before.cost if before else 0)
+            yield _line(number, data, size, recent)._replace(cost=done.failed.get(number, 0))
 
 
 def _raw(source: BinaryIO) -> Iterator[tuple[int, bytes, int]]:

@@ -8,9 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from io import BytesIO
 from types import FrameType
 from typing import BinaryIO, Literal
 
@@ -64,7 +63,7 @@ _STOPPED = {
 @click.option(
     "--retry-failed",
     is_flag=True,
-    help="Remove failed results from OUT.jsonl, and try those lines again.",
+    help="Try the lines with failed results in OUT.jsonl again, and replace these.",
 )
 @config_option
 @click.option("--quiet", "-q", is_flag=True, help="Print no progress and no summary.")
@@ -127,21 +126,13 @@ class Files:
         elif os.path.exists(output) and not os.path.isfile(output):
             self.output = stack.enter_context(_open(output, "wb"))  # a pipe or a device
         else:
-            earlier = os.path.exists(output)
             self.output = stack.enter_context(_locked(output))
-            self._resume(output, stack, earlier=earlier, retry_failed=retry_failed)
+            self._resume(output, stack, retry_failed=retry_failed)
 
-    def _resume(self, output: str, stack: ExitStack, *, earlier: bool, retry_failed: bool) -> None:
+    def _resume(self, output: str, stack: ExitStack, *, retry_failed: bool) -> None:
         """Read the results of an earlier run, and check that they are of this input."""
-        self._aside = f"{os.path.realpath(output)}.failed"
         try:
-            failed = _removed(self._aside) if earlier else {}
-            if retry_failed:
-                self.output = stack.enter_context(
-                    _without_failures(output, self.output, failed, self._aside)
-                )
-            self.done = lines.results(self.output, self.recent)
-            self.done.forget({n: each for n, each in failed.items() if n not in self.done})
+            self.done = lines.results(self.output, self.recent, retry=retry_failed)
             if self.done.count and self.size is None:
                 raise RequestError("only a run whose input is a file can continue")
             start = self.source.tell() if self.done.count else 0
@@ -154,20 +145,12 @@ class Files:
             self.source.seek(start)
         self.output.truncate(self.done.end)  # drops an incomplete last result
         self.output.seek(0, os.SEEK_END)
-        stack.callback(self._put_back)
+        if self.done.is_repeated:
+            stack.callback(_keep_last, output, self.output)
 
     def write(self, result: bytes) -> None:
         self.output.write(result)
         self.output.flush()
-        self.done.replaced(result)
-
-    def _put_back(self) -> None:
-        """Write the removed failures whose lines have no new result: their cost counts."""
-        for failed in self.done.failed.values():
-            self.output.write(failed.result)
-        self.output.flush()
-        with suppress(FileNotFoundError):
-            os.unlink(self._aside)
 
 
 def _stdin() -> BinaryIO:
@@ -196,40 +179,16 @@ def _locked(path: str) -> BinaryIO:
     return file
 
 
-def _removed(aside: str) -> dict[int, lines.Failed]:
-    """Return the failures that a run had removed when it was killed; their cost counts."""
-    try:
-        with open(aside, "rb") as file:
-            return lines.results(file, lines.Recent(), keep=BytesIO()).failed
-    except FileNotFoundError:
-        return {}
-
-
-def _without_failures(
-    path: str, file: BinaryIO, failed: dict[int, lines.Failed], aside: str
-) -> BinaryIO:
-    """Remove the failed results, all or none; return the new file.
-
-    Those with a cost are added to *failed*, and kept in the file *aside* in case this run is
-    killed.
-    """
+def _keep_last(path: str, file: BinaryIO) -> None:
+    """Leave one result of each line: until the end, a kill must not lose what failures cost."""
     real = os.path.realpath(path)
     part = f"{real}.part"
-    try:
-        with open(part, "wb") as kept:
-            failed |= lines.results(file, lines.Recent(), keep=kept).failed
-        shutil.copymode(real, part)
-        if failed:
-            with open(aside, "wb") as held:
-                held.writelines(each.result for each in failed.values())
-            shutil.copymode(real, aside)
-        if not POSIX:  # Windows replaces no open file
-            file.close()
-        os.replace(part, real)
-    except RequestError:
-        os.unlink(part)
-        raise
-    return _locked(path)
+    with open(part, "wb") as kept:
+        kept.writelines(lines.last_results(file))
+    shutil.copymode(real, part)
+    if not POSIX:  # Windows replaces no open file
+        file.close()
+    os.replace(part, real)
 
 
 class View:
