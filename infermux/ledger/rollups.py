@@ -240,15 +240,11 @@ def store_rows(sql: Sql, day: int, sums: Sequence[Sequence[tuple[Any, ...]]]) ->
     for kind, (names, found) in enumerate(zip(KINDS, sums, strict=True)):
         first = sql.execute(_LAST, (kind, day)).fetchone()[0]
         places = [names.index(name) if name in names else None for name in _NAMES]
-        rows = [(kind, day, n, *_values(row, names, places)) for n, row in enumerate(found, first)]
+        rows = []
+        for n, row in enumerate(found, first):
+            named = ["" if place is None else row[place] for place in places]
+            rows.append((kind, day, n, *named, *[each or 0 for each in row[len(names) :]]))
         sql.executemany(ADD, rows)
-
-
-def _values(
-    row: tuple[Any, ...], names: Sequence[str], places: Sequence[int | None]
-) -> Iterator[Any]:
-    yield from ("" if place is None else row[place] for place in places)
-    yield from (value or 0 for value in row[len(names) :])
 
 
 # -- checking --

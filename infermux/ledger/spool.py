@@ -246,15 +246,13 @@ def encoded(settlement: Deferred) -> bytes:
     if hold is not None:
         budget = hold.budget
         data["hold"] = [hold.pico, hold.at]
-        data["budget"], *data["also"] = map(_written, budget.all)
+        data["budget"], *data["also"] = [
+            [each.caller, each.limit_pico, each.period, each.then] for each in budget.all
+        ]
         data["members"] = [each.members for each in budget.all]
         data["users"] = [each.user for each in budget.all]
     text = json.dumps(data, separators=(",", ":")).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
-
-
-def _written(budget: Budget) -> list[str | int]:
-    return [budget.caller, budget.limit_pico, budget.period, budget.then]
 
 
 def _budget(written: Sequence[Any], members: Sequence[str], user: str) -> Budget:

@@ -20,6 +20,7 @@ from .. import (
     text,
     typed,
     with_native,
+    without,
     word,
 )
 from ..blocks import StreamAccumulator, whole

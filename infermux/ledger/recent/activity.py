@@ -56,13 +56,13 @@ class Step(NamedTuple):
     """
 
     start: int  # seconds since 1970
+    whole: bool = True  # False: not all of its calls are summed up yet
     failovers: int = 0  # calls that were answered by another target than the first
     latency: Mapping[int, int] = {}  # milliseconds, rounded: number of calls
     targets: Sequence[Total] = ()  # by provider, model and the attempt's error
     callers: Sequence[Total] = ()
     errors: Sequence[Total] = ()  # by the call's error
     tags: Sequence[Total] = ()  # by name=value
-    whole: bool = True  # False: not all of its calls are summed up yet
 
     @property
     def total(self) -> Total:
@@ -92,7 +92,8 @@ def report(
     settled = min(until, int(now - LAG) // SLOT * SLOT)
     undone = set(fill(file, since, settled, patience))
     found = file.snapshot(lambda ask: list(_known(ask, since, settled, step)))
-    found += file.snapshot(lambda ask: list(_live(ask, settled, until)))
+    ahead = partial(_with_calls, since=settled, until=until, skipped=())
+    found += file.snapshot(lambda ask: [_sums(ask, at) for at in ahead(ask)])
     of = {at: list(group) for at, group in groupby(found, lambda each: each.start // step * step)}
     missing = {at // step * step for at in undone}
     starts = range(since // step * step, until, step)
@@ -144,7 +145,7 @@ def merged(start: int, steps: Iterable[Step], *, whole: bool = True) -> Step:
         return found[0]._replace(start=start, whole=whole and found[0].whole)
     by_kind = map(chain.from_iterable, zip(*map(_kinds, found), strict=True))
     failovers, kinds = sum(step.failovers for step in found), list(map(grouped, by_kind))
-    return _step(start, failovers, latency, list(map(_largest, kinds)))._replace(whole=whole)
+    return Step(start, whole, failovers, latency, *map(_largest, kinds))
 
 
 def grouped(totals: Iterable[Total], *parts: int) -> list[Total]:
@@ -188,11 +189,6 @@ def _known(ask: Ask, since: int, until: int, step: int) -> Iterator[Step]:
         if start < until:
             yield _decoded(start, hours[start])
         at = start + HOUR
-
-
-def _live(ask: Ask, since: int, until: int) -> Iterator[Step]:
-    for at in _with_calls(ask, since, until, ()):
-        yield _sums(ask, at)
 
 
 def _missing(ask: Ask, since: int, until: int) -> Iterator[int]:
@@ -269,7 +265,7 @@ def _sums(ask: Ask, start: int, seconds: int = SLOT) -> Step:
     for place, names in enumerate(_GROUPS[1:]):
         kinds.append(queries.merged(names, [(row[place], *row[3:]) for row in by_call]))
     [(failovers,)] = ask(_FAILOVERS, time)
-    return _step(start, failovers, dict(ask(_LATENCY, time)), list(map(_largest, kinds)))
+    return Step(start, True, failovers, dict(ask(_LATENCY, time)), *map(_largest, kinds))
 
 
 def _unfailed(row: Sequence[Any]) -> Sequence[Any]:
@@ -298,15 +294,8 @@ def _decoded(start: int, text: str) -> Step:
         [Total(tuple(row[: len(names)]), *row[len(names) :]) for row in rows]
         for names, rows in zip(_GROUPS, kinds, strict=True)
     ]
-    return _step(start, failovers, dict(latency), totals)
+    return Step(start, True, failovers, dict(latency), *totals)
 
 
 def _kinds(step: Step) -> tuple[Sequence[Total], ...]:
     return step.targets, step.callers, step.errors, step.tags
-
-
-def _step(
-    start: int, failovers: int, latency: Mapping[int, int], kinds: Sequence[Sequence[Total]]
-) -> Step:
-    targets, callers, errors, tags = kinds or ((), (), (), ())
-    return Step(start, failovers, latency, targets, callers, errors, tags)
