@@ -173,8 +173,8 @@ def warnings(config: Config, router: Router) -> list[str]:
     ]
     if router.keyring is not None and any(map(has_hard_budget, router.keyring.own.values())):
         found += [
-            f"[providers.{provider}.prices] {model!r} has no max_output: if a budget cannot pay "
-            "the whole context, the limit that is sent may be more than the vendor takes"
+            f"[providers.{provider}.prices] {model!r} has no max_output: "
+            "the limit that a budget sets may be more than the vendor takes"
             for provider, prices in router.targets.overrides.items()
             for model, price in prices.items()
             if price.rates.output and price.max_output is None

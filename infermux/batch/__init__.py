@@ -94,7 +94,7 @@ class Batch:
         self._held = 0  # pico-USD that lines in flight may cost at most
         self._busy = self._threads = 0
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._state, self._halt = threading.Condition(), threading.Event()
+        self._state = threading.Condition()
 
     def run(self, asked: Iterator[Line], tick: Callable[[], object]) -> None:
         """Process the lines *asked* until their end or a stop; call *tick* meanwhile.
@@ -113,7 +113,6 @@ class Batch:
     def stop(self, why: str = "interrupted") -> None:
         with self._state:
             self.stopped = self.stopped or why
-            self._halt.set()
             self._state.notify_all()
 
     def _over(self) -> bool:
@@ -192,8 +191,9 @@ class Batch:
             if not call.attempts:
                 worst = max(worst, hold.wanted)
             done = wait is None
-            if wait and self._halt.wait(wait):
-                break
+            with self._state:
+                if wait and self._state.wait_for(lambda: self.stopped, wait):
+                    break
         if found is not None and (done or (any(cost) and self.budget is not None)):
             told = None if None in cost else sum(filter(None, cost))
             result = lines.answered(line, found.status, found.ident, found.body, told)
