@@ -39,7 +39,6 @@ _FILES = frozenset(
     ("file", "input_file", "document", "container_upload", "video_url", "video", "input_video")
 )
 _SOURCES = ("file", "source", "video_url", "image_url", "input_audio")
-_BARE = frozenset(("image", "image_url", "audio_url", "video", "video_url"))  # of untyped parts
 _DATA = (*_SOURCES, "image", "audio", "audio_url", "video", "url", "data", "file_data")
 GOOGLES_DATA = ("inlineData", "inline_data", "fileData", "file_data")
 GOOGLE = ("generationConfig", "generation_config")
@@ -285,8 +284,6 @@ def _medium(part: JSON, size: Size) -> bool:
         _add(mime, word(found.get("data")), size)
     elif kind == "item_reference" or (kind is None and part.keys() == {"id"}):
         size.unknown = True
-    elif kind is None and (bare := next(iter(_BARE.intersection(part)), "")):
-        return _medium(part | {"type": bare}, size)
     elif not isinstance(kind, str):
         return False
     elif kind in _IMAGES:

@@ -383,18 +383,10 @@ def _entry_json(entry: Target | Route) -> JSON | str:
 
 
 def _route(data: Mapping[str, Any]) -> Route:
-    return Route(
-        data["name"],
-        tuple(map(_entry, data["entries"])),
-        data.get("strategy", "priority"),
-        tuple(map(_entry, data.get("then", ()))),
-        tuple(data.get("weights", ())),
-        data.get("on_unsupported", ""),
-        tuple(data.get("fallback_on", FALLBACK_ON)),
-        data.get("sticky", False),
-        data.get("cache", ""),
-        pattern=data.get("pattern", ""),
-    )
+    known = {name: data[name] for name in Route._fields if name in data and name != "answers"}
+    lists = {name: tuple(data[name]) for name in ("weights", "fallback_on") if name in data}
+    known |= {"entries": tuple(map(_entry, data["entries"]))}
+    return Route(**known | lists | {"then": tuple(map(_entry, data.get("then", ())))})
 
 
 def _entry(data: Mapping[str, Any] | str) -> Target | Route:

@@ -224,15 +224,8 @@ class Registry:
             raise ModelNotFound(
                 f"{shown(route.name)} has no target at provider {provider!r}", param="provider"
             )
-        return Route(
-            route.name,
-            tuple(targets),
-            on_unsupported=route.on_unsupported,
-            fallback_on=route.fallback_on,
-            cache=route.cache,
-            answers=route.answers,
-            pattern=route.pattern,
-        )
+        plain = route._replace(strategy="priority", then=(), weights=(), sticky=False)
+        return plain._replace(entries=tuple(targets))
 
     def resolve(self, model: str, provider: str = "") -> tuple[Target, ...]:
         """Return the targets of *model* without duplicates; raise ModelNotFound."""

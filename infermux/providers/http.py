@@ -198,15 +198,15 @@ class HTTPProvider(Provider):
         """Return the body that is sent for *request*, {} if none can be, and its format."""
         request = self._own(request)
         dialect = self._speaks(request)
-        own = request.body_in(dialect.NAME)
+        own, body = request.body_in(dialect.NAME), JSON()
         if own is not None and not request.cache_key:  # it is sent with no other limits
-            return as_object(own.value), dialect.NAME
-        try:
-            body = dialect.encode_request(request, stream=False)
-            more = request.forced.params if request.forced is not None else {}
-            return as_object(strict_json.lenient(body)) | more, dialect.NAME
-        except (RequestError, ValueError, TypeError):
-            return {}, dialect.NAME
+            body = as_object(own.value)
+        else:
+            with contextlib.suppress(RequestError, ValueError, TypeError):
+                sent = dialect.encode_request(request, stream=False)
+                more = request.forced.params if request.forced is not None else {}
+                body = as_object(strict_json.lenient(sent)) | more
+        return body, dialect.NAME
 
     def _own(self, request: InferRequest) -> InferRequest:
         model = self.models[0] if request.model in ("", "auto") and self.models else request.model

@@ -537,14 +537,6 @@ def limits(**config: Any) -> dict[str, Any]:
             10_000,
         ),
         (CLAUDE | {"thread": {"continue": {"id": "msg_1"}}}, 10_000),
-        (
-            {
-                "path": "/v1/embeddings",
-                "messages": None,
-                "input": [{"image": "https://x.test/a.png"}],
-            },
-            10_000,
-        ),
         # other models that may be asked, and summing up
         (CLAUDE | {"fallbacks": [{"model": "thinks", "max_tokens": 1000}]}, 20_000),
         (CLAUDE | {"compaction": {"type": "summarize"}}, 10_050),

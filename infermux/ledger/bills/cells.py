@@ -51,10 +51,6 @@ class Cells:
         filled = (each for each in present if self._cells.get(each))
         return next(filled, present[0] if present else "")
 
-    def title(self, *keys: str) -> str:
-        """Return the name of the column as it is written."""
-        return self._columns.get(self.column(*keys), "")
-
     def text(self, *keys: str) -> str:
         """Return the cell's text; "" if there is none."""
         return self._cells.get(self.column(*keys), "")

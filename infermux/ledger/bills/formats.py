@@ -49,7 +49,6 @@ _PLAIN_USD = (
     "amount",
 )
 _CURRENCY = ("amount_currency", "currency", "billing_currency", "currency_code")
-# in a column's name, such as "Cost (€)"
 _SIGN = re.compile(r"[\u00a3\u00a5\u20a0-\u20cf\u5143\u5186]")
 # names of columns that no cost depends on, whatever the export
 _NEUTRAL = (
@@ -83,6 +82,8 @@ def read(data: bytes, prices: PriceTable | None = None) -> Bill:
     *prices*, by default the shipped ones, are for an export that has tokens alone.
     """
     found = table.read(data)
+    if sign := _SIGN.search(names := table.names(found.columns.values())):
+        raise _refused(f"the currency must be usd, not {sign[0]} (columns: {names})")
     form = next((each for each in FORMATS if each.fits(found.columns)), None) or _plain(found)
     bill = Bill(next(iter(form.vendors), ""), priced=form.priced, title=form.title)
     bill.vendors = form.vendors
@@ -126,8 +127,6 @@ def _dollars(cells: Cells, *keys: str) -> Fraction:
     code, amount = cells.text(*_CURRENCY).lower(), cells.amount(*keys)
     if code not in ("", "usd"):
         raise cells.bad(cells.column(*_CURRENCY), f"the currency must be usd, not {shown(code)}")
-    if sign := _SIGN.search(cells.title(*keys)):
-        raise cells.bad(cells.column(*keys), f"the currency must be usd, not {sign[0]}")
     return amount
 
 
