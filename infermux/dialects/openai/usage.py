@@ -20,8 +20,8 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
     if not (data := strict(value)):
         return None
     total = count(data.get("total_tokens"))
-    tokens_in = _first_count(data.get("prompt_tokens"), data.get("input_tokens"))
-    tokens_out = _first_count(data.get("completion_tokens"), data.get("output_tokens"))
+    tokens_in = _first(data, "prompt_tokens", "input_tokens")
+    tokens_out = _first(data, "completion_tokens", "output_tokens")
     if total is not None and tokens_in is None:
         tokens_in = max(0, total - (tokens_out or 0))  # as of embeddings
     if tokens_in is None and tokens_out is None:
@@ -31,20 +31,12 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
     reasoning = count(of_output.get("reasoning_tokens"))
     if reasoning is not None and tokens_out is not None and total is not None:
         tokens_out = max(tokens_out, total - (tokens_in or 0))  # xAI counts reasoning apart
-    cached = _first_count(
-        of_input.get("cached_tokens"),
-        data.get("prompt_cache_hit_tokens"),
-        data.get("num_cached_tokens"),
-        data.get("cached_tokens"),
-    )
-    written = _first_count(
-        of_input.get("cache_write_tokens"), data.get("cache_creation_input_tokens")
-    )
+    known = data | of_input
     return Usage(
         tokens_in,
         tokens_out,
-        cached,
-        written,
+        _first(known, "cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens"),
+        _first(known, "cache_write_tokens", "cache_creation_input_tokens"),
         reasoning_tokens=reasoning,
         cost_usd=vendor_cost(data),
         service_tier=word(data.get("service_tier")) or word(tier) or None,
@@ -59,11 +51,8 @@ def usage_of(value: object, tier: object = None) -> Usage | None:
     )
 
 
-def _first_count(*values: object) -> int | None:
-    for value in values:
-        if value is not None:
-            return count(value)
-    return None
+def _first(data: JSON, *names: str) -> int | None:
+    return next((count(data[name]) for name in names if data.get(name) is not None), None)
 
 
 def _fees(data: JSON) -> tuple[tuple[str, int], ...]:
