@@ -665,6 +665,16 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
     assert 990 <= limit <= 1000
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/infer"])
+def test_deepseek_gets_the_limit_that_it_knows(path, tmp_path, vendor):
+    """It ignores max_completion_tokens, and would write as much as it can."""
+    client = service(tmp_path, vendor)
+    vendor.says(chat())
+    answer = ask(client, "second/deepseek-chat", path, max_completion_tokens=50)
+    assert answer.status_code == 200, answer.text
+    assert vendor.seen[0]["max_tokens"] == 50 and "max_completion_tokens" not in vendor.seen[0]
+
+
 @pytest.mark.parametrize(("length", "room"), [(4000, 6000), (40_000, 2500)])
 def test_a_limit_leaves_room_for_the_input(length, room, tmp_path, vendor):
     client = service(tmp_path, vendor, 'usd = "0.1"')

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ...protocol import InferRequest, text_of
@@ -42,6 +43,7 @@ _TOOL = frozenset({"type", "function", "custom"})
 _CALL = _TOOL | {"id"}
 _TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
+_DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens
 # These models refuse a tool turn without its reasoning.
 _KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 # Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
@@ -68,6 +70,15 @@ _MISTRAL = re.compile(
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
 _STRANGE = _FOREIGN | {_MARK, "images"}
 NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
+
+
+@lru_cache(maxsize=1024)
+def limit_names(model: str) -> tuple[str, str]:
+    """Return the name of the output's limit that the model does not know, and its own; or ""."""
+    names = "max_tokens", "max_completion_tokens"
+    if COMPLETION_TOKENS.match(model):
+        return names
+    return names[::-1] if _DEEPSEEK.match(model) else ("", "")
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
@@ -106,12 +117,13 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     search = moved(request, lambda found: of_chat(found, request.model))
     request = with_functions(asking(search.request, drop), NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
+    old, new = limit_names(request.model)
     for name, value in given(request.params).items():
         if name == "tools":
             tools = objects(value, "tools")
             body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
-        elif name == "max_tokens" and COMPLETION_TOKENS.match(request.model):
-            body.setdefault("max_completion_tokens", value)
+        elif name == old:
+            body.setdefault(new, value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
         elif name in NAMES and isinstance(value, str):

@@ -48,10 +48,10 @@ from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
 from .endpoints import Pieces
 from .requests import (
-    COMPLETION_TOKENS,
     embedding,
     fitted,
     fitted_names,
+    limit_names,
     refused,
     translated,
     unknown,
@@ -105,8 +105,9 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     else:
         messages = {"messages": list(request.messages)} if request.op == CHAT else {}
         body = {"model": request.model, **messages, **request.params}
-        if "max_tokens" in body and COMPLETION_TOKENS.match(request.model):
-            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
+        old, limit = limit_names(request.model)
+        if old in body:
+            body.setdefault(limit, body.pop(old))
         body |= fitted(body, request.model, drop, request.cache_key)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -132,10 +133,10 @@ def _adapted(
             new["stream_options"] = options | {"include_usage": True}
     if request.op == CHAT:
         new |= fitted(body.value, request.model, drop, request.cache_key)
-        most = body.value.get("max_tokens")
-        if most is not None and COMPLETION_TOKENS.match(request.model):
-            new |= {"max_completion_tokens": body.value.get("max_completion_tokens") or most}
-            out = [*out, "max_tokens"]
+        old, limit = limit_names(request.model)
+        if (most := body.value.get(old)) is not None:
+            new |= {limit: body.value.get(limit) or most}
+            out = [*out, old]
     if out:
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)
