@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from ...protocol import InferRequest, text_of
@@ -69,16 +68,15 @@ _MISTRAL = re.compile(
 )
 _FOREIGN = frozenset({"reasoning", "reasoning_content", "reasoning_details"})  # of messages
 _STRANGE = _FOREIGN | {_MARK, "images"}
+LIMITS = ("max_tokens", "max_completion_tokens")
 NAMES = ("user", "safety_identifier", "prompt_cache_key")  # params with a limited length
 
 
-@lru_cache(maxsize=1024)
-def limit_names(model: str) -> tuple[str, str]:
-    """Return the name of the output's limit that the model does not know, and its own; or ""."""
-    names = "max_tokens", "max_completion_tokens"
+def limit_name(name: str, model: str) -> str:
+    """Return the name by which a model knows a limit of the output, one of LIMITS."""
     if COMPLETION_TOKENS.match(model):
-        return names
-    return names[::-1] if _DEEPSEEK.match(model) else ("", "")
+        return LIMITS[1]
+    return LIMITS[0] if _DEEPSEEK.match(model) else name
 
 
 def refused(params: Mapping[str, Any], model: str, *, chat: bool = True) -> list[str]:
@@ -117,13 +115,12 @@ def translated(request: InferRequest, drop: Drop) -> JSON:
     search = moved(request, lambda found: of_chat(found, request.model))
     request = with_functions(asking(search.request, drop), NAME, drop)
     body: JSON = {"model": request.model, "messages": _messages(request, drop)}
-    old, new = limit_names(request.model)
     for name, value in given(request.params).items():
         if name == "tools":
             tools = objects(value, "tools")
             body["tools"] = [_tool(tool, drop) for tool in tools if _is_function(tool, drop)]
-        elif name == old:
-            body.setdefault(new, value)
+        elif name in LIMITS and (limit := limit_name(name, request.model)) != name:
+            body.setdefault(limit, value)
         elif name == "reasoning_effort":
             body[name] = nearest_effort(value, request.model)
         elif name in NAMES and isinstance(value, str):

@@ -48,10 +48,11 @@ from ..parameters import Drop, Unsaid, hint
 from . import NAME, endpoints
 from .endpoints import Pieces
 from .requests import (
+    LIMITS,
     embedding,
     fitted,
     fitted_names,
-    limit_names,
+    limit_name,
     refused,
     translated,
     unknown,
@@ -105,9 +106,9 @@ def encode_request(request: InferRequest, *, stream: bool) -> bytes:
     else:
         messages = {"messages": list(request.messages)} if request.op == CHAT else {}
         body = {"model": request.model, **messages, **request.params}
-        old, limit = limit_names(request.model)
-        if old in body:
-            body.setdefault(limit, body.pop(old))
+        for name in LIMITS:
+            if name in body and (limit := limit_name(name, request.model)) != name:
+                body.setdefault(limit, body.pop(name))
         body |= fitted(body, request.model, drop, request.cache_key)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -133,10 +134,11 @@ def _adapted(
             new["stream_options"] = options | {"include_usage": True}
     if request.op == CHAT:
         new |= fitted(body.value, request.model, drop, request.cache_key)
-        old, limit = limit_names(request.model)
-        if (most := body.value.get(old)) is not None:
-            new |= {limit: body.value.get(limit) or most}
-            out = [*out, old]
+        for name in LIMITS:
+            most = body.value.get(name)
+            if most is not None and (limit := limit_name(name, request.model)) != name:
+                new |= {limit: body.value.get(limit) or most}
+                out = [*out, name]
     if out:
         return request.encode(without(body.value, *out) | new)
     return body.replaced(new)
