@@ -108,7 +108,7 @@ class Size:
     packed: bool = False  # a file may hold more than its bytes tell
     contexts: int = 0  # further ones, as the vendor's own tools make it read its input again
     output: int | None = None  # tokens of each answer; None: not limited
-    predicted: int = 0  # of them beyond the limit: what the client expects is billed as well
+    predicted: int = 0  # of them beyond the limit: what the client expects, and thoughts
     compacts: bool = False  # the input may be summed up first, which is billed as well
     answers: int = 1
     fees: dict[str, int] = field(default_factory=dict)
@@ -137,6 +137,8 @@ def size_of(body: JSON, form: str = "openai") -> Size:
     size.output = max(limits) if limits and len(limits) == len(given) else None
     if expected := body.get("prediction"):
         size.predicted = len(strict_json.encode(expected))
+    for thoughts in (body.get("thinking_budget"), obj(body.get("reasoning")).get("max_tokens")):
+        size.predicted += number(thoughts) or 0  # some vendors count them apart
     wanted = [body.get("n"), body.get("best_of")]
     for config in configs:
         wanted += [config.get("candidateCount"), config.get("candidate_count")]

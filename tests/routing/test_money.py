@@ -510,6 +510,8 @@ def limits(**config: Any) -> dict[str, Any]:
         ({"max_tokens": -1}, 10_000),
         ({"max_tokens": 5, "max_completion_tokens": 0}, 10_000),
         ({"prediction": {"type": "content", "content": LONG}}, 200_000),
+        ({"reasoning": {"max_tokens": 1000}}, 10_000),
+        ({"thinking_budget": "1000"}, 10_000),
         ({"models": ["heard"], "messages": [{"role": "user", "content": LONG}]}, 20_000),
         (limits(maxOutputTokens=5) | {"generation_config": {"maxOutputTokens": 900}}, 9000),
         (limits(maxOutputTokens=5, max_output_tokens=900, candidate_count=3), 27_000),
