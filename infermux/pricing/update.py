@@ -19,7 +19,7 @@ from ..types import JSON
 from .compare import Difference, differences
 from .price import Price
 from .public import OPENROUTER, UNREAD, Listed, PublicTable, Skipped
-from .table import Entry, PriceTable
+from .table import FREE, Entry, PriceTable
 from .tariff import STANDARD, TERMS, Service, Tariff, figure_text, figures
 
 MAX_RATE = 100_000  # USD per million tokens; more is not a price per token
@@ -149,7 +149,8 @@ class _Work:
         for changed, key, value in self._changes(ours, theirs, listed.entry):
             self.changed.append(changed)
             terms[key] = {**terms[key], **value} if isinstance(terms.get(key), dict) else value
-        return terms
+        # what only its name says to be free has no entry to add to
+        return {"input": "0", "output": "0"} | terms if terms and ours.rates is FREE else terms
 
     def _check(self, ours: Price | None, theirs: Price) -> None:
         """Raise Skipped if their price is not to be trusted."""

@@ -201,6 +201,16 @@ def test_openrouters_answer_goes_over_what_follows_a_vendor(home: Path) -> None:
     assert "below 0: 1 (openrouter/auto)" in update(OPENROUTER, "--dry-run").stdout
 
 
+@pytest.mark.parametrize("more", [{}, {"request": "0.001"}])
+def test_what_only_its_name_says_to_be_free_gets_a_whole_entry(more: Any, home: Path) -> None:
+    prices = {"prompt": "0", "completion": "0"} | more
+    listed = {"id": "acme/large:free", "context_length": 8000, "pricing": prices}
+    assert update({"data": [listed]}).exit_code == 0
+    use(home / "prices.json")
+    found = shown("openrouter/acme/large:free")
+    assert (found["input"], found["output"], found["max_input"]) == ("0", "0", 8000)
+
+
 @pytest.mark.parametrize(
     ("table", "model"),
     [
