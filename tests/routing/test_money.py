@@ -667,6 +667,13 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
     assert 990 <= limit <= 1000
 
 
+def test_a_limit_leaves_room_for_what_is_billed_beside_the_answer(tmp_path, vendor):
+    client = service(tmp_path, vendor, 'usd = "0.01"')
+    vendor.says(chat())
+    answer = ask(client, "openai/open", prediction={"type": "content", "content": "x" * 500})
+    assert 400 <= int(answer.headers["X-Infermux-Max-Tokens"]) <= 500
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/infer"])
 def test_deepseek_gets_the_limit_that_it_knows(path, tmp_path, vendor):
     """It ignores max_completion_tokens, and would write as much as it can."""

@@ -151,10 +151,9 @@ def worst_case(
 
 
 def _of(size: Size, price: Price) -> Worst:
-    unlimited, bounded, output = price.max_output or context_of(price), True, size.output
+    bounded, output = True, size.output
     if output is None:
-        bounded, output = price.max_output is not None, unlimited
-    output += size.predicted + size.compacts * unlimited
+        bounded, output = price.max_output is not None, price.max_output or context_of(price)
     return Worst(most_cost(size, price, output), size, price, output, bounded)
 
 
@@ -166,8 +165,10 @@ def context_of(price: Price) -> int:
 def most_cost(size: Size, price: Price, output: int) -> int | None:
     """Return the most that a request may cost, or None if it is not known.
 
-    *output* is the number of tokens of each answer.
+    *output* is the number of tokens of each answer, without what is billed beside it.
     """
+    summary = size.compacts * (price.max_output or context_of(price))
+    output += size.predicted + summary
     now = datetime.now(UTC)
     moments = (now,) if price.units is not None else (now, now + LATER)
     worst = 0
