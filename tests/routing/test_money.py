@@ -73,6 +73,7 @@ def service(
 "thinks" = { input = "1", output = "10", reasoning = "20", max_output = 100 }
 "searches" = { input = "1", output = "10", fees = { web_search = "10", request = "5" }, max_input = 10000, max_output = 100 }
 "paints" = { input = "1", output = "10", output_image = "100", max_output = 100 }
+"wordy" = { input = "100", output = "1", max_output = 100 }
 "runs" = { input = "1", output = "10", fees = { code_interpreter = "30" }, max_input = 10000, max_output = 100 }
 "placed" = { input = "1", output = "10", geo = { us = "1.1" }, max_output = 100 }
 """
@@ -96,7 +97,7 @@ hash = "{hashed(KEY)}"
 type = "{kind}"
 base_url = "{vendor.url}{path}"
 api_key = "env:VENDOR"
-models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "unknown"]
+models = ["sized", "open", "tiered", "heard", "thinks", "searches", "placed", "runs", "paints", "wordy", "unknown"]
 {timeouts}
 [providers.{name}.prices]
 {prices}"""
@@ -665,6 +666,16 @@ def test_an_unbounded_answer_gets_a_limit_that_the_budget_can_pay(model, stream,
         sent.get("generationConfig", {}).get("maxOutputTokens"),
     )
     assert 990 <= limit <= 1000
+
+
+def test_a_model_that_is_taken_instead_may_be_dear_in_another_way(tmp_path, vendor):
+    """A limit of the answer would make the first model cheap, and not the second."""
+    client = service(tmp_path, vendor, 'usd = "0.02"')
+    vendor.says(chat())
+    text = [{"role": "user", "content": "x" * 500}]
+    refused = ask(client, "openai/open", models=["wordy"], messages=text)
+    assert refused.status_code == 402 and vendor.seen == []
+    assert ask(client, "openai/open", messages=text).status_code == 200
 
 
 def test_a_limit_leaves_room_for_what_is_billed_beside_the_answer(tmp_path, vendor):

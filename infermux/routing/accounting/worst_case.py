@@ -140,7 +140,8 @@ def worst_case(
         prices = map(others, names)
         unknown = worst._replace(pico=None)
         other = [unknown if each is None else _of(size, each) for each in prices]
-        return max(worst, *other, key=lambda each: math.inf if each.pico is None else each.pico)
+        dear = max(worst, *other, key=lambda each: math.inf if each.pico is None else each.pico)
+        return dear._replace(bounded=True)  # another may be the dearest if the answer is limited
     for model, asked in substitutes(body, form):
         listed = others(model)
         more = None if listed is None else _of(size_of(asked, form), listed).pico
