@@ -162,11 +162,13 @@ def size_of(body: JSON, form: str = "openai") -> Size:
     return size
 
 
-def fallbacks(body: JSON) -> list[str]:
-    """Return the models that a gateway may take instead, as OpenRouter and Vercel do."""
+def fallbacks(body: JSON, form: str) -> list[str]:
+    """Return the models that a gateway may take instead, as OpenRouter, Vercel and LiteLLM do."""
     gateway = obj(obj(body.get("providerOptions")).get("gateway"))
-    listed = [body.get("models"), gateway.get("models")]
-    return [word(each) for names in listed if isinstance(names, list) for each in names]
+    named = [body.get("models"), gateway.get("models")]
+    named += [body.get("fallbacks")] if form == "openai" else []
+    found = [each for names in named if isinstance(names, list) for each in names]
+    return [word(each) or word(obj(each).get("model")) for each in found]
 
 
 def substitutes(body: JSON, form: str) -> list[tuple[str, JSON]]:

@@ -564,6 +564,7 @@ def test_nothing_that_a_caller_sends_makes_the_hold_too_small(asked, least, tmp_
     "asked",
     [
         {"models": ["unknown"]},
+        {"fallbacks": ["sized", {"model": "unknown"}]},
         {"search_parameters": {"mode": "on"}},
         {"plugins": [{"id": "web"}]},
         {"deferred": True},

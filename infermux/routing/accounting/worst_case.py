@@ -136,7 +136,7 @@ def worst_case(
     if request.op == "embeddings":
         size.output = 0
     worst = _of(size, price)
-    if names := fallbacks(body):
+    if names := fallbacks(body, form):
         prices = map(others, names)
         unknown = worst._replace(pico=None)
         other = [unknown if each is None else _of(size, each) for each in prices]
