@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from ..config.patterns import covers
+from ..dialects.sizes import fallbacks
+from ..errors import ModelNotAllowed, shown
 from ..ledger import Budget
 from ..planning.call import Call
 from ..planning.end_user import Users
+from ..planning.registry import Registry, flat
 from ..protocol import InferRequest
 from ..telemetry.spans import of_meta
-from ..types import NOTHING, Caller, TraceContext
+from ..types import NOTHING, Caller, Route, TraceContext
 
 TAGS = ("project", "env")  # which a request may set
 
@@ -42,6 +46,26 @@ def begun(
     call = Call.begin(request, caller=caller, api=api, trace=trace, tags=merged)
     call.user, call.end_user = who or ("", "")
     return call
+
+
+def allowed_route(registry: Registry, request: InferRequest, scope: Collection[str]) -> Route:
+    """Return the route of a request of a key whose models are *scope*.
+
+    Raise ModelNotFound, or ModelNotAllowed: also for a model that the vendor may take instead.
+    """
+    if not covers(scope, request.model):
+        raise _not_allowed(request.model)
+    route = registry.route(request.model)
+    providers = {target.provider for target in flat(route)}
+    for model in fallbacks(dict(request.params), "openai"):
+        if not any(covers(scope, name) for name in (model, *[f"{p}/{model}" for p in providers])):
+            raise _not_allowed(model)
+    # only the targets of the allowed name
+    return registry.narrowed(route, request.provider) if request.provider else route
+
+
+def _not_allowed(model: str) -> ModelNotAllowed:
+    return ModelNotAllowed(f"this key may not use model {shown(model)}", param="model")
 
 
 class RunBudget(ABC):

@@ -26,11 +26,9 @@ from typing import Any, TypeVar, cast
 
 from ..admission import Admission
 from ..admission.keys import Keyring
-from ..config.patterns import covers
 from ..errors import (
     BudgetExceeded,
     InferMuxError,
-    ModelNotAllowed,
     NoHealthyProvider,
     Paced,
     ProviderError,
@@ -38,7 +36,6 @@ from ..errors import (
     ProviderTimeout,
     RequestError,
     Unavailable,
-    shown,
 )
 from ..ledger.sql import Ledger
 from ..planning import Plan, plan, session_for, takes_turns
@@ -52,7 +49,7 @@ from ..telemetry.spans import SpanReporter, reporting
 from ..types import ANONYMOUS, JSON, NOTHING, Caller, Deadline, Route, Target, TraceContext
 from .accounting import Accounting, no_target
 from .answers import AnswerCache, Replay, watched
-from .callers import begun, has_hard_budget
+from .callers import allowed_route, begun, has_hard_budget
 from .stored import Ids, has_files, service_secrets
 from .stream import Stream, open_chunks
 from .target_queue import MAX_BACKOFF, TargetQueue, longest_backoff
@@ -219,11 +216,8 @@ class Router:
         return self._plan(route, request, seed, caller=caller, counts=False, size=size)
 
     def _route(self, request: InferRequest, caller: Caller) -> Route:
-        if caller.models is not None and not covers(caller.models, request.model):
-            refused = f"this key may not use model {shown(request.model)}"
-            raise ModelNotAllowed(refused, param="model")
-        if caller.models is not None and request.provider:  # only the targets of the allowed name
-            return self.registry.narrowed(self.registry.route(request.model), request.provider)
+        if caller.models is not None:
+            return allowed_route(self.registry, request, caller.models)
         return self.registry.route(request.model, request.provider)
 
     def _plan(

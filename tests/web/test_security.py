@@ -332,6 +332,25 @@ def test_a_key_that_does_not_open_a_model_does_not_count_its_tokens_either(
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "params"),
+    [
+        ("/v1/chat/completions", {"models": ["fast", "m"]}),  # as OpenRouter reads it
+        ("/v1/chat/completions", {"fallbacks": [{"model": "m"}]}),  # LiteLLM
+        ("/v1/messages", {"fallbacks": [{"model": "m"}]}),  # Anthropic
+        ("/infer", {"params": {"providerOptions": {"gateway": {"models": ["m"]}}}}),  # Vercel
+    ],
+)
+def test_a_vendor_is_told_of_no_other_models_than_a_key_opens(
+    stand: Stand, path: str, params: dict[str, Any]
+) -> None:
+    before, body = len(stand.vendor.requests), DOORS[path] | {"model": "fast"} | params
+    found = stand.ask(path, body, key=KEYS["narrow"])
+    assert found.status == 403 and b"'m'" in found.data
+    assert len(stand.vendor.requests) == before
+    assert stand.ask(path, body, key=KEYS["web"]).status != 403
+
+
 def test_a_key_opens_the_models_that_it_names(stand: Stand) -> None:
     assert stand.infer("fast", key=KEYS["narrow"]).json["provider"] == "xopenai"
     assert stand.infer("auto", key=KEYS["narrow"]).json["provider"] == "xanthropic"
