@@ -271,6 +271,23 @@ def test_calls_are_settled_while_a_month_is_counted_and_sums_are_merged(
     assert rows(there, "calls") == 2
 
 
+def test_a_month_is_counted_again_if_a_call_comes_late_and_the_connection_is_lost(
+    there: Database, opens: Opens
+) -> None:
+    old, ledger = NOON - 70 * DAY, opens(there.service, clock=lambda: NOON)
+    assert ledger.settle(settled("old", 5, at=old)) and ledger.prune(NOON) == 1
+    assert ledger.settle(settled("later", 3, at=old))
+    with Proxy(there.server.port) as proxy, ThreadPoolExecutor() as crew:
+        owner = opens(there.at(proxy.port), clock=lambda: NOON)
+        with locked(there, "SELECT 1 FROM rolled FOR UPDATE"):  # as another late call does
+            pruning = crew.submit(owner.prune, NOON)
+            wait_for_waiting(there, 1)
+            assert ledger.settle(settled("late", 7, at=old + DAY))
+            proxy.cut_at(b"ROLLBACK\0")
+        assert pruning.result() == 2 and proxy.has_cut
+    assert rows(there, "calls") == 0 and ledger.totals()[0].cost == 15
+
+
 @pytest.mark.slow
 def test_a_month_that_a_report_reads_is_dropped_after_it(there: Database, opens: Opens) -> None:
     ledger, old = opens(there.url, clock=lambda: NOON), NOON - 40 * DAY

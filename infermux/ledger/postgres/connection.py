@@ -147,10 +147,11 @@ class Database:
                     raise Away(_said(error)) from None
                 time.sleep(random.random() * 0.002 * 2**tries)
             except _Lost as lost:
+                reason, pool = lost.args
                 if not again or time.monotonic() >= end:
-                    raise self.is_away(lost.reason) from None
+                    raise self.is_away(reason) from None
                 again = False
-                self._renew(lost.pool)
+                self._renew(pool)
         raise AssertionError
 
     def report(self, work: Callable[[Link], T]) -> T:
@@ -375,11 +376,7 @@ class Database:
 
 
 class _Lost(Exception):
-    """A connection was lost, or there is none."""
-
-    def __init__(self, reason: str, pool: Pool) -> None:
-        super().__init__(reason)
-        self.reason, self.pool = reason, pool
+    """A connection was lost, or there is none: why, and its pool."""
 
 
 def _rolled_back(link: Link) -> None:
