@@ -702,6 +702,16 @@ def test_a_call_that_the_server_refuses_is_written_later(
     assert ledger.totals()[0].calls == 1
 
 
+def test_a_value_that_no_index_takes_is_refused_alone(there: Database, opens: Opens) -> None:
+    """The database is not away: a vendor's endless id must not stop other calls."""
+    ledger, ident = opens(there.service, clock=lambda: NOON), random.Random(1).randbytes(9000).hex()
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable) as error:
+            ledger.objects().add("odd", "web", [ident], NOON)
+        assert "index row" in error.value.reason
+        assert ledger.settle(settled("a", 1)) or ledger.totals()[0].calls == 1
+
+
 @pytest.mark.slow
 def test_a_server_that_may_not_write_is_away(own_server: Postgres, opens: Opens) -> None:
     there = own_server.database()

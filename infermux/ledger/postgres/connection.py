@@ -206,7 +206,8 @@ class Database:
             return error  # an invalid value, such as a hold that exists already
         if link.closed:
             return _Lost(_said(error), pool)
-        if isinstance(error, psycopg.OperationalError):
+        too_large = isinstance(error, errors.ProgramLimitExceeded)  # a value, such as a long id
+        if isinstance(error, psycopg.OperationalError) and not too_large:
             return self.is_away(_said(error))
         return LedgerUnavailable(_said(error), told="the database refuses")
 
