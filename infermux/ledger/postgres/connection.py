@@ -78,7 +78,6 @@ class Pool(ConnectionPool[Link]):
                 self._asking -= 1
 
     def give(self, link: Link) -> None:
-        """Give a connection back."""
         with self._lending:
             kept = not self._asking and not self.closed and not link.closed
             if kept and time.monotonic() < link.taken + KEPT_SECONDS:
