@@ -12,7 +12,7 @@ from flask import Flask, Request, Response, current_app, request
 from flask.cli import with_appcontext
 from flask.sessions import SessionInterface
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Rule
+from werkzeug.routing import Rule, WebsocketMismatch
 
 from . import build, errors
 from .cli import OneLine
@@ -129,6 +129,8 @@ def _http_error(error: HTTPException) -> Response:
         return with_request_id(Response(status=status, headers=location))
     if status == 404:
         answer = errors.NotFound(f"not found; {_suggested_endpoint()}")
+    elif isinstance(error, WebsocketMismatch):  # Codex then uses HTTP
+        status, answer = 426, errors.RequestError("there is no WebSocket here: use HTTP")
     elif status == 405:
         answer = errors.MethodNotAllowed("method not allowed", allow=_allowed())
     elif status < 500:

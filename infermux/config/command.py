@@ -18,8 +18,8 @@ from typing import Any
 
 from ..errors import ConfigError, printable, shown
 from ..types import POSIX, LogThrottle
-from .readers import span_seconds
-from .schema import PLACE, NoSecret, Secret, reads, seconds, secret, table, text
+from .readers import REFERENCES, span_seconds
+from .schema import PLACE, NoSecret, Secret, keys_of, reads, seconds, secret, table, text
 
 MAX_OUTPUT = 65536  # bytes that a command may print
 TTL = 300.0  # seconds that a command's key is used
@@ -52,8 +52,10 @@ class Settings:
     timeout: float = reads(seconds, RUN_SECONDS)
 
 
-def from_table(value: object, place: str) -> Secret:
+def from_table(value: dict[str, Any], place: str) -> Secret:
     """Return the key of a table with a command; raise ConfigError."""
+    if value.keys().isdisjoint(keys_of(Settings)):
+        raise ConfigError(f"{place} must be a reference, {REFERENCES}")
     found = table(Settings)(value, place)
     argv = words(found.command, f"{place}.command")
     return CommandSecret(argv, ttl=found.ttl, limit=found.timeout)

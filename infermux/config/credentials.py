@@ -10,14 +10,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..types import LogThrottle
 from .readers import REFERENCES
-from .schema import PLACE, Secret, keys_of, secret
+from .schema import PLACE, Secret, secret
 
 MAX_KEYS = 100  # of one provider
 LOOK_SECONDS = 1.0  # seconds between two checks of a file
@@ -110,7 +110,9 @@ def api_key(value: Any, place: str, get: Get) -> Any:
     if isinstance(value, list):
         return _pool(value, place, get)
     if isinstance(value, dict):
-        return _command_table(value, place)
+        from .command import from_table  # loads subprocess
+
+        return from_table(value, place)
     if not isinstance(value, str):
         return value
     kind, _, rest = value.partition(":")
@@ -131,16 +133,8 @@ def _pool(values: list[Any], place: str, get: Get) -> Secret:
         key = api_key(value, f"{place}[{number}]", get) if not isinstance(value, list) else value
         if not isinstance(key, Secret):
             raise ConfigError(f"{place}[{number}] must be a reference, {REFERENCES}")
-        static = type(key) is Secret
-        if static and any(type(e) is Secret and e.reveal() == key.reveal() for e in found):
+        known = [each.reveal() for each in found if type(each) is Secret]
+        if type(key) is Secret and key.reveal() in known:
             raise ConfigError(f"{place}[{number}] is the same key as another one of the list")
         found.append(key)
     return found[0] if len(found) == 1 else SecretPool(tuple(found))
-
-
-def _command_table(value: Mapping[str, Any], place: str) -> Secret:
-    from .command import Settings, from_table  # loads subprocess
-
-    if value.keys().isdisjoint(keys_of(Settings)):
-        raise ConfigError(f"{place} must be a reference, {REFERENCES}")
-    return from_table(value, place)

@@ -271,6 +271,23 @@ def test_calls_are_settled_while_a_month_is_counted_and_sums_are_merged(
     assert rows(there, "calls") == 2
 
 
+def test_a_month_is_counted_again_if_a_call_comes_late_and_the_connection_is_lost(
+    there: Database, opens: Opens
+) -> None:
+    old, ledger = NOON - 70 * DAY, opens(there.service, clock=lambda: NOON)
+    assert ledger.settle(settled("old", 5, at=old)) and ledger.prune(NOON) == 1
+    assert ledger.settle(settled("later", 3, at=old))
+    with Proxy(there.server.port) as proxy, ThreadPoolExecutor() as crew:
+        owner = opens(there.at(proxy.port), clock=lambda: NOON)
+        with locked(there, "SELECT 1 FROM rolled FOR UPDATE"):  # as another late call does
+            pruning = crew.submit(owner.prune, NOON)
+            wait_for_waiting(there, 1)
+            assert ledger.settle(settled("late", 7, at=old + DAY))
+            proxy.cut_at(b"ROLLBACK\0")
+        assert pruning.result() == 2 and proxy.has_cut
+    assert rows(there, "calls") == 0 and ledger.totals()[0].cost == 15
+
+
 @pytest.mark.slow
 def test_a_month_that_a_report_reads_is_dropped_after_it(there: Database, opens: Opens) -> None:
     ledger, old = opens(there.url, clock=lambda: NOON), NOON - 40 * DAY
@@ -683,6 +700,16 @@ def test_a_call_that_the_server_refuses_is_written_later(
     assert ledger.defer(early)
     eventually(lambda: ledger.spooled() == 0, "the spool being written")
     assert ledger.totals()[0].calls == 1
+
+
+def test_a_value_that_no_index_takes_is_refused_alone(there: Database, opens: Opens) -> None:
+    """The database is not away: a vendor's endless id must not stop other calls."""
+    ledger, ident = opens(there.service, clock=lambda: NOON), random.Random(1).randbytes(9000).hex()
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable) as error:
+            ledger.objects().add("odd", "web", [ident], NOON)
+        assert "index row" in error.value.reason
+        assert ledger.settle(settled("a", 1)) or ledger.totals()[0].calls == 1
 
 
 @pytest.mark.slow

@@ -485,8 +485,18 @@ NO_ANSWERS = {
     "nameless": {"tool_calls": [{}]},
     "arguments": {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
     "usage": {"usage": 5},
+    "annotations": {"annotations": [{"type": "url_citation"}]},
+    "images": {"images": [5]},
+    "details": {"details": 5},
+    "id": {"id": 5},
+    "extra": {"extra": 5},
+    "no JSON": {"annotations": [{"url_citation": {"url": "https://x", "title": {5}}}]},
 }
 NO_CHUNKS = {
+    "usage": {"usage": {"total_tokens": 5}},
+    "annotations": {"annotations": 5},
+    "images": {"images": [{"image_url": "x"}]},
+    "details": {"details": [None]},
     "text": {"text": 5},
     "end": {"finish_reason": 5},
     "calls": {"tool_calls": [{}]},

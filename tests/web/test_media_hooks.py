@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,14 @@ def test_a_change_that_a_form_cannot_hold_is_a_failure(vendor, change):
     with service(vendor, before=lambda request: change(request.params) and None) as (front, _):
         data = form(("model", "whisper-1"), ("prompt", "x"), ("hints[]", "a"), ("hints[]", "b"))
         answer = front.ask("/v1/audio/transcriptions", data, **FORM)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "hook_failed")
+    assert not vendor.seen
+
+
+@pytest.mark.parametrize("messages", [None, 5, "x", [5]], ids=str)
+def test_what_cannot_be_the_messages_is_a_failure(vendor, messages):
+    with service(vendor, before=lambda each: replace(each, messages=messages)) as (front, _):
+        answer = front.ask("/v1/moderations", {"input": "x"})
     assert (answer.status, answer.json["error"]["code"]) == (503, "hook_failed")
     assert not vendor.seen
 

@@ -232,6 +232,16 @@ def service():
         yield running
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/mist"])
+def test_a_client_that_wants_a_websocket_is_told_to_use_http(path):
+    """Codex asks for one first, and goes on by HTTP at once after a 426."""
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    client = infermux.create_app(Router([EchoProvider()])).test_client()
+    answer = client.get(path, headers=headers)
+    assert answer.status_code == 426
+    assert answer.json["error"]["message"] == "there is no WebSocket here: use HTTP"
+
+
 @pytest.mark.slow
 def test_an_answer_survives_a_relay_in_go(service):
     asked = {"messages": [{"role": "user", "content": ODD}]}

@@ -149,7 +149,7 @@ class PostgresLedger(Ledger):
         job = Job(Deferred(record, hold), patience)
         if not self._here().group.run(job):
             raise Away("other settlements take too long")
-        if isinstance(job.error, Error):  # the call is answered: it is to be written later
+        if isinstance(job.error, Error):  # to be written later
             raise unavailable(job.error) from None
         if job.error is not None:
             raise job.error

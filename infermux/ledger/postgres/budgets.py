@@ -81,9 +81,9 @@ _STATES = """SELECT b.owner, b.period, b.spent - b.waived, b.raised, b.held,
 _OF_USERS = "left(owner, 1) = %s AND held = 0"
 _OLD_USERS = f"""DELETE FROM budgets WHERE {_OF_USERS}
     AND (length(period) = 10 AND period < %s OR length(period) = 7 AND period < %s)"""
-_MANY_USERS = f"SELECT count(*) FROM budgets WHERE {_OF_USERS}"
 _LEAST_USERS = f"""DELETE FROM budgets WHERE held = 0 AND (owner, period) IN
-    (SELECT owner, period FROM budgets WHERE {_OF_USERS} ORDER BY spent, owner LIMIT %s)"""
+    (SELECT owner, period FROM budgets WHERE {_OF_USERS}
+        ORDER BY spent DESC, owner DESC OFFSET %s)"""
 _RESET = """UPDATE budgets SET waived = spent WHERE owner = %s AND period = %s"""
 _RAISE = f"""UPDATE budgets SET raised = least({MAX_SPENT}, raised::numeric + %s)::bigint
     WHERE owner = %s AND period = %s"""
@@ -185,8 +185,7 @@ class Reservations:
         run(link, [(_ALONE, (locks(callers),)), *begin])
 
     def _warned(self, hold: Hold, rules: Rules) -> list[Statement]:
-        now = ms(rules.at)
-        return [(_WARNED, (now, *key)) for key in self._keys(hold.warn, hold.at)]
+        return [(_WARNED, (ms(rules.at), *key)) for key in self._keys(hold.warn, hold.at)]
 
     def _added(self, budget: Budget, hold: Hold, rules: Rules) -> Statement:
         times = (ms(hold.at), ms(rules.expires), hold.about)
@@ -295,9 +294,7 @@ def forget_users(link: Link, now: float, zone: tzinfo, most: int) -> None:
     """See `Ledger.forget_users`."""
     day, month, _ = names(now - 2 * DAY, zone)
     link.execute(_OLD_USERS, (USER, day, month))
-    [count] = link.execute(_MANY_USERS, (USER,)).fetchone() or (0,)
-    if count > most:
-        link.execute(_LEAST_USERS, (USER, count - most))
+    link.execute(_LEAST_USERS, (USER, most))
 
 
 def locks(callers: Iterable[str]) -> list[int]:

@@ -34,7 +34,7 @@ RETRY_SECONDS = 0.25  # between two attempts to reach a database that is away
 TICK_SECONDS = 0.05  # the precision of deadlines
 LIFETIME_SECONDS = 1800.0  # of a connection
 STATEMENT_SECONDS = 60  # that the server lets a statement run
-KEPT_SECONDS = 60.0  # that a connection is kept at hand before the pool may replace it
+KEPT_SECONDS = 60.0  # that a connection is kept at hand
 RETRIES = 8  # of a transaction that PostgreSQL rolled back because of another one
 _ABOUT = """SELECT extract(epoch FROM clock_timestamp())::float8, pg_backend_pid(),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
@@ -78,7 +78,6 @@ class Pool(ConnectionPool[Link]):
                 self._asking -= 1
 
     def give(self, link: Link) -> None:
-        """Give a connection back."""
         with self._lending:
             kept = not self._asking and not self.closed and not link.closed
             if kept and time.monotonic() < link.taken + KEPT_SECONDS:
@@ -147,10 +146,11 @@ class Database:
                     raise Away(_said(error)) from None
                 time.sleep(random.random() * 0.002 * 2**tries)
             except _Lost as lost:
+                reason, pool = lost.args
                 if not again or time.monotonic() >= end:
-                    raise self.is_away(lost.reason) from None
+                    raise self.is_away(reason) from None
                 again = False
-                self._renew(lost.pool)
+                self._renew(pool)
         raise AssertionError
 
     def report(self, work: Callable[[Link], T]) -> T:
@@ -205,7 +205,8 @@ class Database:
             return error  # an invalid value, such as a hold that exists already
         if link.closed:
             return _Lost(_said(error), pool)
-        if isinstance(error, psycopg.OperationalError):
+        too_large = isinstance(error, errors.ProgramLimitExceeded)  # a long id
+        if isinstance(error, psycopg.OperationalError) and not too_large:
             return self.is_away(_said(error))
         return LedgerUnavailable(_said(error), told="the database refuses")
 
@@ -214,10 +215,7 @@ class Database:
     def _ready(self) -> Pool:
         if self.away:
             raise Away(self.away)
-        try:
-            return self._pool or self._renew(None)
-        except psycopg.ProgrammingError:
-            raise LedgerUnavailable("[ledger].url is no URL of PostgreSQL") from None
+        return self._pool or self._renew(None)
 
     def _renew(self, old: Pool | None) -> Pool:
         """Replace the pool *old*, all of whose connections may be broken."""
@@ -243,7 +241,6 @@ class Database:
             max_lifetime=LIFETIME_SECONDS,
             reconnect_timeout=1.0,  # afterwards `is_away` watches it
             num_workers=1,
-            name="infermux",
         )
 
     def _configure(self, link: Link) -> None:
@@ -253,7 +250,7 @@ class Database:
         link.adapters.register_loader("numeric", IntLoader)  # the type of sums of integers
         if pid != link.info.backend_pid:  # a pooler such as PgBouncer: no session lasts
             link.prepare_threshold = None
-            with link.transaction():  # or it is one that gives each statement another session
+            with link.transaction():  # or it gives each statement a session
                 pass
             if isolation == "repeatable read":  # what others commit meanwhile would be missed
                 remedy = "ALTER DATABASE … SET default_transaction_isolation = 'read committed'"
@@ -375,11 +372,7 @@ class Database:
 
 
 class _Lost(Exception):
-    """A connection was lost, or there is none."""
-
-    def __init__(self, reason: str, pool: Pool) -> None:
-        super().__init__(reason)
-        self.reason, self.pool = reason, pool
+    """A connection was lost, or there is none: why, and its pool."""
 
 
 def _rolled_back(link: Link) -> None:
@@ -390,7 +383,7 @@ def _rolled_back(link: Link) -> None:
 
 
 def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
-    """Return the options of connections that the URL does not set."""
+    """Return the options of connections that the URL does not set; raise LedgerUnavailable."""
     own: dict[str, Any] = {
         "connect_timeout": round(seconds),
         "application_name": "infermux",
@@ -399,7 +392,12 @@ def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 10_000,
     }
-    given = conninfo_to_dict(url)
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        # libpq's message may quote a part of the password
+        what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
+        raise LedgerUnavailable(f"[ledger].url: {what}", told="its address is wrong") from None
     needed = {"autocommit": True, "client_encoding": "UTF8"}
     return {name: value for name, value in own.items() if name not in given} | needed
 
@@ -407,12 +405,7 @@ def options(url: str, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
 @contextmanager
 def opened(url: str, seconds: float) -> Iterator[Link]:
     """Yield a connection of its own; raise LedgerUnavailable without the password."""
-    try:
-        given = options(url, seconds)
-    except psycopg.ProgrammingError as error:
-        # libpq's message may quote a part of the password
-        what = _said(error) if "URI query parameter" in str(error) else "it is no URL of PostgreSQL"
-        raise LedgerUnavailable(f"[ledger].url: {what}", told="its address is wrong") from None
+    given = options(url, seconds)
     try:
         link = Link.connect(url, **given)
     except psycopg.Error as error:

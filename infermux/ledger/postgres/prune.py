@@ -89,9 +89,10 @@ def _remove(database: Database, run: Run, month: date, owned: bool) -> int:
         for day in days:
             if day not in done:
                 roll_day(database, day)
-        removed = run(partial(_replace, month, days, owned))
-        if removed is not None:
-            return int(removed)
+        with suppress(Rollback):  # its connection was lost
+            removed = run(partial(_replace, month, days, owned))
+            if removed is not None:
+                return int(removed)
     return 0
 
 
@@ -122,8 +123,8 @@ def _replace(month: date, days: list[int], owned: bool, link: Link) -> int | Non
                 sql = Sql(link)
                 store_rows(sql, day, day_rows(sql.ask, day * DAY_NS, (day + 1) * DAY_NS))
         link.execute(_MARK, (found,))
+        names = tables_of(month)
         if owned and month in partitions(link):
-            names = tables_of(month)
             _lock_patiently(link, names)
             if link.execute(_LATE, (*bounds, list(states))).fetchone():
                 raise Rollback(whole)

@@ -188,11 +188,9 @@ class SharedRates:
         return found or ([], [], [], 0.0)
 
     def check(self) -> None:
-        """Raise ConfigError if this host cannot keep the limits alone."""
         self._local.check()
 
     def close(self) -> None:
-        """Close this host's own limits."""
         self._local.close()
 
 

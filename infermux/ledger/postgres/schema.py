@@ -182,7 +182,7 @@ def following(month: date) -> date:
 
 
 def tables_of(month: date) -> list[str]:
-    """Return the names of a month's partitions, of calls and of attempts."""
+    """Return the names of a month's partitions."""
     return [f"{table}_{month:%Y_%m}" for table in ("calls", "attempts")]
 
 

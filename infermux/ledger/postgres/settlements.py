@@ -88,10 +88,9 @@ _RELEASE = "DELETE FROM holds WHERE call_id = ANY(%s) RETURNING owner, period, p
 _TAKE_BACK = f"""DELETE FROM calls WHERE at_ns = %s AND id = %s AND status = '{LOST}'
     RETURNING caller, cost"""
 _TAKE_BACK_ATTEMPTS = "DELETE FROM attempts WHERE at_ns = %s AND call_id = %s"
-_EXPIRED = """SELECT call_id, owner, period, pico, at_ms, about FROM holds WHERE expires_ms <= %s
-    {owners} ORDER BY call_id, owner LIMIT {limit} FOR UPDATE SKIP LOCKED"""
-_ANY = _EXPIRED.format(owners="", limit=MAX_LOST)
-_OF = _EXPIRED.format(owners="AND owner = ANY(%s)", limit=MAX_LOST)
+_EXPIRED = f"""SELECT call_id, owner, period, pico, at_ms, about FROM holds
+    WHERE expires_ms <= %s AND owner = ANY(coalesce(%s::text[], ARRAY[owner]))
+    ORDER BY call_id, owner LIMIT {MAX_LOST} FOR UPDATE SKIP LOCKED"""
 _FORGET = """DELETE FROM holds USING unnest(%s::text[], %s::text[]) AS w(call_id, owner)
     WHERE holds.call_id = w.call_id AND holds.owner = w.owner"""
 _SETTLED = f"""SELECT c.id FROM calls AS c JOIN unnest(%s::bigint[], %s::text[]) AS w(at_ns, id)
@@ -104,19 +103,14 @@ def settle(
     """Write settlements of new calls; raise DivisionByZero if an assertion fails."""
     if len(batch) > 1 and len({each.record.call.id for each in batch}) < len(batch):
         raise errors.DivisionByZero
-    deltas, held = Deltas(), list[Sequence[Any]]()
-    rows, new = list[Sequence[Any]](), dict[str, str]()
-    for record, hold in batch:
-        held += _expect(deltas, record.call, hold, zone)
-        row, key, line = _row(record.call)
-        rows.append(row)
-        if key and key not in plans:
-            new[key] = line
-    records = [record for record, _ in batch]
+    deltas, records = Deltas(), [record for record, _ in batch]
+    held = [row for record, hold in batch for row in _expect(deltas, record.call, hold, zone)]
+    rows = [_row(record.call) for record in records]
+    new = {key: line for _, key, line in rows if key and key not in plans}
     given = {
         "deltas": objects(changes(deltas)),
         "ids": [hold.call_id if hold else record.call.id for record, hold in batch],
-        "calls": objects(rows),
+        "calls": objects([row for row, _, _ in rows]),
         "attempts": objects([each for record in records for each in record.attempts]),
         "plans": objects(sorted(new.items())),
         "sums": objects(_sums([record.call for record in records])),
@@ -248,8 +242,7 @@ def lose(link: Link, now: float, zone: tzinfo, owners: list[str] | None = None) 
     """Turn holds whose lease has ended into spending, with a row for each call; return how many."""
     with link.transaction():
         link.execute(SHARED, (list(range(LOCKS)),))
-        asked = (ms(now),) if owners is None else (ms(now), owners)
-        found = link.execute(_ANY if owners is None else _OF, asked).fetchall()
+        found = link.execute(_EXPIRED, (ms(now), owners)).fetchall()
         if not found:
             return 0
         link.execute(_FORGET, transposed([row[:2] for row in found], 2))

@@ -62,7 +62,6 @@ class Sql:
         return list(self._cursor.fetchall())
 
     def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of a query."""
         return self.execute(query, values).fetchall()
 
 

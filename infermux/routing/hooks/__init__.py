@@ -177,6 +177,8 @@ class Hooks:
 
         def checked(found: Any) -> InferRequest:
             new = of_type(found, InferRequest)
+            for each in new.messages:
+                of_type(each, Mapping)
             seen = {name: getattr(new, name) for name in _SEEN}
             new = replace(old, model=new.model, provider=new.provider, **seen)
             if all(getattr(old, name) == getattr(new, name) for name in _READ):
@@ -332,11 +334,9 @@ class Hooks:
         is_open = self.on_error == "open"
         if _throttle.due():
             what = "is sent as it is" if is_open else "fails"
-            trace = None if late else error
-            subject = NAMES[name]
             log.error(
-                "the hook %s (%s) %s; the %s %s", name, self.names[name], why, subject, what,
-                exc_info=trace,
+                "the hook %s (%s) %s; the %s %s", name, self.names[name], why, NAMES[name], what,
+                exc_info=None if late else error,
             )  # fmt: skip
         if is_open:
             return otherwise()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigError
-from ...protocol import InferResponse
+from ...protocol import InferResponse, strict_json
 from ...providers.base import validated
-from ...types import Chunk
+from ...types import Chunk, Usage
 
-_TEXTS = ("text", "reasoning", "refusal", "more", "dialect")
+_MEMBERS = {  # of chunks
+    **dict.fromkeys(("text", "reasoning", "refusal", "more", "dialect"), str),
+    **dict.fromkeys(("finish_reason", "model", "id"), str | None),
+    "usage": Usage | None,
+}
 _OF_CALLS = ("name", "arguments", "input")
-_OPTIONAL = ("finish_reason", "model", "id")
+_LISTS = {"details": "", "annotations": "url_citation", "images": "image_url"}
 Hook = Callable[..., Any]
 
 
@@ -60,7 +65,10 @@ def answer_of(found: Any, answer: InferResponse) -> InferResponse:
     response = validated(of_type(found, InferResponse))
     if response.tool_calls != answer.tool_calls:
         _check_calls(response.tool_calls, whole=True)
-    return response
+    _check_lists(response, answer)
+    of_type(response.id, str)
+    of_type(response.extra, Mapping)
+    return response if response.native is answer.native else replace(response, native=answer.native)
 
 
 def chunks_of(found: Any, chunk: Chunk) -> list[Chunk]:
@@ -71,12 +79,24 @@ def chunks_of(found: Any, chunk: Chunk) -> list[Chunk]:
         raise TypeError(f"the hook returned {type(found).__name__}, not a Chunk, a list or None")
     chunks = [of_type(each, Chunk) for each in found]
     for each in [each for each in chunks if each is not chunk]:
-        for name in (*_TEXTS, *_OPTIONAL):
-            member = getattr(each, name)
-            if not isinstance(member, str) and (member is not None or name in _TEXTS):
-                raise TypeError(f"{name} of the Chunk is not a str")
+        for name, kind in _MEMBERS.items():
+            if not isinstance(getattr(each, name), kind):
+                raise TypeError(f"{name} of the Chunk has a wrong type")
         _check_calls(each.tool_calls, whole=False)
+        _check_lists(each, chunk)
     return chunks
+
+
+def _check_lists(made: Any, given: Any) -> None:
+    """Raise TypeError, or KeyError, if a hook has added what cannot be in one of these lists."""
+    for name, part in _LISTS.items():
+        known, value = getattr(given, name), getattr(made, name)
+        if value != known:
+            for each in value:
+                of_type(each, Mapping)
+                if part and each not in known:
+                    of_type(each[part]["url"], str)
+            strict_json.encode(list(value))
 
 
 def _check_calls(calls: Any, *, whole: bool) -> None:
@@ -86,9 +106,7 @@ def _check_calls(calls: Any, *, whole: bool) -> None:
     for call in calls:
         if not isinstance(call, Mapping) or (not whole and type(call.get("index")) is not int):
             raise TypeError("tool_calls has what is no call, or a part without its index")
-        part = call.get("function") or call.get("custom") or {}
-        texts = [part.get(name) for name in _OF_CALLS] if isinstance(part, Mapping) else [0]
-        if not all(text is None or isinstance(text, str) for text in texts):
-            raise TypeError("tool_calls has a call whose name or arguments are no text")
-        if whole and not texts[0]:
-            raise TypeError("tool_calls has a call without the name of a function")
+        part = of_type(call.get("function") or call.get("custom") or {}, Mapping)
+        texts = [part.get(name) for name in _OF_CALLS]
+        if not all(isinstance(text, str | None) for text in texts) or (whole and not texts[0]):
+            raise TypeError("tool_calls has a call without a name, or whose arguments are no text")

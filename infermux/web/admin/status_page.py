@@ -295,7 +295,6 @@ _PAGES.globals |= {
     "plan_of": calls.plan,
     "top": overview.top,
     "sums": overview.sums,
-    "spans": overview.SPANS,
 }
 _PAGES.filters |= {
     each.__name__: each

@@ -27,7 +27,6 @@ _MEDIA = re.compile(
     r"|(audio|video)/[\w.+-]{1,60}|image/(png|jpeg|webp|gif))(;[ \w=.\"-]{1,100})?",
     re.I | re.ASCII,
 )
-_OTHER = "application/octet-stream"
 
 
 def passed_response(api: Api, call: Call, *, wants_stream: bool = False) -> Response:
@@ -65,7 +64,7 @@ def _headers(call: Call, own: dict[str, str]) -> Headers:
 
 
 def _type(media: str) -> str:
-    return media if _MEDIA.fullmatch(media) else _OTHER
+    return media if _MEDIA.fullmatch(media) else "application/octet-stream"
 
 
 class Encoder:

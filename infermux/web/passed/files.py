@@ -194,13 +194,11 @@ def _answered(api: Api, call: Call, response: InferResponse | None = None) -> Re
 
 FILE_ROUTES: list[Endpoint] = [
     ("POST", "/v1/files", upload_file),
-    ("GET", "/v1/files", partial(listing, what="files")),
-    ("GET", "/v1/files/<ident>", partial(retrieve, what="files")),
+    ("POST", "/v1/batches", create_batch),
+    *(("GET", f"/v1/{what}", partial(listing, what=what)) for what in _KINDS),
+    *(("GET", f"/v1/{what}/<ident>", partial(retrieve, what=what)) for what in _KINDS),
     ("DELETE", "/v1/files/<ident>", partial(retrieve, what="files", method="DELETE")),
     ("GET", "/v1/files/<ident>/content", partial(retrieve, what="files", rest="/content")),
-    ("POST", "/v1/batches", create_batch),
-    ("GET", "/v1/batches", partial(listing, what="batches")),
-    ("GET", "/v1/batches/<ident>", partial(retrieve, what="batches")),
     (
         "POST",
         "/v1/batches/<ident>/cancel",
