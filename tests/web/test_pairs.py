@@ -669,8 +669,8 @@ def test_another_attempt_answers_where_one_ended_badly(vendors, streamed):
 @both_ways
 @every_door
 def test_a_refusal_is_told_in_the_clients_way(front, vendors, door, streamed):
-    said = {"refusal": "I will not."}
-    message = {"role": "assistant", "content": None} | said
+    said = {"content": "Well. ", "refusal": "I will not."}
+    message = {"role": "assistant"} | said
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     whole = reply({"id": "c", "model": "m", "choices": [choice]})
     parts = (openai_chunk(said), openai_chunk({}, "stop"), b"data: [DONE]\n\n")
@@ -678,7 +678,7 @@ def test_a_refusal_is_told_in_the_clients_way(front, vendors, door, streamed):
     answer = ask(front, door, "openai", streamed)
     told = {"anthropic": "refusal", "gemini": "SAFETY", "responses": "completed"}
     assert ends(door, answer, streamed) == told.get(door, "stop")
-    assert b"I will not." in answer.data
+    assert b"Well. " in answer.data and b"I will not." in answer.data
 
 
 @both_ways

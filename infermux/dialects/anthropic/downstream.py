@@ -298,7 +298,7 @@ def encode_response(response: InferResponse) -> JSON:
         content = [{"type": "thinking", "thinking": response.reasoning, "signature": ""}]
     if response.content:
         content += [_text(*each) for each in cited(response.content, response.annotations)]
-    elif response.refusal:
+    if response.refusal:
         content.append(_text(response.refusal))
     content += map(_text, pictures(response.images))
     content += [{**tool_use_of(call), "input": _input(call)} for call in response.tool_calls]

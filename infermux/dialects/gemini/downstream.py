@@ -250,8 +250,7 @@ def encode_response(response: InferResponse, *, ident: str) -> JSON:
     """Return the answer as a GenerateContentResponse; *ident* is its id if the vendor gave none."""
     parts = thoughts(response.reasoning, list(response.details))
     cited = grounding_of(response.annotations, response.content, len(parts))
-    if words := response.content or response.refusal:
-        parts.append({"text": words})
+    parts += [{"text": words} for words in (response.content, response.refusal) if words]
     finish = response.finish_reason or "stop"
     parts += drawn(response.images) + calls(response.tool_calls, finish)
     usage = response.usage or Usage(response.tokens_in, response.tokens_out)
