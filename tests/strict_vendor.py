@@ -62,6 +62,14 @@ class Tool(NamedTuple):
     space: str = ""  # the namespace that a Responses client gave it
 
 
+class Item(NamedTuple):
+    """What one side said: a text, in which images are words, and calls with their arguments."""
+
+    role: str
+    text: str
+    calls: tuple[tuple[str, Any], ...] = ()
+
+
 class Asked(NamedTuple):
     """What the model sees of a request, whatever its format."""
 
@@ -75,6 +83,7 @@ class Asked(NamedTuple):
     schema: JSON | None  # of the wanted answer; {}: any JSON object
     thinks: bool
     size: int
+    items: Sequence[Item] = ()  # all of the conversation
 
 
 class Turn(NamedTuple):
@@ -394,8 +403,17 @@ def _check_chat_model(model: str, body: JSON) -> None:
     check_user(
         body.get("user"), 64 if is_openais(model) else 128, r"[\w-]+" if "deepseek" in model else ""
     )
+    for name in ("tool_choice", "parallel_tool_calls"):
+        if name in body and not tools:
+            raise Refused(f"'{name}' is only allowed when 'tools' are specified.", param=name)
     if not is_openais(model):
         return
+    if model.startswith("gpt-4o") and (most := body.get("max_tokens", 0)) > 16_384:
+        raise Refused(
+            f"max_tokens is too large: {most}. This model supports at most 16384 completion tokens.",
+            "invalid_value",
+            "max_tokens",
+        )
     if CHAT_ONLY_RESPONSES.match(model):
         raise Refused(
             "This model is only supported in v1/responses and not in v1/chat/completions.",
@@ -549,10 +567,10 @@ def _seen_in_chat(body: JSON, tools: list[Tool], schema: JSON | None) -> Asked:
     elif isinstance(choice, dict):
         choice = choice[choice["type"]]["name"]
     items = [
-        (
+        Item(
             message["role"],
-            content_text(message.get("content")),
-            len(message.get("tool_calls") or ()),
+            content_text(message.get("content")) + (message.get("refusal") or ""),
+            tuple(map(_called, message.get("tool_calls") or ())),
         )
         for message in body["messages"]
     ]
@@ -568,9 +586,21 @@ def _seen_in_chat(body: JSON, tools: list[Tool], schema: JSON | None) -> Asked:
     )
 
 
+def _called(call: JSON) -> tuple[str, Any]:
+    inner = call[call["type"]]
+    return inner["name"], inner["input"] if "input" in inner else read_arguments(inner)
+
+
+def read_arguments(call: JSON) -> Any:
+    """Return a call's arguments; models also write what is no JSON."""
+    with contextlib.suppress(ValueError):
+        return json.loads(call["arguments"])
+    return call["arguments"]
+
+
 def seen(
     body: JSON,
-    items: Sequence[tuple[str, str, int]],
+    items: Sequence[Item],
     tools: list[Tool],
     choice: str,
     parallel: bool,
@@ -578,9 +608,9 @@ def seen(
     thinks: bool,
     model: str = "",
 ) -> Asked:
-    """Return what the model sees of *items*: role, text, number of calls."""
+    """Return what the model sees of *items*."""
     asked_at = max(
-        (at for at, item in enumerate(items) if item[0] == "user" and item[1] != IMAGE_SEEN),
+        (at for at, item in enumerate(items) if item.role == "user" and item.text != IMAGE_SEEN),
         default=-1,
     )
     after = items[asked_at + 1 :]
@@ -590,7 +620,7 @@ def seen(
             results = []
         elif role in ("tool", "user"):
             results.append(text)
-    text = items[asked_at][1] if asked_at >= 0 else ""
+    text = items[asked_at].text if asked_at >= 0 else ""
     steps = sum(1 for _, _, calls in after if calls)
     return Asked(
         model or body.get("model", ""),
@@ -603,6 +633,7 @@ def seen(
         schema,
         thinks,
         len(json.dumps(body)),
+        items,
     )
 
 
@@ -980,18 +1011,17 @@ def _seen_in_responses(
         tools, choice = [tool for tool in tools if tool.name in names], choice["mode"]
     elif isinstance(choice, dict):
         choice = choice.get("name", "auto")
-    told: list[tuple[str, str, int]] = []
+    told: list[Item] = []
     for item in items:
         kind = item["type"]
         if kind.endswith("_output"):
-            told.append(("tool", content_text(item["output"]), 0))
+            told.append(Item("tool", content_text(item["output"])))
         elif kind in ("function_call", "custom_tool_call"):
-            if told and told[-1][2]:
-                told[-1] = ("assistant", "", told[-1][2] + 1)
-            else:
-                told.append(("assistant", "", 1))
+            given = item["input"] if "input" in item else read_arguments(item)
+            before = told.pop().calls if told and told[-1].calls else ()
+            told.append(Item("assistant", "", (*before, (item["name"], given))))
         elif kind == "message":
-            told.append((item["role"], content_text(item["content"]), 0))
+            told.append(Item(item["role"], content_text(item["content"])))
     thinks = (body.get("reasoning") or {}).get("effort") not in (None, "none")
     return seen(body, told, tools, choice, body.get("parallel_tool_calls", True), schema, thinks)
 
@@ -1206,6 +1236,11 @@ def _check_thinking(body: JSON) -> None:
     for name in ("temperature", "top_p", "top_k"):
         if newer and body.get(name) is not None:
             raise Refused(f"`{name}` is deprecated for this model.")
+    both = body.keys() >= {"temperature", "top_p"}
+    if both and _claude(body["model"]) >= (4, 1):
+        raise Refused("`temperature` and `top_p` cannot both be specified for this model.")
+    if "tool_choice" in body and not body.get("tools"):
+        raise Refused("tool_choice may only be specified while providing tools.")
     kind = thinking.get("type", "disabled")
     if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
         raise Refused("thinking: Input tag is not known")
@@ -1388,24 +1423,20 @@ def _anthropic_tool(tool: JSON, number: int) -> Tool | None:
 def _seen_in_messages(body: JSON, tools: list[Tool], schema: JSON | None) -> Asked:
     choice = body.get("tool_choice") or {"type": "auto"}
     wanted = {"any": "required", "tool": choice.get("name", "")}.get(choice["type"], choice["type"])
-    items: list[tuple[str, str, int]] = []
+    items: list[Item] = []
     for turn in body["messages"]:
         content = turn["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        calls = sum(block["type"] == "tool_use" for block in blocks)
+        uses = [block for block in blocks if block["type"] == "tool_use"]
+        calls = tuple((block["name"], block["input"]) for block in uses)
         results = [block for block in blocks if block["type"] == "tool_result"]
-        items += [("tool", content_text(block.get("content")), 0) for block in results]
+        items += [Item("tool", content_text(block.get("content"))) for block in results]
         rest = [block for block in blocks if block["type"] in ("text", "image", "document")]
         if rest and not (results and all(is_reminder(block) for block in rest)):
-            items.append(
-                (
-                    turn["role"],
-                    content_text([block for block in rest if not is_reminder(block)]),
-                    calls,
-                )
-            )
+            said = content_text([block for block in rest if not is_reminder(block)])
+            items.append(Item(turn["role"], said, calls))
         elif calls:
-            items.append((turn["role"], "", calls))
+            items.append(Item(turn["role"], "", calls))
     thinks = (body.get("thinking") or {}).get("type", "disabled") != "disabled"
     return seen(
         body, items, tools, wanted, not choice.get("disable_parallel_tool_use"), schema, thinks
@@ -1714,7 +1745,7 @@ def _seen_in_gemini(body: JSON, tools: list[Tool], schema: JSON | None, model: s
     if names:
         tools = [tool for tool in tools if tool.name in names]
         choice = names[0] if len(names) == 1 else choice
-    items: list[tuple[str, str, int]] = []
+    items: list[Item] = []
     for content in body["contents"]:
         parts = content["parts"]
         results = [part["functionResponse"] for part in parts if "functionResponse" in part]
@@ -1723,19 +1754,15 @@ def _seen_in_gemini(body: JSON, tools: list[Tool], schema: JSON | None, model: s
             said = result["response"]
             said = said.get("result", said.get("output", said)) if len(said) == 1 else said
             words = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-            items.append(
-                ("tool", f"{words} {media}".strip() if number == len(results) - 1 else words, 0)
-            )
-        calls = sum("functionCall" in part for part in parts)
-        if not results:
-            shown = [part for part in parts if not part.get("thought")]
-            items.append(
-                (
-                    "user" if content.get("role", "user") == "user" else "assistant",
-                    content_text(shown),
-                    calls,
-                )
-            )
+            last = number == len(results) - 1
+            items.append(Item("tool", f"{words} {media}".strip() if last else words))
+        asked = [part["functionCall"] for part in parts if "functionCall" in part]
+        calls = tuple((call["name"], call.get("args") or {}) for call in asked)
+        shown = [part for part in parts if not part.get("thought")]
+        role = "user" if content.get("role", "user") == "user" else "assistant"
+        if not results or any("text" in part for part in parts):
+            texts = [part for part in shown if not results or "text" in part]
+            items.append(Item(role, content_text(texts), calls))
     thinking = (body.get("generationConfig") or {}).get("thinkingConfig") or {}
     thinks = bool(thinking.get("includeThoughts"))
     return seen(body, items, tools, choice, True, schema, thinks, model)
@@ -1807,6 +1834,8 @@ class StrictVendor(Peer):
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.stored: dict[str, list[JSON]] = {}  # the items of stored responses, by id
+        self.script: list[Turn] = []  # what is said next, instead of what the request asks for
+        self.asked: list[Asked] = []
 
     @property
     def refused(self) -> list[str]:
@@ -1859,12 +1888,10 @@ class StrictVendor(Peer):
         events: Iterable[bytes] | None = None
         streamed = isinstance(body, dict) and bool(body.get("stream"))
         if path == "/v1/chat/completions":
-            asked = chat(body)
-            args = body, asked, turn_of(asked)
+            args = body, *self._turn(chat(body))
             whole, events = (None, chat_events(*args)) if streamed else (chat_answer(*args), None)
         elif path == "/v1/responses":
-            asked = responses(body, self.stored)
-            args = body, asked, turn_of(asked)
+            args = body, *self._turn(responses(body, self.stored))
             self._store(body, responses_answer(*args))
             whole, events = (
                 (None, responses_events(*args)) if streamed else (responses_answer(*args), None)
@@ -1898,6 +1925,10 @@ class StrictVendor(Peer):
             raise Refused(f"Invalid URL ({path})", "unknown_url", status=404)
         return json.dumps(whole).encode(), events
 
+    def _turn(self, asked: Asked) -> tuple[Asked, Turn]:
+        self.asked.append(asked)
+        return asked, self.script.pop(0) if self.script else turn_of(asked)
+
     def _store(self, body: JSON, answer: JSON) -> None:
         if body.get("store", True):
             before = self.stored.get(body.get("previous_response_id") or "", [])
@@ -1918,8 +1949,7 @@ class StrictVendor(Peer):
         if path == "/v1/messages/count_tokens":
             messages({"max_tokens": 10**6} | body)
             return {"input_tokens": len(json.dumps(body)) // 4 + 1}, None
-        asked = messages(body)
-        args = body, asked, turn_of(asked)
+        args = body, *self._turn(messages(body))
         return (None, messages_events(*args)) if streamed else (messages_answer(*args), None)
 
     def _gemini(
@@ -1934,8 +1964,7 @@ class StrictVendor(Peer):
             return {"embeddings": [{"values": [0.5, 0.25]} for _ in body["requests"]]}, None
         if verb not in ("generateContent", "streamGenerateContent"):
             raise Refused(f"no method {verb}", status=404)
-        asked = gemini(body, model)
-        args = body, asked, turn_of(asked)
+        args = body, *self._turn(gemini(body, model))
         if verb == "generateContent":
             return gemini_answer(*args), None
         if query.get("alt") == ["sse"]:
