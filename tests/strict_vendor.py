@@ -403,11 +403,11 @@ def _check_chat_model(model: str, body: JSON) -> None:
     check_user(
         body.get("user"), 64 if is_openais(model) else 128, r"[\w-]+" if "deepseek" in model else ""
     )
+    if not is_openais(model):
+        return
     for name in ("tool_choice", "parallel_tool_calls"):
         if name in body and not tools:
             raise Refused(f"'{name}' is only allowed when 'tools' are specified.", param=name)
-    if not is_openais(model):
-        return
     if model.startswith("gpt-4o") and (most := body.get("max_tokens", 0)) > 16_384:
         raise Refused(
             f"max_tokens is too large: {most}. This model supports at most 16384 completion tokens.",

@@ -109,8 +109,7 @@ def fitted(
     request: InferRequest, speaks: Callable[[InferRequest], Dialect]
 ) -> tuple[InferRequest, Calls]:
     """Return the request for a vendor that *speaks* a dialect, and what restores its calls."""
-    native = request.native
-    if native is not None and native.dialect == speaks(request).NAME:
+    if request.body_in(speaks(request).NAME) is not None:
         return request, Calls()
     params, messages = _bounded(request), _unique(request.messages)
     tools, choice = params.get("tools"), params.get("tool_choice")
@@ -134,8 +133,8 @@ def fitted(
 
 def _bounded(request: InferRequest) -> Mapping[str, Any]:
     """Return the params with a limit that the model has: a Messages client must name one."""
-    native, limit = request.native, request.params.get("max_tokens")
-    if native is None or native.dialect != "anthropic" or type(limit) is not int:
+    limit = request.params.get("max_tokens")
+    if request.body_in("anthropic") is None or type(limit) is not int:
         return request.params
     price = find(request.provider, request.model)
     most = (price and price.max_output) or limit

@@ -17,8 +17,8 @@ RESPONSES = "responses"
 
 def stops_of(request: InferRequest) -> tuple[str, ...]:
     """Return the stop sequences; raise RequestError if they are neither a text nor texts."""
-    native, given = request.native, request.params.get("stop")
-    if given is None or (native is not None and native.dialect == RESPONSES):
+    given = request.params.get("stop")
+    if given is None or request.body_in(RESPONSES) is not None:
         return ()  # a client of Responses has no such parameter
     found = (given,) if isinstance(given, str) else given
     if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):

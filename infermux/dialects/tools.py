@@ -28,7 +28,7 @@ INPUT = "input"  # the one parameter of a function that stands for a custom tool
 def with_functions(request: InferRequest, dialect: str, drop: Drop) -> InferRequest:
     """Return the request for a vendor of *dialect*; add to *drop*, or raise RequestError."""
     request = without_server_tools(request, drop, hoists=dialect != "gemini")
-    if request.native is None or request.native.dialect != RESPONSES:
+    if request.body_in(RESPONSES) is None:
         return _of_chat(request, dialect) if dialect != CHAT else request
     params = dict(request.params)
     if "item_reference" in params:

@@ -278,6 +278,7 @@ FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type":
         (openai, "gpt-5.2", TREE, [], True),
         (openai, "gpt-5.2", LIST, [], False),  # OpenAI wants an object
         (openai, "gpt-5.2", {"description": "anything"}, [], False),
+        (openai, "gpt-5.2", {"properties": {"a": {}}}, [], False),  # and its type
         (openai, "mistral-large", LIST, [], True),
         (Responses(), "gpt-5.2", TWO, [], True),
         (Responses(), "gpt-5.2", LIST, [], False),

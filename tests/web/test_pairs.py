@@ -10,6 +10,7 @@ from doors import (
     EVENTS,
     KEYS,
     MODELS,
+    OPENAI_USAGE,
     PICTURE,
     SERVED,
     SIGNATURE,
@@ -705,3 +706,40 @@ def test_half_a_call_without_a_reason_to_end_is_a_cut(front, vendors, door, said
     assert [span.status for span in front.spans] == ["error" if cut else "ok"]
     assert (b"stream ended without its terminator" in answer.data) == cut
     assert (b"[DONE]" in answer.data) == (door == "openai" and not cut)
+
+
+@pytest.mark.parametrize("door", ["anthropic", "responses", "gemini"])
+def test_calls_that_share_an_index_are_several(front, vendors, door):
+    """Ollama gives all of them the first; some vendors repeat the id, others do not."""
+
+    def delta(ident, name, arguments, index=0):
+        function = {"name": name, "arguments": arguments} if name else {"arguments": arguments}
+        known = {"id": ident, "type": "function"} if ident else {}
+        call = {"index": index, "function": function, **known}
+        return openai_chunk({"tool_calls": [call]})
+
+    vendors["openai"].script(
+        stream(
+            delta("call_a", "f", '{"a":'),
+            delta("", "", "1}"),
+            delta("call_b", "g", '{"b":'),
+            delta("call_b", "", "2}"),
+            delta("call_c", "g", '{"c":3}', index=1),
+            openai_chunk({}, "tool_calls", usage=OPENAI_USAGE),
+            b"data: [DONE]\n\n",
+        )
+    )
+    answer = ask(front, door, "openai", True)
+    if door == "gemini":
+        bodies = [each.json for each in sse(answer.data)]
+        parts = [part for each in bodies for part in each["candidates"][0]["content"]["parts"]]
+        calls = [part["functionCall"] for part in parts if "functionCall" in part]
+        told = [(each["id"], each["name"], each["args"]) for each in calls]
+    else:
+        found = CLIENTS[door].fold(sse(answer.data)).calls
+        told = [tuple(each) for each in found]
+    assert told == [
+        ("call_a", "f", {"a": 1}),
+        ("call_b", "g", {"b": 2}),
+        ("call_c", "g", {"c": 3}),
+    ]

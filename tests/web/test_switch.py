@@ -484,6 +484,7 @@ ODD = {  # conversations that one vendor takes, or gave, and another one would r
     "a system message alone": ("chat", [{"role": "system", "content": "Write a poem."}], "a poem"),
     "its own words last": ("chat", [HI, {"role": "assistant", "content": "Well, "}], "Well,"),
     "an empty question": ("chat", [HI, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": " "}], "yes?"),
+    "blank words": ("chat", [HI, {"role": "assistant", "content": "\n"}, HI], "hi"),
     "a search of the vendor's": ("messages", [HI, {"role": "assistant", "content": SEARCHED}, HI], "found"),
     "a search result of a tool": ("messages", [HI, {"role": "assistant", "content": [USED]}, {"role": "user", "content": [
         {"type": "tool_result", "tool_use_id": "u", "content": [FOUND]}]}], "found"),

@@ -237,7 +237,7 @@ def _assistant(message: JSON, drop: Drop) -> str | list[JSON]:
     bare = bool(message.get("reasoning_content"))  # then a signature alone lost its words
     thoughts = [one for one in found if one and _is_signed(one, bare)]  # others are refused
     if isinstance(content, str) and not (thoughts or refusal or calls):
-        return content
+        return _content(content, drop)
     uses = [block for call in calls if (block := _tool_use(call, drop))]
     return [*thoughts, *_blocks(content, drop), *_blocks(refusal, drop), *uses]
 

@@ -150,7 +150,7 @@ def asking(request: InferRequest, drop: Drop) -> InferRequest:
     def takes(schema: JSON | None) -> bool:
         if schema is None:
             return any("json" in text_of(one.get("content")).lower() for one in request.messages)
-        return fitting.is_object(schema) or not _OPENAI.match(request.model)
+        return (fitting.is_object(schema) and "type" in schema) or not _OPENAI.match(request.model)
 
     return fitting.instructed(request, drop, takes, keeps="json_object")
 

@@ -7,7 +7,7 @@ compatible vendors, whose deviations are named where they are handled.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -207,16 +207,11 @@ def _read(body: JSON, choice: JSON, said: JSON, **fields: Any) -> Chunk:
 
 def _said(choice: JSON) -> str:
     """Return all that a choice, or a piece of one, says, for an estimate of its tokens."""
-    message = obj(choice.get("message")) or obj(choice.get("delta"))
-    words = [text(choice.get("text")), *_content(message.get("content")), _reasoning(message)]
-    words.append(text(message.get("refusal")))
-    for call in items(message.get("tool_calls")):
-        words += [text(obj(call.get(kind)).get(name)) for kind, name in _INPUTS]
-    words.append(text(obj(message.get("function_call")).get("arguments")))
-    return "".join(words)
+    whole = StreamAccumulator()
+    whole.add(_read({}, choice, obj(choice.get("message")) or obj(choice.get("delta"))))
+    return whole.text
 
 
-_INPUTS = (("function", "arguments"), ("custom", "input"))
 _REASONS = {
     **dict.fromkeys(
         ("", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "normal"), "stop"
@@ -300,7 +295,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
     """
     finished, first = False, b""
     said: list[str] = []
-    calls = StreamAccumulator()
+    calls, known = StreamAccumulator(), list[tuple[int, str]]()
     for event in events:
         if event is None or not event.data:
             yield HEARTBEAT
@@ -315,6 +310,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
                 chunk = chunk._replace(usage=replace(chunk.usage, service_tier=tier))
             said.append(chunk.text)
             if chunk.tool_calls:
+                _number(chunk.tool_calls, known)
                 calls.add(chunk)
             if chunk.finish_reason and not finished:
                 finished, body = True, obj(strict_json.lenient(event.data))
@@ -323,6 +319,20 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
             yield chunk
     if not finished:
         raise StreamIncomplete(NO_TERMINATOR)
+
+
+def _number(calls: Sequence[JSON], known: list[tuple[int, str]]) -> None:
+    """Give each call of a stream an index of its own; Ollama gives all of them the first.
+
+    *known* are the indices and ids that came before.
+    """
+    for call in calls:
+        index, ident = call["index"], text(call.get("id"))
+        begins = ident and obj(call.get("function") or call.get("custom")).get("name")
+        alike = [at == index and (not begins or own in ("", ident)) for at, own in known]
+        if True not in alike:
+            known.append((index, ident))
+        call["index"] = max((n for n, each in enumerate(alike) if each), default=len(alike))
 
 
 def _is_half(call: JSON) -> bool:
@@ -418,8 +428,5 @@ def _deployment(request: InferRequest, *, stream: bool) -> str:
     return f"/deployments/{quote(request.model, safe='')}{PATHS[request.op]}"
 
 
-def _api_key(key: str) -> dict[str, str]:
-    return {"api-key": key}
-
-
-AZURE = SimpleNamespace(**globals() | {"path": _deployment, "auth": _api_key})
+_AZURE = {"path": _deployment, "auth": lambda key: {"api-key": key}}
+AZURE = SimpleNamespace(**globals() | _AZURE)

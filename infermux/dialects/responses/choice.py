@@ -45,8 +45,7 @@ class Choice:
         model = model or request.model
         if request.op != CHAT:
             return self._responses if request.op in PATHS or request.op == RESOURCE else self._chat
-        native = request.native
-        came = native is not None and native.dialect == NAME and not self._lacks
+        came = request.body_in(NAME) is not None and not self._lacks
         if self._always or came or needs_responses(request.params, model, self.support):
             return self._responses
         if self._learned and not self._learned.isdisjoint(_cases(request.params, model)):

@@ -92,7 +92,7 @@ def translated(
     body["input"] = [item for each in _items(messages, drop, form) for item in each]
     body = _params(request, drop) | body  # a member of another format's name replaces nothing
     search.add(body, drop, {"type": "web_search"}, limits=form == FORMAT)
-    if request.native is None or request.native.dialect != NAME:
+    if request.body_in(NAME) is None:
         body.setdefault("store", False)  # as chat completions do
         if _REASONS.match(request.model):
             body.setdefault("include", ["reasoning.encrypted_content"])

@@ -130,8 +130,7 @@ class Responses:
 
     def unsaid(self, request: InferRequest, model: str) -> Unsaid:
         """Return what of the request cannot be expressed: nothing if its form is this format's."""
-        native = request.native
-        if native is not None and native.dialect == NAME:
+        if request.body_in(NAME) is not None:
             return Unsaid()
         return parameters.unsaid(request, model, self.path, self._translated)
 
