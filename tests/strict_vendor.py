@@ -373,7 +373,8 @@ def chat(body: JSON) -> Asked:
             r"(?s).{1,40}",
             "Invalid id: string too long. Expected a string with maximum length 40: {}",
         )
-    _check_chat_messages(body.get("messages"), re.compile(ids), say)
+    recalls = model.startswith(("deepseek", "kimi"))
+    _check_chat_messages(body.get("messages"), re.compile(ids), say, recalls=recalls)
     offered = [_chat_tool(tool, number) for number, tool in enumerate(tools)]
     form, schema = body.get("response_format") or {}, None
     if form.get("type") == "json_schema":
@@ -446,7 +447,9 @@ def _check_chat_model(model: str, body: JSON) -> None:
         )
 
 
-def _check_chat_messages(messages: Any, ids: re.Pattern[str], say: str) -> None:
+def _check_chat_messages(
+    messages: Any, ids: re.Pattern[str], say: str, *, recalls: bool = False
+) -> None:
     if not isinstance(messages, list) or not messages:
         raise Refused("Invalid 'messages': empty array.", "empty_array", "messages")
     waiting: set[str] = set()
@@ -454,7 +457,9 @@ def _check_chat_messages(messages: Any, ids: re.Pattern[str], say: str) -> None:
         place, role = f"messages[{number}]", message.get("role")
         if role not in MESSAGES:
             raise Refused(f"Invalid value: '{role}'.", "invalid_value", f"{place}.role")
-        known(message, MESSAGES[role], place)
+        known(message, MESSAGES[role] | ({"reasoning_content"} if recalls else set()), place)
+        if recalls and message.get("tool_calls") and not message.get("reasoning_content"):
+            raise Refused(f"reasoning_content is missing in assistant tool call message at {place}")
         if waiting and role != "tool":
             raise _unanswered(waiting)
         if role == "tool":

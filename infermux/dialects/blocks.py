@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ..errors import ProviderUnavailable
@@ -103,14 +104,14 @@ def complete(arguments: str) -> bool:
 # -- whole answers --
 
 
+_SPOKEN = ("text", "reasoning", "refusal", "more")
+
+
 class StreamAccumulator:
     """Joins the chunks of a stream into one response."""
 
     def __init__(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._refusal: list[str] = []
-        self._more: list[str] = []
+        self._said: dict[str, list[str]] = {name: [] for name in _SPOKEN}
         self._calls: dict[int, JSON] = {}
         self._details: list[JSON] = []
         self._annotations: list[JSON] = []
@@ -123,14 +124,9 @@ class StreamAccumulator:
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk; its usage replaces an earlier one. Raise TypeError for no Usage."""
-        if chunk.text:
-            self._text.append(chunk.text)
-        if chunk.reasoning:
-            self._reasoning.append(chunk.reasoning)
-        if chunk.refusal:
-            self._refusal.append(chunk.refusal)
-        if chunk.more:
-            self._more.append(chunk.more)
+        for name, said in self._said.items():
+            if words := getattr(chunk, name):
+                said.append(words)
         for call in chunk.tool_calls:
             self._add_call(call)
         for detail in chunk.details:
@@ -160,16 +156,13 @@ class StreamAccumulator:
         for name, value in delta.items():
             if name not in ("index", "id", "function", "custom") and value:
                 call[name] = value
-        if custom := delta.get("custom"):
+        kind, member = "function", "arguments"
+        if delta.get("custom") or "custom" in call:
+            kind, member = "custom", "input"
             call.pop("function", None)
-            own = call.setdefault("custom", {"name": "", "input": ""})
-            own["name"] = custom.get("name") or own["name"]
-            own["input"] += custom.get("input") or ""
-        if "custom" in call:
-            return
-        function, more = call["function"], delta.get("function") or {}
-        function["name"] = more.get("name") or function["name"]
-        function["arguments"] += more.get("arguments") or ""
+        own, more = call.setdefault(kind, {"name": "", member: ""}), delta.get(kind) or {}
+        own["name"] = more.get("name") or own["name"]
+        own[member] += more.get(member) or ""
 
     @property
     def text(self) -> str:
@@ -179,7 +172,7 @@ class StreamAccumulator:
             for call in self._calls.values()
         ]
         legacy = self._legacy.get("arguments", "")
-        return "".join((*self._text, *self._reasoning, *self._refusal, *self._more, *calls, legacy))
+        return "".join((*chain(*self._said.values()), *calls, legacy))
 
     def response(self, provider: str, model: str) -> InferResponse:
         """Return the response; *model* applies if no chunk has one."""
@@ -187,15 +180,15 @@ class StreamAccumulator:
         return InferResponse(
             model=self.model or model,
             provider=provider,
-            content="".join(self._text),
+            content="".join(self._said["text"]),
             tokens_in=usage.input_tokens or 0,
             tokens_out=usage.output_tokens or 0,
             finish_reason=self.finish_reason,
             usage=self.usage,
             id=self.id,
             tool_calls=[self._calls[index] for index in sorted(self._calls)],
-            reasoning="".join(self._reasoning),
-            refusal="".join(self._refusal),
+            reasoning="".join(self._said["reasoning"]),
+            refusal="".join(self._said["refusal"]),
             details=self._details,
             extra={"function_call": self._legacy} if self._legacy.get("name") else {},
             annotations=self._annotations,

@@ -151,7 +151,7 @@ def _name(holder: object) -> Any:
 
 
 def _named(holder: JSON, names: Mapping[str, str]) -> JSON:
-    fits = names.get(str(_name(holder))) if names else None
+    fits = names.get(str(_name(holder)))
     return holder | {"function": holder["function"] | {"name": fits}} if fits else holder
 
 

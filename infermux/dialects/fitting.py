@@ -109,11 +109,8 @@ def _parts(schema: JSON) -> Iterator[Any]:
 def is_object(schema: Any) -> bool:
     """Return whether a schema is that of an object."""
     kind = schema.get("type") if isinstance(schema, dict) else ""
-    return (
-        kind == "object"
-        or (isinstance(kind, list) and "object" in kind)
-        or (kind is None and "properties" in schema)
-    )
+    named = kind == "object" or (isinstance(kind, list) and "object" in kind)
+    return named or (kind is None and "properties" in schema)
 
 
 def parameters(schema: Any) -> Any:

@@ -1,6 +1,6 @@
 """Vendors' rate limits as their answers tell them: whether one is used up, and until when.
 
-All have a header with "ratelimit" and "remaining" in its name, and mostly another one with "reset"
+All have a header with "ratelimit" and "remaining" in its name, and mostly another with "reset"
 in that place: durations such as 2m59.56s (https://platform.openai.com/docs/guides/rate-limits),
 times in RFC 3339 (https://docs.anthropic.com/en/api/rate-limits), seconds, or seconds since 1970.
 """

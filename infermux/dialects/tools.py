@@ -134,12 +134,7 @@ def _of_chat(request: InferRequest, dialect: str) -> InferRequest:
         return request
     new: JSON = {}
     if isinstance(tools, list):
-        new["tools"] = [
-            {"type": "function", "function": _of_custom(obj(tool.get("custom")))}
-            if _is_custom(tool)
-            else tool
-            for tool in tools
-        ]
+        new["tools"] = [*map(_as_function, tools)]
         if chooses:
             new["tools"], new["tool_choice"] = _chosen(members(choice), new["tools"], dialect)
     messages = [_message(one) for one in request.messages]
@@ -208,10 +203,8 @@ class CustomCalls:
 
 def _function(tool: JSON, dialect: str, drop: Drop) -> JSON | None:
     kind = require(tool.get("type"), "tools[].type", str)
-    if kind == "function":
-        return tool
-    if kind == "custom":
-        return {"type": "function", "function": _of_custom(obj(tool.get("custom")))}
+    if kind in ("function", "custom"):
+        return _as_function(tool)
     leave_out(tool, dialect, drop)
     return None
 
@@ -241,7 +234,10 @@ def without_lost(choice: Any, names: Collection[Any], drop: Drop) -> Any:
     return choice
 
 
-def _of_custom(custom: JSON) -> JSON:
+def _as_function(tool: JSON) -> JSON:
+    if not _is_custom(tool):
+        return tool
+    custom = obj(tool.get("custom"))
     form = obj(custom.get("format"))
     grammar = obj(form.get("grammar"))
     about = [str(custom["description"])] if custom.get("description") else []
@@ -249,16 +245,15 @@ def _of_custom(custom: JSON) -> JSON:
         syntax, definition = grammar.get("syntax"), grammar.get("definition")
         about.append(f"The input must match this {syntax} grammar:\n{definition}")
     whole = {"type": "string", "description": "The whole input, as it is."}
-    return {
-        "name": custom.get("name"),
-        **({"description": "\n\n".join(about)} if about else {}),
-        "parameters": {
-            "type": "object",
-            "properties": {INPUT: whole},
-            "required": [INPUT],
-            "additionalProperties": False,
-        },
+    schema = {
+        "type": "object",
+        "properties": {INPUT: whole},
+        "required": [INPUT],
+        "additionalProperties": False,
     }
+    told = {"description": "\n\n".join(about)} if about else {}
+    function = {"name": custom.get("name"), **told, "parameters": schema}
+    return {"type": "function", "function": function}
 
 
 def _chosen(choice: JSON, tools: list[JSON], dialect: str) -> tuple[list[JSON], Any]:

@@ -44,7 +44,7 @@ def respond(api: Api) -> Response:
         try:
             return sse_response(api, call, lambda _: Encoder(_answer(call)))
         except ProviderContextTooLong as error:
-            if not is_codex():  # which shortens the conversation if a failed stream says so
+            if not is_codex():  # it shortens the conversation then
                 raise
             return failed_response(error, Encoder(_answer(call)), HEADERS | call_headers(call))
     response = api.router.answer(call)

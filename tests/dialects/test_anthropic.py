@@ -916,6 +916,16 @@ def test_what_our_door_made_of_another_vendors_answer_stays_here() -> None:
     ]
 
 
+@pytest.mark.parametrize("model", ["deepseek-v4-pro", "kimi-k2.6"])
+def test_unsigned_thoughts_go_back_to_a_model_that_signs_none(model: str) -> None:
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    turn = {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, call]}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "ok"}
+    turns = [{"role": "user", "content": "Hi"}, turn, {"role": "user", "content": [result]}]
+    body = json.dumps({"model": model, "messages": turns})
+    assert wire.encode_request(native_request(body, model), stream=False) == body.encode()
+
+
 # -- the client's side -----------------------------------------------------------------------------
 
 

@@ -493,6 +493,17 @@ ODD = {  # conversations that one vendor takes, or gave, and another one would r
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("model", ["kimi-k2.6", "deepseek-v4-pro"])
+@pytest.mark.parametrize("client", [Responses, Messages, Google])
+def test_calls_of_others_have_a_thought_where_the_model_wants_one(front, vendor, client, model):
+    talk = client(front, streamed=False, thinks=False)
+    vendor.seen.clear()
+    _, calls = talk.answered(f"chat/{MODELS['chat']}")
+    talk.results([(ident, "weather", given) for ident, _, given in calls])  # without images
+    assert talk.answered(f"chat/{model}")[1][0][1:] == ("weather", {"city": "Rome"})
+    assert vendor.refused == []
+
+
 @pytest.mark.parametrize("case", ODD)
 def test_a_conversation_that_another_vendor_took_goes_on_at_each(front, vendor, case):
     door, turns, held = ODD[case]

@@ -1,8 +1,8 @@
 """Sets Anthropic's cache breakpoints where they pay, for names with cache = "auto".
 
 A prompt is cached up to each breakpoint, in the order tools, system, messages. Writing to the cache
-costs a quarter more than reading a prompt afresh, reading from it a tenth: what every request of a
-conversation repeats is worth writing, and of a single question only tools and system.
+costs a quarter more than reading afresh, reading from it a tenth: what a conversation repeats is
+worth writing, and of a single question only tools and system.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
     the next one reads, and reads what the one before wrote.
     """
     found, left = list(turns), 2
-    for place in range(len(turns) - 1, -1, -1):
-        content = turns[place].get("content")
-        if turns[place].get("role") != "user" or not left:
+    for place, turn in reversed([*enumerate(turns)]):
+        content = turn.get("content")
+        if turn.get("role") != "user" or not left:
             continue
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if (marked := _marked(blocks)) is not None:
-            found[place] = turns[place] | {"content": marked}
+            found[place] = turn | {"content": marked}
             left -= 1
     return found
 
@@ -63,8 +63,7 @@ def _with_marks(turns: list[JSON]) -> list[JSON]:
 def _marked(blocks: Any) -> list[JSON] | None:
     if not isinstance(blocks, list):
         return None
-    for place in range(len(blocks) - 1, -1, -1):
-        block = blocks[place]
+    for place, block in reversed([*enumerate(blocks)]):
         if not isinstance(block, dict) or block.get("type") not in _CACHED:
             continue
         if block.get("type") != "text" or str(block.get("text") or "").strip():

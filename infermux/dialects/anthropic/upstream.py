@@ -37,6 +37,7 @@ from .. import (
 from ..blocks import answer
 from ..citations import citation
 from ..fitting import ANTHROPIC_CALL_ID
+from ..openai.requests import KEEPS_REASONING
 from ..parameters import Drop, Unsaid, hint
 from . import NAME
 from .caching import breakpoints
@@ -124,8 +125,8 @@ def _adapted(body: Document, request: InferRequest, drop: Drop, *, stream: bool)
         new["stream"] = stream
     with reading("messages"):
         turns = body.value["messages"]
-        if _is_foreign(turns):
-            kept = [(_own_blocks(turn), turn) for turn in turns]
+        if _is_foreign(turns, signs := not KEEPS_REASONING.search(request.model)):
+            kept = [(_own_blocks(turn, signs), turn) for turn in turns]
             turns = [own for own, turn in kept if own.get("content") or own == turn]
             new["messages"] = turns
         out = refused(body.value, request.model)
@@ -146,9 +147,10 @@ def _budgets(value: JSON) -> bool:
     return isinstance(thinking, dict) and thinking.get("type") == "enabled"
 
 
-def _is_foreign(turns: list[JSON]) -> bool:
+def _is_foreign(turns: list[JSON], signs: bool) -> bool:
     """Return whether a turn has content of other vendors that Anthropic refuses.
 
+    *signs*: the model's thoughts are signed; DeepSeek's, for one, are not.
     One loop without calls, as a request may have hundreds of turns.
     """
     fits = ANTHROPIC_CALL_ID.fullmatch
@@ -159,7 +161,7 @@ def _is_foreign(turns: list[JSON]) -> bool:
         for block in content:
             kind = block.get("type")
             if kind == "thinking":
-                if not block.get("signature"):
+                if signs and not block.get("signature"):
                     return True
             elif kind == "text":
                 words = block.get("text") if turn.get("role") == "assistant" else None
@@ -176,10 +178,10 @@ def _is_foreign(turns: list[JSON]) -> bool:
     return False
 
 
-def _own_blocks(turn: JSON) -> JSON:
+def _own_blocks(turn: JSON, signs: bool) -> JSON:
     """Return a turn without unsigned thinking and extra_content, with ids as Anthropic's are.
 
-    What the assistant said has no blank texts, with which other vendors begin an answer.
+    What the assistant said has no blank texts, with which others begin.
     """
     content, said = turn.get("content"), turn.get("role") == "assistant"
     if not isinstance(content, list):
@@ -187,7 +189,7 @@ def _own_blocks(turn: JSON) -> JSON:
     kept = (
         block
         for block in content
-        if (block.get("signature") or block.get("type") != "thinking")
+        if (block.get("signature") or not signs or block.get("type") != "thinking")
         and not (said and is_empty(block))
     )
     return turn | {"content": [_own_block(block) for block in kept]}

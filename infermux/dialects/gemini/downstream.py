@@ -44,7 +44,6 @@ _UNBLOCKED = ("BLOCK_NONE", "OFF", "HARM_BLOCK_THRESHOLD_UNSPECIFIED", 0, 4, 5)
 _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"}
 _MODE_NUMBERS = ("", *_MODES)
 _LEVELS = ("minimal", "low", "medium", "high")
-_TIERS = {"standard": "default"}
 
 
 class Asked(NamedTuple):
@@ -88,7 +87,7 @@ def _params(value: JSON) -> JSON:
             continue
         if name == "serviceTier":
             tier = require(each, name, str).lower()
-            params["service_tier"] = _TIERS.get(tier, tier)
+            params["service_tier"] = "default" if tier == "standard" else tier
         elif not (name == "safetySettings" and _is_unblocked(each)):
             params[name if _is_own(name) else f"request.{name}"] = each
     return {name: each for name, each in params.items() if each not in _NEUTRAL.get(name, (None,))}

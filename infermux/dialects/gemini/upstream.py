@@ -375,7 +375,9 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
     error = error_object(data)
     details = listed(error.get("details"))
     words = [error.get("status"), *(detail.get("reason") for detail in details)]
-    daily = status == 429 and any(_is_daily(detail) for detail in details)
+    violations = [one for each in details for one in listed(each.get("violations"))]
+    # for a daily quota the suggested delay is too short
+    daily = status == 429 and any("PerDay" in word(one.get("quotaId")) for one in violations)
     wait = retry_after(headers) if status in (429, 503) else None
     found = provider_error(
         status,
@@ -384,11 +386,6 @@ def decode_error(status: int, headers: Headers, data: bytes) -> ProviderError:
         retry_after=None if daily else _delay(details) if wait is None else wait,
     )
     return with_native(found, NAME, status, headers, data, members=_MEMBERS)
-
-
-def _is_daily(detail: JSON) -> bool:
-    """Return whether a daily quota is used up: then the suggested delay is too short."""
-    return any("PerDay" in word(one.get("quotaId")) for one in listed(detail.get("violations")))
 
 
 def _delay(details: list[JSON]) -> float | None:

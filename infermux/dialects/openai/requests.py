@@ -19,7 +19,7 @@ from . import NAME, PARAMETERS, is_neutral
 
 _MARK = "cache_control"
 _LEFT_OUT = frozenset({_MARK, "is_error", "citations"})  # of messages and parts
-# listed in the table for other formats, or as what only others' models take
+# listed for other formats, or for others' models
 _OTHERS = frozenset(
     {"citations", "client_metadata", "is_error", "server_tools", "stream_options"}
     | {"min_p", "repetition_penalty", "top_a", "top_k", "typical_p"}
@@ -44,7 +44,7 @@ _TEXT = {"type", "text"}  # the members of a usual part
 COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models refuse max_tokens
 _DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens
 # These models refuse a tool turn without its reasoning.
-_KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
+KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
 # Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
 _SAMPLING = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
 _TAKES_NONE = (
@@ -274,7 +274,7 @@ def _native(message: JSON, drop: Drop) -> JSON:
 
 def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
     keep = _MESSAGE
-    if _KEEPS_REASONING.search(request.model):
+    if KEEPS_REASONING.search(request.model):
         keep = keep | {"reasoning_content"}
     messages: list[JSON] = []
     taken, hoists, usual = call_ids(request.model), False, True
@@ -294,9 +294,17 @@ def _messages(request: InferRequest, drop: Drop) -> list[JSON]:
         if (calls := new.get("tool_calls")) and not all(map(_CALL.issuperset, calls)):
             new = new | {"tool_calls": [_only(call, _CALL) for call in calls]}
         messages.append(new)
+    if keep is not _MESSAGE:
+        messages = [*map(_recalling, messages)]
     if not usual and _needs_fitting(messages, taken, strict=False):
         messages = [fitting.with_call_ids(message, taken) for message in messages]
     return hoisted(messages, results=True) if hoists else messages
+
+
+def _recalling(message: JSON) -> JSON:
+    """Return a message whose calls have a thought, which other vendors may not tell."""
+    lacks = message.get("tool_calls") and not message.get("reasoning_content")
+    return message | {"reasoning_content": " "} if lacks else message
 
 
 def _only(members: JSON, names: frozenset[str]) -> JSON:

@@ -324,7 +324,7 @@ def decode_events(events: Events, request: InferRequest) -> Iterator[Chunk]:
 def _number(calls: Sequence[JSON], known: list[tuple[int, str]]) -> None:
     """Give each call of a stream an index of its own; Ollama gives all of them the first.
 
-    *known* are the indices and ids that came before.
+    *known*: the index and id of each before.
     """
     for call in calls:
         index, ident = call["index"], text(call.get("id"))

@@ -256,7 +256,7 @@ class Answer:
         return call | {"id": ident}, [kind | {"id": ident, "index": ident, "data": data}]
 
     def divided(self, said: InferResponse | Chunk) -> tuple[list[JSON], list[JSON], list[JSON]]:
-        """Return the details before the text and those after it, and the calls."""
+        """Return the details before and after the text, and the calls."""
         found = [self.shortened(call) for call in said.tool_calls]
         held = [detail for _, details in found for detail in details]
         early = [one for one in said.details if not is_late(one)]

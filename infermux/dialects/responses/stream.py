@@ -93,8 +93,7 @@ class Encoder(BlockWriter):
         head += self._event("error", **without(told, "type"), **body)
         if self._passed:
             return head
-        code = _CODES.get(error.status, "server_error")
-        code = error.code if error.code == _TOO_LONG else code
+        code = _CODES.get(error.code) or _CODES.get(error.status, "server_error")
         failure = {"code": code, "message": error.message}
         whole = self._answer.envelope("failed", self._items, self._usage, error=failure)
         return head + self._event("response.failed", response=whole)
@@ -245,8 +244,8 @@ class Encoder(BlockWriter):
         )
 
 
-_TOO_LONG = "context_length_exceeded"
-_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+_CODES: dict[object, str] = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+_CODES |= {"context_length_exceeded": "context_length_exceeded"}
 
 
 def _pieces(chunk: Chunk, answer: Answer) -> list[tuple[Key, JSON]]:

@@ -95,9 +95,9 @@ class Places:
         body, key = self._body, "finish_reason"
         holder = _numbered(listed(body.get("choices") or body.get("candidates")), self._choice)
         if self._dialect == "anthropic":
-            holder, key = (
-                body if "stop_reason" in body else members(body.get("delta")),
+            key, holder = (
                 "stop_reason",
+                body if "stop_reason" in body else members(body.get("delta")),
             )
             reason = anthropic.stop_reason(reason, called=False)
         elif self._dialect == "gemini":

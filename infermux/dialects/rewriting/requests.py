@@ -83,30 +83,23 @@ def _changed(before: InferRequest, after: InferRequest) -> set[str]:
     return {name for name in names if was.get(name, _NOTHING) != now.get(name, _NOTHING)}
 
 
-def _normal(messages: Sequence[JSON]) -> list[JSON]:
+def _normal(messages: Sequence[JSON]) -> list[Any]:
     """Return messages so that equal ones are equal, however their words are divided."""
-    found: list[JSON] = []
+    found: list[Any] = []
+    before: JSON = {}
     for message in messages:
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         bare = {name: value for name, value in message.items() if name != "content" and value}
-        if (
-            found
-            and bare.keys() == {"role"}
-            and found[-1] | {"content": 0} == bare | {"content": 0}
-        ):
-            found[-1]["content"] += parts or []
-        else:
-            found.append(bare | {"content": list(parts or [])})
-    for message in found:
-        words: list[JSON] = []
-        for part in message["content"]:
-            plain = part.keys() == {"type", "text"} and part["type"] == "text"
-            if plain and words and words[-1].keys() == part.keys():
-                words[-1] = part | {"text": words[-1]["text"] + part["text"]}
+        if bare != before or bare.keys() != {"role"}:
+            found.append(bare)
+        before = bare
+        for part in parts or ():
+            words = part["text"] if part == {"type": "text", "text": part.get("text")} else part
+            if isinstance(words, str) and isinstance(found[-1], str):
+                found[-1] += words
             else:
-                words.append(part)
-        message["content"] = words
+                found.append(words)
     return found
 
 

@@ -1,8 +1,8 @@
 """Rewrites the events of a vendor's stream as hooks change its chunks.
 
 Words that a hook adds where an event has no place for words go into a copy of the last event that
-had such words. In formats that end a block before the next one begins, the events that end it are
-kept until the hook has seen the next content, so that it can still add to the block.
+had such words. Events that end a block are kept until the hook has seen the next content: it may
+add to the block.
 """
 
 from __future__ import annotations
