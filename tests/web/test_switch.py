@@ -494,7 +494,7 @@ ODD = {  # conversations that one vendor takes, or gave, and another one would r
 
 
 @pytest.mark.parametrize("model", ["kimi-k2.6", "deepseek-v4-pro"])
-@pytest.mark.parametrize("client", [Responses, Messages, Google])
+@pytest.mark.parametrize("client", CLIENTS)
 def test_calls_of_others_have_a_thought_where_the_model_wants_one(front, vendor, client, model):
     talk = client(front, streamed=False, thinks=False)
     vendor.seen.clear()

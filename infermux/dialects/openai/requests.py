@@ -45,6 +45,7 @@ COMPLETION_TOKENS = re.compile(r"(ft:)?(gpt-([5-9]|\d\d)|o\d)")  # these models 
 _DEEPSEEK = re.compile(r"deepseek-[^/]*\Z")  # these ignore max_completion_tokens
 # These models refuse a tool turn without its reasoning.
 KEEPS_REASONING = re.compile(r"deepseek|kimi|glm|minimax|qwen", re.I)
+_THINKS = re.compile(r"deepseek-v\d|kimi-k", re.I)  # unless told not to
 # Params that OpenAI's models refuse; _SAMPLING has the values that they accept.
 _SAMPLING = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
 _TAKES_NONE = (
@@ -206,6 +207,9 @@ def fitted(body: Mapping[str, Any], model: str, drop: Drop, cache_key: str = "")
     messages, taken = body.get("messages"), call_ids(model)
     if not isinstance(messages, list):
         return new
+    recalled = [*map(_recalling, messages)] if _THINKS.search(model) else messages
+    if recalled != messages:
+        new["messages"] = messages = recalled
     strict = taken is fitting.MISTRAL_CALL_ID or _OPENAI.match(model) is not None
     tools = body.get("tools") if strict else None
     if isinstance(tools, list) and _are_marked(tools):

@@ -41,7 +41,7 @@ class Place(NamedTuple):
 class Places:
     """The places of one choice of a body."""
 
-    def __init__(self, dialect: str, body: JSON, choice: int) -> None:
+    def __init__(self, dialect: str, body: JSON, choice: int = 0) -> None:
         found = _READERS[dialect](body, choice)
         self._found = [(kind, Place(holder, key)) for kind, holder, key in found]
         self._dialect, self._body, self._choice = dialect, body, choice
@@ -107,9 +107,7 @@ class Places:
         holder[key] = reason
 
 
-def places(dialect: str, body: JSON, choice: int = 0) -> Places:
-    """Return the places of a choice in an answer or in an event of a stream."""
-    return Places(dialect, body, choice)
+places = Places
 
 
 def choices(dialect: str, body: JSON) -> list[int]:
