@@ -57,6 +57,8 @@ def load() -> dict[str, Any]:
         # check a reload before workers stop; on_starting checks a start
         (build.router if before is None else build.check)(config)
         if before is not None:
+            if before.keys is not None and config.keys is None:  # a file that is half written
+                raise ConfigError("it has no [keys] now: a restart would open the endpoints")
             build.announce(config)
     except ConfigError as error:
         if before is None:

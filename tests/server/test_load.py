@@ -137,7 +137,7 @@ class Keyed(Service):
     """A service with keys."""
 
     def ask(self, path: str, body: Any = None, **more: Any) -> Answer:
-        return super().ask(path, body, headers={"x-api-key": KEY}, **more)
+        return super().ask(path, body, **{"headers": {"x-api-key": KEY}} | more)
 
 
 @contextlib.contextmanager
@@ -575,6 +575,18 @@ def test_a_file_that_is_gone_changes_nothing_either(gated: Gated, written: Write
         service.process.send_signal(signal.SIGHUP)
         eventually(lambda: "not reloaded" in service.log, "a line")
         assert service.ask("/infer", said("old")).status == 200
+
+
+@pytest.mark.slow
+def test_a_reload_does_not_open_a_closed_service(gated: Gated, written: Write) -> None:
+    env, anonymous = written(gated, keys="rpm = 9"), {"x-api-key": ""}
+    with Keyed(env=env) as service:
+        assert service.ask("/infer", said("echo-v1"), headers=anonymous).status == 401
+        Path(env["INFERMUX_CONFIG"]).write_text("")  # as an editor does before it writes
+        service.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "not reloaded" in service.log, "a line")
+        assert "no [keys] now" in service.log
+        assert service.ask("/infer", said("echo-v1"), headers=anonymous).status == 401
 
 
 @pytest.mark.slow
